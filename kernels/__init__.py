@@ -1,0 +1,59 @@
+"""Triton kernels of one Mixture-of-Experts layer, each beside its torch reference.
+
+The path of a token batch, module by module:
+
+| module | does |
+|---|---|
+| `runtime` | which Triton can run here: a GPU's, the interpreter's, none |
+| `router` | scores, group limits and top-k in one kernel |
+| `hier_gate` | the two-level gate: coarse groups first, then the kept groups' experts only |
+| `plan` | (token, expert) pairs sorted by expert and cut into GEMM tiles, on the device |
+| `tiles` | tile sizes, and the tile counts every plan must agree with |
+| `grouped_swiglu` | gather, gate and up projections, SwiGLU in one kernel |
+| `grouped_linear`, `grouped_down` | grouped GEMM; down projection and deterministic combine |
+| `layer` | a whole layer, and its reference |
+| `compile_check` | registers, spills and shared memory on GPUs that are not here |
+| `bench` | times on a GPU that is |
+
+Shape suffixes: T tokens, E experts, G expert groups, S experts of one group, K experts a token uses, H hidden size,
+I expert width, N outputs of a grouped GEMM, P = T x K (token, expert) pairs, E1 = E + 1.
+
+Importing this package imports neither torch nor triton; the names below load their module when they are first used.
+(`grouped_swiglu` and the like are names of modules here; import those functions from them.) The references need torch
+alone.
+"""
+
+from importlib import import_module
+
+_MODULE_OF = {
+    "triton_mode": "runtime",
+    "device": "runtime",
+    "route": "router",
+    "route_reference": "router",
+    "two_level_gate": "hier_gate",
+    "two_level_gate_reference": "hier_gate",
+    "Plan": "plan",
+    "make_plan": "plan",
+    "make_plan_reference": "plan",
+    "TileConfig": "tiles",
+    "tile_bound": "tiles",
+    "tile_config": "tiles",
+    "tiles_per_expert": "tiles",
+    "combine": "grouped_down",
+    "LayerWeights": "layer",
+    "moe_layer": "layer",
+    "moe_layer_reference": "layer",
+    "compile_all": "compile_check",
+    "time_expert_phase": "bench",
+}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,0 +1,137 @@
+"""Which Triton can run here, and the imports the kernels share.
+
+Three worlds: a GPU with an active Triton driver; Triton's interpreter on the CPU (``TRITON_INTERPRET=1`` in the
+environment before triton is first imported: setting it later leaves Triton's own functions compiled ones); neither, as
+on macOS, where no triton package exists. The kernels' modules import in all three, and their torch references run.
+
+Two facts about the interpreter shape the kernels. It keeps a bfloat16 number as its 16 bits and computes with those as
+integers, without an error: operands are cast to float32 right after the load (`dot_dtype`). And its cast from float32
+to bfloat16 truncates instead of rounding: there kernels store float32 and torch rounds (`store_dtype`).
+"""
+
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from moesim_kernels.tiles import LIMITS, Limits
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+except ImportError:
+    triton = None
+    # Kernel signatures are evaluated when their module is imported and name nothing else of triton.language.
+    tl = SimpleNamespace(constexpr=object)
+
+TritonMode = Literal["gpu", "interpreter", "none"]
+
+# Triton decides for its own functions when it is imported; ours must follow those, not the environment's latest word.
+_INTERPRETED = triton is not None and isinstance(tl.max, InterpretedFunction)
+
+
+def jit(fn: Any) -> Any:
+    """Make ``fn`` a Triton kernel, interpreted where Triton itself is.
+
+    Without triton it stays the plain function it is; `require_triton` refuses the launch.
+    """
+    if triton is None:
+        return fn
+    return InterpretedFunction(fn) if _INTERPRETED else JITFunction(fn)
+
+
+def active_backends() -> list[str]:
+    """Names of the Triton backends whose driver is active: ["nvidia"], ["amd"] or []."""
+    if triton is None:
+        return []
+    return [name for name, backend in triton.backends.backends.items() if backend.driver.is_active()]
+
+
+def triton_mode() -> TritonMode:
+    """How a kernel launched now would run.
+
+    Returns:
+        "interpreter" if triton was imported under ``TRITON_INTERPRET=1``, also on a machine with a GPU: the kernels are
+        interpreted then, whatever the machine has. Otherwise "gpu" if any backend's driver is active, else "none".
+    """
+    if _INTERPRETED:
+        return "interpreter"
+    return "gpu" if active_backends() else "none"
+
+
+def device() -> torch.device:
+    """Where kernels want their tensors: the active GPU, or the CPU."""
+    if triton_mode() == "gpu":
+        return triton.runtime.driver.active.get_active_torch_device()
+    return torch.device("cpu")
+
+
+def require_triton(*tensors: torch.Tensor) -> None:
+    """Refuse a launch that cannot work, in one clear line.
+
+    Args:
+        *tensors: Tensors of the launch; all contiguous and on one device, on a GPU one of its own.
+
+    Raises:
+        RuntimeError: Triton is not installed, or has neither a GPU nor the interpreter.
+        ValueError: A tensor that is not contiguous, on another device than the first, or on the CPU while kernels run
+            on a GPU.
+    """
+    if triton is None:
+        raise RuntimeError("this needs Triton, which is not installed here (it exists for Linux only); "
+                           "the function's _reference twin runs on torch alone")
+    if triton_mode() == "none":
+        raise RuntimeError("Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first imported to "
+                           "interpret kernels on the CPU, or call the function's _reference twin")
+    for tensor in tensors:
+        if tensor.device != tensors[0].device:
+            raise ValueError(f"expected all tensors on {tensors[0].device}, got one on {tensor.device}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"expected contiguous tensors, got shape {tuple(tensor.shape)}, strides {tensor.stride()}")
+        if triton_mode() == "gpu" and tensor.device.type == "cpu":
+            raise ValueError("expected tensors on the GPU, got one on the CPU")
+
+
+def require_float(name: str, tensor: torch.Tensor) -> None:
+    """Refuse number formats the kernels do not know.
+
+    Raises:
+        ValueError: ``tensor`` is not bfloat16, float16 or float32.
+    """
+    if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"{name}: expected bfloat16, float16 or float32, got {tensor.dtype}")
+
+
+def dot_dtype(dtype: torch.dtype) -> Any:
+    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own, but float32 for interpreted bfloat16."""
+    if dtype == torch.bfloat16 and _INTERPRETED:
+        return tl.float32
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
+
+
+def store_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 and _INTERPRETED else dtype
+
+
+def tile_rows(num_rows: int, row_elements: int) -> int:
+    """Rows a program takes at once, each ``row_elements`` wide (a power of two): a power of two.
+
+    A GPU wants many programs with few registers; the interpreter pays per program and operation, not per element.
+    """
+    budget = 2**18 if _INTERPRETED else 2**12
+    return max(1, min(budget // row_elements, triton.next_power_of_2(num_rows)))
+
+
+def limits() -> Limits:
+    """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an unknown one."""
+    if triton_mode() != "gpu":
+        return LIMITS["sm_80"]
+    active = triton.runtime.driver.active
+    target = active.get_current_target()
+    name = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
+    if name in LIMITS:
+        return LIMITS[name]
+    properties = active.utils.get_device_properties(active.get_current_device())
+    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048)

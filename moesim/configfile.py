@@ -1,0 +1,194 @@
+"""TOML files people write: where they are looked up, and what is said when one is wrong.
+
+A name is looked up as a path, then in ``$MOESIM_PROFILES``, then in the user's data folder, then among the shipped
+files. Files are validated strictly (unknown keys refused); an error names file, key path, rule and what came instead:
+``h100.toml: hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'``.
+"""
+
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moesim.errors import ConfigError, UnknownNameError
+
+Kind = Literal["datasheet", "measured", "derived", "assumed", "calibrated"]
+
+
+class Strict(BaseModel):
+    """Base of every file schema: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Quantity(Strict):
+    """A number that says where it comes from: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
+
+    ``low`` and ``high`` are the spread of a measured number (P10 and P90 of its repeats), in the value's unit.
+    """
+
+    value: float = Field(gt=0)
+    kind: Kind
+    source: str = Field(min_length=1)
+    low: float | None = Field(default=None, gt=0)
+    high: float | None = Field(default=None, gt=0)
+
+
+class Source(Strict):
+    """A source that numbers refer to by its key."""
+
+    title: str = Field(min_length=1)
+    locator: str = ""
+
+
+class Sourced(Strict):
+    """A file whose quantities must all name a source that the file lists."""
+
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> "Sourced":
+        for path, quantity in quantities(self):
+            if quantity.source not in self.sources:
+                raise ValueError(f"@{path}.source@one of [sources]: {', '.join(self.sources) or '(none)'}"
+                                 f"@{quantity.source!r}")
+        return self
+
+
+def quantities(model: Any, prefix: str = "") -> Iterator[tuple[str, Quantity]]:
+    """Every `Quantity` inside a validated file, with its key path."""
+    if isinstance(model, Quantity):
+        yield prefix, model
+    elif isinstance(model, BaseModel):
+        for name in type(model).model_fields:
+            yield from quantities(getattr(model, name), f"{prefix}.{name}" if prefix else name)
+    elif isinstance(model, dict):
+        for name, value in model.items():
+            yield from quantities(value, f"{prefix}.{name}")
+    elif isinstance(model, list | tuple):
+        for index, value in enumerate(model):
+            yield from quantities(value, f"{prefix}[{index}]")
+
+
+_RULES = {
+    "extra_forbidden": "no such key (remove it or check its spelling)",
+    "missing": "a value",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+
+
+def _rule(error: dict[str, Any]) -> str:
+    context = error.get("ctx", {})
+    if error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+        bound = next(iter(context.values()))
+        return f"a number {sign[error['type']]} {bound:g}"
+    if error["type"] == "literal_error":
+        return f"one of {context['expected']}".replace("'", "")
+    return _RULES.get(error["type"], error["msg"])
+
+
+def describe(error: ValidationError, where: str) -> str:
+    """One line for the first thing wrong in a file (a missing or wrong value before an unknown key)."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
+    first = problems[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        if text.startswith("@"):
+            _, path, rule, got = text.split("@", 3)
+            return f"{where}: {path}: expected {rule}, got {got}"
+        return f"{where}: {path + ': ' if path else ''}{text}"
+    expected = _rule(first)  # type: ignore[arg-type]
+    if first["type"] == "extra_forbidden":
+        return f"{where}: {path}: {expected}"
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])
+    return f"{where}: {path}: expected {expected}, got {got}"
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(text: str, schema: type[M], where: str) -> M:
+    """Validate TOML text against a schema.
+
+    Raises:
+        ConfigError: Not TOML, or not of the schema.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where)) from None
+
+
+def user_folder() -> Path:
+    """The user's data folder: ``$MOESIM_HOME``, else the platform's usual place."""
+    if home := os.environ.get("MOESIM_HOME"):
+        return Path(home)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "moesim"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moesim"
+
+
+def _folders(kind: str) -> list[Path]:
+    folders = [Path(p) for p in os.environ.get("MOESIM_PROFILES", "").split(os.pathsep) if p]
+    folders += [user_folder(), Path(str(files("moesim_hw_profiles")))]
+    return [base / kind for base in folders]
+
+
+@cache
+def _index(kind: str, folders: tuple[Path, ...]) -> dict[str, Path]:
+    index: dict[str, Path] = {}
+    for folder in reversed(folders):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.glob("*.toml")):
+            try:
+                header = tomllib.loads(path.read_text(encoding="utf-8"))
+            except tomllib.TOMLDecodeError:
+                header = {}  # still found by its file name, and then refused with the reason
+            aliases = header.get("aliases", [])
+            for name in (path.stem, *(aliases if isinstance(aliases, list) else [])):
+                index[str(name).lower()] = path
+    return index
+
+
+def names(kind: str) -> list[str]:
+    """File names (without ending) of all files of a kind that can be loaded by name."""
+    return sorted({path.stem for path in _index(kind, tuple(_folders(kind))).values()})
+
+
+def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path:
+    """The file a name or path stands for.
+
+    Raises:
+        UnknownNameError: No such name; with the near matches.
+        ConfigError: A path that is not there.
+    """
+    if name.endswith(".toml") or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"{name}: no such file")
+        return path
+    index = _index(kind, tuple(_folders(kind)))
+    try:
+        return index[name.lower()]
+    except KeyError:
+        what = {"devices": "profile", "clusters": "cluster", "calibration": "calibration"}[kind]
+        raise UnknownNameError(what, name, index) from None

@@ -1,0 +1,98 @@
+"""Calibrated efficiencies: fitted numbers, in a file of their own, with what they were fitted on.
+
+A calibration file states its parameters, the rows it was fitted on, the command that refits it, the cross-validated
+scores, and the P10 and P90 of measured over predicted time: the interval of everything priced with it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import Field, model_validator
+
+from moesim import configfile
+from moesim.configfile import Strict
+
+
+class Residuals(Strict):
+    """Spread of measured / predicted on rows left out of the fit."""
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    kind: str
+    rows: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Residuals":
+        if self.low > self.high:
+            raise ValueError(f"@high@a number >= low = {self.low}@{self.high}")
+        return self
+
+
+class CalibrationFile(Strict):
+    """A calibration as written in ``hw_profiles/calibration/NAME.toml``."""
+
+    title: str
+    created: str
+    moesim_version: str
+    command: str
+    fitted_on: str
+    sources: list[str]
+    calibrated_profiles: list[str]
+    parameters: dict[str, float]
+    device_factors: dict[str, dict[str, float]] = {}
+    residuals: dict[str, Residuals]
+    scores: dict[str, dict[str, float]] = {}
+    fit_groups: list[str] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """Parameters of a cost model for one device.
+
+    Attributes:
+        name: File it came from.
+        parameters: Fitted numbers, device factors applied.
+        low: P10 of measured / predicted: multiply a predicted time by it for its low end.
+        high: P90 likewise.
+        level: ``calibrated`` where the device is among those fitted, else ``spec_sheet``.
+        digest: First 12 hex digits of the file's SHA-256.
+    """
+
+    name: str
+    parameters: dict[str, float]
+    residuals: dict[str, tuple[float, float]]
+    level: str
+    digest: str
+
+    def __getitem__(self, parameter: str) -> float:
+        return self.parameters[parameter]
+
+
+@lru_cache(maxsize=64)
+def _load(path: str, modified_ns: int, device: str) -> Calibration:
+    file_path = configfile.Path(path)
+    text = file_path.read_text(encoding="utf-8")
+    file = configfile.parse(text, CalibrationFile, file_path.name)
+    factors = file.device_factors.get(device, {})
+    return Calibration(
+        name=file_path.stem,
+        parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},
+        residuals={k: (r.low, r.high) for k, r in file.residuals.items()},
+        level="calibrated" if device in file.calibrated_profiles else "spec_sheet",
+        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+    )
+
+
+def load_calibration(name: str, device: str) -> Calibration:
+    """Load a calibration for a device profile.
+
+    Args:
+        name: Name or path of the calibration file.
+        device: Name of the device profile, for its factors and its level.
+
+    Raises:
+        ConfigError: No such file, or a malformed one.
+    """
+    path = configfile.find("calibration", name)
+    return _load(str(path), path.stat().st_mtime_ns, device)

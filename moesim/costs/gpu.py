@@ -1,0 +1,130 @@
+"""Kernel prices on a device that runs tiles in waves over SMs.
+
+A tiled GEMM is priced from what it does: the tiles its expert histogram needs, the waves they make, the K-iterations
+of a tile and what each costs beyond its matrix instructions, and the weight and activation streams. The parameters
+are fitted (calibration file ``triton-moe``); the structure is ours, after the wave models of Triton and CUTLASS
+tuning (e.g. RaMP, arXiv 2604.26039, which prices tiles from the expert histogram).
+
+Shape legend: D devices or rows, L local experts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.costs.calibration import Calibration
+from moesim.costs.load import Load, Size
+from moesim.costs.phase import PhaseCost
+from moesim.costs.tiles import Tile
+from moesim.hardware import Profile
+from moesim.units import US
+
+Array = np.ndarray
+_CUDA_LANES_PER_SM = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WaveKernels:
+    """Primitives of one GPU: grouped GEMM, top-k, stream, gather, launch."""
+
+    profile: Profile
+    calibration: Calibration
+
+    def launches(self, count: float | Array) -> PhaseCost:
+        """``count`` dependent kernel launches that do nothing else."""
+        latency = np.asarray(count) * (self.calibration["kernel_launch_us"] * US)
+        return PhaseCost(compute_s_D=np.zeros_like(latency), memory_s_D=np.zeros_like(latency), latency_s_D=latency)
+
+    def stream(self, num_bytes_D: Array) -> PhaseCost:
+        """Reading and writing ``num_bytes_D`` bytes in order: bytes over the achieved activation bandwidth."""
+        seconds = np.asarray(num_bytes_D, dtype=np.float64) / self._bandwidth("activation_bandwidth_efficiency")
+        return PhaseCost(compute_s_D=np.zeros_like(seconds), memory_s_D=seconds, latency_s_D=np.zeros_like(seconds))
+
+    def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
+        """Reading rows of ``access_bytes`` at random places: the profile's gather curve on top of `stream`."""
+        return self.stream(np.asarray(num_bytes_D) / self.profile.gather_share(access_bytes))
+
+    def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
+        """Sorting choices by expert: reads each 4-byte choice twice, writes its 4-byte place; launches not counted."""
+        return self.stream(np.asarray(rows_D) * 12.0)
+
+    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
+        """Top-k of float32 rows in one kernel.
+
+        Reads 4 bytes per logit, writes 8 per choice; k rounds of a maximum over the row on the CUDA cores (one
+        comparison per lane and clock), the selection of `moesim_kernels.router`.
+        """
+        rows = np.asarray(rows_D, dtype=np.float64)
+        memory = self.stream(rows * (4.0 * columns + 8.0 * k)).memory_s_D
+        lanes = self.profile.num_sms * _CUDA_LANES_PER_SM * self.profile.clock_hz
+        return PhaseCost(compute_s_D=rows * columns * k / lanes, memory_s_D=memory, latency_s_D=np.zeros_like(memory))
+
+    def grouped_gemm(
+        self,
+        load: Load,
+        n: Size,
+        k: Size,
+        *,
+        tile: Tile,
+        fmt: str,
+        weight_bytes: float,
+        input_bytes: Size,
+        output_bytes: float = 2.0,
+        warm_bytes_D: Array | None = None,
+    ) -> PhaseCost:
+        """One grouped GEMM: for each expert, (count x k) times (k x n).
+
+        Per K-iteration a tile takes its matrix instructions, 2 BM BN BK over the SM's FLOP per clock, plus
+        ``iteration_overhead_cycles`` (on compute capability 10 with BM >= 64 the instruction is asynchronous: the
+        larger of the two). Compute is the larger of a throughput time, ceil(tiles / SMs) waves of full tiles, and a
+        latency time, ceil(tiles / (SMs x CTAs per SM)) waves of chains whose iterations wait for their loads.
+        Memory is the active experts' weights plus the activations, each over its own achieved bandwidth; rows of the
+        weight block shorter than 128 bytes use it less well. The smaller of compute and memory overlaps only in part.
+        Blocks that hold nothing, and blocks of masked choices, which only write zeros, cost a few cycles each.
+
+        Args:
+            load: What the experts compute, with the row blocks of this tile's block_m.
+            n: Columns of the result.
+            k: Depth.
+            tile: Its configuration.
+            fmt: Format the matrix units run at.
+            weight_bytes: Bytes of one weight, scales included.
+            input_bytes: Bytes of one input element.
+            output_bytes: Bytes of one output element.
+            warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None for cold.
+
+        Returns:
+            PhaseCost of shape (D,).
+        """
+        c, p = self.calibration, self.profile
+        tiles = load.blocks_D * -(-n // tile.block_n)
+        iterations = -(-k // tile.block_k)
+
+        flops_per_clock = p.peak(fmt) / (p.num_sms * p.clock_hz) * c["mma_efficiency"]
+        mma = 2.0 * tile.block_m * tile.block_n * tile.block_k / flops_per_clock
+        overhead = c["block_scale_iteration_cycles" if fmt == "float8_e4m3" else "iteration_overhead_cycles"]
+        tcgen05 = p.compute_capability is not None and 10.0 <= p.compute_capability < 11.0
+        asynchronous = np.logical_and(tcgen05, np.asarray(tile.block_m) >= 64)
+        iteration = np.where(asynchronous, np.maximum(mma, overhead), mma + overhead)
+
+        hot = 0.0 if warm_bytes_D is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm_bytes_D, 1.0)) ** 2
+        wait = c["load_latency_cycles"] * (1.0 - c["warm_latency_saving"] * hot)
+        chain = np.maximum(wait / np.maximum(tile.num_stages - 1, 1), iteration)
+        ctas = tile.ctas_per_sm(input_bytes, p.shared_memory_per_sm_bytes)
+        throughput = np.ceil(tiles / p.num_sms) * (iterations * iteration + c["tile_overhead_cycles"])
+        latency = np.ceil(tiles / (p.num_sms * ctas)) * (iterations * chain + c["tile_overhead_cycles"] + wait)
+        columns = -(-n // tile.block_n)
+        idle = load.idle_blocks_D * columns * c["idle_block_cycles"]
+        masked = np.ceil(load.masked_rows_D / tile.block_m) * columns * c["masked_block_cycles"]
+        compute = (np.maximum(throughput, latency) + (idle + masked) / p.num_sms) / p.clock_hz
+
+        short = np.where(tile.block_k * weight_bytes < 127.0, c["short_row_efficiency"], 1.0)
+        weights = load.active_D * (n * k * weight_bytes) * (1.0 - c["warm_weight_share"] * hot)
+        activations = load.rows_D * (k * input_bytes + n * output_bytes) + load.masked_rows_D * n * output_bytes
+        memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
+        memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")
+        return PhaseCost(compute_s_D=compute, memory_s_D=memory,
+                         latency_s_D=c["overlap_loss"] * np.minimum(compute, memory))
+
+    def _bandwidth(self, efficiency: str) -> float:
+        return self.profile.hbm_bandwidth_bytes_per_s * self.calibration[efficiency]

@@ -1,0 +1,71 @@
+"""Bytes a device must hold: checked before simulating, never simulated."""
+
+from dataclasses import dataclass
+
+from moesim.errors import CapacityError
+from moesim.model import BYTES_PER_ELEMENT, DensePart, MoELayer
+from moesim.units import GIB
+
+_DENSE_BYTES = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """Bytes of one device, the fullest.
+
+    Attributes:
+        experts_bytes: Expert slots of all MoE layers.
+        dense_bytes: Everything every device holds: embeddings, attention, dense layers, gates, shared experts (bf16).
+        kv_bytes: KV cache.
+        buffer_bytes: Tokens received and intermediate activations of one layer.
+    """
+
+    experts_bytes: float
+    dense_bytes: float
+    kv_bytes: float
+    buffer_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """All together."""
+        return self.experts_bytes + self.dense_bytes + self.kv_bytes + self.buffer_bytes
+
+
+def memory_need(layer: MoELayer, dense_part: DensePart, *, slots_per_rank: int, tp: int, kv_tokens: int,
+                rows: float, tokens: float) -> MemoryNeed:
+    """Memory of the fullest device.
+
+    Args:
+        layer: The MoE layer, one of ``dense_part.num_moe_layers``.
+        dense_part: The rest of the model; held whole by every device (data-parallel attention).
+        slots_per_rank: Expert slots of the fullest rank.
+        tp: Devices that share a rank's experts.
+        kv_tokens: Tokens in the KV cache.
+        rows: Rows the busiest device computes in one layer.
+        tokens: Tokens it receives.
+    """
+    layers = dense_part.num_moe_layers
+    per_layer_bytes = layer.gate_params * BYTES_PER_ELEMENT[layer.gate.precision]
+    per_layer_bytes += layer.num_shared_experts * layer.bytes_per_expert
+    width = (3 if layer.gated else 2) * layer.expert_intermediate_size / tp
+    return MemoryNeed(
+        experts_bytes=layers * slots_per_rank * layer.bytes_per_expert / tp,
+        dense_bytes=dense_part.params * _DENSE_BYTES + layers * per_layer_bytes,
+        kv_bytes=kv_tokens * dense_part.num_layers * dense_part.kv_bytes_per_token_per_layer,
+        buffer_bytes=(2.0 * tokens * layer.hidden_size + rows * (width + layer.hidden_size)) * _DENSE_BYTES,
+    )
+
+
+def check_memory(need: MemoryNeed, capacity_bytes: float, device: int) -> None:
+    """Refuse a model that does not fit.
+
+    Raises:
+        CapacityError: Names the device and how many GiB it is over.
+    """
+    over = need.total_bytes - capacity_bytes
+    if over > 0:
+        raise CapacityError(
+            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of {capacity_bytes / GIB:.1f}, "
+            f"{over / GIB:.1f} GiB over (experts {need.experts_bytes / GIB:.1f}, dense part {need.dense_bytes / GIB:.1f}, "
+            f"KV cache {need.kv_bytes / GIB:.1f}, buffers {need.buffer_bytes / GIB:.1f})"
+        )

@@ -1,0 +1,49 @@
+"""The primitives every phase is composed of, and which model prices them on which device."""
+
+from typing import Protocol
+
+import numpy as np
+
+from moesim.costs.calibration import load_calibration
+from moesim.costs.gpu import WaveKernels
+from moesim.costs.load import Load, Size
+from moesim.costs.phase import PhaseCost
+from moesim.costs.serial import SerialKernels
+from moesim.costs.tiles import Tile
+from moesim.hardware import Profile
+
+Array = np.ndarray
+
+
+class Kernels(Protocol):
+    """What a device model must price. All arrays have shape (D,) unless their name says otherwise."""
+
+    def launches(self, count: float | Array) -> PhaseCost:
+        """Dependent launches that do nothing else."""
+
+    def stream(self, num_bytes_D: Array) -> PhaseCost:
+        """Bytes read or written in order."""
+
+    def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
+        """Bytes read in rows at random places."""
+
+    def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
+        """Sorting choices by expert."""
+
+    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
+        """Top-k of float32 rows."""
+
+    def grouped_gemm(self, load: Load, n: Size, k: Size, *, tile: Tile, fmt: str, weight_bytes: float,
+                     input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None) -> PhaseCost:
+        """For each expert, (count x k) times (k x n)."""
+
+
+def kernels_for(profile: Profile) -> Kernels:
+    """The cost model of a device.
+
+    Raises:
+        ConfigError: Its calibration file is missing or malformed.
+    """
+    if profile.execution == "serial":
+        return SerialKernels(profile=profile)
+    return WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile.name))

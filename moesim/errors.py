@@ -1,0 +1,40 @@
+"""What a user did wrong, said in one line.
+
+Everything moesim raises on purpose for a user is a `MoesimError`; the command line prints its text and exits with
+code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MoesimError(ValueError):
+    """Base of all errors meant for a user: the text is one line and says what to change."""
+
+
+class ConfigError(MoesimError):
+    """A file or an argument breaks a rule: names the file, the key path, the rule and what came instead."""
+
+
+class UnknownNameError(ConfigError):
+    """A name nobody defined, with the near matches.
+
+    Args:
+        what: What kind of thing was looked for ("preset", "profile").
+        name: What the user wrote.
+        known: The names that exist.
+    """
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"unknown {what} {name!r}: {hint}")
+
+
+class CapacityError(MoesimError):
+    """A model that does not fit: which device, and how many GiB over."""
+
+
+class MeasurementError(MoesimError):
+    """A measurement source cannot do what was asked here, and why."""

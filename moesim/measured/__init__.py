@@ -1,0 +1,1 @@
+"""Measurements: where they come from, what exactly each one times, and how simulation compares with them."""

@@ -1,0 +1,98 @@
+"""Predict measured rows: one price per row, at the row's own semantics, vectorised over the table.
+
+Each row becomes Monte-Carlo draws of its expert histogram; the sums a price needs are taken once, then all draws of
+one system and format are priced in a single call.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.costs.experts import ExpertShape, price_experts
+from moesim.costs.gpu import WaveKernels
+from moesim.costs.load import Load, idle_blocks
+from moesim.costs.tiles import Tile, num_blocks, sglang_tile, vllm_tile
+from moesim.hardware import Profile
+from moesim.measured import silicon
+from moesim.model import Precision
+
+_TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+PRECISION = {"bfloat16": Precision.named("bf16"), "fp8_block": Precision.named("fp8")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowDraws:
+    """Draws of a table of rows that share one format, ready to be priced.
+
+    Attributes:
+        row_of_draw: ndarray of shape (draws,): row each draw belongs to.
+        num_rows: Rows.
+        shape: Expert sizes, one per draw.
+        load: Sums of the histograms, one per draw.
+        tokens: Tokens that enter, one per draw.
+        tile: Tile fields, one per draw.
+        misaligned: Whether the local width is no multiple of 16.
+    """
+
+    row_of_draw: np.ndarray
+    num_rows: int
+    shape: ExpertShape
+    load: Load
+    tokens: np.ndarray
+    tile: Tile
+    misaligned: np.ndarray
+
+    def price(self, kernels: WaveKernels) -> np.ndarray:
+        """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
+        solo = price_experts(kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True).solo_s_D()
+        solo = np.where(self.misaligned, solo * kernels.calibration["misaligned_factor"], solo)
+        total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
+        return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
+
+
+def row_tile(row: dict, device: str) -> Tile:
+    """The tile the measured kernel ran: the row's own columns, else its framework's table or default."""
+    if row.get("block_m"):
+        return Tile(**{name: int(row[name]) for name in _TILE_FIELDS})
+    local_experts = row["num_experts"] // row["moe_ep_size"]
+    width = row["inter_size"] // row["moe_tp_size"]
+    if row["dataset"].startswith("vllm"):
+        return vllm_tile(row["moe_dtype"], row["num_experts"], row["num_tokens"])
+    return sglang_tile(device, row["moe_dtype"], local_experts, width, row["num_tokens"])
+
+
+def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
+    """Draw the histograms of rows that share one system and format.
+
+    Args:
+        rows: Rows with `silicon.COLUMNS`; all of one ``moe_dtype``, at least one.
+        profile: Device they ran on, for its tuned tiles.
+    """
+    precision = PRECISION[rows[0]["moe_dtype"]]
+    of_draw, sums, tiles, sizes = [], [], [], []
+    for index, row in enumerate(rows):
+        for draw in silicon.draws(row["distribution"]):
+            counts, tokens = silicon.local_counts(row, draw)
+            tile = row_tile(row, profile.name)
+            of_draw.append(index)
+            rows_here, blocks = int(counts.sum()), int(num_blocks(counts, tile.block_m))
+            masked = max(tokens * row["topk"] - rows_here, 0.0)
+            idle = float(idle_blocks(blocks, rows_here + masked, masked, len(counts), tile.block_m))  # type: ignore[arg-type]
+            sums.append((rows_here, (counts > 0).sum(), blocks, masked, idle, tokens))
+            tiles.append([getattr(tile, name) for name in _TILE_FIELDS])
+            gated = silicon.is_gated(row["hidden_size"], row["inter_size"], row["topk"], row["num_experts"])
+            sizes.append((row["hidden_size"], row["inter_size"] // row["moe_tp_size"], 2 if gated else 1, row["topk"]))
+    summed, size, tile_fields = np.array(sums, dtype=np.float64), np.array(sizes), np.array(tiles)
+    hidden = size[:, 0]
+    return RowDraws(
+        row_of_draw=np.array(of_draw),
+        num_rows=len(rows),
+        shape=ExpertShape(hidden=hidden, width=size[:, 1], num_up=size[:, 2], top_k=size[:, 3],
+                          fmt=precision.activations, weight_bytes=precision.weight_bytes,
+                          input_bytes=precision.token_bytes("activations", 4096) / 4096),
+        load=Load(rows_D=summed[:, 0], active_D=summed[:, 1], blocks_D=summed[:, 2],
+                  masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
+        tokens=summed[:, 5],
+        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(_TILE_FIELDS)}),
+        misaligned=size[:, 1] % 16 != 0,
+    )

@@ -1,0 +1,151 @@
+"""Measured Triton MoE kernels: the rows of NVIDIA's aiconfigurator-core (extra ``silicon``), and what each row times.
+
+aiconfigurator-core 0.12 (Apache-2.0) carries operator timings as parquet files; only these are read, never its code.
+One row of kernel ``sglang_fused_moe_triton`` or ``vllm_*_tritonexperts`` is the mean latency of a fused expert phase
+on one GPU, back to back in a CUDA graph, L2 not flushed: rows are warm. Experts lie contiguously on the ranks and the
+rank with the largest load is the one timed. What enters for EP > 1 depends on version and path; see `num_rows`.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from moesim.errors import ConfigError, MeasurementError
+from moesim.routing.distributions import RoutingSpec
+
+#: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row was found
+COLUMNS = ("system", "dataset", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk",
+           "num_experts", "moe_tp_size", "moe_ep_size", "distribution")
+DATASETS = {"a100_sxm": ("sglang/0.5.10",), "h100_sxm": ("sglang/0.5.14", "vllm/0.24.0")}
+_DRAWS = 4
+
+
+def unavailable_because() -> str | None:
+    """Why measured rows cannot be read here, or None."""
+    missing = [name for name in ("aiconfigurator_core", "pyarrow") if find_spec(name) is None]
+    return f"{', '.join(missing)} not installed: pip install 'moesim[silicon]' (Python < 3.14)" if missing else None
+
+
+@cache
+def load_rows(system: str, dataset: str):
+    """All Triton rows of one system and dataset as a pandas DataFrame with columns `COLUMNS` and ``latency_ms``.
+
+    Args:
+        system: ``h100_sxm`` and so on.
+        dataset: ``framework/version``.
+
+    Raises:
+        MeasurementError: The extra is not installed, or the package has no such file.
+    """
+    if reason := unavailable_because():
+        raise MeasurementError(f"measured rows: {reason}")
+    import pyarrow.parquet as parquet
+
+    spec = find_spec("aiconfigurator_core")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "systems" / "data" / system / "moe" / dataset / "moe_perf.parquet"
+    if not path.is_file():
+        raise MeasurementError(f"measured rows: aiconfigurator-core has none of {dataset} on {system}")
+    table = parquet.read_table(path).to_pandas()
+    table = table[table["kernel_source"].str.contains("triton")]
+    table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
+    return table[[*COLUMNS, "latency_ms"]].reset_index(drop=True)
+
+
+@cache
+def _shapes() -> dict[tuple[int, int, int, int], tuple[bool, bool]]:
+    """(hidden, width, top_k, experts) -> (layer path, gated), from the collector's cases."""
+    text = (files("moesim_hw_profiles") / "silicon" / "collector_paths.toml").read_text(encoding="utf-8")
+    return {tuple(s["shape"]): (s["layer_path"], s["gated"]) for s in tomllib.loads(text)["shapes"]}
+
+
+def is_gated(hidden: int, width: int, top_k: int, experts: int) -> bool:
+    """Whether a shape's experts have a gate projection; shapes the collector ran directly behave as gated."""
+    layer_path, gated = _shapes().get((hidden, width, top_k, experts), (True, True))
+    return gated or not layer_path
+
+
+def masks_remote(dataset: str, hidden: int, width: int, top_k: int, experts: int) -> bool:
+    """Whether, for EP > 1, all tokens enter and choices of other ranks are masked (else they are clamped)."""
+    layer_path, _ = _shapes().get((hidden, width, top_k, experts), (True, True))
+    return dataset.startswith("vllm") or (dataset == "sglang/0.5.14" and layer_path)
+
+
+def _balanced(num_tokens: int, experts: int, top_k: int) -> np.ndarray:
+    """Loads of the collector's balanced routing: ndarray of shape (E,)."""
+    stride = -(-experts // top_k)
+    token, slot = np.arange(num_tokens)[:, None], np.arange(top_k)[None, :]
+    first = token if num_tokens >= stride else token * stride // num_tokens
+    return np.bincount(((first + slot * stride) % experts).ravel(), minlength=experts)
+
+
+@cache
+def loads(distribution: str, num_tokens: int, experts: int, top_k: int, draw: int) -> np.ndarray:
+    """Loads of all experts in one row: ndarray of shape (E,), int64.
+
+    Args:
+        distribution: ``balanced`` or ``power_law_ALPHA``.
+        num_tokens: T.
+        experts: E.
+        top_k: k.
+        draw: Number of the Monte-Carlo draw: the collector's own draws are not reproducible.
+
+    Raises:
+        ConfigError: Another distribution.
+    """
+    if distribution == "balanced":
+        return _balanced(num_tokens, experts, top_k)
+    if not distribution.startswith("power_law_"):
+        raise ConfigError(f"distribution: expected balanced or power_law_ALPHA, got {distribution!r}")
+    spec = RoutingSpec(kind="power_law", alpha=float(distribution.removeprefix("power_law_")))
+    return spec.loads(experts, top_k, num_tokens, np.random.default_rng([draw, experts, top_k, num_tokens]))
+
+
+def hottest_rank(loads_E: np.ndarray, ranks: int) -> np.ndarray:
+    """Loads of the rank that is timed, experts placed contiguously: ndarray of shape (E / ranks,)."""
+    loads_WL = loads_E.reshape(ranks, -1)
+    return loads_WL[loads_WL.sum(axis=1).argmax()]
+
+
+def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int) -> float:
+    """Expected distinct tokens with a choice on this rank, choices independent: T (1 - prod(1 - load / T))."""
+    if ranks == 1:
+        return float(num_tokens)
+    return float(num_tokens * (1.0 - np.prod(1.0 - np.minimum(local_L / num_tokens, 1.0))))
+
+
+def local_counts(row: dict, draw: int) -> tuple[np.ndarray, float]:
+    """Rows per local expert that the timed kernel computes, and the tokens that enter it.
+
+    With EP = 1 all loads. With EP > 1 and masking, the hottest rank's loads while all tokens enter. With clamping
+    (sglang 0.5.10, and the direct path of 0.5.14) only tokens that touch the rank enter, and their remote choices are
+    computed by local expert 0.
+
+    Args:
+        row: One row as a dict with `COLUMNS`.
+        draw: Monte-Carlo draw.
+
+    Returns:
+        (ndarray of shape (L,), tokens that enter).
+    """
+    tokens, experts, top_k, ranks = row["num_tokens"], row["num_experts"], row["topk"], row["moe_ep_size"]
+    local = hottest_rank(loads(row["distribution"], tokens, experts, top_k, draw), ranks)
+    if ranks == 1:
+        return local, float(tokens)
+    if masks_remote(row["dataset"], row["hidden_size"], row["inter_size"], top_k, experts):
+        return local, float(tokens)
+    entering = round(entering_tokens(local, tokens, top_k, ranks))
+    clamped = local.copy()
+    clamped[0] += max(entering * top_k - int(local.sum()), 0)
+    return clamped, float(entering)
+
+
+def draws(distribution: str) -> Sequence[int]:
+    """Monte-Carlo draws a prediction averages over."""
+    return range(1) if distribution == "balanced" else range(_DRAWS)

@@ -1,0 +1,90 @@
+"""What a source of measurements is, and how the installed ones are found.
+
+A source checks one candidate and returns a `CheckRow`: what was simulated, what was measured, and of which kind. It
+never substitutes another shape for the one asked: where it cannot check, the row says so. Sources that need torch or
+Triton live in `moesim_kernels` and are found through the entry point group ``moesim.measurement_sources``.
+"""
+
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol
+
+from moesim.candidate import Candidate, Workload
+from moesim.topology import Cluster
+
+GROUP = "moesim.measurement_sources"
+Status = Literal["checked", "not_measured", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRow:
+    """One comparison of simulation and measurement.
+
+    Attributes:
+        candidate: Label of the candidate that is checked.
+        source: Name of the source: ``silicon``, ``triton_gpu``, ``triton_interpreter``, ``torch_cpu``.
+        quantity: What is compared, with its unit: ``experts_time_us``, ``layer_time_us``, ``max_abs_error``.
+        status: ``checked``; ``not_measured``: nobody measured exactly this; ``unavailable``: the source cannot run.
+        simulated: Simulated value; None for a numerical check.
+        simulated_low: P10 of its interval.
+        simulated_high: P90.
+        measured: Measured value (a median, unless ``detail`` says otherwise); None without one.
+        measured_low: P10 of the repeats.
+        measured_high: P90.
+        limit: For a numerical check: the largest error allowed.
+        detail: What exactly was run, or why not: one line.
+        in_fit_set: Whether the measured row may have been used to fit the model; None where nothing was fitted.
+        evidence: ``measured`` where there is a measured value, else ``simulated``.
+        calibration: Of the simulated value.
+        engine: Engine or model of the simulated value.
+        seed: Seed.
+        profile_hash: Hash of what the simulated value rests on.
+    """
+
+    candidate: str
+    source: str
+    quantity: str
+    status: Status
+    simulated: float | None = None
+    simulated_low: float | None = None
+    simulated_high: float | None = None
+    measured: float | None = None
+    measured_low: float | None = None
+    measured_high: float | None = None
+    limit: float | None = None
+    detail: str = ""
+    in_fit_set: bool | None = None
+    calibration: str = "none"
+    engine: str = ""
+    seed: int = 0
+    profile_hash: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> str:
+        """``measured`` where there is a measured value, else ``simulated``."""
+        return "measured" if self.measured is not None else "simulated"
+
+    @property
+    def error_percent(self) -> float | None:
+        """100 (simulated / measured - 1); None without both."""
+        if self.simulated is None or not self.measured:
+            return None
+        return 100.0 * (self.simulated / self.measured - 1.0)
+
+
+class MeasurementSource(Protocol):
+    """Something that can check a candidate."""
+
+    name: str
+
+    def unavailable_because(self) -> str | None:
+        """Why it cannot run on this machine, in one line; None if it can."""
+
+    def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
+        """Check one candidate."""
+
+
+def installed_sources() -> dict[str, MeasurementSource]:
+    """Sources of all installed packages by name; importing them may load torch and Triton."""
+    return {point.name: point.load()() for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}

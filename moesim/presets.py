@@ -1,0 +1,118 @@
+"""Published models by name: the MoE layer, and the dense part around it."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from pydantic import Field, RootModel
+
+from moesim import configfile
+from moesim.configfile import Strict
+from moesim.errors import UnknownNameError
+from moesim.model import DensePart, Gate, MoELayer, Precision
+
+_KV_BYTES_PER_ELEMENT = 2.0
+
+
+class _Attention(Strict):
+    num_heads: int = Field(ge=1)
+    head_size: int = Field(ge=1)
+    num_kv_heads: int = Field(default=0, ge=0)
+    blocks_per_layer: float = 1.0
+    #: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) when set
+    q_rank: int = 0
+    kv_rank: int = 0
+    rope_size: int = 0
+
+    def params(self, hidden: int) -> int:
+        """Weights of one layer's attention."""
+        heads = self.num_heads * self.head_size
+        if self.kv_rank:
+            query = hidden * self.q_rank + self.q_rank * self.num_heads * (self.head_size + self.rope_size)
+            key_value = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * 2 * heads
+            return query + key_value + heads * hidden
+        return int(self.blocks_per_layer * (2 * hidden * heads + 2 * hidden * self.num_kv_heads * self.head_size))
+
+    def kv_bytes(self) -> float:
+        """Bytes a token leaves in one layer's cache, in bf16."""
+        if self.kv_rank:
+            return (self.kv_rank + self.rope_size) * _KV_BYTES_PER_ELEMENT
+        return 2.0 * self.num_kv_heads * self.head_size * _KV_BYTES_PER_ELEMENT
+
+
+class _Preset(Strict):
+    source: str
+    hidden_size: int
+    expert_intermediate_size: int
+    num_experts: int
+    top_k: int
+    num_shared_experts: int = 0
+    capacity_factor: float | None = None
+    gated: bool = True
+    gate: str = "flat"
+    score: str = "softmax"
+    num_layers: int
+    num_moe_layers: int
+    vocab_size: int
+    dense_intermediate_size: int
+    tied_embeddings: bool = False
+    attention: _Attention
+
+
+class _Presets(RootModel[dict[str, _Preset]]):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A published model.
+
+    Attributes:
+        name: Its name here.
+        layer: One of its MoE layers.
+        dense_part: Everything else.
+        source: Where the sizes come from.
+    """
+
+    name: str
+    layer: MoELayer
+    dense_part: DensePart
+    source: str
+
+
+@cache
+def _file() -> dict[str, _Preset]:
+    text = (files("moesim") / "presets.toml").read_text(encoding="utf-8")
+    return configfile.parse(text, _Presets, "presets.toml").root
+
+
+def preset_names() -> list[str]:
+    """Names of all presets."""
+    return sorted(_file())
+
+
+def load_preset(name: str, precision: Precision | None = None) -> Preset:
+    """Load a published model.
+
+    Args:
+        name: Such as ``mixtral-8x7b``.
+        precision: Number formats; bf16 throughout by default.
+
+    Raises:
+        UnknownNameError: No such preset; with the near matches.
+    """
+    presets = _file()
+    if name not in presets:
+        raise UnknownNameError("preset", name, presets)
+    p = presets[name]
+    parsed = Gate.parse(p.gate)
+    gate = Gate(kind=parsed.kind, num_expert_groups=parsed.num_expert_groups,
+                num_limited_groups=parsed.num_limited_groups, score=p.score)  # type: ignore[arg-type]
+    layer = MoELayer(hidden_size=p.hidden_size, expert_intermediate_size=p.expert_intermediate_size,
+                     num_experts=p.num_experts, top_k=p.top_k, num_shared_experts=p.num_shared_experts,
+                     capacity_factor=p.capacity_factor, gated=p.gated, gate=gate, precision=precision or Precision())
+    dense = DensePart(num_layers=p.num_layers, num_moe_layers=p.num_moe_layers, hidden_size=p.hidden_size,
+                      vocab_size=p.vocab_size, attention_params_per_layer=p.attention.params(p.hidden_size),
+                      kv_bytes_per_token_per_layer=p.attention.kv_bytes(),
+                      dense_intermediate_size=p.dense_intermediate_size, tied_embeddings=p.tied_embeddings)
+    return Preset(name=name, layer=layer, dense_part=dense, source=p.source)

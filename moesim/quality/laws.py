@@ -1,0 +1,56 @@
+"""Scaling laws of MoE pre-training loss, in nats per token, with the ranges they were fitted in.
+
+Losses of different laws are not comparable; differences within one law are what a search may use.
+"""
+
+import math
+
+#: ranges of the joint law's fit (arXiv 2502.05172): experts, active parameters, tokens, tokens per active parameter
+JOINT_RANGE = {"E_eff": (1.0, 32.0), "active_params": (79e6, 2.7e9), "train_tokens": (0.5e9, 80e9),
+               "tokens_per_param": (0.0, 414.0)}
+#: range of granularity in the fine-grained law's fit (arXiv 2402.07871)
+GRANULARITY_RANGE = (1.0, 16.0)
+#: The fine-grained law counts total parameters; at its 64 experts these are 37 times the active ones (our fit of the
+#: paper's own table 2, which its N reproduces only with this factor).
+_TOTAL_PER_ACTIVE = 37.0
+
+
+def saturated_experts(experts: float) -> float:
+    """E-hat of the joint law: expert count with saturation at both ends (Ludziejewski et al. 2025, arXiv 2502.05172).
+
+    ``1 / E_hat = 1 / (E - 1 + (1 / E_start - 1 / E_max)**-1) + 1 / E_max``, E_start 2.0732, E_max 290.4521.
+    """
+    start, largest = 2.0732, 290.4521
+    return 1.0 / (1.0 / (experts - 1.0 + 1.0 / (1.0 / start - 1.0 / largest)) + 1.0 / largest)
+
+
+def joint_loss(experts: float, active_params: float, train_tokens: float) -> float:
+    """Loss of the joint MoE law (Ludziejewski et al. 2025, arXiv 2502.05172).
+
+    ``35.91 E^-0.2285 N^(-0.1889 + 0.0098 ln E) + 35.98 E^0.5529 D^(-0.1775 - 0.0259 ln E) + 1.3637`` with E the
+    saturated expert count. Fitted on top-1 Switch models; see `JOINT_RANGE`.
+
+    Args:
+        experts: Experts E, >= 1.
+        active_params: N, parameters one token uses, with embeddings.
+        train_tokens: D.
+    """
+    e = saturated_experts(experts)
+    log_e = math.log(e)
+    by_size = 35.91 * e**-0.2285 * active_params ** (-0.1889 + 0.0098 * log_e)
+    by_data = 35.98 * e**0.5529 * train_tokens ** (-0.1775 - 0.0259 * log_e)
+    return by_size + by_data + 1.3637
+
+
+def fine_grained_loss(active_params: float, train_tokens: float, granularity: float) -> float:
+    """Loss of the fine-grained law at 64 experts (Krajewski et al. 2024, arXiv 2402.07871).
+
+    ``0.47 + (2.1 / G^0.58 + 18.1) / N^0.115 + 30.8 / D^0.147``.
+
+    Args:
+        active_params: Parameters one token uses.
+        train_tokens: D.
+        granularity: G, width of a dense feed-forward over the width of an expert.
+    """
+    params = _TOTAL_PER_ACTIVE * active_params
+    return 0.47 + (2.1 / granularity**0.58 + 18.1) / params**0.115 + 30.8 / train_tokens**0.147

@@ -1,0 +1,94 @@
+"""What a simulation says: times with their interval, where the time went, and how far to trust it."""
+
+from dataclasses import dataclass
+
+from moesim.candidate import Candidate
+from moesim.units import GIB, US
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One simulated forward pass of one MoE layer.
+
+    Attributes:
+        candidate: What was simulated.
+        cluster: Name of the cluster.
+        layer_time_s: Time of the layer; a lower bound with engine ``bound``.
+        layer_time_low_s: P10 of its interval: each phase on the critical path by its calibration's residuals.
+        layer_time_high_s: P90 likewise.
+        tokens_per_s: Tokens of all devices over the layer time.
+        tokens_per_s_per_device: The same per device.
+        phase_time_s: Share of each phase of the critical path; sums to layer_time_s.
+        experts_time_s: The busiest device's expert phase by itself.
+        bottleneck: Phase with the largest share.
+        utilisation: Work of each kind of resource on its busiest device, over the layer time.
+        load_imbalance: Rows of the busiest device over the mean.
+        dropped_token_fraction: Choices dropped over capacity.
+        peak_memory_bytes: Bytes of the fullest device; None without a dense part.
+        evidence: Always ``simulated`` here.
+        calibration: ``calibrated`` or ``spec_sheet``: the weaker of kernels and transfers.
+        engine: Engine that ran it.
+        seed: Seed of the routing.
+        version: moesim's version.
+        profile_hash: Hash over cluster, device and calibration files.
+        tile: Tile of the expert GEMMs.
+    """
+
+    candidate: Candidate
+    cluster: str
+    layer_time_s: float
+    layer_time_low_s: float
+    layer_time_high_s: float
+    tokens_per_s: float
+    tokens_per_s_per_device: float
+    phase_time_s: dict[str, float]
+    experts_time_s: float
+    bottleneck: str
+    utilisation: dict[str, float]
+    load_imbalance: float
+    dropped_token_fraction: float
+    peak_memory_bytes: float | None
+    evidence: str
+    calibration: str
+    engine: str
+    seed: int
+    version: str
+    profile_hash: str
+    tile: str
+
+    def row(self) -> dict[str, object]:
+        """One flat row for a CSV file; units in the column names."""
+        layer, spread = self.candidate.layer, self.candidate.parallelism
+        phases = {f"{name}_us": self.phase_time_s.get(name, 0.0) / US
+                  for name in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")}
+        memory = None if self.peak_memory_bytes is None else self.peak_memory_bytes / GIB
+        return {
+            "candidate": self.candidate.label,
+            "cluster": self.cluster,
+            "num_experts": layer.num_experts,
+            "top_k": layer.top_k,
+            "expert_intermediate_size": layer.expert_intermediate_size,
+            "gate": str(layer.gate),
+            "precision": layer.precision.name,
+            "ep": spread.ep,
+            "tp": spread.tp,
+            "placement": self.candidate.placement,
+            "num_replicas": self.candidate.num_replicas,
+            "layer_time_us": self.layer_time_s / US,
+            "layer_time_low_us": self.layer_time_low_s / US,
+            "layer_time_high_us": self.layer_time_high_s / US,
+            "layer_tokens_per_s_per_device": self.tokens_per_s_per_device,
+            **phases,
+            "bottleneck": self.bottleneck,
+            **{f"{name}_utilisation": value for name, value in sorted(self.utilisation.items())},
+            "load_imbalance": self.load_imbalance,
+            "dropped_token_fraction": self.dropped_token_fraction,
+            "peak_memory_gib": memory,
+            "tile": self.tile,
+            "evidence": self.evidence,
+            "calibration": self.calibration,
+            "engine": self.engine,
+            "seed": self.seed,
+            "version": self.version,
+            "profile_hash": self.profile_hash,
+        }

@@ -1,0 +1,103 @@
+"""Distributions of load over experts: how many of the T x k choices each expert gets.
+
+Shape legend: E experts, T tokens, k choices per token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSpec:
+    """A named distribution of load.
+
+    Attributes:
+        kind: ``uniform``: every expert alike. ``zipf``: expert ranked r gets r**-alpha. ``power_law``: expert weights
+            drawn from a truncated power law of exponent alpha, the definition of NVIDIA's aiconfigurator data
+            (aiconfigurator-core 0.12, column ``distribution``).
+        alpha: Exponent; 0 for uniform.
+    """
+
+    kind: str
+    alpha: float
+
+    @classmethod
+    def parse(cls, text: str) -> "RoutingSpec":
+        """Read ``"uniform"``, ``"zipf:0.8"`` or ``"power_law:1.2"``.
+
+        Raises:
+            ConfigError: Not of that form.
+        """
+        kind, _, number = text.partition(":")
+        try:
+            alpha = float(number) if number else 0.0
+        except ValueError:
+            alpha = -1.0
+        if (kind == "uniform" and not number) or (kind in ("zipf", "power_law") and alpha > 0):
+            return cls(kind=kind, alpha=alpha)
+        raise ConfigError(f"routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA' with ALPHA > 0, got {text!r}")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "uniform" else f"{self.kind}:{self.alpha:g}"
+
+    def loads(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the load of every expert.
+
+        Args:
+            num_experts: E.
+            top_k: k.
+            num_tokens: T.
+            rng: Source of randomness (which experts are hot; for power_law also how hot).
+
+        Returns:
+            ndarray of shape (E,), int64: sums to T * k, none above T.
+        """
+        if self.kind == "uniform":
+            weight = np.ones(num_experts)
+        elif self.kind == "zipf":
+            weight = rng.permutation(np.arange(1, num_experts + 1, dtype=np.float64) ** -self.alpha)
+        else:
+            low, high = (0.01, 2.0) if num_tokens * top_k <= num_experts else (1.0, max(0.8 * num_tokens, 1.0))
+            weight = _truncated_power_law(self.alpha, low, high, rng.random(num_experts))
+        return apportion(weight, num_tokens * top_k, num_tokens)
+
+
+def _truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -> np.ndarray:
+    """Inverse of the distribution function of density ~ x**-alpha on [low, high], at u in [0, 1)."""
+    if abs(alpha - 1.0) < 1e-9:
+        return low * (high / low) ** u
+    power = 1.0 - alpha
+    return ((high**power - low**power) * u + low**power) ** (1.0 / power)
+
+
+def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
+    """Integer counts in proportion to weights, summing to ``total``, none above ``cap``.
+
+    Rounds, clips at the cap, then hands what is left round to the heaviest that have room (or takes what is too much
+    from the heaviest), one at a time: the rule of aiconfigurator's collector, made deterministic.
+
+    Args:
+        weight_E: ndarray of shape (E,), >= 0, not all 0.
+        total: Sum of the counts; at most E * cap.
+        cap: Largest count.
+
+    Returns:
+        ndarray of shape (E,), int64.
+    """
+    if total > cap * len(weight_E):
+        raise ConfigError(f"cannot give {total} choices to {len(weight_E)} experts of at most {cap} each")
+    counts = np.minimum(np.rint(weight_E / weight_E.sum() * total), cap).astype(np.int64)
+    order = np.argsort(-weight_E, kind="stable")
+    left = total - int(counts.sum())
+    while left:
+        room = order[counts[order] < cap] if left > 0 else order[counts[order] > 0]
+        # whole rounds at once: what every expert with room can take without anyone overflowing
+        turns = max(abs(left) // len(room), 1) if left > 0 else 1
+        turns = min(turns, int((cap - counts[room]).min())) if left > 0 else turns
+        chosen = room[: abs(left)] if turns == 1 else room
+        counts[chosen] += turns if left > 0 else -1
+        left = total - int(counts.sum())
+    return counts

@@ -1,0 +1,106 @@
+"""From loads to choices: every token gets top_k different experts, and the loads are met exactly.
+
+Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load times, form a line
+of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load exceeds T, no token meets an expert
+twice, and the loads hold exactly. A gate that limits a token to some groups is sampled in two stages the same way:
+first which groups, then which experts inside them. Its loads are those of the distribution as far as the limit
+allows: a group is never used by more than T tokens.
+
+Shape legend: S sources (devices), T tokens of all sources, K choices, E experts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.errors import ConfigError
+from moesim.model import Gate
+from moesim.routing.distributions import RoutingSpec, apportion
+
+#: tokens whose choices are kept; beyond it choices are drawn for this many and counted up
+MAX_SAMPLED_TOKENS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Routing:
+    """Who sends what to whom, before experts have a place.
+
+    Attributes:
+        expert_ids_TK: ndarray of shape (T, K), int32: the experts of every token, all sources one after another.
+        num_tokens_S: ndarray of shape (S,): tokens of each source.
+        num_experts: E.
+    """
+
+    expert_ids_TK: np.ndarray
+    num_tokens_S: np.ndarray
+    num_experts: int
+
+    def source_T(self) -> np.ndarray:
+        """Source of each token: ndarray of shape (T,)."""
+        return np.repeat(np.arange(len(self.num_tokens_S)), self.num_tokens_S)
+
+    def num_tokens_SE(self) -> np.ndarray:
+        """Choices of each source for each expert: ndarray of shape (S, E), int64."""
+        key = self.source_T()[:, None] * self.num_experts + self.expert_ids_TK
+        counts = np.bincount(key.ravel(), minlength=len(self.num_tokens_S) * self.num_experts)
+        return counts.reshape(len(self.num_tokens_S), self.num_experts)
+
+    def num_tokens_E(self) -> np.ndarray:
+        """Choices of each expert over all sources: ndarray of shape (E,), int64."""
+        return np.bincount(self.expert_ids_TK.ravel(), minlength=self.num_experts)
+
+
+def _systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Choices of shape (num_tokens, k) with these counts; k = counts.sum() / num_tokens, no expert twice a token."""
+    order = rng.permutation(len(counts_E))
+    line = np.repeat(order, counts_E[order])
+    return line.reshape(-1, num_tokens).T[rng.permutation(num_tokens)]
+
+
+def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: np.random.Generator) -> np.ndarray:
+    groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
+    loads_GP = loads_E.reshape(groups, -1)
+    per_group = loads_GP.shape[1]
+    group_ids_TM = _systematic(apportion(loads_GP.sum(axis=1) + 1e-9, num_tokens * kept, num_tokens), num_tokens, rng)
+    ids_TK = np.empty((num_tokens, top_k), dtype=np.int64)
+    # a token takes top_k // kept experts of each of its groups, and one more of its first groups
+    share = [top_k // kept + (m < top_k % kept) for m in range(kept)]
+    column = np.concatenate([[0], np.cumsum(share)])
+    for size in set(share):
+        slots = [m for m in range(kept) if share[m] == size]
+        for g in range(groups):
+            rows, which = np.nonzero(group_ids_TM[:, slots] == g)
+            if not len(rows):
+                continue
+            counts_P = apportion(loads_GP[g] + 1e-9, len(rows) * size, len(rows))
+            chosen = _systematic(counts_P, len(rows), rng) + g * per_group
+            first = column[np.array(slots)[which]]
+            ids_TK[rows[:, None], first[:, None] + np.arange(size)] = chosen
+    return ids_TK
+
+
+def route(spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens_S: np.ndarray, seed: int) -> Routing:
+    """Draw the experts of every token.
+
+    Args:
+        spec: Distribution of load.
+        gate: Its groups limit which experts a token may combine.
+        num_experts: E.
+        top_k: K.
+        num_tokens_S: ndarray of shape (S,): tokens of each source, at least one in all.
+        seed: Same seed, same choices.
+
+    Raises:
+        ConfigError: No tokens, or more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`).
+    """
+    num_tokens_S = np.asarray(num_tokens_S, dtype=np.int64)
+    total = int(num_tokens_S.sum())
+    if not 1 <= total <= MAX_SAMPLED_TOKENS:
+        raise ConfigError(f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}")
+    rng = np.random.default_rng([seed, num_experts, top_k])
+    loads = spec.loads(num_experts, top_k, total, rng)
+    if gate.num_expert_groups > 1:
+        ids = _limited(loads, top_k, total, gate, rng)
+    else:
+        ids = _systematic(loads, total, rng)
+    return Routing(expert_ids_TK=ids.astype(np.int32), num_tokens_S=num_tokens_S, num_experts=num_experts)

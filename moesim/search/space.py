@@ -1,0 +1,131 @@
+"""What may vary, and what a point of it means.
+
+A space lists choices; a point is one choice of each, as plain numbers and strings that a storage can hold. `decode`
+makes a `Candidate` of it, or says why there is none.
+"""
+
+import re
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from moesim.candidate import Candidate, Parallelism
+from moesim.configfile import Strict, describe
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.model import DensePart, Gate, MoELayer, Precision
+from moesim.placement import STRATEGIES
+from moesim.presets import load_preset
+
+
+class Space(Strict):
+    """Choices of a search; every list needs at least one entry.
+
+    Attributes:
+        dense_part: Preset whose dense part surrounds the experts.
+        num_layers: Layers, all with experts; by default the preset's.
+        hidden_size: Width of a token; must be the preset's, stated so that nobody is surprised.
+        train_tokens: Training budget in tokens, or
+        train_flops: in FLOPs: exactly one.
+        num_experts: Choices.
+        top_k: Choices.
+        expert_intermediate_size: Choices.
+        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``.
+        placement: Choices of strategy.
+        num_replicas: Choices; only ``eplb`` uses them, the others place none.
+        parallelism: Choices such as ``ep8``, ``ep4tp2``.
+        precision: Choices: ``bf16``, ``fp8``.
+        num_shared_experts: Shared experts of every candidate.
+
+    Raises:
+        ConfigError: A malformed space: key, rule and what came instead.
+    """
+
+    dense_part: str
+    num_layers: int | None = Field(default=None, ge=1)
+    hidden_size: int = Field(ge=1)
+    train_tokens: float | None = Field(default=None, gt=0)
+    train_flops: float | None = Field(default=None, gt=0)
+    num_experts: list[int] = Field(min_length=1)
+    top_k: list[int] = Field(min_length=1)
+    expert_intermediate_size: list[int] = Field(min_length=1)
+    gate: list[str] = Field(default=["flat"], min_length=1)
+    placement: list[str] = Field(default=["contiguous"], min_length=1)
+    num_replicas: list[int] = Field(default=[0], min_length=1)
+    parallelism: list[str] = Field(default=["ep8"], min_length=1)
+    precision: list[str] = Field(default=["bf16"], min_length=1)
+    num_shared_experts: int = Field(default=0, ge=0)
+
+    def __init__(self, **choices: Any) -> None:
+        try:
+            super().__init__(**choices)
+        except ValidationError as error:
+            raise ConfigError(describe(error, "space")) from None
+        for gate, spread, precision in product(self.gate, self.parallelism, self.precision):
+            Gate.parse(gate)
+            parse_parallelism(spread)
+            Precision.named(precision)
+        for strategy in self.placement:
+            if strategy not in STRATEGIES:
+                raise UnknownNameError("placement", strategy, STRATEGIES)
+        hidden = load_preset(self.dense_part).dense_part.hidden_size
+        if hidden != self.hidden_size:
+            raise ConfigError(f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
+                              f"got {self.hidden_size}")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Space":
+        if (self.train_tokens is None) == (self.train_flops is None):
+            raise ValueError("@train_tokens@exactly one of train_tokens and train_flops@"
+                             + ("neither" if self.train_tokens is None else "both"))
+        return self
+
+    def choices(self) -> dict[str, list]:
+        """Name -> choices of everything that may vary, in a fixed order."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def dense(self) -> DensePart:
+        """The dense part around every candidate."""
+        dense = load_preset(self.dense_part).dense_part
+        layers = self.num_layers or dense.num_layers
+        return replace(dense, num_layers=layers, num_moe_layers=layers)
+
+    def decode(self, params: dict[str, Any]) -> Candidate:
+        """The candidate at a point.
+
+        Raises:
+            ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
+        """
+        layer = MoELayer(
+            hidden_size=self.hidden_size,
+            expert_intermediate_size=params["expert_intermediate_size"],
+            num_experts=params["num_experts"],
+            top_k=params["top_k"],
+            num_shared_experts=self.num_shared_experts,
+            precision=Precision.named(params["precision"]),
+            gate=Gate.parse(params["gate"]),
+        )
+        return Candidate(
+            layer=layer,
+            parallelism=parse_parallelism(params["parallelism"]),
+            placement=params["placement"],
+            num_replicas=params["num_replicas"] if params["placement"] == "eplb" else 0,
+            dense_part=self.dense(),
+        )
+
+
+PARAMETERS = ("num_experts", "top_k", "expert_intermediate_size", "gate", "placement", "num_replicas", "parallelism",
+              "precision")
+
+
+def parse_parallelism(text: str) -> Parallelism:
+    """Read ``ep8`` or ``ep4tp2``.
+
+    Raises:
+        ConfigError: Not of that form.
+    """
+    match = re.fullmatch(r"ep(\d+)(?:tp(\d+))?", text)
+    if match is None:
+        raise ConfigError(f"parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got {text!r}")
+    return Parallelism(ep=int(match[1]), tp=int(match[2] or 1))

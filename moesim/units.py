@@ -1,0 +1,15 @@
+"""Units: SI inside, converted once where a number enters (bytes, seconds, FLOP/s, bytes/s).
+
+``GB`` is the vendors' 1e9, ``GIB`` the allocators' 2**30. Multiply on the way in, divide on the way out:
+``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
+"""
+
+US = 1e-6
+MS = 1e-3
+KB = 1e3
+MB = 1e6
+GB = 1e9
+TERA = 1e12
+KIB = 2**10
+MIB = 2**20
+GIB = 2**30

@@ -1,0 +1,133 @@
+"""The router against its torch twin, and both against the rules they state."""
+
+import pytest
+import torch
+from moesim_kernels.router import MAX_ROW, route, route_reference
+
+INF, NAN = float("inf"), float("nan")
+
+# The interpreter computes inf - inf in lanes that are then not selected, as a GPU would, but numpy says so.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def _awkward_logits(num_tokens, num_experts, seed=0):
+    """Random rows; where there is room, rows of ties, infinities and NaNs among them."""
+    logits = torch.randn(num_tokens, num_experts, generator=torch.Generator().manual_seed(seed)) * 3
+    if num_tokens >= 12:
+        logits[0] = 0.0
+        logits[1] = -INF
+        logits[2] = NAN
+        logits[3] = INF
+        logits[4, ::2] = INF
+        logits[5, ::2] = -INF
+        logits[6, ::3] = NAN
+        logits[7] = logits[7].round()
+        logits[8, ::2], logits[8, 1::2] = -0.0, 0.0
+        logits[9] = 1e38 * logits[9]
+        logits[10, 0], logits[10, -1] = INF, -INF
+    return logits
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("tokens", "experts", "top_k", "groups", "kept"), [
+    (0, 8, 2, 1, 1), (1, 1, 1, 1, 1), (1, 61, 8, 1, 1), (255, 61, 1, 1, 1), (37, 61, 61, 1, 1), (1023, 8, 2, 1, 1),
+    (100, 64, 8, 8, 4), (100, 60, 6, 5, 2), (50, 12, 3, 12, 3), (50, 12, 4, 1, 1), (40, 1500, 10, 1, 1),
+    (40, 61 * 3, 5, 61, 2), (30, 24, 24, 4, 4), (30, 24, 6, 4, 1),
+])
+def test_equals_reference(device, tokens, experts, top_k, groups, kept, score):
+    logits_TE = _awkward_logits(tokens, experts).to(device)
+    weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept)
+    want_weights_TK, want_ids_TK = route_reference(logits_TE, top_k, score, groups, kept)
+    assert (ids_TK.dtype, weights_TK.dtype) == (torch.int32, torch.float32)
+    assert torch.equal(ids_TK, want_ids_TK)
+    torch.testing.assert_close(weights_TK, want_weights_TK, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights_TK.sum(1), torch.ones(tokens, device=device), rtol=1e-5, atol=0)
+
+
+@pytest.fixture(params=[route, route_reference], ids=["kernel", "reference"])
+def router(request, device):
+    def call(row, top_k, *args):
+        weights_TK, ids_TK = request.param(torch.tensor([row], device=device), top_k, *args)
+        return weights_TK[0].tolist(), ids_TK[0].tolist()
+    return call
+
+
+def test_softmax_weights_are_the_softmax_over_the_chosen(router):
+    weights, ids = router([0.0, 2.0, -1.0, 1.0], 2)
+    assert ids == [1, 3]
+    assert weights == pytest.approx(torch.tensor([2.0, 1.0]).softmax(0).tolist(), rel=1e-6)
+
+
+def test_sigmoid_weights_are_renormalised(router):
+    weights, ids = router([0.0, 2.0, -1.0, 1.0], 2, "sigmoid")
+    score = torch.tensor([2.0, 1.0]).sigmoid()
+    assert ids == [1, 3]
+    assert weights == pytest.approx((score / score.sum()).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_ties_go_to_the_lowest_id(router, score):
+    assert router([1.0, 2.0, 2.0, 1.0, 2.0], 4, score)[1] == [1, 2, 4, 0]
+    assert router([-0.0, 0.0, -0.0, 0.0], 3, score)[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_saturated_scores_still_order_by_logit(router, score):
+    assert router([-300.0, -200.0, 30.0, 40.0], 4, score)[1] == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("nothing", [-INF, NAN, -NAN])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_rows_without_any_logit_share_equally(router, score, nothing):
+    assert router([nothing] * 5, 4, score) == ([0.25] * 4, [0, 1, 2, 3])
+
+
+def test_nan_ranks_with_minus_infinity(router):
+    weights, ids = router([NAN, -INF, 3.0, NAN, -3.0e38], 5)
+    assert ids == [2, 4, 0, 1, 3]
+    assert weights == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_plus_infinity_takes_all(router):
+    assert router([5.0, INF, 4.0, INF], 3) == ([0.5, 0.5, 0.0], [1, 3, 0])
+    weights, ids = router([0.0, INF, -INF], 3, "sigmoid")
+    assert (weights, ids) == (pytest.approx([2 / 3, 1 / 3, 0.0]), [1, 0, 2])
+
+
+def test_groups_rank_by_their_two_best(router):
+    # Sums of the two best sigmoids: group 0 wins with two good experts over group 1's single best one.
+    row = [1.0, 1.0, -9.0, 2.0, -9.0, -9.0, 0.0, 0.0, 0.0]
+    assert router(row, 2, "sigmoid", 3, 1)[1] == [0, 1]
+    assert router(row, 3, "sigmoid", 3, 2)[1] == [0, 1, 6]
+
+
+def test_groups_of_one_rank_by_their_expert(router):
+    assert router([1.0, 3.0, 2.0, 0.0], 2, "softmax", 4, 2)[1] == [1, 2]
+
+
+def test_tied_groups_keep_the_lowest(router):
+    assert router([1.0, 0.0] * 4, 4, "softmax", 4, 2)[1] == [0, 2, 1, 3]
+
+
+def test_experts_of_dropped_groups_stay_out_even_at_minus_infinity(router):
+    # Group 1 wins; its second expert is -inf, and still comes before group 0's finite experts.
+    assert router([0.0, 0.0, 5.0, -INF], 2, "softmax", 2, 1) == ([1.0, 0.0], [2, 3])
+    assert router([NAN] * 6, 2, "softmax", 3, 1)[1] == [0, 1]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((9,), "top_k: expected 1 to the 8 experts"), ((0,), "top_k"), ((2, "relu"), "score: expected"),
+    ((2, "softmax", 3), "num_expert_groups: expected a divisor of 8"), ((2, "softmax", 4, 5), "num_limited_groups"),
+    ((3, "softmax", 4, 1), "top_k: expected 1 to the 2 experts"),
+])
+@pytest.mark.parametrize("call", [route, route_reference])
+def test_refuses(call, arguments, message, device):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 8, device=device), *arguments)
+
+
+def test_refuses_other_logits(device):
+    with pytest.raises(ValueError, match="expected float32 of shape"):
+        route(torch.zeros(2, 8, dtype=torch.bfloat16, device=device), 2)
+    with pytest.raises(ValueError, match="use the two-level gate"):
+        route(torch.zeros(1, MAX_ROW + 1, device=device), 2)
