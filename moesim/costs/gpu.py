@@ -21,6 +21,8 @@ from moesim.units import US
 
 Array = np.ndarray
 _CUDA_LANES_PER_SM = 128
+#: a depth that is no multiple of 16 elements loses wide, aligned loads
+_ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +83,7 @@ class WaveKernels:
         Memory is the active experts' weights plus the activations, each over its own achieved bandwidth; rows of the
         weight block shorter than 128 bytes use it less well. The smaller of compute and memory overlaps only in part.
         Blocks that hold nothing, and blocks of masked choices, which only write zeros, cost a few cycles each.
+        A depth that is no multiple of 16 loses aligned loads, and with them ``misaligned_factor``.
 
         Args:
             load: What the experts compute, with the row blocks of this tile's block_m.
@@ -123,8 +126,9 @@ class WaveKernels:
         activations = load.rows_D * (k * input_bytes + n * output_bytes) + load.masked_rows_D * n * output_bytes
         memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
         memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")
-        return PhaseCost(compute_s_D=compute, memory_s_D=memory,
-                         latency_s_D=c["overlap_loss"] * np.minimum(compute, memory))
+        slower = np.where(np.asarray(k) % _ALIGNED != 0, c["misaligned_factor"], 1.0)
+        return PhaseCost(compute_s_D=slower * compute, memory_s_D=slower * memory,
+                         latency_s_D=slower * c["overlap_loss"] * np.minimum(compute, memory))
 
     def _bandwidth(self, efficiency: str) -> float:
         return self.profile.hbm_bandwidth_bytes_per_s * self.calibration[efficiency]

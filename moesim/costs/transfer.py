@@ -52,6 +52,11 @@ class Transfers:
         both = ((start + port) ** _NORM + protocol**_NORM) ** (1.0 / _NORM)
         return both - port
 
+    def exchange_s(self, remote_bytes: Array | float) -> Array:
+        """A balanced exchange alone: latency + port time of ``remote_bytes`` per port."""
+        port = np.asarray(remote_bytes) * self.demand_factor(remote_bytes) / self.link_bytes_per_s
+        return self.latency_s(remote_bytes) + port
+
 
 def transfers_for(cluster: Cluster) -> Transfers:
     """Transfer prices of a cluster.

@@ -31,7 +31,6 @@ class RowDraws:
         load: Sums of the histograms, one per draw.
         tokens: Tokens that enter, one per draw.
         tile: Tile fields, one per draw.
-        misaligned: Whether the local width is no multiple of 16.
     """
 
     row_of_draw: np.ndarray
@@ -40,12 +39,10 @@ class RowDraws:
     load: Load
     tokens: np.ndarray
     tile: Tile
-    misaligned: np.ndarray
 
     def price(self, kernels: WaveKernels) -> np.ndarray:
         """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
         solo = price_experts(kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True).solo_s_D()
-        solo = np.where(self.misaligned, solo * kernels.calibration["misaligned_factor"], solo)
         total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
 
@@ -94,5 +91,4 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
                   masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
         tokens=summed[:, 5],
         tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(_TILE_FIELDS)}),
-        misaligned=size[:, 1] % 16 != 0,
     )

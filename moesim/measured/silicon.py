@@ -42,20 +42,48 @@ def load_rows(system: str, dataset: str):
     Raises:
         MeasurementError: The extra is not installed, or the package has no such file.
     """
-    if reason := unavailable_because():
-        raise MeasurementError(f"measured rows: {reason}")
-    import pyarrow.parquet as parquet
-
-    spec = find_spec("aiconfigurator_core")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "systems" / "data" / system / "moe" / dataset / "moe_perf.parquet"
+    path = _data(system) / "moe" / dataset / "moe_perf.parquet"
     if not path.is_file():
         raise MeasurementError(f"measured rows: aiconfigurator-core has none of {dataset} on {system}")
-    table = parquet.read_table(path).to_pandas()
+    table = _read(path)
     table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
     return table[[*COLUMNS, "latency_ms"]].reset_index(drop=True)
+
+
+def load_alltoall(systems: tuple[str, ...]):
+    """NCCL alltoall rows in half precision as a DataFrame: system, dataset, num_gpus, message_size, latency_ms.
+
+    Raises:
+        MeasurementError: The extra is not installed.
+    """
+    import pandas as pd
+
+    tables = []
+    for system in systems:
+        for path in sorted((_data(system) / "comm" / "nccl").glob("*/nccl_perf.parquet")):
+            table = _read(path)
+            table = table[(table["op_name"] == "alltoall") & (table["nccl_dtype"] == "half")]
+            tables.append(table.assign(system=system, dataset=f"nccl/{path.parent.name}"))
+    rows = pd.concat(tables, ignore_index=True).rename(columns={"latency": "latency_ms"})
+    # a size measured more than once in one file is one row
+    keys = ["system", "dataset", "num_gpus", "message_size"]
+    return rows.groupby(keys, as_index=False)["latency_ms"].median()
+
+
+def _data(system: str) -> Path:
+    if reason := unavailable_because():
+        raise MeasurementError(f"measured rows: {reason}")
+    spec = find_spec("aiconfigurator_core")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "systems" / "data" / system
+
+
+def _read(path: Path):
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(path).to_pandas()
 
 
 @cache

@@ -1,8 +1,7 @@
 """The kernels' tests run on a GPU where there is one and in Triton's interpreter elsewhere.
 
-Triton decides when it is imported, so the variable is set around that import only: subprocesses that tests start (the
-compiler) must not inherit it. Where torch or triton do not exist there is nothing to collect here, and the summary says
-so.
+The interpreter's variable must be set before triton is first imported and stay set, for triton reads it again at the
+first launch. Where torch or triton do not exist there is nothing to collect here, and the summary says so.
 """
 
 import os
@@ -17,32 +16,24 @@ _missing = ""
 def _import_triton() -> None:
     import torch
 
-    if torch.cuda.is_available():
-        import triton.language
-        return
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise pytest.UsageError("tests/kernels: triton was imported before TRITON_INTERPRET=1 was set; set it for the "
-                                "whole run")
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        import triton.language  # noqa: F401
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before
+    if not torch.cuda.is_available():
+        if sys.modules.get("triton") and os.environ.get("TRITON_INTERPRET") != "1":
+            raise pytest.UsageError("tests/kernels: triton was imported before TRITON_INTERPRET=1 was set; set it for "
+                                    "the whole run")
+        os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
 
 
 try:
     _import_triton()
 except ImportError as error:
     _missing = str(error)
+    os.environ.pop("TRITON_INTERPRET", None)
     collect_ignore_glob.append("test_*.py")
 else:
     from moesim_kernels import runtime
 
-    if runtime.triton_mode() != "gpu":
-        collect_ignore_glob.append("test_gpu.py")
+    collect_ignore_glob.append("test_no_gpu.py" if runtime.triton_mode() == "gpu" else "test_gpu.py")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,20 +1,12 @@
-"""What can be checked of the benchmark without a GPU: its refusal, its routing, its shapes, its statistics."""
+"""What can be checked of the benchmark without a GPU: its routing, its shapes, its statistics."""
 
 import pytest
 import torch
-from moesim_kernels import runtime
-from moesim_kernels.bench import Timing, prepare_expert_phase, random_ids, time_calls, time_expert_phase
+from moesim_kernels.bench import Timing, prepare_expert_phase, random_ids
 
 from moesim.model import MoELayer
 
 LAYER = MoELayer(hidden_size=48, expert_intermediate_size=40, num_experts=6, top_k=2)
-
-
-@pytest.mark.skipif(runtime.triton_mode() == "gpu", reason="there is a GPU to time on")
-def test_refuses_without_a_gpu():
-    for call in (lambda: time_expert_phase(LAYER, 16), lambda: time_calls(lambda: None)):
-        with pytest.raises(RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"):
-            call()
 
 
 def test_prepared_call_computes_the_layer(device):

@@ -9,9 +9,9 @@ import torch
 from moesim_kernels import runtime
 
 
-def _python(code: str, **environment: str) -> str:
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+def _python(code: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -19,10 +19,12 @@ def _python(code: str, **environment: str) -> str:
 def test_mode_matches_the_machine():
     assert runtime.triton_mode() == ("gpu" if torch.cuda.is_available() else "interpreter")
     assert runtime.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert runtime.limits().shared_bytes >= 48 * 1024
 
 
 def test_importing_the_package_is_light():
-    assert _python("import moesim_kernels, sys; print('torch' in sys.modules, 'triton' in sys.modules)") == "False False"
+    code = "import moesim_kernels, sys; print([name for name in ('torch', 'triton') if name in sys.modules])"
+    assert _python(code) == "[]"
 
 
 def test_public_names_exist():
@@ -56,25 +58,9 @@ for call in (lambda: moe_layer(x, layer.gate, weights, 2), lambda: compile_check
     assert len(lines) == 3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU makes the mode 'gpu'")
-def test_without_gpu_and_interpreter_kernels_refuse():
-    code = """
-import torch
-from moesim_kernels import route, triton_mode
-print(triton_mode())
-try:
-    route(torch.zeros(1, 2), 1)
-except RuntimeError as error:
-    print(error)
-"""
-    mode, error = _python(code).splitlines()
-    assert mode == "none"
-    assert error.startswith("Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first imported")
-
-
 def test_kernels_follow_triton_not_a_later_environment():
-    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels import runtime; "
-    assert _python(late + "print(runtime.jit(lambda: 0).__class__.__name__)") == "JITFunction"
+    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels import router; "
+    assert _python(late + "print(type(router.order_key).__name__)") == "JITFunction"
 
 
 def test_require_triton_refuses_strided_tensors(device):
@@ -83,11 +69,5 @@ def test_require_triton_refuses_strided_tensors(device):
 
 
 def test_require_float_refuses_integers():
-    with pytest.raises(ValueError, match="x: expected bfloat16, float16 or float32, got torch.int32"):
+    with pytest.raises(ValueError, match=r"x: expected bfloat16, float16 or float32, got torch\.int32"):
         runtime.require_float("x", torch.zeros(1, dtype=torch.int32))
-
-
-def test_limits_without_a_gpu_are_an_a100s():
-    if runtime.triton_mode() == "interpreter":
-        assert runtime.limits().shared_bytes == 163 * 1024
-    assert runtime.limits().shared_bytes >= 48 * 1024

@@ -24,7 +24,7 @@ def test_tile_bound_is_the_worst_case_exactly(block_m):
         for counts in itertools.product(range(8), repeat=num_experts):
             tiles = int(tiles_per_expert(counts, block_m).sum())
             worst[sum(counts)] = max(worst.get(sum(counts), 0), tiles)
-        # Beyond 7 rows the enumeration above misses the splits with more than 7 rows on one expert.
+        # Beyond 7 rows the enumeration lacks splits with more than 7 rows on one expert.
         for num_rows in range(8):
             assert tile_bound(num_rows, num_experts, block_m) == worst[num_rows]
 
@@ -34,7 +34,7 @@ def test_tile_bound_refuses():
         tile_bound(4, 0, 16)
 
 
-@pytest.mark.parametrize(("tokens", "block_m"), [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (100, 128), (1e6, 128)])
+@pytest.mark.parametrize(("tokens", "block_m"), [(0, 16), (16, 16), (16.1, 32), (33, 64), (100, 128), (1e6, 128)])
 def test_block_m_follows_the_load(tokens, block_m):
     assert tile_config(tokens, 4096).block_m == block_m
 

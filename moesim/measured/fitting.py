@@ -1,0 +1,85 @@
+"""Robust fits of positive parameters, and the calibration file they end in."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from moesim.version import VERSION
+
+#: name -> (first guess, lowest, highest)
+Bounds = dict[str, tuple[float, float, float]]
+
+
+def robust_fit(log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray) -> dict[str, float]:
+    """Minimise a soft-L1 loss of weighted log errors (scale 0.1: beyond 10 % an error counts linearly).
+
+    Args:
+        log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
+        bounds: First guess and limits of each parameter.
+        weights: ndarray of shape (N,): weight of each row, mean 1.
+
+    Returns:
+        The fitted parameters.
+    """
+    from scipy.optimize import least_squares
+
+    scale = np.array([b[0] for b in bounds.values()])
+    root = np.sqrt(weights)
+    solution = least_squares(
+        lambda x: root * log_errors(dict(zip(bounds, x * scale, strict=True))), np.ones(len(scale)),
+        loss="soft_l1", f_scale=0.1, diff_step=1e-3,
+        bounds=(np.array([b[1] for b in bounds.values()]) / scale, np.array([b[2] for b in bounds.values()]) / scale),
+    )
+    return dict(zip(bounds, (solution.x * scale).tolist(), strict=True))
+
+
+def _number(value: float) -> str:
+    return repr(float(f"{value:.5g}"))
+
+
+def _text(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def write_calibration(
+    path: Path,
+    *,
+    title: str,
+    command: str,
+    fitted_on: str,
+    sources: list[str],
+    profiles: list[str],
+    parameters: dict[str, float],
+    device_factors: dict[str, dict[str, float]],
+    residuals: dict[str, dict],
+    scores: dict[str, dict[str, float]],
+    fit_groups: list[str],
+) -> None:
+    """Write a calibration file; see `moesim.costs.calibration.CalibrationFile` for its keys."""
+    lines = [
+        f"title = {_text(title)}",
+        f"created = {_text(date.today().isoformat())}",
+        f"moesim_version = {_text(VERSION)}",
+        f"command = {_text(command)}",
+        f"fitted_on = {_text(fitted_on)}",
+        "sources = [" + ", ".join(_text(s) for s in sources) + "]",
+        "calibrated_profiles = [" + ", ".join(_text(p) for p in profiles) + "]",
+        "fit_groups = [",
+        *(f"  {_text(g)}," for g in fit_groups),
+        "]",
+        "",
+        "[parameters]",
+        *(f"{name} = {_number(value)}" for name, value in parameters.items()),
+    ]
+    for device, factors in device_factors.items():
+        lines += ["", f"[device_factors.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
+    for name, spread in residuals.items():
+        lines += ["", f"# P10 and P90 of measured / predicted on rows left out of the fit: {name}",
+                  f"[residuals.{name}]", f"low = {_number(spread['low'])}", f"high = {_number(spread['high'])}",
+                  f"kind = {_text(spread['kind'])}", f"rows = {spread['rows']}"]
+    for name, values in scores.items():
+        lines += ["", "# percent, on rows left out of the fit", f"[scores.{name}]",
+                  *(f"{key} = {_number(value)}" for key, value in values.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
