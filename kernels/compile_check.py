@@ -36,7 +36,7 @@ class CompileResult:
     Attributes:
         target: Architecture, such as "sm_90" or "gfx942".
         kernel: The kernel and what it was specialised for.
-        registers: Per thread; for AMD vector and accumulation registers together.
+        registers: Per thread (AMD: vector registers).
         spills: NVIDIA: instructions that load or store local memory. AMD: vector registers spilled.
         shared_bytes: Shared memory of a program.
         error: Why it did not compile; the numbers are 0 then.
@@ -52,13 +52,14 @@ class CompileResult:
 
 def _gemm(limits: Limits, kernel: object, tokens: int, bits: int, **flags: bool) -> tuple[str, object, dict, dict]:
     accumulators = 2 if kernel is _swiglu_kernel else 1
-    tile = tile_config(tokens, 4096, operand_bits=bits, num_accumulators=accumulators, limits=limits)
+    tile = tile_config(tokens, 4096, operand_bits=bits, result_bits=32 if flags.get("GATHER") else bits,
+                       num_accumulators=accumulators, limits=limits)
     constexprs = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 4, "TOP_K": 8,
                   "DOT": tl.bfloat16 if bits == 16 else tl.float32} | flags
+    what = "swiglu" if accumulators == 2 else "logits" if flags["GATHER"] else "linear"
     masked = "" if flags.get("EVEN_H") or flags.get("EVEN_K") else " masked"
-    name = f"{'swiglu' if accumulators == 2 else 'linear'} {'bf16' if bits == 16 else 'f32'} " \
-           f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
-    return name + masked, kernel, constexprs, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    name = f"{what} {'bf16' if bits == 16 else 'f32'} {tile.block_m}x{tile.block_n}x{tile.block_k}{masked}"
+    return name, kernel, constexprs, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
 def _cases(limits: Limits) -> Iterator[tuple[str, object, dict, dict]]:
@@ -67,6 +68,7 @@ def _cases(limits: Limits) -> Iterator[tuple[str, object, dict, dict]]:
         yield _gemm(limits, _swiglu_kernel, tokens, bits, EVEN_H=True)
         yield _gemm(limits, _linear_kernel, tokens, bits, EVEN_K=True, GATHER=False)
     yield _gemm(limits, _swiglu_kernel, 128, 16, EVEN_H=False)
+    yield _gemm(limits, _linear_kernel, 128, 16, EVEN_K=False, GATHER=False)
     yield _gemm(limits, _linear_kernel, 128, 16, EVEN_K=False, GATHER=True)
     yield "combine", _combine_kernel, {"BLOCK_T": 4, "BLOCK_H": 1024}, {}
     yield ("route 256 experts", _route_kernel, {"SIGMOID": False, "GROUPED": False, "BLOCK_T": 16, "BLOCK_G": 1,
@@ -121,9 +123,10 @@ def _compile(target: str, kernel: object, constexprs: dict, options: dict) -> di
 
 
 def _amd_numbers(assembly: str) -> dict:
-    found = {key: int(re.search(rf"\.{key}:\s*(\d+)", assembly)[1]) for key in
-             ("vgpr_count", "vgpr_spill_count")}
-    return {"registers": found["vgpr_count"], "spills": found["vgpr_spill_count"]}
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s*(\d+)", assembly)[1])
+
+    return {"registers": number("vgpr_count"), "spills": number("vgpr_spill_count")}
 
 
 def _nvidia_numbers(asm: dict) -> dict:

@@ -77,7 +77,7 @@ def grouped_linear(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: 
     out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=a.device)
     if plan.num_rows:
         tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=a.element_size() * 8,
-                                     block_m=plan.block_m, limits=limits())
+                                     result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, limits=limits())
         _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
             a, w_ENC, out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert, plan.tile_row,
             plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(a.dtype),

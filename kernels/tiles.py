@@ -111,14 +111,16 @@ def tile_bound(num_rows: int, num_experts: int, block_m: int) -> int:
     return -(-(num_rows - num_experts + 1) // block_m) + num_experts - 1
 
 
-def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int = 16, num_accumulators: int = 1,
-                block_m: int | None = None, limits: Limits = LIMITS["sm_80"]) -> TileConfig:
+def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int = 16, result_bits: int = 16,
+                num_accumulators: int = 1, block_m: int | None = None,
+                limits: Limits = LIMITS["sm_80"]) -> TileConfig:
     """A good tile without a search, from the mean load: the histogram itself is on the device and stays there.
 
     Args:
         tokens_per_expert: Mean rows per expert.
         num_columns: Output columns of the GEMM, per accumulator.
         operand_bits: Bits of one operand element.
+        result_bits: Bits of one stored element.
         num_accumulators: Accumulators a program keeps: 2 for the fused gate and up projection.
         block_m: Rows of a tile where a plan has fixed them.
         limits: What the GPU gives a program; by default an A100's.
@@ -135,8 +137,9 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
         raise ValueError(f"expected tokens_per_expert >= 0 and positive sizes, got {tokens_per_expert}, {num_columns}, "
                          f"{operand_bits}, {num_accumulators}")
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
-    # float32 products run on the vector units and need registers for the operands too.
-    elements_per_warp = 1024 if operand_bits >= 32 else limits.elements_per_warp
+    # float32 products run on the vector units and need registers for the operands too; float32 results need more
+    # addresses than fit beside a full accumulator.
+    elements_per_warp = min(limits.elements_per_warp, 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096)
     widest = min(256, 8 * elements_per_warp // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
     block_k = max(1024 // operand_bits, 16)

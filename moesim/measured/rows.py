@@ -77,8 +77,8 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
             idle = float(idle_blocks(blocks, rows_here + masked, masked, len(counts), tile.block_m))  # type: ignore[arg-type]
             sums.append((rows_here, (counts > 0).sum(), blocks, masked, idle, tokens))
             tiles.append([getattr(tile, name) for name in _TILE_FIELDS])
-            gated = silicon.is_gated(row["hidden_size"], row["inter_size"], row["topk"], row["num_experts"])
-            sizes.append((row["hidden_size"], row["inter_size"] // row["moe_tp_size"], 2 if gated else 1, row["topk"]))
+            width = row["inter_size"] // row["moe_tp_size"]
+            sizes.append((row["hidden_size"], width, 2 if silicon.is_gated(row) else 1, row["topk"]))
     summed, size, tile_fields = np.array(sums, dtype=np.float64), np.array(sizes), np.array(tiles)
     hidden = size[:, 0]
     return RowDraws(

@@ -7,11 +7,12 @@ rank with the largest load is the one timed. What enters for EP > 1 depends on v
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from moesim.routing.distributions import RoutingSpec
 #: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row was found
 COLUMNS = ("system", "dataset", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk",
            "num_experts", "moe_tp_size", "moe_ep_size", "distribution")
-DATASETS = {"a100_sxm": ("sglang/0.5.10",), "h100_sxm": ("sglang/0.5.14", "vllm/0.24.0")}
 _DRAWS = 4
 
 
@@ -87,22 +87,32 @@ def _read(path: Path):
 
 
 @cache
-def _shapes() -> dict[tuple[int, int, int, int], tuple[bool, bool]]:
-    """(hidden, width, top_k, experts) -> (layer path, gated), from the collector's cases."""
+def _shapes() -> dict[tuple[int, int, int, int], dict]:
+    """(hidden, width, top_k, experts) -> how the collector ran that shape."""
     text = (files("moesim_hw_profiles") / "silicon" / "collector_paths.toml").read_text(encoding="utf-8")
-    return {tuple(s["shape"]): (s["layer_path"], s["gated"]) for s in tomllib.loads(text)["shapes"]}
+    return {tuple(s["shape"]): s for s in tomllib.loads(text)["shapes"]}
 
 
-def is_gated(hidden: int, width: int, top_k: int, experts: int) -> bool:
-    """Whether a shape's experts have a gate projection; shapes the collector ran directly behave as gated."""
-    layer_path, gated = _shapes().get((hidden, width, top_k, experts), (True, True))
-    return gated or not layer_path
+def _path(row: Mapping[str, Any]) -> dict:
+    key = (row["hidden_size"], row["inter_size"], row["topk"], row["num_experts"])
+    return _shapes().get(key, {"layer_path": True, "gated": True})
 
 
-def masks_remote(dataset: str, hidden: int, width: int, top_k: int, experts: int) -> bool:
+def is_gated(row: Mapping[str, Any]) -> bool:
+    """Whether a row's experts have a gate projection.
+
+    Shapes that a collector called directly ran the gated kernel whatever their model has; sglang 0.5.10's collector
+    called all directly.
+    """
+    path = _path(row)
+    return path["gated"] or not path["layer_path"] or row["dataset"] == "sglang/0.5.10"
+
+
+def masks_remote(row: Mapping[str, Any]) -> bool:
     """Whether, for EP > 1, all tokens enter and choices of other ranks are masked (else they are clamped)."""
-    layer_path, _ = _shapes().get((hidden, width, top_k, experts), (True, True))
-    return dataset.startswith("vllm") or (dataset == "sglang/0.5.14" and layer_path)
+    path = _path(row)
+    layer = path["layer_path"] or path.get("masked_ep", False)
+    return row["dataset"].startswith("vllm") or (row["dataset"] == "sglang/0.5.14" and layer)
 
 
 def _balanced(num_tokens: int, experts: int, top_k: int) -> np.ndarray:
@@ -148,7 +158,7 @@ def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int
     return float(num_tokens * (1.0 - np.prod(1.0 - np.minimum(local_L / num_tokens, 1.0))))
 
 
-def local_counts(row: dict, draw: int) -> tuple[np.ndarray, float]:
+def local_counts(row: Mapping[str, Any], draw: int) -> tuple[np.ndarray, float]:
     """Rows per local expert that the timed kernel computes, and the tokens that enter it.
 
     With EP = 1 all loads. With EP > 1 and masking, the hottest rank's loads while all tokens enter. With clamping
@@ -166,7 +176,7 @@ def local_counts(row: dict, draw: int) -> tuple[np.ndarray, float]:
     local = hottest_rank(loads(row["distribution"], tokens, experts, top_k, draw), ranks)
     if ranks == 1:
         return local, float(tokens)
-    if masks_remote(row["dataset"], row["hidden_size"], row["inter_size"], top_k, experts):
+    if masks_remote(row):
         return local, float(tokens)
     entering = round(entering_tokens(local, tokens, top_k, ranks))
     clamped = local.copy()
