@@ -118,6 +118,25 @@ def describe(error: ValidationError, where: str) -> str:
     return f"{where}: {path}: expected {expected}, got {got}"
 
 
+def raw_values(path: Path) -> dict[str, float]:
+    """Key path -> value, in the file's own units, of every sourced number of a file."""
+    found: dict[str, float] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            if {"value", "kind", "source"} <= set(node):
+                found[prefix] = node["value"]
+                return
+            for name, child in node.items():
+                walk(child, f"{prefix}.{name}" if prefix else name)
+        elif isinstance(node, list):
+            for index, child in enumerate(node):
+                walk(child, f"{prefix}[{index}]")
+
+    walk(tomllib.loads(path.read_text(encoding="utf-8")), "")
+    return found
+
+
 M = TypeVar("M", bound=BaseModel)
 
 

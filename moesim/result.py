@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from moesim.candidate import Candidate
 from moesim.units import GIB, US
 
+PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
+RESOURCES = ("egress", "hbm", "ingress", "sm")
+#: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
+RESULT_COLUMNS = (
+    "candidate", "cluster", "num_experts", "top_k", "expert_intermediate_size", "gate", "precision", "ep", "tp",
+    "placement", "num_replicas", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
+    "layer_tokens_per_s_per_device", *(f"{phase}_us" for phase in PHASES), "bottleneck",
+    *(f"{resource}_utilisation" for resource in RESOURCES), "load_imbalance", "dropped_token_fraction",
+    "peak_memory_gib", "tile", "evidence", "calibration", "engine", "seed", "version", "profile_hash",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -59,8 +70,7 @@ class Result:
     def row(self) -> dict[str, object]:
         """One flat row for a CSV file; units in the column names."""
         layer, spread = self.candidate.layer, self.candidate.parallelism
-        phases = {f"{name}_us": self.phase_time_s.get(name, 0.0) / US
-                  for name in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")}
+        phases = {f"{name}_us": self.phase_time_s.get(name, 0.0) / US for name in PHASES}
         memory = None if self.peak_memory_bytes is None else self.peak_memory_bytes / GIB
         return {
             "candidate": self.candidate.label,
@@ -80,7 +90,7 @@ class Result:
             "layer_tokens_per_s_per_device": self.tokens_per_s_per_device,
             **phases,
             "bottleneck": self.bottleneck,
-            **{f"{name}_utilisation": value for name, value in sorted(self.utilisation.items())},
+            **{f"{name}_utilisation": self.utilisation.get(name, 0.0) for name in RESOURCES},
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
             "peak_memory_gib": memory,

@@ -41,6 +41,11 @@ class LossEstimate:
     extrapolated: bool
     outside: tuple[str, ...]
 
+    def row(self) -> dict[str, object]:
+        """Flat columns for a CSV file, in nats."""
+        return {"loss": self.loss, "loss_low": self.low, "loss_high": self.high, "loss_extrapolated": self.extrapolated,
+                "loss_outside": "; ".join(self.outside)}
+
 
 @dataclass(frozen=True, slots=True)
 class _Delta:

@@ -6,10 +6,12 @@ from typing import Any
 from moesim.candidate import Workload
 from moesim.errors import MoesimError, UnknownNameError
 from moesim.quality import estimate_loss
+from moesim.result import RESULT_COLUMNS
 from moesim.search.space import Space
 from moesim.simulate import memory_of, simulate
 from moesim.topology import Cluster
 from moesim.units import GIB
+from moesim.version import VERSION
 
 #: objective -> direction
 OBJECTIVES = {"loss": "minimize", "layer_tokens_per_s_per_device": "maximize", "layer_time_us": "minimize",
@@ -21,7 +23,7 @@ class Evaluation:
     """What a trial found.
 
     Attributes:
-        row: Flat row for trials.csv: the simulation's and the loss's columns; empty where there is no candidate.
+        row: Flat row for trials.csv: the simulation's and the loss's columns; without a candidate, where it came from.
         memory_over_gib: GiB over (> 0) or under (<= 0) the device's memory: the constraint.
         reason: Why there is no such candidate; empty where there is.
     """
@@ -56,11 +58,14 @@ def evaluate(space: Space, cluster: Cluster, workload: Workload, params: dict[st
         candidate = space.decode(params)
         result = simulate(candidate, cluster, workload, engine=engine, must_fit=False)
     except MoesimError as error:
-        return Evaluation(row={}, memory_over_gib=0.0, reason=str(error))
+        row = dict.fromkeys(RESULT_COLUMNS) | {
+            "cluster": cluster.name, "evidence": "simulated", "calibration": "none", "engine": engine,
+            "seed": workload.seed, "version": VERSION, "profile_hash": cluster.digest,
+        }
+        return Evaluation(row=row, memory_over_gib=0.0, reason=str(error))
     loss = estimate_loss(candidate.layer, space.dense(), train_tokens=space.train_tokens, train_flops=space.train_flops)
     memory = memory_of(candidate, cluster, workload)
     assert memory is not None
     over = (memory[0].total_bytes - cluster.profile.hbm_capacity_bytes) / GIB
-    row = result.row() | {"loss": loss.loss, "loss_low": loss.low, "loss_high": loss.high,
-                          "loss_extrapolated": loss.extrapolated}
+    row = result.row() | loss.row()
     return Evaluation(row=row, memory_over_gib=over, reason="")

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from moesim.candidate import Candidate, Workload
 from moesim.errors import ConfigError
+from moesim.result import RESULT_COLUMNS
 from moesim.search.evaluate import OBJECTIVES, Evaluation, check_objectives, evaluate
 from moesim.search.pareto import front, spread
 from moesim.search.space import Space
@@ -32,6 +33,9 @@ from moesim.topology import Cluster
 from moesim.version import VERSION
 
 BATCH = 50
+#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts
+TRIAL_COLUMNS = ("number", "state", "parallelism", *RESULT_COLUMNS[:-6], "memory_over_gib", "loss", "loss_low", "loss_high",
+                 "loss_extrapolated", "loss_outside", "reason", *RESULT_COLUMNS[-6:], "wall_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +61,12 @@ class Trial:
 
     def row(self) -> dict[str, Any]:
         """Flat row for trials.csv; wall-clock columns begin with ``wall_``."""
-        state = "infeasible" if self.evaluation.reason else "fits" if self.feasible else "over_memory"
-        return {"number": self.number, "state": state, **self.params, **self.evaluation.row,
-                "memory_over_gib": None if self.evaluation.reason else self.evaluation.memory_over_gib,
-                "reason": self.evaluation.reason, "wall_s": self.wall_s}
+        found = self.evaluation
+        state = "infeasible" if found.reason else "fits" if self.feasible else "over_memory"
+        # the point as it was asked, also where there is no candidate; what it became (ep, tp) stands beside it
+        row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
+        return row | {"number": self.number, "state": state, "reason": found.reason, "wall_s": self.wall_s,
+                      "memory_over_gib": None if found.reason else found.memory_over_gib}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,15 @@ class Study:
         """Candidates of the Pareto front; with a limit, spread evenly along it, both ends included."""
         trials = self.pareto_trials()
         return [self.space.decode(t.params) for t in (spread(trials, limit) if limit else trials)]
+
+    def num_ties(self, trial: Trial, among: list[Trial]) -> int:
+        """Others whose loss interval and layer-time interval both overlap this one's: not told apart."""
+        def overlap(other: Trial, low: str, high: str) -> bool:
+            a, b = trial.evaluation.row, other.evaluation.row
+            return a[low] <= b[high] and b[low] <= a[high]
+
+        return sum(other is not trial and overlap(other, "loss_low", "loss_high")
+                   and overlap(other, "layer_time_low_us", "layer_time_high_us") for other in among)
 
     def _costs(self, trial: Trial) -> list[float]:
         signs = [1.0 if OBJECTIVES[name] == "minimize" else -1.0 for name in self.objectives]

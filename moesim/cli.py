@@ -1,0 +1,190 @@
+"""The command line: ``moesim profiles | simulate | validate | calibrate | study``.
+
+Data goes to stdout, everything else to stderr. A `MoesimError` is one line and exit code 2, without a traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim import configfile
+from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.errors import MoesimError
+from moesim.hardware import load_profile
+from moesim.model import Gate, Precision
+from moesim.presets import load_preset, preset_names
+from moesim.topology import load_cluster
+from moesim.units import GIB, US
+from moesim.version import VERSION
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Simulate, search and check Mixture-of-Experts designs on GPUs you may not have yet.")
+validate_app = typer.Typer(no_args_is_help=True, help="Compare simulated with measured or published figures.")
+calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration files to the rows that may be fitted.")
+app.add_typer(validate_app, name="validate")
+app.add_typer(calibrate_app, name="calibrate")
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command line; users' errors become one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        command()
+    except MoesimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def main() -> None:
+    """Entry point of the ``moesim`` command."""
+    run_command(lambda: app())
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.command()
+def profiles(name: Annotated[str | None, typer.Argument(help="A profile or cluster: show its numbers.")] = None) -> None:
+    """List device profiles, clusters and model presets, or one file's numbers with kind and source."""
+    from moesim.report.terminal import print_table
+
+    if name is None:
+        rows = [{"what": what, "names": ", ".join(found)} for what, found in (
+            ("devices", configfile.names("devices")), ("clusters", configfile.names("clusters")),
+            ("presets", preset_names()))]
+        print_table("What can be named", rows, ["what", "names"])
+        return
+    try:
+        provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"
+        path = configfile.find("devices", name)
+    except configfile.UnknownNameError:
+        cluster = load_cluster(name)
+        provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
+        path = configfile.find("clusters", name)
+    values = configfile.raw_values(path)
+    rows = [{"key": key, "value": values.get(key), "kind": kind, "source": source}
+            for key, (kind, source) in provenance.items()]
+    print_table(title, rows, ["key", "value", "kind", "source"])
+
+
+@app.command()
+def simulate(
+    preset: Annotated[str, typer.Option(help="Published model whose layer is simulated.")] = "qwen3-235b-a22b",
+    cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")] = "hgx-h100-8",
+    tokens: Annotated[int, typer.Option(help="Tokens per device.")] = 1024,
+    routing: Annotated[str, typer.Option(help="uniform, zipf:ALPHA or power_law:ALPHA.")] = "uniform",
+    ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks; default: devices / tp.")] = None,
+    tp: Annotated[int, typer.Option(help="Devices that share each expert.")] = 1,
+    placement: Annotated[str, typer.Option(help="contiguous, balanced or eplb.")] = "contiguous",
+    replicas: Annotated[int, typer.Option(help="Expert replicas (eplb).")] = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp8.")] = "bf16",
+    gate: Annotated[str | None, typer.Option(help="flat, group_limited:8:4, two_level:16:4; default: the preset's.")] = None,
+    num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    engine: Annotated[str, typer.Option(help="bound, flow or event.")] = "flow",
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
+    layer_only: Annotated[bool, typer.Option("--layer-only", help="Do not check that the whole model fits.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the result as CSV.")] = None,
+) -> None:
+    """Simulate one MoE layer of a published model on a cluster."""
+    from dataclasses import replace
+
+    from moesim.report.tables import write_csv
+    from moesim.report.terminal import print_table
+    from moesim.simulate import simulate as run
+
+    model = load_preset(preset, Precision.named(precision))
+    changes = {"num_experts": num_experts, "top_k": top_k, "gate": Gate.parse(gate) if gate else None}
+    layer = replace(model.layer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+    machine = load_cluster(cluster)
+    spread = Parallelism(ep=ep if ep is not None else max(machine.num_devices // max(tp, 1), 1), tp=tp)
+    candidate = Candidate(layer=layer, parallelism=spread, placement=placement, num_replicas=replicas,
+                          dense_part=None if layer_only else model.dense_part)
+    workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
+    result = run(candidate, machine, workload, engine=engine)
+    rows = [{"phase": name, "time_us": seconds / US, "share": f"{100 * seconds / result.layer_time_s:.0f} %"}
+            for name, seconds in result.phase_time_s.items() if seconds > 0]
+    print_table(f"{preset} on {machine.name}: {candidate.label}", rows,
+                {"phase": "critical path", "time_us": "us", "share": "share"})
+    print(f"layer          {result.layer_time_s / US:,.0f} us "
+          f"({result.layer_time_low_s / US:,.0f} to {result.layer_time_high_s / US:,.0f}), engine {engine}")
+    print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
+    print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
+    if result.peak_memory_bytes is not None:
+        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {machine.profile.hbm_capacity_bytes / GIB:.0f} GiB")
+    print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}; tile {result.tile}")
+    if out is not None:
+        write_csv(out, [result.row()])
+
+
+@validate_app.command("kernels")
+def validate_kernels(
+    system: Annotated[str, typer.Option(help="System of the measured rows.")] = "h100_sxm",
+    limit: Annotated[int, typer.Option(help="Rows per group, drawn with a fixed seed; 0 for all.", min=0)] = 500,
+    out: Annotated[Path | None, typer.Option(help="Write every row with its prediction as CSV.")] = None,
+) -> None:
+    """Predict measured Triton MoE kernels, rows that were fitted and rows that were not, beside a roofline."""
+    from moesim.measured.scoreboard import scoreboard
+    from moesim.report.tables import write_csv
+    from moesim.report.terminal import print_table
+
+    scores, rows = scoreboard(system, limit)
+    print_table(f"Measured Triton MoE kernels on {system}: error in %", scores, list(scores[0]))
+    if out is not None:
+        write_csv(out, rows)
+
+
+@calibrate_app.command("kernels")
+def calibrate_kernels(out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml")) -> None:
+    """Fit the kernel model to the measured rows that may be fitted; about a minute."""
+    from moesim.measured import calibrate_kernels as fitting
+
+    _report_fit(fitting.calibrate(out), out)
+
+
+@calibrate_app.command("transfers")
+def calibrate_transfers(out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("nccl-alltoall.toml")) -> None:
+    """Fit the all-to-all to NCCL measurements on A100 and H100."""
+    from moesim.measured import calibrate_transfers as fitting
+
+    _report_fit(fitting.calibrate(out), out)
+
+
+def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
+    from moesim.report.terminal import print_table, say
+
+    print_table("Error on rows left out of the fit, %", [{"class": k, **v} for k, v in scores.items()],
+                ["class", "rows", "median", "mape", "p90", "bias"])
+    say(f"wrote {out}")
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="TOML file with cluster, objectives, [workload] and [space].")],
+    trials: Annotated[int, typer.Option(help="Trials in all.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("studies/out/study"),
+    workers: Annotated[int, typer.Option(help="Processes that evaluate.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the folder holds.")] = False,
+) -> None:
+    """Search a space described in a TOML file; writes trials.csv and pareto.csv."""
+    from moesim.search.studyfile import load_study_file
+    from moesim.search.watch import watched_study, write_study
+
+    described = load_study_file(file, seed)
+    found = watched_study(described.space, described.cluster, described.workload, objectives=described.objectives,
+                          num_trials=trials, seed=seed, storage=out, num_workers=workers, fresh=fresh)
+    write_study(found, out)
+
+
+if __name__ == "__main__":
+    main()

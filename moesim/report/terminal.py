@@ -1,0 +1,72 @@
+"""What a person sees while and after something runs: tables on stdout, progress on stderr."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_PLAIN_WIDTH = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console; wide and plain where the output is no terminal, so that tables survive a pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    wide = None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH
+    return Console(file=stream, width=wide, highlight=False)
+
+
+def cell(value: Any) -> str:
+    """A value as people read it: 4 digits for numbers, thousands grouped, - for nothing."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> None:
+    """Print rows as a table.
+
+    Args:
+        title: Heading.
+        rows: Flat mappings.
+        columns: Keys to show, or key -> heading.
+    """
+    headings = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
+    rows = list(rows)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for key, heading in headings.items():
+        numeric = all(isinstance(row.get(key), int | float) or row.get(key) is None for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row.get(key)) for key in headings))
+    console().print(table)
+
+
+def say(text: str) -> None:
+    """A line for the person who waits: stderr."""
+    console(stderr=True).print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def trial_progress(total: int) -> Iterator[Any]:
+    """A progress bar over trials; yields a function to call with each trial and a text about the best so far."""
+    shown = Progress(
+        TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[best]}"), console=console(stderr=True), transient=False,
+    )
+    with shown:
+        task = shown.add_task("trials", total=total, rate="", best="")
+
+        def advance(best: str) -> None:
+            speed = shown.tasks[task].speed
+            shown.update(task, advance=1, best=best, rate=f"{speed:,.0f} trials/s" if speed else "")
+
+        yield advance

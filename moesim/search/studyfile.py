@@ -1,0 +1,57 @@
+"""A study as a TOML file: what ``moesim study`` reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from moesim import configfile
+from moesim.candidate import Workload
+from moesim.configfile import Strict
+from moesim.errors import ConfigError
+from moesim.search.space import Space
+from moesim.topology import Cluster, load_cluster
+
+
+class _Workload(Strict):
+    num_tokens_per_device: int = Field(ge=1)
+    phase: str = "prefill"
+    routing: str = "uniform"
+    kv_tokens_per_device: int | None = Field(default=None, ge=0)
+
+
+class _StudyFile(Strict):
+    cluster: str
+    objectives: list[str] = Field(default=["loss", "layer_tokens_per_s_per_device"], min_length=1)
+    workload: _Workload
+    space: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyDescription:
+    """A study file, loaded."""
+
+    cluster: Cluster
+    objectives: list[str]
+    workload: Workload
+    space: Space
+
+
+def load_study_file(path: Path, seed: int) -> StudyDescription:
+    """Load a study file.
+
+    Raises:
+        ConfigError: Not there, not TOML, or not of the form: file, key, rule, what came.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this study file: {error.strerror}") from None
+    file = configfile.parse(text, _StudyFile, path.name)
+    try:
+        space = Space(**file.space)
+        workload = Workload(**file.workload.model_dump(), seed=seed)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+    return StudyDescription(cluster=load_cluster(file.cluster), objectives=file.objectives, workload=workload, space=space)
