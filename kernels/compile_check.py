@@ -64,7 +64,7 @@ def _gemm(limits: Limits, kernel: object, tokens: int, bits: int, **flags: bool)
 
 def _cases(limits: Limits) -> Iterator[tuple[str, object, dict, dict]]:
     """Name, kernel, constexprs and launch options of everything compiled; GEMMs with the default tiles."""
-    for tokens, bits in ((16, 16), (64, 16), (128, 16), (128, 32)):
+    for tokens, bits in ((16, 16), (32, 16), (64, 16), (128, 16), (128, 32)):
         yield _gemm(limits, _swiglu_kernel, tokens, bits, EVEN_H=True)
         yield _gemm(limits, _linear_kernel, tokens, bits, EVEN_K=True, GATHER=False)
     yield _gemm(limits, _swiglu_kernel, 128, 16, EVEN_H=False)

@@ -139,7 +139,8 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
     # float32 products run on the vector units and need registers for the operands too; float32 results need more
     # addresses than fit beside a full accumulator.
-    elements_per_warp = min(limits.elements_per_warp, 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096)
+    most = 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096
+    elements_per_warp = min(limits.elements_per_warp, most)
     widest = min(256, 8 * elements_per_warp // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
     block_k = max(1024 // operand_bits, 16)

@@ -1,19 +1,29 @@
-"""The check: winners and measured candidates against every source there is, and what became of the ranking."""
+"""The check: winners and measured architectures against every source there is, and what became of the ranking.
 
-from collections.abc import Iterable, Sequence
+Measured rows and a GPU check every candidate. The interpreter and the CPU check scaled-down layers, which says the
+same for candidates that differ only in size: each gate kind among the winners goes through the interpreter once, and
+one winner, the middle of the front, is timed on the CPU.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
-from moesim.measured.scores import ranking
+from moesim.measured.scores import error_scores, ranking
 from moesim.measured.silicon_source import Silicon
 from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources
+from moesim.report.tables import write_csv
+from moesim.report.terminal import print_table
 from moesim.topology import Cluster
 from moesim.version import VERSION
 
-COLUMNS = ("candidate", "role", "source", "quantity", "status", "simulated", "simulated_low", "simulated_high",
-           "measured", "measured_low", "measured_high", "error_percent", "limit", "in_fit_set", "detail", "evidence",
-           "calibration", "seed", "engine", "version", "profile_hash")
+CHECK_COLUMNS = ("candidate", "role", "source", "quantity", "status", "simulated", "simulated_low", "simulated_high",
+                 "measured", "measured_low", "measured_high", "error_percent", "limit", "in_fit_set", "detail",
+                 "evidence", "calibration", "seed", "engine", "version", "profile_hash")
+_SCALED_DOWN = ("triton_interpreter", "torch_cpu")
 
 
 def all_sources() -> dict[str, MeasurementSource]:
@@ -30,22 +40,93 @@ def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cl
                     seed=workload.seed)
 
 
-def csv_row(check: CheckRow, role: str) -> dict[str, object]:
-    """Flat row for check.csv; ``role`` is why the candidate is checked: ``winner`` or ``measured``."""
-    values = {name: getattr(check, name) for name in COLUMNS if hasattr(check, name)}
-    return values | {"role": role, "version": VERSION}
+def check_all(winners: list[Candidate], measured: list[Candidate], cluster: Cluster, workload: Workload,
+              sources: dict[str, MeasurementSource], say: Callable[[str], None]) -> list[tuple[str, CheckRow]]:
+    """Check everything.
 
-
-def ranking_of(checks: Iterable[CheckRow]) -> dict[str, float] | None:
-    """Whether simulation ranked the checked candidates as measurement does; each measured row counts once.
+    Args:
+        winners: Candidates of the front, in order; at least one.
+        measured: Architectures that measured rows exist for.
+        cluster: Hardware they were simulated on.
+        workload: Tokens and routing.
+        sources: What can check them.
+        say: Told what is being done, since some of it takes seconds.
 
     Returns:
-        Kendall tau and regret (see `moesim.measured.scores.ranking`), or None under four candidates.
+        (role, row) with role ``winner`` or ``measured``.
     """
-    rows: dict[object, CheckRow] = {}
-    for check in checks:
-        if check.source == "silicon" and check.status == "checked":
-            rows.setdefault(check.extra["candidate_shape"], check)
-    simulated: Sequence[float] = [float(r.simulated or 0.0) for r in rows.values()]
-    measured: Sequence[float] = [float(r.measured or 0.0) for r in rows.values()]
-    return ranking(np.array(simulated), np.array(measured))
+    one_of_each_gate = list({c.layer.gate.kind: c for c in reversed(winners)}.values())
+    plan = {"triton_interpreter": one_of_each_gate, "torch_cpu": [winners[len(winners) // 2]]}
+    rows = []
+    for name, source in sources.items():
+        chosen = plan.get(name, winners)
+        reason = source.unavailable_because()
+        if reason is not None:
+            say(f"check {name}: not here ({reason})")
+            chosen = chosen[:1] if name != "silicon" else chosen
+        else:
+            say(f"check {name}: {len(chosen)} of {len(winners)} winners")
+        rows += [("winner", check_candidate(source, c, cluster, workload)) for c in chosen]
+    known = {c.label for c in winners}
+    rows += [("measured", check_candidate(sources["silicon"], c, cluster, workload))
+             for c in measured if c.label not in known]
+    return rows
+
+
+def write_check(path: Path, rows: Iterable[tuple[str, CheckRow]]) -> None:
+    """Write check.csv: one row per comparison, each with its kind, status, evidence and calibration."""
+    write_csv(path, [csv_row(row, role) for role, row in rows], CHECK_COLUMNS)
+
+
+def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
+    """Flat row for check.csv."""
+    return {name: getattr(check, name) for name in CHECK_COLUMNS if hasattr(check, name)} | {
+        "role": role, "version": VERSION}
+
+
+def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
+    """Error over the distinct measured rows that were checked, and whether the ranking survived.
+
+    Returns:
+        ``rows``, ``median`` and ``p90`` of the error in percent, ``kendall_tau`` and ``regret``; ``n/a`` where there
+        are too few (none for errors, under four for the ranking).
+    """
+    distinct: dict[object, CheckRow] = {}
+    for row in rows:
+        if row.source == "silicon" and row.status == "checked":
+            distinct.setdefault(row.extra["row"], row)
+    simulated = np.array([r.simulated for r in distinct.values()], dtype=np.float64)
+    measured = np.array([r.measured for r in distinct.values()], dtype=np.float64)
+    errors = error_scores(simulated, measured) if len(distinct) else {}
+    ranks = ranking(simulated, measured) or {}
+    return {"rows": len(distinct), **{k: errors.get(k, "n/a") for k in ("median", "mape", "p90", "bias")},
+            **{k: ranks.get(k, "n/a") for k in ("kendall_tau", "regret")}}
+
+
+def print_check(rows: list[tuple[str, CheckRow]]) -> None:
+    """The table at the end: candidate, simulated with its interval, measured, error; then the ranking."""
+    shown = [csv_row(row, role) | {"interval": _interval(row)} for role, row in rows]
+    print_table("Check: simulated against measured", shown, {
+        "candidate": "candidate", "role": "role", "source": "source", "quantity": "quantity", "status": "status",
+        "simulated": "simulated", "interval": "P10-P90", "measured": "measured", "error_percent": "error %",
+        "limit": "limit", "in_fit_set": "fitted on"})
+    for reason in sorted({f"{r.source}: {r.detail}" for _, r in rows if r.status == "unavailable"}):
+        print(f"not checked here: {reason}")
+    all_rows = [row for _, row in rows]
+    for title, chosen in (("all checked rows", all_rows), ("rows never fitted", [r for r in all_rows if not r.in_fit_set])):
+        s = silicon_summary(chosen)
+        print(f"measured kernels, {title}: {s['rows']} rows, error median {_number(s['median'])} %, "
+              f"mean {_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
+              f"regret of the simulated best {_number(s['regret'], percent=True)}")
+
+
+def _interval(row: CheckRow) -> str:
+    if row.simulated_low is None or row.simulated_high is None:
+        return ""
+    return f"{row.simulated_low:,.0f}-{row.simulated_high:,.0f}"
+
+
+def _number(value: float | str, *, percent: bool = False) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{100 * value:.1f} %" if percent else f"{value:.2f}"

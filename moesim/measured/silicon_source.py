@@ -88,8 +88,8 @@ class Silicon:
             detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, {row['distribution']}, "
                    f"tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile {tile}: contiguous experts, hottest rank, "
                    "no gate limits, warm L2; measured is a mean of back-to-back calls",
-            extra={"candidate_shape": (row["num_experts"], row["topk"], row["inter_size"], row["moe_dtype"],
-                                       row["moe_tp_size"], row["moe_ep_size"])},
+            extra={"row": (row["dataset"], row["num_experts"], row["topk"], row["inter_size"], row["moe_dtype"],
+                            row["moe_tp_size"], row["moe_ep_size"])},
             **about,
         )
 

@@ -41,13 +41,15 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence
     """
     headings = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
     rows = list(rows)
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for key, heading in headings.items():
         numeric = all(isinstance(row.get(key), int | float) or row.get(key) is None for row in rows)
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row.get(key)) for key in headings))
-    console().print(table)
+    out = console()
+    out.print(title, style="bold", soft_wrap=True)
+    out.print(table)
 
 
 def say(text: str) -> None:

@@ -7,6 +7,11 @@ from moesim_kernels.tiles import LIMITS
 pytestmark = pytest.mark.full
 
 
+def test_shared_memory_budgets_are_the_vendors():
+    kib = {target: limits.shared_bytes // 1024 for target, limits in LIMITS.items()}
+    assert (kib["sm_80"], kib["sm_90"], kib["sm_100"]) == (163, 227, 227)
+
+
 @pytest.mark.parametrize("target", LIMITS)
 def test_budgets(target):
     results = compile_check.compile_target(target)

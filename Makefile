@@ -1,0 +1,58 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+TRIALS ?= 2000
+SEED ?= 0
+OUT ?= studies/out/codesign_hgx_h100
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-full lint bench clean
+
+help:
+	@echo "make demo       install, then search, check and report for an 8xH100 node"
+	@echo "make test       install, then run the tests (about 3 minutes)"
+	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      performance figures, as in the README"
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "No '$(PYTHON)' here. Install Python 3.11 to 3.14 (Debian/Ubuntu: apt install python3 python3-venv)," \
+	       "or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "moesim needs Python 3.11 to 3.14; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Install one and name it: make PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python has no venv module. Debian/Ubuntu: apt install python3-venv" \
+	       "(Fedora: dnf install python3-pip)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (the first time this takes a few minutes: torch and triton are large)"
+	$(PIP_INSTALL) -e '.[silicon]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[silicon,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python studies/codesign_hgx_h100.py --trials $(TRIALS) --seed $(SEED) --out $(OUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "not full and not gpu" --ignore=tests/benchmarks
+
+test-full: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/benchmarks
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,313 @@
+"""A real MoE layer in torch on the CPU, timed phase by phase on one thread.
+
+Phases: ``gate`` (logits, softmax, top-k), ``permute`` (stable sort of the choices, histogram, gather of rows),
+``experts`` (grouped GEMM, SiLU, product, grouped GEMM), ``combine`` (weighted `index_add_`).
+
+What makes such times repeatable, and what they mean:
+
+- They are times of the thread, not of the clock on the wall: a core that is taken away for a while does not count.
+- The layer stands for one of many. Before each repeat the input is written, as the operation before it would, and the
+  weights are a copy that was not used lately, so that they come from memory. ``resident=True`` reuses one copy.
+- The histogram of experts stays the same while the order of tokens changes, and there is a warm-up: libraries compile
+  a bfloat16 kernel for each new row count (about half a millisecond), while branch predictors learn one input by heart.
+- Freed memory is kept (glibc's mallopt): returning it and faulting it in again can cost more than the layer.
+- A sentinel, a stream of 64 MiB and a GEMM, runs before and after. Spread inside a run does not show a neighbour that
+  streams memory; the sentinel does. A run it finds more than 8 % slower is repeated once, and otherwise marked.
+
+Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups kept, S experts of one
+group, H hidden size, I expert width, N outputs.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import grouped_mm, silu
+
+from moesim.errors import ConfigError
+from moesim.model import MoELayer
+
+PHASES = ("gate", "permute", "experts", "combine")
+#: slowdown of the sentinel from which a run counts as contended
+CONTENDED = 0.08
+#: weights used between two uses of one copy: beyond the share of a last-level cache that one core gets
+COLD_BYTES = 256 << 20
+_MAX_COPIES, _MAX_POOL_BYTES = 64, 1 << 30
+_INPUTS = 8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def thread_clock() -> Callable[[], float]:
+    """Seconds the core gave this thread where that is known to a microsecond, else the wall clock."""
+    return time.thread_time if time.get_clock_info("thread_time").resolution <= 1e-6 else time.perf_counter
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """One torch thread, no gradients, freed memory kept; thread count and glibc's defaults are restored."""
+    threads = torch.get_num_threads()
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)
+    torch.set_num_threads(1)
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if mallopt:
+            mallopt(_M_MMAP_MAX, 65536)
+            mallopt(_M_TRIM_THRESHOLD, 128 << 10)
+            libc.malloc_trim(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Statistics of repeated times, in seconds."""
+
+    min_s: float
+    p10_s: float
+    median_s: float
+    p90_s: float
+
+    @classmethod
+    def of(cls, seconds: np.ndarray) -> "Spread":
+        """Statistics of an ndarray of shape (repeats,)."""
+        p10, median, p90 = np.percentile(seconds, (10, 50, 90))
+        return cls(min_s=float(np.min(seconds)), p10_s=float(p10), median_s=float(median), p90_s=float(p90))
+
+
+class Sentinel:
+    """Work that is always the same: a stream of 64 MiB and a GEMM, to notice a machine that became slower."""
+
+    def __init__(self) -> None:
+        self._source, self._target = torch.ones(16 << 20), torch.ones(16 << 20)
+        self._left, self._right = torch.ones(384, 384), torch.ones(384, 384)
+        self._best = np.full(2, np.inf)
+        self.slowdown()
+
+    def slowdown(self) -> float:
+        """How much slower than ever seen by this sentinel: the worse of stream and GEMM (best of 5), 0.1 for 10 %."""
+        clock = thread_clock()
+        seconds = np.empty((5, 2))
+        for row in seconds:
+            start = clock()
+            torch.mul(self._source, 2.0, out=self._target)
+            between = clock()
+            torch.mm(self._left, self._right)
+            row[:] = between - start, clock() - between
+        now = seconds.min(axis=0)
+        self._best = np.minimum(self._best, now)
+        return float((now / self._best).max() - 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTiming:
+    """Times of one layer.
+
+    Attributes:
+        phases: `PHASES` and ``total``, each over all repeats.
+        repeats: Number of repeats.
+        slowdown: The sentinel's worst slowdown before or after.
+        contended: Whether that is over `CONTENDED`, also in the second try.
+    """
+
+    phases: dict[str, Spread]
+    repeats: int
+    slowdown: float
+    contended: bool
+
+
+def align(ids_P: torch.Tensor, num_experts: int, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort pairs by expert.
+
+    Args:
+        ids_P: Expert of each pair, token by token, shape (P,), int64.
+        num_experts: E.
+        top_k: K.
+
+    Returns:
+        Pair numbers in order of their expert, shape (P,), int64; tokens of these pairs; first pair after each
+        expert's, int32 of shape (E,).
+    """
+    order_P = torch.argsort(ids_P, stable=True)
+    ends_E = torch.bincount(ids_P, minlength=num_experts).cumsum(0).int()
+    return order_P, order_P // top_k, ends_E
+
+
+def choose(logits_TE: torch.Tensor, top_k: int, score: str = "softmax") -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of the best experts."""
+    scores_TE = torch.softmax(logits_TE, dim=1) if score == "softmax" else torch.sigmoid(logits_TE)
+    weights_TK, ids_TK = scores_TE.topk(top_k, dim=1)
+    return weights_TK.div_(weights_TK.sum(dim=1, keepdim=True)), ids_TK
+
+
+def activate(up_PN: torch.Tensor, width: int) -> torch.Tensor:
+    """SiLU of the first ``width`` columns, times the others where there are any (SwiGLU): shape (P, I)."""
+    act_PI = silu(up_PN[:, :width])
+    return act_PI.mul_(up_PN[:, width:]) if up_PN.shape[1] > width else act_PI
+
+
+def add_up(y_PH: torch.Tensor, weights_P: torch.Tensor, token_P: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Weighted sum of each token's rows, shape (T, H); overwrites ``y_PH``."""
+    out_TH = torch.zeros(num_tokens, y_PH.shape[1], dtype=y_PH.dtype)
+    return out_TH.index_add_(0, token_P, y_PH.mul_(weights_P.to(y_PH.dtype)[:, None]))
+
+
+class CpuLayer:
+    """One routed MoE layer with random weights, and the choices its experts are given.
+
+    The gate really scores and selects, but the experts follow ``expert_ids_TK``: a simulator prices a histogram, and
+    only with the same histogram can the two be compared. Shared experts and capacity limits are not computed.
+
+    Args:
+        layer: Sizes and gate; its number formats are not used.
+        expert_ids_TK: Integer array of shape (T, K): the experts of each token, all different.
+        dtype: Format of tokens, experts and gate; logits are float32.
+        seed: Seed of weights, inputs and orders.
+        cold_bytes: Bytes of active weights used before a copy is used again; 0 keeps one copy.
+
+    Raises:
+        ConfigError: Rows of weights that are no multiple of 16 bytes, which grouped_mm refuses, or ids out of shape.
+    """
+
+    def __init__(self, layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, seed: int = 0,
+                 cold_bytes: int = COLD_BYTES) -> None:
+        hidden, width = layer.hidden_size, layer.expert_intermediate_size
+        multiple = 16 // dtype.itemsize
+        if hidden % multiple or width % multiple:
+            raise ConfigError(f"layer: expected hidden_size and expert_intermediate_size as multiples of {multiple} for "
+                              f"{dtype} on a CPU, got {hidden} and {width}")
+        ids_TK = torch.as_tensor(expert_ids_TK).long()
+        if ids_TK.ndim != 2 or ids_TK.shape[1] != layer.top_k:
+            raise ConfigError(f"expert_ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
+        self.layer, self.dtype = layer, dtype
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype).normal_(0.0, shape[-1]**-0.5, generator=generator)
+
+        up_columns = (2 if layer.gated else 1) * width
+        active = int(ids_TK.unique().numel())
+        used = (layer.gate_params + active * layer.params_per_expert) * dtype.itemsize
+        stored = (layer.gate_params + layer.num_experts * layer.params_per_expert) * dtype.itemsize
+        copies = min(1 + cold_bytes // used, _MAX_COPIES, max(_MAX_POOL_BYTES // stored, 1))
+        coarse = layer.gate.num_expert_groups if layer.gate.kind == "two_level" else 0
+        self.keys_CEH = normal(coarse + layer.num_experts, hidden).repeat(copies, 1, 1)
+        self.w_up_CENH = normal(layer.num_experts, up_columns, hidden).repeat(copies, 1, 1, 1)
+        self.w_down_CEHI = normal(layer.num_experts, hidden, width).repeat(copies, 1, 1, 1)
+        self.x_TH = torch.empty(ids_TK.shape[0], hidden, dtype=dtype)
+        self._inputs = [torch.randn(self.x_TH.shape, generator=generator).to(dtype) for _ in range(_INPUTS)]
+        self._ids = [ids_TK[torch.randperm(len(ids_TK), generator=generator)].contiguous() for _ in range(_INPUTS)]
+        self.select(0)
+
+    def select(self, repeat: int) -> None:
+        """Write the input and take the copy of the weights and the order of tokens for this repeat."""
+        self.x_TH.copy_(self._inputs[repeat % _INPUTS])
+        self.ids_TK = self._ids[repeat % _INPUTS]
+        copy = repeat % len(self.keys_CEH)
+        self.keys_EH, self.w_up_ENH, self.w_down_EHI = self.keys_CEH[copy], self.w_up_CENH[copy], self.w_down_CEHI[copy]
+
+    def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and ids as `choose` gives them, by the layer's kind of gate."""
+        gate, top_k = self.layer.gate, self.layer.top_k
+        if gate.kind == "two_level":
+            return self._two_level()
+        logits_TE = (self.x_TH @ self.keys_EH.T).float()
+        if gate.kind == "group_limited":
+            logits_TGS = logits_TE.view(len(logits_TE), gate.num_expert_groups, -1)
+            best_TG = logits_TGS.softmax(-1).topk(min(2, logits_TGS.shape[2]), dim=2).values.sum(dim=2)
+            kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
+            closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
+            logits_TE = logits_TGS.masked_fill(closed_TG[:, :, None], -torch.inf).flatten(1)
+        return choose(logits_TE, top_k, gate.score)
+
+    def _two_level(self) -> tuple[torch.Tensor, torch.Tensor]:
+        groups, kept = self.layer.gate.num_expert_groups, self.layer.gate.num_limited_groups
+        per_group = self.layer.num_experts // groups
+        kept_Tg = choose((self.x_TH @ self.keys_EH[:groups].T).float(), kept)[1]
+        order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
+        # a copy of its own, for the few groups' rows may be too short for grouped_mm's strides
+        keys_GHS = self.keys_EH[groups:].view(groups, per_group, -1).transpose(1, 2)
+        rows_PH = self.x_TH.index_select(0, token_P)
+        fine_PS = torch.empty(len(order_P), per_group, dtype=self.dtype)
+        fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
+        weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), self.layer.top_k, self.layer.gate.score)
+        return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
+
+    def permute(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `align` gives, and the pairs' rows in that order, shape (P, H)."""
+        order_P, token_P, ends_E = align(self.ids_TK.flatten(), self.layer.num_experts, self.layer.top_k)
+        return order_P, token_P, ends_E, self.x_TH.index_select(0, token_P)
+
+    def experts(self, rows_PH: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+        """Outputs of the pairs' experts, shape (P, H)."""
+        up_PN = grouped_mm(rows_PH, self.w_up_ENH.transpose(1, 2), offs=ends_E)
+        act_PI = activate(up_PN, self.layer.expert_intermediate_size)
+        return grouped_mm(act_PI, self.w_down_EHI.transpose(1, 2), offs=ends_E)
+
+    def forward(self, clock: Callable[[], float] = time.perf_counter) -> tuple[torch.Tensor, list[float]]:
+        """One pass: output of shape (T, H), and the clock before, between and after the `PHASES`."""
+        times = [clock()]
+        weights_TK, _ = self.gate()
+        times.append(clock())
+        order_P, token_P, ends_E, rows_PH = self.permute()
+        times.append(clock())
+        y_PH = self.experts(rows_PH, ends_E)
+        times.append(clock())
+        out_TH = add_up(y_PH, weights_TK.flatten()[order_P], token_P, len(self.x_TH))
+        times.append(clock())
+        return out_TH, times
+
+
+def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, resident: bool = False,
+               seconds: float = 0.25, min_repeats: int = 7, sentinel: Sentinel | None = None,
+               seed: int = 0) -> LayerTiming:
+    """Time a layer phase by phase, by the protocol of this module.
+
+    Args:
+        layer: Sizes and gate.
+        expert_ids_TK: Integer array of shape (T, K).
+        dtype: torch.float32 or torch.bfloat16.
+        resident: Use one copy of the weights, which stays in the cache as far as it fits.
+        seconds: Time to fill with repeats.
+        min_repeats: Repeats to make however long they take.
+        sentinel: To compare with; a new one by default.
+        seed: Of weights and inputs.
+
+    Raises:
+        ConfigError: See `CpuLayer`.
+    """
+    with measuring():
+        case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed, cold_bytes=0 if resident else COLD_BYTES)
+        sentinel = sentinel or Sentinel()
+        first = _time(case, seconds, min_repeats, sentinel)
+        if not first.contended:
+            return first
+        second = _time(case, seconds, min_repeats, sentinel)
+        if not second.contended:
+            return second
+        return min(first, second, key=lambda timing: timing.phases["total"].p10_s)
+
+
+def _time(case: CpuLayer, seconds: float, min_repeats: int, sentinel: Sentinel) -> LayerTiming:
+    clock = thread_clock()
+    case.forward()
+    before = sentinel.slowdown()
+    rows: list[np.ndarray] = []
+    started = time.perf_counter()
+    # one more than counted: the first repeat still finds what the sentinel left in the caches
+    while len(rows) < min_repeats + 1 or time.perf_counter() - started < seconds:
+        case.select(len(rows))
+        times = case.forward(clock)[1]
+        rows.append(np.append(np.diff(times), times[-1] - times[0]))
+    slowdown = max(before, sentinel.slowdown())
+    columns = np.array(rows[1:]).T
+    return LayerTiming(phases={name: Spread.of(column) for name, column in zip((*PHASES, "total"), columns, strict=True)},
+                       repeats=len(rows) - 1, slowdown=slowdown, contended=slowdown > CONTENDED)
