@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from moesim_kernels.grouped_down import _combine_kernel
 from moesim_kernels.grouped_linear import _linear_kernel
@@ -50,7 +51,7 @@ class CompileResult:
     error: str = ""
 
 
-def _gemm(limits: Limits, kernel: object, tokens: int, bits: int, **flags: bool) -> tuple[str, object, dict, dict]:
+def _gemm(limits: Limits, kernel: Any, tokens: int, bits: int, **flags: bool) -> tuple[str, Any, dict, dict]:
     accumulators = 2 if kernel is _swiglu_kernel else 1
     tile = tile_config(tokens, 4096, operand_bits=bits, result_bits=32 if flags.get("GATHER") else bits,
                        num_accumulators=accumulators, limits=limits)
@@ -62,7 +63,7 @@ def _gemm(limits: Limits, kernel: object, tokens: int, bits: int, **flags: bool)
     return name, kernel, constexprs, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
-def _cases(limits: Limits) -> Iterator[tuple[str, object, dict, dict]]:
+def _cases(limits: Limits) -> Iterator[tuple[str, Any, dict, dict]]:
     """Name, kernel, constexprs and launch options of everything compiled; GEMMs with the default tiles."""
     for tokens, bits in ((16, 16), (32, 16), (64, 16), (128, 16), (128, 32)):
         yield _gemm(limits, _swiglu_kernel, tokens, bits, EVEN_H=True)
@@ -106,7 +107,7 @@ def _type(name: str, constexprs: dict) -> str:
     return "*fp32" if name in _FLOAT32 else "*i32"
 
 
-def _compile(target: str, kernel: object, constexprs: dict, options: dict) -> dict:
+def _compile(target: str, kernel: Any, constexprs: dict, options: dict) -> dict:
     names = kernel.arg_names
     constexprs = {name: value for name, value in constexprs.items() if name in names}
     signature = {name: _type(name, constexprs) for name in names}
@@ -122,11 +123,16 @@ def _compile(target: str, kernel: object, constexprs: dict, options: dict) -> di
     return numbers | {"shared_bytes": compiled.metadata.shared}
 
 
-def _amd_numbers(assembly: str) -> dict:
-    def number(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s*(\d+)", assembly)[1])
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiler's output has no {pattern!r}")
+    return int(found[1])
 
-    return {"registers": number("vgpr_count"), "spills": number("vgpr_spill_count")}
+
+def _amd_numbers(assembly: str) -> dict:
+    return {"registers": _number(r"\.vgpr_count:\s*(\d+)", assembly),
+            "spills": _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)}
 
 
 def _nvidia_numbers(asm: dict) -> dict:
@@ -135,8 +141,7 @@ def _nvidia_numbers(asm: dict) -> dict:
         cubin.flush()
         tool = triton.knobs.nvidia.cuobjdump.path
         usage = subprocess.run([tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
-    return {"registers": int(re.search(r"REG:(\d+)", usage)[1]),
-            "spills": len(re.findall(r"\b(?:STL|LDL)\b", asm["sass"]))}
+    return {"registers": _number(r"REG:(\d+)", usage), "spills": len(re.findall(r"\b(?:STL|LDL)\b", asm["sass"]))}
 
 
 def _worker(target: str) -> None:

@@ -9,6 +9,7 @@ integers, without an error: operands are cast to float32 right after the load (`
 to bfloat16 truncates instead of rounding: there kernels store float32 and torch rounds (`store_dtype`).
 """
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -41,11 +42,12 @@ def jit(fn: Any) -> Any:
     return InterpretedFunction(fn) if _INTERPRETED else JITFunction(fn)
 
 
-def active_backends() -> list[str]:
-    """Names of the Triton backends whose driver is active: ["nvidia"], ["amd"] or []."""
+@cache
+def active_backends() -> tuple[str, ...]:
+    """Names of the Triton backends whose driver is active: ("nvidia",), ("amd",) or (); asked once per process."""
     if triton is None:
-        return []
-    return [name for name, backend in triton.backends.backends.items() if backend.driver.is_active()]
+        return ()
+    return tuple(name for name, backend in triton.backends.backends.items() if backend.driver.is_active())
 
 
 def triton_mode() -> TritonMode:
@@ -128,10 +130,14 @@ def limits() -> Limits:
     """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an unknown one."""
     if triton_mode() != "gpu":
         return LIMITS["sm_80"]
-    active = triton.runtime.driver.active
-    target = active.get_current_target()
+    return _gpu_limits(triton.runtime.driver.active.get_current_device())
+
+
+@cache
+def _gpu_limits(index: int) -> Limits:
+    target = triton.runtime.driver.active.get_current_target()
     name = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
     if name in LIMITS:
         return LIMITS[name]
-    properties = active.utils.get_device_properties(active.get_current_device())
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
     return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048)

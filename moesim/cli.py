@@ -120,7 +120,7 @@ def simulate(
     print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     if result.peak_memory_bytes is not None:
-        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {machine.profile.hbm_capacity_bytes / GIB:.0f} GiB")
+        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {machine.profile.usable_bytes / GIB:.1f} usable GiB")
     print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}; tile {result.tile}")
     if out is not None:
         write_csv(out, [result.row()])

@@ -165,14 +165,17 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moesim"
 
 
-def _folders(kind: str) -> list[Path]:
-    folders = [Path(p) for p in os.environ.get("MOESIM_PROFILES", "").split(os.pathsep) if p]
-    folders += [user_folder(), Path(str(files("moesim_hw_profiles")))]
-    return [base / kind for base in folders]
+def _settings() -> tuple[str, ...]:
+    """What the search path depends on."""
+    return tuple(os.environ.get(name, "") for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME"))
 
 
 @cache
-def _index(kind: str, folders: tuple[Path, ...]) -> dict[str, Path]:
+def _index(kind: str, settings: tuple[str, ...]) -> dict[str, Path]:
+    """Lower-case name or alias -> file, the first folder of the search path winning."""
+    bases = [Path(p) for p in settings[0].split(os.pathsep) if p]
+    bases += [user_folder(), Path(str(files("moesim_hw_profiles")))]
+    folders = [base / kind for base in bases]
     index: dict[str, Path] = {}
     for folder in reversed(folders):
         if not folder.is_dir():
@@ -190,7 +193,7 @@ def _index(kind: str, folders: tuple[Path, ...]) -> dict[str, Path]:
 
 def names(kind: str) -> list[str]:
     """File names (without ending) of all files of a kind that can be loaded by name."""
-    return sorted({path.stem for path in _index(kind, tuple(_folders(kind))).values()})
+    return sorted({path.stem for path in _index(kind, _settings()).values()})
 
 
 def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path:
@@ -205,7 +208,7 @@ def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return path
-    index = _index(kind, tuple(_folders(kind)))
+    index = _index(kind, _settings())
     try:
         return index[name.lower()]
     except KeyError:

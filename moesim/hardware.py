@@ -35,6 +35,7 @@ class AccessPoint(Strict):
 
 class _Hbm(Strict):
     capacity_gib: Quantity
+    reserved_gib: Quantity | None = None
     bandwidth_gb_per_s: Quantity
     gather: list[AccessPoint] = Field(min_length=1)
 
@@ -79,6 +80,7 @@ class Profile:
         clock_hz: Sustained clock under a matrix load.
         shared_memory_per_sm_bytes: What CTAs on one SM share.
         hbm_capacity_bytes: Memory of the device.
+        hbm_reserved_bytes: What driver, framework and communication buffers take of it.
         hbm_bandwidth_bytes_per_s: Its streaming bandwidth.
         gather_access_bytes: Access sizes of the gather curve, ascending.
         gather_efficiency: Useful share of the bandwidth at these sizes.
@@ -98,6 +100,7 @@ class Profile:
     clock_hz: float
     shared_memory_per_sm_bytes: float
     hbm_capacity_bytes: float
+    hbm_reserved_bytes: float
     hbm_bandwidth_bytes_per_s: float
     gather_access_bytes: tuple[float, ...]
     gather_efficiency: tuple[float, ...]
@@ -106,6 +109,11 @@ class Profile:
     serial: dict[str, dict[str, float]]
     digest: str
     provenance: dict[str, tuple[str, str]]
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory a model may fill."""
+        return self.hbm_capacity_bytes - self.hbm_reserved_bytes
 
     def peak(self, fmt: str) -> float:
         """Dense FLOP/s at a format.
@@ -138,6 +146,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         clock_hz=file.compute.clock_ghz.value * 1e9,
         shared_memory_per_sm_bytes=file.compute.shared_memory_per_sm_kib.value * KIB,
         hbm_capacity_bytes=file.hbm.capacity_gib.value * GIB,
+        hbm_reserved_bytes=file.hbm.reserved_gib.value * GIB if file.hbm.reserved_gib else 0.0,
         hbm_bandwidth_bytes_per_s=file.hbm.bandwidth_gb_per_s.value * GB,
         gather_access_bytes=tuple(p.access_bytes for p in points),
         gather_efficiency=tuple(p.efficiency.value for p in points),

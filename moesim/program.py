@@ -8,6 +8,7 @@ Shape legend: N ops, R resources, nnz demand entries. Ops are numbered so that e
 which makes a program acyclic by construction.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -104,9 +105,8 @@ class ProgramBuilder:
 
     _capacity: list[float] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
-    _resource: list[Array] = field(default_factory=list)
-    _amount: list[Array] = field(default_factory=list)
-    _count: list[int] = field(default_factory=list)
+    _resource: list[Sequence[int] | Array] = field(default_factory=list)
+    _amount: list[Sequence[float] | Array] = field(default_factory=list)
     _latency: list[float] = field(default_factory=list)
     _release: list[float] = field(default_factory=list)
     _flow_bytes: list[float] = field(default_factory=list)
@@ -120,7 +120,7 @@ class ProgramBuilder:
         Raises:
             ConfigError: A capacity that is not a finite number > 0.
         """
-        if not (np.isfinite(capacity) and capacity > 0):
+        if not 0 < capacity < math.inf:
             raise ConfigError(f"resource {name}: expected a finite capacity > 0, got {capacity!r}")
         self._capacity.append(float(capacity))
         self._names.append(name)
@@ -143,7 +143,7 @@ class ProgramBuilder:
         Args:
             label: What it is.
             resources: Resources it demands, each once.
-            amounts: How much of each; zeros are dropped.
+            amounts: How much of each; zeros are dropped. Checked by `build`.
             latency_s: Elapses before the demand is served.
             release_s: Earliest start.
             after: Ops it waits for, added before.
@@ -152,27 +152,17 @@ class ProgramBuilder:
             phase: Name of the phase it belongs to.
 
         Raises:
-            ConfigError: A negative or non-finite number, an unknown resource or dependency, or a resource named twice.
+            ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
         """
         number = len(self._latency)
-        resource = np.asarray(resources, dtype=np.int64)
-        amount = np.asarray(amounts, dtype=np.float64)
-        if resource.shape != amount.shape:
-            raise ConfigError(f"op {label}: expected one amount per resource, got {len(amount)} for {len(resource)}")
-        if amount.size and not (np.isfinite(amount).all() and amount.min() >= 0):
-            raise ConfigError(f"op {label}: expected finite demands >= 0, got {amount.min()!r}")
-        if resource.size and not (resource.min() >= 0 and resource.max() < len(self._capacity)):
-            raise ConfigError(f"op {label}: expected resources below {len(self._capacity)}, got {resource.tolist()}")
-        if len(set(resource.tolist())) != len(resource):
-            raise ConfigError(f"op {label}: expected each resource once, got {resource.tolist()}")
-        if not (0 <= latency_s < np.inf and 0 <= release_s < np.inf):
+        if len(resources) != len(amounts):
+            raise ConfigError(f"op {label}: expected one amount per resource, got {len(amounts)} for {len(resources)}")
+        if not (0 <= latency_s < math.inf and 0 <= release_s < math.inf):
             raise ConfigError(f"op {label}: expected latency and release >= 0, got {latency_s!r} and {release_s!r}")
-        if any(not 0 <= d < number for d in after):
+        if after and not (min(after) >= 0 and max(after) < number):
             raise ConfigError(f"op {label}: expected dependencies among the {number} ops before it, got {list(after)}")
-        keep = amount > 0
-        self._resource.append(resource[keep])
-        self._amount.append(amount[keep])
-        self._count.append(int(keep.sum()))
+        self._resource.append(resources)
+        self._amount.append(amounts)
         self._latency.append(float(latency_s))
         self._release.append(float(release_s))
         self._flow_bytes.append(float(bytes_per_flow))
@@ -182,27 +172,57 @@ class ProgramBuilder:
         return number
 
     def build(self) -> Program:
-        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per flow."""
+        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per flow.
+
+        Raises:
+            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one resource twice.
+        """
+        count = len(self._latency)
         capacity = np.array(self._capacity)
-        ptr = np.concatenate([[0], np.cumsum(self._count)]).astype(np.int64)
-        resource = np.concatenate([np.empty(0, np.int64), *self._resource])
+        size = np.array([len(r) for r in self._resource], dtype=np.int64)
+        op = np.repeat(np.arange(count), size)
+        resource = np.concatenate([np.empty(0, np.int64), *self._resource]).astype(np.int64)
         amount = np.concatenate([np.empty(0), *self._amount])
-        solo = np.zeros(len(self._latency))
-        np.maximum.at(solo, np.repeat(np.arange(len(solo)), self._count), amount / capacity[resource])
+        self._check(op, resource, amount)
+        keep = amount > 0
+        op, resource, amount = op[keep], resource[keep], amount[keep]
+        solo = np.zeros(count)
+        np.maximum.at(solo, op, amount / capacity[resource])
         return Program(
             capacity_R=capacity,
             resource_names=tuple(self._names),
-            demand_ptr=ptr,
+            demand_ptr=_pointers(np.bincount(op, minlength=count)),
             demand_resource=resource,
             demand_amount=amount,
             latency_s_N=np.array(self._latency),
             release_s_N=np.array(self._release),
             fair_unit_s_N=_fair_units(solo, np.array(self._flow_bytes)),
-            dep_ptr=np.concatenate([[0], np.cumsum([len(d) for d in self._deps])]).astype(np.int64),
+            dep_ptr=_pointers([len(d) for d in self._deps]),
             dep_index=np.array([i for d in self._deps for i in d], dtype=np.int64),
             labels_N=tuple(self._labels),
             phases_N=tuple(self._phases),
         )
+
+    def _check(self, op: Array, resource: Array, amount: Array) -> None:
+        """All demands at once: a check per op would cost more than the simulation of a small program."""
+        known = len(self._capacity)
+        twice = np.zeros(len(op), dtype=bool)
+        key = op * max(known, 1) + resource
+        order = np.argsort(key, kind="stable")
+        twice[order[1:]] = np.diff(key[order]) == 0
+        for wrong, rule in (
+            (~((amount >= 0) & (amount < np.inf)), "a finite demand >= 0"),
+            ((resource < 0) | (resource >= known), f"a resource below {known}"),
+            (twice, "each resource once"),
+        ):
+            if wrong.any():
+                e = int(wrong.argmax())
+                raise ConfigError(f"op {self._labels[op[e]]}: expected {rule}, got {amount[e]} of resource {resource[e]}")
+
+
+def _pointers(counts: Array | Sequence[int]) -> Array:
+    """Row pointers of a CSR matrix: ndarray of shape (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _fair_units(solo_s_N: Array, bytes_per_flow_N: Array) -> Array:

@@ -92,7 +92,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
     placed, traffic = traffic_of(candidate, cluster, workload)
     need = memory_of(candidate, cluster, workload)
     if must_fit and need is not None:
-        check_memory(need[0], cluster.profile.hbm_capacity_bytes, need[1])
+        check_memory(need[0], cluster.profile.usable_bytes, need[1])
     program = lower(candidate, cluster, workload)
     timeline = run(program, engine)
     phases = critical_phases(program, timeline)

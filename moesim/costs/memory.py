@@ -56,16 +56,16 @@ def memory_need(layer: MoELayer, dense_part: DensePart, *, slots_per_rank: int, 
     )
 
 
-def check_memory(need: MemoryNeed, capacity_bytes: float, device: int) -> None:
+def check_memory(need: MemoryNeed, usable_bytes: float, device: int) -> None:
     """Refuse a model that does not fit.
 
     Raises:
         CapacityError: Names the device and how many GiB it is over.
     """
-    over = need.total_bytes - capacity_bytes
+    over = need.total_bytes - usable_bytes
     if over > 0:
         raise CapacityError(
-            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of {capacity_bytes / GIB:.1f}, "
+            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of {usable_bytes / GIB:.1f} usable, "
             f"{over / GIB:.1f} GiB over (experts {need.experts_bytes / GIB:.1f}, dense part {need.dense_bytes / GIB:.1f}, "
             f"KV cache {need.kv_bytes / GIB:.1f}, buffers {need.buffer_bytes / GIB:.1f})"
         )

@@ -125,21 +125,26 @@ class _Exchange:
     def _ops(self, name: str, bytes_DP: Array, own_port: list[int], peer_port: list[int], after: list[int],
              landing: str) -> list[int]:
         total_D = bytes_DP.sum(axis=1)
-        factor_D = self.transfers.demand_factor(total_D)
-        latency_D = self.transfers.latency_s(total_D)
+        factor_D = self.transfers.demand_factor(total_D).tolist()
+        latency_D = self.transfers.latency_s(total_D).tolist()
+        flows_D = (bytes_DP > 0).sum(axis=1).tolist()
+        peer = np.array(peer_port)
+        hbm = np.array(self.devices.hbm)
         numbers = []
-        for d, total in enumerate(total_D):
+        for d, total in enumerate(total_D.tolist()):
             peers = np.flatnonzero(bytes_DP[d])
             carried = bytes_DP[d, peers]
-            hbm, landed = ([self.devices.hbm[d]], [total]) if landing == "own" else (
-                [self.devices.hbm[p] for p in peers], carried)
+            if landing == "own":
+                landed_at, landed = [self.devices.hbm[d]], [total]
+            else:
+                landed_at, landed = hbm[peers], carried
             numbers.append(self.devices.builder.op(
                 f"{name}[{d}]",
-                resources=[own_port[d], *(peer_port[p] for p in peers), *hbm],
+                resources=np.concatenate([[own_port[d]], peer[peers], landed_at]),
                 amounts=np.concatenate([[total * factor_D[d]], carried * factor_D[d], landed]),
-                latency_s=float(latency_D[d]),
+                latency_s=latency_D[d],
                 after=[after[d]],
-                bytes_per_flow=float(total * factor_D[d] / len(peers)) if len(peers) else 0.0,
+                bytes_per_flow=total * factor_D[d] / max(flows_D[d], 1),
                 phase=name,
             ))
         return numbers

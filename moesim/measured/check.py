@@ -104,26 +104,35 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
 
 
 def print_check(rows: list[tuple[str, CheckRow]]) -> None:
-    """The table at the end: candidate, simulated with its interval, measured, error; then the ranking."""
-    shown = [csv_row(row, role) | {"interval": _interval(row)} for role, row in rows]
-    print_table("Check: simulated against measured", shown, {
-        "candidate": "candidate", "role": "role", "source": "source", "quantity": "quantity", "status": "status",
-        "simulated": "simulated", "interval": "P10-P90", "measured": "measured", "error_percent": "error %",
-        "limit": "limit", "in_fit_set": "fitted on"})
-    for reason in sorted({f"{r.source}: {r.detail}" for _, r in rows if r.status == "unavailable"}):
+    """What the terminal shows at the end: times simulated and measured, numerical checks, and the ranking."""
+    timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
+    print_table("Check: simulated against measured, us (* = winner)", [_terminal_row(role, row) for role, row in timed], {
+        "candidate": "candidate", "kind": "kind", "simulated": "simulated", "interval": "P10-P90",
+        "measured": "measured", "error": "error %", "fitted": "fitted on"})
+    for row in (row for _, row in rows if row.limit is not None):
+        verdict = "ok" if row.measured is not None and row.measured <= row.limit else "WRONG"
+        print(f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); {row.detail}")
+    for row in (row for _, row in rows if row.source not in ("silicon", "triton_gpu") and row.limit is None):
+        print(f"{row.source}: {row.detail}")
+    for reason in sorted({f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}):
         print(f"not checked here: {reason}")
-    all_rows = [row for _, row in rows]
-    for title, chosen in (("all checked rows", all_rows), ("rows never fitted", [r for r in all_rows if not r.in_fit_set])):
+    every = [row for _, row in rows]
+    for title, chosen in (("all checked rows", every), ("rows never fitted", [r for r in every if not r.in_fit_set])):
         s = silicon_summary(chosen)
-        print(f"measured kernels, {title}: {s['rows']} rows, error median {_number(s['median'])} %, "
-              f"mean {_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
+        print(f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} %, mean "
+              f"{_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
               f"regret of the simulated best {_number(s['regret'], percent=True)}")
 
 
-def _interval(row: CheckRow) -> str:
-    if row.simulated_low is None or row.simulated_high is None:
-        return ""
-    return f"{row.simulated_low:,.0f}-{row.simulated_high:,.0f}"
+def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
+    interval = ""
+    if row.simulated_low is not None and row.simulated_high is not None:
+        interval = f"{row.simulated_low:,.0f}-{row.simulated_high:,.0f}"
+    fitted = "" if row.in_fit_set is None else "yes" if row.in_fit_set else "no"
+    return {"candidate": ("* " if role == "winner" else "  ") + row.candidate, "kind": row.source,
+            "simulated": None if row.simulated is None else round(row.simulated), "interval": interval,
+            "measured": row.status if row.measured is None else f"{row.measured:,.0f}",
+            "error": None if row.error_percent is None else f"{row.error_percent:+.1f}", "fitted": fitted}
 
 
 def _number(value: float | str, *, percent: bool = False) -> str:

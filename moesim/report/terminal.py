@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,10 +42,10 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence
     """
     headings = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
     rows = list(rows)
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for key, heading in headings.items():
         numeric = all(isinstance(row.get(key), int | float) or row.get(key) is None for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=key == "candidate")
     for row in rows:
         table.add_row(*(cell(row.get(key)) for key in headings))
     out = console()

@@ -66,6 +66,6 @@ def evaluate(space: Space, cluster: Cluster, workload: Workload, params: dict[st
     loss = estimate_loss(candidate.layer, space.dense(), train_tokens=space.train_tokens, train_flops=space.train_flops)
     memory = memory_of(candidate, cluster, workload)
     assert memory is not None
-    over = (memory[0].total_bytes - cluster.profile.hbm_capacity_bytes) / GIB
+    over = (memory[0].total_bytes - cluster.profile.usable_bytes) / GIB
     row = result.row() | loss.row()
     return Evaluation(row=row, memory_over_gib=over, reason="")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
 from moesim.search.evaluate import OBJECTIVES
@@ -12,6 +14,7 @@ from moesim.search.study import TRIAL_COLUMNS, Study, Trial, run_study
 def watched_study(*args: Any, num_trials: int, objectives: list[str], **options: Any) -> Study:
     """`run_study` with a progress bar on stderr: trials, trials per second, best of each objective so far."""
     best: dict[str, float] = {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
 
     with trial_progress(num_trials) as advance:
         def show(trial: Trial) -> None:
