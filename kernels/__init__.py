@@ -35,7 +35,7 @@ _MODULE_OF = {
     "Plan": "plan",
     "make_plan": "plan",
     "make_plan_reference": "plan",
-    "TileConfig": "tiles",
+    "Tile": "tiles",
     "tile_bound": "tiles",
     "tile_config": "tiles",
     "tiles_per_expert": "tiles",

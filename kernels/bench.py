@@ -3,7 +3,7 @@
 Device events around each call, after a warm-up; with a flush, the L2 cache is overwritten before each call as
 `triton.testing.do_bench` does, without one the previous call leaves it warm. The truth for a layer inside a model lies
 between: weights rarely survive in L2 from one layer's turn to its next. Times of small layers contain the gaps between
-their eight launches, as in a model that runs without graphs.
+their dozen launches, as in a model that runs without graphs.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from moesim_kernels.layer import LayerWeights, expert_phase
 from moesim_kernels.runtime import device as kernel_device
 from moesim_kernels.runtime import triton, triton_mode
-from moesim_kernels.tiles import TileConfig
+from moesim_kernels.tiles import Tile
 
 from moesim.model import MoELayer
 
@@ -71,8 +71,8 @@ def random_ids(num_tokens: int, num_experts: int, top_k: int, *, skew: float = 0
 
 
 def prepare_expert_phase(layer: MoELayer, ids_TK: torch.Tensor, *, seed: int = 0, dtype: torch.dtype | None = None,
-                         swiglu_tile: TileConfig | None = None,
-                         down_tile: TileConfig | None = None) -> Callable[[], torch.Tensor]:
+                         swiglu_tile: Tile | None = None,
+                         down_tile: Tile | None = None) -> Callable[[], torch.Tensor]:
     """Make random tokens and weights where ``ids_TK`` is, and the call to time.
 
     Args:
@@ -136,8 +136,8 @@ def time_calls(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: f
 
 
 def time_expert_phase(layer: MoELayer, num_tokens: int, *, skew: float = 0.0, seed: int = 0,
-                      dtype: torch.dtype | None = None, flush_l2: bool = True, swiglu_tile: TileConfig | None = None,
-                      down_tile: TileConfig | None = None) -> Timing:
+                      dtype: torch.dtype | None = None, flush_l2: bool = True, swiglu_tile: Tile | None = None,
+                      down_tile: Tile | None = None) -> Timing:
     """Time the expert phase of a layer on this GPU, for random tokens.
 
     Args:

@@ -6,10 +6,10 @@ Phases: ``gate`` (logits, softmax, top-k), ``permute`` (stable sort of the choic
 What makes such times repeatable, and what they mean:
 
 - They are times of the thread, not of the clock on the wall: a core that is taken away for a while does not count.
-- The layer stands for one of many. Before each repeat the input is written, as the operation before it would, and the
-  weights are a copy that was not used lately, so that they come from memory. ``resident=True`` reuses one copy.
+- The layer stands for one of many: before each repeat a stream of 128 MiB flushes the caches, so that weights, buffers
+  and the framework's own code come from memory; then the input is written, as the operation before would.
 - The histogram of experts stays the same while the order of tokens changes, and there is a warm-up: libraries compile
-  a bfloat16 kernel for each new row count (about half a millisecond), while branch predictors learn one input by heart.
+  a bfloat16 kernel for each new row count (about half a millisecond), and branch predictors learn one input by heart.
 - Freed memory is kept (glibc's mallopt): returning it and faulting it in again can cost more than the layer.
 - A sentinel, a stream of 64 MiB and a GEMM, runs before and after. Spread inside a run does not show a neighbour that
   streams memory; the sentinel does. A run it finds more than 8 % slower is repeated once, and otherwise marked.
@@ -34,9 +34,8 @@ from moesim.model import MoELayer
 PHASES = ("gate", "permute", "experts", "combine")
 #: slowdown of the sentinel from which a run counts as contended
 CONTENDED = 0.08
-#: weights used between two uses of one copy: beyond the share of a last-level cache that one core gets
-COLD_BYTES = 256 << 20
-_MAX_COPIES, _MAX_POOL_BYTES = 64, 1 << 30
+#: read before each repeat: beyond the share of a last-level cache that one core gets
+FLUSH_BYTES = 128 << 20
 _INPUTS = 8
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -84,13 +83,18 @@ class Spread:
 
 
 class Sentinel:
-    """Work that is always the same: a stream of 64 MiB and a GEMM, to notice a machine that became slower."""
+    """Work that is always the same, to notice a machine that became slower; its buffer also flushes the caches."""
 
     def __init__(self) -> None:
-        self._source, self._target = torch.ones(16 << 20), torch.ones(16 << 20)
+        self.buffer = torch.ones(FLUSH_BYTES // 4)
+        self._source, self._target = self.buffer.chunk(2)
         self._left, self._right = torch.ones(384, 384), torch.ones(384, 384)
         self._best = np.full(2, np.inf)
         self.slowdown()
+
+    def flush(self) -> None:
+        """Read the buffer, which evicts everything else from the caches."""
+        self.buffer.sum()
 
     def slowdown(self) -> float:
         """How much slower than ever seen by this sentinel: the worse of stream and GEMM (best of 5), 0.1 for 10 %."""
@@ -171,19 +175,17 @@ class CpuLayer:
         expert_ids_TK: Integer array of shape (T, K): the experts of each token, all different.
         dtype: Format of tokens, experts and gate; logits are float32.
         seed: Seed of weights, inputs and orders.
-        cold_bytes: Bytes of active weights used before a copy is used again; 0 keeps one copy.
 
     Raises:
         ConfigError: Rows of weights that are no multiple of 16 bytes, which grouped_mm refuses, or ids out of shape.
     """
 
-    def __init__(self, layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, seed: int = 0,
-                 cold_bytes: int = COLD_BYTES) -> None:
+    def __init__(self, layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, seed: int = 0) -> None:
         hidden, width = layer.hidden_size, layer.expert_intermediate_size
         multiple = 16 // dtype.itemsize
         if hidden % multiple or width % multiple:
-            raise ConfigError(f"layer: expected hidden_size and expert_intermediate_size as multiples of {multiple} for "
-                              f"{dtype} on a CPU, got {hidden} and {width}")
+            raise ConfigError(f"layer: expected hidden_size and expert_intermediate_size as multiples of {multiple} "
+                              f"for {dtype} on a CPU, got {hidden} and {width}")
         ids_TK = torch.as_tensor(expert_ids_TK).long()
         if ids_TK.ndim != 2 or ids_TK.shape[1] != layer.top_k:
             raise ConfigError(f"expert_ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
@@ -194,25 +196,19 @@ class CpuLayer:
             return torch.empty(shape, dtype=dtype).normal_(0.0, shape[-1]**-0.5, generator=generator)
 
         up_columns = (2 if layer.gated else 1) * width
-        active = int(ids_TK.unique().numel())
-        used = (layer.gate_params + active * layer.params_per_expert) * dtype.itemsize
-        stored = (layer.gate_params + layer.num_experts * layer.params_per_expert) * dtype.itemsize
-        copies = min(1 + cold_bytes // used, _MAX_COPIES, max(_MAX_POOL_BYTES // stored, 1))
         coarse = layer.gate.num_expert_groups if layer.gate.kind == "two_level" else 0
-        self.keys_CEH = normal(coarse + layer.num_experts, hidden).repeat(copies, 1, 1)
-        self.w_up_CENH = normal(layer.num_experts, up_columns, hidden).repeat(copies, 1, 1, 1)
-        self.w_down_CEHI = normal(layer.num_experts, hidden, width).repeat(copies, 1, 1, 1)
+        self.keys_EH = normal(coarse + layer.num_experts, hidden)
+        self.w_up_ENH = normal(layer.num_experts, up_columns, hidden)
+        self.w_down_EHI = normal(layer.num_experts, hidden, width)
         self.x_TH = torch.empty(ids_TK.shape[0], hidden, dtype=dtype)
         self._inputs = [torch.randn(self.x_TH.shape, generator=generator).to(dtype) for _ in range(_INPUTS)]
         self._ids = [ids_TK[torch.randperm(len(ids_TK), generator=generator)].contiguous() for _ in range(_INPUTS)]
         self.select(0)
 
     def select(self, repeat: int) -> None:
-        """Write the input and take the copy of the weights and the order of tokens for this repeat."""
+        """Write the input of this repeat and take its order of tokens."""
         self.x_TH.copy_(self._inputs[repeat % _INPUTS])
         self.ids_TK = self._ids[repeat % _INPUTS]
-        copy = repeat % len(self.keys_CEH)
-        self.keys_EH, self.w_up_ENH, self.w_down_EHI = self.keys_CEH[copy], self.w_up_CENH[copy], self.w_down_CEHI[copy]
 
     def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and ids as `choose` gives them, by the layer's kind of gate."""
@@ -229,16 +225,16 @@ class CpuLayer:
         return choose(logits_TE, top_k, gate.score)
 
     def _two_level(self) -> tuple[torch.Tensor, torch.Tensor]:
-        groups, kept = self.layer.gate.num_expert_groups, self.layer.gate.num_limited_groups
+        gate, top_k = self.layer.gate, self.layer.top_k
+        groups, kept = gate.num_expert_groups, gate.num_limited_groups
         per_group = self.layer.num_experts // groups
         kept_Tg = choose((self.x_TH @ self.keys_EH[:groups].T).float(), kept)[1]
         order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
-        # a copy of its own, for the few groups' rows may be too short for grouped_mm's strides
         keys_GHS = self.keys_EH[groups:].view(groups, per_group, -1).transpose(1, 2)
         rows_PH = self.x_TH.index_select(0, token_P)
         fine_PS = torch.empty(len(order_P), per_group, dtype=self.dtype)
         fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
-        weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), self.layer.top_k, self.layer.gate.score)
+        weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), top_k, gate.score)
         return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
 
     def permute(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -266,16 +262,14 @@ class CpuLayer:
         return out_TH, times
 
 
-def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, resident: bool = False,
-               seconds: float = 0.25, min_repeats: int = 7, sentinel: Sentinel | None = None,
-               seed: int = 0) -> LayerTiming:
+def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, seconds: float = 0.25,
+               min_repeats: int = 7, sentinel: Sentinel | None = None, seed: int = 0) -> LayerTiming:
     """Time a layer phase by phase, by the protocol of this module.
 
     Args:
         layer: Sizes and gate.
         expert_ids_TK: Integer array of shape (T, K).
         dtype: torch.float32 or torch.bfloat16.
-        resident: Use one copy of the weights, which stays in the cache as far as it fits.
         seconds: Time to fill with repeats.
         min_repeats: Repeats to make however long they take.
         sentinel: To compare with; a new one by default.
@@ -285,29 +279,25 @@ def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *
         ConfigError: See `CpuLayer`.
     """
     with measuring():
-        case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed, cold_bytes=0 if resident else COLD_BYTES)
+        case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed)
         sentinel = sentinel or Sentinel()
-        first = _time(case, seconds, min_repeats, sentinel)
-        if not first.contended:
-            return first
-        second = _time(case, seconds, min_repeats, sentinel)
-        if not second.contended:
-            return second
-        return min(first, second, key=lambda timing: timing.phases["total"].p10_s)
+        case.forward()
+        timings = [_time(case, seconds, min_repeats, sentinel)]
+        if timings[0].contended:
+            timings.append(_time(case, seconds, min_repeats, sentinel))
+    return min(timings, key=lambda timing: (timing.contended, timing.phases["total"].p10_s))
 
 
 def _time(case: CpuLayer, seconds: float, min_repeats: int, sentinel: Sentinel) -> LayerTiming:
     clock = thread_clock()
-    case.forward()
     before = sentinel.slowdown()
     rows: list[np.ndarray] = []
     started = time.perf_counter()
-    # one more than counted: the first repeat still finds what the sentinel left in the caches
-    while len(rows) < min_repeats + 1 or time.perf_counter() - started < seconds:
+    while len(rows) < min_repeats or time.perf_counter() - started < seconds:
+        sentinel.flush()
         case.select(len(rows))
         times = case.forward(clock)[1]
         rows.append(np.append(np.diff(times), times[-1] - times[0]))
     slowdown = max(before, sentinel.slowdown())
-    columns = np.array(rows[1:]).T
-    return LayerTiming(phases={name: Spread.of(column) for name, column in zip((*PHASES, "total"), columns, strict=True)},
-                       repeats=len(rows) - 1, slowdown=slowdown, contended=slowdown > CONTENDED)
+    phases = {name: Spread.of(seconds_R) for name, seconds_R in zip((*PHASES, "total"), np.array(rows).T, strict=True)}
+    return LayerTiming(phases=phases, repeats=len(rows), slowdown=slowdown, contended=slowdown > CONTENDED)

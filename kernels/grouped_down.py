@@ -8,11 +8,11 @@ import torch
 from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.plan import Plan
 from moesim_kernels.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
-from moesim_kernels.tiles import TileConfig
+from moesim_kernels.tiles import Tile
 
 
 def grouped_down(act_PI: torch.Tensor, w_down: torch.Tensor, plan: Plan,
-                 config: TileConfig | None = None) -> torch.Tensor:
+                 config: Tile | None = None) -> torch.Tensor:
     """Project the activations back to the hidden size.
 
     Args:

@@ -7,7 +7,7 @@ p = t x K + j, so whatever comes next finds a token's results side by side. C is
 import torch
 from moesim_kernels.plan import Plan, program_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_float, require_triton, store_dtype, tl, triton
-from moesim_kernels.tiles import TileConfig, tile_bound, tile_config
+from moesim_kernels.tiles import Tile, tile_bound, tile_config
 
 
 @jit
@@ -52,7 +52,7 @@ def _check(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, gather: bool) -> No
 
 
 def grouped_linear(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: bool,
-                   out_dtype: torch.dtype | None = None, config: TileConfig | None = None) -> torch.Tensor:
+                   out_dtype: torch.dtype | None = None, config: Tile | None = None) -> torch.Tensor:
     """Multiply every row with its expert's matrix, accumulating in float32.
 
     Args:

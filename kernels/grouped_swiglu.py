@@ -8,7 +8,7 @@ permuted copy), both products accumulate in float32, and only the activation is 
 import torch
 from moesim_kernels.plan import Plan, program_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_float, require_triton, store_dtype, tl, triton
-from moesim_kernels.tiles import TileConfig, tile_config
+from moesim_kernels.tiles import Tile, tile_config
 
 
 @jit
@@ -57,7 +57,7 @@ def _check(x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan) -> None:
 
 
 def grouped_swiglu(x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan,
-                   config: TileConfig | None = None) -> torch.Tensor:
+                   config: Tile | None = None) -> torch.Tensor:
     """The experts' activations, in the plan's order.
 
     Args:

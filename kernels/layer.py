@@ -13,7 +13,7 @@ from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_referen
 from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
 from moesim_kernels.plan import make_plan, make_plan_reference
 from moesim_kernels.router import route, route_reference
-from moesim_kernels.tiles import TileConfig, tile_config
+from moesim_kernels.tiles import Tile, tile_config
 
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer
@@ -130,7 +130,7 @@ def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
 
 
 def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, weights: LayerWeights, *,
-                 swiglu_tile: TileConfig | None = None, down_tile: TileConfig | None = None) -> torch.Tensor:
+                 swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
     """Everything after the gate: plan, both grouped GEMMs, combine.
 
     Args:
@@ -156,7 +156,7 @@ def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Ten
 
 
 def moe_layer(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int, *,
-              swiglu_tile: TileConfig | None = None, down_tile: TileConfig | None = None) -> torch.Tensor:
+              swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
     """One MoE layer: gate, plan, experts, combine.
 
     Args:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from moesim_kernels.runtime import jit, require_triton, tl, triton
-from moesim_kernels.tiles import TileConfig, tile_bound, tile_config, tiles_per_expert
+from moesim_kernels.tiles import Tile, tile_bound, tile_config, tiles_per_expert
 
-__all__ = ["Plan", "TileConfig", "make_plan", "make_plan_reference", "tile_bound", "tile_config", "tiles_per_expert"]
+__all__ = ["Plan", "Tile", "make_plan", "make_plan_reference", "tile_bound", "tile_config", "tiles_per_expert"]
 
 _RANK_BLOCK = 128
 _RANK_CHUNKS = 8

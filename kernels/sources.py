@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
-from moesim.costs.experts import ExpertShape, price_experts, typical_tile
+from moesim.costs.experts import ExpertShape, price_experts
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.errors import MeasurementError
@@ -103,7 +103,8 @@ class TritonGpu:
         """Time exactly the rows each local expert of the busiest device gets; never another GPU's in its place."""
         import torch
         from moesim_kernels.bench import prepare_expert_phase, time_calls
-        from moesim_kernels.runtime import device
+        from moesim_kernels.runtime import device, limits
+        from moesim_kernels.tiles import tile_config
 
         about: dict[str, Any] = {"candidate": candidate.label, "source": self.name, "quantity": "experts_time_us",
                                  "seed": workload.seed}
@@ -120,8 +121,9 @@ class TritonGpu:
         local = MoELayer(hidden_size=layer.hidden_size, expert_intermediate_size=int(shape.width),
                          num_experts=len(counts_L), top_k=1)
         ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[:, None].to(device())
-        timing = time_calls(prepare_expert_phase(local, ids, seed=workload.seed), flush_l2=True)
-        tile = typical_tile(counts_L[None], shape.fmt)
+        tile = tile_config(float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits())
+        call = prepare_expert_phase(local, ids, seed=workload.seed, swiglu_tile=tile, down_tile=tile)
+        timing = time_calls(call, flush_l2=True)
         rows = counts_L.sum(keepdims=True)
         load = Load.of(counts_L[None], rows, tile.block_m)
         cost = price_experts(kernels_for(cluster.profile), replace(shape, top_k=1), load, rows, tile=tile)

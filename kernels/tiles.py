@@ -9,37 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TileConfig:
-    """How one grouped GEMM is cut.
-
-    Attributes:
-        block_m: Rows of a tile.
-        block_n: Output columns of a tile, per accumulator.
-        block_k: Elements of the inner dimension per step.
-        num_warps: Warps of a program.
-        num_stages: Steps whose operands are in shared memory at once.
-        group_m: Row tiles that run side by side over all columns, so that one expert's weights are read from L2.
-
-    Raises:
-        ValueError: A block that is not a power of two, or a number below 1.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 2
-    group_m: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("block_m", "block_n", "block_k", "num_warps"):
-            value = getattr(self, name)
-            if value < 1 or value & (value - 1):
-                raise ValueError(f"{name}: expected a power of two, got {value}")
-        if self.num_stages < 1 or self.group_m < 1:
-            raise ValueError(f"num_stages, group_m: expected at least 1, got {self.num_stages}, {self.group_m}")
+from moesim.costs.tiles import Tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +83,7 @@ def tile_bound(num_rows: int, num_experts: int, block_m: int) -> int:
 
 def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int = 16, result_bits: int = 16,
                 num_accumulators: int = 1, block_m: int | None = None,
-                limits: Limits = LIMITS["sm_80"]) -> TileConfig:
+                limits: Limits = LIMITS["sm_80"]) -> Tile:
     """A good tile without a search, from the mean load: the histogram itself is on the device and stays there.
 
     Args:
@@ -145,7 +115,7 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
     block_n = _power_of_two(num_columns, 16, widest)
     block_k = max(1024 // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8
-    return TileConfig(
+    return Tile(
         block_m=block_m, block_n=block_n, block_k=block_k,
         num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, 8),
         num_stages=min(max(limits.shared_bytes // stage_bytes, 1), 4),

@@ -16,7 +16,9 @@ from moesim.presets import load_preset
 from moesim.result import Result
 from moesim.simulate import simulate
 from moesim.topology import Cluster, load_cluster
-from moesim.version import VERSION as __version__
+from moesim.version import VERSION
+
+__version__ = VERSION
 
 __all__ = [
     "Candidate", "Cluster", "DensePart", "Gate", "MoELayer", "MoesimError", "Parallelism", "Precision", "Profile",

@@ -71,9 +71,9 @@ def profiles(name: Annotated[str | None, typer.Argument(help="A profile or clust
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
         path = configfile.find("clusters", name)
     values = configfile.raw_values(path)
-    rows = [{"key": key, "value": values.get(key), "kind": kind, "source": source}
-            for key, (kind, source) in provenance.items()]
-    print_table(title, rows, ["key", "value", "kind", "source"])
+    numbers = [{"key": key, "value": values.get(key), "kind": kind, "source": source}
+               for key, (kind, source) in provenance.items()]
+    print_table(title, numbers, ["key", "value", "kind", "source"])
 
 
 @app.command()

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from moesim.errors import ConfigError
 from moesim.units import KIB
 
 _REGISTERS_PER_SM = 65536
@@ -24,6 +25,11 @@ class Tile:
         group_m: Tiles of rows that share a sweep over columns, for L2.
         num_warps: Warps of a CTA.
         num_stages: Stages of the software pipeline.
+
+    Fields may be arrays, one value per row of a table of measurements; only plain integers are checked.
+
+    Raises:
+        ConfigError: A block or a number of warps that is not a power of two, or a number below 1.
     """
 
     block_m: int
@@ -32,6 +38,15 @@ class Tile:
     group_m: int = 8
     num_warps: int = 4
     num_stages: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("block_m", "block_n", "block_k", "num_warps", "num_stages", "group_m"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                continue
+            power = name in ("block_m", "block_n", "block_k", "num_warps")
+            if value < 1 or (power and value & (value - 1)):
+                raise ConfigError(f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, got {value}")
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"

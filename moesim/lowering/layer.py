@@ -134,10 +134,7 @@ class _Exchange:
         for d, total in enumerate(total_D.tolist()):
             peers = np.flatnonzero(bytes_DP[d])
             carried = bytes_DP[d, peers]
-            if landing == "own":
-                landed_at, landed = [self.devices.hbm[d]], [total]
-            else:
-                landed_at, landed = hbm[peers], carried
+            landed_at, landed = (hbm[[d]], total_D[[d]]) if landing == "own" else (hbm[peers], carried)
             numbers.append(self.devices.builder.op(
                 f"{name}[{d}]",
                 resources=np.concatenate([[own_port[d]], peer[peers], landed_at]),

@@ -109,9 +109,10 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     print_table("Check: simulated against measured, us (* = winner)", [_terminal_row(role, row) for role, row in timed], {
         "candidate": "candidate", "kind": "kind", "simulated": "simulated", "interval": "P10-P90",
         "measured": "measured", "error": "error %", "fitted": "fitted on"})
-    for row in (row for _, row in rows if row.limit is not None):
-        verdict = "ok" if row.measured is not None and row.measured <= row.limit else "WRONG"
-        print(f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); {row.detail}")
+    for _, row in rows:
+        if row.limit is not None and row.measured is not None:
+            verdict = "ok" if row.measured <= row.limit else "WRONG"
+            print(f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); {row.detail}")
     for row in (row for _, row in rows if row.source not in ("silicon", "triton_gpu") and row.limit is None):
         print(f"{row.source}: {row.detail}")
     for reason in sorted({f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}):

@@ -90,5 +90,6 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
         load=Load(rows_D=summed[:, 0], active_D=summed[:, 1], blocks_D=summed[:, 2],
                   masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
         tokens=summed[:, 5],
-        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(_TILE_FIELDS)}),
+        # a tile of arrays: one configuration per draw, which the price broadcasts like any other size
+        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(_TILE_FIELDS)}),  # type: ignore[arg-type]
     )

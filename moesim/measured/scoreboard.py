@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.costs.primitives import kernels_for
+from moesim.costs.calibration import load_calibration
+from moesim.costs.gpu import WaveKernels
 from moesim.errors import MeasurementError
 from moesim.hardware import Profile, load_profile
 from moesim.measured import silicon
@@ -43,7 +44,7 @@ def scoreboard(system: str, limit: int) -> tuple[list[dict[str, Any]], list[dict
     profile = load_profile(system)
     if profile.name not in DATASETS:
         raise MeasurementError(f"measured rows: known for {', '.join(DATASETS)}, not for {profile.name}")
-    kernels = kernels_for(profile)
+    kernels = WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile.name))
     scores, out = [], []
     for dataset in DATASETS[profile.name]:
         table = silicon.load_rows(profile.name.replace("-", "_"), dataset)

@@ -13,7 +13,7 @@ from moesim.costs.calibration import load_calibration
 from moesim.costs.gpu import WaveKernels
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.rows import PRECISION, draw_rows
+from moesim.measured.rows import PRECISION, draw_rows, row_tile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.topology import Cluster
@@ -38,7 +38,7 @@ def measured_architectures(cluster: Cluster, workload: Workload, hidden_size: in
     """
     if silicon.unavailable_because():
         return []
-    points = {}
+    points: dict[tuple, dict[str, Any]] = {}
     devices = cluster.num_devices
     for dataset in DATASETS.get(cluster.profile.name, ()):
         rows = silicon.load_rows(cluster.profile.name.replace("-", "_"), dataset)
@@ -80,7 +80,7 @@ class Silicon:
         draws = draw_rows([row], profile)
         predicted = float(draws.price(WaveKernels(profile=profile, calibration=calibration))[0])
         low, high = calibration.residuals[row["moe_dtype"]]
-        tile = "x".join(str(int(v[0])) for v in (draws.tile.block_m, draws.tile.block_n, draws.tile.block_k))
+        tile = row_tile(row, profile.name)
         return CheckRow(
             status="checked", simulated=predicted / US, simulated_low=predicted * low / US,
             simulated_high=predicted * high / US, measured=row["latency_ms"] * 1e3, in_fit_set=may_fit(row),

@@ -1,7 +1,7 @@
 """One point of a space: its objectives, its constraint, and its row. A pure function of its arguments."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from moesim.candidate import Workload
 from moesim.errors import MoesimError, UnknownNameError
@@ -14,7 +14,7 @@ from moesim.units import GIB
 from moesim.version import VERSION
 
 #: objective -> direction
-OBJECTIVES = {"loss": "minimize", "layer_tokens_per_s_per_device": "maximize", "layer_time_us": "minimize",
+OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"loss": "minimize", "layer_tokens_per_s_per_device": "maximize", "layer_time_us": "minimize",
               "peak_memory_gib": "minimize"}
 
 

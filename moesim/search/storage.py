@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from moesim.errors import ConfigError
 
 _STUDY = "moesim"
+Direction = Literal["minimize", "maximize"]
 
 
 class _SingleWriterBackend(JournalFileBackend):
@@ -49,7 +50,7 @@ def writable_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def open_journal(folder: Path, directions: list[str], fingerprint: dict[str, Any], *, fresh: bool
+def open_journal(folder: Path, directions: list[Direction], fingerprint: dict[str, Any], *, fresh: bool
                  ) -> Iterator[optuna.Study]:
     """Open (or begin) the study in a folder, for this process alone.
 

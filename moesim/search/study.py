@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from moesim.candidate import Candidate, Workload
@@ -28,7 +29,7 @@ from moesim.result import RESULT_COLUMNS
 from moesim.search.evaluate import OBJECTIVES, Evaluation, check_objectives, evaluate
 from moesim.search.pareto import front, spread
 from moesim.search.space import Space
-from moesim.search.storage import open_journal
+from moesim.search.storage import Direction, open_journal
 from moesim.topology import Cluster
 from moesim.version import VERSION
 
@@ -199,7 +200,7 @@ class _Batch:
         self.study.tell(trial, evaluation.values(objectives))
 
 
-def _batches(space: Space, directions: list[str], enqueue: list[dict[str, Any]], seed: int) -> Iterator[_Batch]:
+def _batches(space: Space, directions: list[Direction], enqueue: list[dict[str, Any]], seed: int) -> Iterator[_Batch]:
     """Endless batches of asked trials, from a study in memory that is told each batch before the next is asked."""
     study = optuna.create_study(directions=directions)
     for point in enqueue:
@@ -243,7 +244,8 @@ def _digest(value: Any) -> str:
 
 def _to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
     found = trial.evaluation
-    distributions = {name: optuna.distributions.CategoricalDistribution(tuple(c)) for name, c in space.choices().items()}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(choices)) for name, choices in space.choices().items()}
     attrs = {"row": found.row, "memory_over_gib": found.memory_over_gib, "reason": found.reason, "wall_s": trial.wall_s}
     if found.reason:
         return create_trial(state=TrialState.FAIL, params=trial.params, distributions=distributions, user_attrs=attrs)

@@ -14,7 +14,7 @@ from moesim_kernels.grouped_linear import (
 )
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
-from moesim_kernels.tiles import TileConfig
+from moesim_kernels.tiles import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -71,8 +71,8 @@ def test_one_hot_expert(device, dtype):
                                **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("tile", [TileConfig(block_m=64, block_n=16, block_k=32, group_m=3),
-                                  TileConfig(block_m=64, block_n=64, block_k=128, group_m=8)])
+@pytest.mark.parametrize("tile", [Tile(block_m=64, block_n=16, block_k=32, group_m=3),
+                                  Tile(block_m=64, block_n=64, block_k=128, group_m=8)])
 def test_any_tile_gives_the_same_numbers(device, tile):
     x_TH, w = _tokens(130, 96, dtype=torch.float32, device=device), _normal(3, 80, 96, device=device)
     plan = make_plan(random_ids(130, 3, 2, device=device), 3, 16)

@@ -11,7 +11,7 @@ from moesim_kernels.layer import (
     moe_layer,
     moe_layer_reference,
 )
-from moesim_kernels.tiles import TileConfig
+from moesim_kernels.tiles import Tile
 
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer, Precision
@@ -73,8 +73,8 @@ def test_sigmoid_gate_and_chosen_tiles(device):
     weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
     x_TH = _tokens(100, 64, torch.float32, device)
     out_TH = moe_layer(x_TH, layer.gate, weights, 2,
-                       swiglu_tile=TileConfig(block_m=64, block_n=32, block_k=64),
-                       down_tile=TileConfig(block_m=16, block_n=64, block_k=64))
+                       swiglu_tile=Tile(block_m=64, block_n=32, block_k=64),
+                       down_tile=Tile(block_m=16, block_n=64, block_k=64))
     torch.testing.assert_close(out_TH, moe_layer_reference(x_TH, layer.gate, weights, 2), rtol=1e-5, atol=1e-5)
 
 

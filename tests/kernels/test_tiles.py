@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from moesim_kernels.tiles import LIMITS, TileConfig, tile_bound, tile_config, tiles_per_expert
+from moesim_kernels.tiles import LIMITS, Tile, tile_bound, tile_config, tiles_per_expert
 
 
 def test_tiles_per_expert_rounds_up():
@@ -62,9 +62,9 @@ def test_planned_block_m_wins():
 
 def test_tile_config_refuses():
     with pytest.raises(ValueError, match="block_n: expected a power of two, got 48"):
-        TileConfig(block_m=16, block_n=48, block_k=64)
-    with pytest.raises(ValueError, match="group_m: expected at least 1"):
-        TileConfig(block_m=16, block_n=64, block_k=64, group_m=0)
+        Tile(block_m=16, block_n=48, block_k=64)
+    with pytest.raises(ValueError, match="group_m: expected an integer >= 1"):
+        Tile(block_m=16, block_n=64, block_k=64, group_m=0)
     with pytest.raises(ValueError, match="positive sizes"):
         tile_config(1, 0)
 

@@ -1,0 +1,64 @@
+"""The main job, small: its files, and that a killed run continues to the same ones."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moesim.measured.check import CHECK_COLUMNS
+from moesim.search.study import TRIAL_COLUMNS
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = str(ROOT / "studies" / "codesign_hgx_h100.py")
+
+
+def rows(path):
+    return [{k: v for k, v in row.items() if not k.startswith("wall_")} for row in csv.DictReader(path.open())]
+
+
+@pytest.mark.full
+def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, SCRIPT, "--trials", "150", "--seed", "3"]
+    done = subprocess.run([*command, "--out", str(whole)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in ("Pareto winners", "Check: simulated against measured", "triton_interpreter ok", "Kendall tau"):
+        assert line in done.stdout
+
+    journal = killed / "study.journal"
+    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 60:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = journal.read_bytes().count(b"\n")
+    assert kept < 150
+    again = subprocess.run([*command, "--out", str(killed), "--workers", "2"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert rows(whole / "trials.csv") == rows(killed / "trials.csv")
+    assert rows(whole / "winners.csv") == rows(killed / "winners.csv")
+
+    trials = rows(whole / "trials.csv")
+    assert len(trials) == 150
+    assert list(csv.DictReader((whole / "trials.csv").open()).fieldnames) == list(TRIAL_COLUMNS)
+    assert [int(t["number"]) for t in trials] == list(range(150))
+    assert all(t["evidence"] and t["calibration"] and t["profile_hash"] and t["version"] for t in trials)
+    checks = list(csv.DictReader((whole / "check.csv").open()))
+    assert tuple(checks[0]) == CHECK_COLUMNS
+    kinds = {(c["source"], c["status"]) for c in checks}
+    assert {("silicon", "checked"), ("triton_interpreter", "checked"), ("torch_cpu", "checked")} <= kinds
+    assert not [c for c in checks if c["limit"] and float(c["measured"]) > float(c["limit"])]
+
+
+def test_bad_options_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run([sys.executable, SCRIPT, "--trials", "2", "--out", str(tmp_path / "file" / "x")],
+                          capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"})
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("cannot write to this output folder: Not a directory")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,116 @@
+"""The command line as a user meets it: what it prints, and one clear line for bad input."""
+
+import csv
+import sys
+
+import pytest
+
+from moesim.cli import main
+
+
+def run(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of one command."""
+    monkeypatch.setattr(sys, "argv", ["moesim", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    captured = capsys.readouterr()
+    return stopped.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def moesim(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def test_profiles_lists_what_can_be_named(moesim):
+    code, out, _ = moesim("profiles")
+    assert code == 0
+    for name in ("h100-sxm", "a100-sxm", "hgx-h100-8", "hgx-a100-8", "mixtral-8x7b"):
+        assert name in out
+
+
+def test_profile_shows_every_number_with_kind_and_source(moesim):
+    code, out, _ = moesim("profiles", "h100_sxm")
+    assert code == 0
+    line = next(line for line in out.splitlines() if "hbm.bandwidth_gb_per_s" in line)
+    assert line.split()[1:] == ["3,350", "datasheet", "h100-datasheet"]
+
+
+def test_cluster_shows_its_links(moesim):
+    code, out, _ = moesim("profiles", "hgx-a100-8")
+    assert code == 0
+    assert "fabric.link_gb_per_s" in out
+    assert "300" in out
+
+
+def test_simulate_writes_its_row(moesim, tmp_path):
+    path = tmp_path / "row.csv"
+    code, out, _ = moesim("simulate", "--preset", "mixtral-8x7b", "--engine", "event", "--out", str(path))
+    assert code == 0
+    assert "layer tokens/s per device" in out
+    [row] = list(csv.DictReader(path.open()))
+    assert row["engine"] == "event"
+    assert float(row["layer_time_low_us"]) < float(row["layer_time_us"]) < float(row["layer_time_high_us"])
+
+
+def test_replicas_lower_the_imbalance(moesim, tmp_path):
+    rows = []
+    for place in (["--placement", "contiguous"], ["--placement", "eplb", "--replicas", "8"]):
+        path = tmp_path / "row.csv"
+        assert moesim("simulate", "--routing", "power_law:1.2", *place, "--out", str(path))[0] == 0
+        rows += list(csv.DictReader(path.open()))
+    assert float(rows[1]["load_imbalance"]) < float(rows[0]["load_imbalance"])
+    assert float(rows[1]["layer_time_us"]) < float(rows[0]["layer_time_us"])
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["simulate", "--preset", "mixtral"], "unknown preset 'mixtral': did you mean mixtral-8x7b?"),
+    (["simulate", "--cluster", "hgx-h200-8"], "unknown cluster 'hgx-h200-8': did you mean hgx-h100-8"),
+    (["simulate", "--top-k", "300"], "layer.top_k: expected at most num_experts = 128, got 300"),
+    (["simulate", "--gate", "group_limited:7:4"],
+     "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7"),
+    (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
+    (["simulate", "--precision", "int3"], "precision: expected 'bf16' or 'fp8', got 'int3'"),
+    (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA'"),
+    (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
+    (["simulate", "--placement", "random"], "unknown placement 'random'"),
+    (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
+    (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
+    (["simulate", "--tokens", "99999"], "workload: expected 1 to 131072 tokens over all devices, got 799992"),
+    (["profiles", "h200"], "unknown cluster 'h200'"),
+    (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this study file: No such file or directory"),
+    (["validate", "kernels", "--system", "b200_sxm"], "unknown profile 'b200_sxm'"),
+])
+def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):
+    code, out, err = moesim(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_model_that_does_not_fit_says_how_many_gib_over(moesim):
+    _, _, err = moesim("simulate", "--preset", "deepseek-v3")
+    assert "GiB over (experts" in err
+
+
+def test_study_file_with_a_wrong_key_names_file_and_key(moesim, tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text('cluster = "hgx-h100-8"\n[workload]\nnum_tokens_per_devise = 3\n[space]\n')
+    code, _, err = moesim("study", str(path))
+    assert code == 2
+    assert err.startswith("error: study.toml: workload.num_tokens_per_device: expected a value, got nothing")
+
+
+def test_output_folder_that_cannot_be_written(moesim, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = moesim("study", "studies/small_study.toml", "--trials", "2", "--out", str(tmp_path / "file" / "out"))
+    assert code == 2
+    assert "cannot write to this output folder: Not a directory" in err
+
+
+def test_commands_are_frozen(moesim):
+    _, out, _ = moesim("--help")
+    for name in ("profiles", "simulate", "validate", "calibrate", "study"):
+        assert name in out

@@ -1,0 +1,41 @@
+"""The wheel, installed outside the repository, works as the editable install does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROBE = """
+import moesim, moesim_kernels, moesim_hw_profiles
+from moesim import load_cluster, load_preset, load_profile
+from moesim.costs.tiles import tuned_tile
+for module in (moesim, moesim_kernels, moesim_hw_profiles):
+    assert module.__file__.startswith({place!r}), module.__file__
+assert load_profile("h100_sxm").num_sms == 132
+assert load_cluster("hgx-a100-8").num_devices == 8
+assert load_preset("mixtral-8x7b").layer.num_experts == 8
+assert tuned_tile("h100-sxm", "bfloat16", 8, 1792, 64) is not None
+print(moesim.__version__)
+"""
+
+
+def test_version_is_the_installed_one():
+    import moesim
+
+    assert moesim.__version__ == "0.1.0"
+
+
+@pytest.mark.full
+def test_wheel_works_outside_the_repository(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--wheel-dir", str(tmp_path)], check=True)
+    [wheel] = tmp_path.glob("moesim-*.whl")
+    place = tmp_path / "installed"
+    subprocess.run([*pip, "install", str(wheel), "--no-deps", "--target", str(place)], check=True)
+    done = subprocess.run([sys.executable, "-c", PROBE.format(place=str(place))], cwd=tmp_path, capture_output=True,
+                          text=True, check=False, env=os.environ | {"PYTHONPATH": str(place)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0.1.0"
