@@ -1,116 +1,372 @@
-"""Stand-alone primitives measured."""
+"""A device profile of this machine's CPU, measured: primitives, never a layer.
+
+One torch thread, caches flushed and inputs written before each timing, freed memory kept (`moesim_kernels.cpu_layer`
+says why). Just before a timed call the same call runs on a few elements: that brings its code back, whose cost is
+measured once, as ``launch.call_s``, and not in every primitive again. Random sizes cover what layers ask for; the
+coefficients of `moesim.costs.serial` are fitted to them, non-negative, with a robust loss on the log of the ratio, so
+that a call of 20 microseconds counts as much as one of 5 milliseconds. A term that fewer than three calls exercised
+stays 0: left free, it would be anything.
+
+``low`` and ``high`` of a measured number are the P10 and P90 of its repeats; those of a fitted coefficient are the
+coefficient times the P10 and P90 of measured over fitted time in its table.
+"""
+
+import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from moesim_kernels.cpu_layer import Sentinel, activate, add_up, align, choose, measuring, thread_clock
+from scipy.optimize import least_squares, nnls
 from torch.nn.functional import grouped_mm
+
+from moesim.costs import serial
+from moesim.units import GB, GIB, MIB, TERA, US
 
 Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: shares of the budget; what is left over pays for the machine's own numbers
+_SHARES = {"gemm_float32": 0.25, "gemm_bfloat16": 0.25, "top_k": 0.08, "align": 0.06, "gather": 0.06,
+           "activation_float32": 0.05, "activation_bfloat16": 0.05, "weighted_sum_float32": 0.05,
+           "weighted_sum_bfloat16": 0.05}
+_MIN_CALLS, _REPEATS = 8, 3
+#: longest GEMM, and bytes of the largest tensors
+_GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
+_ACCESS_BYTES = (64, 256, 1024, 4096)
+_SMALL_CALLS = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    sizes: dict
+class _Case:
+    """One call to time.
+
+    Attributes:
+        features: Terms of its table.
+        write: Writes its inputs.
+        call: The call.
+        small: The same call on a few elements.
+        cold: Whether caches are flushed before it.
+        passes: Terms of table ``stream``, for what the expert phase prices as an element-wise pass.
+    """
+
+    features: dict[str, float]
+    write: Callable[[], object]
     call: Callable[[], object]
     small: Callable[[], object]
-    write: Callable[[], object] = lambda: None
     cold: bool = True
+    passes: dict[str, float] | None = None
 
 
-class Bench:
-    def __init__(self, seed: int = 0) -> None:
+class _Bench:
+    """Random calls of every primitive, and their times."""
+
+    def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.sentinel = Sentinel()
         self.clock = thread_clock()
-        self.peak = {}
+        self.peak = {name: self._peak(dtype) for name, dtype in DTYPES.items()}
+        self.cache_bytes = self._cache_bytes()
 
-    def time(self, case: Case, repeats: int) -> list[float]:
-        case.write()
-        case.call()
-        seconds = []
-        for _ in range(repeats):
+    def time(self, call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> Array:
+        """Seconds of each repeat: ndarray of shape (repeats,)."""
+        seconds = np.empty(repeats)
+        for repeat in range(repeats):
+            before()
+            start = self.clock()
+            call()
+            seconds[repeat] = self.clock() - start
+        return seconds
+
+    def time_case(self, case: _Case, repeats: int) -> float:
+        """Best of some repeats, after a call that is not counted."""
+        def before() -> None:
             if case.cold:
                 self.sentinel.flush()
             case.write()
             case.small()
-            start = self.clock()
-            case.call()
-            seconds.append(self.clock() - start)
-        return seconds
+
+        before()
+        case.call()
+        return float(self.time(case.call, repeats, before).min())
+
+    def _peak(self, dtype: torch.dtype) -> Array:
+        """FLOP/s of repeats of the largest square GEMM that takes under 30 ms."""
+        rates = np.zeros(1)
+        for size in (256, 512, 1024):
+            flops = 2.0 * size**3
+            if rates.any() and flops / rates.max() > 0.03:
+                break
+            left, right = torch.ones(size, size, dtype=dtype), torch.ones(1, size, size, dtype=dtype)
+            ends = torch.tensor([size], dtype=torch.int32)
+            call = self._bound(grouped_mm, left, right, offs=ends)
+            call()
+            rates = flops / self.time(call, 5)
+        return rates
+
+    @staticmethod
+    def _bound(function: Callable[..., object], *arguments: object, **options: object) -> Callable[[], object]:
+        return lambda: function(*arguments, **options)
+
+    def _cache_bytes(self) -> float:
+        """Working set up to which reading again is nearer to the cache's rate than to the memory's."""
+        sizes = (2.0 ** np.arange(22, 27.01, 0.5)).astype(int)
+        rates = np.array([size / self.time(self.sentinel.buffer[: size // 4].sum, 4)[1:].min() for size in sizes])
+        near = rates >= math.sqrt(rates.max() * rates[-1])
+        return float(sizes[np.flatnonzero(near)[-1]])
 
     def size(self, low: float, high: float, multiple: int = 1) -> int:
+        """A size, uniform in its logarithm."""
         exact = math.exp(self.rng.uniform(math.log(low), math.log(high)))
         return max(round(exact / multiple), 1) * multiple
 
-    def gemm(self, name: str) -> Case:
-        dtype = DTYPES[name]
+    def gemm(self, name: str) -> _Case:
+        """A grouped GEMM over ragged groups, some of them empty; a quarter with caches left as they are."""
+        dtype, limit = DTYPES[name], 0.5 * _GEMM_S * self.peak[name].max()
         while True:
-            k, n = (self.size(32, 2048, 16) for _ in range(2))
-            experts, rows = self.size(1, 64), self.size(1, 2048)
-            flops = 2*experts * rows * n * k
-            if flops < 4e-3 * self.peak[name] and experts * n * k * dtype.itemsize <= 64<<20 and experts * rows * (n + k) * dtype.itemsize <= 64 << 20:
+            depth, columns = self.size(32, 2048, 16), self.size(32, 2048, 16)
+            groups, rows = self.size(1, 64), self.size(1, 2048)
+            touched = groups * max(columns * depth, rows * (columns + depth)) * dtype.itemsize
+            if groups * rows * columns * depth < limit and touched <= 2 * _MAX_BYTES:
                 break
-        other = int(rows * self.rng.uniform(0.1, 1)) + 1
-        counts = np.where(self.rng.random(experts) < 0.5, rows, other) * (self.rng.random(experts) < 0.9)
+        fewer = 1 + int(rows * self.rng.uniform(0.1, 1.0))  # two row counts, since each is compiled in bfloat16
+        counts = np.where(self.rng.random(groups) < 0.5, rows, fewer) * (self.rng.random(groups) < 0.9)
         counts[0] = rows
-        offs = torch.from_numpy(counts.cumsum()).int()
+        num_weights, cold = groups * columns * depth, bool(self.rng.random() < 0.75)
         pool = self.sentinel.buffer.view(dtype)
-        at = int(self.rng.integers(0, pool.numel() - experts * n * k))//64*64
-        w = pool[at:at + experts * n * k].view(experts, n, k).transpose(1, 2)
-        x = torch.randn(int(counts.sum()), k, generator=self.generator).to(dtype)
-        xs, ws = torch.ones(16, 16, dtype=dtype), torch.ones(1, 16, 16, dtype=dtype)
-        o = torch.full((1,), 16, dtype=torch.int32)
-        return Case(sizes=dict(counts=counts, n=n, k=k), call=lambda: grouped_mm(x, w, offs=offs),
-                    small=lambda: grouped_mm(xs, ws, offs=o), write=lambda: x.neg_(), cold=self.rng.random() < 0.75)
+        first = int(self.rng.integers(0, pool.numel() - num_weights + 1)) // 64 * 64
+        weights = pool[first : first + num_weights].view(groups, columns, depth).transpose(1, 2)
+        inputs = torch.randn(int(counts.sum()), depth, generator=self.generator).to(dtype)
+        few, few_weights = torch.ones(16, 16, dtype=dtype), torch.ones(1, 16, 16, dtype=dtype)
+        bytes_touched = (np.count_nonzero(counts) * columns * depth + counts.sum() * (columns + depth)) * dtype.itemsize
+        away = 1.0 if cold else float(serial.missing(bytes_touched, self.cache_bytes))
+        return _Case(
+            features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize,
+                                          output_bytes=dtype.itemsize, away=away),
+            write=inputs.neg_, cold=cold,
+            call=self._bound(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
+            small=self._bound(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
+        )
 
-    def top_k(self) -> Case:
+    def top_k(self, _: str) -> _Case:
+        """Softmax and top-k of fresh random rows."""
         while True:
-            t, e, k = self.size(8, 4096), self.size(2, 1024), self.size(1, 16)
-            if k <= e and t * e <= 1 << 19: break
-        x, small = torch.empty(t, e), torch.randn(2, 4)
-        return Case(sizes=dict(rows=t, columns=e, k=k), call=lambda: choose(x, k), small=lambda: choose(small, 2),
-                    write=lambda: x.normal_(generator=self.generator))
+            rows, columns, k = self.size(8, 4096), self.size(2, 1024), self.size(1, 16)
+            if k <= columns and rows * columns <= 1 << 19:
+                break
+        logits, few = torch.empty(rows, columns), torch.randn(2, 4)
+        return _Case(features=serial.top_k_features(rows, columns, k), call=self._bound(choose, logits, k),
+                     write=lambda: logits.normal_(generator=self.generator), small=self._bound(choose, few, 2))
 
-    def align(self) -> Case:
-        p, e = self.size(8, 65536), self.size(2, 1024)
-        ids, small = torch.empty(p, dtype=torch.int64), torch.arange(8)
-        return Case(sizes=dict(rows=p, experts=e), call=lambda: align(ids, e, 2), small=lambda: align(small, 8, 2),
-                    write=lambda: ids.random_(0, e, generator=self.generator))
+    def align(self, _: str) -> _Case:
+        """Sort and histogram of fresh random ids."""
+        rows, experts = self.size(8, 65536), self.size(2, 1024)
+        ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
+        return _Case(features=serial.align_features(np.float64(rows), experts), call=self._bound(align, ids, experts, 2),
+                     write=lambda: ids.random_(0, experts, generator=self.generator), small=self._bound(align, few, 8, 2))
 
-    def _moved(self, name):
+    def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
+        """Tokens, pairs, hidden size, and the token of each pair in a random order."""
+        while True:
+            tokens, k, hidden = self.size(8, 4096), self.size(1, 8), self.size(64, 2048, 16)
+            if tokens * k * hidden * dtype.itemsize <= _MAX_BYTES:
+                break
+        return tokens, tokens * k, hidden, torch.randperm(tokens * k, generator=self.generator) // k
+
+    def gather(self, _: str) -> _Case:
+        """Rows of tokens in the order of their experts."""
+        dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
+        tokens, rows, hidden, token = self._routed(dtype)
+        source, few = torch.ones(tokens, hidden, dtype=dtype), torch.ones(4, 16, dtype=dtype)
+        return _Case(features=serial.gather_features(rows, hidden * dtype.itemsize), write=source.neg_,
+                     call=self._bound(source.index_select, 0, token),
+                     small=self._bound(few.index_select, 0, torch.arange(2)))
+
+    def weighted_sum(self, name: str) -> _Case:
+        """Rows times weights, added up by token."""
+        dtype = DTYPES[name]
+        tokens, rows, hidden, token = self._routed(dtype)
+        outputs, weights = torch.ones(rows, hidden, dtype=dtype), torch.rand(rows, generator=self.generator)
+        few, pairs = torch.ones(4, 16, dtype=dtype), torch.arange(4)
+        return _Case(
+            features=serial.weighted_sum_features(np.float64(rows), tokens, hidden, dtype.itemsize, self.cache_bytes),
+            passes=serial.stream_features(2.0 * (rows + tokens) * hidden, 1.0, self.cache_bytes), write=outputs.neg_,
+            call=lambda: add_up(outputs, weights[token], token, tokens),
+            small=lambda: add_up(few, torch.ones(4)[pairs], pairs // 2, 2))
+
+    def activation(self, name: str) -> _Case:
+        """SiLU of one half times the other."""
         dtype = DTYPES[name]
         while True:
-            t, k, h = self.size(8, 4096), self.size(1, 8), self.size(32, 2048, 16)
-            if t * k * h * dtype.itemsize <= 48 << 20: break
-        token = torch.randperm(t * k, generator=self.generator) // k
-        return dtype, t, k, h, token
+            rows, width = self.size(8, 32768), self.size(32, 2048, 16)
+            if 2 * rows * width * dtype.itemsize <= _MAX_BYTES:
+                break
+        both = torch.empty(rows, 2 * width, dtype=dtype).normal_(generator=self.generator)
+        few = torch.ones(2, 32, dtype=dtype)
+        return _Case(features=serial.stream_features(3.0 * rows * width, dtype.itemsize, self.cache_bytes),
+                     passes=serial.stream_features(6.0 * rows * width, 1.0, self.cache_bytes), write=both.neg_,
+                     call=self._bound(activate, both, width), small=self._bound(activate, few, 16))
 
-    def gather(self, name: str) -> Case:
-        dtype, t, k, h, token = self._moved(name)
-        x, small = torch.ones(t, h, dtype=dtype), torch.ones(4, 16, dtype=dtype)
-        return Case(sizes=dict(rows=t * k, row_bytes=h * dtype.itemsize,t=t,k=k,h=h), call=lambda: x.index_select(0, token),
-                    small=lambda: small.index_select(0, torch.arange(2)), write=lambda: x.neg_())
+    def small_calls(self) -> Array:
+        """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
+        logits, ids, rows = torch.randn(2, 4), torch.arange(4), torch.ones(4, 32)
 
-    def weighted_sum(self, name: str) -> Case:
-        dtype, t, k, h, token = self._moved(name)
-        y, w = torch.ones(t * k, h, dtype=dtype), torch.rand(t * k)
-        ys = torch.ones(4, 16, dtype=dtype)
-        order=torch.randperm(t*k)
-        return Case(sizes=dict(rows=t * k, tokens=t, h=h), call=lambda: add_up(y, w[order], token, t),
-                    small=lambda: add_up(ys, w[:4][torch.arange(4)%len(w)], torch.arange(4) // 2, 2), write=lambda: y.neg_())
+        def calls() -> None:
+            torch.mm(rows, rows.T)
+            choose(logits, 2)
+            _, token, _ = align(ids, 4, 2)
+            rows.index_select(0, token)
+            add_up(activate(rows, 16), torch.ones(4)[ids], token, 2)
 
-    def activation(self, name: str) -> Case:
-        dtype = DTYPES[name]
-        while True:
-            p, i = self.size(8, 32768), self.size(16, 2048, 16)
-            if p * i * dtype.itemsize <= 32 << 20: break
-        up = torch.randn(p, 2 * i, generator=self.generator).to(dtype)
-        us = torch.ones(2, 32, dtype=dtype)
-        return Case(sizes=dict(rows=p, width=i), call=lambda: activate(up, i), small=lambda: activate(us, 16),
-                    write=lambda: up.neg_())
+        return self.time(calls, 13, self.sentinel.flush)[1:] / _SMALL_CALLS
+
+
+def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str, float], float, float]:
+    """Non-negative coefficients of calls' terms.
+
+    A constant is fitted along and dropped: what a call costs by itself is counted by ``launch.call_s``.
+
+    Args:
+        features: Terms of each call, the same for all.
+        seconds: ndarray of shape (N,).
+
+    Returns:
+        Coefficients above 0; P10 and P90 of measured over fitted time.
+    """
+    names = [*features[0], "call"]
+    terms = np.array([[*(float(value) for value in row.values()), 1.0] for row in features])
+    scale = np.abs(terms).max(axis=0)
+    used = ((terms > 0).sum(axis=0) >= 3) & (scale > 0)
+    terms = terms[:, used] / scale[used]
+    start = np.maximum(nnls(terms / seconds[:, None], np.ones(len(seconds)))[0], 1e-9)
+    found = least_squares(lambda c: np.log(terms @ c / seconds), start, bounds=(0.0, np.inf), loss="soft_l1", f_scale=0.1,
+                          x_scale=np.maximum(start, 1e-3 * start.max())).x
+    low, high = np.percentile(seconds / (terms @ found), (10, 90))
+    kept = np.array(names)[used]
+    coefficients = {str(name): float(value) for name, value in zip(kept, found / scale[used], strict=True)}
+    # a share of a millionth is what the interior of the bounds leaves of a zero
+    share = (terms * found / (terms @ found)[:, None]).max(axis=0)
+    return {name: value for (name, value), part in zip(coefficients.items(), share, strict=True)
+            if name != "call" and part > 1e-3}, float(low), float(high)
+
+
+def _quantity(value: float, low: float | None = None, high: float | None = None, kind: str = "measured",
+              source: str = "protocol") -> str:
+    spread = "" if low is None or high is None else f", low = {_number(low)}, high = {_number(high)}"
+    return f'{{value = {_number(value)}, kind = "{kind}", source = "{source}"{spread}}}'
+
+
+def _number(value: float) -> str:
+    return repr(float(f"{value:.5g}"))
+
+
+def _spread(values: Array, best: Callable[[Array], float] = np.median) -> str:
+    return _quantity(float(best(values)), *(float(v) for v in np.percentile(values, (10, 90))))
+
+
+def _cpu() -> tuple[str, float | None]:
+    """Name of the CPU, and its clock in GHz if the system tells."""
+    name, clock = platform.processor() or platform.machine() or "unknown CPU", None
+    if Path("/proc/cpuinfo").is_file():
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+        told = {key.strip(): value.strip() for key, _, value in lines}
+        name = told.get("model name", name)
+        clock = float(told["cpu MHz"]) / 1e3 if told.get("cpu MHz") else None
+    return name, clock
+
+
+def _tables(bench: _Bench, budget_s: float) -> list[str]:
+    """Lines of the serial tables."""
+    lines, passes, pass_seconds = [], [], []
+    for table, share in _SHARES.items():
+        kind, _, name = table.rpartition("_") if table.endswith(tuple(DTYPES)) else (table, "", "")
+        until = time.perf_counter() + share * budget_s
+        features, seconds = [], []
+        while len(seconds) < _MIN_CALLS or time.perf_counter() < until:
+            case = getattr(bench, kind)(name)
+            seconds.append(bench.time_case(case, _REPEATS if budget_s > 3 else 1))
+            features.append(case.features)
+            if case.passes:
+                passes.append(case.passes)
+                pass_seconds.append(seconds[-1])
+        lines += _table(table, *fit(features, np.array(seconds)))
+    return lines + _table("stream", *fit(passes, np.array(pass_seconds)))
+
+
+def _table(name: str, coefficients: dict[str, float], low: float, high: float) -> list[str]:
+    return [f"[serial.{name}]", *(f'{key} = {_quantity(value, low * value, high * value, source="fit")}'
+                                  for key, value in coefficients.items())]
+
+
+def measure_profile(budget_s: float = 8.0, seed: int = 0) -> str:
+    """Measure this CPU with one torch thread.
+
+    Args:
+        budget_s: Seconds to spend, about; a few calls of each primitive are made in any case.
+        seed: Of sizes and inputs.
+
+    Returns:
+        Text of a device profile, to be saved as ``cpu-local.toml``.
+    """
+    started = time.perf_counter()
+    with measuring():
+        bench = _Bench(seed)
+        bandwidth = 2 * bench.sentinel.source.nbytes / bench.time(bench.sentinel.stream, 7)
+        gather = _gather_curve(bench, float(np.median(bandwidth)))
+        few = torch.ones(64)
+        add = bench._bound(torch.add, few, 1.0)
+        hot = np.array([bench.time(lambda: [add() for _ in range(50)], 1)[0] / 50 for _ in range(9)])
+        cold = bench.small_calls()
+        tables = _tables(bench, budget_s - (time.perf_counter() - started))
+    name, clock = _cpu()
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    when = datetime.now(UTC).strftime("%Y-%m-%d")
+    where = f"{name}, torch {torch.__version__}, one thread, {when}"
+    return "\n".join([
+        f"title = {json.dumps(f'This CPU, one thread: {name}')}",
+        'execution = "serial"', 'calibration = "none"',
+        "[compute]",
+        f'num_sms = {_quantity(1.0, kind="assumed", source="thread")}',
+        f'clock_ghz = {_quantity(clock or 3.0, kind="assumed", source="clock")}',
+        f'shared_memory_per_sm_kib = {_quantity(serial.OWN_CACHE_BYTES / 1024, kind="assumed", source="thread")}',
+        "[compute.peak_tflops]",
+        *(f"{key} = {_spread(rates / TERA, np.max)}" for key, rates in bench.peak.items()),
+        "[hbm]", f"capacity_gib = {_quantity(ram / GIB)}", f"bandwidth_gb_per_s = {_spread(bandwidth / GB)}", *gather,
+        "[l2]", f"capacity_mib = {_quantity(bench.cache_bytes / MIB)}",
+        "[launch]", f"kernel_us = {_spread(hot / US)}",
+        "[serial.launch]", f"call_s = {_spread(cold, np.min)}", *tables,
+        "[sources.protocol]",
+        'title = "moesim_kernels.cpu_profile: repeated calls by thread time, caches flushed, freed memory kept"',
+        f"locator = {json.dumps(where)}",
+        "[sources.fit]",
+        'title = "moesim_kernels.cpu_profile: non-negative fit to stand-alone primitives of random sizes"',
+        f"locator = {json.dumps(where + '; low and high: P10 and P90 of measured over fitted time')}",
+        "[sources.thread]", 'title = "One thread on one core; a core of its own has a cache of about 1 MiB"',
+        'locator = "assumed"',
+        "[sources.clock]", f"title = {json.dumps('Clock the operating system reports' if clock else 'A usual clock')}",
+        'locator = "assumed; prices do not use it"', "",
+    ])
+
+
+def _gather_curve(bench: _Bench, bandwidth: float) -> list[str]:
+    lines = []
+    for access in _ACCESS_BYTES:
+        table = bench.sentinel.buffer.view(-1, access // 4)
+        count = (2 << 20) // access * (1 if access < 512 else 4)
+        rows = torch.randint(0, len(table), (count,), generator=bench.generator)
+        seconds = bench.time(bench._bound(table.index_select, 0, rows), 4, bench.sentinel.flush)
+        shares = np.minimum(2.0 * count * access / seconds / bandwidth, 1.0)
+        lines += ["[[hbm.gather]]", f"access_bytes = {float(access)}", f"efficiency = {_spread(shares)}"]
+    return lines
+
+
+def write_profile(path: str | Path, budget_s: float = 8.0) -> None:
+    """Measure this CPU and save the profile; the file's name without ``.toml`` is the profile's."""
+    Path(path).write_text(measure_profile(budget_s), encoding="utf-8")

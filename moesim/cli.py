@@ -144,11 +144,14 @@ def validate_kernels(
 
 
 @calibrate_app.command("kernels")
-def calibrate_kernels(out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml")) -> None:
-    """Fit the kernel model to the measured rows that may be fitted; about a minute."""
+def calibrate_kernels(
+    framework: Annotated[str, typer.Option(help="sglang (what is simulated) or vllm.")] = "sglang",
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
+) -> None:
+    """Fit the kernel model to a framework's measured rows that may be fitted; about a minute."""
     from moesim.measured import calibrate_kernels as fitting
 
-    _report_fit(fitting.calibrate(out), out)
+    _report_fit(fitting.calibrate(out, framework), out)
 
 
 @calibrate_app.command("transfers")

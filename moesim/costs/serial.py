@@ -1,7 +1,13 @@
 """Kernel prices on a device that runs one group after another: a CPU, priced from primitives measured on it.
 
-Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted by non-negative least
-squares on log error to stand-alone primitives (`moesim_kernels.cpu_profile`); a coefficient that is absent is 0.
+Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted with non-negative
+coefficients to the log error of stand-alone primitives (`moesim_kernels.cpu_profile`); a coefficient that is absent is
+0. Each ``*_features`` function is both halves of that bargain: the terms of one primitive as they are fitted, and as
+they are priced.
+
+Caches are cold, as for one of many layers: weights, buffers and the framework's code come from memory, and only what
+the primitive before has just written is near. The first use of a piece of code is therefore most of what a small call
+costs; ``launch.call_s`` is that cost, averaged over calls of the framework.
 
 Shape legend: D devices or rows, L local experts.
 """
@@ -17,39 +23,105 @@ from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
 Array = np.ndarray
-#: rows the bf16 and f32 micro-kernels of CPU libraries work on at a time
-ROW_BLOCK = 16
+#: up to this many rows a GEMM still spends its time on getting at the weights
+_FEW_ROWS = 16
+#: rows shorter than this are not vectorised by a softmax
+_SHORT_ROW = 16
+#: torch.topk sorts partially if k times this fits into a row, else it partitions the whole row
+_PARTIAL_SORT = 64
+#: from here on torch sorts integers by radix
+_RADIX_ROWS = 32768
+#: assumed size of a core's own cache: what it holds need not come from further away
+OWN_CACHE_BYTES = 2**20
+#: calls of the framework in a primitive, beyond those its callers count as launches
+_MORE_CALLS = {"top_k": 3, "align": 3, "gather": 1, "activation": 2, "weighted_sum": 3, "stream": 3}
 
 
-def gemm_features(m: Array, n: Size, k: Size, weight_bytes: float, cache_bytes: float, working_set: Array) -> dict[str, Array]:
-    """Terms of one GEMM group's time, (m x k) times (k x n); all arrays of one shape.
+def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
+    """Share not found in a cache when ``num_bytes`` are used in turn: 0 up to half of its size, 1 from twice on."""
+    return np.clip(np.log2(np.maximum(num_bytes, 1.0) / (0.5 * cache_bytes)) / 2.0, 0.0, 1.0)
 
-    A constant; multiply-adds with the rows padded to the micro-kernel; packing the weights, once more if they come
-    from memory rather than the cache; reading inputs and writing outputs.
+
+def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_bytes: float,
+                  away: Array | float) -> dict[str, Array]:
+    """Terms of the groups of a grouped GEMM, (m x k) times (k x n).
+
+    A constant; multiply-adds; weights once, as a whole and in proportion to few rows (a library packs them only from
+    some rows on); weights that come from memory; inputs; outputs, and outputs whose place is not in the cache.
 
     Args:
-        m: Rows of each group, > 0.
+        m: ndarray of shape (..., L): rows of each group; groups without rows cost nothing.
         n: Columns.
         k: Depth.
         weight_bytes: Bytes of one weight.
-        cache_bytes: Size of the last-level cache.
-        working_set: Bytes the whole call touches.
+        output_bytes: Bytes of one output.
+        away: Share of weights and outputs that is not in the cache, of shape (...).
+
+    Returns:
+        Term -> ndarray of shape (...), summed over the groups.
     """
-    missing = np.clip(np.log2(np.maximum(working_set, 1.0) / (0.5 * cache_bytes)) / 2.0, 0.0, 1.0)
-    ones = np.ones_like(m, dtype=np.float64)
+    m = np.asarray(m, dtype=np.float64)
+    groups, rows, few = (m > 0).sum(axis=-1), m.sum(axis=-1), (np.minimum(m, _FEW_ROWS) / _FEW_ROWS).sum(axis=-1)
     return {
-        "group_s": ones,
-        "mkn_s": np.ceil(m / ROW_BLOCK) * ROW_BLOCK * n * k * ones,
-        "kn_s": n * k * ones,
-        "kn_missing_byte_s": n * k * weight_bytes * missing * ones,
-        "mk_s": m * k * ones,
-        "mn_s": m * n * ones,
+        "call_away_s": away * (rows > 0),
+        "group_s": groups,
+        "mkn_s": rows * n * k,
+        "kn_s": groups * n * k,
+        "kn_few_s": few * n * k,
+        "kn_missing_byte_s": groups * n * k * weight_bytes * away,
+        "mk_s": rows * k,
+        "mn_s": rows * n,
+        "mn_missing_byte_s": rows * n * output_bytes * away,
     }
+
+
+def top_k_features(rows: Array, columns: Size, k: Size) -> dict[str, Array]:
+    """Terms of softmax and top-k of rows: torch.topk has two algorithms, a softmax of a short row is not vectorised."""
+    partial = np.asarray(_PARTIAL_SORT * k <= columns)
+    return {
+        "row_s": rows,
+        "element_s": rows * columns,
+        "short_element_s": rows * columns * np.asarray(columns < _SHORT_ROW),
+        "partition_element_s": rows * columns * ~partial,
+        "choice_s": rows * k,
+        "partial_choice_s": rows * k * np.log2(columns / k + 1.0) * partial,
+    }
+
+
+def gather_features(rows: Array | float, row_bytes: float) -> dict[str, Array | float]:
+    """Terms of reading rows at random places and writing them in order."""
+    return {"row_s": rows, "byte_s": rows * row_bytes}
+
+
+def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
+    """Terms of a stable sort of expert ids and their histogram: a merge sort, or by radix if there are many."""
+    radix = np.asarray(rows) >= _RADIX_ROWS
+    return {
+        "element_s": rows * ~radix,
+        "level_s": rows * np.log2(np.clip(num_experts, 1, np.maximum(rows, 1))) * ~radix,
+        "radix_element_s": rows * radix,
+    }
+
+
+def stream_features(elements: Array, element_bytes: float, cache_bytes: float) -> dict[str, Array]:
+    """Terms of an element-wise pass: elements, those beyond the core's own cache, those beyond the last one."""
+    num_bytes = elements * element_bytes
+    return {
+        "element_s": elements,
+        "far_element_s": elements * missing(num_bytes, OWN_CACHE_BYTES),
+        "missing_element_s": elements * missing(num_bytes, cache_bytes),
+    }
+
+
+def weighted_sum_features(rows: Array, tokens: Array, hidden: Size, element_bytes: float,
+                          cache_bytes: float) -> dict[str, Array]:
+    """Terms of adding up each token's weighted rows: those of a pass over the rows, the rows, the sums."""
+    return {**stream_features(rows * hidden, element_bytes, cache_bytes), "row_s": rows, "sum_s": tokens * hidden}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SerialKernels:
-    """Primitives of one CPU: grouped GEMM, top-k, stream, gather, align, launch."""
+    """Primitives of one CPU: grouped GEMM, top-k, gather, align, element-wise passes, launch."""
 
     profile: Profile
 
@@ -57,44 +129,68 @@ class SerialKernels:
         try:
             return self.profile.serial[name]
         except KeyError:
-            raise ConfigError(f"{self.profile.name}: serial.{name}: expected measured coefficients, got nothing") from None
+            raise ConfigError(
+                f"{self.profile.name}: serial.{name}: expected measured coefficients, got nothing") from None
 
-    def _sum(self, name: str, features: dict[str, Array]) -> PhaseCost:
+    def _sum(self, name: str, features: dict[str, Array], calls: Array | float = 0.0) -> PhaseCost:
         table = self._table(name)
-        seconds = np.asarray(sum(table.get(key, 0.0) * np.asarray(value, dtype=np.float64)
-                                 for key, value in features.items()))
+        seconds = calls * self._table("launch")["call_s"]
+        for key, value in features.items():
+            seconds = seconds + table.get(key, 0.0) * np.asarray(value, dtype=np.float64)
+        seconds = np.asarray(seconds)
         zero = np.zeros_like(seconds)
         return PhaseCost(compute_s_D=seconds, memory_s_D=zero, latency_s_D=zero)
 
     def launches(self, count: float | Array) -> PhaseCost:
         """Calls of the framework that do nothing else."""
-        return self._sum("launch", {"call_s": np.asarray(count)})
+        return self._sum("launch", {}, np.asarray(count, dtype=np.float64))
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """Bytes read or written in order by an element-wise kernel."""
-        return self._sum("stream", {"byte_s": np.asarray(num_bytes_D)})
+        """An element-wise pass of the expert phase, by the bytes of bfloat16 elements it reads and writes."""
+        num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
+        return self._sum("stream", stream_features(num_bytes, 1.0, self.profile.l2_bytes),
+                         _MORE_CALLS["stream"] * (num_bytes > 0))
+
+    def activation(self, rows_D: Array, columns: Size, width: Size, element_bytes: float) -> PhaseCost:
+        """SiLU, and the product with the other half where there are ``columns = 2 width``."""
+        rows = np.asarray(rows_D, dtype=np.float64)
+        features = stream_features(rows * (columns + width), element_bytes, self.profile.l2_bytes)
+        return self._sum(f"activation_{_format(element_bytes)}", features, _MORE_CALLS["activation"] * (rows > 0))
+
+    def weighted_sum(self, rows_D: Array, tokens_D: Array, hidden: Size, element_bytes: float) -> PhaseCost:
+        """Each token's rows times their weights, added up."""
+        rows, tokens = np.asarray(rows_D, dtype=np.float64), np.asarray(tokens_D, dtype=np.float64)
+        features = weighted_sum_features(rows, tokens, hidden, element_bytes, self.profile.l2_bytes)
+        return self._sum(f"weighted_sum_{_format(element_bytes)}", features, _MORE_CALLS["weighted_sum"] * (rows > 0))
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Rows of ``access_bytes`` read at random places."""
-        num_bytes = np.asarray(num_bytes_D)
-        return self._sum("gather", {"row_s": num_bytes / access_bytes, "byte_s": num_bytes})
+        """Rows of ``access_bytes`` read at random places and written in order."""
+        num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
+        return self._sum("gather", gather_features(num_bytes / access_bytes, access_bytes),
+                         _MORE_CALLS["gather"] * (num_bytes > 0))
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """A stable sort of the choices and a histogram."""
         rows = np.asarray(rows_D, dtype=np.float64)
-        return self._sum("align", {"call_s": (rows > 0) * 1.0, "element_s": rows})
+        return self._sum("align", align_features(rows, num_experts), _MORE_CALLS["align"] * (rows > 0))
 
     def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
         """Softmax and top-k of float32 rows."""
         rows = np.asarray(rows_D, dtype=np.float64)
-        return self._sum("top_k", {"call_s": (rows > 0) * 1.0, "row_s": rows, "element_s": rows * columns})
+        return self._sum("top_k", top_k_features(rows, columns, k), _MORE_CALLS["top_k"] * (rows > 0))
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, *, tile: Tile, fmt: str, weight_bytes: float,
                      input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None) -> PhaseCost:
-        """Groups in turn, each by `gemm_features`; tile and warmth mean nothing here: caches follow from sizes."""
+        """Groups in turn, each by `gemm_features`; a tile means nothing here.
+
+        Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.
+        """
         assert load.counts_DL is not None
-        counts = load.counts_DL.astype(np.float64)
-        busy = counts > 0
-        touched = load.active_D * (n * k * weight_bytes) + load.rows_D * (k * input_bytes + n * output_bytes)
-        features = gemm_features(counts, n, k, weight_bytes, self.profile.l2_bytes, touched[..., None])
-        return self._sum(f"gemm_{fmt}", {name: (value * busy).sum(axis=-1) for name, value in features.items()})
+        touched = load.rows_D * (k * input_bytes + n * output_bytes)
+        away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
+        features = gemm_features(load.counts_DL, n, k, weight_bytes=weight_bytes, output_bytes=output_bytes, away=away)
+        return self._sum(f"gemm_{fmt}", features)
+
+
+def _format(element_bytes: float) -> str:
+    return "float32" if element_bytes > 2.0 else "bfloat16"

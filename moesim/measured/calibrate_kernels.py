@@ -1,5 +1,7 @@
 """Fit the kernel cost model's parameters to measured rows: ``moesim calibrate kernels``.
 
+One file per framework, since sglang's and vLLM's kernels differ in more than their tiles (and vLLM's benchmark
+includes the router's top-k): the simulator prices with sglang's, ``triton-moe``; ``triton-moe-vllm`` predicts vLLM's rows.
 Only rows of the groups in ``hw_profiles/silicon/fit_groups.csv`` (A100 and H100) are used, none under 50 us; every
 other row of the package stays for scoring. The fit is robust; the scores and the P10 and P90 that become intervals
 come from cross validation that leaves out whole shapes. Refitting draws the same rows again and gives the same file.
@@ -15,6 +17,7 @@ import numpy as np
 
 from moesim.costs.calibration import Calibration
 from moesim.costs.gpu import WaveKernels
+from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
 from moesim.measured.fitting import Bounds, robust_fit, write_calibration
@@ -40,6 +43,7 @@ BOUNDS: Bounds = {
     "misaligned_factor": (2.0, 1.0, 6.0),
 }
 FLOOR_MS = 0.05
+FRAMEWORKS = ("sglang", "vllm")
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 _GROUP = ("system", "dataset", "kernel_source", "moe_dtype", *SHAPE)
 _FOLDS, _ROWS_PER_GROUP, _SEED = 5, 200, 0
@@ -77,8 +81,8 @@ def may_fit(row: dict) -> bool:
     return ep is not None and (ep == "any" or int(ep) == row["moe_ep_size"])
 
 
-def collect() -> list[FitGroup]:
-    """Read and draw up to 200 rows of each group that may be fitted, none under 50 us.
+def collect(framework: str) -> list[FitGroup]:
+    """Read and draw up to 200 rows of each group of a framework that may be fitted, none under 50 us.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -86,6 +90,8 @@ def collect() -> list[FitGroup]:
     groups = []
     for key, ep in fit_groups().items():
         item = dict(zip(_GROUP, key, strict=True))
+        if not item["dataset"].startswith(framework):
+            continue
         table = silicon.load_rows(item["system"], item["dataset"])
         table = table[table["latency_ms"] >= FLOOR_MS]
         for column in ("kernel_source", "moe_dtype", *SHAPE):
@@ -131,9 +137,16 @@ def cross_validate(groups: list[FitGroup]) -> list[np.ndarray]:
     return predictions
 
 
-def calibrate(path: Path) -> dict[str, dict[str, float]]:
-    """Fit, cross-validate and write the calibration file; returns the cross-validated scores by class."""
-    groups = collect()
+def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, float]]:
+    """Fit, cross-validate and write a framework's calibration file; returns the cross-validated scores by class.
+
+    Raises:
+        UnknownNameError: A framework other than sglang and vllm.
+        MeasurementError: The extra ``silicon`` is not installed.
+    """
+    if framework not in FRAMEWORKS:
+        raise UnknownNameError("framework", framework, FRAMEWORKS)
+    groups = collect(framework)
     predictions = cross_validate(groups)
     scores, residuals = {}, {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
@@ -145,14 +158,15 @@ def calibrate(path: Path) -> dict[str, dict[str, float]]:
                                 if g.precision == precision])
         low, high = np.percentile(ratio, [10, 90])
         residuals[precision] = {"low": low, "high": high, "rows": len(ratio), "kind": "cross-validated by shape"}
-    keys = [" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in fit_groups().items()]
+    keys = [" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in fit_groups().items()
+            if key[1].startswith(framework)]
     write_calibration(
         path,
-        title="Triton fused MoE kernels: waves of tiles, weight and activation streams",
-        command="moesim calibrate kernels",
+        title=f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams",
+        command=f"moesim calibrate kernels --framework {framework}",
         fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
                   f"{_ROWS_PER_GROUP} of each, none under 50 us",
-        sources=["aiconfigurator-core 0.12, moe_perf.parquet, kernels sglang_fused_moe_triton and vllm tritonexperts"],
+        sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({k[2] for k in fit_groups() if k[1].startswith(framework)}))}"],
         profiles=sorted({g.system.replace("_", "-") for g in groups}),
         parameters=fit(groups),
         device_factors={},

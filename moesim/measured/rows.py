@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.costs.calibration import load_calibration
 from moesim.costs.experts import ExpertShape, price_experts
 from moesim.costs.gpu import WaveKernels
 from moesim.costs.load import Load, idle_blocks
@@ -45,6 +46,12 @@ class RowDraws:
         solo = price_experts(kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True).solo_s_D()
         total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
+
+
+def row_kernels(dataset: str, profile: Profile) -> WaveKernels:
+    """The kernel model calibrated on the framework that a dataset's rows ran."""
+    name = profile.calibration + ("-vllm" if dataset.startswith("vllm") else "")
+    return WaveKernels(profile=profile, calibration=load_calibration(name, profile.name))
 
 
 def row_tile(row: dict, device: str) -> Tile:

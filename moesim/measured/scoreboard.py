@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from moesim.costs.calibration import load_calibration
-from moesim.costs.gpu import WaveKernels
 from moesim.errors import MeasurementError
 from moesim.hardware import Profile, load_profile
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import FLOOR_MS, may_fit
-from moesim.measured.rows import PRECISION, RowDraws, draw_rows
+from moesim.measured.rows import PRECISION, RowDraws, draw_rows, row_kernels
 from moesim.measured.scores import error_scores
 from moesim.measured.silicon_source import DATASETS
 
@@ -44,9 +42,9 @@ def scoreboard(system: str, limit: int) -> tuple[list[dict[str, Any]], list[dict
     profile = load_profile(system)
     if profile.name not in DATASETS:
         raise MeasurementError(f"measured rows: known for {', '.join(DATASETS)}, not for {profile.name}")
-    kernels = WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile.name))
     scores, out = [], []
     for dataset in DATASETS[profile.name]:
+        kernels = row_kernels(dataset, profile)
         table = silicon.load_rows(profile.name.replace("-", "_"), dataset)
         table = table[(table["latency_ms"] >= FLOOR_MS) & table["moe_dtype"].isin(PRECISION)]
         table = table.assign(fitted=[may_fit(r) for r in table.to_dict("records")],

@@ -9,11 +9,9 @@ tile that framework ran. A candidate's placement and gate are therefore not what
 from typing import Any
 
 from moesim.candidate import Candidate, Workload
-from moesim.costs.calibration import load_calibration
-from moesim.costs.gpu import WaveKernels
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.rows import PRECISION, draw_rows, row_tile
+from moesim.measured.rows import PRECISION, draw_rows, row_kernels, row_tile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.topology import Cluster
@@ -76,9 +74,9 @@ class Silicon:
         if row is None:
             return CheckRow(status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}", **about)
         profile = cluster.profile
-        calibration = load_calibration(profile.calibration, profile.name)
-        draws = draw_rows([row], profile)
-        predicted = float(draws.price(WaveKernels(profile=profile, calibration=calibration))[0])
+        kernels = row_kernels(row["dataset"], profile)
+        calibration = kernels.calibration
+        predicted = float(draw_rows([row], profile).price(kernels)[0])
         low, high = calibration.residuals[row["moe_dtype"]]
         tile = row_tile(row, profile.name)
         return CheckRow(
