@@ -7,7 +7,8 @@ What makes such times repeatable, and what they mean:
 
 - They are times of the thread, not of the clock on the wall: a core that is taken away for a while does not count.
 - The layer stands for one of many: before each repeat a stream of 128 MiB flushes the caches, so that weights, buffers
-  and the framework's own code come from memory; then the input is written, as the operation before would.
+  and the framework's own code come from memory; then 3 ms of GEMMs bring the clock down to where wide instructions
+  keep it (some 15 % under that of a core that waited for memory), and the input is written.
 - The histogram of experts stays the same while the order of tokens changes, and there is a warm-up: libraries compile
   a bfloat16 kernel for each new row count (about half a millisecond), and branch predictors learn one input by heart.
 - Freed memory is kept (glibc's mallopt): returning it and faulting it in again can cost more than the layer.
@@ -36,7 +37,8 @@ PHASES = ("gate", "permute", "experts", "combine")
 CONTENDED = 0.08
 #: read before each repeat: beyond the share of a last-level cache that one core gets
 FLUSH_BYTES = 128 << 20
-_INPUTS = 8
+_SETTLE_S = 3e-3
+_INPUTS, _WARM_UP = 8, 2
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -92,9 +94,13 @@ class Sentinel:
         self._best = np.full(2, np.inf)
         self.slowdown()
 
-    def flush(self) -> None:
-        """Read the buffer, which evicts everything else from the caches."""
+    def settle(self, dtype: torch.dtype) -> None:
+        """As between two layers: caches full of other things, the clock that of a core at GEMMs of this format."""
         self.buffer.sum()
+        left, right = self._left.to(dtype), self._right.to(dtype)
+        until = time.perf_counter() + _SETTLE_S
+        while time.perf_counter() < until:
+            torch.mm(left, right)
 
     def stream(self) -> None:
         """Read 64 MiB and write 64 MiB."""
@@ -286,7 +292,9 @@ def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *
     with measuring():
         case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed)
         sentinel = sentinel or Sentinel()
-        case.forward()
+        for repeat in range(_WARM_UP):
+            case.select(repeat)
+            case.forward()
         timings = [_time(case, seconds, min_repeats, sentinel)]
         if timings[0].contended:
             timings.append(_time(case, seconds, min_repeats, sentinel))
@@ -299,7 +307,7 @@ def _time(case: CpuLayer, seconds: float, min_repeats: int, sentinel: Sentinel) 
     rows: list[np.ndarray] = []
     started = time.perf_counter()
     while len(rows) < min_repeats or time.perf_counter() - started < seconds:
-        sentinel.flush()
+        sentinel.settle(case.dtype)
         case.select(len(rows))
         times = case.forward(clock)[1]
         rows.append(np.append(np.diff(times), times[-1] - times[0]))

@@ -36,9 +36,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SHARES = {"gemm_float32": 0.25, "gemm_bfloat16": 0.25, "top_k": 0.08, "align": 0.06, "gather": 0.06,
            "activation_float32": 0.05, "activation_bfloat16": 0.05, "weighted_sum_float32": 0.05,
            "weighted_sum_bfloat16": 0.05}
-_MIN_CALLS, _REPEATS = 8, 3
+_MIN_CALLS, _MIN_USES, _REPEATS = 8, 3, 3
 #: longest GEMM, and bytes of the largest tensors
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
+_APART_BYTES = 8 << 20
 _ACCESS_BYTES = (64, 256, 1024, 4096)
 _SMALL_CALLS = 19
 
@@ -52,7 +53,9 @@ class _Case:
         write: Writes its inputs.
         call: The call.
         small: The same call on a few elements.
-        cold: Whether caches are flushed before it.
+        dtype: Format of its numbers.
+        cold: Whether it is timed as in a layer, else as the same call again and again.
+        apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left the core's cache.
         passes: Terms of table ``stream``, for what the expert phase prices as an element-wise pass.
     """
 
@@ -60,7 +63,9 @@ class _Case:
     write: Callable[[], object]
     call: Callable[[], object]
     small: Callable[[], object]
+    dtype: torch.dtype = torch.float32
     cold: bool = True
+    apart: bool = False
     passes: dict[str, float] | None = None
 
 
@@ -72,6 +77,7 @@ class _Bench:
         self.generator = torch.Generator().manual_seed(seed)
         self.sentinel = Sentinel()
         self.clock = thread_clock()
+        self.weights = torch.ones(2 * _MAX_BYTES // 4)
         self.peak = {name: self._peak(dtype) for name, dtype in DTYPES.items()}
         self.cache_bytes = self._cache_bytes()
 
@@ -86,16 +92,18 @@ class _Bench:
         return seconds
 
     def time_case(self, case: _Case, repeats: int) -> float:
-        """Best of some repeats, after a call that is not counted."""
+        """Median of some repeats, after a call that is not counted."""
         def before() -> None:
             if case.cold:
-                self.sentinel.flush()
+                self.sentinel.settle(case.dtype)
             case.write()
+            if case.apart:
+                self.sentinel.buffer[: _APART_BYTES // 4].sum()
             case.small()
 
         before()
         case.call()
-        return float(self.time(case.call, repeats, before).min())
+        return float(np.median(self.time(case.call, repeats, before)))
 
     def _peak(self, dtype: torch.dtype) -> Array:
         """FLOP/s of repeats of the largest square GEMM that takes under 30 ms."""
@@ -136,11 +144,12 @@ class _Bench:
             touched = groups * max(columns * depth, rows * (columns + depth)) * dtype.itemsize
             if groups * rows * columns * depth < limit and touched <= 2 * _MAX_BYTES:
                 break
-        fewer = 1 + int(rows * self.rng.uniform(0.1, 1.0))  # two row counts, since each is compiled in bfloat16
-        counts = np.where(self.rng.random(groups) < 0.5, rows, fewer) * (self.rng.random(groups) < 0.9)
+        # each row count is compiled in bfloat16: some calls have one, some many
+        kinds = np.ceil(rows * self.rng.uniform(0.1, 1.0, self.size(1, 16))).astype(int)
+        counts = self.rng.choice(kinds, groups) * (self.rng.random(groups) < 0.9)
         counts[0] = rows
         num_weights, cold = groups * columns * depth, bool(self.rng.random() < 0.75)
-        pool = self.sentinel.buffer.view(dtype)
+        pool = self.weights.view(dtype)
         first = int(self.rng.integers(0, pool.numel() - num_weights + 1)) // 64 * 64
         weights = pool[first : first + num_weights].view(groups, columns, depth).transpose(1, 2)
         inputs = torch.randn(int(counts.sum()), depth, generator=self.generator).to(dtype)
@@ -150,7 +159,7 @@ class _Bench:
         return _Case(
             features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize,
                                           output_bytes=dtype.itemsize, away=away),
-            write=inputs.neg_, cold=cold,
+            write=inputs.neg_, dtype=dtype, cold=cold,
             call=self._bound(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
             small=self._bound(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
         )
@@ -167,10 +176,11 @@ class _Bench:
 
     def align(self, _: str) -> _Case:
         """Sort and histogram of fresh random ids."""
-        rows, experts = self.size(8, 65536), self.size(2, 1024)
+        rows, experts = self.size(8, 32767), self.size(2, 1024)
         ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
-        return _Case(features=serial.align_features(np.float64(rows), experts), call=self._bound(align, ids, experts, 2),
-                     write=lambda: ids.random_(0, experts, generator=self.generator), small=self._bound(align, few, 8, 2))
+        return _Case(features=serial.align_features(np.float64(rows), experts), small=self._bound(align, few, 8, 2),
+                     write=lambda: ids.random_(0, experts, generator=self.generator),
+                     call=self._bound(align, ids, experts, 2))
 
     def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
         """Tokens, pairs, hidden size, and the token of each pair in a random order."""
@@ -185,8 +195,8 @@ class _Bench:
         dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
         tokens, rows, hidden, token = self._routed(dtype)
         source, few = torch.ones(tokens, hidden, dtype=dtype), torch.ones(4, 16, dtype=dtype)
-        return _Case(features=serial.gather_features(rows, hidden * dtype.itemsize), write=source.neg_,
-                     call=self._bound(source.index_select, 0, token),
+        return _Case(features=serial.gather_features(rows, hidden * dtype.itemsize), write=source.neg_, dtype=dtype,
+                     apart=True, call=self._bound(source.index_select, 0, token),
                      small=self._bound(few.index_select, 0, torch.arange(2)))
 
     def weighted_sum(self, name: str) -> _Case:
@@ -198,6 +208,7 @@ class _Bench:
         return _Case(
             features=serial.weighted_sum_features(np.float64(rows), tokens, hidden, dtype.itemsize, self.cache_bytes),
             passes=serial.stream_features(2.0 * (rows + tokens) * hidden, 1.0, self.cache_bytes), write=outputs.neg_,
+            dtype=dtype, apart=True,
             call=lambda: add_up(outputs, weights[token], token, tokens),
             small=lambda: add_up(few, torch.ones(4)[pairs], pairs // 2, 2))
 
@@ -212,20 +223,22 @@ class _Bench:
         few = torch.ones(2, 32, dtype=dtype)
         return _Case(features=serial.stream_features(3.0 * rows * width, dtype.itemsize, self.cache_bytes),
                      passes=serial.stream_features(6.0 * rows * width, 1.0, self.cache_bytes), write=both.neg_,
-                     call=self._bound(activate, both, width), small=self._bound(activate, few, 16))
+                     dtype=dtype, apart=True, call=self._bound(activate, both, width),
+                     small=self._bound(activate, few, 16))
 
     def small_calls(self) -> Array:
-        """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
+        """Seconds per call of the framework on a few elements, its code flushed as by GEMMs: ndarray of repeats."""
         logits, ids, rows = torch.randn(2, 4), torch.arange(4), torch.ones(4, 32)
+        weights = torch.ones(4)
 
-        def calls() -> None:
+        def first() -> None:
             torch.mm(rows, rows.T)
             choose(logits, 2)
-            _, token, _ = align(ids, 4, 2)
-            rows.index_select(0, token)
-            add_up(activate(rows, 16), torch.ones(4)[ids], token, 2)
+            rows.index_select(0, align(ids, 4, 2)[1])
 
-        return self.time(calls, 13, self.sentinel.flush)[1:] / _SMALL_CALLS
+        parts = (first, lambda: activate(rows, 16), lambda: add_up(rows, weights[ids], ids, 4))
+        seconds = sum(self.time(part, 9, lambda: self.sentinel.settle(torch.float32)) for part in parts)
+        return seconds[1:] / _SMALL_CALLS
 
 
 def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str, float], float, float]:
@@ -240,21 +253,22 @@ def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str,
     Returns:
         Coefficients above 0; P10 and P90 of measured over fitted time.
     """
-    names = [*features[0], "call"]
+    names = np.array([*features[0], "call"])
     terms = np.array([[*(float(value) for value in row.values()), 1.0] for row in features])
-    scale = np.abs(terms).max(axis=0)
-    used = ((terms > 0).sum(axis=0) >= 3) & (scale > 0)
-    terms = terms[:, used] / scale[used]
+    used = (terms > 0).sum(axis=0) >= _MIN_USES
+    rows = ~(terms[:, ~used] > 0).any(axis=1)
+    names, terms, seconds = names[used], terms[rows][:, used], seconds[rows]
+    scale = terms.max(axis=0)
+    terms = terms / scale
     start = np.maximum(nnls(terms / seconds[:, None], np.ones(len(seconds)))[0], 1e-9)
-    found = least_squares(lambda c: np.log(terms @ c / seconds), start, bounds=(0.0, np.inf), loss="soft_l1", f_scale=0.1,
-                          x_scale=np.maximum(start, 1e-3 * start.max())).x
-    low, high = np.percentile(seconds / (terms @ found), (10, 90))
-    kept = np.array(names)[used]
-    coefficients = {str(name): float(value) for name, value in zip(kept, found / scale[used], strict=True)}
-    # a share of a millionth is what the interior of the bounds leaves of a zero
-    share = (terms * found / (terms @ found)[:, None]).max(axis=0)
-    return {name: value for (name, value), part in zip(coefficients.items(), share, strict=True)
-            if name != "call" and part > 1e-3}, float(low), float(high)
+    found = least_squares(lambda c: np.log(terms @ c / seconds), start, bounds=(0.0, np.inf), loss="soft_l1",
+                          f_scale=0.1, x_scale=np.maximum(start, 1e-3 * start.max())).x
+    fitted = terms @ found
+    # the solver stays inside its bounds: what never makes up a thousandth of a call is a zero
+    kept = ((terms * found / fitted[:, None]).max(axis=0) > 1e-3) & (names != "call")
+    coefficients = {str(name): float(value) for name, value in zip(names[kept], (found / scale)[kept], strict=True)}
+    low, high = np.percentile(seconds / fitted, (10, 90))
+    return coefficients, float(low), float(high)
 
 
 def _quantity(value: float, low: float | None = None, high: float | None = None, kind: str = "measured",
@@ -341,7 +355,7 @@ def measure_profile(budget_s: float = 8.0, seed: int = 0) -> str:
         "[hbm]", f"capacity_gib = {_quantity(ram / GIB)}", f"bandwidth_gb_per_s = {_spread(bandwidth / GB)}", *gather,
         "[l2]", f"capacity_mib = {_quantity(bench.cache_bytes / MIB)}",
         "[launch]", f"kernel_us = {_spread(hot / US)}",
-        "[serial.launch]", f"call_s = {_spread(cold, np.min)}", *tables,
+        "[serial.launch]", f"call_s = {_spread(cold)}", *tables,
         "[sources.protocol]",
         'title = "moesim_kernels.cpu_profile: repeated calls by thread time, caches flushed, freed memory kept"',
         f"locator = {json.dumps(where)}",
@@ -361,7 +375,7 @@ def _gather_curve(bench: _Bench, bandwidth: float) -> list[str]:
         table = bench.sentinel.buffer.view(-1, access // 4)
         count = (2 << 20) // access * (1 if access < 512 else 4)
         rows = torch.randint(0, len(table), (count,), generator=bench.generator)
-        seconds = bench.time(bench._bound(table.index_select, 0, rows), 4, bench.sentinel.flush)
+        seconds = bench.time(bench._bound(table.index_select, 0, rows), 4, bench.sentinel.buffer.sum)
         shares = np.minimum(2.0 * count * access / seconds / bandwidth, 1.0)
         lines += ["[[hbm.gather]]", f"access_bytes = {float(access)}", f"efficiency = {_spread(shares)}"]
     return lines

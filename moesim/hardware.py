@@ -33,11 +33,19 @@ class AccessPoint(Strict):
     efficiency: Quantity
 
 
+class StreamPoint(Strict):
+    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1 inside the cache."""
+
+    working_set_mib: float = Field(gt=0)
+    efficiency: Quantity
+
+
 class _Hbm(Strict):
     capacity_gib: Quantity
     reserved_gib: Quantity | None = None
     bandwidth_gb_per_s: Quantity
     gather: list[AccessPoint] = Field(min_length=1)
+    streaming: list[StreamPoint] = []
 
 
 class _L2(Strict):
@@ -84,6 +92,8 @@ class Profile:
         hbm_bandwidth_bytes_per_s: Its streaming bandwidth.
         gather_access_bytes: Access sizes of the gather curve, ascending.
         gather_efficiency: Useful share of the bandwidth at these sizes.
+        streaming_bytes: Working sets of the streaming curve, ascending; empty where it is not known.
+        streaming_efficiency: Share of the datasheet bandwidth at these working sets.
         l2_bytes: Last-level cache.
         kernel_launch_s: Time between two dependent small kernels.
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
@@ -104,6 +114,8 @@ class Profile:
     hbm_bandwidth_bytes_per_s: float
     gather_access_bytes: tuple[float, ...]
     gather_efficiency: tuple[float, ...]
+    streaming_bytes: tuple[float, ...]
+    streaming_efficiency: tuple[float, ...]
     l2_bytes: float
     kernel_launch_s: float
     serial: dict[str, dict[str, float]]
@@ -133,9 +145,26 @@ class Profile:
         return float(np.interp(np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency))
 
 
+    def cache_speed_up(self, working_set_bytes: np.ndarray | float) -> np.ndarray:
+        """How much faster a working set is streamed than one far larger than the cache (log-linear between points).
+
+        Args:
+            working_set_bytes: Bytes that are streamed again and again, any shape.
+
+        Returns:
+            ndarray of the same shape, >= 1 where the curve falls with size; 1 where no curve is known.
+        """
+        size = np.maximum(np.asarray(working_set_bytes, dtype=np.float64), 1.0)
+        if not self.streaming_bytes:
+            return np.ones_like(size)
+        share = np.interp(np.log(size), np.log(self.streaming_bytes), self.streaming_efficiency)
+        return share / self.streaming_efficiency[-1]
+
+
 def _build(path_name: str, text: str, where: str) -> Profile:
     file = configfile.parse(text, ProfileFile, where)
     points = sorted(file.hbm.gather, key=lambda p: p.access_bytes)
+    streams = sorted(file.hbm.streaming, key=lambda p: p.working_set_mib)
     return Profile(
         name=path_name,
         execution=file.execution,
@@ -150,6 +179,8 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         hbm_bandwidth_bytes_per_s=file.hbm.bandwidth_gb_per_s.value * GB,
         gather_access_bytes=tuple(p.access_bytes for p in points),
         gather_efficiency=tuple(p.efficiency.value for p in points),
+        streaming_bytes=tuple(p.working_set_mib * MIB for p in streams),
+        streaming_efficiency=tuple(p.efficiency.value for p in streams),
         l2_bytes=file.l2.capacity_mib.value * MIB,
         kernel_launch_s=file.launch.kernel_us.value * US,
         serial={phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()},

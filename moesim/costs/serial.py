@@ -46,8 +46,9 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_byt
                   away: Array | float) -> dict[str, Array]:
     """Terms of the groups of a grouped GEMM, (m x k) times (k x n).
 
-    A constant; multiply-adds; weights once, as a whole and in proportion to few rows (a library packs them only from
-    some rows on); weights that come from memory; inputs; outputs, and outputs whose place is not in the cache.
+    A constant, and one for each different number of rows (libraries compile a kernel for each, and fetch its code);
+    multiply-adds; weights once, as a whole and in proportion to few rows (a library packs them only from some rows
+    on); columns, each of which begins elsewhere; weights from memory; inputs; outputs, and those not in the cache.
 
     Args:
         m: ndarray of shape (..., L): rows of each group; groups without rows cost nothing.
@@ -62,12 +63,15 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_byt
     """
     m = np.asarray(m, dtype=np.float64)
     groups, rows, few = (m > 0).sum(axis=-1), m.sum(axis=-1), (np.minimum(m, _FEW_ROWS) / _FEW_ROWS).sum(axis=-1)
+    kinds = (np.diff(np.sort(m, axis=-1), axis=-1, prepend=0.0) > 0).sum(axis=-1)
     return {
         "call_away_s": away * (rows > 0),
         "group_s": groups,
+        "row_count_away_s": kinds * away,
         "mkn_s": rows * n * k,
         "kn_s": groups * n * k,
         "kn_few_s": few * n * k,
+        "n_s": groups * n,
         "kn_missing_byte_s": groups * n * k * weight_bytes * away,
         "mk_s": rows * k,
         "mn_s": rows * n,
