@@ -17,7 +17,6 @@ from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.tiles import Tile
 from moesim.hardware import Profile
-from moesim.units import US
 
 Array = np.ndarray
 _CUDA_LANES_PER_SM = 128
@@ -33,8 +32,8 @@ class WaveKernels:
     calibration: Calibration
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """``count`` dependent kernel launches that do nothing else."""
-        latency = np.asarray(count) * (self.calibration["kernel_launch_us"] * US)
+        """``count`` dependent kernel launches that do nothing else; in cycles, since front ends run on the chip's clock."""
+        latency = np.asarray(count) * (self.calibration["kernel_launch_cycles"] / self.profile.clock_hz)
         return PhaseCost(compute_s_D=np.zeros_like(latency), memory_s_D=np.zeros_like(latency), latency_s_D=latency)
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:

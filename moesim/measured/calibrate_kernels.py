@@ -39,7 +39,7 @@ BOUNDS: Bounds = {
     "overlap_loss": (0.25, 0.01, 1.0),
     "idle_block_cycles": (300.0, 1.0, 3000.0),
     "masked_block_cycles": (100.0, 1.0, 10000.0),
-    "kernel_launch_us": (2.8, 0.5, 10.0),
+    "kernel_launch_cycles": (5000.0, 500.0, 20000.0),
     "misaligned_factor": (2.0, 1.0, 6.0),
 }
 FLOOR_MS = 0.05
@@ -58,6 +58,7 @@ class FitGroup:
         precision: ``bfloat16`` or ``fp8_block``.
         shape: (hidden, width, top_k, experts).
         draws: Their histograms.
+        spread: ndarray of shape (rows,), bool: whether the row has EP > 1.
         measured_s: ndarray of shape (rows,).
     """
 
@@ -65,6 +66,7 @@ class FitGroup:
     precision: str
     shape: tuple[int, ...]
     draws: RowDraws
+    spread: np.ndarray
     measured_s: np.ndarray
 
 
@@ -102,7 +104,7 @@ def collect(framework: str) -> list[FitGroup]:
         groups.append(FitGroup(
             system=item["system"], precision=item["moe_dtype"], shape=tuple(item[c] for c in SHAPE),
             draws=draw_rows(table.to_dict("records"), load_profile(item["system"])),
-            measured_s=table["latency_ms"].to_numpy() * 1e-3,
+            spread=table["moe_ep_size"].to_numpy() > 1, measured_s=table["latency_ms"].to_numpy() * 1e-3,
         ))
     return groups
 
@@ -114,9 +116,10 @@ def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
 
 
 def fit(groups: list[FitGroup]) -> dict[str, float]:
-    """Fit all parameters; every group weighs alike."""
-    mean = np.mean([len(g.measured_s) for g in groups])
-    weights = np.concatenate([np.full(len(g.measured_s), mean / len(g.measured_s)) for g in groups])
+    """Fit all parameters; every class of system, precision and EP = 1 or more weighs alike."""
+    labels = np.concatenate([[f"{g.system} {g.precision} {s}" for s in g.spread] for g in groups])
+    _, of_row, count = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = (len(labels) / len(count) / count)[of_row]
 
     def log_errors(parameters: dict[str, float]) -> np.ndarray:
         return np.concatenate([np.log(predict(g, parameters) / g.measured_s) for g in groups])
