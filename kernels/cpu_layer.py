@@ -91,12 +91,13 @@ class Sentinel:
         self.buffer = torch.ones(FLUSH_BYTES // 4)
         self.source, self.target = self.buffer.chunk(2)
         self._left, self._right = torch.ones(384, 384), torch.ones(384, 384)
-        self._best = np.full(2, np.inf)
-        self.slowdown()
+        self._seconds()
+        self._reference = self._seconds()
 
-    def settle(self, dtype: torch.dtype) -> None:
+    def settle(self, dtype: torch.dtype, flush: bool = True) -> None:
         """As between two layers: caches full of other things, the clock that of a core at GEMMs of this format."""
-        self.buffer.sum()
+        if flush:
+            self.buffer.sum()
         left, right = self._left.to(dtype), self._right.to(dtype)
         until = time.perf_counter() + _SETTLE_S
         while time.perf_counter() < until:
@@ -107,7 +108,11 @@ class Sentinel:
         torch.mul(self.source, 2.0, out=self.target)
 
     def slowdown(self) -> float:
-        """How much slower than ever seen by this sentinel: the worse of stream and GEMM (best of 5), 0.1 for 10 %."""
+        """How much slower than when this sentinel was made: the worse of stream and GEMM, 0.1 for 10 %."""
+        return float((self._seconds() / self._reference).max() - 1.0)
+
+    def _seconds(self) -> np.ndarray:
+        """Median of five streams and of five GEMMs: ndarray of shape (2,)."""
         clock = thread_clock()
         seconds = np.empty((5, 2))
         for row in seconds:
@@ -116,9 +121,7 @@ class Sentinel:
             between = clock()
             torch.mm(self._left, self._right)
             row[:] = between - start, clock() - between
-        now = seconds.min(axis=0)
-        self._best = np.minimum(self._best, now)
-        return float((now / self._best).max() - 1.0)
+        return np.median(seconds, axis=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,10 +33,10 @@ from moesim.units import GB, GIB, MIB, TERA, US
 Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: shares of the budget; what is left over pays for the machine's own numbers
-_SHARES = {"gemm_float32": 0.25, "gemm_bfloat16": 0.25, "top_k": 0.08, "align": 0.06, "gather": 0.06,
-           "activation_float32": 0.05, "activation_bfloat16": 0.05, "weighted_sum_float32": 0.05,
-           "weighted_sum_bfloat16": 0.05}
-_MIN_CALLS, _MIN_USES, _REPEATS = 8, 3, 3
+_SHARES = {"gemm_float32": 0.27, "gemm_bfloat16": 0.27, "top_k": 0.09, "align": 0.05, "gather": 0.06,
+           "activation_float32": 0.06, "activation_bfloat16": 0.06, "weighted_sum_float32": 0.07,
+           "weighted_sum_bfloat16": 0.07}
+_MIN_CALLS, _MIN_USES, _REPEATS = 8, 3, 2
 #: longest GEMM, and bytes of the largest tensors
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
 _APART_BYTES = 8 << 20
@@ -54,7 +54,7 @@ class _Case:
         call: The call.
         small: The same call on a few elements.
         dtype: Format of its numbers.
-        cold: Whether it is timed as in a layer, else as the same call again and again.
+        cold: Whether caches are flushed before it.
         apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left the core's cache.
         passes: Terms of table ``stream``, for what the expert phase prices as an element-wise pass.
     """
@@ -92,10 +92,9 @@ class _Bench:
         return seconds
 
     def time_case(self, case: _Case, repeats: int) -> float:
-        """Median of some repeats, after a call that is not counted."""
+        """Best of some repeats, after a call that is not counted."""
         def before() -> None:
-            if case.cold:
-                self.sentinel.settle(case.dtype)
+            self.sentinel.settle(case.dtype, flush=case.cold)
             case.write()
             if case.apart:
                 self.sentinel.buffer[: _APART_BYTES // 4].sum()
@@ -103,7 +102,7 @@ class _Bench:
 
         before()
         case.call()
-        return float(np.median(self.time(case.call, repeats, before)))
+        return float(self.time(case.call, repeats, before).min())
 
     def _peak(self, dtype: torch.dtype) -> Array:
         """FLOP/s of repeats of the largest square GEMM that takes under 30 ms."""
@@ -171,7 +170,7 @@ class _Bench:
             if k <= columns and rows * columns <= 1 << 19:
                 break
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
-        return _Case(features=serial.top_k_features(rows, columns, k), call=self._bound(choose, logits, k),
+        return _Case(features=serial.top_k_features(rows, columns, k), call=self._bound(choose, logits, k), cold=False,
                      write=lambda: logits.normal_(generator=self.generator), small=self._bound(choose, few, 2))
 
     def align(self, _: str) -> _Case:
@@ -179,7 +178,7 @@ class _Bench:
         rows, experts = self.size(8, 32767), self.size(2, 1024)
         ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
         return _Case(features=serial.align_features(np.float64(rows), experts), small=self._bound(align, few, 8, 2),
-                     write=lambda: ids.random_(0, experts, generator=self.generator),
+                     cold=False, write=lambda: ids.random_(0, experts, generator=self.generator),
                      call=self._bound(align, ids, experts, 2))
 
     def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
@@ -227,18 +226,16 @@ class _Bench:
                      small=self._bound(activate, few, 16))
 
     def small_calls(self) -> Array:
-        """Seconds per call of the framework on a few elements, its code flushed as by GEMMs: ndarray of repeats."""
-        logits, ids, rows = torch.randn(2, 4), torch.arange(4), torch.ones(4, 32)
-        weights = torch.ones(4)
+        """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
+        logits, ids, rows, weights = torch.randn(2, 4), torch.arange(4), torch.ones(4, 32), torch.ones(4)
 
-        def first() -> None:
+        def calls() -> None:
             torch.mm(rows, rows.T)
             choose(logits, 2)
             rows.index_select(0, align(ids, 4, 2)[1])
+            add_up(activate(rows, 16), weights[ids], ids, 4)
 
-        parts = (first, lambda: activate(rows, 16), lambda: add_up(rows, weights[ids], ids, 4))
-        seconds = sum(self.time(part, 9, lambda: self.sentinel.settle(torch.float32)) for part in parts)
-        return seconds[1:] / _SMALL_CALLS
+        return self.time(calls, 13, lambda: self.sentinel.settle(torch.float32))[1:] / _SMALL_CALLS
 
 
 def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str, float], float, float]:
@@ -305,7 +302,7 @@ def _tables(bench: _Bench, budget_s: float) -> list[str]:
         features, seconds = [], []
         while len(seconds) < _MIN_CALLS or time.perf_counter() < until:
             case = getattr(bench, kind)(name)
-            seconds.append(bench.time_case(case, _REPEATS if budget_s > 3 else 1))
+            seconds.append(bench.time_case(case, _REPEATS if budget_s > 2 else 1))
             features.append(case.features)
             if case.passes:
                 passes.append(case.passes)

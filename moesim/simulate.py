@@ -161,18 +161,20 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
         levels.append("calibrated")
     else:
         kernels = load_calibration(profile.calibration, profile.name)
-        intervals["experts"] = kernels.residuals[_MOE_DTYPE[candidate.layer.precision.activations]]
+        spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
+        kind = f"{_MOE_DTYPE[candidate.layer.precision.activations]}-{spread}"
+        intervals["experts"] = kernels.residuals.get(kind, ASSUMED_INTERVAL)
         levels.append(kernels.level)
         digests.append(kernels.digest)
     if cluster.num_devices > 1:
         transfers = load_calibration(cluster.fabric_calibration, profile.name)
-        intervals["dispatch"] = intervals["combine"] = transfers.residuals["alltoall"]
+        intervals["dispatch"] = intervals["combine"] = transfers.residuals.get("alltoall", ASSUMED_INTERVAL)
         levels.append(transfers.level)
         digests.append(transfers.digest)
     total = sum(phases.values())
     low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
     high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
-    level = "spec_sheet" if "spec_sheet" in levels else "calibrated"
+    level = min(levels, key=("spec_sheet", "few_shot", "calibrated").index)
     return low, high, level, hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 

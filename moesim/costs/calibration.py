@@ -1,7 +1,9 @@
 """Calibrated efficiencies: fitted numbers, in a file of their own, with what they were fitted on.
 
 A calibration file states its parameters, the rows it was fitted on, the command that refits it, the cross-validated
-scores, and the P10 and P90 of measured over predicted time: the interval of everything priced with it.
+scores, and the P10 and P90 of measured over predicted time: the interval of everything priced with it. A device it
+was fitted on is ``calibrated``; one for which it knows ten measured rows gets factors of its own, ``few_shot``; any
+other is priced from its spec sheet, ``spec_sheet``, and its interval is that of a device left out of the fit.
 """
 
 import hashlib
@@ -41,6 +43,7 @@ class CalibrationFile(Strict):
     calibrated_profiles: list[str]
     parameters: dict[str, float]
     device_factors: dict[str, dict[str, float]] = {}
+    few_shot_factors: dict[str, dict[str, float]] = {}
     residuals: dict[str, Residuals]
     scores: dict[str, dict[str, float]] = {}
     fit_groups: list[str] = []
@@ -53,9 +56,8 @@ class Calibration:
     Attributes:
         name: File it came from.
         parameters: Fitted numbers, device factors applied.
-        low: P10 of measured / predicted: multiply a predicted time by it for its low end.
-        high: P90 likewise.
-        level: ``calibrated`` where the device is among those fitted, else ``spec_sheet``.
+        residuals: Class of kernel -> (P10, P90) of measured / predicted, for this level.
+        level: ``calibrated``, ``few_shot`` or ``spec_sheet``.
         digest: First 12 hex digits of the file's SHA-256.
     """
 
@@ -69,30 +71,36 @@ class Calibration:
         return self.parameters[parameter]
 
 
-@lru_cache(maxsize=64)
-def _load(path: str, modified_ns: int, device: str) -> Calibration:
+@lru_cache(maxsize=256)
+def _load(path: str, modified_ns: int, device: str, few_shot: bool) -> Calibration:
     file_path = configfile.Path(path)
     text = file_path.read_text(encoding="utf-8")
     file = configfile.parse(text, CalibrationFile, file_path.name)
-    factors = file.device_factors.get(device, {})
+    factors = dict(file.device_factors.get(device, {}))
+    level = "calibrated" if device in file.calibrated_profiles else "spec_sheet"
+    if few_shot and device in file.few_shot_factors:
+        level = "few_shot"
+        factors |= file.few_shot_factors[device]
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},
-        residuals={k: (r.low, r.high) for k, r in file.residuals.items()},
-        level="calibrated" if device in file.calibrated_profiles else "spec_sheet",
+        residuals={k.removeprefix(f"{level}-"): (r.low, r.high) for k, r in file.residuals.items()
+                   if k.startswith(f"{level}-")},
+        level=level,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
     )
 
 
-def load_calibration(name: str, device: str) -> Calibration:
+def load_calibration(name: str, device: str, *, few_shot: bool = True) -> Calibration:
     """Load a calibration for a device profile.
 
     Args:
         name: Name or path of the calibration file.
         device: Name of the device profile, for its factors and its level.
+        few_shot: Whether to use factors from a few measured rows of the device, where the file has them.
 
     Raises:
         ConfigError: No such file, or a malformed one.
     """
     path = configfile.find("calibration", name)
-    return _load(str(path), path.stat().st_mtime_ns, device)
+    return _load(str(path), path.stat().st_mtime_ns, device, few_shot)

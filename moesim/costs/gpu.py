@@ -76,8 +76,8 @@ class WaveKernels:
         """One grouped GEMM: for each expert, (count x k) times (k x n).
 
         Per K-iteration a tile takes its matrix instructions, 2 BM BN BK over the SM's FLOP per clock, plus
-        ``iteration_overhead_cycles`` (on compute capability 10 with BM >= 64 the instruction is asynchronous: the
-        larger of the two). Compute is the larger of a throughput time, ceil(tiles / SMs) waves of full tiles, and a
+        ``iteration_overhead_cycles`` (on compute capability 10 with BM >= 64 and no block scales the instruction is
+        asynchronous: the larger of the two). Compute is the larger of a throughput time, ceil(tiles / SMs) waves of full tiles, and a
         latency time, ceil(tiles / (SMs x CTAs per SM)) waves of chains whose iterations wait for their loads.
         Memory is the active experts' weights plus the activations, each over its own achieved bandwidth; rows of the
         weight block shorter than 128 bytes use it less well. The smaller of compute and memory overlaps only in part.
@@ -106,7 +106,8 @@ class WaveKernels:
         mma = 2.0 * tile.block_m * tile.block_n * tile.block_k / flops_per_clock
         overhead = c["block_scale_iteration_cycles" if fmt == "float8_e4m3" else "iteration_overhead_cycles"]
         tcgen05 = p.compute_capability is not None and 10.0 <= p.compute_capability < 11.0
-        asynchronous = np.logical_and(tcgen05, np.asarray(tile.block_m) >= 64)
+        # block scales are applied to the accumulator after every K-iteration, which must then wait for its product
+        asynchronous = np.logical_and(tcgen05 and fmt != "float8_e4m3", np.asarray(tile.block_m) >= 64)
         iteration = np.where(asynchronous, np.maximum(mma, overhead), mma + overhead)
 
         hot = 0.0 if warm_bytes_D is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm_bytes_D, 1.0)) ** 2

@@ -8,7 +8,7 @@ come from cross validation that leaves out whole shapes. Refitting draws the sam
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from moesim.costs.gpu import WaveKernels
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
-from moesim.measured.fitting import Bounds, robust_fit, write_calibration
+from moesim.measured.fitting import Bounds, few_shot_fit, robust_fit, write_calibration
 from moesim.measured.rows import RowDraws, draw_rows
 from moesim.measured.scores import error_scores
 
@@ -46,7 +46,12 @@ FLOOR_MS = 0.05
 FRAMEWORKS = ("sglang", "vllm")
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 _GROUP = ("system", "dataset", "kernel_source", "moe_dtype", *SHAPE)
-_FOLDS, _ROWS_PER_GROUP, _SEED = 5, 200, 0
+#: what ten rows of a device may correct: what differs between chips beyond their spec sheets
+FEW_SHOT = ("mma_efficiency", "iteration_overhead_cycles", "load_latency_cycles", "weight_bandwidth_efficiency",
+            "activation_bandwidth_efficiency", "kernel_launch_cycles")
+_FOLDS, _ROWS_PER_GROUP, _FEW, _SEED = 5, 200, 10, 0
+_RESIDUAL_KINDS = {"calibrated": "cross-validated by shape", "spec_sheet": "device left out of the fit",
+                   "few_shot": "device left out of the fit but for ten rows"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,6 +73,16 @@ class FitGroup:
     draws: RowDraws
     spread: np.ndarray
     measured_s: np.ndarray
+
+    def few(self, seed: int) -> "FitGroup":
+        """One row of the group, drawn."""
+        chosen = int(np.random.default_rng(seed).integers(len(self.measured_s)))
+        return replace(self, draws=self.draws.only(chosen), spread=self.spread[[chosen]],
+                       measured_s=self.measured_s[[chosen]])
+
+
+#: groups with the predicted seconds of their rows
+Predictions = list[tuple[FitGroup, np.ndarray]]
 
 
 @cache
@@ -101,12 +116,17 @@ def collect(framework: str) -> list[FitGroup]:
         if ep != "any":
             table = table[table["moe_ep_size"] == int(ep)]
         table = table.sample(min(_ROWS_PER_GROUP, len(table)), random_state=_SEED)
-        groups.append(FitGroup(
-            system=item["system"], precision=item["moe_dtype"], shape=tuple(item[c] for c in SHAPE),
-            draws=draw_rows(table.to_dict("records"), load_profile(item["system"])),
-            spread=table["moe_ep_size"].to_numpy() > 1, measured_s=table["latency_ms"].to_numpy() * 1e-3,
-        ))
+        groups.append(_group(table.to_dict("records")))
     return groups
+
+
+def _group(rows: list[dict]) -> FitGroup:
+    first = rows[0]
+    return FitGroup(
+        system=first["system"], precision=first["moe_dtype"], shape=tuple(first[c] for c in SHAPE),
+        draws=draw_rows(rows, load_profile(first["system"])), spread=np.array([r["moe_ep_size"] > 1 for r in rows]),
+        measured_s=np.array([float(r["latency_ms"]) for r in rows]) * 1e-3,
+    )
 
 
 def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
@@ -120,24 +140,91 @@ def fit(groups: list[FitGroup]) -> dict[str, float]:
     labels = np.concatenate([[f"{g.system} {g.precision} {s}" for s in g.spread] for g in groups])
     _, of_row, count = np.unique(labels, return_inverse=True, return_counts=True)
     weights = (len(labels) / len(count) / count)[of_row]
-
-    def log_errors(parameters: dict[str, float]) -> np.ndarray:
-        return np.concatenate([np.log(predict(g, parameters) / g.measured_s) for g in groups])
-
-    return robust_fit(log_errors, BOUNDS, weights)
+    return robust_fit(lambda p: _log_errors(groups, p), BOUNDS, weights)
 
 
-def cross_validate(groups: list[FitGroup]) -> list[np.ndarray]:
-    """Predictions of each group by a fit that saw none of its shape (five folds over whole shapes)."""
+def _log_errors(groups: list[FitGroup], parameters: dict[str, float]) -> np.ndarray:
+    return np.concatenate([np.log(predict(g, parameters) / g.measured_s) for g in groups])
+
+
+def cross_validate(groups: list[FitGroup]) -> Predictions:
+    """Each group by a fit that saw none of its shape (five folds over whole shapes)."""
     shapes = sorted({g.shape for g in groups})
-    predictions: list[np.ndarray] = [np.empty(0)] * len(groups)
+    out: Predictions = []
     for fold in range(_FOLDS):
         held = set(shapes[fold::_FOLDS])
         parameters = fit([g for g in groups if g.shape not in held])
-        for i, group in enumerate(groups):
-            if group.shape in held:
-                predictions[i] = predict(group, parameters)
-    return predictions
+        out += [(g, predict(g, parameters)) for g in groups if g.shape in held]
+    return out
+
+
+def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict[str, float]:
+    """Factors of one device from a few rows of it."""
+    return few_shot_fit(lambda p: _log_errors(rows, p), parameters, FEW_SHOT)
+
+
+def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
+    """Each device by a fit that saw none of its rows: as it is, and with ten rows of it (bf16, as in few-shot mode).
+
+    One device only leaves nothing to fit on: both are empty.
+    """
+    by_spec_sheet: Predictions = []
+    by_ten_rows: Predictions = []
+    for system in sorted({g.system for g in groups}):
+        others, own = [g for g in groups if g.system != system], [g for g in groups if g.system == system]
+        if not others:
+            continue
+        parameters = fit(others)
+        by_spec_sheet += [(g, predict(g, parameters)) for g in own]
+        known = [g.few(_SEED + i) for i, g in enumerate(own) if g.precision == "bfloat16"]
+        factors = few_shot_factors(known[:_FEW], parameters)
+        scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
+        by_ten_rows += [(g, predict(g, scaled)) for g in own]
+    return by_spec_sheet, by_ten_rows
+
+
+def few_shot_groups() -> dict[str, FitGroup]:
+    """The rows of ``few_shot_rows.csv`` by system."""
+    with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(encoding="utf-8") as handle:
+        rows = [{k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
+    return {system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})}
+
+
+def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predictions) -> dict[str, dict]:
+    """Intervals of all three levels.
+
+    Only one device has fp8 rows that may be fitted, so none can be left out: its interval away from home is the
+    cross-validated one, widened as much as bf16's is.
+    """
+    out = residual_classes("calibrated", held_out)
+    for level, predictions in (("spec_sheet", elsewhere), ("few_shot", with_ten)):
+        away = residual_classes(level, [(g, p) for g, p in predictions if g.precision == "bfloat16"])
+        home = residual_classes("calibrated", [(g, p) for g, p in held_out if g.precision == "bfloat16"])
+        out |= away
+        for name, cls in residual_classes("calibrated", held_out).items():
+            if "fp8" not in name:
+                continue
+            twin = name.replace("fp8_block", "bfloat16")
+            reference = away.get(twin.replace("calibrated", level)), home.get(twin)
+            if reference[0] and reference[1]:
+                wider = {end: cls[end] * reference[0][end] / reference[1][end] for end in ("low", "high")}
+                out[name.replace("calibrated", level)] = cls | wider | {
+                    "kind": "cross-validated by shape, widened as bfloat16 is from device to device"}
+    return out
+
+
+def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
+    """P10 and P90 of measured / predicted by class: ``LEVEL-PRECISION-ep1`` and ``-epn``."""
+    out = {}
+    for precision in sorted({g.precision for g, _ in predictions}):
+        for spread, name in ((False, "ep1"), (True, "epn")):
+            ratio = np.concatenate([(g.measured_s / p)[g.spread == spread] for g, p in predictions
+                                    if g.precision == precision])
+            if len(ratio):
+                low, high = np.percentile(ratio, [10, 90])
+                out[f"{level}-{precision}-{name}"] = {"low": low, "high": high, "rows": len(ratio),
+                                                      "kind": _RESIDUAL_KINDS[level]}
+    return out
 
 
 def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, float]]:
@@ -150,31 +237,30 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
     if framework not in FRAMEWORKS:
         raise UnknownNameError("framework", framework, FRAMEWORKS)
     groups = collect(framework)
-    predictions = cross_validate(groups)
-    scores, residuals = {}, {}
+    held_out = cross_validate(groups)
+    # one device alone cannot say how it transfers: the other framework's devices do
+    elsewhere, with_ten = leave_device_out(collect(FRAMEWORKS[0]))
+    parameters = fit(groups)
+    few = {} if framework != FRAMEWORKS[0] else {
+        system.replace("_", "-"): few_shot_factors([g], parameters) for system, g in few_shot_groups().items()}
+    scores = {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
-        chosen = [i for i, g in enumerate(groups) if (g.system, g.precision) == (system, precision)]
+        chosen = [(g, p) for g, p in held_out if (g.system, g.precision) == (system, precision)]
         scores[f"{system.replace('_', '-')}-{precision}"] = error_scores(
-            np.concatenate([predictions[i] for i in chosen]), np.concatenate([groups[i].measured_s for i in chosen]))
-    for precision in sorted({g.precision for g in groups}):
-        ratio = np.concatenate([g.measured_s / p for g, p in zip(groups, predictions, strict=True)
-                                if g.precision == precision])
-        low, high = np.percentile(ratio, [10, 90])
-        residuals[precision] = {"low": low, "high": high, "rows": len(ratio), "kind": "cross-validated by shape"}
-    keys = [" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in fit_groups().items()
-            if key[1].startswith(framework)]
+            np.concatenate([p for _, p in chosen]), np.concatenate([g.measured_s for g, _ in chosen]))
+    own = {key: ep for key, ep in fit_groups().items() if key[1].startswith(framework)}
     write_calibration(
         path,
         title=f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams",
         command=f"moesim calibrate kernels --framework {framework}",
         fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
-                  f"{_ROWS_PER_GROUP} of each, none under 50 us",
-        sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({k[2] for k in fit_groups() if k[1].startswith(framework)}))}"],
+                  f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
+        sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
         profiles=sorted({g.system.replace("_", "-") for g in groups}),
-        parameters=fit(groups),
-        device_factors={},
-        residuals=residuals,
+        parameters=parameters,
+        few_shot_factors=few,
+        residuals=all_residuals(held_out, elsewhere, with_ten),
         scores=scores,
-        fit_groups=keys,
+        fit_groups=[" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in own.items()],
     )
     return scores

@@ -82,7 +82,7 @@ def calibrate(path: Path) -> dict[str, dict[str, float]]:
         profiles=[system.replace("_", "-") for system in _CLUSTERS],
         parameters=parameters,
         device_factors={"a100-sxm": {"start_us": factor}},
-        residuals={"alltoall": {"low": low, "high": high, "rows": len(rows), "kind": "cross-validated by size"}},
+        residuals={"calibrated-alltoall": {"low": low, "high": high, "rows": len(rows), "kind": "cross-validated by size"}},
         scores=scores,
         fit_groups=versions,
     )

@@ -10,6 +10,35 @@ from moesim.version import VERSION
 
 #: name -> (first guess, lowest, highest)
 Bounds = dict[str, tuple[float, float, float]]
+#: log spread of rows around a model with the right parameters, and of a parameter between devices (both assumed)
+_ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.3
+
+
+def few_shot_fit(log_errors: Callable[[dict[str, float]], np.ndarray], parameters: dict[str, float],
+                 names: tuple[str, ...]) -> dict[str, float]:
+    """Factors of a few parameters from a few rows: the most probable ones if factors are near 1 beforehand.
+
+    Minimises the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors over `_FACTOR_SPREAD`.
+
+    Args:
+        log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
+        parameters: What the factors multiply.
+        names: Parameters that get a factor.
+
+    Returns:
+        Name -> factor.
+    """
+    from scipy.optimize import least_squares
+
+    def scaled(x: np.ndarray) -> dict[str, float]:
+        return parameters | {n: parameters[n] * float(np.exp(v)) for n, v in zip(names, x, strict=True)}
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        error = np.abs(log_errors(scaled(x))) / _ROW_SPREAD
+        return np.concatenate([np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0)), x / _FACTOR_SPREAD])
+
+    solution = least_squares(residuals, np.full(len(names), 1e-3), diff_step=1e-2)
+    return {n: float(np.exp(v)) for n, v in zip(names, solution.x, strict=True)}
 
 
 def robust_fit(log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray) -> dict[str, float]:
@@ -52,7 +81,8 @@ def write_calibration(
     sources: list[str],
     profiles: list[str],
     parameters: dict[str, float],
-    device_factors: dict[str, dict[str, float]],
+    device_factors: dict[str, dict[str, float]] | None = None,
+    few_shot_factors: dict[str, dict[str, float]] | None = None,
     residuals: dict[str, dict],
     scores: dict[str, dict[str, float]],
     fit_groups: list[str],
@@ -73,8 +103,9 @@ def write_calibration(
         "[parameters]",
         *(f"{name} = {_number(value)}" for name, value in parameters.items()),
     ]
-    for device, factors in device_factors.items():
-        lines += ["", f"[device_factors.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
+    for table, devices in (("device_factors", device_factors), ("few_shot_factors", few_shot_factors)):
+        for device, factors in (devices or {}).items():
+            lines += ["", f"[{table}.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
     for name, spread in residuals.items():
         lines += ["", f"# P10 and P90 of measured / predicted on rows left out of the fit: {name}",
                   f"[residuals.{name}]", f"low = {_number(spread['low'])}", f"high = {_number(spread['high'])}",

@@ -4,7 +4,8 @@ Each row becomes Monte-Carlo draws of its expert histogram; the sums a price nee
 one system and format are priced in a single call.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,19 @@ class RowDraws:
     tokens: np.ndarray
     tile: Tile
 
+    def only(self, row: int) -> "RowDraws":
+        """The draws of one row."""
+        keep = self.row_of_draw == row
+
+        def cut(value: Any) -> Any:
+            return value[keep] if isinstance(value, np.ndarray) else value
+
+        shape, load, tile = (
+            type(part)(**{f.name: cut(getattr(part, f.name)) for f in fields(part)})
+            for part in (self.shape, self.load, self.tile))
+        return RowDraws(row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64), num_rows=1, shape=shape, load=load,
+                        tokens=self.tokens[keep], tile=tile)
+
     def price(self, kernels: WaveKernels) -> np.ndarray:
         """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
         solo = price_experts(kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True).solo_s_D()
@@ -48,10 +62,15 @@ class RowDraws:
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
 
 
-def row_kernels(dataset: str, profile: Profile) -> WaveKernels:
+def row_kernels(dataset: str, profile: Profile, *, few_shot: bool = True) -> WaveKernels:
     """The kernel model calibrated on the framework that a dataset's rows ran."""
     name = profile.calibration + ("-vllm" if dataset.startswith("vllm") else "")
-    return WaveKernels(profile=profile, calibration=load_calibration(name, profile.name))
+    return WaveKernels(profile=profile, calibration=load_calibration(name, profile.name, few_shot=few_shot))
+
+
+def residual_class(moe_dtype: str, moe_ep_size: int) -> str:
+    """Class of a row's interval: ``bfloat16-ep1``, ``bfloat16-epn`` and so on."""
+    return f"{moe_dtype}-{'epn' if moe_ep_size > 1 else 'ep1'}"
 
 
 def row_tile(row: dict, device: str) -> Tile:

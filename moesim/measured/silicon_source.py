@@ -11,7 +11,7 @@ from typing import Any
 from moesim.candidate import Candidate, Workload
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.rows import PRECISION, draw_rows, row_kernels, row_tile
+from moesim.measured.rows import PRECISION, draw_rows, residual_class, row_kernels, row_tile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.topology import Cluster
@@ -77,7 +77,7 @@ class Silicon:
         kernels = row_kernels(row["dataset"], profile)
         calibration = kernels.calibration
         predicted = float(draw_rows([row], profile).price(kernels)[0])
-        low, high = calibration.residuals[row["moe_dtype"]]
+        low, high = calibration.residuals[residual_class(row["moe_dtype"], row["moe_ep_size"])]
         tile = row_tile(row, profile.name)
         return CheckRow(
             status="checked", simulated=predicted / US, simulated_low=predicted * low / US,

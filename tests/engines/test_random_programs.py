@@ -1,12 +1,12 @@
 """What holds of every program, on random ones: work is conserved, no engine beats the bound, reruns are identical."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.engines import ENGINES, run
-from moesim.engines.flow import run_flow
 from moesim.program import ProgramBuilder
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -76,27 +76,4 @@ def test_time_scales_with_demand_and_latency(engine, random_program):
 
 
 def _without_flows(program):
-    from dataclasses import replace
-
     return replace(program, fair_unit_s_N=program.solo_s_N())
-
-
-def test_extreme_shares_and_weights_end(random_program):
-    """Demands over 12 decades and fair units over 12: every op ends, at a finite time, not before the bound."""
-    for seed in range(40):
-        program = _stretched(random_program(seed), seed)
-        bound = run(program, "bound").makespan_s
-        for tolerance in (0.0, 0.01 * bound):
-            timeline = run_flow(program, tolerance_s=tolerance)
-            assert np.isfinite(timeline.end_s_N).all(), seed
-            assert timeline.makespan_s >= bound * (1 - 1e-9), seed
-
-
-def _stretched(program, seed):
-    from dataclasses import replace
-
-    rng = np.random.default_rng(seed)
-    amount = 10.0 ** rng.uniform(-11.0, 1.0, len(program.demand_amount))
-    stretched = replace(program, demand_amount=amount)
-    unit = stretched.solo_s_N() * 10.0 ** rng.uniform(-6.0, 6.0, program.num_ops)
-    return replace(stretched, fair_unit_s_N=unit)

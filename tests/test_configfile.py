@@ -1,0 +1,161 @@
+"""TOML files people write: what is said when one is wrong, word by word, and where names are looked up."""
+
+import pytest
+from pydantic import Field
+
+from moesim import configfile
+from moesim.configfile import Quantity, Sourced, Strict
+from moesim.errors import ConfigError, MoesimError, UnknownNameError
+
+GOOD = '''
+title = "T"
+count = 3
+rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 2.0}
+[[points]]
+size = 32
+share = {value = 0.5, kind = "assumed", source = "s"}
+[by_name]
+a = {value = 2.0, kind = "datasheet", source = "s"}
+[sources.s]
+title = "S"
+'''
+
+
+class Point(Strict):
+    size: float = Field(gt=0)
+    share: Quantity
+
+
+class File(Sourced):
+    title: str
+    count: int = Field(ge=1)
+    flag: bool = False
+    rate: Quantity
+    points: list[Point] = Field(min_length=1)
+    by_name: dict[str, Quantity]
+
+
+def test_good_file():
+    file = configfile.parse(GOOD, File, "f.toml")
+    assert [path for path, _ in configfile.quantities(file)] == ["rate", "points[0].share", "by_name.a"]
+    assert (file.rate.value, file.rate.low, file.rate.high, file.points[0].size) == (1.5, 1.0, 2.0, 32.0)
+
+
+RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 2.0}'
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("count = 3", "count =", "not valid TOML: Invalid value (at line 3, column 8)"),
+    ("count = 3", "count = 3\ncount = 4", "not valid TOML: Cannot overwrite a value (at line 4, column 10)"),
+    ("count = 3", "count = 3\ncuont = 4", "cuont: no such key (remove it or check its spelling)"),
+    ("count = 3\n", "", "count: expected a value, got nothing"),
+    ("count = 3", "count = 3.5", "count: expected an integer, got 3.5"),
+    ("count = 3", "count = true", "count: expected an integer, got True"),
+    ("count = 3", "count = '3'", "count: expected an integer, got '3'"),
+    ("count = 3", "count = 0", "count: expected a number >= 1, got 0"),
+    ('title = "T"', "title = 7", "title: expected a string, got 7"),
+    ("count = 3", "count = 3\nflag = 1", "flag: expected true or false, got 1"),
+    ("value = 1.5", "value = '3.35TB'", "rate.value: expected a number > 0, got '3.35TB'"),
+    ("value = 1.5", "value = true", "rate.value: expected a number > 0, got True"),
+    ("value = 1.5", "value = 0", "rate.value: expected a number > 0, got 0"),
+    ("value = 1.5", "value = -3.0", "rate.value: expected a number > 0, got -3.0"),
+    ("value = 1.5", "value = nan", "rate.value: expected a number > 0, got nan"),
+    ("value = 1.5", "value = inf", "rate.value: expected a number > 0, got inf"),
+    ("value = 1.5, ", "", "rate.value: expected a value, got nothing"),
+    (RATE, "rate = 1.5", "rate: expected a table, got 1.5"),
+    (RATE, 'rate = {value = 1.5, kind = "measured"}', "rate.source: expected a value, got nothing"),
+    (RATE, 'rate = {value = 1.5, source = "s"}', "rate.kind: expected a value, got nothing"),
+    ('kind = "measured"', 'kind = "guess"',
+     "rate.kind: expected one of datasheet, measured, derived, assumed or calibrated, got 'guess'"),
+    ('kind = "measured", source = "s"', 'kind = "measured", source = "t"',
+     "rate.source: expected one of [sources]: s, got 't'"),
+    ("low = 1.0", "low = 0.0", "rate.low: expected a number > 0, got 0.0"),
+    ('kind = "assumed", source = "s"', 'kind = "assumed", source = "x@y"',
+     "points[0].share.source: expected one of [sources]: s, got 'x@y'"),
+    ("size = 32", "size = 'x'", "points[0].size: expected a number, got 'x'"),
+    ('a = {value = 2.0, kind = "datasheet", source = "s"}', "a = 2", "by_name.a: expected a table, got 2"),
+    ("[by_name]", "[[by_name]]", "by_name: expected a table, got [{'a': {'value': 2.0, 'kind': 'datasheet', 'source': 's'}}]"),
+    ('[sources.s]\ntitle = "S"', "", "sources: expected a value, got nothing"),
+    ('[sources.s]\ntitle = "S"', "[sources]", "rate.source: expected one of [sources]: (none), got 's'"),
+    ('[sources.s]\ntitle = "S"', "[sources.s]", "sources.s.title: expected a value, got nothing"),
+])
+def test_one_line_names_file_key_rule_and_what_came(old, new, message):
+    assert GOOD.count(old) == 1
+    with pytest.raises(ConfigError) as caught:
+        configfile.parse(GOOD.replace(old, new), File, "f.toml")
+    assert str(caught.value) == f"f.toml: {message}"
+
+
+def test_a_wrong_value_is_told_before_an_unknown_key():
+    text = GOOD.replace("count = 3", "count = 0\ncuont = 3")
+    with pytest.raises(ConfigError, match=r"^f.toml: count: expected a number >= 1, got 0$"):
+        configfile.parse(text, File, "f.toml")
+
+
+def test_files_do_not_change_after_loading():
+    file = configfile.parse(GOOD, File, "f.toml")
+    with pytest.raises(ValueError, match="frozen"):
+        file.count = 4
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("h100_smx", "unknown thing 'h100_smx': did you mean h100_sxm?"),
+    ("H100_SXN", "unknown thing 'H100_SXN': did you mean h100_sxm?"),
+    ("zzz", "unknown thing 'zzz': known: h100_sxm, tpu-v5"),
+    ("", "unknown thing '': known: h100_sxm, tpu-v5"),
+])
+def test_unknown_names_come_with_near_ones(name, message):
+    assert str(UnknownNameError("thing", name, ["tpu-v5", "h100_sxm"])) == message
+    assert issubclass(UnknownNameError, MoesimError)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
+    (tmp_path / "devices").mkdir()
+    return tmp_path / "devices"
+
+
+def test_lookup_by_path_name_alias_in_any_case(folder):
+    path = folder / "my-chip.toml"
+    path.write_text('aliases = ["Chip_One"]')
+    for name in (str(path), "my-chip", "MY-CHIP", "chip_one", "Chip_One"):
+        assert configfile.find("devices", name) == path
+
+
+def test_a_file_written_after_the_first_lookup_is_found(folder):
+    """`moesim` itself writes profiles (a measured CPU) and then loads them by name."""
+    with pytest.raises(UnknownNameError):
+        configfile.find("devices", "late-chip")
+    (folder / "late-chip.toml").write_text("")
+    assert configfile.find("devices", "late-chip") == folder / "late-chip.toml"
+
+
+def test_the_first_folder_of_several_wins(tmp_path, monkeypatch):
+    for base in ("one", "two"):
+        (tmp_path / base / "devices").mkdir(parents=True)
+        (tmp_path / base / "devices" / "chip.toml").write_text("")
+    (tmp_path / "two" / "devices" / "other.toml").write_text("")
+    monkeypatch.setenv("MOESIM_PROFILES", f"{tmp_path / 'one'}:{tmp_path / 'two'}:{tmp_path / 'absent'}")
+    assert configfile.find("devices", "chip") == tmp_path / "one" / "devices" / "chip.toml"
+    assert configfile.find("devices", "other") == tmp_path / "two" / "devices" / "other.toml"
+
+
+def test_home_comes_between_the_variable_and_the_shipped_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "h100-sxm.toml").write_text("")
+    assert configfile.find("devices", "h100_sxm") != tmp_path / "devices" / "h100-sxm.toml"  # an alias of the shipped one
+    assert configfile.find("devices", "h100-sxm") == tmp_path / "devices" / "h100-sxm.toml"
+
+
+def test_a_path_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"^no/such.toml: no such file$"):
+        configfile.find("devices", "no/such.toml")
+
+
+@pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe\x00", b"aliases = 3"])
+def test_a_broken_file_in_the_way_does_not_hide_the_others(folder, content):
+    (folder / "broken.toml").write_bytes(content)
+    (folder / "chip.toml").write_text("")
+    assert configfile.find("devices", "chip") == folder / "chip.toml"

@@ -1,0 +1,168 @@
+"""Imports go one way, and `import moesim` stays light.
+
+Layers as the design has them, with what the build added: a model, presets and candidates next to the model and the
+hardware; the program below lowering and engines, so that engines know programs and nothing of MoE.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import moesim
+
+ROOT = Path(moesim.__file__).parent
+HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
+LAYERS = (
+    ("errors", "units", "version"),
+    ("configfile",),
+    ("model", "hardware"),
+    ("topology", "routing", "placement", "candidate", "presets"),
+    ("costs",),
+    ("program", "lowering"),
+    ("engines",),
+    ("simulate", "result"),
+    ("quality", "search", "measured", "report"),
+    ("cli",),
+)
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+
+
+@cache
+def modules():
+    """Dotted name -> syntax tree of every module."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(name, *, top_level_only=False):
+    """Absolute names a module imports, with the line; also those inside functions."""
+    tree = modules()[name]
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in modules() else node.module), node.lineno
+
+
+def inner_edges(top_level_only=False):
+    """(importer, imported) within moesim, by module."""
+    return [(name, target, line) for name in modules() for target, line in imports(name, top_level_only=top_level_only)
+            if target == "moesim" or target.startswith("moesim.")]
+
+
+def unit(name):
+    """`moesim.costs.gpu` -> `costs`; the package itself is the facade over all."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_every_module_has_a_layer():
+    assert {unit(name) for name in modules()} - {""} == set(LEVEL)
+
+
+def test_imports_go_down():
+    upward = [f"{name}:{line} imports {target}" for name, target, line in inner_edges()
+              if unit(name) and unit(target) and LEVEL[unit(target)] > LEVEL[unit(name)]]
+    assert upward == []
+
+
+def test_nothing_imports_the_facade_or_the_command_line():
+    """`from moesim import configfile` names a module and is resolved to it; the package itself is for users."""
+    assert [f"{n}:{line}" for n, target, line in inner_edges() if target == "moesim" and unit(n) not in ("", "cli")] == []
+    assert [n for n, target, _ in inner_edges() if unit(target) == "cli"] == []
+
+
+def test_engines_know_programs_and_errors_only():
+    known = {target for name, target, _ in inner_edges() if unit(name) == "engines"}
+    assert {unit(target) for target in known} <= {"engines", "program", "errors", "units"}
+
+
+def test_no_cycles_between_modules_nor_between_packages():
+    graph = {name: {t for n, t, _ in inner_edges() if n == name and t != name} for name in modules()}
+    by_unit = {}
+    for name, targets in graph.items():
+        if unit(name):
+            by_unit.setdefault(unit(name), set()).update({unit(t) for t in targets} - {unit(name), ""})
+    for edges in (graph, by_unit):
+        left = {name: set(targets) for name, targets in edges.items()}
+        while free := [name for name, targets in left.items() if not targets & left.keys()]:
+            for name in free:
+                del left[name]
+        # a package's __init__ re-exports its modules and they import one another: only real cycles remain
+        assert sorted(left) == []
+
+
+@pytest.mark.parametrize("package", ["torch", "triton", "moesim_kernels"])
+def test_never_imports_kernels(package):
+    """Not at the top and not inside a function: measurement sources come through entry points."""
+    found = [f"{name}:{line}" for name in modules() for target, line in imports(name)
+             if target.split(".")[0] == package]
+    dynamic = [name for name, tree in modules().items() for node in ast.walk(tree) if isinstance(node, ast.Call)
+               and ast.unparse(node.func).endswith(("import_module", "__import__"))]
+    assert found == dynamic == []
+
+
+def test_optuna_only_in_search():
+    assert {unit(name) for name in modules() for target, _ in imports(name) if target.split(".")[0] == "optuna"} == {"search"}
+
+
+def test_inner_modules_are_imported_at_the_top():
+    """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
+    lazy_ok = {"moesim.engines": {"moesim.engines.flow", "moesim.engines.event"}}
+    for name in modules():
+        top = {target for target, _ in imports(name, top_level_only=True)}
+        hidden = {t for t, _ in imports(name) if t.startswith("moesim")} - top - lazy_ok.get(name, set())
+        if unit(name) != "cli":  # a command loads what it runs
+            assert hidden == set(), name
+
+
+def test_import_moesim_is_light():
+    script = "import sys, json, moesim; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert "moesim" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+    assert done.stderr == ""
+
+
+def test_public_names_exist():
+    for name in moesim.__all__:
+        assert getattr(moesim, name) is not None
+    for module in modules():
+        tree = modules()[module]
+        listed = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+                  and any(isinstance(t, ast.Name) and t.id == "__all__" for t in n.targets)]
+        defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+        defined |= {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom | ast.Import)
+                    for alias in n.names}
+        defined |= {t.id for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign)
+                    for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)}
+        assert set(chain.from_iterable(listed)) <= defined, module
+
+
+def test_modules_are_small():
+    lengths = {name: len((ROOT.parent / Path(*name.split("."))).with_suffix(".py").read_text().splitlines())
+               for name in modules() if (ROOT.parent / Path(*name.split("."))).with_suffix(".py").exists()}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+    assert median(lengths.values()) <= 150
+
+
+def test_nothing_names_a_machine_of_ours():
+    """No absolute home or work paths in what is shipped."""
+    for path in sorted(ROOT.rglob("*")):
+        if path.suffix in (".py", ".toml"):
+            text = path.read_text(encoding="utf-8")
+            assert not any(word in text for word in ("/work/", "/home/", "/root/", "/tmp/")), path
