@@ -33,9 +33,7 @@ from moesim.units import GB, GIB, MIB, TERA, US
 Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: shares of the budget; what is left over pays for the machine's own numbers
-_SHARES = {"gemm_float32": 0.27, "gemm_bfloat16": 0.27, "top_k": 0.09, "align": 0.05, "gather": 0.06,
-           "activation_float32": 0.06, "activation_bfloat16": 0.06, "weighted_sum_float32": 0.07,
-           "weighted_sum_bfloat16": 0.07}
+_SHARES = {"gemm_float32": 0.31, "gemm_bfloat16": 0.31, "stream": 0.22, "top_k": 0.07, "align": 0.04, "gather": 0.05}
 _MIN_CALLS, _MIN_USES, _REPEATS = 8, 3, 2
 #: longest GEMM, and bytes of the largest tensors
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
@@ -49,14 +47,13 @@ class _Case:
     """One call to time.
 
     Attributes:
-        features: Terms of its table.
+        features: Terms of its table in `moesim.costs.serial`.
         write: Writes its inputs.
         call: The call.
         small: The same call on a few elements.
         dtype: Format of its numbers.
         cold: Whether caches are flushed before it.
         apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left the core's cache.
-        passes: Terms of table ``stream``, for what the expert phase prices as an element-wise pass.
     """
 
     features: dict[str, float]
@@ -66,7 +63,6 @@ class _Case:
     dtype: torch.dtype = torch.float32
     cold: bool = True
     apart: bool = False
-    passes: dict[str, float] | None = None
 
 
 class _Bench:
@@ -92,7 +88,7 @@ class _Bench:
         return seconds
 
     def time_case(self, case: _Case, repeats: int) -> float:
-        """Best of some repeats, after a call that is not counted."""
+        """Median of some repeats, after a call that is not counted."""
         def before() -> None:
             self.sentinel.settle(case.dtype, flush=case.cold)
             case.write()
@@ -102,7 +98,7 @@ class _Bench:
 
         before()
         case.call()
-        return float(self.time(case.call, repeats, before).min())
+        return float(np.median(self.time(case.call, repeats, before)))
 
     def _peak(self, dtype: torch.dtype) -> Array:
         """FLOP/s of repeats of the largest square GEMM that takes under 30 ms."""
@@ -139,7 +135,7 @@ class _Bench:
         dtype, limit = DTYPES[name], 0.5 * _GEMM_S * self.peak[name].max()
         while True:
             depth, columns = self.size(32, 2048, 16), self.size(32, 2048, 16)
-            groups, rows = self.size(1, 64), self.size(1, 2048)
+            groups, rows = self.size(1, 128), self.size(1, 2048)
             touched = groups * max(columns * depth, rows * (columns + depth)) * dtype.itemsize
             if groups * rows * columns * depth < limit and touched <= 2 * _MAX_BYTES:
                 break
@@ -156,8 +152,7 @@ class _Bench:
         bytes_touched = (np.count_nonzero(counts) * columns * depth + counts.sum() * (columns + depth)) * dtype.itemsize
         away = 1.0 if cold else float(serial.missing(bytes_touched, self.cache_bytes))
         return _Case(
-            features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize,
-                                          output_bytes=dtype.itemsize, away=away),
+            features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize, away=away),
             write=inputs.neg_, dtype=dtype, cold=cold,
             call=self._bound(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
             small=self._bound(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
@@ -198,32 +193,38 @@ class _Bench:
                      apart=True, call=self._bound(source.index_select, 0, token),
                      small=self._bound(few.index_select, 0, torch.arange(2)))
 
-    def weighted_sum(self, name: str) -> _Case:
-        """Rows times weights, added up by token."""
-        dtype = DTYPES[name]
-        tokens, rows, hidden, token = self._routed(dtype)
-        outputs, weights = torch.ones(rows, hidden, dtype=dtype), torch.rand(rows, generator=self.generator)
-        few, pairs = torch.ones(4, 16, dtype=dtype), torch.arange(4)
-        return _Case(
-            features=serial.weighted_sum_features(np.float64(rows), tokens, hidden, dtype.itemsize, self.cache_bytes),
-            passes=serial.stream_features(2.0 * (rows + tokens) * hidden, 1.0, self.cache_bytes), write=outputs.neg_,
-            dtype=dtype, apart=True,
-            call=lambda: add_up(outputs, weights[token], token, tokens),
-            small=lambda: add_up(few, torch.ones(4)[pairs], pairs // 2, 2))
+    def stream(self, _: str) -> _Case:
+        """Either element-wise pass of the expert phase, in either format, in the bytes by which that phase counts."""
+        dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
+        return self._activation(dtype) if self.rng.random() < 0.5 else self._moved_rows(dtype)
 
-    def activation(self, name: str) -> _Case:
+    def _activation(self, dtype: torch.dtype) -> _Case:
         """SiLU of one half times the other."""
-        dtype = DTYPES[name]
         while True:
             rows, width = self.size(8, 32768), self.size(32, 2048, 16)
             if 2 * rows * width * dtype.itemsize <= _MAX_BYTES:
                 break
         both = torch.empty(rows, 2 * width, dtype=dtype).normal_(generator=self.generator)
         few = torch.ones(2, 32, dtype=dtype)
-        return _Case(features=serial.stream_features(3.0 * rows * width, dtype.itemsize, self.cache_bytes),
-                     passes=serial.stream_features(6.0 * rows * width, 1.0, self.cache_bytes), write=both.neg_,
+        return _Case(features=serial.stream_features(2.0 * 3 * rows * width, self.cache_bytes), write=both.neg_,
                      dtype=dtype, apart=True, call=self._bound(activate, both, width),
                      small=self._bound(activate, few, 16))
+
+    def _moved_rows(self, dtype: torch.dtype) -> _Case:
+        """Rows of tokens to their experts, and the experts' rows times weights, added up by token."""
+        tokens, rows, hidden, token = self._routed(dtype)
+        weights = torch.rand(rows, generator=self.generator)
+        inputs, outputs = torch.ones(tokens, hidden, dtype=dtype), torch.ones(rows, hidden, dtype=dtype)
+        few, pairs = torch.ones(4, 16, dtype=dtype), torch.arange(4)
+
+        def moved(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, to: torch.Tensor) -> None:
+            x.index_select(0, to)
+            add_up(y, w[to], to, len(x))
+
+        return _Case(features=serial.stream_features(2.0 * (rows + tokens) * hidden, self.cache_bytes),
+                     dtype=dtype, apart=True, write=lambda: (inputs.neg_(), outputs.neg_()),
+                     call=self._bound(moved, inputs, outputs, weights, token),
+                     small=self._bound(moved, few, few.clone(), torch.ones(4), pairs))
 
     def small_calls(self) -> Array:
         """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
@@ -294,21 +295,18 @@ def _cpu() -> tuple[str, float | None]:
 
 
 def _tables(bench: _Bench, budget_s: float) -> list[str]:
-    """Lines of the serial tables."""
-    lines, passes, pass_seconds = [], [], []
+    """Lines of the serial tables but ``launch``."""
+    lines = []
     for table, share in _SHARES.items():
-        kind, _, name = table.rpartition("_") if table.endswith(tuple(DTYPES)) else (table, "", "")
+        kind, _, name = table.partition("_") if table.startswith("gemm") else (table, "", "")
         until = time.perf_counter() + share * budget_s
         features, seconds = [], []
         while len(seconds) < _MIN_CALLS or time.perf_counter() < until:
             case = getattr(bench, kind)(name)
             seconds.append(bench.time_case(case, _REPEATS if budget_s > 2 else 1))
             features.append(case.features)
-            if case.passes:
-                passes.append(case.passes)
-                pass_seconds.append(seconds[-1])
         lines += _table(table, *fit(features, np.array(seconds)))
-    return lines + _table("stream", *fit(passes, np.array(pass_seconds)))
+    return lines
 
 
 def _table(name: str, coefficients: dict[str, float], low: float, high: float) -> list[str]:

@@ -128,19 +128,35 @@ def simulate(
 
 @validate_app.command("kernels")
 def validate_kernels(
-    system: Annotated[str, typer.Option(help="System of the measured rows.")] = "h100_sxm",
-    limit: Annotated[int, typer.Option(help="Rows per group, drawn with a fixed seed; 0 for all.", min=0)] = 500,
+    rows: Annotated[Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")] = None,
+    mode: Annotated[str, typer.Option(help="calibrated, or spec: fitted on A100 and H100 plus the spec sheet.")] = "calibrated",
+    system: Annotated[str, typer.Option(help="Without --rows: which system's measured rows, or all.")] = "h100_sxm",
+    limit: Annotated[int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)] = 500,
     out: Annotated[Path | None, typer.Option(help="Write every row with its prediction as CSV.")] = None,
 ) -> None:
     """Predict measured Triton MoE kernels, rows that were fitted and rows that were not, beside a roofline."""
-    from moesim.measured.scoreboard import scoreboard
+    from moesim.measured.validate import PREDICTIONS, measured_rows, predicted
+    from moesim.measured.predict import read_rows
+    from moesim.measured.scoreboard import error_table, ranking_table
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table
+    from moesim.report.terminal import print_table, say
 
-    scores, rows = scoreboard(system, limit)
-    print_table(f"Measured Triton MoE kernels on {system}: error in %", scores, list(scores[0]))
+    if mode not in ("calibrated", "spec"):
+        raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
+    table = predicted(read_rows(rows) if rows is not None else measured_rows(system, limit), mode)
+    if "latency_ms" in table:
+        errors = error_table(table)
+        print_table("Measured Triton MoE kernels: error in %, share inside the 80 % interval in %", errors, list(errors[0]))
+        ranks = ranking_table(table)
+        if ranks:
+            print_table("Ranking of architecture x TP x EP under equal conditions", ranks, list(ranks[0]))
     if out is not None:
-        write_csv(out, rows)
+        if rows is None:
+            write_csv(out, table.to_dict("records"))
+        else:
+            given = [c for c in table.columns if c not in ("fitted", *PREDICTIONS) and not c.startswith("_")]
+            write_csv(out, table.to_dict("records"), [*given, *PREDICTIONS])
+        say(f"wrote {out}")
 
 
 @calibrate_app.command("kernels")

@@ -196,6 +196,11 @@ def names(kind: str) -> list[str]:
     return sorted({path.stem for path in _index(kind, _settings()).values()})
 
 
+def index_names(kind: str) -> list[str]:
+    """Every name and alias, in lower case."""
+    return sorted(_index(kind, _settings()))
+
+
 def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path:
     """The file a name or path stands for.
 

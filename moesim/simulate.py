@@ -163,12 +163,12 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
         kernels = load_calibration(profile.calibration, profile.name)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
         kind = f"{_MOE_DTYPE[candidate.layer.precision.activations]}-{spread}"
-        intervals["experts"] = kernels.residuals.get(kind, ASSUMED_INTERVAL)
+        intervals["experts"] = kernels.interval(kind)
         levels.append(kernels.level)
         digests.append(kernels.digest)
     if cluster.num_devices > 1:
         transfers = load_calibration(cluster.fabric_calibration, profile.name)
-        intervals["dispatch"] = intervals["combine"] = transfers.residuals.get("alltoall", ASSUMED_INTERVAL)
+        intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")
         levels.append(transfers.level)
         digests.append(transfers.digest)
     total = sum(phases.values())

@@ -92,6 +92,21 @@ def test_a_wrong_value_is_told_before_an_unknown_key():
         configfile.parse(text, File, "f.toml")
 
 
+@pytest.mark.parametrize(("old", "new", "key", "got"), [
+    (GOOD[GOOD.index("[[points]]") : GOOD.index("[by_name]")], "points = []\n", "points", "[]"),
+    ('kind = "measured", source = "s"', 'kind = "measured", source = ""', "rate.source", "''"),
+])
+def test_what_is_empty_is_told_in_our_words(old, new, key, got):
+    """The rule and not the validation library's sentence: 'expected List should have at least 1 item ...'."""
+    text = GOOD.replace(old, "")
+    text = new + text if key == "points" else GOOD.replace(old, new)
+    with pytest.raises(ConfigError) as caught:
+        configfile.parse(text, File, "f.toml")
+    assert str(caught.value).startswith(f"f.toml: {key}: expected ")
+    assert str(caught.value).endswith(f", got {got}")
+    assert "should" not in str(caught.value)
+
+
 def test_files_do_not_change_after_loading():
     file = configfile.parse(GOOD, File, "f.toml")
     with pytest.raises(ValueError, match="frozen"):
@@ -147,6 +162,20 @@ def test_home_comes_between_the_variable_and_the_shipped_files(tmp_path, monkeyp
     (tmp_path / "devices" / "h100-sxm.toml").write_text("")
     assert configfile.find("devices", "h100_sxm") != tmp_path / "devices" / "h100-sxm.toml"  # an alias of the shipped one
     assert configfile.find("devices", "h100-sxm") == tmp_path / "devices" / "h100-sxm.toml"
+
+
+def test_a_file_s_own_name_beats_the_alias_of_another(folder):
+    (folder / "chip.toml").write_text("")
+    (folder / "tuned-chip.toml").write_text('aliases = ["chip"]')
+    assert configfile.find("devices", "chip") == folder / "chip.toml"
+
+
+def test_a_file_removed_after_the_first_lookup_is_unknown(folder):
+    (folder / "chip.toml").write_text("")
+    assert configfile.find("devices", "chip") == folder / "chip.toml"
+    (folder / "chip.toml").unlink()
+    with pytest.raises(UnknownNameError):
+        configfile.find("devices", "chip")
 
 
 def test_a_path_that_is_not_there():

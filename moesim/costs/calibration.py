@@ -67,6 +67,16 @@ class Calibration:
     level: str
     digest: str
 
+    def interval(self, kind: str) -> tuple[float, float]:
+        """P10 and P90 of measured / predicted of a class of kernel; of a class never scored, the widest known.
+
+        Without any residuals at this level: a factor of 1.5 either way (assumed).
+        """
+        if kind in self.residuals:
+            return self.residuals[kind]
+        low, high = zip(*self.residuals.values(), strict=True) if self.residuals else ((1 / 1.5,), (1.5,))
+        return min(low), max(high)
+
     def __getitem__(self, parameter: str) -> float:
         return self.parameters[parameter]
 

@@ -34,7 +34,7 @@ _RADIX_ROWS = 32768
 #: assumed size of a core's own cache: what it holds need not come from further away
 OWN_CACHE_BYTES = 2**20
 #: calls of the framework in a primitive, beyond those its callers count as launches
-_MORE_CALLS = {"top_k": 3, "align": 3, "gather": 1, "activation": 2, "weighted_sum": 3, "stream": 3}
+_MORE_CALLS = {"top_k": 3, "align": 3, "stream": 3}
 
 
 def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
@@ -42,8 +42,7 @@ def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
     return np.clip(np.log2(np.maximum(num_bytes, 1.0) / (0.5 * cache_bytes)) / 2.0, 0.0, 1.0)
 
 
-def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_bytes: float,
-                  away: Array | float) -> dict[str, Array]:
+def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, away: Array | float) -> dict[str, Array]:
     """Terms of the groups of a grouped GEMM, (m x k) times (k x n).
 
     A constant, and one for each different number of rows (libraries compile a kernel for each, and fetch its code);
@@ -55,7 +54,6 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_byt
         n: Columns.
         k: Depth.
         weight_bytes: Bytes of one weight.
-        output_bytes: Bytes of one output.
         away: Share of weights and outputs that is not in the cache, of shape (...).
 
     Returns:
@@ -75,7 +73,7 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, output_byt
         "kn_missing_byte_s": groups * n * k * weight_bytes * away,
         "mk_s": rows * k,
         "mn_s": rows * n,
-        "mn_missing_byte_s": rows * n * output_bytes * away,
+        "mn_away_s": rows * n * away,
     }
 
 
@@ -107,20 +105,13 @@ def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
     }
 
 
-def stream_features(elements: Array, element_bytes: float, cache_bytes: float) -> dict[str, Array]:
-    """Terms of an element-wise pass: elements, those beyond the core's own cache, those beyond the last one."""
-    num_bytes = elements * element_bytes
+def stream_features(num_bytes: Array | float, cache_bytes: float) -> dict[str, Array | float]:
+    """Terms of an element-wise pass: bytes, those beyond the core's own cache, those beyond the last one."""
     return {
-        "element_s": elements,
-        "far_element_s": elements * missing(num_bytes, OWN_CACHE_BYTES),
-        "missing_element_s": elements * missing(num_bytes, cache_bytes),
+        "byte_s": num_bytes,
+        "far_byte_s": num_bytes * missing(num_bytes, OWN_CACHE_BYTES),
+        "missing_byte_s": num_bytes * missing(num_bytes, cache_bytes),
     }
-
-
-def weighted_sum_features(rows: Array, tokens: Array, hidden: Size, element_bytes: float,
-                          cache_bytes: float) -> dict[str, Array]:
-    """Terms of adding up each token's weighted rows: those of a pass over the rows, the rows, the sums."""
-    return {**stream_features(rows * hidden, element_bytes, cache_bytes), "row_s": rows, "sum_s": tokens * hidden}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,28 +141,19 @@ class SerialKernels:
         return self._sum("launch", {}, np.asarray(count, dtype=np.float64))
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """An element-wise pass of the expert phase, by the bytes of bfloat16 elements it reads and writes."""
+        """An element-wise pass of the expert phase: activation, or rows to their experts and weighted sums back.
+
+        ``num_bytes_D`` counts 2 bytes per element read or written, as that phase does; the passes it was measured on
+        are counted alike, in either format. Copies that only a CPU makes are part of them.
+        """
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
-        return self._sum("stream", stream_features(num_bytes, 1.0, self.profile.l2_bytes),
+        return self._sum("stream", stream_features(num_bytes, self.profile.l2_bytes),
                          _MORE_CALLS["stream"] * (num_bytes > 0))
-
-    def activation(self, rows_D: Array, columns: Size, width: Size, element_bytes: float) -> PhaseCost:
-        """SiLU, and the product with the other half where there are ``columns = 2 width``."""
-        rows = np.asarray(rows_D, dtype=np.float64)
-        features = stream_features(rows * (columns + width), element_bytes, self.profile.l2_bytes)
-        return self._sum(f"activation_{_format(element_bytes)}", features, _MORE_CALLS["activation"] * (rows > 0))
-
-    def weighted_sum(self, rows_D: Array, tokens_D: Array, hidden: Size, element_bytes: float) -> PhaseCost:
-        """Each token's rows times their weights, added up."""
-        rows, tokens = np.asarray(rows_D, dtype=np.float64), np.asarray(tokens_D, dtype=np.float64)
-        features = weighted_sum_features(rows, tokens, hidden, element_bytes, self.profile.l2_bytes)
-        return self._sum(f"weighted_sum_{_format(element_bytes)}", features, _MORE_CALLS["weighted_sum"] * (rows > 0))
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
         """Rows of ``access_bytes`` read at random places and written in order."""
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
-        return self._sum("gather", gather_features(num_bytes / access_bytes, access_bytes),
-                         _MORE_CALLS["gather"] * (num_bytes > 0))
+        return self._sum("gather", gather_features(num_bytes / access_bytes, access_bytes))
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """A stable sort of the choices and a histogram."""
@@ -192,9 +174,5 @@ class SerialKernels:
         assert load.counts_DL is not None
         touched = load.rows_D * (k * input_bytes + n * output_bytes)
         away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
-        features = gemm_features(load.counts_DL, n, k, weight_bytes=weight_bytes, output_bytes=output_bytes, away=away)
+        features = gemm_features(load.counts_DL, n, k, weight_bytes=weight_bytes, away=away)
         return self._sum(f"gemm_{fmt}", features)
-
-
-def _format(element_bytes: float) -> str:
-    return "float32" if element_bytes > 2.0 else "bfloat16"

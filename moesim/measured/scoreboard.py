@@ -4,15 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from moesim.errors import MeasurementError
-from moesim.hardware import Profile, load_profile
-from moesim.measured import silicon
-from moesim.measured.calibrate_kernels import FLOOR_MS, may_fit
-from moesim.measured.rows import PRECISION, RowDraws, draw_rows, row_kernels
-from moesim.measured.scores import error_scores
-from moesim.measured.silicon_source import DATASETS
+from moesim.hardware import Profile
+from moesim.measured.rows import RowDraws
+from moesim.measured.scores import error_scores, ranking
 
-_SEED = 1
+FLOOR_MS = 0.05
+_GROUP = ("system", "dataset", "moe_dtype", "ep", "fitted", "short")
+#: candidates that ran under the same conditions: architecture x TP x EP at one hidden size, tokens and distribution
+_CONDITIONS = ("system", "dataset", "moe_dtype", "hidden_size", "num_tokens", "distribution")
+_MIN_CANDIDATES = 6
+_SAME = 0.05
 
 
 def roofline_s(draws: RowDraws, profile: Profile) -> np.ndarray:
@@ -26,36 +27,68 @@ def roofline_s(draws: RowDraws, profile: Profile) -> np.ndarray:
     return np.bincount(draws.row_of_draw, weights=solo) / np.bincount(draws.row_of_draw)
 
 
-def scoreboard(system: str, limit: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score all datasets of a system.
+def error_table(rows) -> list[dict[str, Any]]:
+    """Errors by system, dataset, precision, EP = 1 or more, fitted or not, and under 50 us apart.
 
     Args:
-        system: Such as ``h100_sxm``.
-        limit: Rows per dataset, format, EP class and fit class, drawn with a fixed seed; 0 for all.
+        rows: DataFrame of predicted rows with ``latency_ms`` and ``fitted``.
 
     Returns:
-        Score rows, and every scored row with its prediction in ms.
-
-    Raises:
-        MeasurementError: The extra is not installed, or no data of that system is known here.
+        One row per class, with the share of measurements inside the 80 % interval.
     """
-    profile = load_profile(system)
-    if profile.name not in DATASETS:
-        raise MeasurementError(f"measured rows: known for {', '.join(DATASETS)}, not for {profile.name}")
-    scores, out = [], []
-    for dataset in DATASETS[profile.name]:
-        kernels = row_kernels(dataset, profile)
-        table = silicon.load_rows(profile.name.replace("-", "_"), dataset)
-        table = table[(table["latency_ms"] >= FLOOR_MS) & table["moe_dtype"].isin(PRECISION)]
-        table = table.assign(fitted=[may_fit(r) for r in table.to_dict("records")],
-                             ep=np.where(table["moe_ep_size"] > 1, "EP>1", "EP=1"))
-        for (dtype, ep, fitted), part in table.groupby(["moe_dtype", "ep", "fitted"]):
-            chosen = part.sample(limit, random_state=_SEED) if 0 < limit < len(part) else part
-            draws = draw_rows(chosen.to_dict("records"), profile)
-            predicted, measured = draws.price(kernels) * 1e3, chosen["latency_ms"].to_numpy()
-            roofline = error_scores(roofline_s(draws, profile) * 1e3, measured)
-            scores.append({"dataset": dataset, "precision": dtype, "ep": ep, "may be fitted": bool(fitted),
-                           **error_scores(predicted, measured), "roofline mape": roofline["mape"]})
-            out += [row | {"predicted_latency_ms": p, "evidence": "simulated", "calibration": kernels.calibration.level}
-                    for row, p in zip(chosen.to_dict("records"), predicted, strict=True)]
-    return scores, out
+    rows = rows.assign(ep=np.where(rows["moe_ep_size"] > 1, "EP>1", "EP=1"), short=rows["latency_ms"] < FLOOR_MS)
+    table = []
+    for key, part in rows.groupby(list(_GROUP)):
+        measured = part["latency_ms"].to_numpy()
+        named = dict(zip(_GROUP, key, strict=True))
+        inside = (measured >= part["low_ms"]) & (measured <= part["high_ms"])
+        table.append({
+            "system": named["system"], "dataset": named["dataset"], "precision": named["moe_dtype"], "ep": named["ep"],
+            "us": "< 50" if named["short"] else ">= 50", "fitted": bool(named["fitted"]),
+            **error_scores(part["predicted_latency_ms"].to_numpy(), measured),
+            "inside": 100.0 * float(inside.mean()),
+            "roofline_mape": error_scores(part["roofline_ms"].to_numpy(), measured)["mape"],
+            "calibration": part["calibration"].iloc[0],
+        })
+    return table
+
+
+def ranking_table(rows) -> list[dict[str, Any]]:
+    """How well candidates are ranked under equal conditions, by system, dataset and precision, beside the roofline.
+
+    Candidates are architecture x TP x EP at one hidden size, token count and distribution, at least six; pairs closer
+    than 5 % count as ties and are ignored. Regret is in GPU-seconds: latency x TP x EP of the predicted best over the
+    best measured.
+    """
+    rows = rows[rows["latency_ms"] >= FLOOR_MS]
+    found: dict[tuple, list[tuple[float, ...]]] = {}
+    for key, part in rows.groupby(list(_CONDITIONS)):
+        if len(part) < _MIN_CANDIDATES:
+            continue
+        devices = (part["moe_tp_size"] * part["moe_ep_size"]).to_numpy()
+        measured = part["latency_ms"].to_numpy()
+        row: list[float] = []
+        for column in ("predicted_latency_ms", "roofline_ms"):
+            predicted = part[column].to_numpy()
+            cost = ranking(predicted * devices, measured * devices)
+            assert cost is not None
+            row += [_tau(predicted, measured), cost["regret"]]
+        found.setdefault(key[:3], []).append(tuple(row))
+    table = []
+    for (system, dataset, precision), values in sorted(found.items()):
+        array = np.array(values)
+        table.append({
+            "system": system, "dataset": dataset, "precision": precision, "groups": len(array),
+            "kendall_tau": float(np.nanmean(array[:, 0])), "regret_percent": 100 * float(array[:, 1].mean()),
+            "regret_p90_percent": 100 * float(np.percentile(array[:, 1], 90)),
+            "roofline_tau": float(np.nanmean(array[:, 2])), "roofline_regret_percent": 100 * float(array[:, 3].mean()),
+        })
+    return table
+
+
+def _tau(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Kendall's tau over pairs measured more than 5 % apart; NaN without any."""
+    i, j = np.triu_indices(len(measured), 1)
+    apart = np.abs(np.log(measured[i] / measured[j])) > np.log1p(_SAME)
+    agree = np.sign(predicted[i] - predicted[j]) * np.sign(measured[i] - measured[j])
+    return float(agree[apart].mean()) if apart.any() else float("nan")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim import configfile
 from moesim.errors import ConfigError, MeasurementError
 from moesim.routing.distributions import RoutingSpec
 
@@ -49,6 +50,23 @@ def load_rows(system: str, dataset: str):
     table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
     return table[[*COLUMNS, "latency_ms"]].reset_index(drop=True)
+
+
+def systems() -> list[str]:
+    """Systems with Triton MoE rows and a profile here."""
+    known = set(configfile.index_names("devices"))
+    return [path.name for path in sorted(_data("").iterdir())
+            if path.name.replace("_", "-") in known or path.name in known]
+
+
+def datasets(system: str) -> list[str]:
+    """Datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's Triton kernels."""
+    found = []
+    for path in sorted((_data(system) / "moe").glob("*/*/moe_perf.parquet")):
+        dataset = "/".join(path.parts[-3:-1])
+        if dataset.startswith(("sglang", "vllm")) and len(load_rows(system, dataset)):
+            found.append(dataset)
+    return found
 
 
 def load_alltoall(systems: tuple[str, ...]):

@@ -1,0 +1,99 @@
+"""Predict a table of measured kernels that somebody hands in: ``moesim validate kernels --rows FILE``.
+
+The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns are used if they are
+there. A latency column is never looked at for predicting: it is only scored afterwards.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.configfile import UnknownNameError
+from moesim.errors import ConfigError
+from moesim.hardware import load_profile
+from moesim.measured import silicon
+from moesim.measured.rows import PRECISION, draw_rows, residual_class, row_kernels
+from moesim.measured.scoreboard import roofline_s
+
+_SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+_LATENCIES = ("latency", "latency_ms")
+#: what a prediction adds to a row
+PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
+
+
+def read_rows(path: Path):
+    """Read and check a table of rows (parquet or CSV).
+
+    Returns:
+        pandas DataFrame as it was, index 0 to N - 1.
+
+    Raises:
+        ConfigError: Unreadable, a column missing, an unknown system, format or distribution, a size that is not an
+            integer > 0, more kept than there is, or a latency that is not a number > 0: column and first bad row.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{path}: cannot read these rows: {str(error).splitlines()[0]}") from None
+    table = table.reset_index(drop=True)
+    missing = [c for c in silicon.COLUMNS if c not in table]
+    if missing:
+        raise ConfigError(f"{path.name}: {missing[0]}: expected this column, got {', '.join(map(str, table.columns))}")
+    for column in _SIZES:
+        values = pd.to_numeric(table[column], errors="coerce")
+        _refuse(path, table, column, ~((values > 0) & (values == values.round())), "an integer > 0")
+    for column in _LATENCIES:
+        if column in table:
+            values = pd.to_numeric(table[column], errors="coerce")
+            _refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
+    _refuse(path, table, "moe_dtype", ~table["moe_dtype"].isin(PRECISION), f"one of {', '.join(PRECISION)}")
+    power_law = table["distribution"].astype(str).str.fullmatch(r"power_law_\d+(\.\d+)?")
+    _refuse(path, table, "distribution", ~((table["distribution"] == "balanced") | power_law),
+            "balanced or power_law_ALPHA")
+    _refuse(path, table, "topk", table["topk"] > table["num_experts"], "at most num_experts")
+    _refuse(path, table, "moe_ep_size", table["num_experts"] % table["moe_ep_size"] != 0, "a divisor of num_experts")
+    _refuse(path, table, "moe_tp_size", table["inter_size"] // table["moe_tp_size"] < 1, "at most inter_size")
+    for system in table["system"].unique():
+        try:
+            load_profile(str(system))
+        except UnknownNameError as error:
+            row = int((table["system"] == system).to_numpy().argmax())
+            raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
+    return table
+
+
+def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {table[column].iloc[row]!r}")
+
+
+def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
+    """Predict every row of a checked table.
+
+    Args:
+        table: DataFrame of `read_rows`.
+        few_shot: Use factors from a few measured rows of a device where the calibration has them; else its spec
+            sheet alone.
+
+    Returns:
+        The columns `PREDICTED`, each an ndarray of shape (N,), in the table's order.
+    """
+    out: dict[str, np.ndarray] = {name: np.empty(len(table)) for name in PREDICTED[:4]}
+    out |= {name: np.empty(len(table), dtype=object) for name in PREDICTED[4:]}
+    for (system, dataset, dtype), part in table.groupby(["system", "dataset", "moe_dtype"]):
+        profile = load_profile(str(system))
+        kernels = row_kernels(str(dataset), profile, few_shot=few_shot)
+        records: list[dict[str, Any]] = part.to_dict("records")
+        draws = draw_rows(records, profile)
+        at = part.index.to_numpy()
+        predicted = draws.price(kernels) * 1e3
+        factors = np.array([kernels.calibration.interval(residual_class(dtype, r["moe_ep_size"])) for r in records])
+        out["predicted_latency_ms"][at] = predicted
+        out["low_ms"][at], out["high_ms"][at] = predicted * factors[:, 0], predicted * factors[:, 1]
+        out["roofline_ms"][at] = roofline_s(draws, profile) * 1e3
+        out["evidence"][at], out["calibration"][at] = "simulated", kernels.calibration.level
+    return out

@@ -1,0 +1,169 @@
+"""Device profiles: SI units inside, one-line errors outside, and every shipped number with kind and source."""
+
+from typing import get_args
+
+import pytest
+
+from moesim import configfile
+from moesim.configfile import Kind
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.hardware import ProfileFile, load_profile
+
+DEVICE = '''
+title = "A chip"
+aliases = ["chip-one"]
+compute_capability = 9.0
+calibration = "triton-moe"
+[compute]
+num_sms = {value = 100, kind = "datasheet", source = "s"}
+clock_ghz = {value = 2.0, kind = "datasheet", source = "s"}
+shared_memory_per_sm_kib = {value = 200.0, kind = "datasheet", source = "s"}
+[compute.peak_tflops]
+bfloat16 = {value = 500.0, kind = "datasheet", source = "s"}
+[hbm]
+capacity_gib = {value = 10.0, kind = "datasheet", source = "s"}
+bandwidth_gb_per_s = {value = 3350.0, kind = "datasheet", source = "s"}
+[[hbm.gather]]
+access_bytes = 4096.0
+efficiency = {value = 0.9, kind = "assumed", source = "s"}
+[[hbm.gather]]
+access_bytes = 64.0
+efficiency = {value = 0.5, kind = "assumed", source = "s"}
+[l2]
+capacity_mib = {value = 50.0, kind = "datasheet", source = "s"}
+[launch]
+kernel_us = {value = 2.0, kind = "measured", source = "s"}
+[sources.s]
+title = "A datasheet"
+'''
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write the device with one change; load it by name."""
+    (tmp_path / "devices").mkdir()
+    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
+
+    def make(old="", new="", name="a-chip"):
+        assert old in DEVICE
+        (tmp_path / "devices" / f"{name}.toml").write_text(DEVICE.replace(old, new) if old else DEVICE)
+        return load_profile(name)
+
+    return make
+
+
+def test_numbers_are_converted_once(write):
+    chip = write()
+    assert (chip.name, chip.execution, chip.num_sms, chip.clock_hz) == ("a-chip", "waves", 100, 2e9)
+    assert chip.peak("bfloat16") == 500e12
+    assert chip.hbm_bandwidth_bytes_per_s == 3350e9
+    assert chip.hbm_capacity_bytes == 10 * 2**30
+    assert (chip.l2_bytes, chip.shared_memory_per_sm_bytes) == (50 * 2**20, 200 * 2**10)
+    assert chip.kernel_launch_s == pytest.approx(2e-6)
+    assert chip.provenance["hbm.bandwidth_gb_per_s"] == ("datasheet", "s")
+    assert chip.provenance["hbm.gather[1].efficiency"] == ("assumed", "s")
+
+
+def test_gather_curve_is_sorted_and_log_linear(write):
+    chip = write()
+    assert (chip.gather_share(64), chip.gather_share(4096)) == pytest.approx((0.5, 0.9))
+    assert chip.gather_share(512) == pytest.approx(0.7)
+    assert (chip.gather_share(1), chip.gather_share(1e9)) == pytest.approx((0.5, 0.9))
+
+
+def test_a_changed_file_is_read_again_and_has_another_digest(write):
+    first = write()
+    second = write("value = 3350.0", "value = 1000.0")
+    assert second.hbm_bandwidth_bytes_per_s == 1000e9
+    assert first.digest != second.digest
+    assert len(second.digest) == 12
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("[hbm]", "[hbm", "not valid TOML: Expected ']' at the end of a table declaration (at line 12, column 5)"),
+    ("[hbm]", "[hbm]\nbandwith = 3", "hbm.bandwith: no such key (remove it or check its spelling)"),
+    ("value = 3350.0", "value = '3.35TB'", "hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'"),
+    ("value = 3350.0", "value = -1.0", "hbm.bandwidth_gb_per_s.value: expected a number > 0, got -1.0"),
+    ('{value = 3350.0, kind = "datasheet", source = "s"}', "3350.0",
+     "hbm.bandwidth_gb_per_s: expected a table, got 3350.0"),
+    ('3350.0, kind = "datasheet", source = "s"', '3350.0, kind = "datasheet"',
+     "hbm.bandwidth_gb_per_s.source: expected a value, got nothing"),
+    ('3350.0, kind = "datasheet", source = "s"', '3350.0, kind = "datasheet", source = "flyer"',
+     "hbm.bandwidth_gb_per_s.source: expected one of [sources]: s, got 'flyer'"),
+    ("compute_capability = 9.0", 'execution = "wave"', "execution: expected one of waves or serial, got 'wave'"),
+])
+def test_one_line_errors(write, old, new, message):
+    with pytest.raises(ConfigError) as caught:
+        write(old, new)
+    assert str(caught.value) == f"a-chip.toml: {message}"
+
+
+@pytest.mark.parametrize("number", ["0.5", "132.5"])
+def test_a_device_has_a_whole_number_of_sms(write, number):
+    """Half an SM would be cut to none, and every GEMM divided by zero."""
+    with pytest.raises(ConfigError, match=rf"^a-chip.toml: compute.num_sms.*integer.*{number}"):
+        write("value = 100,", f"value = {number},")
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "chip.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="^chip.toml: not valid TOML: "):
+        load_profile(str(tmp_path / "chip.toml"))
+
+
+def test_unknown_format(write):
+    with pytest.raises(ConfigError, match=r"^a-chip: no compute rate for float8_e4m3; it has bfloat16$"):
+        write().peak("float8_e4m3")
+
+
+def test_unknown_profile_comes_with_near_ones():
+    with pytest.raises(UnknownNameError, match=r"^unknown profile 'h100-smx': did you mean h100-sxm"):
+        load_profile("h100-smx")
+
+
+@pytest.mark.parametrize("alias", ["h100-sxm", "h100_sxm", "H100", "h100"])
+def test_aliases(alias):
+    assert load_profile(alias).name == "h100-sxm"
+
+
+def test_variable_overrides_shipped(write):
+    assert write("value = 3350.0", "value = 7.0", name="h100-sxm").hbm_bandwidth_bytes_per_s == 7e9
+    assert load_profile("h100-sxm").hbm_bandwidth_bytes_per_s == 7e9
+
+
+@pytest.mark.parametrize("name", configfile.names("devices"))
+class TestShipped:
+    def test_every_number_has_kind_and_listed_source(self, name):
+        path = configfile.find("devices", name)
+        file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+        found = dict(configfile.quantities(file))
+        assert {"compute.num_sms", "hbm.capacity_gib", "hbm.bandwidth_gb_per_s"} <= found.keys()
+        for key, quantity in found.items():
+            assert quantity.kind in get_args(Kind), key
+            assert file.sources[quantity.source].title, key
+        assert {q.source for q in found.values()} == set(file.sources), "a source nobody refers to"
+
+    def test_numbers_are_plausible(self, name):
+        profile = load_profile(name)
+        assert profile.name == name
+        assert 0 < profile.num_sms < 1024
+        assert 0.5e9 < profile.clock_hz < 6e9
+        assert 1e9 < profile.hbm_bandwidth_bytes_per_s < 100e12
+        assert 2**30 < profile.usable_bytes <= profile.hbm_capacity_bytes < 2**41
+        assert 2**20 <= profile.l2_bytes < 2**31
+        assert list(profile.gather_access_bytes) == sorted(set(profile.gather_access_bytes))
+        assert all(0 < share <= 1 for share in profile.gather_efficiency)
+        assert list(profile.gather_efficiency) == sorted(profile.gather_efficiency)
+        assert all(1e9 < rate < 1e17 for rate in profile.peak_flops_per_s.values())
+        if "float8_e4m3" in profile.peak_flops_per_s:
+            assert profile.peak("float8_e4m3") >= profile.peak("bfloat16")
+
+    def test_its_calibration_exists(self, name):
+        profile = load_profile(name)
+        assert configfile.find("calibration", profile.calibration).is_file()
+
+    def test_aliases_are_its_own(self, name):
+        path = configfile.find("devices", name)
+        file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+        for alias in file.aliases:
+            assert configfile.find("devices", alias) == path, alias
