@@ -39,7 +39,7 @@ CONTENDED = 0.08
 FLUSH_BYTES = 128 << 20
 _SETTLE_S = 3e-3
 _INPUTS, _WARM_UP = 8, 2
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def thread_clock() -> Callable[[], float]:
@@ -49,23 +49,26 @@ def thread_clock() -> Callable[[], float]:
 
 @contextmanager
 def measuring() -> Iterator[None]:
-    """One torch thread, no gradients, freed memory kept; thread count and glibc's defaults are restored."""
+    """One torch thread, no gradients, freed memory kept; afterwards the old thread count and glibc's usual limits."""
     threads = torch.get_num_threads()
     libc = ctypes.CDLL(None)
-    mallopt = getattr(libc, "mallopt", None)
+    mallopt, malloc_trim = getattr(libc, "mallopt", None), getattr(libc, "malloc_trim", None)
     torch.set_num_threads(1)
     if mallopt:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         torch.set_num_threads(threads)
         if mallopt:
+            # glibc stops adapting its limits once one is set; these are those that it would have grown to
             mallopt(_M_MMAP_MAX, 65536)
-            mallopt(_M_TRIM_THRESHOLD, 128 << 10)
-            libc.malloc_trim(0)
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        if malloc_trim:
+            malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

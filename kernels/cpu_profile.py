@@ -68,10 +68,10 @@ class _Case:
 class _Bench:
     """Random calls of every primitive, and their times."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sentinel: Sentinel | None) -> None:
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.sentinel = Sentinel()
+        self.sentinel = sentinel or Sentinel()
         self.clock = thread_clock()
         self.weights = torch.ones(2 * _MAX_BYTES // 4)
         self.peak = {name: self._peak(dtype) for name, dtype in DTYPES.items()}
@@ -314,19 +314,20 @@ def _table(name: str, coefficients: dict[str, float], low: float, high: float) -
                                   for key, value in coefficients.items())]
 
 
-def measure_profile(budget_s: float = 8.0, seed: int = 0) -> str:
+def measure_profile(budget_s: float = 8.0, *, seed: int = 0, sentinel: Sentinel | None = None) -> str:
     """Measure this CPU with one torch thread.
 
     Args:
         budget_s: Seconds to spend, about; a few calls of each primitive are made in any case.
         seed: Of sizes and inputs.
+        sentinel: Whose buffer to use; a new one by default.
 
     Returns:
         Text of a device profile, to be saved as ``cpu-local.toml``.
     """
     started = time.perf_counter()
     with measuring():
-        bench = _Bench(seed)
+        bench = _Bench(seed, sentinel)
         bandwidth = 2 * bench.sentinel.source.nbytes / bench.time(bench.sentinel.stream, 7)
         gather = _gather_curve(bench, float(np.median(bandwidth)))
         few = torch.ones(64)

@@ -41,7 +41,10 @@ BOUNDS: Bounds = {
     "masked_block_cycles": (100.0, 1.0, 10000.0),
     "kernel_launch_cycles": (5000.0, 500.0, 20000.0),
     "misaligned_factor": (2.0, 1.0, 6.0),
+    "a100_launch": (1.1, 0.5, 3.0),
 }
+#: parameter of the fit -> device profile and the parameter it multiplies there: what clocks do not explain
+_DEVICE_FACTORS = {"a100_launch": ("a100-sxm", "kernel_launch_cycles")}
 FLOOR_MS = 0.05
 FRAMEWORKS = ("sglang", "vllm")
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
@@ -131,8 +134,13 @@ def _group(rows: list[dict]) -> FitGroup:
 
 def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
     """Predicted seconds of a group's rows: ndarray of shape (rows,)."""
-    calibration = Calibration(name="", parameters=parameters, residuals={}, level="calibrated", digest="")
-    return group.draws.price(WaveKernels(profile=load_profile(group.system), calibration=calibration))
+    profile = load_profile(group.system)
+    own = dict(parameters)
+    for name, (device, scaled) in _DEVICE_FACTORS.items():
+        if device == profile.name:
+            own[scaled] *= own[name]
+    calibration = Calibration(name="", parameters=own, residuals={}, level="calibrated", digest="")
+    return group.draws.price(WaveKernels(profile=profile, calibration=calibration))
 
 
 def fit(groups: list[FitGroup]) -> dict[str, float]:
@@ -240,9 +248,11 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
     held_out = cross_validate(groups)
     # one device alone cannot say how it transfers: the other framework's devices do
     elsewhere, with_ten = leave_device_out(collect(FRAMEWORKS[0]))
-    parameters = fit(groups)
+    fitted = fit(groups)
+    profiles = sorted({g.system.replace("_", "-") for g in groups})
+    parameters = {name: value for name, value in fitted.items() if name not in _DEVICE_FACTORS}
     few = {} if framework != FRAMEWORKS[0] else {
-        system.replace("_", "-"): few_shot_factors([g], parameters) for system, g in few_shot_groups().items()}
+        system.replace("_", "-"): few_shot_factors([g], fitted) for system, g in few_shot_groups().items()}
     scores = {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
         chosen = [(g, p) for g, p in held_out if (g.system, g.precision) == (system, precision)]
@@ -256,8 +266,10 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
         fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
                   f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
         sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
-        profiles=sorted({g.system.replace("_", "-") for g in groups}),
+        profiles=profiles,
         parameters=parameters,
+        device_factors={device: {scaled: fitted[name]} for name, (device, scaled) in _DEVICE_FACTORS.items()
+                        if device in profiles},
         few_shot_factors=few,
         residuals=all_residuals(held_out, elsewhere, with_ten),
         scores=scores,

@@ -58,7 +58,8 @@ class RoutingSpec:
         if self.kind == "uniform":
             weight = np.ones(num_experts)
         elif self.kind == "zipf":
-            weight = rng.permutation(np.arange(1, num_experts + 1, dtype=np.float64) ** -self.alpha)
+            ranks = rng.permutation(np.arange(1, num_experts + 1, dtype=np.float64))
+            weight = _capped(ranks**-self.alpha, num_tokens * top_k, num_tokens)
         else:
             low, high = (0.01, 2.0) if num_tokens * top_k <= num_experts else (1.0, max(0.8 * num_tokens, 1.0))
             weight = _truncated_power_law(self.alpha, low, high, rng.random(num_experts))
@@ -73,11 +74,25 @@ def _truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -
     return ((high**power - low**power) * u + low**power) ** (1.0 / power)
 
 
+def _capped(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
+    """Shares of ``total`` in proportion to weights, none above ``cap``: what the capped cannot take goes to the others."""
+    share = np.zeros(len(weight_E))
+    free = np.ones(len(weight_E), dtype=bool)
+    while True:
+        share[free] = weight_E[free] / weight_E[free].sum() * (total - cap * (~free).sum())
+        over = free & (share > cap)
+        if not over.any():
+            return share
+        share[over] = cap
+        free &= ~over
+
+
 def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
     """Integer counts in proportion to weights, summing to ``total``, none above ``cap``.
 
-    Rounds, clips at the cap, then hands what is left round to the heaviest that have room (or takes what is too much
-    from the heaviest), one at a time: the rule of aiconfigurator's collector, made deterministic.
+    Rounds, clips at the cap, then hands what is left round, one at a time, the least loaded first; what is too much is
+    taken one at a time from the most loaded. (That the least loaded come first is read off aiconfigurator's measured
+    rows: at few tokens per expert, time tells how many experts were active.)
 
     Args:
         weight_E: ndarray of shape (E,), >= 0, not all 0.
@@ -86,18 +101,17 @@ def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
 
     Returns:
         ndarray of shape (E,), int64.
+
+    Raises:
+        ConfigError: More to give than E * cap.
     """
     if total > cap * len(weight_E):
         raise ConfigError(f"cannot give {total} choices to {len(weight_E)} experts of at most {cap} each")
     counts = np.minimum(np.rint(weight_E / weight_E.sum() * total), cap).astype(np.int64)
-    order = np.argsort(-weight_E, kind="stable")
-    left = total - int(counts.sum())
-    while left:
-        room = order[counts[order] < cap] if left > 0 else order[counts[order] > 0]
-        # whole rounds at once: what every expert with room can take without anyone overflowing
-        turns = max(abs(left) // len(room), 1) if left > 0 else 1
-        turns = min(turns, int((cap - counts[room]).min())) if left > 0 else turns
-        chosen = room[: abs(left)] if turns == 1 else room
-        counts[chosen] += turns if left > 0 else -1
-        left = total - int(counts.sum())
+    while left := total - int(counts.sum()):
+        give = left > 0
+        # by load, ties by weight: the heavier of two equally loaded experts gets first and gives last
+        order = np.lexsort((-weight_E, counts)) if give else np.lexsort((weight_E, -counts))
+        able = order[counts[order] < cap] if give else order[counts[order] > 0]
+        counts[able[: abs(left)]] += 1 if give else -1
     return counts

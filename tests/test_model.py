@@ -1,0 +1,110 @@
+"""Layers, gates and formats: one line for what does not go together, and sizes by hand."""
+
+import pytest
+
+from moesim.errors import ConfigError
+from moesim.model import DensePart, Gate, MoELayer, Precision
+
+GOOD = {"hidden_size": 64, "expert_intermediate_size": 32, "num_experts": 8, "top_k": 2}
+DENSE = {"num_layers": 4, "num_moe_layers": 3, "hidden_size": 64, "vocab_size": 100, "attention_params_per_layer": 10,
+         "kv_bytes_per_token_per_layer": 8.0, "dense_intermediate_size": 128}
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"hidden_size": 0}, "layer.hidden_size: expected an integer >= 1, got 0"),
+    ({"expert_intermediate_size": -1}, "layer.expert_intermediate_size: expected an integer >= 1, got -1"),
+    ({"num_experts": 0}, "layer.num_experts: expected an integer >= 1, got 0"),
+    ({"top_k": 0}, "layer.top_k: expected an integer >= 1, got 0"),
+    ({"top_k": 9}, "layer.top_k: expected at most num_experts = 8, got 9"),
+    ({"num_shared_experts": -1}, "layer.num_shared_experts: expected an integer >= 0, got -1"),
+    ({"capacity_factor": 0.0}, "layer.capacity_factor: expected a number > 0 or None, got 0.0"),
+    ({"capacity_factor": float("nan")}, "layer.capacity_factor: expected a number > 0 or None, got nan"),
+    ({"capacity_factor": float("inf")}, "layer.capacity_factor: expected a number > 0 or None, got inf"),
+    ({"top_k": 2.5}, "layer.top_k: expected an integer >= 1, got 2.5"),
+    ({"top_k": "2"}, "layer.top_k: expected an integer >= 1, got '2'"),
+    ({"hidden_size": True}, "layer.hidden_size: expected an integer >= 1, got True"),
+    ({"gate": Gate.parse("group_limited:3:1")}, "layer.gate.num_expert_groups: expected a divisor of num_experts = 8, got 3"),
+    ({"gate": Gate.parse("group_limited:8:1")},
+     "layer.gate.num_limited_groups: expected enough groups of 1 experts for top_k = 2, got 1"),
+])
+def test_wrong_layers(wrong, message):
+    with pytest.raises(ConfigError) as caught:
+        MoELayer(**GOOD | wrong)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got ''"),
+    ("group", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group'"),
+    ("group_limited:8", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8'"),
+    ("group_limited:8:-4",
+     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8:-4'"),
+    ("group_limited:²:1", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:²:1'"),
+    ("tree:8:4", "gate.kind: expected one of flat, group_limited, two_level, got 'tree'"),
+    ("group_limited:0:0", "gate.num_expert_groups: expected an integer >= 1, got 0"),
+    ("two_level:4:5", "gate.num_limited_groups: expected between 1 and num_expert_groups = 4, got 5"),
+    ("two_level:4:0", "gate.num_limited_groups: expected between 1 and num_expert_groups = 4, got 0"),
+    ("flat:2:1", "gate.num_expert_groups: expected 1 for a flat gate, got 2"),
+])
+def test_wrong_gates(text, message):
+    with pytest.raises(ConfigError) as caught:
+        Gate.parse(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["flat", "group_limited:8:4", "two_level:16:2"])
+def test_gates_print_as_they_are_read(text):
+    assert str(Gate.parse(text)) == text
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Precision(weights="int4"),
+     "precision.weights: expected one of float32, bfloat16, float16, float8_e4m3, got 'int4'"),
+    (lambda: Precision(scale_block=0), "precision.scale_block: expected an integer >= 1, got 0"),
+    (lambda: Precision.named("int8"), "precision: expected 'bf16' or 'fp8', got 'int8'"),
+    (lambda: Gate(score="tanh"), "gate.score: expected softmax or sigmoid, got 'tanh'"),
+    (lambda: Gate(precision="tf32"), "gate.precision: expected one of float32, bfloat16, float16, float8_e4m3, got 'tf32'"),
+    (lambda: DensePart(**DENSE | {"num_layers": 0}), "dense_part.num_layers: expected an integer >= 1, got 0"),
+    (lambda: DensePart(**DENSE | {"num_moe_layers": 5}), "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 5"),
+    (lambda: DensePart(**DENSE | {"num_moe_layers": 0}), "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 0"),
+])
+def test_wrong_formats_and_dense_parts(make, message):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_bytes_of_a_token_count_its_scales():
+    fp8 = Precision.named("fp8")
+    assert fp8.token_bytes("dispatch", 7168) == 7168 + 4 * 56
+    assert fp8.token_bytes("dispatch", 129) == 129 + 4 * 2
+    assert fp8.token_bytes("combine", 7168) == 2 * 7168
+    assert Precision().token_bytes("dispatch", 7168) == 2 * 7168
+    assert fp8.weight_bytes == 1 + 4 / 128**2
+    assert (fp8.name, Precision().name, Precision(weights="float32").name) == ("fp8", "bf16", "fp32")
+
+
+def test_parameters_by_hand():
+    layer = MoELayer(**GOOD, num_shared_experts=1)
+    assert layer.params_per_expert == 3 * 64 * 32
+    assert layer.active_params == 3 * (3 * 64 * 32) + 64 * 8
+    assert layer.bytes_per_expert == 2 * 3 * 64 * 32
+    assert MoELayer(**GOOD, gated=False).params_per_expert == 2 * 64 * 32
+
+
+def test_a_two_level_gate_has_more_weights_and_uses_fewer():
+    flat = MoELayer(**GOOD | {"num_experts": 64})
+    grouped = MoELayer(**GOOD | {"num_experts": 64}, gate=Gate.parse("group_limited:8:2"))
+    two_level = MoELayer(**GOOD | {"num_experts": 64}, gate=Gate.parse("two_level:8:2"))
+    assert (flat.gate_params, grouped.gate_params, two_level.gate_params) == (64 * 64, 64 * 64, 64 * (64 + 8))
+    experts = 2 * flat.params_per_expert
+    assert flat.active_params - experts == 64 * 64
+    assert two_level.active_params - experts == 64 * (8 + 2 * 8)
+
+
+def test_dense_part_by_hand():
+    dense = DensePart(**DENSE)
+    layer = MoELayer(**GOOD)
+    assert dense.params == 2 * 100 * 64 + 4 * 10 + 3 * 64 * 128 * 1
+    assert DensePart(**DENSE, tied_embeddings=True).params == dense.params - 100 * 64
+    assert dense.active_params(layer) == dense.params + 3 * layer.active_params
