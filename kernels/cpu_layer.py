@@ -101,10 +101,10 @@ class Sentinel:
         """As between two layers: caches full of other things, the clock that of a core at GEMMs of this format."""
         if flush:
             self.buffer.sum()
-        left, right = self._left.to(dtype), self._right.to(dtype)
+        small = self._left[:128, :128].to(dtype)
         until = time.perf_counter() + _SETTLE_S
         while time.perf_counter() < until:
-            torch.mm(left, right)
+            torch.mm(small, small)
 
     def stream(self) -> None:
         """Read 64 MiB and write 64 MiB."""
@@ -163,7 +163,14 @@ def align(ids_P: torch.Tensor, num_experts: int, top_k: int) -> tuple[torch.Tens
 
 def choose(logits_TE: torch.Tensor, top_k: int, score: str = "softmax") -> tuple[torch.Tensor, torch.Tensor]:
     """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of the best experts."""
-    scores_TE = torch.softmax(logits_TE, dim=1) if score == "softmax" else torch.sigmoid(logits_TE)
+    return _best(_scores(logits_TE, score), top_k)
+
+
+def _scores(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
+    return torch.softmax(logits_TE, dim=1) if score == "softmax" else torch.sigmoid(logits_TE)
+
+
+def _best(scores_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     weights_TK, ids_TK = scores_TE.topk(top_k, dim=1)
     return weights_TK.div_(weights_TK.sum(dim=1, keepdim=True)), ids_TK
 
@@ -233,13 +240,13 @@ class CpuLayer:
         if gate.kind == "two_level":
             return self._two_level()
         logits_TE = (self.x_TH @ self.keys_EH.T).float()
-        if gate.kind == "group_limited":
-            logits_TGS = logits_TE.view(len(logits_TE), gate.num_expert_groups, -1)
-            best_TG = logits_TGS.softmax(-1).topk(min(2, logits_TGS.shape[2]), dim=2).values.sum(dim=2)
-            kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
-            closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
-            logits_TE = logits_TGS.masked_fill(closed_TG[:, :, None], -torch.inf).flatten(1)
-        return choose(logits_TE, top_k, gate.score)
+        if gate.kind == "flat":
+            return choose(logits_TE, top_k, gate.score)
+        scores_TGS = _scores(logits_TE, gate.score).view(len(logits_TE), gate.num_expert_groups, -1)
+        best_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(dim=2)
+        kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
+        closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
+        return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
 
     def _two_level(self) -> tuple[torch.Tensor, torch.Tensor]:
         gate, top_k = self.layer.gate, self.layer.top_k

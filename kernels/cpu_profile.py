@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: shares of the budget; what is left over pays for the machine's own numbers
 _SHARES = {"gemm_float32": 0.31, "gemm_bfloat16": 0.31, "stream": 0.22, "top_k": 0.07, "align": 0.04, "gather": 0.05}
-_MIN_CALLS, _MIN_USES, _REPEATS = 8, 3, 2
+_MIN_CALLS, _MIN_USES, _REPEATS = 12, 3, 2
 #: longest GEMM, and bytes of the largest tensors
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
 _APART_BYTES = 8 << 20
@@ -109,14 +110,10 @@ class _Bench:
                 break
             left, right = torch.ones(size, size, dtype=dtype), torch.ones(1, size, size, dtype=dtype)
             ends = torch.tensor([size], dtype=torch.int32)
-            call = self._bound(grouped_mm, left, right, offs=ends)
+            call = partial(grouped_mm, left, right, offs=ends)
             call()
             rates = flops / self.time(call, 5)
         return rates
-
-    @staticmethod
-    def _bound(function: Callable[..., object], *arguments: object, **options: object) -> Callable[[], object]:
-        return lambda: function(*arguments, **options)
 
     def _cache_bytes(self) -> float:
         """Working set up to which reading again is nearer to the cache's rate than to the memory's."""
@@ -154,8 +151,8 @@ class _Bench:
         return _Case(
             features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize, away=away),
             write=inputs.neg_, dtype=dtype, cold=cold,
-            call=self._bound(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
-            small=self._bound(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
+            call=partial(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
+            small=partial(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
         )
 
     def top_k(self, _: str) -> _Case:
@@ -165,16 +162,16 @@ class _Bench:
             if k <= columns and rows * columns <= 1 << 19:
                 break
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
-        return _Case(features=serial.top_k_features(rows, columns, k), call=self._bound(choose, logits, k), cold=False,
-                     write=lambda: logits.normal_(generator=self.generator), small=self._bound(choose, few, 2))
+        return _Case(features=serial.top_k_features(rows, columns, k), call=partial(choose, logits, k), cold=False,
+                     write=lambda: logits.normal_(generator=self.generator), small=partial(choose, few, 2))
 
     def align(self, _: str) -> _Case:
         """Sort and histogram of fresh random ids."""
         rows, experts = self.size(8, 32767), self.size(2, 1024)
         ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
-        return _Case(features=serial.align_features(np.float64(rows), experts), small=self._bound(align, few, 8, 2),
+        return _Case(features=serial.align_features(np.float64(rows), experts), small=partial(align, few, 8, 2),
                      cold=False, write=lambda: ids.random_(0, experts, generator=self.generator),
-                     call=self._bound(align, ids, experts, 2))
+                     call=partial(align, ids, experts, 2))
 
     def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
         """Tokens, pairs, hidden size, and the token of each pair in a random order."""
@@ -190,8 +187,8 @@ class _Bench:
         tokens, rows, hidden, token = self._routed(dtype)
         source, few = torch.ones(tokens, hidden, dtype=dtype), torch.ones(4, 16, dtype=dtype)
         return _Case(features=serial.gather_features(rows, hidden * dtype.itemsize), write=source.neg_, dtype=dtype,
-                     apart=True, call=self._bound(source.index_select, 0, token),
-                     small=self._bound(few.index_select, 0, torch.arange(2)))
+                     apart=True, call=partial(source.index_select, 0, token),
+                     small=partial(few.index_select, 0, torch.arange(2)))
 
     def stream(self, _: str) -> _Case:
         """Either element-wise pass of the expert phase, in either format, in the bytes by which that phase counts."""
@@ -207,8 +204,8 @@ class _Bench:
         both = torch.empty(rows, 2 * width, dtype=dtype).normal_(generator=self.generator)
         few = torch.ones(2, 32, dtype=dtype)
         return _Case(features=serial.stream_features(2.0 * 3 * rows * width, self.cache_bytes), write=both.neg_,
-                     dtype=dtype, apart=True, call=self._bound(activate, both, width),
-                     small=self._bound(activate, few, 16))
+                     dtype=dtype, apart=True, call=partial(activate, both, width),
+                     small=partial(activate, few, 16))
 
     def _moved_rows(self, dtype: torch.dtype) -> _Case:
         """Rows of tokens to their experts, and the experts' rows times weights, added up by token."""
@@ -223,8 +220,8 @@ class _Bench:
 
         return _Case(features=serial.stream_features(2.0 * (rows + tokens) * hidden, self.cache_bytes),
                      dtype=dtype, apart=True, write=lambda: (inputs.neg_(), outputs.neg_()),
-                     call=self._bound(moved, inputs, outputs, weights, token),
-                     small=self._bound(moved, few, few.clone(), torch.ones(4), pairs))
+                     call=partial(moved, inputs, outputs, weights, token),
+                     small=partial(moved, few, few.clone(), torch.ones(4), pairs))
 
     def small_calls(self) -> Array:
         """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
@@ -254,8 +251,7 @@ def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str,
     names = np.array([*features[0], "call"])
     terms = np.array([[*(float(value) for value in row.values()), 1.0] for row in features])
     used = (terms > 0).sum(axis=0) >= _MIN_USES
-    rows = ~(terms[:, ~used] > 0).any(axis=1)
-    names, terms, seconds = names[used], terms[rows][:, used], seconds[rows]
+    names, terms = names[used], terms[:, used]
     scale = terms.max(axis=0)
     terms = terms / scale
     start = np.maximum(nnls(terms / seconds[:, None], np.ones(len(seconds)))[0], 1e-9)
@@ -331,7 +327,7 @@ def measure_profile(budget_s: float = 8.0, *, seed: int = 0, sentinel: Sentinel 
         bandwidth = 2 * bench.sentinel.source.nbytes / bench.time(bench.sentinel.stream, 7)
         gather = _gather_curve(bench, float(np.median(bandwidth)))
         few = torch.ones(64)
-        add = bench._bound(torch.add, few, 1.0)
+        add = partial(torch.add, few, 1.0)
         hot = np.array([bench.time(lambda: [add() for _ in range(50)], 1)[0] / 50 for _ in range(9)])
         cold = bench.small_calls()
         tables = _tables(bench, budget_s - (time.perf_counter() - started))
@@ -371,7 +367,7 @@ def _gather_curve(bench: _Bench, bandwidth: float) -> list[str]:
         table = bench.sentinel.buffer.view(-1, access // 4)
         count = (2 << 20) // access * (1 if access < 512 else 4)
         rows = torch.randint(0, len(table), (count,), generator=bench.generator)
-        seconds = bench.time(bench._bound(table.index_select, 0, rows), 4, bench.sentinel.buffer.sum)
+        seconds = bench.time(partial(table.index_select, 0, rows), 4, bench.sentinel.buffer.sum)
         shares = np.minimum(2.0 * count * access / seconds / bandwidth, 1.0)
         lines += ["[[hbm.gather]]", f"access_bytes = {float(access)}", f"efficiency = {_spread(shares)}"]
     return lines

@@ -146,5 +146,5 @@ class TorchCpu:
         if whole.num_shared_experts or whole.capacity_factor is not None:
             parts.append("no shared experts, no capacity limit")
         if timing.contended:
-            parts.append(f"contended: the machine was {100 * timing.slowdown:.0f} % slower than during the profile")
+            parts.append(f"contended: the machine was {100 * timing.slowdown:.0f} % slower than before the profile")
         return "; ".join(parts)

@@ -160,14 +160,14 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
     if profile.execution == "serial":
         levels.append("calibrated")
     else:
-        kernels = load_calibration(profile.calibration, profile.name)
+        kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
         kind = f"{_MOE_DTYPE[candidate.layer.precision.activations]}-{spread}"
         intervals["experts"] = kernels.interval(kind)
         levels.append(kernels.level)
         digests.append(kernels.digest)
     if cluster.num_devices > 1:
-        transfers = load_calibration(cluster.fabric_calibration, profile.name)
+        transfers = load_calibration(cluster.fabric_calibration, profile)
         intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")
         levels.append(transfers.level)
         digests.append(transfers.digest)

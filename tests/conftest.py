@@ -1,8 +1,13 @@
 """What most tests need: a home of their own, one node of H100, and small layers."""
 
 import pytest
+from hypothesis import settings
 
 from moesim import Candidate, MoELayer, Parallelism, load_cluster
+
+# the same examples every time, and no time limit: machines differ
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,8 @@
 A calibration file states its parameters, the rows it was fitted on, the command that refits it, the cross-validated
 scores, and the P10 and P90 of measured over predicted time: the interval of everything priced with it. A device it
 was fitted on is ``calibrated``; one for which it knows ten measured rows gets factors of its own, ``few_shot``; any
-other is priced from its spec sheet, ``spec_sheet``, and its interval is that of a device left out of the fit.
+other is priced from its spec sheet, ``spec_sheet``, and its interval is that of a device left out of the fit, wider
+for another generation (another compute capability) than those fitted.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from moesim import configfile
 from moesim.configfile import Strict
+from moesim.hardware import Profile
 
 
 class Residuals(Strict):
@@ -41,6 +43,7 @@ class CalibrationFile(Strict):
     fitted_on: str
     sources: list[str]
     calibrated_profiles: list[str]
+    calibrated_generations: list[int] = []
     parameters: dict[str, float]
     device_factors: dict[str, dict[str, float]] = {}
     few_shot_factors: dict[str, dict[str, float]] = {}
@@ -82,7 +85,7 @@ class Calibration:
 
 
 @lru_cache(maxsize=256)
-def _load(path: str, modified_ns: int, device: str, few_shot: bool) -> Calibration:
+def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool) -> Calibration:
     file_path = configfile.Path(path)
     text = file_path.read_text(encoding="utf-8")
     file = configfile.parse(text, CalibrationFile, file_path.name)
@@ -91,26 +94,34 @@ def _load(path: str, modified_ns: int, device: str, few_shot: bool) -> Calibrati
     if few_shot and device in file.few_shot_factors:
         level = "few_shot"
         factors |= file.few_shot_factors[device]
+    near = generation in file.calibrated_generations
+    prefix = f"{level}-" if level != "spec_sheet" or near else "other_generation-"
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},
-        residuals={k.removeprefix(f"{level}-"): (r.low, r.high) for k, r in file.residuals.items()
-                   if k.startswith(f"{level}-")},
+        residuals={k.removeprefix(prefix): (r.low, r.high) for k, r in file.residuals.items()
+                   if k.startswith(prefix)},
         level=level,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
     )
 
 
-def load_calibration(name: str, device: str, *, few_shot: bool = True) -> Calibration:
+def generation_of(profile: Profile) -> int:
+    """Ten times the compute capability (80 for A100, 90 for H100 and H200), 0 where there is none."""
+    return round(10 * (profile.compute_capability or 0))
+
+
+def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> Calibration:
     """Load a calibration for a device profile.
 
     Args:
         name: Name or path of the calibration file.
-        device: Name of the device profile, for its factors and its level.
+        profile: The device, for its factors, its level and its intervals.
         few_shot: Whether to use factors from a few measured rows of the device, where the file has them.
 
     Raises:
         ConfigError: No such file, or a malformed one.
     """
     path = configfile.find("calibration", name)
-    return _load(str(path), path.stat().st_mtime_ns, device, few_shot)
+    generation = generation_of(profile)
+    return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot)

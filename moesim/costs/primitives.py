@@ -46,4 +46,4 @@ def kernels_for(profile: Profile) -> Kernels:
     """
     if profile.execution == "serial":
         return SerialKernels(profile=profile)
-    return WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile.name))
+    return WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile))

@@ -90,7 +90,7 @@ def top_k_features(rows: Array, columns: Size, k: Size) -> dict[str, Array]:
     }
 
 
-def gather_features(rows: Array | float, row_bytes: float) -> dict[str, Array | float]:
+def gather_features(rows: Array, row_bytes: float) -> dict[str, Array]:
     """Terms of reading rows at random places and writing them in order."""
     return {"row_s": rows, "byte_s": rows * row_bytes}
 
@@ -105,7 +105,7 @@ def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
     }
 
 
-def stream_features(num_bytes: Array | float, cache_bytes: float) -> dict[str, Array | float]:
+def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
     """Terms of an element-wise pass: bytes, those beyond the core's own cache, those beyond the last one."""
     return {
         "byte_s": num_bytes,

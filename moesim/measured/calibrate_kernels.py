@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration
+from moesim.costs.calibration import Calibration, generation_of
 from moesim.costs.gpu import WaveKernels
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
@@ -50,11 +50,12 @@ FRAMEWORKS = ("sglang", "vllm")
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 _GROUP = ("system", "dataset", "kernel_source", "moe_dtype", *SHAPE)
 #: what ten rows of a device may correct: what differs between chips beyond their spec sheets
-FEW_SHOT = ("mma_efficiency", "iteration_overhead_cycles", "load_latency_cycles", "weight_bandwidth_efficiency",
-            "activation_bandwidth_efficiency", "kernel_launch_cycles")
+FEW_SHOT = ("iteration_overhead_cycles", "weight_bandwidth_efficiency", "activation_bandwidth_efficiency",
+            "kernel_launch_cycles")
 _FOLDS, _ROWS_PER_GROUP, _FEW, _SEED = 5, 200, 10, 0
 _RESIDUAL_KINDS = {"calibrated": "cross-validated by shape", "spec_sheet": "device left out of the fit",
-                   "few_shot": "device left out of the fit but for ten rows"}
+                   "few_shot": "device left out of the fit but for ten rows",
+                   "other_generation": "device left out of the fit, and a bias like theirs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -221,6 +222,31 @@ def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predi
     return out
 
 
+def other_generation(elsewhere: Predictions) -> dict[str, dict]:
+    """Intervals on a device of another generation than those fitted: its bias is drawn like theirs.
+
+    Each device left out has a median log error of its own; their root mean square is the spread s of biases, and the
+    80 % interval of the next device's bias is t s sqrt(1 + 1 / n), t from Student's distribution with n - 1 degrees of
+    freedom (n = 2 devices: wide, as it must be). Added in quadrature to the spread of rows within a device.
+    """
+    from scipy.stats import t
+
+    rows = [(g, p) for g, p in elsewhere if g.precision == "bfloat16"]
+    systems = sorted({g.system for g, _ in rows})
+    medians = [np.median(np.concatenate([np.log(g.measured_s / p) for g, p in rows if g.system == s])) for s in systems]
+    count = len(systems)
+    bias = t.ppf(0.9, max(count - 1, 1)) * float(np.sqrt(np.mean(np.square(medians)) * (1 + 1 / count)))
+    out = {}
+    for name, cls in residual_classes("other_generation", rows).items():
+        low, high = np.log(cls["low"]), np.log(cls["high"])
+        middle = (low + high) / 2
+        half = float(np.hypot((high - low) / 2, bias))
+        for precision in ("bfloat16", "fp8_block"):
+            out[name.replace("bfloat16", precision)] = cls | {
+                "low": float(np.exp(middle - half)), "high": float(np.exp(middle + half))}
+    return out
+
+
 def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
     """P10 and P90 of measured / predicted by class: ``LEVEL-PRECISION-ep1`` and ``-epn``."""
     out = {}
@@ -267,11 +293,12 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
                   f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
         sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
         profiles=profiles,
+        generations=sorted({generation_of(load_profile(p)) for p in profiles}),
         parameters=parameters,
         device_factors={device: {scaled: fitted[name]} for name, (device, scaled) in _DEVICE_FACTORS.items()
                         if device in profiles},
         few_shot_factors=few,
-        residuals=all_residuals(held_out, elsewhere, with_ten),
+        residuals=all_residuals(held_out, elsewhere, with_ten) | other_generation(elsewhere),
         scores=scores,
         fit_groups=[" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in own.items()],
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration
+from moesim.costs.calibration import Calibration, generation_of
 from moesim.costs.transfer import Transfers
 from moesim.measured import silicon
 from moesim.measured.fitting import Bounds, robust_fit, write_calibration
@@ -80,6 +80,7 @@ def calibrate(path: Path) -> dict[str, dict[str, float]]:
         fitted_on=f"{len(rows)} rows of NCCL alltoall (half precision) on 2, 4 and 8 A100 and H100",
         sources=["aiconfigurator-core 0.12, nccl_perf.parquet, op alltoall"],
         profiles=[system.replace("_", "-") for system in _CLUSTERS],
+        generations=sorted({generation_of(load_cluster(c).profile) for c in _CLUSTERS.values()}),
         parameters=parameters,
         device_factors={"a100-sxm": {"start_us": factor}},
         residuals={"calibrated-alltoall": {"low": low, "high": high, "rows": len(rows), "kind": "cross-validated by size"}},

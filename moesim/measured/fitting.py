@@ -10,8 +10,9 @@ from moesim.version import VERSION
 
 #: name -> (first guess, lowest, highest)
 Bounds = dict[str, tuple[float, float, float]]
-#: log spread of rows around a model with the right parameters, and of a parameter between devices (both assumed)
-_ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.3
+#: log spread of rows around a model with the right parameters, and of a parameter between devices: of those tried, the
+#: pair that predicts an A100 best from an H100 and ten rows, and the other way round
+_ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.2
 
 
 def few_shot_fit(log_errors: Callable[[dict[str, float]], np.ndarray], parameters: dict[str, float],
@@ -80,6 +81,7 @@ def write_calibration(
     fitted_on: str,
     sources: list[str],
     profiles: list[str],
+    generations: list[int],
     parameters: dict[str, float],
     device_factors: dict[str, dict[str, float]] | None = None,
     few_shot_factors: dict[str, dict[str, float]] | None = None,
@@ -96,6 +98,7 @@ def write_calibration(
         f"fitted_on = {_text(fitted_on)}",
         "sources = [" + ", ".join(_text(s) for s in sources) + "]",
         "calibrated_profiles = [" + ", ".join(_text(p) for p in profiles) + "]",
+        "calibrated_generations = [" + ", ".join(map(str, generations)) + "]",
         "fit_groups = [",
         *(f"  {_text(g)}," for g in fit_groups),
         "]",

@@ -65,7 +65,7 @@ class RowDraws:
 def row_kernels(dataset: str, profile: Profile, *, few_shot: bool = True) -> WaveKernels:
     """The kernel model calibrated on the framework that a dataset's rows ran."""
     name = profile.calibration + ("-vllm" if dataset.startswith("vllm") else "")
-    return WaveKernels(profile=profile, calibration=load_calibration(name, profile.name, few_shot=few_shot))
+    return WaveKernels(profile=profile, calibration=load_calibration(name, profile, few_shot=few_shot))
 
 
 def residual_class(moe_dtype: str, moe_ep_size: int) -> str:

@@ -1,0 +1,83 @@
+"""A check on this CPU is a well-formed row that says what was run; never how close it came."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from moesim_kernels import cpu_source
+from moesim_kernels.cpu_source import TorchCpu, small_layer
+
+from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.model import Gate, MoELayer, Precision
+from moesim.routing import RoutingSpec, route
+from moesim.simulate import traffic_of
+from moesim.topology import load_cluster, single_device
+
+CLUSTER = load_cluster("hgx-h100-8")
+
+
+def candidate(gate="flat", **sizes):
+    sizes = {"hidden_size": 2048, "expert_intermediate_size": 768, "num_experts": 128, "top_k": 4} | sizes
+    return Candidate(layer=MoELayer(gate=Gate.parse(gate), **sizes), parallelism=Parallelism(ep=8))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return TorchCpu(budget_s=1.0)
+
+
+def test_available(source):
+    assert source.name == "torch_cpu"
+    assert source.unavailable_because() is None
+
+
+def test_row_is_well_formed(source):
+    asked = candidate(gate="group_limited:8:4", num_shared_experts=1)
+    row = source.check(asked, CLUSTER, Workload(num_tokens_per_device=8, routing="zipf:0.8", seed=5))
+    assert (row.candidate, row.source, row.quantity) == (asked.label, "torch_cpu", "layer_time_us")
+    assert (row.status, row.evidence, row.engine, row.seed, row.in_fit_set) == ("checked", "measured", "flow", 5, False)
+    assert 0 < row.simulated_low < row.simulated < row.simulated_high
+    assert 0 < row.measured_low <= row.measured <= row.measured_high
+    assert row.error_percent is not None
+    assert len(row.profile_hash) == 12
+    for word in ("E128", "E64 k4 H512 I128 group_limited:8:4", "64 tokens", "one thread", "P10", "no shared experts"):
+        assert word in row.detail
+    assert "\n" not in row.detail
+    assert set(row.extra["measured_phases_us"]) == {"gate", "permute", "experts", "combine", "total"}
+    assert set(row.extra["simulated_phases_us"]) == {"gate", "experts"}
+
+
+def test_profile_is_measured_once(source, monkeypatch):
+    cpu_source.local_profile(1.0)
+    monkeypatch.setattr("moesim_kernels.cpu_profile.measure_profile", lambda *_, **__: pytest.fail("measured again"))
+    first = source.check(candidate(num_experts=8, top_k=1), CLUSTER, Workload(num_tokens_per_device=4))
+    second = source.check(candidate(num_experts=8, top_k=2), CLUSTER, Workload(num_tokens_per_device=4))
+    assert first.profile_hash == second.profile_hash
+
+
+def test_small_layer_keeps_gate_and_top_k():
+    whole = candidate(gate="two_level:16:2", num_experts=256, top_k=8, capacity_factor=1.5).layer
+    layer = small_layer(whole, "float32")
+    assert (layer.num_experts, layer.top_k, layer.hidden_size, layer.expert_intermediate_size) == (64, 8, 512, 128)
+    assert (str(layer.gate), layer.gate.precision, layer.capacity_factor) == ("two_level:16:2", "float32", None)
+    assert layer.precision == Precision(weights="float32", activations="float32", dispatch="float32", combine="float32")
+
+
+def test_small_layer_shrinks_top_k_where_it_must():
+    layer = small_layer(candidate(gate="group_limited:32:2", num_experts=256, top_k=8).layer, "bfloat16")
+    assert (layer.num_experts, layer.top_k) == (64, 4)
+
+
+def test_tiny_layers_stay_valid():
+    layer = small_layer(candidate(hidden_size=40, expert_intermediate_size=9, num_experts=3, top_k=3).layer, "bfloat16")
+    assert (layer.hidden_size, layer.expert_intermediate_size, layer.num_experts, layer.top_k) == (64, 64, 3, 3)
+
+
+def test_timed_and_simulated_histograms_are_the_same():
+    layer = small_layer(candidate(gate="group_limited:8:4").layer, "bfloat16")
+    load = Workload(num_tokens_per_device=100, routing="power_law:1.2", seed=9)
+    _, traffic = traffic_of(Candidate(layer=layer), single_device(CLUSTER.profile), load)
+    routing = route(RoutingSpec.parse(load.routing), layer.gate, num_experts=layer.num_experts, top_k=layer.top_k,
+                    num_tokens_S=np.array([100]), seed=9)
+    assert traffic.counts_DL[0].tolist() == routing.num_tokens_E().tolist()

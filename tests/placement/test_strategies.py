@@ -1,0 +1,117 @@
+"""Every strategy: each expert has a slot, ranks hold equally many, and the plan is no worse than it can be shown to be."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.placement import STRATEGIES, place, replica_loads
+from moesim.routing import RoutingSpec
+
+
+def max_load(placement, loads_E):
+    return np.bincount(placement.device_of_slot_P, weights=replica_loads(placement, loads_E),
+                       minlength=placement.num_ranks).max()
+
+
+def zipf(seed, ranks, per_rank):
+    rng = np.random.default_rng(seed)
+    experts = ranks * per_rank
+    return RoutingSpec(kind="zipf", alpha=float(rng.uniform(0.1, 2.0))).loads(
+        experts, min(2, experts), int(rng.integers(experts, 5000)), rng)
+
+
+@given(strategy=st.sampled_from(STRATEGIES), ranks=st.integers(1, 16), per_rank=st.integers(1, 12),
+       extra=st.integers(0, 4), seed=st.integers(0, 2**32 - 1))
+def test_every_expert_has_a_slot_and_ranks_hold_equally_many(strategy, ranks, per_rank, extra, seed):
+    loads, replicas = zipf(seed, ranks, per_rank), ranks * extra if strategy == "eplb" else 0
+    placement = place(strategy, loads, ranks, replicas)
+    assert placement.num_slots == ranks * (per_rank + (extra if replicas else 0))
+    assert np.bincount(placement.device_of_slot_P, minlength=ranks).tolist() == [placement.slots_per_rank()] * ranks
+    assert sorted(set(placement.expert_of_slot_P.tolist())) == list(range(len(loads)))
+    assert (np.diff(placement.device_of_slot_P) >= 0).all()
+    assert placement.num_slots == len(loads) + replicas
+
+
+@given(strategy=st.sampled_from(STRATEGIES), ranks=st.integers(1, 16), per_rank=st.integers(1, 12),
+       seed=st.integers(0, 2**32 - 1))
+def test_places_are_a_function_of_the_loads(strategy, ranks, per_rank, seed):
+    loads = zipf(seed, ranks, per_rank)
+    first, second = place(strategy, loads, ranks), place(strategy, loads.copy(), ranks)
+    assert first.expert_of_slot_P.tolist() == second.expert_of_slot_P.tolist()
+    assert first.device_of_slot_P.tolist() == second.device_of_slot_P.tolist()
+
+
+def test_contiguous_is_expert_order():
+    placement = place("contiguous", np.array([9, 1, 1, 1, 1, 1]), 3)
+    assert placement.expert_of_slot_P.tolist() == [0, 1, 2, 3, 4, 5]
+    assert placement.device_of_slot_P.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_balanced_by_hand():
+    """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 -> second, 5 -> first, full: 3 and 1 go round."""
+    placement = place("balanced", np.array([8, 7, 6, 5, 3, 1]), 2)
+    ranks = [sorted(placement.expert_of_slot_P[placement.device_of_slot_P == r].tolist()) for r in range(2)]
+    assert ranks == [[0, 3, 4], [1, 2, 5]]
+
+
+def test_eplb_replicates_the_heaviest_per_replica():
+    """100 | 40 | 30 | 30 and four copies: 100 -> 50 -> 33.3, then 40 -> 20, then 33.3 -> 25; ranks of 25+25 and 30+20."""
+    placement = place("eplb", np.array([100, 40, 30, 30]), 4, 4)
+    assert np.bincount(placement.expert_of_slot_P).tolist() == [4, 2, 1, 1]
+    assert max_load(placement, np.array([100, 40, 30, 30])) == pytest.approx(50.0)
+
+
+@given(ranks=st.sampled_from([2, 4, 8]), per_rank=st.integers(1, 12), extra=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+def test_replicas_even_out_the_heaviest_slot(ranks, per_rank, extra, seed):
+    loads = zipf(seed, ranks, per_rank)
+    without, with_replicas = place("eplb", loads, ranks), place("eplb", loads, ranks, ranks * extra)
+    assert replica_loads(with_replicas, loads).max() <= replica_loads(without, loads).max()
+    assert replica_loads(with_replicas, loads).sum() == pytest.approx(loads.sum())
+    assert max_load(with_replicas, loads) >= loads.sum() / ranks * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 2])
+def test_planned_placements_beat_expert_order(replicas):
+    """Nearly always, by much, and never lose by much.
+
+    Heaviest-first with room for equally many per rank is no optimum: over 20,000 random Zipf loads it put up to 4.7 %
+    more on its busiest rank than expert order does, in 1 % of the cases (two or four ranks with few experts each).
+    """
+    ratios = []
+    for seed in range(600):
+        ranks = (2, 4, 8)[seed % 3]
+        loads = zipf(seed, ranks, 1 + seed % 16)
+        planned = place("eplb", loads, ranks, ranks * replicas)
+        ratios.append(max_load(planned, loads) / max_load(place("contiguous", loads, ranks), loads))
+    assert max(ratios) <= 1.05
+    assert np.mean(np.array(ratios) <= 1.0 + 1e-12) >= 0.97
+    assert np.mean(ratios) <= 0.88
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_balanced_is_within_the_graham_bound(seed):
+    """Longest processing time is within 4/3 of the optimum (Graham 1969), which is at least the mean and the heaviest.
+
+    The room limit voids the proof; on loads as flat as these it binds late and the bound still holds.
+    """
+    rng = np.random.default_rng(seed)
+    loads, ranks = rng.integers(50, 200, 64), 8
+    optimum = max(loads.sum() / ranks, loads.max())
+    assert max_load(place("balanced", loads, ranks), loads) <= 4 / 3 * optimum
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    (("eplbb", np.ones(8), 2, 0), UnknownNameError, "unknown placement 'eplbb': did you mean eplb?"),
+    (("contiguous", np.ones(8), 3, 0), ConfigError,
+     "placement: expected experts + replicas divisible by the 3 expert-parallel ranks, got 8 + 0"),
+    (("eplb", np.ones(8), 8, 3), ConfigError,
+     "placement: expected experts + replicas divisible by the 8 expert-parallel ranks, got 8 + 3"),
+    (("eplb", np.ones(8), 2, -2), ConfigError, "placement.num_replicas: expected an integer >= 0, got -2"),
+    (("balanced", np.ones(8), 2, 2), ConfigError, "placement.num_replicas: only eplb places replicas, got 2 for balanced"),
+])
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error) as caught:
+        place(*arguments)
+    assert str(caught.value) == message
