@@ -122,7 +122,9 @@ class WaveKernels:
         compute = (np.maximum(throughput, latency) + (idle + masked) / p.num_sms) / p.clock_hz
 
         short = np.where(tile.block_k * weight_bytes < 127.0, c["short_row_efficiency"], 1.0)
-        weights = load.active_D * (n * k * weight_bytes) * (1.0 - c["warm_weight_share"] * hot)
+        weights = load.active_D * (n * k * weight_bytes)
+        if warm_bytes_D is not None:  # weights that stay in L2 between calls stream at the working set's rate
+            weights = weights / p.cache_speed_up(warm_bytes_D)
         activations = load.rows_D * (k * input_bytes + n * output_bytes) + load.masked_rows_D * n * output_bytes
         memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
         memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")

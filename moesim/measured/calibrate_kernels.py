@@ -35,7 +35,6 @@ BOUNDS: Bounds = {
     "weight_bandwidth_efficiency": (0.95, 0.4, 1.0),
     "short_row_efficiency": (0.75, 0.3, 1.0),
     "activation_bandwidth_efficiency": (0.63, 0.2, 1.0),
-    "warm_weight_share": (0.75, 0.01, 1.0),
     "overlap_loss": (0.25, 0.01, 1.0),
     "idle_block_cycles": (300.0, 1.0, 3000.0),
     "masked_block_cycles": (100.0, 1.0, 10000.0),

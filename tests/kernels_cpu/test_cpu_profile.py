@@ -72,7 +72,7 @@ def test_cost_grows_with_the_work(path):
         lambda x: seconds_of(kernels.align(x * one, 64)), lambda x: seconds_of(kernels.stream(x * 1e4 * one)),
         lambda x: seconds_of(kernels.gather(x * 1e4 * one, 1e3)), lambda x: seconds_of(kernels.launches(x * one))]
     for price in prices_of:
-        prices = [price(x) for x in (1, 2, 16, 128, 1024, 8192)]
+        prices = [price(x) for x in (1, 2, 16, 128, 1024, 8192, 65536)]
         assert all(0 <= a <= b < np.inf for a, b in pairwise(prices))
         assert prices[-1] > prices[0]
 

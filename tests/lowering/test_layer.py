@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.candidate import Parallelism
 from moesim.costs.primitives import kernels_for
 from moesim.costs.transfer import transfers_for
 from moesim.engines import run
@@ -178,9 +177,9 @@ def test_a_device_that_gets_nothing_still_takes_part(hgx, make_candidate):
         assert timeline.makespan_s > 0
 
 
-def test_parallelism_must_be_that_of_the_traffic(hgx, make_candidate):
-    candidate = make_candidate(ep=4)
-    routing = route(RoutingSpec.parse("uniform"), Gate(), num_experts=16, top_k=2, num_tokens_S=np.full(4, 9), seed=0)
-    traffic = spread_tokens(routing, place("contiguous", routing.num_tokens_E(), 4), Parallelism(ep=4))
-    program = lower_layer(candidate, replace(hgx, num_devices=4), traffic, np.full(4, 9), kernels_for(hgx.profile))
-    assert program.num_ops == 6 * 4 + 2
+def test_a_layer_is_six_ops_per_device_and_two_barriers(hgx, make_candidate):
+    lowered = Lowered(hgx, make_candidate(ep=4))
+    phases = ("gate", "permute", "dispatch", "experts", "combine", "reduce")
+    expected = [f"{phase}[{d}]" for phase in phases for d in range(4)] + ["all permuted", "all sent"]
+    assert sorted(lowered.program.labels_N) == sorted(expected)
+    assert set(lowered.program.phases_N) == set(phases)
