@@ -14,6 +14,9 @@ The path of a token batch, module by module:
 | `layer` | a whole layer, and its reference |
 | `compile_check` | registers, spills and shared memory on GPUs that are not here |
 | `bench` | times on a GPU that is |
+| `cpu_profile` | a device profile of this CPU, measured from stand-alone primitives |
+| `cpu_layer` | a whole layer on this CPU, timed by phase |
+| `sources`, `cpu_source`, `interpreted`, `scaling` | the measurement sources moesim finds, and what they run |
 
 Shape suffixes: T tokens, E experts, G expert groups, S experts of one group, K experts a token uses, H hidden size,
 I expert width, N outputs of a grouped GEMM, P = T x K (token, expert) pairs, E1 = E + 1.
@@ -45,6 +48,8 @@ _MODULE_OF = {
     "moe_layer_reference": "layer",
     "compile_all": "compile_check",
     "time_expert_phase": "bench",
+    "measure_profile": "cpu_profile",
+    "write_profile": "cpu_profile",
 }
 __all__ = sorted(_MODULE_OF)
 

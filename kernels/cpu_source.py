@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from moesim_kernels.scaling import scaled_down
 
 from moesim import configfile
 from moesim.candidate import Candidate, Workload
 from moesim.hardware import Profile, ProfileFile, load_profile
 from moesim.measured.sources import CheckRow
-from moesim.model import MoELayer, Precision
+from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
 from moesim.simulate import simulate
 from moesim.topology import Cluster, single_device
@@ -70,8 +71,6 @@ def local_profile(budget_s: float) -> tuple[Profile, dict[str, tuple[float, floa
 def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
     """The layer scaled down to one core: hidden 512, width an eighth, up to 64 experts; gate and top-k as they are.
 
-    Groups stay; where fewer experts leave no room for top-k, top-k shrinks. Shared experts and the capacity limit go.
-
     Args:
         layer: The candidate's.
         fmt: Format of weights, tokens and gate.
@@ -79,14 +78,8 @@ def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
     def scaled(size: int, most: int) -> int:
         return min(max(round(size / _MULTIPLE), 1) * _MULTIPLE, most)
 
-    groups, kept = layer.gate.num_expert_groups, layer.gate.num_limited_groups
-    experts = max(min(layer.num_experts, _EXPERTS) // groups, 1) * groups
-    return replace(
-        layer, hidden_size=scaled(layer.hidden_size, _HIDDEN), num_experts=experts,
-        expert_intermediate_size=scaled(layer.expert_intermediate_size // _WIDTH_SHARE, _HIDDEN),
-        top_k=min(layer.top_k, kept * (experts // groups)), num_shared_experts=0, capacity_factor=None,
-        precision=Precision(weights=fmt, activations=fmt, dispatch=fmt, combine=fmt),
-        gate=replace(layer.gate, precision=fmt))
+    return scaled_down(layer, num_experts=_EXPERTS, hidden_size=scaled(layer.hidden_size, _HIDDEN), fmt=fmt,
+                       width=scaled(layer.expert_intermediate_size // _WIDTH_SHARE, _HIDDEN))
 
 
 class TorchCpu:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from moesim_kernels.scaling import scaled_down
 
 from moesim.candidate import Candidate, Workload
 from moesim.costs.experts import ExpertShape, price_experts
@@ -20,29 +21,13 @@ from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.errors import MeasurementError
 from moesim.measured.sources import CheckRow
-from moesim.model import MoELayer, Precision
+from moesim.model import MoELayer
 from moesim.simulate import traffic_of
 from moesim.topology import Cluster
 from moesim.units import US
 
 _SMALL = {"hidden_size": 64, "expert_intermediate_size": 64, "num_experts": 32, "num_tokens": 40}
 _TIMEOUT_S = 240
-
-
-def scaled_down(layer: MoELayer, num_experts: int, hidden_size: int, width: int) -> MoELayer:
-    """A smaller layer with the same gate: groups, top-k and format kept as far as the experts allow.
-
-    Args:
-        layer: The candidate's.
-        num_experts: Experts at most; a multiple of the gate's groups is used.
-        hidden_size: Of the small layer.
-        width: Of its experts.
-    """
-    groups = layer.gate.num_expert_groups
-    experts = max(min(layer.num_experts, num_experts) // groups, 1) * groups
-    reach = layer.gate.num_limited_groups * (experts // groups)
-    return replace(layer, hidden_size=hidden_size, expert_intermediate_size=width, num_experts=experts,
-                   top_k=min(layer.top_k, reach, experts), num_shared_experts=0, precision=Precision())
 
 
 class TritonInterpreter:
@@ -64,8 +49,8 @@ class TritonInterpreter:
         Raises:
             MeasurementError: The interpreting process failed; with its last line.
         """
-        small = scaled_down(candidate.layer, _SMALL["num_experts"], _SMALL["hidden_size"],
-                            _SMALL["expert_intermediate_size"])
+        small = scaled_down(candidate.layer, num_experts=_SMALL["num_experts"], hidden_size=_SMALL["hidden_size"],
+                            width=_SMALL["expert_intermediate_size"])
         request = {"num_experts": small.num_experts, "top_k": small.top_k, "gate": str(small.gate),
                    "hidden_size": small.hidden_size, "expert_intermediate_size": small.expert_intermediate_size,
                    "num_tokens": _SMALL["num_tokens"], "seed": workload.seed}

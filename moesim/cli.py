@@ -1,4 +1,4 @@
-"""The command line: ``moesim profiles | simulate | validate | calibrate | study``.
+"""The command line: ``moesim profiles | simulate | measure | validate | calibrate | study``.
 
 Data goes to stdout, everything else to stderr. A `MoesimError` is one line and exit code 2, without a traceback.
 """
@@ -38,6 +38,13 @@ def run_command(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def run_script(function: Callable[..., object]) -> None:
+    """Run a study script's main function as a command of its own, with the same rules."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command()(function)
+    run_command(script)
 
 
 def main() -> None:
@@ -184,6 +191,31 @@ def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
     print_table("Error on rows left out of the fit, %", [{"class": k, **v} for k, v in scores.items()],
                 ["class", "rows", "median", "mape", "p90", "bias"])
     say(f"wrote {out}")
+
+
+@app.command()
+def measure(
+    out: Annotated[Path | None, typer.Option(help="Profile to write; default: `local` in the user's data folder.")] = None,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0.5, max=60.0)] = 8.0,
+) -> None:
+    """Measure this machine's CPU (one thread) and write its device profile; then `--cluster local` simulates it."""
+    from moesim.measured.sources import profilers
+    from moesim.report.terminal import say
+
+    found = profilers()
+    if "cpu" not in found:
+        raise MoesimError("measure: no installed package measures a CPU; moesim_kernels needs torch: pip install torch")
+    path = out or configfile.user_folder() / "devices" / "local.toml"
+    say(f"measuring this CPU with one thread, about {seconds:.0f} s; other work on the machine shows in the result")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found["cpu"](path, seconds)
+    except OSError as error:
+        raise MoesimError(f"{path}: cannot write this profile: {error.strerror}") from None
+    profile = load_profile(str(path))
+    peaks = ", ".join(f"{fmt} {rate / 1e9:,.0f} GFLOP/s" for fmt, rate in profile.peak_flops_per_s.items())
+    print(f"{peaks}; memory {profile.hbm_bandwidth_bytes_per_s / 1e9:.1f} GB/s")
+    say(f"wrote {path}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from moesim import Candidate, Cluster, Workload, load_cluster, simulate
-from moesim.cli import run_command
+from moesim.cli import run_script
 from moesim.measured.check import all_sources, check_all, print_check, write_check
 from moesim.measured.silicon_source import measured_architectures
 from moesim.quality import estimate_loss
@@ -77,4 +77,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(lambda: typer.run(main))
+    run_script(main)

@@ -5,14 +5,17 @@ never substitutes another shape for the one asked: where it cannot check, the ro
 Triton live in `moesim_kernels` and are found through the entry point group ``moesim.measurement_sources``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from moesim.candidate import Candidate, Workload
 from moesim.topology import Cluster
 
 GROUP = "moesim.measurement_sources"
+PROFILERS = "moesim.profilers"
 Status = Literal["checked", "not_measured", "unavailable"]
 
 
@@ -83,6 +86,17 @@ class MeasurementSource(Protocol):
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
         """Check one candidate."""
+
+
+def profilers() -> dict[str, Callable[[Path, float], None]]:
+    """What can measure this machine: name -> function (path of the profile to write, seconds to spend)."""
+    found = {}
+    for point in entry_points(group=PROFILERS):
+        try:
+            found[point.name] = point.load()
+        except ImportError:  # torch is not installed: the caller says what is missing
+            continue
+    return found
 
 
 def installed_sources() -> dict[str, MeasurementSource]:
