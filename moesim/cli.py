@@ -93,7 +93,7 @@ def simulate(
     tp: Annotated[int, typer.Option(help="Devices that share each expert.")] = 1,
     placement: Annotated[str, typer.Option(help="contiguous, balanced or eplb.")] = "contiguous",
     replicas: Annotated[int, typer.Option(help="Expert replicas (eplb).")] = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp8.")] = "bf16",
+    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4 or nvfp4.")] = "bf16",
     gate: Annotated[str | None, typer.Option(help="flat, group_limited:8:4, two_level:16:4; default: the preset's.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,

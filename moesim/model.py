@@ -8,74 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moesim.errors import ConfigError
+from moesim.precision import BYTES_PER_ELEMENT, Precision, require
 
 GateKind = Literal["flat", "group_limited", "two_level"]
 Score = Literal["softmax", "sigmoid"]
-
-#: bytes of one number of each format; block-scaled formats add their scales through `Precision.scale_block`.
-BYTES_PER_ELEMENT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8_e4m3": 1.0}
-
-
-def _require(condition: bool, where: str, rule: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"{where}: expected {rule}, got {got!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """Number formats of one layer.
-
-    Attributes:
-        weights: Format of the expert weights.
-        activations: Format of the tokens inside the experts; the grouped GEMMs run at this format's rate.
-        dispatch: Format of a token on its way to an expert.
-        combine: Format of an expert's output on its way back.
-        scale_block: Elements that share one 4-byte scale along the hidden size in 8-bit formats.
-
-    Raises:
-        ConfigError: A format nobody knows, or a block smaller than 1.
-    """
-
-    weights: str = "bfloat16"
-    activations: str = "bfloat16"
-    dispatch: str = "bfloat16"
-    combine: str = "bfloat16"
-    scale_block: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("weights", "activations", "dispatch", "combine"):
-            value = getattr(self, name)
-            _require(value in BYTES_PER_ELEMENT, f"precision.{name}", f"one of {', '.join(BYTES_PER_ELEMENT)}", value)
-        _require(self.scale_block >= 1, "precision.scale_block", "an integer >= 1", self.scale_block)
-
-    @classmethod
-    def named(cls, name: str) -> "Precision":
-        """The two recipes users name: "bf16" throughout, or "fp8" (block-scaled weights, tokens and dispatch).
-
-        Raises:
-            ConfigError: Another name.
-        """
-        _require(name in ("bf16", "fp8"), "precision", "'bf16' or 'fp8'", name)
-        if name == "bf16":
-            return cls()
-        return cls(weights="float8_e4m3", activations="float8_e4m3", dispatch="float8_e4m3")
-
-    @property
-    def name(self) -> str:
-        """Short name of the weights' format: "bf16", "fp8", ..."""
-        return {"bfloat16": "bf16", "float8_e4m3": "fp8", "float16": "fp16", "float32": "fp32"}[self.weights]
-
-    def token_bytes(self, which: Literal["activations", "dispatch", "combine"], num_elements: int) -> float:
-        """Bytes of one token of ``num_elements`` numbers, with its scales where the format has them."""
-        fmt = getattr(self, which)
-        scales = 4.0 * -(-num_elements // self.scale_block) if fmt == "float8_e4m3" else 0.0
-        return num_elements * BYTES_PER_ELEMENT[fmt] + scales
-
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes of one weight, with its share of the scale (one per scale_block x scale_block block)."""
-        scale = 4.0 / self.scale_block**2 if self.weights == "float8_e4m3" else 0.0
-        return BYTES_PER_ELEMENT[self.weights] + scale
+#: formats a gate multiplies in: coarser ones change which experts are chosen
+GATE_FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +41,15 @@ class Gate:
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("flat", "group_limited", "two_level"), "gate.kind",
-                 "one of flat, group_limited, two_level", self.kind)
-        _require(self.score in ("softmax", "sigmoid"), "gate.score", "softmax or sigmoid", self.score)
-        _require(self.precision in BYTES_PER_ELEMENT, "gate.precision", f"one of {', '.join(BYTES_PER_ELEMENT)}",
-                 self.precision)
-        _require(self.num_expert_groups >= 1, "gate.num_expert_groups", "an integer >= 1", self.num_expert_groups)
-        _require(1 <= self.num_limited_groups <= self.num_expert_groups, "gate.num_limited_groups",
-                 f"between 1 and num_expert_groups = {self.num_expert_groups}", self.num_limited_groups)
+        require(self.kind in ("flat", "group_limited", "two_level"), "gate.kind",
+                "one of flat, group_limited, two_level", self.kind)
+        require(self.score in ("softmax", "sigmoid"), "gate.score", "softmax or sigmoid", self.score)
+        require(self.precision in GATE_FORMATS, "gate.precision", f"one of {', '.join(GATE_FORMATS)}", self.precision)
+        require(self.num_expert_groups >= 1, "gate.num_expert_groups", "an integer >= 1", self.num_expert_groups)
+        require(1 <= self.num_limited_groups <= self.num_expert_groups, "gate.num_limited_groups",
+                f"between 1 and num_expert_groups = {self.num_expert_groups}", self.num_limited_groups)
         if self.kind == "flat":
-            _require(self.num_expert_groups == 1, "gate.num_expert_groups", "1 for a flat gate", self.num_expert_groups)
+            require(self.num_expert_groups == 1, "gate.num_expert_groups", "1 for a flat gate", self.num_expert_groups)
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
@@ -166,16 +103,16 @@ class MoELayer:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "expert_intermediate_size", "num_experts", "top_k"):
-            _require(getattr(self, name) >= 1, f"layer.{name}", "an integer >= 1", getattr(self, name))
-        _require(self.num_shared_experts >= 0, "layer.num_shared_experts", "an integer >= 0", self.num_shared_experts)
-        _require(self.top_k <= self.num_experts, "layer.top_k", f"at most num_experts = {self.num_experts}", self.top_k)
-        _require(self.capacity_factor is None or self.capacity_factor > 0, "layer.capacity_factor",
-                 "a number > 0 or None", self.capacity_factor)
+            require(getattr(self, name) >= 1, f"layer.{name}", "an integer >= 1", getattr(self, name))
+        require(self.num_shared_experts >= 0, "layer.num_shared_experts", "an integer >= 0", self.num_shared_experts)
+        require(self.top_k <= self.num_experts, "layer.top_k", f"at most num_experts = {self.num_experts}", self.top_k)
+        require(self.capacity_factor is None or self.capacity_factor > 0, "layer.capacity_factor",
+                "a number > 0 or None", self.capacity_factor)
         groups, kept = self.gate.num_expert_groups, self.gate.num_limited_groups
-        _require(self.num_experts % groups == 0, "layer.gate.num_expert_groups",
-                 f"a divisor of num_experts = {self.num_experts}", groups)
-        _require(kept * (self.num_experts // groups) >= self.top_k, "layer.gate.num_limited_groups",
-                 f"enough groups of {self.num_experts // groups} experts for top_k = {self.top_k}", kept)
+        require(self.num_experts % groups == 0, "layer.gate.num_expert_groups",
+                f"a divisor of num_experts = {self.num_experts}", groups)
+        require(kept * (self.num_experts // groups) >= self.top_k, "layer.gate.num_limited_groups",
+                f"enough groups of {self.num_experts // groups} experts for top_k = {self.top_k}", kept)
 
     @property
     def num_matrices(self) -> int:
@@ -237,9 +174,9 @@ class DensePart:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "vocab_size", "dense_intermediate_size"):
-            _require(getattr(self, name) >= 1, f"dense_part.{name}", "an integer >= 1", getattr(self, name))
-        _require(1 <= self.num_moe_layers <= self.num_layers, "dense_part.num_moe_layers",
-                 f"between 1 and num_layers = {self.num_layers}", self.num_moe_layers)
+            require(getattr(self, name) >= 1, f"dense_part.{name}", "an integer >= 1", getattr(self, name))
+        require(1 <= self.num_moe_layers <= self.num_layers, "dense_part.num_moe_layers",
+                f"between 1 and num_layers = {self.num_layers}", self.num_moe_layers)
 
     @property
     def params(self) -> int:

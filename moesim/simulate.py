@@ -23,7 +23,8 @@ from moesim.version import VERSION
 
 #: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
-_MOE_DTYPE = {"bfloat16": "bfloat16", "float16": "bfloat16", "float8_e4m3": "fp8_block", "float32": "bfloat16"}
+#: recipe -> class of measured kernels that its calibration rests on; the others rest on none
+_MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
 
 
 @lru_cache(maxsize=512)
@@ -162,9 +163,9 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
     else:
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        kind = f"{_MOE_DTYPE[candidate.layer.precision.activations]}-{spread}"
-        intervals["experts"] = kernels.interval(kind)
-        levels.append(kernels.level)
+        measured_as = _MEASURED_AS.get(candidate.layer.precision.name, "unmeasured")
+        intervals["experts"] = kernels.interval(f"{measured_as}-{spread}")
+        levels.append(kernels.level if measured_as != "unmeasured" else "none")
         digests.append(kernels.digest)
     if cluster.num_devices > 1:
         transfers = load_calibration(cluster.fabric_calibration, profile)
@@ -174,7 +175,7 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
     total = sum(phases.values())
     low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
     high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
-    level = min(levels, key=("spec_sheet", "few_shot", "calibrated").index)
+    level = min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
     return low, high, level, hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 

@@ -14,12 +14,13 @@ from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile, heuristic_tile
-from moesim.model import BYTES_PER_ELEMENT, MoELayer
+from moesim.model import MoELayer
+from moesim.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 #: align (2), both GEMMs, activation, zero fill, weighted sum; k = 1 has nothing to sum
 _KERNELS, _KERNELS_TOP_1 = 7, 6
-#: block-scaled formats quantise the input of both GEMMs in kernels of their own
+#: narrow formats quantise the input of both GEMMs in kernels of their own
 _QUANTISE_KERNELS = 2
 _OUTPUT_BYTES = 2.0
 
@@ -36,6 +37,8 @@ class ExpertShape:
         fmt: Format of the GEMMs.
         weight_bytes: Bytes of one weight, scales included.
         input_bytes: Bytes of one input element, scales included.
+        block_scaled: Whether a scale is applied after every block of the depth.
+        weight_only: Whether the kernel widens the weights before it multiplies.
     """
 
     hidden: Size
@@ -45,6 +48,8 @@ class ExpertShape:
     fmt: str
     weight_bytes: float
     input_bytes: float
+    block_scaled: bool = False
+    weight_only: bool = False
 
     @classmethod
     def of(cls, layer: MoELayer, tp: int) -> "ExpertShape":
@@ -58,6 +63,8 @@ class ExpertShape:
             fmt=precision.activations,
             weight_bytes=precision.weight_bytes,
             input_bytes=precision.token_bytes("activations", layer.hidden_size) / layer.hidden_size,
+            block_scaled=precision.block_scaled,
+            weight_only=precision.weight_only,
         )
 
 
@@ -85,12 +92,13 @@ def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D
     hidden, width = shape.hidden, shape.width
     up_columns = shape.num_up * width
     warm_bytes = load.active_D * ((up_columns + width) * hidden * shape.weight_bytes) if warm else None
-    quantised = shape.fmt == "float8_e4m3"
+    quantised = BYTES_PER_ELEMENT[shape.fmt] < _OUTPUT_BYTES
     launches = np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1) + quantised * _QUANTISE_KERNELS
 
     def gemm(n: Size, k: Size) -> PhaseCost:
         return kernels.grouped_gemm(load, n, k, tile=tile, fmt=shape.fmt, weight_bytes=shape.weight_bytes,
-                                    input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes)
+                                    input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes,
+                                    block_scaled=shape.block_scaled, weight_only=shape.weight_only)
 
     tokens = np.asarray(num_tokens_D, dtype=np.float64)
     # activation and sum run over all slots of the tokens present, masked ones included

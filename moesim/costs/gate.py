@@ -13,7 +13,8 @@ from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import heuristic_tile
-from moesim.model import BYTES_PER_ELEMENT, MoELayer
+from moesim.model import MoELayer
+from moesim.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 _LOGIT_BYTES = 4.0

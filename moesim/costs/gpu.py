@@ -20,6 +20,7 @@ from moesim.hardware import Profile
 
 Array = np.ndarray
 _CUDA_LANES_PER_SM = 128
+_WIDEN_OPERATIONS = 2.0
 #: a depth that is no multiple of 16 elements loses wide, aligned loads
 _ALIGNED = 16
 
@@ -72,6 +73,8 @@ class WaveKernels:
         input_bytes: Size,
         output_bytes: float = 2.0,
         warm_bytes_D: Array | None = None,
+        block_scaled: bool = False,
+        weight_only: bool = False,
     ) -> PhaseCost:
         """One grouped GEMM: for each expert, (count x k) times (k x n).
 
@@ -94,6 +97,9 @@ class WaveKernels:
             input_bytes: Bytes of one input element.
             output_bytes: Bytes of one output element.
             warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None for cold.
+            block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs cycles).
+            weight_only: Whether weights are widened in the kernel: two operations per weight of the block on the CUDA
+                lanes, every K-iteration (assumed, no rows).
 
         Returns:
             PhaseCost of shape (D,).
@@ -104,10 +110,12 @@ class WaveKernels:
 
         flops_per_clock = p.peak(fmt) / (p.num_sms * p.clock_hz) * c["mma_efficiency"]
         mma = 2.0 * tile.block_m * tile.block_n * tile.block_k / flops_per_clock
-        overhead = c["block_scale_iteration_cycles" if fmt == "float8_e4m3" else "iteration_overhead_cycles"]
+        overhead = c["block_scale_iteration_cycles" if block_scaled else "iteration_overhead_cycles"]
+        if weight_only:
+            overhead = overhead + _WIDEN_OPERATIONS * tile.block_n * tile.block_k / _CUDA_LANES_PER_SM
         tcgen05 = p.compute_capability is not None and 10.0 <= p.compute_capability < 11.0
         # block scales are applied to the accumulator after every K-iteration, which must then wait for its product
-        asynchronous = np.logical_and(tcgen05 and fmt != "float8_e4m3", np.asarray(tile.block_m) >= 64)
+        asynchronous = np.logical_and(tcgen05 and not block_scaled, np.asarray(tile.block_m) >= 64)
         iteration = np.where(asynchronous, np.maximum(mma, overhead), mma + overhead)
 
         hot = 0.0 if warm_bytes_D is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm_bytes_D, 1.0)) ** 2

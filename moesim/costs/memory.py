@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from moesim.errors import CapacityError
-from moesim.model import BYTES_PER_ELEMENT, DensePart, MoELayer
+from moesim.model import DensePart, MoELayer
+from moesim.precision import BYTES_PER_ELEMENT
 from moesim.units import GIB
 
 _DENSE_BYTES = 2.0

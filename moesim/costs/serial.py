@@ -159,7 +159,8 @@ class SerialKernels:
         return self._sum("top_k", top_k_features(rows, columns, k), _MORE_CALLS["top_k"] * (rows > 0))
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, *, tile: Tile, fmt: str, weight_bytes: float,
-                     input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None) -> PhaseCost:
+                     input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None, block_scaled: bool = False,
+                     weight_only: bool = False) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
         Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.

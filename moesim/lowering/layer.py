@@ -96,7 +96,7 @@ def _price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) -
     whole = ExpertShape.of(layer, 1)
     shape = ExpertShape(hidden=whole.hidden, width=layer.num_shared_experts * layer.expert_intermediate_size,
                         num_up=whole.num_up, top_k=1, fmt=whole.fmt, weight_bytes=whole.weight_bytes,
-                        input_bytes=whole.input_bytes)
+                        input_bytes=whole.input_bytes, block_scaled=whole.block_scaled, weight_only=whole.weight_only)
     counts = np.asarray(num_tokens_S)[:, None]
     tile = typical_tile(counts, shape.fmt)
     return price_experts(kernels, shape, Load.of(counts, counts[:, 0], tile.block_m), num_tokens_S, tile=tile)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -194,7 +195,8 @@ def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
 def few_shot_groups() -> dict[str, FitGroup]:
     """The rows of ``few_shot_rows.csv`` by system."""
     with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(encoding="utf-8") as handle:
-        rows = [{k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
+        rows: list[dict[str, Any]] = [
+            {k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
     return {system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})}
 
 

@@ -46,14 +46,12 @@ class RowDraws:
         """The draws of one row."""
         keep = self.row_of_draw == row
 
-        def cut(value: Any) -> Any:
-            return value[keep] if isinstance(value, np.ndarray) else value
+        def cut(part: Any) -> Any:
+            values = {f.name: getattr(part, f.name) for f in fields(part)}
+            return type(part)(**{n: v[keep] if isinstance(v, np.ndarray) else v for n, v in values.items()})
 
-        shape, load, tile = (
-            type(part)(**{f.name: cut(getattr(part, f.name)) for f in fields(part)})
-            for part in (self.shape, self.load, self.tile))
-        return RowDraws(row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64), num_rows=1, shape=shape, load=load,
-                        tokens=self.tokens[keep], tile=tile)
+        return RowDraws(row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64), num_rows=1, shape=cut(self.shape),
+                        load=cut(self.load), tokens=self.tokens[keep], tile=cut(self.tile))
 
     def price(self, kernels: WaveKernels) -> np.ndarray:
         """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
@@ -112,7 +110,8 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
         num_rows=len(rows),
         shape=ExpertShape(hidden=hidden, width=size[:, 1], num_up=size[:, 2], top_k=size[:, 3],
                           fmt=precision.activations, weight_bytes=precision.weight_bytes,
-                          input_bytes=precision.token_bytes("activations", 4096) / 4096),
+                          input_bytes=precision.token_bytes("activations", 4096) / 4096,
+                          block_scaled=precision.block_scaled),
         load=Load(rows_D=summed[:, 0], active_D=summed[:, 1], blocks_D=summed[:, 2],
                   masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
         tokens=summed[:, 5],

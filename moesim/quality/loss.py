@@ -63,9 +63,15 @@ def _deltas(layer: MoELayer) -> list[_Delta]:
     if layer.gate.kind == "group_limited":
         # 4 of 8 groups, 13.1B total / 1.33B active, 4 seeds: arXiv 2608.27874
         deltas.append(_Delta(0.0028, 0.0022, 0.0033))
-    if layer.precision.weights == "float8_e4m3":
+    if layer.precision.weights in ("float8_e4m3", "int8"):
         # 8-bit round to nearest of DeepSeek-MoE-16B +0.0015; int8 Mixtral +0.0008
         deltas.append(_Delta(0.0015, 0.0008, 0.0030))
+    if layer.precision.weights == "int4":
+        # calibrated 4-bit weights of DeepSeek-MoE-16B +0.024 to +0.055; rounding to nearest +0.095
+        deltas.append(_Delta(0.040, 0.024, 0.095))
+    if layer.precision.weights in ("mxfp4", "nvfp4"):
+        # no figure found for block-scaled 4-bit floats: between nothing and integer rounding to nearest (assumed)
+        deltas.append(_Delta(0.024, 0.0, 0.095))
     if layer.capacity_factor is not None:
         # Switch Transformer, arXiv 2101.03961, table 1, relative to capacity factor 2.0: top-1, and top-2 for k > 1
         points = ((1.0, 0.007), (1.25, -0.001), (2.0, 0.0)) if layer.top_k == 1 else (

@@ -35,7 +35,7 @@ class Space(Strict):
         placement: Choices of strategy.
         num_replicas: Choices; only ``eplb`` uses them, the others place none.
         parallelism: Choices such as ``ep8``, ``ep4tp2``.
-        precision: Choices: ``bf16``, ``fp8``.
+        precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
         num_shared_experts: Shared experts of every candidate.
 
     Raises:

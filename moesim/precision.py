@@ -1,0 +1,137 @@
+"""Number formats: bytes of a number, bytes of its scales, and the recipes users name."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moesim.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One number format.
+
+    Attributes:
+        bytes: Of one number, without scales.
+        scale_bytes: Of one scale of a format whose blocks are fixed by its definition, else 0.
+        scale_elements: Elements that share it.
+    """
+
+    bytes: float
+    scale_bytes: float = 0.0
+    scale_elements: int = 1
+
+
+#: mxfp4: OCP Microscaling Formats 1.0, a one-byte scale for 32 elements. nvfp4: NVIDIA Blackwell, a one-byte scale for
+#: 16. int4: weight-only as GPTQ and AWQ store it, a two-byte scale for 128. int8 has one scale per column or token,
+#: under 0.1 % of the bytes and not counted. float8_e4m3 takes its block from `Precision.scale_block`.
+FORMATS = {
+    "float32": Format(4.0),
+    "bfloat16": Format(2.0),
+    "float16": Format(2.0),
+    "float8_e4m3": Format(1.0),
+    "int8": Format(1.0),
+    "int4": Format(0.5, 2.0, 128),
+    "mxfp4": Format(0.5, 1.0, 32),
+    "nvfp4": Format(0.5, 1.0, 16),
+}
+#: bytes of one number of each format, without scales
+BYTES_PER_ELEMENT = {name: fmt.bytes for name, fmt in FORMATS.items()}
+_FP8 = "float8_e4m3"
+
+
+def require(condition: bool, where: str, rule: str, got: object) -> None:
+    """Refuse a value in one line.
+
+    Raises:
+        ConfigError: The condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(f"{where}: expected {rule}, got {got!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Number formats of one layer.
+
+    Attributes:
+        weights: Format of the expert weights.
+        activations: Format of the tokens inside the experts; the grouped GEMMs run at this format's rate. Weights
+            narrower than it are widened inside the kernel (weight-only quantisation).
+        dispatch: Format of a token on its way to an expert.
+        combine: Format of an expert's output on its way back.
+        scale_block: For float8_e4m3: elements that share one 4-byte scale, scale_block x scale_block of the weights,
+            scale_block of a token; 0 for one scale per tensor.
+
+    Raises:
+        ConfigError: A format nobody knows, a block below 0, or activations narrower than the weights.
+    """
+
+    weights: str = "bfloat16"
+    activations: str = "bfloat16"
+    dispatch: str = "bfloat16"
+    combine: str = "bfloat16"
+    scale_block: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations", "dispatch", "combine"):
+            require(getattr(self, name) in FORMATS, f"precision.{name}", f"one of {', '.join(FORMATS)}",
+                    getattr(self, name))
+        require(self.scale_block >= 0, "precision.scale_block", "an integer >= 0", self.scale_block)
+        require(BYTES_PER_ELEMENT[self.activations] >= BYTES_PER_ELEMENT[self.weights], "precision.activations",
+                f"a format at least as wide as the weights' {self.weights}", self.activations)
+
+    @classmethod
+    def named(cls, name: str) -> "Precision":
+        """A recipe: see `RECIPES`.
+
+        Raises:
+            ConfigError: Another name.
+        """
+        require(name in RECIPES, "precision", f"one of {', '.join(RECIPES)}", name)
+        return RECIPES[name]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or the weights' format where it is none."""
+        return next((name for name, recipe in RECIPES.items() if recipe == self), self.weights)
+
+    @property
+    def block_scaled(self) -> bool:
+        """Whether the GEMMs apply a scale to the accumulator after every block of the depth."""
+        return self.activations == _FP8 and self.scale_block > 0
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the kernel widens the weights before it multiplies."""
+        return BYTES_PER_ELEMENT[self.weights] < BYTES_PER_ELEMENT[self.activations]
+
+    def token_bytes(self, which: Literal["activations", "dispatch", "combine"], num_elements: int) -> float:
+        """Bytes of one token of ``num_elements`` numbers, with its scales where the format has them."""
+        fmt = FORMATS[getattr(self, which)]
+        scales = fmt.scale_bytes * -(-num_elements // fmt.scale_elements)
+        if getattr(self, which) == _FP8 and self.scale_block:
+            scales = 4.0 * -(-num_elements // self.scale_block)
+        return num_elements * fmt.bytes + scales
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight, with its share of the scales."""
+        fmt = FORMATS[self.weights]
+        scale = fmt.scale_bytes / fmt.scale_elements
+        if self.weights == _FP8 and self.scale_block:
+            scale = 4.0 / self.scale_block**2
+        return fmt.bytes + scale
+
+
+#: bf16, fp16: throughout. fp8: weights, tokens and dispatch, 128 x 128 blocks (DeepSeek-V3, arXiv 2412.19437);
+#: fp8_tensor: one scale per tensor. int8: weights and tokens. int4, mxfp4, nvfp4: weights only, bf16 tokens.
+RECIPES = {
+    "bf16": Precision(),
+    "fp16": Precision(weights="float16", activations="float16", dispatch="float16", combine="float16"),
+    "fp8": Precision(weights=_FP8, activations=_FP8, dispatch=_FP8),
+    "fp8_tensor": Precision(weights=_FP8, activations=_FP8, dispatch=_FP8, scale_block=0),
+    "int8": Precision(weights="int8", activations="int8", dispatch="int8"),
+    "int4": Precision(weights="int4"),
+    "mxfp4": Precision(weights="mxfp4"),
+    "nvfp4": Precision(weights="nvfp4"),
+}

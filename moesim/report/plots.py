@@ -1,0 +1,178 @@
+"""Figures of predicted against measured kernels, as HTML that needs no network.
+
+The pages of one folder share one ``plotly.min.js`` beside them, so that each stays small.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moesim.errors import ConfigError
+
+_MAX_POINTS = 5000
+_SEED = 0
+#: where the heatmap's colours end, in percent: a predicted time this far off is off the scale
+_SCALE_PERCENT = 40.0
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_PANELS = ("precision", "ep")
+
+
+def write_html(path: Path, figure) -> Path:
+    """Write a plotly figure as a page, whole file or nothing; ``plotly.min.js`` is put beside it once.
+
+    Args:
+        path: File; its folder is created.
+        figure: plotly Figure.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.write_html(partial, include_plotlyjs="directory", div_id=path.stem)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
+    return path
+
+
+def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
+    """Mean absolute error by token count: a panel per precision and EP class, a line per system and dataset.
+
+    Args:
+        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``num_tokens`` and ``mape``, ascending tokens.
+
+    Returns:
+        plotly Figure.
+    """
+    import plotly.graph_objects as go
+
+    errors = list(errors)
+    figure, panels = _panels(errors, shared_yaxes=True, vertical_spacing=0.1)
+    lines = sorted({(e["system"], e["dataset"]) for e in errors})
+    styles = _styles(lines)
+    shown = set()
+    for panel, (row, col) in panels.items():
+        for line in lines:
+            points = [e for e in errors if _panel(e) == panel and (e["system"], e["dataset"]) == line]
+            if not points:
+                continue
+            color, dash = styles[line]
+            name = " ".join(line)
+            figure.add_trace(go.Scatter(
+                x=[p["num_tokens"] for p in points], y=[p["mape"] for p in points], mode="lines+markers", name=name,
+                legendgroup=name, showlegend=line not in shown, line={"color": color, "dash": dash},
+                marker={"size": 4}, customdata=[p["rows"] for p in points],
+                hovertemplate=f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<br>%{{customdata}} rows<extra></extra>"),
+                row=row, col=col)
+            shown.add(line)
+    figure.update_xaxes(type="log", title="tokens", tickvals=[4**i for i in range(8)])
+    figure.update_yaxes(title="mean |error|, %", rangemode="tozero")
+    figure.update_layout(title="Error of predicted kernel latency by token count: rows of at least 50 us, never fitted",
+                         template="plotly_white", height=850)
+    return figure
+
+
+def predicted_against_measured(rows):
+    """Predicted against measured latency, both logarithmic; at most 5,000 rows, drawn with a fixed seed.
+
+    Args:
+        rows: DataFrame of predicted rows with ``latency_ms``.
+
+    Returns:
+        plotly Figure.
+    """
+    import plotly.graph_objects as go
+
+    if len(rows) > _MAX_POINTS:
+        rows = rows.sample(_MAX_POINTS, random_state=_SEED)
+    figure = go.Figure()
+    systems = sorted(rows["system"].unique())
+    styles = _styles([(system, "") for system in systems])
+    for system in systems:
+        part = rows[rows["system"] == system]
+        words = [f"{r['dataset']} {r['moe_dtype']} T={r['num_tokens']} h={r['hidden_size']} w={r['inter_size']} "
+                 f"{r['topk']} of {r['num_experts']} tp{r['moe_tp_size']} ep{r['moe_ep_size']}"
+                 for r in part.to_dict("records")]
+        figure.add_trace(go.Scatter(
+            x=part["latency_ms"].tolist(), y=part["predicted_latency_ms"].tolist(), mode="markers", name=system,
+            marker={"size": 4, "opacity": 0.6, "color": styles[system, ""][0]}, text=words,
+            hovertemplate="%{text}<br>measured %{x:.4f} ms, predicted %{y:.4f} ms<extra>%{fullData.name}</extra>"))
+    ends = [float(rows["latency_ms"].min()), float(rows["latency_ms"].max())]
+    for factor, dash in ((1.0, "solid"), (0.8, "dot"), (1.25, "dot")):
+        name = "equal" if factor == 1 else f"x {factor:g}"
+        figure.add_trace(go.Scatter(x=ends, y=[factor * end for end in ends], mode="lines", name=name,
+                                    line={"color": "black", "width": 1, "dash": dash}, hoverinfo="skip"))
+    figure.add_vline(x=0.05, line={"color": "grey", "width": 1, "dash": "dash"}, annotation_text="50 us")
+    figure.update_xaxes(type="log", title="measured, ms", exponentformat="none", dtick=1)
+    figure.update_yaxes(type="log", title="predicted, ms", exponentformat="none", dtick=1)
+    figure.update_layout(title=f"Predicted against measured latency: {len(rows):,} rows drawn of all",
+                         template="plotly_white", height=850, legend={"itemsizing": "constant"})
+    return figure
+
+
+def error_by_shape(errors: Iterable[Mapping[str, Any]]):
+    """Median signed error as a heatmap, a panel per precision and EP class: shapes down, systems and datasets across.
+
+    Args:
+        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``shape``, ``rows`` and ``bias``.
+
+    Returns:
+        plotly Figure.
+    """
+    import plotly.graph_objects as go
+
+    errors = list(errors)
+    figure, panels = _panels(errors, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.05,
+                             horizontal_spacing=0.03)
+    shapes = sorted({e["shape"] for e in errors}, key=_natural)
+    columns = sorted({f"{e['system']} {e['dataset']}" for e in errors})
+    for panel, (row, col) in panels.items():
+        found = {(e["shape"], f"{e['system']} {e['dataset']}"): e for e in errors if _panel(e) == panel}
+        cells = [[found.get((shape, column)) for column in columns] for shape in shapes]
+        figure.add_trace(go.Heatmap(
+            z=[[None if cell is None else cell["bias"] for cell in line] for line in cells],
+            x=columns, y=shapes, coloraxis="coloraxis", texttemplate="%{z:.0f}", textfont={"size": 9},
+            customdata=[[None if cell is None else cell["rows"] for cell in line] for line in cells],
+            hovertemplate="%{y}<br>%{x}<br>median %{z:+.1f} %<br>%{customdata} rows<extra></extra>"), row=row, col=col)
+    figure.update_xaxes(tickangle=45)
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_layout(
+        title="Median signed error by shape, %: rows of at least 50 us, never fitted; red predicts too slow",
+        template="plotly_white", height=1300,
+        coloraxis={"colorscale": "RdBu_r", "cmin": -_SCALE_PERCENT, "cmax": _SCALE_PERCENT, "cmid": 0,
+                   "colorbar": {"title": "%"}})
+    return figure
+
+
+def _panel(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(error[key] for key in _PANELS)
+
+
+def _panels(errors: Sequence[Mapping[str, Any]], **options: Any):
+    """A figure with a panel per precision (down) and EP class (across), and where each panel is."""
+    from plotly.subplots import make_subplots
+
+    down, across = (sorted({e[key] for e in errors}) for key in _PANELS)
+    figure = make_subplots(rows=max(len(down), 1), cols=max(len(across), 1),
+                           subplot_titles=[f"{p}, {e}" for p in down for e in across] or None, **options)
+    return figure, {(p, e): (i + 1, j + 1) for i, p in enumerate(down) for j, e in enumerate(across)}
+
+
+def _styles(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """A colour per system, a dash per dataset of it."""
+    from plotly.colors import qualitative
+
+    systems = sorted({system for system, _ in lines})
+    colors = dict(zip(systems, qualitative.Dark24, strict=False))
+    own = {system: [line for line in lines if line[0] == system] for system in systems}
+    return {line: (colors[line[0]], _DASHES[own[line[0]].index(line) % len(_DASHES)]) for line in lines}
+
+
+def _natural(shape: str) -> tuple[tuple[int, str], ...]:
+    """Numbers in a name compare as numbers."""
+    import re
+
+    return tuple((int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", shape))

@@ -1,0 +1,89 @@
+"""Spaces: one line for what is wrong, and what a point means."""
+
+import pytest
+
+from moesim import Gate, Parallelism, load_preset
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.search.space import PARAMETERS, parse_parallelism
+
+POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2", "placement": "eplb",
+         "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
+
+
+@pytest.mark.parametrize(("choices", "message"), [
+    ({"topk": [2]}, "space: topk: no such key (remove it or check its spelling)"),
+    ({"top_k": 2}, "space: top_k: expected a list, got 2"),
+    ({"top_k": ["2"]}, "space: top_k[0]: expected an integer, got '2'"),
+    ({"hidden_size": 4096}, "space: hidden_size: expected 2048, that of dense_part 'qwen3-30b-a3b', got 4096"),
+    ({"num_layers": 0}, "space: num_layers: expected a number >= 1, got 0"),
+    ({"train_flops": 1e20}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got both"),
+    ({"train_tokens": None}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got neither"),
+    ({"gate": ["tree"]}, "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'tree'"),
+    ({"parallelism": ["tp2"]}, "parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got 'tp2'"),
+    ({"precision": ["int8"]}, "precision: expected 'bf16' or 'fp8', got 'int8'"),
+])
+def test_wrong_spaces(make_space, choices, message):
+    with pytest.raises(ConfigError) as caught:
+        make_space(**choices)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_list_needs_an_entry(make_space, name):
+    with pytest.raises(ConfigError) as caught:
+        make_space(**{name: []})
+    assert str(caught.value).startswith(f"space: {name}: expected ")
+    assert str(caught.value).endswith(", got []")
+    assert "should" not in str(caught.value), "the validation library's own sentence"
+
+
+@pytest.mark.parametrize(("choices", "message"), [
+    ({"dense_part": "qwen3-30"}, "unknown preset 'qwen3-30': did you mean qwen3-30b-a3b or qwen3-235b-a22b?"),
+    ({"placement": ["contiguous", "eplbb"]}, "unknown placement 'eplbb': did you mean eplb?"),
+])
+def test_unknown_names(make_space, choices, message):
+    with pytest.raises(UnknownNameError) as caught:
+        make_space(**choices)
+    assert str(caught.value) == message
+
+
+def test_decode(make_space):
+    candidate = make_space(num_shared_experts=1).decode(POINT)
+    layer = candidate.layer
+    assert (layer.num_experts, layer.top_k, layer.expert_intermediate_size, layer.hidden_size) == (64, 4, 512, 2048)
+    assert (layer.gate, layer.num_shared_experts, layer.precision.name) == (Gate.parse("group_limited:4:2"), 1, "fp8")
+    assert candidate.parallelism == Parallelism(ep=4, tp=2)
+    assert (candidate.placement, candidate.num_replicas) == ("eplb", 8)
+    assert candidate.dense_part.num_layers == candidate.dense_part.num_moe_layers == 12
+
+
+def test_only_eplb_places_replicas(make_space):
+    assert make_space().decode(POINT | {"placement": "contiguous"}).num_replicas == 0
+
+
+def test_points_that_do_not_go_together_say_why(make_space):
+    with pytest.raises(ConfigError, match=r"^layer.top_k: expected at most num_experts = 8, got 16$"):
+        make_space().decode(POINT | {"num_experts": 8, "top_k": 16})
+
+
+def test_dense_part_is_the_preset_s_with_all_layers_sparse(make_space):
+    preset = load_preset("qwen3-30b-a3b").dense_part
+    assert make_space(num_layers=None).dense() == preset
+    dense = make_space(num_layers=5).dense()
+    assert (dense.num_layers, dense.num_moe_layers, dense.vocab_size) == (5, 5, preset.vocab_size)
+
+
+def test_choices_come_in_a_fixed_order(make_space):
+    assert tuple(make_space().choices()) == PARAMETERS
+    assert make_space().choices()["top_k"] == [2, 4, 16]
+
+
+@pytest.mark.parametrize(("text", "spread"), [("ep8", (8, 1)), ("ep4tp2", (4, 2)), ("ep1tp1", (1, 1))])
+def test_parallelism(text, spread):
+    assert (parse_parallelism(text).ep, parse_parallelism(text).tp) == spread
+
+
+@pytest.mark.parametrize("text", ["", "ep", "8", "ep8tp", "tp2ep4", "ep8 ", "ep-1", "ep0"])
+def test_wrong_parallelism(text):
+    with pytest.raises(ConfigError, match=r"^parallelism"):
+        parse_parallelism(text)
