@@ -90,7 +90,7 @@ def prepare(out: Path) -> None:
 
 @app.command()
 def main(
-    mode: Annotated[str, typer.Option(help="calibrated, or spec: fitted on A100 and H100 plus the spec sheet.")] = "calibrated",
+    mode: Annotated[str, typer.Option(help="calibrated, or spec: no few-shot factors, spec sheets only.")] = MODES[0],
     limit: Annotated[int, typer.Option(help="Rows per class, drawn; 0 for all.", min=0)] = 1000,
     out: Annotated[Path, typer.Option(help="Output folder.")] = OUT,
 ) -> None:
@@ -118,7 +118,10 @@ def main(
 
     print_table(f"Measured Triton MoE kernels of at least 50 us, {mode}: error, and share inside the 80 % interval",
                 [row for row in scores if row["us"] == ">= 50"], SCORES)
-    print_table("Ranking of architecture x TP x EP under equal conditions (none: too few rows drawn)", ranks, RANKS)
+    if ranks:
+        print_table("Ranking of architecture x TP x EP under equal conditions", ranks, RANKS)
+    else:
+        say("no ranking: no six of the rows drawn share their conditions")
     say(f"wrote {out}/rows.csv, scoreboard.csv, ranking.csv, error_by_*.csv and *.html")
 
 

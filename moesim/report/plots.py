@@ -5,6 +5,7 @@ The pages of one folder share one ``plotly.min.js`` beside them, so that each st
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ _MAX_POINTS = 5000
 _SEED = 0
 #: where the heatmap's colours end, in percent: a predicted time this far off is off the scale
 _SCALE_PERCENT = 40.0
+_FLOOR_MS = 0.05
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _PANELS = ("precision", "ep")
 
@@ -68,7 +70,8 @@ def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
                 hovertemplate=f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<br>%{{customdata}} rows<extra></extra>"),
                 row=row, col=col)
             shown.add(line)
-    figure.update_xaxes(type="log", title="tokens", tickvals=[4**i for i in range(8)])
+    ticks = [4**i for i in range(8)]
+    figure.update_xaxes(type="log", title="tokens", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     figure.update_yaxes(title="mean |error|, %", rangemode="tozero")
     figure.update_layout(title="Error of predicted kernel latency by token count: rows of at least 50 us, never fitted",
                          template="plotly_white", height=850)
@@ -105,7 +108,9 @@ def predicted_against_measured(rows):
         name = "equal" if factor == 1 else f"x {factor:g}"
         figure.add_trace(go.Scatter(x=ends, y=[factor * end for end in ends], mode="lines", name=name,
                                     line={"color": "black", "width": 1, "dash": dash}, hoverinfo="skip"))
-    figure.add_vline(x=0.05, line={"color": "grey", "width": 1, "dash": "dash"}, annotation_text="50 us")
+    figure.add_vline(x=_FLOOR_MS, line={"color": "grey", "width": 1, "dash": "dash"})
+    # an annotation on a logarithmic axis is placed by its exponent
+    figure.add_annotation(x=log10(_FLOOR_MS), y=1, yref="paper", xanchor="left", showarrow=False, text="50 us")
     figure.update_xaxes(type="log", title="measured, ms", exponentformat="none", dtick=1)
     figure.update_yaxes(type="log", title="predicted, ms", exponentformat="none", dtick=1)
     figure.update_layout(title=f"Predicted against measured latency: {len(rows):,} rows drawn of all",
@@ -137,7 +142,7 @@ def error_by_shape(errors: Iterable[Mapping[str, Any]]):
             x=columns, y=shapes, coloraxis="coloraxis", texttemplate="%{z:.0f}", textfont={"size": 9},
             customdata=[[None if cell is None else cell["rows"] for cell in line] for line in cells],
             hovertemplate="%{y}<br>%{x}<br>median %{z:+.1f} %<br>%{customdata} rows<extra></extra>"), row=row, col=col)
-    figure.update_xaxes(tickangle=45)
+    figure.update_xaxes(tickangle=-90)
     figure.update_yaxes(autorange="reversed", dtick=1)
     figure.update_layout(
         title="Median signed error by shape, %: rows of at least 50 us, never fitted; red predicts too slow",

@@ -7,7 +7,7 @@ from moesim import Workload
 from moesim.search import Space, run_study
 
 SPACE = {
-    "dense_part": "qwen3-30b-a3b", "num_layers": 12, "train_tokens": 1e11, "hidden_size": 2048,
+    "dense_part": "qwen3-30b-a3b", "num_layers": 24, "train_tokens": 1e11, "hidden_size": 2048,
     "num_experts": [8, 64, 1024], "top_k": [2, 4, 16], "expert_intermediate_size": [512, 4096],
     "gate": ["flat", "group_limited:4:2"], "placement": ["contiguous", "eplb"], "num_replicas": [0, 8],
     "precision": ["bf16", "fp8"],

@@ -54,7 +54,7 @@ def test_decode(make_space):
     assert (layer.gate, layer.num_shared_experts, layer.precision.name) == (Gate.parse("group_limited:4:2"), 1, "fp8")
     assert candidate.parallelism == Parallelism(ep=4, tp=2)
     assert (candidate.placement, candidate.num_replicas) == ("eplb", 8)
-    assert candidate.dense_part.num_layers == candidate.dense_part.num_moe_layers == 12
+    assert candidate.dense_part.num_layers == candidate.dense_part.num_moe_layers == 24
 
 
 def test_only_eplb_places_replicas(make_space):
