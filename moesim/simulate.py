@@ -68,11 +68,12 @@ def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tup
         return None
     placement, traffic = traffic_of(candidate, cluster, workload)
     rows = traffic.counts_DL.sum(axis=1)
-    device = int(rows.argmax())
-    need = memory_need(candidate.layer, candidate.dense_part, slots_per_rank=placement.slots_per_rank(),
-                       tp=candidate.parallelism.tp, kv_tokens=workload.kv_tokens, rows=float(rows[device]),
-                       tokens=float(traffic.tokens_D[device]))
-    return need, device
+    slots_W = placement.slots_of_rank()
+    needs = [memory_need(candidate.layer, candidate.dense_part, slots=int(slots_W[d // candidate.parallelism.tp]),
+                         tp=candidate.parallelism.tp, kv_tokens=workload.kv_tokens, rows=float(rows[d]),
+                         tokens=float(traffic.tokens_D[d])) for d in range(cluster.num_devices)]
+    device = max(range(len(needs)), key=lambda d: needs[d].total_bytes)
+    return needs[device], device
 
 
 def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow",

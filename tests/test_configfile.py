@@ -74,7 +74,8 @@ RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 
      "points[0].share.source: expected one of [sources]: s, got 'x@y'"),
     ("size = 32", "size = 'x'", "points[0].size: expected a number, got 'x'"),
     ('a = {value = 2.0, kind = "datasheet", source = "s"}', "a = 2", "by_name.a: expected a table, got 2"),
-    ("[by_name]", "[[by_name]]", "by_name: expected a table, got [{'a': {'value': 2.0, 'kind': 'datasheet', 'source': 's'}}]"),
+    ("[by_name]", "[[by_name]]",
+     "by_name: expected a table, got [{'a': {'value': 2.0, 'kind': 'datasheet', 'source': 's'}}]"),
     ('[sources.s]\ntitle = "S"', "", "sources: expected a value, got nothing"),
     ('[sources.s]\ntitle = "S"', "[sources]", "rate.source: expected one of [sources]: (none), got 's'"),
     ('[sources.s]\ntitle = "S"', "[sources.s]", "sources.s.title: expected a value, got nothing"),
@@ -160,7 +161,8 @@ def test_home_comes_between_the_variable_and_the_shipped_files(tmp_path, monkeyp
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "h100-sxm.toml").write_text("")
-    assert configfile.find("devices", "h100_sxm") != tmp_path / "devices" / "h100-sxm.toml"  # an alias of the shipped one
+    assert configfile.find("devices",
+                           "h100_sxm") != tmp_path / "devices" / "h100-sxm.toml"  # an alias of the shipped one
     assert configfile.find("devices", "h100-sxm") == tmp_path / "devices" / "h100-sxm.toml"
 
 

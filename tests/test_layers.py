@@ -1,7 +1,7 @@
 """Imports go one way, and `import moesim` stays light.
 
-Layers as the design has them, with what the build added: a model, presets and candidates next to the model and the
-hardware; the program below lowering and engines, so that engines know programs and nothing of MoE.
+Layers as the design has them, with what the build added: number formats below the model, presets and candidates beside
+topology and routing; the program next to lowering, so that engines know programs and nothing of MoE.
 """
 
 import ast
@@ -21,7 +21,7 @@ ROOT = Path(moesim.__file__).parent
 HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
 LAYERS = (
     ("errors", "units", "version"),
-    ("configfile",),
+    ("configfile", "precision"),
     ("model", "hardware"),
     ("topology", "routing", "placement", "candidate", "presets"),
     ("costs",),
@@ -58,9 +58,9 @@ def imports(name, *, top_level_only=False):
                 yield (full if full in modules() else node.module), node.lineno
 
 
-def inner_edges(top_level_only=False):
-    """(importer, imported) within moesim, by module."""
-    return [(name, target, line) for name in modules() for target, line in imports(name, top_level_only=top_level_only)
+def inner_edges():
+    """(importer, imported, line) within moesim, by module."""
+    return [(name, target, line) for name in modules() for target, line in imports(name)
             if target == "moesim" or target.startswith("moesim.")]
 
 
@@ -81,7 +81,8 @@ def test_imports_go_down():
 
 def test_nothing_imports_the_facade_or_the_command_line():
     """`from moesim import configfile` names a module and is resolved to it; the package itself is for users."""
-    assert [f"{n}:{line}" for n, target, line in inner_edges() if target == "moesim" and unit(n) not in ("", "cli")] == []
+    assert [f"{n}:{line}" for n, target, line in inner_edges() if target == "moesim"
+            and unit(n) not in ("", "cli")] == []
     assert [n for n, target, _ in inner_edges() if unit(target) == "cli"] == []
 
 
@@ -91,17 +92,16 @@ def test_engines_know_programs_and_errors_only():
 
 
 def test_no_cycles_between_modules_nor_between_packages():
-    graph = {name: {t for n, t, _ in inner_edges() if n == name and t != name} for name in modules()}
-    by_unit = {}
-    for name, targets in graph.items():
-        if unit(name):
-            by_unit.setdefault(unit(name), set()).update({unit(t) for t in targets} - {unit(name), ""})
+    graph, by_unit = {name: set() for name in modules()}, {unit(name): set() for name in modules()}
+    for name, target, _ in inner_edges():
+        graph[name] |= {target} - {name}
+        if unit(name) and unit(target):
+            by_unit[unit(name)] |= {unit(target)} - {unit(name)}
     for edges in (graph, by_unit):
         left = {name: set(targets) for name, targets in edges.items()}
         while free := [name for name, targets in left.items() if not targets & left.keys()]:
             for name in free:
                 del left[name]
-        # a package's __init__ re-exports its modules and they import one another: only real cycles remain
         assert sorted(left) == []
 
 
@@ -116,7 +116,8 @@ def test_never_imports_kernels(package):
 
 
 def test_optuna_only_in_search():
-    assert {unit(name) for name in modules() for target, _ in imports(name) if target.split(".")[0] == "optuna"} == {"search"}
+    assert {unit(name) for name in modules() for target,
+            _ in imports(name) if target.split(".")[0] == "optuna"} == {"search"}
 
 
 def test_inner_modules_are_imported_at_the_top():

@@ -3,7 +3,7 @@
 import pytest
 
 from moesim.errors import ConfigError
-from moesim.model import DensePart, Gate, MoELayer, Precision
+from moesim.model import DensePart, Gate, MoELayer
 
 GOOD = {"hidden_size": 64, "expert_intermediate_size": 32, "num_experts": 8, "top_k": 2}
 DENSE = {"num_layers": 4, "num_moe_layers": 3, "hidden_size": 64, "vocab_size": 100, "attention_params_per_layer": 10,
@@ -23,7 +23,8 @@ DENSE = {"num_layers": 4, "num_moe_layers": 3, "hidden_size": 64, "vocab_size": 
     ({"top_k": 2.5}, "layer.top_k: expected an integer >= 1, got 2.5"),
     ({"top_k": "2"}, "layer.top_k: expected an integer >= 1, got '2'"),
     ({"hidden_size": True}, "layer.hidden_size: expected an integer >= 1, got True"),
-    ({"gate": Gate.parse("group_limited:3:1")}, "layer.gate.num_expert_groups: expected a divisor of num_experts = 8, got 3"),
+    ({"gate": Gate.parse("group_limited:3:1")},
+     "layer.gate.num_expert_groups: expected a divisor of num_experts = 8, got 3"),
     ({"gate": Gate.parse("group_limited:8:1")},
      "layer.gate.num_limited_groups: expected enough groups of 1 experts for top_k = 2, got 1"),
 ])
@@ -36,10 +37,12 @@ def test_wrong_layers(wrong, message):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got ''"),
     ("group", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group'"),
-    ("group_limited:8", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8'"),
+    ("group_limited:8",
+     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8'"),
     ("group_limited:8:-4",
      "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8:-4'"),
-    ("group_limited:²:1", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:²:1'"),
+    ("group_limited:²:1",
+     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:²:1'"),
     ("tree:8:4", "gate.kind: expected one of flat, group_limited, two_level, got 'tree'"),
     ("group_limited:0:0", "gate.num_expert_groups: expected an integer >= 1, got 0"),
     ("two_level:4:5", "gate.num_limited_groups: expected between 1 and num_expert_groups = 4, got 5"),
@@ -58,30 +61,19 @@ def test_gates_print_as_they_are_read(text):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: Precision(weights="int4"),
-     "precision.weights: expected one of float32, bfloat16, float16, float8_e4m3, got 'int4'"),
-    (lambda: Precision(scale_block=0), "precision.scale_block: expected an integer >= 1, got 0"),
-    (lambda: Precision.named("int8"), "precision: expected 'bf16' or 'fp8', got 'int8'"),
     (lambda: Gate(score="tanh"), "gate.score: expected softmax or sigmoid, got 'tanh'"),
-    (lambda: Gate(precision="tf32"), "gate.precision: expected one of float32, bfloat16, float16, float8_e4m3, got 'tf32'"),
+    (lambda: Gate(precision="tf32"),
+     "gate.precision: expected one of float32, bfloat16, float16, float8_e4m3, got 'tf32'"),
     (lambda: DensePart(**DENSE | {"num_layers": 0}), "dense_part.num_layers: expected an integer >= 1, got 0"),
-    (lambda: DensePart(**DENSE | {"num_moe_layers": 5}), "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 5"),
-    (lambda: DensePart(**DENSE | {"num_moe_layers": 0}), "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 0"),
+    (lambda: DensePart(**DENSE | {"num_moe_layers": 5}),
+     "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 5"),
+    (lambda: DensePart(**DENSE | {"num_moe_layers": 0}),
+     "dense_part.num_moe_layers: expected between 1 and num_layers = 4, got 0"),
 ])
-def test_wrong_formats_and_dense_parts(make, message):
+def test_wrong_gate_formats_and_dense_parts(make, message):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == message
-
-
-def test_bytes_of_a_token_count_its_scales():
-    fp8 = Precision.named("fp8")
-    assert fp8.token_bytes("dispatch", 7168) == 7168 + 4 * 56
-    assert fp8.token_bytes("dispatch", 129) == 129 + 4 * 2
-    assert fp8.token_bytes("combine", 7168) == 2 * 7168
-    assert Precision().token_bytes("dispatch", 7168) == 2 * 7168
-    assert fp8.weight_bytes == 1 + 4 / 128**2
-    assert (fp8.name, Precision().name, Precision(weights="float32").name) == ("fp8", "bf16", "fp32")
 
 
 def test_parameters_by_hand():

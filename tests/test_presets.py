@@ -24,7 +24,8 @@ def test_parameters_are_those_published(name):
     preset = load_preset(name)
     layer, dense = preset.layer, preset.dense_part
     experts = (layer.num_experts + layer.num_shared_experts) * layer.params_per_expert
-    assert dense.params + dense.num_moe_layers * (experts + layer.gate_params) == pytest.approx(total * 1e9, rel=tolerance)
+    assert dense.params + dense.num_moe_layers * (experts + layer.gate_params) == pytest.approx(total * 1e9,
+                                                                                                rel=tolerance)
     if active:
         assert dense.active_params(layer) == pytest.approx(active * 1e9, rel=tolerance)
 

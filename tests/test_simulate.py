@@ -90,7 +90,8 @@ def test_same_arguments_same_result(hgx, candidate):
 
 
 def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path, monkeypatch):
-    hashes = {simulate(candidate, hgx, WORK).profile_hash, simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash}
+    hashes = {simulate(candidate, hgx, WORK).profile_hash,
+              simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash}
     for name in (hgx.profile.calibration, hgx.fabric_calibration):
         folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
         (folder / "calibration").mkdir(parents=True)
@@ -144,7 +145,8 @@ def test_a_critical_path_walks_to_the_latest_dependency(hgx, candidate):
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"parallelism": Parallelism(ep=4)}, ConfigError, "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4"),
+    ({"parallelism": Parallelism(ep=4)}, ConfigError,
+     "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4"),
     ({"placement": "eplbb"}, UnknownNameError, "unknown placement 'eplbb': did you mean eplb?"),
     ({"num_replicas": 8}, ConfigError, "placement.num_replicas: only eplb places replicas, got 8 for contiguous"),
     ({"placement": "eplb", "num_replicas": 3}, ConfigError,

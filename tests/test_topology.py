@@ -53,7 +53,8 @@ def test_the_digest_changes_with_cluster_and_with_device(write, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("[fabric]", "[fabric", "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at line 6, column 8)"),
+    ("[fabric]", "[fabric",
+     "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at line 6, column 8)"),
     ("num_nodes = 1", "num_node = 1", "four.toml: num_nodes: expected a value, got nothing"),
     ("num_nodes = 1", "num_nodes = 1\nnodes = 1", "four.toml: nodes: no such key (remove it or check its spelling)"),
     ("devices_per_node = 4", "devices_per_node = 0", "four.toml: devices_per_node: expected a number >= 1, got 0"),

@@ -12,7 +12,7 @@ _DENSE_BYTES = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Bytes of one device, the fullest.
+    """Bytes of one device.
 
     Attributes:
         experts_bytes: Expert slots of all MoE layers.
@@ -32,17 +32,17 @@ class MemoryNeed:
         return self.experts_bytes + self.dense_bytes + self.kv_bytes + self.buffer_bytes
 
 
-def memory_need(layer: MoELayer, dense_part: DensePart, *, slots_per_rank: int, tp: int, kv_tokens: int,
-                rows: float, tokens: float) -> MemoryNeed:
-    """Memory of the fullest device.
+def memory_need(layer: MoELayer, dense_part: DensePart, *, slots: int, tp: int, kv_tokens: int, rows: float,
+                tokens: float) -> MemoryNeed:
+    """Memory of one device.
 
     Args:
         layer: The MoE layer, one of ``dense_part.num_moe_layers``.
         dense_part: The rest of the model; held whole by every device (data-parallel attention).
-        slots_per_rank: Expert slots of the fullest rank.
+        slots: Expert slots of its rank.
         tp: Devices that share a rank's experts.
         kv_tokens: Tokens in the KV cache.
-        rows: Rows the busiest device computes in one layer.
+        rows: Rows it computes in one layer.
         tokens: Tokens it receives.
     """
     layers = dense_part.num_moe_layers
@@ -50,7 +50,7 @@ def memory_need(layer: MoELayer, dense_part: DensePart, *, slots_per_rank: int, 
     per_layer_bytes += layer.num_shared_experts * layer.bytes_per_expert
     width = (3 if layer.gated else 2) * layer.expert_intermediate_size / tp
     return MemoryNeed(
-        experts_bytes=layers * slots_per_rank * layer.bytes_per_expert / tp,
+        experts_bytes=layers * slots * layer.bytes_per_expert / tp,
         dense_bytes=dense_part.params * _DENSE_BYTES + layers * per_layer_bytes,
         kv_bytes=kv_tokens * dense_part.num_layers * dense_part.kv_bytes_per_token_per_layer,
         buffer_bytes=(2.0 * tokens * layer.hidden_size + rows * (width + layer.hidden_size)) * _DENSE_BYTES,

@@ -77,13 +77,14 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
     else:
         hit_TW[rows_T[keep_TK], rank_TK[keep_TK]] = True
         slots, dropped = slot_TK[keep_TK], 1.0 - float(keep_TK.mean())
-    first_S = np.concatenate([[0], np.cumsum(routing.num_tokens_S)[:-1]])
-    copies_SW = np.add.reduceat(hit_TW.astype(np.int64), first_S, axis=0)
+    end_S = np.cumsum(routing.num_tokens_S)
+    seen_TW = np.concatenate([np.zeros((1, ranks), dtype=np.int64), np.cumsum(hit_TW, axis=0)])
+    copies_SW = seen_TW[end_S] - seen_TW[end_S - routing.num_tokens_S]
     counts_P = np.bincount(slots, minlength=placement.num_slots)
     # slots are ascending by rank, so a slot's place inside its rank is its number less the rank's first
     first_W = np.searchsorted(placement.device_of_slot_P, np.arange(ranks))
     place_P = np.arange(placement.num_slots) - first_W[placement.device_of_slot_P]
-    counts_WL = np.zeros((ranks, placement.slots_per_rank()), dtype=np.int64)
+    counts_WL = np.zeros((ranks, int(placement.slots_of_rank().max())), dtype=np.int64)
     counts_WL[placement.device_of_slot_P, place_P] = counts_P
     return Traffic(copies_SD=np.repeat(copies_SW, tp, axis=1), counts_DL=np.repeat(counts_WL, tp, axis=0),
                    dropped_fraction=dropped)

@@ -41,9 +41,9 @@ class Placement:
         """Slots P over all ranks."""
         return len(self.expert_of_slot_P)
 
-    def slots_per_rank(self) -> int:
-        """Slots of the fullest rank: what its memory must hold."""
-        return int(np.bincount(self.device_of_slot_P, minlength=self.num_ranks).max())
+    def slots_of_rank(self) -> np.ndarray:
+        """Slots of each rank: what its memory must hold. ndarray of shape (W,)."""
+        return np.bincount(self.device_of_slot_P, minlength=self.num_ranks)
 
     def slot_of_choice(self, expert_ids_TK: np.ndarray) -> np.ndarray:
         """The slot every choice goes to: replicas of an expert take its tokens in turn.

@@ -85,7 +85,7 @@ def test_shipped_ones_are_plausible(name):
         assert value <= 1 or not key.endswith(("_efficiency", "_share", "_saving")), key
     for key, spread in file.residuals.items():
         assert spread.low <= spread.high, key
-        assert 0.2 < spread.low, key
+        assert spread.low > 0.2, key
         assert spread.high < 5, key
     for device in (*file.calibrated_profiles, *file.device_factors, *file.few_shot_factors):
         assert configfile.find("devices", device).is_file(), device

@@ -15,9 +15,11 @@ from moesim.costs.tiles import heuristic_tile
 from moesim.costs.tokens import price_permute, price_reduce
 from moesim.model import Gate, Precision
 
-SIZES = {"hidden_size": st.sampled_from([512, 1024, 4096, 7168]), "expert_intermediate_size": st.sampled_from([256, 768, 2048]),
+SIZES = {"hidden_size": st.sampled_from([512, 1024, 4096, 7168]),
+         "expert_intermediate_size": st.sampled_from([256, 768, 2048]),
          "num_experts": st.sampled_from([8, 64, 256]), "top_k": st.sampled_from([1, 2, 8]),
-         "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]), "precision": st.sampled_from(["bf16", "fp8"])}
+         "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]),
+         "precision": st.sampled_from(["bf16", "fp8"])}
 
 
 def phases(kernels, layer, counts_DL, tokens_D):
@@ -26,7 +28,8 @@ def phases(kernels, layer, counts_DL, tokens_D):
     tile = typical_tile(counts_DL, shape.fmt)
     load = Load.of(counts_DL, np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)), tile.block_m)
     return {"gate": price_gate(kernels, layer, tokens_D), "permute": price_permute(kernels, layer, tokens_D, tokens_D),
-            "experts": price_experts(kernels, shape, load, tokens_D, tile=tile), "reduce": price_reduce(kernels, layer, tokens_D, tokens_D)}
+            "experts": price_experts(kernels, shape, load, tokens_D, tile=tile),
+            "reduce": price_reduce(kernels, layer, tokens_D, tokens_D)}
 
 
 @st.composite
@@ -47,7 +50,8 @@ def test_no_tokens_cost_nothing(h100, make_layer, data):
 def test_a_faster_chip_is_never_slower(h100, make_layer, data, factor):
     """More memory bandwidth, or more FLOPs at the same clock: no phase takes longer alone."""
     layer = data.draw(layers(make_layer))
-    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2, max_size=2)))
+    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2,
+                                         max_size=2)))
     tokens = counts.max(axis=1)
     slow = phases(kernels_for(h100), layer, counts, tokens)
     wide = replace(h100, hbm_bandwidth_bytes_per_s=h100.hbm_bandwidth_bytes_per_s * factor)
@@ -60,7 +64,8 @@ def test_a_faster_chip_is_never_slower(h100, make_layer, data, factor):
 @given(data=st.data())
 def test_every_demand_is_finite_and_not_negative(h100, make_layer, data):
     layer = data.draw(layers(make_layer))
-    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2, max_size=2)))
+    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2,
+                                         max_size=2)))
     for name, cost in phases(kernels_for(h100), layer, counts, counts.max(axis=1)).items():
         for part in ("compute_s_D", "memory_s_D", "latency_s_D"):
             values = getattr(cost, part)
@@ -90,7 +95,8 @@ def test_weights_are_read_once_and_at_best_at_full_bandwidth(h100, make_layer):
         counts = np.zeros((1, 16), dtype=int)
         counts[0, :active] = 1
         tile = typical_tile(counts, "bfloat16")
-        cost = price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1), tile=tile)
+        cost = price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1),
+                             tile=tile)
         weights_s = active * layer.bytes_per_expert / h100.hbm_bandwidth_bytes_per_s
         assert weights_s <= cost.memory_s_D[0] <= 2.5 * weights_s
 
@@ -99,7 +105,8 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
     kernels, tile = kernels_for(h100), heuristic_tile(128, 2.0)
     for rows in (16, 256, 4096, 65536):
         counts = np.full((1, 8), rows)
-        cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, tile=tile, fmt="bfloat16",
+        cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, tile=tile,
+                                    fmt="bfloat16",
                                     weight_bytes=2.0, input_bytes=2.0)
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
@@ -140,7 +147,8 @@ def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
     shape, times = ExpertShape.of(layer, 1), []
     for rows in range(0, 2000, 37):
         counts = np.full((1, 8), rows)
-        times.append(price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1),
+        times.append(price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m),
+                                   counts.sum(axis=1),
                                    tile=tile).solo_s_D()[0])
     assert times == sorted(times)
     assert times[0] == 0.0

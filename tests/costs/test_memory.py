@@ -15,7 +15,8 @@ DENSE = DensePart(num_layers=4, num_moe_layers=3, hidden_size=64, vocab_size=100
 
 
 def need(layer=LAYER, **other):
-    return memory_need(layer, DENSE, **{"slots_per_rank": 2, "tp": 1, "kv_tokens": 1000, "rows": 50.0, "tokens": 30.0} | other)
+    return memory_need(layer, DENSE,
+                       **{"slots_per_rank": 2, "tp": 1, "kv_tokens": 1000, "rows": 50.0, "tokens": 30.0} | other)
 
 
 def test_by_hand():
@@ -34,7 +35,8 @@ def test_tensor_parallel_ranks_share_the_experts():
 
 
 def test_eight_bit_weights_count_their_scales():
-    fp8 = MoELayer(hidden_size=64, expert_intermediate_size=32, num_experts=8, top_k=2, precision=Precision.named("fp8"))
+    fp8 = MoELayer(hidden_size=64, expert_intermediate_size=32, num_experts=8, top_k=2,
+                   precision=Precision.named("fp8"))
     assert need(fp8).experts_bytes == pytest.approx(3 * 2 * 3 * 64 * 32 * (1 + 4 / 128**2))
 
 
@@ -56,7 +58,8 @@ def test_the_error_names_the_device_and_how_much_is_missing():
 
 def test_simulate_refuses_what_does_not_fit_unless_told(hgx, make_candidate):
     deepseek = load_preset("deepseek-v3")
-    candidate = make_candidate(hidden_size=7168, expert_intermediate_size=2048, num_experts=256, top_k=8, num_shared_experts=1,
+    candidate = make_candidate(hidden_size=7168, expert_intermediate_size=2048, num_experts=256, top_k=8,
+                               num_shared_experts=1,
                                dense_part=deepseek.dense_part)
     workload = Workload(num_tokens_per_device=64)
     with pytest.raises(CapacityError, match=r"^model does not fit: device \d needs \d+\.\d GiB of .* GiB over "):
@@ -72,7 +75,8 @@ def test_simulate_refuses_what_does_not_fit_unless_told(hgx, make_candidate):
 def test_the_device_named_is_the_fullest(hgx, make_candidate, routing, seed):
     """All devices hold equally many experts, so buffers decide: rows computed and tokens received, together."""
     preset = load_preset("qwen3-30b-a3b")
-    candidate = make_candidate(hidden_size=2048, expert_intermediate_size=64, num_experts=64, top_k=4, dense_part=preset.dense_part)
+    candidate = make_candidate(hidden_size=2048, expert_intermediate_size=64, num_experts=64, top_k=4,
+                               dense_part=preset.dense_part)
     workload = Workload(num_tokens_per_device=512, routing=routing, seed=seed)
     found, device = memory_of(candidate, hgx, workload)
     placement, traffic = traffic_of(candidate, hgx, workload)

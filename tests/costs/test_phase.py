@@ -35,7 +35,8 @@ def test_how_kernels_are_grouped_does_not_matter(kernels):
 
 
 def test_solo_is_latency_and_the_larger_demand():
-    cost = PhaseCost(compute_s_D=np.array([3.0, 1.0]), memory_s_D=np.array([2.0, 4.0]), latency_s_D=np.array([0.5, 0.0]))
+    cost = PhaseCost(compute_s_D=np.array([3.0, 1.0]), memory_s_D=np.array([2.0, 4.0]),
+                     latency_s_D=np.array([0.5, 0.0]))
     assert cost.solo_s_D().tolist() == [3.5, 4.0]
 
 
@@ -44,4 +45,5 @@ def test_a_compute_bound_and_a_memory_bound_kernel_do_not_overlap():
     compute = PhaseCost(compute_s_D=np.ones(1), memory_s_D=np.zeros(1), latency_s_D=np.zeros(1))
     memory = PhaseCost(compute_s_D=np.zeros(1), memory_s_D=np.ones(1), latency_s_D=np.zeros(1))
     whole = sequence(compute, memory)
-    assert (whole.compute_s_D[0], whole.memory_s_D[0], whole.latency_s_D[0], whole.solo_s_D()[0]) == (1.0, 1.0, 1.0, 2.0)
+    assert (whole.compute_s_D[0], whole.memory_s_D[0], whole.latency_s_D[0], whole.solo_s_D()[0]) == (1.0, 1.0, 1.0,
+                                                                                                      2.0)

@@ -16,10 +16,12 @@ BLOCKS = st.sampled_from([16, 32, 64, 128])
 
 @given(counts=st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4), min_size=1, max_size=5), block_m=BLOCKS)
 def test_blocks_are_counted_expert_by_expert(counts, block_m):
-    assert num_blocks(np.array(counts), block_m).tolist() == [sum(math.ceil(c / block_m) for c in row) for row in counts]
+    assert num_blocks(np.array(counts), block_m).tolist() == [sum(math.ceil(c / block_m) for c in row)
+                                                              for row in counts]
 
 
-@pytest.mark.parametrize(("counts", "blocks"), [([0, 0], 0), ([1, 0], 1), ([16, 16], 2), ([17, 1], 3), ([911, 1025], 57 + 65)])
+@pytest.mark.parametrize(("counts", "blocks"),
+                         [([0, 0], 0), ([1, 0], 1), ([16, 16], 2), ([17, 1], 3), ([911, 1025], 57 + 65)])
 def test_blocks_by_hand(counts, blocks):
     assert num_blocks(np.array([counts]), 16).tolist() == [blocks]
 
@@ -87,7 +89,8 @@ def test_tuned_tiles_are_those_of_the_nearest_token_count():
 
 
 def test_frameworks_fall_back_to_their_defaults():
-    assert (sglang_tile("a100-sxm", "bfloat16", 64, 1793, 64).block_m, sglang_tile("a100-sxm", "bfloat16", 64, 1793, 65).block_m) == (16, 64)
+    assert (sglang_tile("a100-sxm", "bfloat16", 64, 1793, 64).block_m,
+            sglang_tile("a100-sxm", "bfloat16", 64, 1793, 65).block_m) == (16, 64)
     assert sglang_tile("a100-sxm", "fp8_block", 64, 1793, 64).block_k == 128
     assert [vllm_tile("bfloat16", 8, t).block_m for t in (32, 33, 97, 513)] == [16, 32, 64, 128]
     assert [vllm_tile("fp8_block", 8, t).block_m for t in (64, 65)] == [16, 64]

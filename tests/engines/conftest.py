@@ -88,7 +88,8 @@ def lowered_program(hgx, make_candidate):
         layer = candidate.layer
         tokens_S = rng.integers(1, 2000, devices)
         spec = RoutingSpec.parse(str(rng.choice(["uniform", "zipf:0.8", "power_law:1.2"])))
-        routing = route(spec, Gate(), num_experts=layer.num_experts, top_k=layer.top_k, num_tokens_S=tokens_S, seed=seed)
+        routing = route(spec, Gate(), num_experts=layer.num_experts, top_k=layer.top_k, num_tokens_S=tokens_S,
+                        seed=seed)
         placed = place(candidate.placement, routing.num_tokens_E(), candidate.parallelism.ep)
         traffic = spread_tokens(routing, placed, candidate.parallelism)
         cluster = replace(hgx, num_devices=devices)

@@ -1,7 +1,9 @@
 """What every engine owes every program: hand-computed schedules, compared as whole event logs.
 
-A case states the fluid schedule (``flow`` meets it exactly) and the earliest times (``bound``'s documented log, which is
-no schedule). ``event`` takes turns in chunks of one quantum, 1 / 1024 of the bound: a case states its own exact log where
+A case states the fluid schedule (``flow`` meets it exactly) and the earliest times (``bound``'s documented log, which
+is
+no schedule). ``event`` takes turns in chunks of one quantum, 1 / 1024 of the bound: a case states its own exact log
+where
 that can be computed by hand, else how many quanta an op may start or end apart from the fluid schedule.
 """
 
@@ -58,7 +60,8 @@ CASES = [
          [(0, 0.0, 1.5), (1, 1.5, 3.5), (2, 5.0, 6.25), (3, 6.25, 6.25)]),
     same("barriers without demand, one with latency",
          program([1.0, 1.0], {"demand": {0: 1.0}}, {"demand": {1: 3.0}}, {"after": [0, 1]},
-                 {"after": [2], "latency_s": 0.5}, {"demand": {0: 2.0}, "after": [3]}, {"demand": {1: 1.0}, "after": [3]}),
+                 {"after": [2], "latency_s": 0.5}, {"demand": {0: 2.0}, "after": [3]},
+                 {"demand": {1: 1.0}, "after": [3]}),
          [(0, 0.0, 1.0), (1, 0.0, 3.0), (2, 3.0, 3.0), (3, 3.0, 3.5), (4, 3.5, 5.5), (5, 3.5, 4.5)]),
     same("a latency holds nothing",
          program([1.0], {"demand": {0: 1.0}, "latency_s": 1.0}, {"demand": {0: 1.0}}), [(0, 0.0, 2.0), (1, 0.0, 1.0)]),
@@ -68,10 +71,12 @@ CASES = [
          [(0, 0.0, 1.0), (1, 0.0, 1.0), (2, 1.0, 2.0), (3, 1.0, 2.0), (4, 2.0, 2.0)]),
     Case("two equal ops share equally",
          program([2.0], {"demand": {0: 2.0}}, {"demand": {0: 2.0}}),
-         [(0, 0.0, 2.0), (1, 0.0, 2.0)], [(0, 0.0, 1.0), (1, 0.0, 1.0)], 2.0, event=[(0, 0.0, 2.0 - 2 / 1024), (1, 0.0, 2.0)]),
+         [(0, 0.0, 2.0), (1, 0.0, 2.0)], [(0, 0.0, 1.0), (1, 0.0, 1.0)], 2.0,
+         event=[(0, 0.0, 2.0 - 2 / 1024), (1, 0.0, 2.0)]),
     Case("unequal demands share equally until the smaller ends",
          program([1.0], {"demand": {0: 1.0}}, {"demand": {0: 3.0}}),
-         [(0, 0.0, 2.0), (1, 0.0, 4.0)], [(0, 0.0, 1.0), (1, 0.0, 3.0)], 4.0, event=[(0, 0.0, 2.0 - 4 / 1024), (1, 0.0, 4.0)]),
+         [(0, 0.0, 2.0), (1, 0.0, 4.0)], [(0, 0.0, 1.0), (1, 0.0, 3.0)], 4.0,
+         event=[(0, 0.0, 2.0 - 4 / 1024), (1, 0.0, 4.0)]),
     Case("a late op shares what is left",
          program([1.0], {"demand": {0: 2.0}}, {"demand": {0: 0.5}, "release_s": 0.5, "latency_s": 0.5}),
          [(0, 0.0, 2.5), (1, 0.5, 2.0)], [(0, 0.0, 2.0), (1, 0.5, 1.5)], 2.5, quanta=1),
@@ -81,12 +86,14 @@ CASES = [
     Case("max-min: what an op cannot use goes to the others",
          program([1.0, 1.0], {"demand": {0: 1.0}}, {"demand": {0: 1.0}}, {"demand": {0: 1.0, 1: 1.0}},
                  {"demand": {1: 1.0}}),
-         [(0, 0.0, 3.0), (1, 0.0, 3.0), (2, 0.0, 3.0), (3, 0.0, 1.5)], [(i, 0.0, 1.0) for i in range(4)], 3.0, quanta=2),
+         [(0, 0.0, 3.0), (1, 0.0, 3.0), (2, 0.0, 3.0), (3, 0.0, 1.5)], [(i, 0.0, 1.0) for i in range(4)], 3.0,
+         quanta=2),
     Case("equal bytes per second and flow: one flow against three",
          program([1.0], {"demand": {0: 3.0}, "bytes_per_flow": 3.0}, {"demand": {0: 3.0}, "bytes_per_flow": 1.0}),
          [(0, 0.0, 6.0), (1, 0.0, 4.0)], [(0, 0.0, 3.0), (1, 0.0, 3.0)], 6.0),
     Case("head, work and tail bound a shared resource",
-         program([1.0, 1.0], {"demand": {1: 1.0}}, {"demand": {0: 2.0}, "after": [0]}, {"demand": {0: 2.0}, "after": [0]},
+         program([1.0, 1.0], {"demand": {1: 1.0}}, {"demand": {0: 2.0}, "after": [0]},
+                 {"demand": {0: 2.0}, "after": [0]},
                  {"demand": {1: 1.0}, "after": [1]}, {"demand": {1: 1.0}, "after": [2]}),
          [(0, 0.0, 1.0), (1, 1.0, 5.0), (2, 1.0, 5.0), (3, 5.0, 7.0), (4, 5.0, 7.0)],
          [(0, 0.0, 1.0), (1, 1.0, 3.0), (2, 1.0, 3.0), (3, 3.0, 4.0), (4, 3.0, 4.0)], 6.0, quanta=3),
@@ -94,7 +101,8 @@ CASES = [
 
 
 def log(timeline):
-    return [(i, *times) for i, times in enumerate(zip(timeline.start_s_N.tolist(), timeline.end_s_N.tolist(), strict=True))]
+    return [(i, *times) for i,
+            times in enumerate(zip(timeline.start_s_N.tolist(), timeline.end_s_N.tolist(), strict=True))]
 
 
 def close(expected, abs_s):

@@ -20,14 +20,16 @@ class Lowered:
 
     def __init__(self, hgx, candidate, *, spec="power_law:1.2", tokens=(700, 20, 333, 1024, 5, 90, 411, 64)):
         spread, layer = candidate.parallelism, candidate.layer
-        self.cluster = replace(hgx, num_devices=spread.num_devices) if spread.num_devices > 1 else single_device(hgx.profile)
+        self.cluster = replace(hgx,
+                               num_devices=spread.num_devices) if spread.num_devices > 1 else single_device(hgx.profile)
         self.layer = layer
         self.tokens_S = np.array(tokens[: spread.num_devices])
         routing = route(RoutingSpec.parse(spec), Gate(), num_experts=layer.num_experts, top_k=layer.top_k,
                         num_tokens_S=self.tokens_S, seed=1)
         placed = place(candidate.placement, routing.num_tokens_E(), spread.ep, candidate.num_replicas)
         self.traffic = spread_tokens(routing, placed, spread, layer.capacity_factor)
-        self.program = lower_layer(candidate, self.cluster, self.traffic, self.tokens_S, kernels_for(self.cluster.profile))
+        self.program = lower_layer(candidate, self.cluster, self.traffic, self.tokens_S,
+                                   kernels_for(self.cluster.profile))
         self.remote_SD = self.traffic.copies_SD * (1 - np.eye(spread.num_devices, dtype=int))
 
     def op(self, label):
@@ -41,7 +43,8 @@ class Lowered:
 
     def waits_for(self, label):
         i = self.op(label)
-        return {self.program.labels_N[d] for d in self.program.dep_index[self.program.dep_ptr[i] : self.program.dep_ptr[i + 1]]}
+        return {self.program.labels_N[d]
+                for d in self.program.dep_index[self.program.dep_ptr[i] : self.program.dep_ptr[i + 1]]}
 
 
 CASES = {
@@ -66,7 +69,8 @@ def test_ports_carry_the_token_matrix_times_token_bytes_times_the_factor(lowered
         for d in range(len(bytes_SD)):
             total = bytes_SD[:, d].sum()
             factor = float(transfers.demand_factor(total))
-            expected = {f"{own}[{d}]": total * factor} | {f"{peer}[{s}]": bytes_SD[s, d] * factor for s in range(len(bytes_SD))}
+            expected = {f"{own}[{d}]": total * factor} | {f"{peer}[{s}]": bytes_SD[s, d] * factor
+                                                          for s in range(len(bytes_SD))}
             found = {k: v for k, v in lowered.demand(f"{name}[{d}]").items() if not k.startswith("hbm")}
             assert found == pytest.approx({k: v for k, v in expected.items() if v}), (name, d)
             assert lowered.program.latency_s_N[lowered.op(f"{name}[{d}]")] == pytest.approx(float(transfers.latency_s(total)))

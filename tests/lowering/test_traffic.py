@@ -47,7 +47,8 @@ def recount(routing, placement, tp, capacity_factor=None):
 
 
 @given(ranks=st.sampled_from([1, 2, 4, 8]), tp=st.sampled_from([1, 2]), top_k=st.integers(1, 6),
-       strategy=st.sampled_from(["contiguous", "balanced", "eplb"]), capacity=st.sampled_from([None, 0.5, 1.0, 1.25, 50.0]),
+       strategy=st.sampled_from(["contiguous", "balanced", "eplb"]),
+       capacity=st.sampled_from([None, 0.5, 1.0, 1.25, 50.0]),
        spec=st.sampled_from(["uniform", "zipf:0.8", "power_law:1.2"]), data=st.data())
 def test_recount(ranks, tp, top_k, strategy, capacity, spec, data):
     tokens = data.draw(st.lists(st.integers(1, 25), min_size=ranks * tp, max_size=ranks * tp))
@@ -101,6 +102,7 @@ def test_a_large_capacity_drops_nothing():
 
 def test_more_capacity_drops_less():
     routing, placement = draw(8, 1, spec="zipf:1")
-    dropped = [spread_tokens(routing, placement, Parallelism(ep=8), c).dropped_fraction for c in (0.5, 1.0, 1.25, 2.0, 4.0)]
+    dropped = [spread_tokens(routing, placement, Parallelism(ep=8), c).dropped_fraction
+               for c in (0.5, 1.0, 1.25, 2.0, 4.0)]
     assert dropped == sorted(dropped, reverse=True)
     assert dropped[0] > 0.5 > dropped[-1]

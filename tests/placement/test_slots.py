@@ -14,7 +14,8 @@ from moesim.routing import RoutingSpec, route
 @given(ranks=st.sampled_from([2, 4, 8]), extra=st.integers(0, 3), seed=st.integers(0, 2**31))
 def test_every_choice_goes_to_a_slot_of_its_expert_and_replicas_share_evenly(ranks, extra, seed):
     """In turn: two replicas of an expert never differ by more than one token."""
-    routing = route(RoutingSpec.parse("zipf:0.9"), Gate(), num_experts=16, top_k=3, num_tokens_S=np.full(ranks, 50), seed=seed)
+    routing = route(RoutingSpec.parse("zipf:0.9"), Gate(), num_experts=16, top_k=3, num_tokens_S=np.full(ranks, 50),
+                    seed=seed)
     loads = routing.num_tokens_E()
     placement = place("eplb", loads, ranks, ranks * extra)
     slot_TK = placement.slot_of_choice(routing.expert_ids_TK)
@@ -32,12 +33,14 @@ def test_without_replicas_a_slot_is_an_expert_moved():
 
 
 def test_the_fullest_rank_counts():
-    placement = Placement(device_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.arange(4), num_ranks=3, num_experts=4)
+    placement = Placement(device_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.arange(4), num_ranks=3,
+                          num_experts=4)
     assert placement.slots_per_rank() == 3
 
 
 def test_replica_loads_by_hand():
-    placement = Placement(device_of_slot_P=np.array([0, 0, 1]), expert_of_slot_P=np.array([0, 1, 0]), num_ranks=2, num_experts=2)
+    placement = Placement(device_of_slot_P=np.array([0, 0, 1]), expert_of_slot_P=np.array([0, 1, 0]), num_ranks=2,
+                          num_experts=2)
     assert replica_loads(placement, np.array([10, 3])).tolist() == [5.0, 3.0, 5.0]
 
 

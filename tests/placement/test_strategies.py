@@ -1,4 +1,5 @@
-"""Every strategy: each expert has a slot, ranks hold equally many, and the plan is no worse than it can be shown to be."""
+"""Every strategy: each expert has a slot, ranks hold equally many, and the plan is no worse than it can be shown to
+be."""
 
 import numpy as np
 import pytest
@@ -50,20 +51,23 @@ def test_contiguous_is_expert_order():
 
 
 def test_balanced_by_hand():
-    """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 -> second, 5 -> first, full: 3 and 1 go round."""
+    """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 -> second, 5 -> first, full: 3 and 1 go
+    round."""
     placement = place("balanced", np.array([8, 7, 6, 5, 3, 1]), 2)
     ranks = [sorted(placement.expert_of_slot_P[placement.device_of_slot_P == r].tolist()) for r in range(2)]
     assert ranks == [[0, 3, 4], [1, 2, 5]]
 
 
 def test_eplb_replicates_the_heaviest_per_replica():
-    """100 | 40 | 30 | 30 and four copies: 100 -> 50 -> 33.3, then 40 -> 20, then 33.3 -> 25; ranks of 25+25 and 30+20."""
+    """100 | 40 | 30 | 30 and four copies: 100 -> 50 -> 33.3, then 40 -> 20, then 33.3 -> 25; ranks of 25+25 and
+    30+20."""
     placement = place("eplb", np.array([100, 40, 30, 30]), 4, 4)
     assert np.bincount(placement.expert_of_slot_P).tolist() == [4, 2, 1, 1]
     assert max_load(placement, np.array([100, 40, 30, 30])) == pytest.approx(50.0)
 
 
-@given(ranks=st.sampled_from([2, 4, 8]), per_rank=st.integers(1, 12), extra=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+@given(ranks=st.sampled_from([2, 4, 8]), per_rank=st.integers(1, 12), extra=st.integers(1, 3),
+       seed=st.integers(0, 2**32 - 1))
 def test_replicas_even_out_the_heaviest_slot(ranks, per_rank, extra, seed):
     loads = zipf(seed, ranks, per_rank)
     without, with_replicas = place("eplb", loads, ranks), place("eplb", loads, ranks, ranks * extra)
@@ -109,7 +113,8 @@ def test_balanced_is_within_the_graham_bound(seed):
     (("eplb", np.ones(8), 8, 3), ConfigError,
      "placement: expected experts + replicas divisible by the 8 expert-parallel ranks, got 8 + 3"),
     (("eplb", np.ones(8), 2, -2), ConfigError, "placement.num_replicas: expected an integer >= 0, got -2"),
-    (("balanced", np.ones(8), 2, 2), ConfigError, "placement.num_replicas: only eplb places replicas, got 2 for balanced"),
+    (("balanced", np.ones(8), 2, 2), ConfigError,
+     "placement.num_replicas: only eplb places replicas, got 2 for balanced"),
 ])
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error) as caught:

@@ -77,7 +77,8 @@ def test_power_law_weights_have_that_density(alpha, low, high):
 
 def test_power_law_is_continuous_at_exponent_one():
     u = rng().random(100)
-    assert _truncated_power_law(1.0, 1.0, 100.0, u) == pytest.approx(_truncated_power_law(1.0 + 1e-6, 1.0, 100.0, u), rel=1e-4)
+    assert _truncated_power_law(1.0, 1.0, 100.0, u) == pytest.approx(_truncated_power_law(1.0 + 1e-6, 1.0, 100.0, u),
+                                                                     rel=1e-4)
 
 
 @pytest.mark.parametrize(("tokens", "top_k", "low", "high"), [(10_000, 1, 1.0, 8000.0), (8, 4, 0.01, 2.0)])

@@ -121,7 +121,8 @@ def test_a_source_may_have_no_tokens(tokens):
 
 @pytest.mark.parametrize("tokens", [0, MAX_SAMPLED_TOKENS + 1])
 def test_number_of_tokens_is_bounded(tokens):
-    with pytest.raises(ConfigError, match=rf"^workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {tokens}$"):
+    with pytest.raises(ConfigError,
+                       match=rf"^workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {tokens}$"):
         draw(experts=4, top_k=1, tokens=tokens)
 
 

@@ -24,7 +24,8 @@ def die(trial):
     if trial.number == last:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload), objectives=objectives, num_trials=120, seed=3,
+run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload), objectives=objectives, num_trials=120,
+seed=3,
           storage=folder, on_trial=die)
 """
 
@@ -35,7 +36,8 @@ def test_killed_and_continued(study, rows, whole, tmp_path, make_space, last, wo
     space = make_space().model_dump()
     settings = [space, {"num_tokens_per_device": 32, "phase": "decode", "routing": "zipf:0.8"}, whole.objectives,
                 str(tmp_path), last]
-    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], capture_output=True, text=True,
+                          check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     seen = []
     found = study(tmp_path, num_trials=120, num_workers=workers, on_trial=lambda t: seen.append(t.wall_s))
@@ -108,7 +110,8 @@ def test_other_settings_are_refused(study, make_space, hgx, tmp_path, change):
               "workload": {"workload": Workload(num_tokens_per_device=33)}, "objectives": {"objectives": ["loss"]},
               "engine": {"engine": "bound"}, "enqueued": {"enqueue": [{"num_experts": 8}]},
               "cluster": {"cluster": replace(hgx, digest="0" * 12)}}[change]
-    with pytest.raises(ConfigError, match=rf"holds a study with other settings \({change}; {change}: .* --fresh or another --out$"):
+    with pytest.raises(ConfigError,
+                       match=rf"holds a study with other settings \({change}; {change}: .* --fresh or another --out$"):
         study(tmp_path, num_trials=3, **option)
     assert (tmp_path / "study.journal").read_bytes() == before
 

@@ -4,9 +4,11 @@ import pytest
 
 from moesim import Gate, Parallelism, load_preset
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.precision import RECIPES
 from moesim.search.space import PARAMETERS, parse_parallelism
 
-POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2", "placement": "eplb",
+POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2",
+         "placement": "eplb",
          "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
 
 
@@ -20,7 +22,7 @@ POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate":
     ({"train_tokens": None}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got neither"),
     ({"gate": ["tree"]}, "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'tree'"),
     ({"parallelism": ["tp2"]}, "parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got 'tp2'"),
-    ({"precision": ["int8"]}, "precision: expected 'bf16' or 'fp8', got 'int8'"),
+    ({"precision": ["int3"]}, f"precision: expected one of {', '.join(RECIPES)}, got 'int3'"),
 ])
 def test_wrong_spaces(make_space, choices, message):
     with pytest.raises(ConfigError) as caught:

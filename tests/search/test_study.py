@@ -38,7 +38,8 @@ def test_all_three_states_occur_and_say_what_they_mean(whole):
 
 
 def test_points_that_do_not_go_together_are_rows_with_the_reason(whole):
-    reasons = {(t.params["num_experts"], t.params["top_k"], t.params["gate"]): t.evaluation.reason for t in whole.trials}
+    reasons = {(t.params["num_experts"], t.params["top_k"], t.params["gate"]): t.evaluation.reason
+               for t in whole.trials}
     assert reasons[8, 16, "flat"] == "layer.top_k: expected at most num_experts = 8, got 16"
     for (experts, top_k, gate), reason in reasons.items():
         kept = experts // 2 if gate != "flat" else experts
@@ -59,7 +60,8 @@ def test_rows_are_those_of_the_simulation(whole, hgx):
 
 def test_the_journal_is_optuna_s_and_holds_the_memory_constraint(study, whole, tmp_path):
     study(tmp_path)
-    kept = load_study(study_name="moesim", storage=JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))).trials
+    kept = load_study(study_name="moesim",
+                      storage=JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))).trials
     assert len(kept) == 60
     for record, trial in zip(kept, whole.trials, strict=False):
         assert record.params == trial.params
@@ -78,7 +80,8 @@ def test_pareto_front_against_brute_force(whole):
     for trial in feasible:
         loss, rate = trial.evaluation.row["loss"], trial.evaluation.row["layer_tokens_per_s_per_device"]
         dominated = any(o.evaluation.row["loss"] <= loss and o.evaluation.row["layer_tokens_per_s_per_device"] >= rate
-                        and (o.evaluation.row["loss"], o.evaluation.row["layer_tokens_per_s_per_device"]) != (loss, rate)
+                        and (o.evaluation.row["loss"], o.evaluation.row["layer_tokens_per_s_per_device"]) != (loss,
+                                                                                                              rate)
                         for o in feasible)
         if not dominated:
             best.add(trial.evaluation.row["candidate"])
@@ -131,7 +134,8 @@ def test_the_search_prefers_what_fits(study, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
-    ({"objectives": ["loss", "layer_time"]}, UnknownNameError, "unknown objective 'layer_time': did you mean layer_time_us?"),
+    ({"objectives": ["loss", "layer_time"]}, UnknownNameError,
+     "unknown objective 'layer_time': did you mean layer_time_us?"),
     ({"objectives": []}, ConfigError, None),
     ({"num_trials": 0}, ConfigError, "study: expected trials and workers >= 1, got 0 and 1"),
     ({"num_workers": 0}, ConfigError, "study: expected trials and workers >= 1, got 60 and 0"),
