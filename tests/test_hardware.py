@@ -107,7 +107,7 @@ def test_a_device_has_a_whole_number_of_sms(write, number):
 
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "chip.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="^chip.toml: not valid TOML: "):
+    with pytest.raises(ConfigError, match=r"^chip\.toml: not valid TOML: "):
         load_profile(str(tmp_path / "chip.toml"))
 
 

@@ -116,8 +116,8 @@ def test_never_imports_kernels(package):
 
 
 def test_optuna_only_in_search():
-    assert {unit(name) for name in modules() for target,
-            _ in imports(name) if target.split(".")[0] == "optuna"} == {"search"}
+    users = {unit(name) for name in modules() for target, _ in imports(name) if target.split(".")[0] == "optuna"}
+    assert users == {"search"}
 
 
 def test_inner_modules_are_imported_at_the_top():

@@ -35,10 +35,13 @@ def builder():
     ({"resources": [0], "amounts": [1.0], "bytes_per_flow": NAN}, "op x: expected bytes per flow >= 0, got nan"),
 ])
 def test_refused_ops(op, message):
-    made = builder()
-    with pytest.raises(ConfigError) as caught:
+    def build():
+        made = builder()
         made.op("x", **op)
         made.build()
+
+    with pytest.raises(ConfigError) as caught:
+        build()
     assert str(caught.value) == message
 
 

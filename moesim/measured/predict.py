@@ -13,10 +13,11 @@ from moesim.configfile import UnknownNameError
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
-from moesim.measured.rows import PRECISION, draw_rows, residual_class, row_kernels
+from moesim.measured.rows import PRECISION, TILE_FIELDS, draw_rows, residual_class, row_kernels
 from moesim.measured.scoreboard import roofline_s
 
 _SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+_POWERS = ("block_m", "block_n", "block_k", "num_warps")
 _LATENCIES = ("latency", "latency_ms")
 #: what a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
@@ -37,19 +38,34 @@ def read_rows(path: Path):
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{path}: cannot read these rows: {str(error).splitlines()[0]}") from None
+        # pandas gives a missing parquet file no errno
+        reason = "No such file or directory" if isinstance(error, FileNotFoundError) else str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
     table = table.reset_index(drop=True)
-    missing = [c for c in silicon.COLUMNS if c not in table]
+    needed = [*silicon.COLUMNS, *(TILE_FIELDS if "block_m" in table else ())]
+    missing = [c for c in needed if c not in table]
     if missing:
         raise ConfigError(f"{path.name}: {missing[0]}: expected this column, got {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ConfigError(f"{path.name}: expected at least one row, got none")
     for column in _SIZES:
         values = pd.to_numeric(table[column], errors="coerce")
-        _refuse(path, table, column, ~((values > 0) & (values == values.round())), "an integer > 0")
+        _refuse(path, table, column, ~_whole(values), "an integer > 0")
+        table[column] = values.astype(np.int64)
+    if "block_m" in table:
+        untiled = table["block_m"].isna()  # these rows run their framework's tile
+        for column in TILE_FIELDS:
+            values = pd.to_numeric(table[column], errors="coerce")
+            power = column in _POWERS
+            right = _whole(values) & ((np.log2(values.where(values > 0)) % 1 == 0) if power else True)
+            _refuse(path, table, column, ~(untiled | right), "a power of two" if power else "an integer > 0")
+            table[column] = values
     for column in _LATENCIES:
         if column in table:
             values = pd.to_numeric(table[column], errors="coerce")
             _refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
     _refuse(path, table, "moe_dtype", ~table["moe_dtype"].isin(PRECISION), f"one of {', '.join(PRECISION)}")
+    _refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
     power_law = table["distribution"].astype(str).str.fullmatch(r"power_law_\d+(\.\d+)?")
     _refuse(path, table, "distribution", ~((table["distribution"] == "balanced") | power_law),
             "balanced or power_law_ALPHA")
@@ -68,7 +84,13 @@ def read_rows(path: Path):
 def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {table[column].iloc[row]!r}")
+        got = table[column].iloc[row]
+        got = got.item() if isinstance(got, np.generic) else got
+        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
+
+
+def _whole(values):
+    return (values > 0) & np.isfinite(values) & (values == values.round())
 
 
 def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from moesim.hardware import Profile
 from moesim.measured import silicon
 from moesim.model import Precision
 
-_TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
 PRECISION = {"bfloat16": Precision.named("bf16"), "fp8_block": Precision.named("fp8")}
 
 
@@ -73,8 +73,8 @@ def residual_class(moe_dtype: str, moe_ep_size: int) -> str:
 
 def row_tile(row: dict, device: str) -> Tile:
     """The tile the measured kernel ran: the row's own columns, else its framework's table or default."""
-    if row.get("block_m"):
-        return Tile(**{name: int(row[name]) for name in _TILE_FIELDS})
+    if row.get("block_m", 0) > 0:  # not where it is empty (NaN)
+        return Tile(**{name: int(row[name]) for name in TILE_FIELDS})
     local_experts = row["num_experts"] // row["moe_ep_size"]
     width = row["inter_size"] // row["moe_tp_size"]
     if row["dataset"].startswith("vllm"):
@@ -100,7 +100,7 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
             masked = max(tokens * row["topk"] - rows_here, 0.0)
             idle = float(idle_blocks(blocks, rows_here + masked, masked, len(counts), tile.block_m))  # type: ignore[arg-type]
             sums.append((rows_here, (counts > 0).sum(), blocks, masked, idle, tokens))
-            tiles.append([getattr(tile, name) for name in _TILE_FIELDS])
+            tiles.append([getattr(tile, name) for name in TILE_FIELDS])
             width = row["inter_size"] // row["moe_tp_size"]
             sizes.append((row["hidden_size"], width, 2 if silicon.is_gated(row) else 1, row["topk"]))
     summed, size, tile_fields = np.array(sums, dtype=np.float64), np.array(sizes), np.array(tiles)
@@ -116,5 +116,5 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
                   masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
         tokens=summed[:, 5],
         # a tile of arrays: one configuration per draw, which the price broadcasts like any other size
-        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(_TILE_FIELDS)}),  # type: ignore[arg-type]
+        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(TILE_FIELDS)}),  # type: ignore[arg-type]
     )

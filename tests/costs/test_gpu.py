@@ -20,6 +20,7 @@ SIZES = {"hidden_size": st.sampled_from([512, 1024, 4096, 7168]),
          "num_experts": st.sampled_from([8, 64, 256]), "top_k": st.sampled_from([1, 2, 8]),
          "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]),
          "precision": st.sampled_from(["bf16", "fp8"])}
+COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(lambda rows: np.array(rows).reshape(2, 8))
 
 
 def phases(kernels, layer, counts_DL, tokens_D):
@@ -50,8 +51,7 @@ def test_no_tokens_cost_nothing(h100, make_layer, data):
 def test_a_faster_chip_is_never_slower(h100, make_layer, data, factor):
     """More memory bandwidth, or more FLOPs at the same clock: no phase takes longer alone."""
     layer = data.draw(layers(make_layer))
-    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2,
-                                         max_size=2)))
+    counts = data.draw(COUNTS)
     tokens = counts.max(axis=1)
     slow = phases(kernels_for(h100), layer, counts, tokens)
     wide = replace(h100, hbm_bandwidth_bytes_per_s=h100.hbm_bandwidth_bytes_per_s * factor)
@@ -64,8 +64,7 @@ def test_a_faster_chip_is_never_slower(h100, make_layer, data, factor):
 @given(data=st.data())
 def test_every_demand_is_finite_and_not_negative(h100, make_layer, data):
     layer = data.draw(layers(make_layer))
-    counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3000), min_size=8, max_size=8), min_size=2,
-                                         max_size=2)))
+    counts = data.draw(COUNTS)
     for name, cost in phases(kernels_for(h100), layer, counts, counts.max(axis=1)).items():
         for part in ("compute_s_D", "memory_s_D", "latency_s_D"):
             values = getattr(cost, part)
@@ -106,8 +105,7 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
     for rows in (16, 256, 4096, 65536):
         counts = np.full((1, 8), rows)
         cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, tile=tile,
-                                    fmt="bfloat16",
-                                    weight_bytes=2.0, input_bytes=2.0)
+                                    fmt="bfloat16",                                    weight_bytes=2.0, input_bytes=2.0)
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
     assert share > 0.3
@@ -146,9 +144,8 @@ def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
     layer, kernels, tile = make_layer(num_experts=8, top_k=1), kernels_for(h100), heuristic_tile(64, 2.0)
     shape, times = ExpertShape.of(layer, 1), []
     for rows in range(0, 2000, 37):
-        counts = np.full((1, 8), rows)
-        times.append(price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m),
-                                   counts.sum(axis=1),
-                                   tile=tile).solo_s_D()[0])
+        counts, tokens = np.full((1, 8), rows), np.array([8 * rows])
+        load = Load.of(counts, tokens, tile.block_m)
+        times.append(price_experts(kernels, shape, load, tokens, tile=tile).solo_s_D()[0])
     assert times == sorted(times)
     assert times[0] == 0.0

@@ -59,8 +59,7 @@ def test_the_error_names_the_device_and_how_much_is_missing():
 def test_simulate_refuses_what_does_not_fit_unless_told(hgx, make_candidate):
     deepseek = load_preset("deepseek-v3")
     candidate = make_candidate(hidden_size=7168, expert_intermediate_size=2048, num_experts=256, top_k=8,
-                               num_shared_experts=1,
-                               dense_part=deepseek.dense_part)
+                               num_shared_experts=1,                               dense_part=deepseek.dense_part)
     workload = Workload(num_tokens_per_device=64)
     with pytest.raises(CapacityError, match=r"^model does not fit: device \d needs \d+\.\d GiB of .* GiB over "):
         simulate(candidate, hgx, workload)

@@ -45,5 +45,5 @@ def test_a_compute_bound_and_a_memory_bound_kernel_do_not_overlap():
     compute = PhaseCost(compute_s_D=np.ones(1), memory_s_D=np.zeros(1), latency_s_D=np.zeros(1))
     memory = PhaseCost(compute_s_D=np.zeros(1), memory_s_D=np.ones(1), latency_s_D=np.zeros(1))
     whole = sequence(compute, memory)
-    assert (whole.compute_s_D[0], whole.memory_s_D[0], whole.latency_s_D[0], whole.solo_s_D()[0]) == (1.0, 1.0, 1.0,
-                                                                                                      2.0)
+    assert whole.compute_s_D == whole.memory_s_D == whole.latency_s_D == [1.0]
+    assert whole.solo_s_D() == [2.0]

@@ -1,10 +1,8 @@
 """What every engine owes every program: hand-computed schedules, compared as whole event logs.
 
 A case states the fluid schedule (``flow`` meets it exactly) and the earliest times (``bound``'s documented log, which
-is
-no schedule). ``event`` takes turns in chunks of one quantum, 1 / 1024 of the bound: a case states its own exact log
-where
-that can be computed by hand, else how many quanta an op may start or end apart from the fluid schedule.
+is no schedule). ``event`` takes turns in chunks of one quantum, 1 / 1024 of the bound: a case states its own exact log
+where that can be computed by hand, else how many quanta an op may start or end apart from the fluid schedule.
 """
 
 from dataclasses import dataclass
@@ -101,8 +99,8 @@ CASES = [
 
 
 def log(timeline):
-    return [(i, *times) for i,
-            times in enumerate(zip(timeline.start_s_N.tolist(), timeline.end_s_N.tolist(), strict=True))]
+    times = zip(timeline.start_s_N.tolist(), timeline.end_s_N.tolist(), strict=True)
+    return [(i, start, end) for i, (start, end) in enumerate(times)]
 
 
 def close(expected, abs_s):

@@ -1,6 +1,7 @@
 """One layer as a program: the ops, what they wait for, and every byte from the token matrix to the ports."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ class Lowered:
 
     def __init__(self, hgx, candidate, *, spec="power_law:1.2", tokens=(700, 20, 333, 1024, 5, 90, 411, 64)):
         spread, layer = candidate.parallelism, candidate.layer
-        self.cluster = replace(hgx,
-                               num_devices=spread.num_devices) if spread.num_devices > 1 else single_device(hgx.profile)
+        several = spread.num_devices > 1
+        self.cluster = replace(hgx, num_devices=spread.num_devices) if several else single_device(hgx.profile)
         self.layer = layer
         self.tokens_S = np.array(tokens[: spread.num_devices])
         routing = route(RoutingSpec.parse(spec), Gate(), num_experts=layer.num_experts, top_k=layer.top_k,
@@ -69,11 +70,12 @@ def test_ports_carry_the_token_matrix_times_token_bytes_times_the_factor(lowered
         for d in range(len(bytes_SD)):
             total = bytes_SD[:, d].sum()
             factor = float(transfers.demand_factor(total))
-            expected = {f"{own}[{d}]": total * factor} | {f"{peer}[{s}]": bytes_SD[s, d] * factor
-                                                          for s in range(len(bytes_SD))}
+            expected = {f"{peer}[{s}]": bytes_SD[s, d] * factor for s in range(len(bytes_SD))}
+            expected[f"{own}[{d}]"] = total * factor
             found = {k: v for k, v in lowered.demand(f"{name}[{d}]").items() if not k.startswith("hbm")}
             assert found == pytest.approx({k: v for k, v in expected.items() if v}), (name, d)
-            assert lowered.program.latency_s_N[lowered.op(f"{name}[{d}]")] == pytest.approx(float(transfers.latency_s(total)))
+            latency = lowered.program.latency_s_N[lowered.op(f"{name}[{d}]")]
+            assert latency == pytest.approx(float(transfers.latency_s(total)))
 
 
 def test_bytes_land_in_memory_as_they_are_without_the_factor(lowered):
@@ -144,7 +146,7 @@ def test_one_device_has_neither_dispatch_nor_combine(hgx, make_candidate, shared
     chain = ["gate[0]", *["shared[0]"] * shared, "experts[0]"]
     assert list(lowered.program.labels_N) == chain
     assert list(lowered.program.resource_names) == ["sm[0]", "hbm[0]"]
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         assert lowered.waits_for(after) == {before}
 
 

@@ -1,5 +1,4 @@
-"""Every strategy: each expert has a slot, ranks hold equally many, and the plan is no worse than it can be shown to
-be."""
+"""Every strategy: each expert has a slot, ranks hold equally many, and no plan is worse than it may be."""
 
 import numpy as np
 import pytest
@@ -51,16 +50,14 @@ def test_contiguous_is_expert_order():
 
 
 def test_balanced_by_hand():
-    """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 -> second, 5 -> first, full: 3 and 1 go
-    round."""
+    """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 to the second, 5 to the first, 3, 1."""
     placement = place("balanced", np.array([8, 7, 6, 5, 3, 1]), 2)
     ranks = [sorted(placement.expert_of_slot_P[placement.device_of_slot_P == r].tolist()) for r in range(2)]
     assert ranks == [[0, 3, 4], [1, 2, 5]]
 
 
 def test_eplb_replicates_the_heaviest_per_replica():
-    """100 | 40 | 30 | 30 and four copies: 100 -> 50 -> 33.3, then 40 -> 20, then 33.3 -> 25; ranks of 25+25 and
-    30+20."""
+    """Four copies for 100 | 40 | 30 | 30: 100 -> 50 -> 33.3, then 40 -> 20, then 33.3 -> 25; ranks of 25+25, 30+20."""
     placement = place("eplb", np.array([100, 40, 30, 30]), 4, 4)
     assert np.bincount(placement.expert_of_slot_P).tolist() == [4, 2, 1, 1]
     assert max_load(placement, np.array([100, 40, 30, 30])) == pytest.approx(50.0)

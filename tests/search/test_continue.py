@@ -25,8 +25,7 @@ def die(trial):
         os.kill(os.getpid(), signal.SIGKILL)
 
 run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload), objectives=objectives, num_trials=120,
-seed=3,
-          storage=folder, on_trial=die)
+          seed=3, storage=folder, on_trial=die)
 """
 
 
@@ -88,7 +87,7 @@ def test_a_damaged_line_in_between_is_told(study, tmp_path):
     path = tmp_path / "study.journal"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:5], b"\0" * 80 + b"\n", *lines[6:]]))
-    with pytest.raises(ConfigError, match="study.journal"):
+    with pytest.raises(ConfigError, match=r"study\.journal"):
         study(tmp_path, num_trials=10)
 
 
@@ -137,7 +136,7 @@ def test_one_run_at_a_time(study, tmp_path):
     study(tmp_path, num_trials=2)
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another run is writing to this output folder$"):
+        with pytest.raises(ConfigError, match=r"another run is writing to this output folder$"):
             study(tmp_path, num_trials=3)
     assert len(study(tmp_path, num_trials=3).trials) == 3
 

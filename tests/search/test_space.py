@@ -8,8 +8,7 @@ from moesim.precision import RECIPES
 from moesim.search.space import PARAMETERS, parse_parallelism
 
 POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2",
-         "placement": "eplb",
-         "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
+         "placement": "eplb", "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
 
 
 @pytest.mark.parametrize(("choices", "message"), [

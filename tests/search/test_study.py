@@ -77,13 +77,9 @@ def test_the_journal_is_optuna_s_and_holds_the_memory_constraint(study, whole, t
 def test_pareto_front_against_brute_force(whole):
     feasible = [t for t in whole.trials if t.row()["state"] == "fits"]
     best = set()
-    for trial in feasible:
-        loss, rate = trial.evaluation.row["loss"], trial.evaluation.row["layer_tokens_per_s_per_device"]
-        dominated = any(o.evaluation.row["loss"] <= loss and o.evaluation.row["layer_tokens_per_s_per_device"] >= rate
-                        and (o.evaluation.row["loss"], o.evaluation.row["layer_tokens_per_s_per_device"]) != (loss,
-                                                                                                              rate)
-                        for o in feasible)
-        if not dominated:
+    points = [(t.evaluation.row["loss"], -t.evaluation.row["layer_tokens_per_s_per_device"]) for t in feasible]
+    for trial, (loss, cost) in zip(feasible, points, strict=True):
+        if not any(other[0] <= loss and other[1] <= cost and other != (loss, cost) for other in points):
             best.add(trial.evaluation.row["candidate"])
     found = whole.pareto_trials()
     assert {t.evaluation.row["candidate"] for t in found} == best
