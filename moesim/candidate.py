@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
+from moesim.precision import require, require_int
 from moesim.routing.distributions import RoutingSpec
 
 Phase = Literal["prefill", "decode"]
@@ -30,8 +30,7 @@ class Parallelism:
 
     def __post_init__(self) -> None:
         for name in ("ep", "tp"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"parallelism.{name}: expected an integer >= 1, got {getattr(self, name)}")
+            require_int(f"parallelism.{name}", getattr(self, name), 1)
 
     @property
     def num_devices(self) -> int:
@@ -88,12 +87,11 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_tokens_per_device < 1:
-            raise ConfigError(f"workload.num_tokens_per_device: expected an integer >= 1, got {self.num_tokens_per_device}")
-        if self.phase not in ("prefill", "decode"):
-            raise ConfigError(f"workload.phase: expected prefill or decode, got {self.phase!r}")
-        if self.kv_tokens_per_device is not None and self.kv_tokens_per_device < 0:
-            raise ConfigError(f"workload.kv_tokens_per_device: expected an integer >= 0, got {self.kv_tokens_per_device}")
+        require_int("workload.num_tokens_per_device", self.num_tokens_per_device, 1)
+        require(self.phase in ("prefill", "decode"), "workload.phase", "prefill or decode", self.phase)
+        if self.kv_tokens_per_device is not None:
+            require_int("workload.kv_tokens_per_device", self.kv_tokens_per_device, 0)
+        require_int("workload.seed", self.seed, 0)
         RoutingSpec.parse(self.routing)
 
     @property

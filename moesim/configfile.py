@@ -8,23 +8,25 @@ files. Files are validated strictly (unknown keys refused); an error names file,
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from moesim.errors import ConfigError, UnknownNameError
 
+_SHIPPED = Path(str(files("moesim_hw_profiles")))
 Kind = Literal["datasheet", "measured", "derived", "assumed", "calibrated"]
 
 
 class Strict(BaseModel):
     """Base of every file schema: no unknown keys, no silent conversions, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Quantity(Strict):
@@ -79,43 +81,66 @@ def quantities(model: Any, prefix: str = "") -> Iterator[tuple[str, Quantity]]:
 _RULES = {
     "extra_forbidden": "no such key (remove it or check its spelling)",
     "missing": "a value",
-    "float_type": "a number",
     "int_type": "an integer",
     "string_type": "a string",
     "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": "a table",
     "model_type": "a table",
+    "too_short": "a list with at least one entry",
+    "string_too_short": "a string that is not empty",
 }
+_NUMBER = ("float_type", "finite_number")
+_SIGNS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
-def _rule(error: dict[str, Any]) -> str:
+def _rule(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
-    if error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
-        bound = next(iter(context.values()))
-        return f"a number {sign[error['type']]} {bound:g}"
-    if error["type"] == "literal_error":
+    kind = error["type"]
+    if kind in _SIGNS:
+        return f"a number {_SIGNS[kind]} {next(iter(context.values())):g}"
+    if kind in _NUMBER:
+        # a quantity is always > 0; the library tells its type before its bound
+        return "a number > 0" if error["loc"][-1] in Quantity.model_fields else "a number"
+    if kind == "literal_error":
         return f"one of {context['expected']}".replace("'", "")
-    return _RULES.get(error["type"], error["msg"])
+    return _RULES.get(kind, error["msg"])
+
+
+def _path(loc: Iterable[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
 def describe(error: ValidationError, where: str) -> str:
     """One line for the first thing wrong in a file (a missing or wrong value before an unknown key)."""
     problems = sorted(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
     first = problems[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = _path(first["loc"])
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
         if text.startswith("@"):
-            _, path, rule, got = text.split("@", 3)
-            return f"{where}: {path}: expected {rule}, got {got}"
+            _, inner, rule, got = text.split("@", 3)
+            return f"{where}: {path + '.' if path else ''}{inner}: expected {rule}, got {got}"
         return f"{where}: {path + ': ' if path else ''}{text}"
-    expected = _rule(first)  # type: ignore[arg-type]
+    expected = _rule(first)
     if first["type"] == "extra_forbidden":
         return f"{where}: {path}: {expected}"
     got = "nothing" if first["type"] == "missing" else repr(first["input"])
     return f"{where}: {path}: expected {expected}, got {got}"
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        ConfigError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name}: not valid TOML: it is not UTF-8 text") from None
 
 
 def raw_values(path: Path) -> dict[str, float]:
@@ -165,40 +190,47 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moesim"
 
 
-def _settings() -> tuple[str, ...]:
-    """What the search path depends on."""
-    return tuple(os.environ.get(name, "") for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME"))
+def _folders(kind: str) -> list[Path]:
+    bases = [Path(p) for p in os.environ.get("MOESIM_PROFILES", "").split(os.pathsep) if p]
+    return [base / kind for base in (*bases, user_folder(), _SHIPPED)]
 
 
-@cache
-def _index(kind: str, settings: tuple[str, ...]) -> dict[str, Path]:
-    """Lower-case name or alias -> file, the first folder of the search path winning."""
-    bases = [Path(p) for p in settings[0].split(os.pathsep) if p]
-    bases += [user_folder(), Path(str(files("moesim_hw_profiles")))]
-    folders = [base / kind for base in bases]
+def _index(kind: str) -> dict[str, Path]:
+    """Lower-case name or alias -> file; the first folder of the search path wins, and there a name beats an alias."""
     index: dict[str, Path] = {}
-    for folder in reversed(folders):
-        if not folder.is_dir():
+    for folder in _folders(kind):
+        try:
+            found = _names_in(str(folder), folder.stat().st_mtime_ns)
+        except OSError:  # most people have no folder of their own
             continue
-        for path in sorted(folder.glob("*.toml")):
-            try:
-                header = tomllib.loads(path.read_text(encoding="utf-8"))
-            except tomllib.TOMLDecodeError:
-                header = {}  # still found by its file name, and then refused with the reason
-            aliases = header.get("aliases", [])
-            for name in (path.stem, *(aliases if isinstance(aliases, list) else [])):
-                index[str(name).lower()] = path
+        index = found | index
     return index
+
+
+@lru_cache(maxsize=64)
+def _names_in(folder: str, modified_ns: int) -> dict[str, Path]:
+    """Names and aliases of the files in one folder, as it was when it last changed."""
+    by_name: dict[str, Path] = {}
+    by_alias: dict[str, Path] = {}
+    for path in sorted(Path(folder).glob("*.toml")):
+        by_name[path.stem.lower()] = path
+        try:
+            aliases = tomllib.loads(path.read_text(encoding="utf-8")).get("aliases", [])
+        except (OSError, ValueError):
+            continue  # still found by its file name, and then refused with the reason
+        for alias in aliases if isinstance(aliases, list) else []:
+            by_alias[str(alias).lower()] = path
+    return by_alias | by_name
 
 
 def names(kind: str) -> list[str]:
     """File names (without ending) of all files of a kind that can be loaded by name."""
-    return sorted({path.stem for path in _index(kind, _settings()).values()})
+    return sorted({path.stem for path in _index(kind).values()})
 
 
 def index_names(kind: str) -> list[str]:
     """Every name and alias, in lower case."""
-    return sorted(_index(kind, _settings()))
+    return sorted(_index(kind))
 
 
 def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path:
@@ -213,7 +245,7 @@ def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return path
-    index = _index(kind, _settings())
+    index = _index(kind)
     try:
         return index[name.lower()]
     except KeyError:

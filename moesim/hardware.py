@@ -163,6 +163,9 @@ class Profile:
 
 def _build(path_name: str, text: str, where: str) -> Profile:
     file = configfile.parse(text, ProfileFile, where)
+    num_sms = file.compute.num_sms.value
+    if not num_sms.is_integer():
+        raise configfile.ConfigError(f"{where}: compute.num_sms.value: expected an integer >= 1, got {num_sms}")
     points = sorted(file.hbm.gather, key=lambda p: p.access_bytes)
     streams = sorted(file.hbm.streaming, key=lambda p: p.working_set_mib)
     return Profile(
@@ -171,7 +174,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         compute_capability=file.compute_capability,
         calibration=file.calibration,
         peak_flops_per_s={fmt: q.value * TERA for fmt, q in file.compute.peak_tflops.items()},
-        num_sms=int(file.compute.num_sms.value),
+        num_sms=int(num_sms),
         clock_hz=file.compute.clock_ghz.value * 1e9,
         shared_memory_per_sm_bytes=file.compute.shared_memory_per_sm_kib.value * KIB,
         hbm_capacity_bytes=file.hbm.capacity_gib.value * GIB,
@@ -192,7 +195,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
 @lru_cache(maxsize=64)
 def _load(path: str, modified_ns: int) -> Profile:
     file = configfile.Path(path)
-    return _build(file.stem, file.read_text(encoding="utf-8"), file.name)
+    return _build(file.stem, configfile.read_text(file), file.name)
 
 
 def load_profile(name: str) -> Profile:

@@ -4,11 +4,12 @@ Sizes only. FLOPs and bytes of a *kernel* are counted in `moesim.costs`; here is
 alone: parameters, bytes of weights, bytes of KV cache.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from moesim.errors import ConfigError
-from moesim.precision import BYTES_PER_ELEMENT, Precision, require
+from moesim.precision import Precision, require, require_int
 
 GateKind = Literal["flat", "group_limited", "two_level"]
 Score = Literal["softmax", "sigmoid"]
@@ -45,7 +46,7 @@ class Gate:
                 "one of flat, group_limited, two_level", self.kind)
         require(self.score in ("softmax", "sigmoid"), "gate.score", "softmax or sigmoid", self.score)
         require(self.precision in GATE_FORMATS, "gate.precision", f"one of {', '.join(GATE_FORMATS)}", self.precision)
-        require(self.num_expert_groups >= 1, "gate.num_expert_groups", "an integer >= 1", self.num_expert_groups)
+        require_int("gate.num_expert_groups", self.num_expert_groups, 1)
         require(1 <= self.num_limited_groups <= self.num_expert_groups, "gate.num_limited_groups",
                 f"between 1 and num_expert_groups = {self.num_expert_groups}", self.num_limited_groups)
         if self.kind == "flat":
@@ -61,7 +62,7 @@ class Gate:
         kind, *numbers = text.split(":")
         if kind == "flat" and not numbers:
             return cls()
-        if len(numbers) != 2 or not all(n.isdigit() for n in numbers):
+        if len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
             raise ConfigError(f"gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got {text!r}")
         return cls(kind=kind, num_expert_groups=int(numbers[0]), num_limited_groups=int(numbers[1]))  # type: ignore[arg-type]
 
@@ -103,10 +104,10 @@ class MoELayer:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "expert_intermediate_size", "num_experts", "top_k"):
-            require(getattr(self, name) >= 1, f"layer.{name}", "an integer >= 1", getattr(self, name))
-        require(self.num_shared_experts >= 0, "layer.num_shared_experts", "an integer >= 0", self.num_shared_experts)
+            require_int(f"layer.{name}", getattr(self, name), 1)
+        require_int("layer.num_shared_experts", self.num_shared_experts, 0)
         require(self.top_k <= self.num_experts, "layer.top_k", f"at most num_experts = {self.num_experts}", self.top_k)
-        require(self.capacity_factor is None or self.capacity_factor > 0, "layer.capacity_factor",
+        require(self.capacity_factor is None or 0 < self.capacity_factor < math.inf, "layer.capacity_factor",
                 "a number > 0 or None", self.capacity_factor)
         groups, kept = self.gate.num_expert_groups, self.gate.num_limited_groups
         require(self.num_experts % groups == 0, "layer.gate.num_expert_groups",
@@ -174,7 +175,7 @@ class DensePart:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "vocab_size", "dense_intermediate_size"):
-            require(getattr(self, name) >= 1, f"dense_part.{name}", "an integer >= 1", getattr(self, name))
+            require_int(f"dense_part.{name}", getattr(self, name), 1)
         require(1 <= self.num_moe_layers <= self.num_layers, "dense_part.num_moe_layers",
                 f"between 1 and num_layers = {self.num_layers}", self.num_moe_layers)
 

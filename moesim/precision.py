@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moesim.errors import ConfigError
 
 
@@ -49,6 +51,16 @@ def require(condition: bool, where: str, rule: str, got: object) -> None:
         raise ConfigError(f"{where}: expected {rule}, got {got!r}")
 
 
+def require_int(where: str, value: object, low: int) -> None:
+    """Refuse what is not an integer of at least ``low``; True and 2.0 are none.
+
+    Raises:
+        ConfigError: In one line.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """Number formats of one layer.
@@ -76,7 +88,7 @@ class Precision:
         for name in ("weights", "activations", "dispatch", "combine"):
             require(getattr(self, name) in FORMATS, f"precision.{name}", f"one of {', '.join(FORMATS)}",
                     getattr(self, name))
-        require(self.scale_block >= 0, "precision.scale_block", "an integer >= 0", self.scale_block)
+        require_int("precision.scale_block", self.scale_block, 0)
         require(BYTES_PER_ELEMENT[self.activations] >= BYTES_PER_ELEMENT[self.weights], "precision.activations",
                 f"a format at least as wide as the weights' {self.weights}", self.activations)
 

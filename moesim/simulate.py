@@ -155,10 +155,24 @@ def _utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
     return out
 
 
+def calibration_digests(cluster: Cluster) -> list[str]:
+    """Hashes of the calibration files that prices on this cluster rest on."""
+    profile = cluster.profile
+    found = [] if profile.execution == "serial" else [load_calibration(profile.calibration, profile).digest]
+    if cluster.num_devices > 1:
+        found.append(load_calibration(cluster.fabric_calibration, profile).digest)
+    return found
+
+
+def basis_digest(cluster: Cluster) -> str:
+    """Hash over everything a price on this cluster rests on: cluster, device and calibration files."""
+    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster)]).encode()).hexdigest()[:12]
+
+
 def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> tuple[float, float, str, str]:
     """(low, high, level, hash): the interval's factors, the weaker calibration, and what it all rests on."""
     profile = cluster.profile
-    intervals, levels, digests = {}, [], [cluster.digest]
+    intervals, levels = {}, []
     if profile.execution == "serial":
         levels.append("calibrated")
     else:
@@ -167,17 +181,15 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
         measured_as = _MEASURED_AS.get(candidate.layer.precision.name, "unmeasured")
         intervals["experts"] = kernels.interval(f"{measured_as}-{spread}")
         levels.append(kernels.level if measured_as != "unmeasured" else "none")
-        digests.append(kernels.digest)
     if cluster.num_devices > 1:
         transfers = load_calibration(cluster.fabric_calibration, profile)
         intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")
         levels.append(transfers.level)
-        digests.append(transfers.digest)
     total = sum(phases.values())
     low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
     high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
     level = min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
-    return low, high, level, hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+    return low, high, level, basis_digest(cluster)
 
 
 __all__ = ["CapacityError", "Result", "critical_phases", "lower", "memory_of", "simulate", "traffic_of"]

@@ -38,8 +38,9 @@ class ClusterFile(Sourced):
 
     @model_validator(mode="after")
     def _joined(self) -> "ClusterFile":
-        if self.num_nodes * self.devices_per_node > 1 and self.fabric is None:
-            raise ValueError("@fabric@a [fabric] table that joins the devices@nothing")
+        if self.num_nodes * self.devices_per_node > 1 and (self.fabric is None or self.fabric.kind == "none"):
+            got = "nothing" if self.fabric is None else "kind = 'none'"
+            raise ValueError(f"@fabric@a [fabric] table that joins the devices@{got}")
         if self.num_nodes > 1:
             raise ValueError(f"@num_nodes@1: an nvswitch fabric joins the devices of one node@{self.num_nodes}")
         return self
@@ -83,7 +84,7 @@ def load_cluster(name: str) -> Cluster:
             return single_device(load_profile(name))
         except configfile.UnknownNameError:
             raise unknown from None
-    text = path.read_text(encoding="utf-8")
+    text = configfile.read_text(path)
     file = configfile.parse(text, ClusterFile, path.name)
     profile = load_profile(file.profile)
     fabric = file.fabric

@@ -70,7 +70,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
     (["simulate", "--gate", "group_limited:7:4"],
      "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7"),
     (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
-    (["simulate", "--precision", "int3"], "precision: expected 'bf16' or 'fp8', got 'int3'"),
+    (["simulate", "--precision", "int3"], "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, nvfp4, got 'int3'"),
     (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA'"),
     (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
     (["simulate", "--placement", "random"], "unknown placement 'random'"),
@@ -78,7 +78,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
     (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
     (["simulate", "--tokens", "99999"], "workload: expected 1 to 131072 tokens over all devices, got 799992"),
     (["profiles", "h900"], "unknown cluster 'h900'"),
-    (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this study file: No such file or directory"),
+    (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
     (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),
 ])
 def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from moesim import configfile
 from moesim.configfile import Strict
+from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
 
@@ -81,13 +82,16 @@ class Calibration:
         return min(low), max(high)
 
     def __getitem__(self, parameter: str) -> float:
-        return self.parameters[parameter]
+        try:
+            return self.parameters[parameter]
+        except KeyError:
+            raise ConfigError(f"{self.name}: parameters.{parameter}: expected a number, got nothing") from None
 
 
 @lru_cache(maxsize=256)
 def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool) -> Calibration:
     file_path = configfile.Path(path)
-    text = file_path.read_text(encoding="utf-8")
+    text = configfile.read_text(file_path)
     file = configfile.parse(text, CalibrationFile, file_path.name)
     factors = dict(file.device_factors.get(device, {}))
     level = "calibrated" if device in file.calibrated_profiles else "spec_sheet"

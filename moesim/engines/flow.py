@@ -71,11 +71,15 @@ def _fill(active, ptr, res, share, weight, hot_sum, speed):
         for e in range(ptr[i], ptr[i + 1]):
             if hot[res[e]]:
                 unfrozen[a] = True
-        if unfrozen[a]:
-            left += 1
-            for e in range(ptr[i], ptr[i + 1]):
-                pull[res[e]] += share[e] * weight[i]
+        left += unfrozen[a]
     while left > 0:
+        # summed anew each time: what subtraction leaves of a resource whose users are all frozen would bind for ever
+        pull[:] = 0.0
+        for a in range(len(active)):
+            if unfrozen[a]:
+                i = active[a]
+                for e in range(ptr[i], ptr[i + 1]):
+                    pull[res[e]] += share[e] * weight[i]
         level = np.inf
         for r in range(num_resources):
             if hot[r] and pull[r] > 0.0:
@@ -107,18 +111,6 @@ def _fill(active, ptr, res, share, weight, hot_sum, speed):
                 speed[i] = value
                 for e in range(ptr[i], ptr[i + 1]):
                     free[res[e]] -= share[e] * value
-                    pull[res[e]] -= share[e] * weight[i]
-        # a resource whose users are all frozen must not bind again through rounding
-        for r in range(num_resources):
-            if pull[r] < 1e-12:
-                pull[r] = 0.0
-        if left > 0:
-            for a in range(len(active)):
-                if unfrozen[a]:
-                    i = active[a]
-                    for e in range(ptr[i], ptr[i + 1]):
-                        if hot[res[e]] and pull[res[e]] == 0.0:
-                            pull[res[e]] = share[e] * weight[i]
 
 
 @njit(cache=True)
@@ -183,9 +175,9 @@ def _solve(ptr, res, share, solo, weight, latency, release, waits_for, wake_ptr,
                     r = res[e]
                     users[r] += 1
                     hot_sum[r] += share[e]
-                    leftover = min(leftover, (1.0 - used[r]) / share[e])
-                    if hot_sum[r] > 1.0 + _SATURATED:
+                    if hot_sum[r] > 1.0 + _SATURATED:  # any other resource has room for all of its users
                         dirty = True
+                        leftover = min(leftover, (1.0 - used[r]) / share[e])
                 speed[i] = max(leftover, 0.0)
                 since[i] = now
                 serve_at[i] = now + solo[i] / speed[i] if speed[i] > 0.0 else np.inf
@@ -207,5 +199,5 @@ def _solve(ptr, res, share, solo, weight, latency, release, waits_for, wake_ptr,
                 if speed[i] != old[a] or serve_at[i] == np.inf:
                     remaining[i] -= (now - since[i]) * old[a] / solo[i]
                     since[i] = now
-                    serve_at[i] = now + max(remaining[i], 0.0) * solo[i] / speed[i]
+                    serve_at[i] = now + max(remaining[i], 0.0) * solo[i] / speed[i] if speed[i] > 0.0 else np.inf
     return start, end, served

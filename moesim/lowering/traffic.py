@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.candidate import Parallelism
-from moesim.placement import Placement
+from moesim.placement import Placement, turn_of_choice
 from moesim.routing import Routing
 
 
@@ -47,12 +47,7 @@ def _within_capacity(routing: Routing, capacity_factor: float | None) -> np.ndar
         return None
     ids = routing.expert_ids_TK
     capacity = int(np.ceil(capacity_factor * ids.size / routing.num_experts))
-    flat = ids.ravel()
-    order = np.argsort(flat, kind="stable")
-    first_E = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=routing.num_experts))[:-1]])
-    position = np.empty(flat.size, dtype=np.int64)
-    position[order] = np.arange(flat.size) - first_E[flat[order]]
-    return (position < capacity).reshape(ids.shape)
+    return turn_of_choice(ids, routing.num_experts) < capacity
 
 
 def spread_tokens(routing: Routing, placement: Placement, parallelism: Parallelism,

@@ -21,7 +21,7 @@ class Placement:
         num_experts: E.
 
     Raises:
-        ConfigError: An expert without a slot, or a rank out of range.
+        ConfigError: An expert without a slot, a rank out of range, or slots not in order of their ranks.
     """
 
     device_of_slot_P: np.ndarray
@@ -33,8 +33,14 @@ class Placement:
         missing = np.setdiff1d(np.arange(self.num_experts), self.expert_of_slot_P)
         if len(missing):
             raise ConfigError(f"placement: expected every expert in a slot, expert {missing[0]} has none")
-        if len(self.device_of_slot_P) and not 0 <= self.device_of_slot_P.min() <= self.device_of_slot_P.max() < self.num_ranks:
-            raise ConfigError(f"placement: expected ranks below {self.num_ranks}, got {self.device_of_slot_P.max()}")
+        ranks = self.device_of_slot_P
+        for rank in (ranks.min(), ranks.max()):
+            if not 0 <= rank < self.num_ranks:
+                raise ConfigError(f"placement: expected ranks below {self.num_ranks}, got {rank}")
+        back = np.flatnonzero(np.diff(ranks) < 0)
+        if len(back):
+            first, then = ranks[back[0]], ranks[back[0] + 1]
+            raise ConfigError(f"placement: expected slots in order of their ranks, got rank {then} after {first}")
 
     @property
     def num_slots(self) -> int:
@@ -59,8 +65,18 @@ class Placement:
         first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
         if self.num_slots == self.num_experts:
             return order[expert_ids_TK]
-        turn_T = np.arange(len(expert_ids_TK))[:, None]
-        return order[first_E[expert_ids_TK] + turn_T % copies_E[expert_ids_TK]]
+        turn_TK = turn_of_choice(expert_ids_TK, self.num_experts)
+        return order[first_E[expert_ids_TK] + turn_TK % copies_E[expert_ids_TK]]
+
+
+def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
+    """How many choices of the same expert came before each, in token order: ndarray of shape (T, K)."""
+    flat = expert_ids_TK.ravel()
+    order = np.argsort(flat, kind="stable")
+    first_E = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=num_experts))[:-1]])
+    turn = np.empty(flat.size, dtype=np.int64)
+    turn[order] = np.arange(flat.size) - first_E[flat[order]]
+    return turn.reshape(expert_ids_TK.shape)
 
 
 def replica_loads(placement: Placement, num_tokens_E: np.ndarray) -> np.ndarray:

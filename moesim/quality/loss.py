@@ -115,7 +115,7 @@ def estimate_loss(layer: MoELayer, dense_part: DensePart, *, train_tokens: float
     active = float(dense_part.active_params(layer))
     tokens = train_tokens if train_tokens is not None else (train_flops or 0.0) / (6.0 * active)
     if not tokens > 0:
-        raise ConfigError(f"loss: expected a training budget > 0, got {train_tokens or train_flops!r}")
+        raise ConfigError(f"loss: expected a training budget > 0, got {train_tokens if train_tokens is not None else train_flops!r}")
     e_eff = layer.num_experts / layer.top_k
     granularity = dense_part.dense_intermediate_size / layer.expert_intermediate_size
     step = fine_grained_loss(active, tokens, granularity) - fine_grained_loss(active, tokens, 1.0)

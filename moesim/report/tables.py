@@ -1,9 +1,13 @@
 """CSV tables: one writer, so that every file has the same form."""
 
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moesim.errors import ConfigError
 
@@ -19,15 +23,25 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     Raises:
         ConfigError: The file cannot be written.
     """
-    import pandas as pd
-
     path = Path(path)
-    frame = pd.DataFrame.from_records(list(rows), columns=list(columns) if columns else None)
+    table = list(rows)
+    header = list(columns) if columns else list(dict.fromkeys(key for row in table for key in row))
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(partial, index=False)
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([_plain(row.get(key)) for key in header] for row in table)
         os.replace(partial, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
+    finally:
+        with suppress(OSError):  # nothing half-written stays; where nothing was written there is nothing to remove
+            partial.unlink(missing_ok=True)
     return path
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's, which write themselves in full precision and without their type's name."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -3,6 +3,7 @@
 Shape legend: E experts, T tokens, k choices per token.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class RoutingSpec:
             alpha = float(number) if number else 0.0
         except ValueError:
             alpha = -1.0
-        if (kind == "uniform" and not number) or (kind in ("zipf", "power_law") and alpha > 0):
+        if (kind == "uniform" and not number) or (kind in ("zipf", "power_law") and 0 < alpha < math.inf):
             return cls(kind=kind, alpha=alpha)
         raise ConfigError(f"routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA' with ALPHA > 0, got {text!r}")
 

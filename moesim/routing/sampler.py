@@ -2,7 +2,7 @@
 
 Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load times, form a line
 of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load exceeds T, no token meets an expert
-twice, and the loads hold exactly. A gate that limits a token to some groups is sampled in two stages the same way:
+twice, and the loads hold exactly. Exchanges between tokens then make it chance which experts meet in one. A gate that limits a token to some groups is sampled in two stages the same way:
 first which groups, then which experts inside them. Its loads are those of the distribution as far as the limit
 allows: a group is never used by more than T tokens.
 
@@ -19,6 +19,8 @@ from moesim.routing.distributions import RoutingSpec, apportion
 
 #: tokens whose choices are kept; beyond it choices are drawn for this many and counted up
 MAX_SAMPLED_TOKENS = 1 << 17
+#: exchanges per choice and token
+_SWEEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,14 +56,34 @@ def _systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator)
     """Choices of shape (num_tokens, k) with these counts; k = counts.sum() / num_tokens, no expert twice a token."""
     order = rng.permutation(len(counts_E))
     line = np.repeat(order, counts_E[order])
-    return line.reshape(-1, num_tokens).T[rng.permutation(num_tokens)]
+    return _mix(np.ascontiguousarray(line.reshape(-1, num_tokens).T), rng)
+
+
+def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Let chance decide which experts meet in a token: pairs of tokens exchange a choice where neither meets it twice.
+
+    Exchanges keep every load and every token's number of choices (the swap chain on bipartite graphs with given
+    degrees; Rao, Jana and Bandyopadhyay 1996). Without it equal loads leave only E / k different sets of experts.
+    """
+    tokens, top_k = ids_TK.shape
+    for sweep in range(_SWEEPS * top_k):
+        order = rng.permutation(tokens)
+        one, two = order[: tokens // 2], order[tokens // 2 : tokens // 2 * 2]
+        give, take = sweep % top_k, int(rng.integers(top_k))
+        mine, theirs = ids_TK[one, give], ids_TK[two, take]
+        meets = (ids_TK[one] == theirs[:, None]).any(axis=1) | (ids_TK[two] == mine[:, None]).any(axis=1)
+        swap = ~meets
+        ids_TK[one[swap], give], ids_TK[two[swap], take] = theirs[swap], mine[swap]
+    return ids_TK
 
 
 def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: np.random.Generator) -> np.ndarray:
     groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
     loads_GP = loads_E.reshape(groups, -1)
     per_group = loads_GP.shape[1]
-    group_ids_TM = _systematic(apportion(loads_GP.sum(axis=1) + 1e-9, num_tokens * kept, num_tokens), num_tokens, rng)
+    slots_G = apportion(loads_GP.sum(axis=1) + 1e-9, num_tokens * kept, num_tokens)
+    # in random order, since the first groups of a token may give it one expert more than the last
+    group_ids_TM = rng.permuted(_systematic(slots_G, num_tokens, rng), axis=1)
     ids_TK = np.empty((num_tokens, top_k), dtype=np.int64)
     # a token takes top_k // kept experts of each of its groups, and one more of its first groups
     share = [top_k // kept + (m < top_k % kept) for m in range(kept)]

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moesim.candidate import Workload
-from moesim.errors import MoesimError, UnknownNameError
+from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.quality import estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.space import Space
-from moesim.simulate import memory_of, simulate
+from moesim.simulate import basis_digest, memory_of, simulate
 from moesim.topology import Cluster
 from moesim.units import GIB
 from moesim.version import VERSION
@@ -41,8 +41,11 @@ def check_objectives(objectives: list[str]) -> None:
     """Refuse unknown objectives.
 
     Raises:
+        ConfigError: None at all.
         UnknownNameError: With the near matches.
     """
+    if not objectives:
+        raise ConfigError(f"study: expected at least one objective of {', '.join(OBJECTIVES)}, got none")
     for name in objectives:
         if name not in OBJECTIVES:
             raise UnknownNameError("objective", name, OBJECTIVES)
@@ -60,7 +63,7 @@ def evaluate(space: Space, cluster: Cluster, workload: Workload, params: dict[st
     except MoesimError as error:
         row = dict.fromkeys(RESULT_COLUMNS) | {
             "cluster": cluster.name, "evidence": "simulated", "calibration": "none", "engine": engine,
-            "seed": workload.seed, "version": VERSION, "profile_hash": cluster.digest,
+            "seed": workload.seed, "version": VERSION, "profile_hash": basis_digest(cluster),
         }
         return Evaluation(row=row, memory_over_gib=0.0, reason=str(error))
     loss = estimate_loss(candidate.layer, space.dense(), train_tokens=space.train_tokens, train_flops=space.train_flops)

@@ -85,6 +85,20 @@ class Space(Strict):
         """Name -> choices of everything that may vary, in a fixed order."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
+    def check_point(self, params: dict[str, Any]) -> None:
+        """Refuse a point, or a part of one, that is not in the space.
+
+        Raises:
+            UnknownNameError: A parameter nobody defined.
+            ConfigError: A choice that is not listed.
+        """
+        choices = self.choices()
+        for name, value in params.items():
+            if name not in choices:
+                raise UnknownNameError("parameter", name, choices)
+            if value not in choices[name]:
+                raise ConfigError(f"space: {name}: expected one of {', '.join(map(str, choices[name]))}, got {value!r}")
+
     def dense(self) -> DensePart:
         """The dense part around every candidate."""
         dense = load_preset(self.dense_part).dense_part

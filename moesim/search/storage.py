@@ -73,9 +73,15 @@ def open_journal(folder: Path, directions: list[Direction], fingerprint: dict[st
         if fresh:
             path.unlink(missing_ok=True)
         _drop_torn_line(path)
-        storage = JournalStorage(_SingleWriterBackend(str(path)))
-        study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True)
-        there = study.user_attrs.get("fingerprint")
+        try:
+            storage = JournalStorage(_SingleWriterBackend(str(path)))
+            if optuna.get_all_study_names(storage):
+                study = optuna.load_study(study_name=_STUDY, storage=storage)
+            else:
+                study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
+            there = study.user_attrs.get("fingerprint")
+        except (ValueError, KeyError, AssertionError) as error:
+            raise ConfigError(f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh") from None
         if there is None:
             study.set_user_attr("fingerprint", fingerprint)
         elif there != fingerprint:

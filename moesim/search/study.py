@@ -24,12 +24,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from moesim.candidate import Candidate, Workload
-from moesim.errors import ConfigError
+from moesim.engines import ENGINES
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.precision import require_int
 from moesim.result import RESULT_COLUMNS
 from moesim.search.evaluate import OBJECTIVES, Evaluation, check_objectives, evaluate
 from moesim.search.pareto import front, spread
 from moesim.search.space import Space
 from moesim.search.storage import Direction, open_journal
+from moesim.simulate import calibration_digests
 from moesim.topology import Cluster
 from moesim.version import VERSION
 
@@ -147,13 +150,19 @@ def run_study(
     Raises:
         ConfigError: Bad objectives or numbers, a folder that cannot be written or holds another study.
     """
+    objectives, enqueue = list(objectives), list(enqueue or [])
     check_objectives(objectives)
+    require_int("study.seed", seed, 0)
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    for point in enqueue:
+        space.check_point(point)
     if num_trials < 1 or num_workers < 1:
         raise ConfigError(f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}")
-    enqueue = enqueue or []
     fingerprint = {
         "space": _digest(space.model_dump()), "cluster": cluster.digest, "workload": str(workload), "seed": seed,
-        "objectives": objectives, "engine": engine, "enqueued": _digest(enqueue), "version": VERSION,
+        "objectives": objectives, "engine": engine, "enqueued": _digest(enqueue), "calibration": calibration_digests(cluster),
+        "version": VERSION,
     }
     directions = [OBJECTIVES[name] for name in objectives]
     trials: list[Trial] = []

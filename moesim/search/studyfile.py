@@ -44,10 +44,7 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     Raises:
         ConfigError: Not there, not TOML, or not of the form: file, key, rule, what came.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this study file: {error.strerror}") from None
+    text = configfile.read_text(path)
     file = configfile.parse(text, _StudyFile, path.name)
     try:
         space = Space(**file.space)

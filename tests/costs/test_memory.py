@@ -16,7 +16,7 @@ DENSE = DensePart(num_layers=4, num_moe_layers=3, hidden_size=64, vocab_size=100
 
 def need(layer=LAYER, **other):
     return memory_need(layer, DENSE,
-                       **{"slots_per_rank": 2, "tp": 1, "kv_tokens": 1000, "rows": 50.0, "tokens": 30.0} | other)
+                       **{"slots": 2, "tp": 1, "kv_tokens": 1000, "rows": 50.0, "tokens": 30.0} | other)
 
 
 def test_by_hand():
@@ -31,7 +31,7 @@ def test_by_hand():
 def test_tensor_parallel_ranks_share_the_experts():
     assert need(tp=2).experts_bytes == need().experts_bytes / 2
     assert need(tp=2).dense_bytes == need().dense_bytes
-    assert need(slots_per_rank=4).experts_bytes == 2 * need().experts_bytes
+    assert need(slots=4).experts_bytes == 2 * need().experts_bytes
 
 
 def test_eight_bit_weights_count_their_scales():
@@ -59,7 +59,7 @@ def test_the_error_names_the_device_and_how_much_is_missing():
 def test_simulate_refuses_what_does_not_fit_unless_told(hgx, make_candidate):
     deepseek = load_preset("deepseek-v3")
     candidate = make_candidate(hidden_size=7168, expert_intermediate_size=2048, num_experts=256, top_k=8,
-                               num_shared_experts=1,                               dense_part=deepseek.dense_part)
+                               num_shared_experts=1, dense_part=deepseek.dense_part)
     workload = Workload(num_tokens_per_device=64)
     with pytest.raises(CapacityError, match=r"^model does not fit: device \d needs \d+\.\d GiB of .* GiB over "):
         simulate(candidate, hgx, workload)
@@ -79,7 +79,7 @@ def test_the_device_named_is_the_fullest(hgx, make_candidate, routing, seed):
     workload = Workload(num_tokens_per_device=512, routing=routing, seed=seed)
     found, device = memory_of(candidate, hgx, workload)
     placement, traffic = traffic_of(candidate, hgx, workload)
-    needs = [memory_need(candidate.layer, preset.dense_part, slots_per_rank=placement.slots_per_rank(), tp=1,
+    needs = [memory_need(candidate.layer, preset.dense_part, slots=placement.num_slots // 8, tp=1,
                          kv_tokens=workload.kv_tokens, rows=float(rows), tokens=float(tokens)).total_bytes
              for rows, tokens in zip(traffic.counts_DL.sum(axis=1), traffic.tokens_D, strict=True)]
     assert found.total_bytes == max(needs)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moesim.candidate import Parallelism
 from moesim.lowering import spread_tokens
 from moesim.model import Gate
-from moesim.placement import place
+from moesim.placement import Placement, place
 from moesim.routing import RoutingSpec, route
 
 
@@ -107,3 +107,14 @@ def test_more_capacity_drops_less():
                for c in (0.5, 1.0, 1.25, 2.0, 4.0)]
     assert dropped == sorted(dropped, reverse=True)
     assert dropped[0] > 0.5 > dropped[-1]
+
+
+def test_ranks_with_unequally_many_experts():
+    """Rank 0 holds one expert, rank 1 three: rows go to the right slot and the others are zero."""
+    routing, _ = draw(2, 1, experts=4)
+    placement = Placement(device_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.array([2, 0, 1, 3]), num_ranks=2,
+                          num_experts=4)
+    traffic = spread_tokens(routing, placement, Parallelism(ep=2))
+    loads = routing.num_tokens_E()
+    assert traffic.counts_DL.tolist() == [[loads[2], 0, 0], [loads[0], loads[1], loads[3]]]
+    assert traffic.copies_SD.tolist() == recount(routing, placement, 1)[0].tolist()

@@ -28,7 +28,7 @@ def test_every_expert_has_a_slot_and_ranks_hold_equally_many(strategy, ranks, pe
     loads, replicas = zipf(seed, ranks, per_rank), ranks * extra if strategy == "eplb" else 0
     placement = place(strategy, loads, ranks, replicas)
     assert placement.num_slots == ranks * (per_rank + (extra if replicas else 0))
-    assert np.bincount(placement.device_of_slot_P, minlength=ranks).tolist() == [placement.slots_per_rank()] * ranks
+    assert placement.slots_of_rank().tolist() == [placement.num_slots // ranks] * ranks
     assert sorted(set(placement.expert_of_slot_P.tolist())) == list(range(len(loads)))
     assert (np.diff(placement.device_of_slot_P) >= 0).all()
     assert placement.num_slots == len(loads) + replicas

@@ -11,7 +11,8 @@ from moesim.quality.laws import fine_grained_loss, joint_loss
 
 #: about 0.25 B active parameters, inside every range with 16 experts, top-1, and 20 B tokens
 DENSE = DensePart(num_layers=16, num_moe_layers=16, hidden_size=1024, vocab_size=32000,
-                  attention_params_per_layer=4 * 1024**2, kv_bytes_per_token_per_layer=4096.0, dense_intermediate_size=2048)
+                  attention_params_per_layer=4 * 1024**2, kv_bytes_per_token_per_layer=4096.0,
+                  dense_intermediate_size=2048)
 LAYER = MoELayer(hidden_size=1024, expert_intermediate_size=2048, num_experts=16, top_k=1)
 TOKENS = 2e10
 
