@@ -150,7 +150,8 @@ def validate_kernels(
 
     if mode not in ("calibrated", "spec"):
         raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
-    table = predicted(read_rows(rows) if rows is not None else measured_rows(system, limit), mode)
+    given = read_rows(rows) if rows is not None else measured_rows(system, limit)
+    table = predicted(given, mode)
     if "latency_ms" in table:
         errors = error_table(table)
         print_table("Measured Triton MoE kernels: error in %, share inside the 80 % interval in %", errors, list(errors[0]))
@@ -158,11 +159,8 @@ def validate_kernels(
         if ranks:
             print_table("Ranking of architecture x TP x EP under equal conditions", ranks, list(ranks[0]))
     if out is not None:
-        if rows is None:
-            write_csv(out, table.to_dict("records"))
-        else:
-            given = [c for c in table.columns if c not in ("fitted", *PREDICTIONS) and not c.startswith("_")]
-            write_csv(out, table.to_dict("records"), [*given, *PREDICTIONS])
+        columns = [c for c in given.columns if c not in PREDICTIONS]
+        write_csv(out, table.to_dict("records"), [*columns, *PREDICTIONS])
         say(f"wrote {out}")
 
 

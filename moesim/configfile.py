@@ -190,20 +190,29 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moesim"
 
 
-def _folders(kind: str) -> list[Path]:
-    bases = [Path(p) for p in os.environ.get("MOESIM_PROFILES", "").split(os.pathsep) if p]
-    return [base / kind for base in (*bases, user_folder(), _SHIPPED)]
+@lru_cache(maxsize=64)
+def _folders(kind: str, settings: tuple[str, ...]) -> list[str]:
+    bases = [Path(p) for p in settings[0].split(os.pathsep) if p]
+    return [str(base / kind) for base in (*bases, user_folder(), _SHIPPED)]
 
 
 def _index(kind: str) -> dict[str, Path]:
     """Lower-case name or alias -> file; the first folder of the search path wins, and there a name beats an alias."""
-    index: dict[str, Path] = {}
-    for folder in _folders(kind):
+    settings = tuple(os.environ.get(name, "") for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME"))
+    there = []
+    for folder in _folders(kind, settings):
         try:
-            found = _names_in(str(folder), folder.stat().st_mtime_ns)
+            there.append((folder, os.stat(folder).st_mtime_ns))
         except OSError:  # most people have no folder of their own
             continue
-        index = found | index
+    return _merged(tuple(there))
+
+
+@lru_cache(maxsize=64)
+def _merged(folders: tuple[tuple[str, int], ...]) -> dict[str, Path]:
+    index: dict[str, Path] = {}
+    for folder, modified_ns in folders:
+        index = _names_in(folder, modified_ns) | index
     return index
 
 

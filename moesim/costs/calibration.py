@@ -98,8 +98,9 @@ def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: b
     if few_shot and device in file.few_shot_factors:
         level = "few_shot"
         factors |= file.few_shot_factors[device]
-    near = generation in file.calibrated_generations
-    prefix = f"{level}-" if level != "spec_sheet" or near else "other_generation-"
+    near = level == "calibrated" or generation in file.calibrated_generations
+    # ten rows moved the parameters, but what residuals look like on another generation they cannot tell
+    prefix = f"{level}-" if near else "other_generation-"
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},

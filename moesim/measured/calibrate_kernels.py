@@ -97,9 +97,22 @@ def fit_groups() -> dict[tuple, str]:
 
 
 def may_fit(row: dict) -> bool:
-    """Whether a measured row belongs to the groups that may be fitted."""
+    """Whether a measured row belongs to the groups that may be fitted, or is one of the few-shot rows."""
     ep = fit_groups().get(tuple(row[c] for c in _GROUP))
-    return ep is not None and (ep == "any" or int(ep) == row["moe_ep_size"])
+    if ep is not None and (ep == "any" or int(ep) == row["moe_ep_size"]):
+        return True
+    return tuple(row[c] for c in silicon.COLUMNS) in _few_shot_keys()
+
+
+@cache
+def _few_shot_keys() -> set[tuple]:
+    return {tuple(row[c] for c in silicon.COLUMNS) for row in few_shot_rows()}
+
+
+def few_shot_rows() -> list[dict[str, Any]]:
+    """The rows of ``few_shot_rows.csv``: ten measured rows of each device that has factors of its own."""
+    with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(encoding="utf-8") as handle:
+        return [{k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
 
 
 def collect(framework: str) -> list[FitGroup]:
@@ -193,10 +206,8 @@ def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
 
 
 def few_shot_groups() -> dict[str, FitGroup]:
-    """The rows of ``few_shot_rows.csv`` by system."""
-    with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(encoding="utf-8") as handle:
-        rows: list[dict[str, Any]] = [
-            {k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
+    """The few-shot rows by system, ready to be priced."""
+    rows = few_shot_rows()
     return {system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})}
 
 

@@ -18,6 +18,8 @@ from moesim.measured.scoreboard import roofline_s
 
 _SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 _POWERS = ("block_m", "block_n", "block_k", "num_warps")
+#: beyond these nothing was measured, and histograms would not fit into memory or floats
+_MOST_TOKENS, _LARGEST_ALPHA = 1 << 24, 10
 _LATENCIES = ("latency", "latency_ms")
 #: what a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
@@ -72,6 +74,11 @@ def read_rows(path: Path):
     _refuse(path, table, "topk", table["topk"] > table["num_experts"], "at most num_experts")
     _refuse(path, table, "moe_ep_size", table["num_experts"] % table["moe_ep_size"] != 0, "a divisor of num_experts")
     _refuse(path, table, "moe_tp_size", table["inter_size"] // table["moe_tp_size"] < 1, "at most inter_size")
+    _refuse(path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}")
+    known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm)/.+")
+    _refuse(path, table, "dataset", ~known, "sglang/VERSION or vllm/VERSION")
+    alphas = pd.to_numeric(table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce")
+    _refuse(path, table, "distribution", alphas > _LARGEST_ALPHA, f"an ALPHA of at most {_LARGEST_ALPHA}")
     for system in table["system"].unique():
         try:
             load_profile(str(system))

@@ -79,11 +79,17 @@ def ranking_table(rows) -> list[dict[str, Any]]:
         array = np.array(values)
         table.append({
             "system": system, "dataset": dataset, "precision": precision, "groups": len(array),
-            "kendall_tau": float(np.nanmean(array[:, 0])), "regret_percent": 100 * float(array[:, 1].mean()),
+            "kendall_tau": _mean(array[:, 0]), "regret_percent": 100 * float(array[:, 1].mean()),
             "regret_p90_percent": 100 * float(np.percentile(array[:, 1], 90)),
-            "roofline_tau": float(np.nanmean(array[:, 2])), "roofline_regret_percent": 100 * float(array[:, 3].mean()),
+            "roofline_tau": _mean(array[:, 2]), "roofline_regret_percent": 100 * float(array[:, 3].mean()),
         })
     return table
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def _tau(predicted: np.ndarray, measured: np.ndarray) -> float:

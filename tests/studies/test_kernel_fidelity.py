@@ -45,7 +45,9 @@ def test_rows_hold_every_class_of_every_system_and_its_predictions(study):
     assert list(rows.columns) == [*silicon.COLUMNS, "latency_ms", "fitted", *PREDICTED, "tile", "mode", "version"]
     assert set(rows["system"]) == set(silicon.systems())
     sizes = rows.groupby(["system", "dataset", "moe_dtype", rows["moe_ep_size"] > 1, "fitted"]).size()
-    assert (sizes == 20).all()
+    few = rows["fitted"] & rows["system"].isin(["b200_sxm", "l40s"])  # no more than the ten few-shot rows
+    assert (sizes[~sizes.index.isin(sizes.index[sizes < 20])] == 20).all()
+    assert sizes[sizes < 20].sum() == few.sum() > 0
     assert rows.notna().all(axis=None)
     assert rows["tile"].str.fullmatch(r"\d+x\d+x\d+w\d+s\d+").all()
     assert set(rows["evidence"]) == {"simulated"}
