@@ -43,8 +43,8 @@ class LayerWeights:
         w_down: Down projections, shape (E, H, I).
     """
 
-    fine_EH: torch.Tensor  # noqa: N815
-    coarse_GH: torch.Tensor | None  # noqa: N815
+    fine_EH: torch.Tensor
+    coarse_GH: torch.Tensor | None
     w_gate_up: torch.Tensor
     w_down: torch.Tensor
 

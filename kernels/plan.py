@@ -38,7 +38,7 @@ class Plan:
     """
 
     sorted_pairs: torch.Tensor
-    expert_offsets_E1: torch.Tensor  # noqa: N815
+    expert_offsets_E1: torch.Tensor
     tile_expert: torch.Tensor
     tile_row: torch.Tensor
     num_tiles: torch.Tensor

@@ -49,25 +49,51 @@ class TritonInterpreter:
         Raises:
             MeasurementError: The interpreting process failed; with its last line.
         """
-        small = scaled_down(candidate.layer, num_experts=_SMALL["num_experts"], hidden_size=_SMALL["hidden_size"],
-                            width=_SMALL["expert_intermediate_size"])
-        request = {"num_experts": small.num_experts, "top_k": small.top_k, "gate": str(small.gate),
-                   "hidden_size": small.hidden_size, "expert_intermediate_size": small.expert_intermediate_size,
-                   "num_tokens": _SMALL["num_tokens"], "seed": workload.seed}
-        done = subprocess.run([sys.executable, "-m", "moesim_kernels.interpreted"], input=json.dumps(request), text=True,
-                              capture_output=True, timeout=_TIMEOUT_S, check=False,
-                              env=os.environ | {"TRITON_INTERPRET": "1"})
+        small = scaled_down(
+            candidate.layer,
+            num_experts=_SMALL["num_experts"],
+            hidden_size=_SMALL["hidden_size"],
+            width=_SMALL["expert_intermediate_size"],
+        )
+        request = {
+            "num_experts": small.num_experts,
+            "top_k": small.top_k,
+            "gate": str(small.gate),
+            "hidden_size": small.hidden_size,
+            "expert_intermediate_size": small.expert_intermediate_size,
+            "num_tokens": _SMALL["num_tokens"],
+            "seed": workload.seed,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "moesim_kernels.interpreted"],
+            input=json.dumps(request),
+            text=True,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=os.environ | {"TRITON_INTERPRET": "1"},
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise MeasurementError(f"triton_interpreter: {last}")
         found = json.loads(done.stdout)
-        note = "" if candidate.layer.precision.name == "bf16" else f"; in bf16, the candidate's {candidate.layer.precision.name} is not computed"
+        note = (
+            ""
+            if candidate.layer.precision.name == "bf16"
+            else f"; in bf16, the candidate's {candidate.layer.precision.name} is not computed"
+        )
         return CheckRow(
-            candidate=candidate.label, source=self.name, quantity="max_abs_error", status="checked",
-            measured=found["max_abs_error"], limit=found["limit"], seed=workload.seed, engine="triton_interpreter",
+            candidate=candidate.label,
+            source=self.name,
+            quantity="max_abs_error",
+            status="checked",
+            measured=found["max_abs_error"],
+            limit=found["limit"],
+            seed=workload.seed,
+            engine="triton_interpreter",
             detail=f"scaled down to E{small.num_experts} k{small.top_k} H{small.hidden_size} "
-                   f"I{small.expert_intermediate_size} {small.gate}, {request['num_tokens']} tokens: gate choices "
-                   f"{'equal' if found['choices_equal'] else 'DIFFER'}, layer output against torch{note}",
+            f"I{small.expert_intermediate_size} {small.gate}, {request['num_tokens']} tokens: gate choices "
+            f"{'equal' if found['choices_equal'] else 'DIFFER'}, layer output against torch{note}",
         )
 
 
@@ -91,8 +117,12 @@ class TritonGpu:
         from moesim_kernels.runtime import device, limits
         from moesim_kernels.tiles import tile_config
 
-        about: dict[str, Any] = {"candidate": candidate.label, "source": self.name, "quantity": "experts_time_us",
-                                 "seed": workload.seed}
+        about: dict[str, Any] = {
+            "candidate": candidate.label,
+            "source": self.name,
+            "quantity": "experts_time_us",
+            "seed": workload.seed,
+        }
         here = torch.cuda.get_device_name()
         model = cluster.profile.name.split("-")[0]
         if model not in here.lower():
@@ -103,8 +133,9 @@ class TritonGpu:
         _, traffic = traffic_of(candidate, cluster, workload)
         counts_L = traffic.counts_DL[int(traffic.counts_DL.sum(axis=1).argmax())]
         shape = ExpertShape.of(layer, candidate.parallelism.tp)
-        local = MoELayer(hidden_size=layer.hidden_size, expert_intermediate_size=int(shape.width),
-                         num_experts=len(counts_L), top_k=1)
+        local = MoELayer(
+            hidden_size=layer.hidden_size, expert_intermediate_size=int(shape.width), num_experts=len(counts_L), top_k=1
+        )
         ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[:, None].to(device())
         tile = tile_config(float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits())
         call = prepare_expert_phase(local, ids, seed=workload.seed, swiglu_tile=tile, down_tile=tile)
@@ -113,11 +144,18 @@ class TritonGpu:
         load = Load.of(counts_L[None], rows, tile.block_m)
         cost = price_experts(kernels_for(cluster.profile), replace(shape, top_k=1), load, rows, tile=tile)
         return CheckRow(
-            status="checked", simulated=float(cost.solo_s_D()[0]) / US, measured=timing.median_s / US,
-            measured_low=timing.p10_s / US, measured_high=timing.p90_s / US, in_fit_set=False, engine="kernel_model",
+            status="checked",
+            simulated=float(cost.solo_s_D()[0]) / US,
+            measured=timing.median_s / US,
+            measured_low=timing.p10_s / US,
+            measured_high=timing.p90_s / US,
+            in_fit_set=False,
+            engine="kernel_model",
             profile_hash=cluster.digest,
             detail=f"{here}: busiest device's {int(rows[0])} rows over {len(counts_L)} experts, top-1, L2 flushed, "
-                   f"median of {timing.num_calls} calls", **about)
+            f"median of {timing.num_calls} calls",
+            **about,
+        )
 
 
 def __getattr__(name: str) -> Any:

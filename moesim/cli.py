@@ -20,8 +20,12 @@ from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Simulate, search and check Mixture-of-Experts designs on GPUs you may not have yet.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Simulate, search and check Mixture-of-Experts designs on GPUs you may not have yet.",
+)
 validate_app = typer.Typer(no_args_is_help=True, help="Compare simulated with measured or published figures.")
 calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration files to the rows that may be fitted.")
 app.add_typer(validate_app, name="validate")
@@ -60,14 +64,21 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def profiles(name: Annotated[str | None, typer.Argument(help="A profile or cluster: show its numbers.")] = None) -> None:
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="A profile or cluster: show its numbers.")] = None,
+) -> None:
     """List device profiles, clusters and model presets, or one file's numbers with kind and source."""
     from moesim.report.terminal import print_table
 
     if name is None:
-        rows = [{"what": what, "names": ", ".join(found)} for what, found in (
-            ("devices", configfile.names("devices")), ("clusters", configfile.names("clusters")),
-            ("presets", preset_names()))]
+        rows = [
+            {"what": what, "names": ", ".join(found)}
+            for what, found in (
+                ("devices", configfile.names("devices")),
+                ("clusters", configfile.names("clusters")),
+                ("presets", preset_names()),
+            )
+        ]
         print_table("What can be named", rows, ["what", "names"])
         return
     try:
@@ -78,8 +89,10 @@ def profiles(name: Annotated[str | None, typer.Argument(help="A profile or clust
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
         path = configfile.find("clusters", name)
     values = configfile.raw_values(path)
-    numbers = [{"key": key, "value": values.get(key), "kind": kind, "source": source}
-               for key, (kind, source) in provenance.items()]
+    numbers = [
+        {"key": key, "value": values.get(key), "kind": kind, "source": source}
+        for key, (kind, source) in provenance.items()
+    ]
     print_table(title, numbers, ["key", "value", "kind", "source"])
 
 
@@ -94,7 +107,9 @@ def simulate(
     placement: Annotated[str, typer.Option(help="contiguous, balanced or eplb.")] = "contiguous",
     replicas: Annotated[int, typer.Option(help="Expert replicas (eplb).")] = 0,
     precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4 or nvfp4.")] = "bf16",
-    gate: Annotated[str | None, typer.Option(help="flat, group_limited:8:4, two_level:16:4; default: the preset's.")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="flat, group_limited:8:4, two_level:16:4; default: the preset's.")
+    ] = None,
     num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     engine: Annotated[str, typer.Option(help="bound, flow or event.")] = "flow",
@@ -114,20 +129,34 @@ def simulate(
     layer = replace(model.layer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     machine = load_cluster(cluster)
     spread = Parallelism(ep=ep if ep is not None else max(machine.num_devices // max(tp, 1), 1), tp=tp)
-    candidate = Candidate(layer=layer, parallelism=spread, placement=placement, num_replicas=replicas,
-                          dense_part=None if layer_only else model.dense_part)
+    candidate = Candidate(
+        layer=layer,
+        parallelism=spread,
+        placement=placement,
+        num_replicas=replicas,
+        dense_part=None if layer_only else model.dense_part,
+    )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
     result = run(candidate, machine, workload, engine=engine)
-    rows = [{"phase": name, "time_us": seconds / US, "share": f"{100 * seconds / result.layer_time_s:.0f} %"}
-            for name, seconds in result.phase_time_s.items() if seconds > 0]
-    print_table(f"{preset} on {machine.name}: {candidate.label}", rows,
-                {"phase": "critical path", "time_us": "us", "share": "share"})
-    print(f"layer          {result.layer_time_s / US:,.0f} us "
-          f"({result.layer_time_low_s / US:,.0f} to {result.layer_time_high_s / US:,.0f}), engine {engine}")
+    rows = [
+        {"phase": name, "time_us": seconds / US, "share": f"{100 * seconds / result.layer_time_s:.0f} %"}
+        for name, seconds in result.phase_time_s.items()
+        if seconds > 0
+    ]
+    print_table(
+        f"{preset} on {machine.name}: {candidate.label}",
+        rows,
+        {"phase": "critical path", "time_us": "us", "share": "share"},
+    )
+    print(
+        f"layer          {result.layer_time_s / US:,.0f} us "
+        f"({result.layer_time_low_s / US:,.0f} to {result.layer_time_high_s / US:,.0f}), engine {engine}"
+    )
     print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     if result.peak_memory_bytes is not None:
-        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {machine.profile.usable_bytes / GIB:.1f} usable GiB")
+        usable = machine.profile.usable_bytes / GIB
+        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
     print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}; tile {result.tile}")
     if out is not None:
         write_csv(out, [result.row()])
@@ -136,15 +165,17 @@ def simulate(
 @validate_app.command("kernels")
 def validate_kernels(
     rows: Annotated[Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")] = None,
-    mode: Annotated[str, typer.Option(help="calibrated, or spec: fitted on A100 and H100 plus the spec sheet.")] = "calibrated",
+    mode: Annotated[
+        str, typer.Option(help="calibrated, or spec: fitted on A100 and H100 plus the spec sheet.")
+    ] = "calibrated",
     system: Annotated[str, typer.Option(help="Without --rows: which system's measured rows, or all.")] = "h100_sxm",
     limit: Annotated[int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)] = 500,
     out: Annotated[Path | None, typer.Option(help="Write every row with its prediction as CSV.")] = None,
 ) -> None:
     """Predict measured Triton MoE kernels, rows that were fitted and rows that were not, beside a roofline."""
-    from moesim.measured.validate import PREDICTIONS, measured_rows, predicted
     from moesim.measured.predict import read_rows
     from moesim.measured.scoreboard import error_table, ranking_table
+    from moesim.measured.validate import PREDICTIONS, measured_rows, predicted
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table, say
 
@@ -154,7 +185,9 @@ def validate_kernels(
     table = predicted(given, mode)
     if "latency_ms" in table:
         errors = error_table(table)
-        print_table("Measured Triton MoE kernels: error in %, share inside the 80 % interval in %", errors, list(errors[0]))
+        print_table(
+            "Measured Triton MoE kernels: error in %, share inside the 80 % interval in %", errors, list(errors[0])
+        )
         ranks = ranking_table(table)
         if ranks:
             print_table("Ranking of architecture x TP x EP under equal conditions", ranks, list(ranks[0]))
@@ -176,7 +209,9 @@ def calibrate_kernels(
 
 
 @calibrate_app.command("transfers")
-def calibrate_transfers(out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("nccl-alltoall.toml")) -> None:
+def calibrate_transfers(
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("nccl-alltoall.toml"),
+) -> None:
     """Fit the all-to-all to NCCL measurements on A100 and H100."""
     from moesim.measured import calibrate_transfers as fitting
 
@@ -186,14 +221,19 @@ def calibrate_transfers(out: Annotated[Path, typer.Option(help="Calibration file
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
     from moesim.report.terminal import print_table, say
 
-    print_table("Error on rows left out of the fit, %", [{"class": k, **v} for k, v in scores.items()],
-                ["class", "rows", "median", "mape", "p90", "bias"])
+    print_table(
+        "Error on rows left out of the fit, %",
+        [{"class": k, **v} for k, v in scores.items()],
+        ["class", "rows", "median", "mape", "p90", "bias"],
+    )
     say(f"wrote {out}")
 
 
 @app.command()
 def measure(
-    out: Annotated[Path | None, typer.Option(help="Profile to write; default: `local` in the user's data folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Profile to write; default: `local` in the user's data folder.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0.5, max=60.0)] = 8.0,
 ) -> None:
     """Measure this machine's CPU (one thread) and write its device profile; then `--cluster local` simulates it."""
@@ -230,8 +270,17 @@ def study(
     from moesim.search.watch import watched_study, write_study
 
     described = load_study_file(file, seed)
-    found = watched_study(described.space, described.cluster, described.workload, objectives=described.objectives,
-                          num_trials=trials, seed=seed, storage=out, num_workers=workers, fresh=fresh)
+    found = watched_study(
+        described.space,
+        described.cluster,
+        described.workload,
+        objectives=described.objectives,
+        num_trials=trials,
+        seed=seed,
+        storage=out,
+        num_workers=workers,
+        fresh=fresh,
+    )
     write_study(found, out)
 
 

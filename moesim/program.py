@@ -219,7 +219,9 @@ class ProgramBuilder:
         ):
             if wrong.any():
                 e = int(wrong.argmax())
-                raise ConfigError(f"op {self._labels[op[e]]}: expected {rule}, got {amount[e]} of resource {resource[e]}")
+                raise ConfigError(
+                    f"op {self._labels[op[e]]}: expected {rule}, got {amount[e]} of resource {resource[e]}"
+                )
 
 
 def _pointers(counts: Array | Sequence[int]) -> Array:

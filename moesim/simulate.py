@@ -91,7 +91,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         ConfigError: Sizes that do not go together, in one line.
         CapacityError: The model does not fit: which device, how many GiB over.
     """
-    placed, traffic = traffic_of(candidate, cluster, workload)
+    _, traffic = traffic_of(candidate, cluster, workload)
     need = memory_of(candidate, cluster, workload)
     if must_fit and need is not None:
         check_memory(need[0], cluster.profile.usable_bytes, need[1])

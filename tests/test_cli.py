@@ -63,24 +63,32 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
     assert float(rows[1]["layer_time_us"]) < float(rows[0]["layer_time_us"])
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["simulate", "--preset", "mixtral"], "unknown preset 'mixtral': did you mean mixtral-8x7b?"),
-    (["simulate", "--cluster", "hgx-h200-8"], "unknown cluster 'hgx-h200-8': did you mean hgx-h100-8"),
-    (["simulate", "--top-k", "300"], "layer.top_k: expected at most num_experts = 128, got 300"),
-    (["simulate", "--gate", "group_limited:7:4"],
-     "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7"),
-    (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
-    (["simulate", "--precision", "int3"], "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, nvfp4, got 'int3'"),
-    (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA'"),
-    (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
-    (["simulate", "--placement", "random"], "unknown placement 'random'"),
-    (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
-    (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
-    (["simulate", "--tokens", "99999"], "workload: expected 1 to 131072 tokens over all devices, got 799992"),
-    (["profiles", "h900"], "unknown cluster 'h900'"),
-    (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
-    (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["simulate", "--preset", "mixtral"], "unknown preset 'mixtral': did you mean mixtral-8x7b?"),
+        (["simulate", "--cluster", "hgx-h200-8"], "unknown cluster 'hgx-h200-8': did you mean hgx-h100-8"),
+        (["simulate", "--top-k", "300"], "layer.top_k: expected at most num_experts = 128, got 300"),
+        (
+            ["simulate", "--gate", "group_limited:7:4"],
+            "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7",
+        ),
+        (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
+        (
+            ["simulate", "--precision", "int3"],
+            "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, nvfp4, got 'int3'",
+        ),
+        (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA'"),
+        (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
+        (["simulate", "--placement", "random"], "unknown placement 'random'"),
+        (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
+        (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
+        (["simulate", "--tokens", "99999"], "workload: expected 1 to 131072 tokens over all devices, got 799992"),
+        (["profiles", "h900"], "unknown cluster 'h900'"),
+        (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
+        (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),
+    ],
+)
 def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):
     code, out, err = moesim(*arguments)
     assert code == 2

@@ -12,8 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
-COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-            for line in block.splitlines() if line.startswith("moesim")]
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.startswith("moesim")
+]
 
 
 def test_readme_has_snippets_and_commands():
@@ -38,8 +42,14 @@ def test_command_runs(command, tmp_path):
     if "--out" in words:
         words[words.index("--out") + 1] = str(tmp_path / "out")
     environment = os.environ | {"COLUMNS": "150"}
-    done = subprocess.run([sys.executable, "-m", "moesim.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True,
-                          check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "moesim.cli", *words[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
 
 

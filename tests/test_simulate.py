@@ -22,9 +22,19 @@ def candidate(make_candidate):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("sizes", [{}, {"num_shared_experts": 1}, {"capacity_factor": 1.0}, {"ep": 4, "tp": 2},
-                                   {"placement": "eplb", "num_replicas": 8}, {"precision": Precision.named("fp8")},
-                                   {"gate": Gate.parse("two_level:4:2")}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"num_shared_experts": 1},
+        {"capacity_factor": 1.0},
+        {"ep": 4, "tp": 2},
+        {"placement": "eplb", "num_replicas": 8},
+        {"precision": Precision.named("fp8")},
+        {"gate": Gate.parse("two_level:4:2")},
+    ],
+    ids=str,
+)
 def test_phases_of_the_critical_path_sum_to_the_layer_time(hgx, make_candidate, engine, sizes):
     result = simulate(make_candidate(**sizes), hgx, WORK, engine=engine)
     assert sum(result.phase_time_s.values()) == pytest.approx(result.layer_time_s, rel=1e-12)
@@ -79,8 +89,9 @@ def test_engines_agree(hgx, candidate):
 def test_row_has_the_columns_people_rely_on(hgx, candidate):
     row = simulate(candidate, hgx, WORK).row()
     assert tuple(row) == RESULT_COLUMNS
-    assert row["layer_time_us"] == pytest.approx(sum(row[f"{p}_us"] for p in (
-        "gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")))
+    assert row["layer_time_us"] == pytest.approx(
+        sum(row[f"{p}_us"] for p in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce"))
+    )
     assert row["candidate"] == candidate.label
 
 
@@ -90,8 +101,10 @@ def test_same_arguments_same_result(hgx, candidate):
 
 
 def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path, monkeypatch):
-    hashes = {simulate(candidate, hgx, WORK).profile_hash,
-              simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash}
+    hashes = {
+        simulate(candidate, hgx, WORK).profile_hash,
+        simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash,
+    }
     for name in (hgx.profile.calibration, hgx.fabric_calibration):
         folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
         (folder / "calibration").mkdir(parents=True)
@@ -100,6 +113,17 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
         (folder / "calibration" / shipped.name).write_text(shipped.read_text() + "\n# changed\n")
         hashes.add(simulate(candidate, hgx, WORK).profile_hash)
     assert len(hashes) == 4
+
+
+def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
+    """Kernels fitted on this device, transfers on others only: no better than a spec sheet."""
+    assert simulate(candidate, hgx, WORK).calibration == "calibrated"
+    text = configfile.find("calibration", hgx.fabric_calibration).read_text()
+    (tmp_path / "calibration").mkdir()
+    path = tmp_path / "calibration" / f"{hgx.fabric_calibration}.toml"
+    path.write_text(text.replace('"h100-sxm"', '"a100-sxm"'))
+    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
+    assert simulate(candidate, hgx, WORK).calibration == "spec_sheet"
 
 
 @pytest.mark.parametrize("field", ["hbm_bandwidth_bytes_per_s", "num_sms"])
@@ -127,7 +151,8 @@ def test_balancing_helps_skewed_loads(hgx, make_candidate):
     work = Workload(num_tokens_per_device=1024, routing="zipf:0.8")
     plain, balanced, replicated = (
         simulate(make_candidate(num_experts=64, top_k=4, hidden_size=2048, placement=p, num_replicas=r), hgx, work)
-        for p, r in (("contiguous", 0), ("balanced", 0), ("eplb", 64)))
+        for p, r in (("contiguous", 0), ("balanced", 0), ("eplb", 64))
+    )
     assert replicated.load_imbalance <= balanced.load_imbalance <= plain.load_imbalance
     assert replicated.layer_time_s <= plain.layer_time_s
 
@@ -140,18 +165,29 @@ def test_a_critical_path_walks_to_the_latest_dependency(hgx, candidate):
     phases = critical_phases(program, timeline)
     last_gate = max(timeline.end_s_N[i] for i, p in enumerate(program.phases_N) if p in ("gate", "permute"))
     assert phases["gate"] + phases["permute"] == pytest.approx(last_gate)
-    assert phases["reduce"] == pytest.approx(timeline.makespan_s - max(
-        timeline.end_s_N[i] for i, p in enumerate(program.phases_N) if p == "combine"), rel=1e-9)
+    assert phases["reduce"] == pytest.approx(
+        timeline.makespan_s - max(timeline.end_s_N[i] for i, p in enumerate(program.phases_N) if p == "combine"),
+        rel=1e-9,
+    )
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"parallelism": Parallelism(ep=4)}, ConfigError,
-     "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4"),
-    ({"placement": "eplbb"}, UnknownNameError, "unknown placement 'eplbb': did you mean eplb?"),
-    ({"num_replicas": 8}, ConfigError, "placement.num_replicas: only eplb places replicas, got 8 for contiguous"),
-    ({"placement": "eplb", "num_replicas": 3}, ConfigError,
-     "placement: expected experts + replicas divisible by the 8 expert-parallel ranks, got 64 + 3"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"parallelism": Parallelism(ep=4)},
+            ConfigError,
+            "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4",
+        ),
+        ({"placement": "eplbb"}, UnknownNameError, "unknown placement 'eplbb': did you mean eplb?"),
+        ({"num_replicas": 8}, ConfigError, "placement.num_replicas: only eplb places replicas, got 8 for contiguous"),
+        (
+            {"placement": "eplb", "num_replicas": 3},
+            ConfigError,
+            "placement: expected experts + replicas divisible by the 8 expert-parallel ranks, got 64 + 3",
+        ),
+    ],
+)
 def test_one_line_errors(hgx, candidate, change, error, message):
     with pytest.raises(error) as caught:
         simulate(replace(candidate, **change), hgx, WORK)

@@ -33,7 +33,7 @@ class WaveKernels:
     calibration: Calibration
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """``count`` dependent kernel launches that do nothing else; in cycles, since front ends run on the chip's clock."""
+        """``count`` dependent launches that do nothing else; in cycles, since front ends run on the chip's clock."""
         latency = np.asarray(count) * (self.calibration["kernel_launch_cycles"] / self.profile.clock_hz)
         return PhaseCost(compute_s_D=np.zeros_like(latency), memory_s_D=np.zeros_like(latency), latency_s_D=latency)
 
@@ -80,8 +80,9 @@ class WaveKernels:
 
         Per K-iteration a tile takes its matrix instructions, 2 BM BN BK over the SM's FLOP per clock, plus
         ``iteration_overhead_cycles`` (on compute capability 10 with BM >= 64 and no block scales the instruction is
-        asynchronous: the larger of the two). Compute is the larger of a throughput time, ceil(tiles / SMs) waves of full tiles, and a
-        latency time, ceil(tiles / (SMs x CTAs per SM)) waves of chains whose iterations wait for their loads.
+        asynchronous: the larger of the two). Compute is the larger of a throughput time, ceil(tiles / SMs) waves of
+        full tiles, and a latency time, ceil(tiles / (SMs x CTAs per SM)) waves of chains whose iterations wait for
+        their loads.
         Memory is the active experts' weights plus the activations, each over its own achieved bandwidth; rows of the
         weight block shorter than 128 bytes use it less well. The smaller of compute and memory overlaps only in part.
         Blocks that hold nothing, and blocks of masked choices, which only write zeros, cost a few cycles each.
@@ -137,8 +138,11 @@ class WaveKernels:
         memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
         memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")
         slower = np.where(np.asarray(k) % _ALIGNED != 0, c["misaligned_factor"], 1.0)
-        return PhaseCost(compute_s_D=slower * compute, memory_s_D=slower * memory,
-                         latency_s_D=slower * c["overlap_loss"] * np.minimum(compute, memory))
+        return PhaseCost(
+            compute_s_D=slower * compute,
+            memory_s_D=slower * memory,
+            latency_s_D=slower * c["overlap_loss"] * np.minimum(compute, memory),
+        )
 
     def _bandwidth(self, efficiency: str) -> float:
         return self.profile.hbm_bandwidth_bytes_per_s * self.calibration[efficiency]

@@ -32,8 +32,9 @@ class MemoryNeed:
         return self.experts_bytes + self.dense_bytes + self.kv_bytes + self.buffer_bytes
 
 
-def memory_need(layer: MoELayer, dense_part: DensePart, *, slots: int, tp: int, kv_tokens: int, rows: float,
-                tokens: float) -> MemoryNeed:
+def memory_need(
+    layer: MoELayer, dense_part: DensePart, *, slots: int, tp: int, kv_tokens: int, rows: float, tokens: float
+) -> MemoryNeed:
     """Memory of one device.
 
     Args:
@@ -66,7 +67,8 @@ def check_memory(need: MemoryNeed, usable_bytes: float, device: int) -> None:
     over = need.total_bytes - usable_bytes
     if over > 0:
         raise CapacityError(
-            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of {usable_bytes / GIB:.1f} usable, "
-            f"{over / GIB:.1f} GiB over (experts {need.experts_bytes / GIB:.1f}, dense part {need.dense_bytes / GIB:.1f}, "
+            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of "
+            f"{usable_bytes / GIB:.1f} usable, {over / GIB:.1f} GiB over "
+            f"(experts {need.experts_bytes / GIB:.1f}, dense part {need.dense_bytes / GIB:.1f}, "
             f"KV cache {need.kv_bytes / GIB:.1f}, buffers {need.buffer_bytes / GIB:.1f})"
         )

@@ -33,9 +33,21 @@ class Kernels(Protocol):
     def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
         """Top-k of float32 rows."""
 
-    def grouped_gemm(self, load: Load, n: Size, k: Size, *, tile: Tile, fmt: str, weight_bytes: float,
-                     input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None, block_scaled: bool = False,
-                     weight_only: bool = False) -> PhaseCost:
+    def grouped_gemm(
+        self,
+        load: Load,
+        n: Size,
+        k: Size,
+        *,
+        tile: Tile,
+        fmt: str,
+        weight_bytes: float,
+        input_bytes: Size,
+        output_bytes: float = 2.0,
+        warm_bytes_D: Array | None = None,
+        block_scaled: bool = False,
+        weight_only: bool = False,
+    ) -> PhaseCost:
         """For each expert, (count x k) times (k x n)."""
 
 

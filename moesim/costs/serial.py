@@ -118,7 +118,8 @@ class SerialKernels:
             return self.profile.serial[name]
         except KeyError:
             raise ConfigError(
-                f"{self.profile.name}: serial.{name}: expected measured coefficients, got nothing") from None
+                f"{self.profile.name}: serial.{name}: expected measured coefficients, got nothing"
+            ) from None
 
     def _sum(self, name: str, features: dict[str, Array], calls: Array | float = 0.0) -> PhaseCost:
         table = self._table(name)
@@ -140,8 +141,9 @@ class SerialKernels:
         are counted alike, in either format. Copies that only a CPU makes are part of them.
         """
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
-        return self._sum("stream", stream_features(num_bytes, self.profile.l2_bytes),
-                         _MORE_CALLS["stream"] * (num_bytes > 0))
+        return self._sum(
+            "stream", stream_features(num_bytes, self.profile.l2_bytes), _MORE_CALLS["stream"] * (num_bytes > 0)
+        )
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
         """Rows of ``access_bytes`` read at random places and written in order."""
@@ -158,9 +160,21 @@ class SerialKernels:
         rows = np.asarray(rows_D, dtype=np.float64)
         return self._sum("top_k", top_k_features(rows, columns, k), _MORE_CALLS["top_k"] * (rows > 0))
 
-    def grouped_gemm(self, load: Load, n: Size, k: Size, *, tile: Tile, fmt: str, weight_bytes: float,
-                     input_bytes: Size, output_bytes: float = 2.0, warm_bytes_D: Array | None = None, block_scaled: bool = False,
-                     weight_only: bool = False) -> PhaseCost:
+    def grouped_gemm(
+        self,
+        load: Load,
+        n: Size,
+        k: Size,
+        *,
+        tile: Tile,
+        fmt: str,
+        weight_bytes: float,
+        input_bytes: Size,
+        output_bytes: float = 2.0,
+        warm_bytes_D: Array | None = None,
+        block_scaled: bool = False,
+        weight_only: bool = False,
+    ) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
         Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.

@@ -46,7 +46,9 @@ class Tile:
                 continue
             power = name in ("block_m", "block_n", "block_k", "num_warps")
             if value < 1 or (power and value & (value - 1)):
-                raise ConfigError(f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, got {value}")
+                raise ConfigError(
+                    f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, got {value}"
+                )
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
@@ -62,8 +64,10 @@ class Tile:
         registers = np.minimum(255.0, self.block_m * self.block_n / threads + 64)
         buffers = np.maximum(self.num_stages - 1, 1)
         shared = buffers * (self.block_m + self.block_n) * self.block_k * element_bytes + KIB
-        fit = np.minimum(np.minimum(_REGISTERS_PER_SM / (registers * threads), shared_memory_per_sm_bytes / shared),
-                         _WARPS_PER_SM / self.num_warps)
+        fit = np.minimum(
+            np.minimum(_REGISTERS_PER_SM / (registers * threads), shared_memory_per_sm_bytes / shared),
+            _WARPS_PER_SM / self.num_warps,
+        )
         return np.maximum(1, np.floor(fit))
 
 
@@ -81,8 +85,14 @@ def heuristic_tile(tokens_per_expert: float, element_bytes: float) -> Tile:
     """
     block_m = int(min(max(1 << int(np.ceil(np.log2(max(tokens_per_expert, 1.0)))), 16), 128))
     block_n = 128 if block_m >= 32 else 64
-    return Tile(block_m=block_m, block_n=block_n, block_k=int(128 // element_bytes), group_m=16 if block_m < 64 else 8,
-                num_warps=8 if block_m * block_n >= 128 * 128 else 4, num_stages=4)
+    return Tile(
+        block_m=block_m,
+        block_n=block_n,
+        block_k=int(128 // element_bytes),
+        group_m=16 if block_m < 64 else 8,
+        num_warps=8 if block_m * block_n >= 128 * 128 else 4,
+        num_stages=4,
+    )
 
 
 @cache
@@ -91,10 +101,15 @@ def _tuned() -> dict[tuple[str, str, int, int], dict[int, Tile]]:
     path = files("moesim_hw_profiles") / "tiles" / "sglang-0.5.14.csv"
     with path.open(encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            key = (row["device"].replace("_", "-"), row["moe_dtype"], int(row["local_experts"]),
-                   int(row["local_intermediate_size"]))
-            numbers = {name: int(row[name]) for name in
-                       ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")}
+            key = (
+                row["device"].replace("_", "-"),
+                row["moe_dtype"],
+                int(row["local_experts"]),
+                int(row["local_intermediate_size"]),
+            )
+            numbers = {
+                name: int(row[name]) for name in ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+            }
             table.setdefault(key, {})[int(row["num_tokens"])] = Tile(**numbers)
     return table
 
@@ -140,9 +155,20 @@ def vllm_tile(moe_dtype: str, num_experts: int, num_tokens: int) -> Tile:
         num_tokens: Tokens that enter the kernel.
     """
     if moe_dtype == "fp8_block":
-        return Tile(block_m=16 if num_tokens <= 64 else 64, block_n=128, block_k=128,
-                    group_m=1 if num_tokens <= 16 else 32, num_warps=4, num_stages=3)
+        return Tile(
+            block_m=16 if num_tokens <= 64 else 64,
+            block_n=128,
+            block_k=128,
+            group_m=1 if num_tokens <= 16 else 32,
+            num_warps=4,
+            num_stages=3,
+        )
     block_m = 16 if num_tokens <= 32 else 32 if num_tokens <= 96 else 64 if num_tokens <= 512 else 128
-    return Tile(block_m=block_m, block_n=64 if num_tokens <= 64 else 128, block_k=128 if num_tokens <= 64 else 64,
-                group_m=16 if num_tokens // num_experts > 128 else 1, num_warps=4 if num_tokens <= 128 else 8,
-                num_stages=4 if num_tokens <= 32 else 3)
+    return Tile(
+        block_m=block_m,
+        block_n=64 if num_tokens <= 64 else 128,
+        block_k=128 if num_tokens <= 64 else 64,
+        group_m=16 if num_tokens // num_experts > 128 else 1,
+        num_warps=4 if num_tokens <= 128 else 8,
+        num_stages=4 if num_tokens <= 32 else 3,
+    )

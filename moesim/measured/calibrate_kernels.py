@@ -1,7 +1,8 @@
 """Fit the kernel cost model's parameters to measured rows: ``moesim calibrate kernels``.
 
 One file per framework, since sglang's and vLLM's kernels differ in more than their tiles (and vLLM's benchmark
-includes the router's top-k): the simulator prices with sglang's, ``triton-moe``; ``triton-moe-vllm`` predicts vLLM's rows.
+includes the router's top-k): the simulator prices with sglang's, ``triton-moe``; ``triton-moe-vllm`` predicts vLLM's
+rows.
 Only rows of the groups in ``hw_profiles/silicon/fit_groups.csv`` (A100 and H100) are used, none under 50 us; every
 other row of the package stays for scoring. The fit is robust; the scores and the P10 and P90 that become intervals
 come from cross validation that leaves out whole shapes. Refitting draws the same rows again and gives the same file.
@@ -50,12 +51,19 @@ FRAMEWORKS = ("sglang", "vllm")
 SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 _GROUP = ("system", "dataset", "kernel_source", "moe_dtype", *SHAPE)
 #: what ten rows of a device may correct: what differs between chips beyond their spec sheets
-FEW_SHOT = ("iteration_overhead_cycles", "weight_bandwidth_efficiency", "activation_bandwidth_efficiency",
-            "kernel_launch_cycles")
+FEW_SHOT = (
+    "iteration_overhead_cycles",
+    "weight_bandwidth_efficiency",
+    "activation_bandwidth_efficiency",
+    "kernel_launch_cycles",
+)
 _FOLDS, _ROWS_PER_GROUP, _FEW, _SEED = 5, 200, 10, 0
-_RESIDUAL_KINDS = {"calibrated": "cross-validated by shape", "spec_sheet": "device left out of the fit",
-                   "few_shot": "device left out of the fit but for ten rows",
-                   "other_generation": "device left out of the fit, and a bias like theirs"}
+_RESIDUAL_KINDS = {
+    "calibrated": "cross-validated by shape",
+    "spec_sheet": "device left out of the fit",
+    "few_shot": "device left out of the fit but for ten rows",
+    "other_generation": "device left out of the fit, and a bias like theirs",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,8 +89,9 @@ class FitGroup:
     def few(self, seed: int) -> "FitGroup":
         """One row of the group, drawn."""
         chosen = int(np.random.default_rng(seed).integers(len(self.measured_s)))
-        return replace(self, draws=self.draws.only(chosen), spread=self.spread[[chosen]],
-                       measured_s=self.measured_s[[chosen]])
+        return replace(
+            self, draws=self.draws.only(chosen), spread=self.spread[[chosen]], measured_s=self.measured_s[[chosen]]
+        )
 
 
 #: groups with the predicted seconds of their rows
@@ -93,7 +102,9 @@ Predictions = list[tuple[FitGroup, np.ndarray]]
 def fit_groups() -> dict[tuple, str]:
     """(system, dataset, kernel, precision, *shape) -> which moe_ep_size may be fitted: ``any`` or a number."""
     with (files("moesim_hw_profiles") / "silicon" / "fit_groups.csv").open(encoding="utf-8") as handle:
-        return {tuple(int(row[c]) if c in SHAPE else row[c] for c in _GROUP): row["ep"] for row in csv.DictReader(handle)}
+        return {
+            tuple(int(row[c]) if c in SHAPE else row[c] for c in _GROUP): row["ep"] for row in csv.DictReader(handle)
+        }
 
 
 def may_fit(row: dict) -> bool:
@@ -140,8 +151,11 @@ def collect(framework: str) -> list[FitGroup]:
 def _group(rows: list[dict]) -> FitGroup:
     first = rows[0]
     return FitGroup(
-        system=first["system"], precision=first["moe_dtype"], shape=tuple(first[c] for c in SHAPE),
-        draws=draw_rows(rows, load_profile(first["system"])), spread=np.array([r["moe_ep_size"] > 1 for r in rows]),
+        system=first["system"],
+        precision=first["moe_dtype"],
+        shape=tuple(first[c] for c in SHAPE),
+        draws=draw_rows(rows, load_profile(first["system"])),
+        spread=np.array([r["moe_ep_size"] > 1 for r in rows]),
         measured_s=np.array([float(r["latency_ms"]) for r in rows]) * 1e-3,
     )
 
@@ -208,7 +222,9 @@ def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
 def few_shot_groups() -> dict[str, FitGroup]:
     """The few-shot rows by system, ready to be priced."""
     rows = few_shot_rows()
-    return {system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})}
+    return {
+        system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})
+    }
 
 
 def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predictions) -> dict[str, dict]:
@@ -229,8 +245,9 @@ def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predi
             reference = away.get(twin.replace("calibrated", level)), home.get(twin)
             if reference[0] and reference[1]:
                 wider = {end: cls[end] * reference[0][end] / reference[1][end] for end in ("low", "high")}
-                out[name.replace("calibrated", level)] = cls | wider | {
-                    "kind": "cross-validated by shape, widened as bfloat16 is from device to device"}
+                out[name.replace("calibrated", level)] = (
+                    cls | wider | {"kind": "cross-validated by shape, widened as bfloat16 is from device to device"}
+                )
     return out
 
 
@@ -255,7 +272,9 @@ def other_generation(elsewhere: Predictions) -> dict[str, dict]:
         half = float(np.hypot((high - low) / 2, bias))
         for precision in ("bfloat16", "fp8_block"):
             out[name.replace("bfloat16", precision)] = cls | {
-                "low": float(np.exp(middle - half)), "high": float(np.exp(middle + half))}
+                "low": float(np.exp(middle - half)),
+                "high": float(np.exp(middle + half)),
+            }
     return out
 
 
@@ -264,12 +283,17 @@ def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
     out = {}
     for precision in sorted({g.precision for g, _ in predictions}):
         for spread, name in ((False, "ep1"), (True, "epn")):
-            ratio = np.concatenate([(g.measured_s / p)[g.spread == spread] for g, p in predictions
-                                    if g.precision == precision])
+            ratio = np.concatenate(
+                [(g.measured_s / p)[g.spread == spread] for g, p in predictions if g.precision == precision]
+            )
             if len(ratio):
                 low, high = np.percentile(ratio, [10, 90])
-                out[f"{level}-{precision}-{name}"] = {"low": low, "high": high, "rows": len(ratio),
-                                                      "kind": _RESIDUAL_KINDS[level]}
+                out[f"{level}-{precision}-{name}"] = {
+                    "low": low,
+                    "high": high,
+                    "rows": len(ratio),
+                    "kind": _RESIDUAL_KINDS[level],
+                }
     return out
 
 
@@ -289,26 +313,31 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
     fitted = fit(groups)
     profiles = sorted({g.system.replace("_", "-") for g in groups})
     parameters = {name: value for name, value in fitted.items() if name not in _DEVICE_FACTORS}
-    few = {} if framework != FRAMEWORKS[0] else {
-        system.replace("_", "-"): few_shot_factors([g], fitted) for system, g in few_shot_groups().items()}
+    few = (
+        {}
+        if framework != FRAMEWORKS[0]
+        else {system.replace("_", "-"): few_shot_factors([g], fitted) for system, g in few_shot_groups().items()}
+    )
     scores = {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
         chosen = [(g, p) for g, p in held_out if (g.system, g.precision) == (system, precision)]
         scores[f"{system.replace('_', '-')}-{precision}"] = error_scores(
-            np.concatenate([p for _, p in chosen]), np.concatenate([g.measured_s for g, _ in chosen]))
+            np.concatenate([p for _, p in chosen]), np.concatenate([g.measured_s for g, _ in chosen])
+        )
     own = {key: ep for key, ep in fit_groups().items() if key[1].startswith(framework)}
     write_calibration(
         path,
         title=f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams",
         command=f"moesim calibrate kernels --framework {framework}",
         fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
-                  f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
+        f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
         sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
         profiles=profiles,
         generations=sorted({generation_of(load_profile(p)) for p in profiles}),
         parameters=parameters,
-        device_factors={device: {scaled: fitted[name]} for name, (device, scaled) in _DEVICE_FACTORS.items()
-                        if device in profiles},
+        device_factors={
+            device: {scaled: fitted[name]} for name, (device, scaled) in _DEVICE_FACTORS.items() if device in profiles
+        },
         few_shot_factors=few,
         residuals=all_residuals(held_out, elsewhere, with_ten) | other_generation(elsewhere),
         scores=scores,

@@ -41,8 +41,11 @@ def _predict(rows, parameters: dict[str, float]) -> np.ndarray:
         if system == "a100_sxm":
             device["start_us"] *= factor
         calibration = Calibration(name="", parameters=device, residuals={}, level="calibrated", digest="")
-        transfers = Transfers(link_bytes_per_s=load_cluster(_CLUSTERS[system]).link_bytes_per_s, num_devices=int(gpus),
-                              calibration=calibration)
+        transfers = Transfers(
+            link_bytes_per_s=load_cluster(_CLUSTERS[system]).link_bytes_per_s,
+            num_devices=int(gpus),
+            calibration=calibration,
+        )
         remote = part["message_size"].to_numpy() * _HALF_BYTES * (gpus - 1) / gpus
         out[rows.index.get_indexer(part.index)] = transfers.exchange_s(remote)
     return out
@@ -67,9 +70,12 @@ def calibrate(path: Path) -> dict[str, dict[str, float]]:
         held = sizes % _FOLDS == fold
         predicted[held] = _predict(rows[held], fit(~held))
     low, high = np.percentile(measured / predicted, [10, 90])
-    scores = {system.replace("_", "-"): error_scores(predicted[(rows["system"] == system).to_numpy()],
-                                                     measured[(rows["system"] == system).to_numpy()])
-              for system in _CLUSTERS}
+    scores = {
+        system.replace("_", "-"): error_scores(
+            predicted[(rows["system"] == system).to_numpy()], measured[(rows["system"] == system).to_numpy()]
+        )
+        for system in _CLUSTERS
+    }
     parameters = fit(np.ones(len(rows), dtype=bool))
     factor = parameters.pop("a100_start")
     versions = sorted({f"{s} {d}" for s, d in zip(rows["system"], rows["dataset"], strict=True)})
@@ -83,7 +89,9 @@ def calibrate(path: Path) -> dict[str, dict[str, float]]:
         generations=sorted({generation_of(load_cluster(c).profile) for c in _CLUSTERS.values()}),
         parameters=parameters,
         device_factors={"a100-sxm": {"start_us": factor}},
-        residuals={"calibrated-alltoall": {"low": low, "high": high, "rows": len(rows), "kind": "cross-validated by size"}},
+        residuals={
+            "calibrated-alltoall": {"low": low, "high": high, "rows": len(rows), "kind": "cross-validated by size"}
+        },
         scores=scores,
         fit_groups=versions,
     )

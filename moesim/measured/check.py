@@ -20,9 +20,29 @@ from moesim.report.terminal import print_table
 from moesim.topology import Cluster
 from moesim.version import VERSION
 
-CHECK_COLUMNS = ("candidate", "role", "source", "quantity", "status", "simulated", "simulated_low", "simulated_high",
-                 "measured", "measured_low", "measured_high", "error_percent", "limit", "in_fit_set", "detail",
-                 "evidence", "calibration", "seed", "engine", "version", "profile_hash")
+CHECK_COLUMNS = (
+    "candidate",
+    "role",
+    "source",
+    "quantity",
+    "status",
+    "simulated",
+    "simulated_low",
+    "simulated_high",
+    "measured",
+    "measured_low",
+    "measured_high",
+    "error_percent",
+    "limit",
+    "in_fit_set",
+    "detail",
+    "evidence",
+    "calibration",
+    "seed",
+    "engine",
+    "version",
+    "profile_hash",
+)
 _SCALED_DOWN = ("triton_interpreter", "torch_cpu")
 
 
@@ -36,12 +56,24 @@ def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cl
     reason = source.unavailable_because()
     if reason is None:
         return source.check(candidate, cluster, workload)
-    return CheckRow(candidate=candidate.label, source=source.name, quantity="", status="unavailable", detail=reason,
-                    seed=workload.seed)
+    return CheckRow(
+        candidate=candidate.label,
+        source=source.name,
+        quantity="",
+        status="unavailable",
+        detail=reason,
+        seed=workload.seed,
+    )
 
 
-def check_all(winners: list[Candidate], measured: list[Candidate], cluster: Cluster, workload: Workload,
-              sources: dict[str, MeasurementSource], say: Callable[[str], None]) -> list[tuple[str, CheckRow]]:
+def check_all(
+    winners: list[Candidate],
+    measured: list[Candidate],
+    cluster: Cluster,
+    workload: Workload,
+    sources: dict[str, MeasurementSource],
+    say: Callable[[str], None],
+) -> list[tuple[str, CheckRow]]:
     """Check everything.
 
     Args:
@@ -68,8 +100,11 @@ def check_all(winners: list[Candidate], measured: list[Candidate], cluster: Clus
             say(f"check {name}: {len(chosen)} of {len(winners)} winners")
         rows += [("winner", check_candidate(source, c, cluster, workload)) for c in chosen]
     known = {c.label for c in winners}
-    rows += [("measured", check_candidate(sources["silicon"], c, cluster, workload))
-             for c in measured if c.label not in known]
+    rows += [
+        ("measured", check_candidate(sources["silicon"], c, cluster, workload))
+        for c in measured
+        if c.label not in known
+    ]
     return rows
 
 
@@ -81,7 +116,9 @@ def write_check(path: Path, rows: Iterable[tuple[str, CheckRow]]) -> None:
 def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
     """Flat row for check.csv."""
     return {name: getattr(check, name) for name in CHECK_COLUMNS if hasattr(check, name)} | {
-        "role": role, "version": VERSION}
+        "role": role,
+        "version": VERSION,
+    }
 
 
 def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
@@ -99,16 +136,29 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
     measured = np.array([r.measured for r in distinct.values()], dtype=np.float64)
     errors = error_scores(simulated, measured) if len(distinct) else {}
     ranks = ranking(simulated, measured) or {}
-    return {"rows": len(distinct), **{k: errors.get(k, "n/a") for k in ("median", "mape", "p90", "bias")},
-            **{k: ranks.get(k, "n/a") for k in ("kendall_tau", "regret")}}
+    return {
+        "rows": len(distinct),
+        **{k: errors.get(k, "n/a") for k in ("median", "mape", "p90", "bias")},
+        **{k: ranks.get(k, "n/a") for k in ("kendall_tau", "regret")},
+    }
 
 
 def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     """What the terminal shows at the end: times simulated and measured, numerical checks, and the ranking."""
     timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
-    print_table("Check: simulated against measured, us (* = winner)", [_terminal_row(role, row) for role, row in timed], {
-        "candidate": "candidate", "kind": "kind", "simulated": "simulated", "interval": "P10-P90",
-        "measured": "measured", "error": "error %", "fitted": "fitted on"})
+    print_table(
+        "Check: simulated against measured, us (* = winner)",
+        [_terminal_row(role, row) for role, row in timed],
+        {
+            "candidate": "candidate",
+            "kind": "kind",
+            "simulated": "simulated",
+            "interval": "P10-P90",
+            "measured": "measured",
+            "error": "error %",
+            "fitted": "fitted on",
+        },
+    )
     for _, row in rows:
         if row.limit is not None and row.measured is not None:
             verdict = "ok" if row.measured <= row.limit else "WRONG"
@@ -120,9 +170,11 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     every = [row for _, row in rows]
     for title, chosen in (("all checked rows", every), ("rows never fitted", [r for r in every if not r.in_fit_set])):
         s = silicon_summary(chosen)
-        print(f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} %, mean "
-              f"{_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
-              f"regret of the simulated best {_number(s['regret'], percent=True)}")
+        print(
+            f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} %, mean "
+            f"{_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
+            f"regret of the simulated best {_number(s['regret'], percent=True)}"
+        )
 
 
 def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
@@ -130,10 +182,15 @@ def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
     if row.simulated_low is not None and row.simulated_high is not None:
         interval = f"{row.simulated_low:,.0f}-{row.simulated_high:,.0f}"
     fitted = "" if row.in_fit_set is None else "yes" if row.in_fit_set else "no"
-    return {"candidate": ("* " if role == "winner" else "  ") + row.candidate, "kind": row.source,
-            "simulated": None if row.simulated is None else round(row.simulated), "interval": interval,
-            "measured": row.status if row.measured is None else f"{row.measured:,.0f}",
-            "error": None if row.error_percent is None else f"{row.error_percent:+.1f}", "fitted": fitted}
+    return {
+        "candidate": ("* " if role == "winner" else "  ") + row.candidate,
+        "kind": row.source,
+        "simulated": None if row.simulated is None else round(row.simulated),
+        "interval": interval,
+        "measured": row.status if row.measured is None else f"{row.measured:,.0f}",
+        "error": None if row.error_percent is None else f"{row.error_percent:+.1f}",
+        "fitted": fitted,
+    }
 
 
 def _number(value: float | str, *, percent: bool = False) -> str:

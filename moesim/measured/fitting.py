@@ -15,8 +15,9 @@ Bounds = dict[str, tuple[float, float, float]]
 _ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.2
 
 
-def few_shot_fit(log_errors: Callable[[dict[str, float]], np.ndarray], parameters: dict[str, float],
-                 names: tuple[str, ...]) -> dict[str, float]:
+def few_shot_fit(
+    log_errors: Callable[[dict[str, float]], np.ndarray], parameters: dict[str, float], names: tuple[str, ...]
+) -> dict[str, float]:
     """Factors of a few parameters from a few rows: the most probable ones if factors are near 1 beforehand.
 
     Minimises the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors over `_FACTOR_SPREAD`.
@@ -42,7 +43,9 @@ def few_shot_fit(log_errors: Callable[[dict[str, float]], np.ndarray], parameter
     return {n: float(np.exp(v)) for n, v in zip(names, solution.x, strict=True)}
 
 
-def robust_fit(log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray) -> dict[str, float]:
+def robust_fit(
+    log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray
+) -> dict[str, float]:
     """Minimise a soft-L1 loss of weighted log errors (scale 0.1: beyond 10 % an error counts linearly).
 
     Args:
@@ -58,8 +61,11 @@ def robust_fit(log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bou
     scale = np.array([b[0] for b in bounds.values()])
     root = np.sqrt(weights)
     solution = least_squares(
-        lambda x: root * log_errors(dict(zip(bounds, x * scale, strict=True))), np.ones(len(scale)),
-        loss="soft_l1", f_scale=0.1, diff_step=1e-3,
+        lambda x: root * log_errors(dict(zip(bounds, x * scale, strict=True))),
+        np.ones(len(scale)),
+        loss="soft_l1",
+        f_scale=0.1,
+        diff_step=1e-3,
         bounds=(np.array([b[1] for b in bounds.values()]) / scale, np.array([b[2] for b in bounds.values()]) / scale),
     )
     return dict(zip(bounds, (solution.x * scale).tolist(), strict=True))
@@ -110,10 +116,20 @@ def write_calibration(
         for device, factors in (devices or {}).items():
             lines += ["", f"[{table}.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
     for name, spread in residuals.items():
-        lines += ["", f"# P10 and P90 of measured / predicted on rows left out of the fit: {name}",
-                  f"[residuals.{name}]", f"low = {_number(spread['low'])}", f"high = {_number(spread['high'])}",
-                  f"kind = {_text(spread['kind'])}", f"rows = {spread['rows']}"]
+        lines += [
+            "",
+            f"# P10 and P90 of measured / predicted on rows left out of the fit: {name}",
+            f"[residuals.{name}]",
+            f"low = {_number(spread['low'])}",
+            f"high = {_number(spread['high'])}",
+            f"kind = {_text(spread['kind'])}",
+            f"rows = {spread['rows']}",
+        ]
     for name, values in scores.items():
-        lines += ["", "# percent, on rows left out of the fit", f"[scores.{name}]",
-                  *(f"{key} = {_number(value)}" for key, value in values.items())]
+        lines += [
+            "",
+            "# percent, on rows left out of the fit",
+            f"[scores.{name}]",
+            *(f"{key} = {_number(value)}" for key, value in values.items()),
+        ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -40,13 +40,17 @@ def measured_architectures(cluster: Cluster, workload: Workload, hidden_size: in
     devices = cluster.num_devices
     for dataset in DATASETS.get(cluster.profile.name, ()):
         rows = silicon.load_rows(cluster.profile.name.replace("-", "_"), dataset)
-        rows = rows[(rows["hidden_size"] == hidden_size) & rows["moe_dtype"].isin(PRECISION)
-                    & (rows["num_tokens"] == devices * workload.num_tokens_per_device)
-                    & (rows["distribution"] == distribution_of(workload.routing))
-                    & (rows["moe_tp_size"] * rows["moe_ep_size"] == devices)]
+        rows = rows[
+            (rows["hidden_size"] == hidden_size)
+            & rows["moe_dtype"].isin(PRECISION)
+            & (rows["num_tokens"] == devices * workload.num_tokens_per_device)
+            & (rows["distribution"] == distribution_of(workload.routing))
+            & (rows["moe_tp_size"] * rows["moe_ep_size"] == devices)
+        ]
         for row in rows.to_dict("records"):
             point = {
-                "num_experts": row["num_experts"], "top_k": row["topk"],
+                "num_experts": row["num_experts"],
+                "top_k": row["topk"],
                 "expert_intermediate_size": row["inter_size"],
                 "parallelism": f"ep{row['moe_ep_size']}tp{row['moe_tp_size']}",
                 "precision": _PRECISION_NAMES[row["moe_dtype"]],
@@ -66,13 +70,19 @@ class Silicon:
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
         """Look up the exact row and predict it at its own semantics."""
-        about: dict[str, Any] = {"candidate": candidate.label, "source": self.name, "quantity": "experts_time_us",
-                                 "seed": workload.seed}
+        about: dict[str, Any] = {
+            "candidate": candidate.label,
+            "source": self.name,
+            "quantity": "experts_time_us",
+            "seed": workload.seed,
+        }
         if reason := self.unavailable_because():
             return CheckRow(status="unavailable", detail=reason, **about)
         row = self._row(candidate.layer, candidate, cluster, workload)
         if row is None:
-            return CheckRow(status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}", **about)
+            return CheckRow(
+                status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}", **about
+            )
         profile = cluster.profile
         kernels = row_kernels(row["dataset"], profile)
         calibration = kernels.calibration
@@ -80,14 +90,29 @@ class Silicon:
         low, high = calibration.interval(residual_class(row["moe_dtype"], row["moe_ep_size"]))
         tile = row_tile(row, profile.name)
         return CheckRow(
-            status="checked", simulated=predicted / US, simulated_low=predicted * low / US,
-            simulated_high=predicted * high / US, measured=row["latency_ms"] * 1e3, in_fit_set=may_fit(row),
-            calibration=calibration.level, engine="kernel_model", profile_hash=calibration.digest,
+            status="checked",
+            simulated=predicted / US,
+            simulated_low=predicted * low / US,
+            simulated_high=predicted * high / US,
+            measured=row["latency_ms"] * 1e3,
+            in_fit_set=may_fit(row),
+            calibration=calibration.level,
+            engine="kernel_model",
+            profile_hash=calibration.digest,
             detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, {row['distribution']}, "
-                   f"tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile {tile}: contiguous experts, hottest rank, "
-                   "no gate limits, warm L2; measured is a mean of back-to-back calls",
-            extra={"row": (row["dataset"], row["num_experts"], row["topk"], row["inter_size"], row["moe_dtype"],
-                            row["moe_tp_size"], row["moe_ep_size"])},
+            f"tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile {tile}: contiguous experts, hottest rank, "
+            "no gate limits, warm L2; measured is a mean of back-to-back calls",
+            extra={
+                "row": (
+                    row["dataset"],
+                    row["num_experts"],
+                    row["topk"],
+                    row["inter_size"],
+                    row["moe_dtype"],
+                    row["moe_tp_size"],
+                    row["moe_ep_size"],
+                )
+            },
             **about,
         )
 
@@ -96,10 +121,15 @@ class Silicon:
             return None
         dtypes = {name: dtype for dtype, name in _PRECISION_NAMES.items()}
         wanted = {
-            "moe_dtype": dtypes.get(layer.precision.name), "num_tokens": cluster.num_devices * workload.num_tokens_per_device,
-            "hidden_size": layer.hidden_size, "inter_size": layer.expert_intermediate_size, "topk": layer.top_k,
-            "num_experts": layer.num_experts, "moe_tp_size": candidate.parallelism.tp,
-            "moe_ep_size": candidate.parallelism.ep, "distribution": distribution_of(workload.routing),
+            "moe_dtype": dtypes.get(layer.precision.name),
+            "num_tokens": cluster.num_devices * workload.num_tokens_per_device,
+            "hidden_size": layer.hidden_size,
+            "inter_size": layer.expert_intermediate_size,
+            "topk": layer.top_k,
+            "num_experts": layer.num_experts,
+            "moe_tp_size": candidate.parallelism.tp,
+            "moe_ep_size": candidate.parallelism.ep,
+            "distribution": distribution_of(workload.routing),
         }
         for dataset in DATASETS.get(cluster.profile.name, ()):
             rows = silicon.load_rows(cluster.profile.name.replace("-", "_"), dataset)

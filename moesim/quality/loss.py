@@ -10,6 +10,7 @@ larger than the laws' range. So the estimate carries an interval that widens out
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
@@ -43,8 +44,13 @@ class LossEstimate:
 
     def row(self) -> dict[str, object]:
         """Flat columns for a CSV file, in nats."""
-        return {"loss": self.loss, "loss_low": self.low, "loss_high": self.high, "loss_extrapolated": self.extrapolated,
-                "loss_outside": "; ".join(self.outside)}
+        return {
+            "loss": self.loss,
+            "loss_low": self.low,
+            "loss_high": self.high,
+            "loss_extrapolated": self.extrapolated,
+            "loss_outside": "; ".join(self.outside),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,11 @@ def _deltas(layer: MoELayer) -> list[_Delta]:
         deltas.append(_Delta(0.024, 0.0, 0.095))
     if layer.capacity_factor is not None:
         # Switch Transformer, arXiv 2101.03961, table 1, relative to capacity factor 2.0: top-1, and top-2 for k > 1
-        points = ((1.0, 0.007), (1.25, -0.001), (2.0, 0.0)) if layer.top_k == 1 else (
-            (1.0, 0.025), (1.25, 0.012), (2.0, 0.0))
+        points = (
+            ((1.0, 0.007), (1.25, -0.001), (2.0, 0.0))
+            if layer.top_k == 1
+            else ((1.0, 0.025), (1.25, 0.012), (2.0, 0.0))
+        )
         nats = _interpolate(points, layer.capacity_factor)
         deltas.append(_Delta(nats, nats - 0.005, nats + 0.005))
     return deltas
@@ -84,7 +93,7 @@ def _deltas(layer: MoELayer) -> list[_Delta]:
 def _interpolate(points: tuple[tuple[float, float], ...], x: float) -> float:
     if x <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return points[-1][1]
@@ -97,8 +106,9 @@ def _doublings_outside(name: str, value: float, low: float, high: float) -> tupl
     return abs(math.log2(value / edge)), f"{name} {value:.4g} outside {low:g}-{high:g}"
 
 
-def estimate_loss(layer: MoELayer, dense_part: DensePart, *, train_tokens: float | None = None,
-                  train_flops: float | None = None) -> LossEstimate:
+def estimate_loss(
+    layer: MoELayer, dense_part: DensePart, *, train_tokens: float | None = None, train_flops: float | None = None
+) -> LossEstimate:
     """Estimate the pre-training loss of a model.
 
     Args:
@@ -115,18 +125,30 @@ def estimate_loss(layer: MoELayer, dense_part: DensePart, *, train_tokens: float
     active = float(dense_part.active_params(layer))
     tokens = train_tokens if train_tokens is not None else (train_flops or 0.0) / (6.0 * active)
     if not tokens > 0:
-        raise ConfigError(f"loss: expected a training budget > 0, got {train_tokens if train_tokens is not None else train_flops!r}")
+        raise ConfigError(
+            f"loss: expected a training budget > 0, got {train_tokens if train_tokens is not None else train_flops!r}"
+        )
     e_eff = layer.num_experts / layer.top_k
     granularity = dense_part.dense_intermediate_size / layer.expert_intermediate_size
     step = fine_grained_loss(active, tokens, granularity) - fine_grained_loss(active, tokens, 1.0)
     deltas = _deltas(layer)
     loss = joint_loss(e_eff, active, tokens) + step + sum(d.nats for d in deltas)
 
-    checks = [_doublings_outside(name, value, *JOINT_RANGE[name]) for name, value in
-              (("E_eff", e_eff), ("active_params", active), ("train_tokens", tokens), ("tokens_per_param", tokens / active))
-              ] + [_doublings_outside("granularity", granularity, *GRANULARITY_RANGE)]
+    checks = [
+        _doublings_outside(name, value, *JOINT_RANGE[name])
+        for name, value in (
+            ("E_eff", e_eff),
+            ("active_params", active),
+            ("train_tokens", tokens),
+            ("tokens_per_param", tokens / active),
+        )
+    ] + [_doublings_outside("granularity", granularity, *GRANULARITY_RANGE)]
     half = _BASE_NATS + _OUTSIDE_NATS_PER_DOUBLING * sum(d for d, _ in checks) + _STEP_UNCERTAINTY * abs(step)
     outside = tuple(text for _, text in checks if text)
-    return LossEstimate(loss=loss, low=loss - half + sum(d.low - d.nats for d in deltas),
-                        high=loss + half + sum(d.high - d.nats for d in deltas),
-                        extrapolated=bool(outside), outside=outside)
+    return LossEstimate(
+        loss=loss,
+        low=loss - half + sum(d.low - d.nats for d in deltas),
+        high=loss + half + sum(d.high - d.nats for d in deltas),
+        extrapolated=bool(outside),
+        outside=outside,
+    )

@@ -39,7 +39,9 @@ class RoutingSpec:
             alpha = -1.0
         if (kind == "uniform" and not number) or (kind in ("zipf", "power_law") and 0 < alpha < math.inf):
             return cls(kind=kind, alpha=alpha)
-        raise ConfigError(f"routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA' with ALPHA > 0, got {text!r}")
+        raise ConfigError(
+            f"routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA' with ALPHA > 0, got {text!r}"
+        )
 
     def __str__(self) -> str:
         return self.kind if self.kind == "uniform" else f"{self.kind}:{self.alpha:g}"
@@ -76,7 +78,7 @@ def _truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -
 
 
 def _capped(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """Shares of ``total`` in proportion to weights, none above ``cap``: what the capped cannot take goes to the others."""
+    """Shares of ``total`` in proportion to weights, none above ``cap``; the others take what the capped cannot."""
     share = np.zeros(len(weight_E))
     free = np.ones(len(weight_E), dtype=bool)
     while True:

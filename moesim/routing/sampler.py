@@ -2,9 +2,9 @@
 
 Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load times, form a line
 of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load exceeds T, no token meets an expert
-twice, and the loads hold exactly. Exchanges between tokens then make it chance which experts meet in one. A gate that limits a token to some groups is sampled in two stages the same way:
-first which groups, then which experts inside them. Its loads are those of the distribution as far as the limit
-allows: a group is never used by more than T tokens.
+twice, and the loads hold exactly. Exchanges between tokens then make it chance which experts meet in one. A gate that
+limits a token to some groups is sampled in two stages the same way: first which groups, then which experts inside
+them. Its loads are those of the distribution as far as the limit allows: a group is never used by more than T tokens.
 
 Shape legend: S sources (devices), T tokens of all sources, K choices, E experts.
 """
@@ -101,7 +101,9 @@ def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: 
     return ids_TK
 
 
-def route(spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens_S: np.ndarray, seed: int) -> Routing:
+def route(
+    spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens_S: np.ndarray, seed: int
+) -> Routing:
     """Draw the experts of every token.
 
     Args:
@@ -121,8 +123,6 @@ def route(spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_to
         raise ConfigError(f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}")
     rng = np.random.default_rng([seed, num_experts, top_k])
     loads = spec.loads(num_experts, top_k, total, rng)
-    if gate.num_expert_groups > 1:
-        ids = _limited(loads, top_k, total, gate, rng)
-    else:
-        ids = _systematic(loads, total, rng)
+    limited = gate.num_expert_groups > 1
+    ids = _limited(loads, top_k, total, gate, rng) if limited else _systematic(loads, total, rng)
     return Routing(expert_ids_TK=ids.astype(np.int32), num_tokens_S=num_tokens_S, num_experts=num_experts)

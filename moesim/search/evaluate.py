@@ -14,8 +14,12 @@ from moesim.units import GIB
 from moesim.version import VERSION
 
 #: objective -> direction
-OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"loss": "minimize", "layer_tokens_per_s_per_device": "maximize", "layer_time_us": "minimize",
-              "peak_memory_gib": "minimize"}
+OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
+    "loss": "minimize",
+    "layer_tokens_per_s_per_device": "maximize",
+    "layer_time_us": "minimize",
+    "peak_memory_gib": "minimize",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +55,9 @@ def check_objectives(objectives: list[str]) -> None:
             raise UnknownNameError("objective", name, OBJECTIVES)
 
 
-def evaluate(space: Space, cluster: Cluster, workload: Workload, params: dict[str, Any],
-             engine: str = "flow") -> Evaluation:
+def evaluate(
+    space: Space, cluster: Cluster, workload: Workload, params: dict[str, Any], engine: str = "flow"
+) -> Evaluation:
     """Simulate a point and estimate its loss.
 
     A point whose choices do not go together has a reason instead of a row: that is a finding, not an error.
@@ -62,8 +67,13 @@ def evaluate(space: Space, cluster: Cluster, workload: Workload, params: dict[st
         result = simulate(candidate, cluster, workload, engine=engine, must_fit=False)
     except MoesimError as error:
         row = dict.fromkeys(RESULT_COLUMNS) | {
-            "cluster": cluster.name, "evidence": "simulated", "calibration": "none", "engine": engine,
-            "seed": workload.seed, "version": VERSION, "profile_hash": basis_digest(cluster),
+            "cluster": cluster.name,
+            "evidence": "simulated",
+            "calibration": "none",
+            "engine": engine,
+            "seed": workload.seed,
+            "version": VERSION,
+            "profile_hash": basis_digest(cluster),
         }
         return Evaluation(row=row, memory_over_gib=0.0, reason=str(error))
     loss = estimate_loss(candidate.layer, space.dense(), train_tokens=space.train_tokens, train_flops=space.train_flops)

@@ -50,8 +50,9 @@ def writable_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def open_journal(folder: Path, directions: list[Direction], fingerprint: dict[str, Any], *, fresh: bool
-                 ) -> Iterator[optuna.Study]:
+def open_journal(
+    folder: Path, directions: list[Direction], fingerprint: dict[str, Any], *, fresh: bool
+) -> Iterator[optuna.Study]:
     """Open (or begin) the study in a folder, for this process alone.
 
     Args:
@@ -87,8 +88,10 @@ def open_journal(folder: Path, directions: list[Direction], fingerprint: dict[st
         elif there != fingerprint:
             changed = sorted(k for k in {*there, *fingerprint} if there.get(k) != fingerprint.get(k))
             first = changed[0]
-            raise ConfigError(f"{folder}: holds a study with other settings ({', '.join(changed)}; {first}: "
-                              f"{there.get(first)!r} there, {fingerprint.get(first)!r} now): use --fresh or another --out")
+            raise ConfigError(
+                f"{folder}: holds a study with other settings ({', '.join(changed)}; {first}: "
+                f"{there.get(first)!r} there, {fingerprint.get(first)!r} now): use --fresh or another --out"
+            )
         yield study
 
 

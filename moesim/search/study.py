@@ -38,8 +38,21 @@ from moesim.version import VERSION
 
 BATCH = 50
 #: columns of trials.csv, in order: frozen by a test, since people read the files with scripts
-TRIAL_COLUMNS = ("number", "state", "parallelism", *RESULT_COLUMNS[:-6], "memory_over_gib", "loss", "loss_low", "loss_high",
-                 "loss_extrapolated", "loss_outside", "reason", *RESULT_COLUMNS[-6:], "wall_s")
+TRIAL_COLUMNS = (
+    "number",
+    "state",
+    "parallelism",
+    *RESULT_COLUMNS[:-6],
+    "memory_over_gib",
+    "loss",
+    "loss_low",
+    "loss_high",
+    "loss_extrapolated",
+    "loss_outside",
+    "reason",
+    *RESULT_COLUMNS[-6:],
+    "wall_s",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +82,13 @@ class Trial:
         state = "infeasible" if found.reason else "fits" if self.feasible else "over_memory"
         # the point as it was asked, also where there is no candidate; what it became (ep, tp) stands beside it
         row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
-        return row | {"number": self.number, "state": state, "reason": found.reason, "wall_s": self.wall_s,
-                      "memory_over_gib": None if found.reason else found.memory_over_gib}
+        return row | {
+            "number": self.number,
+            "state": state,
+            "reason": found.reason,
+            "wall_s": self.wall_s,
+            "memory_over_gib": None if found.reason else found.memory_over_gib,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +122,17 @@ class Study:
 
     def num_ties(self, trial: Trial, among: list[Trial]) -> int:
         """Others whose loss interval and layer-time interval both overlap this one's: not told apart."""
+
         def overlap(other: Trial, low: str, high: str) -> bool:
             a, b = trial.evaluation.row, other.evaluation.row
             return a[low] <= b[high] and b[low] <= a[high]
 
-        return sum(other is not trial and overlap(other, "loss_low", "loss_high")
-                   and overlap(other, "layer_time_low_us", "layer_time_high_us") for other in among)
+        return sum(
+            other is not trial
+            and overlap(other, "loss_low", "loss_high")
+            and overlap(other, "layer_time_low_us", "layer_time_high_us")
+            for other in among
+        )
 
     def _costs(self, trial: Trial) -> list[float]:
         signs = [1.0 if OBJECTIVES[name] == "minimize" else -1.0 for name in self.objectives]
@@ -160,8 +183,14 @@ def run_study(
     if num_trials < 1 or num_workers < 1:
         raise ConfigError(f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}")
     fingerprint = {
-        "space": _digest(space.model_dump()), "cluster": cluster.digest, "workload": str(workload), "seed": seed,
-        "objectives": objectives, "engine": engine, "enqueued": _digest(enqueue), "calibration": calibration_digests(cluster),
+        "space": _digest(space.model_dump()),
+        "cluster": cluster.digest,
+        "workload": str(workload),
+        "seed": seed,
+        "objectives": objectives,
+        "engine": engine,
+        "enqueued": _digest(enqueue),
+        "calibration": calibration_digests(cluster),
         "version": VERSION,
     }
     directions = [OBJECTIVES[name] for name in objectives]
@@ -229,8 +258,9 @@ def _batches(space: Space, directions: list[Direction], enqueue: list[dict[str, 
         number += 1
 
 
-def _timed(space: Space, cluster: Cluster, workload: Workload, engine: str, params: dict[str, Any]
-           ) -> tuple[Evaluation, float]:
+def _timed(
+    space: Space, cluster: Cluster, workload: Workload, engine: str, params: dict[str, Any]
+) -> tuple[Evaluation, float]:
     begun = time.perf_counter()
     evaluation = evaluate(space, cluster, workload, params, engine)
     return evaluation, time.perf_counter() - begun
@@ -254,12 +284,18 @@ def _digest(value: Any) -> str:
 def _to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
     found = trial.evaluation
     distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(choices)) for name, choices in space.choices().items()}
+        name: CategoricalDistribution(tuple(choices)) for name, choices in space.choices().items()
+    }
     attrs = {"row": found.row, "memory_over_gib": found.memory_over_gib, "reason": found.reason, "wall_s": trial.wall_s}
     if found.reason:
         return create_trial(state=TrialState.FAIL, params=trial.params, distributions=distributions, user_attrs=attrs)
-    return create_trial(params=trial.params, distributions=distributions, values=found.values(objectives),
-                        user_attrs=attrs, constraints={"memory_over_gib": found.memory_over_gib})
+    return create_trial(
+        params=trial.params,
+        distributions=distributions,
+        values=found.values(objectives),
+        user_attrs=attrs,
+        constraints={"memory_over_gib": found.memory_over_gib},
+    )
 
 
 def _from_record(record: FrozenTrial) -> Trial:

@@ -51,4 +51,6 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
         workload = Workload(**file.workload.model_dump(), seed=seed)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
-    return StudyDescription(cluster=load_cluster(file.cluster), objectives=file.objectives, workload=workload, space=space)
+    return StudyDescription(
+        cluster=load_cluster(file.cluster), objectives=file.objectives, workload=workload, space=space
+    )

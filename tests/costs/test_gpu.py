@@ -11,15 +11,18 @@ from moesim.costs.experts import ExpertShape, price_experts, typical_tile
 from moesim.costs.gate import price_gate
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
-from moesim.costs.tiles import heuristic_tile
+from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.tokens import price_permute, price_reduce
 from moesim.model import Gate, Precision
 
-SIZES = {"hidden_size": st.sampled_from([512, 1024, 4096, 7168]),
-         "expert_intermediate_size": st.sampled_from([256, 768, 2048]),
-         "num_experts": st.sampled_from([8, 64, 256]), "top_k": st.sampled_from([1, 2, 8]),
-         "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]),
-         "precision": st.sampled_from(["bf16", "fp8"])}
+SIZES = {
+    "hidden_size": st.sampled_from([512, 1024, 4096, 7168]),
+    "expert_intermediate_size": st.sampled_from([256, 768, 2048]),
+    "num_experts": st.sampled_from([8, 64, 256]),
+    "top_k": st.sampled_from([1, 2, 8]),
+    "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]),
+    "precision": st.sampled_from(["bf16", "fp8"]),
+}
 COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(lambda rows: np.array(rows).reshape(2, 8))
 
 
@@ -28,9 +31,12 @@ def phases(kernels, layer, counts_DL, tokens_D):
     shape = ExpertShape.of(layer, 1)
     tile = typical_tile(counts_DL, shape.fmt)
     load = Load.of(counts_DL, np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)), tile.block_m)
-    return {"gate": price_gate(kernels, layer, tokens_D), "permute": price_permute(kernels, layer, tokens_D, tokens_D),
-            "experts": price_experts(kernels, shape, load, tokens_D, tile=tile),
-            "reduce": price_reduce(kernels, layer, tokens_D, tokens_D)}
+    return {
+        "gate": price_gate(kernels, layer, tokens_D),
+        "permute": price_permute(kernels, layer, tokens_D, tokens_D),
+        "experts": price_experts(kernels, shape, load, tokens_D, tile=tile),
+        "reduce": price_reduce(kernels, layer, tokens_D, tokens_D),
+    }
 
 
 @st.composite
@@ -94,8 +100,9 @@ def test_weights_are_read_once_and_at_best_at_full_bandwidth(h100, make_layer):
         counts = np.zeros((1, 16), dtype=int)
         counts[0, :active] = 1
         tile = typical_tile(counts, "bfloat16")
-        cost = price_experts(kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1),
-                             tile=tile)
+        cost = price_experts(
+            kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1), tile=tile
+        )
         weights_s = active * layer.bytes_per_expert / h100.hbm_bandwidth_bytes_per_s
         assert weights_s <= cost.memory_s_D[0] <= 2.5 * weights_s
 
@@ -104,19 +111,58 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
     kernels, tile = kernels_for(h100), heuristic_tile(128, 2.0)
     for rows in (16, 256, 4096, 65536):
         counts = np.full((1, 8), rows)
-        cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, tile=tile,
-                                    fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0)
+        cost = kernels.grouped_gemm(
+            Load.of(counts, counts.sum(axis=1), tile.block_m),
+            4096,
+            4096,
+            tile=tile,
+            fmt="bfloat16",
+            weight_bytes=2.0,
+            input_bytes=2.0,
+        )
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
     assert share > 0.3
+
+
+def test_a_gemm_by_hand(h100):
+    """10 SMs at 1 GHz and 1000 FLOP per clock; 1 GB/s; overheads off: waves of tiles, bytes, half of the smaller lost.
+
+    Two experts of 130 and 1 rows, n = 128, k = 256: (2 + 1) row blocks x 2 column blocks, one wave on 10 SMs of four
+    iterations of 2 x 128 x 64 x 64 FLOP; 2 x 128 x 256 weights and 131 x (256 + 128) activations, 2 bytes each.
+    """
+    chip = replace(h100, num_sms=10, clock_hz=1e9, peak_flops_per_s={"bfloat16": 10 * 1e9 * 1000.0},
+                   hbm_bandwidth_bytes_per_s=1e9)
+    kernels = kernels_for(chip)
+    plain = dict.fromkeys(kernels.calibration.parameters, 0.0) | {
+        "mma_efficiency": 1.0, "weight_bandwidth_efficiency": 1.0, "activation_bandwidth_efficiency": 1.0,
+        "short_row_efficiency": 1.0, "misaligned_factor": 1.0, "overlap_loss": 0.5}
+    kernels = replace(kernels, calibration=replace(kernels.calibration, parameters=plain))
+    tile = Tile(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=2)
+    counts = np.array([[130, 1]])
+
+    def price(counts, **options):
+        return kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 128, 256, tile=tile,
+                                    fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0, **options)
+
+    cost = price(counts)
+    compute, memory = 4 * 2 * 128 * 64 * 64 / 1000 / 1e9, (2 * 128 * 256 * 2 + 131 * (256 + 128) * 2) / 1e9
+    assert cost.compute_s_D == pytest.approx(compute)
+    assert cost.memory_s_D == pytest.approx(memory)
+    assert cost.latency_s_D == pytest.approx(min(compute, memory) / 2)
+    assert price(counts, output_bytes=4.0).memory_s_D == pytest.approx(memory + 131 * 128 * 2 / 1e9)
+    # eleven tiles need two waves
+    assert price(np.array([[5 * 128, 1]])).compute_s_D == pytest.approx(2 * compute)
 
 
 def test_warm_weights_are_not_slower_than_cold(h100, make_layer):
     layer, kernels = make_layer(), kernels_for(h100)
     shape, counts = ExpertShape.of(layer, 1), np.full((1, 16), 4)
     load = Load.of(counts, counts.sum(axis=1), 16)
-    cold, warm = (price_experts(kernels, shape, load, np.array([32]), tile=heuristic_tile(4, 2.0), warm=w).solo_s_D()[0]
-                  for w in (False, True))
+    cold, warm = (
+        price_experts(kernels, shape, load, np.array([32]), tile=heuristic_tile(4, 2.0), warm=w).solo_s_D()[0]
+        for w in (False, True)
+    )
     assert warm <= cold
 
 
@@ -126,7 +172,8 @@ def test_at_many_experts_a_two_level_gate_computes_less_and_a_limited_one_more(h
     tokens, kernels = np.array([16384]), kernels_for(h100)
     flat, limited, two_level = (
         price_gate(kernels, make_layer(hidden_size=4096, num_experts=experts, gate=Gate.parse(gate)), tokens)
-        for gate in ("flat", f"group_limited:{groups}:{kept}", f"two_level:{groups}:{kept}"))
+        for gate in ("flat", f"group_limited:{groups}:{kept}", f"two_level:{groups}:{kept}")
+    )
     ratio = (groups + kept * experts / groups) / experts
     assert two_level.compute_s_D[0] < 0.5 * flat.compute_s_D[0]
     assert two_level.compute_s_D[0] > ratio * flat.compute_s_D[0]
@@ -135,8 +182,10 @@ def test_at_many_experts_a_two_level_gate_computes_less_and_a_limited_one_more(h
 
 def test_at_few_experts_a_flat_gate_is_the_cheapest(h100, make_layer):
     tokens, kernels = np.array([1024]), kernels_for(h100)
-    flat, two_level = (price_gate(kernels, make_layer(num_experts=16, gate=Gate.parse(gate)), tokens).solo_s_D()[0]
-                       for gate in ("flat", "two_level:4:2"))
+    flat, two_level = (
+        price_gate(kernels, make_layer(num_experts=16, gate=Gate.parse(gate)), tokens).solo_s_D()[0]
+        for gate in ("flat", "two_level:4:2")
+    )
     assert flat < two_level
 
 

@@ -27,18 +27,46 @@ def candidate(width=1536, placement="contiguous"):
 
 def test_columns_are_frozen():
     assert CHECK_COLUMNS == (
-        "candidate", "role", "source", "quantity", "status", "simulated", "simulated_low", "simulated_high", "measured",
-        "measured_low", "measured_high", "error_percent", "limit", "in_fit_set", "detail", "evidence", "calibration",
-        "seed", "engine", "version", "profile_hash")
+        "candidate",
+        "role",
+        "source",
+        "quantity",
+        "status",
+        "simulated",
+        "simulated_low",
+        "simulated_high",
+        "measured",
+        "measured_low",
+        "measured_high",
+        "error_percent",
+        "limit",
+        "in_fit_set",
+        "detail",
+        "evidence",
+        "calibration",
+        "seed",
+        "engine",
+        "version",
+        "profile_hash",
+    )
 
 
 def test_check_all_and_its_file(tmp_path):
     workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2", seed=7)
-    rows = check_all([candidate(), candidate(1552)], [candidate(), candidate(placement="balanced")],
-                     load_cluster("hgx-h100-8"), workload, {"silicon": Silicon(), "triton_gpu": Nothing()}, lambda _: None)
+    rows = check_all(
+        [candidate(), candidate(1552)],
+        [candidate(), candidate(placement="balanced")],
+        load_cluster("hgx-h100-8"),
+        workload,
+        {"silicon": Silicon(), "triton_gpu": Nothing()},
+        lambda _: None,
+    )
     assert [(role, r.source, r.status) for role, r in rows] == [
-        ("winner", "silicon", "checked"), ("winner", "silicon", "not_measured"), ("winner", "triton_gpu", "unavailable"),
-        ("measured", "silicon", "checked")]
+        ("winner", "silicon", "checked"),
+        ("winner", "silicon", "not_measured"),
+        ("winner", "triton_gpu", "unavailable"),
+        ("measured", "silicon", "checked"),
+    ]
     write_check(tmp_path / "check.csv", rows)
     written = list(csv.DictReader((tmp_path / "check.csv").open()))
     assert tuple(written[0]) == CHECK_COLUMNS
@@ -48,8 +76,16 @@ def test_check_all_and_its_file(tmp_path):
 
 
 def row(number, simulated, measured, fitted=False):
-    return CheckRow(candidate=str(number), source="silicon", quantity="experts_time_us", status="checked",
-                    simulated=simulated, measured=measured, in_fit_set=fitted, extra={"row": number})
+    return CheckRow(
+        candidate=str(number),
+        source="silicon",
+        quantity="experts_time_us",
+        status="checked",
+        simulated=simulated,
+        measured=measured,
+        in_fit_set=fitted,
+        extra={"row": number},
+    )
 
 
 def test_summary_counts_each_measured_row_once_and_needs_four_for_a_ranking():

@@ -38,7 +38,9 @@ def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
     process.wait()
     kept = journal.read_bytes().count(b"\n")
     assert kept < 150
-    again = subprocess.run([*command, "--out", str(killed), "--workers", "2"], capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [*command, "--out", str(killed), "--workers", "2"], capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0, again.stderr
     assert rows(whole / "trials.csv") == rows(killed / "trials.csv")
     assert rows(whole / "winners.csv") == rows(killed / "winners.csv")
@@ -57,8 +59,13 @@ def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
 
 def test_bad_options_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    done = subprocess.run([sys.executable, SCRIPT, "--trials", "2", "--out", str(tmp_path / "file" / "x")],
-                          capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"})
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--trials", "2", "--out", str(tmp_path / "file" / "x")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "100"},
+    )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith("cannot write to this output folder: Not a directory")
     assert "Traceback" not in done.stderr
