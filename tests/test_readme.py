@@ -41,7 +41,7 @@ def test_command_runs(command, tmp_path):
     words = shlex.split(command)
     if "--out" in words:
         words[words.index("--out") + 1] = str(tmp_path / "out")
-    environment = os.environ | {"COLUMNS": "150"}
+    environment = os.environ | {"COLUMNS": "150", "MOESIM_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, "-m", "moesim.cli", *words[1:]],
         cwd=tmp_path,
