@@ -6,6 +6,7 @@ one winner, the middle of the front, is timed on the CPU.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from moesim.measured.silicon_source import Silicon
 from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
+from moesim.simulate import basis_digest
 from moesim.topology import Cluster
 from moesim.version import VERSION
 
@@ -52,18 +54,16 @@ def all_sources() -> dict[str, MeasurementSource]:
 
 
 def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
-    """One check; a source that cannot run here gives a row that says why."""
+    """One check; a source that cannot run here gives a row that says why. Every row names an engine and a hash."""
     reason = source.unavailable_because()
     if reason is None:
-        return source.check(candidate, cluster, workload)
-    return CheckRow(
-        candidate=candidate.label,
-        source=source.name,
-        quantity="",
-        status="unavailable",
-        detail=reason,
-        seed=workload.seed,
-    )
+        row = source.check(candidate, cluster, workload)
+    else:
+        row = CheckRow(
+            candidate=candidate.label, source=source.name, quantity="none", status="unavailable", detail=reason,
+            seed=workload.seed,
+        )
+    return replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster))
 
 
 def check_all(

@@ -73,6 +73,8 @@ def test_check_all_and_its_file(tmp_path):
     assert [r["evidence"] for r in written] == ["measured", "simulated", "simulated", "measured"]
     assert {r["seed"] for r in written} == {"7"}
     assert written[2]["detail"] == "no GPU"
+    for column in ("evidence", "calibration", "seed", "engine", "version", "profile_hash"):
+        assert all(r[column] for r in written), column
 
 
 def row(number, simulated, measured, fitted=False):
