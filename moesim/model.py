@@ -176,6 +176,9 @@ class DensePart:
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "vocab_size", "dense_intermediate_size"):
             require_int(f"dense_part.{name}", getattr(self, name), 1)
+        require_int("dense_part.attention_params_per_layer", self.attention_params_per_layer, 0)
+        kv_bytes = self.kv_bytes_per_token_per_layer
+        require(0 <= kv_bytes < math.inf, "dense_part.kv_bytes_per_token_per_layer", "a number >= 0", kv_bytes)
         require(1 <= self.num_moe_layers <= self.num_layers, "dense_part.num_moe_layers",
                 f"between 1 and num_layers = {self.num_layers}", self.num_moe_layers)
 

@@ -69,11 +69,12 @@ class Program:
 
     def busy_s_R(self) -> Array:
         """Seconds of work on each resource; what no engine may change."""
-        return np.bincount(self.demand_resource, weights=self.demand_s(), minlength=len(self.capacity_R))
+        # counting nothing gives integers, whatever the weights
+        return np.bincount(self.demand_resource, self.demand_s(), len(self.capacity_R)).astype(np.float64)
 
     def demand_R(self) -> Array:
         """Total demand on each resource in its own unit (bytes or FLOPs)."""
-        return np.bincount(self.demand_resource, weights=self.demand_amount, minlength=len(self.capacity_R))
+        return np.bincount(self.demand_resource, self.demand_amount, len(self.capacity_R)).astype(np.float64)
 
     def _op_of_entry(self) -> Array:
         return np.repeat(np.arange(self.num_ops), np.diff(self.demand_ptr))

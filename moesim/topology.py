@@ -79,11 +79,12 @@ def load_cluster(name: str) -> Cluster:
     """
     try:
         path = configfile.find("clusters", name)
-    except configfile.UnknownNameError as unknown:
+    except configfile.UnknownNameError:
         try:
             return single_device(load_profile(name))
         except configfile.UnknownNameError:
-            raise unknown from None
+            known = [*configfile.index_names("clusters"), *configfile.index_names("devices")]
+            raise configfile.UnknownNameError("cluster", name, known) from None
     text = configfile.read_text(path)
     file = configfile.parse(text, ClusterFile, path.name)
     profile = load_profile(file.profile)

@@ -89,6 +89,12 @@ def test_unknown_cluster_comes_with_near_ones():
         load_cluster("hgx-h100-9")
 
 
+def test_a_misspelt_device_is_told_the_device():
+    """A device's name stands for that device alone, so the near matches are devices too."""
+    with pytest.raises(UnknownNameError, match=r"^unknown cluster 'h100-smx': did you mean .*h100-sxm"):
+        load_cluster("h100-smx")
+
+
 def test_name_of_a_device_is_that_device_alone():
     alone = load_cluster("h100")
     assert (alone.name, alone.num_devices, alone.fabric) == ("h100-sxm", 1, "none")

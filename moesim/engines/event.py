@@ -95,5 +95,6 @@ def run_event(program: Program, *, quantum_s: float | None = None) -> Timeline:
         if waits_for[op] == 0:
             begin(op)
     env.run()
-    return Timeline(start_s_N=np.array(start), end_s_N=np.array(end), busy_s_R=np.array(busy), engine="event",
-                    makespan_s=max(end))
+    # SimPy's clock begins as the integer 0
+    starts, ends, served = (np.array(values, dtype=np.float64) for values in (start, end, busy))
+    return Timeline(start_s_N=starts, end_s_N=ends, busy_s_R=served, engine="event", makespan_s=float(max(end)))

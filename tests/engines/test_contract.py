@@ -127,6 +127,16 @@ def test_work_is_conserved(engine, case):
     assert (timeline.engine, timeline.exact) == (engine, engine != "bound")
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_times_are_float_arrays_of_one_shape(engine, case):
+    """Seconds, also where all of them are 0: an engine that returns integers breaks the next division in place."""
+    timeline = run(case.program, engine)
+    for values, size in ((timeline.start_s_N, case.program.num_ops), (timeline.end_s_N, case.program.num_ops),
+                         (timeline.busy_s_R, len(case.program.capacity_R))):
+        assert (values.dtype, values.shape) == (np.float64, (size,))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tiny_demand_on_a_saturated_resource_waits_its_turn(engine):
     """Op 1 needs 1e-10 s of a port that op 0 keeps busy for 10 s, and 1 s of another: no engine may lose it."""

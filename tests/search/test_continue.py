@@ -91,8 +91,12 @@ def test_a_damaged_line_in_between_is_told(study, tmp_path):
         study(tmp_path, num_trials=10)
 
 
-def test_an_empty_journal_is_a_new_study(study, rows, whole, tmp_path):
-    (tmp_path / "study.journal").write_bytes(b"")
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_journal_that_only_began_is_a_new_study(study, rows, whole, tmp_path, lines):
+    """Killed before the settings were written, or before the first trial was."""
+    study(tmp_path, num_trials=1)
+    path = tmp_path / "study.journal"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
     assert rows(study(tmp_path, num_trials=20)) == rows(whole)[:20]
 
 

@@ -1,0 +1,71 @@
+"""Results: that their parts add up, what their row holds, and how far they say they can be trusted."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from moesim import Workload, configfile, load_cluster, simulate
+from moesim.engines import ENGINES
+from moesim.result import RESULT_COLUMNS
+
+WORK = Workload(num_tokens_per_device=512, routing="power_law:1.2")
+
+
+@pytest.fixture(scope="module")
+def candidate(make_candidate):
+    return make_candidate(num_experts=64, top_k=4, hidden_size=2048)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_result_adds_up(hgx, candidate, engine):
+    result = simulate(candidate, hgx, WORK, engine=engine)
+    assert result.tokens_per_s == pytest.approx(8 * 512 / result.layer_time_s)
+    assert result.tokens_per_s_per_device == pytest.approx(512 / result.layer_time_s)
+    assert set(result.utilisation) == {"sm", "hbm", "egress", "ingress"}
+    assert all(0 < share <= 1 + 1e-9 for share in result.utilisation.values())
+    assert result.load_imbalance >= 1
+    assert (result.dropped_token_fraction, result.peak_memory_bytes) == (0.0, None)
+    assert (result.evidence, result.cluster, result.seed) == ("simulated", "hgx-h100-8", 0)
+    assert result.calibration in ("calibrated", "few_shot", "spec_sheet")
+    assert 0 < result.experts_time_s <= result.layer_time_s
+
+
+def test_row_has_the_columns_people_rely_on(hgx, candidate):
+    row = simulate(candidate, hgx, WORK).row()
+    assert tuple(row) == RESULT_COLUMNS
+    assert row["layer_time_us"] == pytest.approx(
+        sum(row[f"{p}_us"] for p in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce"))
+    )
+    assert row["candidate"] == candidate.label
+
+
+def test_same_arguments_same_result(hgx, candidate):
+    assert simulate(candidate, hgx, WORK) == simulate(candidate, hgx, WORK)
+    assert simulate(candidate, hgx, WORK) != simulate(candidate, hgx, replace(WORK, seed=1))
+
+
+def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path, monkeypatch):
+    hashes = {
+        simulate(candidate, hgx, WORK).profile_hash,
+        simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash,
+    }
+    for name in (hgx.profile.calibration, hgx.fabric_calibration):
+        folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
+        (folder / "calibration").mkdir(parents=True)
+        shipped = configfile.find("calibration", name)
+        monkeypatch.setenv("MOESIM_PROFILES", str(folder))
+        (folder / "calibration" / shipped.name).write_text(shipped.read_text() + "\n# changed\n")
+        hashes.add(simulate(candidate, hgx, WORK).profile_hash)
+    assert len(hashes) == 4
+
+
+def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
+    """Kernels fitted on this device, transfers on others only: no better than a spec sheet."""
+    assert simulate(candidate, hgx, WORK).calibration == "calibrated"
+    text = configfile.find("calibration", hgx.fabric_calibration).read_text()
+    (tmp_path / "calibration").mkdir()
+    path = tmp_path / "calibration" / f"{hgx.fabric_calibration}.toml"
+    path.write_text(text.replace('"h100-sxm"', '"a100-sxm"'))
+    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
+    assert simulate(candidate, hgx, WORK).calibration == "spec_sheet"
