@@ -11,7 +11,7 @@ from moesim.costs.experts import ExpertShape, price_experts, typical_tile
 from moesim.costs.gate import price_gate
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
-from moesim.costs.tiles import Tile, heuristic_tile
+from moesim.costs.tiles import heuristic_tile
 from moesim.costs.tokens import price_permute, price_reduce
 from moesim.model import Gate, Precision
 
@@ -123,36 +123,6 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
     assert share > 0.3
-
-
-def test_a_gemm_by_hand(h100):
-    """10 SMs at 1 GHz and 1000 FLOP per clock; 1 GB/s; overheads off: waves of tiles, bytes, half of the smaller lost.
-
-    Two experts of 130 and 1 rows, n = 128, k = 256: (2 + 1) row blocks x 2 column blocks, one wave on 10 SMs of four
-    iterations of 2 x 128 x 64 x 64 FLOP; 2 x 128 x 256 weights and 131 x (256 + 128) activations, 2 bytes each.
-    """
-    chip = replace(h100, num_sms=10, clock_hz=1e9, peak_flops_per_s={"bfloat16": 10 * 1e9 * 1000.0},
-                   hbm_bandwidth_bytes_per_s=1e9)
-    kernels = kernels_for(chip)
-    plain = dict.fromkeys(kernels.calibration.parameters, 0.0) | {
-        "mma_efficiency": 1.0, "weight_bandwidth_efficiency": 1.0, "activation_bandwidth_efficiency": 1.0,
-        "short_row_efficiency": 1.0, "misaligned_factor": 1.0, "overlap_loss": 0.5}
-    kernels = replace(kernels, calibration=replace(kernels.calibration, parameters=plain))
-    tile = Tile(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=2)
-    counts = np.array([[130, 1]])
-
-    def price(counts, **options):
-        return kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 128, 256, tile=tile,
-                                    fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0, **options)
-
-    cost = price(counts)
-    compute, memory = 4 * 2 * 128 * 64 * 64 / 1000 / 1e9, (2 * 128 * 256 * 2 + 131 * (256 + 128) * 2) / 1e9
-    assert cost.compute_s_D == pytest.approx(compute)
-    assert cost.memory_s_D == pytest.approx(memory)
-    assert cost.latency_s_D == pytest.approx(min(compute, memory) / 2)
-    assert price(counts, output_bytes=4.0).memory_s_D == pytest.approx(memory + 131 * 128 * 2 / 1e9)
-    # eleven tiles need two waves
-    assert price(np.array([[5 * 128, 1]])).compute_s_D == pytest.approx(2 * compute)
 
 
 def test_warm_weights_are_not_slower_than_cold(h100, make_layer):

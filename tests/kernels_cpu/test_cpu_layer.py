@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from moesim_kernels.cpu_layer import PHASES, CpuLayer, Sentinel, align, measuring, time_layer
 
-torch = pytest.importorskip("torch")
-
-from moesim_kernels.cpu_layer import PHASES, CpuLayer, Sentinel, align, measuring, time_layer  # noqa: E402
-
-from moesim.errors import ConfigError  # noqa: E402
-from moesim.model import Gate, MoELayer  # noqa: E402
-from moesim.routing import RoutingSpec, route  # noqa: E402
+from moesim.errors import ConfigError
+from moesim.model import Gate, MoELayer
+from moesim.routing import RoutingSpec, route
 
 
 def layer_of(experts, top_k, hidden=48, width=32, gate="flat", gated=True):

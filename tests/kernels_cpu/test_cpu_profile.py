@@ -5,16 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from moesim_kernels.cpu_profile import fit, measure_profile, write_profile
 
-torch = pytest.importorskip("torch")
-
-from moesim_kernels.cpu_profile import fit, measure_profile, write_profile  # noqa: E402
-
-from moesim import configfile  # noqa: E402
-from moesim.costs.load import Load  # noqa: E402
-from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_features  # noqa: E402
-from moesim.errors import ConfigError  # noqa: E402
-from moesim.hardware import ProfileFile, load_profile  # noqa: E402
+from moesim import configfile
+from moesim.costs.load import Load
+from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_features
+from moesim.errors import ConfigError
+from moesim.hardware import ProfileFile, load_profile
 
 TABLES = {"launch", "stream", "gather", "align", "top_k", "gemm_float32", "gemm_bfloat16"}
 

@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 from moesim_kernels import cpu_source
 from moesim_kernels.cpu_source import TorchCpu, small_layer
 

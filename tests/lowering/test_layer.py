@@ -140,6 +140,13 @@ def test_shared_experts_run_while_tokens_travel(hgx, make_candidate):
     assert timeline.start_s_N[lowered.op("shared[4]")] < timeline.start_s_N[lowered.op("dispatch[4]")]
 
 
+def test_shared_experts_are_one_dense_expert_of_their_joint_width(hgx, make_candidate):
+    two = Lowered(hgx, make_candidate(num_shared_experts=2, expert_intermediate_size=512))
+    one = Lowered(hgx, make_candidate(num_shared_experts=1, expert_intermediate_size=1024))
+    for d in range(8):
+        assert two.demand(f"shared[{d}]") == pytest.approx(one.demand(f"shared[{d}]"))
+
+
 @pytest.mark.parametrize("shared", [0, 1])
 def test_one_device_has_neither_dispatch_nor_combine(hgx, make_candidate, shared):
     lowered = Lowered(hgx, make_candidate(ep=1, num_shared_experts=shared), tokens=(77,))

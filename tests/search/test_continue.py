@@ -139,7 +139,7 @@ def test_a_tuple_of_objectives_is_the_same_study(study, rows, whole, tmp_path):
 def test_one_run_at_a_time(study, tmp_path):
     study(tmp_path, num_trials=2)
     with open(tmp_path / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         with pytest.raises(ConfigError, match=r"another run is writing to this output folder$"):
             study(tmp_path, num_trials=3)
     assert len(study(tmp_path, num_trials=3).trials) == 3
