@@ -72,7 +72,8 @@ class Placement:
 def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
     """How many choices of the same expert came before each, in token order: ndarray of shape (T, K)."""
     flat = expert_ids_TK.ravel()
-    order = np.argsort(flat, kind="stable")
+    # 16-bit keys are sorted by radix, several times faster
+    order = np.argsort(flat.astype(np.uint16) if num_experts <= 1 << 16 else flat, kind="stable")
     first_E = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=num_experts))[:-1]])
     turn = np.empty(flat.size, dtype=np.int64)
     turn[order] = np.arange(flat.size) - first_E[flat[order]]

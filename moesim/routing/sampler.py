@@ -55,7 +55,7 @@ class Routing:
 def _systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
     """Choices of shape (num_tokens, k) with these counts; k = counts.sum() / num_tokens, no expert twice a token."""
     order = rng.permutation(len(counts_E))
-    line = np.repeat(order, counts_E[order])
+    line = np.repeat(order, counts_E[order]).astype(np.int32)
     return _mix(np.ascontiguousarray(line.reshape(-1, num_tokens).T), rng)
 
 
@@ -66,15 +66,19 @@ def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     degrees; Rao, Jana and Bandyopadhyay 1996). Without it equal loads leave only E / k different sets of experts.
     """
     tokens, top_k = ids_TK.shape
+    ids_TK = ids_TK[rng.permutation(tokens)]
+    half = tokens // 2
+    one, two = ids_TK[:half], ids_TK[tokens - half :]
     for sweep in range(_SWEEPS * top_k):
-        order = rng.permutation(tokens)
-        one, two = order[: tokens // 2], order[tokens // 2 : tokens // 2 * 2]
+        # the first half meets the second at a random distance: every pair may meet, and rows stay in memory order
+        if half > 1:
+            two[:] = np.roll(two, int(rng.integers(1, half)), axis=0)
         give, take = sweep % top_k, int(rng.integers(top_k))
-        mine, theirs = ids_TK[one, give], ids_TK[two, take]
-        meets = (ids_TK[one] == theirs[:, None]).any(axis=1) | (ids_TK[two] == mine[:, None]).any(axis=1)
-        swap = ~meets
-        ids_TK[one[swap], give], ids_TK[two[swap], take] = theirs[swap], mine[swap]
-    return ids_TK
+        mine, theirs = one[:, give].copy(), two[:, take].copy()
+        swap = ~((one == theirs[:, None]).any(axis=1) | (two == mine[:, None]).any(axis=1))
+        one[:, give] = np.where(swap, theirs, mine)
+        two[:, take] = np.where(swap, mine, theirs)
+    return ids_TK[rng.permutation(tokens)]
 
 
 def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: np.random.Generator) -> np.ndarray:
