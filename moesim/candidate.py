@@ -71,7 +71,8 @@ class Workload:
 
     Attributes:
         num_tokens_per_device: Tokens on each device.
-        phase: ``prefill`` or ``decode``; decode keeps one token of each sequence.
+        phase: What the tokens are, ``prefill`` or ``decode``: part of the workload's name. A layer's price depends on
+            how many there are, and nothing else.
         routing: Distribution of load, such as ``uniform``, ``zipf:0.8``, ``power_law:1.2``.
         kv_tokens_per_device: Tokens whose keys and values each device holds; by default those of the batch.
         seed: Seed of the routing.

@@ -162,7 +162,7 @@ class ProgramBuilder:
             raise ConfigError(f"op {label}: expected latency and release >= 0, got {latency_s!r} and {release_s!r}")
         if not 0 <= bytes_per_flow < math.inf:
             raise ConfigError(f"op {label}: expected bytes per flow >= 0, got {bytes_per_flow!r}")
-        if after and not (min(after) >= 0 and max(after) < number):
+        if len(after) and not (min(after) >= 0 and max(after) < number):
             raise ConfigError(f"op {label}: expected dependencies among the {number} ops before it, got {list(after)}")
         self._resource.append(resources)
         self._amount.append(amounts)

@@ -27,7 +27,7 @@ ASSUMED_INTERVAL = (1 / 1.5, 1.5)
 _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int) -> Routing:
     return route(RoutingSpec.parse(spec), gate, num_experts=num_experts, top_k=top_k,
                  num_tokens_S=np.full(devices, tokens), seed=seed)

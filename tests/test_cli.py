@@ -83,7 +83,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
         (["simulate", "--placement", "random"], "unknown placement 'random'"),
         (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
         (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
-        (["simulate", "--tokens", "99999"], "workload: expected 1 to 131072 tokens over all devices, got 799992"),
+        (["simulate", "--tokens", "999999"], "workload: expected 1 to 1048576 tokens over all devices, got 7999992"),
         (["profiles", "h900"], "unknown cluster 'h900'"),
         (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
         (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),

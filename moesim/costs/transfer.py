@@ -42,7 +42,7 @@ class Transfers:
         return (1.0 + c["ramp_kb"] * KB / (carried + c["ramp_knee_kb"] * KB)) / efficiency
 
     def latency_s(self, remote_bytes: Array | float) -> Array:
-        """What an exchange takes beyond its port time: the rest of the p-norm of both regimes. Zero bytes: start."""
+        """What an exchange takes beyond its port time: the rest of both regimes' p-norm; 1.09 x start for no bytes."""
         c, peers = self.calibration, max(self.num_devices - 1, 1)
         carried = np.asarray(remote_bytes, dtype=np.float64)
         start = c["start_us"] * US

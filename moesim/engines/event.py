@@ -9,10 +9,13 @@ Ops that meet at a port take turns chunk by chunk, so chunks of equal *fair unit
 limit. Ties are broken by op number: SimPy's heap is keyed (time, priority, order) and the priority is the op.
 """
 
+import math
+
 import numpy as np
 import simpy
 
 from moesim.engines.bound import run_bound
+from moesim.errors import ConfigError
 from moesim.program import Program, Timeline
 
 #: chunks a makespan is cut into; at 1024 the flow engine is met within 1 %.
@@ -35,6 +38,9 @@ def run_event(program: Program, *, quantum_s: float | None = None) -> Timeline:
 
     Returns:
         Timeline: starts (latency included) and ends of all ops, and the work every resource served.
+
+    Raises:
+        ConfigError: A quantum that is not a finite number > 0.
     """
     n = program.num_ops
     if n == 0:
@@ -42,6 +48,8 @@ def run_event(program: Program, *, quantum_s: float | None = None) -> Timeline:
                         makespan_s=0.0)
     if quantum_s is None:
         quantum_s = max(run_bound(program).makespan_s / CHUNKS_PER_MAKESPAN, 1e-15)
+    if not 0 < quantum_s < math.inf:
+        raise ConfigError(f"event: expected a quantum > 0 s, got {quantum_s!r}")
     env = simpy.Environment()
     chunks = chunks_per_op(program, quantum_s).tolist()
     dep_ptr, dep_index = program.dep_ptr.tolist(), program.dep_index.tolist()

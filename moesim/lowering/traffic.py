@@ -72,9 +72,10 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
     else:
         hit_TW[rows_T[keep_TK], rank_TK[keep_TK]] = True
         slots, dropped = slot_TK[keep_TK], 1.0 - float(keep_TK.mean())
-    end_S = np.cumsum(routing.num_tokens_S)
-    seen_TW = np.concatenate([np.zeros((1, ranks), dtype=np.int64), np.cumsum(hit_TW, axis=0)])
-    copies_SW = seen_TW[end_S] - seen_TW[end_S - routing.num_tokens_S]
+    some_S = routing.num_tokens_S > 0
+    first_S = np.cumsum(routing.num_tokens_S) - routing.num_tokens_S
+    copies_SW = np.zeros((len(first_S), ranks), dtype=np.int64)
+    copies_SW[some_S] = np.add.reduceat(hit_TW.astype(np.int64), first_S[some_S], axis=0)
     counts_P = np.bincount(slots, minlength=placement.num_slots)
     # slots are ascending by rank, so a slot's place inside its rank is its number less the rank's first
     first_W = np.searchsorted(placement.device_of_slot_P, np.arange(ranks))

@@ -2,8 +2,8 @@
 
 ``contiguous``: expert order. ``balanced``: heaviest first onto the least loaded rank with room (longest processing
 time, Graham 1969). ``eplb``: replicate the expert with the highest load per replica, then pack as balanced does (the
-global policy of deepseek-ai/EPLB). They plan on the loads they are later scored on: the best a plan can do while the
-distribution does not drift.
+global policy of deepseek-ai/EPLB). They plan on the loads they are later scored on, so they are optimistic wherever the
+distribution drifts. Being greedy they can lose to ``contiguous`` (about 1 % of random Zipf loads, by under 5 %).
 """
 
 import heapq

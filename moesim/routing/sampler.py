@@ -17,8 +17,8 @@ from moesim.errors import ConfigError
 from moesim.model import Gate
 from moesim.routing.distributions import RoutingSpec, apportion
 
-#: tokens whose choices are kept; beyond it choices are drawn for this many and counted up
-MAX_SAMPLED_TOKENS = 1 << 17
+#: tokens of all sources whose choices are drawn, one by one; more are refused
+MAX_SAMPLED_TOKENS = 1 << 20
 #: exchanges per choice and token
 _SWEEPS = 3
 

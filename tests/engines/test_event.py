@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moesim.engines.bound import run_bound
 from moesim.engines.event import CHUNKS_PER_MAKESPAN, MIN_CHUNKS_PER_OP, chunks_per_op, run_event
 from moesim.program import ProgramBuilder
 
@@ -19,6 +20,16 @@ def test_chunks_are_one_quantum_of_fair_unit_but_at_least_four():
     program = one_port(1.0, 0.1, 1e-6, 0.0)
     assert chunks_per_op(program, 1.1 / 1024).tolist() == [931, 94, MIN_CHUNKS_PER_OP, MIN_CHUNKS_PER_OP]
     assert chunks_per_op(program, 0.25).tolist() == [4, 4, 4, 4]
+
+
+def test_chunks_are_few(lowered_program):
+    """What a run costs: about 1024 chunks for each op's share of the makespan, four for each small op, no more."""
+    for seed in range(10):
+        program = lowered_program(seed)
+        quantum = run_bound(program).makespan_s / CHUNKS_PER_MAKESPAN
+        chunks = chunks_per_op(program, quantum)
+        assert chunks.sum() <= program.fair_unit_s_N.sum() / quantum + MIN_CHUNKS_PER_OP * program.num_ops
+        assert (chunks * quantum >= program.fair_unit_s_N * 0.999).all(), "no chunk above the quantum"
 
 
 def test_default_quantum_is_the_bound_over_1024():
