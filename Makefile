@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
-	@echo "make test       install, then run the tests (about 3 minutes)"
+	@echo "make test       install, then run the tests (about 2 minutes)"
 	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      performance figures, as in the README"
