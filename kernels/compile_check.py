@@ -190,10 +190,13 @@ def compile_all(targets: Iterable[str] = tuple(LIMITS)) -> list[CompileResult]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; 1 if a kernel failed, spilled or needs more shared memory than the target has."""
+    """Print the table; 1 if a kernel failed, spilled or needs too much shared memory, 2 for an unknown target."""
     if arguments[:1] == ["--worker"]:
         _worker(arguments[1])
         return 0
+    if unknown := [target for target in arguments if target not in LIMITS]:
+        print(f"error: target: expected one of {', '.join(LIMITS)}, got {unknown[0]!r}", file=sys.stderr)
+        return 2
     bad = 0
     print(f"{'target':8} {'kernel':33} {'registers':>9} {'spills':>6} {'shared KiB':>10}")
     for target in arguments or LIMITS:

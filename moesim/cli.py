@@ -205,6 +205,7 @@ def calibrate_kernels(
     """Fit the kernel model to a framework's measured rows that may be fitted; about a minute."""
     from moesim.measured import calibrate_kernels as fitting
 
+    _check_writable(out)
     _report_fit(fitting.calibrate(out, framework), out)
 
 
@@ -215,7 +216,19 @@ def calibrate_transfers(
     """Fit the all-to-all to NCCL measurements on A100 and H100."""
     from moesim.measured import calibrate_transfers as fitting
 
+    _check_writable(out)
     _report_fit(fitting.calibrate(out), out)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse an output file before a minute of work rather than after it."""
+    new = not path.exists()
+    try:
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise MoesimError(f"{path}: cannot write this file: {error.strerror}") from None
 
 
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:

@@ -118,6 +118,14 @@ def test_output_folder_that_cannot_be_written(moesim, tmp_path):
     assert "cannot write to this output folder: Not a directory" in err
 
 
+def test_a_calibration_that_cannot_be_written_is_refused_before_the_fit(moesim, tmp_path):
+    for kind in ("kernels", "transfers"):
+        code, out, err = moesim("calibrate", kind, "--out", str(tmp_path / "none" / "x.toml"))
+        assert (code, out) == (2, "")
+        assert err.endswith("x.toml: cannot write this file: No such file or directory\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_commands_are_frozen(moesim):
     _, out, _ = moesim("--help")
     for name in ("profiles", "simulate", "validate", "calibrate", "study"):
