@@ -1,0 +1,1 @@
+"""Communication kernels: what one exchange of tokens demands of ports and SMs, and what it waits."""
