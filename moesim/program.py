@@ -4,19 +4,107 @@ An op is a demand vector (bytes or FLOPs on some resources), a latency, a releas
 fair unit. ``start = max(release, ends of what it waits for)``; the latency elapses first, holding nothing; then the
 demand is served. Alone, an op takes ``max_r demand_r / capacity_r``: the roofline.
 
+Demands are a sparse matrix, ops x resources. Traffic whose bytes are a product, tokens of the sender x share of the
+receiver, would fill N x N of it with 2 N numbers: such demands may stay *factored*, and engines that need single
+entries (`flow`, `event`) expand them, which is refused beforehand where memory would not hold it.
+
 Shape legend: N ops, R resources, nnz demand entries. Ops are numbered so that every dependency has a smaller number,
 which makes a program acyclic by construction.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import CapacityError
+from moesim.units import GIB
 
 Array = np.ndarray
+#: bytes of one expanded demand entry, while it is built and run
+_ENTRY_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Names:
+    """Names of many like things without a string for each: runs of ``name[0], name[1], ...``, or one bare ``name``.
+
+    Attributes:
+        runs: (name, how many, whether they are numbered).
+    """
+
+    runs: tuple[tuple[str, int, bool], ...]
+
+    def kinds(self) -> tuple[tuple[str, int], ...]:
+        """(name without number, how many) of each run."""
+        return tuple((name, count) for name, count, _ in self.runs)
+
+    def expand(self) -> tuple[str, ...]:
+        """Every name."""
+        return tuple(chain.from_iterable(
+            (f"{name}[{i}]" for i in range(count)) if numbered else (name,) * count
+            for name, count, numbered in self.runs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Factored:
+    """Demands ``row_I[i] * column_J[j]`` of ops i on resources j, where both belong together.
+
+    An entry is there if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``: ports of one node without the
+    device's own, NICs of all nodes without the own node's. Inner groups lie within outer groups.
+
+    Attributes:
+        ops_I: Ops.
+        resources_J: Resources.
+        row_I: Factor of each op.
+        column_J: Factor of each resource.
+        outer_I: Group an op belongs to; so outer_J for resources.
+        inner_I: Group within it whose resources an op does not use; so inner_J for resources.
+    """
+
+    ops_I: Array
+    resources_J: Array
+    row_I: Array
+    column_J: Array
+    outer_I: Array
+    outer_J: Array
+    inner_I: Array
+    inner_J: Array
+
+    def demand_J(self) -> Array:
+        """Total demand on each of its resources: ndarray of shape (J,)."""
+        outer, inner = _group_sums(self.outer_I, self.inner_I, self.row_I, self.outer_J, self.inner_J)
+        return self.column_J * (outer - inner)
+
+    def largest_s_I(self, capacity_R: Array) -> Array:
+        """Seconds of the largest entry of each op: ndarray of shape (I,)."""
+        rate_J = self.column_J / capacity_R[self.resources_J]
+        groups = int(max(self.outer_I.max(), self.outer_J.max())) + 1
+        best, second = np.zeros(groups), np.zeros(groups)
+        whose = np.full(groups, -1)
+        order = np.argsort(rate_J, kind="stable")
+        best[self.outer_J[order]] = rate_J[order]  # the last write, the largest, stays
+        whose[self.outer_J[order]] = self.inner_J[order]
+        others = order[self.inner_J[order] != whose[self.outer_J[order]]]
+        second[self.outer_J[others]] = rate_J[others]
+        own = whose[self.outer_I] == self.inner_I
+        return self.row_I * np.where(own, second[self.outer_I], best[self.outer_I])
+
+    def entries(self) -> tuple[Array, Array, Array]:
+        """(op, resource, amount) of every entry: I x J at most."""
+        there = (self.outer_I[:, None] == self.outer_J) & (self.inner_I[:, None] != self.inner_J)
+        i, j = np.nonzero(there)
+        return self.ops_I[i], self.resources_J[j], self.row_I[i] * self.column_J[j]
+
+
+def _group_sums(outer_I: Array, inner_I: Array, amount_I: Array, outer_J: Array, inner_J: Array) -> tuple[Array, Array]:
+    """Sums of amounts over each j's outer group, and over its inner group: two ndarrays of shape (J,)."""
+    outers = int(max(outer_I.max(), outer_J.max())) + 1
+    inners = int(max(inner_I.max(), inner_J.max())) + 1
+    by_outer = np.bincount(outer_I, amount_I, outers)
+    by_inner = np.bincount(inner_I, amount_I, inners)
+    return by_outer[outer_J], by_inner[inner_J]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,59 +113,105 @@ class Program:
 
     Attributes:
         capacity_R: Units per second of each resource, all > 0.
-        resource_names: Names of the resources, for reports.
+        resources: Names of the resources.
         demand_ptr: ndarray of shape (N + 1,): op i's demands are entries ``demand_ptr[i]:demand_ptr[i + 1]``.
         demand_resource: Resource of each entry.
         demand_amount: Amount of each entry (bytes or FLOPs), all > 0.
+        factored: Demands beyond these, as products.
         latency_s_N: Time that elapses before an op's demand is served.
         release_s_N: Earliest start.
         fair_unit_s_N: Share weight: of ops that meet at a resource, each is served in proportion to 1 / fair unit of
             its solo time; equal to the solo time, every op progresses at one relative rate.
         dep_ptr: ndarray of shape (N + 1,): op i waits for ``dep_index[dep_ptr[i]:dep_ptr[i + 1]]``.
         dep_index: The ops waited for.
-        labels_N: What each op is, for timelines.
-        phases_N: Name of the phase each op belongs to, for summaries.
+        ops: Names of the ops, for timelines.
+        phase_N: ndarray of shape (N,): number of the phase each op belongs to.
+        phase_names: Name of each phase.
     """
 
     capacity_R: Array
-    resource_names: Sequence[str]
+    resources: Names
     demand_ptr: Array
     demand_resource: Array
     demand_amount: Array
+    factored: tuple[Factored, ...] = ()
     latency_s_N: Array
     release_s_N: Array
     fair_unit_s_N: Array
     dep_ptr: Array
     dep_index: Array
-    labels_N: Sequence[str]
-    phases_N: Sequence[str]
+    ops: Names
+    phase_N: Array
+    phase_names: tuple[str, ...]
 
     @property
     def num_ops(self) -> int:
         """Number of ops N."""
         return len(self.latency_s_N)
 
+    @property
+    def labels_N(self) -> tuple[str, ...]:
+        """Label of every op."""
+        return self.ops.expand()
+
+    @property
+    def phases_N(self) -> tuple[str, ...]:
+        """Name of every op's phase."""
+        return tuple(self.phase_names[p] for p in self.phase_N)
+
+    @property
+    def resource_names(self) -> tuple[str, ...]:
+        """Name of every resource."""
+        return self.resources.expand()
+
     def demand_s(self) -> Array:
-        """Seconds each demand entry takes alone on its resource: ndarray of shape (nnz,)."""
+        """Seconds each sparse demand entry takes alone on its resource: ndarray of shape (nnz,)."""
         return self.demand_amount / self.capacity_R[self.demand_resource]
 
     def solo_s_N(self) -> Array:
         """Service time of each op alone, without its latency: the largest of its demands in seconds."""
-        solo = np.zeros(self.num_ops)
-        np.maximum.at(solo, self._op_of_entry(), self.demand_s())
+        solo = row_largest(self.demand_ptr, self.demand_s())
+        for block in self.factored:
+            solo[block.ops_I] = np.maximum(solo[block.ops_I], block.largest_s_I(self.capacity_R))
         return solo
-
-    def busy_s_R(self) -> Array:
-        """Seconds of work on each resource; what no engine may change."""
-        # counting nothing gives integers, whatever the weights
-        return np.bincount(self.demand_resource, self.demand_s(), len(self.capacity_R)).astype(np.float64)
 
     def demand_R(self) -> Array:
         """Total demand on each resource in its own unit (bytes or FLOPs)."""
-        return np.bincount(self.demand_resource, self.demand_amount, len(self.capacity_R)).astype(np.float64)
+        # counting nothing gives integers, whatever the weights
+        total = np.bincount(self.demand_resource, self.demand_amount, len(self.capacity_R)).astype(np.float64)
+        for block in self.factored:
+            np.add.at(total, block.resources_J, block.demand_J())
+        return total
 
-    def _op_of_entry(self) -> Array:
+    def busy_s_R(self) -> Array:
+        """Seconds of work on each resource; what no engine may change."""
+        return self.demand_R() / self.capacity_R
+
+    def op_of_entry(self) -> Array:
+        """Op of each sparse demand entry: ndarray of shape (nnz,)."""
         return np.repeat(np.arange(self.num_ops), np.diff(self.demand_ptr))
+
+    def expanded(self, *, memory_bytes: float = 8 * GIB) -> "Program":
+        """The same program with every demand a sparse entry.
+
+        Raises:
+            CapacityError: That would take more than ``memory_bytes``; nothing is built.
+        """
+        if not self.factored:
+            return self
+        need = _ENTRY_BYTES * (len(self.demand_amount) + sum(len(b.ops_I) * len(b.resources_J) for b in self.factored))
+        if need > memory_bytes:
+            raise CapacityError(f"program: {self.num_ops} ops would take {need / GIB:.1f} GiB expanded, more than the "
+                                f"{memory_bytes / GIB:.0f} GiB it may: use engine bound, which needs no expansion")
+        parts = [(self.op_of_entry(), self.demand_resource, self.demand_amount), *(b.entries() for b in self.factored)]
+        op, resource, amount = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.lexsort((resource, op))
+        op, resource, amount = op[order], resource[order], amount[order]
+        # blocks may name an entry twice: a level of the fabric each
+        first = np.flatnonzero(np.concatenate([[True], (np.diff(op) != 0) | (np.diff(resource) != 0)]))
+        counts = np.bincount(op[first], minlength=self.num_ops)
+        return replace(self, factored=(), demand_ptr=pointers(counts), demand_resource=resource[first],
+                       demand_amount=np.add.reduceat(amount, first))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,6 +223,8 @@ class Timeline:
         end_s_N: End of each op.
         busy_s_R: Seconds of work each resource served.
         engine: Engine that made it.
+        makespan_s: End of the last op, or the bound.
+        events: Times the clock advanced: op starts and ends (flow) or chunks (event); 0 in closed form.
         exact: False for a bound, whose times are earliest times and not a schedule.
     """
 
@@ -97,147 +233,21 @@ class Timeline:
     busy_s_R: Array
     engine: str
     makespan_s: float
+    events: int = 0
     exact: bool = True
 
 
-@dataclass(slots=True)
-class ProgramBuilder:
-    """Collects resources and ops, checks them, and freezes them into a `Program`."""
-
-    _capacity: list[float] = field(default_factory=list)
-    _names: list[str] = field(default_factory=list)
-    _resource: list[Sequence[int] | Array] = field(default_factory=list)
-    _amount: list[Sequence[float] | Array] = field(default_factory=list)
-    _latency: list[float] = field(default_factory=list)
-    _release: list[float] = field(default_factory=list)
-    _flow_bytes: list[float] = field(default_factory=list)
-    _deps: list[Sequence[int]] = field(default_factory=list)
-    _labels: list[str] = field(default_factory=list)
-    _phases: list[str] = field(default_factory=list)
-
-    def resource(self, name: str, capacity: float) -> int:
-        """Add a resource of ``capacity`` units per second; returns its number.
-
-        Raises:
-            ConfigError: A capacity that is not a finite number > 0.
-        """
-        if not 0 < capacity < math.inf:
-            raise ConfigError(f"resource {name}: expected a finite capacity > 0, got {capacity!r}")
-        self._capacity.append(float(capacity))
-        self._names.append(name)
-        return len(self._capacity) - 1
-
-    def op(
-        self,
-        label: str,
-        *,
-        resources: Sequence[int] | Array = (),
-        amounts: Sequence[float] | Array = (),
-        latency_s: float = 0.0,
-        release_s: float = 0.0,
-        after: Sequence[int] = (),
-        bytes_per_flow: float = 0.0,
-        phase: str = "",
-    ) -> int:
-        """Add an op; returns its number.
-
-        Args:
-            label: What it is.
-            resources: Resources it demands, each once.
-            amounts: How much of each; zeros are dropped. Checked by `build`.
-            latency_s: Elapses before the demand is served.
-            release_s: Earliest start.
-            after: Ops it waits for, added before.
-            bytes_per_flow: For communication: bytes at its largest port over its source-destination pairs. Every
-                flow then gets equal bytes per second at a port it shares. 0 for compute.
-            phase: Name of the phase it belongs to.
-
-        Raises:
-            ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
-        """
-        number = len(self._latency)
-        if len(resources) != len(amounts):
-            raise ConfigError(f"op {label}: expected one amount per resource, got {len(amounts)} for {len(resources)}")
-        if not (0 <= latency_s < math.inf and 0 <= release_s < math.inf):
-            raise ConfigError(f"op {label}: expected latency and release >= 0, got {latency_s!r} and {release_s!r}")
-        if not 0 <= bytes_per_flow < math.inf:
-            raise ConfigError(f"op {label}: expected bytes per flow >= 0, got {bytes_per_flow!r}")
-        if len(after) and not (min(after) >= 0 and max(after) < number):
-            raise ConfigError(f"op {label}: expected dependencies among the {number} ops before it, got {list(after)}")
-        self._resource.append(resources)
-        self._amount.append(amounts)
-        self._latency.append(float(latency_s))
-        self._release.append(float(release_s))
-        self._flow_bytes.append(float(bytes_per_flow))
-        self._deps.append(tuple(after))
-        self._labels.append(label)
-        self._phases.append(phase)
-        return number
-
-    def build(self) -> Program:
-        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per flow.
-
-        Raises:
-            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one resource twice.
-        """
-        count = len(self._latency)
-        capacity = np.array(self._capacity)
-        size = np.array([len(r) for r in self._resource], dtype=np.int64)
-        op = np.repeat(np.arange(count), size)
-        resource = np.concatenate([np.empty(0, np.int64), *self._resource]).astype(np.int64)
-        amount = np.concatenate([np.empty(0), *self._amount])
-        self._check(op, resource, amount)
-        keep = amount > 0
-        op, resource, amount = op[keep], resource[keep], amount[keep]
-        solo = np.zeros(count)
-        np.maximum.at(solo, op, amount / capacity[resource])
-        return Program(
-            capacity_R=capacity,
-            resource_names=tuple(self._names),
-            demand_ptr=_pointers(np.bincount(op, minlength=count)),
-            demand_resource=resource,
-            demand_amount=amount,
-            latency_s_N=np.array(self._latency),
-            release_s_N=np.array(self._release),
-            fair_unit_s_N=_fair_units(solo, np.array(self._flow_bytes)),
-            dep_ptr=_pointers([len(d) for d in self._deps]),
-            dep_index=np.array([i for d in self._deps for i in d], dtype=np.int64),
-            labels_N=tuple(self._labels),
-            phases_N=tuple(self._phases),
-        )
-
-    def _check(self, op: Array, resource: Array, amount: Array) -> None:
-        """All demands at once: a check per op would cost more than the simulation of a small program."""
-        known = len(self._capacity)
-        twice = np.zeros(len(op), dtype=bool)
-        key = op * max(known, 1) + resource
-        order = np.argsort(key, kind="stable")
-        twice[order[1:]] = np.diff(key[order]) == 0
-        for wrong, rule in (
-            (~((amount >= 0) & (amount < np.inf)), "a finite demand >= 0"),
-            ((resource < 0) | (resource >= known), f"a resource below {known}"),
-            (twice, "each resource once"),
-        ):
-            if wrong.any():
-                e = int(wrong.argmax())
-                raise ConfigError(
-                    f"op {self._labels[op[e]]}: expected {rule}, got {amount[e]} of resource {resource[e]}"
-                )
+def pointers(counts: Array | Sequence[int]) -> Array:
+    """Row pointers of a CSR matrix from its row lengths: ndarray of shape (N + 1,), int64."""
+    out = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return out
 
 
-def _pointers(counts: Array | Sequence[int]) -> Array:
-    """Row pointers of a CSR matrix: ndarray of shape (N + 1,)."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _fair_units(solo_s_N: Array, bytes_per_flow_N: Array) -> Array:
-    """Fair units: the solo time, and for communication ``c * bytes per flow`` with c keeping the sum of units.
-
-    Dominant-resource fairness (the solo time for all) throttles a transfer by a port it hardly uses; equal bytes per
-    second and flow is what packet switches and round-robin NIC queues give.
-    """
-    flow = (bytes_per_flow_N > 0) & (solo_s_N > 0)
-    unit = solo_s_N.copy()
-    if flow.any():
-        unit[flow] = bytes_per_flow_N[flow] * (solo_s_N[flow].sum() / bytes_per_flow_N[flow].sum())
-    return unit
+def row_largest(ptr: Array, values: Array) -> Array:
+    """Largest value (>= 0) of each row of a CSR matrix, 0 for an empty one: ndarray of shape (N,)."""
+    out = np.zeros(len(ptr) - 1)
+    filled = np.flatnonzero(np.diff(ptr) > 0)
+    if len(filled):
+        out[filled] = np.maximum.reduceat(values, ptr[filled])
+    return out

@@ -22,11 +22,11 @@ ROOT = Path(moesim.__file__).parent
 HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
 LAYERS = (
     ("errors", "units", "version"),
-    ("configfile", "precision"),
+    ("configfile", "precision", "gate", "widths"),
     ("model", "hardware"),
     ("topology", "routing", "placement", "candidate", "presets"),
     ("costs",),
-    ("program", "lowering"),
+    ("program", "builder", "lowering"),
     ("engines",),
     ("simulate", "result"),
     ("quality", "search", "measured", "report"),

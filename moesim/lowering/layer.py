@@ -11,6 +11,7 @@ Shape legend: S sources = D devices.
 
 import numpy as np
 
+from moesim.builder import ProgramBuilder
 from moesim.candidate import Candidate
 from moesim.costs.experts import ExpertShape, price_experts, typical_tile
 from moesim.costs.gate import price_gate
@@ -21,7 +22,7 @@ from moesim.costs.tiles import Tile
 from moesim.costs.tokens import price_permute, price_reduce
 from moesim.costs.transfer import Transfers, transfers_for
 from moesim.lowering.traffic import Traffic
-from moesim.program import Program, ProgramBuilder
+from moesim.program import Program
 from moesim.topology import Cluster
 
 Array = np.ndarray

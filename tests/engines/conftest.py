@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moesim.builder import ProgramBuilder
 from moesim.costs.primitives import kernels_for
 from moesim.lowering import lower_layer, spread_tokens
 from moesim.model import Gate
 from moesim.placement import place
-from moesim.program import ProgramBuilder
 from moesim.routing import RoutingSpec, route
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from moesim.builder import ProgramBuilder
 from moesim.engines import ENGINES, run
 from moesim.errors import UnknownNameError
-from moesim.program import Program, ProgramBuilder
+from moesim.program import Program
 
 Log = list[tuple[int, float, float]]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.builder import ProgramBuilder
 from moesim.engines import flow
 from moesim.engines.bound import run_bound
-from moesim.program import ProgramBuilder
 
 #: largest relative error of a makespan, per unit of tolerance relative to the bound; 1.5 to 5.4 were seen on 100 seeds
 ERROR_PER_TOLERANCE = 10.0
@@ -120,7 +120,7 @@ EXTREME = """
 import numpy as np
 from moesim.engines.bound import run_bound
 from moesim.engines.flow import run_flow
-from moesim.program import ProgramBuilder
+from moesim.builder import ProgramBuilder
 
 for seed in range(60):
     rng = np.random.default_rng(seed)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.builder import ProgramBuilder
 from moesim.engines import ENGINES, run
-from moesim.program import ProgramBuilder
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -1,0 +1,237 @@
+"""Collects resources and ops, checks them, and freezes them into a `Program`.
+
+Ops come in batches of like ones (one per device), since a call per op would cost more than simulating a small
+program.
+
+Shape legend: N ops, R resources; in a batch I ops with M demands each.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moesim.errors import ConfigError
+from moesim.program import Factored, Names, Program, pointers, row_largest
+
+Array = np.ndarray
+Numbers = float | Sequence[float] | Array
+
+
+@dataclass(slots=True)
+class ProgramBuilder:
+    """A program in the making."""
+
+    _capacity: list[Array] = field(default_factory=list)
+    _resource_runs: list[tuple[str, int, bool]] = field(default_factory=list)
+    _num_resources: int = 0
+    _num_ops: int = 0
+    _lengths: list[Array] = field(default_factory=list)
+    _resource: list[Array] = field(default_factory=list)
+    _amount: list[Array] = field(default_factory=list)
+    _factored: list[Factored] = field(default_factory=list)
+    _latency: list[Array] = field(default_factory=list)
+    _release: list[Array] = field(default_factory=list)
+    _flow_bytes: list[Array] = field(default_factory=list)
+    _num_deps: list[Array] = field(default_factory=list)
+    _deps: list[Array] = field(default_factory=list)
+    _op_runs: list[tuple[str, int, bool]] = field(default_factory=list)
+    _phase: list[Array] = field(default_factory=list)
+    _phase_number: dict[str, int] = field(default_factory=dict)
+
+    def resource(self, name: str, capacity: float) -> int:
+        """Add a resource of ``capacity`` units per second; returns its number.
+
+        Raises:
+            ConfigError: A capacity that is not a finite number > 0.
+        """
+        return int(self.resources(name, [capacity], numbered=False)[0])
+
+    def resources(self, name: str, capacity: Sequence[float] | Array, *, numbered: bool = True) -> Array:
+        """Add a resource for each capacity, named ``name[0], name[1], ...``; returns their numbers.
+
+        Raises:
+            ConfigError: A capacity that is not a finite number > 0.
+        """
+        rates = np.asarray(capacity, dtype=np.float64)
+        wrong = ~((rates > 0) & (rates < np.inf))
+        if wrong.any():
+            which = int(wrong.argmax())
+            label = f"{name}[{which}]" if numbered else name
+            raise ConfigError(f"resource {label}: expected a finite capacity > 0, got {rates[which].item()!r}")
+        first = self._num_resources
+        self._capacity.append(rates)
+        self._resource_runs.append((name, len(rates), numbered))
+        self._num_resources += len(rates)
+        return np.arange(first, self._num_resources)
+
+    def op(self, label: str, *, resources: Sequence[int] | Array = (), amounts: Sequence[float] | Array = (),
+           latency_s: float = 0.0, release_s: float = 0.0, after: Sequence[int] | Array = (),
+           bytes_per_flow: float = 0.0, phase: str = "") -> int:
+        """Add one op; returns its number. Arguments as in `ops`, ``after`` a list of ops."""
+        if len(resources) != len(amounts):
+            raise ConfigError(f"op {label}: expected one amount per resource, got {len(amounts)} for {len(resources)}")
+        deps = np.asarray(after, dtype=np.int64).reshape(1, -1)
+        return int(self.ops(label, 1, resources=np.asarray(resources, dtype=np.int64).reshape(1, -1),
+                            amounts=np.asarray(amounts, dtype=np.float64).reshape(1, -1), latency_s=latency_s,
+                            release_s=release_s, after=deps, bytes_per_flow=bytes_per_flow, phase=phase,
+                            numbered=False)[0])
+
+    def ops(self, label: str, count: int, *, resources: Array | None = None, amounts: Array | None = None,
+            row_ptr: Array | None = None, latency_s: Numbers = 0.0, release_s: Numbers = 0.0,
+            after: Array | None = None, after_ptr: Array | None = None, bytes_per_flow: Numbers = 0.0, phase: str = "",
+            numbered: bool = True) -> Array:
+        """Add ``count`` like ops, named ``label[0], label[1], ...``; returns their numbers.
+
+        Args:
+            label: What they are.
+            count: I.
+            resources: ndarray of shape (I, M): resources each demands, no one twice; with ``row_ptr`` flat.
+            amounts: How much of each; zeros are dropped. Checked by `build`.
+            row_ptr: ndarray of shape (I + 1,): rows of different length, as in a CSR matrix.
+            latency_s: Elapses before the demand is served; one for all or one each, as the next ones.
+            release_s: Earliest start.
+            after: Ops waited for, added before: shape (K,) if all wait for the same, (I, K) if each for its own; with
+                ``after_ptr`` flat, rows of different length.
+            after_ptr: ndarray of shape (I + 1,).
+            bytes_per_flow: For communication: bytes at an op's largest port over its source-destination pairs. Every
+                flow then gets equal bytes per second at a port it shares. 0 for compute.
+            phase: Name of the phase they belong to.
+            numbered: Whether names carry a number.
+
+        Raises:
+            ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
+        """
+        first = self._num_ops
+        latency, release, flow = (np.broadcast_to(np.asarray(v, dtype=np.float64), (count,))
+                                  for v in (latency_s, release_s, bytes_per_flow))
+
+        def name(i: int) -> str:
+            return f"op {label}[{i}]" if numbered else f"op {label}"
+
+        wrong = ~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ConfigError(f"{name(i)}: expected latency and release >= 0, got {latency[i].item()!r} and "
+                              f"{release[i].item()!r}")
+        wrong = ~((flow >= 0) & (flow < math.inf))
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
+        deps, num_deps = _rows(after, after_ptr, count)
+        if len(deps) and not (deps.min() >= 0 and deps.max() < first):
+            which = int(((deps < 0) | (deps >= first)).argmax())
+            i = int(np.searchsorted(np.cumsum(num_deps), which, side="right"))
+            end = int(np.cumsum(num_deps)[i])
+            raise ConfigError(f"{name(i)}: expected dependencies among the {first} ops before it, got "
+                              f"{deps[end - int(num_deps[i]):end].tolist()}")
+        flat, lengths = _rows(resources, row_ptr, count)
+        self._resource.append(flat)
+        self._amount.append(np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel())
+        self._lengths.append(lengths)
+        self._latency.append(latency)
+        self._release.append(release)
+        self._flow_bytes.append(flow)
+        self._deps.append(deps)
+        self._num_deps.append(num_deps)
+        self._op_runs.append((label, count, numbered))
+        number = self._phase_number.setdefault(phase, len(self._phase_number))
+        self._phase.append(np.full(count, number, dtype=np.int64))
+        self._num_ops += count
+        return np.arange(first, self._num_ops)
+
+    def factored(self, block: Factored) -> None:
+        """Add demands that are products; see `Factored`."""
+        self._factored.append(block)
+
+    def build(self) -> Program:
+        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per flow.
+
+        Raises:
+            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one resource twice.
+        """
+        ptr = pointers(_joined(self._lengths, np.int64))
+        resource, amount = _joined(self._resource, np.int64), _joined(self._amount, np.float64)
+        self._check(ptr, resource, amount)
+        keep = amount > 0
+        if not keep.all():
+            ptr = pointers(keep)[ptr]
+            resource, amount = resource[keep], amount[keep]
+        capacity = _joined(self._capacity, np.float64)
+        solo = row_largest(ptr, amount / capacity[resource])
+        for block in self._factored:
+            solo[block.ops_I] = np.maximum(solo[block.ops_I], block.largest_s_I(capacity))
+        return Program(
+            capacity_R=capacity,
+            resources=Names(runs=tuple(self._resource_runs)),
+            demand_ptr=ptr,
+            demand_resource=resource,
+            demand_amount=amount,
+            factored=tuple(self._factored),
+            latency_s_N=_joined(self._latency, np.float64),
+            release_s_N=_joined(self._release, np.float64),
+            fair_unit_s_N=_fair_units(solo, _joined(self._flow_bytes, np.float64)),
+            dep_ptr=pointers(_joined(self._num_deps, np.int64)),
+            dep_index=_joined(self._deps, np.int64),
+            ops=Names(runs=tuple(self._op_runs)),
+            phase_N=_joined(self._phase, np.int64),
+            phase_names=tuple(self._phase_number),
+        )
+
+    def _check(self, ptr: Array, resource: Array, amount: Array) -> None:
+        """All demands at once."""
+        known = self._num_resources
+        for wrong, rule in (
+            (~((amount >= 0) & (amount < np.inf)), "a finite demand >= 0"),
+            ((resource < 0) | (resource >= known), f"a resource below {known}"),
+        ):
+            if wrong.any():
+                self._refuse(int(wrong.argmax()), rule, ptr, resource, amount)
+        # rows in ascending order of resources need no sorting to show that none comes twice
+        ascending = np.ones(len(resource), dtype=bool)
+        ascending[1:] = np.diff(resource) > 0
+        ascending[ptr[:-1][np.diff(ptr) > 0]] = True
+        if ascending.all():
+            return
+        op = np.repeat(np.arange(self._num_ops), np.diff(ptr))
+        key = op * max(known, 1) + resource
+        order = np.argsort(key, kind="stable")
+        twice = np.zeros(len(op), dtype=bool)
+        twice[order[1:]] = np.diff(key[order]) == 0
+        if twice.any():
+            self._refuse(int(twice.argmax()), "each resource once", ptr, resource, amount)
+
+    def _refuse(self, entry: int, rule: str, ptr: Array, resource: Array, amount: Array) -> None:
+        op = int(np.searchsorted(ptr, entry, side="right")) - 1
+        label = Names(runs=tuple(self._op_runs)).expand()[op]
+        raise ConfigError(f"op {label}: expected {rule}, got {amount[entry]} of resource {resource[entry]}")
+
+
+def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:
+    """(flat values, length of each of ``count`` rows) of a matrix, a common row, or rows of different length."""
+    if values is None:
+        return np.zeros(0, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    array = np.asarray(values, dtype=np.int64)
+    if ptr is not None:
+        return array, np.diff(ptr)
+    if array.ndim == 1:
+        array = np.broadcast_to(array, (count, len(array)))
+    return array.ravel(), np.full(count, array.shape[1], dtype=np.int64)
+
+
+def _joined(parts: list[Array], dtype: type) -> Array:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype=dtype)
+
+
+def _fair_units(solo_s_N: Array, bytes_per_flow_N: Array) -> Array:
+    """Fair units: the solo time, and for communication ``c * bytes per flow`` with c keeping the sum of units.
+
+    Dominant-resource fairness (the solo time for all) throttles a transfer by a port it hardly uses; equal bytes per
+    second and flow is what packet switches and round-robin NIC queues give.
+    """
+    flow = (bytes_per_flow_N > 0) & (solo_s_N > 0)
+    unit = solo_s_N.copy()
+    if flow.any():
+        unit[flow] = bytes_per_flow_N[flow] * (solo_s_N[flow].sum() / bytes_per_flow_N[flow].sum())
+    return unit
