@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-from moesim.engines.bound import run_bound
 from moesim.errors import UnknownNameError
 from moesim.program import Program, Timeline
 
-Engine = Literal["bound", "flow", "event"]
-ENGINES: tuple[Engine, ...] = ("bound", "flow", "event")
+Engine = Literal["bound", "flow", "event", "event_compiled"]
+ENGINES: tuple[Engine, ...] = ("bound", "flow", "event", "event_compiled")
 
 
 def run(program: Program, engine: str) -> Timeline:
@@ -15,15 +14,17 @@ def run(program: Program, engine: str) -> Timeline:
 
     Args:
         program: What to run.
-        engine: ``bound`` (a lower bound, closed form), ``flow`` (fluid, the default elsewhere) or ``event`` (SimPy,
-            chunk by chunk).
+        engine: ``bound`` (a lower bound, closed form), ``flow`` (fluid, the default elsewhere), ``event`` (SimPy,
+            chunk by chunk) or ``event_compiled`` (the same timeline, compiled).
 
     Raises:
         UnknownNameError: Another engine.
     """
-    if engine == "bound":
-        return run_bound(program)
     # numba and simpy are loaded when used: `import moesim` stays light.
+    if engine == "bound":
+        from moesim.engines.bound import run_bound
+
+        return run_bound(program)
     if engine == "flow":
         from moesim.engines.flow import run_flow
 
@@ -32,4 +33,8 @@ def run(program: Program, engine: str) -> Timeline:
         from moesim.engines.event import run_event
 
         return run_event(program)
+    if engine == "event_compiled":
+        from moesim.engines.event_compiled import run_event_compiled
+
+        return run_event_compiled(program)
     raise UnknownNameError("engine", engine, ENGINES)

@@ -23,35 +23,39 @@ CHUNKS_PER_MAKESPAN = 1024
 MIN_CHUNKS_PER_OP = 4
 
 
-def chunks_per_op(program: Program, quantum_s: float) -> np.ndarray:
-    """Chunks of each op: ndarray of shape (N,), at least 4, each of about ``quantum_s`` of fair unit."""
+def chunks_per_op(program: Program, quantum_s: float, min_chunks: int | None = None) -> np.ndarray:
+    """Chunks of each op: ndarray of shape (N,), at least ``min_chunks`` (4), each of about ``quantum_s`` of fair unit."""
     counts = np.ceil(program.fair_unit_s_N / quantum_s - 1e-9)
-    return np.maximum(counts, MIN_CHUNKS_PER_OP).astype(np.int64)
+    return np.maximum(counts, MIN_CHUNKS_PER_OP if min_chunks is None else min_chunks).astype(np.int64)
 
 
-def run_event(program: Program, *, quantum_s: float | None = None) -> Timeline:
+def run_event(program: Program, *, quantum_s: float | None = None, min_chunks: int | None = None) -> Timeline:
     """Simulate a program chunk by chunk.
 
     Args:
         program: N ops over R resources.
-        quantum_s: Fair unit of one chunk in seconds; by default the bound's makespan / 1024.
+        quantum_s: Fair unit of one chunk in seconds; by default the bound's makespan / 1024; infinite:
+            ``min_chunks`` for every op.
+        min_chunks: Fewest chunks of an op; 4 by default.
 
     Returns:
         Timeline: starts (latency included) and ends of all ops, and the work every resource served.
 
     Raises:
-        ConfigError: A quantum that is not a finite number > 0.
+        ConfigError: A quantum that is not a number > 0.
+        CapacityError: Factored demands that would not fit in memory, expanded.
     """
+    program = program.expanded()
     n = program.num_ops
     if n == 0:
         return Timeline(start_s_N=np.zeros(0), end_s_N=np.zeros(0), busy_s_R=program.busy_s_R(), engine="event",
                         makespan_s=0.0)
     if quantum_s is None:
         quantum_s = max(run_bound(program).makespan_s / CHUNKS_PER_MAKESPAN, 1e-15)
-    if not 0 < quantum_s < math.inf:
+    if not quantum_s > 0 or math.isnan(quantum_s):
         raise ConfigError(f"event: expected a quantum > 0 s, got {quantum_s!r}")
     env = simpy.Environment()
-    chunks = chunks_per_op(program, quantum_s).tolist()
+    chunks = chunks_per_op(program, quantum_s, min_chunks).tolist()
     dep_ptr, dep_index = program.dep_ptr.tolist(), program.dep_index.tolist()
     ptr, resource = program.demand_ptr.tolist(), program.demand_resource.tolist()
     seconds = program.demand_s().tolist()
@@ -105,4 +109,5 @@ def run_event(program: Program, *, quantum_s: float | None = None) -> Timeline:
     env.run()
     # SimPy's clock begins as the integer 0
     starts, ends, served = (np.array(values, dtype=np.float64) for values in (start, end, busy))
-    return Timeline(start_s_N=starts, end_s_N=ends, busy_s_R=served, engine="event", makespan_s=float(max(end)))
+    return Timeline(start_s_N=starts, end_s_N=ends, busy_s_R=served, engine="event", makespan_s=float(max(end)),
+                    events=sum(chunks[i] for i in range(n) if pieces[i]))

@@ -9,17 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.builder import ProgramBuilder
-from moesim.engines import flow
+from moesim.engines import fairness, flow
 from moesim.engines.bound import run_bound
+from moesim.program import pointers
 
 #: largest relative error of a makespan, per unit of tolerance relative to the bound; 1.5 to 5.4 were seen on 100 seeds
 ERROR_PER_TOLERANCE = 10.0
 
 
 def fill(function, ptr, res, share, weight, num_resources):
-    speed = np.zeros(len(weight))
-    hot_sum = np.bincount(res, weights=share, minlength=num_resources)
-    function(np.arange(len(weight)), ptr, res, share, weight, hot_sum, speed)
+    n = len(weight)
+    speed, op = np.zeros(n), np.repeat(np.arange(n), np.diff(ptr))
+    order = np.argsort(res, kind="stable")
+    users = np.bincount(res, minlength=num_resources)
+    function(np.arange(n), n, ptr, res, share, weight, pointers(users), order, op[order],
+             np.bincount(res, share, num_resources), np.bincount(res, share * weight[op], num_resources), users, speed,
+             np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(num_resources),
+             np.zeros(num_resources), np.zeros(num_resources, np.int64))
     return speed
 
 
@@ -39,7 +45,7 @@ def test_speeds_are_weighted_max_min_fair(case):
     """No capacity exceeded, and each op runs at full speed or has a bottleneck: a full resource on which no op has a
     higher level (speed over weight). That characterises the one fair allocation (Bertsekas & Gallager, 6.5.2)."""
     ptr, res, share, weight, num_resources = case
-    speed = fill(flow._fill, *case)
+    speed = fill(fairness.fill, *case)
     op = np.repeat(np.arange(len(weight)), np.diff(ptr))
     used = np.bincount(res, weights=share * speed[op], minlength=num_resources)
     assert used.max() <= 1.0 + 1e-8
@@ -52,7 +58,7 @@ def test_speeds_are_weighted_max_min_fair(case):
 
 @given(case=shares())
 def test_compiled_fill_equals_its_python(case):
-    assert fill(flow._fill, *case) == pytest.approx(fill(flow._fill.py_func, *case), rel=1e-12)
+    assert fill(fairness.fill, *case) == pytest.approx(fill(fairness.fill.py_func, *case), rel=1e-12)
 
 
 @pytest.mark.parametrize("share_of_bound", [0.0, 1e-3])
@@ -61,7 +67,8 @@ def test_compiled_solve_equals_its_python(request, monkeypatch, shape, share_of_
     programs = [request.getfixturevalue(shape)(seed) for seed in range(6)]
     tolerances = [share_of_bound * run_bound(p).makespan_s for p in programs]
     compiled = [flow.run_flow(p, tolerance_s=t) for p, t in zip(programs, tolerances, strict=True)]
-    monkeypatch.setattr(flow, "_fill", flow._fill.py_func)
+    monkeypatch.setattr(flow, "_FILL", fairness.fill.py_func)
+    monkeypatch.setattr(flow, "_columns", flow._columns.py_func)
     monkeypatch.setattr(flow, "_solve", flow._solve.py_func)
     for program, tolerance, expected in zip(programs, tolerances, compiled, strict=True):
         timeline = flow.run_flow(program, tolerance_s=tolerance)
@@ -83,13 +90,13 @@ def test_coalescing_is_near_the_exact_model(request, shape, tolerance):
         assert near.busy_s_R == pytest.approx(exact.busy_s_R, rel=1e-9)
 
 
-def test_tolerance_is_zero_up_to_256_ops(exchange_program, lowered_program):
+def test_tolerance_is_zero_up_to_1024_ops(exchange_program, lowered_program):
     for program in (exchange_program(1), lowered_program(1)):
-        assert program.num_ops <= 256
+        assert program.num_ops <= 1024
         assert flow.run_flow(program).end_s_N.tobytes() == flow.run_flow(program, tolerance_s=0.0).end_s_N.tobytes()
 
 
-@pytest.mark.parametrize(("num_ops", "share"), [(257, 1e-4), (1024, 1e-3)])
+@pytest.mark.parametrize(("num_ops", "share"), [(1025, 1e-4), (4096, 1e-3)])
 def test_default_tolerance_follows_the_number_of_ops(random_program, num_ops, share):
     program = random_program(0, num_ops=num_ops, num_resources=12)
     expected = flow.run_flow(program, tolerance_s=share * run_bound(program).makespan_s)
