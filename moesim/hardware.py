@@ -1,77 +1,43 @@
 """Device profiles: what a chip can do, each number with its kind and its source.
 
-`ProfileFile` is the file as people write it (units in the keys); `Profile` is what the rest of moesim reads, in SI
-units. A profile never holds fitted efficiencies: those live in calibration files, with what they were fitted on.
+`moesim.profilefile.ProfileFile` is the file as people write it (units in the keys); `Profile` is what the rest of
+moesim reads, in SI units. A shipped profile never holds fitted efficiencies: those live in calibration files, with
+what they were fitted on. A profile measured on this machine holds its own fit, and how far off that is.
 """
 
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from moesim import configfile
-from moesim.configfile import Quantity, Sourced, Strict
+from moesim.profilefile import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
-Execution = Literal["waves", "serial"]
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HostFabric:
+    """Measured all-to-alls between the ranks of one host: time = start_s + (ranks - 1) x bytes / port rate.
 
-class _Compute(Strict):
-    num_sms: Quantity
-    clock_ghz: Quantity
-    shared_memory_per_sm_kib: Quantity
-    peak_tflops: dict[str, Quantity] = Field(min_length=1)
+    Attributes:
+        backend: ``gloo`` (processes on a CPU), ``nccl`` (GPUs).
+        start_s: What one costs however few bytes it moves.
+        port_bytes_per_s: What one rank sends at in one direction (and receives at in the other).
+        ranks: Ranks of each measured point.
+        bytes_per_pair: Bytes from each rank to each other, of each point.
+        time_s: Measured time of each point.
+        interval: P10 and P90 of measured over fitted time, on points left out of the fit; a factor of 1.5 where the
+            file states none.
+    """
 
-
-class AccessPoint(Strict):
-    """Useful share of the memory bandwidth when random rows of ``access_bytes`` are gathered."""
-
-    access_bytes: float = Field(gt=0)
-    efficiency: Quantity
-
-
-class StreamPoint(Strict):
-    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1 inside the cache."""
-
-    working_set_mib: float = Field(gt=0)
-    efficiency: Quantity
-
-
-class _Hbm(Strict):
-    capacity_gib: Quantity
-    reserved_gib: Quantity | None = None
-    bandwidth_gb_per_s: Quantity
-    gather: list[AccessPoint] = Field(min_length=1)
-    streaming: list[StreamPoint] = []
-
-
-class _L2(Strict):
-    capacity_mib: Quantity
-
-
-class _Launch(Strict):
-    kernel_us: Quantity
-
-
-class ProfileFile(Sourced):
-    """A device profile as written in ``hw_profiles/devices/NAME.toml``."""
-
-    title: str
-    aliases: list[str] = []
-    execution: Execution = "waves"
-    compute_capability: float | None = None
-    calibration: str
-    compute: _Compute
-    hbm: _Hbm
-    l2: _L2
-    launch: _Launch
-    power_watt: Quantity | None = None
-    price_usd_per_hour: Quantity | None = None
-    #: Coefficients of the serial cost model, by phase and format: only in profiles measured on a CPU.
-    serial: dict[str, dict[str, Quantity]] = {}
+    backend: str
+    start_s: float
+    port_bytes_per_s: float
+    ranks: tuple[int, ...]
+    bytes_per_pair: tuple[float, ...]
+    time_s: tuple[float, ...]
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,13 +46,15 @@ class Profile:
 
     Attributes:
         name: Name it was loaded by its file.
-        execution: ``waves`` (tiles on SMs, a GPU) or ``serial`` (one group after another, a CPU).
+        execution: ``waves`` (tiles on SMs, a GPU), ``serial`` (one group after another, a CPU) or ``systolic`` (padded
+            tiles on matrix units, a TPU).
         compute_capability: NVIDIA's, or None.
         calibration: Name of the calibration file of its kernels.
         peak_flops_per_s: Dense peak by format.
-        num_sms: Streaming multiprocessors (1 for ``serial``).
+        num_sms: Streaming multiprocessors (1 for ``serial``; matrix units for ``systolic``).
         clock_hz: Sustained clock under a matrix load.
-        shared_memory_per_sm_bytes: What CTAs on one SM share.
+        shared_memory_per_sm_bytes: What CTAs on one SM share; 0 for ``systolic``.
+        mxu_size: Rows and columns of a matrix unit of a ``systolic`` device, else 0.
         hbm_capacity_bytes: Memory of the device.
         hbm_reserved_bytes: What driver, framework and communication buffers take of it.
         hbm_bandwidth_bytes_per_s: Its streaming bandwidth.
@@ -94,9 +62,11 @@ class Profile:
         gather_efficiency: Useful share of the bandwidth at these sizes.
         streaming_bytes: Working sets of the streaming curve, ascending; empty where it is not known.
         streaming_efficiency: Share of the datasheet bandwidth at these working sets.
-        l2_bytes: Last-level cache.
+        l2_bytes: Last-level cache; for ``systolic``, the vector memory (VMEM) that products are tiled through.
         kernel_launch_s: Time between two dependent small kernels.
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
+        residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls left out of the fit.
+        host_fabric: All-to-all between the processes or devices of the host, where it was measured.
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
     """
@@ -109,6 +79,7 @@ class Profile:
     num_sms: int
     clock_hz: float
     shared_memory_per_sm_bytes: float
+    mxu_size: int
     hbm_capacity_bytes: float
     hbm_reserved_bytes: float
     hbm_bandwidth_bytes_per_s: float
@@ -119,6 +90,8 @@ class Profile:
     l2_bytes: float
     kernel_launch_s: float
     serial: dict[str, dict[str, float]]
+    residuals: dict[str, tuple[float, float]]
+    host_fabric: HostFabric | None
     digest: str
     provenance: dict[str, tuple[str, str]]
 
@@ -144,6 +117,14 @@ class Profile:
         """Useful share of the bandwidth when rows of ``access_bytes`` are gathered (log-linear between points)."""
         return float(np.interp(np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency))
 
+    def gather_slowdown(self, access_bytes: np.ndarray | float) -> np.ndarray | float:
+        """How much longer rows of ``access_bytes`` at random places take than rows of the curve's largest size.
+
+        Those move as fast as a stream, whose achieved bandwidth a calibration knows: the curve only adds its shape.
+        Rows written at random places are taken to be as slow as rows read there (assumed: the same 32-byte sectors).
+        """
+        share = np.interp(np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency)
+        return self.gather_efficiency[-1] / share
 
     def cache_speed_up(self, working_set_bytes: np.ndarray | float) -> np.ndarray:
         """How much faster a working set is streamed than one far larger than the cache (log-linear between points).
@@ -161,11 +142,31 @@ class Profile:
         return share / self.streaming_efficiency[-1]
 
 
+#: of an all-to-all whose file states no residuals: assumed
+_ASSUMED_INTERVAL = (1 / 1.5, 1.5)
+
+
+def _host_fabric(file: HostFabricFile | None) -> HostFabric | None:
+    if file is None:
+        return None
+    held_out = file.residuals
+    return HostFabric(
+        backend=file.backend,
+        start_s=file.start_us.value * US,
+        port_bytes_per_s=file.gb_per_s.value * GB,
+        ranks=tuple(p.ranks for p in file.points),
+        bytes_per_pair=tuple(p.bytes_per_pair for p in file.points),
+        time_s=tuple(p.time_us.value * US for p in file.points),
+        interval=(held_out.low.value, held_out.high.value) if held_out else _ASSUMED_INTERVAL,
+    )
+
+
 def _build(path_name: str, text: str, where: str) -> Profile:
     file = configfile.parse(text, ProfileFile, where)
-    num_sms = file.compute.num_sms.value
-    if not num_sms.is_integer():
-        raise configfile.ConfigError(f"{where}: compute.num_sms.value: expected an integer >= 1, got {num_sms}")
+    num_sms, shared, mxu = file.compute.num_sms.value, file.compute.shared_memory_per_sm_kib, file.compute.mxu_size
+    for key, value in (("num_sms", num_sms), ("mxu_size", mxu.value if mxu else 1.0)):
+        if not value.is_integer():
+            raise configfile.ConfigError(f"{where}: compute.{key}.value: expected an integer >= 1, got {value}")
     points = sorted(file.hbm.gather, key=lambda p: p.access_bytes)
     streams = sorted(file.hbm.streaming, key=lambda p: p.working_set_mib)
     return Profile(
@@ -176,7 +177,8 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         peak_flops_per_s={fmt: q.value * TERA for fmt, q in file.compute.peak_tflops.items()},
         num_sms=int(num_sms),
         clock_hz=file.compute.clock_ghz.value * 1e9,
-        shared_memory_per_sm_bytes=file.compute.shared_memory_per_sm_kib.value * KIB,
+        shared_memory_per_sm_bytes=shared.value * KIB if shared else 0.0,
+        mxu_size=int(mxu.value) if mxu else 0,
         hbm_capacity_bytes=file.hbm.capacity_gib.value * GIB,
         hbm_reserved_bytes=file.hbm.reserved_gib.value * GIB if file.hbm.reserved_gib else 0.0,
         hbm_bandwidth_bytes_per_s=file.hbm.bandwidth_gb_per_s.value * GB,
@@ -187,6 +189,8 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         l2_bytes=file.l2.capacity_mib.value * MIB,
         kernel_launch_s=file.launch.kernel_us.value * US,
         serial={phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()},
+        residuals={phase: (held_out.low.value, held_out.high.value) for phase, held_out in file.residuals.items()},
+        host_fabric=_host_fabric(file.host_fabric),
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
         provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.costs.calibration import load_calibration
-from moesim.costs.experts import typical_tile
+from moesim.costs.experts import slot_widths, typical_tile
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
 from moesim.costs.primitives import kernels_for
 from moesim.engines import run
@@ -28,17 +28,22 @@ _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
 
 
 @lru_cache(maxsize=64)
-def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int) -> Routing:
+def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
+             left: bytes | None) -> Routing:
     return route(RoutingSpec.parse(spec), gate, num_experts=num_experts, top_k=top_k,
-                 num_tokens_S=np.full(devices, tokens), seed=seed)
+                 num_tokens_S=np.full(devices, tokens), seed=seed,
+                 left_E=None if left is None else np.frombuffer(left, dtype=bool))
 
 
 @lru_cache(maxsize=4096)
 def _traffic(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
              parallelism: Parallelism, strategy: str, replicas: int, capacity_factor: float | None,
-             ) -> tuple[Placement, Traffic]:
-    routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed)
-    placement = place(strategy, routing.num_tokens_E(), parallelism.ep, replicas)
+             widths: tuple[int, ...] | None) -> tuple[Placement, Traffic]:
+    width_E = np.array(widths or [1])
+    left = None if width_E.all() else (width_E > 0).tobytes()
+    routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed, left)
+    # work is rows x width
+    placement = place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas)
     return placement, spread_tokens(routing, placement, parallelism, capacity_factor)
 
 
@@ -52,7 +57,7 @@ def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tu
     check_devices(cluster, candidate.parallelism.num_devices, "parallelism: ep x tp")
     return _traffic(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
                     cluster.num_devices, workload.seed, candidate.parallelism, candidate.placement,
-                    candidate.num_replicas, layer.capacity_factor)
+                    candidate.num_replicas, layer.capacity_factor, layer.widths_key)
 
 
 def lower(candidate: Candidate, cluster: Cluster, workload: Workload) -> Program:
@@ -67,11 +72,13 @@ def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tup
     if candidate.dense_part is None:
         return None
     placement, traffic = traffic_of(candidate, cluster, workload)
-    rows = traffic.counts_DL.sum(axis=1)
-    slots_W = placement.slots_of_rank()
-    needs = [memory_need(candidate.layer, candidate.dense_part, slots=int(slots_W[d // candidate.parallelism.tp]),
-                         tp=candidate.parallelism.tp, kv_tokens=workload.kv_tokens, rows=float(rows[d]),
-                         tokens=float(traffic.tokens_D[d])) for d in range(cluster.num_devices)]
+    widths_DL = slot_widths(candidate.layer, placement, candidate.parallelism.tp)
+    rows_D, held_D = traffic.counts_DL.sum(axis=1).tolist(), widths_DL.sum(axis=1).tolist()
+    row_widths_D = (traffic.counts_DL * widths_DL).sum(axis=1).tolist()
+    tokens_D = traffic.tokens_D.tolist()
+    needs = [memory_need(candidate.layer, candidate.dense_part, held_width=held_D[d], kv_tokens=workload.kv_tokens,
+                         rows=rows_D[d], row_widths=row_widths_D[d], tokens=tokens_D[d])
+             for d in range(cluster.num_devices)]
     device = max(range(len(needs)), key=lambda d: needs[d].total_bytes)
     return needs[device], device
 
@@ -180,7 +187,8 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
         measured_as = _MEASURED_AS.get(candidate.layer.precision.name, "unmeasured")
         intervals["experts"] = kernels.interval(f"{measured_as}-{spread}")
-        levels.append(kernels.level if measured_as != "unmeasured" else "none")
+        # a calibration without residuals was fitted to nothing: its efficiencies are assumed
+        levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
     if cluster.num_devices > 1:
         transfers = load_calibration(cluster.fabric_calibration, profile)
         intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")

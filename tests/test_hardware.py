@@ -90,7 +90,8 @@ def test_a_changed_file_is_read_again_and_has_another_digest(write):
      "hbm.bandwidth_gb_per_s.source: expected a value, got nothing"),
     ('3350.0, kind = "datasheet", source = "s"', '3350.0, kind = "datasheet", source = "flyer"',
      "hbm.bandwidth_gb_per_s.source: expected one of [sources]: s, got 'flyer'"),
-    ("compute_capability = 9.0", 'execution = "wave"', "execution: expected one of waves or serial, got 'wave'"),
+    ("compute_capability = 9.0", 'execution = "wave"',
+     "execution: expected one of waves, serial or systolic, got 'wave'"),
 ])
 def test_one_line_errors(write, old, new, message):
     with pytest.raises(ConfigError) as caught:

@@ -22,7 +22,7 @@ ROOT = Path(moesim.__file__).parent
 HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
 LAYERS = (
     ("errors", "units", "version"),
-    ("configfile", "precision", "gate", "widths"),
+    ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
     ("topology", "routing", "placement", "candidate", "presets"),
     ("costs",),

@@ -9,6 +9,7 @@ from moesim.costs.gpu import WaveKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.serial import SerialKernels
+from moesim.costs.systolic import SystolicKernels
 from moesim.costs.tiles import Tile
 from moesim.hardware import Profile
 
@@ -26,6 +27,9 @@ class Kernels(Protocol):
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
         """Bytes read in rows at random places."""
+
+    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: float) -> PhaseCost:
+        """Weighted sums, written in order, of rows at random places."""
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """Sorting choices by expert."""
@@ -47,8 +51,10 @@ class Kernels(Protocol):
         warm_bytes_D: Array | None = None,
         block_scaled: bool = False,
         weight_only: bool = False,
+        gather_inputs: bool = False,
+        scatter_outputs: bool = False,
     ) -> PhaseCost:
-        """For each expert, (count x k) times (k x n)."""
+        """For each expert, (count x k) times (k x n); n or k of shape (D, L) where experts differ."""
 
 
 def kernels_for(profile: Profile) -> Kernels:
@@ -59,4 +65,7 @@ def kernels_for(profile: Profile) -> Kernels:
     """
     if profile.execution == "serial":
         return SerialKernels(profile=profile)
-    return WaveKernels(profile=profile, calibration=load_calibration(profile.calibration, profile))
+    calibration = load_calibration(profile.calibration, profile)
+    if profile.execution == "systolic":
+        return SystolicKernels(profile=profile, calibration=calibration)
+    return WaveKernels(profile=profile, calibration=calibration)

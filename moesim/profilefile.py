@@ -1,0 +1,145 @@
+"""Device profiles as people and `moesim measure` write them: units in the keys, every number with kind and source.
+
+`moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. Tables beyond the data sheet's numbers are those
+of a measured machine: what was run (``[measurement]``), rates by size, coefficients and their held-out residuals, and
+the all-to-all between processes or devices of the host (``[host_fabric]``).
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from moesim.configfile import Quantity, Sourced, Strict
+
+#: waves: tiles on SMs, a GPU. serial: one group after another, a CPU. systolic: padded tiles on matrix units, a TPU.
+Execution = Literal["waves", "serial", "systolic"]
+
+
+class GemmPoint(Strict):
+    """Rate of a square product of ``size`` rows, columns and depth."""
+
+    format: str
+    size: int = Field(gt=0)
+    tflops: Quantity
+
+
+class _Compute(Strict):
+    num_sms: Quantity
+    clock_ghz: Quantity
+    shared_memory_per_sm_kib: Quantity | None = None
+    mxu_size: Quantity | None = None
+    peak_tflops: dict[str, Quantity] = Field(min_length=1)
+    gemm: list[GemmPoint] = []
+
+
+class AccessPoint(Strict):
+    """Useful share of the memory bandwidth when random rows of ``access_bytes`` are gathered."""
+
+    access_bytes: float = Field(gt=0)
+    efficiency: Quantity
+
+
+class CachedAccessPoint(AccessPoint):
+    """The same for rows of a table of ``working_set_mib`` that a cache may hold; above 1 inside the cache."""
+
+    working_set_mib: float = Field(gt=0)
+
+
+class StreamPoint(Strict):
+    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1 inside the cache."""
+
+    working_set_mib: float = Field(gt=0)
+    efficiency: Quantity
+
+
+class _Hbm(Strict):
+    capacity_gib: Quantity
+    reserved_gib: Quantity | None = None
+    bandwidth_gb_per_s: Quantity
+    gather: list[AccessPoint] = Field(min_length=1)
+    gather_cached: list[CachedAccessPoint] = []
+    streaming: list[StreamPoint] = []
+
+
+class _L2(Strict):
+    capacity_mib: Quantity
+
+
+class _Launch(Strict):
+    kernel_us: Quantity
+    #: outside a graph, where ``kernel_us`` is the time inside one
+    plain_kernel_us: Quantity | None = None
+
+
+class Measurement(Strict):
+    """What wrote a measured profile, and whether something else ran meanwhile."""
+
+    command: str
+    created: str
+    machine: str
+    software: str
+    seconds: float = Field(gt=0)
+    #: the sentinel's worst slowdown, 0.1 for 10 %
+    slowdown: float
+    contended: bool
+
+
+class HeldOut(Strict):
+    """P10 and P90 of measured over predicted time, on points that the prediction was not fitted to."""
+
+    low: Quantity
+    high: Quantity
+    points: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "HeldOut":
+        if self.low.value > self.high.value:
+            raise ValueError(f"@high.value@a number >= low = {self.low.value}@{self.high.value}")
+        return self
+
+
+class AllToAllPoint(Strict):
+    """An all-to-all of ``bytes_per_pair`` from each of ``ranks`` to each other."""
+
+    ranks: int = Field(ge=2)
+    bytes_per_pair: float = Field(gt=0)
+    time_us: Quantity
+
+
+class HostFabricFile(Strict):
+    """All-to-alls between the processes or devices of one host: time = start + (ranks - 1) x bytes / rate."""
+
+    backend: str
+    start_us: Quantity
+    gb_per_s: Quantity
+    points: list[AllToAllPoint] = Field(min_length=1)
+    residuals: HeldOut | None = None
+
+
+class ProfileFile(Sourced):
+    """A device profile as written in ``hw_profiles/devices/NAME.toml``."""
+
+    title: str
+    aliases: list[str] = []
+    execution: Execution = "waves"
+    compute_capability: float | None = None
+    calibration: str
+    compute: _Compute
+    hbm: _Hbm
+    l2: _L2
+    launch: _Launch
+    power_watt: Quantity | None = None
+    price_usd_per_hour: Quantity | None = None
+    measurement: Measurement | None = None
+    #: Coefficients of the serial cost model, by phase and format: only in profiles measured on a CPU.
+    serial: dict[str, dict[str, Quantity]] = {}
+    #: How well they predict calls that they were not fitted to.
+    residuals: dict[str, HeldOut] = {}
+    host_fabric: HostFabricFile | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ProfileFile":
+        needed = "mxu_size" if self.execution == "systolic" else "shared_memory_per_sm_kib"
+        if getattr(self.compute, needed) is None:
+            raise ValueError(f"@compute.{needed}@a value for execution = {self.execution!r}@nothing")
+        return self
