@@ -6,6 +6,7 @@ from typing import Literal
 from moesim.model import DensePart, MoELayer
 from moesim.precision import require, require_int
 from moesim.routing.distributions import RoutingSpec
+from moesim.widths import short_text
 
 Phase = Literal["prefill", "decode"]
 
@@ -61,7 +62,8 @@ class Candidate:
         """Short name: experts, top-k, width, format, gate, layout, placement."""
         layer, spread = self.layer, self.parallelism
         place = self.placement + (f"+{self.num_replicas}" if self.num_replicas else "")
-        return (f"E{layer.num_experts} k{layer.top_k} I{layer.expert_intermediate_size} {layer.precision.name} "
+        width = short_text(layer.expert_intermediate_size)
+        return (f"E{layer.num_experts} k{layer.top_k} I{width} {layer.precision.name} "
                 f"{layer.gate} ep{spread.ep}tp{spread.tp} {place}")
 
 

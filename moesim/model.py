@@ -1,4 +1,4 @@
-"""What is simulated: one MoE layer, its gate, its number formats, and the dense part of the model around it.
+"""What is simulated: one MoE layer, and the dense part of the model around it.
 
 Sizes only. FLOPs and bytes of a *kernel* are counted in `moesim.costs`; here is what follows from the architecture
 alone: parameters, bytes of weights, bytes of KV cache.
@@ -6,70 +6,14 @@ alone: parameters, bytes of weights, bytes of KV cache.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
-from moesim.errors import ConfigError
+import numpy as np
+
+from moesim.gate import Gate
 from moesim.precision import Precision, require, require_int
+from moesim.widths import checked_widths, width_text
 
-GateKind = Literal["flat", "group_limited", "two_level"]
-Score = Literal["softmax", "sigmoid"]
-#: formats a gate multiplies in: coarser ones change which experts are chosen
-GATE_FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """How tokens choose experts.
-
-    Attributes:
-        kind: ``flat`` scores every expert. ``group_limited`` scores every expert, keeps the best
-            ``num_limited_groups`` of ``num_expert_groups`` groups, chooses inside them (DeepSeek-V3, arXiv
-            2412.19437). ``two_level`` scores the groups first and the experts of the kept groups only (hierarchical
-            MoE, Shazeer et al. 2017, arXiv 1701.06538).
-        num_expert_groups: Groups of consecutive experts; 1 for a flat gate.
-        num_limited_groups: Groups a token may use.
-        score: How logits become weights.
-        precision: Format of the gate's GEMM; its logits are float32.
-
-    Raises:
-        ConfigError: More kept groups than groups, or groups on a flat gate.
-    """
-
-    kind: GateKind = "flat"
-    num_expert_groups: int = 1
-    num_limited_groups: int = 1
-    score: Score = "softmax"
-    precision: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("flat", "group_limited", "two_level"), "gate.kind",
-                "one of flat, group_limited, two_level", self.kind)
-        require(self.score in ("softmax", "sigmoid"), "gate.score", "softmax or sigmoid", self.score)
-        require(self.precision in GATE_FORMATS, "gate.precision", f"one of {', '.join(GATE_FORMATS)}", self.precision)
-        require_int("gate.num_expert_groups", self.num_expert_groups, 1)
-        require(1 <= self.num_limited_groups <= self.num_expert_groups, "gate.num_limited_groups",
-                f"between 1 and num_expert_groups = {self.num_expert_groups}", self.num_limited_groups)
-        if self.kind == "flat":
-            require(self.num_expert_groups == 1, "gate.num_expert_groups", "1 for a flat gate", self.num_expert_groups)
-
-    @classmethod
-    def parse(cls, text: str) -> "Gate":
-        """Read ``"flat"``, ``"group_limited:8:4"`` or ``"two_level:16:4"`` (groups, then groups kept).
-
-        Raises:
-            ConfigError: Not of that form.
-        """
-        kind, *numbers = text.split(":")
-        if kind == "flat" and not numbers:
-            return cls()
-        if len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
-            raise ConfigError(f"gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got {text!r}")
-        return cls(kind=kind, num_expert_groups=int(numbers[0]), num_limited_groups=int(numbers[1]))  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        if self.kind == "flat":
-            return "flat"
-        return f"{self.kind}:{self.num_expert_groups}:{self.num_limited_groups}"
+__all__ = ["DensePart", "Gate", "MoELayer", "Precision"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +22,23 @@ class MoELayer:
 
     Attributes:
         hidden_size: Width H of a token.
-        expert_intermediate_size: Width I of one expert.
+        expert_intermediate_size: Width I of every expert, or one width for each (heterogeneous experts, HMoE, arXiv
+            2408.10681). An expert of width 0 is pruned: never chosen, without weights; its number stays.
         num_experts: Routed experts E.
         top_k: Experts a token uses.
-        num_shared_experts: Experts every token uses, of the same width, computed where the token lives.
+        num_shared_experts: Experts every token uses, each `shared_width` wide, computed where the token lives.
         capacity_factor: Slots per expert over the mean load; None keeps every token (dropless).
         gated: SwiGLU (two up projections) or a plain two-matrix expert.
         precision: Number formats.
         gate: How experts are chosen.
 
     Raises:
-        ConfigError: top_k > num_experts, experts not divisible into the gate's groups, kept groups with fewer experts
-            than top_k, or a size below 1.
+        ConfigError: top_k > experts that are left, experts the gate cannot choose among (groups that do not divide
+            them, kept groups with fewer than top_k, no square number), widths of another number, or a size below 1.
     """
 
     hidden_size: int
-    expert_intermediate_size: int
+    expert_intermediate_size: int | tuple[int, ...]
     num_experts: int
     top_k: int
     num_shared_experts: int = 0
@@ -103,17 +48,71 @@ class MoELayer:
     gate: Gate = field(default_factory=Gate)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "expert_intermediate_size", "num_experts", "top_k"):
+        for name in ("hidden_size", "num_experts", "top_k"):
             require_int(f"layer.{name}", getattr(self, name), 1)
+        widths = checked_widths(self.expert_intermediate_size, self.num_experts)
+        object.__setattr__(self, "expert_intermediate_size", widths)
         require_int("layer.num_shared_experts", self.num_shared_experts, 0)
         require(self.top_k <= self.num_experts, "layer.top_k", f"at most num_experts = {self.num_experts}", self.top_k)
         require(self.capacity_factor is None or 0 < self.capacity_factor < math.inf, "layer.capacity_factor",
                 "a number > 0 or None", self.capacity_factor)
-        groups, kept = self.gate.num_expert_groups, self.gate.num_limited_groups
-        require(self.num_experts % groups == 0, "layer.gate.num_expert_groups",
-                f"a divisor of num_experts = {self.num_experts}", groups)
-        require(kept * (self.num_experts // groups) >= self.top_k, "layer.gate.num_limited_groups",
-                f"enough groups of {self.num_experts // groups} experts for top_k = {self.top_k}", kept)
+        self.gate.check_experts(self.num_experts, self.top_k)
+        if self.has_pruned:
+            self._check_pruned()
+
+    def _check_pruned(self) -> None:
+        """Whoever is left must do: top_k of them, and as many in each group that has any as one token takes there."""
+        left = self.width_E() > 0
+        require(self.top_k <= left.sum(), "layer.top_k", f"at most the {left.sum()} experts that are not pruned",
+                self.top_k)
+        kept = min(self.gate.num_limited_groups, self.top_k)
+        left_G = left.reshape(self.gate.num_expert_groups, -1).sum(axis=1)
+        of_each = -(-self.top_k // kept)
+        require((left_G[left_G > 0] >= of_each).all() and (left_G > 0).sum() >= kept, "layer.expert_intermediate_size",
+                f"none or at least {of_each} experts left in each of the gate's {len(left_G)} groups, {kept} of them "
+                "with some", width_text(self.expert_intermediate_size))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether widths are given one by one."""
+        return not isinstance(self.expert_intermediate_size, int)
+
+    @property
+    def has_pruned(self) -> bool:
+        """Whether an expert has width 0."""
+        return self.uneven and 0 in self.expert_intermediate_size  # type: ignore[operator]
+
+    @property
+    def widths_key(self) -> tuple[int, ...] | None:
+        """Widths if they differ or some are 0, else None: what routing and placement depend on."""
+        widths = self.expert_intermediate_size
+        return None if isinstance(widths, int) else widths
+
+    def width_E(self) -> np.ndarray:
+        """Width of each routed expert, 0 where it is pruned: ndarray of shape (E,), int64."""
+        return np.broadcast_to(np.asarray(self.expert_intermediate_size, dtype=np.int64), (self.num_experts,))
+
+    @property
+    def num_left(self) -> int:
+        """Routed experts that are not pruned."""
+        return int(np.count_nonzero(self.width_E())) if self.uneven else self.num_experts
+
+    @property
+    def mean_width(self) -> float:
+        """Mean width of the experts that are left: what a token meets if it chooses them equally often."""
+        widths = self.expert_intermediate_size
+        return float(widths) if isinstance(widths, int) else sum(widths) / self.num_left
+
+    @property
+    def widest(self) -> int:
+        """Width of the widest expert."""
+        widths = self.expert_intermediate_size
+        return widths if isinstance(widths, int) else max(widths)
+
+    @property
+    def shared_width(self) -> int:
+        """Width of one shared expert: that of the routed ones; their mean, rounded, where they differ."""
+        return round(self.mean_width)
 
     @property
     def num_matrices(self) -> int:
@@ -121,29 +120,48 @@ class MoELayer:
         return 3 if self.gated else 2
 
     @property
+    def params_per_width(self) -> int:
+        """Weights for each unit of an expert's width."""
+        return self.num_matrices * self.hidden_size
+
+    @property
     def params_per_expert(self) -> int:
-        """Weights of one expert."""
-        return self.num_matrices * self.hidden_size * self.expert_intermediate_size
+        """Weights of one expert; of one of mean width where they differ."""
+        return round(self.params_per_width * self.mean_width)
+
+    @property
+    def routed_params(self) -> int:
+        """Weights of all routed experts."""
+        return self.params_per_width * int(self.width_E().sum())
+
+    @property
+    def shared_params(self) -> int:
+        """Weights of all shared experts."""
+        return self.num_shared_experts * self.params_per_width * self.shared_width
 
     @property
     def gate_params(self) -> int:
-        """Weights of the gate: H x E, and H x groups more for a two-level gate."""
-        coarse = self.gate.num_expert_groups if self.gate.kind == "two_level" else 0
-        return self.hidden_size * (self.num_experts + coarse)
+        """Weights of the gate: see `Gate.params`."""
+        return self.gate.params(self.hidden_size, self.num_experts)
 
     @property
     def active_params(self) -> int:
-        """Weights one token multiplies with in this layer, gate included."""
-        gate = self.gate_params
-        if self.gate.kind == "two_level":
-            per_group = self.num_experts // self.gate.num_expert_groups
-            gate = self.hidden_size * (self.gate.num_expert_groups + self.gate.num_limited_groups * per_group)
-        return (self.top_k + self.num_shared_experts) * self.params_per_expert + gate
+        """Weights one token multiplies with in this layer, gate included.
+
+        Where widths differ, those of a token that chooses the experts equally often; which it chooses decides.
+        """
+        gate = self.gate.active_params(self.hidden_size, self.num_experts)
+        return self.top_k * self.params_per_expert + self.shared_params + gate
 
     @property
     def bytes_per_expert(self) -> float:
-        """Bytes of one expert's weights, scales included."""
+        """Bytes of one expert's weights, scales included; of one of mean width where they differ."""
         return self.params_per_expert * self.precision.weight_bytes
+
+    @property
+    def bytes_per_width(self) -> float:
+        """Bytes of an expert's weights for each unit of its width, scales included."""
+        return self.params_per_width * self.precision.weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

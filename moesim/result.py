@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moesim.candidate import Candidate
 from moesim.units import GIB, US
+from moesim.widths import width_text
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
 RESOURCES = ("egress", "hbm", "ingress", "sm")
@@ -77,7 +78,7 @@ class Result:
             "cluster": self.cluster,
             "num_experts": layer.num_experts,
             "top_k": layer.top_k,
-            "expert_intermediate_size": layer.expert_intermediate_size,
+            "expert_intermediate_size": width_text(layer.expert_intermediate_size),
             "gate": str(layer.gate),
             "precision": layer.precision.name,
             "ep": spread.ep,

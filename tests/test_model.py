@@ -35,15 +35,17 @@ def test_wrong_layers(wrong, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got ''"),
-    ("group", "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group'"),
+    ("", "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got ''"),
+    ("group", "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group'"),
     ("group_limited:8",
-     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8'"),
-    ("group_limited:8:-4",
-     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8:-4'"),
+     "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:8'"),
+    ("two_level:8:-4",
+     "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'two_level:8:-4'"),
+    ("product_key:8:255", "gate.query_size: expected an even number, got 255"),
+    ("product_key:0:256", "gate.query_heads: expected an integer >= 1, got 0"),
     ("group_limited:²:1",
-     "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:²:1'"),
-    ("tree:8:4", "gate.kind: expected one of flat, group_limited, two_level, got 'tree'"),
+     "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'group_limited:²:1'"),
+    ("tree:8:4", "gate.kind: expected one of flat, group_limited, two_level, product_key, got 'tree'"),
     ("group_limited:0:0", "gate.num_expert_groups: expected an integer >= 1, got 0"),
     ("two_level:4:5", "gate.num_limited_groups: expected between 1 and num_expert_groups = 4, got 5"),
     ("two_level:4:0", "gate.num_limited_groups: expected between 1 and num_expert_groups = 4, got 0"),
@@ -55,7 +57,7 @@ def test_wrong_gates(text, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("text", ["flat", "group_limited:8:4", "two_level:16:2"])
+@pytest.mark.parametrize("text", ["flat", "group_limited:8:4", "two_level:16:2", "product_key:4:64"])
 def test_gates_print_as_they_are_read(text):
     assert str(Gate.parse(text)) == text
 

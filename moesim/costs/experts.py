@@ -15,6 +15,7 @@ from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.model import MoELayer
+from moesim.placement import Placement
 from moesim.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
@@ -31,7 +32,8 @@ class ExpertShape:
 
     Attributes:
         hidden: H.
-        width: Expert width on this device: the layer's over its tensor parallelism.
+        width: Expert width on this device: the layer's over its tensor parallelism; the widest's where they differ,
+            each of which is then in the `Load`.
         num_up: Up projections: 2 for SwiGLU, else 1.
         top_k: Experts of a token.
         fmt: Format of the GEMMs.
@@ -57,7 +59,7 @@ class ExpertShape:
         precision = layer.precision
         return cls(
             hidden=layer.hidden_size,
-            width=-(-layer.expert_intermediate_size // tp),
+            width=-(-layer.widest // tp),
             num_up=2 if layer.gated else 1,
             top_k=layer.top_k,
             fmt=precision.activations,
@@ -72,6 +74,46 @@ def typical_tile(counts_DL: Array, fmt: str) -> Tile:
     """The tile a tuned kernel would use for this histogram: by the mean load of an active expert."""
     active = max(int((counts_DL > 0).sum()), 1)
     return heuristic_tile(float(counts_DL.sum()) / active, BYTES_PER_ELEMENT[fmt])
+
+
+def slot_widths(layer: MoELayer, placement: Placement, tp: int) -> Array:
+    """Width of the expert in each slot of each device, its share where ``tp`` devices hold it together.
+
+    Args:
+        layer: Whose experts.
+        placement: Where they are.
+        tp: Devices of a rank, numbered together.
+
+    Returns:
+        ndarray of shape (D, L), int64: slots as `Placement.by_rank` lays them out; 0 where there is none or its
+        expert is pruned.
+    """
+    width_P = layer.width_E()[placement.expert_of_slot_P]
+    return np.repeat(placement.by_rank(-(-width_P // tp)), tp, axis=0)
+
+
+def price_layer_experts(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array, widths_DL: Array | None,
+                        num_tokens_D: Array, *, tile: Tile | None = None,
+                        warm: bool = False) -> tuple[PhaseCost, Tile]:
+    """Price the routed experts of a layer, of one width or of many.
+
+    Args:
+        kernels: Primitives of the device.
+        layer: Sizes and formats.
+        tp: Devices that share each expert's width.
+        counts_DL: ndarray of shape (D, L): rows of each slot, 0 for a pruned expert.
+        widths_DL: ndarray of shape (D, L): `slot_widths`; None if the layer's experts are all alike.
+        num_tokens_D: ndarray of shape (D,): distinct tokens present.
+        tile: Configuration of both GEMMs; by default what a tuned kernel would use.
+        warm: See `price_experts`.
+
+    Returns:
+        PhaseCost of shape (D,), and the tile.
+    """
+    shape = ExpertShape.of(layer, tp)
+    tile = tile or typical_tile(counts_DL, shape.fmt)
+    load = Load.of(counts_DL, np.asarray(num_tokens_D) * layer.top_k, tile.block_m, widths_DL)
+    return price_experts(kernels, shape, load, num_tokens_D, tile=tile, warm=warm), tile
 
 
 def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D: Array, *, tile: Tile,
@@ -89,28 +131,31 @@ def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D
     Returns:
         PhaseCost of shape (D,).
     """
-    hidden, width = shape.hidden, shape.width
+    hidden = shape.hidden
+    width = shape.width if load.widths_DL is None else load.widths_DL
     up_columns = shape.num_up * width
-    warm_bytes = load.active_D * ((up_columns + width) * hidden * shape.weight_bytes) if warm else None
+    per_width = shape.num_up + 1
+    warm_bytes = load.active_widths_D(shape.width) * (per_width * hidden * shape.weight_bytes) if warm else None
     quantised = BYTES_PER_ELEMENT[shape.fmt] < _OUTPUT_BYTES
     launches = np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1) + quantised * _QUANTISE_KERNELS
 
-    def gemm(n: Size, k: Size) -> PhaseCost:
+    def gemm(n: Size, k: Size, *, gather: bool = False, scatter: bool = False) -> PhaseCost:
         return kernels.grouped_gemm(load, n, k, tile=tile, fmt=shape.fmt, weight_bytes=shape.weight_bytes,
                                     input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes,
-                                    block_scaled=shape.block_scaled, weight_only=shape.weight_only)
+                                    block_scaled=shape.block_scaled, weight_only=shape.weight_only,
+                                    gather_inputs=gather, scatter_outputs=scatter)
 
     tokens = np.asarray(num_tokens_D, dtype=np.float64)
     # activation and sum run over all slots of the tokens present, masked ones included
-    slots = load.rows_D + load.masked_rows_D
+    slots, slot_widths = load.rows_D + load.masked_rows_D, load.slot_widths_D(shape.width)
     phases = [
         kernels.align(load.rows_D, 0 if load.counts_DL is None else load.counts_DL.shape[-1]),
-        gemm(up_columns, hidden),
-        kernels.stream(slots * (up_columns + width) * _OUTPUT_BYTES),
-        gemm(hidden, width),
-        kernels.stream((slots + tokens) * hidden * _OUTPUT_BYTES),
+        gemm(up_columns, hidden, gather=True),
+        kernels.stream(slot_widths * per_width * _OUTPUT_BYTES),
+        gemm(hidden, width, scatter=True),
+        kernels.gather_sum(slots, tokens, hidden * _OUTPUT_BYTES),
         kernels.launches((load.rows_D > 0) * launches),
     ]
     if quantised:
-        phases.append(kernels.stream((tokens * hidden + slots * width) * (_OUTPUT_BYTES + shape.input_bytes)))
+        phases.append(kernels.stream((tokens * hidden + slot_widths) * (_OUTPUT_BYTES + shape.input_bytes)))
     return sequence(*phases)

@@ -3,9 +3,14 @@
 FLOPs per token: flat and group-limited 2 H E; two-level 2 H (G + M E / G) for G groups of which M are kept
 (Shazeer et al. 2017, arXiv 1701.06538, appendix B). Weights read by a batch of T tokens: flat H E; two-level
 H (G + E / G x groups touched), so a batch that touches all groups saves no weight bytes, only FLOPs and logits.
+Product key with n queries of width Q: 2 n Q sqrt(E) for both sets of half-width keys, and 2 H n Q for the queries;
+weights Q sqrt(E) and H n Q, float32 logits 8 n sqrt(E) bytes each way, and the sums of k'^2 pairs, k' = top_k / n
+(Lample et al. 2019, arXiv 1907.05242, section 3.1; PEER, He 2024, arXiv 2407.04153).
 
 Shape legend: D devices.
 """
+
+import math
 
 import numpy as np
 
@@ -26,7 +31,9 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     ``flat``: score GEMM, fused softmax and top-k. ``group_limited``: the same logits, then group scores (the two best
     of each group), the best groups, and top-k with the others masked: one more kernel over all logits.
     ``two_level``: GEMM over groups, top groups, tokens sorted by group, a grouped GEMM over the kept groups' experts
-    (tokens gathered), top-k over kept logits.
+    (tokens gathered, logits scattered back), top-k over kept logits. ``product_key``: GEMM to queries, a GEMM of all
+    heads' half queries with each set of keys, top-k of both, top-k of the pairs' sums; where top_k is no multiple of
+    the heads, the best of all heads' finds.
 
     Args:
         kernels: Primitives of the device.
@@ -38,6 +45,8 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     """
     gate, hidden, experts = layer.gate, layer.hidden_size, layer.num_experts
     tokens = np.asarray(num_tokens_D, dtype=np.int64)
+    if gate.kind == "product_key":
+        return _product_key(kernels, layer, tokens)
     if gate.kind != "two_level":
         scores = _scores(kernels, layer, tokens[:, None], experts)
         selection = [kernels.top_k(tokens, experts, layer.top_k), kernels.launches(2.0 * (tokens > 0))]
@@ -55,17 +64,39 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
         kernels.top_k(tokens, groups, kept),
         kernels.align(tokens * kept, groups),
         kernels.gather(tokens * kept * row_bytes, row_bytes),
-        _scores(kernels, layer, fine_DG, per_group),
+        _scores(kernels, layer, fine_DG, per_group, scatter=True),
         kernels.top_k(tokens, kept * per_group, layer.top_k),
         kernels.launches(6.0 * (tokens > 0)),
     )
 
 
-def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int) -> PhaseCost:
-    """The GEMM of tokens with keys: (count x H) times (H x columns) for each group, float32 logits out."""
+def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCost:
+    """Queries, half scores, best halves, best pairs."""
+    gate, keys = layer.gate, math.isqrt(layer.num_experts)
+    found = -(-layer.top_k // gate.query_heads)
+    halves = min(found, keys)
+    queries_D = tokens_D * gate.query_heads
+    kernels_run = 4 + (found * gate.query_heads > layer.top_k)
+    phases = [
+        _scores(kernels, layer, tokens_D[:, None], gate.query_heads * gate.query_size,
+                output_bytes=BYTES_PER_ELEMENT[gate.precision]),
+        _scores(kernels, layer, np.stack([queries_D, queries_D], axis=-1), keys, depth=gate.query_size // 2),
+        kernels.top_k(2 * queries_D, keys, halves),
+        kernels.top_k(queries_D, halves**2, found),
+        kernels.launches(kernels_run * (tokens_D > 0)),
+    ]
+    if kernels_run > 4:
+        phases.append(kernels.top_k(tokens_D, found * gate.query_heads, layer.top_k))
+    return sequence(*phases)
+
+
+def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int, *, depth: int | None = None,
+            output_bytes: float = _LOGIT_BYTES, scatter: bool = False) -> PhaseCost:
+    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep, float32 out."""
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
     return kernels.grouped_gemm(
-        Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, layer.hidden_size, tile=tile,
-        fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=_LOGIT_BYTES,
+        Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, tile=tile,
+        fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes,
+        scatter_outputs=scatter,
     )

@@ -16,13 +16,12 @@ from moesim.costs.calibration import Calibration
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.tiles import Tile
+from moesim.costs.work import GemmWork
 from moesim.hardware import Profile
 
 Array = np.ndarray
 _CUDA_LANES_PER_SM = 128
 _WIDEN_OPERATIONS = 2.0
-#: a depth that is no multiple of 16 elements loses wide, aligned loads
-_ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,8 +42,13 @@ class WaveKernels:
         return PhaseCost(compute_s_D=np.zeros_like(seconds), memory_s_D=seconds, latency_s_D=np.zeros_like(seconds))
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Reading rows of ``access_bytes`` at random places: the profile's gather curve on top of `stream`."""
-        return self.stream(np.asarray(num_bytes_D) / self.profile.gather_share(access_bytes))
+        """Reading rows of ``access_bytes`` at random places: `stream`, slower by the profile's gather curve."""
+        return self.stream(np.asarray(num_bytes_D) * self.profile.gather_slowdown(access_bytes))
+
+    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
+        """Weighted sums of rows where they lie: each row gathered, each sum written in order."""
+        read = np.asarray(rows_D) * row_bytes * self.profile.gather_slowdown(row_bytes)
+        return self.stream(read + np.asarray(sums_D) * row_bytes)
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """Sorting choices by expert: reads each 4-byte choice twice, writes its 4-byte place; launches not counted."""
@@ -75,6 +79,8 @@ class WaveKernels:
         warm_bytes_D: Array | None = None,
         block_scaled: bool = False,
         weight_only: bool = False,
+        gather_inputs: bool = False,
+        scatter_outputs: bool = False,
     ) -> PhaseCost:
         """One grouped GEMM: for each expert, (count x k) times (k x n).
 
@@ -87,11 +93,15 @@ class WaveKernels:
         weight block shorter than 128 bytes use it less well. The smaller of compute and memory overlaps only in part.
         Blocks that hold nothing, and blocks of masked choices, which only write zeros, cost a few cycles each.
         A depth that is no multiple of 16 loses aligned loads, and with them ``misaligned_factor``.
+        Rows gathered or scattered move as slowly as the profile's gather curve says for a whole row, of which every
+        K-iteration reads the next piece; what short pieces cost is in the fitted parameters.
+        Where experts differ in width, every tile counts with its own expert's iterations: waves are those of as many
+        tiles of mean depth, and none is shorter than the longest tile.
 
         Args:
             load: What the experts compute, with the row blocks of this tile's block_m.
-            n: Columns of the result.
-            k: Depth.
+            n: Columns of the result; where experts differ, ndarray of shape (D, L).
+            k: Depth, likewise.
             tile: Its configuration.
             fmt: Format the matrix units run at.
             weight_bytes: Bytes of one weight, scales included.
@@ -101,13 +111,15 @@ class WaveKernels:
             block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs cycles).
             weight_only: Whether weights are widened in the kernel: two operations per weight of the block on the CUDA
                 lanes, every K-iteration (assumed, no rows).
+            gather_inputs: Whether input rows lie at random places.
+            scatter_outputs: Whether output rows go to random places.
 
         Returns:
             PhaseCost of shape (D,).
         """
         c, p = self.calibration, self.profile
-        tiles = load.blocks_D * -(-n // tile.block_n)
-        iterations = -(-k // tile.block_k)
+        work = GemmWork.of(load, n, k, tile)
+        tiles, iterations, longest = work.tiles_D, work.iterations_D, work.longest_D
 
         flops_per_clock = p.peak(fmt) / (p.num_sms * p.clock_hz) * c["mma_efficiency"]
         mma = 2.0 * tile.block_m * tile.block_n * tile.block_k / flops_per_clock
@@ -125,19 +137,22 @@ class WaveKernels:
         ctas = tile.ctas_per_sm(input_bytes, p.shared_memory_per_sm_bytes)
         throughput = np.ceil(tiles / p.num_sms) * (iterations * iteration + c["tile_overhead_cycles"])
         latency = np.ceil(tiles / (p.num_sms * ctas)) * (iterations * chain + c["tile_overhead_cycles"] + wait)
-        columns = -(-n // tile.block_n)
-        idle = load.idle_blocks_D * columns * c["idle_block_cycles"]
-        masked = np.ceil(load.masked_rows_D / tile.block_m) * columns * c["masked_block_cycles"]
+        if longest is not iterations:
+            latency = np.maximum(latency, (tiles > 0) * (longest * chain + c["tile_overhead_cycles"] + wait))
+        idle = load.idle_blocks_D * work.columns_D * c["idle_block_cycles"]
+        masked = np.ceil(load.masked_rows_D / tile.block_m) * work.columns_D * c["masked_block_cycles"]
         compute = (np.maximum(throughput, latency) + (idle + masked) / p.num_sms) / p.clock_hz
 
         short = np.where(tile.block_k * weight_bytes < 127.0, c["short_row_efficiency"], 1.0)
-        weights = load.active_D * (n * k * weight_bytes)
+        weights = work.weights_D * weight_bytes
         if warm_bytes_D is not None:  # weights that stay in L2 between calls stream at the working set's rate
             weights = weights / p.cache_speed_up(warm_bytes_D)
-        activations = load.rows_D * (k * input_bytes + n * output_bytes) + load.masked_rows_D * n * output_bytes
+        read = p.gather_slowdown(k * input_bytes) if gather_inputs else 1.0
+        written = p.gather_slowdown(n * output_bytes) if scatter_outputs else 1.0
+        activations = work.inputs_D * (input_bytes * read) + work.outputs_D * (output_bytes * written)
         memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
         memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")
-        slower = np.where(np.asarray(k) % _ALIGNED != 0, c["misaligned_factor"], 1.0)
+        slower = 1.0 + work.misaligned_D * (c["misaligned_factor"] - 1.0)
         return PhaseCost(
             compute_s_D=slower * compute,
             memory_s_D=slower * memory,

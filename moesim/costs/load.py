@@ -25,6 +25,7 @@ class Load:
         masked_rows_D: Choices of present tokens whose expert is elsewhere: the kernel carries them along.
         idle_blocks_D: Row blocks that are launched, because the grid is sized for the worst case, and only return.
         counts_DL: ndarray of shape (D, L): rows of each expert; None in a table whose rows have different L.
+        widths_DL: ndarray of shape (D, L): width of each expert on its device, 0 without one; None if all are alike.
     """
 
     rows_D: Array
@@ -33,22 +34,42 @@ class Load:
     masked_rows_D: Array
     idle_blocks_D: Array
     counts_DL: Array | None = None
+    widths_DL: Array | None = None
 
     @classmethod
-    def of(cls, counts_DL: Array, slots_D: Array, block_m: int) -> "Load":
+    def of(cls, counts_DL: Array, slots_D: Array, block_m: int, widths_DL: Array | None = None) -> "Load":
         """Sums of a histogram for a tile of ``block_m`` rows.
 
         Args:
             counts_DL: ndarray of shape (D, L): rows of each local expert.
             slots_D: ndarray of shape (D,): choices of all tokens present, local or not.
             block_m: Rows of a tile.
+            widths_DL: ndarray of shape (D, L): width of each local expert, where they differ.
         """
         rows = counts_DL.sum(axis=-1)
         blocks = num_blocks(counts_DL, block_m)
         masked = np.maximum(slots_D - rows, 0.0)
         return cls(rows_D=rows.astype(np.float64), active_D=(counts_DL > 0).sum(axis=-1), blocks_D=blocks,
-                   masked_rows_D=masked, counts_DL=counts_DL,
+                   masked_rows_D=masked, counts_DL=counts_DL, widths_DL=widths_DL,
                    idle_blocks_D=idle_blocks(blocks, rows + masked, masked, counts_DL.shape[-1], block_m))
+
+    def slot_widths_D(self, width: Size) -> Array:
+        """Rows times their expert's width, masked rows at the widest's: ndarray of shape (D,).
+
+        Args:
+            width: Width of every expert, where the load has none of their own.
+        """
+        if self.widths_DL is None:
+            return np.asarray((self.rows_D + self.masked_rows_D) * width)
+        assert self.counts_DL is not None
+        return (self.counts_DL * self.widths_DL).sum(axis=-1) + self.masked_rows_D * self.widths_DL.max(axis=-1)
+
+    def active_widths_D(self, width: Size) -> Array:
+        """Widths of the active experts together, likewise: ndarray of shape (D,)."""
+        if self.widths_DL is None:
+            return np.asarray(self.active_D * width)
+        assert self.counts_DL is not None
+        return ((self.counts_DL > 0) * self.widths_DL).sum(axis=-1)
 
 
 def idle_blocks(blocks_D: Array, slots_D: Array, masked_D: Array, num_experts: Size, block_m: Size) -> Array:

@@ -33,28 +33,35 @@ class MemoryNeed:
 
 
 def memory_need(
-    layer: MoELayer, dense_part: DensePart, *, slots: int, tp: int, kv_tokens: int, rows: float, tokens: float
+    layer: MoELayer,
+    dense_part: DensePart,
+    *,
+    held_width: float,
+    kv_tokens: int,
+    rows: float,
+    row_widths: float,
+    tokens: float,
 ) -> MemoryNeed:
     """Memory of one device.
 
     Args:
         layer: The MoE layer, one of ``dense_part.num_moe_layers``.
         dense_part: The rest of the model; held whole by every device (data-parallel attention).
-        slots: Expert slots of its rank.
-        tp: Devices that share a rank's experts.
+        held_width: Widths of the experts in its slots together, its share of each; a pruned one has none.
         kv_tokens: Tokens in the KV cache.
         rows: Rows it computes in one layer.
+        row_widths: Rows times the width of their expert here.
         tokens: Tokens it receives.
     """
     layers = dense_part.num_moe_layers
     per_layer_bytes = layer.gate_params * BYTES_PER_ELEMENT[layer.gate.precision]
-    per_layer_bytes += layer.num_shared_experts * layer.bytes_per_expert
-    width = (3 if layer.gated else 2) * layer.expert_intermediate_size / tp
+    per_layer_bytes += layer.shared_params * layer.precision.weight_bytes
     return MemoryNeed(
-        experts_bytes=layers * slots * layer.bytes_per_expert / tp,
+        experts_bytes=layers * held_width * layer.bytes_per_width,
         dense_bytes=dense_part.params * _DENSE_BYTES + layers * per_layer_bytes,
         kv_bytes=kv_tokens * dense_part.num_layers * dense_part.kv_bytes_per_token_per_layer,
-        buffer_bytes=(2.0 * tokens * layer.hidden_size + rows * (width + layer.hidden_size)) * _DENSE_BYTES,
+        buffer_bytes=(2.0 * tokens * layer.hidden_size + layer.num_matrices * row_widths
+                      + rows * layer.hidden_size) * _DENSE_BYTES,
     )
 
 

@@ -28,7 +28,7 @@ class Kernels(Protocol):
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
         """Bytes read in rows at random places."""
 
-    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: float) -> PhaseCost:
+    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
         """Weighted sums, written in order, of rows at random places."""
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:

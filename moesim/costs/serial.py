@@ -19,6 +19,7 @@ import numpy as np
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.tiles import Tile
+from moesim.costs.work import by_width
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
@@ -150,6 +151,10 @@ class SerialKernels:
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
         return self._sum("gather", gather_features(num_bytes / access_bytes, access_bytes))
 
+    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
+        """Weighted sums of rows: one of the passes that `stream` was measured on."""
+        return self.stream((np.asarray(rows_D) + np.asarray(sums_D)) * row_bytes)
+
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """A stable sort of the choices and a histogram."""
         rows = np.asarray(rows_D, dtype=np.float64)
@@ -174,13 +179,20 @@ class SerialKernels:
         warm_bytes_D: Array | None = None,
         block_scaled: bool = False,
         weight_only: bool = False,
+        gather_inputs: bool = False,
+        scatter_outputs: bool = False,
     ) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
         Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.
+        Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
         """
-        assert load.counts_DL is not None
-        touched = load.rows_D * (k * input_bytes + n * output_bytes)
-        away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
-        features = gemm_features(load.counts_DL, n, k, weight_bytes=weight_bytes, away=away)
-        return self._sum(f"gemm_{fmt}", features)
+
+        def call(part: Load, columns: Size, depth: Size) -> PhaseCost:
+            assert part.counts_DL is not None
+            touched = part.rows_D * (depth * input_bytes + columns * output_bytes)
+            away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
+            features = gemm_features(part.counts_DL, columns, depth, weight_bytes=weight_bytes, away=away)
+            return self._sum(f"gemm_{fmt}", features)
+
+        return by_width(load, n, k, call)

@@ -61,7 +61,7 @@ class SystolicKernels:
         """Reading rows of ``access_bytes`` at random places: `stream`, slower by the profile's gather curve."""
         return self.stream(np.asarray(num_bytes_D) * self.profile.gather_slowdown(access_bytes))
 
-    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: float) -> PhaseCost:
+    def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
         """Weighted sums of rows where they lie: each row gathered, each sum written in order."""
         read = np.asarray(rows_D) * row_bytes * self.profile.gather_slowdown(row_bytes)
         return self.stream(read + np.asarray(sums_D) * row_bytes)

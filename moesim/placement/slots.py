@@ -51,6 +51,20 @@ class Placement:
         """Slots of each rank: what its memory must hold. ndarray of shape (W,)."""
         return np.bincount(self.device_of_slot_P, minlength=self.num_ranks)
 
+    def by_rank(self, value_P: np.ndarray) -> np.ndarray:
+        """A value of each slot, rank by rank.
+
+        Args:
+            value_P: ndarray of shape (P,).
+
+        Returns:
+            ndarray of shape (W, L), L the most slots of a rank: slots in order; 0 where a rank has fewer.
+        """
+        first_W = np.searchsorted(self.device_of_slot_P, np.arange(self.num_ranks))
+        out = np.zeros((self.num_ranks, int(self.slots_of_rank().max())), dtype=value_P.dtype)
+        out[self.device_of_slot_P, np.arange(self.num_slots) - first_W[self.device_of_slot_P]] = value_P
+        return out
+
     def slot_of_choice(self, expert_ids_TK: np.ndarray) -> np.ndarray:
         """The slot every choice goes to: replicas of an expert take its tokens in turn.
 

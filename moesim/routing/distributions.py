@@ -46,14 +46,18 @@ class RoutingSpec:
     def __str__(self) -> str:
         return self.kind if self.kind == "uniform" else f"{self.kind}:{self.alpha:g}"
 
-    def loads(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+    def loads(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator,
+              left_E: np.ndarray | None = None) -> np.ndarray:
         """Draw the load of every expert.
+
+        Pruned experts leave their share to the others, in proportion to these.
 
         Args:
             num_experts: E.
             top_k: k.
             num_tokens: T.
             rng: Source of randomness (which experts are hot; for power_law also how hot).
+            left_E: ndarray of shape (E,), bool: experts that are not pruned, at least top_k; None for all.
 
         Returns:
             ndarray of shape (E,), int64: sums to T * k, none above T.
@@ -62,11 +66,17 @@ class RoutingSpec:
             weight = np.ones(num_experts)
         elif self.kind == "zipf":
             ranks = rng.permutation(np.arange(1, num_experts + 1, dtype=np.float64))
-            weight = _capped(ranks**-self.alpha, num_tokens * top_k, num_tokens)
+            weight = ranks**-self.alpha
         else:
             low, high = (0.01, 2.0) if num_tokens * top_k <= num_experts else (1.0, max(0.8 * num_tokens, 1.0))
             weight = _truncated_power_law(self.alpha, low, high, rng.random(num_experts))
-        return apportion(weight, num_tokens * top_k, num_tokens)
+        left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
+        weight = weight[left]
+        if self.kind == "zipf":
+            weight = _capped(weight, num_tokens * top_k, num_tokens)
+        loads = np.zeros(num_experts, dtype=np.int64)
+        loads[left] = apportion(weight, num_tokens * top_k, num_tokens)
+        return loads
 
 
 def _truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -> np.ndarray:

@@ -81,11 +81,12 @@ def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ids_TK[rng.permutation(tokens)]
 
 
-def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: np.random.Generator) -> np.ndarray:
+def _limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate,
+             rng: np.random.Generator) -> np.ndarray:
     groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
-    loads_GP = loads_E.reshape(groups, -1)
+    loads_GP, left_GP = loads_E.reshape(groups, -1), left_E.reshape(groups, -1)
     per_group = loads_GP.shape[1]
-    slots_G = apportion(loads_GP.sum(axis=1) + 1e-9, num_tokens * kept, num_tokens)
+    slots_G = _apportion_left(loads_GP.sum(axis=1), np.asarray(left_GP.any(axis=1)), num_tokens * kept, num_tokens)
     # in random order, since the first groups of a token may give it one expert more than the last
     group_ids_TM = rng.permuted(_systematic(slots_G, num_tokens, rng), axis=1)
     ids_TK = np.empty((num_tokens, top_k), dtype=np.int64)
@@ -98,17 +99,33 @@ def _limited(loads_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate, rng: 
             rows, which = np.nonzero(group_ids_TM[:, slots] == g)
             if not len(rows):
                 continue
-            counts_P = apportion(loads_GP[g] + 1e-9, len(rows) * size, len(rows))
+            counts_P = _apportion_left(loads_GP[g], left_GP[g], len(rows) * size, len(rows))
             chosen = _systematic(counts_P, len(rows), rng) + g * per_group
             first = column[np.array(slots)[which]]
             ids_TK[rows[:, None], first[:, None] + np.arange(size)] = chosen
     return ids_TK
 
 
+def _apportion_left(load_X: np.ndarray, left_X: np.ndarray, total: int, cap: int) -> np.ndarray:
+    """`apportion` among those that are left."""
+    counts = np.zeros(len(load_X), dtype=np.int64)
+    counts[left_X] = apportion(load_X[left_X] + 1e-9, total, cap)
+    return counts
+
+
 def route(
-    spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens_S: np.ndarray, seed: int
+    spec: RoutingSpec,
+    gate: Gate,
+    *,
+    num_experts: int,
+    top_k: int,
+    num_tokens_S: np.ndarray,
+    seed: int,
+    left_E: np.ndarray | None = None,
 ) -> Routing:
     """Draw the experts of every token.
+
+    A product-key gate finds the best k of all experts, so its tokens choose like a flat gate's: any top_k may meet.
 
     Args:
         spec: Distribution of load.
@@ -117,6 +134,7 @@ def route(
         top_k: K.
         num_tokens_S: ndarray of shape (S,): tokens of each source, at least one in all.
         seed: Same seed, same choices.
+        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all. The others get no token.
 
     Raises:
         ConfigError: No tokens, or more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`).
@@ -126,7 +144,8 @@ def route(
     if not 1 <= total <= MAX_SAMPLED_TOKENS:
         raise ConfigError(f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}")
     rng = np.random.default_rng([seed, num_experts, top_k])
-    loads = spec.loads(num_experts, top_k, total, rng)
+    loads = spec.loads(num_experts, top_k, total, rng, left_E)
     limited = gate.num_expert_groups > 1
-    ids = _limited(loads, top_k, total, gate, rng) if limited else _systematic(loads, total, rng)
+    left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
+    ids = _limited(loads, left, top_k, total, gate, rng) if limited else _systematic(loads, total, rng)
     return Routing(expert_ids_TK=ids.astype(np.int32), num_tokens_S=num_tokens_S, num_experts=num_experts)

@@ -40,6 +40,10 @@ def test_gemm(plain):
     assert cost.compute_s_D == pytest.approx(compute)
     assert cost.memory_s_D == pytest.approx(memory)
     assert cost.latency_s_D == pytest.approx(min(compute, memory) / 2)
+    gathered = price([130, 1], gather_inputs=True).memory_s_D
+    assert gathered == pytest.approx(memory + 131 * 256 * 2 / GB_PER_S), "rows at random places take twice as long"
+    scattered = price([130, 1], scatter_outputs=True).memory_s_D
+    assert scattered == pytest.approx(memory + 131 * 128 * 2 / GB_PER_S)
     assert price([130, 1], output_bytes=4.0).memory_s_D == pytest.approx(memory + 131 * 128 * 2 / GB_PER_S)
     assert price([5 * 128, 1]).compute_s_D == pytest.approx(2 * compute), "twelve tiles need two waves"
 
@@ -79,8 +83,9 @@ def test_experts(plain, make_layer, gated, top_k, kernels):
     hidden, width, counts, tokens = 1024, 512, [60, 0, 40], 80
     up = (2 if gated else 1) * width
     cost = price_experts(plain, ExpertShape.of(layer, 1), load_of(counts), np.array([tokens]), tile=TILE)
-    gemms = 2 * (up + width) * hidden * 2 + 100 * (hidden + up) * 2 + 100 * (width + hidden) * 2
-    others = 100 * 12 + 100 * (up + width) * 2 + (100 + tokens) * hidden * 2
+    # rows are gathered by the first GEMM, scattered by the second and gathered to be summed
+    gemms = 2 * (up + width) * hidden * 2 + 100 * (2 * hidden + up) * 2 + 100 * (width + 2 * hidden) * 2
+    others = 100 * 12 + 100 * (up + width) * 2 + (2 * 100 + tokens) * hidden * 2
     assert cost.memory_s_D == pytest.approx((gemms + others) / GB_PER_S)
     # two row blocks: waves of tiles times iterations, of both GEMMs
     waves = sum(np.ceil(2 * columns / 10) * depth for columns, depth in
@@ -96,12 +101,25 @@ def test_masked_choices_are_carried_along(plain, make_layer):
     here = price_experts(plain, shape, load_of([60, 40]), tokens, tile=TILE)
     masked = Load.of(np.array([[60, 40]]), np.array([160]), TILE.block_m)
     cost = price_experts(plain, shape, masked, tokens, tile=TILE)
-    added = 60 * (1024 + 1024) * 2 + 60 * (1024 + 512) * 2 + 60 * 1024 * 2
+    added = 60 * (1024 + 2 * 1024) * 2 + 60 * (1024 + 512) * 2 + 60 * 2 * 1024 * 2
     assert cost.memory_s_D - here.memory_s_D == pytest.approx(added / GB_PER_S)
 
 
-@pytest.mark.parametrize(("gate", "launches"), [("flat", 2), ("group_limited:4:2", 3), ("two_level:4:2", 6)])
+@pytest.mark.parametrize(("gate", "launches"), [("flat", 2), ("group_limited:4:2", 3), ("two_level:4:2", 6),
+                                                ("product_key:2:64", 4), ("product_key:8:64", 5)])
 def test_gate_launches(plain, make_layer, gate, launches):
-    """Softmax and top-k beside the GEMM; group scores once more; six kernels for two levels."""
+    """Softmax and top-k beside the GEMM; group scores once more; six kernels for two levels;
+    queries, half scores, best halves and best pairs for product keys, and the best of all heads if these find too many.
+    """
     layer = make_layer(num_experts=64, gate=Gate.parse(gate))
     assert launches_in(plain, lambda chip: price_gate(chip, layer, np.array([64, 0, 1]))) == [launches, 0, launches]
+
+
+def test_product_key_gate(plain, make_layer):
+    """100 tokens, 2 heads of 64, 64 experts: GEMMs of H x 128 and, for each head and half, 32 x 8; float32 logits."""
+    layer = make_layer(num_experts=64, top_k=4, gate=Gate.parse("product_key:2:64"))
+    queries = (1024 * 128 + 100 * (1024 + 128)) * 2
+    halves = 2 * 32 * 8 * 2 + 2 * 200 * (32 * 2 + 8 * 4)
+    best = 400 * (4 * 8 + 8 * 2) + 200 * (4 * 2**2 + 8 * 2)
+    cost = price_gate(plain, layer, np.array([100]))
+    assert cost.memory_s_D == pytest.approx((queries + halves + best) / GB_PER_S)

@@ -16,7 +16,8 @@ DENSE = DensePart(num_layers=4, num_moe_layers=3, hidden_size=64, vocab_size=100
 
 def need(layer=LAYER, **other):
     return memory_need(layer, DENSE,
-                       **{"slots": 2, "tp": 1, "kv_tokens": 1000, "rows": 50.0, "tokens": 30.0} | other)
+                       **{"held_width": 64, "kv_tokens": 1000, "rows": 50.0, "row_widths": 50.0 * 32,
+                          "tokens": 30.0} | other)
 
 
 def test_by_hand():
@@ -28,10 +29,11 @@ def test_by_hand():
     assert need().total_bytes == need().experts_bytes + need().kv_bytes + need().dense_bytes + need().buffer_bytes
 
 
-def test_tensor_parallel_ranks_share_the_experts():
-    assert need(tp=2).experts_bytes == need().experts_bytes / 2
-    assert need(tp=2).dense_bytes == need().dense_bytes
-    assert need(slots=4).experts_bytes == 2 * need().experts_bytes
+def test_a_device_holds_the_widths_of_its_experts():
+    assert need(held_width=32).experts_bytes == need().experts_bytes / 2
+    assert need(held_width=32).dense_bytes == need().dense_bytes
+    assert need(held_width=0).experts_bytes == 0
+    assert need(row_widths=0.0).buffer_bytes == need().buffer_bytes - 2 * 50 * 3 * 32
 
 
 def test_eight_bit_weights_count_their_scales():
@@ -79,8 +81,8 @@ def test_the_device_named_is_the_fullest(hgx, make_candidate, routing, seed):
     workload = Workload(num_tokens_per_device=512, routing=routing, seed=seed)
     found, device = memory_of(candidate, hgx, workload)
     placement, traffic = traffic_of(candidate, hgx, workload)
-    needs = [memory_need(candidate.layer, preset.dense_part, slots=placement.num_slots // 8, tp=1,
-                         kv_tokens=workload.kv_tokens, rows=float(rows), tokens=float(tokens)).total_bytes
+    needs = [memory_need(candidate.layer, preset.dense_part, held_width=64 * placement.num_slots // 8, rows=float(rows),
+                         kv_tokens=workload.kv_tokens, row_widths=64.0 * rows, tokens=float(tokens)).total_bytes
              for rows, tokens in zip(traffic.counts_DL.sum(axis=1), traffic.tokens_D, strict=True)]
     assert found.total_bytes == max(needs)
     assert needs[device] == max(needs)

@@ -19,7 +19,8 @@ POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate":
     ({"num_layers": 0}, "space: num_layers: expected a number >= 1, got 0"),
     ({"train_flops": 1e20}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got both"),
     ({"train_tokens": None}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got neither"),
-    ({"gate": ["tree"]}, "gate: expected 'flat' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'tree'"),
+    ({"gate": ["tree"]},
+     "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'tree'"),
     ({"parallelism": ["tp2"]}, "parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got 'tp2'"),
     ({"precision": ["int3"]}, f"precision: expected one of {', '.join(RECIPES)}, got 'int3'"),
 ])

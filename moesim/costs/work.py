@@ -1,0 +1,102 @@
+"""What one grouped GEMM has to do: tiles, iterations and elements, for experts of one width or of many.
+
+Shape legend: D devices or rows of a table, L local experts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.costs.load import Load, Size
+from moesim.costs.phase import PhaseCost, sequence
+from moesim.costs.tiles import Tile
+
+Array = np.ndarray
+#: a depth that is no multiple of 16 elements loses wide, aligned loads
+_ALIGNED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GemmWork:
+    """Sums over the experts of a device.
+
+    Attributes:
+        tiles_D: Tiles of the result.
+        iterations_D: K-iterations of a tile, in the mean.
+        longest_D: K-iterations of the longest tile.
+        columns_D: Tiles across the widest expert: what an idle or masked row block launches.
+        weights_D: Elements of the active experts' weights.
+        inputs_D: Elements read of the rows.
+        outputs_D: Elements written for the rows, and for masked ones, which are as wide as the widest expert.
+        misaligned_D: Share of the iterations whose depth is no multiple of 16 elements.
+    """
+
+    tiles_D: Size
+    iterations_D: Size
+    longest_D: Size
+    columns_D: Size
+    weights_D: Size
+    inputs_D: Size
+    outputs_D: Size
+    misaligned_D: Size
+
+    @classmethod
+    def of(cls, load: Load, n: Size, k: Size, tile: Tile) -> "GemmWork":
+        """Work of (count x k) times (k x n) for each expert.
+
+        Args:
+            load: Rows of each expert.
+            n: Columns: a number, ndarray of shape (D,), or one for each expert, of shape (D, L).
+            k: Depth likewise.
+            tile: Configuration.
+        """
+        if np.ndim(n) == 2 or np.ndim(k) == 2:
+            return cls._uneven(load, n, k, tile)
+        columns = -(-n // tile.block_n)
+        iterations = -(-k // tile.block_k)
+        return cls(tiles_D=load.blocks_D * columns, iterations_D=iterations, longest_D=iterations, columns_D=columns,
+                   weights_D=load.active_D * (n * k), inputs_D=load.rows_D * k,
+                   outputs_D=(load.rows_D + load.masked_rows_D) * n,
+                   misaligned_D=np.where(np.asarray(k) % _ALIGNED != 0, 1.0, 0.0))
+
+    @classmethod
+    def _uneven(cls, load: Load, n: Size, k: Size, tile: Tile) -> "GemmWork":
+        counts = load.counts_DL
+        assert counts is not None
+        n_DL, k_DL = np.broadcast_to(n, counts.shape), np.broadcast_to(k, counts.shape)
+        active = counts > 0
+        assert ((n_DL > 0) & (k_DL > 0) | ~active).all(), "a pruned expert has rows"
+        columns, iterations = -(-n_DL // tile.block_n), -(-k_DL // tile.block_k)
+        tiles = -(-counts // tile.block_m) * columns
+        steps = tiles * iterations
+        tiles_D, steps_D = tiles.sum(axis=-1), steps.sum(axis=-1)
+        return cls(tiles_D=tiles_D, iterations_D=steps_D / np.maximum(tiles_D, 1),
+                   longest_D=(active * iterations).max(axis=-1, initial=0), columns_D=columns.max(axis=-1, initial=0),
+                   weights_D=(active * n_DL * k_DL).sum(axis=-1), inputs_D=(counts * k_DL).sum(axis=-1),
+                   outputs_D=(counts * n_DL).sum(axis=-1) + load.masked_rows_D * n_DL.max(axis=-1, initial=0),
+                   misaligned_D=(steps * (k_DL % _ALIGNED != 0)).sum(axis=-1) / np.maximum(steps_D, 1))
+
+
+def by_width(load: Load, n: Size, k: Size, price: Callable[[Load, Size, Size], PhaseCost]) -> PhaseCost:
+    """One grouped GEMM for each width of expert, one after the other: for devices whose kernels know one size.
+
+    Args:
+        load: Rows of each expert.
+        n: Columns, of shape (D, L) where experts differ.
+        k: Depth, likewise.
+        price: Prices the GEMM of experts of one size: load, columns, depth.
+    """
+    counts = load.counts_DL
+    if np.ndim(n) < 2 and np.ndim(k) < 2:
+        return price(load, n, k)
+    assert counts is not None
+    n_DL, k_DL = np.broadcast_to(n, counts.shape), np.broadcast_to(k, counts.shape)
+    sizes = np.unique(np.stack([n_DL[counts > 0], k_DL[counts > 0]]), axis=1).T.tolist()
+    parts = []
+    for columns, depth in sizes or [(1, 1)]:
+        rows = counts * ((n_DL == columns) & (k_DL == depth))
+        part = replace(load, counts_DL=rows, rows_D=rows.sum(axis=-1).astype(np.float64),
+                       active_D=(rows > 0).sum(axis=-1), widths_DL=None)
+        parts.append(price(part, columns, depth))
+    return parts[0] if len(parts) == 1 else sequence(*parts)
