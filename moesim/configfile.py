@@ -32,7 +32,8 @@ class Strict(BaseModel):
 class Quantity(Strict):
     """A number that says where it comes from: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
 
-    ``low`` and ``high`` are the spread of a measured number (P10 and P90 of its repeats), in the value's unit.
+    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its ``repeats``, their ``min`` and
+    their ``median``.
     """
 
     value: float = Field(gt=0)
@@ -40,6 +41,9 @@ class Quantity(Strict):
     source: str = Field(min_length=1)
     low: float | None = Field(default=None, gt=0)
     high: float | None = Field(default=None, gt=0)
+    min: float | None = Field(default=None, gt=0)
+    median: float | None = Field(default=None, gt=0)
+    repeats: int | None = Field(default=None, gt=0)
 
 
 class Source(Strict):
@@ -175,6 +179,15 @@ def parse(text: str, schema: type[M], where: str) -> M:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    return validate(data, schema, where)
+
+
+def validate(data: object, schema: type[M], where: str) -> M:
+    """Validate plain tables against a schema.
+
+    Raises:
+        ConfigError: Not of the schema.
+    """
     try:
         return schema.model_validate(data)
     except ValidationError as error:

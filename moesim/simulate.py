@@ -167,7 +167,7 @@ def calibration_digests(cluster: Cluster) -> list[str]:
     profile = cluster.profile
     found = [] if profile.execution == "serial" else [load_calibration(profile.calibration, profile).digest]
     if cluster.num_devices > 1:
-        found.append(load_calibration(cluster.fabric_calibration, profile).digest)
+        found.append(load_calibration("nccl-alltoall", profile).digest)
     return found
 
 
@@ -190,7 +190,7 @@ def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> 
         # a calibration without residuals was fitted to nothing: its efficiencies are assumed
         levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
     if cluster.num_devices > 1:
-        transfers = load_calibration(cluster.fabric_calibration, profile)
+        transfers = load_calibration("nccl-alltoall", profile)
         intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")
         levels.append(transfers.level)
     total = sum(phases.values())

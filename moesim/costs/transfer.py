@@ -65,4 +65,4 @@ def transfers_for(cluster: Cluster) -> Transfers:
         ConfigError: Its calibration file is missing or malformed.
     """
     return Transfers(link_bytes_per_s=cluster.link_bytes_per_s, num_devices=cluster.num_devices,
-                     calibration=load_calibration(cluster.fabric_calibration, cluster.profile))
+                     calibration=load_calibration("nccl-alltoall", cluster.profile))

@@ -6,6 +6,9 @@
 Both steps (E_eff, and adding the second law's difference) are assumptions of ours, and every published MoE of today is
 larger than the laws' range. So the estimate carries an interval that widens outside the ranges, and says
 ``extrapolated``. Candidates whose intervals overlap are ties.
+
+Of some choices no trustworthy figure is known: product-key gates, experts of different widths, pruned experts. They
+too are ``extrapolated``; their deltas are assumptions, wide enough for the worst figure known of anything like them.
 """
 
 import math
@@ -32,8 +35,8 @@ class LossEstimate:
         loss: Central estimate.
         low: Low end of its interval.
         high: High end.
-        extrapolated: Whether any input lies outside its law's range.
-        outside: Which, and by how much, in words; empty inside all ranges.
+        extrapolated: Whether any input lies outside its law's range, or a choice has no measured delta.
+        outside: Which, and by how much, in words; empty if none.
     """
 
     loss: float
@@ -55,9 +58,12 @@ class LossEstimate:
 
 @dataclass(frozen=True, slots=True)
 class _Delta:
+    """Nats and their interval; ``unknown`` says what has no figure, where that is so."""
+
     nats: float
     low: float
     high: float
+    unknown: str = ""
 
 
 def _deltas(layer: MoELayer) -> list[_Delta]:
@@ -69,6 +75,19 @@ def _deltas(layer: MoELayer) -> list[_Delta]:
     if layer.gate.kind == "group_limited":
         # 4 of 8 groups, 13.1B total / 1.33B active, 4 seeds: arXiv 2608.27874
         deltas.append(_Delta(0.0028, 0.0022, 0.0033))
+    if layer.gate.kind == "product_key":
+        # no figure found: between nothing and the worst known of a gate, RL routing instead of Sinkhorn (+0.064, from
+        # the coefficients of arXiv 2202.01169); as much as the other gate with structure, two_level, until then
+        deltas.append(_Delta(0.008, 0.0, 0.064, "product_key gate"))
+    if len(set(layer.widths_key or ()) - {0}) > 1:
+        # no figure found (HMoE, arXiv 2408.10681, claims a gain): nothing, within the largest step of a gate that is
+        # measured either way
+        deltas.append(_Delta(0.0, -0.025, 0.025, "experts of different widths"))
+    if layer.has_pruned:
+        # after training, 5 % of one model's 512 experts cost 13 times the perplexity; trained without them, nothing:
+        # in between, in proportion up to these 5 %
+        share = min((1.0 - layer.num_left / layer.num_experts) / 0.05, 1.0)
+        deltas.append(_Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts"))
     if layer.precision.weights in ("float8_e4m3", "int8"):
         # 8-bit round to nearest of DeepSeek-MoE-16B +0.0015; int8 Mixtral +0.0008
         deltas.append(_Delta(0.0015, 0.0008, 0.0030))
@@ -128,8 +147,8 @@ def estimate_loss(
         raise ConfigError(
             f"loss: expected a training budget > 0, got {train_tokens if train_tokens is not None else train_flops!r}"
         )
-    e_eff = layer.num_experts / layer.top_k
-    granularity = dense_part.dense_intermediate_size / layer.expert_intermediate_size
+    e_eff = layer.num_left / layer.top_k
+    granularity = dense_part.dense_intermediate_size / layer.mean_width
     step = fine_grained_loss(active, tokens, granularity) - fine_grained_loss(active, tokens, 1.0)
     deltas = _deltas(layer)
     loss = joint_loss(e_eff, active, tokens) + step + sum(d.nats for d in deltas)
@@ -145,6 +164,7 @@ def estimate_loss(
     ] + [_doublings_outside("granularity", granularity, *GRANULARITY_RANGE)]
     half = _BASE_NATS + _OUTSIDE_NATS_PER_DOUBLING * sum(d for d, _ in checks) + _STEP_UNCERTAINTY * abs(step)
     outside = tuple(text for _, text in checks if text)
+    outside += tuple(f"{d.unknown}: no measured figure" for d in deltas if d.unknown)
     return LossEstimate(
         loss=loss,
         low=loss - half + sum(d.low - d.nats for d in deltas),

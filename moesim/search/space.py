@@ -17,6 +17,7 @@ from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import STRATEGIES
 from moesim.presets import load_preset
+from moesim.widths import parse_widths, width_text
 
 
 class Space(Strict):
@@ -30,8 +31,9 @@ class Space(Strict):
         train_flops: in FLOPs: exactly one.
         num_experts: Choices.
         top_k: Choices.
-        expert_intermediate_size: Choices.
-        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``.
+        expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or as text such as
+            ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0 prunes). Points hold the text.
+        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``.
         placement: Choices of strategy.
         num_replicas: Choices; only ``eplb`` uses them, the others place none.
         parallelism: Choices such as ``ep8``, ``ep4tp2``.
@@ -49,7 +51,7 @@ class Space(Strict):
     train_flops: float | None = Field(default=None, gt=0)
     num_experts: list[int] = Field(min_length=1)
     top_k: list[int] = Field(min_length=1)
-    expert_intermediate_size: list[int] = Field(min_length=1)
+    expert_intermediate_size: list[int | str | list[int]] = Field(min_length=1)
     gate: list[str] = Field(default=["flat"], min_length=1)
     placement: list[str] = Field(default=["contiguous"], min_length=1)
     num_replicas: list[int] = Field(default=[0], min_length=1)
@@ -66,6 +68,9 @@ class Space(Strict):
             Gate.parse(gate)
             parse_parallelism(spread)
             Precision.named(precision)
+        for width in self.expert_intermediate_size:
+            if isinstance(width, str):
+                parse_widths(width)
         for strategy in self.placement:
             if strategy not in STRATEGIES:
                 raise UnknownNameError("placement", strategy, STRATEGIES)
@@ -83,7 +88,8 @@ class Space(Strict):
 
     def choices(self) -> dict[str, list]:
         """Name -> choices of everything that may vary, in a fixed order."""
-        return {name: getattr(self, name) for name in PARAMETERS}
+        widths = [width if isinstance(width, str) else width_text(width) for width in self.expert_intermediate_size]
+        return {name: getattr(self, name) for name in PARAMETERS} | {"expert_intermediate_size": widths}
 
     def check_point(self, params: dict[str, Any]) -> None:
         """Refuse a point, or a part of one, that is not in the space.
@@ -111,9 +117,10 @@ class Space(Strict):
         Raises:
             ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
         """
+        width = params["expert_intermediate_size"]
         layer = MoELayer(
             hidden_size=self.hidden_size,
-            expert_intermediate_size=params["expert_intermediate_size"],
+            expert_intermediate_size=parse_widths(width) if isinstance(width, str) else width,
             num_experts=params["num_experts"],
             top_k=params["top_k"],
             num_shared_experts=self.num_shared_experts,

@@ -1,0 +1,180 @@
+"""Clusters: which devices there are and what joins them, from a file, from a short name, or varied in code."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moesim import configfile
+from moesim.errors import ConfigError
+from moesim.hardware import Profile, load_profile
+from moesim.topology.files import ClusterFile
+from moesim.units import GB, US
+
+_WHAT_IF = "what-if"
+#: what `Cluster.with_` takes for numbers of the file that carry a unit
+_LINKS = {"scale_up_gb_per_s": ("scale_up", "link_gb_per_s"), "nvlink_gb_per_s": ("scale_up", "link_gb_per_s"),
+          "scale_out_gb_per_s": ("scale_out", "nic_gb_per_s"), "nic_gb_per_s": ("scale_out", "nic_gb_per_s"),
+          "uplink_gb_per_s": ("scale_up", "uplink_gb_per_s")}
+_TABLES = {"axes": "scale_up", "twisted": "scale_up", "routing": "scale_up", "wrap_multiple_of": "scale_up",
+           "devices_per_switch": "scale_up", "oversubscription": "scale_out", "nodes_per_leaf": "scale_out"}
+_PLAIN = ("num_nodes", "devices_per_node", "profile", "dispatch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cluster:
+    """Devices joined by a fabric, numbered node by node.
+
+    Attributes:
+        name: Name it was loaded by.
+        file: What was written.
+        groups: (device, how many), in the order of their numbers; one entry unless the cluster is mixed.
+        digest: Hash over cluster file and device profiles: the profile hash in results.
+        provenance: Kind and source of every number of the cluster file, by key path.
+    """
+
+    name: str
+    file: ClusterFile
+    groups: tuple[tuple[Profile, int], ...]
+    digest: str
+    provenance: dict[str, tuple[str, str]]
+
+    @property
+    def profile(self) -> Profile:
+        """The device; of a mixed cluster its first."""
+        return self.groups[0][0]
+
+    @property
+    def num_devices(self) -> int:
+        """Devices D."""
+        return self.file.num_nodes * self.file.devices_per_node
+
+    @property
+    def devices_per_domain(self) -> int:
+        """Devices that the scale-up fabric joins: those of a node."""
+        return self.file.devices_per_node
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """One direction of a device into its domain: its port, or all its links together; 0 for one device."""
+        up = self.file.scale_up
+        if up is None:
+            return 0.0
+        links = {"mesh": self.devices_per_domain - 1, "torus": sum(min(n - 1, 2) for n in up.axes)}.get(up.kind, 1)
+        return up.link_gb_per_s.value * GB * links
+
+    @property
+    def nic_bytes_per_s(self) -> float:
+        """One direction of a device's NIC; 0 within one domain."""
+        return self.file.scale_out.nic_gb_per_s.value * GB if self.file.scale_out and self.file.num_nodes > 1 else 0.0
+
+    @property
+    def hop_s(self) -> float:
+        """Latency of one hop inside a domain that its communication kernels' calibration does not hold."""
+        up = self.file.scale_up
+        return up.hop_us.value * US if up is not None and up.hop_us is not None else 0.0
+
+    def with_(self, **changes: object) -> "Cluster":
+        """The same cluster with other numbers, for what-if studies; they count as assumed.
+
+        Args:
+            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``dispatch``; ``scale_up_gb_per_s`` (also
+                ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
+                ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
+                ``nodes_per_leaf``. Other axes set devices_per_node.
+
+        Raises:
+            ConfigError: An unknown key, or numbers that do not go together.
+        """
+        values = self.file.model_dump()
+        for key, value in changes.items():
+            if key in _LINKS:
+                table, field = _LINKS[key]
+                written: object = {"value": value, "kind": "assumed", "source": _WHAT_IF}
+            elif key in _TABLES:
+                table, field, written = _TABLES[key], key, value
+            elif key in _PLAIN:
+                values[key] = value
+                continue
+            else:
+                known = ", ".join(sorted([*_LINKS, *_TABLES, *_PLAIN]))
+                raise ConfigError(f"cluster.with_: expected one of {known}, got {key!r}")
+            if values[table] is None:
+                raise ConfigError(f"cluster.with_: {key}: expected a cluster with [{table}], got {self.name}")
+            values[table][field] = written
+        if "axes" in changes and "devices_per_node" not in changes:
+            size = 1
+            for axis in changes["axes"]:  # type: ignore[attr-defined]
+                size *= axis
+            values["devices_per_node"] = size
+        if "num_nodes" in changes and values["groups"] and len(values["groups"]) == 1:
+            values["groups"][0]["num_nodes"] = changes["num_nodes"]
+        values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
+        changed = ", ".join(f"{k}={v}" for k, v in changes.items())
+        return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"))
+
+
+def load_cluster(name: str) -> Cluster:
+    """Load a cluster by name, alias or path, or make one from a short name.
+
+    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice; the
+    name of a device profile is that device alone.
+
+    Raises:
+        ConfigError: No such cluster (with near matches), or a malformed file.
+    """
+    try:
+        path = configfile.find("clusters", name)
+    except configfile.UnknownNameError:
+        made = _by_shape(name)
+        if made is not None:
+            return made
+        try:
+            return single_device(load_profile(name))
+        except configfile.UnknownNameError:
+            known = [*configfile.index_names("clusters"), *configfile.index_names("devices")]
+            raise configfile.UnknownNameError("cluster", name, known) from None
+    return _build(path.stem, configfile.parse(configfile.read_text(path), ClusterFile, path.name))
+
+
+def single_device(profile: Profile) -> Cluster:
+    """One device by itself: no fabric, no dispatch."""
+    file = ClusterFile(title=profile.name, profile=profile.name, num_nodes=1, devices_per_node=1, sources={})
+    return Cluster(name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={})
+
+
+def _build(name: str, file: ClusterFile) -> Cluster:
+    named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
+    if file.profile is not None:
+        named = [(file.profile, file.num_nodes)]
+    groups = tuple((load_profile(profile), nodes * file.devices_per_node) for profile, nodes in named)
+    text = file.model_dump_json() + "".join(profile.digest for profile, _ in groups)
+    return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+                   provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)})
+
+
+def _by_shape(name: str) -> Cluster | None:
+    """``star-N``, ``rail-NODESxDEVICES`` and ``torus-AxBxC``, of the shipped H100 and TPU v5p."""
+    if found := re.fullmatch(r"star-([1-9]\d*)", name):
+        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]))
+    elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
+        base = load_cluster("h100-rail-8x8").with_(num_nodes=int(found[1]), devices_per_node=int(found[2]))
+    elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
+        axes = [int(n) for n in name.removeprefix("torus-").split("x")]
+        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1)
+    else:
+        return None
+    return Cluster(name=name, file=base.file, groups=base.groups, digest=base.digest, provenance=base.provenance)
+
+
+def check_devices(cluster: Cluster, needed: int, what: str) -> None:
+    """Refuse a layout that does not use the cluster's devices exactly.
+
+    Raises:
+        ConfigError: ``needed`` is not the number of devices.
+    """
+    if needed != cluster.num_devices:
+        raise ConfigError(f"{what}: expected the {cluster.num_devices} devices of {cluster.name}, got {needed}")
+
+
+__all__ = ["Cluster", "check_devices", "load_cluster", "single_device"]
