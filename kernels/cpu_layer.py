@@ -20,6 +20,7 @@ group, H hidden size, I expert width, N outputs.
 """
 
 import ctypes
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,6 +176,32 @@ def _best(scores_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tens
     return weights_TK.div_(weights_TK.sum(dim=1, keepdim=True)), ids_TK
 
 
+def product_key(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int,
+                top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best experts of each head of a product-key gate, without a score for every expert.
+
+    Args:
+        x_TH: Tokens, shape (T, H).
+        query_QH: Projection to the queries of all heads, shape (heads x query_size, H).
+        keys_2Sq: Keys of both halves, shape (2, S, query_size / 2); expert i x S + j has row key i and column key j.
+        heads: Queries of a token.
+        top_k: Experts each head finds.
+
+    Returns:
+        Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids, int64.
+    """
+    keys = keys_2Sq.shape[1]
+    halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, -1).transpose(0, 1)
+    best_2Rk, at_2Rk = torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
+    if top_k == 1:  # the best pair is that of both bests
+        return torch.ones(len(x_TH), heads), (at_2Rk[0] * keys + at_2Rk[1]).view(len(x_TH), heads)
+    sums_RP = (best_2Rk[0][:, :, None] + best_2Rk[1][:, None, :]).flatten(1)
+    ids_RP = (at_2Rk[0][:, :, None] * keys + at_2Rk[1][:, None, :]).flatten(1)
+    scores_RK, place_RK = sums_RP.topk(top_k, dim=1)
+    weights_RK = torch.softmax(scores_RK, dim=1)
+    return weights_RK.view(len(x_TH), -1), ids_RP.gather(1, place_RK).view(len(x_TH), -1)
+
+
 def activate(up_PN: torch.Tensor, width: int) -> torch.Tensor:
     """SiLU of the first ``width`` columns, times the others where there are any (SwiGLU): shape (P, I)."""
     # SiLU of a strided view computes the end of every row one element at a time: up to five times as slow as a copy
@@ -201,11 +228,14 @@ class CpuLayer:
         seed: Seed of weights, inputs and orders.
 
     Raises:
-        ConfigError: Rows of weights that are no multiple of 16 bytes, which grouped_mm refuses, or ids out of shape.
+        ConfigError: Experts of different widths, rows of weights that are no multiple of 16 bytes, which grouped_mm
+            refuses, or ids out of shape.
     """
 
     def __init__(self, layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *, seed: int = 0) -> None:
         hidden, width = layer.hidden_size, layer.expert_intermediate_size
+        if not isinstance(width, int):
+            raise ConfigError("layer.expert_intermediate_size: expected one width for a layer on a CPU, got several")
         multiple = 16 // dtype.itemsize
         if hidden % multiple or width % multiple:
             raise ConfigError(f"layer: expected hidden_size and expert_intermediate_size as multiples of {multiple} "
@@ -221,7 +251,11 @@ class CpuLayer:
 
         up_columns = (2 if layer.gated else 1) * width
         coarse = layer.gate.num_expert_groups if layer.gate.kind == "two_level" else 0
-        self.keys_EH = normal(coarse + layer.num_experts, hidden)
+        queries = layer.gate.query_heads * layer.gate.query_size
+        if product_key := layer.gate.kind == "product_key":
+            self.query_QH = normal(queries, hidden)
+            self.keys_2Sq = normal(2, math.isqrt(layer.num_experts), layer.gate.query_size // 2)
+        self.keys_EH = normal(0 if product_key else coarse + layer.num_experts, hidden)
         self.w_up_ENH = normal(layer.num_experts, up_columns, hidden)
         self.w_down_EHI = normal(layer.num_experts, hidden, width)
         self.x_TH = torch.empty(ids_TK.shape[0], hidden, dtype=dtype)
@@ -239,6 +273,13 @@ class CpuLayer:
         gate, top_k = self.layer.gate, self.layer.top_k
         if gate.kind == "two_level":
             return self._two_level()
+        if gate.kind == "product_key":
+            weights_TF, ids_TF = product_key(self.x_TH, self.query_QH, self.keys_2Sq, gate.query_heads,
+                                             -(-top_k // gate.query_heads))
+            if ids_TF.shape[1] == top_k:
+                return weights_TF.div_(gate.query_heads), ids_TF
+            weights_TK, place_TK = _best(weights_TF, top_k)
+            return weights_TK, ids_TF.gather(1, place_TK)
         logits_TE = (self.x_TH @ self.keys_EH.T).float()
         if gate.kind == "flat":
             return choose(logits_TE, top_k, gate.score)

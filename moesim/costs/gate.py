@@ -76,16 +76,17 @@ def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCos
     found = -(-layer.top_k // gate.query_heads)
     halves = min(found, keys)
     queries_D = tokens_D * gate.query_heads
-    kernels_run = 4 + (found * gate.query_heads > layer.top_k)
+    pairs, merged = found > 1, found * gate.query_heads > layer.top_k
     phases = [
         _scores(kernels, layer, tokens_D[:, None], gate.query_heads * gate.query_size,
                 output_bytes=BYTES_PER_ELEMENT[gate.precision]),
         _scores(kernels, layer, np.stack([queries_D, queries_D], axis=-1), keys, depth=gate.query_size // 2),
         kernels.top_k(2 * queries_D, keys, halves),
-        kernels.top_k(queries_D, halves**2, found),
-        kernels.launches(kernels_run * (tokens_D > 0)),
+        kernels.launches((3.0 + pairs + merged) * (tokens_D > 0)),
     ]
-    if kernels_run > 4:
+    if pairs:  # of a head that finds one expert, the best pair is that of both bests
+        phases.append(kernels.top_k(queries_D, halves**2, found))
+    if merged:
         phases.append(kernels.top_k(tokens_D, found * gate.query_heads, layer.top_k))
     return sequence(*phases)
 

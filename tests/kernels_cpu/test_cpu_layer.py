@@ -102,7 +102,35 @@ def test_gate_is_the_naive_gate(gate):
                                    rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("experts", "top_k", "heads"), [(16, 3, 1), (49, 4, 2), (49, 6, 3), (1, 1, 1), (4, 4, 1)])
+def test_product_keys_find_the_best_of_all_experts(experts, top_k, heads):
+    """Each head's finds are the best sums over all rows and columns, as if every expert had been scored."""
+    layer = layer_of(experts, top_k, gate=f"product_key:{heads}:8")
+    case = CpuLayer(layer, ids_of(layer, 25), torch.float32, seed=2)
+    weights_TK, ids_TK = case.gate()
+    queries = (case.x_TH @ case.query_QH.T).view(25, heads, 2, 4)
+    side = case.keys_2Sq.shape[1]
+    for t in range(25):
+        for h in range(heads):
+            rows, columns = (case.keys_2Sq[i] @ queries[t, h, i] for i in range(2))
+            best = torch.tensor([rows[e // side] + columns[e % side] for e in range(experts)]).topk(top_k // heads)
+            mine = slice(h * top_k // heads, (h + 1) * top_k // heads)
+            assert ids_TK[t, mine].tolist() == best.indices.tolist()
+            torch.testing.assert_close(weights_TK[t, mine], best.values.softmax(0) / heads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["product_key", "product_key:3:8"])
+def test_heads_that_find_too_many_leave_the_best(gate):
+    layer = layer_of(25, 5, gate=gate)
+    weights_TK, ids_TK = CpuLayer(layer, ids_of(layer, 9), torch.float32).gate()
+    assert weights_TK.shape == ids_TK.shape == (9, 5)
+    assert 0 <= ids_TK.min() <= ids_TK.max() < 25
+    torch.testing.assert_close(weights_TK.sum(dim=1), torch.ones(9))
+
+
 def test_refuses():
+    with pytest.raises(ConfigError, match="expected one width"):
+        CpuLayer(layer_of(4, 2, width=(8, 8, 16, 16)), np.zeros((3, 2)), torch.bfloat16)
     with pytest.raises(ConfigError, match="multiples of 8"):
         CpuLayer(layer_of(4, 2, width=20), np.zeros((3, 2)), torch.bfloat16)
     with pytest.raises(ConfigError, match=r"expected shape \(T, 2\)"):
