@@ -191,7 +191,7 @@ def product_key(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tens
         Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids, int64.
     """
     keys = keys_2Sq.shape[1]
-    halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, -1).transpose(0, 1)
+    halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, keys_2Sq.shape[2]).transpose(0, 1)
     best_2Rk, at_2Rk = torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
     if top_k == 1:  # the best pair is that of both bests
         return torch.ones(len(x_TH), heads), (at_2Rk[0] * keys + at_2Rk[1]).view(len(x_TH), heads)

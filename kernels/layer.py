@@ -4,6 +4,7 @@ Routed experts with SwiGLU, no token dropped. Shared experts are dense GEMMs and
 limits, plain two-matrix experts or 8-bit formats: `LayerWeights.random` refuses what the kernels do not compute.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from moesim_kernels.grouped_linear import gate_logits
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
 from moesim_kernels.plan import make_plan, make_plan_reference
+from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
 from moesim_kernels.router import route, route_reference
 from moesim_kernels.tiles import Tile, tile_config
 
@@ -39,6 +41,8 @@ class LayerWeights:
     Attributes:
         fine_EH: Keys of the experts, in the gate's format, shape (E, H).
         coarse_GH: Keys of the groups of a two-level gate, shape (G, H); None for other gates.
+        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x query_size, H); else None.
+        keys_2Sq: Its keys, shape (2, sqrt(E), query_size / 2); else None.
         w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
         w_down: Down projections, shape (E, H, I).
     """
@@ -47,6 +51,8 @@ class LayerWeights:
     coarse_GH: torch.Tensor | None
     w_gate_up: torch.Tensor
     w_down: torch.Tensor
+    query_QH: torch.Tensor | None = None
+    keys_2Sq: torch.Tensor | None = None
 
     @classmethod
     def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
@@ -60,13 +66,15 @@ class LayerWeights:
             device: Where the weights live.
 
         Raises:
-            ConfigError: A layer the kernels do not compute: ungated, with a capacity, a two-level sigmoid gate, or in
-                an 8-bit format.
+            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of different widths, a
+                two-level or product-key gate with sigmoid, heads that do not divide top_k, or an 8-bit format.
         """
         if not layer.gated or layer.capacity_factor is not None:
             raise ConfigError("layer: expected gated = true and no capacity_factor for the Triton kernels, got "
                               f"gated = {layer.gated}, capacity_factor = {layer.capacity_factor}")
-        _check_gate(layer.gate)
+        if not isinstance(layer.expert_intermediate_size, int):
+            raise ConfigError("layer.expert_intermediate_size: expected one width for the Triton kernels, got several")
+        _check_gate(layer.gate, layer.top_k)
         dtype, gate_dtype = dtype or torch_dtype(layer.precision.weights), torch_dtype(layer.gate.precision)
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -74,17 +82,23 @@ class LayerWeights:
             return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, shape[-1]**-0.5, generator=generator)
 
         experts, hidden, width = layer.num_experts, layer.hidden_size, layer.expert_intermediate_size
-        two_level = layer.gate.kind == "two_level"
+        two_level, product_key = (layer.gate.kind == kind for kind in ("two_level", "product_key"))
+        queries, side = layer.gate.query_heads * layer.gate.query_size, math.isqrt(experts)
         return cls(
-            fine_EH=normal(experts, hidden, dtype=gate_dtype),
+            fine_EH=normal(0 if product_key else experts, hidden, dtype=gate_dtype),
             coarse_GH=normal(layer.gate.num_expert_groups, hidden, dtype=gate_dtype) if two_level else None,
             w_gate_up=normal(experts, 2 * width, hidden, dtype=dtype),
-            w_down=normal(experts, hidden, width, dtype=dtype))
+            w_down=normal(experts, hidden, width, dtype=dtype),
+            query_QH=normal(queries, hidden, dtype=gate_dtype) if product_key else None,
+            keys_2Sq=normal(2, side, layer.gate.query_size // 2, dtype=gate_dtype) if product_key else None)
 
 
-def _check_gate(gate: Gate) -> None:
-    if gate.kind == "two_level" and gate.score != "softmax":
-        raise ConfigError(f"gate.score: expected softmax for a two-level gate, got {gate.score!r}")
+def _check_gate(gate: Gate, top_k: int) -> None:
+    if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
+        raise ConfigError(f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got {gate.score!r}")
+    if gate.kind == "product_key" and top_k % gate.query_heads:
+        raise ConfigError(f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
+                          f"got {gate.query_heads}")
 
 
 def _groups_keys(weights: LayerWeights) -> torch.Tensor:
@@ -93,9 +107,15 @@ def _groups_keys(weights: LayerWeights) -> torch.Tensor:
     return weights.coarse_GH
 
 
+def _product_keys(weights: LayerWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    if weights.query_QH is None or weights.keys_2Sq is None:
+        raise ValueError("weights.query_QH: a product-key gate needs its projection and keys")
+    return weights.query_QH, weights.keys_2Sq
+
+
 def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
                 top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts with any of the three gates, in the format of the gate's keys.
+    """Choose experts with any of the four gates, in the format of the gate's keys.
 
     Args:
         x_TH: Tokens of shape (T, H), contiguous.
@@ -107,24 +127,28 @@ def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
         Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
 
     Raises:
-        ConfigError: A two-level sigmoid gate.
+        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide top_k.
         ValueError: Shapes or numbers that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    _check_gate(gate)
+    _check_gate(gate, top_k)
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind == "two_level":
         return two_level_gate(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
+    if gate.kind == "product_key":
+        return product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
     return route(gate_logits(x_TH, weights.fine_EH), top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
 
 
 def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
                           top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`gate_tokens` in torch."""
-    _check_gate(gate)
+    _check_gate(gate, top_k)
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind == "two_level":
         return two_level_gate_reference(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
+    if gate.kind == "product_key":
+        return product_key_gate_reference(x_TH, *_product_keys(weights), gate.query_heads, top_k)
     logits_TE = x_TH.float() @ weights.fine_EH.float().T
     return route_reference(logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
 
@@ -171,7 +195,7 @@ def moe_layer(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int,
         Shape (T, H) in the format of ``x_TH``.
 
     Raises:
-        ConfigError: A two-level sigmoid gate.
+        ConfigError: See `gate_tokens`.
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """

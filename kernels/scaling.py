@@ -1,5 +1,6 @@
 """A candidate's layer made small enough to run here, its gate kept as it is."""
 
+import math
 from dataclasses import replace
 
 from moesim.model import MoELayer, Precision
@@ -8,7 +9,8 @@ from moesim.model import MoELayer, Precision
 def scaled_down(layer: MoELayer, *, num_experts: int, hidden_size: int, width: int, fmt: str = "bfloat16") -> MoELayer:
     """The layer with fewer and smaller experts.
 
-    Groups stay; where fewer experts leave no room for top-k, top-k shrinks. Shared experts and the capacity limit go.
+    Groups stay, and so does a square number of experts; where fewer experts leave no room for top-k, top-k shrinks.
+    Shared experts, the capacity limit and differences of width go, pruned experts with them.
 
     Args:
         layer: The candidate's.
@@ -19,6 +21,8 @@ def scaled_down(layer: MoELayer, *, num_experts: int, hidden_size: int, width: i
     """
     groups, kept = layer.gate.num_expert_groups, layer.gate.num_limited_groups
     experts = max(min(layer.num_experts, num_experts) // groups, 1) * groups
+    if layer.gate.kind == "product_key":
+        experts = math.isqrt(experts)**2
     return replace(
         layer, hidden_size=hidden_size, expert_intermediate_size=width, num_experts=experts,
         top_k=min(layer.top_k, kept * (experts // groups)), num_shared_experts=0, capacity_factor=None,

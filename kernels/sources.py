@@ -55,6 +55,12 @@ class TritonInterpreter:
             hidden_size=_SMALL["hidden_size"],
             width=_SMALL["expert_intermediate_size"],
         )
+        if small.gate.kind == "product_key" and small.top_k % small.gate.query_heads:
+            return CheckRow(
+                candidate=candidate.label, source=self.name, quantity="max_abs_error", status="not_measured",
+                detail=f"the kernels' heads find equal shares of top_k, not {small.top_k} with {small.gate.query_heads}",
+                seed=workload.seed,
+            )
         request = {
             "num_experts": small.num_experts,
             "top_k": small.top_k,
@@ -82,6 +88,7 @@ class TritonInterpreter:
             if candidate.layer.precision.name == "bf16"
             else f"; in bf16, the candidate's {candidate.layer.precision.name} is not computed"
         )
+        note += "; experts of equal width" if candidate.layer.uneven else ""
         return CheckRow(
             candidate=candidate.label,
             source=self.name,
@@ -128,8 +135,9 @@ class TritonGpu:
         if model not in here.lower():
             return CheckRow(status="not_measured", detail=f"this machine's GPU is {here}, not {model}", **about)
         layer = candidate.layer
-        if layer.precision.name != "bf16" or not layer.gated or layer.capacity_factor is not None:
-            return CheckRow(status="not_measured", detail="the kernels compute dropless gated bf16 layers", **about)
+        if layer.precision.name != "bf16" or not layer.gated or layer.capacity_factor is not None or layer.uneven:
+            return CheckRow(status="not_measured", detail="the kernels compute dropless gated bf16 layers of experts of "
+                            "one width", **about)
         _, traffic = traffic_of(candidate, cluster, workload)
         counts_L = traffic.counts_DL[int(traffic.counts_DL.sum(axis=1).argmax())]
         shape = ExpertShape.of(layer, candidate.parallelism.tp)

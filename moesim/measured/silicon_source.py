@@ -117,7 +117,7 @@ class Silicon:
         )
 
     def _row(self, layer: MoELayer, candidate: Candidate, cluster: Cluster, workload: Workload) -> dict | None:
-        if not layer.gated or layer.num_shared_experts or layer.capacity_factor is not None:
+        if not layer.gated or layer.num_shared_experts or layer.capacity_factor is not None or layer.uneven:
             return None
         dtypes = {name: dtype for dtype, name in _PRECISION_NAMES.items()}
         wanted = {

@@ -7,9 +7,9 @@ makes a `Candidate` of it, or says why there is none.
 import re
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from moesim.candidate import Candidate, Parallelism
 from moesim.configfile import Strict, describe
@@ -17,7 +17,22 @@ from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import STRATEGIES
 from moesim.presets import load_preset
-from moesim.widths import parse_widths, width_text
+from moesim.widths import checked_widths, parse_widths, width_text
+
+
+def _width(value: object) -> object:
+    """A width as it is; widths of all experts as text, from text or a list.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if isinstance(value, list | tuple):
+        value = width_text(checked_widths(value, len(value)))
+    if isinstance(value, str):
+        return width_text(parse_widths(value))
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}")
+    return value
 
 
 class Space(Strict):
@@ -51,7 +66,7 @@ class Space(Strict):
     train_flops: float | None = Field(default=None, gt=0)
     num_experts: list[int] = Field(min_length=1)
     top_k: list[int] = Field(min_length=1)
-    expert_intermediate_size: list[int | str | list[int]] = Field(min_length=1)
+    expert_intermediate_size: list[Annotated[int | str, BeforeValidator(_width)]] = Field(min_length=1)
     gate: list[str] = Field(default=["flat"], min_length=1)
     placement: list[str] = Field(default=["contiguous"], min_length=1)
     num_replicas: list[int] = Field(default=[0], min_length=1)
@@ -68,9 +83,6 @@ class Space(Strict):
             Gate.parse(gate)
             parse_parallelism(spread)
             Precision.named(precision)
-        for width in self.expert_intermediate_size:
-            if isinstance(width, str):
-                parse_widths(width)
         for strategy in self.placement:
             if strategy not in STRATEGIES:
                 raise UnknownNameError("placement", strategy, STRATEGIES)
@@ -88,8 +100,7 @@ class Space(Strict):
 
     def choices(self) -> dict[str, list]:
         """Name -> choices of everything that may vary, in a fixed order."""
-        widths = [width if isinstance(width, str) else width_text(width) for width in self.expert_intermediate_size]
-        return {name: getattr(self, name) for name in PARAMETERS} | {"expert_intermediate_size": widths}
+        return {name: getattr(self, name) for name in PARAMETERS}
 
     def check_point(self, params: dict[str, Any]) -> None:
         """Refuse a point, or a part of one, that is not in the space.

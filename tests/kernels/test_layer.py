@@ -42,6 +42,7 @@ def _tokens(tokens, hidden, dtype, device):
     (64, _layer(96, 64, 60, 6, "group_limited:5:2"), torch.bfloat16),
     (64, _layer(96, 64, 64, 4, "two_level:16:4"), torch.bfloat16),
     (64, _layer(96, 64, 64, 4, "two_level:8:2"), torch.float32),
+    (40, _layer(96, 64, 49, 4, "product_key:2:16"), torch.bfloat16),
 ], ids=lambda value: str(value.gate) if isinstance(value, MoELayer) else str(value))
 def test_equals_reference(device, tokens, layer, dtype):
     weights = LayerWeights.random(layer, seed=0, dtype=dtype, device=device)
@@ -101,10 +102,12 @@ def test_random_weights_follow_layer_and_seed():
 @pytest.mark.parametrize(("options", "message"), [
     ({"gated": False}, "gated = true"), ({"capacity_factor": 1.25}, "no capacity_factor"),
     ({"precision": Precision.named("fp8")}, "got 'float8_e4m3'"),
+    ({"gate": "product_key:4:8"}, "gate.query_heads: expected a divisor of top_k = 2"),
+    ({"width": (16, 16, 16, 32)}, "expected one width"),
 ])
 def test_refuses_layers_it_does_not_compute(options, message):
     with pytest.raises(ConfigError, match=message):
-        LayerWeights.random(_layer(16, 16, 4, 2, **options), seed=0)
+        LayerWeights.random(_layer(**{"hidden": 16, "width": 16, "experts": 4, "top_k": 2} | options), seed=0)
 
 
 def test_refuses_gates_it_does_not_compute(device):
@@ -116,3 +119,5 @@ def test_refuses_gates_it_does_not_compute(device):
     sigmoid = Gate(kind="two_level", num_expert_groups=2, num_limited_groups=1, score="sigmoid")
     with pytest.raises(ConfigError, match="expected softmax for a two-level gate"):
         moe_layer(x_TH, sigmoid, weights, 2)
+    with pytest.raises(ValueError, match="needs its projection and keys"):
+        moe_layer(x_TH, Gate.parse("product_key:1:8"), weights, 2)
