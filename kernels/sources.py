@@ -58,7 +58,7 @@ class TritonInterpreter:
         if small.gate.kind == "product_key" and small.top_k % small.gate.query_heads:
             return CheckRow(
                 candidate=candidate.label, source=self.name, quantity="max_abs_error", status="not_measured",
-                detail=f"the kernels' heads find equal shares of top_k, not {small.top_k} with {small.gate.query_heads}",
+                detail=f"the kernels' heads find equal shares: not {small.top_k} with {small.gate.query_heads} heads",
                 seed=workload.seed,
             )
         request = {
@@ -136,8 +136,8 @@ class TritonGpu:
             return CheckRow(status="not_measured", detail=f"this machine's GPU is {here}, not {model}", **about)
         layer = candidate.layer
         if layer.precision.name != "bf16" or not layer.gated or layer.capacity_factor is not None or layer.uneven:
-            return CheckRow(status="not_measured", detail="the kernels compute dropless gated bf16 layers of experts of "
-                            "one width", **about)
+            return CheckRow(status="not_measured", detail="the kernels compute dropless gated bf16 layers of one width",
+                            **about)
         _, traffic = traffic_of(candidate, cluster, workload)
         counts_L = traffic.counts_DL[int(traffic.counts_DL.sum(axis=1).argmax())]
         shape = ExpertShape.of(layer, candidate.parallelism.tp)

@@ -90,6 +90,43 @@ def test_parameters_by_hand():
     assert MoELayer(**GOOD, gated=False).params_per_expert == 2 * 64 * 32
 
 
+def test_experts_of_different_widths_by_hand():
+    layer = MoELayer(**GOOD | {"expert_intermediate_size": [32] * 4 + [16] * 2 + [0] * 2}, num_shared_experts=1)
+    assert layer.expert_intermediate_size == (32, 32, 32, 32, 16, 16, 0, 0)
+    assert (layer.uneven, layer.has_pruned, layer.num_left, layer.widest) == (True, True, 6, 32)
+    assert layer.mean_width == pytest.approx(160 / 6)
+    assert layer.shared_width == 27
+    assert layer.routed_params == 3 * 64 * 160
+    assert layer.shared_params == 3 * 64 * 27
+    assert layer.active_params == 2 * round(3 * 64 * 160 / 6) + layer.shared_params + 64 * 8
+    assert layer.width_E().tolist() == [32, 32, 32, 32, 16, 16, 0, 0]
+
+
+def test_equal_widths_one_by_one_are_one_width():
+    one, each = MoELayer(**GOOD), MoELayer(**GOOD | {"expert_intermediate_size": (32,) * 8})
+    for name in ("mean_width", "widest", "shared_width", "params_per_expert", "routed_params", "active_params",
+                 "bytes_per_expert", "num_left", "has_pruned"):
+        assert getattr(one, name) == getattr(each, name), name
+    assert one.width_E().tolist() == each.width_E().tolist()
+
+
+@pytest.mark.parametrize(("widths", "gate", "message"), [
+    ((32,) + (0,) * 7, "flat", "layer.top_k: expected at most the 1 experts that are not pruned, got 2"),
+    ((0,) * 8, "flat", "layer.expert_intermediate_size: expected an expert that is not pruned, got 'width 0 for all'"),
+    ((32,) * 7, "flat", "layer.expert_intermediate_size: expected one width, or one for each of 8 experts, got 7"),
+    ((32, 0) * 4, "group_limited:4:1",
+     "layer.expert_intermediate_size: expected none or at least 2 experts left in each of the gate's 4 groups, "
+     "1 of them with some, got '1x32+1x0+1x32+1x0+1x32+1x0+1x32+1x0'"),
+    ((32,) * 2 + (0,) * 6, "two_level:4:2",
+     "layer.expert_intermediate_size: expected none or at least 1 experts left in each of the gate's 4 groups, "
+     "2 of them with some, got '2x32+6x0'"),
+])
+def test_what_pruning_leaves_must_do(widths, gate, message):
+    with pytest.raises(ConfigError) as caught:
+        MoELayer(**GOOD | {"expert_intermediate_size": widths}, gate=Gate.parse(gate))
+    assert str(caught.value) == message
+
+
 def test_a_two_level_gate_has_more_weights_and_uses_fewer():
     flat = MoELayer(**GOOD | {"num_experts": 64})
     grouped = MoELayer(**GOOD | {"num_experts": 64}, gate=Gate.parse("group_limited:8:2"))

@@ -1,5 +1,6 @@
 """The estimate: one law, one step, measured deltas, and an interval that owns up to extrapolation."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -97,3 +98,27 @@ def test_wrong_budgets(budget, message):
     with pytest.raises(ConfigError) as caught:
         estimate_loss(LAYER, DENSE, **budget)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"gate": Gate.parse("product_key")}, "product_key gate"),
+    ({"expert_intermediate_size": (1024,) * 8 + (3072,) * 8}, "experts of different widths"),
+    ({"expert_intermediate_size": (2048,) * 12 + (0,) * 4}, "pruned experts"),
+])
+def test_what_nobody_measured_is_flagged_and_wide(change, word):
+    plain, found = estimate(), estimate(replace(LAYER, **change))
+    assert found.extrapolated
+    assert f"{word}: no measured figure" in found.outside
+    assert found.high - found.low > (plain.high - plain.low) + 0.04
+
+
+def test_widths_given_one_by_one_are_no_difference():
+    assert estimate(replace(LAYER, expert_intermediate_size=(2048,) * 16)) == estimate()
+
+
+def test_pruning_is_no_free_lunch():
+    """Fewer experts for the law, and between nothing and the one figure there is for pruning a trained model."""
+    pruned = estimate(replace(LAYER, expert_intermediate_size=(2048,) * 15 + (0,)))
+    fewer = joint_loss(15, float(DENSE.active_params(replace(LAYER, num_experts=15))), TOKENS)
+    assert pruned.loss - fewer == pytest.approx(math.log(13) / 2, abs=1e-4)
+    assert pruned.loss - pruned.low == pytest.approx(math.log(13) / 2 + 0.005, abs=1e-4)

@@ -129,3 +129,33 @@ def test_number_of_tokens_is_bounded(tokens):
 def test_largest_number_of_tokens():
     routing = draw("power_law:1.2", experts=64, top_k=2, tokens=MAX_SAMPLED_TOKENS)
     assert routing.num_tokens_E().sum() == 2 * MAX_SAMPLED_TOKENS
+
+
+@given(case=cases(), keep=st.floats(0.0, 1.0))
+def test_pruned_experts_get_nothing(case, keep):
+    """As many experts of each group are left as a token takes there; the others take all choices."""
+    gate = Gate.parse(case["gate"])
+    rng = np.random.default_rng(case["seed"])
+    of_each = -(-case["top_k"] // min(gate.num_limited_groups, case["top_k"]))
+    left = rng.random((gate.num_expert_groups, case["experts"] // gate.num_expert_groups)) < keep
+    for group in left:
+        group[rng.permutation(len(group))[:of_each]] = True
+    routing = route(RoutingSpec.parse(case["spec"]), gate, num_experts=case["experts"], top_k=case["top_k"],
+                    num_tokens_S=case["tokens"], seed=case["seed"], left_E=left.ravel())
+    counts = routing.num_tokens_E()
+    assert counts[~left.ravel()].sum() == 0
+    assert counts.sum() == case["tokens"].sum() * case["top_k"]
+    assert (np.diff(np.sort(routing.expert_ids_TK, axis=1), axis=1) > 0).all()
+
+
+def test_nothing_pruned_changes_nothing():
+    case = {"num_experts": 16, "top_k": 2, "num_tokens_S": np.array([50]), "seed": 3}
+    for gate in ("flat", "two_level:4:2"):
+        arguments = RoutingSpec.parse("zipf:0.8"), Gate.parse(gate)
+        assert route(*arguments, **case).expert_ids_TK.tobytes() == route(
+            *arguments, **case, left_E=np.ones(16, dtype=bool)).expert_ids_TK.tobytes()
+
+
+def test_a_product_key_gate_combines_any_experts():
+    case = {"experts": 16, "top_k": 2, "tokens": 500}
+    assert draw(gate="product_key", **case).expert_ids_TK.tobytes() == draw(**case).expert_ids_TK.tobytes()

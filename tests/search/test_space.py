@@ -89,3 +89,29 @@ def test_parallelism(text, spread):
 def test_wrong_parallelism(text):
     with pytest.raises(ConfigError, match=r"^parallelism"):
         parse_parallelism(text)
+
+
+def test_widths_of_all_experts_are_choices(make_space):
+    """A storage holds numbers and text, so a list becomes text; both decode to a width for each expert."""
+    space = make_space(expert_intermediate_size=[512, [256] * 32 + [1024] * 32, "60x512+2x0+2x0"],
+                       gate=["flat", "product_key"])
+    choices = space.choices()["expert_intermediate_size"]
+    assert choices == [512, "32x256+32x1024", "60x512+4x0"]
+    layers = [space.decode(POINT | {"gate": "product_key", "expert_intermediate_size": c}).layer for c in choices]
+    assert layers[0].expert_intermediate_size == 512
+    assert layers[1].expert_intermediate_size == (256,) * 32 + (1024,) * 32
+    assert layers[2].num_left == 60
+    with pytest.raises(ConfigError, match="expected one width, or one for each of 8 experts, got 64"):
+        space.decode(POINT | {"gate": "flat", "num_experts": 8, "expert_intermediate_size": choices[1]})
+
+
+@pytest.mark.parametrize(("width", "message"), [
+    (1.5, "expected an integer, a list of them or text such as '64x256+64x1024', got 1.5"),
+    (True, "expected an integer, a list of them or text such as '64x256+64x1024', got True"),
+    ([1, -2], "layer.expert_intermediate_size[1]: expected an integer >= 0, got -2"),
+    ("4", "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as '64x256+64x1024', got '4'"),
+])
+def test_wrong_widths(make_space, width, message):
+    with pytest.raises(ConfigError) as caught:
+        make_space(expert_intermediate_size=[512, width])
+    assert str(caught.value) == f"space: expert_intermediate_size[1]: {message}"
