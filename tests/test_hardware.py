@@ -168,3 +168,31 @@ class TestShipped:
         file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
         for alias in file.aliases:
             assert configfile.find("devices", alias) == path, alias
+
+
+GPUS = [name for name in configfile.names("devices") if not name.startswith("tpu")]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_know_what_short_rows_cost(name):
+    """32 B to 64 KiB, within what sector physics allows, all assumed; rows of 1 KiB and more move like a stream."""
+    chip = load_profile(name)
+    assert chip.gather_access_bytes[0] == 32
+    assert chip.gather_access_bytes[-1] == 65536
+    for size, (low, high) in {32: (0.27, 0.38), 64: (0.5, 0.76), 128: (0.8, 0.95), 4096: (0.8, 0.95)}.items():
+        assert low <= chip.gather_share(size) <= high
+    assert list(chip.gather_efficiency) == sorted(chip.gather_efficiency)
+    kinds = {kind for key, (kind, _) in chip.provenance.items() if key.startswith("hbm.gather")}
+    assert kinds == {"assumed"}
+    assert chip.gather_slowdown(32) > 2
+    assert (chip.gather_slowdown(1024), chip.gather_slowdown(7168), chip.gather_slowdown(1e9)) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_know_what_their_cache_is_worth(name):
+    """A working set well inside the L2 streams faster than HBM, one far larger at what HBM achieves."""
+    chip = load_profile(name)
+    assert chip.streaming_bytes[0] < chip.l2_bytes < chip.streaming_bytes[-1]
+    assert 0.8 <= chip.streaming_efficiency[-1] < 1 < chip.streaming_efficiency[0]
+    kinds = {kind for key, (kind, _) in chip.provenance.items() if key.startswith("hbm.streaming")}
+    assert kinds == ({"measured"} if name in ("a100-sxm", "h200-sxm") else {"assumed"})

@@ -17,11 +17,11 @@ from moesim.model import Gate, Precision
 
 SIZES = {
     "hidden_size": st.sampled_from([512, 1024, 4096, 7168]),
-    "expert_intermediate_size": st.sampled_from([256, 768, 2048]),
-    "num_experts": st.sampled_from([8, 64, 256]),
+    "expert_intermediate_size": st.sampled_from([256, 768, 2048, (256, 0, 768, 2048) * 16]),
+    "num_experts": st.sampled_from([16, 64, 256]),
     "top_k": st.sampled_from([1, 2, 8]),
-    "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8"]),
-    "precision": st.sampled_from(["bf16", "fp8"]),
+    "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8", "product_key", "product_key:2:64"]),
+    "precision": st.sampled_from(["bf16", "fp8", "int4"]),
 }
 COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(lambda rows: np.array(rows).reshape(2, 8))
 
@@ -30,7 +30,11 @@ def phases(kernels, layer, counts_DL, tokens_D):
     """Every phase of the layer on devices with these rows and tokens."""
     shape = ExpertShape.of(layer, 1)
     tile = typical_tile(counts_DL, shape.fmt)
-    load = Load.of(counts_DL, np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)), tile.block_m)
+    widths_DL = None
+    if layer.uneven:  # each device holds the first eight experts
+        widths_DL = np.repeat(layer.width_E()[None, :8], 2, axis=0)
+        counts_DL = np.where(widths_DL > 0, counts_DL, 0)
+    load = Load.of(counts_DL, np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)), tile.block_m, widths_DL)
     return {
         "gate": price_gate(kernels, layer, tokens_D),
         "permute": price_permute(kernels, layer, tokens_D, tokens_D),
@@ -42,6 +46,8 @@ def phases(kernels, layer, counts_DL, tokens_D):
 @st.composite
 def layers(draw, make):
     sizes = {name: draw(values) for name, values in SIZES.items()}
+    if isinstance(sizes["expert_intermediate_size"], tuple):
+        sizes |= {"num_experts": 64, "top_k": min(sizes["top_k"], 6)}
     return make(**sizes | {"gate": Gate.parse(sizes["gate"]), "precision": Precision.named(sizes["precision"])})
 
 
@@ -148,6 +154,17 @@ def test_at_many_experts_a_two_level_gate_computes_less_and_a_limited_one_more(h
     assert two_level.compute_s_D[0] < 0.5 * flat.compute_s_D[0]
     assert two_level.compute_s_D[0] > ratio * flat.compute_s_D[0]
     assert limited.solo_s_D()[0] > flat.solo_s_D()[0]
+
+
+def test_at_a_million_experts_product_keys_score_a_thousandth(h100, make_layer):
+    """2 sqrt(E) keys of half a query against E: 100 times cheaper than a flat gate."""
+    tokens, kernels = np.array([4096]), kernels_for(h100)
+    flat, two_level, product_key = (
+        price_gate(kernels, make_layer(hidden_size=7168, num_experts=1 << 20, top_k=8, gate=Gate.parse(gate)), tokens)
+        for gate in ("flat", "two_level:1024:4", "product_key")
+    )
+    assert flat.solo_s_D()[0] > 100 * product_key.solo_s_D()[0]
+    assert two_level.solo_s_D()[0] > 8 * product_key.solo_s_D()[0]
 
 
 def test_at_few_experts_a_flat_gate_is_the_cheapest(h100, make_layer):

@@ -109,7 +109,8 @@ def test_widths_of_all_experts_are_choices(make_space):
     (1.5, "expected an integer, a list of them or text such as '64x256+64x1024', got 1.5"),
     (True, "expected an integer, a list of them or text such as '64x256+64x1024', got True"),
     ([1, -2], "layer.expert_intermediate_size[1]: expected an integer >= 0, got -2"),
-    ("4", "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as '64x256+64x1024', got '4'"),
+    ("4",
+     "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as '64x256+64x1024', got '4'"),
 ])
 def test_wrong_widths(make_space, width, message):
     with pytest.raises(ConfigError) as caught:

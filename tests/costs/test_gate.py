@@ -1,0 +1,98 @@
+"""FLOPs, weight elements and logits of the four gates, as the formulas count them; and what it takes to count them."""
+
+import tracemalloc
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from moesim.costs.gate import price_gate
+from moesim.costs.primitives import kernels_for
+from moesim.hardware import load_profile
+from moesim.model import Gate, MoELayer
+
+HIDDEN, TOKENS, KEPT = 512, 300, 4
+
+
+@dataclass
+class Counter:
+    """Kernels that only count what they are asked for."""
+
+    real: object
+    flops: float = 0.0
+    weights: float = 0.0
+    logits_written: float = 0.0
+    logits_read: float = 0.0
+    gemms: list = field(default_factory=list)
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def grouped_gemm(self, load, n, k, **options):
+        rows, active = load.counts_DL.sum(), (load.counts_DL > 0).sum()
+        self.gemms.append((2.0 * rows * n * k, active * n * k))
+        self.flops += 2.0 * rows * n * k
+        self.weights += active * n * k
+        if options["output_bytes"] == 4.0:
+            self.logits_written += 4.0 * rows * n
+        return self.real.grouped_gemm(load, n, k, **options)
+
+    def top_k(self, rows, columns, k):
+        self.logits_read += 4.0 * float(np.sum(rows)) * columns
+        return self.real.top_k(rows, columns, k)
+
+
+def count(h100, gate, experts, tokens=TOKENS, top_k=4):
+    counter = Counter(kernels_for(h100))
+    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=experts, top_k=top_k,
+                     gate=Gate.parse(gate))
+    price_gate(counter, layer, np.array([tokens]))
+    return counter
+
+
+@pytest.mark.parametrize("experts", [64, 4096])
+def test_flat(h100, experts):
+    found = count(h100, "flat", experts)
+    assert (found.flops, found.weights) == (2 * HIDDEN * experts * TOKENS, HIDDEN * experts)
+    assert found.logits_written == found.logits_read == 4 * TOKENS * experts
+
+
+@pytest.mark.parametrize(("experts", "side"), [(64, 8), (4096, 64)])
+@pytest.mark.parametrize("tokens", [2, TOKENS])
+def test_two_level(h100, experts, side, tokens):
+    """A batch that touches all groups saves no weight bytes."""
+    found = count(h100, f"two_level:{side}:{KEPT}", experts, tokens)
+    assert found.flops == 2 * HIDDEN * side * (1 + KEPT) * tokens
+    assert found.weights == HIDDEN * side * (1 + min(tokens * KEPT, side))
+    assert found.logits_written == found.logits_read == 4 * tokens * side * (1 + KEPT)
+
+
+@pytest.mark.parametrize(("experts", "side"), [(64, 8), (4096, 64), (1 << 20, 1024)])
+def test_product_key(h100, experts, side):
+    """One head whose query is as wide as a token: d sqrt(E) weights, 2 d sqrt(E) FLOPs, 8 T sqrt(E) bytes of logits."""
+    found = count(h100, f"product_key:1:{HIDDEN}", experts)
+    assert found.gemms == [(2.0 * HIDDEN * HIDDEN * TOKENS, HIDDEN * HIDDEN),
+                           (2.0 * HIDDEN * side * TOKENS, HIDDEN * side)]
+    assert found.logits_written == 8 * TOKENS * side
+    assert found.logits_read == 8 * TOKENS * side + 4 * TOKENS * 4**2, "the sums of 4 x 4 pairs as well"
+
+
+def test_heads_share_the_keys(h100):
+    found = count(h100, "product_key:8:256", 4096, top_k=16)
+    assert found.gemms == [(2.0 * HIDDEN * 2048 * TOKENS, HIDDEN * 2048),
+                           (2.0 * 8 * 256 * 64 * TOKENS, 256 * 64)]
+
+
+@pytest.mark.parametrize("device", ["h100-sxm", "tpu-v5e"])
+@pytest.mark.parametrize("gate", ["flat", "two_level:1024:4", "product_key"])
+def test_a_million_experts_are_counted_not_listed(device, gate):
+    """Scores of 65,536 tokens with a million experts would be 256 GiB; the price needs none of them."""
+    kernels = kernels_for(load_profile(device))
+    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=1 << 20, top_k=8,
+                     gate=Gate.parse(gate))
+    tracemalloc.start()
+    cost = price_gate(kernels, layer, np.full(8, 65536))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (cost.solo_s_D() > 0).all()
+    assert peak < 4 << 20
