@@ -19,6 +19,7 @@ from moesim.presets import load_preset, preset_names
 from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
+from moesim.widths import read_width
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,9 +109,16 @@ def simulate(
     replicas: Annotated[int, typer.Option(help="Expert replicas (eplb).")] = 0,
     precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4 or nvfp4.")] = "bf16",
     gate: Annotated[
-        str | None, typer.Option(help="flat, group_limited:8:4, two_level:16:4; default: the preset's.")
+        str | None,
+        typer.Option(
+            help="flat, group_limited:8:4, two_level:16:4, product_key or product_key:HEADS:SIZE; default: the preset's."
+        ),
     ] = None,
     num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    expert_intermediate_size: Annotated[
+        str | None,
+        typer.Option(help="Instead of the preset's: a width, or 64x256+64x1024 for experts that differ; 0 prunes."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     engine: Annotated[str, typer.Option(help="bound, flow or event.")] = "flow",
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
@@ -125,7 +133,12 @@ def simulate(
     from moesim.simulate import simulate as run
 
     model = load_preset(preset, Precision.named(precision))
-    changes = {"num_experts": num_experts, "top_k": top_k, "gate": Gate.parse(gate) if gate else None}
+    changes = {
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "gate": Gate.parse(gate) if gate else None,
+        "expert_intermediate_size": None if expert_intermediate_size is None else read_width(expert_intermediate_size),
+    }
     layer = replace(model.layer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     machine = load_cluster(cluster)
     spread = Parallelism(ep=ep if ep is not None else max(machine.num_devices // max(tp, 1), 1), tp=tp)

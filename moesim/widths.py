@@ -64,3 +64,12 @@ def short_text(widths: int | Iterable[int]) -> str:
         return text
     each = [int(run.partition("x")[2]) for run in text.split("+")]
     return f"{min(each)}-{max(each)}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def read_width(text: str) -> int | tuple[int, ...]:
+    """A width as text: ``"512"``, or what `parse_widths` reads.
+
+    Raises:
+        ConfigError: Neither.
+    """
+    return int(text) if text.isascii() and text.isdigit() else parse_widths(text)
