@@ -1,6 +1,6 @@
 """Published models by name: the MoE layer, and the dense part around it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -105,9 +105,7 @@ def load_preset(name: str, precision: Precision | None = None) -> Preset:
     if name not in presets:
         raise UnknownNameError("preset", name, presets)
     p = presets[name]
-    parsed = Gate.parse(p.gate)
-    gate = Gate(kind=parsed.kind, num_expert_groups=parsed.num_expert_groups,
-                num_limited_groups=parsed.num_limited_groups, score=p.score)  # type: ignore[arg-type]
+    gate = replace(Gate.parse(p.gate), score=p.score)  # type: ignore[arg-type]
     layer = MoELayer(hidden_size=p.hidden_size, expert_intermediate_size=p.expert_intermediate_size,
                      num_experts=p.num_experts, top_k=p.top_k, num_shared_experts=p.num_shared_experts,
                      capacity_factor=p.capacity_factor, gated=p.gated, gate=gate, precision=precision or Precision())

@@ -25,12 +25,14 @@ def candidate_of(rng, devices):
     ep = devices // tp
     experts = ep * int(rng.choice([1, 2, 3, 8]))
     groups = int(rng.choice([g for g in range(1, experts + 1) if experts % g == 0]))
-    kind = str(rng.choice(["flat", "group_limited", "two_level"]))
-    gate = Gate() if kind == "flat" else Gate(kind=kind, num_expert_groups=groups,
-                                              num_limited_groups=int(rng.integers(1, groups + 1)))
+    kind = str(rng.choice(["flat", "group_limited", "two_level", "product_key"]))
+    grouped = {"num_expert_groups": groups, "num_limited_groups": int(rng.integers(1, groups + 1))}
+    queries = {"query_heads": int(rng.choice([1, 2, 8])), "query_size": int(rng.choice([2, 64]))}
+    gate = Gate(kind=kind, **{"flat": {}, "product_key": queries}.get(kind, grouped))
+    widths = rng.choice([0, 5, 33, 512], size=experts, p=[0.1, 0.3, 0.3, 0.3]).tolist()
     layer = MoELayer(
         hidden_size=int(rng.choice([1, 7, 16, 129, 2048, 7168])), num_experts=experts, gate=gate,
-        expert_intermediate_size=int(rng.choice([1, 5, 33, 512, 2048])),
+        expert_intermediate_size=widths if rng.random() < 0.2 else int(rng.choice([1, 5, 33, 512, 2048])),
         top_k=int(rng.integers(1, min(experts, 12) + 1)),
         num_shared_experts=int(rng.choice([0, 0, 1, 3])), gated=bool(rng.random() < 0.7),
         capacity_factor=None if rng.random() < 0.6 else float(rng.choice([1e-9, 0.01, 0.5, 1.0, 1.25, 100.0])),
