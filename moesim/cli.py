@@ -111,7 +111,7 @@ def simulate(
     gate: Annotated[
         str | None,
         typer.Option(
-            help="flat, group_limited:8:4, two_level:16:4, product_key or product_key:HEADS:SIZE; default: the preset's."
+            help="flat, group_limited:8:4, two_level:16:4, product_key or product_key:8:256; default: the preset's."
         ),
     ] = None,
     num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
