@@ -73,6 +73,19 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
             ["simulate", "--gate", "group_limited:7:4"],
             "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7",
         ),
+        (
+            ["simulate", "--gate", "product_key"],
+            "layer.num_experts: expected a perfect square for a product_key gate, got 128",
+        ),
+        (
+            ["simulate", "--expert-intermediate-size", "64x256"],
+            "layer.expert_intermediate_size: expected one width, or one for each of 128 experts, got 64",
+        ),
+        (
+            ["simulate", "--expert-intermediate-size", "128x0"],
+            "layer.expert_intermediate_size: expected an expert that is not pruned, got 'width 0 for all'",
+        ),
+        (["simulate", "--expert-intermediate-size", "1k"], "expert_intermediate_size: expected a width or 'EXPERTSx"),
         (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
         (
             ["simulate", "--precision", "int3"],
@@ -96,6 +109,16 @@ def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):
     assert err.startswith(f"error: {line}")
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_simulate_takes_product_keys_and_widths(moesim, tmp_path):
+    path = tmp_path / "row.csv"
+    layer = "--gate", "product_key", "--num-experts", "1024", "--expert-intermediate-size", "1000x64+16x512+8x0"
+    code, out, _ = moesim("simulate", *layer, "--layer-only", "--out", str(path))
+    assert code == 0
+    assert "E1024 k8 I1000x64+16x512+8x0 bf16 product_key:8:256 ep8tp1" in " ".join(out.split())
+    (row,) = csv.DictReader(path.open())
+    assert (row["gate"], row["expert_intermediate_size"]) == ("product_key:8:256", "1000x64+16x512+8x0")
 
 
 def test_model_that_does_not_fit_says_how_many_gib_over(moesim):
