@@ -14,7 +14,11 @@ The path of a token batch, module by module:
 | `layer` | a whole layer, and its reference |
 | `compile_check` | registers, spills and shared memory on GPUs that are not here |
 | `bench` | times on a GPU that is |
-| `cpu_profile` | a device profile of this CPU, measured from stand-alone primitives |
+| `profilers` | what `moesim measure` finds here |
+| `cpu_profile` | a device profile of this CPU: `cpu_curves` rates, `cpu_primitives` calls, `cpu_fit` their prices |
+| `gpu_profile` | a device profile of this GPU: `gpu_curves` rates, `gpu_memory` the kernels that stream and gather |
+| `host_fabric` | all-to-alls between the processes or GPUs of this host |
+| `profile_text` | how measured profiles are written |
 | `cpu_layer` | a whole layer on this CPU, timed by phase |
 | `sources`, `cpu_source`, `interpreted`, `scaling` | the measurement sources moesim finds, and what they run |
 

@@ -113,6 +113,12 @@ def time_calls(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: f
     Raises:
         RuntimeError: No GPU with an active Triton driver, or an interpreting process.
     """
+    return Timing.of(call_seconds(call, flush_l2=flush_l2, warmup_s=warmup_s, repeat_s=repeat_s), flush_l2)
+
+
+def call_seconds(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: float = 0.025,
+                 repeat_s: float = 0.1) -> list[float]:
+    """Times of repeated calls on the GPU, in seconds; arguments and errors are those of `time_calls`."""
     if triton_mode() != "gpu":
         raise RuntimeError(f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}")
     driver = triton.runtime.driver.active
@@ -132,7 +138,7 @@ def time_calls(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: f
     call()
     estimate_s = max(min(run(5)), 1e-6)
     run(max(1, int(warmup_s / estimate_s)))
-    return Timing.of(run(max(10, int(repeat_s / estimate_s))), flush_l2)
+    return run(max(10, int(repeat_s / estimate_s)))
 
 
 def time_expert_phase(layer: MoELayer, num_tokens: int, *, skew: float = 0.0, seed: int = 0,

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moesim_kernels.gpu_memory import BLOCK, WARPS, _gather_kernel, _stream_kernel
 from moesim_kernels.grouped_down import _combine_kernel
 from moesim_kernels.grouped_linear import _linear_kernel
 from moesim_kernels.grouped_swiglu import _swiglu_kernel
@@ -27,7 +28,7 @@ from moesim_kernels.runtime import tl, triton
 from moesim_kernels.tiles import LIMITS, Limits, tile_config
 
 _OPERANDS = {"x_ptr", "a_ptr", "w_ptr", "y_ptr", "out_ptr"}
-_FLOAT32 = {"logits_ptr", "weights_ptr"}
+_FLOAT32 = {"logits_ptr", "weights_ptr", "source_ptr", "target_ptr"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +80,20 @@ def _cases(limits: Limits) -> Iterator[tuple[str, Any, dict, dict]]:
     yield (f"route {MAX_ROW} experts", _route_kernel, {"SIGMOID": False, "GROUPED": False, "BLOCK_T": 1, "BLOCK_G": 1,
                                                        "BLOCK_S": MAX_ROW, "BLOCK_K": 8},
            {"num_warps": route_warps(MAX_ROW)})
+    yield "stream", _stream_kernel, {"BLOCK": BLOCK}, {"num_warps": WARPS}
+    for columns in (8, 1024):
+        yield (f"gather of {4 * columns} bytes", _gather_kernel,
+               {"BLOCK_R": BLOCK // columns, "BLOCK_C": columns}, {"num_warps": WARPS})
     # A launch makes sizes of 1 compile-time constants, which not every expression survives.
     ones = {"num_tokens": 1, "num_experts": 1, "num_groups": 1, "num_limited_groups": 1, "top_k": 1,
-            "max_tiles": 1, "hidden": 1, "width": 1, "inner": 1, "num_pairs": 1, "num_segments": 1}
+            "max_tiles": 1, "num_elements": 1, "num_rows": 1, "num_columns": 1, "hidden": 1,
+            "width": 1, "inner": 1, "num_pairs": 1, "num_segments": 1}
     for name, kernel, constexprs, options in (
             _gemm(limits, _swiglu_kernel, 16, 16, EVEN_H=False),
             _gemm(limits, _linear_kernel, 16, 16, EVEN_K=False, GATHER=True),
             ("combine", _combine_kernel, {"BLOCK_T": 1, "BLOCK_H": 16}, {}),
+            ("stream", _stream_kernel, {"BLOCK": BLOCK}, {}),
+            ("gather", _gather_kernel, {"BLOCK_R": 1, "BLOCK_C": 1}, {}),
             ("route", _route_kernel, {"SIGMOID": True, "GROUPED": True, "BLOCK_T": 1, "BLOCK_G": 1, "BLOCK_S": 1,
                                       "BLOCK_K": 1}, {})):
         yield f"{name.split()[0]}, sizes of 1", kernel, ones | constexprs, options

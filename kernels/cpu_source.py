@@ -6,7 +6,6 @@ the same histogram of experts really runs. What is checked is the simulator's wa
 primitives and routing, not its numbers for a GPU.
 """
 
-import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -18,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from moesim_kernels.scaling import scaled_down
 
-from moesim import configfile
 from moesim.candidate import Candidate, Workload
-from moesim.hardware import Profile, ProfileFile, load_profile
+from moesim.hardware import Profile, load_profile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
 from moesim.simulate import simulate
 from moesim.topology import Cluster, single_device
 from moesim.units import US
+from moesim.widths import short_text
 
 if TYPE_CHECKING:
     from moesim_kernels.cpu_layer import Sentinel
@@ -34,22 +33,20 @@ if TYPE_CHECKING:
 _HIDDEN, _EXPERTS, _TOKENS, _WIDTH_SHARE = 512, 64, 256, 8
 #: widths are multiples of what a vector unit likes
 _MULTIPLE = 64
-#: spread that layers add to that of their GEMMs: P10 and P90 of blind layers were within exp(+-0.15) of simulation
-_COMPOSITION = 0.15
 
 
 @cache
-def local_profile(budget_s: float) -> tuple[Profile, dict[str, tuple[float, float]], "Sentinel"]:
+def local_profile(budget_s: float) -> tuple[Profile, "Sentinel"]:
     """Measure this CPU, once per process.
 
     Args:
         budget_s: Seconds to spend, about.
 
     Returns:
-        The profile; P10 and P90 of measured over fitted time of the GEMMs by format; the sentinel as it was before.
+        The profile, and the sentinel as it was before.
     """
     from moesim_kernels.cpu_layer import Sentinel, measuring
-    from moesim_kernels.cpu_profile import DTYPES, measure_profile
+    from moesim_kernels.cpu_profile import measure_profile
 
     with measuring():
         sentinel = Sentinel()
@@ -57,15 +54,7 @@ def local_profile(budget_s: float) -> tuple[Profile, dict[str, tuple[float, floa
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cpu-local.toml"
         path.write_text(text, encoding="utf-8")
-        profile = load_profile(str(path))
-    tables = configfile.parse(text, ProfileFile, "cpu-local.toml").serial
-    spreads = {}
-    for name in DTYPES:
-        any_of_table = next(iter(tables[f"gemm_{name}"].values()))
-        assert any_of_table.low is not None
-        assert any_of_table.high is not None
-        spreads[name] = any_of_table.low / any_of_table.value, any_of_table.high / any_of_table.value
-    return profile, spreads, sentinel
+        return load_profile(str(path)), sentinel
 
 
 def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
@@ -79,7 +68,7 @@ def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
         return min(max(round(size / _MULTIPLE), 1) * _MULTIPLE, most)
 
     return scaled_down(layer, num_experts=_EXPERTS, hidden_size=scaled(layer.hidden_size, _HIDDEN), fmt=fmt,
-                       width=scaled(layer.expert_intermediate_size // _WIDTH_SHARE, _HIDDEN))
+                       width=scaled(round(layer.mean_width) // _WIDTH_SHARE, _HIDDEN))
 
 
 class TorchCpu:
@@ -103,9 +92,9 @@ class TorchCpu:
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
         """Time the small layer and compare it with its simulation; a disturbed machine is reported, not refused."""
         from moesim_kernels.cpu_layer import time_layer
-        from moesim_kernels.cpu_profile import DTYPES
+        from moesim_kernels.cpu_primitives import DTYPES
 
-        profile, spreads, sentinel = local_profile(self.budget_s)
+        profile, sentinel = local_profile(self.budget_s)
         fmt = max(DTYPES, key=profile.peak)
         layer = small_layer(candidate.layer, fmt)
         tokens = min(_TOKENS, workload.num_tokens_per_device * cluster.num_devices)
@@ -115,16 +104,14 @@ class TorchCpu:
                         top_k=layer.top_k, num_tokens_S=np.array([tokens]), seed=workload.seed)
         timing = time_layer(layer, routing.expert_ids_TK, DTYPES[fmt], sentinel=sentinel, seed=workload.seed)
         total = timing.phases["total"]
-        low, high = (sign * math.hypot(max(sign * math.log(share), 0.0), _COMPOSITION)
-                     for sign, share in zip((-1, 1), spreads[fmt], strict=True))
-        simulated = result.layer_time_s / US
         extra: dict[str, Any] = {
             "simulated_phases_us": {name: seconds / US for name, seconds in result.phase_time_s.items()},
             "measured_phases_us": {name: spread.p10_s / US for name, spread in timing.phases.items()},
             "measured_median_us": total.median_s / US, "slowdown": timing.slowdown, "contended": timing.contended}
         return CheckRow(
             candidate=candidate.label, source=self.name, quantity="layer_time_us", status="checked",
-            simulated=simulated, simulated_low=simulated * math.exp(low), simulated_high=simulated * math.exp(high),
+            simulated=result.layer_time_s / US, simulated_low=result.layer_time_low_s / US,
+            simulated_high=result.layer_time_high_s / US,
             measured=total.p10_s / US, measured_low=total.p10_s / US, measured_high=total.p90_s / US,
             in_fit_set=False, calibration=result.calibration, engine=result.engine, seed=workload.seed,
             profile_hash=result.profile_hash, extra=extra, detail=self._detail(candidate, layer, tokens, fmt, timing))
@@ -133,9 +120,12 @@ class TorchCpu:
     def _detail(candidate: Candidate, layer: MoELayer, tokens: int, fmt: str, timing: Any) -> str:
         whole = candidate.layer
         parts = [f"scaled down from E{whole.num_experts} k{whole.top_k} H{whole.hidden_size} "
-                 f"I{whole.expert_intermediate_size} to E{layer.num_experts} k{layer.top_k} H{layer.hidden_size} "
+                 f"I{short_text(whole.expert_intermediate_size)} to "
+                 f"E{layer.num_experts} k{layer.top_k} H{layer.hidden_size} "
                  f"I{layer.expert_intermediate_size} {layer.gate}, {tokens} tokens, {fmt}, one thread of this CPU",
                  f"measured is the P10 of {timing.repeats} repeats (high: P90), caches flushed, repeated routing"]
+        if whole.uneven:
+            parts.append("experts of equal width")
         if whole.num_shared_experts or whole.capacity_factor is not None:
             parts.append("no shared experts, no capacity limit")
         if timing.contended:

@@ -260,25 +260,47 @@ def measure(
     out: Annotated[
         Path | None, typer.Option(help="Profile to write; default: `local` in the user's data folder.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0.5, max=60.0)] = 8.0,
+    device: Annotated[str, typer.Option(help="cpu, gpu, or auto: the GPU where there is one.")] = "auto",
+    seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0.5, max=60.0)] = 20.0,
 ) -> None:
-    """Measure this machine's CPU (one thread) and write its device profile; then `--cluster local` simulates it."""
+    """Measure this machine (one CPU thread, or its GPU) and write its profile; then `--cluster local` simulates it."""
     from moesim.measured.sources import profilers
     from moesim.report.terminal import say
 
     found = profilers()
-    if "cpu" not in found:
-        raise MoesimError("measure: no installed package measures a CPU; moesim_kernels needs torch: pip install torch")
+    if device not in ("cpu", "gpu", "auto"):
+        raise MoesimError(f"--device: expected cpu, gpu or auto, got {device!r}")
+    reasons = {
+        name: found[name].unavailable_because() if name in found else "no installed package measures it"
+        for name in (("gpu", "cpu") if device == "auto" else (device,))
+    }
+    chosen = next((name for name, reason in reasons.items() if reason is None), None)
+    if chosen is None:
+        raise MoesimError("measure: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
     path = out or configfile.user_folder() / "devices" / "local.toml"
-    say(f"measuring this CPU with one thread, about {seconds:.0f} s; other work on the machine shows in the result")
+    unavailable = "".join(f" ({name}: {reason})" for name, reason in reasons.items() if reason is not None)
+    say(
+        f"measuring this machine's {chosen}{unavailable}, about {seconds:.0f} s; "
+        "other work on the machine shows in the result"
+    )
+    given = f" --out {out}" if out is not None else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found["cpu"](path, seconds)
+        _check_writable(path)
+        found[chosen].write(path, seconds, f"moesim measure --device {chosen} --seconds {seconds:g}{given}")
     except OSError as error:
         raise MoesimError(f"{path}: cannot write this profile: {error.strerror}") from None
     profile = load_profile(str(path))
     peaks = ", ".join(f"{fmt} {rate / 1e9:,.0f} GFLOP/s" for fmt, rate in profile.peak_flops_per_s.items())
     print(f"{peaks}; memory {profile.hbm_bandwidth_bytes_per_s / 1e9:.1f} GB/s")
+    if profile.host_fabric is not None:
+        fabric = profile.host_fabric
+        print(
+            f"all-to-all of {max(fabric.ranks)} ranks over {fabric.backend}: start {fabric.start_s / US:.0f} us, "
+            f"{fabric.port_bytes_per_s / 1e9:.2f} GB/s per port and direction"
+        )
+    if profile.contended:
+        say("contended: something else slowed the machine down meanwhile; measure again when it is idle")
     say(f"wrote {path}")
 
 

@@ -67,6 +67,7 @@ class Profile:
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
         residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls left out of the fit.
         host_fabric: All-to-all between the processes or devices of the host, where it was measured.
+        contended: Whether the machine was disturbed while it was measured.
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
     """
@@ -92,6 +93,7 @@ class Profile:
     serial: dict[str, dict[str, float]]
     residuals: dict[str, tuple[float, float]]
     host_fabric: HostFabric | None
+    contended: bool
     digest: str
     provenance: dict[str, tuple[str, str]]
 
@@ -191,6 +193,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         serial={phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()},
         residuals={phase: (held_out.low.value, held_out.high.value) for phase, held_out in file.residuals.items()},
         host_fabric=_host_fabric(file.host_fabric),
+        contended=file.measurement is not None and file.measurement.contended,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
         provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
     )

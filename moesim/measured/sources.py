@@ -5,7 +5,6 @@ never substitutes another shape for the one asked: where it cannot check, the ro
 Triton live in `moesim_kernels` and are found through the entry point group ``moesim.measurement_sources``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -88,15 +87,21 @@ class MeasurementSource(Protocol):
         """Check one candidate."""
 
 
-def profilers() -> dict[str, Callable[[Path, float], None]]:
-    """What can measure this machine: name -> function (path of the profile to write, seconds to spend)."""
-    found = {}
-    for point in entry_points(group=PROFILERS):
-        try:
-            found[point.name] = point.load()
-        except ImportError:  # torch is not installed: the caller says what is missing
-            continue
-    return found
+class Profiler(Protocol):
+    """Something that can measure this machine and write a device profile of it."""
+
+    name: str
+
+    def unavailable_because(self) -> str | None:
+        """Why it cannot run on this machine, in one line; None if it can."""
+
+    def write(self, path: Path, seconds: float, command: str) -> None:
+        """Measure for about ``seconds`` and write the profile, which names ``command``."""
+
+
+def profilers() -> dict[str, Profiler]:
+    """What can measure this machine, of all installed packages, by name."""
+    return {point.name: point.load()() for point in entry_points(group=PROFILERS)}
 
 
 def installed_sources() -> dict[str, MeasurementSource]:

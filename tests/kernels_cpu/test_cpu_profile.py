@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.cpu_profile import fit, measure_profile, write_profile
+from moesim_kernels import cpu_curves, cpu_profile
+from moesim_kernels.cpu_layer import CONTENDED
+from moesim_kernels.cpu_profile import measure_profile, write_profile
 
 from moesim import configfile
 from moesim.costs.load import Load
@@ -20,8 +22,56 @@ TABLES = {"launch", "stream", "gather", "align", "top_k", "gemm_float32", "gemm_
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("profile") / "cpu-local.toml"
-    write_profile(path, budget_s=1.0)
+    write_profile(path, budget_s=1.0, command="a test")
     return path
+
+
+def test_curves_have_their_spread(path):
+    file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+    assert {point.format for point in file.compute.gemm} == {"float32", "bfloat16", "float16"}
+    assert [point.access_bytes for point in file.hbm.gather] == list(cpu_curves.ACCESS_BYTES)
+    assert (file.hbm.gather[0].access_bytes, file.hbm.gather[-1].access_bytes) == (32, 65536)
+    assert len({point.working_set_mib for point in file.hbm.gather_cached}) >= 1
+    assert [point.working_set_mib for point in file.hbm.streaming] == [2.0**i for i in range(-2, 8)]
+    rates = [point.tflops for point in file.compute.gemm]
+    rates += [point.efficiency for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)]
+    for rate in (*rates, file.hbm.bandwidth_gb_per_s):
+        assert rate.min <= rate.low <= rate.median <= rate.high <= rate.value
+        assert rate.repeats >= 7
+    launch = file.launch.kernel_us
+    assert launch.value == launch.min <= launch.low <= launch.median <= launch.high
+
+
+def test_the_last_cache_is_where_streams_become_slow():
+    mib = 1 << 20
+    rates = {size * mib: np.array([rate]) for size, rate in ((1, 90e9), (4, 30e9), (16, 30e9), (32, 20e9), (64, 10e9))}
+    assert cpu_curves.cache_bytes(rates) == 32 * mib
+    assert cpu_curves.cache_bytes({size * mib: np.array([1e10]) for size in (4, 8)}) == 8 * mib
+
+
+class Sentinel:
+    """Slow as told, one time after another."""
+
+    def __init__(self, *slowdowns):
+        self.slowdowns = list(slowdowns)
+
+    def slowdown(self):
+        return self.slowdowns.pop(0)
+
+
+@pytest.mark.parametrize(("slowdowns", "runs", "contended", "worst"), [
+    ((0.0, 0.05), 1, False, 0.05), ((0.0, 0.2, 0.01), 2, False, 0.01), ((0.0, 0.2, 0.3), 2, True, 0.3),
+    ((0.1, 0.0), 1, True, 0.1)])
+def test_a_disturbed_part_is_measured_once_more_and_then_reported(slowdowns, runs, contended, worst):
+    watch, seen = cpu_profile._Watch(Sentinel(*slowdowns), until=np.inf), []
+    assert watch.run(lambda: seen.append(1) or len(seen)) == runs
+    assert (watch.contended, watch.slowdown) == (contended, worst)
+
+
+def test_no_time_is_spent_twice_when_there_is_none():
+    watch, seen = cpu_profile._Watch(Sentinel(0.0, 0.2), until=0.0), []
+    watch.run(lambda: seen.append(1))
+    assert (len(seen), watch.contended, watch.left_s()) == (1, True, 0.0)
 
 
 def test_profile_is_valid_and_sourced(path):
@@ -29,11 +79,17 @@ def test_profile_is_valid_and_sourced(path):
     file = configfile.parse(text, ProfileFile, path.name)
     assert (file.execution, file.calibration) == ("serial", "none")
     assert set(file.serial) == TABLES
+    assert set(file.residuals) == TABLES - {"launch"}
+    assert file.host_fabric is None
     assert set(file.compute.peak_tflops) == {"float32", "bfloat16"}
     for key, quantity in configfile.quantities(file):
-        assert quantity.kind == ("assumed" if key.startswith("compute.") and "peak" not in key else "measured"), key
+        rate = key.startswith(("compute.peak", "compute.gemm"))
+        assert quantity.kind == ("measured" if rate or not key.startswith("compute.") else "assumed"), key
         assert quantity.value > 0
     assert f"torch {torch.__version__}" in file.sources["protocol"].locator
+    assert {q.source for _, q in configfile.quantities(file)} == set(file.sources)
+    assert file.measurement.command == "a test"
+    assert file.measurement.contended == (file.measurement.slowdown > CONTENDED)
     profile = load_profile(str(path))
     assert profile.name == "cpu-local"
     assert profile.num_sms == 1
@@ -114,22 +170,3 @@ def test_top_k_has_two_algorithms():
 
 def test_missing_share():
     assert missing(np.array([0.0, 4e6, 8e6, 16e6, 1e9]), 8e6).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
-
-
-def test_fit_recovers_coefficients_and_drops_what_was_not_exercised():
-    rng = np.random.default_rng(0)
-    features = [{"a_s": rng.uniform(1, 100), "b_s": rng.uniform(1, 1000), "rare_s": 0.0} for _ in range(40)]
-    features[0]["rare_s"] = features[1]["rare_s"] = 1e6
-    seconds = np.array([1e-5 + 2e-6 * f["a_s"] + 3e-7 * f["b_s"] for f in features])
-    found, low, high = fit(features, seconds)
-    assert set(found) == {"a_s", "b_s"}
-    assert found["a_s"] == pytest.approx(2e-6, rel=1e-3)
-    assert found["b_s"] == pytest.approx(3e-7, rel=1e-3)
-    assert low == pytest.approx(1.0, abs=1e-3)
-    assert high == pytest.approx(1.0, abs=1e-3)
-
-
-def test_fit_never_goes_below_zero():
-    features = [{"up_s": float(i), "down_s": 100.0 - i} for i in range(1, 60)]
-    found, _, _ = fit(features, np.array([1e-6 * (10 + i) for i in range(1, 60)]))
-    assert all(value > 0 for value in found.values())

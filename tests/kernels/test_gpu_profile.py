@@ -1,0 +1,147 @@
+"""A GPU's profile without a GPU: all but the times of launches is real; the timer only calls what it would time."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from moesim_kernels import gpu_curves, gpu_profile
+from moesim_kernels.gpu_profile import Gpu, profile_text
+from moesim_kernels.profilers import GpuProfiler
+
+from moesim import Candidate, Workload, configfile, load_profile, simulate
+from moesim.errors import MeasurementError
+from moesim.hardware import ProfileFile
+from moesim.topology import single_device
+
+UNKNOWN = Gpu(name="ACME Z9", compute_capability=None, num_sms=30, clock_hz=2e9, shared_bytes=64 << 10,
+              memory_bytes=8 << 30, l2_bytes=1 << 15, count=1)
+H100 = replace(UNKNOWN, name="NVIDIA H100 80GB HBM3", compute_capability=9.0, num_sms=132)
+CPU = torch.device("cpu")
+
+
+class Timer:
+    """Calls once; every repeat took a millisecond, some a little longer."""
+
+    def __init__(self):
+        self.flushed = []
+
+    def __call__(self, call, flush):
+        call()
+        self.flushed.append(flush)
+        return np.array([1e-3, 1.1e-3, 1.0e-3, 1.2e-3, 1.0e-3, 1.5e-3, 1.3e-3])
+
+
+def write(path, gpu, **options):
+    text = profile_text(gpu, Timer(), CPU, command="a test", largest_bytes=1 << 17, sizes=(16, 32), graph=False,
+                        **options)
+    path.write_text(text, encoding="utf-8")
+    return configfile.parse(text, ProfileFile, path.name), load_profile(str(path))
+
+
+def test_an_unknown_gpu_gets_figures_at_which_the_model_reaches_what_was_measured(tmp_path):
+    file, profile = write(tmp_path / "z9.toml", UNKNOWN)
+    assert (profile.execution, profile.compute_capability, profile.num_sms) == ("waves", None, 30)
+    assert profile.calibration == "triton-moe"
+    calibration = configfile.find("calibration", "triton-moe")
+    parameters = configfile.parse(calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, "").parameters
+    assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(2 * 32**3 / 1e-3, rel=1e-3)
+    share = parameters["activation_bandwidth_efficiency"]
+    assert profile.hbm_bandwidth_bytes_per_s * share == pytest.approx((1 << 17) / 1e-3, rel=1e-3)
+    assert file.compute.peak_tflops["bfloat16"].kind == "derived"
+    assert {q.source for _, q in configfile.quantities(file)} == set(file.sources)
+
+
+def test_a_shipped_gpu_keeps_its_data_sheet(tmp_path):
+    file, profile = write(tmp_path / "here.toml", H100)
+    shipped = load_profile("h100-sxm")
+    assert profile.peak_flops_per_s == pytest.approx(shipped.peak_flops_per_s)
+    assert profile.hbm_bandwidth_bytes_per_s == shipped.hbm_bandwidth_bytes_per_s
+    assert file.compute.peak_tflops["bfloat16"].kind == "datasheet"
+    assert "h100-sxm" in file.sources["figures"].title
+    assert replace(H100, num_sms=114).shipped() is None, "another H100 than the one that is shipped"
+    assert UNKNOWN.shipped() is None
+
+
+def test_every_measured_number_has_its_spread(tmp_path):
+    file, _ = write(tmp_path / "z9.toml", UNKNOWN)
+    assert {point.format for point in file.compute.gemm} >= {"float32", "bfloat16", "float16"}
+    assert [point.access_bytes for point in file.hbm.gather] == list(gpu_curves.ACCESS_BYTES)
+    assert [point.working_set_mib * 1024 for point in file.hbm.streaming] == [8, 16, 32, 64, 128]
+    points = [point.tflops for point in file.compute.gemm]
+    points += [point.efficiency for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)]
+    for number in points:
+        assert number.kind == "measured"
+        assert number.min <= number.low <= number.median <= number.high <= number.value
+        assert number.repeats == 7
+    launch = file.launch.kernel_us
+    assert launch.value == launch.min == pytest.approx(1e3 / 100)
+    assert file.measurement.command == "a test"
+    assert not file.measurement.contended
+
+
+def test_a_simulation_runs_on_it_and_is_no_calibrated_one(tmp_path, make_layer):
+    _, profile = write(tmp_path / "z9.toml", UNKNOWN)
+    result = simulate(Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64))
+    assert result.layer_time_low_s < result.layer_time_s < result.layer_time_high_s
+    assert result.calibration == "spec_sheet"
+
+
+def test_a_slower_machine_afterwards_is_told(tmp_path):
+    class Slowing(Timer):
+        def __call__(self, call, flush):
+            return super().__call__(call, flush) * (1.0 + 0.01 * len(self.flushed))
+
+    text = profile_text(UNKNOWN, Slowing(), CPU, command="", largest_bytes=1 << 17, sizes=(16,), graph=False)
+    assert "contended = true" in text
+
+
+def test_caches_are_flushed_before_a_cold_gather_alone():
+    for cold in (True, False):
+        timer = Timer()
+        gpu_curves.gather_rates(timer, CPU, 1 << 16, 1 << 14, cold=cold)
+        assert timer.flushed == [cold] * len(gpu_curves.ACCESS_BYTES)
+
+
+def test_a_format_without_products_is_left_out(monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("no such product")))
+    found = gpu_curves.gemm_rates(Timer(), CPU, (16, 32))
+    assert "int8" not in found
+    assert set(found["bfloat16"]) == {16, 32}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_that_would_take_too_long_are_left_out():
+    """2 x 32^3 FLOP take a millisecond: at twice that rate 64 times the work takes 32, and 20 are the limit."""
+    assert set(gpu_curves.gemm_rates(Timer(), CPU, (32, 128))["float32"]) == {32}
+
+
+class FakeDriver:
+    def get_current_device(self):
+        return 0
+
+    def get_current_target(self):
+        return SimpleNamespace(backend="cuda", arch=90)
+
+    utils = SimpleNamespace(get_device_properties=lambda _: {
+        "multiprocessor_count": 132, "sm_clock_rate": 1980000, "max_shared_mem": 232448})
+
+
+def test_what_the_driver_tells(monkeypatch):
+    told = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=80 << 30,
+                           L2_cache_size=50 << 20, shared_memory_per_multiprocessor=233472)
+    monkeypatch.setattr(gpu_profile.triton.runtime.driver, "_active", FakeDriver(), raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    gpu = Gpu.here()
+    assert (gpu.compute_capability, gpu.num_sms, gpu.clock_hz, gpu.count) == (9.0, 132, 1.98e9, 8)
+    assert gpu.shipped().name == "h100-sxm"
+    del told.L2_cache_size
+    with pytest.raises(MeasurementError, match=r"^gpu: the driver does not tell .*L2_cache_size"):
+        Gpu.here()
+
+
+def test_the_profiler_says_why_it_cannot():
+    reason = GpuProfiler().unavailable_because()
+    assert reason is None or ("\n" not in reason and reason)
