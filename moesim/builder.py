@@ -81,7 +81,7 @@ class ProgramBuilder:
     def ops(self, label: str, count: int, *, resources: Array | None = None, amounts: Array | None = None,
             row_ptr: Array | None = None, latency_s: Numbers = 0.0, release_s: Numbers = 0.0,
             after: Array | None = None, after_ptr: Array | None = None, bytes_per_flow: Numbers = 0.0, phase: str = "",
-            numbered: bool = True) -> Array:
+            numbered: bool = True, own_batch: bool = False) -> Array:
         """Add ``count`` like ops, named ``label[0], label[1], ...``; returns their numbers.
 
         Args:
@@ -99,6 +99,7 @@ class ProgramBuilder:
                 flow then gets equal bytes per second at a port it shares. 0 for compute.
             phase: Name of the phase they belong to.
             numbered: Whether names carry a number.
+            own_batch: Whether ops may wait for earlier ones of the same batch, such as the messages of a sender.
 
         Raises:
             ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
@@ -120,8 +121,10 @@ class ProgramBuilder:
             i = int(wrong.argmax())
             raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
         deps, num_deps = _rows(after, after_ptr, count)
-        if len(deps) and not (deps.min() >= 0 and deps.max() < first):
-            which = int(((deps < 0) | (deps >= first)).argmax())
+        below = np.repeat(np.arange(first, first + count), num_deps) if own_batch else first
+        unknown = (deps < 0) | (deps >= below)
+        if unknown.any():
+            which = int(unknown.argmax())
             i = int(np.searchsorted(np.cumsum(num_deps), which, side="right"))
             end = int(np.cumsum(num_deps)[i])
             raise ConfigError(f"{name(i)}: expected dependencies among the {first} ops before it, got "
@@ -140,6 +143,11 @@ class ProgramBuilder:
         self._phase.append(np.full(count, number, dtype=np.int64))
         self._num_ops += count
         return np.arange(first, self._num_ops)
+
+    @property
+    def num_ops(self) -> int:
+        """Ops added so far: the number of the next."""
+        return self._num_ops
 
     def factored(self, block: Factored) -> None:
         """Add demands that are products; see `Factored`."""

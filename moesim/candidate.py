@@ -6,6 +6,7 @@ from typing import Literal
 from moesim.model import DensePart, MoELayer
 from moesim.precision import require, require_int
 from moesim.routing.distributions import RoutingSpec
+from moesim.schedule import Schedule
 from moesim.widths import short_text
 
 Phase = Literal["prefill", "decode"]
@@ -49,6 +50,7 @@ class Candidate:
         placement: Strategy, see `moesim.placement.STRATEGIES`.
         num_replicas: Expert slots beyond one per expert.
         dense_part: Rest of the model; None leaves memory unchecked.
+        schedule: Exchange, micro-batches and order.
     """
 
     layer: MoELayer
@@ -56,6 +58,7 @@ class Candidate:
     placement: str = "contiguous"
     num_replicas: int = 0
     dense_part: DensePart | None = None
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ from moesim.units import GIB, US
 from moesim.widths import width_text
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
-RESOURCES = ("egress", "hbm", "ingress", "sm")
+RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
 #: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
 RESULT_COLUMNS = (
     "candidate", "cluster", "num_experts", "top_k", "expert_intermediate_size", "gate", "precision", "ep", "tp",

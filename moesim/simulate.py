@@ -1,31 +1,27 @@
 """The facade: candidate, cluster and workload in, `Result` out."""
 
-import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.candidate import Candidate, Parallelism, Workload
-from moesim.costs.calibration import load_calibration
+from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.experts import slot_widths, typical_tile
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
-from moesim.costs.primitives import kernels_for
 from moesim.engines import run
-from moesim.errors import CapacityError
-from moesim.lowering import Traffic, lower_layer, spread_tokens
+from moesim.errors import CapacityError, ConfigError
 from moesim.model import Gate
 from moesim.placement import Placement, place
 from moesim.program import Program, Timeline
 from moesim.result import Result
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.topology import Cluster, check_devices
+from moesim.trust import basis_digest, trust_of
 from moesim.version import VERSION
 
-#: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
-ASSUMED_INTERVAL = (1 / 1.5, 1.5)
-#: recipe -> class of measured kernels that its calibration rests on; the others rest on none
-_MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
-
+if TYPE_CHECKING:
+    from moesim.lowering.traffic import Traffic
 
 @lru_cache(maxsize=64)
 def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
@@ -36,35 +32,59 @@ def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
 
 
 @lru_cache(maxsize=4096)
-def _traffic(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
+def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
              parallelism: Parallelism, strategy: str, replicas: int, capacity_factor: float | None,
-             widths: tuple[int, ...] | None) -> tuple[Placement, Traffic]:
+             widths: tuple[int, ...] | None, per_domain: int, parts: int) -> "tuple[Placement, tuple[Traffic, ...]]":
+    from moesim.lowering.traffic import spread_tokens
+
     width_E = np.array(widths or [1])
     left = None if width_E.all() else (width_E > 0).tobytes()
     routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed, left)
     # work is rows x width
     placement = place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas)
-    return placement, spread_tokens(routing, placement, parallelism, capacity_factor)
+    return placement, tuple(spread_tokens(routing.part(m, parts), placement, parallelism, capacity_factor,
+                                          devices_per_domain=per_domain) for m in range(parts))
 
 
-def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tuple[Placement, Traffic]:
-    """Placement and traffic of a candidate: cached, since a search asks for the same routing again and again.
+def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload,
+               num_batches: int = 1) -> "tuple[Placement, tuple[Traffic, ...]]":
+    """Placement, and the traffic of every micro-batch: cached, since a search asks for the same routing often.
 
     Raises:
-        ConfigError: Parallelism that does not use the cluster's devices, or slots that do not divide over the ranks.
+        ConfigError: Parallelism that does not use the cluster's devices, slots that do not divide over the ranks, or
+            more micro-batches than tokens.
     """
     layer = candidate.layer
     check_devices(cluster, candidate.parallelism.num_devices, "parallelism: ep x tp")
-    return _traffic(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
+    if num_batches > workload.num_tokens_per_device:
+        raise ConfigError(f"schedule.num_micro_batches: expected at most the {workload.num_tokens_per_device} tokens "
+                          f"of a device, got {num_batches}")
+    return _batches(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
                     cluster.num_devices, workload.seed, candidate.parallelism, candidate.placement,
-                    candidate.num_replicas, layer.capacity_factor, layer.widths_key)
+                    candidate.num_replicas, layer.capacity_factor, layer.widths_key, cluster.devices_per_domain,
+                    num_batches)
+
+
+def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> "tuple[Placement, Traffic]":
+    """Placement and traffic of a candidate's whole batch.
+
+    Raises:
+        ConfigError: As `batches_of`.
+    """
+    placement, batches = batches_of(candidate, cluster, workload)
+    return placement, batches[0]
 
 
 def lower(candidate: Candidate, cluster: Cluster, workload: Workload) -> Program:
     """The program of one forward pass: for engines, timelines and tests."""
-    _, traffic = traffic_of(candidate, cluster, workload)
-    tokens_S = np.full(cluster.num_devices, workload.num_tokens_per_device)
-    return lower_layer(candidate, cluster, traffic, tokens_S, kernels_for(cluster.profile))
+    # numba is loaded when used: `import moesim` stays light
+    from moesim.lowering.layer import lower_layer
+
+    placement, batches = batches_of(candidate, cluster, workload, candidate.schedule.num_micro_batches)
+    layer = candidate.layer
+    kernel = exchange_kernel(cluster, candidate.schedule.dispatch) if cluster.num_devices > 1 else None
+    widths = None if layer.widths_key is None else slot_widths(layer, placement, candidate.parallelism.tp)
+    return lower_layer(candidate, cluster, batches, kernel, widths_DL=widths)
 
 
 def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tuple[MemoryNeed, int] | None:
@@ -105,11 +125,10 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
     program = lower(candidate, cluster, workload)
     timeline = run(program, engine)
     phases = critical_phases(program, timeline)
-    low, high, level, digest = _trust(candidate, cluster, phases)
+    low, high, level = trust_of(candidate, cluster, phases)
     tokens = cluster.num_devices * workload.num_tokens_per_device
     time = timeline.makespan_s
-    duration = timeline.end_s_N - timeline.start_s_N
-    experts = [i for i, phase in enumerate(program.phases_N) if phase == "experts"]
+    experts = program.phase_N == program.phase_names.index("experts")
     return Result(
         candidate=candidate,
         cluster=cluster.name,
@@ -119,7 +138,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         tokens_per_s=tokens / time,
         tokens_per_s_per_device=workload.num_tokens_per_device / time,
         phase_time_s=phases,
-        experts_time_s=float(duration[experts].max()),
+        experts_time_s=float((timeline.end_s_N - timeline.start_s_N)[experts].max()),
         bottleneck=max(phases, key=lambda name: phases[name]),
         utilisation=_utilisation(program, timeline),
         load_imbalance=traffic.load_imbalance,
@@ -130,7 +149,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         engine=engine,
         seed=workload.seed,
         version=VERSION,
-        profile_hash=digest,
+        profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
         tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations)),
     )
 
@@ -141,13 +160,13 @@ def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
     Returns:
         Phase -> seconds; waits are counted to the op that waited, so the values sum to the makespan.
     """
-    end, share = timeline.end_s_N, dict.fromkeys(program.phases_N, 0.0)
+    end, share = timeline.end_s_N, dict.fromkeys(program.phase_names, 0.0)
     op, until = int(end.argmax()), timeline.makespan_s
     while True:
         waited = program.dep_index[program.dep_ptr[op] : program.dep_ptr[op + 1]]
         before = int(waited[end[waited].argmax()]) if len(waited) else -1
         since = float(end[before]) if before >= 0 else 0.0
-        share[program.phases_N[op]] += until - since
+        share[program.phase_names[program.phase_N[op]]] += until - since
         if before < 0:
             return share
         op, until = before, since
@@ -156,48 +175,12 @@ def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
 def _utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
     """Busiest of each kind of resource: work over makespan."""
     out: dict[str, float] = {}
-    for name, busy in zip(program.resource_names, timeline.busy_s_R.tolist(), strict=True):
-        kind = name.partition("[")[0]
-        out[kind] = max(out.get(kind, 0.0), busy / timeline.makespan_s)
+    first = 0
+    for kind, count in program.resources.kinds():
+        busiest = float(timeline.busy_s_R[first : first + count].max()) / timeline.makespan_s if count else 0.0
+        out[kind] = max(out.get(kind, 0.0), busiest)
+        first += count
     return out
 
 
-def calibration_digests(cluster: Cluster) -> list[str]:
-    """Hashes of the calibration files that prices on this cluster rest on."""
-    profile = cluster.profile
-    found = [] if profile.execution == "serial" else [load_calibration(profile.calibration, profile).digest]
-    if cluster.num_devices > 1:
-        found.append(load_calibration("nccl-alltoall", profile).digest)
-    return found
-
-
-def basis_digest(cluster: Cluster) -> str:
-    """Hash over everything a price on this cluster rests on: cluster, device and calibration files."""
-    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster)]).encode()).hexdigest()[:12]
-
-
-def _trust(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> tuple[float, float, str, str]:
-    """(low, high, level, hash): the interval's factors, the weaker calibration, and what it all rests on."""
-    profile = cluster.profile
-    intervals, levels = {}, []
-    if profile.execution == "serial":
-        levels.append("calibrated")
-    else:
-        kernels = load_calibration(profile.calibration, profile)
-        spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        measured_as = _MEASURED_AS.get(candidate.layer.precision.name, "unmeasured")
-        intervals["experts"] = kernels.interval(f"{measured_as}-{spread}")
-        # a calibration without residuals was fitted to nothing: its efficiencies are assumed
-        levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
-    if cluster.num_devices > 1:
-        transfers = load_calibration("nccl-alltoall", profile)
-        intervals["dispatch"] = intervals["combine"] = transfers.interval("alltoall")
-        levels.append(transfers.level)
-    total = sum(phases.values())
-    low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
-    high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
-    level = min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
-    return low, high, level, basis_digest(cluster)
-
-
-__all__ = ["CapacityError", "Result", "critical_phases", "lower", "memory_of", "simulate", "traffic_of"]
+__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "lower", "memory_of", "simulate", "traffic_of"]

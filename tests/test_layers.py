@@ -24,11 +24,11 @@ LAYERS = (
     ("errors", "units", "version"),
     ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
-    ("topology", "routing", "placement", "candidate", "presets"),
+    ("topology", "routing", "placement", "candidate", "schedule", "presets"),
     ("costs",),
     ("program", "builder", "lowering"),
     ("engines",),
-    ("simulate", "result"),
+    ("trust", "simulate", "result"),
     ("quality", "search", "measured", "report"),
     ("cli",),
 )

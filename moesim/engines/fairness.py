@@ -19,8 +19,8 @@ _CANCELLED = 1e-6
 
 
 @njit(cache=True)
-def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op, hot_sum, pull_sum, users, speed,
-         unfrozen_N, listed, frozen, free, pull, count):
+def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_entry, col_op, hot_sum, pull_sum, users,
+         speed, unfrozen_N, listed, frozen, free, pull, count, hot):
     """Set ``speed`` of the active ops to the weighted max-min fair one.
 
     Args:
@@ -30,6 +30,7 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
         res: See ``ptr``.
         share: See ``ptr``.
         weight: ndarray of shape (N,): speed per level.
+        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0) for others.
         col_ptr: Columns of ``col_entry`` (place in ``share``) and ``col_op`` by resource.
         col_entry: See ``col_ptr``.
         col_op: See ``col_ptr``.
@@ -40,9 +41,10 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
         unfrozen_N: bool scratch, False for all, left so; ``listed``, ``frozen``: integer scratch of shape (N,).
         listed: See ``unfrozen_N``.
         frozen: See ``unfrozen_N``.
-        free: Scratch of shape (R,), as ``pull`` and the integer ``count``.
+        free: Scratch of shape (R,), as ``pull`` and the integers ``count`` and ``hot``.
         pull: See ``free``.
         count: See ``free``.
+        hot: See ``free``.
     """
     num_resources = len(hot_sum)
     num_hot = 0
@@ -51,6 +53,7 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
             free[r] = 1.0
             pull[r] = pull_sum[r]
             count[r] = users[r]
+            hot[num_hot] = r
             num_hot += 1
         else:
             count[r] = 0
@@ -61,7 +64,8 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
         speed[active[a]] = 1.0
     while left > 0 and num_hot > 0:
         level = 1e300
-        for r in range(num_resources):
+        for h in range(num_hot):
+            r = hot[h]
             if count[r] > 0:
                 if pull[r] < _CANCELLED * pull_sum[r]:
                     pull[r] = 0.0
@@ -84,7 +88,8 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
                 listed[kept] = i
                 kept += 1
         if num_frozen == 0:
-            for r in range(num_resources):
+            for h in range(num_hot):
+                r = hot[h]
                 if count[r] > 0 and free[r] <= level * pull[r] * (1.0 + SATURATED):
                     for c in range(col_ptr[r], col_ptr[r + 1]):
                         i = col_op[c]
@@ -103,6 +108,15 @@ def fill(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op
             break
         for a in range(num_frozen):
             i = frozen[a]
+            if len(dense_NR) > 0:
+                for h in range(num_hot):
+                    r = hot[h]
+                    taken = dense_NR[i, r]
+                    if taken > 0.0:
+                        count[r] -= 1
+                        free[r] -= taken * speed[i]
+                        pull[r] -= taken * weight[i]
+                continue
             for e in range(ptr[i], ptr[i + 1]):
                 r = res[e]
                 if count[r] > 0:

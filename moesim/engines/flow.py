@@ -25,6 +25,8 @@ _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3
 _FILL = fill
 #: solves after which running sums are summed anew: rounding adds up
 _REFRESH = 256
+#: ops x resources up to which shares are kept as a dense matrix too: a level then costs its hot resources only
+_DENSE = 1 << 19
 
 
 def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
@@ -49,14 +51,18 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     solo = program.solo_s_N()
     share_e, col_ptr, col_entry, col_op = _columns(program.demand_ptr, program.demand_resource, program.demand_amount,
                                                    program.capacity_R, solo)
+    dense_NR = np.zeros((0, 0))
+    if n * len(program.capacity_R) <= _DENSE:
+        dense_NR = np.zeros((n, len(program.capacity_R)))
+        dense_NR[program.op_of_entry(), program.demand_resource] = share_e
     weight = solo / np.where(program.fair_unit_s_N > 0, program.fair_unit_s_N, 1.0)
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     order = np.argsort(program.dep_index, kind="stable")
     wake_ptr = pointers(np.bincount(program.dep_index, minlength=n))
     start, end, served, events = _solve(
-        program.demand_ptr, program.demand_resource, share_e, col_ptr, col_entry, col_op, solo, weight,
-        program.latency_s_N, program.release_s_N, np.diff(program.dep_ptr), wake_ptr, waiter[order].astype(np.int64),
-        float(tolerance_s),
+        program.demand_ptr, program.demand_resource, share_e, dense_NR, col_ptr, col_entry, col_op, solo,
+        weight, program.latency_s_N, program.release_s_N, np.diff(program.dep_ptr), wake_ptr,
+        waiter[order].astype(np.int64), float(tolerance_s),
     )
     return Timeline(start_s_N=start, end_s_N=end, busy_s_R=served, engine="flow", events=int(events),
                     makespan_s=float(end.max()) if n else 0.0)
@@ -84,8 +90,8 @@ def _columns(ptr, res, amount, capacity, solo):
 
 
 @njit(cache=True)
-def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, release, waits_for, wake_ptr, wake,
-           tolerance):
+def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, latency, release, waits_for, wake_ptr,
+           wake, tolerance):
     """Run all ops; returns (start_s_N, end_s_N, busy_s_R, events)."""
     n, num_resources = len(solo), len(col_ptr) - 1
     start, end, served = np.zeros(n), np.zeros(n), np.zeros(num_resources)
@@ -100,6 +106,7 @@ def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, r
     active = np.zeros(n, np.int64)
     unfrozen_N, listed, frozen = np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64)
     free, pull, count = np.zeros(num_resources), np.zeros(num_resources), np.zeros(num_resources, np.int64)
+    hot_list = np.zeros(num_resources, np.int64)
     done, events, solves = 0, 0, 0
     solve_at = np.inf
     for i in range(n):
@@ -131,12 +138,11 @@ def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, r
                         if users[r] > 0:
                             hot_sum[r] -= share[e]
                             pull_sum[r] -= share[e] * weight[i]
-                            used[r] -= share[e] * speed[i]
                         else:
                             hot_sum[r] = 0.0
                             pull_sum[r] = 0.0
-                            used[r] = 0.0
-                        served[r] += share[e] * solo[i]
+                        if tolerance > 0.0:
+                            used[r] -= share[e] * speed[i]
                 elif not (state[i] == _LATENT and serve_at[i] <= instant and ptr[i] == ptr[i + 1]):
                     a += 1
                     continue
@@ -187,8 +193,9 @@ def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, r
                 speed[i] = max(leftover, 0.0)
                 since[i] = now
                 serve_at[i] = now + solo[i] / speed[i] if speed[i] > 0.0 else np.inf
-                for e in range(ptr[i], ptr[i + 1]):
-                    used[res[e]] += share[e] * speed[i]
+                if tolerance > 0.0:
+                    for e in range(ptr[i], ptr[i + 1]):
+                        used[res[e]] += share[e] * speed[i]
         if dirty and tolerance > 0.0 and now < solve_at:
             solve_at = min(solve_at, now + tolerance)
             continue
@@ -210,8 +217,8 @@ def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, r
                     for e in range(ptr[i], ptr[i + 1]):
                         hot_sum[res[e]] += share[e]
                         pull_sum[res[e]] += share[e] * weight[i]
-            _FILL(active, num_active, ptr, res, share, weight, col_ptr, col_entry, col_op, hot_sum, pull_sum, users,
-                  speed, unfrozen_N, listed, frozen, free, pull, count)
+            _FILL(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_entry, col_op, hot_sum, pull_sum,
+                  users, speed, unfrozen_N, listed, frozen, free, pull, count, hot_list)
             used_known = tolerance == 0.0
             for a in range(num_active):
                 i = active[a]
@@ -219,4 +226,8 @@ def _solve(ptr, res, share, col_ptr, col_entry, col_op, solo, weight, latency, r
                     remaining[i] -= (now - since[i]) * old[i] / solo[i]
                     since[i] = now
                     serve_at[i] = now + max(remaining[i], 0.0) * solo[i] / speed[i] if speed[i] > 0.0 else np.inf
+    for i in range(n):
+        if state[i] == _DONE:
+            for e in range(ptr[i], ptr[i + 1]):
+                served[res[e]] += share[e] * solo[i]
     return start, end, served, events

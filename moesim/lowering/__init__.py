@@ -1,6 +1,4 @@
-"""The only bridge from MoE to programs: candidate x cluster x routing -> `Program`."""
+"""The only bridge from MoE to programs: candidate x cluster x routing -> `Program`.
 
-from moesim.lowering.layer import lower_layer
-from moesim.lowering.traffic import Traffic, spread_tokens
-
-__all__ = ["Traffic", "lower_layer", "spread_tokens"]
+Import from its modules: they load numba, which `import moesim` does not.
+"""

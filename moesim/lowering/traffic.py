@@ -1,9 +1,10 @@
 """From choices and placement to who sends how many tokens to whom, and what every device computes.
 
-A token is sent once to each device that holds at least one of its experts (as DeepEP does), however many of its
-experts sit there; the partial results for a token are added up on that device, so one vector returns.
+How many copies of a token travel is the exchange's choice, so all three counts are kept: one for each device that
+holds any of its experts, one for each choice, one for each domain it touches. Partial results for a token are added
+up where its copy went, so as many vectors return.
 
-Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, T tokens, K choices.
+Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens, K choices.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.candidate import Parallelism
+from moesim.lowering.counting import count_copies
 from moesim.placement import Placement, turn_of_choice
 from moesim.routing import Routing
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -20,17 +24,23 @@ class Traffic:
     """What moves and what is computed.
 
     Attributes:
-        copies_SD: ndarray of shape (S, D): token copies from each source to each device, local ones included.
+        num_tokens_S: ndarray of shape (S,): tokens of each source.
+        copies_SD: ndarray of shape (S, D): tokens of each source with an expert on each device, local ones included.
+        choices_SD: ndarray of shape (S, D): choices of each source on each device.
+        domains_SG: ndarray of shape (S, G): tokens of each source with an expert in each domain.
         counts_DL: ndarray of shape (D, L): rows of each expert slot; 0 where a rank has fewer slots.
         dropped_fraction: Choices over an expert's capacity, over all choices.
     """
 
-    copies_SD: np.ndarray
-    counts_DL: np.ndarray
+    num_tokens_S: Array
+    copies_SD: Array
+    choices_SD: Array
+    domains_SG: Array
+    counts_DL: Array
     dropped_fraction: float
 
     @property
-    def tokens_D(self) -> np.ndarray:
+    def tokens_D(self) -> Array:
         """Distinct tokens on each device: ndarray of shape (D,)."""
         return self.copies_SD.sum(axis=0)
 
@@ -41,7 +51,7 @@ class Traffic:
         return float(rows.max() / rows.mean())
 
 
-def _within_capacity(routing: Routing, capacity_factor: float | None) -> np.ndarray | None:
+def _within_capacity(routing: Routing, capacity_factor: float | None) -> Array | None:
     """Choices that find room, in token order: ndarray of shape (T, K), bool; None if every choice does."""
     if capacity_factor is None:
         return None
@@ -51,7 +61,7 @@ def _within_capacity(routing: Routing, capacity_factor: float | None) -> np.ndar
 
 
 def spread_tokens(routing: Routing, placement: Placement, parallelism: Parallelism,
-                  capacity_factor: float | None = None) -> Traffic:
+                  capacity_factor: float | None = None, *, devices_per_domain: int | None = None) -> Traffic:
     """Send every choice to its slot.
 
     Args:
@@ -59,28 +69,22 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
         placement: Slots on ``parallelism.ep`` ranks.
         parallelism: Each rank is ``tp`` devices, numbered together.
         capacity_factor: Slots per expert over the mean load; None drops nothing.
+        devices_per_domain: Consecutive devices of a domain; by default all of them.
     """
     ranks, tp = parallelism.ep, parallelism.tp
     slot_TK = placement.slot_of_choice(routing.expert_ids_TK)
-    rank_TK = placement.device_of_slot_P[slot_TK]
     keep_TK = _within_capacity(routing, capacity_factor)
-    hit_TW = np.zeros((len(rank_TK), ranks), dtype=bool)
-    rows_T = np.broadcast_to(np.arange(len(rank_TK))[:, None], rank_TK.shape)
-    if keep_TK is None:
-        hit_TW[rows_T, rank_TK] = True
-        slots, dropped = slot_TK.ravel(), 0.0
-    else:
-        hit_TW[rows_T[keep_TK], rank_TK[keep_TK]] = True
-        slots, dropped = slot_TK[keep_TK], 1.0 - float(keep_TK.mean())
-    some_S = routing.num_tokens_S > 0
-    first_S = np.cumsum(routing.num_tokens_S) - routing.num_tokens_S
-    copies_SW = np.zeros((len(first_S), ranks), dtype=np.int64)
-    copies_SW[some_S] = np.add.reduceat(hit_TW.astype(np.int64), first_S[some_S], axis=0)
-    counts_P = np.bincount(slots, minlength=placement.num_slots)
-    # slots are ascending by rank, so a slot's place inside its rank is its number less the rank's first
-    first_W = np.searchsorted(placement.device_of_slot_P, np.arange(ranks))
-    place_P = np.arange(placement.num_slots) - first_W[placement.device_of_slot_P]
-    counts_WL = np.zeros((ranks, int(placement.slots_of_rank().max())), dtype=np.int64)
-    counts_WL[placement.device_of_slot_P, place_P] = counts_P
-    return Traffic(copies_SD=np.repeat(copies_SW, tp, axis=1), counts_DL=np.repeat(counts_WL, tp, axis=0),
-                   dropped_fraction=dropped)
+    devices_per_domain = devices_per_domain or ranks * tp
+    domain_W = np.arange(ranks) * tp // devices_per_domain
+    num_domains = -(-ranks * tp // devices_per_domain)
+    slots = slot_TK if keep_TK is None else np.where(keep_TK, slot_TK, -1)
+    copies_SW, choices_SW, domains_SG, counts_P = count_copies(
+        slots, placement.device_of_slot_P.astype(np.int64), routing.num_tokens_S, domain_W, ranks, num_domains)
+    return Traffic(
+        num_tokens_S=routing.num_tokens_S,
+        copies_SD=np.repeat(copies_SW, tp, axis=1),
+        choices_SD=np.repeat(choices_SW, tp, axis=1),
+        domains_SG=domains_SG,
+        counts_DL=np.repeat(placement.by_rank(counts_P), tp, axis=0),
+        dropped_fraction=0.0 if keep_TK is None else 1.0 - float(keep_TK.mean()),
+    )

@@ -18,8 +18,8 @@ from moesim.measured.silicon_source import Silicon
 from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
-from moesim.simulate import basis_digest
 from moesim.topology import Cluster
+from moesim.trust import basis_digest
 from moesim.version import VERSION
 
 CHECK_COLUMNS = (

@@ -37,6 +37,23 @@ class Routing:
     num_tokens_S: np.ndarray
     num_experts: int
 
+    def part(self, number: int, parts: int) -> "Routing":
+        """Every ``parts``-th share of each source's tokens: a micro-batch.
+
+        Args:
+            number: Which, from 0.
+            parts: How many there are; sources whose tokens do not divide give the first ones more.
+        """
+        if parts == 1:
+            return self
+        ends = np.cumsum(self.num_tokens_S)
+        first_S = ends - self.num_tokens_S
+        begin_S = first_S + self.num_tokens_S * number // parts
+        end_S = first_S + self.num_tokens_S * (number + 1) // parts
+        rows = np.concatenate([np.arange(b, e) for b, e in zip(begin_S, end_S, strict=True)])
+        return Routing(expert_ids_TK=self.expert_ids_TK[rows], num_tokens_S=end_S - begin_S,
+                       num_experts=self.num_experts)
+
     def source_T(self) -> np.ndarray:
         """Source of each token: ndarray of shape (T,)."""
         return np.repeat(np.arange(len(self.num_tokens_S)), self.num_tokens_S)

@@ -8,7 +8,8 @@ from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.quality import estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.space import Space
-from moesim.simulate import basis_digest, memory_of, simulate
+from moesim.simulate import memory_of, simulate
+from moesim.trust import basis_digest
 from moesim.topology import Cluster
 from moesim.units import GIB
 from moesim.version import VERSION

@@ -28,6 +28,7 @@ class Tables(NamedTuple):
     """What a route is found by; -1 stands for no such resource. All int64; read by compiled code."""
 
     near_kind: int
+    single_path: int
     domain_D: Array
     local_D: Array
     near_out_D: Array
@@ -62,6 +63,11 @@ class Fabric:
     runs: tuple[tuple[str, Array], ...]
     tables: Tables
     num_devices: int
+
+    @property
+    def num_resources(self) -> int:
+        """R."""
+        return sum(len(rates) for _, rates in self.runs)
 
     @property
     def capacity_R(self) -> Array:
@@ -132,7 +138,7 @@ def fabric_of(cluster: Cluster) -> Fabric:
     columns = (domain, local, near_out, near_in, switch, switch_up, switch_down, far_out, far_in, leaf, leaf_up,
                leaf_down, *tables)
     return Fabric(runs=tuple(numbers.runs), num_devices=count,
-                  tables=Tables(kind, *(np.ascontiguousarray(c, dtype=np.int64) for c in columns)))
+                  tables=Tables(kind, int(up is not None and up.routing == "single_path"), *(np.ascontiguousarray(c, dtype=np.int64) for c in columns)))
 
 
 def _rates(cluster: Cluster) -> tuple[Array, Array]:

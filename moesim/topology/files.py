@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from moesim.configfile import Quantity, Sourced, Strict
 
 ScaleUpKind = Literal["switch", "mesh", "pcie", "torus"]
-Routing = Literal["dimension_ordered", "multi_path"]
+Routing = Literal["dimension_ordered", "multi_path", "single_path"]
 
 
 class ScaleUp(Strict):
@@ -18,7 +18,9 @@ class ScaleUp(Strict):
 
     ``switch``: one port per device into a non-blocking switch (NVSwitch, NVLink rack). ``mesh``: a link between every
     two devices (xGMI). ``pcie``: ports into PCIe switches of ``devices_per_switch``, joined by ``uplink_gb_per_s``.
-    ``torus``: links to the neighbours on each axis (TPU).
+    ``torus``: links to the neighbours on each axis (TPU); equally short ways share the traffic of a pair
+    (``dimension_ordered``, and in every order of axes with ``multi_path``), or each pair keeps to one of them, as
+    static route tables do (``single_path``).
     """
 
     kind: ScaleUpKind

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from moesim.topology.fabric import MESH, TORUS, Fabric
+from moesim.topology.fabric import MESH, PORTS, TORUS, Fabric
 
 Array = np.ndarray
 
@@ -51,6 +51,19 @@ class Rows(NamedTuple):
 
 
 @njit(cache=True)
+def _scatter(s, d):
+    """A number that looks random, always the same for a pair: which of its ways a static route table holds.
+
+    SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    x = np.uint64(s) << np.uint64(32) | np.uint64(d)
+    x += np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(1))
+
+
+@njit(cache=True)
 def _add(tables, s, d, size, factors, acc, touched, count, mark):
     """Add ``size`` bytes from s to d to the scratch; returns (resources touched so far, hops)."""
     near = tables.domain_D[s] == tables.domain_D[d]
@@ -62,11 +75,15 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
             gap = tables.coord_LA[tables.local_D[d], a] - tables.coord_LA[tables.local_D[s], a]
             v += (gap + tables.shift_A[a]) * tables.key_A[a]
         ways, orders = tables.ways_V[v], len(tables.orders_OA)
+        first = 0
+        if tables.single_path == 1 and ways > 1:
+            first = _scatter(s, d) % ways
+            ways = 1
         part = size * factors.link[s] / (ways * orders)
         hops = 0
         for a in range(axes):
             hops += abs(tables.steps_VCA[v, 0, a])
-        for w in range(ways):
+        for w in range(first, first + ways):
             for o in range(orders):
                 node = tables.local_D[s]
                 for x in range(axes):
@@ -217,6 +234,55 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
     return ptr, resource[:filled], amount[:filled], total, flows, longest
 
 
+@njit(cache=True)
+def _port_rows(domain_D, out_D, in_D, switch_D, up, down, far_out_D, far_in_D, leaf_D, leaf_up, leaf_down, near_out,
+               near_in, far_out, far_in, link, bytes_SD, by_receiver, land_D, num_resources):
+    """`_device_rows` of ports alone, without a call for every pair: what most clusters are."""
+    n = len(bytes_SD)
+    acc = np.zeros(num_resources)
+    ptr = np.zeros(n + 1, np.int64)
+    resource, amount, filled = np.empty(16 * n + n * n, np.int64), np.empty(16 * n + n * n), 0
+    total, flows, longest = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for own in range(n):
+        for peer in range(n):
+            s, d = (peer, own) if by_receiver else (own, peer)
+            size = bytes_SD[s, d]
+            if peer == own or size == 0.0:
+                continue
+            hops = 1
+            if domain_D[s] == domain_D[d]:
+                acc[out_D[s]] += size * near_out[s]
+                acc[in_D[d]] += size * near_in[d]
+                if switch_D[s] != switch_D[d]:
+                    acc[up[switch_D[s]]] += size * link[s]
+                    acc[down[switch_D[d]]] += size * link[s]
+                    hops = 2
+            else:
+                acc[far_out_D[s]] += size * far_out[s]
+                acc[far_in_D[d]] += size * far_in[d]
+                if leaf_up[0] >= 0 and leaf_D[s] != leaf_D[d]:
+                    acc[leaf_up[leaf_D[s]]] += size * link[s]
+                    acc[leaf_down[leaf_D[d]]] += size * link[s]
+                    hops = 2
+            if land_D[d] >= 0:
+                acc[land_D[d]] += size
+            total[own] += size
+            flows[own] += 1
+            longest[own] = max(longest[own], hops)
+        if filled + num_resources > len(resource):
+            more = 2 * len(resource) + num_resources
+            more_resource, more_amount = np.empty(more, np.int64), np.empty(more)
+            more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
+            resource, amount = more_resource, more_amount
+        for r in range(num_resources):
+            if acc[r] > 0.0:
+                resource[filled], amount[filled] = r, acc[r]
+                filled += 1
+                acc[r] = 0.0
+        ptr[own + 1] = filled
+    return ptr, resource[:filled], amount[:filled], total, flows, longest
+
+
 def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, land_D: Array) -> Rows:
     """Demands of one op per receiver (``by="receiver"``) or per sender.
 
@@ -227,15 +293,17 @@ def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, l
         factors: Overheads.
         land_D: ndarray of shape (D,): resource that received bytes land on, uncorrected; -1 for none.
     """
-    top = max(int(land_D.max()) + 1, len(fabric.capacity_R))
-    return Rows(*_device_rows(fabric.tables, np.ascontiguousarray(bytes_SD, dtype=np.float64), by == "receiver",
-                              factors, np.asarray(land_D, dtype=np.int64), top))
+    top = max(int(land_D.max()) + 1, fabric.num_resources)
+    sizes, land = np.ascontiguousarray(bytes_SD, dtype=np.float64), np.asarray(land_D, dtype=np.int64)
+    if fabric.tables.near_kind == PORTS:
+        return Rows(*_port_rows(*fabric.tables[2:3], *fabric.tables[4:14], *factors, sizes, by == "receiver", land, top))
+    return Rows(*_device_rows(fabric.tables, sizes, by == "receiver", factors, land, top))
 
 
 def pair_rows(fabric: Fabric, bytes_SD: Array, senders: Array, receivers: Array, *, factors: Factors,
               land_D: Array) -> Rows:
     """Demands of one op per pair, in the order of ``senders`` and ``receivers``; otherwise as `device_rows`."""
-    top = max(int(land_D.max()) + 1, len(fabric.capacity_R))
+    top = max(int(land_D.max()) + 1, fabric.num_resources)
     return Rows(*_pair_rows(fabric.tables, np.ascontiguousarray(bytes_SD, dtype=np.float64),
                             np.asarray(senders, dtype=np.int64), np.asarray(receivers, dtype=np.int64), factors,
                             np.asarray(land_D, dtype=np.int64), top))

@@ -17,15 +17,19 @@ from moesim.program import pointers
 ERROR_PER_TOLERANCE = 10.0
 
 
-def fill(function, ptr, res, share, weight, num_resources):
+def fill(function, ptr, res, share, weight, num_resources, *, small=False):
     n = len(weight)
     speed, op = np.zeros(n), np.repeat(np.arange(n), np.diff(ptr))
     order = np.argsort(res, kind="stable")
     users = np.bincount(res, minlength=num_resources)
-    function(np.arange(n), n, ptr, res, share, weight, pointers(users), order, op[order],
+    dense = np.zeros((0, 0))
+    if small:
+        dense = np.zeros((n, num_resources))
+        dense[op, res] = share
+    function(np.arange(n), n, ptr, res, share, weight, dense, pointers(users), order, op[order],
              np.bincount(res, share, num_resources), np.bincount(res, share * weight[op], num_resources), users, speed,
              np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(num_resources),
-             np.zeros(num_resources), np.zeros(num_resources, np.int64))
+             np.zeros(num_resources), np.zeros(num_resources, np.int64), np.zeros(num_resources, np.int64))
     return speed
 
 
@@ -58,7 +62,9 @@ def test_speeds_are_weighted_max_min_fair(case):
 
 @given(case=shares())
 def test_compiled_fill_equals_its_python(case):
-    assert fill(fairness.fill, *case) == pytest.approx(fill(fairness.fill.py_func, *case), rel=1e-12)
+    for small in (False, True):
+        compiled = fill(fairness.fill, *case, small=small)
+        assert compiled == pytest.approx(fill(fairness.fill.py_func, *case, small=small), rel=1e-12)
 
 
 @pytest.mark.parametrize("share_of_bound", [0.0, 1e-3])

@@ -1,0 +1,51 @@
+"""Fabrics without a measured kernel: bytes over an achieved share of the link, after a start.
+
+``ideal`` is the data sheet's rate and no start: what the topology alone would do. ``ici`` is a TPU's torus, with the
+share of the link rate that the JAX scaling book works with (45 of 50 GB/s and 90 of 100, part 2) and an assumed start;
+its parameters are in the calibration file ``ici-assumed``, fitted to nothing.
+
+Shape legend: D devices.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moesim.costs.comm.work import Direction, Ports, Price, Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Wire:
+    """A start, then bytes over a share of the rate.
+
+    Attributes:
+        ports: The device's side of the fabric.
+        efficiency: Share of the link rate that is reached.
+        start_s: Elapses first.
+        level: ``none``: it rests on no measurement.
+        spread: Factors of its interval, assumed.
+    """
+
+    ports: Ports
+    efficiency: float = 1.0
+    start_s: float = 0.0
+    level: str = "none"
+    spread: tuple[float, float] = (1 / 1.5, 1.5)
+    copies: Literal["per_rank", "per_choice"] = "per_rank"
+
+    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+        """The token's own bytes."""
+        return hidden_size * element_bytes
+
+    def price(self, direction: Direction, work: Work) -> Price:
+        """Price one exchange; the start is spent even with nothing to send."""
+        devices = len(np.asarray(work.tokens_D))
+        factor = np.full(devices, 1.0 / self.efficiency)
+        near = np.asarray(work.near_bytes_D) > 0
+        return Price(latency_s_D=np.full(devices, self.start_s), sm_s_D=np.zeros(devices), near_factor_D=factor,
+                     far_factor_D=factor, limiting_D=np.where(near, "near", "start"), num_sms=0)
+
+    def interval(self, direction: Direction) -> tuple[float, float]:
+        """The assumed spread."""
+        return self.spread

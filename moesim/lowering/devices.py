@@ -1,0 +1,86 @@
+"""The compute and memory of every device, and phases on them as one op per device.
+
+A mixed cluster has several kinds of device: a phase is priced by each kind for its own devices.
+
+Shape legend: D devices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.builder import ProgramBuilder
+from moesim.costs.phase import PhaseCost
+from moesim.costs.primitives import Kernels, kernels_for
+from moesim.topology import Cluster
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Devices:
+    """Resources ``sm`` and ``hbm`` of D devices in a program.
+
+    Attributes:
+        builder: The program.
+        sm_D: Compute resource of each device, in FLOP/s at the peak of the layer's format.
+        hbm_D: Memory resource, in bytes per second of the data sheet.
+        flops_per_s_D: Peaks.
+        bytes_per_s_D: Data sheet bandwidths.
+        groups: (price model, its devices) of each kind of device.
+    """
+
+    builder: ProgramBuilder
+    sm_D: Array
+    hbm_D: Array
+    flops_per_s_D: Array
+    bytes_per_s_D: Array
+    groups: tuple[tuple[Kernels, slice], ...]
+
+    @classmethod
+    def of(cls, cluster: Cluster, fmt: str, builder: ProgramBuilder, *, num_comm_sms: int = 0) -> "Devices":
+        """Add the devices of a cluster to a program.
+
+        Args:
+            cluster: Which devices.
+            fmt: Format whose peak the compute resource counts in.
+            builder: Where to add them.
+            num_comm_sms: SMs that communication kernels hold while compute runs: a fixed partition, since a demand
+                in proportion to progress would slow the transfer and undercount it when the fabric is congested.
+        """
+        sizes = [count for _, count in cluster.groups]
+        flops = np.repeat([profile.peak(fmt) for profile, _ in cluster.groups], sizes)
+        rate = np.repeat([profile.hbm_bandwidth_bytes_per_s for profile, _ in cluster.groups], sizes)
+        taken = np.repeat([min(num_comm_sms / profile.num_sms, 0.9) for profile, _ in cluster.groups], sizes)
+        ends = np.cumsum(sizes)
+        groups = tuple((kernels_for(profile), slice(int(end - size), int(end)))
+                       for (profile, _), size, end in zip(cluster.groups, sizes, ends, strict=True))
+        return cls(builder=builder, sm_D=builder.resources("sm", flops * (1.0 - taken)),
+                   hbm_D=builder.resources("hbm", rate), flops_per_s_D=flops, bytes_per_s_D=rate, groups=groups)
+
+    def price(self, priced: Callable[[Kernels, slice], PhaseCost]) -> PhaseCost:
+        """A phase on all devices, each kind priced for its own."""
+        parts = [priced(kernels, which) for kernels, which in self.groups]
+        if len(parts) == 1:
+            return parts[0]
+        return PhaseCost(compute_s_D=np.concatenate([p.compute_s_D for p in parts]),
+                         memory_s_D=np.concatenate([p.memory_s_D for p in parts]),
+                         latency_s_D=np.concatenate([p.latency_s_D for p in parts]))
+
+    def phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str = "") -> Array:
+        """One op per device: its compute as FLOPs at the device's peak, its memory as bytes at the data sheet's rate.
+
+        Args:
+            name: Of the phase and its ops.
+            cost: What it demands.
+            after: ndarray of shape (D, M): ops that each waits for.
+            tag: Ending of the ops' names: the micro-batch.
+
+        Returns:
+            ndarray of shape (D,): their numbers.
+        """
+        return self.builder.ops(
+            name + tag, len(self.sm_D), resources=np.stack([self.sm_D, self.hbm_D], axis=1),
+            amounts=np.stack([cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D], axis=1),
+            latency_s=cost.latency_s_D, after=after, phase=name)

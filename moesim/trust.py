@@ -1,0 +1,67 @@
+"""How far to trust a simulated time: its interval, the calibration it rests on, and a hash over all of that."""
+
+import hashlib
+
+from moesim.candidate import Candidate
+from moesim.costs.calibration import load_calibration
+from moesim.costs.comm.choose import exchange_digest, exchange_kernel
+from moesim.costs.serial import phase_intervals
+from moesim.topology import Cluster
+
+#: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
+ASSUMED_INTERVAL = (1 / 1.5, 1.5)
+#: recipe -> class of measured kernels that its calibration rests on; the others rest on none
+_MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
+
+
+
+
+def calibration_digests(cluster: Cluster, dispatch: str | None = None) -> list[str]:
+    """Hashes of the calibration files that prices on this cluster, by this exchange, rest on."""
+    found = [load_calibration(profile.calibration, profile).digest
+             for profile, _ in cluster.groups if profile.execution != "serial"]
+    if cluster.num_devices > 1:
+        found.append(exchange_digest(cluster, dispatch))
+    return found
+
+
+def basis_digest(cluster: Cluster, dispatch: str | None = None) -> str:
+    """Hash over everything a price on this cluster rests on: cluster, device and calibration files."""
+    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster, dispatch)]).encode()).hexdigest()[:12]
+
+
+def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> tuple[float, float, str]:
+    """Interval and calibration of a simulated layer.
+
+    Args:
+        candidate: Whose layer.
+        cluster: Where.
+        phases: Seconds of each phase on the critical path: each brings its own interval.
+
+    Returns:
+        (low, high, level): factors of the layer time, and the weaker calibration of all that it rests on.
+    """
+    intervals: dict[str, tuple[float, float]] = {}
+    levels = []
+    layer = candidate.layer
+    for profile, _ in cluster.groups:
+        if profile.execution == "serial":
+            intervals |= phase_intervals(profile, layer.precision.activations, layer.gate.precision)
+            levels.append("calibrated" if "experts" in intervals else "none")
+            continue
+        kernels = load_calibration(profile.calibration, profile)
+        spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
+        measured_as = _MEASURED_AS.get(layer.precision.name, "unmeasured")
+        low, high = kernels.interval(f"{measured_as}-{spread}")
+        before = intervals.get("experts", (low, high))
+        intervals["experts"] = (min(low, before[0]), max(high, before[1]))
+        # a calibration without residuals was fitted to nothing: its efficiencies are assumed
+        levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
+    if cluster.num_devices > 1:
+        kernel = exchange_kernel(cluster, candidate.schedule.dispatch)
+        intervals["dispatch"], intervals["combine"] = kernel.interval("dispatch"), kernel.interval("combine")
+        levels.append(kernel.level)
+    total = sum(phases.values())
+    low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
+    high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
+    return low, high, min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
