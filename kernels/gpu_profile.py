@@ -172,7 +172,7 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
         OSError: The file cannot be written.
     """
     gpu = Gpu.here()
-    host = fabric_or_why("nccl", partial(measure_nccl, gpu.count)) if gpu.count > 1 else []
+    host = fabric_or_why("nccl", partial(measure_nccl, gpu.count, timeout_s=max(seconds, 20.0))) if gpu.count > 1 else []
 
     def timer(call: Callable[[], object], flush: bool) -> Array:
         return np.array(call_seconds(call, flush_l2=flush, warmup_s=0.2 * _SHARE * seconds,

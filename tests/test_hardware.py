@@ -106,6 +106,66 @@ def test_a_device_has_a_whole_number_of_sms(write, number):
         write("value = 100,", f"value = {number},")
 
 
+MEASURED = '''
+[measurement]
+command = "moesim measure"
+created = "2026-11-22"
+machine = "a machine"
+software = "some software"
+seconds = 9.5
+slowdown = -0.01
+contended = true
+[residuals.gemm_float32]
+low = {value = 0.8, kind = "measured", source = "s"}
+high = {value = 1.3, kind = "measured", source = "s"}
+points = 40
+[host_fabric]
+backend = "gloo"
+start_us = {value = 50.0, kind = "measured", source = "s", low = 40.0, high = 60.0}
+gb_per_s = {value = 3.0, kind = "measured", source = "s"}
+[[host_fabric.points]]
+ranks = 2
+bytes_per_pair = 1024.0
+time_us = {value = 52.0, kind = "measured", source = "s", min = 48.0, median = 55.0, low = 50.0, high = 70.0}
+[host_fabric.residuals]
+low = {value = 0.7, kind = "measured", source = "s"}
+high = {value = 1.9, kind = "measured", source = "s"}
+points = 14
+'''
+
+
+def test_what_a_measured_profile_adds(write):
+    plain = write()
+    assert (plain.host_fabric, plain.residuals, plain.contended, plain.mxu_size) == (None, {}, False, 0)
+    chip = write("[sources.s]", MEASURED + "[sources.s]")
+    assert (chip.residuals, chip.contended) == ({"gemm_float32": (0.8, 1.3)}, True)
+    fabric = chip.host_fabric
+    assert (fabric.backend, fabric.start_s, fabric.port_bytes_per_s) == ("gloo", pytest.approx(50e-6), 3e9)
+    assert (fabric.ranks, fabric.bytes_per_pair, fabric.interval) == ((2,), (1024.0,), (0.7, 1.9))
+    assert fabric.time_s == pytest.approx((52e-6,))
+    assert chip.provenance["host_fabric.points[0].time_us"] == ("measured", "s")
+
+
+def test_an_all_to_all_without_residuals_has_an_assumed_interval(write):
+    text = MEASURED[: MEASURED.index("[host_fabric.residuals]")]
+    assert write("[sources.s]", text + "[sources.s]").host_fabric.interval == pytest.approx((1 / 1.5, 1.5))
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("value = 1.3", "value = 0.5", "residuals.gemm_float32.high.value: expected a number >= low = 0.8, got 0.5"),
+    ("ranks = 2", "ranks = 1", "host_fabric.points[0].ranks: expected a number >= 2, got 1"),
+    ("bytes_per_pair = 1024.0", "bytes_per_pair = 0.0",
+     "host_fabric.points[0].bytes_per_pair: expected a number > 0, got 0.0"),
+    ('backend = "gloo"', "", "host_fabric.backend: expected a value, got nothing"),
+    ("contended = true", "contended = 1", "measurement.contended: expected true or false, got 1"),
+])
+def test_one_line_errors_of_what_was_measured(write, old, new, message):
+    assert old in MEASURED
+    with pytest.raises(ConfigError) as caught:
+        write("[sources.s]", MEASURED.replace(old, new) + "[sources.s]")
+    assert str(caught.value) == f"a-chip.toml: {message}"
+
+
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "chip.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"^chip\.toml: not valid TOML: "):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from moesim_kernels import cpu_curves, cpu_profile
 from moesim_kernels.cpu_layer import CONTENDED
-from moesim_kernels.cpu_profile import measure_profile, write_profile
+from moesim_kernels.cpu_profile import measure_profile
 
 from moesim import configfile
 from moesim.costs.load import Load
@@ -20,10 +20,8 @@ TABLES = {"launch", "stream", "gather", "align", "top_k", "gemm_float32", "gemm_
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("profile") / "cpu-local.toml"
-    write_profile(path, budget_s=1.0, command="a test")
-    return path
+def path(cpu_profile_path):
+    return cpu_profile_path
 
 
 def test_curves_have_their_spread(path):

@@ -4,7 +4,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-from moesim_kernels.cpu_profile import write_profile
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.cli import main
@@ -44,10 +43,8 @@ def test_a_measured_cpu_is_a_cluster_of_its_own(moesim, monkeypatch, tmp_path):
     assert "simulated, calibrated" in out
 
 
-def test_the_interval_is_that_of_calls_left_out_of_the_fit(moesim, monkeypatch, tmp_path, make_layer):
-    path = tmp_path / "cpu.toml"
-    write_profile(path, 0.5)
-    profile = replace(load_profile(str(path)), residuals={"gemm_bfloat16": (0.5, 2.0), "top_k": (0.4, 1.5)})
+def test_the_interval_is_that_of_calls_left_out_of_the_fit(cpu_profile_path, make_layer):
+    profile = replace(load_profile(str(cpu_profile_path)), residuals={"gemm_bfloat16": (0.5, 2.0), "top_k": (0.4, 1.5)})
     result = simulate(Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64))
     gate, experts = result.phase_time_s["gate"], result.phase_time_s["experts"]
     root = (5 / 9) ** 0.5
