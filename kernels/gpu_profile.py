@@ -33,6 +33,8 @@ from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
 Array = np.ndarray
 CALIBRATION = "triton-moe"
+#: what the all-to-all may take at least: most of it is the start of the ranks
+_FABRIC_S = 20.0
 #: share of the time for one number; about seventy are measured
 _SHARE = 0.01
 
@@ -172,7 +174,8 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
         OSError: The file cannot be written.
     """
     gpu = Gpu.here()
-    host = fabric_or_why("nccl", partial(measure_nccl, gpu.count, timeout_s=max(seconds, 20.0))) if gpu.count > 1 else []
+    exchange = partial(measure_nccl, gpu.count, timeout_s=max(seconds, _FABRIC_S))
+    host = fabric_or_why("nccl", exchange) if gpu.count > 1 else []
 
     def timer(call: Callable[[], object], flush: bool) -> Array:
         return np.array(call_seconds(call, flush_l2=flush, warmup_s=0.2 * _SHARE * seconds,

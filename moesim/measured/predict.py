@@ -81,10 +81,12 @@ def read_rows(path: Path):
     _refuse(path, table, "distribution", alphas > _LARGEST_ALPHA, f"an ALPHA of at most {_LARGEST_ALPHA}")
     for system in table["system"].unique():
         try:
-            load_profile(str(system))
+            profile = load_profile(str(system))
         except UnknownNameError as error:
             row = int((table["system"] == system).to_numpy().argmax())
             raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
+        if profile.execution != "waves":
+            _refuse(path, table, "system", table["system"] == system, "a GPU, which runs Triton kernels")
     return table
 
 

@@ -175,6 +175,7 @@ def bad(column, value):
     ("moe_dtype", "w4a16_mxfp4", "expected one of bfloat16, fp8_block, got 'w4a16_mxfp4'"),
     ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
     ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
+    ("system", "tpu-v5p", "expected a GPU, which runs Triton kernels, got 'tpu-v5p'"),
 ])
 def test_bad_value_names_column_and_first_row(validate, column, value, message):
     code, err, written = validate(bad(column, value))
