@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim import configfile
+from moesim import cli_comm, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
@@ -31,6 +31,8 @@ validate_app = typer.Typer(no_args_is_help=True, help="Compare simulated with me
 calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration files to the rows that may be fitted.")
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
+validate_app.command("comm")(cli_comm.validate_comm)
+calibrate_app.command("comm")(cli_comm.calibrate_comm)
 
 
 def run_command(command: Callable[[], object]) -> None:
@@ -220,17 +222,6 @@ def calibrate_kernels(
 
     _check_writable(out)
     _report_fit(fitting.calibrate(out, framework), out)
-
-
-@calibrate_app.command("transfers")
-def calibrate_transfers(
-    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("nccl-alltoall.toml"),
-) -> None:
-    """Fit the all-to-all to NCCL measurements on A100 and H100."""
-    from moesim.measured import calibrate_transfers as fitting
-
-    _check_writable(out)
-    _report_fit(fitting.calibrate(out), out)
 
 
 def _check_writable(path: Path) -> None:

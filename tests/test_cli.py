@@ -39,7 +39,7 @@ def test_profile_shows_every_number_with_kind_and_source(moesim):
 def test_cluster_shows_its_links(moesim):
     code, out, _ = moesim("profiles", "hgx-a100-8")
     assert code == 0
-    assert "fabric.link_gb_per_s" in out
+    assert "scale_up.link_gb_per_s" in out
     assert "300" in out
 
 
@@ -67,7 +67,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
     ("arguments", "line"),
     [
         (["simulate", "--preset", "mixtral"], "unknown preset 'mixtral': did you mean mixtral-8x7b?"),
-        (["simulate", "--cluster", "hgx-h200-8"], "unknown cluster 'hgx-h200-8': did you mean hgx-h100-8"),
+        (["simulate", "--cluster", "hgx-h300-8"], "unknown cluster 'hgx-h300-8': did you mean hgx-"),
         (["simulate", "--top-k", "300"], "layer.top_k: expected at most num_experts = 128, got 300"),
         (
             ["simulate", "--gate", "group_limited:7:4"],
@@ -142,10 +142,12 @@ def test_output_folder_that_cannot_be_written(moesim, tmp_path):
 
 
 def test_a_calibration_that_cannot_be_written_is_refused_before_the_fit(moesim, tmp_path):
-    for kind in ("kernels", "transfers"):
-        code, out, err = moesim("calibrate", kind, "--out", str(tmp_path / "none" / "x.toml"))
-        assert (code, out) == (2, "")
-        assert err.endswith("x.toml: cannot write this file: No such file or directory\n")
+    code, out, err = moesim("calibrate", "kernels", "--out", str(tmp_path / "none" / "x.toml"))
+    assert (code, out) == (2, "")
+    assert err.endswith("x.toml: cannot write this file: No such file or directory\n")
+    code, out, err = moesim("calibrate", "comm", "--out", str(tmp_path / "none"))
+    assert (code, out) == (2, "")
+    assert err.endswith("none: expected a folder for the calibration files\n")
     assert list(tmp_path.iterdir()) == []
 
 

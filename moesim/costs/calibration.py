@@ -99,8 +99,11 @@ def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: b
         level = "few_shot"
         factors |= file.few_shot_factors[device]
     near = level == "calibrated" or generation in file.calibrated_generations
-    # ten rows moved the parameters, but what residuals look like on another generation they cannot tell
+    # ten rows moved the parameters, but what residuals look like on another generation they cannot tell, unless devices
+    # of different generations were fitted and each was predicted from the other and ten rows
     prefix = f"{level}-" if near else "other_generation-"
+    if not near and any(k.startswith(f"other_generation_{level}-") for k in file.residuals):
+        prefix = f"other_generation_{level}-"
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},

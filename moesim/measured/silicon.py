@@ -69,24 +69,18 @@ def datasets(system: str) -> list[str]:
     return found
 
 
-def load_alltoall(systems: tuple[str, ...]):
-    """NCCL alltoall rows in half precision as a DataFrame: system, dataset, num_gpus, message_size, latency_ms.
+def find_tables(system: str, pattern: str) -> list[Path]:
+    """Parquet files of a system that match a glob pattern, in order.
 
     Raises:
         MeasurementError: The extra is not installed.
     """
-    import pandas as pd
+    return sorted(_data(system).glob(pattern))
 
-    tables = []
-    for system in systems:
-        for path in sorted((_data(system) / "comm" / "nccl").glob("*/nccl_perf.parquet")):
-            table = _read(path)
-            table = table[(table["op_name"] == "alltoall") & (table["nccl_dtype"] == "half")]
-            tables.append(table.assign(system=system, dataset=f"nccl/{path.parent.name}"))
-    rows = pd.concat(tables, ignore_index=True).rename(columns={"latency": "latency_ms"})
-    # a size measured more than once in one file is one row
-    keys = ["system", "dataset", "num_gpus", "message_size"]
-    return rows.groupby(keys, as_index=False)["latency_ms"].median()
+
+def read_table(path: Path):
+    """One parquet file as a pandas DataFrame."""
+    return _read(path)
 
 
 def _data(system: str) -> Path:

@@ -92,17 +92,23 @@ class Price:
 class CommKernel(Protocol):
     """A priced communication kernel on one cluster."""
 
-    ports: Ports
-    #: how many copies of a token travel: one ``per_rank`` that holds any of its experts, or one ``per_choice``
-    copies: Literal["per_rank", "per_choice"]
+    @property
+    def ports(self) -> Ports:
+        """The device's side of the fabric."""
+
+    @property
+    def copies(self) -> Literal["per_rank", "per_choice"]:
+        """How many copies of a token travel: one per rank that holds any of its experts, or one per choice."""
+
+    @property
+    def level(self) -> str:
+        """``calibrated``, ``few_shot`` or ``spec_sheet``."""
 
     def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
-        """Bytes of one copy on the wire, scales and metadata included."""
+        """Bytes of one copy on the wire, scales and metadata included; ``element_bytes`` is the payload's alone."""
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange."""
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """P10 and P90 of measured / predicted."""
-
-    level: str

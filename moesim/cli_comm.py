@@ -1,0 +1,59 @@
+"""``moesim calibrate comm`` and ``moesim validate comm``; see `moesim.cli`, which registers them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim.errors import ConfigError, MoesimError
+
+
+def validate_comm(
+    rows: Annotated[Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="calibrated, or spec: rows that may be fitted plus the target's spec sheet.")
+    ] = "calibrated",
+    out: Annotated[Path | None, typer.Option(help="With --rows: write every row with its prediction as CSV.")] = None,
+) -> None:
+    """Predict measured exchanges (NCCL, DeepEP, NVL72); without --rows score all rows that were not fitted."""
+    from moesim.measured.comm_scoreboard import comm_scores, scoreboard
+    from moesim.measured.predict_comm import predict_comm_rows, predicted_columns, read_comm_rows
+    from moesim.report.tables import write_csv
+    from moesim.report.terminal import print_table, say
+
+    if mode not in ("calibrated", "spec"):
+        raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
+    if out is not None and rows is None:
+        raise MoesimError("--out: expected --rows FILE, too: it holds the predictions of that file's rows")
+    title = "Measured exchanges that were not fitted: error in %, share inside the 80 % interval in %"
+    if rows is None:
+        scores = scoreboard(mode)
+        print_table(title, scores, list(scores[0]))
+        return
+    table = read_comm_rows(rows)
+    predictions = predict_comm_rows(table, few_shot=mode == "calibrated")
+    scores = comm_scores(table, predictions)
+    if scores:
+        print_table(title.replace(" that were not fitted", ""), scores, list(scores[0]))
+    if out is not None:
+        added = predicted_columns(table["family"].unique())
+        given = table[[c for c in table.columns if c not in added]]
+        joined = given.assign(**{c: predictions[c] for c in added})
+        empty = joined.astype(object).where(joined.notna(), None)
+        write_csv(out, empty.to_dict("records"), list(joined.columns))
+        say(f"wrote {out}")
+
+
+def calibrate_comm(
+    out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
+) -> None:
+    """Fit the communication kernels to measured rows of A100, H100 and GB200; about half a minute."""
+    from moesim.measured import calibrate_comm as fitting
+    from moesim.report.terminal import print_table, say
+
+    if not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for the calibration files")
+    scores = fitting.calibrate(out)
+    print_table("Error on rows left out of the fit, %", [{"class": k, **v} for k, v in scores.items()],
+                ["class", "rows", "median", "mape", "p90", "bias"])
+    say(f"wrote {', '.join(str(out / f'{name}.toml') for name in fitting.NAMES)}")

@@ -1,0 +1,207 @@
+"""Measured communication rows as prices: the only place that says what a row asks of a kernel.
+
+Fitting and predicting both go through `batches`, so there is one model of a row. A batch is all rows of one system
+and one class (collective, direction or phase); its fields are arrays over rows, which the kernels take elementwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moesim.costs.calibration import Calibration
+from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
+from moesim.costs.comm.nccl import COLLECTIVES, Nccl
+from moesim.costs.comm.nvl72 import Nvl72, Phase
+from moesim.costs.comm.work import Direction, Work
+from moesim.measured.comm_rows import System, systems
+
+#: calibration file of a family
+CALIBRATION = {"nccl": "nccl", "deepep_normal": "deepep-normal", "deepep_ll": "deepep-ll", "nvl72_alltoall": "nvl72"}
+#: payload bytes per element as the rows name them
+NCCL_BYTES = {"half": 2.0, "int8": 1.0}
+MOE_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5}
+#: what TensorRT-LLM's rows time, by (op_name, kernel_source)
+PHASES: dict[tuple[str, str], Phase] = {
+    ("alltoall_dispatch", "NVLinkOneSided"): "dispatch_one_sided",
+    ("alltoall_combine", "NVLinkOneSided"): "combine_one_sided",
+    ("alltoall_dispatch", "NVLinkTwoSided"): "dispatch_two_sided",
+    ("alltoall_combine", "NVLinkTwoSided"): "combine_two_sided",
+    ("alltoall_combine_low_precision", "NVLinkTwoSided"): "combine_low_precision",
+    ("alltoall_prepare", "NVLinkTwoSided"): "prepare",
+}
+_LEGACY_BEFORE = (2, 25)
+#: DeepEP's collector limits a token to the nodes of its best four groups, one group per node
+_NODE_LIMIT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Rows that one call prices.
+
+    Attributes:
+        at: ndarray of int, shape (rows,): positions in the table.
+        system: The package's name.
+        quantity: ``dispatch``, ``combine`` or empty; see `comm_rows.quantities`.
+        kind: Class of residuals: collective, direction or phase.
+        seconds: Calibration -> ndarray of shape (rows,).
+    """
+
+    at: np.ndarray
+    system: str
+    quantity: str
+    kind: str
+    seconds: Callable[[Calibration], np.ndarray]
+
+
+def batches(rows) -> list[Batch]:
+    """Split checked rows of one family into batches.
+
+    Args:
+        rows: DataFrame of one family with its `comm_rows.COLUMNS`, ``system`` and, for NCCL if known, ``dataset``.
+    """
+    family, found = rows["family"].iloc[0], []
+    for name, part in rows.assign(_at=np.arange(len(rows))).groupby("system"):
+        system = systems()[str(name)]
+        if family == "nccl":
+            for collective, some in part.groupby("op_name"):
+                found.append(_batch(some, name, "", collective, _nccl(some, system, collective)))
+        elif family == "nvl72_alltoall":
+            phases = [PHASES[key] for key in zip(part["op_name"], part["kernel_source"], strict=True)]
+            for phase, some in part.groupby(np.array(phases)):
+                found.append(_batch(some, name, "", phase, _nvl72(some, system, phase)))
+        else:
+            make = _normal if family == "deepep_normal" else _low_latency
+            found += [_batch(part, name, direction, direction, make(part, system, direction))
+                      for direction in ("dispatch", "combine")]
+    return found
+
+
+def _batch(part, system: str, quantity: str, kind: str, seconds) -> Batch:
+    return Batch(at=part["_at"].to_numpy(), system=str(system), quantity=quantity, kind=kind, seconds=seconds)
+
+
+def _numbers(part, *columns: str) -> list[np.ndarray]:
+    return [part[c].to_numpy(dtype=np.float64) for c in columns]
+
+
+def _work(**fields: Any) -> Work:
+    """A `Work` whose sizes are arrays, too: one row, one device."""
+    zero = np.zeros_like(fields["tokens_D"])
+    return Work(**({"far_bytes_D": zero, "top_k": 1, "num_experts": 1, "hidden_size": 1} | fields))
+
+
+def _nccl(part, system: System, collective) -> Callable[[Calibration], np.ndarray]:
+    ranks, elements = _numbers(part, "num_gpus", "message_size")
+    sent = elements * part["nccl_dtype"].map(NCCL_BYTES).to_numpy()
+    assert collective in COLLECTIVES
+    near_peers = np.minimum(ranks, system.ranks_per_domain) - 1
+    near, far = sent * near_peers / ranks, sent * (ranks - 1 - near_peers) / ranks
+    legacy: Any = np.zeros(len(part), dtype=bool)
+    if "dataset" in part:
+        legacy = np.array([_version(d) < _LEGACY_BEFORE for d in part["dataset"]])
+    return lambda calibration: Nccl(ports=system.ports(ranks), calibration=calibration, collective=collective,
+                                    legacy=legacy).time_s(near, far)
+
+
+def _version(dataset: object) -> tuple[int, int]:
+    """(2, 27) of ``nccl/2.27.3``; the newest where it is not known."""
+    family, _, version = str(dataset).partition("/")
+    digits = version.split(".")
+    if family != "nccl" or len(digits) < 2 or not all(d.isdigit() for d in digits[:2]):
+        return (99, 0)
+    return int(digits[0]), int(digits[1])
+
+
+def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:
+    """Expected distinct ranks among uniformly random choices without repetition: R (1 - C(E - E/R, k) / C(E, k)).
+
+    Args:
+        num_experts: Experts E of all ranks; ``top_k`` choices k, ``num_ranks`` R: arrays that broadcast.
+    """
+    from scipy.special import gammaln
+
+    experts, choices, ranks = np.broadcast_arrays(num_experts, top_k, num_ranks)
+    others = experts - experts / ranks
+    some = np.maximum(others, choices)
+
+    def log_choose(n: np.ndarray) -> np.ndarray:
+        return gammaln(n + 1) - gammaln(choices + 1) - gammaln(n - choices + 1)
+
+    missed = np.where(others >= choices, np.exp(log_choose(some) - log_choose(experts)), 0.0)
+    return ranks * (1.0 - missed)
+
+
+def _normal(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
+    nodes, hidden, tokens, top_k, experts, sms = _numbers(part, "node_num", "hidden_size", "num_token", "num_topk",
+                                                          "num_experts", f"{direction}_sms")
+    per_node, ranks = system.ranks_per_node, nodes * system.ranks_per_node
+    hit = np.minimum(nodes, _NODE_LIMIT)
+    copies = tokens * distinct_ranks(experts * hit / nodes, top_k, hit * per_node)
+    # each domain that a token reaches beyond its own costs one crossing of the NIC
+    domains = np.maximum(ranks / system.ranks_per_domain, 1.0)
+    reached = np.minimum(domains, _NODE_LIMIT)
+    reached = np.where(domains > _NODE_LIMIT, reached, distinct_ranks(1e6 * reached, top_k, reached))
+    crossings = tokens * reached * (1.0 - 1.0 / domains)
+    near_ranks = np.minimum(ranks, system.ranks_per_domain)
+    element = 1.0 if direction == "dispatch" else 2.0
+
+    def seconds(calibration: Calibration) -> np.ndarray:
+        kernel = DeepEpNormal(ports=system.ports(ranks), calibration=calibration,
+                              num_sms=sms)  # type: ignore[arg-type]
+        size: Any = kernel.copy_bytes(direction, hidden, top_k, element)  # type: ignore[arg-type]
+        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=copies * size * (near_ranks - 1) / near_ranks,
+                     far_bytes_D=crossings * size, copy_bytes=size)
+        return kernel.stages(direction, work).time_s
+    return seconds
+
+
+def _low_latency(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
+    nodes, hidden, tokens, top_k, experts = _numbers(part, "node_num", "hidden_size", "num_token", "num_topk",
+                                                     "num_experts")
+    ranks, copies = nodes * system.ranks_per_node, tokens * top_k
+    near_ranks = np.minimum(ranks, system.ranks_per_domain)
+    element = 1.0 if direction == "dispatch" else 2.0
+
+    def seconds(calibration: Calibration) -> np.ndarray:
+        kernel = DeepEpLowLatency(ports=system.ports(ranks), calibration=calibration)
+        size: Any = kernel.copy_bytes(direction, hidden, 1, element)  # type: ignore[arg-type]
+        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=copies * size * (near_ranks - 1) / ranks,
+                     far_bytes_D=copies * size * (ranks - near_ranks) / ranks, num_experts=experts, copy_bytes=size)
+        return kernel.stages(direction, work).time_s
+    return seconds
+
+
+def balanced_copies(num_experts: int, top_k: int, num_ranks: int) -> tuple[float, float]:
+    """(copies per token, of them to other ranks) when token t's choice j is expert (t + j ceil(E/k)) mod E."""
+    stride = -(-num_experts // top_k)
+    chosen = (np.arange(num_experts)[:, None] + stride * np.arange(top_k)) % num_experts
+    hit = np.zeros((num_experts, num_ranks), dtype=bool)
+    np.put_along_axis(hit, chosen * num_ranks // num_experts, True, axis=1)
+    copies = float(hit.sum(axis=1).mean())
+    return copies, copies * (1.0 - 1.0 / num_ranks)  # tokens of all ranks choose alike
+
+
+def _nvl72(part, system: System, phase: Phase) -> Callable[[Calibration], np.ndarray]:
+    tokens, ranks, hidden = _numbers(part, "num_tokens", "moe_ep_size", "hidden_size")
+    shapes = list(zip(part["num_experts"].astype(int), part["topk"].astype(int), part["moe_ep_size"].astype(int),
+                      strict=True))
+    known = {shape: balanced_copies(*shape) for shape in set(shapes)}
+    copies, remote = tokens * np.array([known[s] for s in shapes]).T
+    element = np.full(len(part), 0.5 if phase == "combine_low_precision" else 2.0)
+    if phase.startswith("dispatch"):
+        element = part["moe_dtype"].map(MOE_BYTES).to_numpy()
+
+    def seconds(calibration: Calibration) -> np.ndarray:
+        kernel = Nvl72(ports=system.ports(ranks), calibration=calibration)
+        per_element = np.array([kernel.copy_bytes("dispatch", 1, 1, e) for e in element])
+        size: Any = hidden * per_element
+        if phase == "prepare":
+            size = np.zeros(len(part))
+        near_ranks = np.minimum(ranks, system.ranks_per_domain)
+        near = remote * size * (near_ranks - 1) / np.maximum(ranks - 1, 1)
+        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=near, far_bytes_D=remote * size - near,
+                     copy_bytes=size)
+        return kernel.time_s(phase, work)
+    return seconds

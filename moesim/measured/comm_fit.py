@@ -1,0 +1,170 @@
+"""Fitting one measured quantity of a communication kernel: its parameters, factors of devices, cross-validation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from moesim.costs.calibration import Calibration
+from moesim.measured.comm_batches import Batch, batches
+from moesim.measured.comm_rows import COLUMNS, MEASURED, load_family, may_fit, quantities
+from moesim.measured.fitting import Bounds, robust_fit
+from moesim.measured.scores import error_scores
+from moesim.units import US
+
+Parameters = dict[str, float]
+#: system -> factors on parameters of that system
+Factors = dict[str, dict[str, float]]
+Residuals = dict[str, dict[str, Any]]
+Scores = dict[str, dict[str, float]]
+#: P90 of a normal distribution over the median of its absolute values
+_NORMAL_P90 = 1.9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantity:
+    """One measured quantity of one class of rows, ready to be fitted.
+
+    Attributes:
+        rows: DataFrame of one family.
+        kind: Class: a collective, a direction, a phase; also the prefix of its parameters.
+        bounds: First guess and limits of the parameters, without the prefix.
+        fixed: Parameters that are not fitted, without the prefix.
+        factors: System -> parameters (without the prefix) of which that system gets a factor of its own.
+    """
+
+    rows: Any
+    kind: str
+    bounds: Bounds
+    fixed: Parameters
+    factors: dict[str, tuple[str, ...]]
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """Measured seconds, ndarray of shape (rows,)."""
+        family = self.rows["family"].iloc[0]
+        index = quantities(family).index(self.kind) if self.kind in quantities(family) else 0
+        column, us = list(MEASURED[family].items())[index]
+        return self.rows[column].to_numpy(dtype=np.float64) * us * US
+
+    def of(self, chosen: np.ndarray) -> "Quantity":
+        """The same of some rows; systems that are gone need no factors."""
+        rows = self.rows[chosen].reset_index(drop=True)
+        left = set(rows["system"])
+        return Quantity(rows=rows, kind=self.kind, bounds=self.bounds, fixed=self.fixed,
+                        factors={s: n for s, n in self.factors.items() if s in left and len(left) > 1})
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        return [b for b in batches(self.rows) if b.kind == self.kind]
+
+    def predict(self, parameters: Parameters, factors: Factors) -> np.ndarray:
+        """Predicted seconds, ndarray of shape (rows,)."""
+        out = np.full(len(self.rows), np.nan)
+        for batch in self._batches:
+            own = {n: v * factors.get(batch.system, {}).get(n, 1.0) for n, v in parameters.items()}
+            out[batch.at] = batch.seconds(calibration(own))
+        return out
+
+    def fit(self) -> tuple[Parameters, Factors]:
+        """Fit parameters and factors; names carry the prefix."""
+        extra = {f"{system}:{name}": (1.0, 0.3, 4.0) for system, names in self.factors.items() for name in names}
+        found = robust_fit(lambda p: np.log(self.predict(*self._split(p)) / self.measured), self.bounds | extra,
+                           np.ones(len(self.rows)))
+        return self._split(found)
+
+    def _split(self, found: Parameters) -> tuple[Parameters, Factors]:
+        parameters = {f"{self.kind}_{n}": v for n, v in (found | self.fixed).items() if ":" not in n}
+        factors: Factors = {}
+        for name, value in found.items():
+            system, colon, parameter = name.partition(":")
+            if colon:
+                factors.setdefault(system, {})[f"{self.kind}_{parameter}"] = value
+        return parameters, factors
+
+    def cross_validate(self, groups: Sequence | np.ndarray) -> np.ndarray:
+        """Predicted seconds of each row by a fit to all groups but its own: ndarray of shape (rows,)."""
+        groups = np.asarray(groups)
+        out = np.empty(len(self.rows))
+        for group in np.unique(groups):
+            held = groups == group
+            out[held] = self.of(held).predict(*self.of(~held).fit())
+        return out
+
+
+def calibration(parameters: Parameters) -> Calibration:
+    """A calibration of these parameters and nothing else."""
+    return Calibration(name="", parameters=parameters, residuals={}, level="calibrated", digest="")
+
+
+def fitted_rows(family: str, names: tuple[str, ...] | None = None):
+    """Rows of a family that may be fitted, index 0 to N - 1."""
+    rows = load_family(family, names)
+    return rows[may_fit(rows)].reset_index(drop=True)
+
+
+def spread(ratios: np.ndarray) -> tuple[float, float]:
+    """P10 and P90 of measured / predicted."""
+    low, high = np.percentile(ratios, [10, 90])
+    return float(low), float(high)
+
+
+def symmetric_spread(ratios: np.ndarray) -> tuple[float, float]:
+    """An interval around 1 with 80 % of measured / predicted: for what is off one way below and the other way above."""
+    width = float(np.percentile(np.abs(np.log(ratios)), 80))
+    return float(np.exp(-width)), float(np.exp(width))
+
+
+def residual(low_high: tuple[float, float], rows: int, kind: str) -> dict:
+    """An entry of ``residuals`` as `write_calibration` takes it; always includes 1."""
+    return {"low": min(low_high[0], 1.0), "high": max(low_high[1], 1.0), "rows": rows, "kind": kind}
+
+
+def in_quadrature(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
+    """Two independent spreads together: log widths added in quadrature."""
+    low, high = (np.hypot(np.log(a), np.log(b)) for a, b in zip(one, two, strict=True))
+    return float(np.exp(-low)), float(np.exp(high))
+
+
+def release_spread(rows, quantity: Quantity) -> tuple[float, float]:
+    """How far one release of a kernel lies from another on one device, P10 to P90, from rows that two have measured.
+
+    That is also the least that two devices of one generation may differ. From the median of the absolute log ratios, as
+    if they were normal and each release had half of their variance.
+    """
+    keys = list(COLUMNS[rows["family"].iloc[0]])
+    timed = rows.assign(_seconds=quantity.measured).groupby(keys)["_seconds"]
+    twice = timed.agg(["min", "max", "size"])
+    twice = twice[twice["size"] > 1]
+    width = _NORMAL_P90 / np.sqrt(2.0) * float(np.median(np.log(twice["max"] / twice["min"])))
+    return float(np.exp(-width)), float(np.exp(width))
+
+
+def scores_by(rows, predicted: np.ndarray, measured: np.ndarray, label: Callable) -> Scores:
+    """Scores by class of rows.
+
+    Args:
+        label: DataFrame -> class of each row.
+    """
+    names = np.asarray(label(rows))
+    return {str(n): error_scores(predicted[names == n], measured[names == n]) for n in np.unique(names)}
+
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A calibration file's content; the fields are those of `fitting.write_calibration`."""
+
+    title: str
+    fitted_on: str
+    sources: list[str]
+    profiles: list[str]
+    generations: list[int]
+    parameters: Parameters
+    residuals: Residuals
+    scores: Scores
+    fit_groups: list[str]
+    device_factors: Factors = field(default_factory=dict)
+    few_shot_factors: Factors = field(default_factory=dict)

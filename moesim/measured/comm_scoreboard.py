@@ -1,0 +1,99 @@
+"""The scoreboard of communication kernels: predicted against measured exchanges, rows that were fitted left out."""
+
+from typing import Any
+
+import numpy as np
+
+from moesim.measured.comm_batches import NCCL_BYTES
+from moesim.measured.comm_rows import COLUMNS, MEASURED, load_comm_rows, may_fit, quantities, systems, was_shot
+from moesim.measured.predict_comm import predict_comm_rows
+from moesim.measured.scores import error_scores
+from moesim.units import KIB
+
+#: NCCL below this is reported apart: steps of a few us that depend on what else the machine did
+_SMALL_BYTES = 64 * KIB
+#: share of a file's rows that are another's before it counts as its copy
+_COPY = 0.9
+
+
+def measured_comm_rows():
+    """All rows of all families and systems in one DataFrame; ``fitted`` also where a row copies another system's.
+
+    Raises:
+        MeasurementError: The extra ``silicon`` is not installed.
+    """
+    import pandas as pd
+
+    tables = []
+    for family in COLUMNS:
+        found = [t for name in systems() if len(t := load_comm_rows(family, name))]
+        rows = pd.concat(found, ignore_index=True)
+        fitted = may_fit(rows) | (was_shot(rows) if family == "nccl" else False)
+        tables.append(rows.assign(fitted=fitted | _copied(family, rows)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _copied(family: str, rows) -> np.ndarray:
+    """Rows that repeat, to the last digit, an earlier system's file: H200's DeepEP of sglang 0.5.6.post2 is H100's."""
+    figures = ["dataset", *COLUMNS[family], *MEASURED[family]]
+    copied = rows.duplicated(figures)
+    whole = copied.groupby([rows["system"], rows["dataset"]]).transform("mean") > _COPY
+    return (copied & whole).to_numpy()
+
+
+def _subclass(family: str, rows) -> np.ndarray:
+    """What is scored apart within a family: ndarray of str, shape (rows,)."""
+    if family == "nccl":
+        sent = rows["message_size"].astype(float) * rows["nccl_dtype"].map(NCCL_BYTES)
+        return np.where(sent < _SMALL_BYTES, rows["op_name"] + " < 64 KiB", rows["op_name"] + " >= 64 KiB")
+    if family == "nvl72_alltoall":
+        return ("EP" + rows["moe_ep_size"].astype(int).astype(str)).to_numpy()
+    per_node = np.array([systems()[name].ranks_per_node for name in rows["system"]])
+    rare = np.where(rows["num_topk"].isin([1, 2, 22]), " top-k 1, 2, 22", "")
+    ranks = (rows["node_num"].astype(int) * per_node).astype(str)
+    return ("EP" + ranks + np.where(rows["system"] == "h100_sxm", rare, "")).to_numpy(dtype=object)
+
+
+def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Errors by family, quantity, system and class, of rows whose measured columns are there.
+
+    Args:
+        rows: DataFrame with the families' columns, index 0 to N - 1; rows whose ``fitted`` is true are left out.
+        predictions: Columns of `moesim.measured.predict_comm.predict_comm_rows`.
+
+    Returns:
+        One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 % interval.
+    """
+    table = []
+    for family, measured in MEASURED.items():
+        for quantity, (column, us) in zip(quantities(family), measured.items(), strict=True):
+            if column not in rows:
+                continue
+            values = rows[column].to_numpy(dtype=np.float64) * us
+            scored = (rows["family"] == family).to_numpy() & (values > 0) & np.isfinite(values)
+            if "fitted" in rows:
+                scored &= ~rows["fitted"].to_numpy(dtype=bool)
+            at = np.flatnonzero(scored)
+            part, name = rows.iloc[at], f"{quantity}_us" if quantity else "us"
+            keys = part["system"].to_numpy(dtype=str), _subclass(family, part).astype(str)
+            for system, label in sorted(set(zip(*keys, strict=True))):
+                where = at[(keys[0] == system) & (keys[1] == label)]
+                real = values[where]
+                inside = (real >= predictions[f"low_{name}"][where]) & (real <= predictions[f"high_{name}"][where])
+                table.append({
+                    "family": family, "quantity": quantity or "-", "system": system, "class": label,
+                    **error_scores(predictions[f"predicted_{name}"][where], real),
+                    "inside": 100.0 * float(inside.mean()),
+                    "calibration": predictions["calibration"][where[0]],
+                })
+    return table
+
+
+def scoreboard(mode: str) -> list[dict[str, Any]]:
+    """Scores of every row in the package that was not fitted.
+
+    Args:
+        mode: ``calibrated`` (few-shot factors where there are any) or ``spec``.
+    """
+    rows = measured_comm_rows()
+    return comm_scores(rows, predict_comm_rows(rows, few_shot=mode == "calibrated"))

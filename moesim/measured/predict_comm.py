@@ -1,0 +1,145 @@
+"""Predict a table of measured exchanges that somebody hands in: ``moesim validate comm --rows FILE``.
+
+Each row names its family and has that family's columns (`moesim.measured.comm_rows.COLUMNS`); columns of other families
+are ignored in it. A latency column is never looked at for predicting: it is only scored afterwards.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from moesim.configfile import UnknownNameError
+from moesim.costs.calibration import load_calibration
+from moesim.costs.comm.nccl import COLLECTIVES
+from moesim.errors import ConfigError
+from moesim.measured.comm_batches import CALIBRATION, MOE_BYTES, NCCL_BYTES, PHASES, batches
+from moesim.measured.comm_rows import COLUMNS, TEXT, quantities, systems
+from moesim.units import US
+
+_ALLOWED = {
+    ("nccl", "op_name"): COLLECTIVES,
+    ("nccl", "nccl_dtype"): tuple(NCCL_BYTES),
+    ("nvl72_alltoall", "op_name"): tuple(dict.fromkeys(op for op, _ in PHASES)),
+    ("nvl72_alltoall", "kernel_source"): tuple(dict.fromkeys(source for _, source in PHASES)),
+    ("nvl72_alltoall", "moe_dtype"): tuple(MOE_BYTES),
+    ("nvl72_alltoall", "distribution"): ("balanced",),
+}
+_LARGEST = 1 << 48
+_MOST_EXPERTS = 1 << 16
+
+
+def predicted_columns(families) -> list[str]:
+    """Columns that a prediction of these families adds: evidence, calibration, predictions, their 80 % interval."""
+    names = dict.fromkeys(q for family in COLUMNS if family in set(families) for q in quantities(family))
+    return ["evidence", "calibration", *(f"{kind}_{name}us" for name in (f"{q}_" if q else "" for q in names)
+                                         for kind in ("predicted", "low", "high"))]
+
+
+def read_comm_rows(path: Path):
+    """Read and check a table of rows (parquet or CSV).
+
+    Returns:
+        pandas DataFrame as it was, index 0 to N - 1.
+
+    Raises:
+        ConfigError: Unreadable, a column missing, an unknown family, system, collective, kernel or format, or a size
+            that is not an integer > 0 in a family's own column: column and first bad row.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError, ImportError) as error:
+        # pandas gives a missing parquet file no errno
+        reason = "No such file or directory" if isinstance(error, FileNotFoundError) else str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
+    table = table.reset_index(drop=True)
+    for column in ("family", "system"):
+        if column not in table:
+            raise ConfigError(f"{path.name}: {column}: expected this column, got {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ConfigError(f"{path.name}: expected at least one row, got none")
+    everywhere = np.ones(len(table), dtype=bool)
+    _refuse(path, table, "family", everywhere & ~table["family"].isin(COLUMNS), f"one of {', '.join(COLUMNS)}")
+    for name in table["system"].unique():
+        if name not in systems():
+            row = int((table["system"].isna() if pd.isna(name) else table["system"] == name).to_numpy().argmax())
+            raise ConfigError(f"{path.name}: system, row {row}: {UnknownNameError('system', str(name), systems())}")
+    for family in COLUMNS:
+        here = (table["family"] == family).to_numpy()
+        if here.any():
+            _check_family(path, table, family, here)
+    return table
+
+
+def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
+    import pandas as pd
+
+    missing = [c for c in COLUMNS[family] if c not in table]
+    if missing:
+        raise ConfigError(f"{path.name}: {missing[0]}: expected this column for family {family}, "
+                          f"got {', '.join(map(str, table.columns))}")
+    numbers = {}
+    for column in COLUMNS[family]:
+        if column in TEXT:
+            allowed = _ALLOWED[family, column]
+            _refuse(path, table, column, here & ~table[column].isin(allowed), f"one of {', '.join(allowed)}")
+            continue
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+        whole = (values > 0) & (values <= _LARGEST) & (values == np.round(values))
+        _refuse(path, table, column, here & ~whole, "an integer > 0")
+        numbers[column] = values
+    rules = []
+    for column in ("num_topk", "topk"):
+        if column in numbers:
+            rules.append((column, numbers[column] > numbers["num_experts"], "at most num_experts"))
+            rules.append(("num_experts", numbers["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}"))
+    if "moe_ep_size" in numbers:
+        rules.append(("moe_ep_size", numbers["moe_ep_size"] > numbers["num_experts"], "at most num_experts"))
+        pairs = [tuple(pair) in PHASES for pair in table[["op_name", "kernel_source"]].itertuples(index=False)]
+        rules.append(("kernel_source", ~np.array(pairs), "a kernel that has this op_name"))
+    for column in ("dispatch_sms", "combine_sms"):
+        if column in numbers:
+            most = np.array([systems()[name].profile.num_sms for name in table["system"]])
+            rules.append((column, numbers[column] > most, "at most the device's SMs"))
+    for column, wrong, rule in rules:
+        _refuse(path, table, column, here & wrong, rule)
+
+
+def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
+    wrong = np.asarray(wrong)
+    if wrong.any():
+        row = int(wrong.argmax())
+        got = table[column].iloc[row]
+        got = got.item() if isinstance(got, np.generic) else got
+        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
+
+
+def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
+    """Predict every row of a checked table.
+
+    Args:
+        table: DataFrame of `read_comm_rows` or `moesim.measured.comm_rows.load_family`, index 0 to N - 1.
+        few_shot: Use factors from ten measured rows of a device where the calibration has them; else its spec sheet
+            alone.
+
+    Returns:
+        The columns `predicted_columns`, each an ndarray of shape (N,), in the table's order; NaN where a column does
+        not apply.
+    """
+    columns = predicted_columns(table["family"].unique())
+    out: dict[str, np.ndarray] = {c: np.full(len(table), np.nan) for c in columns[2:]}
+    out = {c: np.full(len(table), "", dtype=object) for c in columns[:2]} | out
+    for family in table["family"].unique():
+        positions = np.flatnonzero((table["family"] == family).to_numpy())
+        keep = [c for c in ("family", "system", "dataset", *COLUMNS[family]) if c in table]
+        for batch in batches(table.iloc[positions][keep].reset_index(drop=True)):
+            profile = systems()[batch.system].profile
+            calibration = load_calibration(CALIBRATION[family], profile, few_shot=few_shot)
+            at, seconds = positions[batch.at], batch.seconds(calibration)
+            name = f"{batch.quantity}_us" if batch.quantity else "us"
+            low, high = calibration.interval(batch.kind)
+            out[f"predicted_{name}"][at] = seconds / US
+            out[f"low_{name}"][at], out[f"high_{name}"][at] = seconds * low / US, seconds * high / US
+            out["evidence"][at], out["calibration"][at] = "simulated", calibration.level
+    return out
