@@ -1,6 +1,5 @@
 """Candidates nobody would write: each simulates, with all promises kept, or is refused in one line."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ def cluster_of(rng):
     """A shipped cluster or device, or the H100 node with a number of devices that divides badly."""
     names = [*configfile.names("clusters"), *configfile.names("devices")]
     cluster = load_cluster(str(rng.choice(names)))
-    if cluster.num_devices == 8 and rng.random() < 0.5:
-        return replace(cluster, num_devices=int(rng.choice([2, 3, 5, 16])))
+    if cluster.num_devices == 8 and cluster.file.scale_up.kind == "switch" and rng.random() < 0.5:
+        return cluster.with_(devices_per_node=int(rng.choice([2, 3, 5, 16])))
     return cluster
 
 

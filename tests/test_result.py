@@ -50,7 +50,7 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
         simulate(candidate, hgx, WORK).profile_hash,
         simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash,
     }
-    for name in (hgx.profile.calibration, hgx.fabric_calibration):
+    for name in (hgx.profile.calibration, "nccl"):
         folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
         (folder / "calibration").mkdir(parents=True)
         shipped = configfile.find("calibration", name)
@@ -63,9 +63,9 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
 def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
     """Kernels fitted on this device, transfers on others only: no better than a spec sheet."""
     assert simulate(candidate, hgx, WORK).calibration == "calibrated"
-    text = configfile.find("calibration", hgx.fabric_calibration).read_text()
+    text = configfile.find("calibration", "nccl").read_text()
     (tmp_path / "calibration").mkdir()
-    path = tmp_path / "calibration" / f"{hgx.fabric_calibration}.toml"
+    path = tmp_path / "calibration" / "nccl.toml"
     path.write_text(text.replace('"h100-sxm"', '"a100-sxm"'))
     monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
     assert simulate(candidate, hgx, WORK).calibration == "spec_sheet"

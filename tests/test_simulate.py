@@ -76,12 +76,12 @@ def test_a_better_device_is_not_slower(hgx, candidate, field):
     better = {field: getattr(profile, field) * 2}
     if field == "num_sms":
         better["peak_flops_per_s"] = {fmt: 2 * rate for fmt, rate in profile.peak_flops_per_s.items()}
-    faster = replace(hgx, profile=replace(profile, **better))
+    faster = replace(hgx, groups=((replace(profile, **better), 8),))
     assert simulate(candidate, faster, WORK).layer_time_s <= simulate(candidate, hgx, WORK).layer_time_s
 
 
 def test_a_faster_fabric_is_not_slower(hgx, candidate):
-    faster = replace(hgx, link_bytes_per_s=2 * hgx.link_bytes_per_s)
+    faster = hgx.with_(scale_up_gb_per_s=900.0)
     assert simulate(candidate, faster, WORK).layer_time_s < simulate(candidate, hgx, WORK).layer_time_s
 
 
@@ -139,7 +139,7 @@ def test_one_line_errors(hgx, candidate, change, error, message):
 
 
 def test_unknown_engine_is_told_before_anything_runs(hgx, candidate):
-    with pytest.raises(UnknownNameError, match=r"^unknown engine 'simpy': known: bound, event, flow$"):
+    with pytest.raises(UnknownNameError, match=r"^unknown engine 'simpy': known: bound, event, event_compiled, flow$"):
         simulate(candidate, hgx, WORK, engine="simpy")
 
 

@@ -2,27 +2,30 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from moesim import configfile
 from moesim.configfile import Kind
+from moesim.costs.comm.choose import exchange_kernel
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import load_profile
 from moesim.topology import ClusterFile, check_devices, load_cluster, single_device
+from moesim.topology.fabric import fabric_of
+from moesim.topology.routes import link_bytes
 
 CLUSTER = '''
 title = "Four of them"
 profile = "h100-sxm"
 num_nodes = 1
 devices_per_node = 4
-[fabric]
-kind = "nvswitch"
-calibration = "nccl-alltoall"
+[scale_up]
+kind = "switch"
 link_gb_per_s = {value = 450.0, kind = "datasheet", source = "s"}
 [sources.s]
 title = "A datasheet"
 '''
-FABRIC = CLUSTER[CLUSTER.index("[fabric]") : CLUSTER.index("[sources.s]")]
+FABRIC = CLUSTER[CLUSTER.index("[scale_up]") : CLUSTER.index("[sources.s]")]
 
 
 @pytest.fixture
@@ -37,9 +40,9 @@ def write(tmp_path):
 
 def test_cluster(write):
     four = write()
-    assert (four.name, four.num_devices, four.fabric, four.link_bytes_per_s) == ("four", 4, "nvswitch", 450e9)
+    assert (four.name, four.num_devices, four.file.scale_up.kind, four.link_bytes_per_s) == ("four", 4, "switch", 450e9)
     assert four.profile is load_profile("h100-sxm")
-    assert four.provenance == {"fabric.link_gb_per_s": ("datasheet", "s")}
+    assert four.provenance == {"scale_up.link_gb_per_s": ("datasheet", "s")}
 
 
 def test_the_digest_changes_with_cluster_and_with_device(write, tmp_path, monkeypatch):
@@ -53,30 +56,35 @@ def test_the_digest_changes_with_cluster_and_with_device(write, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("[fabric]", "[fabric",
-     "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at line 6, column 8)"),
+    ("[scale_up]", "[scale_up",
+     "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at line 6, column 10)"),
     ("num_nodes = 1", "num_node = 1", "four.toml: num_nodes: expected a value, got nothing"),
     ("num_nodes = 1", "num_nodes = 1\nnodes = 1", "four.toml: nodes: no such key (remove it or check its spelling)"),
     ("devices_per_node = 4", "devices_per_node = 0", "four.toml: devices_per_node: expected a number >= 1, got 0"),
     ("devices_per_node = 4", "devices_per_node = '4'", "four.toml: devices_per_node: expected an integer, got '4'"),
     ("num_nodes = 1", "num_nodes = 2",
-     "four.toml: num_nodes: expected 1: an nvswitch fabric joins the devices of one node, got 2"),
-    (FABRIC, "", "four.toml: fabric: expected a [fabric] table that joins the devices, got nothing"),
-    ('kind = "nvswitch"', 'kind = "nvlink"', "four.toml: fabric.kind: expected one of none or nvswitch, got 'nvlink'"),
-    ("value = 450.0", "value = '450GB'", "four.toml: fabric.link_gb_per_s.value: expected a number > 0, got '450GB'"),
+     "four.toml: scale_out: expected a [scale_out] table that joins the nodes, got nothing"),
+    (FABRIC, "", "four.toml: scale_up: expected a [scale_up] table that joins the devices of a node, got nothing"),
+    ('kind = "switch"', 'kind = "nvlink"',
+     "four.toml: scale_up.kind: expected one of switch, mesh, pcie or torus, got 'nvlink'"),
+    ('kind = "switch"', 'kind = "torus"', "four.toml: scale_up.axes: expected the size of every axis, such as [4, 4, 8], got []"),
+    ('kind = "switch"', 'kind = "torus"\naxes = [2, 3]',
+     "four.toml: scale_up.axes: expected axes that multiply to devices_per_node = 4, got 2x3 = 6"),
+    ('kind = "switch"', 'kind = "torus"\naxes = [2, 2]\ntwisted = true',
+     "four.toml: scale_up.axes: expected k x k x 2k for a twisted torus, got [2, 2]"),
+    ('kind = "switch"', 'kind = "pcie"',
+     "four.toml: scale_up.devices_per_switch: expected it and uplink_gb_per_s for pcie, got nothing"),
+    ("value = 450.0", "value = 0.0", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got 0.0"),
+    ("value = 450.0", "value = -1.0", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got -1.0"),
+    ('profile = "h100-sxm"\n', "", "four.toml: profile: expected either a profile or [[groups]], got neither"),
+    ("value = 450.0", "value = '450GB'", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got '450GB'"),
     ('"datasheet", source = "s"', '"datasheet", source = "t"',
-     "four.toml: fabric.link_gb_per_s.source: expected one of [sources]: s, got 't'"),
+     "four.toml: scale_up.link_gb_per_s.source: expected one of [sources]: s, got 't'"),
 ])
 def test_one_line_errors(write, old, new, message):
     with pytest.raises(ConfigError) as caught:
         write(old, new)
     assert str(caught.value) == message
-
-
-def test_several_devices_without_anything_between_them(write):
-    """``kind = "none"`` is for one device: eight of them would exchange tokens over nothing."""
-    with pytest.raises(ConfigError, match=r"^four.toml: fabric"):
-        write('kind = "nvswitch"', 'kind = "none"')
 
 
 def test_unknown_device_of_a_cluster(write):
@@ -97,7 +105,7 @@ def test_a_misspelt_device_is_told_the_device():
 
 def test_name_of_a_device_is_that_device_alone():
     alone = load_cluster("h100")
-    assert (alone.name, alone.num_devices, alone.fabric) == ("h100-sxm", 1, "none")
+    assert (alone.name, alone.num_devices, alone.file.scale_up) == ("h100-sxm", 1, None)
     assert alone.digest == single_device(load_profile("h100-sxm")).digest
 
 
@@ -116,8 +124,47 @@ def test_shipped_clusters_load_and_every_number_has_kind_and_source(name):
     for key, quantity in configfile.quantities(file):
         assert quantity.kind in get_args(Kind), key
         assert file.sources[quantity.source].title, key
-    if cluster.num_devices > 1:
-        assert 1e9 < cluster.link_bytes_per_s < 1e13
-        assert configfile.find("calibration", cluster.fabric_calibration).is_file()
+    assert 1e9 < cluster.link_bytes_per_s < 1e13
+    assert exchange_kernel(cluster).level in ("calibrated", "few_shot", "spec_sheet", "none")
+    bytes_SD = 1.0 - np.eye(cluster.num_devices)
+    assert (link_bytes(fabric_of(cluster), bytes_SD) >= 0).all()
     for alias in file.aliases:
         assert load_cluster(alias).name == name
+
+
+def test_a_cluster_varied_in_code(hgx):
+    faster = hgx.with_(nvlink_gb_per_s=900.0)
+    assert faster.link_bytes_per_s == 900e9
+    assert faster.provenance["scale_up.link_gb_per_s"] == ("assumed", "what-if")
+    assert faster.digest != hgx.digest
+    larger = load_cluster("h100-rail-8x8").with_(num_nodes=16, oversubscription=2.0)
+    assert larger.num_devices == 128
+    assert "leaf_up" in dict(fabric_of(larger).runs)
+    assert load_cluster("tpu-v5p-4x4x4").with_(axes=[4, 8, 8]).num_devices == 256
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"links": 3}, "cluster.with_: expected one of .*, got 'links'"),
+    ({"nic_gb_per_s": 50.0}, r"cluster.with_: nic_gb_per_s: expected a cluster with \[scale_out\], got hgx-h100-8"),
+    ({"scale_up_gb_per_s": -1.0}, "cluster.with_: scale_up.link_gb_per_s.value: expected a number > 0, got -1.0"),
+    ({"num_nodes": 2}, r"cluster.with_: scale_out: expected a \[scale_out\] table that joins the nodes, got nothing"),
+])
+def test_refused_variations(hgx, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        hgx.with_(**changes)
+
+
+def test_short_names():
+    assert load_cluster("star-24").num_devices == 24
+    assert load_cluster("rail-3x4").num_devices == 12
+    assert load_cluster("rail-3x4").devices_per_domain == 4
+    assert load_cluster("torus-2x3x4").file.scale_up.axes == [2, 3, 4]
+    with pytest.raises(UnknownNameError):
+        load_cluster("star-0")
+
+
+def test_mixed_clusters_have_devices_of_both_kinds():
+    mixed = load_cluster("mixed-h100-b200")
+    assert [(profile.name, count) for profile, count in mixed.groups] == [("h100-sxm", 32), ("b200-sxm", 32)]
+    egress = dict(fabric_of(mixed).runs)["egress"]
+    assert (egress[0], egress[-1]) == (450e9, 900e9)

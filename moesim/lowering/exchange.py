@@ -19,6 +19,7 @@ from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
+from moesim.precision import BYTES_PER_ELEMENT
 from moesim.schedule import Schedule
 from moesim.topology import Cluster
 from moesim.topology.fabric import Fabric
@@ -26,7 +27,7 @@ from moesim.topology.routes import Factors, device_rows, pair_rows
 
 Array = np.ndarray
 #: classes of senders, and the spread of their readiness (as a share of the exchange) that calls for them
-NUM_CLASSES, _STAGGER = 4, 0.02
+NUM_CLASSES, _STAGGER = 4, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,8 +63,8 @@ class Priced:
         prices: dict[Direction, Price] = {}
         directions: tuple[Direction, Direction] = ("dispatch", "combine")
         for direction in directions:
-            token_bytes = layer.precision.token_bytes(direction, layer.hidden_size)
-            size = kernel.copy_bytes(direction, layer.hidden_size, layer.top_k, token_bytes / layer.hidden_size)
+            element = BYTES_PER_ELEMENT[getattr(layer.precision, direction)]
+            size = kernel.copy_bytes(direction, layer.hidden_size, layer.top_k, element)
             sizes[direction] = size
             prices[direction] = kernel.price(direction, Work(
                 tokens_D=np.asarray(traffic.num_tokens_S, dtype=np.float64), copies_D=movement.copies_S,
@@ -135,6 +136,8 @@ class Exchange:
             return self._pairs("dispatch", ready_D, after_D, tag)
         classes = self._classes(spread_s)
         arrived, before = [], after_D
+        barriers = [self._barrier(("all permuted" if len(classes) == 1 else f"permuted_{k}") + tag, ready_D[members],
+                                  "dispatch") for k, members in enumerate(classes)]
         gathered: Array | None = None
         for which, leg in enumerate(self.movement.legs):
             second = self.movement.serial and which == 1
@@ -144,7 +147,7 @@ class Exchange:
                     assert gathered is not None
                     waits = gathered
                 else:
-                    waits = self._barrier(f"ready{leg.name}{k}{tag}", ready_D[members], "dispatch")
+                    waits = barriers[k]
                 sent = leg.copies_SD if len(classes) == 1 else np.where(members[:, None], leg.copies_SD, 0.0)
                 arrived.append(self._device_ops("dispatch", name, sent, "receiver", _join(waits, before)))
             if self.movement.serial and which == 0:

@@ -76,7 +76,7 @@ class _Lowering:
         tags = [f"@{m}" if self.overlapped else "" for m in range(len(self.batches))]
         prepared = [self._prepare(traffic, tag) for traffic, tag in zip(self.batches, tags, strict=True)]
         stream_D: Array | None = None  # of communication: all dispatches, then all combines
-        arrived = [ready_D[:, None] for ready_D, _, _ in prepared]
+        arrived = [(ready_D if shared is None else shared)[:, None] for ready_D, _, shared in prepared]
         for m, exchange in enumerate(self.exchanges):
             ready_D, ready_s, _ = prepared[m]
             arrived[m] = exchange.dispatch(ready_D, ready_s, stream_D, tags[m])

@@ -1,13 +1,12 @@
 """Programs without any MoE in them, and programs of the shape the lowering emits."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from moesim.builder import ProgramBuilder
-from moesim.costs.primitives import kernels_for
-from moesim.lowering import lower_layer, spread_tokens
+from moesim.costs.comm.choose import exchange_kernel
+from moesim.lowering.layer import lower_layer
+from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
@@ -92,7 +91,7 @@ def lowered_program(hgx, make_candidate):
                         seed=seed)
         placed = place(candidate.placement, routing.num_tokens_E(), candidate.parallelism.ep)
         traffic = spread_tokens(routing, placed, candidate.parallelism)
-        cluster = replace(hgx, num_devices=devices)
-        return lower_layer(candidate, cluster, traffic, tokens_S, kernels_for(cluster.profile))
+        cluster = hgx.with_(devices_per_node=devices)
+        return lower_layer(candidate, cluster, [traffic], exchange_kernel(cluster))
 
     return make

@@ -1,19 +1,26 @@
 """One layer as a program: the ops, what they wait for, and every byte from the token matrix to the ports."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from moesim.costs.primitives import kernels_for
-from moesim.costs.transfer import transfers_for
+from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines import run
-from moesim.lowering import lower_layer, spread_tokens
+from moesim.lowering import exchange
+from moesim.lowering.exchange import Priced
+from moesim.lowering.layer import lower_layer
+from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate, Precision
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
 from moesim.topology import single_device
+
+
+@pytest.fixture(autouse=True)
+def together(monkeypatch):
+    """All senders in one class: these tests are of single ops; classes have theirs in test_exchange."""
+    monkeypatch.setattr(exchange, "_STAGGER", float("inf"))
 
 
 class Lowered:
@@ -22,15 +29,18 @@ class Lowered:
     def __init__(self, hgx, candidate, *, spec="power_law:1.2", tokens=(700, 20, 333, 1024, 5, 90, 411, 64)):
         spread, layer = candidate.parallelism, candidate.layer
         several = spread.num_devices > 1
-        self.cluster = replace(hgx, num_devices=spread.num_devices) if several else single_device(hgx.profile)
+        self.cluster = hgx.with_(devices_per_node=spread.num_devices) if several else single_device(hgx.profile)
         self.layer = layer
         self.tokens_S = np.array(tokens[: spread.num_devices])
         routing = route(RoutingSpec.parse(spec), Gate(), num_experts=layer.num_experts, top_k=layer.top_k,
                         num_tokens_S=self.tokens_S, seed=1)
         placed = place(candidate.placement, routing.num_tokens_E(), spread.ep, candidate.num_replicas)
         self.traffic = spread_tokens(routing, placed, spread, layer.capacity_factor)
-        self.program = lower_layer(candidate, self.cluster, self.traffic, self.tokens_S,
-                                   kernels_for(self.cluster.profile))
+        self.kernel = exchange_kernel(self.cluster) if several else None
+        self.program = lower_layer(candidate, self.cluster, [self.traffic], self.kernel)
+        if several:
+            self.priced = Priced.of(layer, self.traffic, self.kernel, self.cluster, dispatch="nccl",
+                                    num_experts=layer.num_experts + candidate.num_replicas)
         self.remote_SD = self.traffic.copies_SD * (1 - np.eye(spread.num_devices, dtype=int))
 
     def op(self, label):
@@ -63,26 +73,24 @@ def lowered(request, hgx, make_candidate):
     return Lowered(hgx, make_candidate(**CASES[request.param]))
 
 
-def test_ports_carry_the_token_matrix_times_token_bytes_times_the_factor(lowered):
-    transfers, precision, hidden = transfers_for(lowered.cluster), lowered.layer.precision, lowered.layer.hidden_size
+def test_ports_carry_the_token_matrix_times_copy_bytes_times_the_factor(lowered):
     for name, own, peer in (("dispatch", "ingress", "egress"), ("combine", "egress", "ingress")):
-        bytes_SD = lowered.remote_SD * precision.token_bytes(name, hidden)
+        bytes_SD = lowered.remote_SD * lowered.priced.copy_bytes[name]
+        price = lowered.priced.prices[name]
         for d in range(len(bytes_SD)):
-            total = bytes_SD[:, d].sum()
-            factor = float(transfers.demand_factor(total))
-            expected = {f"{peer}[{s}]": bytes_SD[s, d] * factor for s in range(len(bytes_SD))}
-            expected[f"{own}[{d}]"] = total * factor
+            factor = price.near_factor_D
+            expected = {f"{peer}[{s}]": bytes_SD[s, d] * factor[s] for s in range(len(bytes_SD))}
+            expected[f"{own}[{d}]"] = bytes_SD[:, d].sum() * factor[d]
             found = {k: v for k, v in lowered.demand(f"{name}[{d}]").items() if not k.startswith("hbm")}
             assert found == pytest.approx({k: v for k, v in expected.items() if v}), (name, d)
             latency = lowered.program.latency_s_N[lowered.op(f"{name}[{d}]")]
-            assert latency == pytest.approx(float(transfers.latency_s(total)))
+            assert latency == pytest.approx(float(price.latency_s_D.max()))
 
 
 def test_bytes_land_in_memory_as_they_are_without_the_factor(lowered):
     """Dispatched tokens in the receiver's memory, results in the memory of the token's source."""
-    precision, hidden = lowered.layer.precision, lowered.layer.hidden_size
     for name in ("dispatch", "combine"):
-        bytes_SD = lowered.remote_SD * precision.token_bytes(name, hidden)
+        bytes_SD = lowered.remote_SD * lowered.priced.copy_bytes[name]
         landed = {}
         for d in range(len(bytes_SD)):
             for resource, amount in lowered.demand(f"{name}[{d}]").items():
@@ -100,15 +108,16 @@ def test_every_engine_moves_exactly_these_bytes(lowered, engine):
 
 
 def test_flows_are_source_destination_pairs(lowered):
-    """Fair units of the exchange are in proportion to port bytes per pair, and sum to the ops' own times."""
+    """Fair units of the exchange are in proportion to bytes per pair, and sum to the ops' own times."""
     program, solo = lowered.program, lowered.program.solo_s_N()
-    ops = [i for i, label in enumerate(program.labels_N) if label.startswith(("dispatch[", "combine[")) and solo[i] > 0]
-    per_flow = []
-    for i in ops:
-        demand = lowered.demand(program.labels_N[i])
-        own = "ingress" if program.labels_N[i].startswith("dispatch") else "egress"
-        peers = sum(not k.startswith((own, "hbm")) for k in demand)
-        per_flow.append(demand[f"{own}[{program.labels_N[i].split('[')[1]}"] / peers)
+    ops, per_flow = [], []
+    for i, label in enumerate(program.labels_N):
+        if not label.startswith(("dispatch[", "combine[")) or solo[i] == 0:
+            continue
+        d, name = int(label.split("[")[1][:-1]), label.split("[")[0]
+        sent = lowered.remote_SD[:, d] * lowered.priced.copy_bytes[name]
+        ops.append(i)
+        per_flow.append(sent.sum() / (sent > 0).sum())
     units = program.fair_unit_s_N[ops]
     assert units / units.sum() == pytest.approx(np.array(per_flow) / sum(per_flow))
     assert units.sum() == pytest.approx(solo[ops].sum())

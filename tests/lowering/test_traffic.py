@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.candidate import Parallelism
-from moesim.lowering import spread_tokens
+from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate
 from moesim.placement import Placement, place
 from moesim.routing import RoutingSpec, route
