@@ -124,7 +124,11 @@ def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, 
     else:
         peaks = {name: rate / parameters["mma_efficiency"] for name, rate in best.items()}
         bandwidth = float(far.max()) / parameters["activation_bandwidth_efficiency"]
-    figure = partial(quantity, kind="datasheet" if shipped else "derived", source="figures")
+
+    def figure(value: float, key: str) -> str:
+        """A figure as certain as the shipped profile's."""
+        return quantity(value, kind=shipped.provenance[key][0] if shipped else "derived", source="figures")
+
     plain = launch_seconds(timer, device, graph=False)
     launch = launch_seconds(timer, device, graph=True) if graph else plain
     driver = partial(quantity, kind="datasheet", source="driver")
@@ -136,11 +140,11 @@ def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, 
     lines += [f"compute_capability = {gpu.compute_capability}"] if gpu.compute_capability is not None else []
     tables = ["[compute]", f"num_sms = {driver(gpu.num_sms)}", f"clock_ghz = {driver(gpu.clock_hz / 1e9)}",
               f"shared_memory_per_sm_kib = {driver(gpu.shared_bytes / KIB)}", "[compute.peak_tflops]",
-              *(f"{name} = {figure(rate / TERA)}" for name, rate in peaks.items())]
+              *(f"{name} = {figure(rate / TERA, f'compute.peak_tflops.{name}')}" for name, rate in peaks.items())]
     tables += [line for name, by_size in rates.items() for size, r in by_size.items() for line in (
         "[[compute.gemm]]", f'format = "{name}"', f"size = {size}", f"tflops = {spread(r / TERA, np.max)}")]
     tables += ["[hbm]", f"capacity_gib = {driver(gpu.memory_bytes / GIB)}",
-               f"bandwidth_gb_per_s = {figure(bandwidth / GB)}"]
+               f"bandwidth_gb_per_s = {figure(bandwidth / GB, 'hbm.bandwidth_gb_per_s')}"]
     moved = max(largest // 8, 1 << 12)
     tables += [line for access, r in gather_rates(timer, device, largest, moved, cold=True).items()
                for line in ("[[hbm.gather]]", f"access_bytes = {float(access)}", shares(r))]
@@ -154,7 +158,7 @@ def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, 
     where = f"{gpu.name}, {software()}"
     described = [("protocol", "moesim_kernels: repeated calls by device events, after a warm-up", where),
                  ("driver", "What the GPU's driver tells", gpu.name),
-                 ("figures", f"Data sheet figures of the shipped profile {shipped.name}" if shipped else
+                 ("figures", f"Figures of the shipped profile {shipped.name}" if shipped else
                   "Figures at which the calibrated model reaches the best measured rate",
                   "moesim profiles NAME shows their sources" if shipped else f"calibration {CALIBRATION}")]
     if host:

@@ -60,6 +60,10 @@ def test_a_shipped_gpu_keeps_its_data_sheet(tmp_path):
     assert profile.hbm_bandwidth_bytes_per_s == shipped.hbm_bandwidth_bytes_per_s
     assert file.compute.peak_tflops["bfloat16"].kind == "datasheet"
     assert "h100-sxm" in file.sources["figures"].title
+    other = replace(UNKNOWN, name="AMD Instinct MI355X", num_sms=256)
+    file, _ = write(tmp_path / "other.toml", other)
+    kind, _ = load_profile("mi355x").provenance["compute.peak_tflops.bfloat16"]
+    assert file.compute.peak_tflops["bfloat16"].kind == kind
     assert replace(H100, num_sms=114).shipped() is None, "another H100 than the one that is shipped"
     assert UNKNOWN.shipped() is None
 
