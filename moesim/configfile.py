@@ -32,8 +32,8 @@ class Strict(BaseModel):
 class Quantity(Strict):
     """A number that says where it comes from: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
 
-    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its ``repeats``, their ``min`` and
-    their ``median``.
+    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its ``repeats``, their ``min``
+    and their ``median``.
     """
 
     value: float = Field(gt=0)
