@@ -64,16 +64,20 @@ def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]
     Returns:
         One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 % interval.
     """
+    import pandas as pd
+
     table = []
     for family, measured in MEASURED.items():
         for quantity, (column, us) in zip(quantities(family), measured.items(), strict=True):
             if column not in rows:
                 continue
-            values = rows[column].to_numpy(dtype=np.float64) * us
+            values = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64) * us
             scored = (rows["family"] == family).to_numpy() & (values > 0) & np.isfinite(values)
             if "fitted" in rows:
                 scored &= ~rows["fitted"].to_numpy(dtype=bool)
             at = np.flatnonzero(scored)
+            if not len(at):
+                continue
             part, name = rows.iloc[at], f"{quantity}_us" if quantity else "us"
             keys = part["system"].to_numpy(dtype=str), _subclass(family, part).astype(str)
             for system, label in sorted(set(zip(*keys, strict=True))):
