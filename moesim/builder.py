@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.program import Factored, Names, Program, pointers, row_largest
+from moesim.program import Block, Names, Program, pointers, row_largest
 
 Array = np.ndarray
 Numbers = float | Sequence[float] | Array
@@ -30,7 +30,7 @@ class ProgramBuilder:
     _lengths: list[Array] = field(default_factory=list)
     _resource: list[Array] = field(default_factory=list)
     _amount: list[Array] = field(default_factory=list)
-    _factored: list[Factored] = field(default_factory=list)
+    _factored: list[Block] = field(default_factory=list)
     _latency: list[Array] = field(default_factory=list)
     _release: list[Array] = field(default_factory=list)
     _flow_bytes: list[Array] = field(default_factory=list)
@@ -149,8 +149,8 @@ class ProgramBuilder:
         """Ops added so far: the number of the next."""
         return self._num_ops
 
-    def factored(self, block: Factored) -> None:
-        """Add demands that are products; see `Factored`."""
+    def factored(self, block: Block) -> None:
+        """Add demands that are kept as a rule; see `moesim.factored`."""
         self._factored.append(block)
 
     def build(self) -> Program:

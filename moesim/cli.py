@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from moesim import cli_comm, configfile
+from moesim.cli_bench import bench_app
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
@@ -31,6 +32,7 @@ validate_app = typer.Typer(no_args_is_help=True, help="Compare simulated with me
 calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration files to the rows that may be fitted.")
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(bench_app, name="bench")
 validate_app.command("comm")(cli_comm.validate_comm)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)
 

@@ -15,6 +15,7 @@ which makes a program acyclic by construction.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 
@@ -22,8 +23,8 @@ from moesim.errors import CapacityError
 from moesim.units import GIB
 
 Array = np.ndarray
-#: bytes of one expanded demand entry, while it is built and run
-_ENTRY_BYTES = 40
+#: bytes of one sparse demand entry while it is built and run
+ENTRY_BYTES = 40.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,64 +48,23 @@ class Names:
             for name, count, numbered in self.runs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Factored:
-    """Demands ``row_I[i] * column_J[j]`` of ops i on resources j, where both belong together.
-
-    An entry is there if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``: ports of one node without the
-    device's own, NICs of all nodes without the own node's. Inner groups lie within outer groups.
-
-    Attributes:
-        ops_I: Ops.
-        resources_J: Resources.
-        row_I: Factor of each op.
-        column_J: Factor of each resource.
-        outer_I: Group an op belongs to; so outer_J for resources.
-        inner_I: Group within it whose resources an op does not use; so inner_J for resources.
-    """
+class Block(Protocol):
+    """Demands that are kept as a rule: see `moesim.factored`."""
 
     ops_I: Array
     resources_J: Array
-    row_I: Array
-    column_J: Array
-    outer_I: Array
-    outer_J: Array
-    inner_I: Array
-    inner_J: Array
 
     def demand_J(self) -> Array:
         """Total demand on each of its resources: ndarray of shape (J,)."""
-        outer, inner = _group_sums(self.outer_I, self.inner_I, self.row_I, self.outer_J, self.inner_J)
-        return self.column_J * (outer - inner)
 
     def largest_s_I(self, capacity_R: Array) -> Array:
         """Seconds of the largest entry of each op: ndarray of shape (I,)."""
-        rate_J = self.column_J / capacity_R[self.resources_J]
-        groups = int(max(self.outer_I.max(), self.outer_J.max())) + 1
-        best, second = np.zeros(groups), np.zeros(groups)
-        whose = np.full(groups, -1)
-        order = np.argsort(rate_J, kind="stable")
-        best[self.outer_J[order]] = rate_J[order]  # the last write, the largest, stays
-        whose[self.outer_J[order]] = self.inner_J[order]
-        others = order[self.inner_J[order] != whose[self.outer_J[order]]]
-        second[self.outer_J[others]] = rate_J[others]
-        own = whose[self.outer_I] == self.inner_I
-        return self.row_I * np.where(own, second[self.outer_I], best[self.outer_I])
 
     def entries(self) -> tuple[Array, Array, Array]:
-        """(op, resource, amount) of every entry: I x J at most."""
-        there = (self.outer_I[:, None] == self.outer_J) & (self.inner_I[:, None] != self.inner_J)
-        i, j = np.nonzero(there)
-        return self.ops_I[i], self.resources_J[j], self.row_I[i] * self.column_J[j]
+        """(op, resource, amount) of every entry."""
 
-
-def _group_sums(outer_I: Array, inner_I: Array, amount_I: Array, outer_J: Array, inner_J: Array) -> tuple[Array, Array]:
-    """Sums of amounts over each j's outer group, and over its inner group: two ndarrays of shape (J,)."""
-    outers = int(max(outer_I.max(), outer_J.max())) + 1
-    inners = int(max(inner_I.max(), inner_J.max())) + 1
-    by_outer = np.bincount(outer_I, amount_I, outers)
-    by_inner = np.bincount(inner_I, amount_I, inners)
-    return by_outer[outer_J], by_inner[inner_J]
+    def expanded_bytes(self) -> float:
+        """Memory that `entries` takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +77,7 @@ class Program:
         demand_ptr: ndarray of shape (N + 1,): op i's demands are entries ``demand_ptr[i]:demand_ptr[i + 1]``.
         demand_resource: Resource of each entry.
         demand_amount: Amount of each entry (bytes or FLOPs), all > 0.
-        factored: Demands beyond these, as products.
+        factored: Demands beyond these, as rules.
         latency_s_N: Time that elapses before an op's demand is served.
         release_s_N: Earliest start.
         fair_unit_s_N: Share weight: of ops that meet at a resource, each is served in proportion to 1 / fair unit of
@@ -134,7 +94,7 @@ class Program:
     demand_ptr: Array
     demand_resource: Array
     demand_amount: Array
-    factored: tuple[Factored, ...] = ()
+    factored: tuple[Block, ...] = ()
     latency_s_N: Array
     release_s_N: Array
     fair_unit_s_N: Array
@@ -199,7 +159,7 @@ class Program:
         """
         if not self.factored:
             return self
-        need = _ENTRY_BYTES * (len(self.demand_amount) + sum(len(b.ops_I) * len(b.resources_J) for b in self.factored))
+        need = ENTRY_BYTES * len(self.demand_amount) + sum(block.expanded_bytes() for block in self.factored)
         if need > memory_bytes:
             raise CapacityError(f"program: {self.num_ops} ops would take {need / GIB:.1f} GiB expanded, more than the "
                                 f"{memory_bytes / GIB:.0f} GiB it may: use engine bound, which needs no expansion")

@@ -24,7 +24,7 @@ MIN_CHUNKS_PER_OP = 4
 
 
 def chunks_per_op(program: Program, quantum_s: float, min_chunks: int | None = None) -> np.ndarray:
-    """Chunks of each op: ndarray of shape (N,), at least ``min_chunks`` (4), each of about ``quantum_s`` of fair unit."""
+    """Chunks of each op: ndarray of shape (N,), at least ``min_chunks`` (4), each about ``quantum_s`` of fair unit."""
     counts = np.ceil(program.fair_unit_s_N / quantum_s - 1e-9)
     return np.maximum(counts, MIN_CHUNKS_PER_OP if min_chunks is None else min_chunks).astype(np.int64)
 

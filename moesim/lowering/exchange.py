@@ -198,7 +198,7 @@ class Exchange:
     def _pairs(self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str) -> Array:
         """One op per pair of every leg; returns what each device waits for next: ndarray of shape (D, legs)."""
         legs = self.movement.legs if direction == "dispatch" else self.movement.legs[::-1]
-        done = []
+        done: list[Array] = []
         for leg in legs:
             copies = leg.copies_SD if direction == "dispatch" else leg.copies_SD.T
             senders, receivers = send_order(copies, self.schedule.send_order)
@@ -214,7 +214,7 @@ class Exchange:
             after = np.stack(waits, axis=1)
             ptr = None
             if self.schedule.send_window:
-                after, ptr = _windowed(after, senders, first, self.schedule.send_window)
+                after, ptr = windowed(after, senders, first, self.schedule.send_window)
             flows = self.builder.ops(
                 direction + leg.name + tag, len(senders), resources=rows.resource, amounts=rows.amount,
                 row_ptr=rows.ptr, latency_s=self._latency_s(direction, rows.hops_N), after=after, after_ptr=ptr,
@@ -274,7 +274,7 @@ def send_order(copies_SD: Array, order: str) -> tuple[Array, Array]:
     return s[by_turn], d[by_turn]
 
 
-def _windowed(after: Array, senders: Array, first: int, window: int) -> tuple[Array, Array]:
+def windowed(after: Array, senders: Array, first: int, window: int) -> tuple[Array, Array]:
     """Let each message also wait for the one ``window`` before it from the same sender; rows differ in length."""
     order = np.argsort(senders, kind="stable")
     nth = np.arange(len(senders)) - np.searchsorted(senders[order], senders[order])

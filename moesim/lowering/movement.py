@@ -50,7 +50,7 @@ class Movement:
     @cached_property
     def near_far_D(self) -> tuple[Array, Array, Array, Array]:
         """Copies that leave and enter each device inside its domain, and across: four ndarrays of shape (D,)."""
-        total = sum(leg.copies_SD for leg in self.legs)
+        total = np.sum([leg.copies_SD for leg in self.legs], axis=0)
         count, devices_per_domain = len(total), self.devices_per_domain
         domain = np.arange(count) // devices_per_domain
         out, into = total.sum(axis=1), total.sum(axis=0)

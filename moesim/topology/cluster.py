@@ -117,8 +117,8 @@ class Cluster:
 def load_cluster(name: str) -> Cluster:
     """Load a cluster by name, alias or path, or make one from a short name.
 
-    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice; the
-    name of a device profile is that device alone.
+    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice: bare
+    topologies, whose exchange is ``ideal``. The name of a device profile is that device alone.
 
     Raises:
         ConfigError: No such cluster (with near matches), or a malformed file.
@@ -156,12 +156,13 @@ def _build(name: str, file: ClusterFile) -> Cluster:
 def _by_shape(name: str) -> Cluster | None:
     """``star-N``, ``rail-NODESxDEVICES`` and ``torus-AxBxC``, of the shipped H100 and TPU v5p."""
     if found := re.fullmatch(r"star-([1-9]\d*)", name):
-        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]))
+        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]), dispatch="ideal")
     elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
-        base = load_cluster("h100-rail-8x8").with_(num_nodes=int(found[1]), devices_per_node=int(found[2]))
+        base = load_cluster("h100-rail-8x8").with_(num_nodes=int(found[1]), devices_per_node=int(found[2]),
+                                                    dispatch="ideal")
     elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
         axes = [int(n) for n in name.removeprefix("torus-").split("x")]
-        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1)
+        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1, dispatch="ideal")
     else:
         return None
     return Cluster(name=name, file=base.file, groups=base.groups, digest=base.digest, provenance=base.provenance)

@@ -137,8 +137,9 @@ def fabric_of(cluster: Cluster) -> Fabric:
             leaf_up, leaf_down = numbers.add("leaf_up", rate), numbers.add("leaf_down", rate)
     columns = (domain, local, near_out, near_in, switch, switch_up, switch_down, far_out, far_in, leaf, leaf_up,
                leaf_down, *tables)
-    return Fabric(runs=tuple(numbers.runs), num_devices=count,
-                  tables=Tables(kind, int(up is not None and up.routing == "single_path"), *(np.ascontiguousarray(c, dtype=np.int64) for c in columns)))
+    single_path = int(up is not None and up.routing == "single_path")
+    arrays = (np.ascontiguousarray(column, dtype=np.int64) for column in columns)
+    return Fabric(runs=tuple(numbers.runs), num_devices=count, tables=Tables(kind, single_path, *arrays))
 
 
 def _rates(cluster: Cluster) -> tuple[Array, Array]:

@@ -296,7 +296,10 @@ def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, l
     top = max(int(land_D.max()) + 1, fabric.num_resources)
     sizes, land = np.ascontiguousarray(bytes_SD, dtype=np.float64), np.asarray(land_D, dtype=np.int64)
     if fabric.tables.near_kind == PORTS:
-        return Rows(*_port_rows(*fabric.tables[2:3], *fabric.tables[4:14], *factors, sizes, by == "receiver", land, top))
+        t = fabric.tables
+        return Rows(*_port_rows(t.domain_D, t.near_out_D, t.near_in_D, t.switch_D, t.switch_up, t.switch_down,
+                                t.far_out_D, t.far_in_D, t.leaf_D, t.leaf_up, t.leaf_down, *factors, sizes,
+                                by == "receiver", land, top))
     return Rows(*_device_rows(fabric.tables, sizes, by == "receiver", factors, land, top))
 
 

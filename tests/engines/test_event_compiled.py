@@ -45,5 +45,5 @@ def test_compiled_equals_its_python(random_program, monkeypatch):
 
 @pytest.mark.parametrize("quantum", [0.0, -1.0, math.nan])
 def test_refused_quanta(random_program, quantum):
-    with pytest.raises(ConfigError, match="^event: expected a quantum > 0 s, got "):
+    with pytest.raises(ConfigError, match=r"^event: expected a quantum > 0 s, got "):
         run_event_compiled(random_program(0), quantum_s=quantum)

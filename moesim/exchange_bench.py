@@ -1,0 +1,96 @@
+"""How long an exchange takes on a fabric, and how long each engine takes to find out."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.engines import ENGINES
+from moesim.engines.bound import run_bound
+from moesim.engines.event import run_event
+from moesim.engines.event_compiled import run_event_compiled
+from moesim.engines.flow import run_flow
+from moesim.errors import UnknownNameError
+from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
+from moesim.program import Program, Timeline
+from moesim.topology import Cluster, load_cluster
+
+#: runs of which the shortest counts, while they take less than this many seconds together
+_REPEATS, _ENOUGH_S = 5, 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One exchange, simulated and timed.
+
+    Attributes:
+        makespan_s: Simulated time.
+        events: Times the clock advanced (flow) or chunks (event); 0 in closed form.
+        wall_s: The engine's own time, after warm-up, the program built.
+        build_s: Time to build the program.
+        granularity: ``device`` or ``pair``.
+    """
+
+    makespan_s: float
+    events: int
+    wall_s: float
+    build_s: float
+    granularity: str
+
+
+def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flow", routing: str = "uniform",
+                  granularity: str | None = None, chunks: int = 1, order: str = "rotated", window: int = 0,
+                  tolerance: float | None = None, seed: int = 0) -> Timed:
+    """Simulate an all-to-all of all devices on the bare fabric, and time the engine.
+
+    Args:
+        cluster: At least two devices.
+        bytes_per_pair: Mean bytes from a device to another.
+        engine: One of `moesim.engines.ENGINES`.
+        routing: How bytes spread over receivers, the same for every sender.
+        granularity: ``device`` or ``pair``; by default pair for event engines.
+        chunks: Chunks per op of event engines.
+        order: Of a sender's messages, for pairs.
+        window: Messages a sender has under way, for pairs; 0: all.
+        tolerance: Share of the bound that flow's re-solve may wait; by default by size.
+        seed: Seed of the routing.
+
+    Raises:
+        UnknownNameError: No such engine.
+        ConfigError: A routing of another form.
+        CapacityError: It would not fit in memory.
+    """
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    chosen = granularity or ("pair" if engine.startswith("event") else "device")
+
+    def build(machine: Cluster) -> Program:
+        sent = np.full(machine.num_devices, float(bytes_per_pair))
+        share = shares(routing, machine.num_devices, seed)
+        if engine == "bound" and chosen == "device":
+            return rank_one_program(machine, sent, share)
+        return exchange_program(machine, np.outer(sent, share), granularity=chosen, order=order, window=window)
+
+    def run(program: Program) -> Timeline:
+        if engine == "bound":
+            return run_bound(program)
+        if engine == "flow":
+            wait = None if tolerance is None else tolerance * run_bound(program).makespan_s
+            return run_flow(program, tolerance_s=wait)
+        event = run_event if engine == "event" else run_event_compiled
+        return event(program, quantum_s=math.inf, min_chunks=chunks)
+
+    run(build(load_cluster("star-4")))  # compiles
+    began = time.perf_counter()
+    program = build(cluster)
+    build_s = time.perf_counter() - began
+    walls: list[float] = []
+    while True:
+        began = time.perf_counter()
+        timeline = run(program)
+        walls.append(time.perf_counter() - began)
+        if len(walls) == _REPEATS or sum(walls) > _ENOUGH_S:
+            break
+    return Timed(makespan_s=timeline.makespan_s, events=timeline.events, wall_s=min(walls), build_s=build_s,
+                 granularity=chosen)

@@ -1,0 +1,181 @@
+"""Rank-1 traffic, ``u_s v_d`` bytes from s to d, on a fabric without an entry for every pair.
+
+Ports (switches, NICs) are products as they stand. On a torus walked axis by axis, a byte on a ring of axis a has the
+destination's place on the axes before a and the source's on those after it, so the load of a ring's links is a matrix
+product of the sources summed over the axes before and the destinations summed over those after.
+
+Shape legend: S = D devices, A axes; of axis a: n places, B places of the axes before it, F of those after it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from moesim.builder import ProgramBuilder
+from moesim.errors import ConfigError
+from moesim.factored import Factored
+from moesim.program import ENTRY_BYTES
+from moesim.topology.fabric import MESH, TORUS, Fabric
+from moesim.topology.routes import Factors, device_rows
+
+Array = np.ndarray
+
+
+def can_factor(fabric: Fabric) -> bool:
+    """Whether rank-1 traffic has a closed form here: ports without shared uplinks, or an axis-ordered torus."""
+    tables = fabric.tables
+    if tables.near_kind == TORUS:
+        several = int(tables.domain_D[-1]) > 0
+        twisted = not np.array_equal(tables.shift_A, tables.coord_LA.max(axis=0)) or _is_twisted(fabric)
+        return not (several or twisted or tables.single_path or len(tables.orders_OA) > 1)
+    return tables.near_kind != MESH and tables.leaf_up[0] < 0 and tables.switch_up[0] < 0
+
+
+def _is_twisted(fabric: Fabric) -> bool:
+    """Whether a step along an axis ever changes the place on another."""
+    coord, following = fabric.tables.coord_LA, fabric.tables.next_LX
+    for x in range(following.shape[1]):
+        there = following[:, x] >= 0
+        moved = coord[following[there, x]] != coord[there]
+        moved[:, x // 2] = False
+        if moved.any():
+            return True
+    return False
+
+
+def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D: Array, name: str,
+                hop_s: float = 0.0) -> Array:
+    """One op per receiver for traffic ``sent_S[s] * share_D[d]``; resources of the fabric must come first.
+
+    Args:
+        builder: The program.
+        fabric: Where `can_factor` holds.
+        sent_S: ndarray of shape (S,): factor of each sender.
+        share_D: ndarray of shape (D,): factor of each receiver, > 0.
+        name: Of the ops.
+        hop_s: Latency of a hop of a torus, of the longest way.
+
+    Raises:
+        ConfigError: Factors of the wrong shape, negative or not finite.
+    """
+    count = fabric.num_devices
+    for what, values in (("sent_S", sent_S), ("share_D", share_D)):
+        if np.shape(values) != (count,):
+            raise ConfigError(f"traffic.{what}: expected {count} numbers, got an array of shape {np.shape(values)}")
+        if not (np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
+            raise ConfigError(f"traffic.{what}: expected finite numbers >= 0")
+    tables = fabric.tables
+    first = builder.num_ops
+    ops = np.arange(first, first + count)
+    total = sent_S.sum() - sent_S
+    if tables.near_kind == TORUS:
+        load = TorusLoad(ops_I=ops, fabric=fabric, sent_S=sent_S, share_D=share_D)
+        builder.ops(name, count, latency_s=hop_s * load.hops_I(), bytes_per_flow=share_D * total / max(count - 1, 1),
+                    phase="dispatch")
+        builder.factored(load)
+        return ops
+    domain = tables.domain_D
+    within = np.bincount(domain, sent_S)[domain]
+    near, far = share_D * (within - sent_S), share_D * (sent_S.sum() - within)
+    own = [(tables.near_in_D, near)] if tables.near_in_D[0] >= 0 else []
+    own += [(tables.far_in_D, far)] if tables.far_in_D[0] >= 0 else []
+    builder.ops(name, count, resources=np.stack([r for r, _ in own], axis=1),
+                amounts=np.stack([a for _, a in own], axis=1), latency_s=hop_s,
+                bytes_per_flow=share_D * total / max(count - 1, 1), phase="dispatch")
+    device, whole = np.arange(count), np.zeros(count, dtype=np.int64)
+    if tables.near_out_D[0] >= 0:
+        builder.factored(Factored(ops_I=ops, resources_J=tables.near_out_D, row_I=share_D, column_J=sent_S,
+                                  outer_I=domain, outer_J=domain, inner_I=device, inner_J=device))
+    if tables.far_out_D[0] >= 0:
+        builder.factored(Factored(ops_I=ops, resources_J=tables.far_out_D, row_I=share_D, column_J=sent_S,
+                                  outer_I=whole, outer_J=whole, inner_I=domain, inner_J=domain))
+    return ops
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TorusLoad:
+    """Demands of receivers on the links of a torus, as the two factors of the traffic.
+
+    Attributes:
+        ops_I: Ops, one per device in order.
+        fabric: The torus.
+        sent_S: Factor of each sender.
+        share_D: Factor of each receiver.
+    """
+
+    ops_I: Array
+    fabric: Fabric
+    sent_S: Array
+    share_D: Array
+
+    @cached_property
+    def resources_J(self) -> Array:
+        """Every link."""
+        return np.arange(self.fabric.num_resources)
+
+    @cached_property
+    def _axes(self) -> list[int]:
+        return (self.fabric.tables.coord_LA.max(axis=0) + 1).tolist()
+
+    @cached_property
+    def _loads(self) -> tuple[Array, Array]:
+        """(bytes of every link, largest link bytes of each receiver per unit of its factor)."""
+        axes, count = self._axes, self.fabric.num_devices
+        links, largest = np.zeros((count, 2 * len(axes))), np.zeros(count)
+        for a, n in enumerate(axes):
+            before, after = int(np.prod(axes[:a])), int(np.prod(axes[a + 1 :]))
+            sources_nF = self.sent_S.reshape(before, n, after).sum(axis=0)
+            shares_Bn = self.share_D.reshape(before, n, after).sum(axis=2)
+            use = self._use(a, n)  # (way, place of the link, from, to)
+            for way in range(2):
+                to_nF = np.einsum("lpq,pf->lqf", use[way], sources_nF)  # bytes per link and destination's place
+                links[:, 2 * a + way] = np.einsum("lqf,bq->blf", to_nF, shares_Bn).ravel()
+                most_n = to_nF.max(axis=(0, 2))
+                largest = np.maximum(largest, np.broadcast_to(most_n[None, :, None], (before, n, after)).ravel())
+        return links.ravel(), largest
+
+    def _use(self, axis: int, n: int) -> Array:
+        """Share of the traffic between two places of a ring that passes each of its links: (2, n, n, n)."""
+        tables = self.fabric.tables
+        use = np.zeros((2, n, n, n))
+        shift = tables.shift_A @ tables.key_A
+        for start in range(n):
+            for end in range(n):
+                v = shift + (end - start) * tables.key_A[axis]
+                ways = tables.steps_VCA[v, : tables.ways_V[v], axis]
+                for steps in ways:
+                    way, place = int(steps < 0), start
+                    for _ in range(abs(int(steps))):
+                        use[way, place, start, end] += 1.0 / len(ways)
+                        place = (place + (1 if steps > 0 else -1)) % n
+        return use
+
+    def hops_I(self) -> Array:
+        """Hops of the longest way to each receiver: ndarray of shape (I,)."""
+        tables, hops = self.fabric.tables, np.zeros(self.fabric.num_devices)
+        shift = tables.shift_A @ tables.key_A
+        for a, n in enumerate(self._axes):
+            place = np.arange(n)
+            gaps = tables.steps_VCA[shift + (place[:, None] - place) * tables.key_A[a], 0, a]  # (to, from)
+            hops += np.abs(gaps).max(axis=1)[tables.coord_LA[:, a]]
+        return hops
+
+    def demand_J(self) -> Array:
+        """Bytes of every link: ndarray of shape (J,)."""
+        return self._loads[0]
+
+    def largest_s_I(self, capacity_R: Array) -> Array:
+        """Seconds of the busiest link of each receiver's own traffic: ndarray of shape (I,)."""
+        return self.share_D * self._loads[1] / capacity_R[0]
+
+    def expanded_bytes(self) -> float:
+        """The matrix of pairs, and a row of links for each receiver."""
+        return (8.0 + ENTRY_BYTES * 2 * len(self._axes)) * self.fabric.num_devices**2
+
+    def entries(self) -> tuple[Array, Array, Array]:
+        """(op, link, bytes) of every entry."""
+        count = self.fabric.num_devices
+        rows = device_rows(self.fabric, np.outer(self.sent_S, self.share_D), by="receiver",
+                           factors=Factors.ones(count), land_D=np.full(count, -1))
+        return np.repeat(self.ops_I, np.diff(rows.ptr)), rows.resource, rows.amount
