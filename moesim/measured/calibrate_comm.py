@@ -211,10 +211,9 @@ def _fit_deepep(family: str, bounds: dict[str, Bounds], fixed: dict[str, Paramet
         quantity = Quantity(rows=rows, kind=direction, bounds=limits, fixed=fixed[direction], factors={})
         parameters |= quantity.fit()[0]
         predicted = quantity.cross_validate(groups)
-        near = spread(quantity.measured / predicted)
-        residuals[f"calibrated-{direction}"] = residual(near, len(rows), f"{_CROSS} by shape")
-        residuals[f"spec_sheet-{direction}"] = residual(in_quadrature(near, release_spread(rows, quantity)), len(rows),
-                                                        f"{_CROSS} by shape, with the spread between releases")
+        both = in_quadrature(spread(quantity.measured / predicted), release_spread(rows, quantity))
+        near = residual(both, len(rows), f"{_CROSS} by shape, with the spread between releases")
+        residuals |= {f"calibrated-{direction}": near, f"spec_sheet-{direction}": near}
         scores |= {f"{k}-{direction}": v for k, v in scores_by(
             rows, predicted, quantity.measured, lambda r: "h100-sxm-EP" + (8 * r["node_num"]).astype(str)).items()}
     return Fitted(
@@ -232,8 +231,9 @@ def _widened(fitted: Fitted, nccl: Fitted, latency: Parameters, names: tuple[str
         latency: Device -> the factor of parameters ``names``.
     """
     residuals = dict(fitted.residuals)
-    for level in ("other_generation", "other_generation_few_shot"):
-        added = nccl.residuals[f"{level}-{_TRANSFER}"]
+    # without rows of the device its latencies are unknown, which short exchanges are made of; with ten they are not
+    for level, kind in (("other_generation", "alltoall"), ("other_generation_few_shot", _TRANSFER)):
+        added = nccl.residuals[f"{level}-{kind}"]
         for direction in ("dispatch", "combine"):
             own = fitted.residuals[f"spec_sheet-{direction}"]
             both = in_quadrature((own["low"], own["high"]), (added["low"], added["high"]))

@@ -59,10 +59,12 @@ def batches(rows) -> list[Batch]:
     """Split checked rows of one family into batches.
 
     Args:
-        rows: DataFrame of one family with its `comm_rows.COLUMNS`, ``system`` and, for NCCL if known, ``dataset``.
+        rows: DataFrame of one family with its `comm_rows.COLUMNS`, ``system`` and, for NCCL if known, ``version`` or
+            ``dataset``.
     """
     family, found = rows["family"].iloc[0], []
-    for name, part in rows.assign(_at=np.arange(len(rows))).groupby("system"):
+    rows = rows.assign(_at=np.arange(len(rows)), _legacy=_legacy(rows) if family == "nccl" else False)
+    for name, part in rows.groupby("system"):
         system = systems()[str(name)]
         if family == "nccl":
             for collective, some in part.groupby("op_name"):
@@ -98,20 +100,27 @@ def _nccl(part, system: System, collective) -> Callable[[Calibration], np.ndarra
     assert collective in COLLECTIVES
     near_peers = np.minimum(ranks, system.ranks_per_domain) - 1
     near, far = sent * near_peers / ranks, sent * (ranks - 1 - near_peers) / ranks
-    legacy: Any = np.zeros(len(part), dtype=bool)
-    if "dataset" in part:
-        legacy = np.array([_version(d) < _LEGACY_BEFORE for d in part["dataset"]])
+    legacy: Any = part["_legacy"].to_numpy(dtype=bool)
     return lambda calibration: Nccl(ports=system.ports(ranks), calibration=calibration, collective=collective,
                                     legacy=legacy).time_s(near, far)
 
 
-def _version(dataset: object) -> tuple[int, int]:
-    """(2, 27) of ``nccl/2.27.3``; the newest where it is not known."""
-    family, _, version = str(dataset).partition("/")
-    digits = version.split(".")
-    if family != "nccl" or len(digits) < 2 or not all(d.isdigit() for d in digits[:2]):
-        return (99, 0)
-    return int(digits[0]), int(digits[1])
+def _legacy(rows) -> np.ndarray:
+    """Which NCCL rows ran a version before 2.25: ndarray of bool, shape (rows,).
+
+    By column ``version``; folders are named after versions, too, but some hold another. The package's tables of NCCL
+    2.23 have no such column: empty there where other rows have it, ``dataset`` decides, and without that it is old.
+    """
+    versions = [_version(v) for v in rows["version"]] if "version" in rows else [None] * len(rows)
+    folders = [_version(str(d).removeprefix("nccl/")) for d in rows["dataset"]] if "dataset" in rows else versions
+    fallback = (0, 0) if any(versions) else (99, 0)
+    return np.array([(v or f or fallback) < _LEGACY_BEFORE for v, f in zip(versions, folders, strict=True)])
+
+
+def _version(text: object) -> tuple[int, int] | None:
+    """(2, 27) of ``2.27.3``; None of anything else."""
+    digits = str(text).split(".")
+    return (int(digits[0]), int(digits[1])) if len(digits) > 1 and all(d.isdigit() for d in digits[:2]) else None
 
 
 def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:

@@ -86,8 +86,8 @@ def load_comm_rows(family: str, system: str):
     """All rows of a family on one system, several measurements of one row as their median.
 
     Returns:
-        pandas DataFrame with ``family``, ``system``, ``dataset``, `COLUMNS` and `MEASURED` of the family; empty where
-        the package has none.
+        pandas DataFrame with ``family``, ``system``, ``dataset``, ``version``, `COLUMNS` and `MEASURED` of the family;
+        empty where the package has none.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -97,12 +97,13 @@ def load_comm_rows(family: str, system: str):
     tables = []
     for path in silicon.find_tables(system, f"comm/*/*/{_FILES[family]}.parquet"):
         table = silicon.read_table(path)
-        tables.append(table.assign(family=family, system=system, dataset="/".join(path.parts[-3:-1])))
-    keys = ["family", "system", "dataset", *COLUMNS[family]]
+        version = table.get("version")
+        tables.append(table.assign(family=family, system=system, dataset="/".join(path.parts[-3:-1]), version=version))
+    keys = ["family", "system", "dataset", "version", *COLUMNS[family]]
     if not tables:
         return pd.DataFrame(columns=[*keys, *MEASURED[family]])
     rows = pd.concat(tables, ignore_index=True)
-    return rows.groupby(keys, as_index=False)[list(MEASURED[family])].median()
+    return rows.groupby(keys, as_index=False, dropna=False)[list(MEASURED[family])].median()
 
 
 def load_family(family: str, names: tuple[str, ...] | None = None):

@@ -132,7 +132,7 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     out = {c: np.full(len(table), "", dtype=object) for c in columns[:2]} | out
     for family in table["family"].unique():
         positions = np.flatnonzero((table["family"] == family).to_numpy())
-        keep = [c for c in ("family", "system", "dataset", *COLUMNS[family]) if c in table]
+        keep = [c for c in ("family", "system", "dataset", "version", *COLUMNS[family]) if c in table]
         for batch in batches(table.iloc[positions][keep].reset_index(drop=True)):
             profile = systems()[batch.system].profile
             calibration = load_calibration(CALIBRATION[family], profile, few_shot=few_shot)

@@ -237,3 +237,20 @@ def test_targets_on_rows_not_fitted():
                            (("nvl72_alltoall", "-", "gb200", "EP32"), 8, 16)):
         assert rows[key]["mape"] < mape, key
         assert rows[key]["p90"] < p90, key
+
+
+@pytest.mark.parametrize(("columns", "old"), [
+    ({}, [False, False]),
+    ({"dataset": ["nccl/2.23", "nccl/2.29.2"]}, [True, False]),
+    ({"dataset": ["trtllm/1.3.0rc10", None]}, [False, False]),
+    ({"version": ["2.23.4", "2.27.3"]}, [True, False]),
+    ({"version": ["2.29.2", "2.29.2"], "dataset": ["nccl/2.23", "nccl/2.29.2"]}, [False, False]),
+    ({"version": [None, "2.29.2"]}, [True, False]),
+    ({"version": [None, None]}, [False, False]),
+    ({"version": [None, "2.29.2"], "dataset": ["nccl/2.27.3", "nccl/2.29.2"]}, [False, False]),
+])
+def test_old_nccl_is_known_by_its_version(columns, old):
+    rows = pd.DataFrame([NCCL | {"message_size": 1 << 17}] * 2).assign(**columns)
+    times = predictions(rows)["predicted_us"]
+    newest = predictions(rows[["family", *COLUMNS["nccl"], "system"]])["predicted_us"]
+    assert (times < newest).tolist() == old
