@@ -62,12 +62,12 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name: experts, top-k, width, format, gate, layout, placement."""
+        """Short name: experts, top-k, width, format, gate, layout, placement, and a schedule that is not the usual."""
         layer, spread = self.layer, self.parallelism
         place = self.placement + (f"+{self.num_replicas}" if self.num_replicas else "")
         width = short_text(layer.expert_intermediate_size)
         return (f"E{layer.num_experts} k{layer.top_k} I{width} {layer.precision.name} "
-                f"{layer.gate} ep{spread.ep}tp{spread.tp} {place}")
+                f"{layer.gate} ep{spread.ep}tp{spread.tp} {place} {self.schedule}").rstrip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

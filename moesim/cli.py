@@ -17,6 +17,7 @@ from moesim.errors import MoesimError
 from moesim.hardware import load_profile
 from moesim.model import Gate, Precision
 from moesim.presets import load_preset, preset_names
+from moesim.schedule import DISPATCHES, Schedule
 from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
@@ -124,7 +125,12 @@ def simulate(
         typer.Option(help="Instead of the preset's: a width, or 64x256+64x1024 for experts that differ; 0 prunes."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    engine: Annotated[str, typer.Option(help="bound, flow or event.")] = "flow",
+    dispatch: Annotated[
+        str | None, typer.Option(help=f"Exchange: {', '.join(DISPATCHES)}; default: the cluster's.")
+    ] = None,
+    micro_batches: Annotated[int, typer.Option(help="Parts of the batch; 2 overlaps travel with compute.")] = 1,
+    granularity: Annotated[str, typer.Option(help="device, or pair (to 256 devices).")] = "device",
+    engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
     layer_only: Annotated[bool, typer.Option("--layer-only", help="Do not check that the whole model fits.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the result as CSV.")] = None,
@@ -152,6 +158,7 @@ def simulate(
         placement=placement,
         num_replicas=replicas,
         dense_part=None if layer_only else model.dense_part,
+        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches, granularity=granularity),  # type: ignore[arg-type]
     )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
     result = run(candidate, machine, workload, engine=engine)

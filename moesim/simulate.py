@@ -43,7 +43,9 @@ def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
     # work is rows x width
     placement = place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas)
     return placement, tuple(spread_tokens(routing.part(m, parts), placement, parallelism, capacity_factor,
-                                          devices_per_domain=per_domain) for m in range(parts))
+                                          devices_per_domain=per_domain,
+                                          num_left=int((width_E > 0).sum()) if widths else None)
+                            for m in range(parts))
 
 
 def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload,

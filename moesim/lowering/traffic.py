@@ -51,17 +51,18 @@ class Traffic:
         return float(rows.max() / rows.mean())
 
 
-def _within_capacity(routing: Routing, capacity_factor: float | None) -> Array | None:
+def _within_capacity(routing: Routing, capacity_factor: float | None, num_left: int) -> Array | None:
     """Choices that find room, in token order: ndarray of shape (T, K), bool; None if every choice does."""
     if capacity_factor is None:
         return None
     ids = routing.expert_ids_TK
-    capacity = int(np.ceil(capacity_factor * ids.size / routing.num_experts))
+    capacity = int(np.ceil(capacity_factor * ids.size / num_left))
     return turn_of_choice(ids, routing.num_experts) < capacity
 
 
 def spread_tokens(routing: Routing, placement: Placement, parallelism: Parallelism,
-                  capacity_factor: float | None = None, *, devices_per_domain: int | None = None) -> Traffic:
+                  capacity_factor: float | None = None, *, devices_per_domain: int | None = None,
+                  num_left: int | None = None) -> Traffic:
     """Send every choice to its slot.
 
     Args:
@@ -70,10 +71,11 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
         parallelism: Each rank is ``tp`` devices, numbered together.
         capacity_factor: Slots per expert over the mean load; None drops nothing.
         devices_per_domain: Consecutive devices of a domain; by default all of them.
+        num_left: Experts that are not pruned, over which the mean load is taken; by default all.
     """
     ranks, tp = parallelism.ep, parallelism.tp
     slot_TK = placement.slot_of_choice(routing.expert_ids_TK)
-    keep_TK = _within_capacity(routing, capacity_factor)
+    keep_TK = _within_capacity(routing, capacity_factor, num_left or routing.num_experts)
     devices_per_domain = devices_per_domain or ranks * tp
     domain_W = np.arange(ranks) * tp // devices_per_domain
     num_domains = -(-ranks * tp // devices_per_domain)
