@@ -35,6 +35,7 @@ app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 validate_app.command("comm")(cli_comm.validate_comm)
+validate_app.command("published")(cli_comm.validate_published)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)
 
 

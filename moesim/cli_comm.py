@@ -57,3 +57,25 @@ def calibrate_comm(
     print_table("Error on rows left out of the fit, %", [{"class": k, **v} for k, v in scores.items()],
                 ["class", "rows", "median", "mape", "p90", "bias"])
     say(f"wrote {', '.join(str(out / f'{name}.toml') for name in fitting.NAMES)}")
+
+
+def validate_published(
+    out: Annotated[Path | None, typer.Option(help="Write every point as CSV.")] = None,
+) -> None:
+    """Simulate the published figures that can be simulated, and say why the others cannot."""
+    from moesim.measured.published import WITHIN, compare, summary
+    from moesim.report.tables import write_csv
+    from moesim.report.terminal import print_table, say
+
+    rows = compare()
+    columns = ["point", "metric", "published", "simulated", "error_percent", "note"]
+    covered = [row for row in rows if row["simulated"] is not None]
+    print_table("Published figures, simulated (flow engine)", covered, columns)
+    print_table("Not covered", [row for row in rows if row["simulated"] is None], ["point", "scored", "note"])
+    found = summary(rows)
+    shares = ", ".join(f"{found[f'within_{limit}_percent']:.0f} % within {limit} %" for limit in WITHIN)
+    print(f"{found['scored']:.0f} scored points, {found['covered']:.0f} covered: {shares}; "
+          f"{found['off_by_more_than_2x']:.0f} off by more than 2x (one not covered counts as a miss)")
+    if out is not None:
+        write_csv(out, rows)
+        say(f"wrote {out}")

@@ -194,6 +194,11 @@ def validate(data: object, schema: type[M], where: str) -> M:
         raise ConfigError(describe(error, where)) from None
 
 
+def shipped(folder: str, name: str) -> Path:
+    """A file of the data package that users do not replace."""
+    return _SHIPPED / folder / name
+
+
 def user_folder() -> Path:
     """The user's data folder: ``$MOESIM_HOME``, else the platform's usual place."""
     if home := os.environ.get("MOESIM_HOME"):

@@ -11,6 +11,7 @@ Exchanges, by name:
   other (as in Tutel's and DeepSpeed-MoE's two-dimensional all-to-all).
 - ``all_gather``: every token to every device, results by reduce-scatter (what tensor-parallel stacks do).
 - ``ici``: straight to each device along the torus.
+- ``host``: as ``nccl``, at the rate and start that `moesim measure` found between the ranks of one host.
 - ``ideal``: as ``nccl`` without any overhead: bytes over the data sheet's rate.
 """
 
@@ -31,6 +32,7 @@ DISPATCHES: dict[str, tuple[str, Movement, bool]] = {
     "hierarchical": ("nccl", "staged", False),
     "all_gather": ("all_gather", "all_gather", False),
     "ici": ("ici", "direct", False),
+    "host": ("host", "direct", False),
     "ideal": ("ideal", "direct", False),
 }
 
@@ -41,6 +43,7 @@ class Schedule:
 
     Attributes:
         dispatch: Exchange, one of `DISPATCHES`; None: the cluster's.
+        num_comm_sms: SMs of DeepEP's normal mode; None: its default.
         num_micro_batches: Parts of the batch; with two, one travels while the other computes.
         granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source and destination,
             which shows send order and incast, for up to 256 devices.
@@ -53,6 +56,7 @@ class Schedule:
     """
 
     dispatch: str | None = None
+    num_comm_sms: int | None = None
     num_micro_batches: int = 1
     granularity: Granularity = "device"
     send_order: Literal["rotated", "naive"] = "rotated"
@@ -61,6 +65,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.dispatch is not None and self.dispatch not in DISPATCHES:
             raise UnknownNameError("dispatch", self.dispatch, DISPATCHES)
+        if self.num_comm_sms is not None:
+            require_int("schedule.num_comm_sms", self.num_comm_sms, 1)
         require_int("schedule.num_micro_batches", self.num_micro_batches, 1)
         require_int("schedule.send_window", self.send_window, 0)
         require(self.granularity in ("device", "pair"), "schedule.granularity", "device or pair", self.granularity)
@@ -68,6 +74,8 @@ class Schedule:
 
     def __str__(self) -> str:
         parts = [self.dispatch or ""]
+        if self.num_comm_sms is not None:
+            parts.append(f"sm{self.num_comm_sms}")
         if self.num_micro_batches > 1:
             parts.append(f"mb{self.num_micro_batches}")
         if self.granularity == "pair":

@@ -84,7 +84,8 @@ def lower(candidate: Candidate, cluster: Cluster, workload: Workload) -> Program
 
     placement, batches = batches_of(candidate, cluster, workload, candidate.schedule.num_micro_batches)
     layer = candidate.layer
-    kernel = exchange_kernel(cluster, candidate.schedule.dispatch) if cluster.num_devices > 1 else None
+    schedule = candidate.schedule
+    kernel = exchange_kernel(cluster, schedule.dispatch, schedule.num_comm_sms) if cluster.num_devices > 1 else None
     widths = None if layer.widths_key is None else slot_widths(layer, placement, candidate.parallelism.tp)
     return lower_layer(candidate, cluster, batches, kernel, widths_DL=widths)
 

@@ -118,7 +118,8 @@ def load_cluster(name: str) -> Cluster:
     """Load a cluster by name, alias or path, or make one from a short name.
 
     ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice: bare
-    topologies, whose exchange is ``ideal``. The name of a device profile is that device alone.
+    topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the host that `moesim measure` measured. The name
+    of a device profile is that device alone.
 
     Raises:
         ConfigError: No such cluster (with near matches), or a malformed file.
@@ -154,7 +155,7 @@ def _build(name: str, file: ClusterFile) -> Cluster:
 
 
 def _by_shape(name: str) -> Cluster | None:
-    """``star-N``, ``rail-NODESxDEVICES`` and ``torus-AxBxC``, of the shipped H100 and TPU v5p."""
+    """``star-N``, ``rail-NODESxDEVICES``, ``torus-AxBxC`` of the shipped H100 and TPU v5p, ``local-N`` of this host."""
     if found := re.fullmatch(r"star-([1-9]\d*)", name):
         base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]), dispatch="ideal")
     elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
@@ -163,9 +164,26 @@ def _by_shape(name: str) -> Cluster | None:
     elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
         axes = [int(n) for n in name.removeprefix("torus-").split("x")]
         base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1, dispatch="ideal")
+    elif found := re.fullmatch(r"(.+)-([1-9]\d*)", name):
+        return _on_one_host(name, found[1], int(found[2]))
     else:
         return None
     return Cluster(name=name, file=base.file, groups=base.groups, digest=base.digest, provenance=base.provenance)
+
+
+def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
+    """Ranks of one measured host, joined by what was measured between them; None if that is no such profile."""
+    try:
+        profile = load_profile(profile_name)
+    except configfile.UnknownNameError:
+        return None
+    if profile.host_fabric is None:
+        return None
+    rate = {"value": profile.host_fabric.port_bytes_per_s / GB, "kind": "measured", "source": "profile"}
+    values = {"title": f"{ranks} ranks of {profile_name} on one host", "profile": profile_name, "num_nodes": 1,
+              "devices_per_node": ranks, "dispatch": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
+              "sources": {"profile": {"title": f"[host_fabric] of {profile_name}"}}}
+    return _build(name, configfile.validate(values, ClusterFile, name))
 
 
 def check_devices(cluster: Cluster, needed: int, what: str) -> None:

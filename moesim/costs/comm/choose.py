@@ -7,6 +7,7 @@ from moesim.costs.calibration import Calibration, load_calibration
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.wire import Wire
 from moesim.costs.comm.work import CommKernel, Direction, Ports, Price, Work
+from moesim.errors import ConfigError
 from moesim.schedule import DISPATCHES
 from moesim.topology import Cluster
 from moesim.units import US
@@ -53,29 +54,36 @@ def ports_of(cluster: Cluster) -> Ports:
                  num_sms=cluster.profile.num_sms)
 
 
-def exchange_kernel(cluster: Cluster, dispatch: str | None = None) -> CommKernel:
+def exchange_kernel(cluster: Cluster, dispatch: str | None = None, num_sms: int | None = None) -> CommKernel:
     """The priced kernel of an exchange.
 
     Args:
         cluster: Where it runs.
         dispatch: One of `moesim.schedule.DISPATCHES`; None: the cluster's own.
+        num_sms: SMs of DeepEP's normal mode, where they are not its default.
 
     Raises:
         UnknownNameError: The cluster file names a kernel that does not exist.
-        ConfigError: A calibration file is missing or malformed.
+        ConfigError: A calibration file is missing or malformed, or a host without a measured all-to-all.
     """
     name = dispatch or cluster.file.dispatch
     kernel = DISPATCHES[name][0] if name in DISPATCHES else name
     ports = ports_of(cluster)
     if kernel == "ideal":
         return Wire(ports=ports)
+    if kernel == "host":
+        fabric = cluster.profile.host_fabric
+        if fabric is None:
+            raise ConfigError(f"dispatch host: {cluster.profile.name} has no measured all-to-all; `moesim measure` "
+                              "writes a profile that has")
+        return Wire(ports=ports, start_s=fabric.start_s, level="calibrated", spread=fabric.interval)
     if kernel == "ici":
         assumed = _ici(cluster)
         return Wire(ports=ports, efficiency=assumed["link_efficiency"], start_s=assumed["start_us"] * US)
     if kernel == "all_gather":
         return _Pair(there=comm_kernel("nccl_all_gather", ports, cluster.profile),
                      back=comm_kernel("nccl_reduce_scatter", ports, cluster.profile))
-    return comm_kernel(kernel, ports, cluster.profile)
+    return comm_kernel(kernel, ports, cluster.profile, num_sms=num_sms)
 
 
 def exchange_digest(cluster: Cluster, dispatch: str | None = None) -> str:
