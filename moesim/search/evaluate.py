@@ -9,8 +9,8 @@ from moesim.quality import estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.space import Space
 from moesim.simulate import memory_of, simulate
-from moesim.trust import basis_digest
 from moesim.topology import Cluster
+from moesim.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION
 

@@ -32,8 +32,8 @@ from moesim.search.evaluate import OBJECTIVES, Evaluation, check_objectives, eva
 from moesim.search.pareto import front, spread
 from moesim.search.space import Space
 from moesim.search.storage import Direction, open_journal
-from moesim.trust import calibration_digests
 from moesim.topology import Cluster
+from moesim.trust import calibration_digests
 from moesim.version import VERSION
 
 BATCH = 50
