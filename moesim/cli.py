@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from moesim import cli_comm, configfile
-from moesim.cli_bench import bench_app
 from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.cli_bench import bench_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
 from moesim.model import Gate, Precision
@@ -141,6 +141,7 @@ def simulate(
 
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
+    from moesim.simulate import exchange_of
     from moesim.simulate import simulate as run
 
     model = load_preset(preset, Precision.named(precision))
@@ -178,11 +179,16 @@ def simulate(
         f"({result.layer_time_low_s / US:,.0f} to {result.layer_time_high_s / US:,.0f}), engine {engine}"
     )
     print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
+    for row in exchange_of(candidate, machine, workload):
+        print(f"{row['direction']:14} {row['exchange']}: {row['copies_per_token']:.2f} copies a token, "
+              f"{row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far from the busiest device, "
+              f"{row['num_sms']} SMs; limited by {row['limited_by']}")
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
         print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
-    print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}; tile {result.tile}")
+    print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}"
+          + (f"; tile {result.tile}" if result.tile else ""))
     if out is not None:
         write_csv(out, [result.row()])
 

@@ -16,7 +16,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Time the engines on an excha
 @bench_app.command("alltoall")
 def bench_alltoall(
     cluster: Annotated[str, typer.Option(help="Cluster file or name, or star-1024, rail-128x8, torus-8x8x16.")],
-    bytes_per_pair: Annotated[float, typer.Option(help="Mean bytes from a device to another.", min=0.0)],
+    bytes_per_pair: Annotated[float, typer.Option(help="Mean bytes between two devices.", min=0.0)],
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     routing: Annotated[str, typer.Option(help="How bytes spread over receivers, as --routing of simulate.")] = "uniform",
     granularity: Annotated[

@@ -51,8 +51,13 @@ class Names:
 class Block(Protocol):
     """Demands that are kept as a rule: see `moesim.factored`."""
 
-    ops_I: Array
-    resources_J: Array
+    @property
+    def ops_I(self) -> Array:
+        """Ops."""
+
+    @property
+    def resources_J(self) -> Array:
+        """Resources."""
 
     def demand_J(self) -> Array:
         """Total demand on each of its resources: ndarray of shape (J,)."""

@@ -43,7 +43,7 @@ class Result:
         seed: Seed of the routing.
         version: moesim's version.
         profile_hash: Hash over cluster, device and calibration files.
-        tile: Tile of the expert GEMMs.
+        tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
     """
 
     candidate: Candidate

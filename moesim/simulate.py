@@ -18,6 +18,7 @@ from moesim.result import Result
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.topology import Cluster, check_devices
 from moesim.trust import basis_digest, trust_of
+from moesim.units import MB
 from moesim.version import VERSION
 
 if TYPE_CHECKING:
@@ -90,6 +91,34 @@ def lower(candidate: Candidate, cluster: Cluster, workload: Workload) -> Program
     return lower_layer(candidate, cluster, batches, kernel, widths_DL=widths)
 
 
+def exchange_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> list[dict[str, object]]:
+    """What dispatch and combine move, and what holds them back.
+
+    Returns:
+        A row for each direction: exchange, copies per token (own rank included), MB that the busiest device sends near
+        and far, SMs that the kernel holds, the limiting stage of most devices; none for one device.
+    """
+    if cluster.num_devices == 1:
+        return []
+    from moesim.lowering.exchange import Priced
+
+    schedule, layer = candidate.schedule, candidate.layer
+    _, (traffic,) = batches_of(candidate, cluster, workload)
+    name = schedule.dispatch or cluster.file.dispatch
+    priced = Priced.of(layer, traffic, exchange_kernel(cluster, name, schedule.num_comm_sms), cluster, dispatch=name,
+                       num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
+    near_out, _, far_out, _ = priced.movement.near_far_D
+    rows = []
+    for direction, price in priced.prices.items():
+        stages, counts = np.unique(price.limiting_D, return_counts=True)
+        size = priced.copy_bytes[direction]
+        rows.append({"direction": direction, "exchange": name,
+                     "copies_per_token": float(priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()),
+                     "near_mb": float(near_out.max()) * size / MB, "far_mb": float(far_out.max()) * size / MB,
+                     "num_sms": price.num_sms, "limited_by": str(stages[counts.argmax()])})
+    return rows
+
+
 def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tuple[MemoryNeed, int] | None:
     """Memory of the fullest device and its number; None without a dense part."""
     if candidate.dense_part is None:
@@ -153,7 +182,8 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         seed=workload.seed,
         version=VERSION,
         profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
-        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations)),
+        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
+        if cluster.profile.execution == "waves" else "",
     )
 
 
@@ -186,4 +216,5 @@ def _utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
     return out
 
 
-__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "lower", "memory_of", "simulate", "traffic_of"]
+__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "exchange_of", "lower", "memory_of", "simulate",
+           "traffic_of"]

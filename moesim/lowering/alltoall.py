@@ -86,7 +86,9 @@ def exchange_program(cluster: Cluster, bytes_SD: Array, *, granularity: str = "d
         return builder.build()
     senders, receivers = send_order(bytes_SD, order)
     rows = pair_rows(fabric, bytes_SD, senders, receivers, factors=factors, land_D=nowhere)
-    after, ptr = (None, None) if not window else windowed(np.zeros((len(senders), 0), dtype=np.int64), senders, 0, window)
+    after, ptr = None, None
+    if window:
+        after, ptr = windowed(np.zeros((len(senders), 0), dtype=np.int64), senders, 0, window)
     builder.ops("send", len(senders), resources=rows.resource, amounts=rows.amount, row_ptr=rows.ptr, phase="dispatch",
                 latency_s=latency_s + cluster.hop_s * rows.hops_N, after=after, after_ptr=ptr, own_batch=bool(window),
                 release_s=0.0 if release_S is None else release_S[senders], bytes_per_flow=rows.bytes_N)
@@ -120,9 +122,8 @@ def check_room(num_devices: int, granularity: str, *, torus: bool) -> None:
     per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
     need, there = per_pair * num_devices**2, _ROOM * memory_bytes()
     if need > there:
-        raise CapacityError(f"{num_devices} devices at {granularity} granularity would take {need / GIB:.1f} GiB of the "
-                            f"{there / GIB:.1f} that may be used: use engine bound with the same share for every sender"
-                            )
+        raise CapacityError(f"{num_devices} devices at {granularity} granularity would take {need / GIB:.1f} GiB of "
+                            f"the {there / GIB:.1f} that may be used: use engine bound, device granularity")
 
 
 def memory_bytes() -> float:

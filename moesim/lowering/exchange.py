@@ -4,6 +4,10 @@ Device granularity: one op per receiver in dispatch and one per sender in combin
 wait for alone and cold devices return early. Where gates do not end together, senders fall into classes by when they
 are ready, with one op per receiver and class. Pair granularity: one op per source and destination, in send order.
 
+An exchange ends on a device when its last message has been sent and received; only then does the next one of its
+communication stream begin. At device granularity that is when it ends everywhere, since every sender has something
+for the slowest receiver.
+
 A communication kernel's price is laid on the ports: the device whose tokens they are is held to what its SMs can
 handle, the other end to the port's own overhead, and what no port shows is latency.
 
@@ -120,7 +124,7 @@ class Exchange:
             return Factors(near_own, price.near_factor_D, far_own, price.far_factor_D, near_own)
         return Factors(price.near_factor_D, near_own, price.far_factor_D, far_own, price.near_factor_D)
 
-    def dispatch(self, ready_D: Array, spread_s: Array, after_D: Array | None, tag: str = "") -> Array:
+    def dispatch(self, ready_D: Array, spread_s: Array, after_D: Array | None, tag: str = "") -> tuple[Array, Array]:
         """Send tokens to their experts.
 
         Args:
@@ -130,7 +134,8 @@ class Exchange:
             tag: Ending of the ops' names.
 
         Returns:
-            ndarray of shape (D, M): ops that each device's experts wait for.
+            (arrived, ended), two ndarrays of shape (D, M): ops that each device's experts wait for, and those that
+            the next exchange of its communication stream waits for.
         """
         if self.schedule.granularity == "pair":
             return self._pairs("dispatch", ready_D, after_D, tag)
@@ -152,9 +157,11 @@ class Exchange:
                 arrived.append(self._device_ops("dispatch", name, sent, "receiver", _join(waits, before)))
             if self.movement.serial and which == 0:
                 gathered = self._by_rail("gathered" + tag, np.stack(arrived, axis=1), "dispatch")
-        return self._with_relays(np.stack(arrived, axis=1), "arrived" + tag, "dispatch", len(classes))
+        every = np.stack(arrived, axis=1)
+        return (self._with_relays(every, "arrived" + tag, "dispatch", len(classes)),
+                self._barrier("all dispatched" + tag, every, "dispatch"))
 
-    def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> Array:
+    def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> tuple[Array, Array]:
         """Send results back.
 
         Args:
@@ -163,7 +170,7 @@ class Exchange:
             tag: Ending of the ops' names.
 
         Returns:
-            ndarray of shape (D, M): ops that each device's stream goes on after.
+            (arrived, ended) as `dispatch`: what each device's sums wait for, and what its stream goes on after.
         """
         if self.schedule.granularity == "pair":
             return self._pairs("combine", after_D, stream_D, tag)
@@ -181,7 +188,8 @@ class Exchange:
                                          _join(_join(waits, after_D), stream_D)))
             if self.movement.serial and which == 0:
                 gathered = self._by_rail("crossed" + tag, np.stack(sent, axis=1), "combine")
-        return np.stack(sent, axis=1)
+        everywhere = self._barrier("all sent" + tag, np.stack(sent, axis=1), "combine")
+        return everywhere, everywhere
 
     def _device_ops(self, direction: Direction, name: str, copies_SD: Array, by: str, after: Array | None) -> Array:
         rows = device_rows(self.fabric, copies_SD * self.priced.copy_bytes[direction], by=by,
@@ -195,10 +203,11 @@ class Exchange:
         """A collective's start is that of its slowest member; hops come on top."""
         return float(self.priced.prices[direction].latency_s_D.max()) + self.cluster.hop_s * hops_N
 
-    def _pairs(self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str) -> Array:
-        """One op per pair of every leg; returns what each device waits for next: ndarray of shape (D, legs)."""
+    def _pairs(self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str) -> tuple[Array, Array]:
+        """One op per pair of every leg; returns what each device waits for next, as `dispatch`."""
         legs = self.movement.legs if direction == "dispatch" else self.movement.legs[::-1]
         done: list[Array] = []
+        sent: list[Array] = []
         for leg in legs:
             copies = leg.copies_SD if direction == "dispatch" else leg.copies_SD.T
             senders, receivers = send_order(copies, self.schedule.send_order)
@@ -207,8 +216,7 @@ class Exchange:
             first = self.builder.num_ops
             waits = [ready_D[senders]]
             if stream_D is not None:
-                ends = receivers if direction == "dispatch" else senders
-                waits += list(stream_D[ends].T)
+                waits += [*stream_D[senders].T, *stream_D[receivers].T]
             if self.movement.serial and done:
                 waits.append(done[-1][senders])
             after = np.stack(waits, axis=1)
@@ -219,12 +227,14 @@ class Exchange:
                 direction + leg.name + tag, len(senders), resources=rows.resource, amounts=rows.amount,
                 row_ptr=rows.ptr, latency_s=self._latency_s(direction, rows.hops_N), after=after, after_ptr=ptr,
                 bytes_per_flow=rows.bytes_N, phase=direction, own_batch=bool(self.schedule.send_window))
-            order = np.argsort(receivers, kind="stable")
-            counts = np.bincount(receivers, minlength=len(copies))
-            done.append(self.builder.ops(
-                f"{direction}{leg.name}_done{tag}", len(copies), after=flows[order],
-                after_ptr=np.concatenate([[0], np.cumsum(counts)]), phase=direction))
-        return self._with_relays(np.stack(done, axis=1), f"{direction}_relayed{tag}", direction, 1)
+            for ends, ended, word in ((receivers, done, "done"), (senders, sent, "sent")):
+                order = np.argsort(ends, kind="stable")
+                counts = np.bincount(ends, minlength=len(copies))
+                ended.append(self.builder.ops(
+                    f"{direction}{leg.name}_{word}{tag}", len(copies), after=flows[order],
+                    after_ptr=np.concatenate([[0], np.cumsum(counts)]), phase=direction))
+        return (self._with_relays(np.stack(done, axis=1), f"{direction}_relayed{tag}", direction, 1),
+                np.stack([*done, *sent], axis=1))
 
     def _with_relays(self, arrived_DM: Array, name: str, phase: str, per_leg: int) -> Array:
         """Side by side hops: a device also waits for the relays of its domain."""
@@ -247,7 +257,7 @@ class Exchange:
         return np.tile(barriers, len(ops_DM) // size)[:, None]
 
     def _barrier(self, name: str, ops: Array, phase: str) -> Array:
-        return np.full((self.fabric.num_devices, 1), self.builder.op(name, after=ops, phase=phase))
+        return np.full((self.fabric.num_devices, 1), self.builder.op(name, after=ops.ravel(), phase=phase))
 
     def _classes(self, ready_s: Array) -> list[Array]:
         """Senders by when they are ready: bool masks of shape (D,), one if they are ready together."""

@@ -79,13 +79,13 @@ class _Lowering:
         arrived = [(ready_D if shared is None else shared)[:, None] for ready_D, _, shared in prepared]
         for m, exchange in enumerate(self.exchanges):
             ready_D, ready_s, _ = prepared[m]
-            arrived[m] = exchange.dispatch(ready_D, ready_s, stream_D, tags[m])
-            stream_D = arrived[m] if self.overlapped else None
+            arrived[m], ended = exchange.dispatch(ready_D, ready_s, stream_D, tags[m])
+            stream_D = ended if self.overlapped else None
         computed = [self._experts(m, arrived[m], prepared[m][2], tags[m]) for m in range(len(tags))]
         for m, exchange in enumerate(self.exchanges):
-            sent = exchange.combine(computed[m], stream_D, tags[m])
-            stream_D = sent if self.overlapped else None
-            self._reduce(m, sent, tags[m])
+            returned, ended = exchange.combine(computed[m], stream_D, tags[m])
+            stream_D = ended if self.overlapped else None
+            self._reduce(m, returned, tags[m])
         return self.builder.build()
 
     def _phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str) -> Array:
@@ -124,15 +124,11 @@ class _Lowering:
         after = arrived_DM if shared_D is None else np.concatenate([arrived_DM, shared_D[:, None]], axis=1)
         return self._phase("experts", self.devices.price(priced), after, tag)
 
-    def _reduce(self, batch: int, sent_DM: Array, tag: str) -> None:
+    def _reduce(self, batch: int, returned_DM: Array, tag: str) -> None:
         tokens_S, copies_S = np.asarray(self.batches[batch].num_tokens_S), self.exchanges[batch].movement.copies_S
-        after = sent_DM
-        if self.candidate.schedule.granularity == "device":
-            after = np.full((len(tokens_S), 1), self.builder.op("all sent" + tag, after=sent_DM.ravel(),
-                                                                phase="combine"))
         cost = self.devices.price(
             lambda kernels, which: price_reduce(kernels, self.layer, tokens_S[which], copies_S[which]))
-        self._phase("reduce", cost, after, tag)
+        self._phase("reduce", cost, returned_DM, tag)
 
 
 def _without_repeats(ops_DM: Array) -> Array:

@@ -64,7 +64,8 @@ def exchange_kernel(cluster: Cluster, dispatch: str | None = None, num_sms: int 
 
     Raises:
         UnknownNameError: The cluster file names a kernel that does not exist.
-        ConfigError: A calibration file is missing or malformed, or a host without a measured all-to-all.
+        ConfigError: A calibration file is missing or malformed, a host without a measured all-to-all, or an
+            all-gather on a torus.
     """
     name = dispatch or cluster.file.dispatch
     kernel = DISPATCHES[name][0] if name in DISPATCHES else name
@@ -81,6 +82,9 @@ def exchange_kernel(cluster: Cluster, dispatch: str | None = None, num_sms: int 
         assumed = _ici(cluster)
         return Wire(ports=ports, efficiency=assumed["link_efficiency"], start_s=assumed["start_us"] * US)
     if kernel == "all_gather":
+        if cluster.file.scale_up is not None and cluster.file.scale_up.kind == "torus":
+            raise ConfigError(f"dispatch all_gather: {cluster.name} is a torus, which gathers ring by ring; "
+                              "that is not modelled: use ici")
         return _Pair(there=comm_kernel("nccl_all_gather", ports, cluster.profile),
                      back=comm_kernel("nccl_reduce_scatter", ports, cluster.profile))
     return comm_kernel(kernel, ports, cluster.profile, num_sms=num_sms)
