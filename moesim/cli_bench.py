@@ -18,7 +18,7 @@ def bench_alltoall(
     cluster: Annotated[str, typer.Option(help="Cluster file or name, or star-1024, rail-128x8, torus-8x8x16.")],
     bytes_per_pair: Annotated[float, typer.Option(help="Mean bytes between two devices.", min=0.0)],
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
-    routing: Annotated[str, typer.Option(help="How bytes spread over receivers, as --routing of simulate.")] = "uniform",
+    routing: Annotated[str, typer.Option(help="How bytes spread over receivers, as in simulate.")] = "uniform",
     granularity: Annotated[
         str | None, typer.Option(help="device or pair; default: device for bound and flow, pair for events.")
     ] = None,

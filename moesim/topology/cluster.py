@@ -117,9 +117,9 @@ class Cluster:
 def load_cluster(name: str) -> Cluster:
     """Load a cluster by name, alias or path, or make one from a short name.
 
-    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice:
-    bare topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the host that `moesim measure` measured. The name
-    of a device profile is that device alone.
+    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice: bare
+    topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the host that `moesim measure` measured, and
+    the name of a device profile is that device alone.
 
     Raises:
         ConfigError: No such cluster (with near matches), or a malformed file.
