@@ -26,12 +26,13 @@ from moesim.model import MoELayer
 from moesim.precision import BYTES_PER_ELEMENT
 from moesim.schedule import Schedule
 from moesim.topology import Cluster
-from moesim.topology.fabric import Fabric
+from moesim.topology.fabric import TORUS, Fabric
 from moesim.topology.routes import Factors, device_rows, pair_rows
 
 Array = np.ndarray
-#: classes of senders, and the spread of their readiness (as a share of the exchange) that calls for them
-NUM_CLASSES, _STAGGER = 4, 0.05
+#: classes of senders; and what calls for them: the spread of their readiness as a share of the exchange, the standard
+#: deviation of what they send over its mean
+NUM_CLASSES, _STAGGER, _UNEVEN = 8, 0.05, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,6 +94,7 @@ class Exchange:
         land_D: Resource on which received bytes land.
         schedule: Granularity and order.
         priced: What moves and what it costs.
+        overlapped: Whether other exchanges follow on the same communication stream.
     """
 
     builder: ProgramBuilder
@@ -101,6 +103,7 @@ class Exchange:
     land_D: Array
     schedule: Schedule
     priced: Priced
+    overlapped: bool = False
 
     @property
     def movement(self) -> Movement:
@@ -158,8 +161,8 @@ class Exchange:
             if self.movement.serial and which == 0:
                 gathered = self._by_rail("gathered" + tag, np.stack(arrived, axis=1), "dispatch")
         every = np.stack(arrived, axis=1)
-        return (self._with_relays(every, "arrived" + tag, "dispatch", len(classes)),
-                self._barrier("all dispatched" + tag, every, "dispatch"))
+        ended = self._barrier("all dispatched" + tag, every, "dispatch") if self.overlapped else every
+        return self._with_relays(every, "arrived" + tag, "dispatch", len(classes)), ended
 
     def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> tuple[Array, Array]:
         """Send results back.
@@ -227,7 +230,7 @@ class Exchange:
                 direction + leg.name + tag, len(senders), resources=rows.resource, amounts=rows.amount,
                 row_ptr=rows.ptr, latency_s=self._latency_s(direction, rows.hops_N), after=after, after_ptr=ptr,
                 bytes_per_flow=rows.bytes_N, phase=direction, own_batch=bool(self.schedule.send_window))
-            for ends, ended, word in ((receivers, done, "done"), (senders, sent, "sent")):
+            for ends, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[: 1 + self.overlapped]:
                 order = np.argsort(ends, kind="stable")
                 counts = np.bincount(ends, minlength=len(copies))
                 ended.append(self.builder.ops(
@@ -260,11 +263,21 @@ class Exchange:
         return np.full((self.fabric.num_devices, 1), self.builder.op(name, after=ops.ravel(), phase=phase))
 
     def _classes(self, ready_s: Array) -> list[Array]:
-        """Senders by when they are ready: bool masks of shape (D,), one if they are ready together."""
-        price, legs = self.priced.prices["dispatch"], self.movement.legs
-        size, rate = self.priced.copy_bytes["dispatch"], self.cluster.link_bytes_per_s
-        exchange = float(price.latency_s_D.max()) + max(float(leg.copies_SD.sum(1).max()) for leg in legs) * size / rate
-        if np.ptp(ready_s) <= _STAGGER * exchange:
+        """Senders by when they are ready: bool masks of shape (D,), one if they are alike.
+
+        They are if they become ready together, measured by the exchange's busiest port, and have as much to send: the
+        transfer of a class goes at the pace of its slowest sender, and ends with its largest. On a torus nearly every
+        transfer shares links with every other, and classes make it worse, not better.
+        """
+        price, size = self.priced.prices["dispatch"], self.priced.copy_bytes["dispatch"]
+        near_out, near_in, far_out, far_in = self.movement.near_far_D
+        near, far = (float(max(out.max(), into.max())) * size for out, into in ((near_out, near_in), (far_out, far_in)))
+        rates = self.cluster.link_bytes_per_s, self.cluster.nic_bytes_per_s
+        longest = max(moved / rate for moved, rate in zip((near, far), rates, strict=True) if rate > 0)
+        exchange = float(price.latency_s_D.max()) + longest
+        sent = self.movement.copies_S
+        alike = np.ptp(ready_s) <= _STAGGER * exchange and sent.std() <= _UNEVEN * sent.mean()
+        if alike or self.fabric.tables.near_kind == TORUS:
             return [np.ones(len(ready_s), dtype=bool)]
         rank = np.argsort(np.argsort(ready_s, kind="stable"), kind="stable") * NUM_CLASSES // len(ready_s)
         return [rank == k for k in range(NUM_CLASSES) if (rank == k).any()]

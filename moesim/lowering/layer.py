@@ -70,7 +70,8 @@ class _Lowering:
         num_comm_sms = max((p.num_sms for p in priced), default=0) if self.overlapped else 0
         self.devices = Devices.of(cluster, self.layer.precision.activations, self.builder, num_comm_sms=num_comm_sms)
         self.exchanges = [Exchange(builder=self.builder, fabric=fabric_of(cluster), cluster=cluster, priced=p,
-                                   land_D=self.devices.hbm_D, schedule=candidate.schedule) for p in priced]
+                                   land_D=self.devices.hbm_D, schedule=candidate.schedule, overlapped=self.overlapped)
+                          for p in priced]
 
     def run(self) -> Program:
         tags = [f"@{m}" if self.overlapped else "" for m in range(len(self.batches))]

@@ -21,6 +21,7 @@ from moesim.topology import single_device
 def together(monkeypatch):
     """All senders in one class: these tests are of single ops; classes have theirs in test_exchange."""
     monkeypatch.setattr(exchange, "_STAGGER", float("inf"))
+    monkeypatch.setattr(exchange, "_UNEVEN", float("inf"))
 
 
 class Lowered:
