@@ -1,4 +1,8 @@
-"""How tokens choose experts: the kinds of gates, and the sizes each needs."""
+"""How tokens choose experts: the kinds of gates, and the sizes each needs.
+
+As text a gate is its kind, then options: ``flat+sigmoid+bias``, ``group_limited:8:4+noisy_top_k:1``,
+``two_level:16:4+local``, ``flat+share_tokens:4+share_layers:2``; see `Gate.parse`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +13,8 @@ from moesim.precision import require, require_int
 
 GateKind = Literal["flat", "group_limited", "two_level", "product_key"]
 Score = Literal["softmax", "sigmoid"]
+Selection = Literal["top_k", "noisy_top_k", "expert_choice", "hash", "sinkhorn"]
+Balancing = Literal["none", "aux_loss", "bias"]
 #: formats a gate multiplies in: coarser ones change which experts are chosen
 GATE_FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3")
 _GROUPED = ("group_limited", "two_level")
@@ -31,6 +37,18 @@ class Gate:
             best of all heads' finds where top_k is no multiple). All heads share the keys. PEER's main model: 8.
         query_size: Width of a query, half of it for each set of keys; PEER's: 256.
         score: How logits become weights.
+        selection: ``top_k``; ``noisy_top_k``, with noise of a learnt scale on the logits (Shazeer et al. 2017);
+            ``expert_choice``, each expert takes its best tokens (Zhou et al. 2022, arXiv 2202.09368); ``hash``, a
+            token's word decides (Roller et al. 2021, arXiv 2106.04426); ``sinkhorn``, balanced assignment (BASE, arXiv
+            2103.16716; S-BASE, arXiv 2202.01169).
+        noise_std: Deviation of the noise on logits, as learnt: for noisy_top_k only.
+        temperature: Logits are divided by it, a learnt scalar.
+        balancing: What training does about load: nothing, an auxiliary loss, or a bias on each expert's score that only
+            selection sees (auxiliary-loss-free, arXiv 2408.15664).
+        local_routers: Of a two-level gate: each group's experts are scored where the group lives, after dispatch, and
+            each kept group gives an equal share of a token's experts.
+        share_tokens: Consecutive tokens that share one decision: the gate runs on the mean of them.
+        share_layers: Consecutive layers that share one decision: the gate runs in the first of them.
         precision: Format of the gate's GEMMs; its logits are float32.
 
     Raises:
@@ -44,6 +62,13 @@ class Gate:
     query_size: int = 256
     score: Score = "softmax"
     precision: str = "bfloat16"
+    selection: Selection = "top_k"
+    noise_std: float = 0.0
+    temperature: float = 1.0
+    balancing: Balancing = "none"
+    local_routers: bool = False
+    share_tokens: int = 1
+    share_layers: int = 1
 
     def __post_init__(self) -> None:
         require(self.kind in get_args(GateKind), "gate.kind", f"one of {', '.join(get_args(GateKind))}", self.kind)
@@ -57,6 +82,24 @@ class Gate:
         if self.kind not in _GROUPED:
             require(self.num_expert_groups == 1, "gate.num_expert_groups", f"1 for a {self.kind} gate",
                     self.num_expert_groups)
+        self._check_selection()
+
+    def _check_selection(self) -> None:
+        known = get_args(Selection)
+        require(self.selection in known, "gate.selection", f"one of {', '.join(known)}", self.selection)
+        require(self.kind == "flat" or self.selection in ("top_k", "noisy_top_k"), "gate.selection",
+                f"top_k or noisy_top_k for a {self.kind} gate", self.selection)
+        noisy = self.selection == "noisy_top_k"
+        require(0 < self.noise_std < math.inf if noisy else self.noise_std == 0, "gate.noise_std",
+                "a number > 0" if noisy else f"0 for selection {self.selection}", self.noise_std)
+        require(0 < self.temperature < math.inf, "gate.temperature", "a number > 0", self.temperature)
+        require(self.balancing in get_args(Balancing), "gate.balancing", f"one of {', '.join(get_args(Balancing))}",
+                self.balancing)
+        require(self.balancing == "none" or self.selection in ("top_k", "noisy_top_k"), "gate.balancing",
+                f"none for selection {self.selection}", self.balancing)
+        require(not self.local_routers or self.kind == "two_level", "gate.local_routers", "a two_level gate", self.kind)
+        for name in ("share_tokens", "share_layers"):
+            require_int(f"gate.{name}", getattr(self, name), 1)
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
@@ -64,28 +107,49 @@ class Gate:
 
         Args:
             text: ``flat``; ``group_limited:8:4`` or ``two_level:16:4`` (groups, then groups kept); ``product_key`` or
-                ``product_key:8:256`` (heads, then width of a query).
+                ``product_key:8:256`` (heads, then width of a query); then options, each after a plus sign:
+                ``sigmoid``, ``noisy_top_k:STD``, ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``,
+                ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``.
 
         Raises:
             ConfigError: Not of that form.
         """
-        kind, *numbers = text.split(":")
+        base, *options = text.split("+")
+        fields = _read_options(options, text)
+        kind, *numbers = base.split(":")
         if kind in ("flat", "product_key") and not numbers:
-            return cls(kind=kind)  # type: ignore[arg-type]
+            return cls(kind=kind, **fields)  # type: ignore[arg-type]
         if len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
             raise ConfigError("gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', "
                               f"got {text!r}")
         one, two = map(int, numbers)
         if kind == "product_key":
-            return cls(kind="product_key", query_heads=one, query_size=two)
-        return cls(kind=kind, num_expert_groups=one, num_limited_groups=two)  # type: ignore[arg-type]
+            return cls(kind="product_key", query_heads=one, query_size=two, **fields)  # type: ignore[arg-type]
+        return cls(kind=kind, num_expert_groups=one, num_limited_groups=two, **fields)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         if self.kind == "flat":
-            return "flat"
-        if self.kind == "product_key":
-            return f"{self.kind}:{self.query_heads}:{self.query_size}"
-        return f"{self.kind}:{self.num_expert_groups}:{self.num_limited_groups}"
+            base = "flat"
+        elif self.kind == "product_key":
+            base = f"{self.kind}:{self.query_heads}:{self.query_size}"
+        else:
+            base = f"{self.kind}:{self.num_expert_groups}:{self.num_limited_groups}"
+        return "+".join([base, *self._options()])
+
+    def _options(self) -> list[str]:
+        """Options as `parse` reads them: those that are not the usual ones."""
+        selection = "noisy_top_k:" + format(self.noise_std, "g") if self.selection == "noisy_top_k" else self.selection
+        named = ((self.score == "sigmoid", "sigmoid"), (self.selection != "top_k", selection),
+                 (self.temperature != 1.0, f"temperature:{self.temperature:g}"),
+                 (self.balancing != "none", self.balancing), (self.local_routers, "local"),
+                 (self.share_tokens > 1, f"share_tokens:{self.share_tokens}"),
+                 (self.share_layers > 1, f"share_layers:{self.share_layers}"))
+        return [text for there, text in named if there]
+
+    @property
+    def staleness(self) -> float:
+        """Share of a token's decisions, over layers, that were taken for another token or an earlier layer."""
+        return 1.0 - 1.0 / (self.share_tokens * self.share_layers)
 
     def check_experts(self, num_experts: int, top_k: int) -> None:
         """Refuse a number of experts this gate cannot choose among.
@@ -97,6 +161,9 @@ class Gate:
             require(math.isqrt(num_experts) ** 2 == num_experts, "layer.num_experts",
                     "a perfect square for a product_key gate", num_experts)
         groups, kept = self.num_expert_groups, self.num_limited_groups
+        if self.local_routers:
+            require(top_k % min(kept, top_k) == 0, "layer.top_k", f"a multiple of the {kept} groups kept, since each "
+                    "local router gives as many", top_k)
         require(num_experts % groups == 0, "layer.gate.num_expert_groups", f"a divisor of num_experts = {num_experts}",
                 groups)
         require(kept * (num_experts // groups) >= top_k, "layer.gate.num_limited_groups",
@@ -108,6 +175,8 @@ class Gate:
         Product keys: sqrt(E) x query_size for the two sets of sqrt(E) keys of half a query each, which all heads
         share (arXiv 2407.04153), and H x heads x query_size for the queries.
         """
+        if self.selection == "hash":
+            return 0
         if self.kind == "product_key":
             return (math.isqrt(num_experts) + hidden_size * self.query_heads) * self.query_size
         coarse = self.num_expert_groups if self.kind == "two_level" else 0
@@ -119,3 +188,43 @@ class Gate:
             return self.params(hidden_size, num_experts)
         per_group = num_experts // self.num_expert_groups
         return hidden_size * (self.num_expert_groups + self.num_limited_groups * per_group)
+
+
+#: option -> field, its value, and how its number is read
+_FLAGS: dict[str, tuple[str, object]] = {
+    "softmax": ("score", "softmax"), "sigmoid": ("score", "sigmoid"), "top_k": ("selection", "top_k"),
+    "expert_choice": ("selection", "expert_choice"), "hash": ("selection", "hash"), "sinkhorn": ("selection",
+    "sinkhorn"),
+    "aux_loss": ("balancing", "aux_loss"), "bias": ("balancing", "bias"), "local": ("local_routers", True),
+}
+_NUMBERS: dict[str, tuple[str, type]] = {
+    "noisy_top_k": ("noise_std", float), "temperature": ("temperature", float), "share_tokens": ("share_tokens", int),
+    "share_layers": ("share_layers", int),
+}
+
+
+def _read_options(options: list[str], text: str) -> dict[str, object]:
+    """Fields of the options of a gate's text.
+
+    Raises:
+        ConfigError: An unknown option, one twice, or one whose number is none.
+    """
+    fields: dict[str, object] = {}
+    for option in options:
+        name, colon, number = option.partition(":")
+        found: dict[str, object] = {}
+        if name in _FLAGS and not colon:
+            found = dict([_FLAGS[name]])
+        elif name in _NUMBERS:
+            field, kind = _NUMBERS[name]
+            try:
+                found = {field: kind(number)}
+            except ValueError:
+                found = {}
+            if name == "noisy_top_k" and found:
+                found["selection"] = "noisy_top_k"
+        if not found or found.keys() & fields.keys():
+            raise ConfigError(f"gate: expected options once each of {', '.join([*_FLAGS, *_NUMBERS])} (the last four "
+                              f"with a number after a colon), got {option!r} in {text!r}")
+        fields |= found
+    return fields

@@ -124,7 +124,9 @@ def test_optuna_only_in_search():
 def test_inner_modules_are_imported_at_the_top():
     """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
     lazy_ok = {"moesim.engines": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
-               "moesim.simulate": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")}}
+               "moesim.simulate": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")},
+               "moesim.routing.systematic": {"moesim.routing.swaps"},
+               "moesim.routing.capacity": {"moesim.routing.places"}}
     for name in modules():
         top = {target for target, _ in imports(name, top_level_only=True)}
         hidden = {t for t, _ in imports(name) if t.startswith("moesim")} - top - lazy_ok.get(name, set())

@@ -1,6 +1,15 @@
 """Distributions of load over experts: how many of the T x k choices each expert gets.
 
-Shape legend: E experts, T tokens, k choices per token.
+A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][@STEP]``. The base is a shape (`moesim.routing.shapes`), a
+measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for layer 15 (`moesim.routing.measured`), a named skew ``w0``
+to ``w7`` (`moesim.routing.workloads`), or ``trace:PATH``, ``trace:PATH#LAYER`` (`moesim.routing.trace`). ``drift``
+lets a share of the experts exchange their loads in every step, ``burst`` makes some experts hotter by a factor, others
+in each step; both leave the seed's first step as the base has it, but for the burst.
+
+``domains:N:ALPHA``, ``olmoe-domains`` and ``mixtral-domains`` map data to experts: source s serves domain s modulo N,
+and each domain has its own profile of experts.
+
+Shape legend: E experts, T tokens, k choices per token, N domains.
 """
 
 import math
@@ -9,6 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.routing import measured
+from moesim.routing.apportion import apportion, capped
+from moesim.routing.shapes import ONE_NUMBER, burst, drifted, shape_weights
+from moesim.routing.workloads import WORKLOADS, workload_weights
+
+#: steps that may be simulated: each is drawn after those before it
+MAX_STEP = 100_000
+MAX_DOMAINS = 1024
+_FORM = ("'uniform', 'zipf:ALPHA', 'power_law:ALPHA', 'lognormal:SIGMA', 'dirichlet:ALPHA', 'domains:N:ALPHA', 'w0' to "
+         "'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', with numbers > 0, then '+drift:RATE', "
+         "'+burst:COUNT:FACTOR' or '@STEP'")
+#: apportioned as they are drawn: these are definitions of measured data
+_NOT_CAPPED = ("uniform", "power_law")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,39 +38,107 @@ class RoutingSpec:
     """A named distribution of load.
 
     Attributes:
-        kind: ``uniform``: every expert alike. ``zipf``: expert ranked r gets r**-alpha. ``power_law``: expert weights
-            drawn from a truncated power law of exponent alpha, the definition of NVIDIA's aiconfigurator data
-            (aiconfigurator-core 0.12, column ``distribution``).
-        alpha: Exponent; 0 for uniform.
+        kind: Name of the base: see this module.
+        alpha: Its number; 0 if it has none.
+        num_domains: Domains of data with a profile of their own.
+        layer: Layer of a measured profile or trace; None for its default.
+        path: File of a trace.
+        drift: Share of experts that exchange their loads in each step.
+        burst_count: Experts that are hotter in a step.
+        burst_factor: By how much.
+        step: Which step is drawn.
     """
 
     kind: str
-    alpha: float
+    alpha: float = 0.0
+    num_domains: int = 1
+    layer: int | None = None
+    path: str = ""
+    drift: float = 0.0
+    burst_count: int = 0
+    burst_factor: float = 1.0
+    step: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "RoutingSpec":
-        """Read ``"uniform"``, ``"zipf:0.8"`` or ``"power_law:1.2"``.
+        """Read a routing, such as ``"zipf:0.8"`` or ``"olmoe-mix+drift:0.1@20"``.
 
         Raises:
             ConfigError: Not of that form.
         """
-        kind, _, number = text.partition(":")
-        try:
-            alpha = float(number) if number else 0.0
-        except ValueError:
-            alpha = -1.0
-        if (kind == "uniform" and not number) or (kind in ("zipf", "power_law") and 0 < alpha < math.inf):
-            return cls(kind=kind, alpha=alpha)
-        raise ConfigError(
-            f"routing: expected 'uniform', 'zipf:ALPHA' or 'power_law:ALPHA' with ALPHA > 0, got {text!r}"
-        )
+        if text.startswith("trace:") and len(text) > 6:
+            path, mark, layer = text[6:].rpartition("#")
+            if mark and path and layer.isascii() and layer.isdigit():
+                return cls(kind="trace", path=path, layer=int(layer))
+            return cls(kind="trace", path=text[6:])
+        body, at, step = text.partition("@")
+        base, *extras = body.split("+")
+        fields = _base(base)
+        if fields is not None and at:
+            fields["step"] = _whole(step, 0, MAX_STEP)
+        for extra in extras:
+            name, *numbers = extra.split(":")
+            if fields is None or name not in ("drift", "burst") or name in fields:
+                fields = None
+                break
+            fields[name] = None
+            if name == "drift" and len(numbers) == 1:
+                fields |= {"drift": _number(numbers[0], 1.0)}
+            elif name == "burst" and len(numbers) == 2:
+                fields |= {"burst": 0, "burst_count": _whole(numbers[0], 1), "burst_factor": _number(numbers[1])}
+        if fields is None or None in fields.values():
+            raise ConfigError(f"routing: expected {_FORM}, got {text!r}")
+        fields.pop("burst", None)
+        return cls(**fields)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "uniform" else f"{self.kind}:{self.alpha:g}"
+        if self.kind == "trace":
+            return f"trace:{self.path}" + ("" if self.layer is None else f"#{self.layer}")
+        text = self.kind
+        if self.kind == "domains":
+            text += f":{self.num_domains}"
+        if self.kind in ONE_NUMBER or self.kind == "domains":
+            text += f":{self.alpha:g}"
+        if self.layer is not None:
+            text += f":{self.layer}"
+        text += f"+drift:{self.drift:g}" if self.drift else ""
+        text += f"+burst:{self.burst_count}:{self.burst_factor:g}" if self.burst_count else ""
+        return text + (f"@{self.step}" if self.step else "")
+
+    def weights_NE(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the weight of every expert in every domain.
+
+        Args:
+            num_experts: E.
+            top_k: k.
+            num_tokens: T.
+            rng: Source of randomness (which experts are hot; for most shapes also how hot).
+
+        Returns:
+            ndarray of shape (N, E), >= 0, no row all 0.
+        """
+        if self.kind == "domains":
+            weight = np.stack([shape_weights("dirichlet", self.alpha, num_experts, 0, 0, rng)
+                               for _ in range(self.num_domains)])
+        elif self.kind in measured.PRESETS:
+            counts = measured.counts_NE(self.kind, self.layer)
+            order = rng.integers(2**62)  # the same order of experts in every domain
+            weight = np.stack([measured.stretched(row, num_experts, np.random.default_rng(order)) for row in counts])
+        elif self.kind in WORKLOADS:
+            weight = workload_weights(self.kind, num_experts, top_k, self.step, rng)[None]
+        else:
+            weight = shape_weights(self.kind, self.alpha, num_experts, num_tokens * top_k, num_tokens, rng)[None]
+        if self.drift or self.burst_count:
+            own = rng.spawn(1)[0]
+            if self.drift and num_experts > 1:
+                weight = drifted(weight, self.drift, self.step, own.spawn(1)[0])
+            if self.burst_count:
+                weight = burst(weight, self.burst_count, self.burst_factor, self.step, own)
+        return weight
 
     def loads(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator,
               left_E: np.ndarray | None = None) -> np.ndarray:
-        """Draw the load of every expert.
+        """Draw the load of every expert, all domains alike in tokens.
 
         Pruned experts leave their share to the others, in proportion to these.
 
@@ -56,75 +146,60 @@ class RoutingSpec:
             num_experts: E.
             top_k: k.
             num_tokens: T.
-            rng: Source of randomness (which experts are hot; for power_law also how hot).
+            rng: Source of randomness.
             left_E: ndarray of shape (E,), bool: experts that are not pruned, at least top_k; None for all.
 
         Returns:
             ndarray of shape (E,), int64: sums to T * k, none above T.
+
+        Raises:
+            ConfigError: A trace has no distribution: `moesim.routing.route` reads it.
         """
-        if self.kind == "uniform":
-            weight = np.ones(num_experts)
-        elif self.kind == "zipf":
-            ranks = rng.permutation(np.arange(1, num_experts + 1, dtype=np.float64))
-            weight = ranks**-self.alpha
-        else:
-            low, high = (0.01, 2.0) if num_tokens * top_k <= num_experts else (1.0, max(0.8 * num_tokens, 1.0))
-            weight = _truncated_power_law(self.alpha, low, high, rng.random(num_experts))
-        left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
-        weight = weight[left]
-        if self.kind == "zipf":
-            weight = _capped(weight, num_tokens * top_k, num_tokens)
-        loads = np.zeros(num_experts, dtype=np.int64)
+        if self.kind == "trace":
+            raise ConfigError(f"routing: {self}: a trace says where each token goes; it is not drawn")
+        weight_NE = self.weights_NE(num_experts, top_k, num_tokens, rng)
+        weight = (weight_NE / weight_NE.sum(axis=1, keepdims=True)).mean(axis=0) if len(weight_NE) > 1 else weight_NE[0]
+        return self.spread(weight, top_k, num_tokens, left_E)
+
+    def spread(self, weight_E: np.ndarray, top_k: int, num_tokens: int, left_E: np.ndarray | None = None) -> np.ndarray:
+        """Loads in proportion to weights: as `loads`, of weights that are drawn already."""
+        left = np.ones(len(weight_E), dtype=bool) if left_E is None else left_E
+        weight = weight_E[left]
+        if self.kind not in _NOT_CAPPED or not weight.any():
+            weight = capped(weight, num_tokens * top_k, num_tokens)
+        loads = np.zeros(len(weight_E), dtype=np.int64)
         loads[left] = apportion(weight, num_tokens * top_k, num_tokens)
         return loads
 
 
-def _truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -> np.ndarray:
-    """Inverse of the distribution function of density ~ x**-alpha on [low, high], at u in [0, 1)."""
-    if abs(alpha - 1.0) < 1e-9:
-        return low * (high / low) ** u
-    power = 1.0 - alpha
-    return ((high**power - low**power) * u + low**power) ** (1.0 / power)
+def _base(text: str) -> dict[str, float | int | str | None] | None:
+    """Fields of a base; None if it is none, a field of None where its number is wrong."""
+    kind, *numbers = text.split(":")
+    if kind in ONE_NUMBER and len(numbers) == 1:
+        return {"kind": kind, "alpha": _number(numbers[0])}
+    if kind == "domains" and len(numbers) == 2:
+        return {"kind": kind, "num_domains": _whole(numbers[0], 1, MAX_DOMAINS), "alpha": _number(numbers[1])}
+    if (kind == "uniform" or kind in WORKLOADS) and not numbers:
+        return {"kind": kind}
+    if kind in measured.PRESETS and len(numbers) < 2:
+        domains = max(len(measured.PRESETS[kind][1]), 1)
+        fields: dict[str, float | int | str | None] = {"kind": kind, "num_domains": domains}
+        if numbers:
+            layer = _whole(numbers[0], 0)
+            fields["layer"] = layer if layer in measured.layers(kind) else None
+        return fields
+    return None
 
 
-def _capped(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """Shares of ``total`` in proportion to weights, none above ``cap``; the others take what the capped cannot."""
-    share = np.zeros(len(weight_E))
-    free = np.ones(len(weight_E), dtype=bool)
-    while True:
-        share[free] = weight_E[free] / weight_E[free].sum() * (total - cap * (~free).sum())
-        over = free & (share > cap)
-        if not over.any():
-            return share
-        share[over] = cap
-        free &= ~over
+def _number(text: str, most: float = math.inf) -> float | None:
+    """A number > 0, at most ``most``, finite; else None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value <= most and value < math.inf else None
 
 
-def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """Integer counts in proportion to weights, summing to ``total``, none above ``cap``.
-
-    Rounds, clips at the cap, then hands what is left round, one at a time, the least loaded first; what is too much is
-    taken one at a time from the most loaded. (That the least loaded come first is read off aiconfigurator's measured
-    rows: at few tokens per expert, time tells how many experts were active.)
-
-    Args:
-        weight_E: ndarray of shape (E,), >= 0, not all 0.
-        total: Sum of the counts; at most E * cap.
-        cap: Largest count.
-
-    Returns:
-        ndarray of shape (E,), int64.
-
-    Raises:
-        ConfigError: More to give than E * cap.
-    """
-    if total > cap * len(weight_E):
-        raise ConfigError(f"cannot give {total} choices to {len(weight_E)} experts of at most {cap} each")
-    counts = np.minimum(np.rint(weight_E / weight_E.sum() * total), cap).astype(np.int64)
-    while left := total - int(counts.sum()):
-        give = left > 0
-        # by load, ties by weight: the heavier of two equally loaded experts gets first and gives last
-        order = np.lexsort((-weight_E, counts)) if give else np.lexsort((weight_E, -counts))
-        able = order[counts[order] < cap] if give else order[counts[order] > 0]
-        counts[able[: abs(left)]] += 1 if give else -1
-    return counts
+def _whole(text: str, low: int, high: int = 10**9) -> int | None:
+    """A whole number between these; else None."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high else None

@@ -1,12 +1,10 @@
 """From loads to choices: every token gets top_k different experts, and the loads are met exactly.
 
-Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load times, form a line
-of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load exceeds T, no token meets an expert
-twice, and the loads hold exactly. Exchanges between tokens then make it chance which experts meet in one. A gate that
-limits a token to some groups is sampled in two stages the same way: first which groups, then which experts inside
-them. Its loads are those of the distribution as far as the limit allows: a group is never used by more than T tokens.
+How choices are drawn is in `moesim.routing.systematic`, what a gate's selection makes of the loads in
+`moesim.routing.selection`. A gate that shares decisions between tokens draws one for each run of ``share_tokens``
+tokens of a source. A trace is not drawn: its tokens are taken as they come, from a place that the seed says.
 
-Shape legend: S sources (devices), T tokens of all sources, K choices, E experts.
+Shape legend: S sources (devices), T tokens of all sources, K choices, E experts, N domains.
 """
 
 from dataclasses import dataclass
@@ -14,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.model import Gate
-from moesim.routing.distributions import RoutingSpec, apportion
+from moesim.gate import Gate
+from moesim.routing.apportion import apportion
+from moesim.routing.distributions import RoutingSpec
+from moesim.routing.selection import selected_weights
+from moesim.routing.systematic import limited, systematic
+from moesim.routing.trace import open_trace
+from moesim.routing.workloads import source_weights
 
 #: tokens of all sources whose choices are drawn, one by one; more are refused
-MAX_SAMPLED_TOKENS = 1 << 20
-#: exchanges per choice and token
-_SWEEPS = 3
+MAX_SAMPLED_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,11 +32,15 @@ class Routing:
         expert_ids_TK: ndarray of shape (T, K), int32: the experts of every token, all sources one after another.
         num_tokens_S: ndarray of shape (S,): tokens of each source.
         num_experts: E.
+        num_rerouted: Choices that went elsewhere because their expert was full; see `moesim.routing.capacity`.
+        domain_S: ndarray of shape (S,): domain of data each source serves; None if there is one.
     """
 
     expert_ids_TK: np.ndarray
     num_tokens_S: np.ndarray
     num_experts: int
+    num_rerouted: int = 0
+    domain_S: np.ndarray | None = None
 
     def part(self, number: int, parts: int) -> "Routing":
         """Every ``parts``-th share of each source's tokens: a micro-batch.
@@ -52,7 +57,7 @@ class Routing:
         end_S = first_S + self.num_tokens_S * (number + 1) // parts
         rows = np.concatenate([np.arange(b, e) for b, e in zip(begin_S, end_S, strict=True)])
         return Routing(expert_ids_TK=self.expert_ids_TK[rows], num_tokens_S=end_S - begin_S,
-                       num_experts=self.num_experts)
+                       num_experts=self.num_experts, domain_S=self.domain_S)
 
     def source_T(self) -> np.ndarray:
         """Source of each token: ndarray of shape (T,)."""
@@ -67,67 +72,6 @@ class Routing:
     def num_tokens_E(self) -> np.ndarray:
         """Choices of each expert over all sources: ndarray of shape (E,), int64."""
         return np.bincount(self.expert_ids_TK.ravel(), minlength=self.num_experts)
-
-
-def _systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
-    """Choices of shape (num_tokens, k) with these counts; k = counts.sum() / num_tokens, no expert twice a token."""
-    order = rng.permutation(len(counts_E))
-    line = np.repeat(order, counts_E[order]).astype(np.int32)
-    return _mix(np.ascontiguousarray(line.reshape(-1, num_tokens).T), rng)
-
-
-def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Let chance decide which experts meet in a token: pairs of tokens exchange a choice where neither meets it twice.
-
-    Exchanges keep every load and every token's number of choices (the swap chain on bipartite graphs with given
-    degrees; Rao, Jana and Bandyopadhyay 1996). Without it equal loads leave only E / k different sets of experts.
-    """
-    tokens, top_k = ids_TK.shape
-    ids_TK = ids_TK[rng.permutation(tokens)]
-    half = tokens // 2
-    one, two = ids_TK[:half], ids_TK[tokens - half :]
-    for sweep in range(_SWEEPS * top_k):
-        # the first half meets the second at a random distance: every pair may meet, and rows stay in memory order
-        if half > 1:
-            two[:] = np.roll(two, int(rng.integers(1, half)), axis=0)
-        give, take = sweep % top_k, int(rng.integers(top_k))
-        mine, theirs = one[:, give].copy(), two[:, take].copy()
-        swap = ~((one == theirs[:, None]).any(axis=1) | (two == mine[:, None]).any(axis=1))
-        one[:, give] = np.where(swap, theirs, mine)
-        two[:, take] = np.where(swap, mine, theirs)
-    return ids_TK[rng.permutation(tokens)]
-
-
-def _limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate,
-             rng: np.random.Generator) -> np.ndarray:
-    groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
-    loads_GP, left_GP = loads_E.reshape(groups, -1), left_E.reshape(groups, -1)
-    per_group = loads_GP.shape[1]
-    slots_G = _apportion_left(loads_GP.sum(axis=1), np.asarray(left_GP.any(axis=1)), num_tokens * kept, num_tokens)
-    # in random order, since the first groups of a token may give it one expert more than the last
-    group_ids_TM = rng.permuted(_systematic(slots_G, num_tokens, rng), axis=1)
-    ids_TK = np.empty((num_tokens, top_k), dtype=np.int64)
-    # a token takes top_k // kept experts of each of its groups, and one more of its first groups
-    share = [top_k // kept + (m < top_k % kept) for m in range(kept)]
-    column = np.concatenate([[0], np.cumsum(share)])
-    for size in set(share):
-        slots = [m for m in range(kept) if share[m] == size]
-        for g in range(groups):
-            rows, which = np.nonzero(group_ids_TM[:, slots] == g)
-            if not len(rows):
-                continue
-            counts_P = _apportion_left(loads_GP[g], left_GP[g], len(rows) * size, len(rows))
-            chosen = _systematic(counts_P, len(rows), rng) + g * per_group
-            first = column[np.array(slots)[which]]
-            ids_TK[rows[:, None], first[:, None] + np.arange(size)] = chosen
-    return ids_TK
-
-
-def _apportion_left(load_X: np.ndarray, left_X: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """`apportion` among those that are left."""
-    counts = np.zeros(len(load_X), dtype=np.int64)
-    counts[left_X] = apportion(load_X[left_X] + 1e-9, total, cap)
-    return counts
 
 
 def route(
@@ -146,7 +90,7 @@ def route(
 
     Args:
         spec: Distribution of load.
-        gate: Its groups limit which experts a token may combine.
+        gate: Its groups limit which experts a token may combine; its selection and balancing shape the loads.
         num_experts: E.
         top_k: K.
         num_tokens_S: ndarray of shape (S,): tokens of each source, at least one in all.
@@ -154,15 +98,88 @@ def route(
         left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all. The others get no token.
 
     Raises:
-        ConfigError: No tokens, or more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`).
+        ConfigError: No tokens, more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`), or a trace of another
+            model.
     """
     num_tokens_S = np.asarray(num_tokens_S, dtype=np.int64)
     total = int(num_tokens_S.sum())
     if not 1 <= total <= MAX_SAMPLED_TOKENS:
         raise ConfigError(f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}")
     rng = np.random.default_rng([seed, num_experts, top_k])
-    loads = spec.loads(num_experts, top_k, total, rng, left_E)
-    limited = gate.num_expert_groups > 1
     left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
-    ids = _limited(loads, left, top_k, total, gate, rng) if limited else _systematic(loads, total, rng)
-    return Routing(expert_ids_TK=ids.astype(np.int32), num_tokens_S=num_tokens_S, num_experts=num_experts)
+    num_tokens_S = _ragged(spec, num_tokens_S)
+    trace = open_trace(spec.path) if spec.kind == "trace" else None
+    if trace is not None and trace.kind == "ids":
+        ids = trace.window(spec.layer, total, seed)
+        _check_trace(spec, ids, num_experts, top_k, gate, left)
+        return Routing(expert_ids_TK=ids, num_tokens_S=num_tokens_S, num_experts=num_experts)
+    weight_NE = (spec.weights_NE(num_experts, top_k, total, rng) if trace is None
+                 else trace.weights_NE(spec.layer, num_experts))
+    weight_NE = selected_weights(weight_NE, gate, rng)
+    decisions_S = -(-num_tokens_S // gate.share_tokens)
+    domain_S = np.arange(len(num_tokens_S)) % len(weight_NE)
+    domain_T = np.repeat(domain_S, decisions_S)
+    ids = np.empty((len(domain_T), top_k), dtype=np.int32)
+    for domain, weight_E in enumerate(weight_NE):
+        rows = np.flatnonzero(domain_T == domain) if len(weight_NE) > 1 else slice(None)
+        count = len(domain_T[rows])
+        if count:
+            loads = spec.spread(weight_E, top_k, count, left_E)
+            ids[rows] = (limited(loads, left, top_k, count, gate, rng) if gate.num_expert_groups > 1
+                         else systematic(loads, count, rng))
+    if gate.share_tokens > 1:
+        ids = np.repeat(ids, _run_lengths(num_tokens_S, decisions_S, gate.share_tokens), axis=0)
+    return Routing(expert_ids_TK=ids, num_tokens_S=num_tokens_S, num_experts=num_experts,
+                   domain_S=domain_S if len(weight_NE) > 1 else None)
+
+
+def sample_counts(spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens: int, seed: int,
+                  left_E: np.ndarray | None = None) -> np.ndarray:
+    """Choices of each expert without drawing who makes them: of a gate whose groups and sharing do not change them.
+
+    Args: as `route`, of ``num_tokens`` tokens.
+
+    Returns:
+        ndarray of shape (E,), int64: sums to T x K; for one source without groups the counts of `route`.
+    """
+    if spec.kind == "trace" or gate.num_expert_groups > 1 or spec.num_domains > 1:
+        return route(spec, gate, num_experts=num_experts, top_k=top_k, num_tokens_S=np.array([num_tokens]), seed=seed,
+                     left_E=left_E).num_tokens_E()
+    rng = np.random.default_rng([seed, num_experts, top_k])
+    weight_NE = selected_weights(spec.weights_NE(num_experts, top_k, num_tokens, rng), gate, rng)
+    return spec.spread(weight_NE[0], top_k, num_tokens, left_E)
+
+
+def _ragged(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
+    """Tokens of each source: as given, but for a workload whose sources differ."""
+    if spec.kind != "w4" or len(num_tokens_S) == 1:
+        return num_tokens_S
+    total = int(num_tokens_S.sum())
+    return apportion(source_weights(spec.kind, len(num_tokens_S)), total, total)
+
+
+def _run_lengths(num_tokens_S: np.ndarray, decisions_S: np.ndarray, share: int) -> np.ndarray:
+    """Tokens that each decision stands for: ``share``, and what is left for the last of a source."""
+    lengths = np.full(int(decisions_S.sum()), share, dtype=np.int64)
+    last = np.cumsum(decisions_S)[decisions_S > 0] - 1
+    lengths[last] -= (decisions_S * share - num_tokens_S)[decisions_S > 0]
+    return lengths
+
+
+def _check_trace(spec: RoutingSpec, ids_TK: np.ndarray, num_experts: int, top_k: int, gate: Gate,
+                 left_E: np.ndarray) -> None:
+    """Refuse a trace that another layer made."""
+    if ids_TK.shape[1] != top_k:
+        raise ConfigError(f"routing: {spec}: expected {top_k} experts a token (layer.top_k), got {ids_TK.shape[1]}")
+    if ids_TK.max() >= num_experts:
+        raise ConfigError(f"routing: {spec}: expected expert ids below layer.num_experts = {num_experts}, "
+                          f"got {ids_TK.max()}")
+    if not left_E[ids_TK].all():
+        raise ConfigError(f"routing: {spec}: expected experts that are not pruned, got "
+                          f"{ids_TK[~left_E[ids_TK]][0]}")
+    if gate.num_limited_groups < gate.num_expert_groups:
+        groups = np.sort(ids_TK // (num_experts // gate.num_expert_groups), axis=1)
+        used = 1 + (np.diff(groups, axis=1) > 0).sum(axis=1)
+        if used.max() > gate.num_limited_groups:
+            raise ConfigError(f"routing: {spec}: expected tokens in at most {gate.num_limited_groups} groups "
+                              f"(layer.gate), token {used.argmax()} uses {used.max()}")

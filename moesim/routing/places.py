@@ -1,0 +1,87 @@
+"""Places of experts, taken in token order; compiled, loaded when capacities are.
+
+Shape legend: T tokens, K choices, E experts.
+"""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def _next_with_room(after_E, e):
+    """First expert from ``e`` on that has room, E if none: follows and shortens the chain of full ones."""
+    root = e
+    while after_E[root] != root:
+        root = after_E[root]
+    while after_E[e] != root:
+        after_E[e], e = root, after_E[e]
+    return root
+
+
+@njit(cache=True)
+def _allowed(ids_TK, t, expert, per_group, grouped):
+    """Whether token t may be sent to an expert: one it does not use, in a group it does."""
+    same_group = not grouped
+    for k in range(ids_TK.shape[1]):
+        if ids_TK[t, k] == expert:
+            return False
+        if ids_TK[t, k] // per_group == expert // per_group:
+            same_group = True
+    return same_group
+
+
+@njit(cache=True)
+def fill(ids_TK, room_E, reroute, per_group, grouped):
+    """Serve choices where their expert has room; then, if asked, the others elsewhere.
+
+    Args:
+        ids_TK: ndarray of shape (T, K), int32; re-routed choices are overwritten.
+        room_E: ndarray of shape (E,), int64: places; used up.
+        reroute: Whether choices go elsewhere.
+        per_group: Experts of a group.
+        grouped: Whether they must stay in the groups of their token.
+
+    Returns:
+        (served_TK, rerouted_TK), bool.
+    """
+    tokens, top_k = ids_TK.shape
+    experts = len(room_E)
+    served = np.zeros((tokens, top_k), np.bool_)
+    moved = np.zeros((tokens, top_k), np.bool_)
+    for t in range(tokens):
+        for k in range(top_k):
+            if room_E[ids_TK[t, k]] > 0:
+                room_E[ids_TK[t, k]] -= 1
+                served[t, k] = True
+    if not reroute:
+        return served, moved
+    after_E = np.arange(experts + 1)
+    for e in range(experts):
+        if room_E[e] == 0:
+            after_E[e] = e + 1
+    turn = 0
+    for t in range(tokens):
+        for k in range(top_k):
+            if served[t, k]:
+                continue
+            # once round all experts with room, from where the last choice was sent
+            found, wrapped, at = -1, False, turn
+            while True:
+                e = _next_with_room(after_E, at)
+                if e == experts or (wrapped and e >= turn):
+                    if wrapped or turn == 0:
+                        break
+                    wrapped, at = True, 0
+                    continue
+                if _allowed(ids_TK, t, e, per_group, grouped):
+                    found = e
+                    break
+                at = e + 1
+            if found >= 0:
+                ids_TK[t, k] = found
+                room_E[found] -= 1
+                served[t, k] = moved[t, k] = True
+                if room_E[found] == 0:
+                    after_E[found] = found + 1
+                turn = (found + 1) % experts
+    return served, moved

@@ -1,0 +1,89 @@
+"""Files of ``torch.save``, read without torch: tensors become memory-mapped arrays, and nothing in them is executed.
+
+The format (PyTorch 1.6 and later): a zip archive, uncompressed, of ``*/data.pkl``, a pickle that names storages by key,
+and ``*/data/KEY``, their bytes. Of the pickle only plain containers, numbers, text and tensors are accepted.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import ConfigError
+
+_DTYPES = {"FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
+           "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}
+_LOCAL_HEADER = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A class of storages."""
+
+    dtype: str
+
+
+class _Reader(pickle.Unpickler):
+    """Unpickles containers and tensors of one archive."""
+
+    def __init__(self, archive: zipfile.ZipFile, path: Path, pickled: str) -> None:
+        super().__init__(archive.open(pickled))
+        self.archive, self.path, self.root = archive, path, pickled.removesuffix("data.pkl")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may name."""
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if module == "torch" and name in _DTYPES:
+            return _Kind(_DTYPES[name])
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise ConfigError(f"{self.path}: expected tensors, numbers, text, lists and dicts only, got {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """A storage, mapped: one-dimensional."""
+        _, kind, key, _, length = pid
+        info = self.archive.getinfo(f"{self.root}data/{key}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ConfigError(f"{self.path}: expected an uncompressed archive, got compression {info.compress_type}")
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(_LOCAL_HEADER)
+        start = info.header_offset + _LOCAL_HEADER
+        start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        if not length:
+            return np.zeros(0, dtype=kind.dtype)
+        return np.memmap(self.path, dtype=kind.dtype, mode="r", offset=start, shape=(length,))
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset
+    if not 0 <= offset <= last < max(len(storage), 1) or min((*stride, 0)) < 0:
+        raise ValueError(f"a tensor of {size} in a storage of {len(storage)}")
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:], size, [s * storage.itemsize for s in stride], writeable=False)
+
+
+def load_torch_file(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, tensors as ndarrays.
+
+    Raises:
+        ConfigError: Not such a file, truncated, or one that holds anything else than containers, numbers and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            if pickled is None:
+                raise ConfigError(f"{path}: expected a file of torch.save, got a zip archive without data.pkl")
+            return _Reader(archive, path, pickled).load()
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError,
+            IndexError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: expected a whole file of torch.save: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror or error}") from None

@@ -1,0 +1,185 @@
+"""Traces: choices or counts that somebody recorded, checked as they are read, a block at a time.
+
+Formats are in `moesim.routing.trace_files`. A trace is read in blocks of 262,144 tokens, arrays are mapped, so that a
+trace larger than memory is described and simulated.
+
+Shape legend: T tokens, K choices, E experts, N = 1 domain.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from moesim.errors import ConfigError
+from moesim.routing.trace_files import TraceFile, open_file
+
+#: ids beyond this are taken for a mistake: counting them would need the memory of so many experts
+_MOST_EXPERTS = 1 << 24
+
+
+@dataclass(kw_only=True, eq=False)
+class Trace:
+    """A recorded trace.
+
+    Attributes:
+        file: Where it comes from.
+        num_experts: Experts it may name; None for as many as it does.
+        top_k: Choices each token must have; None for as many as its first.
+    """
+
+    file: TraceFile
+    num_experts: int | None = None
+    top_k: int | None = None
+    _counts: dict[int, np.ndarray] = field(default_factory=dict)
+    _tokens: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """``ids`` or ``counts``."""
+        return self.file.kind
+
+    def blocks(self, layer: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Layer and checked ids of some of its tokens, ndarray of shape (n, K).
+
+        Args:
+            layer: Only this one; by default all.
+
+        Raises:
+            ConfigError: An id out of range, an expert twice a token, or another number of choices: which token.
+        """
+        at: dict[int, int] = {}
+        for number, ids in self.file.blocks():
+            if layer is None or number == layer:
+                self._check(number, at.get(number, 0), ids)
+                yield number, ids
+            at[number] = at.get(number, 0) + len(ids)
+
+    def _check(self, layer: int, first: int, ids_TK: np.ndarray) -> None:
+        path = self.file.path
+        if self.top_k is None:
+            self.top_k = ids_TK.shape[1]
+        if ids_TK.shape[1] != self.top_k:
+            raise ConfigError(f"{path}: layer {layer}: expected {self.top_k} experts a token, got {ids_TK.shape[1]}")
+        most = self.num_experts or _MOST_EXPERTS
+        if len(ids_TK) and not 0 <= ids_TK.min() <= ids_TK.max() < most:
+            row, column = np.argwhere((ids_TK < 0) | (ids_TK >= most))[0]
+            raise ConfigError(f"{path}: layer {layer}, token {first + row}: expected expert ids from 0 to {most - 1}, "
+                              f"got {ids_TK[row, column]}")
+        if self.top_k > 1:
+            twice = (np.diff(np.sort(ids_TK, axis=1), axis=1) == 0).any(axis=1)
+            if twice.any():
+                row = int(twice.argmax())
+                raise ConfigError(f"{path}: layer {layer}, token {first + row}: expected {self.top_k} different "
+                                  f"experts, got {ids_TK[row].tolist()}")
+
+    def counts(self) -> dict[int, np.ndarray]:
+        """Choices of each expert by layer: layer -> ndarray of shape (E,)."""
+        if self._counts:
+            return self._counts
+        found = dict(self.file.counts)
+        for layer, ids in self.blocks():
+            more = np.bincount(ids.ravel(), minlength=len(found.get(layer, ())))
+            more[: len(found.get(layer, ()))] += found.get(layer, 0)
+            found[layer] = more
+            self._tokens[layer] = self._tokens.get(layer, 0) + len(ids)
+        most = max([self.num_experts or 0, *(len(count) for count in found.values())])
+        if not found or not most:
+            raise ConfigError(f"{self.file.path}: expected at least one token, got none")
+        if self.num_experts is not None and most > self.num_experts:
+            raise ConfigError(f"{self.file.path}: expected {self.num_experts} experts, got {most}")
+        self._counts = {layer: np.pad(count, (0, most - len(count))) for layer, count in sorted(found.items())}
+        return self._counts
+
+    def layers(self) -> list[int]:
+        """Layers it has, in order."""
+        return sorted(self.file.arrays or self.counts())
+
+    def chosen_layer(self, layer: int | None) -> int:
+        """A layer of it: the one asked for, or the first.
+
+        Raises:
+            ConfigError: It does not have that one.
+        """
+        there = self.layers()
+        if layer is not None and layer not in there:
+            raise ConfigError(f"{self.file.path}: expected one of its {len(there)} layers, {there[0]} to {there[-1]}, "
+                              f"got {layer}")
+        return there[0] if layer is None else layer
+
+    def num_tokens(self, layer: int) -> int:
+        """Tokens of a layer."""
+        if self.file.arrays:
+            return sum(len(part) for part in self.file.arrays[layer])
+        self.counts()
+        return self._tokens[layer]
+
+    def window(self, layer: int | None, num_tokens: int, seed: int) -> np.ndarray:
+        """Consecutive tokens of a layer.
+
+        Args:
+            layer: Which; by default the first.
+            num_tokens: T.
+            seed: The window begins at token (seed x T) modulo the number of places where it can.
+
+        Returns:
+            ndarray of shape (T, K), int32.
+
+        Raises:
+            ConfigError: It has fewer tokens.
+        """
+        layer = self.chosen_layer(layer)
+        there = self.num_tokens(layer)
+        if there < num_tokens:
+            raise ConfigError(f"{self.file.path}: expected at least the {num_tokens} tokens of the workload in layer "
+                              f"{layer}, got {there}")
+        skip, parts, missing = seed * num_tokens % (there - num_tokens + 1), [], num_tokens
+        for _, ids in self.blocks(layer):
+            taken = ids[skip : skip + missing]
+            skip = max(skip - len(ids), 0)
+            parts.append(taken.astype(np.int32))
+            missing -= len(taken)
+            if not missing:
+                break
+        return np.concatenate(parts)
+
+    def weights_NE(self, layer: int | None, num_experts: int) -> np.ndarray:
+        """Counts of a layer as weights: ndarray of shape (1, E).
+
+        Raises:
+            ConfigError: Counts of another number of experts, or of none.
+        """
+        count = self.counts()[self.chosen_layer(layer)]
+        if len(count) != num_experts:
+            raise ConfigError(f"{self.file.path}: expected counts of layer.num_experts = {num_experts} experts, got "
+                              f"{len(count)}")
+        if not count.any():
+            raise ConfigError(f"{self.file.path}: expected counts above 0 in layer {layer}")
+        return count[None].astype(np.float64)
+
+
+def open_trace(path: str, kind: str | None = None, num_experts: int | None = None, top_k: int | None = None) -> Trace:
+    """Open a trace; the same file, unchanged, is opened once.
+
+    Args:
+        path: File.
+        kind: ``ids`` or ``counts``; by default what the file says.
+        num_experts: Experts it may name.
+        top_k: Choices each token must have.
+
+    Raises:
+        ConfigError: Not there, or of another form.
+    """
+    place = Path(path)
+    try:
+        changed = place.stat().st_mtime_ns
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
+    return _open(place, changed, kind, num_experts, top_k)
+
+
+@lru_cache(maxsize=16)
+def _open(path: Path, _changed: int, kind: str | None, num_experts: int | None, top_k: int | None) -> Trace:
+    return Trace(file=open_file(path, kind), num_experts=num_experts, top_k=top_k)
