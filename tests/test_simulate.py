@@ -124,7 +124,12 @@ def test_a_critical_path_walks_to_the_latest_dependency(hgx, candidate):
             "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4",
         ),
         ({"placement": "eplbb"}, UnknownNameError, "unknown placement 'eplbb': did you mean eplb?"),
-        ({"num_replicas": 8}, ConfigError, "placement.num_replicas: only eplb places replicas, got 8 for contiguous"),
+        (
+                {"num_replicas": 8},
+                ConfigError,
+                "placement.num_replicas: contiguous places no replicas, got 8: use one of eplb, eplb_hierarchical, "
+                "hierarchical, affinity, domain, local_search, exact",
+            ),
         (
             {"placement": "eplb", "num_replicas": 3},
             ConfigError,

@@ -1,6 +1,9 @@
 """Experts on ranks: which slots there are, where, and which expert each holds."""
 
+from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement, replica_loads, turn_of_choice
-from moesim.placement.strategies import STRATEGIES, place
+from moesim.placement.spec import OF_ROUTING, REPLICATING, STRATEGIES, PlacementSpec
+from moesim.placement.strategies import place
 
-__all__ = ["STRATEGIES", "Placement", "place", "replica_loads", "turn_of_choice"]
+__all__ = ["OF_ROUTING", "PLAIN", "REPLICATING", "STRATEGIES", "Placement", "PlacementSpec", "Setting", "place",
+           "replica_loads", "turn_of_choice"]

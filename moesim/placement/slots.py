@@ -19,6 +19,7 @@ class Placement:
         expert_of_slot_P: ndarray of shape (P,): expert of each slot; every expert at least once.
         num_ranks: W.
         num_experts: E.
+        nearest_within: Ranks of a node, inside which a token prefers its expert's replicas; 0: all take turns.
 
     Raises:
         ConfigError: An expert without a slot, a rank out of range, or slots not in order of their ranks.
@@ -28,12 +29,18 @@ class Placement:
     expert_of_slot_P: np.ndarray
     num_ranks: int
     num_experts: int
+    nearest_within: int = 0
 
     def __post_init__(self) -> None:
-        missing = np.setdiff1d(np.arange(self.num_experts), self.expert_of_slot_P)
+        experts, ranks = self.expert_of_slot_P, self.device_of_slot_P
+        if len(experts) != len(ranks):
+            raise ConfigError(f"placement: expected a rank for each of {len(experts)} slots, got {len(ranks)}")
+        missing = np.setdiff1d(np.arange(self.num_experts), experts)
         if len(missing):
             raise ConfigError(f"placement: expected every expert in a slot, expert {missing[0]} has none")
-        ranks = self.device_of_slot_P
+        for expert in (experts.min(), experts.max()):
+            if not 0 <= expert < self.num_experts:
+                raise ConfigError(f"placement: expected experts below {self.num_experts}, got {expert}")
         for rank in (ranks.min(), ranks.max()):
             if not 0 <= rank < self.num_ranks:
                 raise ConfigError(f"placement: expected ranks below {self.num_ranks}, got {rank}")
@@ -81,6 +88,35 @@ class Placement:
             return order[expert_ids_TK]
         turn_TK = turn_of_choice(expert_ids_TK, self.num_experts)
         return order[first_E[expert_ids_TK] + turn_TK % copies_E[expert_ids_TK]]
+
+    def nearest_slot_of_choice(self, expert_ids_TK: np.ndarray, rank_T: np.ndarray) -> np.ndarray:
+        """The slot every choice goes to when tokens prefer their own rank's replica, then their own node's.
+
+        Among equally near replicas a source's tokens take turns, as the static dispatch of SGLang does.
+
+        Args:
+            expert_ids_TK: ndarray of shape (T, K).
+            rank_T: ndarray of shape (T,): rank each token is on.
+
+        Returns:
+            ndarray of shape (T, K): slots.
+        """
+        per_node = self.nearest_within or self.num_ranks
+        slot_TK = np.empty(expert_ids_TK.shape, dtype=np.int64)
+        rank_P = self.device_of_slot_P
+        for rank in np.unique(rank_T):
+            far_P = np.where(rank_P == rank, 0, 1 + (rank_P // per_node != rank // per_node))
+            least_E = np.full(self.num_experts, 3)
+            np.minimum.at(least_E, self.expert_of_slot_P, far_P)
+            near = np.flatnonzero(far_P == least_E[self.expert_of_slot_P])
+            order = near[np.argsort(self.expert_of_slot_P[near], kind="stable")]
+            copies_E = np.bincount(self.expert_of_slot_P[near], minlength=self.num_experts)
+            first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
+            ids = expert_ids_TK[rank_T == rank]
+            # every rank begins with another replica, so that few tokens do not all meet at the first
+            turn = turn_of_choice(ids, self.num_experts) + rank
+            slot_TK[rank_T == rank] = order[first_E[ids] + turn % copies_E[ids]]
+        return slot_TK
 
 
 def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:

@@ -1,82 +1,142 @@
-"""Strategies that place experts on ranks. Each is a function of the expected loads; none looks at anything else.
+"""Strategies that place experts on ranks, by name: `place`.
 
-``contiguous``: expert order. ``balanced``: heaviest first onto the least loaded rank with room (longest processing
-time, Graham 1969). ``eplb``: replicate the expert with the highest load per replica, then pack as balanced does (the
-global policy of deepseek-ai/EPLB). They plan on the loads they are later scored on, so they are optimistic wherever the
-distribution drifts. Being greedy they can lose to ``contiguous`` (about 1 % of random Zipf loads, by under 5 %).
+``contiguous``: expert order. ``round_robin``: dealt out one by one. ``random:SEED``. ``balanced``: heaviest first onto
+the least loaded rank with room (longest processing time, Graham 1969). ``eplb``: replicate the expert with the highest
+load per replica, then pack as balanced does. ``eplb_hierarchical:GROUPS``: the gate's groups, whole, onto nodes first
+(deepseek-ai/EPLB's hierarchical policy). ``hierarchical``: the same with every expert a group of its own.
+``affinity:TOLERANCE``: experts chosen together stay together. ``domain:TOLERANCE``: experts near their tokens' sources.
+``local_search:STEPS``: from the best of those, moves and swaps. ``exact:SECONDS``: an integer program, for small cases.
+
+They plan on the loads they are given, so they are optimistic wherever the distribution drifts (see
+`moesim.placement.forecast`). Being greedy, ``balanced`` and ``eplb`` can lose to ``contiguous`` (about 1 % of random
+Zipf loads, by under 5 %).
+
+Shape legend: E experts, P slots, W ranks.
 """
 
-import heapq
+import hashlib
+from collections import OrderedDict
 
 import numpy as np
 
-from moesim.errors import ConfigError, UnknownNameError
+from moesim.errors import ConfigError
+from moesim.placement.affinity import attracted, coactivation, source_pull
+from moesim.placement.eplb import eplb_slots, limits
+from moesim.placement.exact import exact_slots
+from moesim.placement.local_search import searched
+from moesim.placement.packing import pack
+from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement
+from moesim.placement.spec import OF_ROUTING, REPLICATING, STRATEGIES, PlacementSpec
+from moesim.routing import Routing
 
-STRATEGIES = ("contiguous", "balanced", "eplb")
+Array = np.ndarray
+_plans: OrderedDict[bytes, Placement] = OrderedDict()
+_MOST_PLANS = 1024
 
 
-def place(strategy: str, num_tokens_E: np.ndarray, num_ranks: int, num_replicas: int = 0) -> Placement:
+def place(strategy: str, num_tokens_E: Array, num_ranks: int, num_replicas: int = 0, *, setting: Setting = PLAIN,
+          routing: Routing | None = None) -> Placement:
     """Place E experts, and ``num_replicas`` copies, on ranks with equally many slots each.
 
+    Where the setting's ranks differ in speed, strategies that plan on loads give them unequally many. Plans are cached
+    by content.
+
     Args:
-        strategy: One of `STRATEGIES`; only ``eplb`` uses replicas.
-        num_tokens_E: ndarray of shape (E,): expected load of each expert.
-        num_ranks: W; must divide E + num_replicas.
+        strategy: One of `STRATEGIES`, with its number if it takes one; those of `REPLICATING` place replicas.
+        num_tokens_E: ndarray of shape (E,): expected load of each expert, in tokens or in any other unit of work.
+        num_ranks: W; must divide E + num_replicas, unless ranks differ in speed.
         num_replicas: Slots beyond one per expert.
+        setting: Nodes, speeds and memory of the ranks.
+        routing: Choices behind the loads; ``affinity`` and ``domain`` need them, ``local_search`` uses them.
 
     Raises:
         UnknownNameError: Another strategy.
         ConfigError: Slots that do not divide over the ranks, or replicas for a strategy that has none.
+        CapacityError: More than memory holds.
     """
-    if strategy not in STRATEGIES:
-        raise UnknownNameError("placement", strategy, STRATEGIES)
-    num_experts = len(num_tokens_E)
+    spec = PlacementSpec.parse(strategy)
+    load_E = np.ascontiguousarray(num_tokens_E, dtype=np.float64)
+    uses_routing = routing is not None and spec.strategy in OF_ROUTING
+    key = _digest(spec, load_E, num_ranks, num_replicas, setting, routing if uses_routing else None)
+    if key in _plans:
+        _plans.move_to_end(key)
+        return _plans[key]
+    _check(spec, load_E, num_ranks, num_replicas, setting)
+    expert_P, rank_P = _planned(spec, load_E, num_ranks, num_replicas, setting, routing)
+    expert_P.flags.writeable = rank_P.flags.writeable = False
+    found = Placement(device_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks, num_experts=len(load_E),
+                      nearest_within=(setting.ranks_per_node or num_ranks) if spec.nearest else 0)
+    _plans[key] = found
+    if len(_plans) > _MOST_PLANS:
+        _plans.popitem(last=False)
+    return found
+
+
+def _digest(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
+            routing: Routing | None) -> bytes:
+    text = hashlib.blake2b(repr((spec, num_ranks, num_replicas, setting)).encode(), digest_size=16)
+    text.update(load_E.tobytes())
+    if routing is not None:
+        text.update(np.ascontiguousarray(routing.num_tokens_S).tobytes())
+        text.update(np.ascontiguousarray(routing.expert_ids_TK).tobytes())
+    return text.digest()
+
+
+def _check(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting) -> None:
+    num_experts, strategy = len(load_E), spec.strategy
+    wrong = ~(np.isfinite(load_E) & (load_E >= 0))
+    if wrong.any():
+        raise ConfigError(f"placement: expected loads >= 0, got {load_E[wrong][0]} for expert "
+                          f"{int(np.flatnonzero(wrong)[0])}")
     if num_replicas < 0:
         raise ConfigError(f"placement.num_replicas: expected an integer >= 0, got {num_replicas}")
-    if num_replicas and strategy != "eplb":
-        raise ConfigError(f"placement.num_replicas: only eplb places replicas, got {num_replicas} for {strategy}")
-    num_slots = num_experts + num_replicas
-    if num_slots % num_ranks:
+    if num_replicas and strategy not in REPLICATING:
+        raise ConfigError(f"placement.num_replicas: {strategy} places no replicas, got {num_replicas}: use one of "
+                          f"{', '.join(REPLICATING)}")
+    setting.check(num_experts, num_ranks)
+    divided = (num_experts + num_replicas) % num_ranks == 0
+    if not divided and not (setting.unequal and strategy not in ("contiguous", "round_robin", "random")):
         raise ConfigError(f"placement: expected experts + replicas divisible by the {num_ranks} expert-parallel ranks, "
                           f"got {num_experts} + {num_replicas}")
-    expert_P = np.arange(num_experts)
-    if strategy == "contiguous":
-        rank_P = expert_P // (num_slots // num_ranks)
-    else:
-        if strategy == "eplb":
-            expert_P = _replicate(num_tokens_E, num_replicas)
-        copies_E = np.bincount(expert_P, minlength=num_experts)
-        rank_P = _pack((num_tokens_E / copies_E)[expert_P], num_ranks)
-    order = np.argsort(rank_P, kind="stable")
-    return Placement(device_of_slot_P=rank_P[order], expert_of_slot_P=expert_P[order], num_ranks=num_ranks,
-                     num_experts=num_experts)
 
 
-def _replicate(num_tokens_E: np.ndarray, num_replicas: int) -> np.ndarray:
-    """Experts of E + num_replicas slots: each further copy goes to the highest load per replica."""
-    copies = np.ones(len(num_tokens_E), dtype=np.int64)
-    heap = [(-float(load), e) for e, load in enumerate(num_tokens_E)]
-    heapq.heapify(heap)
-    added = []
-    for _ in range(num_replicas):
-        _, e = heap[0]
-        copies[e] += 1
-        added.append(e)
-        heapq.heapreplace(heap, (-float(num_tokens_E[e]) / copies[e], e))
-    return np.concatenate([np.arange(len(num_tokens_E)), np.array(added, dtype=np.int64)])
+def _planned(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
+             routing: Routing | None) -> tuple[Array, Array]:
+    """Expert and rank of each slot, in order of ranks."""
+    name, num_experts = spec.strategy, len(load_E)
+    experts = np.arange(num_experts)
+    if name in ("contiguous", "round_robin", "random"):
+        if name == "random":
+            experts = np.random.default_rng(int(spec.number)).permutation(num_experts)
+        rank_P = np.arange(num_experts) // (num_experts // num_ranks)
+        if name == "round_robin":
+            experts = experts.reshape(-1, num_ranks).T.ravel()
+        return experts, rank_P
+    if name == "balanced":
+        rank_P, place_P = pack(load_E, setting.rooms(num_experts, num_ranks), **limits(setting, experts))
+        order = np.lexsort((place_P, rank_P))
+        return experts[order], rank_P[order]
+    if name == "eplb":
+        return eplb_slots(load_E, num_ranks, num_replicas, setting.one_node(), 1)
+    if name == "eplb_hierarchical":
+        groups = int(spec.number) or setting.num_expert_groups
+        return eplb_slots(load_E, num_ranks, num_replicas, setting, groups)
+    if name == "hierarchical":
+        one = setting.nodes(num_ranks) == 1
+        return eplb_slots(load_E, num_ranks, num_replicas, setting, 1 if one else num_experts)
+    if name == "local_search":
+        return searched(load_E, num_ranks, num_replicas, setting, routing, steps=int(spec.number))
+    if name == "exact":
+        found = exact_slots(load_E, num_ranks, num_replicas, setting, seconds=spec.number)
+        return found.expert_P, found.rank_P
+    if routing is None:
+        raise ConfigError(f"placement: {name} needs a routing, got loads alone")
+    if name == "affinity":
+        pair = coactivation(routing.expert_ids_TK, num_experts)
+        return attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pair_EE=pair)
+    pull = source_pull(routing.num_tokens_SE(), num_ranks, setting.tp)
+    return attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pull_EW=pull)
 
 
-def _pack(load_P: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Rank of each slot: heaviest first onto the least loaded rank that has room."""
-    room = len(load_P) // num_ranks
-    rank_P = np.empty(len(load_P), dtype=np.int64)
-    heap = [(0.0, 0, r) for r in range(num_ranks)]
-    for p in np.argsort(-load_P, kind="stable").tolist():
-        load, held, rank = heap[0]
-        rank_P[p] = rank
-        if held + 1 == room:
-            heapq.heappop(heap)
-        else:
-            heapq.heapreplace(heap, (load + float(load_P[p]), held + 1, rank))
-    return rank_P
+__all__ = ["REPLICATING", "STRATEGIES", "place"]

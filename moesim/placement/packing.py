@@ -1,0 +1,116 @@
+"""Replicating hot experts and packing slots onto ranks: the two steps that planned placements share.
+
+`replicate` and `pack` do what deepseek-ai/EPLB's ``replicate_experts`` and ``balanced_packing`` do (MIT licence;
+reimplemented), ties included: the lowest expert, the lowest rank.
+
+Shape legend: P slots, E experts, W ranks.
+"""
+
+import heapq
+
+import numpy as np
+
+from moesim.errors import CapacityError
+from moesim.units import GIB
+
+Array = np.ndarray
+
+
+def replicate(load_E: Array, num_replicas: int) -> Array:
+    """Experts of E + num_replicas slots: each further copy goes to the highest load per replica.
+
+    Returns:
+        ndarray of shape (P,): first every expert once, then the copies in order.
+    """
+    copies = [1] * len(load_E)
+    heap = [(-load, e) for e, load in enumerate(load_E.tolist())]
+    heapq.heapify(heap)
+    added = []
+    for _ in range(num_replicas):
+        _, e = heap[0]
+        copies[e] += 1
+        added.append(e)
+        heapq.heapreplace(heap, (-float(load_E[e]) / copies[e], e))
+    return np.concatenate([np.arange(len(load_E)), np.array(added, dtype=np.int64)])
+
+
+def shared(load_E: Array, expert_P: Array) -> Array:
+    """Load of each slot when an expert's slots share it evenly: ndarray of shape (P,)."""
+    return (load_E / np.bincount(expert_P, minlength=len(load_E)))[expert_P]
+
+
+def pack(load_P: Array, room_W: Array, *, speed_W: Array | None = None, bytes_P: Array | None = None,
+         room_bytes_W: Array | None = None) -> tuple[Array, Array]:
+    """Heaviest first onto the rank that is done with it first, among those that have room.
+
+    Longest processing time (Graham 1969); on ranks that differ, its form for uniform machines (Gonzalez, Ibarra and
+    Sahni 1977).
+
+    Args:
+        load_P: ndarray of shape (P,).
+        room_W: ndarray of shape (W,): most slots of each rank.
+        speed_W: ndarray of shape (W,); None: all alike.
+        bytes_P: ndarray of shape (P,): memory of each slot.
+        room_bytes_W: ndarray of shape (W,): memory of each rank; None: unlimited.
+
+    Returns:
+        Rank of each slot, and its place in the rank, in the order they were packed: ndarrays of shape (P,).
+
+    Raises:
+        CapacityError: A slot that fits nowhere.
+    """
+    if speed_W is None and room_bytes_W is None:
+        return _pack_alike(load_P, room_W)
+    speed = np.ones(len(room_W)) if speed_W is None else speed_W
+    size_P = np.zeros(len(load_P)) if bytes_P is None else bytes_P
+    free_W = np.full(len(room_W), np.inf) if room_bytes_W is None else np.asarray(room_bytes_W, dtype=float)
+    by_load = np.argsort(-load_P, kind="stable")
+    stuck = _pack_unlike(by_load, load_P, size_P, room_W, free_W, speed)
+    if isinstance(stuck, tuple):
+        return stuck
+    # by load it does not fit: largest first, which leaves the smallest gaps
+    by_size = np.lexsort((-load_P, -size_P))
+    found = _pack_unlike(by_size, load_P, size_P, room_W, free_W, speed)
+    if isinstance(found, tuple):
+        return found
+    raise CapacityError(f"placement: a slot of {size_P[found] / GIB:.2f} GiB fits on no rank: {len(load_P)} slots need "
+                        f"{size_P.sum() / GIB:.2f} GiB, the {len(room_W)} ranks have "
+                        f"{np.maximum(free_W, 0).sum() / GIB:.2f}, none more than {free_W.max() / GIB:.2f}")
+
+
+def _pack_alike(load_P: Array, room_W: Array) -> tuple[Array, Array]:
+    if (room_W == 1).all():
+        return np.arange(len(load_P)), np.zeros(len(load_P), dtype=np.int64)
+    room, held = room_W.tolist(), [0] * len(room_W)
+    rank_P, place_P = [0] * len(load_P), [0] * len(load_P)
+    heap = [(0.0, r) for r in range(len(room)) if room[r] > 0]
+    loads = load_P.tolist()
+    for p in np.argsort(-load_P, kind="stable").tolist():
+        load, rank = heap[0]
+        rank_P[p], place_P[p] = rank, held[rank]
+        held[rank] += 1
+        if held[rank] == room[rank]:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (load + loads[p], rank))
+    return np.array(rank_P), np.array(place_P)
+
+
+def _pack_unlike(order: Array, load_P: Array, size_P: Array, room_W: Array, free_W: Array,
+                 speed_W: Array) -> tuple[Array, Array] | int:
+    """Ranks and places, or the slot that fits nowhere."""
+    rank_P, place_P = np.zeros(len(load_P), dtype=np.int64), np.zeros(len(load_P), dtype=np.int64)
+    load_W, held_W, left_W = np.zeros(len(room_W)), np.zeros(len(room_W), dtype=np.int64), free_W.copy()
+    for p in order:
+        fits = (held_W < room_W) & (size_P[p] <= left_W)
+        if not fits.any():
+            return int(p)
+        done = np.where(fits, (load_W + load_P[p]) / speed_W, np.inf)
+        least = done.min()
+        # ties, such as experts without load: the rank that holds fewest
+        rank = int(np.argmin(np.where(done <= least, held_W, len(load_P) + 1)))
+        rank_P[p], place_P[p] = rank, held_W[rank]
+        load_W[rank] += load_P[p]
+        held_W[rank] += 1
+        left_W[rank] -= size_P[p]
+    return rank_P, place_P
