@@ -12,7 +12,8 @@ from moesim.engines.event import run_event
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.errors import UnknownNameError
-from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
+from moesim.lowering.alltoall import check_room, exchange_program, rank_one_program, shares
+from moesim.precision import require_int
 from moesim.program import Program, Timeline
 from moesim.topology import Cluster, load_cluster
 
@@ -63,6 +64,7 @@ def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flo
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
+    require_int("seed", seed, 0)
     chosen = granularity or ("pair" if engine.startswith("event") else "device")
 
     def build(machine: Cluster) -> Program:
@@ -81,7 +83,10 @@ def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flo
         event = run_event if engine == "event" else run_event_compiled
         return event(program, quantum_s=math.inf, min_chunks=chunks)
 
-    run(build(load_cluster("star-4")))  # compiles
+    if chosen == "pair" or engine != "bound":
+        check_room(cluster, chosen)  # before anything is made
+    ports = cluster.file.scale_up is None or cluster.file.scale_up.kind in ("switch", "pcie")
+    run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles
     began = time.perf_counter()
     program = build(cluster)
     build_s = time.perf_counter() - began

@@ -72,7 +72,7 @@ def exchange_program(cluster: Cluster, bytes_SD: Array, *, granularity: str = "d
     """
     fabric, count = fabric_of(cluster), cluster.num_devices
     check_matrix(bytes_SD, count)
-    check_room(count, granularity, torus=cluster.file.scale_up is not None and bool(cluster.file.scale_up.axes))
+    check_room(cluster, granularity)
     builder = ProgramBuilder()
     for name, rates in fabric.runs:
         builder.resources(name, rates)
@@ -104,6 +104,7 @@ def rank_one_program(cluster: Cluster, sent_S: Array, share_D: Array) -> Program
     """
     fabric = fabric_of(cluster)
     if not can_factor(fabric):
+        check_room(cluster, "device")
         return exchange_program(cluster, np.outer(sent_S, share_D))
     builder = ProgramBuilder()
     for name, rates in fabric.runs:
@@ -113,12 +114,14 @@ def rank_one_program(cluster: Cluster, sent_S: Array, share_D: Array) -> Program
     return builder.build()
 
 
-def check_room(num_devices: int, granularity: str, *, torus: bool) -> None:
+def check_room(cluster: Cluster, granularity: str) -> None:
     """Refuse a program of all pairs that would not fit, before any of it is built.
 
     Raises:
         CapacityError: With what it would take and what there is.
     """
+    num_devices = cluster.num_devices
+    torus = cluster.file.scale_up is not None and cluster.file.scale_up.kind == "torus"
     per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
     need, there = per_pair * num_devices**2, _ROOM * memory_bytes()
     if need > there:
