@@ -47,7 +47,8 @@ class Candidate:
     Attributes:
         layer: The MoE layer.
         parallelism: Degrees.
-        placement: Strategy, see `moesim.placement.STRATEGIES`.
+        placement: Strategy with its number, see `moesim.placement.strategies`; ``/nearest`` after it lets tokens
+            prefer the replicas of their own node.
         num_replicas: Expert slots beyond one per expert.
         dense_part: Rest of the model; None leaves memory unchecked.
         schedule: Exchange, micro-batches and order.

@@ -12,8 +12,9 @@ from moesim.costs.memory import MemoryNeed, check_memory, memory_need
 from moesim.engines import run
 from moesim.errors import CapacityError, ConfigError
 from moesim.model import Gate
-from moesim.placement import Placement, place
+from moesim.placement import Placement, Setting, place
 from moesim.program import Program, Timeline
+from moesim.ranks import setting_of, settled
 from moesim.result import Result
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.topology import Cluster, check_devices
@@ -35,55 +36,68 @@ def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
 @lru_cache(maxsize=4096)
 def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
              parallelism: Parallelism, strategy: str, replicas: int, capacity_factor: float | None,
-             widths: tuple[int, ...] | None, per_domain: int, parts: int) -> "tuple[Placement, tuple[Traffic, ...]]":
+             widths: tuple[int, ...] | None, per_domain: int, parts: int, setting: Setting,
+             given: Placement | None) -> "tuple[Placement, tuple[Traffic, ...]]":
     from moesim.lowering.traffic import spread_tokens
 
     width_E = np.array(widths or [1])
     left = None if width_E.all() else (width_E > 0).tobytes()
     routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed, left)
     # work is rows x width
-    placement = place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas)
-    return placement, tuple(spread_tokens(routing.part(m, parts), placement, parallelism, capacity_factor,
-                                          devices_per_domain=per_domain,
+    placement = given or place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas, setting=setting,
+                               routing=routing)
+    return placement, tuple(spread_tokens(*settled(routing.part(m, parts), placement, parallelism.tp, capacity_factor),
+                                          parallelism, capacity_factor, devices_per_domain=per_domain,
                                           num_left=int((width_E > 0).sum()) if widths else None)
                             for m in range(parts))
 
 
-def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload,
-               num_batches: int = 1) -> "tuple[Placement, tuple[Traffic, ...]]":
+def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload, num_batches: int = 1,
+               given: Placement | None = None) -> "tuple[Placement, tuple[Traffic, ...]]":
     """Placement, and the traffic of every micro-batch: cached, since a search asks for the same routing often.
 
+    Args:
+        candidate: Whose placement is planned by its strategy,
+        cluster: Where,
+        workload: For what.
+        num_batches: Micro-batches.
+        given: A placement instead of the planned one.
+
     Raises:
-        ConfigError: Parallelism that does not use the cluster's devices, slots that do not divide over the ranks, or
-            more micro-batches than tokens.
+        ConfigError: Parallelism that does not use the cluster's devices, slots that do not divide over the ranks,
+            more micro-batches than tokens, or a given placement of other ranks or experts.
     """
     layer = candidate.layer
     check_devices(cluster, candidate.parallelism.num_devices, "parallelism: ep x tp")
     if num_batches > workload.num_tokens_per_device:
         raise ConfigError(f"schedule.num_micro_batches: expected at most the {workload.num_tokens_per_device} tokens "
                           f"of a device, got {num_batches}")
+    if given is not None and (given.num_ranks, given.num_experts) != (candidate.parallelism.ep, layer.num_experts):
+        raise ConfigError(f"placement: expected {layer.num_experts} experts on {candidate.parallelism.ep} ranks, got "
+                          f"{given.num_experts} on {given.num_ranks}")
     return _batches(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
                     cluster.num_devices, workload.seed, candidate.parallelism, candidate.placement,
                     candidate.num_replicas, layer.capacity_factor, layer.widths_key, cluster.devices_per_domain,
-                    num_batches)
+                    num_batches, setting_of(candidate, cluster, workload), given)
 
 
-def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> "tuple[Placement, Traffic]":
+def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload,
+               given: Placement | None = None) -> "tuple[Placement, Traffic]":
     """Placement and traffic of a candidate's whole batch.
 
     Raises:
         ConfigError: As `batches_of`.
     """
-    placement, batches = batches_of(candidate, cluster, workload)
+    placement, batches = batches_of(candidate, cluster, workload, given=given)
     return placement, batches[0]
 
 
-def lower(candidate: Candidate, cluster: Cluster, workload: Workload) -> Program:
+def lower(candidate: Candidate, cluster: Cluster, workload: Workload, given: Placement | None = None) -> Program:
     """The program of one forward pass: for engines, timelines and tests."""
     # numba is loaded when used: `import moesim` stays light
     from moesim.lowering.layer import lower_layer
 
-    placement, batches = batches_of(candidate, cluster, workload, candidate.schedule.num_micro_batches)
+    placement, batches = batches_of(candidate, cluster, workload, candidate.schedule.num_micro_batches, given)
     layer = candidate.layer
     schedule = candidate.schedule
     kernel = exchange_kernel(cluster, schedule.dispatch, schedule.num_comm_sms) if cluster.num_devices > 1 else None
@@ -119,11 +133,12 @@ def exchange_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> l
     return rows
 
 
-def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tuple[MemoryNeed, int] | None:
-    """Memory of the fullest device and its number; None without a dense part."""
+def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload,
+              given: Placement | None = None) -> tuple[MemoryNeed, int] | None:
+    """Memory of the fullest device, that with the least left, and its number; None without a dense part."""
     if candidate.dense_part is None:
         return None
-    placement, traffic = traffic_of(candidate, cluster, workload)
+    placement, traffic = traffic_of(candidate, cluster, workload, given)
     widths_DL = slot_widths(candidate.layer, placement, candidate.parallelism.tp)
     rows_D, held_D = traffic.counts_DL.sum(axis=1).tolist(), widths_DL.sum(axis=1).tolist()
     row_widths_D = (traffic.counts_DL * widths_DL).sum(axis=1).tolist()
@@ -131,12 +146,18 @@ def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> tup
     needs = [memory_need(candidate.layer, candidate.dense_part, held_width=held_D[d], kv_tokens=workload.kv_tokens,
                          rows=rows_D[d], row_widths=row_widths_D[d], tokens=tokens_D[d])
              for d in range(cluster.num_devices)]
-    device = max(range(len(needs)), key=lambda d: needs[d].total_bytes)
+    usable_D = usable_bytes(cluster)
+    device = max(range(len(needs)), key=lambda d: needs[d].total_bytes - usable_D[d])
     return needs[device], device
 
 
+def usable_bytes(cluster: Cluster) -> np.ndarray:
+    """Memory of each device that a model may use: ndarray of shape (D,)."""
+    return np.repeat([profile.usable_bytes for profile, _ in cluster.groups], [count for _, count in cluster.groups])
+
+
 def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow",
-             must_fit: bool = True) -> Result:
+             must_fit: bool = True, placement: Placement | None = None) -> Result:
     """Simulate one forward pass of the candidate's MoE layer.
 
     Args:
@@ -145,16 +166,18 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         workload: Tokens and routing.
         engine: ``bound``, ``flow`` or ``event``.
         must_fit: Refuse a candidate (with a dense part) whose model does not fit in memory.
+        placement: Slots as they are, such as those planned on an earlier window or read from a serving engine's map;
+            by default what the candidate's strategy plans on this workload.
 
     Raises:
         ConfigError: Sizes that do not go together, in one line.
         CapacityError: The model does not fit: which device, how many GiB over.
     """
-    _, traffic = traffic_of(candidate, cluster, workload)
-    need = memory_of(candidate, cluster, workload)
+    _, traffic = traffic_of(candidate, cluster, workload, placement)
+    need = memory_of(candidate, cluster, workload, placement)
     if must_fit and need is not None:
-        check_memory(need[0], cluster.profile.usable_bytes, need[1])
-    program = lower(candidate, cluster, workload)
+        check_memory(need[0], float(usable_bytes(cluster)[need[1]]), need[1])
+    program = lower(candidate, cluster, workload, placement)
     timeline = run(program, engine)
     phases = critical_phases(program, timeline)
     low, high, level = trust_of(candidate, cluster, phases)

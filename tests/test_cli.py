@@ -93,7 +93,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
         ),
         (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA', 'power_law:ALPHA'"),
         (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
-        (["simulate", "--placement", "random"], "unknown placement 'random'"),
+        (["simulate", "--placement", "sorted"], "unknown placement 'sorted'"),
         (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
         (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
         (["simulate", "--tokens", "999999"], "workload: expected 1 to 4194304 tokens over all devices, got 7999992"),

@@ -28,7 +28,7 @@ LAYERS = (
     ("costs",),
     ("program", "factored", "builder", "lowering"),
     ("engines",),
-    ("trust", "simulate", "result", "exchange_bench"),
+    ("trust", "ranks", "simulate", "result", "exchange_bench"),
     ("quality", "search", "measured", "report"),
     ("cli", "cli_comm", "cli_bench"),
 )

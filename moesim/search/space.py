@@ -15,7 +15,7 @@ from moesim.candidate import Candidate, Parallelism
 from moesim.configfile import Strict, describe
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
-from moesim.placement import STRATEGIES
+from moesim.placement import REPLICATING, PlacementSpec
 from moesim.presets import load_preset
 from moesim.widths import checked_widths, parse_widths, width_text
 
@@ -49,8 +49,9 @@ class Space(Strict):
         expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or as text such as
             ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0 prunes). Points hold the text.
         gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``.
-        placement: Choices of strategy.
-        num_replicas: Choices; only ``eplb`` uses them, the others place none.
+        placement: Choices of strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or ``eplb/nearest``; see
+            `moesim.placement.strategies`.
+        num_replicas: Choices; strategies that place no replicas ignore them.
         parallelism: Choices such as ``ep8``, ``ep4tp2``.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
         num_shared_experts: Shared experts of every candidate.
@@ -84,8 +85,7 @@ class Space(Strict):
             parse_parallelism(spread)
             Precision.named(precision)
         for strategy in self.placement:
-            if strategy not in STRATEGIES:
-                raise UnknownNameError("placement", strategy, STRATEGIES)
+            PlacementSpec.parse(strategy)
         hidden = load_preset(self.dense_part).dense_part.hidden_size
         if hidden != self.hidden_size:
             raise ConfigError(f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
@@ -129,6 +129,7 @@ class Space(Strict):
             ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
         """
         width = params["expert_intermediate_size"]
+        replicates = PlacementSpec.parse(params["placement"]).strategy in REPLICATING
         layer = MoELayer(
             hidden_size=self.hidden_size,
             expert_intermediate_size=parse_widths(width) if isinstance(width, str) else width,
@@ -142,7 +143,7 @@ class Space(Strict):
             layer=layer,
             parallelism=parse_parallelism(params["parallelism"]),
             placement=params["placement"],
-            num_replicas=params["num_replicas"] if params["placement"] == "eplb" else 0,
+            num_replicas=params["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
         )
 

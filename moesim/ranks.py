@@ -1,0 +1,89 @@
+"""What a candidate's ranks are to a placement: their nodes, speeds, memory, and what a copy costs beside work.
+
+Work is rows x width of an expert, as in `moesim.simulate`.
+
+Shape legend: D devices, W ranks, T tokens, K choices.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.costs.memory import memory_need
+from moesim.errors import ConfigError
+from moesim.hardware import Profile
+from moesim.placement import Placement, PlacementSpec, Setting
+from moesim.routing import Routing
+from moesim.topology import Cluster
+
+Array = np.ndarray
+
+
+def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Setting:
+    """The setting in which a candidate's experts are placed.
+
+    Speeds and memory are given where they matter: speeds where devices differ, memory where devices or experts do
+    (else every plan needs the same, and `moesim.simulate` checks it).
+    """
+    tp, ranks = candidate.parallelism.tp, candidate.parallelism.ep
+    strategy = PlacementSpec.parse(candidate.placement).strategy
+    per_node = max(cluster.devices_per_domain // tp, 1)
+    layer, mixed = candidate.layer, len(cluster.groups) > 1
+    setting = Setting(ranks_per_node=per_node if per_node < ranks and ranks % per_node == 0 else None,
+                      num_expert_groups=layer.gate.num_expert_groups, tp=tp)
+    sizes = [count for _, count in cluster.groups]
+    if mixed:
+        speed_D = np.repeat([_work_per_s(candidate, workload, profile) for profile, _ in cluster.groups], sizes)
+        # devices of a rank end together
+        setting = replace(setting, speed=_of_ranks(speed_D / speed_D.max(), tp))
+    if candidate.dense_part is not None and (mixed or layer.uneven):
+        rest = memory_need(layer, candidate.dense_part, held_width=0, kv_tokens=workload.kv_tokens, rows=0,
+                           row_widths=0, tokens=0).total_bytes
+        usable_D = np.repeat([profile.usable_bytes for profile, _ in cluster.groups], sizes)
+        size_E = layer.width_E() * layer.bytes_per_width * candidate.dense_part.num_moe_layers
+        setting = replace(setting, room_bytes=tuple(tp * np.array(_of_ranks(usable_D - rest, tp))),
+                          expert_bytes=tuple(size_E.tolist()))
+    if strategy == "local_search" and cluster.num_devices > 1:
+        work_s = 1.0 / (_work_per_s(candidate, workload, cluster.profile) * tp)
+        size = sum(layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine"))
+        near, far = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
+        setting = replace(setting, copy_work=size / near / work_s if near else 0.0,
+                          node_copy_work=size / (far * cluster.devices_per_domain) / work_s if far else 0.0)
+    return setting
+
+
+def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> float:
+    """Rows x width per second of one device at the mean load of an expert: the roofline of its GEMMs."""
+    layer = candidate.layer
+    rows = max(workload.num_tokens_per_device * candidate.parallelism.num_devices * layer.top_k / layer.num_left, 1.0)
+    flops_s = 2.0 * layer.params_per_width / profile.peak(layer.precision.activations)
+    weights_s = layer.bytes_per_width / profile.hbm_bandwidth_bytes_per_s / rows
+    return 1.0 / max(flops_s, weights_s)
+
+
+def _of_ranks(value_D: Array, tp: int) -> tuple[float, ...]:
+    """The least of each rank's devices."""
+    return tuple(value_D.reshape(-1, tp).min(axis=1).tolist())
+
+
+def settled(routing: Routing, placement: Placement, tp: int,
+            capacity_factor: float | None) -> tuple[Routing, Placement]:
+    """Choices as they go to slots, for a placement whose tokens prefer near replicas.
+
+    Returns:
+        The routing with slots in the place of experts, and the placement of slots as experts of their own; both as
+        they were where replicas take turns.
+
+    Raises:
+        ConfigError: A capacity, which is per expert and not per slot.
+    """
+    if not placement.nearest_within:
+        return routing, placement
+    if capacity_factor is not None:
+        raise ConfigError(f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}")
+    slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
+    slots = placement.num_slots
+    return (replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
+            Placement(device_of_slot_P=placement.device_of_slot_P, expert_of_slot_P=np.arange(slots),
+                      num_ranks=placement.num_ranks, num_experts=slots))
