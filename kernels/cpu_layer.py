@@ -20,7 +20,6 @@ group, H hidden size, I expert width, N outputs.
 """
 
 import ctypes
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,11 +27,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from moesim_kernels.cpu_gate import CpuGate, align, choose
 from torch.nn.functional import grouped_mm, silu
 
 from moesim.errors import ConfigError
 from moesim.model import MoELayer
 
+__all__ = ["PHASES", "CpuLayer", "LayerTiming", "Sentinel", "Spread", "activate", "add_up", "align", "choose",
+           "measuring",
+           "thread_clock", "time_gate", "time_layer"]
 PHASES = ("gate", "permute", "experts", "combine")
 #: slowdown of the sentinel from which a run counts as contended
 CONTENDED = 0.08
@@ -145,63 +148,6 @@ class LayerTiming:
     contended: bool
 
 
-def align(ids_P: torch.Tensor, num_experts: int, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sort pairs by expert.
-
-    Args:
-        ids_P: Expert of each pair, token by token, shape (P,), int64.
-        num_experts: E.
-        top_k: K.
-
-    Returns:
-        Pair numbers in order of their expert, shape (P,), int64; tokens of these pairs; first pair after each
-        expert's, int32 of shape (E,).
-    """
-    order_P = torch.argsort(ids_P, stable=True)
-    ends_E = torch.bincount(ids_P, minlength=num_experts).cumsum(0).int()
-    return order_P, order_P // top_k, ends_E
-
-
-def choose(logits_TE: torch.Tensor, top_k: int, score: str = "softmax") -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of the best experts."""
-    return _best(_scores(logits_TE, score), top_k)
-
-
-def _scores(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
-    return torch.softmax(logits_TE, dim=1) if score == "softmax" else torch.sigmoid(logits_TE)
-
-
-def _best(scores_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    weights_TK, ids_TK = scores_TE.topk(top_k, dim=1)
-    return weights_TK.div_(weights_TK.sum(dim=1, keepdim=True)), ids_TK
-
-
-def product_key(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int,
-                top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best experts of each head of a product-key gate, without a score for every expert.
-
-    Args:
-        x_TH: Tokens, shape (T, H).
-        query_QH: Projection to the queries of all heads, shape (heads x query_size, H).
-        keys_2Sq: Keys of both halves, shape (2, S, query_size / 2); expert i x S + j has row key i and column key j.
-        heads: Queries of a token.
-        top_k: Experts each head finds.
-
-    Returns:
-        Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids, int64.
-    """
-    keys = keys_2Sq.shape[1]
-    halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, keys_2Sq.shape[2]).transpose(0, 1)
-    best_2Rk, at_2Rk = torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
-    if top_k == 1:  # the best pair is that of both bests
-        return torch.ones(len(x_TH), heads), (at_2Rk[0] * keys + at_2Rk[1]).view(len(x_TH), heads)
-    sums_RP = (best_2Rk[0][:, :, None] + best_2Rk[1][:, None, :]).flatten(1)
-    ids_RP = (at_2Rk[0][:, :, None] * keys + at_2Rk[1][:, None, :]).flatten(1)
-    scores_RK, place_RK = sums_RP.topk(top_k, dim=1)
-    weights_RK = torch.softmax(scores_RK, dim=1)
-    return weights_RK.view(len(x_TH), -1), ids_RP.gather(1, place_RK).view(len(x_TH), -1)
-
-
 def activate(up_PN: torch.Tensor, width: int) -> torch.Tensor:
     """SiLU of the first ``width`` columns, times the others where there are any (SwiGLU): shape (P, I)."""
     # SiLU of a strided view computes the end of every row one element at a time: up to five times as slow as a copy
@@ -215,7 +161,7 @@ def add_up(y_PH: torch.Tensor, weights_P: torch.Tensor, token_P: torch.Tensor, n
     return out_TH.index_add_(0, token_P, y_PH.mul_(weights_P.to(y_PH.dtype)[:, None]))
 
 
-class CpuLayer:
+class CpuLayer(CpuGate):
     """One routed MoE layer with random weights, and the choices its experts are given.
 
     The gate really scores and selects, but the experts follow ``expert_ids_TK``: a simulator prices a histogram, and
@@ -243,21 +189,11 @@ class CpuLayer:
         ids_TK = torch.as_tensor(expert_ids_TK).long()
         if ids_TK.ndim != 2 or ids_TK.shape[1] != layer.top_k:
             raise ConfigError(f"expert_ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
-        self.layer, self.dtype = layer, dtype
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype).normal_(0.0, shape[-1]**-0.5, generator=generator)
-
+        super().__init__(layer, dtype, generator)
         up_columns = (2 if layer.gated else 1) * width
-        coarse = layer.gate.num_expert_groups if layer.gate.kind == "two_level" else 0
-        queries = layer.gate.query_heads * layer.gate.query_size
-        if product_key := layer.gate.kind == "product_key":
-            self.query_QH = normal(queries, hidden)
-            self.keys_2Sq = normal(2, math.isqrt(layer.num_experts), layer.gate.query_size // 2)
-        self.keys_EH = normal(0 if product_key else coarse + layer.num_experts, hidden)
-        self.w_up_ENH = normal(layer.num_experts, up_columns, hidden)
-        self.w_down_EHI = normal(layer.num_experts, hidden, width)
+        self.w_up_ENH = self.normal(layer.num_experts, up_columns, hidden)
+        self.w_down_EHI = self.normal(layer.num_experts, hidden, width)
         self.x_TH = torch.empty(ids_TK.shape[0], hidden, dtype=dtype)
         self._inputs = [torch.randn(self.x_TH.shape, generator=generator).to(dtype) for _ in range(_INPUTS)]
         self._ids = [ids_TK[torch.randperm(len(ids_TK), generator=generator)].contiguous() for _ in range(_INPUTS)]
@@ -267,40 +203,6 @@ class CpuLayer:
         """Write the input of this repeat and take its order of tokens."""
         self.x_TH.copy_(self._inputs[repeat % _INPUTS])
         self.ids_TK = self._ids[repeat % _INPUTS]
-
-    def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and ids as `choose` gives them, by the layer's kind of gate."""
-        gate, top_k = self.layer.gate, self.layer.top_k
-        if gate.kind == "two_level":
-            return self._two_level()
-        if gate.kind == "product_key":
-            weights_TF, ids_TF = product_key(self.x_TH, self.query_QH, self.keys_2Sq, gate.query_heads,
-                                             -(-top_k // gate.query_heads))
-            if ids_TF.shape[1] == top_k:
-                return weights_TF.div_(gate.query_heads), ids_TF
-            weights_TK, place_TK = _best(weights_TF, top_k)
-            return weights_TK, ids_TF.gather(1, place_TK)
-        logits_TE = (self.x_TH @ self.keys_EH.T).float()
-        if gate.kind == "flat":
-            return choose(logits_TE, top_k, gate.score)
-        scores_TGS = _scores(logits_TE, gate.score).view(len(logits_TE), gate.num_expert_groups, -1)
-        best_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(dim=2)
-        kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
-        closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
-        return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
-
-    def _two_level(self) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, top_k = self.layer.gate, self.layer.top_k
-        groups, kept = gate.num_expert_groups, gate.num_limited_groups
-        per_group = self.layer.num_experts // groups
-        kept_Tg = choose((self.x_TH @ self.keys_EH[:groups].T).float(), kept)[1]
-        order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
-        keys_GHS = self.keys_EH[groups:].view(groups, per_group, -1).transpose(1, 2)
-        rows_PH = self.x_TH.index_select(0, token_P)
-        fine_PS = torch.empty(len(order_P), per_group, dtype=self.dtype)
-        fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
-        weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), top_k, gate.score)
-        return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
 
     def permute(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What `align` gives, and the pairs' rows in that order, shape (P, H)."""
@@ -346,16 +248,60 @@ def time_layer(layer: MoELayer, expert_ids_TK: np.ndarray, dtype: torch.dtype, *
     with measuring():
         case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed)
         sentinel = sentinel or Sentinel()
-        for repeat in range(_WARM_UP):
-            case.select(repeat)
-            case.forward()
-        timings = [_time(case, seconds, min_repeats, sentinel)]
-        if timings[0].contended:
-            timings.append(_time(case, seconds, min_repeats, sentinel))
+        return _timed(case, case.forward, PHASES, seconds, min_repeats, sentinel)
+
+
+class _GateAlone(CpuGate):
+    """A gate and its inputs."""
+
+    def __init__(self, layer: MoELayer, num_tokens: int, dtype: torch.dtype, seed: int) -> None:
+        super().__init__(layer, dtype, torch.Generator().manual_seed(seed))
+        self.x_TH = torch.empty(num_tokens, layer.hidden_size, dtype=dtype)
+        self._inputs = [torch.randn(self.x_TH.shape, generator=self.generator).to(dtype) for _ in range(_INPUTS)]
+
+    def select(self, repeat: int) -> None:
+        """Write the input of this repeat."""
+        self.x_TH.copy_(self._inputs[repeat % _INPUTS])
+
+    def forward(self, clock: Callable[[], float] = time.perf_counter) -> tuple[torch.Tensor, list[float]]:
+        """One pass: weights, and the clock before and after."""
+        start = clock()
+        weights_TK, _ = self.gate()
+        return weights_TK, [start, clock()]
+
+
+def time_gate(layer: MoELayer, num_tokens: int, dtype: torch.dtype, *, seconds: float = 0.1, min_repeats: int = 7,
+              sentinel: Sentinel | None = None, seed: int = 0) -> LayerTiming:
+    """Time a layer's gate by itself, by the protocol of this module: no experts are made, so there may be a million.
+
+    Args:
+        layer: Sizes and gate.
+        num_tokens: T.
+        dtype: torch.float32 or torch.bfloat16.
+        seconds: Time to fill with repeats.
+        min_repeats: Repeats to make however long they take.
+        sentinel: To compare with; a new one by default.
+        seed: Of keys and inputs.
+    """
+    with measuring():
+        case = _GateAlone(layer, num_tokens, dtype, seed)
+        return _timed(case, case.forward, ("gate",), seconds, min_repeats, sentinel or Sentinel())
+
+
+def _timed(case: "CpuLayer | _GateAlone", forward: Callable, names: tuple[str, ...], seconds: float, min_repeats: int,
+           sentinel: Sentinel) -> LayerTiming:
+    """Warmed up and timed, twice if the machine was slower the first time."""
+    for repeat in range(_WARM_UP):
+        case.select(repeat)
+        forward()
+    timings = [_time(case, names, seconds, min_repeats, sentinel)]
+    if timings[0].contended:
+        timings.append(_time(case, names, seconds, min_repeats, sentinel))
     return min(timings, key=lambda timing: (timing.contended, timing.phases["total"].p10_s))
 
 
-def _time(case: CpuLayer, seconds: float, min_repeats: int, sentinel: Sentinel) -> LayerTiming:
+def _time(case: "CpuLayer | _GateAlone", names: tuple[str, ...], seconds: float, min_repeats: int,
+                                                      sentinel: Sentinel) -> LayerTiming:
     clock = thread_clock()
     before = sentinel.slowdown()
     rows: list[np.ndarray] = []
@@ -366,5 +312,5 @@ def _time(case: CpuLayer, seconds: float, min_repeats: int, sentinel: Sentinel) 
         times = case.forward(clock)[1]
         rows.append(np.append(np.diff(times), times[-1] - times[0]))
     slowdown = max(before, sentinel.slowdown())
-    phases = {name: Spread.of(seconds_R) for name, seconds_R in zip((*PHASES, "total"), np.array(rows).T, strict=True)}
+    phases = {name: Spread.of(seconds_R) for name, seconds_R in zip((*names, "total"), np.array(rows).T, strict=True)}
     return LayerTiming(phases=phases, repeats=len(rows), slowdown=slowdown, contended=slowdown > CONTENDED)
