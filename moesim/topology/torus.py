@@ -57,7 +57,9 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
     coord = np.stack(np.unravel_index(np.arange(size.prod()), axes), axis=1)
     closing = np.diag(size)
     if twisted:
+        # its short axes close whatever their size: the shift makes two nodes two different neighbours
         closing[0, -1] = closing[1, -1] = axes[0]
+        ring = [True] * len(axes)
     following = np.full((len(coord), 2 * len(axes)), -1)
     for axis, way in product(range(len(axes)), (0, 1)):
         moved = coord.copy()
