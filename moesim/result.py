@@ -14,7 +14,7 @@ RESULT_COLUMNS = (
     "placement", "num_replicas", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
     "layer_tokens_per_s_per_device", *(f"{phase}_us" for phase in PHASES), "bottleneck",
     *(f"{resource}_utilisation" for resource in RESOURCES), "load_imbalance", "dropped_token_fraction",
-    "peak_memory_gib", "tile", "evidence", "calibration", "engine", "seed", "version", "profile_hash",
+    "peak_memory_gib", "tile", "granularity", "evidence", "calibration", "engine", "seed", "version", "profile_hash",
 )
 
 
@@ -44,6 +44,8 @@ class Result:
         version: moesim's version.
         profile_hash: Hash over cluster, device and calibration files.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
+        granularity: ``device`` or ``pair``, as transfers were simulated; ``device_loose`` where one transfer per device
+            is known to be loose: see `moesim.trust.granularity_of`.
     """
 
     candidate: Candidate
@@ -67,6 +69,7 @@ class Result:
     version: str
     profile_hash: str
     tile: str
+    granularity: str = "device"
 
     def row(self) -> dict[str, object]:
         """One flat row for a CSV file; units in the column names."""
@@ -96,6 +99,7 @@ class Result:
             "dropped_token_fraction": self.dropped_token_fraction,
             "peak_memory_gib": memory,
             "tile": self.tile,
+            "granularity": self.granularity,
             "evidence": self.evidence,
             "calibration": self.calibration,
             "engine": self.engine,

@@ -18,7 +18,7 @@ from moesim.ranks import setting_of, settled
 from moesim.result import Result
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.topology import Cluster, check_devices
-from moesim.trust import basis_digest, trust_of
+from moesim.trust import basis_digest, granularity_of, trust_of
 from moesim.units import MB
 from moesim.version import VERSION
 
@@ -207,6 +207,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
         tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
         if cluster.profile.execution == "waves" else "",
+        granularity=granularity_of(cluster, candidate.schedule),
     )
 
 

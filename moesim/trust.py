@@ -6,14 +6,37 @@ from moesim.candidate import Candidate
 from moesim.costs.calibration import load_calibration
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.serial import phase_intervals
+from moesim.schedule import DISPATCHES, Schedule
 from moesim.topology import Cluster
 
 #: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
 #: recipe -> class of measured kernels that its calibration rests on; the others rest on none
 _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
+#: devices up to which one transfer op per device stood for pairs within 4 % on any fabric without thin uplinks
+#: (studies/granularity.py); beyond them, tori and exchanges of two hops were up to 7 and 14 % off
+_LOOSE_BEYOND = 64
 
 
+def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
+    """What transfers were simulated as, and whether that is known to be loose here.
+
+    ``device_loose``: on oversubscribed leaves (up to 10 %), mixed clusters (8 %), and beyond 64 devices tori (7 %) and
+    exchanges of two hops (14 %, where sources keep to domains of their own): worst layer times found as
+    studies/granularity.py does. Elsewhere the worst were 6 %, the mean below 1 %.
+
+    Returns:
+        ``pair``, ``device`` or ``device_loose``.
+    """
+    if schedule.granularity == "pair" or cluster.num_devices == 1:
+        return schedule.granularity
+    up, out = cluster.file.scale_up, cluster.file.scale_out
+    several = cluster.file.num_nodes > 1
+    thin = several and out is not None and out.oversubscription > 1
+    movement = DISPATCHES[schedule.dispatch or cluster.file.dispatch][1]
+    far_reaching = (up is not None and up.kind == "torus") or (several and movement in ("two_hop", "staged"))
+    loose = thin or len(cluster.groups) > 1 or (far_reaching and cluster.num_devices > _LOOSE_BEYOND)
+    return "device_loose" if loose else "device"
 
 
 def calibration_digests(cluster: Cluster, dispatch: str | None = None) -> list[str]:

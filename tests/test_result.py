@@ -8,6 +8,8 @@ import pytest
 from moesim import Workload, configfile, load_cluster, simulate
 from moesim.engines import ENGINES
 from moesim.result import RESULT_COLUMNS
+from moesim.schedule import Schedule
+from moesim.trust import granularity_of
 
 WORK = Workload(num_tokens_per_device=512, routing="power_law:1.2")
 
@@ -69,3 +71,31 @@ def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
     path.write_text(text.replace('"h100-sxm"', '"a100-sxm"'))
     monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
     assert simulate(candidate, hgx, WORK).calibration == "spec_sheet"
+
+
+@pytest.mark.parametrize(("name", "changes", "schedule", "flag"), [
+    ("hgx-h100-8", {}, {}, "device"),
+    ("hgx-h100-8", {}, {"granularity": "pair"}, "pair"),
+    ("rail-8x8", {}, {"dispatch": "deepep_normal"}, "device"),
+    ("rail-16x8", {}, {"dispatch": "nccl"}, "device"),
+    ("rail-16x8", {}, {"dispatch": "deepep_normal"}, "device_loose"),
+    ("rail-16x8", {}, {"dispatch": "deepep_normal", "granularity": "pair"}, "pair"),
+    ("star-256", {}, {"dispatch": "hierarchical"}, "device"),
+    ("rail-2x4", {"oversubscription": 2.0}, {}, "device_loose"),
+    ("torus-4x4x4", {}, {}, "device"),
+    ("torus-8x16", {}, {}, "device_loose"),
+    ("mixed-h100-b200", {}, {}, "device_loose"),
+    ("h100-sxm", {}, {}, "device"),
+])
+def test_where_one_transfer_per_device_is_loose(name, changes, schedule, flag):
+    cluster = load_cluster(name)
+    assert granularity_of(cluster.with_(**changes) if changes else cluster, Schedule(**schedule)) == flag
+
+
+def test_results_carry_how_transfers_were_simulated(make_candidate):
+    candidate = make_candidate(ep=8, num_experts=64, top_k=4)
+    thin = load_cluster("rail-2x4").with_(oversubscription=2.0)
+    assert simulate(candidate, load_cluster("rail-2x4"), WORK).row()["granularity"] == "device"
+    assert simulate(candidate, thin, WORK).row()["granularity"] == "device_loose"
+    pairs = replace(candidate, schedule=Schedule(granularity="pair"))
+    assert simulate(pairs, thin, WORK).row()["granularity"] == "pair"

@@ -33,6 +33,8 @@ Array = np.ndarray
 #: classes of senders; and what calls for them: the spread of their readiness as a share of the exchange, the standard
 #: deviation of what they send over its mean
 NUM_CLASSES, _STAGGER, _UNEVEN = 8, 0.05, 0.1
+#: devices from which there are twice as many classes: fewer senders of a class then wait for one that is busy
+_MANY = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -279,8 +281,9 @@ class Exchange:
         alike = np.ptp(ready_s) <= _STAGGER * exchange and sent.std() <= _UNEVEN * sent.mean()
         if alike or self.fabric.tables.near_kind == TORUS:
             return [np.ones(len(ready_s), dtype=bool)]
-        rank = np.argsort(np.argsort(ready_s, kind="stable"), kind="stable") * NUM_CLASSES // len(ready_s)
-        return [rank == k for k in range(NUM_CLASSES) if (rank == k).any()]
+        classes = NUM_CLASSES * (2 if len(ready_s) >= _MANY else 1)
+        rank = np.argsort(np.argsort(ready_s, kind="stable"), kind="stable") * classes // len(ready_s)
+        return [rank == k for k in range(classes) if (rank == k).any()]
 
 
 def send_order(copies_SD: Array, order: str) -> tuple[Array, Array]:
