@@ -21,6 +21,8 @@ from moesim.program import Program, Timeline
 #: chunks a makespan is cut into; at 1024 the flow engine is met within 1 %.
 CHUNKS_PER_MAKESPAN = 1024
 MIN_CHUNKS_PER_OP = 4
+#: demands below which an op's ports are walked one by one: an array operation costs more than a few of them
+_FEW = 12
 
 
 def chunks_per_op(program: Program, quantum_s: float, min_chunks: int | None = None) -> np.ndarray:
@@ -57,19 +59,18 @@ def run_event(program: Program, *, quantum_s: float | None = None, min_chunks: i
     env = simpy.Environment()
     chunks = chunks_per_op(program, quantum_s, min_chunks).tolist()
     dep_ptr, dep_index = program.dep_ptr.tolist(), program.dep_index.tolist()
-    ptr, resource = program.demand_ptr.tolist(), program.demand_resource.tolist()
-    seconds = program.demand_s().tolist()
+    ptr, resource, seconds = program.demand_ptr.tolist(), program.demand_resource, program.demand_s()
     latency, release = program.latency_s_N.tolist(), program.release_s_N.tolist()
-
-    pieces = [[(resource[e], seconds[e] / chunks[i]) for e in range(ptr[i], ptr[i + 1])] for i in range(n)]
+    few = [ptr[i + 1] - ptr[i] < _FEW for i in range(n)]
+    pieces = [(resource[ptr[i] : ptr[i + 1]], seconds[ptr[i] : ptr[i + 1]] / chunks[i]) for i in range(n)]
+    short = [list(zip(pieces[i][0].tolist(), pieces[i][1].tolist(), strict=True)) if few[i] else [] for i in range(n)]
     waits_for = [dep_ptr[i + 1] - dep_ptr[i] for i in range(n)]
     wakes: list[list[int]] = [[] for _ in range(n)]
     for i in range(n):
         for dep in dep_index[dep_ptr[i] : dep_ptr[i + 1]]:
             wakes[dep].append(i)
     left = list(chunks)
-    free = [0.0] * len(program.capacity_R)
-    busy = [0.0] * len(program.capacity_R)
+    free = np.zeros(len(program.capacity_R))
     start, end = [0.0] * n, [0.0] * n
 
     def at(delay: float, op: int, action) -> None:
@@ -84,16 +85,23 @@ def run_event(program: Program, *, quantum_s: float | None = None, min_chunks: i
 
     def serve(event: simpy.Event) -> None:
         op = event._value
-        if not pieces[op] or left[op] == 0:
+        if left[op] == 0 or ptr[op] == ptr[op + 1]:
             finish(op)
             return
         left[op] -= 1
         now = env.now
-        done = now
-        for r, s in pieces[op]:
-            free[r] = max(now, free[r]) + s
-            busy[r] += s
-            done = max(done, free[r])
+        if few[op]:
+            done = now
+            for r, s in short[op]:
+                until = max(now, free.item(r)) + s
+                free[r] = until
+                done = max(done, until)
+        else:
+            which, each_s = pieces[op]
+            until_M = np.maximum(free[which], now)
+            until_M += each_s
+            free[which] = until_M
+            done = float(until_M.max())
         at(done - now, op, serve)
 
     def finish(op: int) -> None:
@@ -108,6 +116,8 @@ def run_event(program: Program, *, quantum_s: float | None = None, min_chunks: i
             begin(op)
     env.run()
     # SimPy's clock begins as the integer 0
-    starts, ends, served = (np.array(values, dtype=np.float64) for values in (start, end, busy))
-    return Timeline(start_s_N=starts, end_s_N=ends, busy_s_R=served, engine="event", makespan_s=float(max(end)),
-                    events=sum(chunks[i] for i in range(n) if pieces[i]))
+    starts, ends = (np.array(values, dtype=np.float64) for values in (start, end))
+    sent_N = 1.0 - np.array(left) / np.array(chunks)
+    busy = np.bincount(resource, seconds * sent_N[program.op_of_entry()], len(free)).astype(np.float64)
+    return Timeline(start_s_N=starts, end_s_N=ends, busy_s_R=busy, engine="event", makespan_s=float(max(end)),
+                    events=sum(chunks[i] for i in range(n) if ptr[i] < ptr[i + 1]))
