@@ -13,6 +13,7 @@ import typer
 from moesim import cli_comm, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
+from moesim.cli_placement import placement_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
 from moesim.model import Gate, Precision
@@ -34,6 +35,7 @@ calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration fi
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
+app.add_typer(placement_app, name="placement")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)
@@ -111,8 +113,10 @@ def simulate(
     routing: Annotated[str, typer.Option(help="uniform, zipf:ALPHA or power_law:ALPHA.")] = "uniform",
     ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks; default: devices / tp.")] = None,
     tp: Annotated[int, typer.Option(help="Devices that share each expert.")] = 1,
-    placement: Annotated[str, typer.Option(help="contiguous, balanced or eplb.")] = "contiguous",
-    replicas: Annotated[int, typer.Option(help="Expert replicas (eplb).")] = 0,
+    placement: Annotated[
+        str, typer.Option(help="Such as contiguous, balanced, eplb, affinity, local_search:200.")
+    ] = "contiguous",
+    replicas: Annotated[int, typer.Option(help="Expert replicas (eplb and others).")] = 0,
     precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4 or nvfp4.")] = "bf16",
     gate: Annotated[
         str | None,

@@ -1,0 +1,139 @@
+"""``moesim placement``: plan, export, read and move placements; see `moesim.cli`, which registers it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.errors import ConfigError
+from moesim.presets import load_preset
+from moesim.topology import load_cluster
+
+placement_app = typer.Typer(no_args_is_help=True, help="Plan where experts go, for serving engines and over time.")
+
+Preset = Annotated[str, typer.Option(help="Published model whose layers are placed.")]
+ClusterName = Annotated[str, typer.Option(help="Cluster, or path of a TOML file.")]
+Strategy = Annotated[str, typer.Option(help="Strategy, such as eplb, eplb_hierarchical, affinity or local_search:200.")]
+Replicas = Annotated[int, typer.Option(help="Expert slots beyond one per expert.", min=0)]
+Tokens = Annotated[int, typer.Option(help="Tokens per device.")]
+Seed = Annotated[int, typer.Option(help="Seed of the routing.")]
+
+
+def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int = 1) -> Candidate:
+    model = load_preset(preset)
+    return Candidate(layer=model.layer, parallelism=Parallelism(ep=ranks, tp=tp), placement=placement,
+                     num_replicas=replicas, dense_part=model.dense_part)
+
+
+@placement_app.command("export")
+def export_map(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    preset: Preset = "deepseek-v3",
+    cluster: ClusterName = "h100-rail-8x8",
+    placement: Strategy = "eplb",
+    replicas: Replicas = 0,
+    routing: Annotated[str, typer.Option(help="Loads to plan on, as --routing of simulate; a layer each by seed.")]
+    = "zipf:0.8",
+    trace: Annotated[Path | None, typer.Option(help="Recorded trace: its loads, layer by layer.")] = None,
+    layout: Annotated[str, typer.Option("--format", help="sglang, vllm or vllm_ascend.")] = "sglang",
+    dense_layers: Annotated[int | None, typer.Option(help="sglang: layers before the first MoE layer; default: the "
+                                                     "preset's.", min=0)] = None,
+    tokens: Tokens = 256,
+    seed: Seed = 0,
+) -> None:
+    """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM loads."""
+    from moesim.placement.files import write_map
+    from moesim.report.terminal import say
+    from moesim.simulate import traffic_of
+
+    machine = load_cluster(cluster)
+    candidate = _candidate(preset, placement, replicas, machine.num_devices)
+    dense = candidate.dense_part
+    assert dense is not None
+    texts = [routing] * dense.num_moe_layers if trace is None else [
+        f"trace:{trace}#{layer}" for layer in _layers(trace, dense.num_moe_layers)]
+    layers, before, after = [], [], []
+    for number, text in enumerate(texts):
+        work = Workload(num_tokens_per_device=tokens, routing=text, seed=seed if trace else seed + number)
+        placed, traffic = traffic_of(candidate, machine, work)
+        _, plain = traffic_of(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
+        layers.append(placed)
+        before.append(plain.load_imbalance)
+        after.append(traffic.load_imbalance)
+    rows_before = dense.num_layers - dense.num_moe_layers if dense_layers is None else dense_layers
+    write_map(out, layers, layout, num_dense_layers=rows_before)
+    first = layers[0]
+    print(f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on {first.num_ranks} "
+          "ranks")
+    print(f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of layers), "
+          f"{sum(before) / len(before):.3f} in expert order")
+    say(f"wrote {out} for {layout}")
+
+
+def _layers(trace: Path, needed: int) -> list[int]:
+    from moesim.routing import open_trace
+
+    there = open_trace(str(trace)).layers()
+    if len(there) < needed:
+        raise ConfigError(f"{trace}: expected the model's {needed} MoE layers, got {len(there)}")
+    return there[-needed:]
+
+
+@placement_app.command("show")
+def show_map(
+    file: Annotated[Path, typer.Argument(help="Map in any of the formats.")],
+    cluster: ClusterName = "h100-rail-8x8",
+    preset: Preset = "deepseek-v3",
+    layer: Annotated[int, typer.Option(help="Row of the map to simulate; negative counts from the last.")] = -1,
+    routing: Annotated[str, typer.Option(help="Loads to score on, as --routing of simulate.")] = "zipf:0.8",
+    tokens: Tokens = 256,
+    engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
+    seed: Seed = 0,
+) -> None:
+    """Read a serving engine's map, and simulate one of its layers beside expert order."""
+    from moesim.placement.files import read_map
+    from moesim.report.terminal import print_table
+    from moesim.simulate import simulate
+    from moesim.units import US
+
+    machine = load_cluster(cluster)
+    candidate = _candidate(preset, "contiguous", 0, machine.num_devices)
+    maps = read_map(file, machine.num_devices, candidate.layer.num_experts)
+    if not -len(maps) <= layer < len(maps):
+        raise ConfigError(f"--layer: expected a row of the {len(maps)} of {file}, got {layer}")
+    work = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
+    rows = []
+    for name, given in (("expert order", None), (str(file), maps[layer])):
+        found = simulate(candidate, machine, work, engine=engine, must_fit=False, placement=given)
+        slots = candidate.layer.num_experts if given is None else given.num_slots
+        rows.append({"placement": name, "slots": slots, "imbalance": f"{found.load_imbalance:.3f}",
+                     "layer_us": f"{found.layer_time_s / US:,.0f}"})
+    print_table(f"{preset} on {machine.name}, {routing}, layer {layer} of {len(maps)}", rows, list(rows[0]))
+
+
+@placement_app.command("rebalance")
+def rebalance_once(
+    before: Annotated[str, typer.Option(help="Routing that the old placement was planned on.")],
+    now: Annotated[str, typer.Option(help="Routing now, such as zipf:0.8+drift:0.05@10.")],
+    preset: Preset = "deepseek-v3",
+    cluster: ClusterName = "h100-rail-8x8",
+    placement: Strategy = "eplb",
+    replicas: Replicas = 0,
+    tokens: Tokens = 256,
+    engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
+    seed: Seed = 0,
+) -> None:
+    """What a new plan gains, what it costs to move the weights, and after how many passes that has paid back."""
+    from moesim.rebalance import rebalance
+    from moesim.report.terminal import print_table
+    from moesim.simulate import traffic_of
+
+    machine = load_cluster(cluster)
+    candidate = _candidate(preset, placement, replicas, machine.num_devices)
+    works = [Workload(num_tokens_per_device=tokens, routing=text, seed=seed) for text in (before, now)]
+    old, _ = traffic_of(candidate, machine, works[0])
+    row = rebalance(candidate, machine, works[1], old, engine=engine).row()
+    print_table(f"{preset} on {machine.name}: {placement}+{replicas}, {before} to {now}",
+                [{"what": name, "value": f"{value:,.2f}"} for name, value in row.items()], ["what", "value"])

@@ -1,0 +1,110 @@
+"""Local search on the simulated time: exchanges that the cheap model finds promising, kept if the program gets faster.
+
+Starts from the strategies that `moesim.placement` plans with, simulated; then swaps slots of the device whose experts
+end last with slots of the others, by the bound or any other engine.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.engines import run
+from moesim.errors import MoesimError
+from moesim.placement import REPLICATING, Placement, PlacementSpec, replica_loads
+from moesim.simulate import lower, traffic_of
+from moesim.topology import Cluster
+
+#: planned placements that are simulated first
+STARTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "hierarchical", "affinity", "domain", "local_search")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Refined:
+    """What a search found.
+
+    Attributes:
+        placement: The fastest.
+        layer_time_s: Its time on the engine that searched.
+        start: Strategy it began with.
+        start_s: That strategy's time.
+        simulated: Placements that were simulated.
+    """
+
+    placement: Placement
+    layer_time_s: float
+    start: str
+    start_s: float
+    simulated: int
+
+
+def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps: int = 50, engine: str = "bound",
+           starts: tuple[str, ...] = STARTS, seed: int = 0) -> Refined:
+    """Search for the placement with the least simulated layer time.
+
+    Args:
+        candidate: The design; its own strategy is one of the starts, its number of replicas that of all.
+        cluster: Where it runs.
+        workload: Tokens to plan for.
+        steps: Exchanges to simulate.
+        engine: ``bound``, fast; then simulate the result with another.
+        starts: Strategies to begin with; those that cannot place this candidate are passed over.
+        seed: Of the choice among promising exchanges.
+
+    Raises:
+        MoesimError: The candidate's own placement cannot be simulated.
+    """
+    def time_of(placement: Placement) -> float:
+        return run(lower(candidate, cluster, workload, placement), engine).makespan_s
+
+    best, _ = traffic_of(candidate, cluster, workload)
+    best_s, start, simulated = time_of(best), candidate.placement, 1
+    for name in starts:
+        if name == candidate.placement or (candidate.num_replicas
+                                           and PlacementSpec.parse(name).strategy not in REPLICATING):
+            continue
+        try:
+            placed, _ = traffic_of(replace(candidate, placement=name), cluster, workload)
+        except MoesimError:
+            continue
+        simulated += 1
+        if (seconds := time_of(placed)) < best_s:
+            best, best_s, start = placed, seconds, name
+    start_s, rng = best_s, np.random.default_rng(seed)
+    for _ in range(steps):
+        placed = _neighbour(candidate, cluster, workload, best, rng)
+        simulated += 1
+        if (seconds := time_of(placed)) < best_s:
+            best, best_s = placed, seconds
+    return Refined(placement=best, layer_time_s=best_s, start=start, start_s=start_s, simulated=simulated)
+
+
+def _neighbour(candidate: Candidate, cluster: Cluster, workload: Workload, placement: Placement,
+               rng: np.random.Generator) -> Placement:
+    """Swap a slot of a busy rank with a slightly lighter one elsewhere, or in one case of four any two."""
+    _, traffic = traffic_of(candidate, cluster, workload, placement)
+    tp, width_E = candidate.parallelism.tp, candidate.layer.width_E()
+    rows_E = np.bincount(placement.expert_of_slot_P, weights=placement_rows(placement, traffic.counts_DL[::tp]),
+                         minlength=placement.num_experts)
+    load_P = replica_loads(placement, rows_E * width_E)
+    rank_P = placement.device_of_slot_P
+    busy = traffic.counts_DL[::tp].sum(axis=1).argmax()
+    own = np.flatnonzero(rank_P == (busy if rng.random() < 0.75 else rng.choice(rank_P)))
+    i = int(rng.choice(own))
+    others = np.flatnonzero(rank_P != rank_P[i])
+    lighter = others[load_P[others] <= load_P[i]]
+    among = lighter if len(lighter) else others
+    if not len(among):
+        return placement
+    near = among[np.argsort(load_P[i] - load_P[among], kind="stable")[: max(len(among) // 4, 4)]]
+    j = int(rng.choice(near))
+    expert_P = placement.expert_of_slot_P.copy()
+    expert_P[i], expert_P[j] = expert_P[j], expert_P[i]
+    return replace(placement, expert_of_slot_P=expert_P)
+
+
+def placement_rows(placement: Placement, counts_WL: np.ndarray) -> np.ndarray:
+    """Rows of each slot from rows by rank and place: ndarray of shape (P,)."""
+    first_W = np.searchsorted(placement.device_of_slot_P, np.arange(placement.num_ranks))
+    place_P = np.arange(placement.num_slots) - first_W[placement.device_of_slot_P]
+    return counts_WL[placement.device_of_slot_P, place_P]
