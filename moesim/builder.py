@@ -105,26 +105,22 @@ class ProgramBuilder:
             ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
         """
         first = self._num_ops
-        latency, release, flow = (np.broadcast_to(np.asarray(v, dtype=np.float64), (count,))
-                                  for v in (latency_s, release_s, bytes_per_flow))
+        latency, release, flow = (_each(v, count) for v in (latency_s, release_s, bytes_per_flow))
 
         def name(i: int) -> str:
             return f"op {label}[{i}]" if numbered else f"op {label}"
 
-        wrong = ~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))
-        if wrong.any():
-            i = int(wrong.argmax())
+        if not (_sound(latency) and _sound(release)):
+            i = int((~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))).argmax())
             raise ConfigError(f"{name(i)}: expected latency and release >= 0, got {latency[i].item()!r} and "
                               f"{release[i].item()!r}")
-        wrong = ~((flow >= 0) & (flow < math.inf))
-        if wrong.any():
-            i = int(wrong.argmax())
+        if not _sound(flow):
+            i = int((~((flow >= 0) & (flow < math.inf))).argmax())
             raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
         deps, num_deps = _rows(after, after_ptr, count)
         below = np.repeat(np.arange(first, first + count), num_deps) if own_batch else first
-        unknown = (deps < 0) | (deps >= below)
-        if unknown.any():
-            which = int(unknown.argmax())
+        if len(deps) and (deps.min() < 0 or (deps >= below).any()):
+            which = int(((deps < 0) | (deps >= below)).argmax())
             i = int(np.searchsorted(np.cumsum(num_deps), which, side="right"))
             end = int(np.cumsum(num_deps)[i])
             raise ConfigError(f"{name(i)}: expected dependencies among the {first} ops before it, got "
@@ -190,16 +186,16 @@ class ProgramBuilder:
     def _check(self, ptr: Array, resource: Array, amount: Array) -> None:
         """All demands at once."""
         known = self._num_resources
-        for wrong, rule in (
-            (~((amount >= 0) & (amount < np.inf)), "a finite demand >= 0"),
-            ((resource < 0) | (resource >= known), f"a resource below {known}"),
-        ):
-            if wrong.any():
-                self._refuse(int(wrong.argmax()), rule, ptr, resource, amount)
+        if not _sound(amount):
+            wrong = int((~((amount >= 0) & (amount < math.inf))).argmax())
+            self._refuse(wrong, "a finite demand >= 0", ptr, resource, amount)
+        if len(resource) and (resource.min() < 0 or resource.max() >= known):
+            wrong = int(((resource < 0) | (resource >= known)).argmax())
+            self._refuse(wrong, f"a resource below {known}", ptr, resource, amount)
         # rows in ascending order of resources need no sorting to show that none comes twice
-        ascending = np.ones(len(resource), dtype=bool)
-        ascending[1:] = np.diff(resource) > 0
-        ascending[ptr[:-1][np.diff(ptr) > 0]] = True
+        ascending = np.ones(len(resource) + 1, dtype=bool)
+        np.greater(resource[1:], resource[:-1], out=ascending[1:-1])
+        ascending[ptr] = True  # rows begin anew
         if ascending.all():
             return
         op = np.repeat(np.arange(self._num_ops), np.diff(ptr))
@@ -216,6 +212,20 @@ class ProgramBuilder:
         raise ConfigError(f"op {label}: expected {rule}, got {amount[entry]} of resource {resource[entry]}")
 
 
+def _each(value: Numbers, count: int) -> Array:
+    """A number for each of ``count`` ops: ndarray of shape (count,); faster than a broadcast."""
+    if isinstance(value, np.ndarray) and value.shape == (count,) and value.dtype == np.float64:
+        return value
+    out = np.empty(count)
+    out[:] = value
+    return out
+
+
+def _sound(values: Array) -> bool:
+    """Whether all are >= 0 and finite: a NaN fails both comparisons."""
+    return not len(values) or bool(values.min() >= 0 and values.max() < math.inf)
+
+
 def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:
     """(flat values, length of each of ``count`` rows) of a matrix, a common row, or rows of different length."""
     if values is None:
@@ -224,7 +234,7 @@ def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, A
     if ptr is not None:
         return array, np.diff(ptr)
     if array.ndim == 1:
-        array = np.broadcast_to(array, (count, len(array)))
+        return np.tile(array, count), np.full(count, len(array), dtype=np.int64)
     return array.ravel(), np.full(count, array.shape[1], dtype=np.int64)
 
 
