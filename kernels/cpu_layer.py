@@ -34,8 +34,7 @@ from moesim.errors import ConfigError
 from moesim.model import MoELayer
 
 __all__ = ["PHASES", "CpuLayer", "LayerTiming", "Sentinel", "Spread", "activate", "add_up", "align", "choose",
-           "measuring",
-           "thread_clock", "time_gate", "time_layer"]
+           "measuring", "thread_clock", "time_gate", "time_layer"]
 PHASES = ("gate", "permute", "experts", "combine")
 #: slowdown of the sentinel from which a run counts as contended
 CONTENDED = 0.08
@@ -291,7 +290,7 @@ def time_gate(layer: MoELayer, num_tokens: int, dtype: torch.dtype, *, seconds: 
 def _timed(case: "CpuLayer | _GateAlone", forward: Callable, names: tuple[str, ...], seconds: float, min_repeats: int,
            sentinel: Sentinel) -> LayerTiming:
     """Warmed up and timed, twice if the machine was slower the first time."""
-    for repeat in range(_WARM_UP):
+    for repeat in range(_WARM_UP if isinstance(case, CpuLayer) else _INPUTS):
         case.select(repeat)
         forward()
     timings = [_time(case, names, seconds, min_repeats, sentinel)]

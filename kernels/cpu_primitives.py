@@ -23,6 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
 _APART_BYTES = 8 << 20
 _SMALL_CALLS = 19
+#: share of logits that fit into the cache
+_SMALL_LOGITS = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +128,48 @@ class Bench:
             small=partial(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
         )
 
-    def top_k(self, _: str) -> Case:
-        """Softmax and top-k of fresh random rows."""
+    def _logits(self) -> tuple[int, int]:
+        """Rows and columns of logits: most small, some larger than the cache."""
+        most = 1 << (19 if self.rng.random() < _SMALL_LOGITS else 23)
         while True:
-            rows, columns, k = self.size(8, 4096), self.size(2, 1024), self.size(1, 16)
-            if k <= columns and rows * columns <= 1 << 19:
-                break
+            rows, columns = self.size(8, 8192), self.size(2, 16384)
+            if rows * columns <= most and (most < 1 << 20 or rows * columns > 1 << 19):
+                return rows, columns
+
+    def top_k(self, _: str) -> Case:
+        """Top-k of fresh random rows."""
+        rows, columns = self._logits()
+        k = min(self.size(1, 16), columns)
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
-        return Case(features=serial.top_k_features(rows, columns, k), call=partial(choose, logits, k), cold=False,
-                     write=lambda: logits.normal_(generator=self.generator), small=partial(choose, few, 2))
+        return Case(features=serial.top_k_features(rows, columns, k, self.cache_bytes),
+                     call=partial(logits.topk, k, dim=1), small=partial(few.topk, 2, dim=1),
+                     write=lambda: logits.normal_(generator=self.generator))
+
+    def softmax(self, _: str) -> Case:
+        """Softmax of fresh random rows."""
+        rows, columns = self._logits()
+        logits, few = torch.empty(rows, columns), torch.randn(2, 4)
+        return Case(features=serial.softmax_features(rows, columns, self.cache_bytes),
+                     call=partial(torch.softmax, logits, 1), small=partial(torch.softmax, few, 1),
+                     write=lambda: logits.normal_(generator=self.generator))
+
+    def cast(self, _: str) -> Case:
+        """bfloat16 logits to float32."""
+        rows, columns = self._logits()
+        logits, few = torch.ones(rows, columns, dtype=torch.bfloat16), torch.ones(2, 4, dtype=torch.bfloat16)
+        return Case(features=serial.element_features(np.float64(rows * columns), 8.0, self.cache_bytes),
+                     call=logits.float, small=few.float, write=logits.neg_)
+
+    def mask(self, _: str) -> Case:
+        """Logits of closed groups masked."""
+        rows, columns = self._logits()
+        groups = min(self.size(2, 32), columns)
+        scores, few = torch.ones(rows, groups, columns // groups), torch.ones(2, 2, 2)
+        closed, shut = torch.ones(rows, groups, 1, dtype=torch.bool), torch.ones(2, 2, 1, dtype=torch.bool)
+        closed[:, ::2] = False
+        return Case(features=serial.element_features(np.float64(scores.numel()), 9.0, self.cache_bytes),
+                     call=partial(scores.masked_fill, closed, -1.0), small=partial(few.masked_fill, shut, -1.0),
+                     write=scores.neg_)
 
     def align(self, _: str) -> Case:
         """Sort and histogram of fresh random ids."""

@@ -34,7 +34,8 @@ from moesim.units import GIB
 
 T = TypeVar("T")
 #: shares of the time for random calls; what is left over pays for the curves
-_SHARES = {"gemm_float32": 0.31, "gemm_bfloat16": 0.31, "stream": 0.22, "top_k": 0.07, "align": 0.04, "gather": 0.05}
+_SHARES = {"gemm_float32": 0.28, "gemm_bfloat16": 0.31, "stream": 0.18, "top_k": 0.07, "softmax": 0.04,
+           "cast": 0.02, "mask": 0.02, "align": 0.04, "gather": 0.04}
 _MIN_CALLS, _REPEATS = 12, 2
 #: longest single GEMM of the curves, and as a share of the time
 _LONGEST_S, _LONGEST_SHARE = 0.06, 2.5e-3

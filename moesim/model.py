@@ -6,6 +6,7 @@ alone: parameters, bytes of weights, bytes of KV cache.
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class MoELayer:
         top_k: Experts a token uses.
         num_shared_experts: Experts every token uses, each `shared_width` wide, computed where the token lives.
         capacity_factor: Slots per expert over the mean load; None keeps every token (dropless).
+        overflow: What becomes of a choice whose expert is full: ``drop``, or ``reroute`` to one with room.
+        padded: Whether slots that stay empty are rows of zeros that travel and are computed (Switch, GShard).
         gated: SwiGLU (two up projections) or a plain two-matrix expert.
         precision: Number formats.
         gate: How experts are chosen.
@@ -43,6 +46,8 @@ class MoELayer:
     top_k: int
     num_shared_experts: int = 0
     capacity_factor: float | None = None
+    overflow: Literal["drop", "reroute"] = "drop"
+    padded: bool = False
     gated: bool = True
     precision: Precision = field(default_factory=Precision)
     gate: Gate = field(default_factory=Gate)
@@ -56,6 +61,10 @@ class MoELayer:
         require(self.top_k <= self.num_experts, "layer.top_k", f"at most num_experts = {self.num_experts}", self.top_k)
         require(self.capacity_factor is None or 0 < self.capacity_factor < math.inf, "layer.capacity_factor",
                 "a number > 0 or None", self.capacity_factor)
+        require(self.overflow in ("drop", "reroute"), "layer.overflow", "drop or reroute", self.overflow)
+        if self.capacity_factor is None:
+            require(self.overflow == "drop" and not self.padded, "layer.capacity_factor",
+                    "a number > 0, since overflow is re-routed or slots are padded", None)
         self.gate.check_experts(self.num_experts, self.top_k)
         if self.has_pruned:
             self._check_pruned()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from moesim.candidate import Candidate
+from moesim.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
 from moesim.widths import width_text
 
@@ -14,7 +15,8 @@ RESULT_COLUMNS = (
     "placement", "num_replicas", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
     "layer_tokens_per_s_per_device", *(f"{phase}_us" for phase in PHASES), "bottleneck",
     *(f"{resource}_utilisation" for resource in RESOURCES), "load_imbalance", "dropped_token_fraction",
-    "peak_memory_gib", "tile", "granularity", "evidence", "calibration", "engine", "seed", "version", "profile_hash",
+    *COLUMNS, "peak_memory_gib", "tile", "granularity", "evidence", "calibration", "engine", "seed", "version",
+    "profile_hash",
 )
 
 
@@ -36,6 +38,7 @@ class Result:
         utilisation: Work of each kind of resource on its busiest device, over the layer time.
         load_imbalance: Rows of the busiest device over the mean.
         dropped_token_fraction: Choices dropped over capacity.
+        effects: What the gate and its capacity do to traffic, rows and loss.
         peak_memory_bytes: Bytes of the fullest device; None without a dense part.
         evidence: Always ``simulated`` here.
         calibration: ``calibrated`` or ``spec_sheet``: the weaker of kernels and transfers.
@@ -61,6 +64,7 @@ class Result:
     utilisation: dict[str, float]
     load_imbalance: float
     dropped_token_fraction: float
+    effects: GateEffects
     peak_memory_bytes: float | None
     evidence: str
     calibration: str
@@ -97,6 +101,7 @@ class Result:
             **{f"{name}_utilisation": self.utilisation.get(name, 0.0) for name in RESOURCES},
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
+            **self.effects.row(),
             "peak_memory_gib": memory,
             "tile": self.tile,
             "granularity": self.granularity,

@@ -9,6 +9,7 @@ from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.experts import slot_widths, typical_tile
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
+from moesim.effects import GateEffects, padded
 from moesim.engines import run
 from moesim.errors import CapacityError, ConfigError
 from moesim.model import Gate
@@ -17,6 +18,7 @@ from moesim.program import Program, Timeline
 from moesim.ranks import setting_of, settled
 from moesim.result import Result
 from moesim.routing import Routing, RoutingSpec, route
+from moesim.routing.capacity import places, rerouted
 from moesim.topology import Cluster, check_devices
 from moesim.trust import basis_digest, granularity_of, trust_of
 from moesim.units import MB
@@ -33,10 +35,22 @@ def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
                  left_E=None if left is None else np.frombuffer(left, dtype=bool))
 
 
+@lru_cache(maxsize=64)
+def _parts(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
+           left: bytes | None, capacity_factor: float | None, reroute: bool, parts: int) -> tuple[Routing, ...]:
+    """Choices of every micro-batch, those of full experts re-routed where a layer does so."""
+    routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed, left)
+    found = tuple(routing.part(m, parts) for m in range(parts))
+    if capacity_factor is None or not reroute:
+        return found
+    left_E = None if left is None else np.frombuffer(left, dtype=bool)
+    return tuple(rerouted(part, capacity_factor, gate, left_E) for part in found)
+
+
 @lru_cache(maxsize=4096)
 def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
              parallelism: Parallelism, strategy: str, replicas: int, capacity_factor: float | None,
-             widths: tuple[int, ...] | None, per_domain: int, parts: int, setting: Setting,
+             overflow: str, pads: bool, widths: tuple[int, ...] | None, per_domain: int, parts: int, setting: Setting,
              given: Placement | None) -> "tuple[Placement, tuple[Traffic, ...]]":
     from moesim.lowering.traffic import spread_tokens
 
@@ -46,10 +60,17 @@ def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
     # work is rows x width
     placement = given or place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas, setting=setting,
                                routing=routing)
-    return placement, tuple(spread_tokens(*settled(routing.part(m, parts), placement, parallelism.tp, capacity_factor),
-                                          parallelism, capacity_factor, devices_per_domain=per_domain,
-                                          num_left=int((width_E > 0).sum()) if widths else None)
-                            for m in range(parts))
+    num_left = int((width_E > 0).sum()) if widths else None
+    batches = []
+    for part in _parts(spec, gate, num_experts, top_k, tokens, devices, seed, left, capacity_factor,
+                       overflow == "reroute", parts):
+        traffic = spread_tokens(*settled(part, placement, parallelism.tp, capacity_factor), parallelism,
+                                capacity_factor, devices_per_domain=per_domain, num_left=num_left)
+        if pads and capacity_factor is not None:
+            capacity = places(capacity_factor, part.expert_ids_TK.size, num_left or num_experts)
+            traffic = padded(traffic, placement, parallelism.tp, capacity, per_domain, width_E > 0 if widths else None)
+        batches.append(traffic)
+    return placement, tuple(batches)
 
 
 def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload, num_batches: int = 1,
@@ -77,8 +98,17 @@ def batches_of(candidate: Candidate, cluster: Cluster, workload: Workload, num_b
                           f"{given.num_experts} on {given.num_ranks}")
     return _batches(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
                     cluster.num_devices, workload.seed, candidate.parallelism, candidate.placement,
-                    candidate.num_replicas, layer.capacity_factor, layer.widths_key, cluster.devices_per_domain,
+                    candidate.num_replicas, layer.capacity_factor, layer.overflow, layer.padded, layer.widths_key,
+                    cluster.devices_per_domain,
                     num_batches, setting_of(candidate, cluster, workload), given)
+
+
+def _choices(candidate: Candidate, cluster: Cluster, workload: Workload) -> Routing:
+    """Choices of the whole batch, as its traffic has them."""
+    layer = candidate.layer
+    left = None if layer.widths_key is None or all(layer.widths_key) else (layer.width_E() > 0).tobytes()
+    return _parts(workload.routing, layer.gate, layer.num_experts, layer.top_k, workload.num_tokens_per_device,
+                  cluster.num_devices, workload.seed, left, layer.capacity_factor, layer.overflow == "reroute", 1)[0]
 
 
 def traffic_of(candidate: Candidate, cluster: Cluster, workload: Workload,
@@ -208,6 +238,8 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
         if cluster.profile.execution == "waves" else "",
         granularity=granularity_of(cluster, candidate.schedule),
+        effects=GateEffects.of(candidate.layer.gate, _choices(candidate, cluster, workload), traffic,
+                               candidate.parallelism.tp),
     )
 
 

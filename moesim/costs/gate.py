@@ -23,6 +23,8 @@ from moesim.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 _LOGIT_BYTES = 4.0
+#: passes over the logits that draw noise and add it; rounds of Sinkhorn, each over rows and columns (assumed)
+_NOISE_PASSES, _SINKHORN_ROUNDS = 2.0, 8
 
 
 def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseCost:
@@ -31,9 +33,15 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     ``flat``: score GEMM, fused softmax and top-k. ``group_limited``: the same logits, then group scores (the two best
     of each group), the best groups, and top-k with the others masked: one more kernel over all logits.
     ``two_level``: GEMM over groups, top groups, tokens sorted by group, a grouped GEMM over the kept groups' experts
-    (tokens gathered, logits scattered back), top-k over kept logits. ``product_key``: GEMM to queries, a GEMM of all
-    heads' half queries with each set of keys, top-k of both, top-k of the pairs' sums; where top_k is no multiple of
-    the heads, the best of all heads' finds.
+    (tokens gathered, logits scattered back), top-k over kept logits; which groups a batch touches is chance. With local
+    routers the fine level runs on the groups' devices, each with its share of the groups and of all devices' tokens.
+    ``product_key``: GEMM to queries, a GEMM of all heads' half queries with each set of keys, top-k of both, top-k of
+    the pairs' sums; where top_k is no multiple of the heads, the best of all heads' finds.
+
+    Beside top-k: noise is drawn and added in two passes over the logits, its scale a number for each expert;
+    ``sinkhorn`` normalises rows and columns eight times (assumed); ``expert_choice`` is a top-k of tokens for each
+    expert; ``hash`` looks each token's experts up. A bias or a temperature is part of the kernels. A gate that shares
+    decisions runs on the mean of each run of tokens, and its time is spread over the layers that share it.
 
     Args:
         kernels: Primitives of the device.
@@ -43,31 +51,118 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     Returns:
         PhaseCost of shape (D,).
     """
-    gate, hidden, experts = layer.gate, layer.hidden_size, layer.num_experts
-    tokens = np.asarray(num_tokens_D, dtype=np.int64)
+    gate, tokens = layer.gate, np.asarray(num_tokens_D, dtype=np.int64)
+    if gate.share_tokens == gate.share_layers == 1:
+        return _decide(kernels, layer, tokens)
+    decisions = -(-tokens // gate.share_tokens)
+    cost = _decide(kernels, layer, decisions)
+    if gate.share_tokens > 1:
+        row_bytes = layer.hidden_size * BYTES_PER_ELEMENT[gate.precision]
+        cost = sequence(kernels.stream((tokens + decisions) * row_bytes), kernels.launches(1.0 * (tokens > 0)), cost)
+    return PhaseCost(compute_s_D=cost.compute_s_D / gate.share_layers, memory_s_D=cost.memory_s_D / gate.share_layers,
+                     latency_s_D=cost.latency_s_D / gate.share_layers)
+
+
+def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
+    """One decision for each of ``tokens``."""
+    gate, experts = layer.gate, layer.num_experts
     if gate.kind == "product_key":
         return _product_key(kernels, layer, tokens)
-    if gate.kind != "two_level":
-        scores = _scores(kernels, layer, tokens[:, None], experts)
-        selection = [kernels.top_k(tokens, experts, layer.top_k), kernels.launches(2.0 * (tokens > 0))]
-        if gate.kind == "group_limited":
-            selection += [kernels.top_k(tokens, experts, 2), kernels.launches(1.0 * (tokens > 0))]
-        return sequence(scores, *selection)
+    if gate.kind == "two_level":
+        return _two_level(kernels, layer, tokens)
+    if gate.selection == "hash":
+        return sequence(kernels.gather(tokens * (4.0 * layer.top_k), 4.0 * layer.top_k),
+                        kernels.launches(1.0 * (tokens > 0)))
+    phases = [_scores(kernels, layer, tokens[:, None], experts)]
+    if gate.selection == "expert_choice":
+        phases += _expert_choice(kernels, layer, tokens)
+    else:
+        phases += [*_beside(kernels, layer, tokens * float(experts)), kernels.top_k(tokens, experts, layer.top_k)]
+    phases.append(kernels.launches(2.0 * (tokens > 0)))
+    if gate.kind == "group_limited":
+        groups = gate.num_expert_groups
+        phases.append(kernels.limit_groups(tokens, groups, experts // groups, gate.num_limited_groups))
+    return sequence(*phases)
+
+
+def _beside(kernels: Kernels, layer: MoELayer, elements_D: Array) -> list[PhaseCost]:
+    """What a way of selecting does with the logits before their top-k."""
+    passes = {"noisy_top_k": _NOISE_PASSES, "sinkhorn": 2.0 * _SINKHORN_ROUNDS}.get(layer.gate.selection, 0.0)
+    return [kernels.weighted_logits(elements_D, passes)] if passes else []
+
+
+def _expert_choice(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> list[PhaseCost]:
+    """Softmax over experts, then each expert's best tokens: as many as make top_k a token in the mean."""
+    takes_D = -(-tokens_D * layer.top_k // layer.num_experts)
+    experts_D = np.full(len(tokens_D), layer.num_experts)
+    each = [kernels.top_k(experts_D[d : d + 1] * (tokens > 0), max(int(tokens), 1), max(int(takes), 1), scored=False)
+            for d, (tokens, takes) in enumerate(zip(tokens_D, takes_D, strict=True))]
+    best = PhaseCost(compute_s_D=np.concatenate([c.compute_s_D for c in each]),
+                     memory_s_D=np.concatenate([c.memory_s_D for c in each]),
+                     latency_s_D=np.concatenate([c.latency_s_D for c in each]))
+    return [kernels.weighted_logits(tokens_D * float(layer.num_experts), 1.0), best]
+
+
+def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
+    """Groups, then the experts of those kept: where the token is, or with local routers where the groups are."""
+    gate = layer.gate
     groups, kept = gate.num_expert_groups, gate.num_limited_groups
-    per_group = experts // groups
-    # tokens of a batch spread over the groups: T x kept in all, none more than T
-    base, extra = np.divmod(tokens * kept, groups)
-    fine_DG = base[:, None] + (np.arange(groups) < extra[:, None])
-    row_bytes = hidden * BYTES_PER_ELEMENT[gate.precision]
+    per_group = layer.num_experts // groups
+    row_bytes = layer.hidden_size * BYTES_PER_ELEMENT[gate.precision]
+    coarse = [_scores(kernels, layer, tokens[:, None], groups), *_beside(kernels, layer, tokens * float(groups)),
+              kernels.top_k(tokens, groups, kept)]
+    if gate.local_routers:
+        fine_DG = _by_chance(np.full(1, tokens.sum()), groups, kept)
+        fine_DG = np.pad(fine_DG[0], (0, -groups % len(tokens))).reshape(-1, len(tokens)).T
+        here = fine_DG.sum(axis=1)
+        select = kernels.top_k(here, per_group, min(layer.top_k // min(kept, layer.top_k), per_group))
+    else:
+        fine_DG, here = _by_chance(tokens, groups, kept), tokens * kept
+        select = kernels.top_k(tokens, kept * per_group, layer.top_k)
     return sequence(
-        _scores(kernels, layer, tokens[:, None], groups),
-        kernels.top_k(tokens, groups, kept),
-        kernels.align(tokens * kept, groups),
-        kernels.gather(tokens * kept * row_bytes, row_bytes),
+        *coarse,
+        kernels.align(here, groups),
+        kernels.gather(here * row_bytes, row_bytes),
         _scores(kernels, layer, fine_DG, per_group, scatter=True),
-        kernels.top_k(tokens, kept * per_group, layer.top_k),
+        *_beside(kernels, layer, here * float(per_group)),
+        select,
         kernels.launches(6.0 * (tokens > 0)),
     )
+
+
+def _by_chance(tokens_D: Array, groups: int, kept: int) -> Array:
+    """Rows of each group when every token keeps some by chance: quantiles of the binomial distribution, summing up.
+
+    Args:
+        tokens_D: ndarray of shape (D,).
+        groups: G.
+        kept: Groups of a token.
+
+    Returns:
+        ndarray of shape (D, G), int64, ascending.
+    """
+    rows = {int(tokens): _quantiles(int(tokens), groups, kept) for tokens in np.unique(tokens_D)}
+    return np.stack([rows[int(tokens)] for tokens in tokens_D])
+
+
+def _quantiles(tokens: int, groups: int, kept: int) -> Array:
+    """Rows of each group for one number of tokens: ndarray of shape (G,)."""
+    share, total = kept / groups, tokens * kept
+    if kept == groups or not tokens:
+        return np.full(groups, tokens, dtype=np.int64)
+    spread = 8.0 * math.sqrt(total / groups) + 8.0
+    count = np.arange(max(int(total / groups - spread), 0), min(int(total / groups + spread), tokens) + 1)
+    ways = [math.lgamma(tokens + 1) - math.lgamma(n + 1) - math.lgamma(tokens - n + 1) for n in count.tolist()]
+    below = np.cumsum(np.exp(ways + count * math.log(share) + (tokens - count) * math.log1p(-share)))
+    found = count[np.minimum(np.searchsorted(below, (np.arange(groups) + 0.5) / groups), len(count) - 1)]
+    # what rounding left over goes to, or comes from, the fullest, so that no empty group is touched
+    left, at = total - int(found.sum()), groups - 1
+    while left:
+        step = int(np.clip(np.sign(left) * -(-abs(left) // groups), -found[at], tokens - found[at]))
+        found[at] += step
+        left -= step
+        at = at - 1 if at else groups - 1
+    return np.sort(found)
 
 
 def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCost:
@@ -81,13 +176,14 @@ def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCos
         _scores(kernels, layer, tokens_D[:, None], gate.query_heads * gate.query_size,
                 output_bytes=BYTES_PER_ELEMENT[gate.precision]),
         _scores(kernels, layer, np.stack([queries_D, queries_D], axis=-1), keys, depth=gate.query_size // 2),
-        kernels.top_k(2 * queries_D, keys, halves),
+        *_beside(kernels, layer, queries_D * 2.0 * keys),
+        kernels.top_k(2 * queries_D, keys, halves, scored=False),
         kernels.launches((3.0 + pairs + merged) * (tokens_D > 0)),
     ]
     if pairs:  # of a head that finds one expert, the best pair is that of both bests
-        phases.append(kernels.top_k(queries_D, halves**2, found))
+        phases += [kernels.pairs(queries_D, halves), kernels.top_k(queries_D, halves**2, found, scored=False)]
     if merged:
-        phases.append(kernels.top_k(tokens_D, found * gate.query_heads, layer.top_k))
+        phases.append(kernels.top_k(tokens_D, found * gate.query_heads, layer.top_k, scored=False))
     return sequence(*phases)
 
 

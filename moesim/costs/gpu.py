@@ -14,7 +14,7 @@ import numpy as np
 
 from moesim.costs.calibration import Calibration
 from moesim.costs.load import Load, Size
-from moesim.costs.phase import PhaseCost
+from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.tiles import Tile
 from moesim.costs.work import GemmWork
 from moesim.hardware import Profile
@@ -54,8 +54,21 @@ class WaveKernels:
         """Sorting choices by expert: reads each 4-byte choice twice, writes its 4-byte place; launches not counted."""
         return self.stream(np.asarray(rows_D) * 12.0)
 
-    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
-        """Top-k of float32 rows in one kernel.
+    def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
+        """One more kernel over all logits: the two best of each group, then the groups, and a mask."""
+        return sequence(self.top_k(rows_D, groups * per_group, 2), self.launches(1.0 * (np.asarray(rows_D) > 0)))
+
+    def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
+        """Nothing: the kernel that chooses among pairs adds them up."""
+        return self.launches(0.0 * np.asarray(rows_D))
+
+    def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
+        """Each pass reads and writes every float32 logit in a kernel of its own."""
+        elements = np.asarray(elements_D, dtype=np.float64)
+        return sequence(self.stream(passes * 8.0 * elements), self.launches(passes * (elements > 0)))
+
+    def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
+        """Top-k of float32 rows in one kernel, their softmax included.
 
         Reads 4 bytes per logit, writes 8 per choice; k rounds of a maximum over the row on the CUDA cores (one
         comparison per lane and clock), the selection of `moesim_kernels.router`.

@@ -34,8 +34,17 @@ class Kernels(Protocol):
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """Sorting choices by expert."""
 
-    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
-        """Top-k of float32 rows."""
+    def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
+        """Top-k of float32 rows; ``scored``: of their softmax, in one kernel where a device fuses them."""
+
+    def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
+        """Scores of groups by their two best experts, the best groups, and the others' experts masked."""
+
+    def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
+        """Sums and numbers of all pairs of two lists, where that is work of its own."""
+
+    def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
+        """Passes over float32 logits that a gate makes beside scores and top-k, such as noise or normalisation."""
 
     def grouped_gemm(
         self,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.costs.load import Load, Size
-from moesim.costs.phase import PhaseCost
+from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.tiles import Tile
 from moesim.costs.work import by_width
 from moesim.errors import ConfigError
@@ -32,8 +32,11 @@ _SHORT_ROW = 16
 _PARTIAL_SORT = 64
 #: assumed size of a core's own cache: what it holds need not come from further away
 OWN_CACHE_BYTES = 2**20
+_LOGIT_BYTES = 4.0
 #: calls of the framework in a primitive, beyond those its callers count as launches
-_MORE_CALLS = {"top_k": 3, "align": 3, "stream": 3}
+_MORE_CALLS = {"top_k": 1, "softmax": 2, "align": 3, "stream": 3}
+#: tables that profiles measured before they were told apart lack: their work is in ``top_k`` and ``stream`` there
+_NEWER = ("softmax", "cast", "mask")
 #: share of one GEMM's spread that is left in the sum of an up and a down projection whose errors are independent
 _TWO_GEMMS = ((2 / 3) ** 2 + (1 / 3) ** 2) ** 0.5
 #: phase -> primitives that make up most of it
@@ -81,14 +84,27 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, away: Arra
     }
 
 
-def top_k_features(rows: Array, columns: Size, k: Size) -> dict[str, Array]:
-    """Terms of softmax and top-k of rows: torch.topk has two algorithms, a softmax of a short row is not vectorised."""
+def element_features(elements: Array, bytes_each: float, cache_bytes: float) -> dict[str, Array]:
+    """Terms of a pass over all elements: elements, and those that are not in a cache, by the bytes it touches."""
+    return {"element_s": elements, "missing_element_s": elements * missing(elements * bytes_each, cache_bytes)}
+
+
+def softmax_features(rows: Array, columns: Size, cache_bytes: float) -> dict[str, Array]:
+    """Terms of a softmax of rows: that of a short row is not vectorised."""
+    elements = rows * columns
+    return {"row_s": rows, "short_element_s": elements * np.asarray(columns < _SHORT_ROW),
+            **element_features(elements, 8.0, cache_bytes)}
+
+
+def top_k_features(rows: Array, columns: Size, k: Size, cache_bytes: float = 1e18) -> dict[str, Array]:
+    """Terms of top-k of rows: torch.topk has two algorithms."""
     partial = np.asarray(_PARTIAL_SORT * k <= columns)
     return {
         "row_s": rows,
         "element_s": rows * columns,
         "short_element_s": rows * columns * np.asarray(columns < _SHORT_ROW),
         "partition_element_s": rows * columns * ~partial,
+        "missing_element_s": rows * columns * missing(4.0 * rows * columns, cache_bytes),
         "choice_s": rows * k,
         "partial_choice_s": rows * k * np.log2(columns / k + 1.0) * partial,
     }
@@ -145,6 +161,8 @@ class SerialKernels:
         try:
             return self.profile.serial[name]
         except KeyError:
+            if name in _NEWER:
+                return {}
             raise ConfigError(
                 f"{self.profile.name}: serial.{name}: expected measured coefficients, got nothing"
             ) from None
@@ -187,10 +205,34 @@ class SerialKernels:
         rows = np.asarray(rows_D, dtype=np.float64)
         return self._sum("align", align_features(rows, num_experts), _MORE_CALLS["align"] * (rows > 0))
 
-    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
-        """Softmax and top-k of float32 rows."""
+    def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
+        """Top-k of float32 rows, ``scored``: of their softmax, which is a pass of its own."""
+        rows, cache = np.asarray(rows_D, dtype=np.float64), self.profile.l2_bytes
+        cost = self._sum("top_k", top_k_features(rows, columns, k, cache), _MORE_CALLS["top_k"] * (rows > 0))
+        if not scored:
+            return cost
+        return sequence(cost, self._sum("softmax", softmax_features(rows, columns, cache),
+                                        _MORE_CALLS["softmax"] * (rows > 0)))
+
+    def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
+        """Two best of each group, their sum, the best groups, and a mask over all logits."""
         rows = np.asarray(rows_D, dtype=np.float64)
-        return self._sum("top_k", top_k_features(rows, columns, k), _MORE_CALLS["top_k"] * (rows > 0))
+        mask = element_features(rows * groups * per_group, 9.0, self.profile.l2_bytes)
+        return sequence(self.top_k(rows * groups, per_group, min(2, per_group), scored=False),
+                        self.top_k(rows, groups, kept, scored=False), self._sum("mask", mask, 4.0 * (rows > 0)))
+
+    def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
+        """Sums of float32, and numbers of experts by a product and a sum: three passes."""
+        rows = np.asarray(rows_D, dtype=np.float64)
+        return self._passes(rows * halves**2, 3.0)
+
+    def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
+        """Each pass reads and writes every float32 logit."""
+        return self._passes(np.asarray(elements_D, dtype=np.float64), passes)
+
+    def _passes(self, elements: Array, passes: float) -> PhaseCost:
+        features = element_features(elements, 8.0, self.profile.l2_bytes)
+        return self._sum("cast", {name: passes * value for name, value in features.items()}, passes * (elements > 0))
 
     def grouped_gemm(
         self,
@@ -211,6 +253,7 @@ class SerialKernels:
     ) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
+        Float32 results of a format of two bytes are logits: a pass makes them so, and scattered ones are copied.
         Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.
         Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
         """
@@ -220,6 +263,14 @@ class SerialKernels:
             touched = part.rows_D * (depth * input_bytes + columns * output_bytes)
             away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
             features = gemm_features(part.counts_DL, columns, depth, weight_bytes=weight_bytes, away=away)
-            return self._sum(f"gemm_{fmt}", features)
+            cost = self._sum(f"gemm_{fmt}", features)
+            return sequence(cost, *logits(part, columns)) if output_bytes == _LOGIT_BYTES else cost
+
+        def logits(part: Load, columns: Size) -> list[PhaseCost]:
+            phases = [self._passes(part.rows_D * columns, 1.0)] if weight_bytes < _LOGIT_BYTES else []
+            if scatter_outputs:
+                row_bytes = float(np.max(columns)) * weight_bytes
+                phases.append(self.gather(part.rows_D * row_bytes, row_bytes))
+            return phases
 
         return by_width(load, n, k, call)

@@ -18,7 +18,7 @@ import numpy as np
 
 from moesim.costs.calibration import Calibration
 from moesim.costs.load import Load, Size
-from moesim.costs.phase import PhaseCost
+from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.tiles import Tile
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
@@ -76,7 +76,20 @@ class SystolicKernels:
         stages = np.ceil(np.log2(np.maximum(rows, 1.0)))
         return self._cost(vector=rows * stages * (stages + 1) / 4.0, memory=rows * 12.0 / self._bandwidth())
 
-    def top_k(self, rows_D: Array, columns: int, k: int) -> PhaseCost:
+    def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
+        """One more pass over all logits: the two best of each group, then the groups, and a mask."""
+        return sequence(self.top_k(rows_D, groups * per_group, 2), self.launches(1.0 * (np.asarray(rows_D) > 0)))
+
+    def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
+        """Nothing: what chooses among pairs adds them up."""
+        return self.launches(0.0 * np.asarray(rows_D))
+
+    def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
+        """Each pass reads and writes every float32 logit."""
+        elements = np.asarray(elements_D, dtype=np.float64)
+        return sequence(self.stream(passes * 8.0 * elements), self.launches(passes * (elements > 0)))
+
+    def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
         """Top-k of float32 rows: k rounds of a maximum over rows padded to lanes; 4 bytes per logit, 8 per choice."""
         rows, width = np.asarray(rows_D, dtype=np.float64), padded(columns, _LANES)
         return self._cost(vector=rows * width * k, memory=rows * (4.0 * width + 8.0 * k) / self._bandwidth())

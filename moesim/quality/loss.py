@@ -17,6 +17,7 @@ from itertools import pairwise
 
 from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
+from moesim.quality.gates import Delta, gate_deltas
 from moesim.quality.laws import GRANULARITY_RANGE, JOINT_RANGE, fine_grained_loss, joint_loss
 
 #: half width inside all ranges: about what one law misses its own data by (assumed)
@@ -56,47 +57,27 @@ class LossEstimate:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Delta:
-    """Nats and their interval; ``unknown`` says what has no figure, where that is so."""
-
-    nats: float
-    low: float
-    high: float
-    unknown: str = ""
-
-
-def _deltas(layer: MoELayer) -> list[_Delta]:
-    """Measured differences: gate kind, weight format, capacity."""
-    deltas = []
-    if layer.gate.kind == "two_level":
-        # hierarchical against flat at 256 experts, perplexity 36.0 vs 35.7: Shazeer et al. 2017, arXiv 1701.06538
-        deltas.append(_Delta(0.008, 0.0, 0.016))
-    if layer.gate.kind == "group_limited":
-        # 4 of 8 groups, 13.1B total / 1.33B active, 4 seeds: arXiv 2608.27874
-        deltas.append(_Delta(0.0028, 0.0022, 0.0033))
-    if layer.gate.kind == "product_key":
-        # no figure found: between nothing and the worst known of a gate, RL routing instead of Sinkhorn (+0.064, from
-        # the coefficients of arXiv 2202.01169); as much as the other gate with structure, two_level, until then
-        deltas.append(_Delta(0.008, 0.0, 0.064, "product_key gate"))
+def _deltas(layer: MoELayer) -> list[Delta]:
+    """Measured differences: gate, weight format, capacity."""
+    deltas = gate_deltas(layer.gate)
     if len(set(layer.widths_key or ()) - {0}) > 1:
         # no figure found (HMoE, arXiv 2408.10681, claims a gain): nothing, within the largest step of a gate that is
         # measured either way
-        deltas.append(_Delta(0.0, -0.025, 0.025, "experts of different widths"))
+        deltas.append(Delta(0.0, -0.025, 0.025, "experts of different widths"))
     if layer.has_pruned:
         # after training, 5 % of one model's 512 experts cost 13 times the perplexity; trained without them, nothing:
         # in between, in proportion up to these 5 %
         share = min((1.0 - layer.num_left / layer.num_experts) / 0.05, 1.0)
-        deltas.append(_Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts"))
+        deltas.append(Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts"))
     if layer.precision.weights in ("float8_e4m3", "int8"):
         # 8-bit round to nearest of DeepSeek-MoE-16B +0.0015; int8 Mixtral +0.0008
-        deltas.append(_Delta(0.0015, 0.0008, 0.0030))
+        deltas.append(Delta(0.0015, 0.0008, 0.0030))
     if layer.precision.weights == "int4":
         # calibrated 4-bit weights of DeepSeek-MoE-16B +0.024 to +0.055; rounding to nearest +0.095
-        deltas.append(_Delta(0.040, 0.024, 0.095))
+        deltas.append(Delta(0.040, 0.024, 0.095))
     if layer.precision.weights in ("mxfp4", "nvfp4"):
         # no figure found for block-scaled 4-bit floats: between nothing and integer rounding to nearest (assumed)
-        deltas.append(_Delta(0.024, 0.0, 0.095))
+        deltas.append(Delta(0.024, 0.0, 0.095))
     if layer.capacity_factor is not None:
         # Switch Transformer, arXiv 2101.03961, table 1, relative to capacity factor 2.0: top-1, and top-2 for k > 1
         points = (
@@ -105,7 +86,11 @@ def _deltas(layer: MoELayer) -> list[_Delta]:
             else ((1.0, 0.025), (1.25, 0.012), (2.0, 0.0))
         )
         nats = _interpolate(points, layer.capacity_factor)
-        deltas.append(_Delta(nats, nats - 0.005, nats + 0.005))
+        if layer.overflow == "reroute":
+            # no figure found for choices served by an expert nobody chose: between all and nothing of what drops cost
+            deltas.append(Delta(nats / 2, min(nats, 0.0) - 0.005, max(nats, 0.0) + 0.005, "re-routed tokens"))
+        else:
+            deltas.append(Delta(nats, nats - 0.005, nats + 0.005))
     return deltas
 
 

@@ -16,7 +16,7 @@ from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_fea
 from moesim.errors import ConfigError
 from moesim.hardware import ProfileFile, load_profile
 
-TABLES = {"launch", "stream", "gather", "align", "top_k", "gemm_float32", "gemm_bfloat16"}
+TABLES = {"launch", "stream", "gather", "align", "top_k", "softmax", "cast", "mask", "gemm_float32", "gemm_bfloat16"}
 
 
 @pytest.fixture(scope="module")
