@@ -57,16 +57,22 @@ def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_ent
             num_hot += 1
         else:
             count[r] = 0
-    left = num_active
+    left, heaviest = num_active, 0.0
     for a in range(num_active):
-        listed[a] = active[a]
-        unfrozen_N[active[a]] = True
-        speed[active[a]] = 1.0
+        i = active[a]
+        listed[a] = i
+        unfrozen_N[i] = True
+        speed[i] = 1.0
+        heaviest = max(heaviest, weight[i])
+    dense = len(dense_NR) > 0
     while left > 0 and num_hot > 0:
         level = 1e300
+        still_hot = 0
         for h in range(num_hot):
             r = hot[h]
             if count[r] > 0:
+                hot[still_hot] = r
+                still_hot += 1
                 if pull[r] < _CANCELLED * pull_sum[r]:
                     pull[r] = 0.0
                     for c in range(col_ptr[r], col_ptr[r + 1]):
@@ -74,41 +80,44 @@ def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_ent
                             pull[r] += share[col_entry[c]] * weight[col_op[c]]
                 if free[r] < level * pull[r]:
                     level = max(free[r], 0.0) / pull[r]
+        num_hot = still_hot
         if level == 1e300:
             break  # nothing binds those that are left
         num_frozen = 0
-        kept = 0
-        for a in range(left):
-            i = listed[a]
-            if weight[i] * level >= 1.0:
-                frozen[num_frozen] = i
-                num_frozen += 1
-                unfrozen_N[i] = False
-            else:
-                listed[kept] = i
-                kept += 1
+        if heaviest * level >= 1.0:
+            for a in range(left):
+                i = listed[a]
+                if weight[i] * level >= 1.0:
+                    frozen[num_frozen] = i
+                    num_frozen += 1
+                    unfrozen_N[i] = False
         if num_frozen == 0:
             for h in range(num_hot):
                 r = hot[h]
-                if count[r] > 0 and free[r] <= level * pull[r] * (1.0 + SATURATED):
-                    for c in range(col_ptr[r], col_ptr[r + 1]):
-                        i = col_op[c]
-                        if unfrozen_N[i]:
+                if free[r] <= level * pull[r] * (1.0 + SATURATED):
+                    # its users among those left: by the shorter of the two lists
+                    by_list = dense and left < col_ptr[r + 1] - col_ptr[r]
+                    first, last = (0, left) if by_list else (col_ptr[r], col_ptr[r + 1])
+                    for c in range(first, last):
+                        i = listed[c] if by_list else col_op[c]
+                        if unfrozen_N[i] and (not by_list or dense_NR[i, r] > 0.0):
                             unfrozen_N[i] = False
                             speed[i] = level * weight[i]
                             frozen[num_frozen] = i
                             num_frozen += 1
-            kept = 0
-            for a in range(left):
-                if unfrozen_N[listed[a]]:
-                    listed[kept] = listed[a]
-                    kept += 1
+        kept, heaviest = 0, 0.0
+        for a in range(left):
+            i = listed[a]
+            if unfrozen_N[i]:
+                listed[kept] = i
+                kept += 1
+                heaviest = max(heaviest, weight[i])
         left = kept
         if left == 0:
             break
         for a in range(num_frozen):
             i = frozen[a]
-            if len(dense_NR) > 0:
+            if dense:
                 for h in range(num_hot):
                     r = hot[h]
                     taken = dense_NR[i, r]

@@ -123,45 +123,42 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
         events += 1
         instant = now * (1.0 + _SAME_INSTANT)
         dirty = now >= solve_at
-        changed = True
-        while changed:  # an op without demand may end, and let others start, within the instant
-            changed = False
-            a = 0
-            while a < num_live:
-                i = live[a]
-                if state[i] == _ACTIVE and serve_at[i] <= instant:
-                    for e in range(ptr[i], ptr[i + 1]):
-                        r = res[e]
-                        if hot_sum[r] > 1.0 + SATURATED:
-                            dirty = True
-                        users[r] -= 1
-                        if users[r] > 0:
-                            hot_sum[r] -= share[e]
-                            pull_sum[r] -= share[e] * weight[i]
-                        else:
-                            hot_sum[r] = 0.0
-                            pull_sum[r] = 0.0
-                        if tolerance > 0.0:
-                            used[r] -= share[e] * speed[i]
-                elif not (state[i] == _LATENT and serve_at[i] <= instant and ptr[i] == ptr[i + 1]):
-                    a += 1
-                    continue
-                state[i] = _DONE
-                changed = True
-                end[i] = serve_at[i]
-                done += 1
-                num_live -= 1
-                live[a] = live[num_live]
-                for k in range(wake_ptr[i], wake_ptr[i + 1]):
-                    j = wake[k]
-                    waits[j] -= 1
-                    start[j] = max(start[j], end[i])
-                    if waits[j] == 0:
-                        start[j] = max(start[j], release[j])
-                        serve_at[j] = start[j] + latency[j]
-                        state[j] = _LATENT
-                        live[num_live] = j
-                        num_live += 1
+        # what is woken joins the end of the list, so one pass meets ops without demand that end within the instant
+        a = 0
+        while a < num_live:
+            i = live[a]
+            if state[i] == _ACTIVE and serve_at[i] <= instant:
+                for e in range(ptr[i], ptr[i + 1]):
+                    r = res[e]
+                    if hot_sum[r] > 1.0 + SATURATED:
+                        dirty = True
+                    users[r] -= 1
+                    if users[r] > 0:
+                        hot_sum[r] -= share[e]
+                        pull_sum[r] -= share[e] * weight[i]
+                    else:
+                        hot_sum[r] = 0.0
+                        pull_sum[r] = 0.0
+                    if tolerance > 0.0:
+                        used[r] -= share[e] * speed[i]
+            elif not (state[i] == _LATENT and serve_at[i] <= instant and ptr[i] == ptr[i + 1]):
+                a += 1
+                continue
+            state[i] = _DONE
+            end[i] = serve_at[i]
+            done += 1
+            num_live -= 1
+            live[a] = live[num_live]
+            for k in range(wake_ptr[i], wake_ptr[i + 1]):
+                j = wake[k]
+                waits[j] -= 1
+                start[j] = max(start[j], end[i])
+                if waits[j] == 0:
+                    start[j] = max(start[j], release[j])
+                    serve_at[j] = start[j] + latency[j]
+                    state[j] = _LATENT
+                    live[num_live] = j
+                    num_live += 1
         for a in range(num_live):
             i = live[a]
             if state[i] == _LATENT and serve_at[i] <= instant:
