@@ -29,10 +29,15 @@ def run_bound(program: Program) -> Timeline:
         np.maximum.at(solo, block.ops_I, block.largest_s_I(program.capacity_R))
         np.add.at(busy, block.resources_J, block.demand_J() / program.capacity_R[block.resources_J])
     start, end, tail = _paths(solo, program.latency_s_N, program.release_s_N, program.dep_ptr, program.dep_index)
-    head_R, tail_R = _ends(program.demand_ptr, program.demand_resource, start + program.latency_s_N, tail, len(busy))
+    serve = start + program.latency_s_N
+    if serve.min() == serve.max() and tail.min() == tail.max():
+        # an exchange by itself: all begin together and nothing follows, on any resource
+        head_R, tail_R = np.full(len(busy), serve[0]), np.full(len(busy), tail[0])
+    else:
+        head_R, tail_R = _ends(program.demand_ptr, program.demand_resource, serve, tail, len(busy))
     for block in program.factored:
         # the earliest head and tail of any op of the block: lower than a resource's own, so still a bound
-        for least_R, values in ((head_R, start + program.latency_s_N), (tail_R, tail)):
+        for least_R, values in ((head_R, serve), (tail_R, tail)):
             least_R[block.resources_J] = np.minimum(least_R[block.resources_J], values[block.ops_I].min())
     used = busy > 0
     bound = float(end.max())
