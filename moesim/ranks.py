@@ -15,6 +15,7 @@ from moesim.errors import ConfigError
 from moesim.hardware import Profile
 from moesim.placement import Placement, PlacementSpec, Setting
 from moesim.routing import Routing
+from moesim.schedule import DISPATCHES
 from moesim.topology import Cluster
 
 Array = np.ndarray
@@ -45,12 +46,32 @@ def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Se
         setting = replace(setting, room_bytes=tuple(tp * np.array(_of_ranks(usable_D - rest, tp))),
                           expert_bytes=tuple(size_E.tolist()))
     if strategy == "local_search" and cluster.num_devices > 1:
-        work_s = 1.0 / (_work_per_s(candidate, workload, cluster.profile) * tp)
-        size = sum(layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine"))
-        near, far = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
-        setting = replace(setting, copy_work=size / near / work_s if near else 0.0,
-                          node_copy_work=size / (far * cluster.devices_per_domain) / work_s if far else 0.0)
+        copy_s, node_copy_s = _copy_s(candidate, cluster)
+        work_per_s = _work_per_s(candidate, workload, cluster.profile) * tp
+        setting = replace(setting, copy_work=copy_s * work_per_s, node_copy_work=node_copy_s * work_per_s)
     return setting
+
+
+def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
+    """Time that a copy of a token takes there and back at the ports of its rank, and at those of its node together.
+
+    Where a copy travels straight to its rank, those from other nodes come over its NIC; with two hops a node receives
+    one, spread over its NICs. A copy for each choice is as many as the load, and all-gather does not ask where experts
+    are: both cost nothing here.
+    """
+    layer, schedule = candidate.layer, candidate.schedule
+    _, movement, every_choice = DISPATCHES[schedule.dispatch or cluster.file.dispatch]
+    if every_choice or movement == "all_gather":
+        return 0.0, 0.0
+    size = sum(layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine"))
+    near, far = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
+    copy_s = size / near if near else 0.0
+    if not far:
+        return copy_s, 0.0
+    if movement == "direct":
+        far_share = 1.0 - cluster.devices_per_domain / cluster.num_devices
+        return max(copy_s * (1.0 - far_share), far_share * size / far), 0.0
+    return copy_s, size / (far * cluster.devices_per_domain)
 
 
 def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> float:

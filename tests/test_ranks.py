@@ -9,6 +9,7 @@ from moesim import Workload, load_cluster, load_preset, simulate
 from moesim.errors import ConfigError
 from moesim.placement import place
 from moesim.ranks import setting_of
+from moesim.schedule import Schedule
 from moesim.search import Space
 from moesim.simulate import batches_of, traffic_of
 
@@ -24,9 +25,13 @@ def test_nodes_and_costs_of_copies(make_candidate):
     rail = load_cluster("h100-rail-8x8")
     plain = setting_of(make_candidate(ep=32, tp=2, placement="eplb_hierarchical"), rail, WORK)
     assert (plain.ranks_per_node, plain.tp, plain.copy_work) == (4, 2, 0.0)
-    searched = setting_of(make_candidate(ep=64, placement="local_search"), rail, WORK)
-    # eight NICs of 50 GB/s a node against 450 GB/s into one device
-    assert searched.node_copy_work / searched.copy_work == pytest.approx(450 / (8 * 50))
+    searched = make_candidate(ep=64, placement="local_search")
+    two_hop, direct, each = (setting_of(replace(searched, schedule=Schedule(dispatch=d)), rail, WORK)
+                             for d in ("deepep_normal", "nccl", "deepep_ll"))
+    # eight NICs of 50 GB/s a node against 450 GB/s into one device; straight, seven copies of eight by its own NIC
+    assert two_hop.node_copy_work / two_hop.copy_work == pytest.approx(450 / (8 * 50))
+    assert direct.copy_work / two_hop.copy_work == pytest.approx(7 / 8 * 450 / 50)
+    assert (direct.node_copy_work, each.copy_work, each.node_copy_work) == (0.0, 0.0, 0.0)
 
 
 def test_mixed_cluster_gives_fast_devices_more(make_candidate):

@@ -23,7 +23,7 @@ from moesim.errors import ConfigError
 from moesim.placement.affinity import attracted, coactivation, source_pull
 from moesim.placement.eplb import eplb_slots, limits
 from moesim.placement.exact import exact_slots
-from moesim.placement.local_search import searched
+from moesim.placement.local_search import levelled, searched
 from moesim.placement.packing import pack
 from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement
@@ -132,11 +132,11 @@ def _planned(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: i
         return found.expert_P, found.rank_P
     if routing is None:
         raise ConfigError(f"placement: {name} needs a routing, got loads alone")
-    if name == "affinity":
-        pair = coactivation(routing.expert_ids_TK, num_experts)
-        return attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pair_EE=pair)
-    pull = source_pull(routing.num_tokens_SE(), num_ranks, setting.tp)
-    return attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pull_EW=pull)
+    pair = coactivation(routing.expert_ids_TK, num_experts) if name == "affinity" else None
+    pull = source_pull(routing.num_tokens_SE(), num_ranks, setting.tp) if name == "domain" else None
+    expert_P, rank_P = attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pair_EE=pair,
+                                 pull_EW=pull)
+    return levelled(load_E, expert_P, rank_P, setting, num_ranks, spec.number)
 
 
 __all__ = ["REPLICATING", "STRATEGIES", "place"]

@@ -1,0 +1,229 @@
+"""A placement under change: what it costs on a model of load and traffic, and the exchanges that lower it.
+
+A rank's cost is its load over its speed, plus the copies of tokens it receives and its part of those its node
+receives, in the same unit (`Setting.copy_work`, `Setting.node_copy_work`); without a routing it is the load alone.
+Copies are rows times copies per choice among sampled tokens, a ratio that does not bend to the sample.
+
+Shape legend: P slots, E experts, W ranks, N nodes, T sampled tokens, I slots of the busiest rank, Q the others.
+"""
+
+from copy import copy
+
+import numpy as np
+
+from moesim.placement.eplb import limits
+from moesim.placement.packing import shared
+from moesim.placement.setting import Setting
+from moesim.placement.slots import Placement
+from moesim.routing import Routing
+
+Array = np.ndarray
+_SAMPLE, _KICKS, _TRIES = 1024, 3, 4
+
+
+class Model:
+    """What a placement costs."""
+
+    def __init__(self, load_E: Array, num_ranks: int, setting: Setting, routing: Routing | None) -> None:
+        self.load_E, self.num_ranks, self.setting = load_E, num_ranks, setting
+        self.speed_W = setting.speeds(num_ranks)
+        self.node_W = np.arange(num_ranks) // (setting.ranks_per_node or num_ranks)
+        self.least = load_E.sum() / self.speed_W.sum()
+        self.ids_TK: Array | None = None
+        if routing is not None and setting.copy_work + setting.node_copy_work > 0:
+            step = -(-len(routing.expert_ids_TK) // _SAMPLE)
+            self.ids_TK = routing.expert_ids_TK[step // 2 :: step]
+            self.rows_E = routing.num_tokens_E().astype(float)
+            self.copy, self.node_copy = setting.copy_work, setting.node_copy_work
+
+
+class State:
+    """A placement under change: slots in any order."""
+
+    def __init__(self, model: Model, expert_P: Array, rank_P: Array) -> None:
+        self.model, self.expert_P, self.rank_P = model, expert_P.copy(), rank_P.copy()
+        self.refresh()
+
+    def copy(self) -> "State":
+        """The same; what a swap changes in place is its own."""
+        other = copy(self)
+        for name in ("expert_P", "rank_P", "load_W", "held_TW", "copies_W", "rows_W", "chosen_W"):
+            if hasattr(self, name):
+                setattr(other, name, getattr(self, name).copy())
+        return other
+
+    def refresh(self) -> None:
+        """Loads, copies and costs from the slots alone."""
+        model = self.model
+        self.load_P = shared(model.load_E, self.expert_P)
+        self.load_W = np.bincount(self.rank_P, weights=self.load_P, minlength=model.num_ranks)
+        self.uses_TP: Array | None = None
+        if model.ids_TK is not None:
+            placed = Placement(device_of_slot_P=np.zeros_like(self.rank_P), expert_of_slot_P=self.expert_P,
+                               num_ranks=1, num_experts=len(model.load_E))
+            slot_TK = placed.slot_of_choice(model.ids_TK)
+            self.uses_TP = np.zeros((len(slot_TK), len(self.rank_P)), dtype=np.float32)
+            np.put_along_axis(self.uses_TP, slot_TK, 1.0, axis=1)
+            on_PW = np.zeros((len(self.rank_P), model.num_ranks), dtype=np.float32)
+            on_PW[np.arange(len(self.rank_P)), self.rank_P] = 1.0
+            self.held_TW = self.uses_TP @ on_PW
+            self.copies_W = np.count_nonzero(self.held_TW, axis=0)
+            self.rows_P, self.chosen_P = shared(model.rows_E, self.expert_P), self.uses_TP.sum(axis=0)
+            self.rows_W = np.bincount(self.rank_P, weights=self.rows_P, minlength=model.num_ranks)
+            self.chosen_W = np.bincount(self.rank_P, weights=self.chosen_P, minlength=model.num_ranks)
+        self.recount()
+
+    def recount(self) -> None:
+        """Costs from loads and copies."""
+        model = self.model
+        cost = self.load_W / model.speed_W
+        if self.uses_TP is not None:
+            cost = cost + model.copy * self.rows_W * self.copies_W / np.maximum(self.chosen_W, 1)
+            if model.node_copy > 0:
+                first = np.flatnonzero(np.diff(model.node_W, prepend=-1))
+                rows_N, chosen_N = np.add.reduceat(self.rows_W, first), np.add.reduceat(self.chosen_W, first)
+                copies_N = np.count_nonzero(np.add.reduceat(self.held_TW, first, axis=1), axis=0)
+                cost = cost + (model.node_copy * rows_N * copies_N / np.maximum(chosen_N, 1))[model.node_W]
+        self.cost_W = cost
+        self.score = (float(cost.max()), float((cost**2).sum()))
+
+    def improve(self, *, swaps_only: bool = False) -> bool:
+        """Take the best exchange of the busiest rank; False, and nothing changed, if none lowers the score."""
+        before, busiest = self.score, int(self.cost_W.argmax())
+        own = np.flatnonzero(self.rank_P == busiest)
+        for i, j in self._swaps(own, busiest):
+            self._swap(i, j)
+            if self.score < before:
+                return True
+            self._swap(i, j)
+        return not swaps_only and (self._move(own, busiest, before) or self._replicate(own, before))
+
+    def _swap(self, i: int, j: int) -> None:
+        one, two = self.rank_P[i], self.rank_P[j]
+        self.rank_P[i], self.rank_P[j] = two, one
+        difference = self.load_P[j] - self.load_P[i]
+        self.load_W[one] += difference
+        self.load_W[two] -= difference
+        if self.uses_TP is not None:
+            change_T = self.uses_TP[:, j] - self.uses_TP[:, i]
+            self.held_TW[:, one] += change_T
+            self.held_TW[:, two] -= change_T
+            for value_W, value_P in ((self.rows_W, self.rows_P), (self.chosen_W, self.chosen_P)):
+                value_W[one] += value_P[j] - value_P[i]
+                value_W[two] -= value_P[j] - value_P[i]
+            for rank in (one, two):
+                self.copies_W[rank] = np.count_nonzero(self.held_TW[:, rank])
+        self.recount()
+
+    def _swaps(self, own: Array, busiest: int) -> list[tuple[int, int]]:
+        """The most promising pairs of a slot of the busiest rank and one elsewhere, by estimated cost."""
+        model, others = self.model, np.flatnonzero(self.rank_P != busiest)
+        if not len(own) or not len(others):
+            return []
+        rank_Q = self.rank_P[others]
+        change = self.load_P[others][None] - self.load_P[own][:, None]
+        here = self.cost_W[busiest] + change / model.speed_W[busiest]
+        there = self.cost_W[rank_Q] - change / model.speed_W[rank_Q]
+        if self.uses_TP is not None:
+            # tokens that a slot alone brings to its rank, and those it would bring to another
+            slots = np.arange(len(self.rank_P))
+            alone_P = (self.uses_TP.T @ (self.held_TW == 1).astype(np.float32))[slots, self.rank_P]
+            gain_P = self.uses_TP.T @ (self.held_TW[:, busiest] == 0).astype(np.float32)
+            gain_IW = self.uses_TP[:, own].T @ (self.held_TW == 0).astype(np.float32)
+            more_rows = self.rows_P[others][None] - self.rows_P[own][:, None]
+            more_chosen = self.chosen_P[others][None] - self.chosen_P[own][:, None]
+
+            def change_of(rank: Array | int, rows: Array, chosen: Array, copies: Array) -> Array:
+                now = self.rows_W[rank] * self.copies_W[rank] / np.maximum(self.chosen_W[rank], 1)
+                then = (self.copies_W[rank] + copies) / np.maximum(self.chosen_W[rank] + chosen, 1)
+                return model.copy * ((self.rows_W[rank] + rows) * then - now)
+
+            here = here + change_of(busiest, more_rows, more_chosen, gain_P[others][None] - alone_P[own][:, None])
+            there = there + change_of(rank_Q, -more_rows, -more_chosen, gain_IW[:, rank_Q] - alone_P[others][None])
+        worse = np.maximum(here, there)
+        if model.setting.room_bytes is not None:
+            worse = np.where(self._fits(own, others, busiest, rank_Q), worse, np.inf)
+        few = min(_TRIES if self.uses_TP is not None else 2, worse.size)
+        first = np.argpartition(worse, few - 1, axis=None)[:few]
+        first = first[np.argsort(worse.ravel()[first], kind="stable")]
+        return [(int(own[k // len(others)]), int(others[k % len(others)])) for k in first
+                if np.isfinite(worse.ravel()[k])]
+
+    def _fits(self, own: Array, others: Array, busiest: int, rank_Q: Array) -> Array:
+        size_P, free_W = self._memory()
+        more = size_P[others][None] - size_P[own][:, None]
+        return (more <= free_W[busiest]) & (-more <= free_W[rank_Q])
+
+    def _memory(self) -> tuple[Array, Array]:
+        """Bytes of each slot, and what each rank has left."""
+        bounds = limits(self.model.setting, self.expert_P)
+        size_P, room_W = bounds["bytes_P"], bounds["room_bytes_W"]
+        if size_P is None or room_W is None:
+            return np.zeros(len(self.rank_P)), np.full(self.model.num_ranks, np.inf)
+        return size_P, room_W - np.bincount(self.rank_P, weights=size_P, minlength=self.model.num_ranks)
+
+    def _move(self, own: Array, busiest: int, before: tuple[float, float]) -> bool:
+        """Where ranks may hold unequally many: the best slot of the busiest to another rank."""
+        if not self.model.setting.unequal or not len(own):
+            return False
+        size_P, free_W = self._memory()
+        there = self.cost_W + self.load_P[own][:, None] / self.model.speed_W
+        there[:, busiest] = np.inf
+        there[size_P[own][:, None] > free_W] = np.inf
+        here = self.cost_W[busiest] - self.load_P[own] / self.model.speed_W[busiest]
+        worse = np.maximum(there, here[:, None])
+        i, rank = np.unravel_index(int(worse.argmin()), worse.shape)
+        if not np.isfinite(worse[i, rank]):
+            return False
+        slot = own[i]
+        self.rank_P[slot] = rank
+        self.refresh()
+        if self.score < before:
+            return True
+        self.rank_P[slot] = busiest
+        self.refresh()
+        return False
+
+    def _replicate(self, own: Array, before: tuple[float, float]) -> bool:
+        """A redundant slot elsewhere takes over an expert of the busiest rank: the best such change by load."""
+        copies_E = np.bincount(self.expert_P, minlength=len(self.model.load_E))
+        spare = np.flatnonzero((copies_E[self.expert_P] > 1) & ~np.isin(np.arange(len(self.expert_P)), own))
+        if not len(spare):
+            return False
+        load_E, speed_W, num_ranks = self.model.load_E, self.model.speed_W, self.model.num_ranks
+        on_EW = np.zeros((len(load_E), num_ranks))
+        np.add.at(on_EW, (self.expert_P, self.rank_P), 1.0)
+        best, found = before[0], None
+        for e in np.unique(self.expert_P[own]):
+            f_Q, rank_Q = self.expert_P[spare], self.rank_P[spare]
+            step_e = load_E[e] / (copies_E[e] + 1) - load_E[e] / copies_E[e]
+            step_Q = load_E[f_Q] / np.maximum(copies_E[f_Q] - 1, 1) - load_E[f_Q] / copies_E[f_Q]
+            load_QW = self.load_W + on_EW[e] * step_e + on_EW[f_Q] * step_Q[:, None]
+            load_QW[np.arange(len(spare)), rank_Q] += (load_E[e] / (copies_E[e] + 1)
+                                                       - load_E[f_Q] / np.maximum(copies_E[f_Q] - 1, 1))
+            worst_Q = np.where(f_Q == e, np.inf, (load_QW / speed_W).max(axis=1))
+            if worst_Q.min() < best:
+                best, found = float(worst_Q.min()), (int(spare[worst_Q.argmin()]), int(e))
+        if found is None:
+            return False
+        slot, old = found[0], int(self.expert_P[found[0]])
+        self.expert_P[slot] = found[1]
+        self.refresh()
+        if self.score < before and (self._memory()[1] >= 0).all():
+            return True
+        self.expert_P[slot] = old
+        self.refresh()
+        return False
+
+    def kick(self, rng: np.random.Generator) -> None:
+        """A few random swaps that fit, one of them of the busiest rank."""
+        busiest = int(self.cost_W.argmax())
+        for number in range(_KICKS):
+            i = int(rng.choice(np.flatnonzero(self.rank_P == busiest))) if not number else int(
+                rng.integers(len(self.rank_P)))
+            j = int(rng.integers(len(self.rank_P)))
+            if self.rank_P[i] == self.rank_P[j]:
+                continue
+            self._swap(i, j)
+            if (self._memory()[1] < 0).any():
+                self._swap(i, j)
