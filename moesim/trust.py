@@ -74,8 +74,9 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
             continue
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
+        alike = isinstance(layer.expert_intermediate_size, int) or len(set(layer.expert_intermediate_size)) == 1
         # no measured row has experts of different widths
-        measured_as = _MEASURED_AS.get(layer.precision.name, "unmeasured") if layer.widths_key is None else "unmeasured"
+        measured_as = _MEASURED_AS.get(layer.precision.name, "unmeasured") if alike else "unmeasured"
         low, high = kernels.interval(f"{measured_as}-{spread}")
         before = intervals.get("experts", (low, high))
         intervals["experts"] = (min(low, before[0]), max(high, before[1]))
