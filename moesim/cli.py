@@ -14,6 +14,7 @@ from moesim import cli_comm, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_placement import placement_app
+from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
 from moesim.model import Gate, Precision
@@ -35,6 +36,7 @@ calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration fi
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
+app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
@@ -110,7 +112,7 @@ def simulate(
     preset: Annotated[str, typer.Option(help="Published model whose layer is simulated.")] = "qwen3-235b-a22b",
     cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")] = "hgx-h100-8",
     tokens: Annotated[int, typer.Option(help="Tokens per device.")] = 1024,
-    routing: Annotated[str, typer.Option(help="uniform, zipf:ALPHA or power_law:ALPHA.")] = "uniform",
+    routing: Annotated[str, typer.Option(help="Such as uniform, zipf:0.8, olmoe-c4, w2, trace:FILE.")] = "uniform",
     ep: Annotated[int | None, typer.Option(help="Expert-parallel ranks; default: devices / tp.")] = None,
     tp: Annotated[int, typer.Option(help="Devices that share each expert.")] = 1,
     placement: Annotated[
@@ -121,7 +123,8 @@ def simulate(
     gate: Annotated[
         str | None,
         typer.Option(
-            help="flat, group_limited:8:4, two_level:16:4, product_key or product_key:8:256; default: the preset's."
+            help="flat, group_limited:8:4, two_level:16:4, product_key, and options such as flat+bias+share_tokens:4; "
+            "default: the preset's."
         ),
     ] = None,
     num_experts: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
@@ -130,6 +133,9 @@ def simulate(
         typer.Option(help="Instead of the preset's: a width, or 64x256+64x1024 for experts that differ; 0 prunes."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    capacity_factor: Annotated[float | None, typer.Option(help="Places of an expert over its mean load.")] = None,
+    overflow: Annotated[str, typer.Option(help="Choices of full experts: drop or reroute.")] = "drop",
+    padded: Annotated[bool, typer.Option("--padded", help="Fill empty places with rows of zeros.")] = False,
     dispatch: Annotated[
         str | None, typer.Option(help=f"Exchange: {', '.join(DISPATCHES)}; default: the cluster's.")
     ] = None,
@@ -152,10 +158,12 @@ def simulate(
     changes = {
         "num_experts": num_experts,
         "top_k": top_k,
+        "capacity_factor": capacity_factor,
         "gate": Gate.parse(gate) if gate else None,
         "expert_intermediate_size": None if expert_intermediate_size is None else read_width(expert_intermediate_size),
     }
-    layer = replace(model.layer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+    layer = replace(model.layer, **{k: v for k, v in changes.items() if v is not None},  # type: ignore[arg-type]
+                    overflow=overflow, padded=padded)  # type: ignore[arg-type]
     machine = load_cluster(cluster)
     spread = Parallelism(ep=ep if ep is not None else max(machine.num_devices // max(tp, 1), 1), tp=tp)
     candidate = Candidate(
@@ -164,7 +172,8 @@ def simulate(
         placement=placement,
         num_replicas=replicas,
         dense_part=None if layer_only else model.dense_part,
-        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches, granularity=granularity),  # type: ignore[arg-type]
+        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches, granularity=granularity),
+                           # type: ignore[arg-type]
     )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
     result = run(candidate, machine, workload, engine=engine)
@@ -188,6 +197,11 @@ def simulate(
               f"{row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far from the busiest device, "
               f"{row['num_sms']} SMs; limited by {row['limited_by']}")
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
+    effects = result.effects
+    print(f"gate           {effects.devices_per_token:.2f} devices and {effects.domains_per_token:.2f} domains a "
+          f"token; {100 * result.dropped_token_fraction:.1f} % of choices dropped, "
+          f"{100 * effects.rerouted_token_fraction:.1f} % re-routed; "
+          f"{100 * effects.padded_row_fraction:.1f} % of rows padded")
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
         print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
