@@ -232,12 +232,14 @@ class Exchange:
                 direction + leg.name + tag, len(senders), resources=rows.resource, amounts=rows.amount,
                 row_ptr=rows.ptr, latency_s=self._latency_s(direction, rows.hops_N), after=after, after_ptr=ptr,
                 bytes_per_flow=rows.bytes_N, phase=direction, own_batch=bool(self.schedule.send_window))
-            for ends, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[: 1 + self.overlapped]:
+            # what stays at home is there when the device itself is ready
+            at_home = np.arange(len(copies))
+            for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[: 1 + self.overlapped]:
+                ends = np.concatenate([far, at_home])
                 order = np.argsort(ends, kind="stable")
-                counts = np.bincount(ends, minlength=len(copies))
                 ended.append(self.builder.ops(
-                    f"{direction}{leg.name}_{word}{tag}", len(copies), after=flows[order],
-                    after_ptr=np.concatenate([[0], np.cumsum(counts)]), phase=direction))
+                    f"{direction}{leg.name}_{word}{tag}", len(copies), after=np.concatenate([flows, ready_D])[order],
+                    after_ptr=np.concatenate([[0], np.cumsum(np.bincount(ends))]), phase=direction))
         return (self._with_relays(np.stack(done, axis=1), f"{direction}_relayed{tag}", direction, 1),
                 np.stack([*done, *sent], axis=1))
 

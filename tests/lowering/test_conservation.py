@@ -189,3 +189,14 @@ def test_one_copy_per_domain_and_limited_groups_save_bytes_between_nodes():
     assert crossing("deepep_normal") < 0.95 * crossing("nccl")
     assert crossing("deepep_normal", limited) < 0.9 * crossing("deepep_normal")
     assert crossing("all_gather") > crossing("nccl")
+
+
+@pytest.mark.parametrize("granularity", ["device", "pair"])
+def test_nobody_computes_or_sums_before_its_own_tokens_are_ready(granularity):
+    """Also a device that receives nothing, or whose peers are long ready: its own tokens are there, too."""
+    program, _ = lowered(load_cluster("star-16"), Schedule(granularity=granularity), tokens=1, spec="zipf:2")
+    timeline, labels = run(program, "flow"), program.labels_N
+    for d in range(16):
+        at = {name: labels.index(f"{name}[{d}]") for name in ("permute", "experts", "reduce")}
+        assert timeline.start_s_N[at["experts"]] >= timeline.end_s_N[at["permute"]] > 0
+        assert timeline.start_s_N[at["reduce"]] >= timeline.end_s_N[at["experts"]]
