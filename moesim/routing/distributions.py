@@ -29,8 +29,8 @@ MAX_DOMAINS = 1024
 _FORM = ("'uniform', 'zipf:ALPHA', 'power_law:ALPHA', 'lognormal:SIGMA', 'dirichlet:ALPHA', 'domains:N:ALPHA', 'w0' to "
          "'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', with numbers > 0, then '+drift:RATE', "
          "'+burst:COUNT:FACTOR' or '@STEP'")
-#: apportioned as they are drawn: these are definitions of measured data
-_NOT_CAPPED = ("uniform", "power_law")
+#: apportioned as it is drawn: the definition of measured data
+_NOT_CAPPED = ("power_law",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
