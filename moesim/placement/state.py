@@ -19,6 +19,8 @@ from moesim.routing import Routing
 
 Array = np.ndarray
 _SAMPLE, _KICKS, _TRIES = 1024, 3, 4
+#: pairs, the best by load, whose copies are counted
+_PAIRS = 64
 
 
 class Model:
@@ -47,7 +49,7 @@ class State:
     def copy(self) -> "State":
         """The same; what a swap changes in place is its own."""
         other = copy(self)
-        for name in ("expert_P", "rank_P", "load_W", "held_TW", "copies_W", "rows_W", "chosen_W"):
+        for name in ("expert_P", "rank_P", "load_W", "held_WT", "copies_W", "rows_W", "chosen_W"):
             if hasattr(self, name):
                 setattr(other, name, getattr(self, name).copy())
         return other
@@ -57,18 +59,18 @@ class State:
         model = self.model
         self.load_P = shared(model.load_E, self.expert_P)
         self.load_W = np.bincount(self.rank_P, weights=self.load_P, minlength=model.num_ranks)
-        self.uses_TP: Array | None = None
+        self.uses_PT: Array | None = None
         if model.ids_TK is not None:
             placed = Placement(device_of_slot_P=np.zeros_like(self.rank_P), expert_of_slot_P=self.expert_P,
                                num_ranks=1, num_experts=len(model.load_E))
             slot_TK = placed.slot_of_choice(model.ids_TK)
-            self.uses_TP = np.zeros((len(slot_TK), len(self.rank_P)), dtype=np.float32)
-            np.put_along_axis(self.uses_TP, slot_TK, 1.0, axis=1)
-            on_PW = np.zeros((len(self.rank_P), model.num_ranks), dtype=np.float32)
-            on_PW[np.arange(len(self.rank_P)), self.rank_P] = 1.0
-            self.held_TW = self.uses_TP @ on_PW
-            self.copies_W = np.count_nonzero(self.held_TW, axis=0)
-            self.rows_P, self.chosen_P = shared(model.rows_E, self.expert_P), self.uses_TP.sum(axis=0)
+            self.uses_PT = np.zeros((len(self.rank_P), len(slot_TK)), dtype=np.int16)
+            self.uses_PT[slot_TK, np.arange(len(slot_TK))[:, None]] = 1
+            self.held_WT = np.zeros((model.num_ranks, len(slot_TK)), dtype=np.int16)
+            for slot, rank in enumerate(self.rank_P.tolist()):
+                self.held_WT[rank] += self.uses_PT[slot]
+            self.copies_W = np.count_nonzero(self.held_WT, axis=1)
+            self.rows_P, self.chosen_P = shared(model.rows_E, self.expert_P), self.uses_PT.sum(axis=1)
             self.rows_W = np.bincount(self.rank_P, weights=self.rows_P, minlength=model.num_ranks)
             self.chosen_W = np.bincount(self.rank_P, weights=self.chosen_P, minlength=model.num_ranks)
         self.recount()
@@ -77,12 +79,12 @@ class State:
         """Costs from loads and copies."""
         model = self.model
         cost = self.load_W / model.speed_W
-        if self.uses_TP is not None:
+        if self.uses_PT is not None:
             cost = cost + model.copy * self.rows_W * self.copies_W / np.maximum(self.chosen_W, 1)
             if model.node_copy > 0:
                 first = np.flatnonzero(np.diff(model.node_W, prepend=-1))
                 rows_N, chosen_N = np.add.reduceat(self.rows_W, first), np.add.reduceat(self.chosen_W, first)
-                copies_N = np.count_nonzero(np.add.reduceat(self.held_TW, first, axis=1), axis=0)
+                copies_N = np.count_nonzero(np.add.reduceat(self.held_WT, first, axis=0), axis=1)
                 cost = cost + (model.node_copy * rows_N * copies_N / np.maximum(chosen_N, 1))[model.node_W]
         self.cost_W = cost
         self.score = (float(cost.max()), float((cost**2).sum()))
@@ -104,15 +106,15 @@ class State:
         difference = self.load_P[j] - self.load_P[i]
         self.load_W[one] += difference
         self.load_W[two] -= difference
-        if self.uses_TP is not None:
-            change_T = self.uses_TP[:, j] - self.uses_TP[:, i]
-            self.held_TW[:, one] += change_T
-            self.held_TW[:, two] -= change_T
+        if self.uses_PT is not None:
+            change_T = self.uses_PT[j] - self.uses_PT[i]
+            self.held_WT[one] += change_T
+            self.held_WT[two] -= change_T
             for value_W, value_P in ((self.rows_W, self.rows_P), (self.chosen_W, self.chosen_P)):
                 value_W[one] += value_P[j] - value_P[i]
                 value_W[two] -= value_P[j] - value_P[i]
             for rank in (one, two):
-                self.copies_W[rank] = np.count_nonzero(self.held_TW[:, rank])
+                self.copies_W[rank] = np.count_nonzero(self.held_WT[rank])
         self.recount()
 
     def _swaps(self, own: Array, busiest: int) -> list[tuple[int, int]]:
@@ -122,32 +124,34 @@ class State:
             return []
         rank_Q = self.rank_P[others]
         change = self.load_P[others][None] - self.load_P[own][:, None]
-        here = self.cost_W[busiest] + change / model.speed_W[busiest]
-        there = self.cost_W[rank_Q] - change / model.speed_W[rank_Q]
-        if self.uses_TP is not None:
-            # tokens that a slot alone brings to its rank, and those it would bring to another
-            slots = np.arange(len(self.rank_P))
-            alone_P = (self.uses_TP.T @ (self.held_TW == 1).astype(np.float32))[slots, self.rank_P]
-            gain_P = self.uses_TP.T @ (self.held_TW[:, busiest] == 0).astype(np.float32)
-            gain_IW = self.uses_TP[:, own].T @ (self.held_TW == 0).astype(np.float32)
-            more_rows = self.rows_P[others][None] - self.rows_P[own][:, None]
-            more_chosen = self.chosen_P[others][None] - self.chosen_P[own][:, None]
-
-            def change_of(rank: Array | int, rows: Array, chosen: Array, copies: Array) -> Array:
-                now = self.rows_W[rank] * self.copies_W[rank] / np.maximum(self.chosen_W[rank], 1)
-                then = (self.copies_W[rank] + copies) / np.maximum(self.chosen_W[rank] + chosen, 1)
-                return model.copy * ((self.rows_W[rank] + rows) * then - now)
-
-            here = here + change_of(busiest, more_rows, more_chosen, gain_P[others][None] - alone_P[own][:, None])
-            there = there + change_of(rank_Q, -more_rows, -more_chosen, gain_IW[:, rank_Q] - alone_P[others][None])
-        worse = np.maximum(here, there)
+        worse = np.maximum(self.cost_W[busiest] + change / model.speed_W[busiest],
+                           self.cost_W[rank_Q] - change / model.speed_W[rank_Q])
         if model.setting.room_bytes is not None:
             worse = np.where(self._fits(own, others, busiest, rank_Q), worse, np.inf)
-        few = min(_TRIES if self.uses_TP is not None else 2, worse.size)
-        first = np.argpartition(worse, few - 1, axis=None)[:few]
-        first = first[np.argsort(worse.ravel()[first], kind="stable")]
-        return [(int(own[k // len(others)]), int(others[k % len(others)])) for k in first
-                if np.isfinite(worse.ravel()[k])]
+        if self.uses_PT is None:
+            pairs = _least(worse, 2)
+        else:
+            pairs = _least(worse, _PAIRS)
+            i_X, j_X = own[pairs // len(others)], others[pairs % len(others)]
+            pairs = pairs[_least(self._cost_of_swaps(i_X, j_X), _TRIES)]
+        return [(int(own[k // len(others)]), int(others[k % len(others)])) for k in pairs]
+
+    def _cost_of_swaps(self, i_X: Array, j_X: Array) -> Array:
+        """Cost of the costlier rank after each of X swaps, nodes aside: ndarray of shape (X,)."""
+        model, uses_PT, held_WT = self.model, self.uses_PT, self.held_WT
+        assert uses_PT is not None
+        cost_X = np.zeros(len(i_X))
+        for leaves, comes in ((i_X, j_X), (j_X, i_X)):
+            rank = self.rank_P[leaves]
+            held, out, into = held_WT[rank], uses_PT[leaves], uses_PT[comes]
+            copies = np.count_nonzero(held - out + into, axis=1)
+            rows = self.rows_W[rank] + self.rows_P[comes] - self.rows_P[leaves]
+            chosen = self.chosen_W[rank] + self.chosen_P[comes] - self.chosen_P[leaves]
+            load = (self.load_W[rank] + self.load_P[comes] - self.load_P[leaves]) / model.speed_W[rank]
+            now = self.rows_W[rank] * self.copies_W[rank] / np.maximum(self.chosen_W[rank], 1)
+            rest = self.cost_W[rank] - self.load_W[rank] / model.speed_W[rank] - model.copy * now
+            cost_X = np.maximum(cost_X, rest + load + model.copy * rows * copies / np.maximum(chosen, 1))
+        return cost_X
 
     def _fits(self, own: Array, others: Array, busiest: int, rank_Q: Array) -> Array:
         size_P, free_W = self._memory()
@@ -227,3 +231,12 @@ class State:
             self._swap(i, j)
             if (self._memory()[1] < 0).any():
                 self._swap(i, j)
+
+
+def _least(value: Array, count: int) -> Array:
+    """Indices of the least finite values of a flattened array, ascending."""
+    flat = value.ravel()
+    few = min(count, len(flat))
+    first = np.argpartition(flat, few - 1)[:few]
+    first = first[np.isfinite(flat[first])]
+    return first[np.argsort(flat[first], kind="stable")]
