@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moesim.candidate import Candidate
+from moesim.candidate import Candidate, Workload
 from moesim.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
 from moesim.widths import width_text
@@ -11,8 +11,9 @@ PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce
 RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
 #: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
 RESULT_COLUMNS = (
-    "candidate", "cluster", "num_experts", "top_k", "expert_intermediate_size", "gate", "precision", "ep", "tp",
-    "placement", "num_replicas", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
+    "candidate", "cluster", "hidden_size", "num_experts", "top_k", "expert_intermediate_size", "num_shared_experts",
+    "gated", "capacity_factor", "gate", "precision", "ep", "tp", "placement", "num_replicas", "dispatch",
+    "num_micro_batches", "num_tokens_per_device", "routing", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
     "layer_tokens_per_s_per_device", *(f"{phase}_us" for phase in PHASES), "bottleneck",
     *(f"{resource}_utilisation" for resource in RESOURCES), "load_imbalance", "dropped_token_fraction",
     *COLUMNS, "peak_memory_gib", "tile", "granularity", "evidence", "calibration", "engine", "seed", "version",
@@ -43,7 +44,7 @@ class Result:
         evidence: Always ``simulated`` here.
         calibration: ``calibrated`` or ``spec_sheet``: the weaker of kernels and transfers.
         engine: Engine that ran it.
-        seed: Seed of the routing.
+        workload: What it was given; its seed is the routing's.
         version: moesim's version.
         profile_hash: Hash over cluster, device and calibration files.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
@@ -69,7 +70,7 @@ class Result:
     evidence: str
     calibration: str
     engine: str
-    seed: int
+    workload: Workload
     version: str
     profile_hash: str
     tile: str
@@ -83,15 +84,23 @@ class Result:
         return {
             "candidate": self.candidate.label,
             "cluster": self.cluster,
+            "hidden_size": layer.hidden_size,
             "num_experts": layer.num_experts,
             "top_k": layer.top_k,
             "expert_intermediate_size": width_text(layer.expert_intermediate_size),
+            "num_shared_experts": layer.num_shared_experts,
+            "gated": layer.gated,
+            "capacity_factor": layer.capacity_factor,
             "gate": str(layer.gate),
             "precision": layer.precision.name,
             "ep": spread.ep,
             "tp": spread.tp,
             "placement": self.candidate.placement,
             "num_replicas": self.candidate.num_replicas,
+            "dispatch": self.candidate.schedule.dispatch,
+            "num_micro_batches": self.candidate.schedule.num_micro_batches,
+            "num_tokens_per_device": self.workload.num_tokens_per_device,
+            "routing": self.workload.routing,
             "layer_time_us": self.layer_time_s / US,
             "layer_time_low_us": self.layer_time_low_s / US,
             "layer_time_high_us": self.layer_time_high_s / US,
@@ -108,7 +117,7 @@ class Result:
             "evidence": self.evidence,
             "calibration": self.calibration,
             "engine": self.engine,
-            "seed": self.seed,
+            "seed": self.workload.seed,
             "version": self.version,
             "profile_hash": self.profile_hash,
         }

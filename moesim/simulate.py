@@ -232,7 +232,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         evidence="simulated",
         calibration=level,
         engine=engine,
-        seed=workload.seed,
+        workload=workload,
         version=VERSION,
         profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
         tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
