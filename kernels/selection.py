@@ -105,16 +105,13 @@ def serve(ids_TK: torch.Tensor, num_experts: int, num_places: int) -> torch.Tens
 
 
 def shared_gate(x_TH: torch.Tensor, keys_EH: torch.Tensor, top_k: int, share: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One top-k decision for each run of ``share`` tokens, on the mean of them.
+    """One top-k decision for each run of ``share`` tokens, that of the first.
 
     Returns:
         Weights, float32 of shape (T, K); expert ids, int64: equal for the tokens of a run.
     """
-    tokens = len(x_TH)
-    run_T = torch.arange(tokens) // share
-    sums = torch.zeros(int(run_T[-1]) + 1 if tokens else 0, x_TH.shape[1]).index_add_(0, run_T, x_TH.float())
-    means = sums / torch.bincount(run_T)[:, None]
-    best, ids = (means @ keys_EH.float().T).topk(top_k, dim=1)
+    run_T = torch.arange(len(x_TH)) // share
+    best, ids = (x_TH[::share].float() @ keys_EH.float().T).topk(top_k, dim=1)
     return torch.softmax(best, dim=1)[run_T], ids[run_T]
 
 

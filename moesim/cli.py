@@ -172,8 +172,8 @@ def simulate(
         placement=placement,
         num_replicas=replicas,
         dense_part=None if layer_only else model.dense_part,
-        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches, granularity=granularity),
-                           # type: ignore[arg-type]
+        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches,
+                          granularity=granularity),  # type: ignore[arg-type]
     )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
     result = run(candidate, machine, workload, engine=engine)

@@ -47,7 +47,7 @@ class Gate:
             selection sees (auxiliary-loss-free, arXiv 2408.15664).
         local_routers: Of a two-level gate: each group's experts are scored where the group lives, after dispatch, and
             each kept group gives an equal share of a token's experts.
-        share_tokens: Consecutive tokens that share one decision: the gate runs on the mean of them.
+        share_tokens: Consecutive tokens that share one decision: the gate runs on the first of them.
         share_layers: Consecutive layers that share one decision: the gate runs in the first of them.
         precision: Format of the gate's GEMMs; its logits are float32.
 

@@ -41,7 +41,7 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     Beside top-k: noise is drawn and added in two passes over the logits, its scale a number for each expert;
     ``sinkhorn`` normalises rows and columns eight times (assumed); ``expert_choice`` is a top-k of tokens for each
     expert; ``hash`` looks each token's experts up. A bias or a temperature is part of the kernels. A gate that shares
-    decisions runs on the mean of each run of tokens, and its time is spread over the layers that share it.
+    decisions runs on the first of each run of tokens, and its time is spread over the layers that share it.
 
     Args:
         kernels: Primitives of the device.
@@ -54,11 +54,8 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     gate, tokens = layer.gate, np.asarray(num_tokens_D, dtype=np.int64)
     if gate.share_tokens == gate.share_layers == 1:
         return _decide(kernels, layer, tokens)
-    decisions = -(-tokens // gate.share_tokens)
-    cost = _decide(kernels, layer, decisions)
-    if gate.share_tokens > 1:
-        row_bytes = layer.hidden_size * BYTES_PER_ELEMENT[gate.precision]
-        cost = sequence(kernels.stream((tokens + decisions) * row_bytes), kernels.launches(1.0 * (tokens > 0)), cost)
+    # of each run the first token decides: the mean of a run would read every token, most of what a small gate costs
+    cost = _decide(kernels, layer, -(-tokens // gate.share_tokens))
     return PhaseCost(compute_s_D=cost.compute_s_D / gate.share_layers, memory_s_D=cost.memory_s_D / gate.share_layers,
                      latency_s_D=cost.latency_s_D / gate.share_layers)
 

@@ -52,3 +52,21 @@ def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
             place += 1
             if place == tokens:
                 place, column = 0, column + 1
+
+
+@njit(cache=True)
+def put(out_TK, place_I, column_M, chosen_IS, first):
+    """Write the experts of one group into the tokens that chose it.
+
+    Args:
+        out_TK: ndarray of shape (T, K), int32; written.
+        place_I: ndarray of shape (I,): token x M + which of the token's groups.
+        column_M: ndarray of shape (M,): first column of each of a token's groups.
+        chosen_IS: ndarray of shape (I, S), int32: experts of the group.
+        first: Number of its first expert.
+    """
+    slots = len(column_M)
+    for i in range(len(place_I)):
+        token, column = place_I[i] // slots, column_M[place_I[i] % slots]
+        for k in range(chosen_IS.shape[1]):
+            out_TK[token, column + k] = chosen_IS[i, k] + first

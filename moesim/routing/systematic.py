@@ -9,6 +9,8 @@ them. Its loads are those of the distribution as far as the limit allows: a grou
 Shape legend: T tokens, K choices, E experts, G groups, P experts of a group, M groups of a token.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from moesim.gate import Gate
@@ -74,6 +76,8 @@ def limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int
         gate: Groups.
         rng: Source of randomness.
     """
+    from moesim.routing.swaps import put
+
     groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
     loads_GP, left_GP = loads_E.reshape(groups, -1), left_E.reshape(groups, -1)
     per_group = loads_GP.shape[1]
@@ -85,16 +89,17 @@ def limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int
     share = [top_k // kept + (m < top_k % kept) for m in range(kept)]
     column = np.concatenate([[0], np.cumsum(share)])
     for size in set(share):
-        slots = [m for m in range(kept) if share[m] == size]
-        for g in range(groups):
-            rows, which = np.nonzero(group_ids_TM[:, slots] == g)
-            if not len(rows):
+        slots = np.array([m for m in range(kept) if share[m] == size])
+        group_X = group_ids_TM[:, slots].ravel()
+        # 16-bit keys are sorted by radix, several times faster
+        by_group_X = np.argsort(group_X.astype(np.uint16) if groups <= 1 << 16 else group_X, kind="stable")
+        ends = np.cumsum(np.bincount(group_X, minlength=groups))
+        for g, (begin, end) in enumerate(pairwise([0, *ends.tolist()])):
+            if begin == end:
                 continue
-            counts_P = _apportion_left(loads_GP[g], left_GP[g], len(rows) * size, len(rows))
-            chosen = systematic(counts_P, len(rows), rng) + g * per_group
-            first = column[np.array(slots)[which]]
-            for k in range(size):
-                ids_TK[rows, first + k] = chosen[:, k]
+            counts_P = _apportion_left(loads_GP[g], left_GP[g], (end - begin) * size, end - begin)
+            chosen = systematic(counts_P, end - begin, rng)
+            put(ids_TK, by_group_X[begin:end], column[slots], chosen, g * per_group)
     return ids_TK
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from moesim.costs.gate import price_gate
+from moesim.costs.gate import _quantiles, price_gate
 from moesim.costs.primitives import kernels_for
 from moesim.hardware import load_profile
 from moesim.model import Gate, MoELayer
@@ -98,3 +98,47 @@ def test_a_million_experts_are_counted_not_listed(device, gate):
     tracemalloc.stop()
     assert (cost.solo_s_D() > 0).all()
     assert peak < 4 << 20
+
+
+def price(h100, gate, tokens=4096, **changes):
+    layer = MoELayer(**{"hidden_size": HIDDEN, "expert_intermediate_size": 64, "num_experts": 1024, "top_k": 8,
+                        "gate": Gate.parse(gate)} | changes)
+    return price_gate(kernels_for(h100), layer, np.array([tokens, 0])).solo_s_D()
+
+
+@pytest.mark.parametrize("gate", ["flat", "flat+sinkhorn", "flat+noisy_top_k:1", "flat+expert_choice", "flat+hash",
+                                  "two_level:32:4+noisy_top_k:1", "two_level:32:4+local", "product_key+noisy_top_k:1",
+                                  "flat+share_tokens:4", "group_limited:8:4+share_layers:3"])
+def test_every_gate_has_a_price_and_costs_nothing_without_tokens(h100, gate):
+    assert price(h100, gate)[0] > 0
+    if "local" not in gate:  # its groups may serve other devices' tokens
+        assert price(h100, gate)[1] == 0
+
+
+def test_what_costs_more_than_top_k(h100):
+    """A table is cheaper than scores; noise is two passes, Sinkhorn sixteen; a bias or a temperature is nothing."""
+    flat, hashed, noisy, sinkhorn = (price(h100, f"flat{x}")[0] for x in ("", "+hash", "+noisy_top_k:1", "+sinkhorn"))
+    assert hashed < flat < noisy < sinkhorn
+    assert sinkhorn - flat == pytest.approx(8 * (noisy - flat), rel=1e-6)
+    assert price(h100, "flat+bias+temperature:2+sigmoid")[0] == flat
+
+
+def test_local_routers_read_their_own_groups_only(h100):
+    """On eight devices each reads an eighth of the fine keys, for all devices' tokens."""
+    counter = Counter(kernels_for(h100))
+    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=1024, top_k=4,
+                     gate=Gate.parse("two_level:32:4+local"))
+    price_gate(counter, layer, np.full(8, TOKENS))
+    fine_flops, fine_weights = counter.gemms[1]
+    assert fine_flops == 8 * TOKENS * 4 * 2.0 * HIDDEN * 32
+    assert fine_weights == HIDDEN * 1024, "together they read each once"
+
+
+@pytest.mark.parametrize(("tokens", "groups", "kept"), [(1, 8, 1), (2, 64, 4), (300, 64, 4), (300, 8, 8), (7, 1024, 3),
+                                                        (65536, 1024, 4), (0, 8, 2), (5, 2, 1)])
+def test_rows_of_groups_by_chance(tokens, groups, kept):
+    rows = _quantiles(tokens, groups, kept)
+    assert rows.sum() == tokens * kept
+    assert 0 <= rows.min() <= rows.max() <= tokens
+    touched = groups * (1 - (1 - kept / groups) ** tokens)
+    assert (rows > 0).sum() == pytest.approx(touched, abs=max(1.0, 0.05 * touched))
