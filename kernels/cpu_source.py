@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from moesim_kernels.scaling import scaled_down
+from moesim_kernels.scaling import plain_gate, scaled_down
 
 from moesim.candidate import Candidate, Workload
 from moesim.hardware import Profile, load_profile
@@ -126,6 +126,8 @@ class TorchCpu:
                  f"measured is the P10 of {timing.repeats} repeats (high: P90), caches flushed, repeated routing"]
         if whole.uneven:
             parts.append("experts of equal width")
+        if plain_gate(whole.gate) != whole.gate:
+            parts.append(f"gate by top-k, each token for itself, instead of {whole.gate}")
         if whole.num_shared_experts or whole.capacity_factor is not None:
             parts.append("no shared experts, no capacity limit")
         if timing.contended:

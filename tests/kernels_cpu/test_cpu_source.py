@@ -78,3 +78,11 @@ def test_timed_and_simulated_histograms_are_the_same():
     routing = route(RoutingSpec.parse(load.routing), layer.gate, num_experts=layer.num_experts, top_k=layer.top_k,
                     num_tokens_S=np.array([100]), seed=9)
     assert traffic.counts_DL[0].tolist() == routing.num_tokens_E().tolist()
+
+
+def test_what_the_kernels_do_not_know_goes():
+    whole = candidate(num_experts=64, capacity_factor=1.0, overflow="reroute", padded=True,
+                      gate="two_level:8:4+sigmoid+noisy_top_k:1+bias+local+share_tokens:4").layer
+    small = small_layer(whole, "float32")
+    assert str(small.gate) == "two_level:8:4+sigmoid"
+    assert (small.capacity_factor, small.overflow, small.padded) == (None, "drop", False)
