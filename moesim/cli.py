@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim import cli_comm, configfile
+from moesim import cli_check, cli_comm, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_placement import placement_app
@@ -36,6 +36,7 @@ calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration fi
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
+app.command()(cli_check.check)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 validate_app.command("comm")(cli_comm.validate_comm)

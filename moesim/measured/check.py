@@ -35,6 +35,7 @@ CHECK_COLUMNS = (
     "measured_low",
     "measured_high",
     "error_percent",
+    "verdict",
     "limit",
     "in_fit_set",
     "detail",

@@ -16,6 +16,10 @@ from moesim.topology import Cluster
 GROUP = "moesim.measurement_sources"
 PROFILERS = "moesim.profilers"
 Status = Literal["checked", "not_measured", "unavailable"]
+Verdict = Literal["confirmed", "refuted", "inconclusive", "not_measured"]
+VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "inconclusive", "not_measured")
+#: percent of error within which a simulation is confirmed, and beyond which, outside its interval, it is refuted
+CONFIRMED_WITHIN, REFUTED_BEYOND = 15.0, 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,28 @@ class CheckRow:
         if self.simulated is None or not self.measured:
             return None
         return 100.0 * (self.simulated / self.measured - 1.0)
+
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the comparison says of the simulated value.
+
+        ``confirmed``: measured inside the simulated 80 % interval, or within 15 %; a numerical check within its limit.
+        ``refuted``: off by more than 30 % and outside the interval; a numerical check beyond its limit.
+        ``inconclusive``: between the two. ``not_measured``: nothing was measured.
+        """
+        if self.measured is None:
+            return "not_measured"
+        if self.limit is not None:
+            return "confirmed" if self.measured <= self.limit else "refuted"
+        error = self.error_percent
+        if error is None:
+            return "not_measured"
+        inside = (self.simulated_low is not None and self.simulated_high is not None
+                  and self.simulated_low <= self.measured <= self.simulated_high)
+        if inside or abs(error) <= CONFIRMED_WITHIN:
+            return "confirmed"
+        return "refuted" if abs(error) > REFUTED_BEYOND else "inconclusive"
 
 
 class MeasurementSource(Protocol):

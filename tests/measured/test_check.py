@@ -39,6 +39,7 @@ def test_columns_are_frozen():
         "measured_low",
         "measured_high",
         "error_percent",
+        "verdict",
         "limit",
         "in_fit_set",
         "detail",
