@@ -51,5 +51,8 @@ def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
         # by load, ties by weight: the heavier of two equally loaded experts gets first and gives last
         order = np.lexsort((-weight_E, counts)) if give else np.lexsort((weight_E, -counts))
         able = order[counts[order] < cap] if give else order[counts[order] > 0]
-        counts[able[: abs(left)]] += 1 if give else -1
+        # as many rounds at once as all of them take part in
+        room = int((cap - counts[able] if give else counts[able]).min())
+        rounds = max(min(abs(left) // len(able), room), 1)
+        counts[able[: abs(left)]] += rounds if give else -rounds
     return counts
