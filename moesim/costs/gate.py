@@ -105,7 +105,6 @@ def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
     gate = layer.gate
     groups, kept = gate.num_expert_groups, gate.num_limited_groups
     per_group = layer.num_experts // groups
-    row_bytes = layer.hidden_size * BYTES_PER_ELEMENT[gate.precision]
     coarse = [_scores(kernels, layer, tokens[:, None], groups), *_beside(kernels, layer, tokens * float(groups)),
               kernels.top_k(tokens, groups, kept)]
     if gate.local_routers:
@@ -119,8 +118,7 @@ def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
     return sequence(
         *coarse,
         kernels.align(here, groups),
-        kernels.gather(here * row_bytes, row_bytes),
-        _scores(kernels, layer, fine_DG, per_group, scatter=True),
+        _scores(kernels, layer, fine_DG, per_group, routed=True),
         *_beside(kernels, layer, here * float(per_group)),
         select,
         kernels.launches(6.0 * (tokens > 0)),
@@ -185,12 +183,15 @@ def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCos
 
 
 def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int, *, depth: int | None = None,
-            output_bytes: float = _LOGIT_BYTES, scatter: bool = False) -> PhaseCost:
-    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep, float32 out."""
+            output_bytes: float = _LOGIT_BYTES, routed: bool = False) -> PhaseCost:
+    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep, float32 out.
+
+    ``routed``: tokens are gathered by group and logits scattered back, in the kernel where a device's kernels do so.
+    """
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
     return kernels.grouped_gemm(
         Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, tile=tile,
         fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes,
-        scatter_outputs=scatter,
+        gather_inputs=routed, scatter_outputs=routed,
     )

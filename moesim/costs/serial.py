@@ -253,8 +253,9 @@ class SerialKernels:
     ) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
-        Float32 results of a format of two bytes are logits: a pass makes them so, and scattered ones are copied.
-        Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch, as far as it does not fit.
+        Float32 results are logits: of a format of two bytes a pass makes them so, and where rows are gathered and logits
+        scattered, both are copied. Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch,
+        as far as it does not fit.
         Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
         """
 
@@ -268,6 +269,8 @@ class SerialKernels:
 
         def logits(part: Load, columns: Size) -> list[PhaseCost]:
             phases = [self._passes(part.rows_D * columns, 1.0)] if weight_bytes < _LOGIT_BYTES else []
+            if gather_inputs:
+                phases.append(self.gather(part.rows_D * k * input_bytes, float(np.max(k * input_bytes))))
             if scatter_outputs:
                 row_bytes = float(np.max(columns)) * weight_bytes
                 phases.append(self.gather(part.rows_D * row_bytes, row_bytes))
