@@ -253,7 +253,7 @@ class SerialKernels:
     ) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
-        Float32 results are logits: of a format of two bytes a pass makes them so, and where rows are gathered and logits
+        Float32 results are logits: of a format of two bytes a pass makes them so; where rows are gathered and logits
         scattered, both are copied. Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch,
         as far as it does not fit.
         Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
