@@ -17,6 +17,7 @@ from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.presets import load_preset
+from moesim.schedule import Schedule
 from moesim.widths import checked_widths, parse_widths, width_text
 
 
@@ -33,6 +34,10 @@ def _width(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}")
     return value
+
+
+#: the exchange that the cluster names
+_OWN = "cluster"
 
 
 class Space(Strict):
@@ -54,6 +59,10 @@ class Space(Strict):
         num_replicas: Choices; strategies that place no replicas ignore them.
         parallelism: Choices such as ``ep8``, ``ep4tp2``.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
+        dispatch: Choices of exchange, see `moesim.schedule`; ``cluster``: the cluster's own.
+        num_micro_batches: Choices.
+        capacity_factor: Choices; 0: dropless.
+        overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
         num_shared_experts: Shared experts of every candidate.
 
     Raises:
@@ -73,6 +82,10 @@ class Space(Strict):
     num_replicas: list[int] = Field(default=[0], min_length=1)
     parallelism: list[str] = Field(default=["ep8"], min_length=1)
     precision: list[str] = Field(default=["bf16"], min_length=1)
+    dispatch: list[str] = Field(default=[_OWN], min_length=1)
+    num_micro_batches: list[int] = Field(default=[1], min_length=1)
+    capacity_factor: list[float] = Field(default=[0.0], min_length=1)
+    overflow: list[str] = Field(default=["drop"], min_length=1)
     num_shared_experts: int = Field(default=0, ge=0)
 
     def __init__(self, **choices: Any) -> None:
@@ -84,6 +97,8 @@ class Space(Strict):
             Gate.parse(gate)
             parse_parallelism(spread)
             Precision.named(precision)
+        for dispatch, parts in product(self.dispatch, self.num_micro_batches):
+            Schedule(dispatch=None if dispatch == _OWN else dispatch, num_micro_batches=parts)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
         hidden = load_preset(self.dense_part).dense_part.hidden_size
@@ -100,7 +115,8 @@ class Space(Strict):
 
     def choices(self) -> dict[str, list]:
         """Name -> choices of everything that may vary, in a fixed order."""
-        return {name: getattr(self, name) for name in PARAMETERS}
+        varied = [name for name in OPTIONAL if len(getattr(self, name)) > 1]
+        return {name: getattr(self, name) for name in (*PARAMETERS, *varied)}
 
     def check_point(self, params: dict[str, Any]) -> None:
         """Refuse a point, or a part of one, that is not in the space.
@@ -128,6 +144,8 @@ class Space(Strict):
         Raises:
             ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
         """
+        plain = {name: getattr(self, name)[0] for name in OPTIONAL}
+        params = plain | params
         width = params["expert_intermediate_size"]
         replicates = PlacementSpec.parse(params["placement"]).strategy in REPLICATING
         layer = MoELayer(
@@ -136,6 +154,8 @@ class Space(Strict):
             num_experts=params["num_experts"],
             top_k=params["top_k"],
             num_shared_experts=self.num_shared_experts,
+            capacity_factor=params["capacity_factor"] or None,
+            overflow=params["overflow"],
             precision=Precision.named(params["precision"]),
             gate=Gate.parse(params["gate"]),
         )
@@ -145,11 +165,15 @@ class Space(Strict):
             placement=params["placement"],
             num_replicas=params["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
+            schedule=Schedule(dispatch=None if params["dispatch"] == _OWN else params["dispatch"],
+                              num_micro_batches=params["num_micro_batches"]),
         )
 
 
 PARAMETERS = ("num_experts", "top_k", "expert_intermediate_size", "gate", "placement", "num_replicas", "parallelism",
               "precision")
+#: parameters only where a space lists more than one choice
+OPTIONAL = ("dispatch", "num_micro_batches", "capacity_factor", "overflow")
 
 
 def parse_parallelism(text: str) -> Parallelism:

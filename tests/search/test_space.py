@@ -5,7 +5,7 @@ import pytest
 from moesim import Gate, Parallelism, load_preset
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.precision import RECIPES
-from moesim.search.space import PARAMETERS, parse_parallelism
+from moesim.search.space import PARAMETERS, Space, parse_parallelism
 
 POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2",
          "placement": "eplb", "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
@@ -116,3 +116,22 @@ def test_wrong_widths(make_space, width, message):
     with pytest.raises(ConfigError) as caught:
         make_space(expert_intermediate_size=[512, width])
     assert str(caught.value) == f"space: expert_intermediate_size[1]: {message}"
+
+
+def test_exchange_micro_batches_and_capacity_vary_where_they_have_choices():
+    space = Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
+                  expert_intermediate_size=[512], dispatch=["cluster", "deepep_normal"], num_micro_batches=[1, 2],
+                  capacity_factor=[0.0, 1.25], overflow=["drop"])
+    assert list(space.choices())[-3:] == ["dispatch", "num_micro_batches", "capacity_factor"]
+    point = {name: choices[-1] for name, choices in space.choices().items()}
+    candidate = space.decode(point)
+    assert (candidate.schedule.dispatch, candidate.schedule.num_micro_batches) == ("deepep_normal", 2)
+    assert candidate.layer.capacity_factor == 1.25
+    plain = space.decode({name: choices[0] for name, choices in space.choices().items()})
+    assert (plain.schedule.dispatch, plain.layer.capacity_factor) == (None, None)
+
+
+def test_an_unknown_exchange_is_refused_with_the_space():
+    with pytest.raises(UnknownNameError, match="unknown dispatch 'deepep'"):
+        Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
+              expert_intermediate_size=[512], dispatch=["deepep"])
