@@ -19,7 +19,7 @@ from moesim.measured.scoreboard import roofline_s
 _SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 _POWERS = ("block_m", "block_n", "block_k", "num_warps")
 #: beyond these nothing was measured, and histograms would not fit into memory or floats
-_MOST_TOKENS, _LARGEST_ALPHA = 1 << 24, 10
+_MOST_TOKENS, _MOST_EXPERTS, _LARGEST, _LARGEST_ALPHA = 1 << 24, 1 << 16, 1 << 48, 10
 _LATENCIES = ("latency", "latency_ms")
 #: what a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
@@ -75,6 +75,7 @@ def read_rows(path: Path):
     _refuse(path, table, "moe_ep_size", table["num_experts"] % table["moe_ep_size"] != 0, "a divisor of num_experts")
     _refuse(path, table, "moe_tp_size", table["inter_size"] // table["moe_tp_size"] < 1, "at most inter_size")
     _refuse(path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}")
+    _refuse(path, table, "num_experts", table["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}")
     known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm)/.+")
     _refuse(path, table, "dataset", ~known, "sglang/VERSION or vllm/VERSION")
     alphas = pd.to_numeric(table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce")
@@ -83,7 +84,7 @@ def read_rows(path: Path):
         try:
             profile = load_profile(str(system))
         except UnknownNameError as error:
-            row = int((table["system"] == system).to_numpy().argmax())
+            row = int((table["system"].isna() if pd.isna(system) else table["system"] == system).to_numpy().argmax())
             raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
         if profile.execution != "waves":
             _refuse(path, table, "system", table["system"] == system, "a GPU, which runs Triton kernels")
@@ -99,7 +100,7 @@ def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
 
 
 def _whole(values):
-    return (values > 0) & np.isfinite(values) & (values == values.round())
+    return (values > 0) & (values <= _LARGEST) & (values == values.round())
 
 
 def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:

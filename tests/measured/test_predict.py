@@ -160,6 +160,8 @@ def bad(column, value):
     ("topk", None, "expected an integer > 0, got nan"),
     ("num_tokens", "many", "expected an integer > 0, got 'many'"),
     ("num_tokens", float("inf"), "expected an integer > 0, got inf"),
+    ("num_tokens", 1e30, "expected an integer > 0, got 1e+30"),
+    ("num_experts", 1 << 20, "expected at most 65536, got 1048576"),
     ("moe_tp_size", 0, "expected an integer > 0, got 0"),
     ("moe_tp_size", 4096, "expected at most inter_size, got 4096"),
     ("topk", 129, "expected at most num_experts, got 129"),
@@ -175,6 +177,7 @@ def bad(column, value):
     ("moe_dtype", "w4a16_mxfp4", "expected one of bfloat16, fp8_block, got 'w4a16_mxfp4'"),
     ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
     ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
+    ("system", None, "unknown profile 'nan'"),
     ("system", "tpu-v5p", "expected a GPU, which runs Triton kernels, got 'tpu-v5p'"),
 ])
 def test_bad_value_names_column_and_first_row(validate, column, value, message):
