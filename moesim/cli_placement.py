@@ -87,7 +87,8 @@ def show_map(
     cluster: ClusterName = "h100-rail-8x8",
     preset: Preset = "deepseek-v3",
     layer: Annotated[int, typer.Option(help="Row of the map to simulate; negative counts from the last.")] = -1,
-    routing: Annotated[str, typer.Option(help="Loads to score on, as --routing of simulate.")] = "zipf:0.8",
+    routing: Annotated[str, typer.Option(help="Loads to score on, as --routing of simulate; a layer each by seed, as "
+                                         "in export.")] = "zipf:0.8",
     tokens: Tokens = 256,
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
@@ -103,7 +104,8 @@ def show_map(
     maps = read_map(file, machine.num_devices, candidate.layer.num_experts)
     if not -len(maps) <= layer < len(maps):
         raise ConfigError(f"--layer: expected a row of the {len(maps)} of {file}, got {layer}")
-    work = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
+    work = Workload(num_tokens_per_device=tokens, routing=routing, seed=_layer_seed(candidate, len(maps), layer,
+                                                                                  routing, seed))
     rows = []
     for name, given in (("expert order", None), (str(file), maps[layer])):
         found = simulate(candidate, machine, work, engine=engine, must_fit=False, placement=given)
@@ -111,6 +113,14 @@ def show_map(
         rows.append({"placement": name, "slots": slots, "imbalance": f"{found.load_imbalance:.3f}",
                      "layer_us": f"{found.layer_time_s / US:,.0f}"})
     print_table(f"{preset} on {machine.name}, {routing}, layer {layer} of {len(maps)}", rows, list(rows[0]))
+
+
+def _layer_seed(candidate: Candidate, num_rows: int, layer: int, routing: str, seed: int) -> int:
+    """Seed that `export_map` plans this row of a map with; rows before the last MoE layers are dense ones."""
+    dense = candidate.dense_part
+    assert dense is not None
+    number = layer % num_rows - max(num_rows - dense.num_moe_layers, 0)
+    return seed if routing.startswith("trace:") else seed + max(number, 0)
 
 
 @placement_app.command("rebalance")

@@ -41,6 +41,19 @@ def test_export_and_show(moesim, tmp_path, layout):
     assert "72" in out
 
 
+def test_a_map_is_shown_under_the_loads_it_was_planned_on(moesim, tmp_path):
+    path = tmp_path / "map.json"
+    code, _, err = moesim("placement", "export", path, *SMALL, "--placement", "eplb", "--replicas", 8, "--routing",
+                          "zipf:0.8")
+    assert code == 0, err
+    for layer in (0, 5, -1):
+        code, out, err = moesim("placement", "show", path, *SMALL, "--routing", "zipf:0.8", "--layer", layer)
+        assert code == 0, err
+        shown = [line.split() for line in out.splitlines() if " 72 " in line]
+        assert len(shown) == 1
+        assert float(shown[0][-2]) < 1.05
+
+
 def test_rebalance(moesim):
     code, out, err = moesim("placement", "rebalance", *SMALL, "--replicas", 8, "--before", "zipf:0.8+drift:0.1",
                             "--now", "zipf:0.8+drift:0.1@9")
