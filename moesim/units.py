@@ -5,7 +5,6 @@
 """
 
 US = 1e-6
-MS = 1e-3
 KB = 1e3
 MB = 1e6
 GB = 1e9

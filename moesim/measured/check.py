@@ -46,7 +46,6 @@ CHECK_COLUMNS = (
     "version",
     "profile_hash",
 )
-_SCALED_DOWN = ("triton_interpreter", "torch_cpu")
 
 
 def all_sources() -> dict[str, MeasurementSource]:

@@ -38,8 +38,6 @@ MEASURED: dict[str, dict[str, float]] = {
 }
 _FILES = {"nccl": "nccl_perf", "deepep_normal": "wideep_deepep_normal_perf", "deepep_ll": "wideep_deepep_ll_perf",
           "nvl72_alltoall": "trtllm_alltoall_perf"}
-#: systems joined by PCIe trees, which no kernel here models
-PCIE = ("l40s", "rtx_pro_6000_server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
