@@ -11,8 +11,13 @@ The path of a token batch, module by module:
 | `tiles` | tile sizes, and the tile counts every plan must agree with |
 | `grouped_swiglu` | gather, gate and up projections, SwiGLU in one kernel |
 | `grouped_linear`, `grouped_down` | grouped GEMM; down projection and deterministic combine |
-| `layer` | a whole layer, and its reference |
-| `compile_check` | registers, spills and shared memory on GPUs that are not here |
+| `grouped_outer`, `expert_grad` | gradients of expert weights; the expert phase forward and backward |
+| `tiny_expert` | experts of a few neurons, up to millions, as gathered vectors |
+| `layer`, `weights`, `layer_checks` | a whole layer, with Triton or torch; its weights; what it refuses |
+| `compile_check`, `compile_cases` | registers, spills and shared memory on GPUs that are not here |
+| `budgets` | the most of each that a kernel may need |
+| `occupancy` | how many programs a multiprocessor holds |
+| `kernel_tools` | what `moesim kernels` finds here |
 | `bench` | times on a GPU that is |
 | `profilers` | what `moesim measure` finds here |
 | `cpu_profile` | a device profile of this CPU: `cpu_curves` rates, `cpu_primitives` calls, `cpu_fit` their prices |
@@ -47,9 +52,9 @@ _MODULE_OF = {
     "tile_config": "tiles",
     "tiles_per_expert": "tiles",
     "combine": "grouped_down",
-    "LayerWeights": "layer",
+    "tiny_expert_reference": "tiny_expert",
+    "LayerWeights": "weights",
     "moe_layer": "layer",
-    "moe_layer_reference": "layer",
     "compile_all": "compile_check",
     "time_expert_phase": "bench",
     "measure_profile": "cpu_profile",

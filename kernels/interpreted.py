@@ -8,7 +8,7 @@ import json
 import sys
 
 import torch
-from moesim_kernels.layer import LayerWeights, gate_tokens, gate_tokens_reference, moe_layer, moe_layer_reference
+from moesim_kernels.layer import LayerWeights, gate_tokens, gate_tokens_reference, moe_layer
 
 from moesim.model import Gate, MoELayer
 
@@ -33,8 +33,8 @@ def compare(request: dict) -> dict[str, float | bool]:
     x_TH = torch.randn(request["num_tokens"], layer.hidden_size, generator=generator).bfloat16()
     _, chosen = gate_tokens(x_TH, layer.gate, weights, layer.top_k)
     _, expected = gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k)
-    out = moe_layer(x_TH, layer.gate, weights, layer.top_k).float()
-    reference = moe_layer_reference(x_TH, layer.gate, weights, layer.top_k).float()
+    out = moe_layer(x_TH, weights, layer).float()
+    reference = moe_layer(x_TH, weights, layer, "torch").float()
     return {"choices_equal": bool(torch.equal(chosen, expected)), "limit": _LIMIT,
             "max_abs_error": float((out - reference).abs().max())}
 

@@ -1,104 +1,28 @@
 """One MoE layer through the kernels, and the same layer in torch.
 
-Routed experts with SwiGLU, no token dropped. Shared experts are dense GEMMs and not part of it; neither are capacity
-limits, plain two-matrix experts or 8-bit formats: `LayerWeights.random` refuses what the kernels do not compute.
+Gate, plan, routed experts with SwiGLU, combine, shared experts; no token dropped. Capacity limits, plain two-matrix
+experts, different widths and 8-bit formats are not computed: they are refused.
 """
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from moesim_kernels.expert_grad import experts, gate_weights
 from moesim_kernels.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
-from moesim_kernels.grouped_linear import gate_logits
+from moesim_kernels.grouped_linear import dense_plan, gate_logits
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
+from moesim_kernels.layer_checks import check_numbers, check_routing, check_shapes
 from moesim_kernels.plan import make_plan, make_plan_reference
 from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
 from moesim_kernels.router import route, route_reference
 from moesim_kernels.tiles import Tile, tile_config
+from moesim_kernels.weights import LayerWeights, check_gate, check_layer, torch_dtype
 
-from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch format of this name.
-
-    Raises:
-        ConfigError: A format the kernels do not compute in.
-    """
-    if name not in _DTYPES:
-        raise ConfigError(f"precision: expected one of {', '.join(_DTYPES)} for the Triton kernels, got {name!r}")
-    return _DTYPES[name]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerWeights:
-    """Weights of one layer's gate and routed experts.
-
-    Attributes:
-        fine_EH: Keys of the experts, in the gate's format, shape (E, H).
-        coarse_GH: Keys of the groups of a two-level gate, shape (G, H); None for other gates.
-        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x query_size, H); else None.
-        keys_2Sq: Its keys, shape (2, sqrt(E), query_size / 2); else None.
-        w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
-        w_down: Down projections, shape (E, H, I).
-    """
-
-    fine_EH: torch.Tensor
-    coarse_GH: torch.Tensor | None
-    w_gate_up: torch.Tensor
-    w_down: torch.Tensor
-    query_QH: torch.Tensor | None = None
-    keys_2Sq: torch.Tensor | None = None
-
-    @classmethod
-    def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
-               device: torch.device | str = "cpu") -> "LayerWeights":
-        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs).
-
-        Args:
-            layer: Sizes, gate and formats.
-            seed: Of a generator on ``device``; the same numbers on every machine with the same kind of device.
-            dtype: Format of the experts; by default the layer's.
-            device: Where the weights live.
-
-        Raises:
-            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of different widths, a
-                two-level or product-key gate with sigmoid, heads that do not divide top_k, or an 8-bit format.
-        """
-        if not layer.gated or layer.capacity_factor is not None:
-            raise ConfigError("layer: expected gated = true and no capacity_factor for the Triton kernels, got "
-                              f"gated = {layer.gated}, capacity_factor = {layer.capacity_factor}")
-        if not isinstance(layer.expert_intermediate_size, int):
-            raise ConfigError("layer.expert_intermediate_size: expected one width for the Triton kernels, got several")
-        _check_gate(layer.gate, layer.top_k)
-        dtype, gate_dtype = dtype or torch_dtype(layer.precision.weights), torch_dtype(layer.gate.precision)
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, shape[-1]**-0.5, generator=generator)
-
-        experts, hidden, width = layer.num_experts, layer.hidden_size, layer.expert_intermediate_size
-        two_level, product_key = (layer.gate.kind == kind for kind in ("two_level", "product_key"))
-        queries, side = layer.gate.query_heads * layer.gate.query_size, math.isqrt(experts)
-        return cls(
-            fine_EH=normal(0 if product_key else experts, hidden, dtype=gate_dtype),
-            coarse_GH=normal(layer.gate.num_expert_groups, hidden, dtype=gate_dtype) if two_level else None,
-            w_gate_up=normal(experts, 2 * width, hidden, dtype=dtype),
-            w_down=normal(experts, hidden, width, dtype=dtype),
-            query_QH=normal(queries, hidden, dtype=gate_dtype) if product_key else None,
-            keys_2Sq=normal(2, side, layer.gate.query_size // 2, dtype=gate_dtype) if product_key else None)
-
-
-def _check_gate(gate: Gate, top_k: int) -> None:
-    if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
-        raise ConfigError(f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got {gate.score!r}")
-    if gate.kind == "product_key" and top_k % gate.query_heads:
-        raise ConfigError(f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
-                          f"got {gate.query_heads}")
+__all__ = ["LayerWeights", "expert_phase", "expert_phase_reference", "gate_tokens", "gate_tokens_reference",
+           "moe_layer", "shared_experts", "shared_experts_reference", "torch_dtype"]
 
 
 def _groups_keys(weights: LayerWeights) -> torch.Tensor:
@@ -131,7 +55,7 @@ def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
         ValueError: Shapes or numbers that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    _check_gate(gate, top_k)
+    check_gate(gate, top_k)
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind == "two_level":
         return two_level_gate(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
@@ -143,7 +67,7 @@ def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
 def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
                           top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`gate_tokens` in torch."""
-    _check_gate(gate, top_k)
+    check_gate(gate, top_k)
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind == "two_level":
         return two_level_gate_reference(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
@@ -153,9 +77,20 @@ def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
     return route_reference(logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
 
 
+def _trained(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _with_gradient(weights_TK: torch.Tensor, x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
+                   ids_TK: torch.Tensor) -> torch.Tensor:
+    if _trained(x_TH, weights.fine_EH, weights.query_QH, weights.keys_2Sq):
+        return gate_weights(x_TH, gate, weights, ids_TK)
+    return weights_TK
+
+
 def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, weights: LayerWeights, *,
                  swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
-    """Everything after the gate: plan, both grouped GEMMs, combine.
+    """Everything after the gate: plan, both grouped GEMMs, combine; differentiable (then with the default tiles).
 
     Args:
         x_TH: Tokens in the experts' format, shape (T, H), contiguous.
@@ -175,32 +110,10 @@ def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Ten
     num_experts = weights.w_gate_up.shape[0]
     block_m = (swiglu_tile or tile_config(ids_TK.numel() / num_experts, 1)).block_m
     plan = make_plan(ids_TK, num_experts, block_m)
+    if _trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
+        return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
     act_PI = grouped_swiglu(x_TH, weights.w_gate_up, plan, swiglu_tile)
     return combine(grouped_down(act_PI, weights.w_down, plan, down_tile), weights_TK)
-
-
-def moe_layer(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int, *,
-              swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
-    """One MoE layer: gate, plan, experts, combine.
-
-    Args:
-        x_TH: Tokens in the experts' format, shape (T, H), contiguous.
-        gate: Kind, groups and score.
-        weights: The layer's weights.
-        top_k: Experts a token uses.
-        swiglu_tile: See `expert_phase`.
-        down_tile: See `expert_phase`.
-
-    Returns:
-        Shape (T, H) in the format of ``x_TH``.
-
-    Raises:
-        ConfigError: See `gate_tokens`.
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
-    """
-    weights_TK, ids_TK = gate_tokens(x_TH, gate, weights, top_k)
-    return expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile)
 
 
 def expert_phase_reference(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor,
@@ -211,7 +124,74 @@ def expert_phase_reference(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK:
     return combine_reference(grouped_down_reference(act_PI, weights.w_down, plan), weights_TK)
 
 
-def moe_layer_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int) -> torch.Tensor:
-    """`moe_layer` in torch."""
-    weights_TK, ids_TK = gate_tokens_reference(x_TH, gate, weights, top_k)
-    return expert_phase_reference(x_TH, ids_TK, weights_TK, weights)
+def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """What the shared experts add to each token: one dense expert as wide as all of them.
+
+    Args:
+        x_TH: Tokens in the experts' format, shape (T, H), contiguous.
+        weights: With shared experts.
+
+    Returns:
+        Shape (T, H) in the format of ``x_TH``.
+
+    Raises:
+        ValueError: Shapes or formats that do not fit each other.
+        RuntimeError: No Triton to launch with.
+    """
+    plan = dense_plan(len(x_TH), tile_config(len(x_TH), 1).block_m, x_TH.device)
+    if _trained(x_TH, weights.shared_gate_up, weights.shared_down):
+        ones_T1 = torch.ones(len(x_TH), 1, device=x_TH.device)
+        return experts(x_TH, ones_T1, weights.shared_gate_up, weights.shared_down, plan)
+    return grouped_down(grouped_swiglu(x_TH, weights.shared_gate_up, plan), weights.shared_down, plan)
+
+
+def shared_experts_reference(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """`shared_experts` in torch."""
+    plan = dense_plan(len(x_TH), 16, x_TH.device)
+    return grouped_down_reference(grouped_swiglu_reference(x_TH, weights.shared_gate_up, plan), weights.shared_down,
+                                  plan)
+
+
+def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,
+              backend: Literal["triton", "torch"] = "triton", *,
+              routing: tuple[torch.Tensor, torch.Tensor] | None = None, checked: bool = True,
+              swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
+    """One whole MoE layer: gate, plan, routed experts, combine, and shared experts on top; differentiable.
+
+    Args:
+        x_TH: Tokens in the experts' format, shape (T, H), contiguous.
+        weights: The layer's weights.
+        layer: Its sizes and its gate; formats are those of the weights.
+        backend: "triton", or "torch" for the same numbers without Triton.
+        routing: Weights (float32) and expert ids (int32), both of shape (T, K), contiguous, in place of the gate's.
+        checked: Refuse NaN, infinities and ids out of range. To know, it waits for the device; without it such input
+            gives wrong answers.
+        swiglu_tile: See `expert_phase`.
+        down_tile: See `expert_phase`.
+
+    Returns:
+        Shape (T, H) in the format of ``x_TH``.
+
+    Raises:
+        ConfigError: A layer the kernels do not compute.
+        ValueError: An unknown backend; shapes, formats or strides that do not fit; refused numbers. All before
+            anything is launched.
+        RuntimeError: No Triton to launch with.
+    """
+    if backend not in ("triton", "torch"):
+        raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
+    check_layer(layer)
+    check_shapes(x_TH, weights, layer)
+    if checked:
+        check_numbers(x_TH, weights)
+    if routing is not None:
+        check_routing(routing, len(x_TH), layer, checked)
+    if backend == "torch":
+        weights_TK, ids_TK = routing or gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k)
+        out_TH = expert_phase_reference(x_TH, ids_TK, weights_TK, weights)
+        return out_TH + shared_experts_reference(x_TH, weights) if layer.num_shared_experts else out_TH
+    weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k)
+    if routing is None:
+        weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK)
+    out_TH = expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile)
+    return out_TH + shared_experts(x_TH, weights) if layer.num_shared_experts else out_TH

@@ -163,11 +163,24 @@ def _check(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> None:
         raise ValueError(f"ids_TK: expected fewer than 2**31 - 2**20 pairs, got {ids_TK.numel()}")
 
 
+def check_ids(ids_TK: torch.Tensor, num_experts: int) -> None:
+    """Refuse experts that do not exist; waits for the device.
+
+    Raises:
+        ValueError: An id outside 0..E-1.
+    """
+    if ids_TK.numel():
+        low, high = (int(value) for value in ids_TK.aminmax())
+        if low < 0 or high >= num_experts:
+            raise ValueError(f"ids_TK: expected ids from 0 to {num_experts - 1}, got {low if low < 0 else high}")
+
+
 def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     """Plan the grouped GEMMs of one routing, without waiting for the device.
 
     Args:
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked: that would be a wait).
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU: that would be a
+            wait).
         num_experts: Experts E.
         block_m: Rows of a tile, a power of two.
 
@@ -175,11 +188,13 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         The plan, on the device of ``ids_TK``.
 
     Raises:
-        ValueError: A wrong shape, format or size.
+        ValueError: A wrong shape, format or size; on a CPU also an id out of range.
         RuntimeError: No Triton to launch with.
     """
     _check(ids_TK, num_experts, block_m)
     require_triton(ids_TK)
+    if ids_TK.device.type == "cpu":
+        check_ids(ids_TK, num_experts)
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
     num_chunks = triton.cdiv(num_pairs, _RANK_BLOCK)
     chunks = min(_RANK_CHUNKS, triton.next_power_of_2(max(num_chunks, 1)))
@@ -213,6 +228,7 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
 def make_plan_reference(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     """`make_plan` in torch: same arguments, results and ValueErrors; waits for the device."""
     _check(ids_TK, num_experts, block_m)
+    check_ids(ids_TK, num_experts)
     counts_E = torch.bincount(ids_TK.flatten(), minlength=num_experts)
     tiles_E = (counts_E + block_m - 1) // block_m
     offsets_E1 = torch.nn.functional.pad(counts_E.cumsum(0), (1, 0))

@@ -107,16 +107,17 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
         raise ValueError(f"expected tokens_per_expert >= 0 and positive sizes, got {tokens_per_expert}, {num_columns}, "
                          f"{operand_bits}, {num_accumulators}")
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
-    # float32 products run on the vector units and need registers for the operands too; float32 results need more
-    # addresses than fit beside a full accumulator.
+    # float32 products run on the vector units and need registers for the operands too, which fewer threads have
+    # more of; float32 results need more addresses than fit beside a full accumulator.
+    most_warps = 4 if operand_bits >= 32 and num_accumulators > 1 else 8
     most = 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096
     elements_per_warp = min(limits.elements_per_warp, most)
-    widest = min(256, 8 * elements_per_warp // block_m) // num_accumulators
+    widest = min(256, most_warps * elements_per_warp // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
     block_k = max(1024 // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8
     return Tile(
         block_m=block_m, block_n=block_n, block_k=block_k,
-        num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, 8),
+        num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, most_warps),
         num_stages=min(max(limits.shared_bytes // stage_bytes, 1), 4),
         group_m=int(min(max(np.ceil(tokens_per_expert / block_m), 1), 8)))

@@ -13,6 +13,7 @@ import typer
 from moesim import cli_check, cli_comm, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
+from moesim.cli_kernels import kernels_app
 from moesim.cli_placement import placement_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
@@ -39,6 +40,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(cli_check.check)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
+app.add_typer(kernels_app, name="kernels")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)
@@ -254,20 +256,10 @@ def calibrate_kernels(
 ) -> None:
     """Fit the kernel model to a framework's measured rows that may be fitted; about a minute."""
     from moesim.measured import calibrate_kernels as fitting
+    from moesim.report.tables import check_writable
 
-    _check_writable(out)
+    check_writable(out)
     _report_fit(fitting.calibrate(out, framework), out)
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse an output file before a minute of work rather than after it."""
-    new = not path.exists()
-    try:
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise MoesimError(f"{path}: cannot write this file: {error.strerror}") from None
 
 
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
@@ -291,6 +283,7 @@ def measure(
 ) -> None:
     """Measure this machine (one CPU thread, or its GPU) and write its profile; then `--cluster local` simulates it."""
     from moesim.measured.sources import profilers
+    from moesim.report.tables import check_writable
     from moesim.report.terminal import say
 
     found = profilers()
@@ -312,7 +305,7 @@ def measure(
     given = f" --out {out}" if out is not None else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_writable(path)
+        check_writable(path)
         found[chosen].write(path, seconds, f"moesim measure --device {chosen} --seconds {seconds:g}{given}")
     except OSError as error:
         raise MoesimError(f"{path}: cannot write this profile: {error.strerror}") from None

@@ -42,6 +42,27 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     return path
 
 
+def check_writable(path: Path, *, make_folder: bool = False) -> None:
+    """Refuse an output file before minutes of work rather than after them.
+
+    Args:
+        path: The file; what it holds stays.
+        make_folder: Make its folder, as `write_csv` does.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    new = not path.exists()
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
+
+
 def _plain(value: Any) -> Any:
     """NumPy's scalars as Python's, which write themselves in full precision and without their type's name."""
     return value.item() if isinstance(value, np.generic) else value

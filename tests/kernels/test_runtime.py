@@ -42,11 +42,11 @@ import sys
 sys.modules["triton"] = None
 import torch
 from moesim.model import Gate, MoELayer
-from moesim_kernels import LayerWeights, bench, compile_check, moe_layer, moe_layer_reference, triton_mode
+from moesim_kernels import LayerWeights, bench, compile_check, moe_layer, triton_mode
 layer = MoELayer(hidden_size=8, expert_intermediate_size=8, num_experts=4, top_k=2, gate=Gate.parse("two_level:2:1"))
 weights, x = LayerWeights.random(layer, 0), torch.ones(3, 8, dtype=torch.bfloat16)
-print(triton_mode(), tuple(moe_layer_reference(x, layer.gate, weights, 2).shape))
-for call in (lambda: moe_layer(x, layer.gate, weights, 2), lambda: compile_check.compile_target("sm_90")):
+print(triton_mode(), tuple(moe_layer(x, weights, layer, "torch").shape))
+for call in (lambda: moe_layer(x, weights, layer), lambda: compile_check.compile_target("sm_90")):
     try:
         call()
     except RuntimeError as error:

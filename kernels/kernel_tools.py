@@ -1,0 +1,41 @@
+"""What `moesim kernels` runs, found through the entry points ``moesim.kernel_tools``.
+
+Importing this module loads neither torch nor triton; what cannot run here says why in one line.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+
+def _missing() -> str | None:
+    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed" if missing else None
+
+
+class KernelCompiler:
+    """Compiles every kernel for GPUs that need not be here."""
+
+    name = "compile"
+
+    def unavailable_because(self) -> str | None:
+        """It needs torch and Triton, but no GPU."""
+        return _missing()
+
+    def targets(self) -> tuple[str, ...]:
+        """Architectures it knows."""
+        from moesim_kernels.tiles import LIMITS
+
+        return tuple(LIMITS)
+
+    def rows(self, targets: Sequence[str], only: str) -> Iterator[dict[str, Any]]:
+        """Compile; see `moesim_kernels.compile_check.compile_all`.
+
+        Raises:
+            ValueError: An unknown target, or no kernel whose name contains ``only``.
+            RuntimeError: The compiler's process failed before the first kernel.
+        """
+        from moesim_kernels.compile_check import compile_all
+
+        return (asdict(row) for row in compile_all(targets, only))

@@ -1,0 +1,73 @@
+"""What is refused before a layer's kernels are launched."""
+
+import torch
+from moesim_kernels.plan import check_ids
+from moesim_kernels.runtime import require_float
+from moesim_kernels.weights import LayerWeights, shapes
+
+from moesim.model import MoELayer
+
+
+def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer) -> None:
+    """Refuse tensors the layer's kernels cannot take.
+
+    Raises:
+        ValueError: A shape, format, stride or device that does not fit.
+    """
+    require_float("x_TH", x_TH)
+    if x_TH.ndim != 2 or x_TH.shape[1] != layer.hidden_size:
+        raise ValueError(f"x_TH: expected shape (T, {layer.hidden_size}), got {tuple(x_TH.shape)}")
+    given = {name: getattr(weights, name) for name in shapes(layer)}
+    for name, shape in shapes(layer).items():
+        found = None if given[name] is None else tuple(given[name].shape)
+        if found != shape:
+            raise ValueError(f"weights.{name}: expected shape {shape} for this layer, got {found}")
+    for name, tensor in {"x_TH": x_TH, **{f"weights.{name}": t for name, t in given.items()}}.items():
+        if tensor is None:
+            continue
+        require_float(name, tensor)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+        if tensor.device != x_TH.device:
+            raise ValueError(f"{name}: expected {x_TH.device} as x_TH, got {tensor.device}")
+        experts = name.startswith(("weights.w_", "weights.shared"))
+        want = x_TH.dtype if experts else weights.fine_EH.dtype
+        if name != "x_TH" and tensor.dtype != want:
+            raise ValueError(f"{name}: expected {want} as {'x_TH' if experts else 'weights.fine_EH'}, "
+                             f"got {tensor.dtype}")
+
+
+def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
+    """Refuse what would make NaN logits; waits for the device.
+
+    Raises:
+        ValueError: NaN or infinity among the tokens or the gate's keys.
+    """
+    for name, tensor in (("x_TH", x_TH), *((f"weights.{name}", getattr(weights, name))
+                                           for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq"))):
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits")
+
+
+def check_routing(routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, layer: MoELayer, checked: bool) -> None:
+    """Refuse a routing that is not this layer's.
+
+    Args:
+        routing: Weights and expert ids.
+        num_tokens: Tokens T.
+        layer: Experts and top_k.
+        checked: Look at the numbers, too; waits for the device.
+
+    Raises:
+        ValueError: A shape, format or stride that does not fit; ids out of range, NaN or infinite weights.
+    """
+    weights_TK, ids_TK = routing
+    shape = (num_tokens, layer.top_k)
+    for name, tensor, dtype in (("weights", weights_TK, torch.float32), ("ids", ids_TK, torch.int32)):
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"routing: expected contiguous {name} of {dtype} and shape {shape}, got {tensor.dtype} "
+                             f"of shape {tuple(tensor.shape)}")
+    if checked:
+        check_ids(ids_TK, layer.num_experts)
+        if not bool(weights_TK.isfinite().all()):
+            raise ValueError("routing: expected finite weights, got NaN or infinity")

@@ -1,0 +1,118 @@
+"""Weights of one MoE layer: of its gate, its routed and its shared experts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from moesim.errors import ConfigError
+from moesim.model import Gate, MoELayer
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch format of this name.
+
+    Raises:
+        ConfigError: A format the kernels do not compute in.
+    """
+    if name not in _DTYPES:
+        raise ConfigError(f"precision: expected one of {', '.join(_DTYPES)} for the Triton kernels, got {name!r}")
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """Weights of one layer's gate and experts.
+
+    Attributes:
+        fine_EH: Keys of the experts, in the gate's format, shape (E, H).
+        coarse_GH: Keys of the groups of a two-level gate, shape (G, H); None for other gates.
+        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x query_size, H); else None.
+        keys_2Sq: Its keys, shape (2, sqrt(E), query_size / 2); else None.
+        shared_gate_up: Gate rows, then up rows of all shared experts as one wide expert, shape (1, 2 n I, H) for n of
+            them; None without any.
+        shared_down: Its down projection, shape (1, H, n I); None without any.
+        w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
+        w_down: Down projections, shape (E, H, I).
+    """
+
+    fine_EH: torch.Tensor
+    coarse_GH: torch.Tensor | None
+    w_gate_up: torch.Tensor
+    w_down: torch.Tensor
+    query_QH: torch.Tensor | None = None
+    keys_2Sq: torch.Tensor | None = None
+    shared_gate_up: torch.Tensor | None = None
+    shared_down: torch.Tensor | None = None
+
+    @classmethod
+    def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
+               device: torch.device | str = "cpu") -> "LayerWeights":
+        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs).
+
+        Args:
+            layer: Sizes, gate and formats.
+            seed: Of a generator on ``device``; the same numbers on every machine with the same kind of device.
+            dtype: Format of the experts; by default the layer's.
+            device: Where the weights live.
+
+        Raises:
+            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of different widths, a
+                two-level or product-key gate with sigmoid, heads that do not divide top_k, or an 8-bit format.
+        """
+        check_layer(layer)
+        dtype, gate_dtype = dtype or torch_dtype(layer.precision.weights), torch_dtype(layer.gate.precision)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, shape[-1]**-0.5, generator=generator)
+
+        return cls(**{name: None if shape is None else normal(*shape, dtype=dtype if name in _EXPERTS else gate_dtype)
+                      for name, shape in shapes(layer).items()})
+
+
+_EXPERTS = ("w_gate_up", "w_down", "shared_gate_up", "shared_down")
+
+
+def shapes(layer: MoELayer) -> dict[str, tuple[int, ...] | None]:
+    """Shape of each of a layer's weights, None for those it has not."""
+    experts, hidden, width = layer.num_experts, layer.hidden_size, layer.shared_width
+    two_level, product_key = (layer.gate.kind == kind for kind in ("two_level", "product_key"))
+    shared = layer.num_shared_experts * width
+    return {"fine_EH": (0 if product_key else experts, hidden),
+            "coarse_GH": (layer.gate.num_expert_groups, hidden) if two_level else None,
+            "w_gate_up": (experts, 2 * width, hidden), "w_down": (experts, hidden, width),
+            "query_QH": (layer.gate.query_heads * layer.gate.query_size, hidden) if product_key else None,
+            "keys_2Sq": (2, math.isqrt(experts), layer.gate.query_size // 2) if product_key else None,
+            "shared_gate_up": (1, 2 * shared, hidden) if shared else None,
+            "shared_down": (1, hidden, shared) if shared else None}
+
+
+def check_layer(layer: MoELayer) -> None:
+    """Refuse layers the kernels do not compute.
+
+    Raises:
+        ConfigError: Ungated, with a capacity or experts of different widths, a two-level or product-key gate with
+            sigmoid, or heads that do not divide top_k.
+    """
+    if not layer.gated or layer.capacity_factor is not None:
+        raise ConfigError("layer: expected gated = true and no capacity_factor for the Triton kernels, got "
+                          f"gated = {layer.gated}, capacity_factor = {layer.capacity_factor}")
+    if not isinstance(layer.expert_intermediate_size, int):
+        raise ConfigError("layer.expert_intermediate_size: expected one width for the Triton kernels, got several")
+    check_gate(layer.gate, layer.top_k)
+
+
+def check_gate(gate: Gate, top_k: int) -> None:
+    """Refuse gates the kernels do not compute.
+
+    Raises:
+        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide top_k.
+    """
+    if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
+        raise ConfigError(f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got {gate.score!r}")
+    if gate.kind == "product_key" and top_k % gate.query_heads:
+        raise ConfigError(f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
+                          f"got {gate.query_heads}")
