@@ -18,7 +18,7 @@ The path of a token batch, module by module:
 | `budgets` | the most of each that a kernel may need |
 | `occupancy` | how many programs a multiprocessor holds |
 | `kernel_tools` | what `moesim kernels` finds here |
-| `bench` | times on a GPU that is |
+| `bench`, `tune` | times on a GPU that is; tiles found by timing |
 | `profilers` | what `moesim measure` finds here |
 | `cpu_profile` | a device profile of this CPU: `cpu_curves` rates, `cpu_primitives` calls, `cpu_fit` their prices |
 | `gpu_profile` | a device profile of this GPU: `gpu_curves` rates, `gpu_memory` the kernels that stream and gather |

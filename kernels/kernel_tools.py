@@ -8,6 +8,10 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
+from moesim_kernels.profilers import GpuProfiler
+
+from moesim.model import MoELayer
+
 
 def _missing() -> str | None:
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]
@@ -39,3 +43,26 @@ class KernelCompiler:
         from moesim_kernels.compile_check import compile_all
 
         return (asdict(row) for row in compile_all(targets, only))
+
+
+class KernelTuner:
+    """Searches tiles by timing them on this machine's GPU."""
+
+    name = "tune"
+
+    def unavailable_because(self) -> str | None:
+        """It needs torch, Triton and a GPU."""
+        return GpuProfiler().unavailable_because()
+
+    def rows(self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float,
+             seed: int) -> Iterator[dict[str, Any]]:
+        """Tune; see `moesim_kernels.tune.tune`.
+
+        Raises:
+            RuntimeError: No GPU with an active Triton driver.
+            ConfigError: A layer or a format the kernels do not compute.
+        """
+        from moesim_kernels.tune import tune
+        from moesim_kernels.weights import torch_dtype
+
+        return tune(layer, list(tokens), dtype=torch_dtype(dtype), skew=skew, seed=seed)

@@ -11,6 +11,7 @@ from moesim.errors import MeasurementError, MoesimError
 kernels_app = typer.Typer(no_args_is_help=True, help="Compile the Triton kernels, and tune their tiles.")
 _COLUMNS = ("target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills", "ctas_per_sm",
             "compile_s")
+_MOST_TOKENS = 4194304
 
 
 @kernels_app.command("compile")
@@ -56,3 +57,38 @@ def _summary(rows: list[dict], target: str) -> dict:
     counts = Counter(row["status"] for row in mine)
     return {"target": target, "compile_s": round(sum(row["compile_s"] for row in mine), 1)} | {
         status: counts[status] for status in ("ok", "over_budget", "failed", "unsupported")}
+
+
+@kernels_app.command("tune")
+def tune_kernels(
+    out: Annotated[Path, typer.Option(help="CSV to write: a row per number of tokens and grouped GEMM.")],
+    preset: Annotated[str, typer.Option(help="Model whose layer is tuned; `moesim profiles` lists them.")],
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens, each tuned for itself.")] = "1,16,64,256,1024,4096",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    skew: Annotated[float, typer.Option(help="Zipf exponent of the experts' popularity.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of routing, tokens and weights.", min=0)] = 0,
+) -> None:
+    """Search the tiles of a model's expert GEMMs by timing them on this machine's GPU."""
+    from moesim.measured.kernel_tools import KernelTuner, kernel_tool
+    from moesim.presets import load_preset
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_table, say
+
+    layer = load_preset(preset).layer
+    numbers = [text.strip() for text in tokens.split(",")]
+    if not all(text.isascii() and text.isdigit() and 0 < int(text) <= _MOST_TOKENS for text in numbers):
+        raise MoesimError(f"--tokens: expected integers from 1 to {_MOST_TOKENS}, such as 16,1024, got {tokens!r}")
+    tool: KernelTuner = kernel_tool("tune")
+    check_writable(out, make_folder=True)
+    rows: list[dict] = []
+    try:
+        for row in tool.rows(layer, [int(text) for text in numbers], dtype=dtype, skew=skew, seed=seed):
+            say(f"tuned {row['gemm']} for {row['num_tokens']} tokens")
+            rows.append(row)
+            write_csv(out, rows)
+    except RuntimeError as error:
+        raise MeasurementError(f"kernels tune: {error}") from None
+    print_table("Tiles, and microseconds of the expert phase", rows,
+                ["num_tokens", "gemm", "block_m", "block_n", "block_k", "num_warps", "num_stages", "tuned_us",
+                 "default_us"])
+    say(f"wrote {out}")

@@ -1,6 +1,8 @@
 """``moesim kernels``: the table it writes, its exit codes, and one line for bad input."""
 
 import csv
+import os
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -91,3 +93,47 @@ def test_what_cannot_run_says_why(kernels, monkeypatch, tmp_path):
     code, _, err = kernels("compile", "--out", str(tmp_path / "table.csv"))
     assert code == 2
     assert "kernels compile: no installed package can" in err
+
+
+class Tuner:
+    """Says what it was asked for."""
+
+    def unavailable_because(self):
+        return None
+
+    def rows(self, layer, tokens, **options):
+        for number in tokens:
+            yield {"num_tokens": number, "gemm": "swiglu", "num_experts": layer.num_experts, "tuned_us": 1.0} | options
+
+
+def test_tune_writes_what_it_found(kernels, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel_tools, "kernel_tool", lambda _: Tuner())
+    path = tmp_path / "new" / "tiles.csv"
+    code, out, err = kernels("tune", "--preset", "mixtral-8x7b", "--tokens", "16, 1024", "--skew", "1", "--out",
+                             str(path))
+    assert code == 0, err
+    assert "swiglu" in out
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["num_tokens"], row["num_experts"], row["dtype"], row["skew"]) for row in rows] == [
+        ("16", "8", "bfloat16", "1.0"), ("1024", "8", "bfloat16", "1.0")]
+
+
+@pytest.mark.parametrize("tokens", ["0", "-1", "1e3", "", "16,,64", "9999999999", "\N{SUPERSCRIPT TWO}"])
+def test_tune_refuses_bad_numbers_of_tokens(kernels, tmp_path, tokens):
+    code, out, err = kernels("tune", "--preset", "mixtral-8x7b", "--out", str(tmp_path / "t.csv"), "--tokens", tokens)
+    assert (code, out) == (2, "")
+    assert "--tokens: expected integers from 1" in err
+
+
+def test_tune_without_a_gpu_says_so_and_stops(tmp_path):
+    path = tmp_path / "tiles.csv"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    probe = "import torch; print(torch.cuda.is_available())" if find_spec("torch") else "print(False)"
+    if subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "True\n":
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, "-m", "moesim.cli", "kernels", "tune", "--preset", "mixtral-8x7b", "--out",
+                           str(path)], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: kernels tune: ")
+    assert not path.exists()

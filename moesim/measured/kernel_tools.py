@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from moesim.errors import MeasurementError
+from moesim.model import MoELayer
 
 GROUP = "moesim.kernel_tools"
 
@@ -23,6 +24,25 @@ class KernelCompiler(Protocol):
 
     def rows(self, targets: Sequence[str], only: str) -> Iterator[dict[str, Any]]:
         """One row per target and kernel whose name contains ``only``; key ``error`` says what is wrong with it."""
+
+
+class KernelTuner(Protocol):
+    """Searches tiles by timing them on this machine's GPU."""
+
+    def unavailable_because(self) -> str | None:
+        """Why it cannot run on this machine, in one line; None if it can."""
+
+    def rows(self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float,
+             seed: int) -> Iterator[dict[str, Any]]:
+        """A row for each number of tokens and grouped GEMM of the layer: the tile, and its time beside the default's.
+
+        Args:
+            layer: Sizes.
+            tokens: Numbers of tokens, each tuned for itself.
+            dtype: Format of the experts.
+            skew: Of the experts' popularity: the e-th most popular is chosen in proportion to (e + 1)^-skew.
+            seed: Of routing, tokens and weights.
+        """
 
 
 def kernel_tool(name: str) -> Any:
