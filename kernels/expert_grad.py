@@ -6,7 +6,8 @@ and that of the activation is the weight times z. So backward is three grouped G
 dx) and two of outer products (`grouped_outer`), and no gradient is summed by atomics. Transposed weights are copied
 for the rows' GEMMs. Intermediates are rounded to the experts' format where they enter a matrix product.
 
-Expert choices have no gradient. `gate_weights` makes the router's weights of given choices differentiable.
+Expert choices have no gradient, and gradients have none of their own. `gate_weights` makes the router's weights of
+given choices differentiable.
 """
 
 from dataclasses import replace
@@ -20,6 +21,7 @@ from moesim_kernels.grouped_outer import grouped_outer, grouped_outer_reference
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.plan import Plan
 from moesim_kernels.weights import LayerWeights
+from torch.autograd.function import once_differentiable
 
 from moesim.model import Gate
 
@@ -38,6 +40,7 @@ class _Experts(torch.autograd.Function):
         return run.combine(run.down(run.swiglu(x_TH, w_gate_up, plan), w_down, plan), weights_TK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_TH, weights_TK, w_gate_up, w_down = ctx.saved_tensors
         plan, run, dtype = ctx.plan, ctx.run, x_TH.dtype

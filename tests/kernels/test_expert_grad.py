@@ -76,6 +76,13 @@ def test_only_what_is_asked_for(device):
     assert all(tensor.grad is not None for tensor in tensors[1:])
 
 
+def test_second_derivatives_are_refused(device):
+    plan, tensors = _operands(5, 4, 2, 16, 16, 0.0, device)
+    [grad_TH] = torch.autograd.grad(experts(*tensors, plan).square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_TH.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outer_products(device, dtype):
     plan = make_plan_reference(random_ids(90, 9, 2, skew=1.5, device=device), 9, 16)
