@@ -83,8 +83,7 @@ def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flo
         event = run_event if engine == "event" else run_event_compiled
         return event(program, quantum_s=math.inf, min_chunks=chunks)
 
-    if chosen == "pair" or engine != "bound":
-        check_room(cluster, chosen)  # before anything is made
+    check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")  # before anything is made
     ports = cluster.file.scale_up is None or cluster.file.scale_up.kind in ("switch", "pcie")
     run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles
     began = time.perf_counter()

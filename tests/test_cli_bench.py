@@ -98,6 +98,8 @@ def test_without_json_a_line_each(bench):
     (("--cluster", "star-8", "--order", "random"), "--order: expected rotated or naive, got 'random'"),
     (("--cluster", "star-200000", "--engine", "flow"), "200000 devices at device granularity would take"),
     (("--cluster", "star-100000", "--engine", "event_compiled"), "100000 devices at pair granularity would take"),
+    (("--cluster", "star-99999999999", "--engine", "bound"), "99999999999 devices at device granularity would take"),
+    (("--cluster", "torus-100000x100000", "--engine", "bound"), "10000000000 devices at device granularity would take"),
 ])
 def test_bad_input_is_one_line(bench, arguments, message):
     code, out, err = bench("--bytes-per-pair", "1e6", *arguments)
