@@ -14,6 +14,7 @@ from moesim.costs.comm.forms import fill, per_unit, soft_maximum
 from moesim.costs.comm.kernels import NAMES, comm_kernel
 from moesim.costs.comm.nccl import Nccl, payload_bytes
 from moesim.costs.comm.nvl72 import Nvl72
+from moesim.costs.comm.wire import Wire
 from moesim.costs.comm.work import Ports, Work
 from moesim.errors import UnknownNameError
 from moesim.units import GB, KB, US
@@ -132,6 +133,16 @@ def test_nothing_to_send_takes_the_start_alone(kernel, direction):
     assert price.sm_s_D.tolist() == [0.0]
     assert 0.0 < price.time_s_D(work, NODE)[0] < 60 * US
     assert price.limiting_D.tolist() == ["start"]
+
+
+@pytest.mark.parametrize(("near", "far", "start_s", "limiting"), [
+    (9 * GB, 0.9 * GB, 0.0, "near"), (9 * GB, 1.1 * GB, 0.0, "far"), (9 * GB, 1.1 * GB, 1.0, "start"),
+    (0.0, 0.0, 0.0, "start"),
+])
+def test_a_wire_is_held_back_by_the_slower_of_port_and_nic(near, far, start_s, limiting):
+    wire = Wire(ports=TWO_NODES, start_s=start_s)
+    work = replace(work_of(wire, [128]), near_bytes_D=np.array([near]), far_bytes_D=np.array([far]))
+    assert wire.price("dispatch", work).limiting_D.tolist() == [limiting]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,9 +42,12 @@ class Wire:
         """Price one exchange; the start is spent even with nothing to send."""
         devices = len(np.asarray(work.tokens_D))
         factor = np.full(devices, 1.0 / self.efficiency)
-        near = np.asarray(work.near_bytes_D) > 0
+        near_s, far_s = (np.asarray(moved) / rate if rate > 0 else np.zeros(devices) for moved, rate in (
+            (work.near_bytes_D, self.ports.near_bytes_per_s), (work.far_bytes_D, self.ports.far_bytes_per_s)))
+        longest = np.where(near_s >= far_s, "near", "far")
         return Price(latency_s_D=np.full(devices, self.start_s), sm_s_D=np.zeros(devices), near_factor_D=factor,
-                     far_factor_D=factor, limiting_D=np.where(near, "near", "start"), num_sms=0)
+                     far_factor_D=factor, num_sms=0,
+                     limiting_D=np.where(np.maximum(near_s, far_s) / self.efficiency > self.start_s, longest, "start"))
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """The assumed spread."""
