@@ -6,6 +6,7 @@ Shape legend: S = D devices.
 import os
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moesim.builder import ProgramBuilder
 from moesim.errors import CapacityError, ConfigError
@@ -38,22 +39,28 @@ def shares(routing: str, num_devices: int, seed: int = 0) -> Array:
     return loads / loads.mean()
 
 
-def check_matrix(bytes_SD: Array, num_devices: int) -> None:
-    """Refuse a traffic matrix of the wrong shape, or with an amount that is negative or not finite.
+def check_matrix(bytes_SD: ArrayLike, num_devices: int) -> Array:
+    """A traffic matrix as floats; refuses the wrong shape, and an amount that is negative or not finite.
 
     Raises:
         ConfigError: Which, and the first wrong entry.
     """
-    if np.shape(bytes_SD) != (num_devices, num_devices):
+    try:
+        bytes_SD = np.asarray(bytes_SD, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"traffic: expected a matrix of {num_devices} x {num_devices} bytes, got something else than "
+                          "rows of numbers of one length") from None
+    if bytes_SD.shape != (num_devices, num_devices):
         raise ConfigError(f"traffic: expected a matrix of {num_devices} x {num_devices} bytes, got an array of shape "
                           f"{np.shape(bytes_SD)}")
     wrong = ~(np.isfinite(bytes_SD) & (bytes_SD >= 0))
     if wrong.any():
         s, d = np.argwhere(wrong)[0]
         raise ConfigError(f"traffic: expected bytes >= 0 from {s} to {d}, got {bytes_SD[s, d].item()!r}")
+    return bytes_SD
 
 
-def exchange_program(cluster: Cluster, bytes_SD: Array, *, granularity: str = "device", order: str = "rotated",
+def exchange_program(cluster: Cluster, bytes_SD: ArrayLike, *, granularity: str = "device", order: str = "rotated",
                      window: int = 0, factors: Factors | None = None, latency_s: float = 0.0,
                      release_S: Array | None = None) -> Program:
     """Bytes from every device to every other, on the bare fabric.
@@ -73,7 +80,7 @@ def exchange_program(cluster: Cluster, bytes_SD: Array, *, granularity: str = "d
         CapacityError: It would not fit in memory.
     """
     fabric, count = fabric_of(cluster), cluster.num_devices
-    check_matrix(bytes_SD, count)
+    bytes_SD = check_matrix(bytes_SD, count)
     check_room(cluster, granularity)
     builder = ProgramBuilder()
     for name, rates in fabric.runs:

@@ -1,6 +1,7 @@
 """Clusters: which devices there are and what joins them, from a file, from a short name, or varied in code."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,10 +104,10 @@ class Cluster:
                 raise ConfigError(f"cluster.with_: {key}: expected a cluster with [{table}], got {self.name}")
             values[table][field] = written
         if "axes" in changes and "devices_per_node" not in changes:
-            size = 1
-            for axis in changes["axes"]:  # type: ignore[attr-defined]
-                size *= axis
-            values["devices_per_node"] = size
+            axes = changes["axes"]
+            if not isinstance(axes, list | tuple) or not all(type(axis) is int for axis in axes):
+                raise ConfigError(f"cluster.with_: axes: expected a list of integers, got {axes!r}")
+            values["devices_per_node"] = math.prod(axes)
         if "num_nodes" in changes and values["groups"] and len(values["groups"]) == 1:
             values["groups"][0]["num_nodes"] = changes["num_nodes"]
         values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}

@@ -20,10 +20,15 @@ def changed(entry):
     return matrix
 
 
+UNLIKE = "something else than rows of numbers of one length"
+
+
 @pytest.mark.parametrize(("bytes_SD", "message"), [
     (np.ones((4, 5)), "traffic: expected a matrix of 4 x 4 bytes, got an array of shape (4, 5)"),
     (np.ones(4), "traffic: expected a matrix of 4 x 4 bytes, got an array of shape (4,)"),
     (np.ones((5, 5)), "traffic: expected a matrix of 4 x 4 bytes, got an array of shape (5, 5)"),
+    (np.full((4, 4), "x"), f"traffic: expected a matrix of 4 x 4 bytes, got {UNLIKE}"),
+    ([[1.0], [2.0, 3.0]], f"traffic: expected a matrix of 4 x 4 bytes, got {UNLIKE}"),
     (changed(np.nan), "traffic: expected bytes >= 0 from 1 to 2, got nan"),
     (changed(np.inf), "traffic: expected bytes >= 0 from 1 to 2, got inf"),
     (changed(-3.0), "traffic: expected bytes >= 0 from 1 to 2, got -3.0"),
