@@ -1,4 +1,4 @@
-"""The command line: ``moesim profiles | simulate | measure | validate | calibrate | study``.
+"""The command line: ``profiles | simulate | measure | validate | calibrate | study``; the ``cli_*`` modules add theirs.
 
 Data goes to stdout, everything else to stderr. A `MoesimError` is one line and exit code 2, without a traceback.
 """
