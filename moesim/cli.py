@@ -197,7 +197,7 @@ def simulate(
     print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     for row in exchange_of(candidate, machine, workload):
         print(f"{row['direction']:14} {row['exchange']}: {row['copies_per_token']:.2f} copies a token, "
-              f"{row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far from the busiest device, "
+              f"{row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far through the busiest port, "
               f"{row['num_sms']} SMs; limited by {row['limited_by']}")
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     effects = result.effects

@@ -139,8 +139,8 @@ def exchange_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> l
     """What dispatch and combine move, and what holds them back.
 
     Returns:
-        A row for each direction: exchange, copies per token (own rank included), MB that the busiest device sends near
-        and far, SMs that the kernel holds, the limiting stage of most devices; none for one device.
+        A row for each direction: exchange, copies per token (own rank included), MB in or out of the busiest device,
+        near and far, SMs that the kernel holds, the limiting stage of most devices; none for one device.
     """
     if cluster.num_devices == 1:
         return []
@@ -151,14 +151,15 @@ def exchange_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> l
     name = schedule.dispatch or cluster.file.dispatch
     priced = Priced.of(layer, traffic, exchange_kernel(cluster, name, schedule.num_comm_sms), cluster, dispatch=name,
                        num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
-    near_out, _, far_out, _ = priced.movement.near_far_D
+    near_out, near_in, far_out, far_in = priced.movement.near_far_D
     rows = []
     for direction, price in priced.prices.items():
         stages, counts = np.unique(price.limiting_D, return_counts=True)
         size = priced.copy_bytes[direction]
         rows.append({"direction": direction, "exchange": name,
                      "copies_per_token": float(priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()),
-                     "near_mb": float(near_out.max()) * size / MB, "far_mb": float(far_out.max()) * size / MB,
+                     "near_mb": float(np.maximum(near_out, near_in).max()) * size / MB,
+                     "far_mb": float(np.maximum(far_out, far_in).max()) * size / MB,
                      "num_sms": price.num_sms, "limited_by": str(stages[counts.argmax()])})
     return rows
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from moesim import configfile
 from moesim.errors import ConfigError
 from moesim.hardware import Profile, load_profile
+from moesim.schedule import DISPATCHES
 from moesim.topology.files import ClusterFile
 from moesim.units import GB, US
 
@@ -146,6 +147,8 @@ def single_device(profile: Profile) -> Cluster:
 
 
 def _build(name: str, file: ClusterFile) -> Cluster:
+    if file.dispatch not in DISPATCHES:
+        raise configfile.UnknownNameError("dispatch", file.dispatch, DISPATCHES)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
         named = [(file.profile, file.num_nodes)]

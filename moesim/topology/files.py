@@ -63,7 +63,6 @@ class ScaleOut(Strict):
     nic_gb_per_s: Quantity
     oversubscription: float = Field(default=1.0, ge=1)
     nodes_per_leaf: int = Field(default=1, ge=1)
-    hop_us: Quantity | None = None
 
 
 class Group(Strict):

@@ -135,7 +135,8 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
                 touched[count] = r
                 count += 1
             acc[r] += size * factors.link[s]
-    return count, 2 if other else 1
+    # what the network between domains waits, its kernels' calibration holds
+    return count, 0 if not near else 2 if other else 1
 
 
 @njit(cache=True)
@@ -258,12 +259,12 @@ def _port_rows(domain_D, out_D, in_D, switch_D, up, down, far_out_D, far_in_D, l
                     acc[down[switch_D[d]]] += size * link[s]
                     hops = 2
             else:
+                hops = 0
                 acc[far_out_D[s]] += size * far_out[s]
                 acc[far_in_D[d]] += size * far_in[d]
                 if leaf_up[0] >= 0 and leaf_D[s] != leaf_D[d]:
                     acc[leaf_up[leaf_D[s]]] += size * link[s]
                     acc[leaf_down[leaf_D[d]]] += size * link[s]
-                    hops = 2
             if land_D[d] >= 0:
                 acc[land_D[d]] += size
             total[own] += size
