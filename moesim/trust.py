@@ -4,7 +4,7 @@ import hashlib
 
 from moesim.candidate import Candidate
 from moesim.costs.calibration import load_calibration
-from moesim.costs.comm.choose import exchange_digest, exchange_kernel
+from moesim.costs.comm.choose import exchange_digest, exchange_kernel, is_at_home
 from moesim.costs.serial import phase_intervals
 from moesim.schedule import DISPATCHES, Schedule
 from moesim.topology import Cluster
@@ -84,8 +84,11 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
         levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
     if cluster.num_devices > 1:
         kernel = exchange_kernel(cluster, candidate.schedule.dispatch)
-        intervals["dispatch"], intervals["combine"] = kernel.interval("dispatch"), kernel.interval("combine")
-        levels.append(kernel.level)
+        if is_at_home(cluster, candidate.schedule.dispatch):
+            intervals["dispatch"], intervals["combine"] = kernel.interval("dispatch"), kernel.interval("combine")
+            levels.append(kernel.level)
+        else:
+            levels.append("none")
     total = sum(phases.values())
     low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
     high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total

@@ -99,3 +99,14 @@ def test_results_carry_how_transfers_were_simulated(make_candidate):
     assert simulate(candidate, thin, WORK).row()["granularity"] == "device_loose"
     pairs = replace(candidate, schedule=Schedule(granularity="pair"))
     assert simulate(pairs, thin, WORK).row()["granularity"] == "pair"
+
+
+@pytest.mark.parametrize(("name", "dispatch", "level"), [
+    ("h100-rail-8x8", "nvl72", "none"), ("tpu-v5p-4x4x4", "nccl", "none"), ("hgx-h100-8", "ici", "none"),
+    ("hgx-h100-8", "nccl", "calibrated"), ("gb200-nvl72", "nvl72", "spec_sheet"),
+])
+def test_an_exchange_priced_elsewhere_than_it_runs_rests_on_nothing(make_candidate, name, dispatch, level):
+    cluster = load_cluster(name)
+    candidate = replace(make_candidate(num_experts=cluster.num_devices * 2, top_k=2, ep=cluster.num_devices),
+                        schedule=Schedule(dispatch=dispatch))
+    assert simulate(candidate, cluster, WORK).calibration == level

@@ -90,6 +90,18 @@ def exchange_kernel(cluster: Cluster, dispatch: str | None = None, num_sms: int 
     return comm_kernel(kernel, ports, cluster.profile, num_sms=num_sms)
 
 
+def is_at_home(cluster: Cluster, dispatch: str | None = None) -> bool:
+    """Whether an exchange's kernel belongs on this fabric: one priced elsewhere than it runs rests on nothing.
+
+    NVL72's writes need one NVLink domain, a torus its own links, and GPU kernels no torus.
+    """
+    kernel = DISPATCHES[dispatch or cluster.file.dispatch][0]
+    torus = cluster.file.scale_up is not None and cluster.file.scale_up.kind == "torus"
+    if kernel == "nvl72":
+        return not torus and cluster.file.num_nodes == 1
+    return kernel in ("ideal", "host") or (kernel == "ici") == torus
+
+
 def exchange_digest(cluster: Cluster, dispatch: str | None = None) -> str:
     """Hash of the calibration file that an exchange's prices rest on; empty for an ideal one."""
     kernel = DISPATCHES[dispatch or cluster.file.dispatch][0]
