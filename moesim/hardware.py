@@ -70,6 +70,8 @@ class Profile:
         contended: Whether the machine was disturbed while it was measured.
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
+        power_w: Rated power, None where the file states none.
+        changes: What-if numbers that replaced the file's: see `moesim.what_if`.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Profile:
     contended: bool
     digest: str
     provenance: dict[str, tuple[str, str]]
+    power_w: float | None = None
+    changes: tuple[tuple[str, float], ...] = ()
 
     @property
     def usable_bytes(self) -> float:
@@ -196,6 +200,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         contended=file.measurement is not None and file.measurement.contended,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
         provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
+        power_w=file.power_watt.value if file.power_watt else None,
     )
 
 

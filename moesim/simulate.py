@@ -171,15 +171,12 @@ def memory_of(candidate: Candidate, cluster: Cluster, workload: Workload,
         return None
     placement, traffic = traffic_of(candidate, cluster, workload, given)
     widths_DL = slot_widths(candidate.layer, placement, candidate.parallelism.tp)
-    rows_D, held_D = traffic.counts_DL.sum(axis=1).tolist(), widths_DL.sum(axis=1).tolist()
-    row_widths_D = (traffic.counts_DL * widths_DL).sum(axis=1).tolist()
-    tokens_D = traffic.tokens_D.tolist()
-    needs = [memory_need(candidate.layer, candidate.dense_part, held_width=held_D[d], kv_tokens=workload.kv_tokens,
-                         rows=rows_D[d], row_widths=row_widths_D[d], tokens=tokens_D[d])
-             for d in range(cluster.num_devices)]
-    usable_D = usable_bytes(cluster)
-    device = max(range(len(needs)), key=lambda d: needs[d].total_bytes - usable_D[d])
-    return needs[device], device
+    counts_DL = traffic.counts_DL
+    needs = memory_need(candidate.layer, candidate.dense_part, held_width=widths_DL.sum(axis=1),
+                        kv_tokens=workload.kv_tokens, rows=counts_DL.sum(axis=1),
+                        row_widths=(counts_DL * widths_DL).sum(axis=1), tokens=np.asarray(traffic.tokens_D))
+    device = int((needs.total_bytes - usable_bytes(cluster)).argmax())
+    return needs.of_device(device), device
 
 
 def usable_bytes(cluster: Cluster) -> np.ndarray:
@@ -227,9 +224,10 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         experts_time_s=float((timeline.end_s_N - timeline.start_s_N)[experts].max()),
         bottleneck=max(phases, key=lambda name: phases[name]),
         utilisation=_utilisation(program, timeline),
+        busy_s=busy_of(program, timeline),
         load_imbalance=traffic.load_imbalance,
         dropped_token_fraction=traffic.dropped_fraction,
-        peak_memory_bytes=need[0].total_bytes if need else None,
+        peak_memory_bytes=float(need[0].total_bytes) if need else None,
         evidence="simulated",
         calibration=level,
         engine=engine,
@@ -273,5 +271,15 @@ def _utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
     return out
 
 
-__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "exchange_of", "lower", "memory_of", "simulate",
+def busy_of(program: Program, timeline: Timeline) -> dict[str, float]:
+    """Seconds of work of each kind of resource, all of that kind together: what energy is counted from."""
+    out: dict[str, float] = {}
+    first = 0
+    for kind, count in program.resources.kinds():
+        out[kind] = out.get(kind, 0.0) + float(timeline.busy_s_R[first : first + count].sum())
+        first += count
+    return out
+
+
+__all__ = ["CapacityError", "Result", "batches_of", "busy_of", "critical_phases", "exchange_of", "lower", "memory_of", "simulate",
            "traffic_of"]

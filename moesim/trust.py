@@ -89,6 +89,8 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
             levels.append(kernel.level)
         else:
             levels.append("none")
+    if cluster.is_what_if:
+        levels.append("spec_sheet")
     total = sum(phases.values())
     low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
     high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total

@@ -24,6 +24,7 @@ LAYERS = (
     ("errors", "units", "version"),
     ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
+    ("what_if",),
     ("topology", "routing", "placement", "candidate", "schedule", "presets"),
     ("costs", "quality"),
     ("program", "factored", "builder", "lowering"),

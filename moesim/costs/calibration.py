@@ -89,7 +89,7 @@ class Calibration:
 
 
 @lru_cache(maxsize=256)
-def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool) -> Calibration:
+def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool, changed: bool) -> Calibration:
     file_path = configfile.Path(path)
     text = configfile.read_text(file_path)
     file = configfile.parse(text, CalibrationFile, file_path.name)
@@ -98,6 +98,8 @@ def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: b
     if few_shot and device in file.few_shot_factors:
         level = "few_shot"
         factors |= file.few_shot_factors[device]
+    if changed:  # its factors still describe the device best, but nobody measured it with these numbers
+        level = "spec_sheet"
     near = level == "calibrated" or generation in file.calibrated_generations
     # ten rows moved the parameters, but what residuals look like on another generation they cannot tell, unless devices
     # of different generations were fitted and each was predicted from the other and ten rows
@@ -132,4 +134,5 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
     """
     path = configfile.find("calibration", name)
     generation = generation_of(profile)
-    return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot)
+    return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot,
+                 bool(profile.changes))

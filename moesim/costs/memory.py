@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moesim.errors import CapacityError
 from moesim.model import DensePart, MoELayer
 from moesim.precision import BYTES_PER_ELEMENT
 from moesim.units import GIB
 
 _DENSE_BYTES = 2.0
+#: a number, or one for each device
+Amount = float | np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Bytes of one device.
+    """Bytes of one device, or of several: then arrays of shape (D,).
 
     Attributes:
         experts_bytes: Expert slots of all MoE layers.
@@ -21,28 +25,33 @@ class MemoryNeed:
         buffer_bytes: Tokens received and intermediate activations of one layer.
     """
 
-    experts_bytes: float
+    experts_bytes: Amount
     dense_bytes: float
     kv_bytes: float
-    buffer_bytes: float
+    buffer_bytes: Amount
 
     @property
-    def total_bytes(self) -> float:
+    def total_bytes(self) -> Amount:
         """All together."""
         return self.experts_bytes + self.dense_bytes + self.kv_bytes + self.buffer_bytes
+
+    def of_device(self, device: int) -> "MemoryNeed":
+        """One device's of several."""
+        return MemoryNeed(experts_bytes=float(np.asarray(self.experts_bytes)[device]), dense_bytes=self.dense_bytes,
+                          kv_bytes=self.kv_bytes, buffer_bytes=float(np.asarray(self.buffer_bytes)[device]))
 
 
 def memory_need(
     layer: MoELayer,
     dense_part: DensePart,
     *,
-    held_width: float,
+    held_width: Amount,
     kv_tokens: int,
-    rows: float,
-    row_widths: float,
-    tokens: float,
+    rows: Amount,
+    row_widths: Amount,
+    tokens: Amount,
 ) -> MemoryNeed:
-    """Memory of one device.
+    """Memory of one device, or of several at once.
 
     Args:
         layer: The MoE layer, one of ``dense_part.num_moe_layers``.

@@ -12,6 +12,7 @@ from moesim.hardware import Profile, load_profile
 from moesim.schedule import DISPATCHES
 from moesim.topology.files import ClusterFile
 from moesim.units import GB, US
+from moesim.what_if import DEVICE_KEYS, changed_number, changed_profile
 
 _WHAT_IF = "what-if"
 #: what `Cluster.with_` takes for numbers of the file that carry a unit
@@ -33,6 +34,7 @@ class Cluster:
         groups: (device, how many), in the order of their numbers; one entry unless the cluster is mixed.
         digest: Hash over cluster file and device profiles: the profile hash in results.
         provenance: Kind and source of every number of the cluster file, by key path.
+        device_changes: What-if numbers of its devices.
     """
 
     name: str
@@ -40,6 +42,12 @@ class Cluster:
     groups: tuple[tuple[Profile, int], ...]
     digest: str
     provenance: dict[str, tuple[str, str]]
+    device_changes: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def is_what_if(self) -> bool:
+        """Whether any number of it or of its devices was changed in code."""
+        return bool(self.device_changes) or _WHAT_IF in self.file.sources
 
     @property
     def profile(self) -> Profile:
@@ -83,15 +91,23 @@ class Cluster:
             **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``dispatch``; ``scale_up_gb_per_s`` (also
                 ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
                 ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
-                ``nodes_per_leaf``. Other axes set devices_per_node.
+                ``nodes_per_leaf``; those of its devices, see `moesim.what_if.DEVICE_KEYS`. Other axes set
+                devices_per_node. Rates and device numbers may be factors as text, ``2x``.
 
         Raises:
             ConfigError: An unknown key, or numbers that do not go together.
         """
         values = self.file.model_dump()
+        device_changes = (*(self.device_changes if "profile" not in changes else ()),
+                          *((key, value) for key, value in changes.items() if key in DEVICE_KEYS))
         for key, value in changes.items():
+            if key in DEVICE_KEYS:
+                continue
             if key in _LINKS:
                 table, field = _LINKS[key]
+                now = (values[table] or {}).get(field)
+                if isinstance(value, str) and now:
+                    value = changed_number(key, now["value"], value)
                 written: object = {"value": value, "kind": "assumed", "source": _WHAT_IF}
             elif key in _TABLES:
                 table, field, written = _TABLES[key], key, value
@@ -99,7 +115,7 @@ class Cluster:
                 values[key] = value
                 continue
             else:
-                known = ", ".join(sorted([*_LINKS, *_TABLES, *_PLAIN]))
+                known = ", ".join(sorted([*_LINKS, *_TABLES, *_PLAIN, *DEVICE_KEYS]))
                 raise ConfigError(f"cluster.with_: expected one of {known}, got {key!r}")
             if values[table] is None:
                 raise ConfigError(f"cluster.with_: {key}: expected a cluster with [{table}], got {self.name}")
@@ -111,9 +127,11 @@ class Cluster:
             values["devices_per_node"] = math.prod(axes)
         if "num_nodes" in changes and values["groups"] and len(values["groups"]) == 1:
             values["groups"][0]["num_nodes"] = changes["num_nodes"]
-        values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
+        if set(changes) - set(DEVICE_KEYS):
+            values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
-        return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"))
+        return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"),
+                      device_changes)
 
 
 def load_cluster(name: str) -> Cluster:
@@ -146,16 +164,19 @@ def single_device(profile: Profile) -> Cluster:
     return Cluster(name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={})
 
 
-def _build(name: str, file: ClusterFile) -> Cluster:
+def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = ()) -> Cluster:
     if file.dispatch not in DISPATCHES:
         raise configfile.UnknownNameError("dispatch", file.dispatch, DISPATCHES)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
         named = [(file.profile, file.num_nodes)]
     groups = tuple((load_profile(profile), nodes * file.devices_per_node) for profile, nodes in named)
+    for change in device_changes:  # one by one: a later factor is one of what the earlier made of it
+        groups = tuple((changed_profile(profile, dict([change])), count) for profile, count in groups)
     text = file.model_dump_json() + "".join(profile.digest for profile, _ in groups)
     return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
-                   provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)})
+                   provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
+                   device_changes=device_changes)
 
 
 def _by_shape(name: str) -> Cluster | None:
