@@ -260,7 +260,7 @@ def index_names(kind: str) -> list[str]:
     return sorted(_index(kind))
 
 
-def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path:
+def find(kind: Literal["devices", "clusters", "calibration", "economics"], name: str) -> Path:
     """The file a name or path stands for.
 
     Raises:
@@ -276,5 +276,5 @@ def find(kind: Literal["devices", "clusters", "calibration"], name: str) -> Path
     try:
         return index[name.lower()]
     except KeyError:
-        what = {"devices": "profile", "clusters": "cluster", "calibration": "calibration"}[kind]
+        what = {"devices": "profile", "clusters": "cluster"}.get(kind, kind)
         raise UnknownNameError(what, name, index) from None

@@ -6,7 +6,7 @@ what they were fitted on. A profile measured on this machine holds its own fit, 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -71,7 +71,7 @@ class Profile:
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
         power_w: Rated power, None where the file states none.
-        changes: What-if numbers that replaced the file's: see `moesim.what_if`.
+        growth: Key -> factor of the file's number, where `moesim.what_if` changed it.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Profile:
     digest: str
     provenance: dict[str, tuple[str, str]]
     power_w: float | None = None
-    changes: tuple[tuple[str, float], ...] = ()
+    growth: dict[str, float] = field(default_factory=dict)
 
     @property
     def usable_bytes(self) -> float:

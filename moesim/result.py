@@ -37,7 +37,7 @@ class Result:
         experts_time_s: The busiest device's expert phase by itself.
         bottleneck: Phase with the largest share.
         utilisation: Work of each kind of resource on its busiest device, over the layer time.
-        busy_s: Seconds of work of each kind of resource, all of that kind together.
+        mean_utilisation: The same on average over all of each kind.
         load_imbalance: Rows of the busiest device over the mean.
         dropped_token_fraction: Choices dropped over capacity.
         effects: What the gate and its capacity do to traffic, rows and loss.
@@ -64,7 +64,7 @@ class Result:
     experts_time_s: float
     bottleneck: str
     utilisation: dict[str, float]
-    busy_s: dict[str, float]
+    mean_utilisation: dict[str, float]
     load_imbalance: float
     dropped_token_fraction: float
     effects: GateEffects

@@ -224,7 +224,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         experts_time_s=float((timeline.end_s_N - timeline.start_s_N)[experts].max()),
         bottleneck=max(phases, key=lambda name: phases[name]),
         utilisation=_utilisation(program, timeline),
-        busy_s=busy_of(program, timeline),
+        mean_utilisation=mean_utilisation(program, timeline.busy_s_R, timeline.makespan_s),
         load_imbalance=traffic.load_imbalance,
         dropped_token_fraction=traffic.dropped_fraction,
         peak_memory_bytes=float(need[0].total_bytes) if need else None,
@@ -271,15 +271,17 @@ def _utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
     return out
 
 
-def busy_of(program: Program, timeline: Timeline) -> dict[str, float]:
-    """Seconds of work of each kind of resource, all of that kind together: what energy is counted from."""
-    out: dict[str, float] = {}
+def mean_utilisation(program: Program, busy_s_R: np.ndarray, makespan_s: float) -> dict[str, float]:
+    """Work over makespan, of each kind of resource, the mean of all of that kind: what power is counted from."""
+    busy: dict[str, float] = {}
+    counts: dict[str, int] = {}
     first = 0
     for kind, count in program.resources.kinds():
-        out[kind] = out.get(kind, 0.0) + float(timeline.busy_s_R[first : first + count].sum())
+        busy[kind] = busy.get(kind, 0.0) + float(busy_s_R[first : first + count].sum())
+        counts[kind] = counts.get(kind, 0) + count
         first += count
-    return out
+    return {kind: busy[kind] / (counts[kind] * makespan_s) for kind in busy if counts[kind]}
 
 
-__all__ = ["CapacityError", "Result", "batches_of", "busy_of", "critical_phases", "exchange_of", "lower", "memory_of", "simulate",
+__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "exchange_of", "lower", "mean_utilisation", "memory_of", "simulate",
            "traffic_of"]

@@ -83,9 +83,10 @@ def changed_profile(profile: Profile, changes: dict[str, object]) -> Profile:
         if key not in DEVICE_KEYS:
             raise UnknownNameError("device number", key, DEVICE_KEYS)
         now, apply = DEVICE_KEYS[key]
-        value = changed_number(key, now(profile), change)
-        profile = replace(apply(profile, value / now(profile)), changes=(*profile.changes, (key, value)))
+        factor = changed_number(key, now(profile), change) / now(profile)
+        growth = profile.growth | {key: profile.growth.get(key, 1.0) * factor}
+        profile = replace(apply(profile, factor), growth=growth)
     if changes:
-        digest = hashlib.sha256(f"{profile.digest}{profile.changes}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{profile.digest}{profile.growth}".encode()).hexdigest()[:12]
         profile = replace(profile, digest=digest)
     return profile

@@ -26,7 +26,7 @@ LAYERS = (
     ("model", "hardware"),
     ("what_if",),
     ("topology", "routing", "placement", "candidate", "schedule", "presets"),
-    ("costs", "quality"),
+    ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),
     ("engines",),
     ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine"),

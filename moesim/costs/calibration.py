@@ -135,4 +135,4 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
     path = configfile.find("calibration", name)
     generation = generation_of(profile)
     return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot,
-                 bool(profile.changes))
+                 bool(profile.growth))

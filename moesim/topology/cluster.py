@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moesim import configfile
 from moesim.errors import ConfigError
@@ -35,6 +35,7 @@ class Cluster:
         digest: Hash over cluster file and device profiles: the profile hash in results.
         provenance: Kind and source of every number of the cluster file, by key path.
         device_changes: What-if numbers of its devices.
+        growth: Link -> factor of the rate it was loaded with, where `with_` changed it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Cluster:
     digest: str
     provenance: dict[str, tuple[str, str]]
     device_changes: tuple[tuple[str, object], ...] = ()
+    growth: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_what_if(self) -> bool:
@@ -100,14 +102,17 @@ class Cluster:
         values = self.file.model_dump()
         device_changes = (*(self.device_changes if "profile" not in changes else ()),
                           *((key, value) for key, value in changes.items() if key in DEVICE_KEYS))
+        growth = dict(self.growth)
         for key, value in changes.items():
             if key in DEVICE_KEYS:
                 continue
             if key in _LINKS:
                 table, field = _LINKS[key]
                 now = (values[table] or {}).get(field)
-                if isinstance(value, str) and now:
-                    value = changed_number(key, now["value"], value)
+                if now:
+                    rate = changed_number(key, now["value"], value)
+                    growth[field] = growth.get(field, 1.0) * rate / now["value"]
+                    value = rate
                 written: object = {"value": value, "kind": "assumed", "source": _WHAT_IF}
             elif key in _TABLES:
                 table, field, written = _TABLES[key], key, value
@@ -131,7 +136,7 @@ class Cluster:
             values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
         return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"),
-                      device_changes)
+                      device_changes, growth)
 
 
 def load_cluster(name: str) -> Cluster:
@@ -164,7 +169,8 @@ def single_device(profile: Profile) -> Cluster:
     return Cluster(name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={})
 
 
-def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = ()) -> Cluster:
+def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = (),
+           growth: dict[str, float] | None = None) -> Cluster:
     if file.dispatch not in DISPATCHES:
         raise configfile.UnknownNameError("dispatch", file.dispatch, DISPATCHES)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
@@ -176,7 +182,7 @@ def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object
     text = file.model_dump_json() + "".join(profile.digest for profile, _ in groups)
     return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
                    provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
-                   device_changes=device_changes)
+                   device_changes=device_changes, growth=growth or {})
 
 
 def _by_shape(name: str) -> Cluster | None:
