@@ -1,9 +1,17 @@
 """Scaling laws of MoE pre-training loss, in nats per token, with the ranges they were fitted in.
 
-Losses of different laws are not comparable; differences within one law are what a search may use.
+Losses of different laws are not comparable; differences within one law are what a search may use. The two laws the
+estimate is made of are here, second opinions in `moesim.quality.other_laws`, all of them listed in
+`moesim.quality.catalog`. Arguments are floats or arrays; floats stay fast.
 """
 
 import math
+from typing import TypeVar
+
+import numpy as np
+
+#: a float, or an array of floats
+Number = TypeVar("Number", float, np.ndarray)
 
 #: ranges of the joint law's fit (arXiv 2502.05172): experts, active parameters, tokens, tokens per active parameter
 JOINT_RANGE = {"E_eff": (1.0, 32.0), "active_params": (79e6, 2.7e9), "train_tokens": (0.5e9, 80e9),
@@ -15,16 +23,28 @@ GRANULARITY_RANGE = (1.0, 16.0)
 _TOTAL_PER_ACTIVE = 37.0
 
 
-def saturated_experts(experts: float) -> float:
+def log(x: Number) -> Number:
+    """Natural logarithm of a float or of each number of an array."""
+    return np.log(x) if isinstance(x, np.ndarray) else math.log(x)
+
+
+def saturated(x: Number, start: float, largest: float, unit: float = 1.0) -> Number:
+    """``1 / (1 / (x - unit + (1 / start - 1 / largest)**-1) + 1 / largest)``: from start at x = unit to largest.
+
+    The transformation of Clark et al. 2022 (arXiv 2202.01169), which both later laws took over.
+    """
+    return 1.0 / (1.0 / (x - unit + 1.0 / (1.0 / start - 1.0 / largest)) + 1.0 / largest)
+
+
+def saturated_experts(experts: Number) -> Number:
     """E-hat of the joint law: expert count with saturation at both ends (Ludziejewski et al. 2025, arXiv 2502.05172).
 
-    ``1 / E_hat = 1 / (E - 1 + (1 / E_start - 1 / E_max)**-1) + 1 / E_max``, E_start 2.0732, E_max 290.4521.
+    E_start is 2.0732, E_max 290.4521.
     """
-    start, largest = 2.0732, 290.4521
-    return 1.0 / (1.0 / (experts - 1.0 + 1.0 / (1.0 / start - 1.0 / largest)) + 1.0 / largest)
+    return saturated(experts, 2.0732, 290.4521)
 
 
-def joint_loss(experts: float, active_params: float, train_tokens: float) -> float:
+def joint_loss(experts: Number, active_params: Number, train_tokens: Number) -> Number:
     """Loss of the joint MoE law (Ludziejewski et al. 2025, arXiv 2502.05172).
 
     ``35.91 E^-0.2285 N^(-0.1889 + 0.0098 ln E) + 35.98 E^0.5529 D^(-0.1775 - 0.0259 ln E) + 1.3637`` with E the
@@ -36,21 +56,30 @@ def joint_loss(experts: float, active_params: float, train_tokens: float) -> flo
         train_tokens: D.
     """
     e = saturated_experts(experts)
-    log_e = math.log(e)
+    log_e = log(e)
     by_size = 35.91 * e**-0.2285 * active_params ** (-0.1889 + 0.0098 * log_e)
     by_data = 35.98 * e**0.5529 * train_tokens ** (-0.1775 - 0.0259 * log_e)
     return by_size + by_data + 1.3637
 
 
-def fine_grained_loss(active_params: float, train_tokens: float, granularity: float) -> float:
-    """Loss of the fine-grained law at 64 experts (Krajewski et al. 2024, arXiv 2402.07871).
+def fine_grained_loss(active_params: Number, train_tokens: Number, granularity: Number) -> Number:
+    """Loss of the fine-grained law at 64 experts (Krajewski et al. 2024, arXiv 2402.07871; coefficients second hand).
 
-    ``0.47 + (2.1 / G^0.58 + 18.1) / N^0.115 + 30.8 / D^0.147``.
+    ``0.47 + (2.1 / G^0.58 + 18.1) / N^0.115 + 30.8 / D^0.147``. They reproduce the paper's table 2.
 
     Args:
         active_params: Parameters one token uses.
         train_tokens: D.
         granularity: G, width of a dense feed-forward over the width of an expert.
     """
-    params = _TOTAL_PER_ACTIVE * active_params
-    return 0.47 + (2.1 / granularity**0.58 + 18.1) / params**0.115 + 30.8 / train_tokens**0.147
+    return 0.47 + 18.1 / _params(active_params) + granularity_term(active_params, granularity) + (
+        30.8 / train_tokens**0.147)
+
+
+def granularity_term(active_params: Number, granularity: Number) -> Number:
+    """What of `fine_grained_loss` depends on granularity."""
+    return 2.1 / granularity**0.58 / _params(active_params)
+
+
+def _params(active_params: Number) -> Number:
+    return (_TOTAL_PER_ACTIVE * active_params) ** 0.115

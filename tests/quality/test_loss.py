@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moesim.errors import ConfigError
 from moesim.model import DensePart, Gate, MoELayer, Precision
-from moesim.quality import estimate_loss
+from moesim.quality import PUBLISHED, estimate_loss, estimate_losses, layer_delta, loss_mid
 from moesim.quality.laws import fine_grained_loss, joint_loss
 
 #: about 0.25 B active parameters, inside every range with 16 experts, top-1, and 20 B tokens
@@ -68,7 +69,7 @@ def test_the_interval_widens_with_the_distance():
 
 @pytest.mark.parametrize(("change", "delta"), [
     ({"gate": Gate.parse("two_level:4:2")}, 0.008),
-    ({"gate": Gate.parse("group_limited:4:2")}, 0.0028),
+    ({"gate": Gate.parse("group_limited:8:4")}, 0.0028),
     ({"precision": Precision.named("fp8")}, 0.0015),
     ({"capacity_factor": 1.0}, 0.007), ({"capacity_factor": 1.25}, -0.001), ({"capacity_factor": 4.0}, 0.0),
     ({"capacity_factor": 1.125}, 0.003),
@@ -122,3 +123,46 @@ def test_pruning_is_no_free_lunch():
     fewer = joint_loss(15, float(DENSE.active_params(replace(LAYER, num_experts=15))), TOKENS)
     assert pruned.loss - fewer == pytest.approx(math.log(13) / 2, abs=1e-4)
     assert pruned.loss - pruned.low == pytest.approx(math.log(13) / 2 + 0.005, abs=1e-4)
+
+
+def test_arrays_are_the_same_model():
+    """A screening pass of any size, and one candidate at a time: the same numbers."""
+    rng = np.random.default_rng(3)
+    layers = [replace(LAYER, num_experts=int(e), top_k=int(k), expert_intermediate_size=int(w), gate=Gate.parse(g))
+              for e, k, w, g in zip(rng.choice([8, 64, 512, 65536], 40), rng.choice([1, 2, 8], 40),
+                                    rng.choice([64, 512, 2048, 4096], 40), rng.choice(["flat", "two_level:2:2"], 40),
+                                    strict=True) if int(k) <= int(e)]
+    e_eff, active, fine = (np.array(x, dtype=float) for x in zip(*(
+        (x.num_experts / x.top_k, DENSE.active_params(x), DENSE.dense_intermediate_size / x.mean_width)
+        for x in layers), strict=True))
+    band = estimate_losses(e_eff, active, TOKENS, fine)
+    alone = [estimate(x) for x in layers]
+    delta = [layer_delta(x) for x in layers]
+    assert loss_mid(e_eff, active, TOKENS, fine).tolist() == band.loss_N.tolist()
+    for column, name in ((band.loss_N, "nats"), (band.low_N, "low"), (band.high_N, "high")):
+        want = [getattr(x, {"nats": "loss"}.get(name, name)) for x in alone]
+        assert column + [getattr(d, name) for d in delta] == pytest.approx(want, abs=1e-12)
+    assert band.extrapolated_N.tolist() == [any(not t.endswith("figure") for t in x.outside) for x in alone]
+    assert {bool(x) for x in band.extrapolated_N} == {True, False}
+
+
+def test_beyond_the_joint_law_s_experts_the_interval_reaches_the_other_laws():
+    active = float(DENSE.active_params(LAYER))
+    widths = []
+    for experts in (32.0, 33.0, 1e3, 1e4, 1e6):
+        low, mid, high = PUBLISHED.interval(experts, active, TOKENS, 1.0)
+        assert low < mid < high
+        widths.append(high - low)
+    assert widths == sorted(widths)
+    assert widths[0] == pytest.approx(2 * PUBLISHED.base_nats)
+    assert widths[1] < widths[0] + 0.01
+    assert widths[-1] > 0.2
+
+
+def test_two_laws_of_granularity_disagree_where_it_is_fine():
+    """The leverage has a best granularity near 12, the fine-grained law has none: the interval holds both."""
+    active = float(DENSE.active_params(LAYER))
+    ends = [PUBLISHED.interval(8.0, active, TOKENS, g) for g in (8.0, 64.0, 1024.0)]
+    above = [high - mid for _, mid, high in ends]
+    assert above == sorted(above)
+    assert above[2] > 0.1
