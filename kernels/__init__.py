@@ -22,7 +22,8 @@ The path of a token batch, module by module:
 | `profilers` | what `moesim measure` finds here |
 | `cpu_profile` | a device profile of this CPU: `cpu_curves` rates, `cpu_primitives` calls, `cpu_fit` their prices |
 | `gpu_profile` | a device profile of this GPU: `gpu_curves` rates, `gpu_memory` the kernels that stream and gather |
-| `host_fabric` | all-to-alls between the processes or GPUs of this host |
+| `host_fabric` | all-to-alls between the processes or GPUs of this host, which `ranks` starts |
+| `expert_parallel` | a whole layer over the ranks of a group: uneven all-to-all, gradients |
 | `profile_text` | how measured profiles are written |
 | `cpu_layer` | a whole layer on this CPU, timed by phase |
 | `sources`, `cpu_source`, `interpreted`, `scaling` | the measurement sources moesim finds, and what they run |
@@ -55,6 +56,7 @@ _MODULE_OF = {
     "tiny_expert_reference": "tiny_expert",
     "LayerWeights": "weights",
     "moe_layer": "layer",
+    "expert_parallel_layer": "expert_parallel",
     "compile_all": "compile_check",
     "time_expert_phase": "bench",
     "measure_profile": "cpu_profile",

@@ -8,6 +8,7 @@ group, H hidden size.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch.nn.functional import grouped_mm
@@ -72,8 +73,62 @@ def product_key(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tens
     return weights_RK.view(len(x_TH), -1), ids_RP.gather(1, place_RK).view(len(x_TH), -1)
 
 
+class Keys(Protocol):
+    """What scores experts: `moesim_kernels.weights.LayerWeights` has it."""
+
+    fine_EH: torch.Tensor
+    coarse_GH: torch.Tensor | None
+    query_QH: torch.Tensor | None
+    keys_2Sq: torch.Tensor | None
+
+
+def gate_by_torch(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids as `choose` gives them, by the layer's kind of gate.
+
+    Args:
+        x_TH: Tokens in the keys' format, shape (T, H).
+        layer: Sizes and gate.
+        keys: The gate's; logits are float32.
+    """
+    gate, top_k = layer.gate, layer.top_k
+    if gate.kind == "two_level":
+        return _two_level(x_TH, layer, keys)
+    if gate.kind == "product_key":
+        assert keys.query_QH is not None
+        assert keys.keys_2Sq is not None
+        weights_TF, ids_TF = product_key(x_TH, keys.query_QH, keys.keys_2Sq, gate.query_heads,
+                                         -(-top_k // gate.query_heads))
+        if ids_TF.shape[1] == top_k:
+            return weights_TF.div_(gate.query_heads), ids_TF
+        weights_TK, place_TK = _best(weights_TF, top_k)
+        return weights_TK, ids_TF.gather(1, place_TK)
+    logits_TE = (x_TH @ keys.fine_EH.T).float()
+    if gate.kind == "flat":
+        return choose(logits_TE, top_k, gate.score)
+    scores_TGS = _scores(logits_TE, gate.score).view(len(logits_TE), gate.num_expert_groups, -1)
+    best_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(dim=2)
+    kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
+    closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
+    return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
+
+
+def _two_level(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+    gate, top_k = layer.gate, layer.top_k
+    groups, kept = gate.num_expert_groups, gate.num_limited_groups
+    per_group = layer.num_experts // groups
+    assert keys.coarse_GH is not None
+    kept_Tg = choose((x_TH @ keys.coarse_GH.T).float(), kept)[1]
+    order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
+    keys_GHS = keys.fine_EH.view(groups, per_group, -1).transpose(1, 2)
+    rows_PH = x_TH.index_select(0, token_P)
+    fine_PS = torch.empty(len(order_P), per_group, dtype=x_TH.dtype)
+    fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
+    weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), top_k, gate.score)
+    return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
+
+
 class CpuGate:
-    """A gate with random keys.
+    """A gate with random keys, as `Keys`.
 
     Args:
         layer: Sizes and gate; its number formats are not used.
@@ -84,11 +139,11 @@ class CpuGate:
     def __init__(self, layer: MoELayer, dtype: torch.dtype, generator: torch.Generator) -> None:
         self.layer, self.dtype, self.generator = layer, dtype, generator
         gate, hidden = layer.gate, layer.hidden_size
-        coarse = gate.num_expert_groups if gate.kind == "two_level" else 0
-        if product_key := gate.kind == "product_key":
-            self.query_QH = self.normal(gate.query_heads * gate.query_size, hidden)
-            self.keys_2Sq = self.normal(2, math.isqrt(layer.num_experts), gate.query_size // 2)
-        self.keys_EH = self.normal(0 if product_key else coarse + layer.num_experts, hidden)
+        product = gate.kind == "product_key"
+        self.query_QH = self.normal(gate.query_heads * gate.query_size, hidden) if product else None
+        self.keys_2Sq = self.normal(2, math.isqrt(layer.num_experts), gate.query_size // 2) if product else None
+        self.coarse_GH = self.normal(gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
+        self.fine_EH = self.normal(0 if product else layer.num_experts, hidden)
         self.x_TH = torch.empty(0, hidden, dtype=dtype)
 
     def normal(self, *shape: int) -> torch.Tensor:
@@ -96,35 +151,5 @@ class CpuGate:
         return torch.empty(shape, dtype=self.dtype).normal_(0.0, shape[-1]**-0.5, generator=self.generator)
 
     def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and ids as `choose` gives them, by the layer's kind of gate."""
-        gate, top_k = self.layer.gate, self.layer.top_k
-        if gate.kind == "two_level":
-            return self._two_level()
-        if gate.kind == "product_key":
-            weights_TF, ids_TF = product_key(self.x_TH, self.query_QH, self.keys_2Sq, gate.query_heads,
-                                             -(-top_k // gate.query_heads))
-            if ids_TF.shape[1] == top_k:
-                return weights_TF.div_(gate.query_heads), ids_TF
-            weights_TK, place_TK = _best(weights_TF, top_k)
-            return weights_TK, ids_TF.gather(1, place_TK)
-        logits_TE = (self.x_TH @ self.keys_EH.T).float()
-        if gate.kind == "flat":
-            return choose(logits_TE, top_k, gate.score)
-        scores_TGS = _scores(logits_TE, gate.score).view(len(logits_TE), gate.num_expert_groups, -1)
-        best_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(dim=2)
-        kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
-        closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
-        return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
-
-    def _two_level(self) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, top_k = self.layer.gate, self.layer.top_k
-        groups, kept = gate.num_expert_groups, gate.num_limited_groups
-        per_group = self.layer.num_experts // groups
-        kept_Tg = choose((self.x_TH @ self.keys_EH[:groups].T).float(), kept)[1]
-        order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
-        keys_GHS = self.keys_EH[groups:].view(groups, per_group, -1).transpose(1, 2)
-        rows_PH = self.x_TH.index_select(0, token_P)
-        fine_PS = torch.empty(len(order_P), per_group, dtype=self.dtype)
-        fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
-        weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), top_k, gate.score)
-        return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
+        """`gate_by_torch` of its tokens."""
+        return gate_by_torch(self.x_TH, self.layer, self)

@@ -8,19 +8,15 @@ stand beside it. If the ranks do not finish in time they are ended, and the call
 """
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 from moesim_kernels.cpu_fit import fit_start_and_rate, start_and_rate_ratios
 from moesim_kernels.profile_text import held_out, quantity, spread
+from moesim_kernels.ranks import rank_group, run_ranks
 
 from moesim.errors import MeasurementError
 from moesim.units import GB, US
@@ -29,7 +25,6 @@ Array = np.ndarray
 _CALLS, _TIMINGS, _WARM_UP = 4, 16, 2
 _GLOO_BYTES = tuple(1 << exponent for exponent in range(10, 24))
 _NCCL_BYTES = tuple(1 << exponent for exponent in range(10, 28, 2))
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _COUNTS = 0.25  # quantile of the timings that counts
 
 
@@ -81,76 +76,23 @@ def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[s
 
 
 def _run(backend: str, ranks: int, sizes: Sequence[int], timeout_s: float) -> list[AllToAll]:
-    environment = dict(os.environ)
-    if backend == "gloo" and sys.platform in _LOOPBACK:
-        environment |= {"GLOO_SOCKET_IFNAME": _LOOPBACK[sys.platform], "OMP_NUM_THREADS": "1"}
-    until = time.monotonic() + timeout_s
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        processes: list[subprocess.Popen[str]] = []
-        try:
-            for rank in range(ranks):
-                process = subprocess.Popen([sys.executable, "-m", "moesim_kernels.host_fabric"], text=True,
-                                           env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                           stderr=(Path(folder) / f"errors{rank}").open("w"))
-                processes.append(process)
-                assert process.stdin is not None
-                json.dump({"backend": backend, "rank": rank, "ranks": ranks, "sizes": list(sizes),
-                           "meet": str(Path(folder) / "meet"), "timeout_s": timeout_s}, process.stdin)
-                process.stdin.close()
-                process.stdin = None
-            outputs = [_finish(process, until, backend, Path(folder) / f"errors{rank}")
-                       for rank, process in enumerate(processes)]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-                if process.stdout is not None:
-                    process.stdout.close()
-    seconds = np.array([json.loads(output) for output in outputs]).max(axis=0)
+    answers = run_ranks([sys.executable, "-m", "moesim_kernels.host_fabric"], ranks, {"sizes": list(sizes)},
+                        backend=backend, timeout_s=timeout_s)
+    seconds = np.array(answers).max(axis=0)
     return [AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row) for size, row in zip(sizes, seconds, strict=True)]
-
-
-def _finish(process: "subprocess.Popen[str]", until: float, backend: str, errors: Path) -> str:
-    """Output of a rank.
-
-    Raises:
-        MeasurementError: It failed, or time is up.
-    """
-    try:
-        output, _ = process.communicate(timeout=max(until - time.monotonic(), 0.1))
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"{backend}: the all-to-all did not finish in time") from None
-    if process.returncode:
-        last = (errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
-        raise MeasurementError(f"{backend}: {last}")
-    return output
 
 
 def time_rank(task: dict) -> list[list[float]]:
     """What one rank does: seconds per call of each timing of each size.
 
     Args:
-        task: backend, rank, ranks, sizes (bytes per pair), meet (a file all ranks name), timeout_s.
+        task: As `moesim_kernels.ranks.run_ranks` gives it, with sizes (bytes per pair).
     """
     import torch
     import torch.distributed as dist
 
-    rank, ranks = task["rank"], task["ranks"]
-    gpu = task["backend"] == "nccl"
-    device = torch.device(f"cuda:{rank}" if gpu else "cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-        if hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[rank % len(cores)]})
-    dist.init_process_group(task["backend"], init_method=f"file://{task['meet']}", rank=rank, world_size=ranks,
-                            timeout=timedelta(seconds=task["timeout_s"]))
-    try:
-        return [_time_size(size, ranks, device, dist, torch) for size in task["sizes"]]
-    finally:
-        dist.destroy_process_group()
+    with rank_group(task) as device:
+        return [_time_size(size, task["ranks"], device, dist, torch) for size in task["sizes"]]
 
 
 def _time_size(num_bytes: int, ranks: int, device, dist, torch) -> list[float]:

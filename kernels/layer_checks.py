@@ -8,8 +8,14 @@ from moesim_kernels.weights import LayerWeights, shapes
 from moesim.model import MoELayer
 
 
-def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer) -> None:
+def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, local_experts: int | None = None) -> None:
     """Refuse tensors the layer's kernels cannot take.
+
+    Args:
+        x_TH: Tokens.
+        weights: Of the layer.
+        layer: Its sizes.
+        local_experts: Routed experts among the weights, where other ranks hold the others.
 
     Raises:
         ValueError: A shape, format, stride or device that does not fit.
@@ -17,8 +23,11 @@ def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer) -> 
     require_float("x_TH", x_TH)
     if x_TH.ndim != 2 or x_TH.shape[1] != layer.hidden_size:
         raise ValueError(f"x_TH: expected shape (T, {layer.hidden_size}), got {tuple(x_TH.shape)}")
-    given = {name: getattr(weights, name) for name in shapes(layer)}
-    for name, shape in shapes(layer).items():
+    wanted = shapes(layer)
+    if local_experts is not None:
+        wanted |= {name: (local_experts, *wanted[name][1:]) for name in ("w_gate_up", "w_down")}
+    given = {name: getattr(weights, name) for name in wanted}
+    for name, shape in wanted.items():
         found = None if given[name] is None else tuple(given[name].shape)
         if found != shape:
             raise ValueError(f"weights.{name}: expected shape {shape} for this layer, got {found}")

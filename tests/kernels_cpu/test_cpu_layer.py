@@ -87,7 +87,8 @@ def test_gate_is_the_naive_gate(gate):
     case = CpuLayer(layer, ids_of(layer, 25), torch.float32, seed=2)
     weights_TK, ids_TK = case.gate()
     groups, kept = layer.gate.num_expert_groups, layer.gate.num_limited_groups
-    logits_TX = case.x_TH @ case.keys_EH.T
+    keys_XH = [keys for keys in (case.coarse_GH, case.fine_EH) if keys is not None]
+    logits_TX = case.x_TH @ torch.cat(keys_XH).T
     for t in range(25):
         coarse = logits_TX[t, :groups] if layer.gate.kind == "two_level" else None
         fine_GS = logits_TX[t, -12:].view(groups, -1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim_kernels import host_fabric
+from moesim_kernels import ranks
 from moesim_kernels.host_fabric import AllToAll, fabric_lines, fabric_or_why, measure_gloo, measure_nccl
 
 from moesim.errors import MeasurementError
@@ -37,7 +37,7 @@ def test_two_processes_exchange():
 
 
 def test_ranks_that_do_not_finish_are_ended():
-    with pytest.raises(MeasurementError, match=r"^gloo: the all-to-all did not finish in time$"):
+    with pytest.raises(MeasurementError, match=r"^gloo: the ranks did not finish in time$"):
         measure_gloo(timeout_s=0.2)
     assert children() == []
 
@@ -55,7 +55,7 @@ def test_a_rank_that_dies_is_reported(monkeypatch):
     def dies(command, **options):
         return real([sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit('no loopback')"], **options)
 
-    monkeypatch.setattr(host_fabric.subprocess, "Popen", dies)
+    monkeypatch.setattr(ranks.subprocess, "Popen", dies)
     with pytest.raises(MeasurementError, match=r"^gloo: no loopback$"):
         measure_gloo(timeout_s=60.0)
 
