@@ -15,6 +15,7 @@ from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
 from moesim.cli_placement import placement_app
+from moesim.cli_quality import quality_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
@@ -41,6 +42,7 @@ app.command()(cli_check.check)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
+app.add_typer(quality_app, name="quality")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)

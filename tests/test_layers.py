@@ -31,7 +31,7 @@ LAYERS = (
     ("engines",),
     ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine"),
     ("search", "measured", "report"),
-    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_trace"),
+    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_quality", "cli_trace"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 

@@ -1,0 +1,93 @@
+"""A user's measured losses: a CSV file, checked line by line.
+
+Columns ``num_experts``, ``top_k``, ``active_params`` (with embeddings), ``train_tokens``, ``granularity`` (width of a
+dense feed-forward over that of an expert), ``loss`` in nats a token, and, if some count for more, ``weight``. Others
+are ignored. Models should differ in nothing else: their other choices stand as the estimate's deltas.
+"""
+
+import csv
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moesim.errors import ConfigError
+
+COLUMNS = ("num_experts", "top_k", "active_params", "train_tokens", "granularity", "loss")
+#: fewer cannot be left out one by one and leave more than one
+MIN_POINTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Measured losses.
+
+    Attributes:
+        name: File name.
+        digest: Of the file's text.
+        sizes_PV: ndarray of shape (P, 4): E_eff, active parameters, training tokens, granularity.
+        loss_P: ndarray of shape (P,), nats.
+        weight_P: ndarray of shape (P,), mean 1.
+        line_P: Lines in the file.
+    """
+
+    name: str
+    digest: str
+    sizes_PV: np.ndarray
+    loss_P: np.ndarray
+    weight_P: np.ndarray
+    line_P: tuple[int, ...]
+
+
+def read_points(path: str | Path) -> Points:
+    """Read a user's points.
+
+    Raises:
+        ConfigError: No such file, a column missing, or a number that cannot be, by file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name}: expected a CSV file in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    header = [name.strip() for name in reader.fieldnames or ()]
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise ConfigError(f"{path.name}: expected columns {', '.join(COLUMNS)}, without {', '.join(missing)}")
+    reader.fieldnames = header
+    rows = [(*_read(row, f"{path.name}:{reader.line_num}"), reader.line_num) for row in reader
+            if any(isinstance(value, str) and value.strip() for value in row.values())]
+    if len(rows) < MIN_POINTS:
+        raise ConfigError(f"{path.name}: expected at least {MIN_POINTS} points, got {len(rows)}")
+    sizes, losses, weights, lines = zip(*rows, strict=True)
+    weight_P = np.array(weights)
+    return Points(name=path.name, digest=hashlib.sha256(text.encode()).hexdigest()[:12], sizes_PV=np.array(sizes),
+                  loss_P=np.array(losses), weight_P=weight_P / weight_P.mean(), line_P=lines)
+
+
+def _read(row: dict[str, str | None], where: str) -> tuple[tuple[float, float, float, float], float, float]:
+    found = {name: _number(row.get(name), f"{where}: {name}") for name in COLUMNS}
+    for name in ("num_experts", "top_k"):
+        if found[name] % 1 or found[name] < 1:
+            raise ConfigError(f"{where}: {name}: expected an integer >= 1, got {row[name]!r}")
+    if found["top_k"] > found["num_experts"]:
+        raise ConfigError(f"{where}: top_k: expected at most num_experts = {found['num_experts']:g}, "
+                          f"got {row['top_k']!r}")
+    weight = row.get("weight")
+    sizes = (found["num_experts"] / found["top_k"], found["active_params"], found["train_tokens"], found["granularity"])
+    return sizes, found["loss"], _number(weight, f"{where}: weight") if weight and weight.strip() else 1.0
+
+
+def _number(text: str | None, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{where}: expected a number > 0, got {text!r}")
+    return value
