@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from moesim_kernels.layer import LayerWeights, expert_phase
+from moesim_kernels.operands import result_dtype
 from moesim_kernels.runtime import device as kernel_device
 from moesim_kernels.runtime import triton, triton_mode
 from moesim_kernels.tiles import Tile
@@ -94,7 +95,8 @@ def prepare_expert_phase(layer: MoELayer, ids_TK: torch.Tensor, *, seed: int = 0
         raise ValueError(f"ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
     weights = LayerWeights.random(layer, seed, dtype, ids_TK.device)
     generator = torch.Generator(ids_TK.device).manual_seed(seed + 1)
-    x_TH = torch.empty(ids_TK.shape[0], layer.hidden_size, dtype=weights.w_gate_up.dtype, device=ids_TK.device)
+    x_TH = torch.empty(ids_TK.shape[0], layer.hidden_size, dtype=result_dtype(weights.w_gate_up),
+                       device=ids_TK.device)
     x_TH.normal_(generator=generator)
     weights_TK = torch.full(ids_TK.shape, 1.0 / layer.top_k, device=ids_TK.device)
     return lambda: expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile)

@@ -4,21 +4,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from moesim_kernels.fp8 import BLOCK_STEP, SMALLEST, _quantise_blocks_kernel, _quantise_rows_kernel
 from moesim_kernels.gpu_memory import BLOCK, WARPS, _gather_kernel, _stream_kernel
 from moesim_kernels.grouped_down import _combine_kernel
 from moesim_kernels.grouped_linear import _linear_kernel
 from moesim_kernels.grouped_outer import BLOCK_C, BLOCK_N, BLOCK_R, _outer_kernel
 from moesim_kernels.grouped_swiglu import _swiglu_kernel
+from moesim_kernels.operands import LARGEST, SCALE_BLOCK
 from moesim_kernels.plan import _offsets_kernel, _prefix_kernel, _rank_kernel, _scatter_kernel, _tile_map_kernel
 from moesim_kernels.router import MAX_ROW, _route_kernel, route_warps
 from moesim_kernels.runtime import tl
 from moesim_kernels.tiles import LIMITS, Limits, tile_config
 from moesim_kernels.tiny_expert import BLOCK_H, BLOCK_P, _tiny_in_kernel, _tiny_out_kernel
 
-#: formats of the grouped GEMMs: name -> Triton's name and bits
-FORMATS = {"bf16": ("bf16", 16), "f16": ("fp16", 16), "f32": ("fp32", 32)}
-_OPERANDS = {"x_ptr", "a_ptr", "b_ptr", "w_ptr", "y_ptr", "out_ptr"}
-_FLOAT32 = {"logits_ptr", "weights_ptr", "source_ptr", "target_ptr", "act_ptr"}
+#: formats of the grouped GEMMs: name -> Triton's name and bits; the last two with a float32 scale for each block
+FORMATS = {"bf16": ("bf16", 16), "f16": ("fp16", 16), "f32": ("fp32", 32), "fp8": ("fp8e4nv", 8),
+           "fp8_fnuz": ("fp8e4b8", 8)}
+_FP8 = {"fp8": "float8_e4m3fn", "fp8_fnuz": "float8_e4m3fnuz"}
+_PLAIN = ("bf16", "f16", "f32")
+_OPERANDS = {"x_ptr", "a_ptr", "b_ptr", "w_ptr", "y_ptr", "out_ptr", "values_ptr"}
+_FLOAT32 = {"logits_ptr", "weights_ptr", "source_ptr", "target_ptr", "act_ptr", "scales_ptr"}
 # A launch makes sizes of 1 compile-time constants, which not every expression survives.
 _ONES = dict.fromkeys(("num_tokens", "num_experts", "num_groups", "num_limited_groups", "top_k", "max_tiles",
                        "num_elements", "num_rows", "num_columns", "hidden", "width", "inner", "num_pairs",
@@ -63,14 +69,18 @@ class Case:
             return "constexpr"
         if not name.endswith("_ptr"):
             return "i32"
+        if name == "out_ptr" and self.constexprs.get("GATHER"):
+            return "*fp32"
+        if self.dtype in _FP8 and name == ("x_ptr" if "values_ptr" in self.function.arg_names else "out_ptr"):
+            return "*bf16"
         if name in _OPERANDS:
-            float32_logits = name == "out_ptr" and self.constexprs.get("GATHER")
-            return "*fp32" if float32_logits else f"*{FORMATS[self.dtype][0]}"
-        return "*fp32" if name in _FLOAT32 else "*i32"
+            return f"*{FORMATS[self.dtype][0]}"
+        return "*fp32" if name in _FLOAT32 or name.endswith("_scales_ptr") else "*i32"
 
 
 def _dot(dtype: str) -> Any:
-    return {"bf16": tl.bfloat16, "f16": tl.float16, "f32": tl.float32}[dtype]
+    return {"bf16": tl.bfloat16, "f16": tl.float16, "f32": tl.float32, "fp8": tl.float8e4nv,
+            "fp8_fnuz": tl.float8e4b8}[dtype]
 
 
 def _outer(name: str, dtype: str, a_top_k: int, b_top_k: int) -> Case:
@@ -80,20 +90,39 @@ def _outer(name: str, dtype: str, a_top_k: int, b_top_k: int) -> Case:
 
 
 def _gemm(limits: Limits, function: Any, block_m: int, dtype: str, columns: int = 4096, **flags: bool) -> Case:
-    bits = FORMATS[dtype][1]
+    bits, scaled = FORMATS[dtype][1], dtype in _FP8
     accumulators, gathered = 2 if function is _swiglu_kernel else 1, flags.get("GATHER", False)
-    tile = tile_config(block_m, columns, operand_bits=bits, result_bits=32 if gathered else bits,
+    tile = tile_config(block_m, columns, operand_bits=bits, result_bits=32 if gathered else max(bits, 16),
                        num_accumulators=accumulators, limits=limits)
     constexprs = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 4, "TOP_K": 8,
-                  "DOT": _dot(dtype)} | flags
+                  "DOT": _dot(dtype), "SCALED": scaled} | flags
+    if not scaled:
+        constexprs |= dict.fromkeys((name for name in function.arg_names if name.endswith("_scales_ptr")))
     masked = "" if flags.get("EVEN_H") or flags.get("EVEN_K") else " masked"
     return Case(kernel=("swiglu" if accumulators == 2 else "logits" if gathered else "linear") + masked, dtype=dtype,
                 tile=f"{tile.block_m}x{tile.block_n}x{tile.block_k}", function=function, constexprs=constexprs,
-                num_warps=tile.num_warps, num_stages=tile.num_stages)
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+                supported=not scaled or limits.fp8 == _FP8[dtype])
+
+
+def _scaled(limits: Limits) -> Iterator[Case]:
+    for dtype, name in _FP8.items():
+        for block_m in (16, 32, 64, 128):
+            yield _gemm(limits, _swiglu_kernel, block_m, dtype, EVEN_H=True)
+            yield _gemm(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
+        yield _gemm(limits, _swiglu_kernel, 128, dtype, EVEN_H=False)
+        yield _gemm(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
+        numbers = {"LARGEST": LARGEST[getattr(torch, name)], "SMALLEST": SMALLEST}
+        for kernel, function, tile, sizes in (
+                ("quantise rows", _quantise_rows_kernel, "32x128", {"BLOCK_R": 32, "BLOCK_C": SCALE_BLOCK}),
+                ("quantise blocks", _quantise_blocks_kernel, f"{BLOCK_STEP}x128", {"BLOCK": SCALE_BLOCK,
+                                                                                   "STEP": BLOCK_STEP})):
+            yield Case(kernel=kernel, dtype=dtype, tile=tile, function=function, constexprs=numbers | sizes,
+                       supported=limits.fp8 == name)
 
 
 def _gemms(limits: Limits) -> Iterator[Case]:
-    for dtype in FORMATS:
+    for dtype in _PLAIN:
         for block_m in (16, 32, 64, 128):
             yield _gemm(limits, _swiglu_kernel, block_m, dtype, EVEN_H=True)
             yield _gemm(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
@@ -119,7 +148,7 @@ def _gathers() -> Iterator[Case]:
 
 
 def _tiny() -> Iterator[Case]:
-    for dtype in FORMATS:
+    for dtype in _PLAIN:
         # An expert of one neuron makes its width a compile-time constant.
         for width in ({}, {"width": 1}):
             size = " of 1 neuron" if width else ""
@@ -175,5 +204,5 @@ def _smallest(limits: Limits) -> Iterator[Case]:
 def cases(target: str) -> list[Case]:
     """Everything that is compiled for ``target``, one of `LIMITS`; kernel, dtype and tile tell cases apart."""
     limits = LIMITS[target]
-    found = (*_gemms(limits), *_others(), *_smallest(limits))
+    found = (*_gemms(limits), *_scaled(limits), *_others(), *_smallest(limits))
     return list({(case.kernel, case.dtype, case.tile): case for case in found}.values())

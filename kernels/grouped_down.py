@@ -6,34 +6,37 @@ router listed them, with no atomics: the same routing gives the same bits every 
 
 import torch
 from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_reference
+from moesim_kernels.operands import Operand
 from moesim_kernels.plan import Plan
 from moesim_kernels.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
 from moesim_kernels.tiles import Tile
 
 
-def grouped_down(act_PI: torch.Tensor, w_down: torch.Tensor, plan: Plan,
-                 config: Tile | None = None) -> torch.Tensor:
+def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | None = None, *,
+                 out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """Project the activations back to the hidden size.
 
     Args:
-        act_PI: Activations in the plan's order, shape (P, I), contiguous.
-        w_down: Weights in the same format, shape (E, H, I), contiguous.
+        act_PI: Activations in the plan's order, shape (P, I), contiguous; or `BlockScaled` by rows.
+        w_down: Weights in the same format, shape (E, H, I), contiguous; or `BlockScaled`.
         plan: Plan of the routing.
         config: Tile; by default from the mean load. Its block_m gives way to the plan's.
+        out_dtype: Format of the result; by default that of ``act_PI``, bfloat16 for scaled ones.
 
     Returns:
-        Shape (P, H) in the format of ``act_PI``, row p for pair p = t x K + j.
+        Shape (P, H), row p for pair p = t x K + j.
 
     Raises:
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    return grouped_linear(act_PI, w_down, plan, gather=False, config=config)
+    return grouped_linear(act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype)
 
 
-def grouped_down_reference(act_PI: torch.Tensor, w_down: torch.Tensor, plan: Plan) -> torch.Tensor:
+def grouped_down_reference(act_PI: Operand, w_down: Operand, plan: Plan, *,
+                           out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """`grouped_down` in torch."""
-    return grouped_linear_reference(act_PI, w_down, plan, gather=False)
+    return grouped_linear_reference(act_PI, w_down, plan, gather=False, out_dtype=out_dtype)
 
 
 @jit

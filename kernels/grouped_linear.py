@@ -5,15 +5,28 @@ p = t x K + j, so whatever comes next finds a token's results side by side. C is
 """
 
 import torch
+from moesim_kernels.operands import (
+    BlockScaled,
+    Operand,
+    check_operands,
+    float_matrices,
+    float_rows,
+    require_product,
+    result_dtype,
+    scales,
+    tensors,
+    values,
+)
 from moesim_kernels.plan import Plan, program_tile
-from moesim_kernels.runtime import dot_dtype, jit, limits, require_float, require_triton, store_dtype, tl, triton
+from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
 from moesim_kernels.tiles import Tile, tile_bound, tile_config
 
 
 @jit
-def _linear_kernel(a_ptr, w_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr, max_tiles,
-                   inner, width, TOP_K: tl.constexpr, GATHER: tl.constexpr, DOT: tl.constexpr, EVEN_K: tl.constexpr,
-                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
+def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
+                   tile_row_ptr, max_tiles, inner, width, TOP_K: tl.constexpr, GATHER: tl.constexpr,
+                   DOT: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
+                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
     expert, rows, exists, pairs, block_n = program_tile(sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr,
                                                         max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
     if expert < 0:
@@ -23,6 +36,10 @@ def _linear_kernel(a_ptr, w_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_ex
     source = pairs // TOP_K if GATHER else rows
     a_at = a_ptr + source.to(tl.int64)[:, None] * inner + k[None, :]
     w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
+    if SCALED:
+        blocks_k = tl.cdiv(inner, 128)
+        a_scale_at = a_scales_ptr + source.to(tl.int64) * blocks_k
+        w_scale_at = w_scales_ptr + (expert * tl.cdiv(width, 128) + block_n * BLOCK_N // 128) * blocks_k
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
@@ -32,70 +49,78 @@ def _linear_kernel(a_ptr, w_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_ex
             a_mask = exists[:, None] & (k < inner - start)[None, :]
             w_mask = (n < width)[None, :] & (k < inner - start)[:, None]
         a = tl.load(a_at, mask=a_mask, other=0.0).to(DOT)
-        total = tl.dot(a, tl.load(w_at, mask=w_mask, other=0.0).to(DOT), total, input_precision="ieee")
+        w = tl.load(w_at, mask=w_mask, other=0.0).to(DOT)
+        if SCALED:
+            a_scale = tl.load(a_scale_at + start // 128, mask=exists, other=0.0)[:, None]
+            total += tl.dot(a, w) * (a_scale * tl.load(w_scale_at + start // 128))
+        else:
+            total = tl.dot(a, w, total, input_precision="ieee")
         a_at += BLOCK_K
         w_at += BLOCK_K
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :])
 
 
-def _check(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, gather: bool) -> None:
-    require_float("a", a)
+def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
+    check_operands("a", a, "w_ENC", w_ENC)
     rows = plan.num_rows // plan.top_k if gather else plan.num_rows
-    if a.ndim != 2 or w_ENC.ndim != 3 or w_ENC.shape[0] != plan.num_experts or w_ENC.shape[2] != a.shape[1]:
+    shape, w_shape = tuple(values(a).shape), tuple(values(w_ENC).shape)
+    if len(shape) != 2 or len(w_shape) != 3 or w_shape[0] != plan.num_experts or w_shape[2] != shape[1]:
         raise ValueError(f"expected a of shape (rows, C) and w_ENC of shape (E = {plan.num_experts}, N, C), got "
-                         f"{tuple(a.shape)} and {tuple(w_ENC.shape)}")
-    if a.dtype != w_ENC.dtype:
-        raise ValueError(f"w_ENC: expected {a.dtype} as a, got {w_ENC.dtype}")
-    if a.shape[0] != rows:
-        raise ValueError(f"a: expected {rows} rows as the plan, got {a.shape[0]}")
+                         f"{shape} and {w_shape}")
+    if shape[0] != rows:
+        raise ValueError(f"a: expected {rows} rows as the plan, got {shape[0]}")
 
 
-def grouped_linear(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: bool,
-                   out_dtype: torch.dtype | None = None, config: Tile | None = None) -> torch.Tensor:
+def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None,
+                   config: Tile | None = None) -> torch.Tensor:
     """Multiply every row with its expert's matrix, accumulating in float32.
 
     Args:
-        a: bfloat16, float16 or float32, contiguous; tokens of shape (T, C) if ``gather``, else rows in the plan's order
-            of shape (P, C).
-        w_ENC: Matrices in the same format, shape (E, N, C), contiguous.
+        a: bfloat16, float16 or float32, contiguous, or `BlockScaled` by rows; tokens of shape (T, C) if ``gather``,
+            else rows in the plan's order of shape (P, C).
+        w_ENC: Matrices in the same format, shape (E, N, C), contiguous, or `BlockScaled`.
         plan: Plan of the routing.
         gather: Whether row r's operand is the token of pair ``sorted_pairs[r]``.
-        out_dtype: Format of the result; by default that of ``a``.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's.
+        out_dtype: Format of the result; by default that of ``a``, bfloat16 for scaled operands.
+        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
+            operands.
 
     Returns:
         Shape (P, N), row p for pair p.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
+        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not multiply.
         RuntimeError: No Triton to launch with.
     """
     _check(a, w_ENC, plan, gather)
-    require_triton(a, w_ENC, plan.sorted_pairs)
-    (_, width, inner), out_dtype = w_ENC.shape, out_dtype or a.dtype
-    out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=a.device)
-    if plan.num_rows:
-        tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=a.element_size() * 8,
+    require_triton(*tensors(a, w_ENC), plan.sorted_pairs)
+    rows, w, out_dtype = values(a), values(w_ENC), out_dtype or result_dtype(a)
+    _, width, inner = w.shape
+    out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=rows.device)
+    if out_PN.numel():
+        tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=rows.element_size() * 8,
                                      result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, limits=limits())
+        require_product(a, tile)
         _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
-            a, w_ENC, out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert, plan.tile_row,
-            plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(a.dtype),
-            EVEN_K=inner % tile.block_k == 0, BLOCK_M=plan.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            GROUP_M=tile.group_m, num_warps=tile.num_warps, num_stages=tile.num_stages)
+            rows, scales(a), w, scales(w_ENC), out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert,
+            plan.tile_row, plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(rows.dtype),
+            SCALED=isinstance(a, BlockScaled), EVEN_K=inner % tile.block_k == 0, BLOCK_M=plan.block_m,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
+            num_stages=tile.num_stages)
     return out_PN.to(out_dtype)
 
 
-def grouped_linear_reference(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: bool,
+def grouped_linear_reference(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool,
                              out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """`grouped_linear` in torch: float32 products of the stored numbers, expert by expert, rounded once."""
     _check(a, w_ENC, plan, gather)
-    pairs = plan.sorted_pairs.long()
-    rows = (a[pairs // plan.top_k] if gather else a).float()
-    parts = [r @ w.float().T for r, w in zip(rows.split(plan.expert_offsets_E1.diff().tolist()), w_ENC, strict=True)]
-    out_PN = torch.empty(plan.num_rows, w_ENC.shape[1], device=a.device)
-    out_PN[pairs] = torch.cat(parts)
-    return out_PN.to(out_dtype or a.dtype)
+    pairs, rows = plan.sorted_pairs.long(), float_rows(a)
+    parts = zip((rows[pairs // plan.top_k] if gather else rows).split(plan.expert_offsets_E1.diff().tolist()),
+                float_matrices(w_ENC), strict=True)
+    out_PN = torch.empty(plan.num_rows, values(w_ENC).shape[1], device=rows.device)
+    out_PN[pairs] = torch.cat([part @ w.T for part, w in parts])
+    return out_PN.to(out_dtype or result_dtype(a))
 
 
 def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:

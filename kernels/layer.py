@@ -1,19 +1,23 @@
 """One MoE layer through the kernels, and the same layer in torch.
 
 Gate, plan, routed experts with SwiGLU, combine, shared experts; no token dropped. Capacity limits, plain two-matrix
-experts, different widths and 8-bit formats are not computed: they are refused.
+experts and different widths are not computed: they are refused. With block-scaled weights, tokens and activations are
+quantised on the way (`moesim_kernels.fp8`), forward only.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from moesim_kernels.expert_grad import experts, gate_weights
+from moesim_kernels.fp8 import quantise_rows, quantise_rows_reference
 from moesim_kernels.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
 from moesim_kernels.grouped_linear import dense_plan, gate_logits
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
 from moesim_kernels.layer_checks import check_numbers, check_routing, check_shapes
-from moesim_kernels.plan import make_plan, make_plan_reference
+from moesim_kernels.operands import BlockScaled, Operand, tensors, values
+from moesim_kernels.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
 from moesim_kernels.router import route, route_reference
 from moesim_kernels.tiles import Tile, tile_config
@@ -77,13 +81,24 @@ def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
     return route_reference(logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
 
 
-def _trained(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def trained(*operands: Operand | None) -> bool:
+    """Whether one of these asks for a gradient.
+
+    Raises:
+        ValueError: One does, and another is block-scaled, which has no gradients.
+    """
+    given = [operand for operand in operands if operand is not None]
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors(*given)):
+        return False
+    if any(isinstance(operand, BlockScaled) for operand in given):
+        raise ValueError("expected experts of 16 bits or more for training: block-scaled ones have no gradients; "
+                         "call it under torch.no_grad()")
+    return True
 
 
 def _with_gradient(weights_TK: torch.Tensor, x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
                    ids_TK: torch.Tensor) -> torch.Tensor:
-    if _trained(x_TH, weights.fine_EH, weights.query_QH, weights.keys_2Sq):
+    if trained(x_TH, weights.fine_EH, weights.query_QH, weights.keys_2Sq):
         return gate_weights(x_TH, gate, weights, ids_TK)
     return weights_TK
 
@@ -107,21 +122,38 @@ def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Ten
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    num_experts = weights.w_gate_up.shape[0]
+    num_experts = values(weights.w_gate_up).shape[0]
     block_m = (swiglu_tile or tile_config(ids_TK.numel() / num_experts, 1)).block_m
     plan = make_plan(ids_TK, num_experts, block_m)
-    if _trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
+    if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
-    act_PI = grouped_swiglu(x_TH, weights.w_gate_up, plan, swiglu_tile)
-    return combine(grouped_down(act_PI, weights.w_down, plan, down_tile), weights_TK)
+    return combine(_feed_forward(x_TH, weights.w_gate_up, weights.w_down, plan, swiglu_tile, down_tile), weights_TK)
+
+
+def _feed_forward(x_TH: torch.Tensor, gate_up: Operand, down: Operand, plan: Plan, swiglu_tile: Tile | None = None,
+                  down_tile: Tile | None = None) -> torch.Tensor:
+    x, dtype = _operand(x_TH, gate_up, quantise_rows), x_TH.dtype
+    act_PI = grouped_swiglu(x, gate_up, plan, swiglu_tile, out_dtype=dtype)
+    return grouped_down(_operand(act_PI, down, quantise_rows), down, plan, down_tile, out_dtype=dtype)
+
+
+def _feed_forward_reference(x_TH: torch.Tensor, gate_up: Operand, down: Operand, plan: Plan) -> torch.Tensor:
+    x, dtype = _operand(x_TH, gate_up, quantise_rows_reference), x_TH.dtype
+    act_PI = grouped_swiglu_reference(x, gate_up, plan, out_dtype=dtype)
+    return grouped_down_reference(_operand(act_PI, down, quantise_rows_reference), down, plan, out_dtype=dtype)
+
+
+def _operand(rows: torch.Tensor, weights: Operand,
+             quantise: Callable[[torch.Tensor, torch.dtype], BlockScaled]) -> Operand:
+    """Rows in the format of the weights they meet."""
+    return quantise(rows, weights.values.dtype) if isinstance(weights, BlockScaled) else rows
 
 
 def expert_phase_reference(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor,
                            weights: LayerWeights) -> torch.Tensor:
     """`expert_phase` in torch: float32 inside, rounded to the format of ``x_TH`` where the kernels store."""
-    plan = make_plan_reference(ids_TK, weights.w_gate_up.shape[0], block_m=16)
-    act_PI = grouped_swiglu_reference(x_TH, weights.w_gate_up, plan)
-    return combine_reference(grouped_down_reference(act_PI, weights.w_down, plan), weights_TK)
+    plan = make_plan_reference(ids_TK, values(weights.w_gate_up).shape[0], block_m=16)
+    return combine_reference(_feed_forward_reference(x_TH, weights.w_gate_up, weights.w_down, plan), weights_TK)
 
 
 def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
@@ -139,17 +171,16 @@ def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         RuntimeError: No Triton to launch with.
     """
     plan = dense_plan(len(x_TH), tile_config(len(x_TH), 1).block_m, x_TH.device)
-    if _trained(x_TH, weights.shared_gate_up, weights.shared_down):
+    if trained(x_TH, weights.shared_gate_up, weights.shared_down):
         ones_T1 = torch.ones(len(x_TH), 1, device=x_TH.device)
         return experts(x_TH, ones_T1, weights.shared_gate_up, weights.shared_down, plan)
-    return grouped_down(grouped_swiglu(x_TH, weights.shared_gate_up, plan), weights.shared_down, plan)
+    return _feed_forward(x_TH, weights.shared_gate_up, weights.shared_down, plan)
 
 
 def shared_experts_reference(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """`shared_experts` in torch."""
     plan = dense_plan(len(x_TH), 16, x_TH.device)
-    return grouped_down_reference(grouped_swiglu_reference(x_TH, weights.shared_gate_up, plan), weights.shared_down,
-                                  plan)
+    return _feed_forward_reference(x_TH, weights.shared_gate_up, weights.shared_down, plan)
 
 
 def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,

@@ -1,9 +1,10 @@
 """What is refused before a layer's kernels are launched."""
 
 import torch
+from moesim_kernels.operands import BlockScaled, Operand, check_scaled, tensors, values
 from moesim_kernels.plan import check_ids
 from moesim_kernels.runtime import require_float
-from moesim_kernels.weights import LayerWeights, shapes
+from moesim_kernels.weights import EXPERTS, LayerWeights, shapes
 
 from moesim.model import MoELayer
 
@@ -23,27 +24,37 @@ def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, loc
     require_float("x_TH", x_TH)
     if x_TH.ndim != 2 or x_TH.shape[1] != layer.hidden_size:
         raise ValueError(f"x_TH: expected shape (T, {layer.hidden_size}), got {tuple(x_TH.shape)}")
+    _check_tensor("x_TH", x_TH, x_TH)
     wanted = shapes(layer)
     if local_experts is not None:
         wanted |= {name: (local_experts, *wanted[name][1:]) for name in ("w_gate_up", "w_down")}
-    given = {name: getattr(weights, name) for name in wanted}
     for name, shape in wanted.items():
-        found = None if given[name] is None else tuple(given[name].shape)
+        operand: Operand | None = getattr(weights, name)
+        found = None if operand is None else tuple(values(operand).shape)
         if found != shape:
             raise ValueError(f"weights.{name}: expected shape {shape} for this layer, got {found}")
-    for name, tensor in {"x_TH": x_TH, **{f"weights.{name}": t for name, t in given.items()}}.items():
-        if tensor is None:
-            continue
-        require_float(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-        if tensor.device != x_TH.device:
-            raise ValueError(f"{name}: expected {x_TH.device} as x_TH, got {tensor.device}")
-        experts = name.startswith(("weights.w_", "weights.shared"))
-        want = x_TH.dtype if experts else weights.fine_EH.dtype
-        if name != "x_TH" and tensor.dtype != want:
-            raise ValueError(f"{name}: expected {want} as {'x_TH' if experts else 'weights.fine_EH'}, "
-                             f"got {tensor.dtype}")
+    for name in wanted:
+        if (operand := getattr(weights, name)) is not None:
+            _check_weight(name, operand, x_TH, weights)
+
+
+def _check_weight(name: str, operand: Operand, x_TH: torch.Tensor, weights: LayerWeights) -> None:
+    for tensor in tensors(operand):
+        _check_tensor(f"weights.{name}", tensor, x_TH)
+    if name in EXPERTS and isinstance(weights.w_gate_up, BlockScaled):
+        check_scaled(f"weights.{name}", operand, 3)
+        return
+    require_float(f"weights.{name}", values(operand))
+    like, want = ("x_TH", x_TH) if name in EXPERTS else ("weights.fine_EH", weights.fine_EH)
+    if values(operand).dtype != want.dtype:
+        raise ValueError(f"weights.{name}: expected {want.dtype} as {like}, got {values(operand).dtype}")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, x_TH: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    if tensor.device != x_TH.device:
+        raise ValueError(f"{name}: expected {x_TH.device} as x_TH, got {tensor.device}")
 
 
 def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:

@@ -6,7 +6,8 @@ on macOS, where no triton package exists. The kernels' modules import in all thr
 
 Two facts about the interpreter shape the kernels. It keeps a bfloat16 number as its 16 bits and computes with those as
 integers, without an error: operands are cast to float32 right after the load (`dot_dtype`). And its cast from float32
-to bfloat16 truncates instead of rounding: there kernels store float32 and torch rounds (`store_dtype`).
+to bfloat16 truncates instead of rounding, that to 8 bits does not round ties to even: there kernels store float32 and
+torch rounds (`store_dtype`).
 """
 
 from functools import cache
@@ -106,15 +107,21 @@ def require_float(name: str, tensor: torch.Tensor) -> None:
 
 
 def dot_dtype(dtype: torch.dtype) -> Any:
-    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own, but float32 for interpreted bfloat16."""
-    if dtype == torch.bfloat16 and _INTERPRETED:
+    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own; float32 for interpreted bfloat16 and fp8."""
+    if _INTERPRETED and store_dtype(dtype) == torch.float32:
         return tl.float32
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32,
+            torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e4m3fnuz: tl.float8e4b8}[dtype]
 
 
 def store_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted bfloat16."""
-    return torch.float32 if dtype == torch.bfloat16 and _INTERPRETED else dtype
+    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted bfloat16 and fp8."""
+    return torch.float32 if _INTERPRETED and (dtype == torch.bfloat16 or dtype.itemsize == 1) else dtype
+
+
+def fp8_dtype() -> torch.dtype:
+    """The 8-bit format operands are made in here: the active GPU's where it has one, else OCP e4m3."""
+    return getattr(torch, limits().fp8 or "float8_e4m3fn") if triton_mode() == "gpu" else torch.float8_e4m3fn
 
 
 def tile_rows(num_rows: int, row_elements: int) -> int:
@@ -140,4 +147,5 @@ def _gpu_limits(index: int) -> Limits:
     if name in LIMITS:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048)
+    fp8 = "float8_e4m3fn" if target.backend == "cuda" and target.arch >= 89 else ""
+    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8)

@@ -21,21 +21,24 @@ class Limits:
         elements_per_warp: Accumulator elements a warp holds without spilling: 4,096 where the matrix unit reads its
             operands from shared memory (Hopper, Blackwell data centre) or a wave has 64 lanes (AMD), else 2,048.
             `moesim_kernels.compile_check` holds every default tile to it.
+        fp8: The 8-bit format its matrix units multiply, as torch names it; "" without one.
     """
 
     shared_bytes: int
     elements_per_warp: int
+    fp8: str = "float8_e4m3fn"
 
 
 #: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum shared memory per
-#: thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS of a compute unit.
+#: thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS of a compute unit. 8-bit formats: PTX
+#: ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA instructions (CDNA 3 has the fnuz encoding alone).
 LIMITS = {
-    "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048),
+    "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8=""),
     "sm_89": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
     "sm_90": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
     "sm_100": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
     "sm_120": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
-    "gfx942": Limits(shared_bytes=64 * 1024, elements_per_warp=4096),
+    "gfx942": Limits(shared_bytes=64 * 1024, elements_per_warp=4096, fp8="float8_e4m3fnuz"),
     "gfx950": Limits(shared_bytes=160 * 1024, elements_per_warp=4096),
 }
 
@@ -96,9 +99,9 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
         limits: What the GPU gives a program; by default an A100's.
 
     Returns:
-        block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is at most 256, less
-        where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache line; stages fill the shared
-        memory, up to 4.
+        block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is at most 256 (64 or
+        128 for 8-bit operands), less where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache line;
+        stages fill the shared memory, up to 4.
 
     Raises:
         ValueError: A width or a size below 1.
@@ -110,9 +113,11 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
     # float32 products run on the vector units and need registers for the operands too, which fewer threads have
     # more of; float32 results need more addresses than fit beside a full accumulator.
     most_warps = 4 if operand_bits >= 32 and num_accumulators > 1 else 8
+    # 8-bit products wait beside the accumulator for their scales.
     most = 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096
-    elements_per_warp = min(limits.elements_per_warp, most)
-    widest = min(256, most_warps * elements_per_warp // block_m) // num_accumulators
+    elements_per_warp = min(limits.elements_per_warp // (2 if operand_bits <= 8 else 1), most)
+    widest = limits.elements_per_warp // 32 if operand_bits <= 8 else 256
+    widest = min(widest, most_warps * elements_per_warp // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
     block_k = max(1024 // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8

@@ -4,9 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.fp8 import quantise_blocks_reference
+from moesim_kernels.operands import SCALE_BLOCK, Operand
+from moesim_kernels.runtime import fp8_dtype
 
 from moesim.errors import ConfigError
-from moesim.model import Gate, MoELayer
+from moesim.model import Gate, MoELayer, Precision
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -36,16 +39,18 @@ class LayerWeights:
         shared_down: Its down projection, shape (1, H, n I); None without any.
         w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
         w_down: Down projections, shape (E, H, I).
+
+    The experts' four are plain tensors, or all `BlockScaled`: then tokens and activations are quantised on the way.
     """
 
     fine_EH: torch.Tensor
     coarse_GH: torch.Tensor | None
-    w_gate_up: torch.Tensor
-    w_down: torch.Tensor
+    w_gate_up: Operand
+    w_down: Operand
     query_QH: torch.Tensor | None = None
     keys_2Sq: torch.Tensor | None = None
-    shared_gate_up: torch.Tensor | None = None
-    shared_down: torch.Tensor | None = None
+    shared_gate_up: Operand | None = None
+    shared_down: Operand | None = None
 
     @classmethod
     def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
@@ -55,25 +60,46 @@ class LayerWeights:
         Args:
             layer: Sizes, gate and formats.
             seed: Of a generator on ``device``; the same numbers on every machine with the same kind of device.
-            dtype: Format of the experts; by default the layer's.
+            dtype: Format of the experts; by default the layer's, block-scaled 8-bit floats included.
             device: Where the weights live.
 
         Raises:
             ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of different widths, a
-                two-level or product-key gate with sigmoid, heads that do not divide top_k, or an 8-bit format.
+                two-level or product-key gate with sigmoid, heads that do not divide top_k, or a format they lack.
         """
         check_layer(layer)
-        dtype, gate_dtype = dtype or torch_dtype(layer.precision.weights), torch_dtype(layer.gate.precision)
-        generator = torch.Generator(device).manual_seed(seed)
+        scaled = dtype is None and is_block_scaled(layer.precision)
+        dtype = dtype or (torch.float32 if scaled else torch_dtype(layer.precision.weights))
+        gate_dtype, generator = torch_dtype(layer.gate.precision), torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, shape[-1]**-0.5, generator=generator)
 
-        return cls(**{name: None if shape is None else normal(*shape, dtype=dtype if name in _EXPERTS else gate_dtype)
-                      for name, shape in shapes(layer).items()})
+        drawn = {name: None if shape is None else normal(*shape, dtype=dtype if name in EXPERTS else gate_dtype)
+                 for name, shape in shapes(layer).items()}
+        if scaled:
+            drawn |= {name: quantise_blocks_reference(drawn[name], fp8_dtype()) for name in EXPERTS
+                      if drawn[name] is not None}
+        return cls(**drawn)
 
 
-_EXPERTS = ("w_gate_up", "w_down", "shared_gate_up", "shared_down")
+#: weights in the experts' format
+EXPERTS = ("w_gate_up", "w_down", "shared_gate_up", "shared_down")
+
+
+def is_block_scaled(precision: Precision) -> bool:
+    """Whether the experts multiply 8-bit numbers with a scale for each block.
+
+    Raises:
+        ConfigError: 8-bit weights in another way than the kernels': with wider tokens, or blocks of another size.
+    """
+    if precision.weights != "float8_e4m3":
+        return False
+    if precision.activations != "float8_e4m3" or precision.scale_block != SCALE_BLOCK:
+        raise ConfigError("precision: expected activations float8_e4m3 and scale_block "
+                          f"{SCALE_BLOCK} beside weights float8_e4m3 for the Triton kernels, got activations "
+                          f"{precision.activations} and scale_block {precision.scale_block}")
+    return True
 
 
 def shapes(layer: MoELayer) -> dict[str, tuple[int, ...] | None]:

@@ -106,7 +106,7 @@ def test_random_weights_follow_layer_and_seed():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"gated": False}, "gated = true"), ({"capacity_factor": 1.25}, "no capacity_factor"),
-    ({"precision": Precision.named("fp8")}, "got 'float8_e4m3'"),
+    ({"precision": Precision.named("int8")}, "got 'int8'"),
     ({"gate": "product_key:4:8"}, "gate.query_heads: expected a divisor of top_k = 2"),
     ({"width": (16, 16, 16, 32)}, "expected one width"),
 ])
