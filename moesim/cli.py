@@ -54,7 +54,7 @@ def run_command(command: Callable[[], object]) -> None:
         command()
     except MoesimError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None

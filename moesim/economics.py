@@ -14,9 +14,8 @@ Shape legend: the times and utilisations may be arrays of many candidates on one
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from moesim import configfile
@@ -26,7 +25,6 @@ from moesim.hardware import Profile
 from moesim.topology import Cluster
 from moesim.what_if import DEVICE_KEYS
 
-Value = TypeVar("Value", float, np.ndarray)
 #: device number -> (part that pays for it, how much of that part is in proportion to it)
 _PART_OF = {"num_sms": ("compute", 1.0), "bf16_tflops": ("compute", 1.0), "l2_mib": ("compute", 0.1),
             "hbm_gb_per_s": ("memory_bandwidth", 1.0), "hbm_gib": ("memory_capacity", 1.0)}
@@ -89,23 +87,41 @@ class Economics:
     file: EconomicsFile
     digest: str
 
+    def unknown_price(self, cluster: Cluster) -> str | None:
+        """Which price is missing and where to write it; None if all are there."""
+        known = self.file.price.usd_per_device_hour
+        missing = [profile.name for profile, _ in cluster.groups if profile.name not in known]
+        return f"price.usd_per_device_hour: expected a price of {missing[0]}, got none" if missing else None
+
+    def unknown_power(self, cluster: Cluster) -> str | None:
+        """Which rated power is missing and where to write it; None if all are there."""
+        missing = [profile.name for profile, _ in cluster.groups if self._rated_w(profile) is None]
+        return (f"power.device_watt: expected the rated power of {missing[0]}, whose profile states none, got none"
+                if missing else None)
+
+    def _rated_w(self, profile: Profile) -> float | None:
+        stated = self.file.power.device_watt.get(profile.name)
+        return profile.power_w or (stated.value if stated else None)
+
+    def _require(self, missing: str | None) -> None:
+        if missing is not None:
+            raise ConfigError(f"economics {self.name}: {missing}; write a file that has it and name it as economics")
+
     def usd_per_hour(self, cluster: Cluster) -> float:
         """Price of an hour of a whole cluster.
 
         Raises:
             ConfigError: A device without a price in the file.
         """
+        self._require(self.unknown_price(cluster))
         prices, shares = self.file.price, self.file.price.shares
         total = 0.0
         for profile, count in cluster.groups:
-            if profile.name not in prices.usd_per_device_hour:
-                raise ConfigError(f"economics {self.name}: price.usd_per_device_hour: expected a price of "
-                                  f"{profile.name}, got none; write a file with one and name it by --economics")
             total += count * prices.usd_per_device_hour[profile.name].value * _scaled(shares, cluster, profile)
         nics = cluster.num_devices * prices.nic_usd_per_hour.value if cluster.nic_bytes_per_s else 0.0
         return total + nics * _growth(cluster, "nic_gb_per_s")
 
-    def watts(self, cluster: Cluster, utilisation: dict[str, Value]) -> Value | float:
+    def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
         """Mean power of a whole cluster while it runs.
 
         Args:
@@ -115,20 +131,15 @@ class Economics:
         Raises:
             ConfigError: A device of unknown rated power.
         """
+        self._require(self.unknown_power(cluster))
         power = self.file.power
         compute, memory = utilisation.get("sm", 0.0), utilisation.get("hbm", 0.0)
         links = _mean([utilisation[kind] for kind in ("egress", "ingress", "link") if kind in utilisation])
         nics = _mean([utilisation[kind] for kind in ("nic_out", "nic_in") if kind in utilisation])
         shares = power.shares
-        total: Value | float = 0.0
+        total: Any = 0.0
         for profile, count in cluster.groups:
-            rated = profile.power_w
-            if rated is None and profile.name in power.device_watt:
-                rated = power.device_watt[profile.name].value
-            if rated is None:
-                raise ConfigError(f"economics {self.name}: power.device_watt: expected the rated power of "
-                                  f"{profile.name}, whose profile states none; write a file with it and name it by "
-                                  "--economics")
+            rated = self._rated_w(profile) or 0.0
             sizes = _sizes(cluster, profile)
             idle = shares.fixed + shares.memory_capacity * sizes["memory_capacity"]
             busy = (shares.compute * sizes["compute"] * compute + shares.links * sizes["links"] * links
@@ -139,7 +150,7 @@ class Economics:
         return total * power.host_factor.value * power.pue.value
 
 
-def _mean(values: list) -> float | np.ndarray:
+def _mean(values: list) -> Any:
     return sum(values) / len(values) if values else 0.0
 
 

@@ -9,7 +9,13 @@ from difflib import get_close_matches
 
 
 class MoesimError(ValueError):
-    """Base of all errors meant for a user: the text is one line and says what to change."""
+    """Base of all errors meant for a user: the text is one line and says what to change.
+
+    Attributes:
+        exit_code: What the command line ends with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(MoesimError):
@@ -38,3 +44,9 @@ class CapacityError(MoesimError):
 
 class MeasurementError(MoesimError):
     """A measurement source cannot do what was asked here, and why."""
+
+
+class UnreachableError(MoesimError):
+    """A server that cannot be reached, such as a scheduler or a database: its address without a password."""
+
+    exit_code = 3

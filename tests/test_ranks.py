@@ -82,8 +82,9 @@ def test_every_strategy_is_a_choice_of_a_search():
                   expert_intermediate_size=[1024], placement=names, num_replicas=[8])
     replicas = []
     for name in names:
-        candidate = space.decode({key: choices[0] for key, choices in space.choices().items()} | {"placement": name})
-        assert simulate(candidate, load_cluster("hgx-h100-8"), WORK, must_fit=False).layer_time_s > 0
+        point = {key: choices[0] for key, choices in space.choices().items()} | {"placement": name}
+        candidate, cluster = space.decode(point, load_cluster("hgx-h100-8"))
+        assert simulate(candidate, cluster, WORK, must_fit=False).layer_time_s > 0
         replicas.append(candidate.num_replicas)
     assert replicas == [0, 0, 8, 8, 8, 8, 8]
     with pytest.raises(ConfigError, match="placement: eplb takes no number"):

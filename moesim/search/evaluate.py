@@ -1,26 +1,24 @@
-"""One point of a space: its objectives, its constraint, and its row. A pure function of its arguments."""
+"""One point of a space: its objectives, its constraints, and its row. A pure function of its arguments."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 from moesim.candidate import Workload
-from moesim.errors import ConfigError, MoesimError, UnknownNameError
+from moesim.economics import Economics, load_economics
+from moesim.errors import MoesimError
 from moesim.quality import estimate_loss
 from moesim.result import RESULT_COLUMNS
+from moesim.search.objectives import Constraint, priced
 from moesim.search.space import Space
-from moesim.simulate import memory_of, simulate
+from moesim.simulate import memory_of, simulate, usable_bytes
 from moesim.topology import Cluster
 from moesim.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION
 
-#: objective -> direction
-OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
-    "loss": "minimize",
-    "layer_tokens_per_s_per_device": "maximize",
-    "layer_time_us": "minimize",
-    "peak_memory_gib": "minimize",
-}
+#: the constraint that always holds
+MEMORY = "memory_over_gib"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,57 +27,70 @@ class Evaluation:
 
     Attributes:
         row: Flat row for trials.csv: the simulation's and the loss's columns; without a candidate, where it came from.
-        memory_over_gib: GiB over (> 0) or under (<= 0) the device's memory: the constraint.
-        reason: Why there is no such candidate; empty where there is.
+        violations: Constraint -> by how much it is broken, <= 0 where it is kept: GiB over the device's memory, and
+            shares of their bounds.
+        reason: Why there is no such candidate, or why its evaluation failed; empty where there is a result.
+        failed: Whether the evaluation broke: a defect or a lost worker, not a finding.
     """
 
     row: dict[str, Any]
-    memory_over_gib: float
-    reason: str
+    violations: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    failed: bool = False
 
     def values(self, objectives: list[str]) -> list[float]:
         """Values of the objectives, in order."""
         return [float(self.row[name]) for name in objectives]
 
 
-def check_objectives(objectives: list[str]) -> None:
-    """Refuse unknown objectives.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """What points are evaluated on.
 
-    Raises:
-        ConfigError: None at all.
-        UnknownNameError: With the near matches.
+    Attributes:
+        space: What may vary.
+        cluster: Hardware.
+        workload: Tokens and routing.
+        objectives: Names.
+        constraints: Beside memory.
+        economics: Cost and power model.
+        engine: Of the search.
     """
-    if not objectives:
-        raise ConfigError(f"study: expected at least one objective of {', '.join(OBJECTIVES)}, got none")
-    for name in objectives:
-        if name not in OBJECTIVES:
-            raise UnknownNameError("objective", name, OBJECTIVES)
 
+    space: Space
+    cluster: Cluster
+    workload: Workload
+    objectives: list[str]
+    constraints: tuple[Constraint, ...] = ()
+    economics: Economics = field(default_factory=load_economics)
+    engine: str = "flow"
 
-def evaluate(
-    space: Space, cluster: Cluster, workload: Workload, params: dict[str, Any], engine: str = "flow"
-) -> Evaluation:
-    """Simulate a point and estimate its loss.
+    def evaluate(self, params: dict[str, Any]) -> Evaluation:
+        """Simulate a point, estimate its loss, its power and its price.
 
-    A point whose choices do not go together has a reason instead of a row: that is a finding, not an error.
-    """
-    try:
-        candidate = space.decode(params)
-        result = simulate(candidate, cluster, workload, engine=engine, must_fit=False)
-    except MoesimError as error:
-        row = dict.fromkeys(RESULT_COLUMNS) | {
-            "cluster": cluster.name,
-            "evidence": "simulated",
-            "calibration": "none",
-            "engine": engine,
-            "seed": workload.seed,
-            "version": VERSION,
-            "profile_hash": basis_digest(cluster),
-        }
-        return Evaluation(row=row, memory_over_gib=0.0, reason=str(error))
-    loss = estimate_loss(candidate.layer, space.dense(), train_tokens=space.train_tokens, train_flops=space.train_flops)
-    memory = memory_of(candidate, cluster, workload)
-    assert memory is not None
-    over = (memory[0].total_bytes - cluster.profile.usable_bytes) / GIB
-    row = result.row() | loss.row()
-    return Evaluation(row=row, memory_over_gib=over, reason="")
+        A point whose choices do not go together has a reason instead of a result: that is a finding, not an error.
+        """
+        cluster, workload = self.cluster, self.workload
+        try:
+            candidate, cluster = self.space.decode(params, cluster)
+            result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
+        except MoesimError as error:
+            return Evaluation(row=self.blank_row(cluster), reason=str(error))
+        loss = estimate_loss(candidate.layer, self.space.dense(), train_tokens=self.space.train_tokens,
+                             train_flops=self.space.train_flops)
+        need = memory_of(candidate, cluster, workload)
+        assert need is not None
+        row = result.row() | loss.row() | priced(
+            self.economics, cluster, result.layer_time_s, workload.num_tokens_per_device * cluster.num_devices,
+            result.mean_utilisation)
+        violations = {MEMORY: float(need[0].total_bytes - usable_bytes(cluster)[need[1]]) / GIB}
+        for constraint in self.constraints:
+            value = row[constraint.name]
+            violations[str(constraint)] = float(constraint.violation(math.nan if value is None else float(value)))
+        return Evaluation(row=row, violations=violations)
+
+    def blank_row(self, cluster: Cluster) -> dict[str, Any]:
+        """The row of a point without a result: where it came from."""
+        return dict.fromkeys(RESULT_COLUMNS) | {
+            "cluster": cluster.name, "evidence": "simulated", "calibration": "none", "engine": self.engine,
+            "seed": self.workload.seed, "version": VERSION, "profile_hash": basis_digest(cluster)}

@@ -1,4 +1,7 @@
-"""Pareto fronts: all costs are minimised."""
+"""Pareto fronts, what they are worth, and who survives: all costs are minimised.
+
+Shape legend: N rows, M objectives.
+"""
 
 from typing import TypeVar
 
@@ -16,13 +19,105 @@ def front(costs: np.ndarray) -> list[int]:
     Returns:
         Row numbers, ascending; of equal rows all.
     """
-    kept = []
-    for i, row in enumerate(costs):
-        no_worse = (costs <= row).all(axis=1)
-        better = (costs < row).any(axis=1)
-        if not (no_worse & better).any():
-            kept.append(i)
-    return kept
+    if not len(costs):
+        return []
+    # in this order whoever dominates a row comes before it, and is dominated by nobody kept later
+    order = np.lexsort(costs.T[::-1])
+    kept: list[int] = []
+    best = np.empty((0, costs.shape[1]))
+    for i in order:
+        row = costs[i]
+        if not ((best <= row).all(axis=1) & (best < row).any(axis=1)).any():
+            kept.append(int(i))
+            best = np.vstack([best, row])
+    return sorted(kept)
+
+
+def ranks(costs: np.ndarray) -> np.ndarray:
+    """Front each row is on: 0 the Pareto front, 1 what would be it without that, and so on.
+
+    Returns:
+        ndarray of shape (N,).
+    """
+    rank = np.full(len(costs), -1)
+    left = np.arange(len(costs))
+    number = 0
+    while len(left):
+        on = np.array(front(costs[left]))
+        rank[left[on]] = number
+        left = np.delete(left, on)
+        number += 1
+    return rank
+
+
+def crowding(costs: np.ndarray) -> np.ndarray:
+    """Crowding distance of each row of one front (Deb et al. 2002): infinite at the ends.
+
+    Returns:
+        ndarray of shape (N,).
+    """
+    distance = np.zeros(len(costs))
+    for column in costs.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0 and np.isfinite(span):
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
+
+
+def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
+    """The rows that a generation keeps: fronts in order, the last one's by crowding; then whoever breaks least.
+
+    Args:
+        costs: ndarray of shape (N, M).
+        broken: ndarray of shape (N,): sum of broken constraints, 0 where all are kept.
+        size: How many.
+    """
+    kept: list[int] = []
+    feasible = np.flatnonzero(broken <= 0)
+    rank = ranks(costs[feasible])
+    for number in range(int(rank.max(initial=-1)) + 1):
+        on = feasible[rank == number]
+        if len(kept) + len(on) > size:
+            on = on[np.argsort(-crowding(costs[on]), kind="stable")]
+        kept += [int(i) for i in on[: size - len(kept)]]
+        if len(kept) == size:
+            return kept
+    others = np.flatnonzero(broken > 0)
+    return kept + [int(i) for i in others[np.argsort(broken[others], kind="stable")][: size - len(kept)]]
+
+
+def hypervolume(costs: np.ndarray, reference: np.ndarray) -> float:
+    """Volume that rows dominate, up to a reference point: how good a front is.
+
+    Args:
+        costs: ndarray of shape (N, M).
+        reference: ndarray of shape (M,): rows not better than it in every cost add nothing.
+    """
+    inside = costs[(costs < reference).all(axis=1)] if len(costs) else costs
+    if not len(inside):
+        return 0.0
+    return _volume(np.unique(inside[front(inside)], axis=0), reference)
+
+
+def _volume(costs: np.ndarray, reference: np.ndarray) -> float:
+    """By slices along the last cost; rows are a front or a projection of one."""
+    if costs.shape[1] == 1:
+        return float(reference[0] - costs.min())
+    order = np.argsort(costs[:, -1], kind="stable")
+    costs = costs[order]
+    if costs.shape[1] == 2:
+        lowest = np.minimum.accumulate(costs[:, 0])
+        heights = np.diff(np.append(costs[:, 1], reference[1]))
+        return float(((reference[0] - lowest) * heights).sum())
+    total = 0.0
+    ends = np.append(costs[1:, -1], reference[-1])
+    for i, height in enumerate(ends - costs[:, -1]):
+        if height > 0:
+            part = costs[: i + 1, :-1]
+            total += float(height) * _volume(part[front(part)], reference[:-1])
+    return total
 
 
 def spread(items: list[T], limit: int) -> list[T]:

@@ -1,47 +1,44 @@
 """What may vary, and what a point of it means.
 
-A space lists choices; a point is one choice of each, as plain numbers and strings that a storage can hold. `decode`
-makes a `Candidate` of it, or says why there is none.
+A space lists choices; a point is one choice of each that applies, as plain numbers and strings that a storage can
+hold. `decode` makes a `Candidate` and its `Cluster` of it, or says why there is none.
+
+Some choices depend on others: expert groups only where the gate has them, replicas only where a strategy places them,
+an overflow rule only where experts have a capacity. Samplers see every choice (a genetic one crosses what all points
+share); `applicable` leaves out of a point what does not apply, so that no two points are one design.
 """
 
-import re
 from dataclasses import replace
+from functools import cached_property, lru_cache
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from moesim.candidate import Candidate, Parallelism
+from moesim.candidate import Candidate
 from moesim.configfile import Strict, describe
-from moesim.errors import ConfigError, UnknownNameError
+from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.presets import load_preset
 from moesim.schedule import Schedule
-from moesim.widths import checked_widths, parse_widths, width_text
+from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
+from moesim.topology import Cluster
+from moesim.widths import parse_widths
 
-
-def _width(value: object) -> object:
-    """A width as it is; widths of all experts as text, from text or a list.
-
-    Raises:
-        ValueError: Neither.
-    """
-    if isinstance(value, list | tuple):
-        value = width_text(checked_widths(value, len(value)))
-    if isinstance(value, str):
-        return width_text(parse_widths(value))
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}")
-    return value
-
-
+T = TypeVar("T")
+_Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
+_Some = Annotated[_Choices[T], Field(min_length=1)]
 #: the exchange that the cluster names
 _OWN = "cluster"
+#: gates whose groups may vary apart from the gate's text
+_GROUPED = ("group_limited", "two_level")
+#: points that are tried before a space is called contradictory
+_TRIES = 4096
 
 
 class Space(Strict):
-    """Choices of a search; every list needs at least one entry.
+    """Choices of a search; every list needs at least one entry, numbers may be a range (see `expanded`).
 
     Attributes:
         dense_part: Preset whose dense part surrounds the experts.
@@ -53,16 +50,21 @@ class Space(Strict):
         top_k: Choices.
         expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or as text such as
             ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0 prunes). Points hold the text.
-        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``.
+        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``; ``group_limited``
+            or ``two_level`` alone take their groups from the next two.
+        num_expert_groups: Choices for such gates.
+        num_limited_groups: Choices for such gates.
         placement: Choices of strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or ``eplb/nearest``; see
             `moesim.placement.strategies`.
-        num_replicas: Choices; strategies that place no replicas ignore them.
-        parallelism: Choices such as ``ep8``, ``ep4tp2``.
+        num_replicas: Choices, for strategies that place replicas.
+        parallelism: Choices such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices of the cluster.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
         dispatch: Choices of exchange, see `moesim.schedule`; ``cluster``: the cluster's own.
         num_micro_batches: Choices.
         capacity_factor: Choices; 0: dropless.
         overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
+        hardware: What the cluster and its devices may be changed to: key of `moesim.topology.Cluster.with_` -> choices,
+            numbers in the key's unit or factors such as ``2x``.
         num_shared_experts: Shared experts of every candidate.
 
     Raises:
@@ -74,18 +76,21 @@ class Space(Strict):
     hidden_size: int = Field(ge=1)
     train_tokens: float | None = Field(default=None, gt=0)
     train_flops: float | None = Field(default=None, gt=0)
-    num_experts: list[int] = Field(min_length=1)
-    top_k: list[int] = Field(min_length=1)
-    expert_intermediate_size: list[Annotated[int | str, BeforeValidator(_width)]] = Field(min_length=1)
-    gate: list[str] = Field(default=["flat"], min_length=1)
-    placement: list[str] = Field(default=["contiguous"], min_length=1)
-    num_replicas: list[int] = Field(default=[0], min_length=1)
-    parallelism: list[str] = Field(default=["ep8"], min_length=1)
-    precision: list[str] = Field(default=["bf16"], min_length=1)
-    dispatch: list[str] = Field(default=[_OWN], min_length=1)
-    num_micro_batches: list[int] = Field(default=[1], min_length=1)
-    capacity_factor: list[float] = Field(default=[0.0], min_length=1)
-    overflow: list[str] = Field(default=["drop"], min_length=1)
+    num_experts: _Some[int]
+    top_k: _Some[int]
+    expert_intermediate_size: _Some[Annotated[int | str, BeforeValidator(width_choice)]]
+    gate: _Some[str] = ["flat"]
+    num_expert_groups: _Choices[int] = []
+    num_limited_groups: _Choices[int] = []
+    placement: _Some[str] = ["contiguous"]
+    num_replicas: _Some[int] = [0]
+    parallelism: _Some[str] = ["tp1"]
+    precision: _Some[str] = ["bf16"]
+    dispatch: _Some[str] = [_OWN]
+    num_micro_batches: _Some[int] = [1]
+    capacity_factor: _Some[float] = [0.0]
+    overflow: _Some[str] = ["drop"]
+    hardware: dict[str, _Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
 
     def __init__(self, **choices: Any) -> None:
@@ -93,14 +98,19 @@ class Space(Strict):
             super().__init__(**choices)
         except ValidationError as error:
             raise ConfigError(describe(error, "space")) from None
-        for gate, spread, precision in product(self.gate, self.parallelism, self.precision):
-            Gate.parse(gate)
+        for spread, precision in product(self.parallelism, self.precision):
             parse_parallelism(spread)
             Precision.named(precision)
+        for gate in self.gate:
+            self._check_gate(gate)
         for dispatch, parts in product(self.dispatch, self.num_micro_batches):
             Schedule(dispatch=None if dispatch == _OWN else dispatch, num_micro_batches=parts)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
+        for name in self.hardware:
+            if name in type(self).model_fields:
+                raise ConfigError(f"space: hardware.{name}: expected a number of the cluster, {name} is a choice of "
+                                  "its own")
         hidden = load_preset(self.dense_part).dense_part.hidden_size
         if hidden != self.hidden_size:
             raise ConfigError(f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
@@ -113,10 +123,44 @@ class Space(Strict):
                              + ("neither" if self.train_tokens is None else "both"))
         return self
 
+    def _check_gate(self, gate: str) -> None:
+        if not _takes_groups(gate):
+            Gate.parse(gate)
+            return
+        for name in ("num_expert_groups", "num_limited_groups"):
+            if not getattr(self, name):
+                raise ConfigError(f"space: {name}: expected choices for the gate {gate!r} (or write its groups, as in "
+                                  f"'{gate.split('+')[0]}:8:4'), got none")
+
+    @cached_property
+    def _choices(self) -> dict[str, list]:
+        varied = [name for name in OPTIONAL if len(getattr(self, name)) > 1]
+        grouped = [name for name in GROUPS if any(map(_takes_groups, self.gate))]
+        hardware = {name: [_as_text(c) for c in choices] for name, choices in self.hardware.items()}
+        return {name: getattr(self, name) for name in (*PARAMETERS, *grouped, *varied)} | hardware
+
     def choices(self) -> dict[str, list]:
         """Name -> choices of everything that may vary, in a fixed order."""
-        varied = [name for name in OPTIONAL if len(getattr(self, name)) > 1]
-        return {name: getattr(self, name) for name in (*PARAMETERS, *varied)}
+        return self._choices
+
+    @property
+    def size(self) -> int:
+        """Points, those counted apart that differ only in what does not apply."""
+        total = 1
+        for choices in self.choices().values():
+            total *= len(choices)
+        return total
+
+    def applicable(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A point without the choices that mean nothing beside its others."""
+        leave = set()
+        if not _takes_groups(params.get("gate", self.gate[0])):
+            leave |= set(GROUPS)
+        if PlacementSpec.parse(params.get("placement", self.placement[0])).strategy not in REPLICATING:
+            leave.add("num_replicas")
+        if not params.get("capacity_factor", self.capacity_factor[0]):
+            leave.add("overflow")
+        return {name: value for name, value in params.items() if name not in leave}
 
     def check_point(self, params: dict[str, Any]) -> None:
         """Refuse a point, or a part of one, that is not in the space.
@@ -132,57 +176,116 @@ class Space(Strict):
             if value not in choices[name]:
                 raise ConfigError(f"space: {name}: expected one of {', '.join(map(str, choices[name]))}, got {value!r}")
 
+    def check(self, cluster: Cluster) -> None:
+        """Refuse a space none of whose points is a candidate on a cluster.
+
+        Raises:
+            ConfigError: None of the first thousands is; with the reason of the first.
+        """
+        reason = ""
+        ruling = [name for name in self.choices()
+                  if name not in ("expert_intermediate_size", "precision", "dispatch", "num_micro_batches", "overflow")
+                  or isinstance(self.choices()[name][0], str)]
+        fixed = {name: choices[0] for name, choices in self.choices().items()}
+        for tried, point in enumerate(product(*(self.choices()[name] for name in ruling))):
+            if tried == _TRIES:
+                return
+            try:
+                self._check_whole(*self.decode(fixed | dict(zip(ruling, point, strict=True)), cluster))
+                return
+            except MoesimError as error:
+                reason = reason or str(error)
+        raise ConfigError(f"space: expected at least one point that is a candidate on {cluster.name}, got none; the "
+                          f"first: {reason}")
+
+    @staticmethod
+    def _check_whole(candidate: Candidate, cluster: Cluster) -> None:
+        spread = candidate.parallelism
+        if spread.num_devices != cluster.num_devices:
+            raise ConfigError(f"parallelism: ep x tp: expected the {cluster.num_devices} devices of {cluster.name}, "
+                              f"got {spread.num_devices}")
+        if (candidate.layer.num_experts + candidate.num_replicas) % spread.ep:
+            raise ConfigError(f"placement: expected experts + replicas divisible by the {spread.ep} expert-parallel "
+                              f"ranks, got {candidate.layer.num_experts} + {candidate.num_replicas}")
+
     def dense(self) -> DensePart:
         """The dense part around every candidate."""
-        dense = load_preset(self.dense_part).dense_part
-        layers = self.num_layers or dense.num_layers
-        return replace(dense, num_layers=layers, num_moe_layers=layers)
+        return _dense(self.dense_part, self.num_layers)
 
-    def decode(self, params: dict[str, Any]) -> Candidate:
-        """The candidate at a point.
+    def decode(self, params: dict[str, Any], cluster: Cluster) -> tuple[Candidate, Cluster]:
+        """The candidate at a point, and the cluster it runs on.
+
+        Args:
+            params: The point; what it leaves out is the first choice.
+            cluster: What the space's hardware choices change.
 
         Raises:
             ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
         """
-        plain = {name: getattr(self, name)[0] for name in OPTIONAL}
-        params = plain | params
-        width = params["expert_intermediate_size"]
-        replicates = PlacementSpec.parse(params["placement"]).strategy in REPLICATING
+        point = {name: getattr(self, name)[0] for name in (*PARAMETERS, *OPTIONAL)} | params
+        hardware = tuple((name, params[name]) for name in self.hardware if name in params)
+        if hardware:
+            cluster = _changed(cluster, hardware)
+        width, gate = point["expert_intermediate_size"], point["gate"]
+        replicates = PlacementSpec.parse(point["placement"]).strategy in REPLICATING
+        if _takes_groups(gate):
+            kind, *options = gate.split("+")
+            groups, kept = (point.get(name, getattr(self, name)[0]) for name in GROUPS)
+            gate = "+".join([f"{kind}:{groups}:{kept}", *options])
         layer = MoELayer(
             hidden_size=self.hidden_size,
             expert_intermediate_size=parse_widths(width) if isinstance(width, str) else width,
-            num_experts=params["num_experts"],
-            top_k=params["top_k"],
+            num_experts=point["num_experts"],
+            top_k=point["top_k"],
             num_shared_experts=self.num_shared_experts,
-            capacity_factor=params["capacity_factor"] or None,
-            overflow=params["overflow"],
-            precision=Precision.named(params["precision"]),
-            gate=Gate.parse(params["gate"]),
+            capacity_factor=point["capacity_factor"] or None,
+            overflow=point["overflow"] if point["capacity_factor"] else "drop",
+            precision=Precision.named(point["precision"]),
+            gate=_gate(gate),
         )
-        return Candidate(
+        candidate = Candidate(
             layer=layer,
-            parallelism=parse_parallelism(params["parallelism"]),
-            placement=params["placement"],
-            num_replicas=params["num_replicas"] if replicates else 0,
+            parallelism=parse_parallelism(point["parallelism"], cluster.num_devices),
+            placement=point["placement"],
+            num_replicas=point["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
-            schedule=Schedule(dispatch=None if params["dispatch"] == _OWN else params["dispatch"],
-                              num_micro_batches=params["num_micro_batches"]),
+            schedule=Schedule(dispatch=None if point["dispatch"] == _OWN else point["dispatch"],
+                              num_micro_batches=point["num_micro_batches"]),
         )
+        return candidate, cluster
 
 
 PARAMETERS = ("num_experts", "top_k", "expert_intermediate_size", "gate", "placement", "num_replicas", "parallelism",
               "precision")
+#: parameters only where a gate takes them
+GROUPS = ("num_expert_groups", "num_limited_groups")
 #: parameters only where a space lists more than one choice
 OPTIONAL = ("dispatch", "num_micro_batches", "capacity_factor", "overflow")
 
 
-def parse_parallelism(text: str) -> Parallelism:
-    """Read ``ep8`` or ``ep4tp2``.
+def _takes_groups(gate: str) -> bool:
+    return gate.split("+")[0] in _GROUPED
 
-    Raises:
-        ConfigError: Not of that form.
-    """
-    match = re.fullmatch(r"ep(\d+)(?:tp(\d+))?", text)
-    if match is None:
-        raise ConfigError(f"parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got {text!r}")
-    return Parallelism(ep=int(match[1]), tp=int(match[2] or 1))
+
+def _as_text(choice: object) -> object:
+    """Lists as text, which a storage can hold: ``4x4x8``."""
+    return "x".join(map(str, choice)) if isinstance(choice, list) else choice
+
+
+@lru_cache(maxsize=512)
+def _gate(text: str) -> Gate:
+    return Gate.parse(text)
+
+
+@lru_cache(maxsize=64)
+def _dense(preset: str, num_layers: int | None) -> DensePart:
+    dense = load_preset(preset).dense_part
+    layers = num_layers or dense.num_layers
+    return replace(dense, num_layers=layers, num_moe_layers=layers)
+
+
+@lru_cache(maxsize=1024)
+def _changed(cluster: Cluster, changes: tuple[tuple[str, Any], ...]) -> Cluster:
+    """The cluster with the choices of a point; axes are written ``4x4x8``."""
+    values = {name: [int(n) for n in value.split("x")] if name == "axes" else value for name, value in changes}
+    return cluster.with_(**values)

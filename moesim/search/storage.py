@@ -1,27 +1,34 @@
-"""Where finished trials live: an Optuna journal that survives Ctrl-C and kill -9, and continues.
+"""Where finished trials live: an Optuna journal in a folder, or any Optuna storage that several machines share.
 
-The file is Optuna's journal format (``optuna.storages.journal.JournalFileBackend`` reads it, so its dashboard does
-too). One process writes at a time, which a lock on the folder holds; each finished trial is one line handed to the
-kernel before the next begins. Lines are not forced to disk one by one (3.5 ms each, more than a trial): a killed
-process loses nothing, a power cut may lose the last second.
+A folder has one writer at a time, which a lock holds; a chunk of finished trials is one write, handed to the kernel
+before the next is collected. Lines are not forced to disk one by one (3.5 ms each, more than a trial): a killed
+process loses nothing it was told, a power cut may lose the last second. ``optuna.storages.journal.JournalFileBackend``
+reads the file, so Optuna's dashboard does too.
+
+A URL (``postgresql://``, ``sqlite:///``) is opened by Optuna as it is. Everything a search depends on is written into
+the study, so that one that differs is refused and `moesim study worker` needs the URL alone.
 """
 
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, UnreachableError
+from moesim.search.objectives import Direction
 
 _STUDY = "moesim"
-Direction = Literal["minimize", "maximize"]
+_SETTINGS = "settings"
 
 
 class _SingleWriterBackend(JournalFileBackend):
@@ -31,6 +38,16 @@ class _SingleWriterBackend(JournalFileBackend):
         """Append each log as a line and hand it to the kernel."""
         with open(self._file_path, "ab") as file:
             file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+
+
+def is_url(where: str | Path) -> bool:
+    """Whether a storage is a URL rather than a folder."""
+    return isinstance(where, str) and "://" in where
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def writable_folder(folder: Path) -> Path:
@@ -50,21 +67,28 @@ def writable_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def open_journal(
-    folder: Path, directions: list[Direction], fingerprint: dict[str, Any], *, fresh: bool
-) -> Iterator[optuna.Study]:
-    """Open (or begin) the study in a folder, for this process alone.
+def open_study(where: str | Path, directions: list[Direction], settings: dict[str, Any], *,
+               fresh: bool) -> Iterator[optuna.Study]:
+    """Open (or begin) a study.
 
     Args:
-        folder: Output folder; created if need be.
+        where: Folder, created if need be and held by this process alone; or the URL of a shared storage.
         directions: Optuna's direction of each objective.
-        fingerprint: Everything the trials depend on but their number; a folder that holds another is refused.
+        settings: Everything the trials depend on but their number, as plain tables; another study's are refused.
         fresh: Discard what is there.
 
     Raises:
-        ConfigError: Not writable, in use by another run, or holding a study of other settings.
+        ConfigError: Not writable, in use by another run, damaged, or holding a study of other settings.
+        UnreachableError: A storage that does not answer.
     """
-    writable_folder(folder)
+    if is_url(where):
+        with _told(str(where)):
+            storage = optuna.storages.get_storage(str(where))
+            if fresh and _STUDY in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=_STUDY, storage=storage)
+            yield _matching(storage, without_password(str(where)), directions, settings)
+        return
+    folder = writable_folder(Path(where))
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,25 +98,90 @@ def open_journal(
         if fresh:
             path.unlink(missing_ok=True)
         _drop_torn_line(path)
-        try:
-            storage = JournalStorage(_SingleWriterBackend(str(path)))
-            if optuna.get_all_study_names(storage):
-                study = optuna.load_study(study_name=_STUDY, storage=storage)
-            else:
-                study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
-            there = study.user_attrs.get("fingerprint")
-        except (ValueError, KeyError, AssertionError) as error:
-            raise ConfigError(f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh") from None
-        if there is None:
-            study.set_user_attr("fingerprint", fingerprint)
-        elif there != fingerprint:
-            changed = sorted(k for k in {*there, *fingerprint} if there.get(k) != fingerprint.get(k))
-            first = changed[0]
-            raise ConfigError(
-                f"{folder}: holds a study with other settings ({', '.join(changed)}; {first}: "
-                f"{there.get(first)!r} there, {fingerprint.get(first)!r} now): use --fresh or another --out"
-            )
+        with _readable(path):
+            study = _matching(JournalStorage(_SingleWriterBackend(str(path))), str(folder), directions, settings)
         yield study
+
+
+@contextmanager
+def read_study(where: str | Path) -> Iterator[tuple[optuna.Study, dict[str, Any]]]:
+    """Open a study that exists, as it is: it and its settings. Others may be writing to it.
+
+    Raises:
+        ConfigError: No study there, or one that moesim did not make.
+        UnreachableError: A storage that does not answer.
+    """
+    shown = without_password(str(where))
+    with _told(str(where)) if is_url(where) else _readable(Path(where) / "study.journal"):
+        if is_url(where):
+            storage = optuna.storages.get_storage(str(where))
+        else:
+            path = Path(where) / "study.journal"
+            if not path.is_file():
+                raise ConfigError(f"{where}: expected the output folder of a study, got one without study.journal")
+            storage = JournalStorage(JournalFileBackend(str(path)))
+        if _STUDY not in optuna.get_all_study_names(storage):
+            raise ConfigError(f"{shown}: expected a study that `moesim study run` began, got none")
+        study = optuna.load_study(study_name=_STUDY, storage=storage)
+        settings = study.user_attrs.get(_SETTINGS)
+        if settings is None:
+            raise ConfigError(f"{shown}: holds a study of another version of moesim, or one that only began")
+    yield study, settings
+
+
+def _matching(storage: optuna.storages.BaseStorage, shown: str, directions: list[Direction],
+              settings: dict[str, Any]) -> optuna.Study:
+    if _STUDY in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=_STUDY, storage=storage)
+    else:  # where others share the storage, one of them may be faster
+        study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True)
+    there = study.user_attrs.get(_SETTINGS)
+    if there is None:
+        study.set_user_attr(_SETTINGS, settings)
+        return study
+    settings = json.loads(json.dumps(settings))  # as a storage gives them back
+    if there != settings:
+        name, was, now = _difference(there, settings)
+        raise ConfigError(f"{shown}: holds a study with other settings ({name}: {was!r} there, {now!r} now): "
+                          "use --fresh or another --out")
+    return study
+
+
+def _difference(there: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
+    """(key path, there, now) of the first difference between two tables."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted({*there, *now}):
+            if there.get(key) != now.get(key):
+                return _difference(there.get(key), now.get(key), f"{path}.{key}" if path else key)
+    return path, there, now
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh") from None
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """A database's errors as one line, without its password."""
+    shown = without_password(url)
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigError(f"storage: expected a folder or a URL such as postgresql://USER@HOST/NAME, got {shown}"
+                          ) from None
+    except ImportError as error:
+        hint = ": pip install 'moesim[postgres]'" if url.startswith("postgresql") else ""
+        raise ConfigError(f"storage {shown}: its driver is not installed ({error.name}){hint}") from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        said = (str(error.__cause__ or error).strip().splitlines() or ["no answer"])[0]
+        password = urlsplit(url).password
+        raise UnreachableError(f"storage {shown}: {said.replace(password, '***') if password else said}") from None
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -1,94 +1,46 @@
-"""Multi-objective studies: deterministic, parallel, and able to continue.
+"""Multi-objective studies: deterministic, parallel, shared between machines, and able to continue.
 
-Trials come in synchronous batches of one NSGA-II generation. The sampler of batch b is seeded by (seed, b) and all
-points of a batch are asked before any is told, so that what is asked depends on finished batches only: not on the
-number of workers, nor on when a run was stopped. To continue, the recorded trials are told again to the same asks;
-an ask that differs from the record means that the folder is another study's, and is refused.
+Trials come in batches. What batch b asks for depends on the seed and on the trials of batches up to b - 2 only (the
+batch before is still being evaluated while b is made, so that workers never wait): not on the number of workers, nor
+on when a run was stopped. To continue, the recorded trials are learned again, batch by batch; a batch that differs
+from the record means that the storage is another study's, and is refused.
+
+In a storage that several processes share, each asks from all trials that are there when it begins a batch; batches of
+different processes differ by their seeds.
 """
 
 import hashlib
 import json
-import multiprocessing
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from moesim.candidate import Candidate, Workload
+from moesim.economics import load_economics
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.precision import require_int
-from moesim.result import RESULT_COLUMNS
-from moesim.search.evaluate import OBJECTIVES, Evaluation, check_objectives, evaluate
+from moesim.search.evaluate import Problem
+from moesim.search.executors import Evaluator, Found, evaluator
+from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of
 from moesim.search.pareto import front, spread
+from moesim.search.samplers import BATCH, Proposer, sampler_for
 from moesim.search.space import Space
-from moesim.search.storage import Direction, open_journal
+from moesim.search.storage import is_url, open_study, read_study
+from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 from moesim.topology import Cluster
 from moesim.trust import calibration_digests
 from moesim.version import VERSION
 
-BATCH = 50
-#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts
-TRIAL_COLUMNS = (
-    "number",
-    "state",
-    "parallelism",
-    *RESULT_COLUMNS[:-6],
-    "memory_over_gib",
-    "loss",
-    "loss_low",
-    "loss_high",
-    "loss_extrapolated",
-    "loss_outside",
-    "reason",
-    *RESULT_COLUMNS[-6:],
-    "wall_s",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One finished trial.
-
-    Attributes:
-        number: From 0, in the order asked.
-        params: Its point.
-        evaluation: What it found.
-        wall_s: Seconds its evaluation took.
-    """
-
-    number: int
-    params: dict[str, Any]
-    evaluation: Evaluation
-    wall_s: float
-
-    @property
-    def feasible(self) -> bool:
-        """Whether it is a candidate, and fits in memory."""
-        return not self.evaluation.reason and self.evaluation.memory_over_gib <= 0
-
-    def row(self) -> dict[str, Any]:
-        """Flat row for trials.csv; wall-clock columns begin with ``wall_``."""
-        found = self.evaluation
-        state = "infeasible" if found.reason else "fits" if self.feasible else "over_memory"
-        # the point as it was asked, also where there is no candidate; what it became (ep, tp) stands beside it
-        row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
-        return row | {
-            "number": self.number,
-            "state": state,
-            "reason": found.reason,
-            "wall_s": self.wall_s,
-            "memory_over_gib": None if found.reason else found.memory_over_gib,
-        }
+__all__ = ["BATCH", "TRIAL_COLUMNS", "Study", "Trial", "run_study"]
+#: settings that may differ from one run of a study to the next
+_OnTrial = Callable[[Trial], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,47 +48,71 @@ class Study:
     """A finished (or interrupted) study.
 
     Attributes:
-        space: What was searched.
-        objectives: Names, in order.
+        problem: What was searched.
         trials: All finished trials, ordered by number.
     """
 
-    space: Space
-    objectives: list[str]
+    problem: Problem
     trials: list[Trial]
+
+    @property
+    def space(self) -> Space:
+        """What may vary."""
+        return self.problem.space
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names, in order."""
+        return self.problem.objectives
 
     def pareto_trials(self) -> list[Trial]:
         """Feasible trials that no other dominates, each candidate once, best first objective first."""
-        distinct: dict[str, Trial] = {}
+        distinct: dict[tuple, Trial] = {}
         for trial in self.trials:
             if trial.feasible:
-                distinct.setdefault(str(trial.evaluation.row["candidate"]), trial)
+                row = trial.evaluation.row
+                distinct.setdefault((row["candidate"], row["cluster"]), trial)
         trials = list(distinct.values())
         values = np.array([self._costs(t) for t in trials]).reshape(len(trials), len(self.objectives))
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
 
     def pareto(self, limit: int | None = None) -> list[Candidate]:
         """Candidates of the Pareto front; with a limit, spread evenly along it, both ends included."""
+        return [candidate for candidate, _ in self.designs(limit)]
+
+    def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
+        """The same with the cluster each runs on: that of the study, unless its space varies the hardware."""
         trials = self.pareto_trials()
-        return [self.space.decode(t.params) for t in (spread(trials, limit) if limit else trials)]
+        return [self.space.decode(t.params, self.problem.cluster) for t in (spread(trials, limit) if limit else trials)]
+
+    def groups(self, trials: list[Trial]) -> list[int]:
+        """Which trials cannot be told apart: a group for each, 0 the first's.
+
+        In order, a trial joins the first group whose leader (the trial that began it) has overlapping intervals of
+        loss and of layer time; otherwise it begins one.
+        """
+        leaders: list[Trial] = []
+        found = []
+        for trial in trials:
+            place = next((i for i, leader in enumerate(leaders) if _tied(trial, leader)), len(leaders))
+            if place == len(leaders):
+                leaders.append(trial)
+            found.append(place)
+        return found
 
     def num_ties(self, trial: Trial, among: list[Trial]) -> int:
         """Others whose loss interval and layer-time interval both overlap this one's: not told apart."""
-
-        def overlap(other: Trial, low: str, high: str) -> bool:
-            a, b = trial.evaluation.row, other.evaluation.row
-            return a[low] <= b[high] and b[low] <= a[high]
-
-        return sum(
-            other is not trial
-            and overlap(other, "loss_low", "loss_high")
-            and overlap(other, "layer_time_low_us", "layer_time_high_us")
-            for other in among
-        )
+        return sum(other is not trial and _tied(trial, other) for other in among)
 
     def _costs(self, trial: Trial) -> list[float]:
-        signs = [1.0 if OBJECTIVES[name] == "minimize" else -1.0 for name in self.objectives]
-        return [sign * value for sign, value in zip(signs, trial.evaluation.values(self.objectives), strict=True)]
+        return costs_of(self.objectives, trial.evaluation.row)
+
+
+def _tied(one: Trial, other: Trial) -> bool:
+    """Whether intervals of loss and of layer time both overlap."""
+    a, b = one.evaluation.row, other.evaluation.row
+    return all(a[low] <= b[high] and b[low] <= a[high]
+               for low, high in (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us")))
 
 
 def run_study(
@@ -144,15 +120,21 @@ def run_study(
     cluster: Cluster,
     workload: Workload,
     *,
-    objectives: list[str],
+    objectives: Iterable[str],
     num_trials: int,
+    constraints: Iterable[str] = (),
+    sampler: str = "auto",
+    screen: int = 0,
     seed: int = 0,
     storage: str | Path,
-    enqueue: list[dict[str, Any]] | None = None,
+    enqueue: Iterable[dict[str, Any]] = (),
     engine: str = "flow",
+    economics: str = "default",
     num_workers: int = 1,
+    executor: str | Executor | None = None,
     fresh: bool = False,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_trial: _OnTrial | None = None,
+    member: int = 0,
 ) -> Study:
     """Run a study, or continue it up to ``num_trials``.
 
@@ -160,145 +142,162 @@ def run_study(
         space: What may vary.
         cluster: Hardware.
         workload: Tokens and routing.
-        objectives: Names from `moesim.search.evaluate.OBJECTIVES`; memory is always a constraint.
-        num_trials: Trials in all, those of earlier runs in the same folder included.
+        objectives: Names from `moesim.search.objectives.OBJECTIVES`.
+        num_trials: Trials in all, those of earlier runs in the same storage included; fewer if the space has no more
+            points.
+        constraints: Such as ``layer_time_us <= 500``; that the model fits in memory is always one.
+        sampler: ``random``, ``tpe``, ``nsga2``, ``gp``, or ``auto``: see `moesim.search.samplers.sampler_for`.
+        screen: Points that the bound engine looks at first (`moesim.search.screen`); the best of them are what is
+            simulated. 0: none.
         seed: Same seed and number of trials, same trials.
-        storage: Output folder; holds ``study.journal``.
-        enqueue: Points to try first.
+        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that several processes share.
+        enqueue: Points, or parts of points, to try first.
         engine: Engine of the search.
+        economics: Cost and power model: a name or a file, see `moesim.economics`.
         num_workers: Processes that evaluate.
-        fresh: Discard what the folder holds.
+        executor: Where they run instead: a `concurrent.futures.Executor`, or ``dask://HOST:PORT``.
+        fresh: Discard what the storage holds.
         on_trial: Called for every trial in order, recorded ones included.
+        member: Of the processes that share a storage, which this is: its batches are its own.
 
     Raises:
-        ConfigError: Bad objectives or numbers, a folder that cannot be written or holds another study.
+        ConfigError: Bad objectives or numbers, a space without a candidate, a storage that cannot be written or holds
+            another study.
+        UnreachableError: A scheduler or database that does not answer.
     """
-    objectives, enqueue = list(objectives), list(enqueue or [])
-    check_objectives(objectives)
+    problem = Problem(space=space, cluster=cluster, workload=workload, objectives=list(objectives),
+                      constraints=tuple(Constraint.parse(text) for text in constraints),
+                      economics=load_economics(economics), engine=engine)
+    points = list(enqueue)
+    _check(problem, points, num_trials, num_workers, seed, screen)
+    settings = _settings(problem, points, seed, screen, economics)
+    settings["sampler"] = _sampler(sampler, storage, fresh, num_trials, space)
+    directions = [OBJECTIVES[name] for name in problem.objectives]
+    with (open_study(storage, directions, settings, fresh=fresh) as study,
+          evaluator(problem, executor, num_workers) as evaluates):
+        screened = _screened(study, evaluates, problem, screen, num_trials, seed)
+        proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
+        loop = _shared if is_url(storage) else _alone
+        trials: list[Trial] = []
+        for trial in loop(study, evaluates, proposer, num_trials, member):
+            trials.append(trial)
+            if on_trial:
+                on_trial(trial)
+        return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
+
+
+def _check(problem: Problem, points: list[dict[str, Any]], num_trials: int, num_workers: int, seed: int,
+           screen: int) -> None:
+    check_objectives(problem.objectives)
+    names = [*problem.objectives, *(c.name for c in problem.constraints)]
+    check_priced(names, problem.economics, problem.cluster)
     require_int("study.seed", seed, 0)
-    if engine not in ENGINES:
-        raise UnknownNameError("engine", engine, ENGINES)
-    for point in enqueue:
-        space.check_point(point)
+    require_int("study.screen", screen, 0)
+    if problem.engine not in ENGINES:
+        raise UnknownNameError("engine", problem.engine, ENGINES)
+    for point in points:
+        problem.space.check_point(point)
     if num_trials < 1 or num_workers < 1:
         raise ConfigError(f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}")
-    fingerprint = {
-        "space": _digest(space.model_dump()),
-        "cluster": cluster.digest,
-        "workload": str(workload),
+    problem.space.check(problem.cluster)
+
+
+def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen: int, economics: str) -> dict[str, Any]:
+    """Everything the trials depend on, as plain tables that name what differs."""
+    return {
+        "space": problem.space.model_dump(),
+        "cluster": {"name": problem.cluster.name, "digest": problem.cluster.digest},
+        "workload": asdict(problem.workload),
         "seed": seed,
-        "objectives": objectives,
-        "engine": engine,
-        "enqueued": _digest(enqueue),
-        "calibration": calibration_digests(cluster),
+        "objectives": problem.objectives,
+        "constraints": [str(c) for c in problem.constraints],
+        "engine": problem.engine,
+        "screen": screen,
+        "economics": {"name": economics, "digest": problem.economics.digest},
+        "enqueued": hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12] if points else "",
+        "calibration": calibration_digests(problem.cluster),
         "version": VERSION,
     }
-    directions = [OBJECTIVES[name] for name in objectives]
-    trials: list[Trial] = []
-    with open_journal(Path(storage), directions, fingerprint, fresh=fresh) as journal:
-        recorded = [_from_record(t) for t in journal.get_trials(deepcopy=False)]
-        with _evaluator(partial(_timed, space, cluster, workload, engine), num_workers) as evaluate_all:
-            for batch in _batches(space, directions, enqueue, seed):
-                points = batch.points[: num_trials - len(trials)]
-                known = recorded[len(trials) : len(trials) + len(points)]
-                if any(t.params != p for t, p in zip(known, points, strict=False)):
-                    raise ConfigError(f"{storage}: trial {len(trials)} and on are of another study: use --fresh")
-                found = iter(evaluate_all(points[len(known) :]))
-                for place, point in enumerate(points):
-                    if place < len(known):
-                        trial = known[place]
-                    else:
-                        evaluation, wall_s = next(found)
-                        trial = Trial(number=len(trials), params=point, evaluation=evaluation, wall_s=wall_s)
-                        journal.add_trial(_to_record(trial, space, objectives))
-                    batch.tell(place, trial.evaluation, objectives)
-                    trials.append(trial)
-                    if on_trial:
-                        on_trial(trial)
-                if len(trials) >= num_trials:
-                    break
-    return Study(space=space, objectives=objectives, trials=trials)
 
 
-@dataclass(slots=True)
-class _Batch:
-    study: optuna.Study
-    asked: list[optuna.Trial]
+def _sampler(name: str, storage: str | Path, fresh: bool, num_trials: int, space: Space) -> str:
+    """The sampler of a study: with ``auto``, the one it began with."""
+    chosen = sampler_for(name, num_trials, space.size)
+    there = is_url(storage) or (Path(storage) / "study.journal").is_file()
+    if name != "auto" or fresh or not there:
+        return chosen
+    try:
+        with read_study(storage) as (_, settings):
+            return settings["sampler"]
+    except ConfigError:  # nothing to continue; opening it to write says what is wrong, if anything is
+        return chosen
 
-    @property
-    def points(self) -> list[dict[str, Any]]:
-        return [dict(t.params) for t in self.asked]
 
-    def tell(self, place: int, evaluation: Evaluation, objectives: list[str]) -> None:
-        trial = self.asked[place]
-        if evaluation.reason:
-            self.study.tell(trial, state=TrialState.FAIL)
+def _screened(study: optuna.Study, evaluates: Evaluator, problem: Problem, screen: int, num_trials: int,
+              seed: int) -> list[dict[str, Any]]:
+    """What a screening found best: made once, then kept with the study."""
+    if not screen:
+        return []
+    known = study.user_attrs.get("screened")
+    if known is None:
+        from moesim.search.screen import screened_points
+
+        known = screened_points(problem, screen, max(2 * num_trials, 1000), seed, evaluates)
+        study.set_user_attr("screened", known)
+    return known
+
+
+def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int,
+           member: int) -> Iterator[Trial]:
+    """Trials of a storage that nobody else writes to, recorded ones first; two batches are under way at a time."""
+    recorded = deque(from_record(t) for t in study.get_trials(deepcopy=False))
+    under_way: deque[tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]] = deque()
+    number = asked = ended = 0
+    while True:
+        while len(under_way) < 2 and asked < num_trials:
+            points = proposer.batch(number)[: num_trials - asked]
+            if not points:
+                break
+            known = [recorded.popleft() for _ in range(min(len(points), len(recorded)))]
+            if any(t.params != p for t, p in zip(known, points, strict=False)):
+                raise ConfigError(f"{study.study_name}: trial {asked} and on are of another study: use --fresh")
+            under_way.append((points, known, evaluates.submit(points[len(known):])))
+            number, asked = number + 1, asked + len(points)
+        if not under_way:
             return
-        trial.set_constraint("memory_over_gib", evaluation.memory_over_gib)
-        self.study.tell(trial, evaluation.values(objectives))
+        points, known, findings = under_way.popleft()
+        batch = list(known)
+        yield from known
+        for chunk in findings():
+            made = [Trial(number=ended + len(batch) + i, params=points[len(batch) + i], evaluation=found, wall_s=wall_s,
+                          ended=when) for i, (found, wall_s, when) in enumerate(chunk)]
+            study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
+            batch += made
+            yield from made
+        ended += len(batch)
+        proposer.learn(batch)
 
 
-def _batches(space: Space, directions: list[Direction], enqueue: list[dict[str, Any]], seed: int) -> Iterator[_Batch]:
-    """Endless batches of asked trials, from a study in memory that is told each batch before the next is asked."""
-    study = optuna.create_study(directions=directions)
-    for point in enqueue:
-        study.enqueue_trial(point)
+def _shared(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int,
+            member: int) -> Iterator[Trial]:
+    """Trials of a storage that others write to as well: after each batch, whatever has come meanwhile."""
+    seen: set[int] = set()
     number = 0
     while True:
-        sampler_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        study.sampler = optuna.samplers.NSGAIISampler(population_size=BATCH, seed=sampler_seed)
-        size = max(BATCH, len(enqueue)) if number == 0 else BATCH
-        asked = []
-        for _ in range(size):
-            trial = study.ask()
-            for name, choices in space.choices().items():
-                trial.suggest_categorical(name, choices)
-            asked.append(trial)
-        yield _Batch(study, asked)
+        new = [from_record(t) for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.number not in seen]
+        seen |= {t.number for t in new}
+        proposer.learn(new)
+        yield from new
+        if len(seen) >= num_trials:
+            return
+        # a number of this member's own for each batch: after a restart, the trials seen tell it apart from the last
+        points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[: num_trials - len(seen)]
+        if not points:
+            return
+        done = 0
+        for chunk in evaluates.submit(points)():
+            made = [Trial(number=0, params=points[done + i], evaluation=found, wall_s=wall_s, ended=when)
+                    for i, (found, wall_s, when) in enumerate(chunk)]
+            study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
+            done += len(made)
         number += 1
-
-
-def _timed(
-    space: Space, cluster: Cluster, workload: Workload, engine: str, params: dict[str, Any]
-) -> tuple[Evaluation, float]:
-    begun = time.perf_counter()
-    evaluation = evaluate(space, cluster, workload, params, engine)
-    return evaluation, time.perf_counter() - begun
-
-
-@contextmanager
-def _evaluator(one: Callable, num_workers: int) -> Iterator[Callable]:
-    """A lazy, ordered map over points: in this process, or over worker processes."""
-    if num_workers == 1:
-        yield partial(map, one)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        yield partial(pool.map, one, chunksize=4)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
-    found = trial.evaluation
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(choices)) for name, choices in space.choices().items()
-    }
-    attrs = {"row": found.row, "memory_over_gib": found.memory_over_gib, "reason": found.reason, "wall_s": trial.wall_s}
-    if found.reason:
-        return create_trial(state=TrialState.FAIL, params=trial.params, distributions=distributions, user_attrs=attrs)
-    return create_trial(
-        params=trial.params,
-        distributions=distributions,
-        values=found.values(objectives),
-        user_attrs=attrs,
-        constraints={"memory_over_gib": found.memory_over_gib},
-    )
-
-
-def _from_record(record: FrozenTrial) -> Trial:
-    attrs = record.user_attrs
-    evaluation = Evaluation(row=attrs["row"], memory_over_gib=attrs["memory_over_gib"], reason=attrs["reason"])
-    return Trial(number=record.number, params=dict(record.params), evaluation=evaluation, wall_s=attrs["wall_s"])

@@ -8,7 +8,7 @@ from moesim.search import Space, run_study
 
 SPACE = {
     "dense_part": "qwen3-30b-a3b", "num_layers": 24, "train_tokens": 1e11, "hidden_size": 2048,
-    "num_experts": [8, 64, 1024], "top_k": [2, 4, 16], "expert_intermediate_size": [512, 4096],
+    "num_experts": [8, 64, 1024], "top_k": [2, 4, 8, 16], "expert_intermediate_size": [512, 1024, 4096, 8192],
     "gate": ["flat", "group_limited:4:2"], "placement": ["contiguous", "eplb"], "num_replicas": [0, 8],
     "precision": ["bf16", "fp8"],
 }
@@ -31,7 +31,7 @@ def study(hgx, make_space):
     """Run the study in a folder; anything can be said otherwise."""
     def make(storage, *, space=None, cluster=hgx, workload=None, **options):
         return run_study(space or make_space(), cluster, workload or Workload(**WORKLOAD),
-                         **{"objectives": OBJECTIVES, "num_trials": 60, "seed": 3, "storage": storage} | options)
+                         **{"objectives": OBJECTIVES, "num_trials": 60, "seed": 3, "sampler": "nsga2", "storage": storage} | options)
 
     return make
 

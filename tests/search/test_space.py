@@ -5,7 +5,8 @@ import pytest
 from moesim import Gate, Parallelism, load_preset
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.precision import RECIPES
-from moesim.search.space import PARAMETERS, Space, parse_parallelism
+from moesim.search.choices import parse_parallelism
+from moesim.search.space import PARAMETERS, Space
 
 POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "group_limited:4:2",
          "placement": "eplb", "num_replicas": 8, "parallelism": "ep4tp2", "precision": "fp8"}
@@ -21,7 +22,7 @@ POINT = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate":
     ({"train_tokens": None}, "space: train_tokens: expected exactly one of train_tokens and train_flops, got neither"),
     ({"gate": ["tree"]},
      "gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', got 'tree'"),
-    ({"parallelism": ["tp2"]}, "parallelism: expected 'epN' or 'epNtpM' such as 'ep4tp2', got 'tp2'"),
+    ({"parallelism": ["pp2"]}, "parallelism: expected 'epN', 'epNtpM' or 'tpM' such as 'ep4tp2', got 'pp2'"),
     ({"precision": ["int3"]}, f"precision: expected one of {', '.join(RECIPES)}, got 'int3'"),
 ])
 def test_wrong_spaces(make_space, choices, message):
@@ -49,8 +50,9 @@ def test_unknown_names(make_space, choices, message):
     assert str(caught.value) == message
 
 
-def test_decode(make_space):
-    candidate = make_space(num_shared_experts=1).decode(POINT)
+def test_decode(make_space, hgx):
+    candidate, cluster = make_space(num_shared_experts=1).decode(POINT, hgx)
+    assert cluster is hgx
     layer = candidate.layer
     assert (layer.num_experts, layer.top_k, layer.expert_intermediate_size, layer.hidden_size) == (64, 4, 512, 2048)
     assert (layer.gate, layer.num_shared_experts, layer.precision.name) == (Gate.parse("group_limited:4:2"), 1, "fp8")
@@ -59,13 +61,13 @@ def test_decode(make_space):
     assert candidate.dense_part.num_layers == candidate.dense_part.num_moe_layers == 24
 
 
-def test_only_eplb_places_replicas(make_space):
-    assert make_space().decode(POINT | {"placement": "contiguous"}).num_replicas == 0
+def test_only_eplb_places_replicas(make_space, hgx):
+    assert make_space().decode(POINT | {"placement": "contiguous"}, hgx)[0].num_replicas == 0
 
 
-def test_points_that_do_not_go_together_say_why(make_space):
+def test_points_that_do_not_go_together_say_why(make_space, hgx):
     with pytest.raises(ConfigError, match=r"^layer.top_k: expected at most num_experts = 8, got 16$"):
-        make_space().decode(POINT | {"num_experts": 8, "top_k": 16})
+        make_space().decode(POINT | {"num_experts": 8, "top_k": 16}, hgx)
 
 
 def test_dense_part_is_the_preset_s_with_all_layers_sparse(make_space):
@@ -77,12 +79,13 @@ def test_dense_part_is_the_preset_s_with_all_layers_sparse(make_space):
 
 def test_choices_come_in_a_fixed_order(make_space):
     assert tuple(make_space().choices()) == PARAMETERS
-    assert make_space().choices()["top_k"] == [2, 4, 16]
+    assert make_space().choices()["top_k"] == [2, 4, 8, 16]
 
 
-@pytest.mark.parametrize(("text", "spread"), [("ep8", (8, 1)), ("ep4tp2", (4, 2)), ("ep1tp1", (1, 1))])
+@pytest.mark.parametrize(("text", "spread"), [("ep8", (8, 1)), ("ep4tp2", (4, 2)), ("ep1tp1", (1, 1)), ("tp2", (4, 2))])
 def test_parallelism(text, spread):
-    assert (parse_parallelism(text).ep, parse_parallelism(text).tp) == spread
+    found = parse_parallelism(text, 8)
+    assert (found.ep, found.tp) == spread
 
 
 @pytest.mark.parametrize("text", ["", "ep", "8", "ep8tp", "tp2ep4", "ep8 ", "ep-1", "ep0"])
@@ -91,18 +94,18 @@ def test_wrong_parallelism(text):
         parse_parallelism(text)
 
 
-def test_widths_of_all_experts_are_choices(make_space):
+def test_widths_of_all_experts_are_choices(make_space, hgx):
     """A storage holds numbers and text, so a list becomes text; both decode to a width for each expert."""
     space = make_space(expert_intermediate_size=[512, [256] * 32 + [1024] * 32, "60x512+2x0+2x0"],
                        gate=["flat", "product_key"])
     choices = space.choices()["expert_intermediate_size"]
     assert choices == [512, "32x256+32x1024", "60x512+4x0"]
-    layers = [space.decode(POINT | {"gate": "product_key", "expert_intermediate_size": c}).layer for c in choices]
+    layers = [space.decode(POINT | {"gate": "product_key", "expert_intermediate_size": c}, hgx)[0].layer for c in choices]
     assert layers[0].expert_intermediate_size == 512
     assert layers[1].expert_intermediate_size == (256,) * 32 + (1024,) * 32
     assert layers[2].num_left == 60
     with pytest.raises(ConfigError, match="expected one width, or one for each of 8 experts, got 64"):
-        space.decode(POINT | {"gate": "flat", "num_experts": 8, "expert_intermediate_size": choices[1]})
+        space.decode(POINT | {"gate": "flat", "num_experts": 8, "expert_intermediate_size": choices[1]}, hgx)
 
 
 @pytest.mark.parametrize(("width", "message"), [
@@ -118,16 +121,16 @@ def test_wrong_widths(make_space, width, message):
     assert str(caught.value) == f"space: expert_intermediate_size[1]: {message}"
 
 
-def test_exchange_micro_batches_and_capacity_vary_where_they_have_choices():
+def test_exchange_micro_batches_and_capacity_vary_where_they_have_choices(hgx):
     space = Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
                   expert_intermediate_size=[512], dispatch=["cluster", "deepep_normal"], num_micro_batches=[1, 2],
                   capacity_factor=[0.0, 1.25], overflow=["drop"])
     assert list(space.choices())[-3:] == ["dispatch", "num_micro_batches", "capacity_factor"]
     point = {name: choices[-1] for name, choices in space.choices().items()}
-    candidate = space.decode(point)
+    candidate, _ = space.decode(point, hgx)
     assert (candidate.schedule.dispatch, candidate.schedule.num_micro_batches) == ("deepep_normal", 2)
     assert candidate.layer.capacity_factor == 1.25
-    plain = space.decode({name: choices[0] for name, choices in space.choices().items()})
+    plain, _ = space.decode({name: choices[0] for name, choices in space.choices().items()}, hgx)
     assert (plain.schedule.dispatch, plain.layer.capacity_factor) == (None, None)
 
 

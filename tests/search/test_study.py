@@ -51,7 +51,7 @@ def test_points_that_do_not_go_together_are_rows_with_the_reason(whole):
 
 def test_rows_are_those_of_the_simulation(whole, hgx):
     trial = next(t for t in whole.trials if t.feasible)
-    [candidate] = [whole.space.decode(trial.params)]
+    candidate, _ = whole.space.decode(trial.params, hgx)
     expected = simulate(candidate, hgx, Workload(num_tokens_per_device=32, phase="decode", routing="zipf:0.8")).row()
     row = trial.row()
     for name, value in expected.items():
@@ -69,7 +69,7 @@ def test_the_journal_is_optuna_s_and_holds_the_memory_constraint(study, whole, t
             assert record.state == TrialState.FAIL
         else:
             assert record.state == TrialState.COMPLETE
-            assert record.constraints == {"memory_over_gib": trial.evaluation.memory_over_gib}
+            assert record.constraints == trial.evaluation.violations
             assert record.values == trial.evaluation.values(["loss", "layer_tokens_per_s_per_device"])
     assert any(r.constraints.get("memory_over_gib", 0) > 0 for r in kept)
 
@@ -116,16 +116,16 @@ def test_on_trial_sees_every_trial_in_order_recorded_ones_too(study, tmp_path):
 
 def test_enqueued_points_come_first(study, tmp_path):
     point = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "flat", "placement": "eplb",
-             "num_replicas": 8, "parallelism": "ep8", "precision": "fp8"}
+             "num_replicas": 8, "parallelism": "tp1", "precision": "fp8"}
     found = study(tmp_path, enqueue=[point, {"num_experts": 8, "top_k": 2}], num_trials=3)
     assert found.trials[0].params == point
     assert (found.trials[1].params["num_experts"], found.trials[1].params["top_k"]) == (8, 2)
 
 
 def test_the_search_prefers_what_fits(study, tmp_path):
-    """Memory steers: of 400 trials the last hundred are over memory less often than the first."""
-    found = study(tmp_path, num_trials=400)
-    over = np.array([t.row()["state"] == "over_memory" for t in found.trials])
+    """Memory steers: of 250 trials the last hundred are over memory less often than the first."""
+    found = study(tmp_path, num_trials=250)
+    over = np.array([t.state == "over_memory" for t in found.trials])
     assert over[:100].mean() > 1.2 * over[-100:].mean()
 
 

@@ -1,0 +1,95 @@
+"""Lists of choices as people write them: explicit, or a range."""
+
+import math
+import re
+from typing import Any
+
+from moesim.candidate import Parallelism
+from moesim.errors import ConfigError
+from moesim.widths import checked_widths, parse_widths, width_text
+
+#: most choices of a range: more is a typing error
+_MOST = 4096
+
+
+def width_choice(value: object) -> object:
+    """A width as it is; widths of all experts as text, from text or a list.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if isinstance(value, list | tuple):
+        value = width_text(checked_widths(value, len(value)))
+    if isinstance(value, str):
+        return width_text(parse_widths(value))
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}")
+    return value
+
+
+def expanded(value: Any) -> Any:
+    """A range as the list of its numbers; anything else as it is.
+
+    Args:
+        value: ``{low = 8, high = 64, step = 8}``, or with ``factor = 2`` instead of a step; both ends count.
+
+    Raises:
+        ValueError: Another form, or more than 4,096 numbers.
+    """
+    if not isinstance(value, dict):
+        return value
+    keys = set(value)
+    if keys not in ({"low", "high", "step"}, {"low", "high", "factor"}):
+        raise ValueError(f"expected a list, or low, high and one of step and factor, got {', '.join(sorted(keys))}")
+    low, high = value["low"], value["high"]
+    by = value.get("step", value.get("factor"))
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (low, high, by)):
+        raise ValueError(f"expected numbers, got {value!r}")
+    if low > high or by <= (0 if "step" in keys else 1) or ("factor" in keys and low <= 0):
+        raise ValueError(f"expected low <= high, and a step > 0 or a factor > 1 from a low > 0, got {value!r}")
+    found: list[int | float] = []
+    now = low
+    while now <= high * (1 + 1e-12):
+        found.append(round(now) if isinstance(low, int) else now)
+        now = now + by if "step" in keys else now * by
+        if len(found) > _MOST:
+            raise ValueError(f"expected a range of at most {_MOST} numbers, got {value!r}")
+    return list(dict.fromkeys(found))
+
+
+def without_repeats(values: list) -> list:
+    """A list in which nothing comes twice.
+
+    Raises:
+        ValueError: Something does.
+    """
+    # 1 and 1.0 and True are one choice for a storage
+    seen: dict[Any, Any] = {}
+    for value in values:
+        if value in seen:
+            raise ValueError(f"expected each choice once, got {value!r} twice")
+        seen[value] = value
+    return values
+
+
+def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:
+    """Read ``ep8``, ``ep4tp2``, or ``tp2``: two devices to an expert, and as many ranks as the cluster then has.
+
+    Args:
+        text: Layout.
+        num_devices: Devices of the cluster, where they are known.
+
+    Raises:
+        ConfigError: Not of that form, or devices that do not divide.
+    """
+    match = re.fullmatch(r"ep(\d+)(?:tp(\d+))?|tp([1-9]\d*)", text, re.ASCII)
+    if match is None:
+        raise ConfigError(f"parallelism: expected 'epN', 'epNtpM' or 'tpM' such as 'ep4tp2', got {text!r}")
+    if match[3] is None:
+        return Parallelism(ep=int(match[1]), tp=int(match[2] or 1))
+    tp = int(match[3])
+    if num_devices is None:
+        return Parallelism(tp=tp)
+    if num_devices % tp:
+        raise ConfigError(f"parallelism: expected tp to divide the cluster's {num_devices} devices, got {text!r}")
+    return Parallelism(ep=num_devices // tp, tp=tp)

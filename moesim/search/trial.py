@@ -1,0 +1,97 @@
+"""A finished trial: its point, what it found, and how a storage holds it."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from moesim.result import RESULT_COLUMNS
+from moesim.search.evaluate import MEMORY, Evaluation
+from moesim.search.objectives import PRICED
+from moesim.search.space import GROUPS, Space
+
+#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts; those of a space's
+#: hardware follow after these
+TRIAL_COLUMNS = (
+    "number", "state", "parallelism", *RESULT_COLUMNS[:-6], *GROUPS, MEMORY, "broken_constraints", "loss", "loss_low",
+    "loss_high", "loss_extrapolated", "loss_outside", "loss_law", *PRICED, "reason", *RESULT_COLUMNS[-6:], "wall_s",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One finished trial.
+
+    Attributes:
+        number: From 0, in the order asked.
+        params: Its point.
+        evaluation: What it found.
+        wall_s: Seconds its evaluation took.
+        ended: When, in seconds since 1970.
+    """
+
+    number: int
+    params: dict[str, Any]
+    evaluation: Evaluation
+    wall_s: float
+    ended: float = field(default=0.0, compare=False)
+
+    @property
+    def broken(self) -> float:
+        """Sum of what is broken of its constraints; 0 where all are kept."""
+        return sum(max(value, 0.0) for value in self.evaluation.violations.values())
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it is a candidate, fits in memory, and keeps every constraint."""
+        return not self.evaluation.reason and self.broken == 0
+
+    @property
+    def state(self) -> str:
+        """``fits``, ``over_memory``, ``over_constraint``, ``infeasible`` (no candidate) or ``failed``."""
+        found = self.evaluation
+        if found.reason:
+            return "failed" if found.failed else "infeasible"
+        if found.violations[MEMORY] > 0:
+            return "over_memory"
+        return "fits" if self.feasible else "over_constraint"
+
+    def row(self) -> dict[str, Any]:
+        """Flat row for trials.csv; wall-clock columns begin with ``wall_``."""
+        found = self.evaluation
+        # the point as it was asked, also where there is no candidate; what it became (ep, tp) stands beside it
+        row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
+        broken = [name for name, value in found.violations.items() if value > 0 and name != MEMORY]
+        return row | {
+            "number": self.number, "state": self.state, "reason": found.reason, "wall_s": self.wall_s,
+            MEMORY: found.violations.get(MEMORY), "broken_constraints": "; ".join(broken),
+        }
+
+
+def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
+    """A trial as an Optuna storage holds it: its dashboard shows it like any other."""
+    found = trial.evaluation
+    choices = space.choices()
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(choices[name])) for name in trial.params}
+    attrs = {"row": found.row, "violations": found.violations, "reason": found.reason, "failed": found.failed,
+             "wall_s": trial.wall_s, "number": trial.number}
+    state = TrialState.FAIL if found.reason else TrialState.COMPLETE
+    record = create_trial(
+        state=state, params=trial.params, distributions=distributions, user_attrs=attrs,
+        values=None if found.reason else found.values(objectives),
+        constraints=None if found.reason else found.violations)
+    record.datetime_start = datetime.fromtimestamp(trial.ended - trial.wall_s, UTC)
+    record.datetime_complete = datetime.fromtimestamp(trial.ended, UTC)
+    return record
+
+
+def from_record(record: FrozenTrial) -> Trial:
+    """The trial that a record holds."""
+    attrs = record.user_attrs
+    evaluation = Evaluation(row=attrs["row"], violations=attrs["violations"], reason=attrs["reason"],
+                            failed=attrs["failed"])
+    return Trial(number=record.number, params=dict(record.params), evaluation=evaluation, wall_s=attrs["wall_s"],
+                 ended=record.datetime_complete.timestamp() if record.datetime_complete else 0.0)
