@@ -26,7 +26,9 @@ The path of a token batch, module by module:
 | `expert_parallel` | a whole layer over the ranks of a group: uneven all-to-all, gradients |
 | `profile_text` | how measured profiles are written |
 | `cpu_layer` | a whole layer on this CPU, timed by phase |
-| `sources`, `cpu_source`, `interpreted`, `scaling` | the measurement sources moesim finds, and what they run |
+| `timed_layers` | layers run on this CPU in processes of their own |
+| `triton_source`, `cpu_source`, `gloo_source`, `interpret_source` | the measurement sources moesim finds |
+| `interpreted`, `scaling` | a layer through the interpreter; a layer made small enough to run here |
 
 Shape suffixes: T tokens, E experts, G expert groups, S experts of one group, K experts a token uses, H hidden size,
 I expert width, N outputs of a grouped GEMM, P = T x K (token, expert) pairs, E1 = E + 1.

@@ -135,16 +135,24 @@ class LayerTiming:
     """Times of one layer.
 
     Attributes:
-        phases: `PHASES` and ``total``, each over all repeats.
-        repeats: Number of repeats.
+        seconds: `PHASES` and ``total`` -> ndarray of shape (repeats,).
         slowdown: The sentinel's worst slowdown before or after.
         contended: Whether that is over `CONTENDED`, also in the second try.
     """
 
-    phases: dict[str, Spread]
-    repeats: int
+    seconds: dict[str, np.ndarray]
     slowdown: float
     contended: bool
+
+    @property
+    def phases(self) -> dict[str, Spread]:
+        """Statistics of each phase and of ``total``."""
+        return {name: Spread.of(seconds_R) for name, seconds_R in self.seconds.items()}
+
+    @property
+    def repeats(self) -> int:
+        """Number of repeats."""
+        return len(self.seconds["total"])
 
 
 def activate(up_PN: torch.Tensor, width: int) -> torch.Tensor:
@@ -311,5 +319,5 @@ def _time(case: "CpuLayer | _GateAlone", names: tuple[str, ...], seconds: float,
         times = case.forward(clock)[1]
         rows.append(np.append(np.diff(times), times[-1] - times[0]))
     slowdown = max(before, sentinel.slowdown())
-    phases = {name: Spread.of(seconds_R) for name, seconds_R in zip((*names, "total"), np.array(rows).T, strict=True)}
-    return LayerTiming(phases=phases, repeats=len(rows), slowdown=slowdown, contended=slowdown > CONTENDED)
+    return LayerTiming(seconds=dict(zip((*names, "total"), np.array(rows).T, strict=True)), slowdown=slowdown,
+                       contended=slowdown > CONTENDED)

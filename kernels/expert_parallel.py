@@ -32,7 +32,7 @@ from moesim_kernels.layer import (
 )
 from moesim_kernels.layer_checks import check_numbers, check_routing, check_shapes
 from moesim_kernels.plan import make_plan_reference
-from moesim_kernels.weights import LayerWeights, check_layer
+from moesim_kernels.weights import LayerWeights, check_layer, shapes
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
@@ -56,6 +56,21 @@ def local_weights(weights: LayerWeights, placement: Placement, rank: int) -> Lay
     mine = torch.from_numpy(placement.expert_of_slot_P[placement.device_of_slot_P == rank])
     mine = mine.to(weights.w_gate_up.device)
     return replace(weights, w_gate_up=weights.w_gate_up[mine], w_down=weights.w_down[mine])
+
+
+def random_local(layer: MoELayer, placement: Placement, rank: int, seed: int, dtype: torch.dtype) -> LayerWeights:
+    """`local_weights` of random ones, as `LayerWeights.random` scales them, without the other ranks' experts."""
+    def normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype).normal_(0.0, shape[-1]**-0.5, generator=generator)
+
+    whole, own = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1 + rank)
+    slots = int(placement.slots_of_rank()[rank])
+    made = {}
+    for name, shape in shapes(layer).items():
+        experts = name in ("w_gate_up", "w_down")
+        made[name] = None if shape is None else normal((slots, *shape[1:]) if experts else shape,
+                                                       own if experts else whole)
+    return LayerWeights(**made)
 
 
 def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,

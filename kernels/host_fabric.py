@@ -1,10 +1,10 @@
 """All-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL or RCCL.
 
-Each rank is a process of its own, ``python -m moesim_kernels.host_fabric``, given its task as JSON on stdin; ranks meet
-through a file and, for gloo, over the loopback interface: no network is needed. A timing is four calls back to back
-after a barrier, of the rank that took longest. Single small calls are bimodal on a CPU, and their fastest one does not
-come again; the lower quartile of at least 16 timings repeats best and is what counts. Its minimum, median, P10 and P90
-stand beside it. If the ranks do not finish in time they are ended, and the caller gets one line.
+A timing is four calls back to back after a barrier, of the rank that took longest; all exchanges are timed in turn,
+several rounds of them, so that a machine that is slow for a while is slow for all. Between processes times have two
+modes, the upper one a wait for the other process to be woken: medians of the same exchange a few seconds apart differ
+by 10 to 30 %, the P10 of 24 timings by 6 to 8 %. That is what counts; minimum, median and P90 stand beside it. Ranks
+are started by `moesim_kernels.ranks`: no network is needed.
 """
 
 import json
@@ -19,13 +19,14 @@ from moesim_kernels.profile_text import held_out, quantity, spread
 from moesim_kernels.ranks import rank_group, run_ranks
 
 from moesim.errors import MeasurementError
+from moesim.hardware import HostFabric
 from moesim.units import GB, US
 
 Array = np.ndarray
-_CALLS, _TIMINGS, _WARM_UP = 4, 16, 2
+_CALLS, _TIMINGS, _ROUNDS, _WARM_UP = 4, 6, 4, 2
 _GLOO_BYTES = tuple(1 << exponent for exponent in range(10, 24))
 _NCCL_BYTES = tuple(1 << exponent for exponent in range(10, 28, 2))
-_COUNTS = 0.25  # quantile of the timings that counts
+_COUNTS = 0.1  # quantile of the timings that counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,19 @@ class AllToAll:
     seconds: Array
 
 
-def _lower_quartile(values: Array) -> float:
-    return float(np.quantile(values, _COUNTS))
+def counted(seconds: Array) -> float:
+    """What counts of repeated timings: their P10."""
+    return float(np.quantile(seconds, _COUNTS))
+
+
+def port_bytes(bytes_WW: Array) -> float:
+    """Most bytes that any rank sends to others, or gets from them: what an exchange is priced by.
+
+    Args:
+        bytes_WW: Array of shape (W, W): bytes from each rank to each, those to itself not counted.
+    """
+    between_WW = np.asarray(bytes_WW, dtype=np.float64) * (1.0 - np.eye(len(bytes_WW)))
+    return float(max(between_WW.sum(axis=1).max(), between_WW.sum(axis=0).max()))
 
 
 def measure_gloo(ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_s: float = 30.0) -> list[AllToAll]:
@@ -76,40 +88,74 @@ def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[s
 
 
 def _run(backend: str, ranks: int, sizes: Sequence[int], timeout_s: float) -> list[AllToAll]:
-    answers = run_ranks([sys.executable, "-m", "moesim_kernels.host_fabric"], ranks, {"sizes": list(sizes)},
-                        backend=backend, timeout_s=timeout_s)
-    seconds = np.array(answers).max(axis=0)
+    seconds = time_exchanges(backend, [np.full((ranks, ranks), size) for size in sizes], timeout_s=timeout_s)
     return [AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row) for size, row in zip(sizes, seconds, strict=True)]
 
 
-def time_rank(task: dict) -> list[list[float]]:
-    """What one rank does: seconds per call of each timing of each size.
+def time_exchanges(backend: str, matrices: Sequence[Array], *, timeout_s: float = 30.0) -> list[Array]:
+    """Time uneven all-to-alls.
 
     Args:
-        task: As `moesim_kernels.ranks.run_ranks` gives it, with sizes (bytes per pair).
+        backend: ``gloo`` or ``nccl``.
+        matrices: Bytes from each rank to each, integers of shape (W, W), all of one W.
+        timeout_s: After which the ranks are ended.
+
+    Returns:
+        Seconds per call of each one's timings, ndarrays of shape (timings,).
+
+    Raises:
+        MeasurementError: A rank failed (its last line), or they did not finish in time.
+    """
+    task = {"matrices": [np.asarray(matrix).tolist() for matrix in matrices]}
+    answers = run_ranks([sys.executable, "-m", "moesim_kernels.host_fabric"], len(matrices[0]), task, backend=backend,
+                        timeout_s=timeout_s)
+    return list(np.array(answers).max(axis=0))
+
+
+def time_rank(task: dict) -> list[list[float]]:
+    """What one rank does: seconds per call of each timing of each exchange.
+
+    Args:
+        task: As `moesim_kernels.ranks.run_ranks` gives it, with matrices of bytes.
     """
     import torch
     import torch.distributed as dist
 
+    rank = task["rank"]
     with rank_group(task) as device:
-        return [_time_size(size, task["ranks"], device, dist, torch) for size in task["sizes"]]
-
-
-def _time_size(num_bytes: int, ranks: int, device, dist, torch) -> list[float]:
-    sent = torch.ones(ranks * num_bytes, dtype=torch.uint8, device=device)
-    received = torch.empty_like(sent)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = []
-    for timing in range(-_WARM_UP, _TIMINGS):
-        dist.barrier()
-        wait()
-        started = time.perf_counter()
-        for _ in range(_CALLS):
-            dist.all_to_all_single(received, sent)
-        wait()
-        if timing >= 0:
-            seconds.append((time.perf_counter() - started) / _CALLS)
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        seconds: list[list[float]] = [[] for _ in task["matrices"]]
+        for _ in range(_ROUNDS):
+            for matrix, found in zip(task["matrices"], seconds, strict=True):
+                to, of = matrix[rank], [row[rank] for row in matrix]
+                sent, received = (torch.ones(sum(parts), dtype=torch.uint8, device=device) for parts in (to, of))
+                for timing in range(-_WARM_UP, _TIMINGS):
+                    dist.barrier()
+                    wait()
+                    started = time.perf_counter()
+                    for _ in range(_CALLS):
+                        dist.all_to_all_single(received, sent, of, to)
+                    wait()
+                    if timing >= 0:
+                        found.append((time.perf_counter() - started) / _CALLS)
     return seconds
+
+
+def _fitted(measured: Sequence[AllToAll]) -> tuple[float, float, Array]:
+    """Start, port rate, and measured over predicted time of points left out of the fit."""
+    amounts = np.array([(point.ranks - 1.0) * point.bytes_per_pair for point in measured])
+    seconds = np.array([counted(point.seconds) for point in measured])
+    return *fit_start_and_rate(amounts, seconds), start_and_rate_ratios(amounts, seconds)
+
+
+def fabric_of(backend: str, measured: Sequence[AllToAll]) -> HostFabric:
+    """What `fabric_lines` writes, as a profile holds it."""
+    start, rate, ratios = _fitted(measured)
+    low, high = np.percentile(ratios, (10, 90))
+    return HostFabric(backend=backend, start_s=start, port_bytes_per_s=rate,
+                      ranks=tuple(point.ranks for point in measured),
+                      bytes_per_pair=tuple(float(point.bytes_per_pair) for point in measured),
+                      time_s=tuple(counted(point.seconds) for point in measured), interval=(float(low), float(high)))
 
 
 def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
@@ -121,10 +167,7 @@ def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
         backend: As the file names it.
         measured: At least three, of different sizes.
     """
-    amounts = np.array([(point.ranks - 1.0) * point.bytes_per_pair for point in measured])
-    seconds = np.array([_lower_quartile(point.seconds) for point in measured])
-    start, rate = fit_start_and_rate(amounts, seconds)
-    ratios = start_and_rate_ratios(amounts, seconds)
+    start, rate, ratios = _fitted(measured)
     low, high = np.percentile(ratios, (10, 90))
     lines = ["[host_fabric]", f'backend = "{backend}"',
              f"start_us = {quantity(start / US, source='fit', low=start * low / US, high=start * high / US)}",
@@ -132,7 +175,7 @@ def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
     lines += held_out("host_fabric.residuals", ratios)
     for point in measured:
         lines += ["[[host_fabric.points]]", f"ranks = {point.ranks}", f"bytes_per_pair = {float(point.bytes_per_pair)}",
-                  f"time_us = {spread(point.seconds / US, _lower_quartile)}"]
+                  f"time_us = {spread(point.seconds / US, counted)}"]
     return lines
 
 

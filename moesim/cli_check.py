@@ -15,12 +15,12 @@ def check(
     limit: Annotated[int, typer.Option(help="Check the first so many rows; 0: all.", min=0)] = 0,
 ) -> None:
     """Check winners against every source of measurements: error, ranking, and a verdict for each."""
-    from moesim.measured.check import all_sources, check_candidate, print_check, silicon_summary, write_check
-    from moesim.measured.sources import VERDICTS
+    from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
+    from moesim.measured.sources import VERDICTS, installed_sources
     from moesim.measured.winners import read_winners
     from moesim.report.terminal import say
 
-    known = all_sources()
+    known = installed_sources()
     names = list(known) if sources == "auto" else [name.strip() for name in sources.split(",")]
     for name in names:
         if name not in known:
@@ -32,10 +32,14 @@ def check(
         reason = known[name].unavailable_because()
         say(f"check {name}: " + (f"not here ({reason})" if reason else f"{len(found)} candidates"))
         chosen = found[:1] if reason and sources == "auto" else found
-        rows += [("winner", check_candidate(known[name], w.candidate, w.cluster, w.workload)) for w in chosen]
+        rows += [("winner", row) for w in chosen
+                 for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)]
     print_check(rows)
-    counts = {verdict: sum(row.verdict == verdict for _, row in rows) for verdict in VERDICTS}
-    print("verdicts: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    verdicts = winner_verdicts(row for _, row in rows)
+    for candidate, verdict in verdicts.items():
+        print(f"{verdict}: {candidate}")
+    found_verdicts = list(verdicts.values())
+    print("verdicts: " + ", ".join(f"{found_verdicts.count(verdict)} {verdict}" for verdict in VERDICTS))
     if out is not None:
         write_check(out, rows)
-        say(f"wrote {out}; silicon rows: {silicon_summary([row for _, row in rows])['rows']}")
+        say(f"wrote {out}")

@@ -68,6 +68,7 @@ class Profile:
         residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls left out of the fit.
         host_fabric: All-to-all between the processes or devices of the host, where it was measured.
         contended: Whether the machine was disturbed while it was measured.
+        machine: What it was measured on; empty for data sheets.
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
         power_w: Rated power, None where the file states none.
@@ -100,6 +101,7 @@ class Profile:
     provenance: dict[str, tuple[str, str]]
     power_w: float | None = None
     growth: dict[str, float] = field(default_factory=dict)
+    machine: str = ""
 
     @property
     def usable_bytes(self) -> float:
@@ -201,6 +203,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
         provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
         power_w=file.power_watt.value if file.power_watt else None,
+        machine=file.measurement.machine if file.measurement is not None else "",
     )
 
 

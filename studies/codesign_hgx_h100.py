@@ -16,8 +16,9 @@ import typer
 
 from moesim import Candidate, Cluster, Workload, load_cluster, simulate
 from moesim.cli import run_script
-from moesim.measured.check import all_sources, check_all, print_check, write_check
+from moesim.measured.check import check_all, print_check, write_check
 from moesim.measured.silicon_source import measured_architectures
+from moesim.measured.sources import installed_sources
 from moesim.quality import estimate_loss
 from moesim.report import write_csv
 from moesim.report.terminal import print_table, say
@@ -70,7 +71,7 @@ def main(
         "layer_time_high_us": "high", "layer_tokens_per_s_per_device": "tokens/s/device", "peak_memory_gib": "GiB",
         "bottleneck": "bottleneck"})
 
-    checks = check_all(winners, [SPACE.decode(point) for point in measured], cluster, workload, all_sources(), say)
+    checks = check_all(winners, [SPACE.decode(point) for point in measured], cluster, workload, installed_sources(), say)
     write_check(out / "check.csv", checks)
     print_check(checks)
     say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv")

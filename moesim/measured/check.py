@@ -1,8 +1,8 @@
 """The check: winners and measured architectures against every source there is, and what became of the ranking.
 
-Measured rows and a GPU check every candidate. The interpreter and the CPU check scaled-down layers, which says the
-same for candidates that differ only in size: each gate kind among the winners goes through the interpreter once, and
-one winner, the middle of the front, is timed on the CPU.
+Measured rows and a GPU check every candidate. The interpreter, the CPU and its processes check scaled-down layers,
+which says the same for candidates that differ only in size: of a study's winners, each gate kind goes through the
+interpreter once, and one winner, the middle of the front, is timed on the CPU and exchanged between processes.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
+from moesim.errors import MoesimError
 from moesim.measured.scores import error_scores, ranking
-from moesim.measured.silicon_source import Silicon
-from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources
+from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
 from moesim.topology import Cluster
@@ -48,22 +48,24 @@ CHECK_COLUMNS = (
 )
 
 
-def all_sources() -> dict[str, MeasurementSource]:
-    """Every source by name: measured rows first, then those of installed packages."""
-    return {"silicon": Silicon(), **installed_sources()}
+def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cluster,
+                    workload: Workload) -> list[CheckRow]:
+    """One check. What a source refuses, and one that cannot run here, are rows that say why.
 
-
-def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
-    """One check; a source that cannot run here gives a row that says why. Every row names an engine and a hash."""
+    Every row names an engine and a hash.
+    """
+    about: dict[str, Any] = {"candidate": candidate.label, "source": source.name, "quantity": "none",
+                             "seed": workload.seed}
     reason = source.unavailable_because()
-    if reason is None:
-        row = source.check(candidate, cluster, workload)
+    if reason is not None:
+        rows = [CheckRow(status="unavailable", detail=reason, **about)]
     else:
-        row = CheckRow(
-            candidate=candidate.label, source=source.name, quantity="none", status="unavailable", detail=reason,
-            seed=workload.seed,
-        )
-    return replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster))
+        try:
+            rows = source.check(candidate, cluster, workload)
+        except MoesimError as error:
+            rows = [CheckRow(status="not_measured", detail=str(error), **about)]
+    return [replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster))
+            for row in rows]
 
 
 def check_all(
@@ -88,7 +90,8 @@ def check_all(
         (role, row) with role ``winner`` or ``measured``.
     """
     one_of_each_gate = list({c.layer.gate.kind: c for c in reversed(winners)}.values())
-    plan = {"triton_interpreter": one_of_each_gate, "torch_cpu": [winners[len(winners) // 2]]}
+    middle = [winners[len(winners) // 2]]
+    plan = {"interpret": one_of_each_gate, "torch-cpu": middle, "gloo": middle}
     rows = []
     for name, source in sources.items():
         chosen = plan.get(name, winners)
@@ -98,13 +101,11 @@ def check_all(
             chosen = chosen[:1] if name != "silicon" else chosen
         else:
             say(f"check {name}: {len(chosen)} of {len(winners)} winners")
-        rows += [("winner", check_candidate(source, c, cluster, workload)) for c in chosen]
+        rows += [("winner", row) for c in chosen for row in check_candidate(source, c, cluster, workload)]
     known = {c.label for c in winners}
-    rows += [
-        ("measured", check_candidate(sources["silicon"], c, cluster, workload))
-        for c in measured
-        if c.label not in known
-    ]
+    if "silicon" in sources:
+        rows += [("measured", row) for c in measured if c.label not in known
+                 for row in check_candidate(sources["silicon"], c, cluster, workload)]
     return rows
 
 
@@ -119,6 +120,41 @@ def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
         "role": role,
         "version": VERSION,
     }
+
+
+def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
+    """One verdict for each candidate, of the largest part of it that each source timed.
+
+    ``refuted`` if any source refutes it, or finds that its kernels compute something else; then ``inconclusive`` if
+    any is; ``confirmed`` if all that measured it confirm it; ``not_measured`` if none did.
+    """
+    verdicts: dict[str, dict[str, Verdict]] = {}
+    for row in rows:
+        of_source = verdicts.setdefault(row.candidate, {})
+        if row.is_time or row.verdict == "refuted":
+            of_source.setdefault(row.source, row.verdict)
+    order: tuple[Verdict, ...] = ("refuted", "inconclusive", "confirmed")
+    return {candidate: next((verdict for verdict in order if verdict in of_source.values()), "not_measured")
+            for candidate, of_source in verdicts.items()}
+
+
+def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
+    """Errors in percent of each source's quantities, and whether the ranking survived where there are four rows.
+
+    Returns:
+        Rows with source, quantity, rows, median, mape, p90, bias, and where known kendall_tau and regret.
+    """
+    groups: dict[tuple[str, str], list[CheckRow]] = {}
+    for row in rows:
+        if row.is_time and row.simulated is not None and row.measured is not None:
+            groups.setdefault((row.source, row.quantity), []).append(row)
+    found = []
+    for (source, quantity), group in groups.items():
+        simulated, measured = (np.array([getattr(row, name) for row in group], dtype=np.float64)
+                               for name in ("simulated", "measured"))
+        found.append({"source": source, "quantity": quantity, **error_scores(simulated, measured),
+                      **(ranking(simulated, measured) or {})})
+    return found
 
 
 def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
@@ -151,23 +187,31 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
         [_terminal_row(role, row) for role, row in timed],
         {
             "candidate": "candidate",
-            "kind": "kind",
+            "source": "source",
+            "quantity": "quantity",
             "simulated": "simulated",
             "interval": "P10-P90",
             "measured": "measured",
             "error": "error %",
             "fitted": "fitted on",
+            "verdict": "verdict",
         },
     )
     for _, row in rows:
         if row.limit is not None and row.measured is not None:
             verdict = "ok" if row.measured <= row.limit else "WRONG"
             print(f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); {row.detail}")
-    for row in (row for _, row in rows if row.source not in ("silicon", "triton_gpu") and row.limit is None):
-        print(f"{row.source}: {row.detail}")
+    here = (row for _, row in rows if row.source != "silicon" and row.limit is None and row.status != "unavailable")
+    for told in dict.fromkeys(f"{row.source}: {row.detail}" for row in here):
+        print(told)
     for reason in sorted({f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}):
         print(f"not checked here: {reason}")
     every = [row for _, row in rows]
+    scores = [row for row in source_scores(every) if row["source"] != "silicon"]
+    for score in scores:
+        print(f"{score['source']}, {score['quantity']}: {score['rows']:.0f}; error median {score['median']:.2f} %, "
+              f"mean {score['mape']:.2f} %; ranking: Kendall tau {_number(score.get('kendall_tau', 'n/a'))}, "
+              f"regret of the simulated best {_number(score.get('regret', 'n/a'), percent=True)}")
     for title, chosen in (("all checked rows", every), ("rows never fitted", [r for r in every if not r.in_fit_set])):
         s = silicon_summary(chosen)
         print(
@@ -184,12 +228,14 @@ def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
     fitted = "" if row.in_fit_set is None else "yes" if row.in_fit_set else "no"
     return {
         "candidate": ("* " if role == "winner" else "  ") + row.candidate,
-        "kind": row.source,
+        "source": row.source,
+        "quantity": row.quantity.removesuffix("_time_us"),
         "simulated": None if row.simulated is None else round(row.simulated),
         "interval": interval,
-        "measured": row.status if row.measured is None else f"{row.measured:,.0f}",
+        "measured": row.status if row.measured is None else f"{row.measured:,.0f}" + ("~" if row.interpolated else ""),
         "error": None if row.error_percent is None else f"{row.error_percent:+.1f}",
         "fitted": fitted,
+        "verdict": row.verdict,
     }
 
 

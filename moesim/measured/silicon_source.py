@@ -1,12 +1,16 @@
 """Check candidates against measured Triton rows: expert phase against expert phase, exact shapes only.
 
 A candidate on D devices with T tokens each meets D x T tokens in all; the row that times its kernel has that many
-tokens, the same experts, top-k, width, format, tp and ep, and the same distribution of load. The row is predicted at
+tokens, the same experts, top-k, width, format, tp and ep, and the same distribution of load. Where only the number of
+tokens was not measured, but fewer and more, the time lies on the line between both in logarithms, and the row is marked
+``interpolated``; nothing else is interpolated, and nothing extrapolated. The row is predicted at
 its *own* semantics (`moesim.measured.silicon`): experts contiguous, the hottest rank, no gate limits, warm L2, the
 tile that framework ran. A candidate's placement and gate are therefore not what is checked here; its kernel is.
 """
 
 from typing import Any
+
+import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.measured import silicon
@@ -68,8 +72,11 @@ class Silicon:
         """The missing packages, or None."""
         return silicon.unavailable_because()
 
-    def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
-        """Look up the exact row and predict it at its own semantics."""
+    def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
+        """Look up the exact row, or interpolate along tokens, and predict it at its own semantics."""
+        return [self._check(candidate, cluster, workload)]
+
+    def _check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
         about: dict[str, Any] = {
             "candidate": candidate.label,
             "source": self.name,
@@ -81,7 +88,8 @@ class Silicon:
         row = self._row(candidate.layer, candidate, cluster, workload)
         if row is None:
             return CheckRow(
-                status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}", **about
+                status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}, nor rows "
+                "of fewer and more tokens", **about
             )
         profile = cluster.profile
         kernels = row_kernels(row["dataset"], profile)
@@ -95,13 +103,15 @@ class Silicon:
             simulated_low=predicted * low / US,
             simulated_high=predicted * high / US,
             measured=row["latency_ms"] * 1e3,
+            interpolated="between" in row,
             in_fit_set=may_fit(row),
             calibration=calibration.level,
             engine="kernel_model",
             profile_hash=calibration.digest,
             detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, {row['distribution']}, "
             f"tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile {tile}: contiguous experts, hottest rank, "
-            "no gate limits, warm L2; measured is a mean of back-to-back calls",
+            "no gate limits, warm L2; measured is a mean of back-to-back calls"
+            + (", interpolated between {} and {} tokens".format(*row["between"]) if "between" in row else ""),
             extra={
                 "row": (
                     row["dataset"],
@@ -111,6 +121,7 @@ class Silicon:
                     row["moe_dtype"],
                     row["moe_tp_size"],
                     row["moe_ep_size"],
+                    row["num_tokens"],
                 )
             },
             **about,
@@ -120,9 +131,9 @@ class Silicon:
         if not layer.gated or layer.num_shared_experts or layer.capacity_factor is not None or layer.uneven:
             return None
         dtypes = {name: dtype for dtype, name in _PRECISION_NAMES.items()}
+        num_tokens = cluster.num_devices * workload.num_tokens_per_device
         wanted = {
             "moe_dtype": dtypes.get(layer.precision.name),
-            "num_tokens": cluster.num_devices * workload.num_tokens_per_device,
             "hidden_size": layer.hidden_size,
             "inter_size": layer.expert_intermediate_size,
             "topk": layer.top_k,
@@ -131,10 +142,28 @@ class Silicon:
             "moe_ep_size": candidate.parallelism.ep,
             "distribution": distribution_of(workload.routing),
         }
+        same_but_tokens = []
         for dataset in DATASETS.get(cluster.profile.name, ()):
             rows = silicon.load_rows(cluster.profile.name.replace("-", "_"), dataset)
             for column, value in wanted.items():
                 rows = rows[rows[column] == value]
-            if len(rows):
-                return rows.iloc[0].to_dict()
+            same_but_tokens.append(rows.to_dict("records"))
+        found = [_at_tokens(rows, num_tokens) for rows in same_but_tokens]
+        known = [row for row in found if row is not None]
+        return min(known, key=lambda row: "between" in row, default=None)
+
+
+def _at_tokens(rows: list[dict[str, Any]], num_tokens: int) -> dict[str, Any] | None:
+    """The row of this many tokens, or one between those of the next fewer and more, which its ``between`` names."""
+    by_tokens: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        by_tokens.setdefault(row["num_tokens"], row)
+    if num_tokens in by_tokens:
+        return by_tokens[num_tokens]
+    below, above = [n for n in by_tokens if n < num_tokens], [n for n in by_tokens if n > num_tokens]
+    if not below or not above:
         return None
+    low, high = max(below), min(above)
+    latency = np.exp(np.interp(np.log(num_tokens), np.log([low, high]),
+                               np.log([by_tokens[n]["latency_ms"] for n in (low, high)])))
+    return by_tokens[low] | {"num_tokens": num_tokens, "latency_ms": float(latency), "between": (low, high)}

@@ -1,8 +1,11 @@
 """What a source of measurements is, and how the installed ones are found.
 
-A source checks one candidate and returns a `CheckRow`: what was simulated, what was measured, and of which kind. It
-never substitutes another shape for the one asked: where it cannot check, the row says so. Sources that need torch or
-Triton live in `moesim_kernels` and are found through the entry point group ``moesim.measurement_sources``.
+A source checks one candidate and returns `CheckRow`s: what was simulated, what was measured, and of which kind; first
+the largest part of a layer that it knows, then that part by phase where it can. Where it substitutes another shape for
+the one asked, as a CPU must, the row says so, and where it cannot check, why. All are found through the entry point
+group ``moesim.measurement_sources``: ``silicon`` (measured tables), ``triton`` (this machine's GPU), ``torch-cpu`` and
+``gloo`` (this CPU, and processes on it), ``interpret`` (whether the kernels compute the right numbers, never a time).
+Those that need torch or Triton live in `moesim_kernels`.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +19,10 @@ from moesim.topology import Cluster
 GROUP = "moesim.measurement_sources"
 PROFILERS = "moesim.profilers"
 Status = Literal["checked", "not_measured", "unavailable"]
+Evidence = Literal["measured", "interpolated", "simulated"]
+STATUSES: tuple[Status, ...] = ("checked", "not_measured", "unavailable")
+QUANTITIES = ("layer_time_us", "gate_time_us", "dispatch_time_us", "experts_time_us", "experts_warm_time_us",
+              "combine_time_us", "max_abs_error", "none")
 Verdict = Literal["confirmed", "refuted", "inconclusive", "not_measured"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "inconclusive", "not_measured")
 #: percent of error within which a simulation is confirmed, and beyond which, outside its interval, it is refuted
@@ -28,19 +35,19 @@ class CheckRow:
 
     Attributes:
         candidate: Label of the candidate that is checked.
-        source: Name of the source: ``silicon``, ``triton_gpu``, ``triton_interpreter``, ``torch_cpu``.
-        quantity: What is compared, with its unit: ``experts_time_us``, ``layer_time_us``, ``max_abs_error``.
+        source: Name of the source.
+        quantity: What is compared, with its unit, one of `QUANTITIES`; ``none`` where nothing is.
         status: ``checked``; ``not_measured``: nobody measured exactly this; ``unavailable``: the source cannot run.
         simulated: Simulated value; None for a numerical check.
         simulated_low: P10 of its interval.
         simulated_high: P90.
         measured: Measured value (a median, unless ``detail`` says otherwise); None without one.
-        measured_low: P10 of the repeats.
+        measured_low: P10 of the repeats; None, as ``measured_high``, for tables that have a mean alone.
         measured_high: P90.
         limit: For a numerical check: the largest error allowed.
         detail: What exactly was run, or why not: one line.
         in_fit_set: Whether the measured row may have been used to fit the model; None where nothing was fitted.
-        evidence: ``measured`` where there is a measured value, else ``simulated``.
+        interpolated: Whether the measured value lies between two of a table that differ in tokens alone.
         calibration: Of the simulated value.
         engine: Engine or model of the simulated value.
         seed: Seed.
@@ -60,6 +67,7 @@ class CheckRow:
     limit: float | None = None
     detail: str = ""
     in_fit_set: bool | None = None
+    interpolated: bool = False
     calibration: str = "none"
     engine: str = ""
     seed: int = 0
@@ -67,9 +75,11 @@ class CheckRow:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def evidence(self) -> str:
-        """``measured`` where there is a measured value, else ``simulated``."""
-        return "measured" if self.measured is not None else "simulated"
+    def evidence(self) -> Evidence:
+        """``measured`` or ``interpolated`` where there is a measured value, else ``simulated``."""
+        if self.measured is None:
+            return "simulated"
+        return "interpolated" if self.interpolated else "measured"
 
     @property
     def error_percent(self) -> float | None:
@@ -78,6 +88,10 @@ class CheckRow:
             return None
         return 100.0 * (self.simulated / self.measured - 1.0)
 
+    @property
+    def is_time(self) -> bool:
+        """Whether a time is compared."""
+        return self.quantity.endswith("_us")
 
     @property
     def verdict(self) -> Verdict:
@@ -109,8 +123,12 @@ class MeasurementSource(Protocol):
     def unavailable_because(self) -> str | None:
         """Why it cannot run on this machine, in one line; None if it can."""
 
-    def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
-        """Check one candidate."""
+    def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
+        """Check one candidate: at least one row, the largest part of a layer first, then its phases.
+
+        Raises:
+            MoesimError: It cannot check this one; `moesim.measured.check.check_candidate` makes a row of that.
+        """
 
 
 class Profiler(Protocol):

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moesim import configfile
@@ -170,13 +170,15 @@ def single_device(profile: Profile) -> Cluster:
 
 
 def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = (),
-           growth: dict[str, float] | None = None) -> Cluster:
+           growth: dict[str, float] | None = None, profiles: Mapping[str, Profile] | None = None) -> Cluster:
+    """Look up the devices of a file; ``profiles``: those that are no files of their own."""
     if file.dispatch not in DISPATCHES:
         raise configfile.UnknownNameError("dispatch", file.dispatch, DISPATCHES)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
         named = [(file.profile, file.num_nodes)]
-    groups = tuple((load_profile(profile), nodes * file.devices_per_node) for profile, nodes in named)
+    groups = tuple(((profiles or {}).get(profile) or load_profile(profile), nodes * file.devices_per_node)
+                   for profile, nodes in named)
     for change in device_changes:  # one by one: a later factor is one of what the earlier made of it
         groups = tuple((changed_profile(profile, dict([change])), count) for profile, count in groups)
     text = file.model_dump_json() + "".join(profile.digest for profile, _ in groups)
@@ -208,13 +210,28 @@ def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
         profile = load_profile(profile_name)
     except configfile.UnknownNameError:
         return None
+    return None if profile.host_fabric is None else ranks_of_host(profile, ranks, name)
+
+
+def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
+    """Ranks of one measured host, joined by what was measured between them.
+
+    Args:
+        profile: A measured one, with its all-to-alls.
+        ranks: At least 1.
+        name: Of the cluster; by default the profile's and the number of ranks.
+
+    Raises:
+        ConfigError: No all-to-all was measured.
+    """
     if profile.host_fabric is None:
-        return None
+        raise ConfigError(f"{profile.name}: expected a measured all-to-all, got none; `moesim measure` writes one")
+    name = name or f"{profile.name}-{ranks}"
     rate = {"value": profile.host_fabric.port_bytes_per_s / GB, "kind": "measured", "source": "profile"}
-    values = {"title": f"{ranks} ranks of {profile_name} on one host", "profile": profile_name, "num_nodes": 1,
+    values = {"title": f"{ranks} ranks of {profile.name} on one host", "profile": profile.name, "num_nodes": 1,
               "devices_per_node": ranks, "dispatch": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
-              "sources": {"profile": {"title": f"[host_fabric] of {profile_name}"}}}
-    return _build(name, configfile.validate(values, ClusterFile, name))
+              "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}}}
+    return _build(name, configfile.validate(values, ClusterFile, name), profiles={profile.name: profile})
 
 
 def check_devices(cluster: Cluster, needed: int, what: str) -> None:
@@ -227,4 +244,4 @@ def check_devices(cluster: Cluster, needed: int, what: str) -> None:
         raise ConfigError(f"{what}: expected the {cluster.num_devices} devices of {cluster.name}, got {needed}")
 
 
-__all__ = ["Cluster", "check_devices", "load_cluster", "single_device"]
+__all__ = ["Cluster", "check_devices", "load_cluster", "ranks_of_host", "single_device"]

@@ -1,15 +1,19 @@
 """A check on this CPU is a well-formed row that says what was run; never how close it came."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from moesim_kernels import cpu_source
-from moesim_kernels.cpu_source import TorchCpu, small_layer
+from moesim_kernels.cpu_source import TorchCpu, runs_as_it_is, small_layer
 
 from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.hardware import load_profile
 from moesim.model import Gate, MoELayer, Precision
 from moesim.routing import RoutingSpec, route
-from moesim.simulate import traffic_of
+from moesim.simulate import simulate, traffic_of
 from moesim.topology import load_cluster, single_device
+from moesim.units import US
 
 CLUSTER = load_cluster("hgx-h100-8")
 
@@ -25,24 +29,40 @@ def source():
 
 
 def test_available(source):
-    assert source.name == "torch_cpu"
+    assert source.name == "torch-cpu"
     assert source.unavailable_because() is None
 
 
 def test_row_is_well_formed(source):
     asked = candidate(gate="group_limited:8:4", num_shared_experts=1)
-    row = source.check(asked, CLUSTER, Workload(num_tokens_per_device=8, routing="zipf:0.8", seed=5))
-    assert (row.candidate, row.source, row.quantity) == (asked.label, "torch_cpu", "layer_time_us")
-    assert (row.status, row.evidence, row.engine, row.seed, row.in_fit_set) == ("checked", "measured", "flow", 5, False)
-    assert 0 < row.simulated_low < row.simulated < row.simulated_high
-    assert 0 < row.measured_low <= row.measured <= row.measured_high
-    assert row.error_percent is not None
-    assert len(row.profile_hash) == 12
-    for word in ("E128", "E64 k4 H512 I128 group_limited:8:4", "64 tokens", "one thread", "P10", "no shared experts"):
-        assert word in row.detail
-    assert "\n" not in row.detail
-    assert set(row.extra["measured_phases_us"]) == {"gate", "permute", "experts", "combine", "total"}
-    assert set(row.extra["simulated_phases_us"]) == {"gate", "experts"}
+    rows = source.check(asked, CLUSTER, Workload(num_tokens_per_device=8, routing="zipf:0.8", seed=5))
+    assert [row.quantity for row in rows] == ["layer_time_us", "gate_time_us", "experts_time_us"]
+    for row in rows:
+        assert (row.candidate, row.source) == (asked.label, "torch-cpu")
+        assert (row.status, row.evidence, row.engine) == ("checked", "measured", "flow")
+        assert (row.seed, row.in_fit_set) == (5, False)
+        for word in ("E128", "E64 k4 H512 I128 group_limited:8:4", "64 tokens", "one thread", "P10", "no shared"):
+            assert word in row.detail
+    layer, gate, experts = rows
+    assert gate.simulated + experts.simulated == pytest.approx(layer.simulated)
+    assert max(gate.measured, experts.measured) < layer.measured
+
+
+def test_a_layer_simulated_on_a_measured_cpu_runs_as_it_is(source, cpu_profile_path):
+    cluster = single_device(load_profile(str(cpu_profile_path)))
+    fmt = "float32"
+    layer = MoELayer(hidden_size=64, expert_intermediate_size=32, num_experts=8, top_k=2,
+                     gate=Gate(precision=fmt), precision=Precision(weights=fmt, activations=fmt, dispatch=fmt,
+                                                                   combine=fmt))
+    asked, work = Candidate(layer=layer), Workload(num_tokens_per_device=48, seed=2)
+    row = source.check(asked, cluster, work)[0]
+    assert row.simulated == pytest.approx(simulate(asked, cluster, work).layer_time_s / US)
+    assert "scaled down" not in row.detail
+    assert runs_as_it_is(layer, 48)
+    for change in ({"num_shared_experts": 1}, {"capacity_factor": 1.0}, {"expert_intermediate_size": 30},
+                   {"expert_intermediate_size": (32,) * 8}, {"gate": Gate(precision=fmt, share_tokens=2)},
+                   {"precision": Precision.named("bf16")}, {"expert_intermediate_size": 1 << 22}):
+        assert not runs_as_it_is(replace(layer, **change), 48)
 
 
 def test_profile_is_measured_once(source, monkeypatch):
@@ -50,7 +70,7 @@ def test_profile_is_measured_once(source, monkeypatch):
     monkeypatch.setattr("moesim_kernels.cpu_profile.measure_profile", lambda *_, **__: pytest.fail("measured again"))
     first = source.check(candidate(num_experts=8, top_k=1), CLUSTER, Workload(num_tokens_per_device=4))
     second = source.check(candidate(num_experts=8, top_k=2), CLUSTER, Workload(num_tokens_per_device=4))
-    assert first.profile_hash == second.profile_hash
+    assert first[0].profile_hash == second[0].profile_hash
 
 
 def test_small_layer_keeps_gate_and_top_k():

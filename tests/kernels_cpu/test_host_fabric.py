@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moesim_kernels import ranks
-from moesim_kernels.host_fabric import AllToAll, fabric_lines, fabric_or_why, measure_gloo, measure_nccl
+from moesim_kernels.host_fabric import (
+    AllToAll,
+    fabric_lines,
+    fabric_or_why,
+    measure_gloo,
+    measure_nccl,
+    port_bytes,
+    time_exchanges,
+)
 
 from moesim.errors import MeasurementError
 
@@ -34,6 +42,14 @@ def test_two_processes_exchange():
         assert len(point.seconds) >= 7
         assert (point.seconds > 0).all()
     assert children() == []
+
+
+def test_uneven_exchanges():
+    matrices = [np.array([[5, 7000], [0, 9]]), np.zeros((2, 2), dtype=int)]
+    times = time_exchanges("gloo", matrices, timeout_s=120.0)
+    assert [len(seconds) >= 16 for seconds in times] == [True, True]
+    assert [port_bytes(matrix) for matrix in matrices] == [7000.0, 0.0]
+    assert port_bytes([[9, 1, 2], [3, 9, 0], [4, 0, 9]]) == 7.0
 
 
 def test_ranks_that_do_not_finish_are_ended():
@@ -69,7 +85,7 @@ def test_a_profile_is_written_without_what_does_not_work(capsys):
 
 
 def test_lines_state_start_rate_points_and_spread():
-    noise = np.array([1.0, 1.0, 1.0, 2.0, 9.0])
+    noise = np.array([1.0, 1.0, 1.0, 2.0, 9.0])  # P10 and median are the same
     measured = [AllToAll(ranks=2, bytes_per_pair=size, seconds=noise * (1e-4 + size / 1e9))
                 for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22)]
     lines = fabric_lines("gloo", measured)

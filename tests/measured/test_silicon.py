@@ -80,13 +80,13 @@ def test_source_checks_exact_shapes_and_never_substitutes():
     cluster = load_cluster("hgx-h100-8")
     workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2")
     layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=128, top_k=8)
-    exact = Silicon().check(Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, workload)
+    (exact,) = Silicon().check(Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, workload)
     assert exact.status == "checked"
     assert exact.evidence == "measured"
     assert exact.in_fit_set is False
     assert exact.simulated_low < exact.simulated < exact.simulated_high
     nearly = MoELayer(hidden_size=4096, expert_intermediate_size=1552, num_experts=128, top_k=8)
-    other = Silicon().check(Candidate(layer=nearly, parallelism=Parallelism(ep=8)), cluster, workload)
+    (other,) = Silicon().check(Candidate(layer=nearly, parallelism=Parallelism(ep=8)), cluster, workload)
     assert other.status == "not_measured"
     assert other.measured is None
 
@@ -104,6 +104,24 @@ def test_fp8_weights_are_priced_below_bf16():
     workload = Workload(num_tokens_per_device=64)
     times = [Silicon().check(Candidate(parallelism=Parallelism(ep=8), layer=MoELayer(
         hidden_size=4096, expert_intermediate_size=2048, num_experts=256, top_k=8, precision=Precision.named(p))),
-        cluster, workload).simulated for p in ("fp8", "bf16")]
+        cluster, workload)[0].simulated for p in ("fp8", "bf16")]
     assert times[0] < times[1]
     assert np.isfinite(times).all()
+
+
+def test_only_tokens_are_interpolated_and_the_row_says_so():
+    cluster = load_cluster("hgx-h100-8")
+    layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=128, top_k=8)
+
+    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=8))
+
+    def at(tokens):
+        (found,) = Silicon().check(candidate, cluster, Workload(num_tokens_per_device=tokens, routing="power_law:1.2"))
+        return found
+
+    low, between, high = at(512), at(600), at(1024)
+    assert [row.evidence for row in (low, between, high)] == ["measured", "interpolated", "measured"]
+    assert low.measured < between.measured < high.measured
+    assert between.detail.endswith("interpolated between 4096 and 6144 tokens")
+    assert low.simulated < between.simulated < high.simulated
+    assert at(1 << 20).status == "not_measured"

@@ -27,7 +27,7 @@ def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
     command = [sys.executable, SCRIPT, "--trials", "150", "--seed", "3"]
     done = subprocess.run([*command, "--out", str(whole)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for line in ("Pareto winners", "Check: simulated against measured", "triton_interpreter ok", "Kendall tau"):
+    for line in ("Pareto winners", "Check: simulated against measured", "interpret ok", "Kendall tau"):
         assert line in done.stdout
 
     journal = killed / "study.journal"
@@ -53,7 +53,7 @@ def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
     checks = list(csv.DictReader((whole / "check.csv").open()))
     assert tuple(checks[0]) == CHECK_COLUMNS
     kinds = {(c["source"], c["status"]) for c in checks}
-    assert {("silicon", "checked"), ("triton_interpreter", "checked"), ("torch_cpu", "checked")} <= kinds
+    assert {("silicon", "checked"), ("interpret", "checked"), ("torch-cpu", "checked")} <= kinds
     assert not [c for c in checks if c["limit"] and float(c["measured"]) > float(c["limit"])]
 
 
