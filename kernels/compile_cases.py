@@ -12,6 +12,12 @@ from moesim_kernels.grouped_linear import _linear_kernel
 from moesim_kernels.grouped_outer import BLOCK_C, BLOCK_N, BLOCK_R, _outer_kernel
 from moesim_kernels.grouped_swiglu import _swiglu_kernel
 from moesim_kernels.operands import LARGEST, SCALE_BLOCK
+from moesim_kernels.persistent import (
+    _persistent_linear_kernel,
+    _persistent_swiglu_kernel,
+    gathers_by_descriptor,
+    gemm_path,
+)
 from moesim_kernels.plan import _offsets_kernel, _prefix_kernel, _rank_kernel, _scatter_kernel, _tile_map_kernel
 from moesim_kernels.router import MAX_ROW, _route_kernel, route_warps
 from moesim_kernels.runtime import tl
@@ -67,6 +73,10 @@ class Case:
     def _type(self, name: str) -> str:
         if name in self.constexprs:
             return "constexpr"
+        if name.endswith("_desc"):
+            rows = {"a_desc": "BLOCK_M", "w_desc": "BLOCK_N"}.get(name)
+            block = [self.constexprs[rows] if rows else 1, self.constexprs["BLOCK_K"]]
+            return f"tensordesc<{FORMATS[self.dtype][0]}{block}>"
         if not name.endswith("_ptr"):
             return "i32"
         if name == "out_ptr" and self.constexprs.get("GATHER"):
@@ -91,18 +101,34 @@ def _outer(name: str, dtype: str, a_top_k: int, b_top_k: int) -> Case:
 
 def _gemm(limits: Limits, function: Any, block_m: int, dtype: str, columns: int = 4096, **flags: bool) -> Case:
     bits, scaled = FORMATS[dtype][1], dtype in _FP8
-    accumulators, gathered = 2 if function is _swiglu_kernel else 1, flags.get("GATHER", False)
+    accumulators, gathered = 1 if "linear" in function.__name__ else 2, flags.get("GATHER", False)
     tile = tile_config(block_m, columns, operand_bits=bits, result_bits=32 if gathered else max(bits, 16),
                        num_accumulators=accumulators, limits=limits)
-    constexprs = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 4, "TOP_K": 8,
+    constexprs = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 4,
                   "DOT": _dot(dtype), "SCALED": scaled} | flags
-    if not scaled:
-        constexprs |= dict.fromkeys((name for name in function.arg_names if name.endswith("_scales_ptr")))
-    masked = "" if flags.get("EVEN_H") or flags.get("EVEN_K") else " masked"
-    return Case(kernel=("swiglu" if accumulators == 2 else "logits" if gathered else "linear") + masked, dtype=dtype,
-                tile=f"{tile.block_m}x{tile.block_n}x{tile.block_k}", function=function, constexprs=constexprs,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+    if "TOP_K" in function.arg_names:
+        constexprs["TOP_K"] = 8
+    unused = {name for name in function.arg_names if name.endswith("_scales_ptr") and not scaled}
+    if "GATHER_ROWS" in flags:
+        unused.add("x_ptr" if flags["GATHER_ROWS"] else "x_desc")
+    name = "swiglu" if accumulators == 2 else "logits" if gathered else "linear"
+    if "persistent" in function.__name__:
+        name = f"persistent {name}"
+    elif not flags.get("EVEN_H") and not flags.get("EVEN_K"):
+        name = f"{name} masked"
+    return Case(kernel=name, dtype=dtype, tile=f"{tile.block_m}x{tile.block_n}x{tile.block_k}", function=function,
+                constexprs=constexprs | dict.fromkeys(unused), num_warps=tile.num_warps, num_stages=tile.num_stages,
                 supported=not scaled or limits.fp8 == _FP8[dtype])
+
+
+def _persistent(target: str, limits: Limits) -> Iterator[Case]:
+    if gemm_path(target, element_bytes=2, depth=4096) != "descriptors":
+        return
+    gather = gathers_by_descriptor(target)
+    for dtype in ("bf16", "f16", "fp8"):
+        for block_m in (16, 32, 64, 128):
+            yield _gemm(limits, _persistent_swiglu_kernel, block_m, dtype, GATHER_ROWS=gather)
+            yield _gemm(limits, _persistent_linear_kernel, block_m, dtype)
 
 
 def _scaled(limits: Limits) -> Iterator[Case]:
@@ -204,5 +230,5 @@ def _smallest(limits: Limits) -> Iterator[Case]:
 def cases(target: str) -> list[Case]:
     """Everything that is compiled for ``target``, one of `LIMITS`; kernel, dtype and tile tell cases apart."""
     limits = LIMITS[target]
-    found = (*_gemms(limits), *_scaled(limits), *_others(), *_smallest(limits))
+    found = (*_gemms(limits), *_scaled(limits), *_persistent(target, limits), *_others(), *_smallest(limits))
     return list({(case.kernel, case.dtype, case.tile): case for case in found}.values())

@@ -7,13 +7,14 @@ router listed them, with no atomics: the same routing gives the same bits every 
 import torch
 from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.operands import Operand
+from moesim_kernels.persistent import Path
 from moesim_kernels.plan import Plan
 from moesim_kernels.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
 from moesim_kernels.tiles import Tile
 
 
 def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | None = None, *,
-                 out_dtype: torch.dtype | None = None) -> torch.Tensor:
+                 out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
     """Project the activations back to the hidden size.
 
     Args:
@@ -22,6 +23,7 @@ def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | No
         plan: Plan of the routing.
         config: Tile; by default from the mean load. Its block_m gives way to the plan's.
         out_dtype: Format of the result; by default that of ``act_PI``, bfloat16 for scaled ones.
+        path: "pointers" or "descriptors" (`moesim_kernels.persistent`); by default what suits the GPU.
 
     Returns:
         Shape (P, H), row p for pair p = t x K + j.
@@ -30,7 +32,7 @@ def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | No
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    return grouped_linear(act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype)
+    return grouped_linear(act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path)
 
 
 def grouped_down_reference(act_PI: Operand, w_down: Operand, plan: Plan, *,

@@ -17,7 +17,8 @@ from moesim_kernels.operands import (
     tensors,
     values,
 )
-from moesim_kernels.plan import Plan, program_tile
+from moesim_kernels.persistent import Path, chosen_path, persistent_linear
+from moesim_kernels.plan import Plan, work_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
 from moesim_kernels.tiles import Tile, tile_bound, tile_config
 
@@ -27,8 +28,8 @@ def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
                    tile_row_ptr, max_tiles, inner, width, TOP_K: tl.constexpr, GATHER: tl.constexpr,
                    DOT: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
                    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
-    expert, rows, exists, pairs, block_n = program_tile(sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr,
-                                                        max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
+    expert, rows, exists, pairs, block_n = work_tile(tl.program_id(0), sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
+                                                     tile_row_ptr, max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -73,7 +74,7 @@ def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
 
 
 def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None,
-                   config: Tile | None = None) -> torch.Tensor:
+                   config: Tile | None = None, path: Path | None = None) -> torch.Tensor:
     """Multiply every row with its expert's matrix, accumulating in float32.
 
     Args:
@@ -85,6 +86,8 @@ def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_
         out_dtype: Format of the result; by default that of ``a``, bfloat16 for scaled operands.
         config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
             operands.
+        path: "pointers" or "descriptors" (`moesim_kernels.persistent`), which rows to gather have not; by default what
+            suits the GPU.
 
     Returns:
         Shape (P, N), row p for pair p.
@@ -102,6 +105,9 @@ def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_
         tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=rows.element_size() * 8,
                                      result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, limits=limits())
         require_product(a, tile)
+        if not gather and chosen_path(path, a, w_ENC) == "descriptors":
+            persistent_linear(a, w_ENC, out_PN, plan, tile)
+            return out_PN.to(out_dtype)
         _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
             rows, scales(a), w, scales(w_ENC), out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert,
             plan.tile_row, plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(rows.dtype),

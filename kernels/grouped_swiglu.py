@@ -19,7 +19,8 @@ from moesim_kernels.operands import (
     tensors,
     values,
 )
-from moesim_kernels.plan import Plan, program_tile
+from moesim_kernels.persistent import Path, chosen_path, persistent_swiglu
+from moesim_kernels.plan import Plan, work_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
 from moesim_kernels.tiles import Tile, tile_config
 
@@ -29,8 +30,8 @@ def _swiglu_kernel(x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
                    tile_row_ptr, max_tiles, hidden, width, TOP_K: tl.constexpr, DOT: tl.constexpr,
                    SCALED: tl.constexpr, EVEN_H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                    BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
-    expert, rows, exists, pairs, block_n = program_tile(sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr,
-                                                        max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
+    expert, rows, exists, pairs, block_n = work_tile(tl.program_id(0), sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
+                                                     tile_row_ptr, max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -89,7 +90,7 @@ def _check(x_TH: Operand, w_gate_up: Operand, plan: Plan) -> tuple[torch.Tensor,
 
 
 def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile | None = None, *,
-                   out_dtype: torch.dtype | None = None) -> torch.Tensor:
+                   out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
     """The experts' activations, in the plan's order.
 
     Args:
@@ -99,6 +100,7 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
         config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
             operands.
         out_dtype: Format of the result; by default that of ``x_TH``, bfloat16 for scaled ones.
+        path: "pointers" or "descriptors" (`moesim_kernels.persistent`); by default what suits the GPU.
 
     Returns:
         Activations of shape (P, I).
@@ -116,6 +118,9 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
         tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=x.element_size() * 8,
                                      num_accumulators=2, block_m=plan.block_m, limits=limits())
         require_product(x_TH, tile)
+        if chosen_path(path, x_TH, w_gate_up) == "descriptors":
+            persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
+            return out_PI.to(out_dtype)
         _swiglu_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
             x, scales(x_TH), w, scales(w_gate_up), out_PI, plan.sorted_pairs, plan.expert_offsets_E1,
             plan.tile_expert, plan.tile_row, plan.max_tiles, hidden, width, TOP_K=plan.top_k, DOT=dot_dtype(x.dtype),

@@ -62,16 +62,15 @@ class Plan:
 
 
 @jit
-def program_tile(sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr, max_tiles, num_blocks_n,
-                 BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
-    """What this program of a grouped GEMM computes: expert (-1: nothing), rows, which exist, their pairs, column block.
+def work_tile(work, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr, num_tiles, num_blocks_n,
+              BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
+    """Piece ``work`` of a grouped GEMM: expert (-1: nothing), rows, which exist, their pairs, column block.
 
     Tiles run in groups of GROUP_M over all column blocks, so neighbours share weights or tokens in L2.
     """
-    pid = tl.program_id(0)
-    first = pid // (GROUP_M * num_blocks_n) * GROUP_M
-    height = tl.minimum(max_tiles - first, GROUP_M)
-    inside = pid % (GROUP_M * num_blocks_n)
+    first = work // (GROUP_M * num_blocks_n) * GROUP_M
+    height = tl.minimum(num_tiles - first, GROUP_M)
+    inside = work % (GROUP_M * num_blocks_n)
     tile = first + inside % height
     expert = tl.load(tile_expert_ptr + tile)
     rows = tl.load(tile_row_ptr + tile) + tl.arange(0, BLOCK_M)

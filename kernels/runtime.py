@@ -140,12 +140,27 @@ def limits() -> Limits:
     return _gpu_limits(triton.runtime.driver.active.get_current_device())
 
 
+def target() -> str:
+    """Architecture of the active GPU, such as "sm_90" or "gfx942"; "" without one."""
+    if triton_mode() != "gpu":
+        return ""
+    found = triton.runtime.driver.active.get_current_target()
+    return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
+
+
+def num_sms() -> int:
+    """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too."""
+    if triton_mode() != "gpu":
+        return 2
+    driver = triton.runtime.driver.active
+    return int(driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"])
+
+
 @cache
 def _gpu_limits(index: int) -> Limits:
-    target = triton.runtime.driver.active.get_current_target()
-    name = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
+    name = target()
     if name in LIMITS:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    fp8 = "float8_e4m3fn" if target.backend == "cuda" and target.arch >= 89 else ""
+    fp8 = "float8_e4m3fn" if name.startswith("sm_") and int(name[3:]) >= 89 else ""
     return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8)

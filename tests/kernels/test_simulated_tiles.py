@@ -1,6 +1,6 @@
 """What the simulator charges for a grouped GEMM is what the kernels' plan does: the same numbers, not close ones.
 
-The kernel's side is counted from the plan alone, program by program, as `program_tile` reads it: which tile and column
+The kernel's side is counted from the plan alone, program by program, as `work_tile` reads it: which tile and column
 block a program has, which rows exist, how often it multiplies. Every element counts once, however many programs read
 it: that is what the simulator takes from memory.
 """
