@@ -16,6 +16,7 @@ from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
 from moesim.cli_placement import placement_app
 from moesim.cli_quality import quality_app
+from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
@@ -42,6 +43,7 @@ app.command()(cli_check.check)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
+app.add_typer(study_app, name="study")
 app.add_typer(quality_app, name="quality")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
@@ -323,34 +325,6 @@ def measure(
     if profile.contended:
         say("contended: something else slowed the machine down meanwhile; measure again when it is idle")
     say(f"wrote {path}")
-
-
-@app.command()
-def study(
-    file: Annotated[Path, typer.Argument(help="TOML file with cluster, objectives, [workload] and [space].")],
-    trials: Annotated[int, typer.Option(help="Trials in all.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("studies/out/study"),
-    workers: Annotated[int, typer.Option(help="Processes that evaluate.")] = 1,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the folder holds.")] = False,
-) -> None:
-    """Search a space described in a TOML file; writes trials.csv and pareto.csv."""
-    from moesim.search.studyfile import load_study_file
-    from moesim.search.watch import watched_study, write_study
-
-    described = load_study_file(file, seed)
-    found = watched_study(
-        described.space,
-        described.cluster,
-        described.workload,
-        objectives=described.objectives,
-        num_trials=trials,
-        seed=seed,
-        storage=out,
-        num_workers=workers,
-        fresh=fresh,
-    )
-    write_study(found, out)
 
 
 if __name__ == "__main__":

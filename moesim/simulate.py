@@ -283,5 +283,5 @@ def mean_utilisation(program: Program, busy_s_R: np.ndarray, makespan_s: float) 
     return {kind: busy[kind] / (counts[kind] * makespan_s) for kind in busy if counts[kind]}
 
 
-__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "exchange_of", "lower", "mean_utilisation", "memory_of", "simulate",
-           "traffic_of"]
+__all__ = ["CapacityError", "Result", "batches_of", "critical_phases", "exchange_of", "lower", "mean_utilisation",
+           "memory_of", "simulate", "traffic_of"]

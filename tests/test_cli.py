@@ -98,7 +98,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
         (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
         (["simulate", "--tokens", "999999"], "workload: expected 1 to 4194304 tokens over all devices, got 7999992"),
         (["profiles", "h900"], "unknown cluster 'h900'"),
-        (["study", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
+        (["study", "run", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
         (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),
     ],
 )
@@ -129,14 +129,14 @@ def test_model_that_does_not_fit_says_how_many_gib_over(moesim):
 def test_study_file_with_a_wrong_key_names_file_and_key(moesim, tmp_path):
     path = tmp_path / "study.toml"
     path.write_text('cluster = "hgx-h100-8"\n[workload]\nnum_tokens_per_devise = 3\n[space]\n')
-    code, _, err = moesim("study", str(path))
+    code, _, err = moesim("study", "run", str(path))
     assert code == 2
     assert err.startswith("error: study.toml: workload.num_tokens_per_device: expected a value, got nothing")
 
 
 def test_output_folder_that_cannot_be_written(moesim, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = moesim("study", "studies/small_study.toml", "--trials", "2", "--out", str(tmp_path / "file" / "out"))
+    code, _, err = moesim("study", "run", "studies/small_study.toml", "--trials", "2", "--out", str(tmp_path / "file" / "out"))
     assert code == 2
     assert "cannot write to this output folder: Not a directory" in err
 

@@ -29,9 +29,9 @@ LAYERS = (
     ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),
     ("engines",),
-    ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine"),
+    ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine", "screening"),
     ("search", "measured", "report"),
-    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_quality", "cli_trace"),
+    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study", "cli_quality", "cli_trace"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 

@@ -9,6 +9,7 @@ Shape legend: D devices or rows, L local experts.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class WaveKernels:
 
     profile: Profile
     calibration: Calibration
+
+    rows_may_differ: ClassVar[bool] = True
 
     def launches(self, count: float | Array) -> PhaseCost:
         """``count`` dependent launches that do nothing else; in cycles, since front ends run on the chip's clock."""

@@ -1,6 +1,6 @@
 """The primitives every phase is composed of, and which model prices them on which device."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -17,7 +17,13 @@ Array = np.ndarray
 
 
 class Kernels(Protocol):
-    """What a device model must price. All arrays have shape (D,) unless their name says otherwise."""
+    """What a device model must price. All arrays have shape (D,) unless their name says otherwise.
+
+    Attributes:
+        rows_may_differ: Whether sizes may be arrays too, one for each row.
+    """
+
+    rows_may_differ: ClassVar[bool]
 
     def launches(self, count: float | Array) -> PhaseCost:
         """Dependent launches that do nothing else."""

@@ -13,6 +13,7 @@ Shape legend: D devices or rows, L local experts.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -156,6 +157,8 @@ class SerialKernels:
     """Primitives of one CPU: grouped GEMM, top-k, gather, align, element-wise passes, launch."""
 
     profile: Profile
+
+    rows_may_differ: ClassVar[bool] = False
 
     def _table(self, name: str) -> dict[str, float]:
         try:

@@ -13,6 +13,7 @@ Shape legend: D devices, L local experts.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class SystolicKernels:
 
     profile: Profile
     calibration: Calibration
+
+    rows_may_differ: ClassVar[bool] = False
 
     def launches(self, count: float | Array) -> PhaseCost:
         """``count`` ops of a compiled program, beyond their work: the profile's launch time each."""

@@ -24,17 +24,17 @@ def run_bound(program: Program) -> Timeline:
     if program.num_ops == 0:
         return Timeline(start_s_N=np.zeros(0), end_s_N=np.zeros(0), busy_s_R=program.busy_s_R(), engine="bound",
                         makespan_s=0.0, exact=False)
-    solo, busy = _demands(program.demand_ptr, program.demand_resource, program.demand_amount, program.capacity_R)
+    solo, busy = demands(program.demand_ptr, program.demand_resource, program.demand_amount, program.capacity_R)
     for block in program.factored:
         np.maximum.at(solo, block.ops_I, block.largest_s_I(program.capacity_R))
         np.add.at(busy, block.resources_J, block.demand_J() / program.capacity_R[block.resources_J])
-    start, end, tail = _paths(solo, program.latency_s_N, program.release_s_N, program.dep_ptr, program.dep_index)
+    start, end, tail = paths(solo, program.latency_s_N, program.release_s_N, program.dep_ptr, program.dep_index)
     serve = start + program.latency_s_N
     if serve.min() == serve.max() and tail.min() == tail.max():
         # an exchange by itself: all begin together and nothing follows, on any resource
         head_R, tail_R = np.full(len(busy), serve[0]), np.full(len(busy), tail[0])
     else:
-        head_R, tail_R = _ends(program.demand_ptr, program.demand_resource, serve, tail, len(busy))
+        head_R, tail_R = ends(program.demand_ptr, program.demand_resource, serve, tail, len(busy))
     for block in program.factored:
         # the earliest head and tail of any op of the block: lower than a resource's own, so still a bound
         for least_R, values in ((head_R, serve), (tail_R, tail)):
@@ -47,7 +47,7 @@ def run_bound(program: Program) -> Timeline:
 
 
 @njit(cache=True)
-def _demands(ptr, res, amount, capacity):
+def demands(ptr, res, amount, capacity):
     """(solo_s_N, busy_s_R) of the sparse demands."""
     solo, busy = np.zeros(len(ptr) - 1), np.zeros(len(capacity))
     rate = 1.0 / capacity
@@ -60,7 +60,7 @@ def _demands(ptr, res, amount, capacity):
 
 
 @njit(cache=True)
-def _paths(solo, latency, release, dep_ptr, dep_index):
+def paths(solo, latency, release, dep_ptr, dep_index):
     """(earliest start, earliest end, longest way from the end to the end of the program) of every op."""
     n = len(solo)
     start, end, tail = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -78,7 +78,7 @@ def _paths(solo, latency, release, dep_ptr, dep_index):
 
 
 @njit(cache=True)
-def _ends(ptr, res, serve, tail, num_resources):
+def ends(ptr, res, serve, tail, num_resources):
     """For each resource the earliest service of any of its ops, and the shortest tail: two arrays of shape (R,)."""
     head_R, tail_R = np.full(num_resources, np.inf), np.full(num_resources, np.inf)
     for i in range(len(tail)):

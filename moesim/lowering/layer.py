@@ -109,21 +109,18 @@ class _Lowering:
             ready_D, ready_s = self._phase("permute", permute, ready_D, tag), ready_s + permute.solo_s_D()
         shared = None
         if self.layer.num_shared_experts:
-            cost = self.devices.price(lambda kernels, which: _price_shared(self.candidate, kernels, tokens_S[which]))
+            cost = self.devices.price(lambda kernels, which: price_shared(self.candidate, kernels, tokens_S[which]))
             shared = self._phase("shared", cost, ready_D, tag)
         return ready_D, ready_s, shared
 
     def _experts(self, batch: int, arrived_DM: Array, shared_D: Array | None, tag: str) -> Array:
-        traffic, tp = self.batches[batch], self.candidate.parallelism.tp
-        tokens_D, counts = traffic.tokens_D, traffic.counts_DL
-        tile = self.tile or typical_tile(counts, self.layer.precision.activations)
-
-        def priced(kernels: Kernels, which: slice) -> PhaseCost:
-            widths = None if self.widths_DL is None else self.widths_DL[which]
-            return price_layer_experts(kernels, self.layer, tp, counts[which], widths, tokens_D[which], tile=tile)[0]
-
+        traffic = self.batches[batch]
+        tile = self.tile or typical_tile(traffic.counts_DL, self.layer.precision.activations)
+        cost = self.devices.price(lambda kernels, which: price_layer_experts(
+            kernels, self.layer, self.candidate.parallelism.tp, traffic.counts_DL[which],
+            None if self.widths_DL is None else self.widths_DL[which], traffic.tokens_D[which], tile=tile)[0])
         after = arrived_DM if shared_D is None else np.concatenate([arrived_DM, shared_D[:, None]], axis=1)
-        return self._phase("experts", self.devices.price(priced), after, tag)
+        return self._phase("experts", cost, after, tag)
 
     def _reduce(self, batch: int, returned_DM: Array, tag: str) -> None:
         tokens_S, copies_S = np.asarray(self.batches[batch].num_tokens_S), self.exchanges[batch].movement.copies_S
@@ -139,7 +136,7 @@ def _without_repeats(ops_DM: Array) -> Array:
     return ops_DM[:, keep]
 
 
-def _price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) -> PhaseCost:
+def price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) -> PhaseCost:
     """Shared experts see every token of their device: one dense group of their joint width."""
     layer = candidate.layer
     whole = ExpertShape.of(layer, 1)

@@ -42,7 +42,7 @@ def expanded(value: Any) -> Any:
     if keys not in ({"low", "high", "step"}, {"low", "high", "factor"}):
         raise ValueError(f"expected a list, or low, high and one of step and factor, got {', '.join(sorted(keys))}")
     low, high = value["low"], value["high"]
-    by = value.get("step", value.get("factor"))
+    by = value["step"] if "step" in keys else value["factor"]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (low, high, by)):
         raise ValueError(f"expected numbers, got {value!r}")
     if low > high or by <= (0 if "step" in keys else 1) or ("factor" in keys and low <= 0):

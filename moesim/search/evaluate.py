@@ -80,7 +80,7 @@ class Problem:
                              train_flops=self.space.train_flops)
         need = memory_of(candidate, cluster, workload)
         assert need is not None
-        row = result.row() | loss.row() | priced(
+        row: dict[str, Any] = result.row() | loss.row() | priced(
             self.economics, cluster, result.layer_time_s, workload.num_tokens_per_device * cluster.num_devices,
             result.mean_utilisation)
         violations = {MEMORY: float(need[0].total_bytes - usable_bytes(cluster)[need[1]]) / GIB}

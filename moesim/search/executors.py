@@ -40,6 +40,11 @@ def evaluate_chunk(packed: bytes, points: list[dict[str, Any]]) -> list[Found]:
     return [evaluate_point(_problem(packed), point) for point in points]
 
 
+def apply_piece(packed: bytes, function: Callable[[Problem, Any], Any], piece: Any) -> Any:
+    """Apply a function to a piece of work, in a worker."""
+    return function(_problem(packed), piece)
+
+
 def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:
     """Evaluate one point; what should not happen becomes a failed trial that names it."""
     begun = time.perf_counter()
@@ -75,6 +80,15 @@ class Evaluator:
         chunks = [points[i : i + CHUNK] for i in range(0, len(points), CHUNK)]
         waiting = deque((chunk, self._start(chunk)) for chunk in chunks)
         return lambda: self._collect(waiting)
+
+    def map(self, function: Callable[[Problem, Any], Any], pieces: list[Any]) -> Iterator[Any]:
+        """Apply a function of the problem to pieces of work, in order; an error of any is raised."""
+        if self._make is None:
+            return (function(self._problem, piece) for piece in pieces)
+        if self._executor is None:
+            self._executor = self._make()
+        futures = [self._executor.submit(apply_piece, self._packed, function, piece) for piece in pieces]
+        return (future.result() for future in futures)
 
     def _start(self, chunk: list[dict[str, Any]]) -> Future:
         for retry in (False, True):

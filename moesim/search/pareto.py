@@ -6,6 +6,7 @@ Shape legend: N rows, M objectives.
 from typing import TypeVar
 
 import numpy as np
+from numba import njit
 
 T = TypeVar("T")
 
@@ -19,34 +20,55 @@ def front(costs: np.ndarray) -> list[int]:
     Returns:
         Row numbers, ascending; of equal rows all.
     """
-    if not len(costs):
-        return []
-    # in this order whoever dominates a row comes before it, and is dominated by nobody kept later
-    order = np.lexsort(costs.T[::-1])
-    kept: list[int] = []
-    best = np.empty((0, costs.shape[1]))
-    for i in order:
-        row = costs[i]
-        if not ((best <= row).all(axis=1) & (best < row).any(axis=1)).any():
-            kept.append(int(i))
-            best = np.vstack([best, row])
-    return sorted(kept)
+    return [int(i) for i in np.flatnonzero(ranks(costs, 1) == 0)]
 
 
-def ranks(costs: np.ndarray) -> np.ndarray:
+def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
     """Front each row is on: 0 the Pareto front, 1 what would be it without that, and so on.
+
+    Args:
+        costs: ndarray of shape (N, M), finite.
+        most: Fronts to tell apart; rows beyond them get this number.
 
     Returns:
         ndarray of shape (N,).
     """
-    rank = np.full(len(costs), -1)
-    left = np.arange(len(costs))
-    number = 0
-    while len(left):
-        on = np.array(front(costs[left]))
-        rank[left[on]] = number
-        left = np.delete(left, on)
-        number += 1
+    count = len(costs)
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    # in this order whoever dominates a row comes before it
+    order = np.lexsort(costs.T[::-1])
+    rank = np.empty(count, dtype=np.int64)
+    rank[order] = _ranks(np.ascontiguousarray(costs[order], dtype=np.float64), count if most is None else most)
+    return rank
+
+
+@njit(cache=True)
+def _ranks(costs, most):
+    """Ranks of rows in lexicographic order: the first front without a row that dominates (Zhang et al. 2015)."""
+    count, objectives = costs.shape
+    rank = np.full(count, most)
+    last = np.full(most + 1, -1)  # newest row of each front, and before each row the next older of its front
+    older = np.full(count, -1)
+    for i in range(count):
+        for number in range(most):
+            dominated = False
+            j = last[number]
+            while j >= 0 and not dominated:
+                worse, equal = False, True
+                for m in range(objectives):
+                    if costs[j, m] > costs[i, m]:
+                        worse = True
+                        break
+                    if costs[j, m] < costs[i, m]:
+                        equal = False
+                dominated = not worse and not equal
+                j = older[j]
+            if not dominated:
+                rank[i] = number
+                older[i] = last[number]
+                last[number] = i
+                break
     return rank
 
 
@@ -76,14 +98,15 @@ def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
     """
     kept: list[int] = []
     feasible = np.flatnonzero(broken <= 0)
-    rank = ranks(costs[feasible])
-    for number in range(int(rank.max(initial=-1)) + 1):
+    rank = ranks(costs[feasible], size)
+    for number in range(size):
         on = feasible[rank == number]
-        if len(kept) + len(on) > size:
-            on = on[np.argsort(-crowding(costs[on]), kind="stable")]
-        kept += [int(i) for i in on[: size - len(kept)]]
-        if len(kept) == size:
-            return kept
+        if not len(on) or len(kept) == size:
+            break
+        # the ends first, then where it is least crowded: what is tried first of a screening is in this order
+        kept += [int(i) for i in on[np.argsort(-crowding(costs[on]), kind="stable")][: size - len(kept)]]
+    if len(kept) == size:
+        return kept
     others = np.flatnonzero(broken > 0)
     return kept + [int(i) for i in others[np.argsort(broken[others], kind="stable")][: size - len(kept)]]
 

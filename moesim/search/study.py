@@ -31,6 +31,7 @@ from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of
 from moesim.search.pareto import front, spread
 from moesim.search.samplers import BATCH, Proposer, sampler_for
+from moesim.search.screen import screened_points
 from moesim.search.space import Space
 from moesim.search.storage import is_url, open_study, read_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
@@ -150,7 +151,7 @@ def run_study(
         screen: Points that the bound engine looks at first (`moesim.search.screen`); the best of them are what is
             simulated. 0: none.
         seed: Same seed and number of trials, same trials.
-        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that several processes share.
+        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that processes share.
         enqueue: Points, or parts of points, to try first.
         engine: Engine of the search.
         economics: Cost and power model: a name or a file, see `moesim.economics`.
@@ -240,8 +241,6 @@ def _screened(study: optuna.Study, evaluates: Evaluator, problem: Problem, scree
         return []
     known = study.user_attrs.get("screened")
     if known is None:
-        from moesim.search.screen import screened_points
-
         known = screened_points(problem, screen, max(2 * num_trials, 1000), seed, evaluates)
         study.set_user_attr("screened", known)
     return known
@@ -284,7 +283,8 @@ def _shared(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_t
     seen: set[int] = set()
     number = 0
     while True:
-        new = [from_record(t) for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.number not in seen]
+        new = [from_record(t) for t in study.get_trials(deepcopy=False)
+               if t.state.is_finished() and t.number not in seen]
         seen |= {t.number for t in new}
         proposer.learn(new)
         yield from new

@@ -24,6 +24,8 @@ class _Workload(Strict):
 class _StudyFile(Strict):
     cluster: str
     objectives: list[str] = Field(default=["loss", "layer_tokens_per_s_per_device"], min_length=1)
+    constraints: list[str] = []
+    economics: str = "default"
     workload: _Workload
     space: dict[str, Any]
 
@@ -34,6 +36,8 @@ class StudyDescription:
 
     cluster: Cluster
     objectives: list[str]
+    constraints: list[str]
+    economics: str
     workload: Workload
     space: Space
 
@@ -52,5 +56,6 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
     return StudyDescription(
-        cluster=load_cluster(file.cluster), objectives=file.objectives, workload=workload, space=space
+        cluster=load_cluster(file.cluster), objectives=file.objectives, constraints=file.constraints,
+        economics=file.economics, workload=workload, space=space
     )

@@ -1,19 +1,64 @@
 """A study as a person runs it: with a progress bar, and CSV files at the end."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
-from moesim.search.evaluate import OBJECTIVES
-from moesim.search.study import TRIAL_COLUMNS, Study, Trial, run_study
+from moesim.search.objectives import OBJECTIVES, costs_of
+from moesim.search.pareto import front, hypervolume, spread
+from moesim.search.screen import fidelity
+from moesim.search.study import Study, run_study
+from moesim.search.trial import TRIAL_COLUMNS, Trial, to_record
+from moesim.simulate import simulate
+
+STATES = ("fits", "over_memory", "over_constraint", "infeasible", "failed")
+#: trials between two looks at the front
+_LOOK = 25
+
+
+class Front:
+    """The front so far, and how much it dominates of the box that the first feasible trials span.
+
+    Hypervolume is in units of that box: 0 at its worst corner, 1 where one trial has the best of everything in it;
+    above 1 once trials are better than the first ones in all.
+    """
+
+    def __init__(self, objectives: list[str]) -> None:
+        self.objectives = objectives
+        self._costs = np.empty((0, len(objectives)))
+        self._box: tuple[np.ndarray, np.ndarray] | None = None
+
+    def add(self, trials: list[Trial]) -> None:
+        """Take trials into account."""
+        new = [costs_of(self.objectives, t.evaluation.row) for t in trials if t.feasible]
+        costs = np.vstack([self._costs, np.array(new).reshape(len(new), len(self.objectives))])
+        if self._box is None and len(costs) > 1:
+            self._box = costs.max(axis=0), np.maximum(np.ptp(costs, axis=0), 1e-12)
+        self._costs = np.unique(costs[front(costs)], axis=0) if len(costs) else costs
+
+    @property
+    def size(self) -> int:
+        """Trials on the front, equal ones once."""
+        return len(self._costs)
+
+    def hypervolume(self) -> float:
+        """Share of the box that is dominated."""
+        if self._box is None:
+            return 0.0
+        worst, span = self._box
+        return hypervolume((self._costs - worst) / span + 1.0, np.ones(len(span)))
 
 
 def watched_study(*args: Any, num_trials: int, objectives: list[str], **options: Any) -> Study:
-    """`run_study` with a progress bar on stderr: trials, trials per second, best of each objective so far."""
+    """`run_study` with a progress bar on stderr: trials and their rate, time left, front, best of each objective."""
     best: dict[str, float] = {}
+    so_far = Front(objectives)
+    waiting: list[Trial] = []
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
 
     with trial_progress(num_trials) as advance:
@@ -22,18 +67,89 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
                 for name, value in zip(objectives, trial.evaluation.values(objectives), strict=True):
                     better = min if OBJECTIVES[name] == "minimize" else max
                     best[name] = better(best.get(name, value), value)
-            advance("  ".join(f"best {name} {value:,.4g}" for name, value in best.items()))
+            waiting.append(trial)
+            if len(waiting) == _LOOK:
+                so_far.add(waiting)
+                waiting.clear()
+            text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
+            advance(f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
 
         return run_study(*args, num_trials=num_trials, objectives=objectives, on_trial=show, **options)
 
 
+def counts_of(trials: list[Trial]) -> dict[str, int]:
+    """Trials in each state."""
+    return {state: sum(t.state == state for t in trials) for state in STATES}
+
+
 def write_study(study: Study, folder: Path) -> None:
-    """Write trials.csv (every trial, by number) and pareto.csv (the front, ties counted)."""
-    write_csv(folder / "trials.csv", [t.row() for t in study.trials], TRIAL_COLUMNS)
+    """Write trials.csv (every trial, by number), pareto.csv (the front in groups that cannot be told apart) and
+    importance.csv (what each parameter decides), and say what was found."""
+    columns = (*TRIAL_COLUMNS, *study.space.hardware)
+    write_csv(folder / "trials.csv", [t.row() for t in study.trials], columns)
     pareto = study.pareto_trials()
-    rows = [{"rank": i, "num_ties": study.num_ties(t, pareto), **t.row()} for i, t in enumerate(pareto)]
-    write_csv(folder / "pareto.csv", rows, ("rank", "num_ties", *TRIAL_COLUMNS))
-    counts = {state: sum(r == state for r in (t.row()["state"] for t in study.trials))
-              for state in ("fits", "over_memory", "infeasible")}
-    say(f"{len(study.trials)} trials: {counts['fits']} fit, {counts['over_memory']} over memory, "
-        f"{counts['infeasible']} not a candidate; {len(pareto)} on the Pareto front -> {folder}/trials.csv, pareto.csv")
+    rows = [{"rank": i, "group": group, "num_ties": study.num_ties(t, pareto), **t.row()}
+            for i, (t, group) in enumerate(zip(pareto, study.groups(pareto), strict=True))]
+    write_csv(folder / "pareto.csv", rows, ("rank", "group", "num_ties", *columns))
+    write_csv(folder / "importance.csv", importances(study), ("objective", "parameter", "importance"))
+    counts = counts_of(study.trials)
+    found = (f"{len(study.trials)} trials: {counts['fits']} fit, {counts['over_memory']} over memory, "
+             f"{counts['over_constraint']} over a constraint, {counts['infeasible']} not a candidate")
+    if counts["failed"]:
+        first = next(t for t in study.trials if t.state == "failed")
+        found += f", {counts['failed']} FAILED (trial {first.number}: {first.evaluation.reason})"
+    groups = len({row["group"] for row in rows})
+    say(f"{found}; {len(pareto)} on the Pareto front in {groups} groups that intervals tell apart "
+        f"-> {folder}/trials.csv, pareto.csv, importance.csv")
+
+
+def say_fidelity(study: Study) -> None:
+    """Say how far the screening's bound was off the trials that were simulated."""
+    found = fidelity(study.problem, study.trials)
+    if found:
+        say(f"screening: over {found['trials']} trials the bound was {found['ratio_median']:.3f} of the simulated "
+            f"layer time (P10 {found['ratio_p10']:.3f}, P90 {found['ratio_p90']:.3f}), rank correlation "
+            f"{found['spearman']:.4f}")
+
+
+def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
+    """Winners simulated again with the event engine, chunk by chunk, beside what the search's engine said."""
+    winners = study.pareto_trials()
+    groups = study.groups(winners)
+    rows = []
+    for rank, trial in enumerate(spread(winners, limit)):
+        candidate, cluster = study.space.decode(trial.params, study.problem.cluster)
+        row = simulate(candidate, cluster, study.problem.workload, engine="event").row()
+        searched = trial.evaluation.row
+        rows.append({"rank": rank, "group": groups[winners.index(trial)], **searched, **row,
+                     "searched_layer_time_us": searched["layer_time_us"],
+                     "event_over_search": row["layer_time_us"] / searched["layer_time_us"]})
+    return rows
+
+
+def importances(study: Study) -> list[dict[str, Any]]:
+    """What share of each objective's best tenth every parameter explains (PED-ANOVA, Watanabe et al. 2023).
+
+    Parameters that apply to some points only are left out, and so is everything with fewer than 20 feasible trials.
+    """
+    kept = [t for t in study.trials if t.feasible]
+    if len(kept) < 20:
+        return []
+    memory = optuna.create_study(directions=[OBJECTIVES[name] for name in study.objectives])
+    memory.add_trials([to_record(t, study.space, study.objectives) for t in kept])
+    rows = []
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    for place, objective in enumerate(study.objectives):
+        if len({t.evaluation.row[objective] for t in kept}) < 2:
+            continue
+        sign = 1.0 if OBJECTIVES[objective] == "minimize" else -1.0
+
+        def cost(trial: optuna.trial.FrozenTrial, place: int = place, sign: float = sign) -> float:
+            return sign * trial.values[place]
+
+        with warnings.catch_warnings():
+            # it reminds of what `cost` does: that less must be better
+            warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes", UserWarning)
+            found = optuna.importance.get_param_importances(memory, evaluator=evaluator, target=cost)
+        rows += [{"objective": objective, "parameter": name, "importance": value} for name, value in found.items()]
+    return rows

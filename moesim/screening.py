@@ -1,0 +1,150 @@
+"""The bound of thousands of candidates on one cluster: lowered once for all that differ in the width of experts only.
+
+What a width changes is what the experts (and shared experts) of a layer demand; everything else of the program, and
+the routing, placement and traffic it rests on, is that of another width. So candidates are grouped into *frames*, one
+program each; the demands of a frame's widths are priced at once, by the same cost model that lowers, and the bounds of
+the family come from one compiled loop. Results equal those of `moesim.simulate.simulate` with engine ``bound``.
+
+Shape legend: N candidates, B those of a frame, D devices, L local experts, Z demand entries, R resources.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.costs.memory import memory_need
+from moesim.engines.bound_many import run_bound_many
+from moesim.errors import MoesimError
+from moesim.lowering.of_widths import demands_of_widths
+from moesim.program import Program
+from moesim.simulate import batches_of, lower, memory_of, simulate, usable_bytes
+from moesim.topology import Cluster
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bounds:
+    """What a screening knows of N candidates.
+
+    Attributes:
+        layer_time_s_N: Lower bound of the layer's time; NaN where there is no such candidate.
+        memory_bytes_N: Bytes of the device with the least left.
+        memory_over_bytes_N: By how much these exceed what it has.
+        mean_utilisation: Kind of resource -> its mean utilisation, ndarray of shape (N,); NaN where it has none.
+        reasons: Candidate's place -> why there is no such candidate.
+    """
+
+    layer_time_s_N: Array
+    memory_bytes_N: Array
+    memory_over_bytes_N: Array
+    mean_utilisation: dict[str, Array]
+    reasons: dict[int, str]
+
+
+def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workload) -> Bounds:
+    """Bound every candidate.
+
+    Args:
+        candidates: N designs, each with a dense part.
+        cluster: Where they run.
+        workload: Tokens and routing.
+    """
+    count = len(candidates)
+    found = Bounds(layer_time_s_N=np.full(count, np.nan), memory_bytes_N=np.full(count, np.nan),
+                   memory_over_bytes_N=np.full(count, np.nan), mean_utilisation={}, reasons={})
+    for places in _frames(candidates).values():
+        members = [candidates[i] for i in places]
+        try:
+            _bound_frame(members, np.array(places), cluster, workload, found)
+        except MoesimError as error:
+            found.reasons.update(dict.fromkeys(places, str(error)))
+    return found
+
+
+def _frames(candidates: Sequence[Candidate]) -> dict[tuple, list[int]]:
+    """Places of the candidates that differ in their width only; experts of several widths are alone."""
+    frames: dict[tuple, list[int]] = {}
+    for i, c in enumerate(candidates):
+        layer = c.layer
+        key = (layer.num_experts, layer.top_k, layer.gate, layer.precision, c.parallelism, c.placement, c.num_replicas,
+               c.schedule, layer.capacity_factor, layer.overflow, layer.padded, layer.gated, layer.num_shared_experts,
+               layer.hidden_size, layer.widths_key, c.dense_part)
+        frames.setdefault(key, []).append(i)
+    return frames
+
+
+def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:
+    first = members[0]
+    program = lower(first, cluster, workload)
+    if first.layer.uneven or program.factored:
+        for candidate, place in zip(members, places, strict=True):
+            _one(candidate, int(place), cluster, workload, found)
+        return
+    amount_BZ = np.tile(program.demand_amount, (len(members), 1))
+    latency_BN = np.tile(program.latency_s_N, (len(members), 1))
+    if len(members) > 1:
+        _replace_experts(members, cluster, workload, program, amount_BZ, latency_BN)
+    makespan_B, busy_BR = run_bound_many(program, amount_BZ, latency_BN)
+    found.layer_time_s_N[places] = makespan_B
+    first_R = 0
+    sums: dict[str, tuple[Array, int]] = {}
+    for kind, number in program.resources.kinds():
+        busy, so_far = sums.get(kind, (np.zeros(len(members)), 0))
+        sums[kind] = busy + busy_BR[:, first_R : first_R + number].sum(axis=1), so_far + number
+        first_R += number
+    for kind, (busy, number) in sums.items():
+        if number:
+            column = found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))
+            column[places] = busy / (number * makespan_B)
+    _memory(members, places, cluster, workload, found)
+
+
+def _one(candidate: Candidate, place: int, cluster: Cluster, workload: Workload, found: Bounds) -> None:
+    """A candidate by itself, as `simulate` does it."""
+    result = simulate(candidate, cluster, workload, engine="bound", must_fit=False)
+    need = memory_of(candidate, cluster, workload)
+    assert need is not None, "a screening needs the memory of the whole model"
+    found.layer_time_s_N[place] = result.layer_time_s
+    found.memory_bytes_N[place] = need[0].total_bytes
+    found.memory_over_bytes_N[place] = need[0].total_bytes - usable_bytes(cluster)[need[1]]
+    for kind, value in result.mean_utilisation.items():
+        found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[place] = value
+
+
+def _replace_experts(members: list[Candidate], cluster: Cluster, workload: Workload, program: Program,
+                     amount_BZ: Array, latency_BN: Array) -> None:
+    """Demands and latencies of the ops whose price depends on the width, at the width of each member."""
+    first = members[0]
+    _, batches = batches_of(first, cluster, workload, first.schedule.num_micro_batches)
+    for phase, parts in demands_of_widths(members, cluster, batches).items():
+        ops = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(len(batches), -1)
+        for ops_D, (amounts_BDM, latency_BD) in zip(ops, parts, strict=True):
+            latency_BN[:, ops_D] = latency_BD
+            for d, op in enumerate(ops_D):
+                entries = slice(int(program.demand_ptr[op]), int(program.demand_ptr[op + 1]))
+                used = amounts_BDM[:, d, :]
+                there = used[0] > 0
+                assert there.sum() == entries.stop - entries.start, "a width does not decide what is used at all"
+                amount_BZ[:, entries] = used[:, there]
+
+
+def _memory(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:
+    first = members[0]
+    placement, (traffic,) = batches_of(first, cluster, workload)
+    tp, counts_DL = first.parallelism.tp, traffic.counts_DL
+    dense = first.dense_part
+    assert dense is not None, "a screening needs the memory of the whole model"
+    slots_D = np.repeat(placement.slots_of_rank(), tp)
+    rows_D = counts_DL.sum(axis=1)
+    usable_D = usable_bytes(cluster)
+    # shared experts are as wide as the routed ones; nothing else of a member differs from the first
+    need_BD = np.array([np.broadcast_to(np.asarray(memory_need(
+        c.layer, dense, held_width=slots_D * width, kv_tokens=workload.kv_tokens, rows=rows_D,
+        row_widths=rows_D * width, tokens=np.asarray(traffic.tokens_D)).total_bytes), usable_D.shape)
+        for c in members for width in (-(-c.layer.widest // tp),)])
+    fullest = (need_BD - usable_D).argmax(axis=1)
+    found.memory_bytes_N[places] = need_BD[np.arange(len(members)), fullest]
+    found.memory_over_bytes_N[places] = (need_BD - usable_D)[np.arange(len(members)), fullest]

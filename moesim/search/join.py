@@ -1,0 +1,78 @@
+"""A study as its storage tells it: to join it from another machine, or to look at it."""
+
+from typing import Any
+
+from moesim.candidate import Workload
+from moesim.errors import ConfigError
+from moesim.search.evaluate import Problem
+from moesim.search.space import Space
+from moesim.search.storage import is_url, read_study
+from moesim.search.study import Study
+from moesim.search.trial import from_record
+from moesim.search.watch import Front, counts_of
+from moesim.topology import load_cluster
+
+
+def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
+    """What `moesim.search.run_study` is to be called with to join a study.
+
+    Args:
+        where: URL of its storage.
+
+    Returns:
+        Positional arguments, and options but for those of a single process.
+
+    Raises:
+        ConfigError: No URL, no study there, or hardware files that are not the same here.
+        UnreachableError: The storage does not answer.
+    """
+    if not is_url(where):
+        raise ConfigError(f"storage: expected the URL of a shared storage, got {where!r}; a folder has one writer")
+    with read_study(where) as (_, settings):
+        cluster = load_cluster(settings["cluster"]["name"])
+    if cluster.digest != settings["cluster"]["digest"]:
+        raise ConfigError(f"cluster {cluster.name}: expected the files that the study began with (hash "
+                          f"{settings['cluster']['digest']}), got others here ({cluster.digest})")
+    if settings["enqueued"]:
+        raise ConfigError("storage: expected a study that a study file began, got one with points of a script's own; "
+                          "run that script here instead")
+    options = {key: settings[key] for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")}
+    return ((Space(**settings["space"]), cluster, Workload(**settings["workload"])),
+            options | {"economics": settings["economics"]["name"]})
+
+
+def load_study(where: str) -> Study:
+    """A study as it is in its folder or storage, finished or not.
+
+    Raises:
+        ConfigError: No study there.
+        UnreachableError: The storage does not answer.
+    """
+    with read_study(where) as (study, settings):
+        records = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    problem = Problem(space=Space(**settings["space"]), cluster=load_cluster(settings["cluster"]["name"]),
+                      workload=Workload(**settings["workload"]), objectives=settings["objectives"],
+                      engine=settings["engine"])
+    return Study(problem=problem, trials=[from_record(t) for t in records])
+
+
+def status_rows(where: str) -> list[dict[str, Any]]:
+    """What a study has found so far, a row for each thing."""
+    study = load_study(where)
+    trials = study.trials
+    rows: list[dict[str, Any]] = [{"what": "trials", "value": len(trials)}]
+    rows += [{"what": f"  {state}", "value": count} for state, count in counts_of(trials).items() if count]
+    ended = [t.ended for t in trials]
+    if len(trials) > 1 and max(ended) > min(ended):
+        rows.append({"what": "trials per second", "value": (len(trials) - 1) / (max(ended) - min(ended))})
+    front = Front(study.objectives)
+    front.add(trials)
+    pareto = study.pareto_trials()
+    rows += [{"what": "Pareto front", "value": len(pareto)},
+             {"what": "groups that intervals tell apart", "value": len(set(study.groups(pareto)))},
+             {"what": "hypervolume", "value": front.hypervolume()}]
+    for name in study.objectives:
+        values = [t.evaluation.row[name] for t in pareto]
+        if values:
+            rows.append({"what": f"{name} on the front", "value": f"{min(values):,.5g} to {max(values):,.5g}"})
+    return rows
