@@ -26,7 +26,7 @@ The path of a token batch, module by module:
 | `expert_parallel` | a whole layer over the ranks of a group: uneven all-to-all, gradients |
 | `profile_text` | how measured profiles are written |
 | `cpu_layer` | a whole layer on this CPU, timed by phase |
-| `timed_layers` | layers run on this CPU in processes of their own |
+| `timed_layers`, `local_loop` | layers run on this CPU in processes of their own; what of them was foretold |
 | `triton_source`, `cpu_source`, `gloo_source`, `interpret_source` | the measurement sources moesim finds |
 | `interpreted`, `scaling` | a layer through the interpreter; a layer made small enough to run here |
 

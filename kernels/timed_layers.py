@@ -3,7 +3,9 @@
 One process times a layer as `moesim_kernels.cpu_layer` does. Ranks run `moesim_kernels.expert_parallel`, each on a core
 of its own, by the clock on the wall, since a rank that waits gets no thread time: caches are flushed and the clock
 settled on each rank, a barrier starts all of them, and a repeat takes as long as the slowest. Experts follow the
-choices that the simulator prices, in another order of tokens each time; the gate really scores.
+choices that the simulator prices, in another order of tokens each time; the gate really scores. A core that others used
+meanwhile shows in computing phases that took longer than the thread got: such a run is marked contended, as is one
+whose sentinel became slower.
 
 Run as ``python -m moesim_kernels.timed_layers``, a rank of `moesim_kernels.ranks`.
 """
@@ -131,16 +133,16 @@ def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, second
     orders = [mine[torch.randperm(len(mine), generator=generator)].contiguous() for _ in range(_INPUTS)]
     x_TH = torch.empty_like(inputs[0])
 
-    def repeat(number: int) -> list[float]:
+    def repeat(number: int) -> np.ndarray:
         sentinel.settle(dtype)
         x_TH.copy_(inputs[number % _INPUTS])
         dist.barrier()
-        times = [time.perf_counter()]
+        times = [both_clocks()]
         weights_TK, _ = gate_by_torch(x_TH, layer, weights)
         expert_parallel_layer(x_TH, weights, layer, placement=placement, backend="grouped_mm", checked=False,
                               routing=(weights_TK, orders[number % _INPUTS]),
-                              on_phase=lambda _: times.append(time.perf_counter()))
-        return times
+                              on_phase=lambda _: times.append(both_clocks()))
+        return np.diff(np.array(times), axis=0)
 
     before, once = sentinel.slowdown(), 1.0
     for number in range(_WARM_UP):
@@ -150,10 +152,17 @@ def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, second
     count = torch.tensor([min(max(int(seconds / once), _MIN_REPEATS), _MAX_REPEATS)])
     dist.broadcast(count, 0)
     rows = np.array([repeat(number) for number in range(int(count))])
-    slowdown = max(before, sentinel.slowdown())
-    phases = dict(zip(PHASES, np.diff(rows, axis=1).T.tolist(), strict=True))
-    return {"seconds": phases | {"total": (rows[:, -1] - rows[:, 0]).tolist()}, "slowdown": slowdown,
+    computing = [PHASES.index(phase) for phase in ("gate", "permute", "experts", "reduce")]
+    wall_R, thread_R = rows[:, computing].sum(axis=1).T
+    slowdown = max(before, sentinel.slowdown(), float(np.percentile(wall_R / thread_R, 10)) - 1.0)
+    phases = dict(zip(PHASES, rows[:, :, 0].T.tolist(), strict=True))
+    return {"seconds": phases | {"total": rows[:, :, 0].sum(axis=1).tolist()}, "slowdown": slowdown,
             "contended": slowdown > CONTENDED}
+
+
+def both_clocks() -> tuple[float, float]:
+    """On the wall, and of this thread."""
+    return time.perf_counter(), time.thread_time()
 
 
 if __name__ == "__main__":
