@@ -12,7 +12,7 @@ quality_app = typer.Typer(no_args_is_help=True, help="What the estimated loss re
 def laws() -> None:
     """List the scaling laws and the measured differences with their ranges, intervals and sources."""
     from moesim.quality.catalog import LAWS
-    from moesim.quality.deltas import DELTAS
+    from moesim.quality.deltas import CAPACITY, DELTAS, ROUNDED_BITS, capacity_delta, weight_bits_delta
     from moesim.report.terminal import print_table
 
     print_table("Scaling laws", [{
@@ -20,10 +20,13 @@ def laws() -> None:
         "range": "; ".join(f"{name} {low:g}-{high:g}" for name, (low, high) in law.ranges.items()),
         "fitted on": law.fitted_on, "used for": law.used_for, "source": law.source} for law in LAWS],
         ["law", "coefficients", "range", "fitted on", "used for", "source"])
+    listed = DELTAS | {f"capacity {factor:g}, top-{top_k}": capacity_delta(factor, top_k)
+                       for top_k, points in CAPACITY.items() for factor, _ in points}
+    listed |= {f"{bits:g}-bit weights, rounded": weight_bits_delta(bits) for bits, _ in ROUNDED_BITS}
     print_table("Differences, nats", [{
         "choice": name, "nats": delta.nats, "low": delta.low, "high": delta.high,
         "source": delta.source if not delta.unknown else f"no measured figure of {delta.unknown} ({delta.source})"}
-        for name, delta in DELTAS.items()], ["choice", "nats", "low", "high", "source"])
+        for name, delta in listed.items()], ["choice", "nats", "low", "high", "source"])
 
 
 @quality_app.command("fit")

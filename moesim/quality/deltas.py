@@ -125,5 +125,5 @@ def interpolate(points: tuple[tuple[float, float], ...], x: float) -> float:
         return points[0][1]
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+            return y1 - (y1 - y0) * (x1 - x) / (x1 - x0)
     return points[-1][1]

@@ -1,0 +1,133 @@
+"""The probe on four variants: it trains, differences are paired, and what it says of the table follows from both."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+STUDIES = Path(__file__).parent.parent.parent / "studies"
+SCRIPT = str(STUDIES / "quality_probe.py")
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("probe") / "new"
+    done = run("--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "tiny models do not transfer" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def probe():
+    """Both modules, as the script imports them."""
+    sys.path.insert(0, str(STUDIES))
+    try:
+        import probe_model
+        import quality_probe
+    finally:
+        sys.path.remove(str(STUDIES))
+    return probe_model, quality_probe
+
+
+def rows(path):
+    return list(csv.DictReader(path.open()))
+
+
+def test_models_learn_more_than_how_often_bytes_occur(study):
+    runs = rows(study / "runs.csv")
+    assert {(row["variant"], row["seed"]) for row in runs} == {
+        (name, seed) for name in ("flat", "two_level", "noisy_top_k", "expert_dropout") for seed in "01"}
+    for row in runs:
+        assert float(row["last_loss"]) < float(row["first_loss"]) - 2
+        assert float(row["loss"]) < float(row["unigram_entropy"]) - 0.1
+        assert float(row["ms_per_step"]) > 0
+        assert 1 <= float(row["load_imbalance"]) <= 8
+        assert (row["evidence"], row["engine"]) == ("measured", "torch")
+
+
+def test_differences_are_paired_by_seed(study):
+    runs = rows(study / "runs.csv")
+    flat = {row["seed"]: float(row["loss"]) for row in runs if row["variant"] == "flat"}
+    for row in runs:
+        assert float(row["delta"]) == pytest.approx(float(row["loss"]) - flat[row["seed"]])
+    for row in rows(study / "deltas.csv"):
+        deltas = [float(r["delta"]) for r in runs if r["variant"] == row["variant"]]
+        assert float(row["delta"]) == pytest.approx(sum(deltas) / 2)
+        assert float(row["deviation"]) == pytest.approx(abs(deltas[0] - deltas[1]) / 2**0.5)
+        # 90 % of Student's t with one degree of freedom: 6.314 standard errors
+        assert float(row["high"]) - float(row["delta"]) == pytest.approx(6.3138 * abs(deltas[0] - deltas[1]) / 2,
+                                                                         rel=1e-3)
+
+
+def test_files(study):
+    assert {path.name for path in study.iterdir()} == {"runs.csv", "deltas.csv", "deltas.html", "plotly.min.js"}
+    page = (study / "deltas.html").read_text()
+    assert "expert_dropout" in page
+    assert "table's interval" in page or "table\\u0027s interval" in page
+
+
+def test_variants_begin_alike_and_differ_where_they_should(probe):
+    model, _ = probe
+    sizes = model.Probe(hidden_size=32, window=16, batch=2)
+    flat, noisy, null, dense = (model.LanguageModel(sizes, variant, 3).eval() for variant in (
+        model.Variant(), model.Variant(gate="flat+noisy_top_k:1"), model.Variant(redraw=1), model.Variant(dense=True)))
+    batch = model.windows(model.text()[0], sizes, 0)
+    assert (batch == model.windows(model.text()[0], sizes, 0)).all()
+    # without noise, noisy top-k is flat
+    assert torch.allclose(flat(batch[:, :-1]), noisy(batch[:, :-1]), atol=1e-5)
+    assert not torch.allclose(flat(batch[:, :-1]), null(batch[:, :-1]), atol=1e-2)
+    ours, other = dict(flat.named_parameters()), dict(null.named_parameters())
+    assert {name for name in ours if not torch.equal(ours[name], other[name])} == {"moe.0.fine_EH", "moe.1.fine_EH"}
+    # a dense model uses as many parameters, but for the router's
+    assert model.active_params(flat) - model.active_params(dense) == 2 * (16 - 1) * 32
+
+
+@pytest.mark.parametrize("name", ["flat", "two_level", "two_level_selects", "group_limited", "hash", "bias",
+                                  "noisy_top_k", "share_tokens", "capacity_1", "expert_dropout", "dense"])
+def test_every_variant_runs_both_ways_and_never_sees_the_future(probe, name):
+    model, study = probe
+    sizes = model.Probe(hidden_size=32, window=16, batch=2, expert_width=16)
+    torch.manual_seed(0)
+    variant = study.VARIANTS[name]
+    language = model.LanguageModel(sizes, variant, 0)
+    batch = model.windows(model.text()[0], sizes, 1)
+    model._loss(language, batch).backward()
+    gradients = [p.grad for n, p in language.named_parameters() if "coarse" not in n]
+    missing = [n for n, p in language.named_parameters() if p.grad is None]
+    assert all(g is None or bool(g.isfinite().all()) for g in gradients)
+    assert all("coarse" in n or "fine" in n for n in missing), missing
+    language.eval()
+    changed = batch.clone()
+    changed[:, 10:] = 65
+    with torch.no_grad():
+        before, after = language(batch[:, :-1]), language(changed[:, :-1])
+    if variant.capacity_factor is None:  # whose places go to tokens in order of the flat batch
+        assert torch.allclose(before[:, :10], after[:, :10], atol=1e-5)
+    assert not torch.allclose(before[:, 10:], after[:, 10:], atol=1e-5)
+
+
+def test_verdicts(probe):
+    _, study = probe
+    table = study.Delta(0.01, 0.0, 0.02)
+    assert study.verdict(-0.01, 0.03, table) == "undecided: within noise"
+    assert study.verdict(0.005, 0.02, table) == "sign agrees"
+    assert study.verdict(0.04, 0.06, table) == "sign agrees, size outside the table's interval"
+    assert study.verdict(-0.02, -0.01, table).startswith("sign disagrees")
+    assert study.verdict(0.01, 0.02, study.DELTAS["noisy_top_k"]) == "table has no sign"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--seeds", "1"), "error: --seeds: expected at least 2, since one tells no spread, got 1"),
+    (("--out", "/dev/null/x"), "error: /dev/null/x: cannot write to this output folder: Not a directory"),
+])
+def test_bad_options_are_one_line(arguments, message):
+    done = run(*arguments)
+    assert (done.returncode, done.stderr.strip()) == (2, message)
