@@ -42,6 +42,7 @@ class Result:
         dropped_token_fraction: Choices dropped over capacity.
         effects: What the gate and its capacity do to traffic, rows and loss.
         peak_memory_bytes: Bytes of the fullest device; None without a dense part.
+        memory_over_bytes: By how much these exceed what the device has; <= 0 where they fit.
         evidence: Always ``simulated`` here.
         calibration: ``calibrated`` or ``spec_sheet``: the weaker of kernels and transfers.
         engine: Engine that ran it.
@@ -69,6 +70,7 @@ class Result:
     dropped_token_fraction: float
     effects: GateEffects
     peak_memory_bytes: float | None
+    memory_over_bytes: float | None
     evidence: str
     calibration: str
     engine: str

@@ -19,7 +19,7 @@ from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError
 from moesim.lowering.of_widths import demands_of_widths
 from moesim.program import Program
-from moesim.simulate import batches_of, lower, memory_of, simulate, usable_bytes
+from moesim.simulate import batches_of, lower, simulate, usable_bytes
 from moesim.topology import Cluster
 
 Array = np.ndarray
@@ -105,11 +105,11 @@ def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, work
 def _one(candidate: Candidate, place: int, cluster: Cluster, workload: Workload, found: Bounds) -> None:
     """A candidate by itself, as `simulate` does it."""
     result = simulate(candidate, cluster, workload, engine="bound", must_fit=False)
-    need = memory_of(candidate, cluster, workload)
-    assert need is not None, "a screening needs the memory of the whole model"
+    assert result.peak_memory_bytes is not None, "candidates of a screening have a dense part"
+    assert result.memory_over_bytes is not None, "likewise"
     found.layer_time_s_N[place] = result.layer_time_s
-    found.memory_bytes_N[place] = need[0].total_bytes
-    found.memory_over_bytes_N[place] = need[0].total_bytes - usable_bytes(cluster)[need[1]]
+    found.memory_bytes_N[place] = result.peak_memory_bytes
+    found.memory_over_bytes_N[place] = result.memory_over_bytes
     for kind, value in result.mean_utilisation.items():
         found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[place] = value
 

@@ -36,6 +36,12 @@ def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
 
 
 @lru_cache(maxsize=64)
+def _load_E(*key: object) -> np.ndarray:
+    """Choices of each expert, of a routing by its key."""
+    return _routing(*key).num_tokens_E()  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
 def _parts(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, devices: int, seed: int,
            left: bytes | None, capacity_factor: float | None, reroute: bool, parts: int) -> tuple[Routing, ...]:
     """Choices of every micro-batch, those of full experts re-routed where a layer does so."""
@@ -58,7 +64,8 @@ def _batches(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
     left = None if width_E.all() else (width_E > 0).tobytes()
     routing = _routing(spec, gate, num_experts, top_k, tokens, devices, seed, left)
     # work is rows x width
-    placement = given or place(strategy, routing.num_tokens_E() * width_E, parallelism.ep, replicas, setting=setting,
+    load_E = _load_E(spec, gate, num_experts, top_k, tokens, devices, seed, left)
+    placement = given or place(strategy, load_E * width_E, parallelism.ep, replicas, setting=setting,
                                routing=routing)
     num_left = int((width_E > 0).sum()) if widths else None
     batches = []
@@ -228,6 +235,7 @@ def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engi
         load_imbalance=traffic.load_imbalance,
         dropped_token_fraction=traffic.dropped_fraction,
         peak_memory_bytes=float(need[0].total_bytes) if need else None,
+        memory_over_bytes=float(need[0].total_bytes - usable_bytes(cluster)[need[1]]) if need else None,
         evidence="simulated",
         calibration=level,
         engine=engine,

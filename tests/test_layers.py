@@ -127,6 +127,7 @@ def test_inner_modules_are_imported_at_the_top():
     lazy_ok = {"moesim.engines": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
                "moesim.simulate": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")},
                "moesim.effects": {"moesim.lowering.traffic"},
+                   "moesim.placement.slots": {"moesim.placement.turns"},
                "moesim.routing.systematic": {"moesim.routing.swaps"},
                "moesim.routing.capacity": {"moesim.routing.places"}}
     for name in modules():

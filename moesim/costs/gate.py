@@ -11,6 +11,7 @@ Shape legend: D devices.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -140,6 +141,7 @@ def _by_chance(tokens_D: Array, groups: int, kept: int) -> Array:
     return np.stack([rows[int(tokens)] for tokens in tokens_D])
 
 
+@lru_cache(maxsize=4096)
 def _quantiles(tokens: int, groups: int, kept: int) -> Array:
     """Rows of each group for one number of tokens: ndarray of shape (G,)."""
     share, total = kept / groups, tokens * kept

@@ -86,8 +86,11 @@ class Placement:
         first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
         if self.num_slots == self.num_experts:
             return order[expert_ids_TK]
-        turn_TK = turn_of_choice(expert_ids_TK, self.num_experts)
-        return order[first_E[expert_ids_TK] + turn_TK % copies_E[expert_ids_TK]]
+        # numba is loaded when used: `import moesim` stays light
+        from moesim.placement.turns import slots_in_turn
+
+        flat = np.ascontiguousarray(expert_ids_TK).ravel()
+        return slots_in_turn(flat, order, first_E, copies_E).reshape(expert_ids_TK.shape)
 
     def nearest_slot_of_choice(self, expert_ids_TK: np.ndarray, rank_T: np.ndarray) -> np.ndarray:
         """The slot every choice goes to when tokens prefer their own rank's replica, then their own node's.
@@ -121,13 +124,9 @@ class Placement:
 
 def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
     """How many choices of the same expert came before each, in token order: ndarray of shape (T, K)."""
-    flat = expert_ids_TK.ravel()
-    # 16-bit keys are sorted by radix, several times faster
-    order = np.argsort(flat.astype(np.uint16) if num_experts <= 1 << 16 else flat, kind="stable")
-    first_E = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=num_experts))[:-1]])
-    turn = np.empty(flat.size, dtype=np.int64)
-    turn[order] = np.arange(flat.size) - first_E[flat[order]]
-    return turn.reshape(expert_ids_TK.shape)
+    from moesim.placement.turns import turns
+
+    return turns(np.ascontiguousarray(expert_ids_TK).ravel(), num_experts).reshape(expert_ids_TK.shape)
 
 
 def replica_loads(placement: Placement, num_tokens_E: np.ndarray) -> np.ndarray:

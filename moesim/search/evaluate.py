@@ -11,7 +11,7 @@ from moesim.quality import estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.objectives import Constraint, priced
 from moesim.search.space import Space
-from moesim.simulate import memory_of, simulate, usable_bytes
+from moesim.simulate import simulate
 from moesim.topology import Cluster
 from moesim.trust import basis_digest
 from moesim.units import GIB
@@ -78,12 +78,11 @@ class Problem:
             return Evaluation(row=self.blank_row(cluster), reason=str(error))
         loss = estimate_loss(candidate.layer, self.space.dense(), train_tokens=self.space.train_tokens,
                              train_flops=self.space.train_flops)
-        need = memory_of(candidate, cluster, workload)
-        assert need is not None
+        assert result.memory_over_bytes is not None, "candidates of a space have a dense part"
         row: dict[str, Any] = result.row() | loss.row() | priced(
             self.economics, cluster, result.layer_time_s, workload.num_tokens_per_device * cluster.num_devices,
             result.mean_utilisation)
-        violations = {MEMORY: float(need[0].total_bytes - usable_bytes(cluster)[need[1]]) / GIB}
+        violations = {MEMORY: result.memory_over_bytes / GIB}
         for constraint in self.constraints:
             value = row[constraint.name]
             violations[str(constraint)] = float(constraint.violation(math.nan if value is None else float(value)))

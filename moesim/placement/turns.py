@@ -1,0 +1,39 @@
+"""Replicas that take turns, in one pass over the choices."""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def slots_in_turn(expert_ids_N, order_P, first_E, copies_E):
+    """The slot of every choice: an expert's replicas one after the other, in token order.
+
+    Args:
+        expert_ids_N: ndarray of shape (N,): expert of every choice.
+        order_P: Slots, those of one expert together.
+        first_E: Where each expert's begin.
+        copies_E: How many each has.
+
+    Returns:
+        ndarray of shape (N,), int64.
+    """
+    slot_N = np.empty(len(expert_ids_N), np.int64)
+    turn_E = np.zeros(len(copies_E), np.int64)
+    for i in range(len(expert_ids_N)):
+        expert = expert_ids_N[i]
+        slot_N[i] = order_P[first_E[expert] + turn_E[expert]]
+        turn_E[expert] += 1
+        if turn_E[expert] == copies_E[expert]:
+            turn_E[expert] = 0
+    return slot_N
+
+
+@njit(cache=True)
+def turns(expert_ids_N, num_experts):
+    """How many choices of the same expert came before each: ndarray of shape (N,), int64."""
+    turn_N = np.empty(len(expert_ids_N), np.int64)
+    count_E = np.zeros(num_experts, np.int64)
+    for i in range(len(expert_ids_N)):
+        turn_N[i] = count_E[expert_ids_N[i]]
+        count_E[expert_ids_N[i]] += 1
+    return turn_N
