@@ -40,7 +40,8 @@ def _limited(gate: Gate) -> Delta:
 def together(deltas: list[Delta]) -> Delta:
     """Their sum; ``unknown`` names those without a figure."""
     return Delta(sum(d.nats for d in deltas), sum(d.low for d in deltas), sum(d.high for d in deltas),
-                 "; ".join(d.unknown for d in deltas if d.unknown))
+                 "; ".join(d.unknown for d in deltas if d.unknown),
+                 "; ".join(dict.fromkeys(d.source for d in deltas)))
 
 
 def gate_delta(gate: Gate) -> Delta:

@@ -35,7 +35,12 @@ def _precision(precision: Precision) -> list[Delta]:
     return [DELTAS["float8"]] if eight_bit else []
 
 
-@lru_cache(maxsize=4096)
 def layer_delta(layer: MoELayer) -> Delta:
     """All differences of a layer together; ``unknown`` names those without a figure."""
+    # a cache would keep widths given one by one alive, up to millions of them
+    return together(layer_deltas(layer)) if layer.uneven else _cached(layer)
+
+
+@lru_cache(maxsize=4096)
+def _cached(layer: MoELayer) -> Delta:
     return together(layer_deltas(layer))

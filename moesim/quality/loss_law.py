@@ -70,7 +70,7 @@ class LossLaw:
             granularity: Width of a dense feed-forward over that of an expert.
         """
         base = joint_loss(e_eff, active_params, train_tokens) + _step(active_params, granularity)
-        if not self.num_points:
+        if not self.offset and not any(self.slopes):
             return base
         given = (e_eff, active_params, train_tokens, granularity)
         shift = sum(slope * log(x / at) for slope, x, at in zip(self.slopes, given, self.centre, strict=True))
@@ -84,9 +84,10 @@ class LossLaw:
             e_eff, active_params, train_tokens, granularity)) / math.log(2.0)
         half = self.base_nats + _OUTSIDE_NATS_PER_DOUBLING * doublings
         below, above = self._disagreement(e_eff, active_params, train_tokens)
-        step = _step(active_params, granularity)
+        at = 0.0 * granularity + self.centre[3]  # the published laws' step is from 1, a user's from where they measured
+        step = granularity_term(active_params, granularity) - granularity_term(active_params, at)
         other = (leverage_loss(e_eff, active_params, train_tokens, granularity)
-                 - leverage_loss(e_eff, active_params, train_tokens, 0.0 * granularity + 1.0))
+                 - leverage_loss(e_eff, active_params, train_tokens, at))
         share = _STEP_UNCERTAINTY * abs(step)
         return (mid - half - below - _most(share, step - other), mid, mid + half + above + _most(share, other - step))
 

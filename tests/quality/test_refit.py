@@ -64,6 +64,18 @@ def test_what_the_points_do_not_vary_keeps_the_published_slope(tmp_path):
     assert law.slopes[1:] == pytest.approx((0.0,) * 3, abs=1e-9)
 
 
+def test_a_user_s_interval_of_granularity_begins_where_they_measured(tmp_path):
+    path = tmp_path / "fine.csv"
+    path.write_text(",".join(HEADER) + "\n" + "".join(
+        f"{e},1,3e8,1e10,8,{1.02 * PUBLISHED.mid(e / 1.0, 3e8, 1e10, 8.0)}\n" for e in (2, 4, 8, 16)))
+    law = load_law(path)
+    low, mid, high = law.interval(8.0, 3e8, 1e10, 8.0)
+    assert mid == pytest.approx(1.02 * PUBLISHED.mid(8.0, 3e8, 1e10, 8.0))
+    assert high - low == pytest.approx(2 * law.base_nats)
+    low, _, high = law.interval(8.0, 3e8, 1e10, 1.0)
+    assert high - low > 4 * law.base_nats
+
+
 def test_weights_count(tmp_path):
     path = points_file(tmp_path / "w.csv", slopes=(0.0,) * 4, noise=0.0, number=8)
     rows = list(csv.reader(path.open()))
