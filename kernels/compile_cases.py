@@ -18,8 +18,17 @@ from moesim_kernels.persistent import (
     gathers_by_descriptor,
     gemm_path,
 )
-from moesim_kernels.plan import _offsets_kernel, _prefix_kernel, _rank_kernel, _scatter_kernel, _tile_map_kernel
-from moesim_kernels.router import MAX_ROW, _route_kernel, route_warps
+from moesim_kernels.plan import (
+    _offsets_kernel,
+    _prefix_kernel,
+    _rank_kernel,
+    _scatter_kernel,
+    _sparse_offsets_kernel,
+    _sparse_rank_kernel,
+    _sparse_tiles_kernel,
+    _tile_map_kernel,
+)
+from moesim_kernels.router import MAX_OPTIONS_ROW, MAX_ROW, _route_kernel, route_warps
 from moesim_kernels.runtime import tl
 from moesim_kernels.tiles import LIMITS, Limits, tile_config
 from moesim_kernels.tiny_expert import BLOCK_H, BLOCK_P, _tiny_in_kernel, _tiny_out_kernel
@@ -30,7 +39,8 @@ FORMATS = {"bf16": ("bf16", 16), "f16": ("fp16", 16), "f32": ("fp32", 32), "fp8"
 _FP8 = {"fp8": "float8_e4m3fn", "fp8_fnuz": "float8_e4m3fnuz"}
 _PLAIN = ("bf16", "f16", "f32")
 _OPERANDS = {"x_ptr", "a_ptr", "b_ptr", "w_ptr", "y_ptr", "out_ptr", "values_ptr"}
-_FLOAT32 = {"logits_ptr", "weights_ptr", "source_ptr", "target_ptr", "act_ptr", "scales_ptr"}
+_FLOAT32 = {"logits_ptr", "weights_ptr", "source_ptr", "target_ptr", "act_ptr", "scales_ptr",
+            "bias_ptr"}
 # A launch makes sizes of 1 compile-time constants, which not every expression survives.
 _ONES = dict.fromkeys(("num_tokens", "num_experts", "num_groups", "num_limited_groups", "top_k", "max_tiles",
                        "num_elements", "num_rows", "num_columns", "hidden", "width", "inner", "num_pairs",
@@ -49,6 +59,7 @@ class Case:
         constexprs: Its compile-time constants.
         num_warps: Warps of a program.
         num_stages: Stages of the software pipeline; None for Triton's default.
+        fp_fusion: Whether a product and a sum may become one instruction.
         supported: Whether the target's hardware has the format.
     """
 
@@ -59,12 +70,14 @@ class Case:
     constexprs: dict
     num_warps: int = 4
     num_stages: int | None = None
+    fp_fusion: bool = True
     supported: bool = True
 
     @property
     def options(self) -> dict[str, int]:
         """Launch options for the compiler."""
-        return {"num_warps": self.num_warps} | ({} if self.num_stages is None else {"num_stages": self.num_stages})
+        stages = {} if self.num_stages is None else {"num_stages": self.num_stages}
+        return {"num_warps": self.num_warps} | stages | ({} if self.fp_fusion else {"enable_fp_fusion": False})
 
     def signature(self) -> dict[str, str]:
         """Triton's type of each parameter."""
@@ -78,7 +91,7 @@ class Case:
             block = [self.constexprs[rows] if rows else 1, self.constexprs["BLOCK_K"]]
             return f"tensordesc<{FORMATS[self.dtype][0]}{block}>"
         if not name.endswith("_ptr"):
-            return "i32"
+            return "fp32" if name in ("inverse_temperature", "noise_std") else "i32"
         if name == "out_ptr" and self.constexprs.get("GATHER"):
             return "*fp32"
         if self.dtype in _FP8 and name == ("x_ptr" if "values_ptr" in self.function.arg_names else "out_ptr"):
@@ -161,10 +174,13 @@ def _gemms(limits: Limits) -> Iterator[Case]:
         yield _gemm(limits, _swiglu_kernel, 128, "bf16", columns, EVEN_H=True)
 
 
-def _route(name: str, groups: int, lanes: int, *, rows: int, top_k: int, sigmoid: bool) -> Case:
+def _route(name: str, groups: int, lanes: int, *, rows: int, top_k: int, sigmoid: bool, full: bool = False) -> Case:
+    constexprs = {"SIGMOID": sigmoid, "GROUPED": groups > 1, "BIASED": full, "NOISY": full, "COUNTED": full,
+                  "BLOCK_T": rows, "BLOCK_G": groups, "BLOCK_S": lanes, "BLOCK_K": top_k}
+    if not full:
+        constexprs |= {"bias_ptr": None, "counts_ptr": None}
     return Case(kernel=name, dtype="f32", tile=f"{rows}x{groups * lanes}", function=_route_kernel,
-                constexprs={"SIGMOID": sigmoid, "GROUPED": sigmoid, "BLOCK_T": rows, "BLOCK_G": groups,
-                            "BLOCK_S": lanes, "BLOCK_K": top_k}, num_warps=route_warps(groups * lanes))
+                constexprs=constexprs, num_warps=route_warps(groups * lanes), fp_fusion=not full)
 
 
 def _gathers() -> Iterator[Case]:
@@ -192,6 +208,8 @@ def _others() -> Iterator[Case]:
     yield _route("route softmax", 1, 256, rows=16, top_k=8, sigmoid=False)
     yield _route("route sigmoid groups", 8, 32, rows=16, top_k=8, sigmoid=True)
     yield _route("route softmax", 1, MAX_ROW, rows=1, top_k=8, sigmoid=False)
+    yield _route("route softmax noise bias counts", 1, MAX_OPTIONS_ROW, rows=1, top_k=8, sigmoid=False, full=True)
+    yield _route("route sigmoid groups noise bias counts", 8, 32, rows=8, top_k=8, sigmoid=True, full=True)
     yield Case(kernel="stream", dtype="f32", tile=f"{BLOCK}", function=_stream_kernel, constexprs={"BLOCK": BLOCK},
                num_warps=WARPS)
     yield from _gathers()
@@ -201,6 +219,9 @@ def _others() -> Iterator[Case]:
             ("plan prefix", "64x64", _prefix_kernel, {"BLOCK_S": 64, "BLOCK_E": 64}, 4),
             ("plan offsets", "4096", _offsets_kernel, {"BLOCK_M": 128, "BLOCK": 4096}, 4),
             ("plan scatter", "1024", _scatter_kernel, {"SEGMENT": 1024, "BLOCK": 1024}, 4),
+            ("plan sparse rank", "128x128", _sparse_rank_kernel, {"BLOCK": 128}, 8),
+            ("plan sparse tiles", "128x128", _sparse_tiles_kernel, {"BLOCK_M": 128, "BLOCK": 128}, 8),
+            ("plan sparse offsets", "1024", _sparse_offsets_kernel, {"STEPS": 12, "BLOCK": 1024}, 4),
             ("plan tile map", "1024", _tile_map_kernel, {"STEPS": 9, "BLOCK_M": 128, "BLOCK": 1024}, 4)):
         yield Case(kernel=name, dtype="i32", tile=tile, function=function, constexprs=constexprs, num_warps=warps)
 
@@ -224,6 +245,7 @@ def _smallest(limits: Limits) -> Iterator[Case]:
         names = case.function.arg_names
         yield Case(kernel=f"{case.kernel.split()[0]} sizes of 1", dtype=case.dtype, tile=case.tile,
                    function=case.function, num_warps=case.num_warps, num_stages=case.num_stages,
+                   fp_fusion=case.fp_fusion,
                    constexprs={name: one for name, one in _ONES.items() if name in names} | case.constexprs)
 
 

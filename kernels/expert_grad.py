@@ -20,6 +20,7 @@ from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_referen
 from moesim_kernels.grouped_outer import grouped_outer, grouped_outer_reference
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.plan import Plan
+from moesim_kernels.router import noise
 from moesim_kernels.weights import LayerWeights
 from torch.autograd.function import once_differentiable
 
@@ -96,7 +97,8 @@ def experts_reference(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: t
     return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH)
 
 
-def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: torch.Tensor) -> torch.Tensor:
+def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: torch.Tensor, *,
+                 seed: int = 0) -> torch.Tensor:
     """The router's weights of experts already chosen, differentiable in tokens and keys; torch, finite logits.
 
     Args:
@@ -104,6 +106,7 @@ def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: 
         gate: Kind and score.
         weights: The gate's keys.
         ids_TK: Chosen experts, int32 of shape (T, K).
+        seed: Of a noisy gate's noise.
 
     Returns:
         float32 of shape (T, K), as `moesim_kernels.layer.gate_tokens` gives them.
@@ -122,7 +125,10 @@ def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: 
         logits_TRk = sum((query_T2q[:, :, :, i] * keys_2Sq[i][at]).sum(-1)
                          for i, at in enumerate((ids_TRk // side, ids_TRk % side)))
         return (logits_TRk.softmax(2) / gate.query_heads).flatten(1)
-    logits_TK = torch.einsum("th,tkh->tk", x_TH, weights.fine_EH.float()[ids_TK])
+    logits_TK = torch.einsum("th,tkh->tk", x_TH, weights.fine_EH.float()[ids_TK]) / gate.temperature
+    if gate.noise_std:
+        noise_TE = noise(len(x_TH), len(weights.fine_EH), seed, x_TH.device)
+        logits_TK = logits_TK + noise_TE.gather(1, ids_TK) * gate.noise_std
     if gate.score == "softmax":
         return logits_TK.softmax(1)
     scores_TK = logits_TK.sigmoid()

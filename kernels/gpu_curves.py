@@ -37,11 +37,23 @@ def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callabl
             "float16": partial(plain, torch.float16), "float8_e4m3": scaled, "int8": whole}
 
 
+#: how torch, cuBLAS and hipBLASLt say that a GPU has no such product
+_UNSUPPORTED = ("not supported", "unsupported", "not implemented", "only supported", "requires compute capability",
+                "not_supported", "expected self.dtype", "could not find")
+
+
+def _says_unsupported(error: Exception) -> bool:
+    return isinstance(error, NotImplementedError) or any(text in str(error).lower() for text in _UNSUPPORTED)
+
+
 def gemm_rates(timer: Timer, device: torch.device,
                sizes: Sequence[int] = GEMM_SIZES) -> dict[str, dict[int, Array]]:
     """FLOP/s of repeats of square products, by format and size; formats the GPU cannot multiply are left out.
 
-    float32 runs as TF32, like a data sheet's figure for tensor cores.
+    float32 runs as TF32, like a data sheet's figure for tensor cores. Sizes beyond the GPU's memory end a format's.
+
+    Raises:
+        RuntimeError: Whatever else fails than memory, or a format whose smallest product says it is not supported.
     """
     found: dict[str, dict[int, Array]] = {}
     precision = torch.get_float32_matmul_precision()
@@ -55,7 +67,11 @@ def gemm_rates(timer: Timer, device: torch.device,
                     break
                 try:
                     rates = flops / timer(_products(size, device)[name](), False)
-                except (RuntimeError, NotImplementedError):
+                except torch.OutOfMemoryError:
+                    break
+                except (RuntimeError, NotImplementedError) as error:
+                    if name in found or not _says_unsupported(error):
+                        raise
                     break
                 best = max(best, float(rates.max()))
                 found.setdefault(name, {})[size] = rates

@@ -15,7 +15,7 @@ and do not enter the weights.
 import torch
 from moesim_kernels.grouped_linear import gate_logits, grouped_linear
 from moesim_kernels.plan import make_plan
-from moesim_kernels.router import route, route_reference
+from moesim_kernels.router import UNCHECKED, route, route_reference
 from moesim_kernels.tiles import tile_config
 
 
@@ -59,13 +59,13 @@ def two_level_gate(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.T
     """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     (num_groups, hidden), per_group = coarse_GH.shape, fine_EH.shape[0] // coarse_GH.shape[0]
-    groups_Tg = route(gate_logits(x_TH, coarse_GH), num_limited_groups)[1]
+    groups_Tg = route(gate_logits(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED)[1]
     # Ascending groups make the columns below ascend with the expert id, which settles ties.
     groups_Tg = groups_Tg.sort(dim=1).values.contiguous()
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
     plan = make_plan(groups_Tg, num_groups, tile.block_m)
     fine = grouped_linear(x_TH, fine_EH.view(num_groups, per_group, hidden), plan, gather=True, out_dtype=torch.float32)
-    weights_TK, slots_TK = route(fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k)
+    weights_TK, slots_TK = route(fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED)
     return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)
 
 
@@ -74,8 +74,9 @@ def two_level_gate_reference(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_E
     """`two_level_gate` in torch: scores all experts and looks only at those of the kept groups."""
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     num_groups, per_group = coarse_GH.shape[0], fine_EH.shape[0] // coarse_GH.shape[0]
-    groups_Tg = route_reference(x_TH.float() @ coarse_GH.float().T, num_limited_groups)[1].long().sort(dim=1).values
+    coarse_TG = x_TH.float() @ coarse_GH.float().T
+    groups_Tg = route_reference(coarse_TG, num_limited_groups, options=UNCHECKED)[1].long().sort(dim=1).values
     logits_TGS = (x_TH.float() @ fine_EH.float().T).view(x_TH.shape[0], num_groups, per_group)
     kept_TgS = logits_TGS.gather(1, groups_Tg[:, :, None].expand(-1, -1, per_group))
-    weights_TK, slots_TK = route_reference(kept_TgS.flatten(1), top_k)
+    weights_TK, slots_TK = route_reference(kept_TgS.flatten(1), top_k, options=UNCHECKED)
     return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)

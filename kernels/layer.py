@@ -19,9 +19,9 @@ from moesim_kernels.layer_checks import check_numbers, check_routing, check_shap
 from moesim_kernels.operands import BlockScaled, Operand, tensors, values
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
-from moesim_kernels.router import route, route_reference
+from moesim_kernels.router import Options, route, route_reference
 from moesim_kernels.tiles import Tile, tile_config
-from moesim_kernels.weights import LayerWeights, check_gate, check_layer, torch_dtype
+from moesim_kernels.weights import LayerWeights, check_gate, check_layer, check_selection, torch_dtype
 
 from moesim.model import Gate, MoELayer
 
@@ -41,44 +41,72 @@ def _product_keys(weights: LayerWeights) -> tuple[torch.Tensor, torch.Tensor]:
     return weights.query_QH, weights.keys_2Sq
 
 
-def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
-                top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _options(gate: Gate, weights: LayerWeights, seed: int, counts_E: torch.Tensor | None, checked: bool) -> Options:
+    check_selection(gate)
+    if gate.balancing == "bias" and weights.bias_E is None:
+        raise ValueError("weights.bias_E: a gate with a bias needs it")
+    return Options(bias_E=weights.bias_E if gate.balancing == "bias" else None, noise_std=gate.noise_std, seed=seed,
+                   temperature=gate.temperature, counts_E=counts_E, checked=checked)
+
+
+def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int, *, seed: int = 0,
+                counts_E: torch.Tensor | None = None, checked: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts with any of the four gates, in the format of the gate's keys.
 
     Args:
         x_TH: Tokens of shape (T, H), contiguous.
-        gate: Kind, groups and score.
-        weights: The gate's keys.
+        gate: Kind, groups, score, noise, bias and temperature.
+        weights: The gate's keys, and its bias.
         top_k: Experts a token uses.
+        seed: Of the noise.
+        counts_E: int32 of shape (E,): the number of tokens that chose each expert is added to it.
+        checked: Refuse NaN logits; on a GPU that is a wait.
 
     Returns:
         Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
 
     Raises:
-        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide top_k.
+        ConfigError: A two-level or product-key gate with sigmoid, heads that do not divide top_k, or a way of choosing
+            the kernels do not compute.
         ValueError: Shapes or numbers that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
     check_gate(gate, top_k)
+    options = _options(gate, weights, seed, counts_E, checked)
     x_TH = x_TH.to(weights.fine_EH.dtype)
+    if gate.kind in ("flat", "group_limited"):
+        return route(gate_logits(x_TH, weights.fine_EH), top_k, gate.score, gate.num_expert_groups,
+                     gate.num_limited_groups, options)
     if gate.kind == "two_level":
-        return two_level_gate(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
-    if gate.kind == "product_key":
-        return product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
-    return route(gate_logits(x_TH, weights.fine_EH), top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
+        chosen = two_level_gate(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
+    else:
+        chosen = product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
+    _count(chosen[1], counts_E)
+    return chosen
 
 
-def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
-                          top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _count(ids_TK: torch.Tensor, counts_E: torch.Tensor | None) -> None:
+    """Without a wait: torch.bincount would ask the device for the highest id."""
+    if counts_E is not None:
+        counts_E.index_add_(0, ids_TK.flatten(), torch.ones_like(ids_TK).flatten())
+
+
+def gate_tokens_reference(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: int, *, seed: int = 0,
+                          counts_E: torch.Tensor | None = None,
+                          checked: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """`gate_tokens` in torch."""
     check_gate(gate, top_k)
+    options = _options(gate, weights, seed, counts_E, checked)
     x_TH = x_TH.to(weights.fine_EH.dtype)
+    if gate.kind in ("flat", "group_limited"):
+        logits_TE = x_TH.float() @ weights.fine_EH.float().T
+        return route_reference(logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups, options)
     if gate.kind == "two_level":
-        return two_level_gate_reference(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
-    if gate.kind == "product_key":
-        return product_key_gate_reference(x_TH, *_product_keys(weights), gate.query_heads, top_k)
-    logits_TE = x_TH.float() @ weights.fine_EH.float().T
-    return route_reference(logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups)
+        chosen = two_level_gate_reference(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
+    else:
+        chosen = product_key_gate_reference(x_TH, *_product_keys(weights), gate.query_heads, top_k)
+    _count(chosen[1], counts_E)
+    return chosen
 
 
 def trained(*operands: Operand | None) -> bool:
@@ -97,9 +125,9 @@ def trained(*operands: Operand | None) -> bool:
 
 
 def _with_gradient(weights_TK: torch.Tensor, x_TH: torch.Tensor, gate: Gate, weights: LayerWeights,
-                   ids_TK: torch.Tensor) -> torch.Tensor:
+                   ids_TK: torch.Tensor, seed: int) -> torch.Tensor:
     if trained(x_TH, weights.fine_EH, weights.query_QH, weights.keys_2Sq):
-        return gate_weights(x_TH, gate, weights, ids_TK)
+        return gate_weights(x_TH, gate, weights, ids_TK, seed=seed)
     return weights_TK
 
 
@@ -186,7 +214,7 @@ def shared_experts_reference(x_TH: torch.Tensor, weights: LayerWeights) -> torch
 def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,
               backend: Literal["triton", "torch"] = "triton", *,
               routing: tuple[torch.Tensor, torch.Tensor] | None = None, checked: bool = True,
-              swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
+              seed: int = 0, counts_E: torch.Tensor | None = None, swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
     """One whole MoE layer: gate, plan, routed experts, combine, and shared experts on top; differentiable.
 
     Args:
@@ -197,6 +225,9 @@ def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,
         routing: Weights (float32) and expert ids (int32), both of shape (T, K), contiguous, in place of the gate's.
         checked: Refuse NaN, infinities and ids out of range. To know, it waits for the device; without it such input
             gives wrong answers.
+        seed: Of a noisy gate's noise; another one for every call in training.
+        counts_E: int32 of shape (E,): the number of tokens that chose each expert is added to it, as the update of a
+            bias wants it (`moesim_kernels.selection.updated_bias`).
         swiglu_tile: See `expert_phase`.
         down_tile: See `expert_phase`.
 
@@ -217,12 +248,15 @@ def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,
         check_numbers(x_TH, weights)
     if routing is not None:
         check_routing(routing, len(x_TH), layer, checked)
+    if routing is not None:
+        _count(routing[1], counts_E)
+    gating = {"seed": seed, "counts_E": counts_E, "checked": checked}
     if backend == "torch":
-        weights_TK, ids_TK = routing or gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k)
+        weights_TK, ids_TK = routing or gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k, **gating)
         out_TH = expert_phase_reference(x_TH, ids_TK, weights_TK, weights)
         return out_TH + shared_experts_reference(x_TH, weights) if layer.num_shared_experts else out_TH
-    weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k)
+    weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k, **gating)
     if routing is None:
-        weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK)
+        weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK, seed)
     out_TH = expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile)
     return out_TH + shared_experts(x_TH, weights) if layer.num_shared_experts else out_TH

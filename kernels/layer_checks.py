@@ -33,6 +33,12 @@ def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, loc
         found = None if operand is None else tuple(values(operand).shape)
         if found != shape:
             raise ValueError(f"weights.{name}: expected shape {shape} for this layer, got {found}")
+    bias_E = weights.bias_E
+    if bias_E is not None:
+        _check_tensor("weights.bias_E", bias_E, x_TH)
+        if bias_E.dtype != torch.float32 or bias_E.shape != (layer.num_experts,):
+            raise ValueError(f"weights.bias_E: expected float32 of shape ({layer.num_experts},), got {bias_E.dtype} of "
+                             f"shape {tuple(bias_E.shape)}")
     for name in wanted:
         if (operand := getattr(weights, name)) is not None:
             _check_weight(name, operand, x_TH, weights)
@@ -64,7 +70,7 @@ def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
         ValueError: NaN or infinity among the tokens or the gate's keys.
     """
     for name, tensor in (("x_TH", x_TH), *((f"weights.{name}", getattr(weights, name))
-                                           for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq"))):
+                                           for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq", "bias_E"))):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits")
 

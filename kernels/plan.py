@@ -9,6 +9,10 @@ sort is stable (pairs of one expert keep their order) and uses no atomics, so ev
 3. offsets: exclusive sums of rows and of tiles over the experts;
 4. scatter: pair p goes to expert offset + segment prefix + rank;
 5. tile map: each tile finds its expert by bisection of the tile offsets.
+
+Far more experts than pairs (decoding, many tiny experts) would make that work on tables of idle experts. Then pairs are
+compared with each other instead: how many have a lower expert or are an earlier pair of the same gives a pair's row,
+and every pair whose rank is a multiple of a tile's rows starts a tile. The plan is the same to the bit.
 """
 
 from dataclasses import dataclass
@@ -21,6 +25,8 @@ __all__ = ["Plan", "Tile", "make_plan", "make_plan_reference", "tile_bound", "ti
 
 _RANK_BLOCK = 128
 _RANK_CHUNKS = 8
+#: pairs are compared with each other where experts are this many times as many, and pairs at most so many
+_SPARSE_RATIO, _SPARSE_PAIRS = 4, 2**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +159,62 @@ def _tile_map_kernel(offsets_ptr, tile_offsets_ptr, tile_expert_ptr, tile_row_pt
     tl.store(tile_row_ptr + tile, tl.where(used, row, -1), mask=tile < max_tiles)
 
 
+@jit
+def _sparse_rank_kernel(ids_ptr, rank_ptr, row_ptr, sorted_pairs_ptr, sorted_ids_ptr, num_pairs, BLOCK: tl.constexpr):
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ids = tl.load(ids_ptr + p, mask=p < num_pairs, other=-1)
+    rank = tl.zeros((BLOCK,), tl.int32)
+    lower = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, num_pairs, BLOCK):
+        q = start + tl.arange(0, BLOCK)
+        others = tl.load(ids_ptr + q, mask=q < num_pairs, other=2147483647)
+        rank += tl.sum(((ids[:, None] == others[None, :]) & (q[None, :] < p[:, None])).to(tl.int32), axis=1)
+        lower += tl.sum((others[None, :] < ids[:, None]).to(tl.int32), axis=1)
+    tl.store(rank_ptr + p, rank, mask=p < num_pairs)
+    tl.store(row_ptr + p, lower + rank, mask=p < num_pairs)
+    tl.store(sorted_pairs_ptr + lower + rank, p, mask=p < num_pairs)
+    tl.store(sorted_ids_ptr + lower + rank, ids, mask=p < num_pairs)
+
+
+@jit
+def _sparse_tiles_kernel(ids_ptr, rank_ptr, row_ptr, tile_expert_ptr, tile_row_ptr, num_tiles_ptr, num_pairs,
+                         BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(row_ptr + p, mask=p < num_pairs, other=0)
+    starts = (p < num_pairs) & (tl.load(rank_ptr + p, mask=p < num_pairs, other=1) % BLOCK_M == 0)
+    before = tl.zeros((BLOCK,), tl.int32)
+    total = 0
+    for start in range(0, num_pairs, BLOCK):
+        q = start + tl.arange(0, BLOCK)
+        other_starts = (q < num_pairs) & (tl.load(rank_ptr + q, mask=q < num_pairs, other=1) % BLOCK_M == 0)
+        other_row = tl.load(row_ptr + q, mask=q < num_pairs, other=0)
+        before += tl.sum((other_starts[None, :] & (other_row[None, :] < row[:, None])).to(tl.int32), axis=1)
+        total += tl.sum(other_starts.to(tl.int32), axis=0)
+    tl.store(tile_expert_ptr + before, tl.load(ids_ptr + p, mask=starts, other=0), mask=starts)
+    tl.store(tile_row_ptr + before, row, mask=starts)
+    if tl.program_id(0) == 0:
+        tl.store(num_tiles_ptr, total)
+
+
+@jit
+def _sparse_offsets_kernel(sorted_ids_ptr, offsets_ptr, num_pairs, num_experts, STEPS: tl.constexpr,
+                           BLOCK: tl.constexpr):
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    low = tl.zeros((BLOCK,), tl.int32)
+    high = tl.zeros((BLOCK,), tl.int32) + num_pairs
+    for _ in range(STEPS):
+        middle = (low + high) // 2
+        lower = (low < high) & (tl.load(sorted_ids_ptr + middle, mask=middle < num_pairs, other=2147483647) < e)
+        low = tl.where(lower, middle + 1, low)
+        high = tl.where(lower, high, middle)
+    tl.store(offsets_ptr + e, low, mask=e <= num_experts)
+
+
+def is_sparse(num_pairs: int, num_experts: int) -> bool:
+    """Whether a plan is made by comparing pairs with each other."""
+    return num_experts >= _SPARSE_RATIO * num_pairs and num_pairs <= _SPARSE_PAIRS
+
+
 def _check(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> None:
     if ids_TK.ndim != 2 or ids_TK.dtype != torch.int32 or ids_TK.shape[1] < 1:
         raise ValueError(f"ids_TK: expected int32 of shape (T, K >= 1), got {ids_TK.dtype} {tuple(ids_TK.shape)}")
@@ -202,6 +264,8 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     def ints(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=ids_TK.device)
 
+    if num_pairs and is_sparse(num_pairs, num_experts):
+        return _sparse_plan(ids_TK, num_experts, block_m)
     rank_P, sorted_pairs, tile_expert, tile_row = ints(num_pairs), ints(num_pairs), ints(max_tiles), ints(max_tiles)
     counts_SE, totals_E = ints(num_segments, num_experts).zero_(), ints(num_experts).zero_()
     offsets_E1, tile_offsets_E1 = ints(num_experts + 1).zero_(), ints(num_experts + 1).zero_()
@@ -222,6 +286,27 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
                                                       num_experts, STEPS=num_experts.bit_length(), BLOCK_M=block_m,
                                                       BLOCK=1024)
     return plan
+
+
+def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
+    num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
+
+    def ints(size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int32, device=ids_TK.device)
+
+    rank_P, row_P, sorted_ids, sorted_pairs = (ints(num_pairs) for _ in range(4))
+    tile_expert, tile_row, offsets_E1, num_tiles = ints(max_tiles), ints(max_tiles), ints(num_experts + 1), ints(1)
+    tile_expert.fill_(-1)
+    tile_row.fill_(-1)
+    grid = (triton.cdiv(num_pairs, _RANK_BLOCK),)
+    _sparse_rank_kernel[grid](ids_TK, rank_P, row_P, sorted_pairs, sorted_ids, num_pairs, BLOCK=_RANK_BLOCK,
+                              num_warps=8)
+    _sparse_tiles_kernel[grid](ids_TK, rank_P, row_P, tile_expert, tile_row, num_tiles, num_pairs, BLOCK_M=block_m,
+                               BLOCK=_RANK_BLOCK, num_warps=8)
+    _sparse_offsets_kernel[(triton.cdiv(num_experts + 1, 1024),)](
+        sorted_ids, offsets_E1, num_pairs, num_experts, STEPS=num_pairs.bit_length(), BLOCK=1024)
+    return Plan(sorted_pairs=sorted_pairs, expert_offsets_E1=offsets_E1, tile_expert=tile_expert, tile_row=tile_row,
+                num_tiles=num_tiles, block_m=block_m, top_k=ids_TK.shape[1])
 
 
 def make_plan_reference(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:

@@ -11,7 +11,7 @@ expert). Weights of a head are the softmax over its finds, divided by the number
 
 import torch
 from moesim_kernels.grouped_linear import gate_logits
-from moesim_kernels.router import route, route_reference
+from moesim_kernels.router import UNCHECKED, route, route_reference
 
 
 def _check(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int, top_k: int) -> None:
@@ -52,10 +52,10 @@ def product_key_gate(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch
                             for i in range(2)])
     best = min(found, keys)
     # Ascending rows and columns make the pairs below ascend with the expert id, which settles ties.
-    at_2Rk = route(logits_2RS, best)[1].long().sort(dim=1).values
+    at_2Rk = route(logits_2RS, best, options=UNCHECKED)[1].long().sort(dim=1).values
     scores_2Rk = logits_2RS.gather(1, at_2Rk)
     sums_RP = (scores_2Rk[:rows, :, None] + scores_2Rk[rows:, None, :]).flatten(1).contiguous()
-    weights_RK, pair_RK = route(sums_RP, found)
+    weights_RK, pair_RK = route(sums_RP, found, options=UNCHECKED)
     ids_RP = (at_2Rk[:rows, :, None] * keys + at_2Rk[rows:, None, :]).flatten(1)
     ids_RK = ids_RP.gather(1, pair_RK.long()).int()
     return (weights_RK / heads).view(-1, top_k), ids_RK.view(-1, top_k)
@@ -67,5 +67,6 @@ def product_key_gate_reference(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_
     _check(x_TH, query_QH, keys_2Sq, heads, top_k)
     halves_R2q = (x_TH.float() @ query_QH.float().T).view(len(x_TH) * heads, 2, keys_2Sq.shape[2])
     row_RS, column_RS = (halves_R2q[:, i] @ keys_2Sq[i].float().T for i in range(2))
-    weights_RK, ids_RK = route_reference((row_RS[:, :, None] + column_RS[:, None, :]).flatten(1), top_k // heads)
+    weights_RK, ids_RK = route_reference((row_RS[:, :, None] + column_RS[:, None, :]).flatten(1), top_k // heads,
+                                              options=UNCHECKED)
     return (weights_RK / heads).view(-1, top_k), ids_RK.view(-1, top_k)

@@ -39,6 +39,7 @@ class LayerWeights:
         shared_down: Its down projection, shape (1, H, n I); None without any.
         w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
         w_down: Down projections, shape (E, H, I).
+        bias_E: What selection adds to the experts' scores, float32 of shape (E,); None for a gate without bias.
 
     The experts' four are plain tensors, or all `BlockScaled`: then tokens and activations are quantised on the way.
     """
@@ -51,11 +52,12 @@ class LayerWeights:
     keys_2Sq: torch.Tensor | None = None
     shared_gate_up: Operand | None = None
     shared_down: Operand | None = None
+    bias_E: torch.Tensor | None = None
 
     @classmethod
     def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
                device: torch.device | str = "cpu") -> "LayerWeights":
-        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs).
+        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs); a bias of zeros.
 
         Args:
             layer: Sizes, gate and formats.
@@ -80,7 +82,8 @@ class LayerWeights:
         if scaled:
             drawn |= {name: quantise_blocks_reference(drawn[name], fp8_dtype()) for name in EXPERTS
                       if drawn[name] is not None}
-        return cls(**drawn)
+        bias_E = torch.zeros(layer.num_experts, device=device) if layer.gate.balancing == "bias" else None
+        return cls(**drawn, bias_E=bias_E)
 
 
 #: weights in the experts' format
@@ -142,3 +145,19 @@ def check_gate(gate: Gate, top_k: int) -> None:
     if gate.kind == "product_key" and top_k % gate.query_heads:
         raise ConfigError(f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
                           f"got {gate.query_heads}")
+
+
+def check_selection(gate: Gate) -> None:
+    """Refuse ways of choosing that the kernels do not compute.
+
+    Raises:
+        ConfigError: Expert choice, hashes, Sinkhorn, local routers or shared decisions; noise, a bias or a temperature
+            where a token does not see all experts' logits.
+    """
+    if gate.selection not in ("top_k", "noisy_top_k") or gate.local_routers or gate.share_tokens > 1:
+        raise ConfigError("gate: expected top_k or noisy_top_k of every token for the Triton kernels, got "
+                          f"{str(gate)!r}; pass its choices as `routing`")
+    plain = gate.selection == "top_k" and gate.balancing != "bias" and gate.temperature == 1.0
+    if gate.kind in ("two_level", "product_key") and not plain:
+        raise ConfigError(f"gate: expected no noise, bias or temperature for a {gate.kind.replace('_', '-')} gate, got "
+                          f"{str(gate)!r}")

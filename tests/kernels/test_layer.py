@@ -203,3 +203,54 @@ def test_refuses_gates_it_does_not_compute(device):
     sigmoid = Gate(kind="two_level", num_expert_groups=2, num_limited_groups=1, score="sigmoid")
     with pytest.raises(ConfigError, match="expected softmax for a two-level gate"):
         moe_layer(x_TH, weights, replace(layer, gate=sigmoid))
+
+
+@pytest.mark.parametrize("gate", ["flat+sigmoid+bias", "flat+noisy_top_k:0.7+temperature:1.5",
+                                  "group_limited:4:2+sigmoid+noisy_top_k:0.5+bias"])
+def test_biased_and_noisy_gates(device, gate):
+    layer = _layer(48, 32, 16, 3, gate)
+    weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
+    counts_E = torch.zeros(16, dtype=torch.int32, device=device)
+    x_TH = _tokens(40, 48, torch.float32, device)
+    if weights.bias_E is not None:
+        weights = replace(weights, bias_E=torch.linspace(-0.3, 0.3, 16, device=device))
+    chosen = [call(x_TH, layer.gate, weights, 3, seed=4)[1] for call in (gate_tokens, gate_tokens_reference)]
+    assert torch.equal(*chosen)
+    noisy = not torch.equal(chosen[0], gate_tokens_reference(x_TH, layer.gate, weights, 3, seed=5)[1])
+    assert noisy == (layer.gate.noise_std > 0)
+    out_TH = moe_layer(x_TH, weights, layer, seed=4, counts_E=counts_E)
+    torch.testing.assert_close(out_TH, moe_layer(x_TH, weights, layer, "torch", seed=4), rtol=1e-5, atol=1e-5)
+    assert torch.equal(counts_E, torch.bincount(chosen[0].flatten(), minlength=16).int())
+    # Trained weights are those of the router.
+    x_TH.requires_grad_()
+    torch.testing.assert_close(moe_layer(x_TH, weights, layer, seed=4), out_TH, rtol=1e-5, atol=1e-5)
+
+
+def test_counts_of_gates_without_a_fused_histogram(device):
+    layer = _layer(48, 32, 16, 4, "two_level:4:2")
+    weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
+    x_TH, counts_E = _tokens(40, 48, torch.float32, device), torch.zeros(16, dtype=torch.int32, device=device)
+    ids_TK = gate_tokens(x_TH, layer.gate, weights, 4, counts_E=counts_E)[1]
+    assert torch.equal(counts_E, torch.bincount(ids_TK.flatten(), minlength=16).int())
+
+
+@pytest.mark.parametrize(("gate", "message"), [
+    ("flat+expert_choice", "expected top_k or noisy_top_k of every token"), ("flat+share_tokens:2", "pass its choices"),
+    ("two_level:2:2+local", "expected top_k"), ("two_level:2:1+noisy_top_k:1", "no noise, bias or temperature"),
+    ("product_key:1:8+bias", "no noise, bias or temperature for a product-key gate")])
+def test_refuses_selections_it_does_not_compute(device, gate, message):
+    layer = _layer(16, 16, 4, 2, gate)
+    weights = LayerWeights.random(layer, seed=0, device=device)
+    for call in (gate_tokens, gate_tokens_reference):
+        with pytest.raises(ConfigError, match=message):
+            call(_tokens(4, 16, torch.bfloat16, device), layer.gate, weights, 2)
+
+
+def test_nan_logits_are_refused_where_that_is_checked(device):
+    layer = _layer(16, 8, 4, 2)
+    weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
+    weights = replace(weights, fine_EH=weights.fine_EH * NAN)
+    for call in (gate_tokens, gate_tokens_reference):
+        with pytest.raises(ValueError, match="logits_TE: expected numbers, got NaN"):
+            call(_tokens(3, 16, torch.float32, device), layer.gate, weights, 2, checked=True)
+        assert call(_tokens(3, 16, torch.float32, device), layer.gate, weights, 2)[1].tolist() == [[0, 1]] * 3

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from moesim_kernels.router import MAX_ROW, route, route_reference
+from moesim_kernels.router import MAX_ROW, UNCHECKED, Options, noise, route, route_reference
 
 INF, NAN = float("inf"), float("nan")
+
 
 # The interpreter computes inf - inf in lanes that are then not selected, as a GPU would, but numpy says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -36,8 +37,8 @@ def _awkward_logits(num_tokens, num_experts, seed=0):
 ])
 def test_equals_reference(device, tokens, experts, top_k, groups, kept, score):
     logits_TE = _awkward_logits(tokens, experts).to(device)
-    weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept)
-    want_weights_TK, want_ids_TK = route_reference(logits_TE, top_k, score, groups, kept)
+    weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept, UNCHECKED)
+    want_weights_TK, want_ids_TK = route_reference(logits_TE, top_k, score, groups, kept, UNCHECKED)
     assert (ids_TK.dtype, weights_TK.dtype) == (torch.int32, torch.float32)
     assert torch.equal(ids_TK, want_ids_TK)
     torch.testing.assert_close(weights_TK, want_weights_TK, rtol=1e-5, atol=1e-7)
@@ -46,8 +47,8 @@ def test_equals_reference(device, tokens, experts, top_k, groups, kept, score):
 
 @pytest.fixture(params=[route, route_reference], ids=["kernel", "reference"])
 def router(request, device):
-    def call(row, top_k, *args):
-        weights_TK, ids_TK = request.param(torch.tensor([row], device=device), top_k, *args)
+    def call(row, top_k, *args, options=UNCHECKED, **more):
+        weights_TK, ids_TK = request.param(torch.tensor([row], device=device), top_k, *args, options=options, **more)
         return weights_TK[0].tolist(), ids_TK[0].tolist()
     return call
 
@@ -131,3 +132,71 @@ def test_refuses_other_logits(device):
         route(torch.zeros(2, 8, dtype=torch.bfloat16, device=device), 2)
     with pytest.raises(ValueError, match="use the two-level gate"):
         route(torch.zeros(1, MAX_ROW + 1, device=device), 2)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k", "groups", "kept"), [
+    (0, 8, 2, 1, 1), (1, 1, 1, 1, 1), (37, 61, 8, 1, 1), (100, 64, 8, 8, 4), (100, 60, 6, 5, 2), (50, 12, 12, 1, 1)])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["bias", "noise", "both"])
+def test_options_equal_reference(device, tokens, experts, top_k, groups, kept, score, kind):
+    logits_TE = _awkward_logits(tokens, experts).to(device)
+    bias_E = torch.randn(experts, generator=torch.Generator().manual_seed(7)).to(device) * 0.3
+    counts_E = torch.full((experts,), 5, dtype=torch.int32, device=device)
+    options = {"checked": False, "temperature": 1.7} | ({} if kind == "noise" else {"bias_E": bias_E}) | (
+        {} if kind == "bias" else {"noise_std": 0.8, "seed": 123})
+    weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept, Options(counts_E=counts_E, **options))
+    want_counts_E = torch.full_like(counts_E, 5)
+    want_weights_TK, want_ids_TK = route_reference(logits_TE, top_k, score, groups, kept,
+                                                   Options(counts_E=want_counts_E, **options))
+    assert torch.equal(ids_TK, want_ids_TK)
+    torch.testing.assert_close(weights_TK, want_weights_TK, rtol=1e-5, atol=1e-7)
+    assert torch.equal(counts_E, want_counts_E)
+    assert torch.equal(counts_E - 5, torch.bincount(ids_TK.flatten(), minlength=experts).int())
+
+
+def test_bias_chooses_and_does_not_weigh(router):
+    def biased(*values, score="softmax", **options):
+        return {"score": score, "options": Options(bias_E=torch.tensor(values), **options)}
+
+    weights, ids = router([0.0, 2.0, -1.0, 1.0], 2, **biased(0.0, -9.0, 9.0, 0.0))
+    assert ids == [2, 3]
+    assert weights == pytest.approx(torch.tensor([-1.0, 1.0]).softmax(0).tolist(), rel=1e-6)
+    assert router([5.0, 4.0, -INF], 2, **biased(0.0, 0.0, 99.0))[1] == [0, 1]
+    assert router([0.0, 0.0, 0.0], 2, **biased(0.0, 0.2, 0.1, score="sigmoid"))[1] == [1, 2]
+
+
+def test_bias_moves_groups(router):
+    row = [1.0, 1.0, 0.0, 0.0]
+    for bias, chosen in ((0.0, [0, 1]), (0.5, [2, 3])):
+        options = Options(bias_E=torch.tensor([0.0, 0.0, bias, bias]))
+        assert router(row, 2, "sigmoid", 2, 1, options=options)[1] == chosen
+
+
+def test_noise_is_normal_and_follows_from_seed_token_and_expert():
+    first = noise(3000, 64, 5)
+    assert torch.equal(first, noise(3000, 64, 5))
+    assert torch.equal(first[:7, :9], noise(7, 9, 5))
+    assert abs(float(first.mean())) < 0.01
+    assert abs(float(first.std()) - 1) < 0.01
+    sample = first.flatten().sort().values
+    rank = (torch.arange(len(sample)) + 0.5) / len(sample)
+    assert float((torch.special.ndtr(sample) - rank).abs().max()) < 0.006
+    for other in (noise(3000, 64, 6), first.roll(1, 0), first.roll(1, 1)):
+        assert abs(float((first * other).mean())) < 0.01
+
+
+@pytest.mark.parametrize("call", [route, route_reference])
+def test_refuses_nan_and_options_that_do_not_fit(call, device):
+    logits_TE = torch.zeros(2, 8, device=device)
+    bad = logits_TE.clone()
+    bad[1, 3] = NAN
+    with pytest.raises(ValueError, match="logits_TE: expected numbers, got NaN"):
+        call(bad, 2)
+    assert call(torch.where(bad.isnan(), INF, bad), 1)[1].tolist() == [[0], [3]]
+    for options, message in (({"bias_E": torch.zeros(7)}, r"bias_E: expected torch.float32 of shape \(8,\)"),
+                             ({"bias_E": torch.full((8,), NAN)}, "bias_E: expected finite numbers"),
+                             ({"counts_E": torch.zeros(8)}, "counts_E: expected torch.int32"),
+                             ({"noise_std": -1.0}, "noise_std"), ({"temperature": 0.0}, "temperature"),
+                             ({"seed": 2**31}, "seed: expected an integer from 0")):
+        with pytest.raises(ValueError, match=message):
+            call(logits_TE, 2, options=Options(**options))
