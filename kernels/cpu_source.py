@@ -132,7 +132,7 @@ class TorchCpu:
         total, gate = timing.seconds["total"], timing.seconds["gate"]
         measured = {"layer": total, "gate": gate, "experts": total - gate}
         detail = self._detail(candidate, layer, tokens, fmt, timing, exact)
-        extra: dict[str, Any] = {"slowdown": timing.slowdown, "contended": timing.contended}
+        extra: dict[str, Any] = {"slowdown": timing.slowdown, "contended": timing.contended, "as_it_is": exact}
         rows = []
         for phase, times in measured.items():
             value, low, high = (seconds / US for seconds in simulated[phase])

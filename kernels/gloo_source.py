@@ -73,7 +73,7 @@ class Gloo:
         if here and fabric is not None:
             _, traffic = traffic_of(candidate, cluster, workload)
             rows = self._exchanges(candidate, candidate.layer, traffic, workload.seed, fabric,
-                                   f"{ranks} processes of this machine")
+                                   f"{ranks} processes of this machine", as_it_is=True)
             if runs_as_it_is(candidate.layer, ranks * workload.num_tokens_per_device):
                 rows = [*self._layer(candidate, cluster, workload), *rows]
             return rows
@@ -87,10 +87,10 @@ class Gloo:
         traffic = spread_tokens(routing, contiguous_placement(layer.num_experts, _RANKS), Parallelism(ep=_RANKS))
         detail = "; ".join([f"scaled down to {_RANKS} processes, E{layer.num_experts} k{layer.top_k} "
                             f"H{layer.hidden_size}, {tokens} tokens each, float32", *left_out(candidate.layer)])
-        return self._exchanges(candidate, layer, traffic, workload.seed, host_fabric(), detail)
+        return self._exchanges(candidate, layer, traffic, workload.seed, host_fabric(), detail, as_it_is=False)
 
     def _exchanges(self, candidate: Candidate, layer: MoELayer, traffic: Traffic, seed: int, fabric: HostFabric,
-                   detail: str) -> list[CheckRow]:
+                   detail: str, *, as_it_is: bool) -> list[CheckRow]:
         """Both directions of one layer."""
         from moesim_kernels.host_fabric import counted, port_bytes, time_exchanges
 
@@ -107,7 +107,7 @@ class Gloo:
                 simulated=simulated, simulated_low=simulated * low, simulated_high=simulated * high,
                 measured=counted(seconds) / US, measured_low=float(np.quantile(seconds, 0.1)) / US,
                 measured_high=float(np.quantile(seconds, 0.9)) / US, in_fit_set=False, calibration="calibrated",
-                engine="host", seed=seed,
+                engine="host", seed=seed, extra={"port_bytes": port_bytes(matrix), "as_it_is": as_it_is},
                 detail=f"{detail}: uneven all-to-all over gloo, {port_bytes(matrix):.0f} bytes at the busiest port, "
                        f"P10 of {len(seconds)} timings of four calls (high: P90)"))
         return rows
@@ -123,7 +123,7 @@ class Gloo:
         about: dict[str, Any] = {
             "candidate": candidate.label, "source": self.name, "status": "checked", "in_fit_set": False,
             "calibration": result.calibration, "engine": result.engine, "seed": workload.seed,
-            "profile_hash": result.profile_hash, "detail":
+            "profile_hash": result.profile_hash, "extra": {"contended": timing.contended, "as_it_is": True}, "detail":
                 f"{cluster.num_devices} processes of this machine, contiguous experts, by the clock on the wall: P10 "
                 f"of {timing.repeats} repeats of the slowest rank (high: P90), waits for each other included"
                 + ("; contended" if timing.contended else "")}

@@ -1,11 +1,15 @@
 """``moesim check``: what measurements say of winners."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.errors import UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from moesim.measured.sources import CheckRow
+    from moesim.measured.winners import Winner
 
 
 def check(
@@ -13,6 +17,13 @@ def check(
     sources: Annotated[str, typer.Option(help="auto: every source that is here; or names, comma-separated.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Write every comparison as CSV.")] = None,
     limit: Annotated[int, typer.Option(help="Check the first so many rows; 0: all.", min=0)] = 0,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Fit the measured profile to half of the candidates, score the rest.")
+    ] = False,
+    profile_out: Annotated[
+        Path | None, typer.Option(help="With --recalibrate: write the profile here, if it is better.")
+    ] = None,
+    even_if_worse: Annotated[bool, typer.Option("--even-if-worse", help="Write it in any case.")] = False,
 ) -> None:
     """Check winners against every source of measurements: error, ranking, and a verdict for each."""
     from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
@@ -20,6 +31,8 @@ def check(
     from moesim.measured.winners import read_winners
     from moesim.report.terminal import say
 
+    if profile_out is not None and not recalibrate:
+        raise ConfigError("--profile-out: expected --recalibrate beside it, got none")
     known = installed_sources()
     names = list(known) if sources == "auto" else [name.strip() for name in sources.split(",")]
     for name in names:
@@ -27,19 +40,41 @@ def check(
             raise UnknownNameError("source", name, known)
     found = read_winners(winners)
     found = found[:limit] if limit else found
-    rows = []
+    checked: list[tuple[Winner, CheckRow]] = []
     for name in names:
         reason = known[name].unavailable_because()
         say(f"check {name}: " + (f"not here ({reason})" if reason else f"{len(found)} candidates"))
         chosen = found[:1] if reason and sources == "auto" else found
-        rows += [("winner", row) for w in chosen
-                 for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)]
-    print_check(rows)
-    verdicts = winner_verdicts(row for _, row in rows)
+        checked += [(w, row) for w in chosen
+                    for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)]
+    rows = [row for _, row in checked]
+    print_check([("winner", row) for row in rows])
+    verdicts = winner_verdicts(rows)
     for candidate, verdict in verdicts.items():
         print(f"{verdict}: {candidate}")
-    found_verdicts = list(verdicts.values())
-    print("verdicts: " + ", ".join(f"{found_verdicts.count(verdict)} {verdict}" for verdict in VERDICTS))
+    counted = list(verdicts.values())
+    print("verdicts: " + ", ".join(f"{counted.count(verdict)} {verdict}" for verdict in VERDICTS))
     if out is not None:
-        write_check(out, rows)
+        write_check(out, [("winner", row) for row in rows])
+        say(f"wrote {out}")
+    if recalibrate:
+        _recalibrate(checked, profile_out, even_if_worse)
+
+
+def _recalibrate(checked: "list[tuple[Winner, CheckRow]]", out: Path | None, even_if_worse: bool) -> None:
+    """Fit, tell, and write where it helps or is asked for."""
+    from moesim.measured.recalibrate import recalibrate, write_recalibrated
+    from moesim.report.terminal import say
+
+    found = recalibrate(checked)
+    print("recalibrated on " + "; ".join(found.fitted_on))
+    print("factors: " + ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items()))
+    for when, scores in (("before", found.before), ("after", found.after)):
+        print(f"error on {len(found.kept_apart)} candidates kept apart, {when}: mean {scores['mape']:.1f} %, median "
+              f"{scores['median']:.1f} %, P90 {scores['p90']:.1f} %, bias {scores['bias']:+.1f} %")
+    if not found.helps:
+        print("the factors do not help: the profile of primitives is the better one"
+              + ("" if even_if_worse else ", and is kept"))
+    if out is not None and (found.helps or even_if_worse):
+        write_recalibrated(out, checked[0][0].cluster.profile, found)
         say(f"wrote {out}")

@@ -1,0 +1,203 @@
+"""Move a measured profile of this machine to what layers and exchanges really took here, and see whether that helps.
+
+A profile is fitted to primitives, never to layers. `moesim check --recalibrate` asks what it would be worth to do more:
+one factor each for what GEMMs, selection, movement and calls of the framework cost, and for start and bytes of an
+exchange, fitted to half of the checked candidates (small factors are the likely ones, see
+`moesim.measured.fitting.few_shot_fit`) and scored on the other half. Which half a candidate is in depends on its name
+alone. On the CPUs tried, such factors did not help: what is left of the error is no matter of scale.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from moesim import configfile
+from moesim.errors import ConfigError
+from moesim.hardware import Profile
+from moesim.measured.fitting import few_shot_fit
+from moesim.measured.scores import error_scores
+from moesim.measured.sources import CheckRow
+from moesim.measured.winners import Winner
+from moesim.simulate import simulate
+from moesim.topology import Cluster, ranks_of_host, single_device
+from moesim.units import US
+
+Array = np.ndarray
+#: factor -> tables of ``[serial]`` that it multiplies
+GROUPS = {"gemm": ("gemm_float32", "gemm_bfloat16"), "select": ("top_k", "softmax", "cast", "mask"),
+          "move": ("stream", "gather", "align"), "launch": ("launch",)}
+#: factors of ``[host_fabric]``: its start, and its seconds per byte
+EXCHANGE = ("exchange_start", "exchange_bytes")
+_FEWEST = 4
+_HEADER = re.compile(r"^\[+([^\]]+)\]+$")
+_NUMBER = re.compile(r"\b(value|low|high|min|median) = ([-+.\deE]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalibration:
+    """Factors and what they do.
+
+    Attributes:
+        factors: Of `GROUPS` and `EXCHANGE`.
+        before: Scores of the half kept apart, in percent, with the profile as it was.
+        after: With the factors.
+        fitted_on: Candidates of the fit.
+        kept_apart: The others.
+    """
+
+    factors: dict[str, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    fitted_on: tuple[str, ...]
+    kept_apart: tuple[str, ...]
+
+    @property
+    def helps(self) -> bool:
+        """Whether the mean error on the half kept apart became smaller."""
+        return self.after["mape"] < self.before["mape"]
+
+
+def scaled(profile: Profile, factors: dict[str, float]) -> Profile:
+    """The profile with factors of its serial tables and of its all-to-all."""
+    of_table = {table: factors[group] for group, tables in GROUPS.items() for table in tables if group in factors}
+    serial = {table: {name: value * of_table.get(table, 1.0) for name, value in terms.items()}
+              for table, terms in profile.serial.items()}
+    fabric = profile.host_fabric
+    if fabric is not None:
+        start, per_byte = (factors.get(name, 1.0) for name in EXCHANGE)
+        fabric = replace(fabric, start_s=fabric.start_s * start, port_bytes_per_s=fabric.port_bytes_per_s / per_byte)
+    return replace(profile, serial=serial, host_fabric=fabric)
+
+
+def recalibrate(checked: Sequence[tuple[Winner, CheckRow]]) -> Recalibration:
+    """Fit factors to half of the candidates and score them on the other half.
+
+    Args:
+        checked: Winners on one measured profile of a CPU, and what sources that ran them as they are say of them.
+
+    Raises:
+        ConfigError: Not on such a profile, or on several, or too few candidates that were measured as they are.
+    """
+    profiles = {winner.cluster.profile.digest: winner.cluster.profile for winner, _ in checked}
+    measured_here = [profile for profile in profiles.values() if profile.execution == "serial"]
+    if len(profiles) != 1 or not measured_here:
+        names = ", ".join(sorted({profile.name for profile in profiles.values()})) or "none"
+        raise ConfigError("--recalibrate: expected winners on one profile that `moesim measure` wrote of this CPU, got "
+                          f"{names}")
+    (profile,) = measured_here
+    used = [(winner, row) for winner, row in checked if _is_of_profile(winner, row)]
+    halves = _halves(used)
+    if not all(halves):
+        count = len({_key(winner) for winner, _ in used})
+        raise ConfigError(f"--recalibrate: expected at least {_FEWEST} candidates that were measured as they are, got "
+                          f"{count}")
+    fitting, apart = halves
+    free = _factors_in(fitting)
+    factors = few_shot_fit(lambda p: np.log(_ratios(fitting, profile, p)), dict.fromkeys(free, 1.0), free)
+
+    def scored(chosen: dict[str, float]) -> dict[str, float]:
+        ratios = _ratios(apart, profile, chosen)
+        return error_scores(ratios, np.ones_like(ratios))
+
+    return Recalibration(factors=factors, before=scored({}), after=scored(factors),
+                         fitted_on=tuple(dict.fromkeys(w.candidate.label for w, _ in fitting)),
+                         kept_apart=tuple(dict.fromkeys(w.candidate.label for w, _ in apart)))
+
+
+def _is_of_profile(winner: Winner, row: CheckRow) -> bool:
+    """Whether a row's simulated time is that of the winner itself, on its own profile."""
+    if row.measured is None or row.simulated is None:
+        return False
+    if "port_bytes" in row.extra:
+        return bool(row.extra["as_it_is"])
+    return row.quantity == "layer_time_us" and bool(row.extra.get("as_it_is"))
+
+
+def _key(winner: Winner) -> str:
+    return f"{winner.candidate.label} {winner.workload} {winner.cluster.num_devices}"
+
+
+def _halves(used: Sequence[tuple[Winner, CheckRow]]) -> tuple[list, list]:
+    """By turns, in the order of hashes of what is checked; both empty where there are too few."""
+    keys = sorted({_key(winner) for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest())
+    if len(keys) < _FEWEST:
+        return [], []
+    fitted = set(keys[::2])
+    return ([pair for pair in used if _key(pair[0]) in fitted], [pair for pair in used if _key(pair[0]) not in fitted])
+
+
+def _factors_in(used: Sequence[tuple[Winner, CheckRow]]) -> tuple[str, ...]:
+    """Those that anything measured depends on."""
+    layers = any("port_bytes" not in row.extra for _, row in used)
+    exchanges = any("port_bytes" in row.extra or winner.cluster.num_devices > 1 for winner, row in used)
+    return (*(GROUPS if layers else ()), *(EXCHANGE if exchanges else ()))
+
+
+def _ratios(used: Sequence[tuple[Winner, CheckRow]], profile: Profile, factors: dict[str, float]) -> Array:
+    """Simulated over measured with these factors: ndarray of shape (rows,)."""
+    changed = scaled(profile, factors)
+    clusters: dict[int, Cluster] = {}
+    found = []
+    for winner, row in used:
+        assert row.measured is not None
+        fabric = changed.host_fabric
+        if "port_bytes" in row.extra and fabric is not None:
+            seconds = fabric.start_s + row.extra["port_bytes"] / fabric.port_bytes_per_s
+        else:
+            ranks = winner.cluster.num_devices
+            if ranks not in clusters:
+                clusters[ranks] = single_device(changed) if ranks == 1 else ranks_of_host(changed, ranks)
+            seconds = simulate(winner.candidate, clusters[ranks], winner.workload, must_fit=False).layer_time_s
+        found.append(seconds / US / row.measured)
+    return np.array(found)
+
+
+def _multiplied(line: str, factor: float) -> str:
+    """A line's numbers, five digits each."""
+    return _NUMBER.sub(lambda number: f"{number[1]} = {float(f'{float(number[2]) * factor:.5g}')!r}", line)
+
+
+def recalibrated_text(text: str, found: Recalibration) -> str:
+    """The text of a measured profile, its coefficients and its all-to-all by the factors.
+
+    Args:
+        text: As `moesim measure` wrote it.
+        found: Factors, which the file then names as the source of what they changed.
+    """
+    of_section = {f"serial.{table}": found.factors.get(group, 1.0)
+                  for group, tables in GROUPS.items() for table in tables}
+    start, per_byte = (found.factors.get(name, 1.0) for name in EXCHANGE)
+    of_key = {"start_us": start, "gb_per_s": 1.0 / per_byte}
+    section, lines = "", []
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            section = header[1]
+        factor = of_section.get(section, 1.0)
+        if section == "host_fabric":
+            factor = of_key.get(line.partition(" = ")[0], 1.0)
+        if factor != 1.0 and "value = " in line:
+            line = re.sub(r'source = "[^"]*"', 'source = "recalibrated"', _multiplied(line, factor))
+        lines.append(line)
+    told = ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items())
+    lines += ["[sources.recalibrated]", 'title = "moesim check --recalibrate"',
+              f'locator = "factors {told}, fitted to {len(found.fitted_on)} candidates; mean error on '
+              f'{len(found.kept_apart)} others {found.before["mape"]:.1f} % before, {found.after["mape"]:.1f} % after"',
+              ""]
+    return "\n".join(lines)
+
+
+def write_recalibrated(path: Path, profile: Profile, found: Recalibration) -> None:
+    """Write the profile with the factors beside, or over, the one it was.
+
+    Raises:
+        ConfigError: The profile has no file that is found by its name, or the new one cannot be written.
+    """
+    text = configfile.read_text(configfile.find("devices", profile.name))
+    try:
+        path.write_text(recalibrated_text(text, found), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write this profile: {error.strerror}") from None
