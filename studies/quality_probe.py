@@ -78,9 +78,9 @@ def verdict(low: float, high: float, table: Delta) -> str:
         return "undecided: within noise"
     if table.nats == 0:
         return "table has no sign"
-    sign = "agrees" if (low > 0) == (table.nats > 0) else "disagrees"
-    size = "" if table.low <= (low + high) / 2 <= table.high else ", size outside the table's interval"
-    return f"sign {sign}{size}"
+    if (low > 0) != (table.nats > 0):
+        return "sign disagrees"
+    return "sign agrees" if table.low <= (low + high) / 2 <= table.high else "sign agrees, size does not"
 
 
 def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:

@@ -119,8 +119,8 @@ def test_verdicts(probe):
     table = study.Delta(0.01, 0.0, 0.02)
     assert study.verdict(-0.01, 0.03, table) == "undecided: within noise"
     assert study.verdict(0.005, 0.02, table) == "sign agrees"
-    assert study.verdict(0.04, 0.06, table) == "sign agrees, size outside the table's interval"
-    assert study.verdict(-0.02, -0.01, table).startswith("sign disagrees")
+    assert study.verdict(0.04, 0.06, table) == "sign agrees, size does not"
+    assert study.verdict(-0.02, -0.01, table) == "sign disagrees"
     assert study.verdict(0.01, 0.02, study.DELTAS["noisy_top_k"]) == "table has no sign"
 
 
