@@ -5,10 +5,13 @@ The path of a token batch, module by module:
 | module | does |
 |---|---|
 | `runtime` | which Triton can run here: a GPU's, the interpreter's, none |
-| `router` | scores, group limits and top-k in one kernel |
+| `router` | scores, bias, noise, group limits, top-k and histogram in one kernel |
 | `hier_gate` | the two-level gate: coarse groups first, then the kept groups' experts only |
 | `plan` | (token, expert) pairs sorted by expert and cut into GEMM tiles, on the device |
 | `tiles` | tile sizes, and the tile counts every plan must agree with |
+| `tile_choice` | the best tiles by the simulator's model, or those tuned here |
+| `operands`, `fp8` | block-scaled 8-bit operands of the grouped GEMMs, and what makes them |
+| `persistent` | the grouped GEMMs with tensor descriptors, a program walking over many tiles |
 | `grouped_swiglu` | gather, gate and up projections, SwiGLU in one kernel |
 | `grouped_linear`, `grouped_down` | grouped GEMM; down projection and deterministic combine |
 | `grouped_outer`, `expert_grad` | gradients of expert weights; the expert phase forward and backward |

@@ -6,6 +6,7 @@ Importing this module loads neither torch nor triton; what cannot run here says 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from moesim_kernels.profilers import GpuProfiler
@@ -66,3 +67,26 @@ class KernelTuner:
         from moesim_kernels.weights import torch_dtype
 
         return tune(layer, list(tokens), dtype=torch_dtype(dtype), skew=skew, seed=seed)
+
+    def table(self) -> Path:
+        """Where this GPU's table lives by default, and where layers find it.
+
+        Raises:
+            RuntimeError: No GPU with an active Triton driver.
+        """
+        from moesim_kernels.runtime import device_name
+        from moesim_kernels.tile_choice import table_file
+
+        if not (name := device_name()):
+            raise RuntimeError("tuning kernels needs a GPU with an active Triton driver")
+        return table_file(name)
+
+    def merged(self, table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a table with these in place of those for the same layer; see `moesim_kernels.tile_choice`.
+
+        Raises:
+            ConfigError: A file that is no tuned table.
+        """
+        from moesim_kernels.tile_choice import merged_rows
+
+        return merged_rows(table, rows)

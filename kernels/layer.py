@@ -20,6 +20,8 @@ from moesim_kernels.operands import BlockScaled, Operand, tensors, values
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
 from moesim_kernels.router import Options, route, route_reference
+from moesim_kernels.runtime import device_name, limits
+from moesim_kernels.tile_choice import Shape, choose_tiles
 from moesim_kernels.tiles import Tile, tile_config
 from moesim_kernels.weights import LayerWeights, check_gate, check_layer, check_selection, torch_dtype
 
@@ -140,19 +142,26 @@ def expert_phase(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Ten
         ids_TK: Expert ids, int32 of shape (T, K), contiguous.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
         weights: The experts' weights.
-        swiglu_tile: Tile of the first GEMM, by default from the mean load; its block_m is the plan's.
-        down_tile: Tile of the second; its block_m gives way to the plan's.
+        swiglu_tile: Tile of the first GEMM; its block_m is the plan's. By default that of
+            `moesim_kernels.tile_choice.choose_tiles`.
+        down_tile: Tile of the second, likewise; its block_m gives way to the plan's.
 
     Returns:
         Shape (T, H) in the format of ``x_TH``.
 
     Raises:
         ValueError: Shapes or formats that do not fit each other.
+        ConfigError: A table of tuned tiles that is not valid.
         RuntimeError: No Triton to launch with.
     """
-    num_experts = values(weights.w_gate_up).shape[0]
-    block_m = (swiglu_tile or tile_config(ids_TK.numel() / num_experts, 1)).block_m
-    plan = make_plan(ids_TK, num_experts, block_m)
+    w_gate_up = values(weights.w_gate_up)
+    if swiglu_tile is None:
+        shape = Shape(num_experts=w_gate_up.shape[0], top_k=ids_TK.shape[1], hidden_size=w_gate_up.shape[2],
+                      expert_intermediate_size=w_gate_up.shape[1] // 2, operand_bits=8 * w_gate_up.element_size(),
+                      dtype=str(w_gate_up.dtype).removeprefix("torch."))
+        swiglu_tile, chosen_down = choose_tiles(device_name(), shape, len(ids_TK), limits())
+        down_tile = down_tile or chosen_down
+    plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m)
     if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
     return combine(_feed_forward(x_TH, weights.w_gate_up, weights.w_down, plan, swiglu_tile, down_tile), weights_TK)
@@ -214,7 +223,8 @@ def shared_experts_reference(x_TH: torch.Tensor, weights: LayerWeights) -> torch
 def moe_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer,
               backend: Literal["triton", "torch"] = "triton", *,
               routing: tuple[torch.Tensor, torch.Tensor] | None = None, checked: bool = True,
-              seed: int = 0, counts_E: torch.Tensor | None = None, swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
+              seed: int = 0, counts_E: torch.Tensor | None = None,
+              swiglu_tile: Tile | None = None, down_tile: Tile | None = None) -> torch.Tensor:
     """One whole MoE layer: gate, plan, routed experts, combine, and shared experts on top; differentiable.
 
     Args:

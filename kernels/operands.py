@@ -98,8 +98,8 @@ def require_product(operand: Operand, tile: Tile) -> None:
         return
     can = limits().fp8 if triton_mode() == "gpu" else "float8_e4m3fn"
     if str(operand.values.dtype) != f"torch.{can}":
-        raise ValueError(f"expected {f'{can} values' if can else 'formats of 16 bits or more'} on this GPU, whose matrix "
-                         f"units have no product of {operand.values.dtype}")
+        wanted = f"{can} values" if can else "formats of 16 bits or more"
+        raise ValueError(f"expected {wanted} on this GPU, whose matrix units have no product of {operand.values.dtype}")
     for name in ("block_n", "block_k"):
         if SCALE_BLOCK % getattr(tile, name):
             raise ValueError(f"tile.{name}: expected a divisor of {SCALE_BLOCK} for scaled operands, got "

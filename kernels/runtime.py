@@ -148,6 +148,13 @@ def target() -> str:
     return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
 
 
+def device_name() -> str:
+    """What the driver calls the active GPU; "" without one."""
+    if triton_mode() != "gpu":
+        return ""
+    return str(triton.runtime.driver.active.get_device_interface().get_device_name())
+
+
 def num_sms() -> int:
     """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too."""
     if triton_mode() != "gpu":

@@ -100,8 +100,8 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
 
     Returns:
         block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is at most 256 (64 or
-        128 for 8-bit operands), less where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache line;
-        stages fill the shared memory, up to 4.
+        128 for 8-bit operands), less where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache
+        line; stages fill the shared memory, up to 4.
 
     Raises:
         ValueError: A width or a size below 1.

@@ -3,8 +3,9 @@
 First what static resources rule out goes: tiles that need more shared memory than a program gets, or more accumulators
 than its warps hold without spilling (`moesim_kernels.tiles`). The rest is timed as part of the expert phase at a fixed
 routing, the up projection's tile first, then the down projection's with the rows that one settled. What the compiler
-refuses all the same is skipped. A routing that is skewed wants other tiles than an even one: the table says which it
-was.
+refuses all the same is skipped. The pair to beat is the best by the simulator's model, priced on the histogram itself
+(`moesim_kernels.tile_choice`, which also finds the tables written here). A routing that is skewed wants other tiles
+than an even one: the table says which it was.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ from itertools import product
 import torch
 from moesim_kernels.bench import prepare_expert_phase, random_ids, time_calls
 from moesim_kernels.runtime import device as kernel_device
+from moesim_kernels.runtime import device_name, triton, triton_mode
 from moesim_kernels.runtime import limits as gpu_limits
-from moesim_kernels.runtime import triton, triton_mode
+from moesim_kernels.tile_choice import best_tiles, profile_of
 from moesim_kernels.tiles import Limits, Tile, tile_config
 
 from moesim.model import MoELayer
@@ -109,7 +111,7 @@ def tune(layer: MoELayer, tokens: list[int], *, dtype: torch.dtype = torch.bfloa
     if triton_mode() != "gpu":
         raise RuntimeError(f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}")
     limits, bits = gpu_limits(), dtype.itemsize * 8
-    device = triton.runtime.driver.active.get_device_interface().get_device_name()
+    device = device_name()
     for num_tokens in tokens:
         ids_TK = random_ids(num_tokens, layer.num_experts, layer.top_k, skew=skew, seed=seed, device=kernel_device())
         load, width = ids_TK.numel() / layer.num_experts, layer.shared_width
@@ -118,17 +120,23 @@ def tune(layer: MoELayer, tokens: list[int], *, dtype: torch.dtype = torch.bfloa
             call = prepare_expert_phase(layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=up, down_tile=down)
             return time_calls(call).median_s
 
-        first = tile_config(load, width, operand_bits=bits, num_accumulators=2, limits=limits)
-        second = tile_config(load, layer.hidden_size, operand_bits=bits, block_m=first.block_m, limits=limits)
+        profile, name = profile_of(device), str(dtype).removeprefix("torch.")
+        if profile is not None and name in profile.peak_flops_per_s:
+            counts_E = torch.bincount(ids_TK.flatten(), minlength=layer.num_experts).cpu().numpy()
+            default = best_tiles(counts_E, layer.hidden_size, width, profile=profile, limits=limits, operand_bits=bits)
+        else:
+            first = tile_config(load, width, operand_bits=bits, num_accumulators=2, limits=limits)
+            default = first, tile_config(load, layer.hidden_size, operand_bits=bits, block_m=first.block_m,
+                                         limits=limits)
         up, down, tuned_s, default_s = search(
             candidates(width, operand_bits=bits, num_accumulators=2, limits=limits),
             lambda rows: candidates(layer.hidden_size, operand_bits=bits, num_accumulators=1, limits=limits,
                                     block_m=rows),
-            (first, second), seconds)
+            default, seconds)
         for gemm, tile in (("swiglu", up), ("down", down)):
             yield {"device": device, "num_experts": layer.num_experts, "top_k": layer.top_k,
                    "hidden_size": layer.hidden_size, "expert_intermediate_size": width,
-                   "dtype": str(dtype).removeprefix("torch."), "skew": skew, "num_tokens": num_tokens, "gemm": gemm,
+                   "dtype": name, "skew": skew, "num_tokens": num_tokens, "gemm": gemm,
                    "block_m": up.block_m, "block_n": tile.block_n, "block_k": tile.block_k, "group_m": tile.group_m,
                    "num_warps": tile.num_warps, "num_stages": tile.num_stages, "tuned_us": tuned_s * 1e6,
                    "default_us": default_s * 1e6}

@@ -61,8 +61,10 @@ def _summary(rows: list[dict], target: str) -> dict:
 
 @kernels_app.command("tune")
 def tune_kernels(
-    out: Annotated[Path, typer.Option(help="CSV to write: a row per number of tokens and grouped GEMM.")],
     preset: Annotated[str, typer.Option(help="Model whose layer is tuned; `moesim profiles` lists them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to write or add to; default: this GPU's table, which layers look up.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, each tuned for itself.")] = "1,16,64,256,1024,4096",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     skew: Annotated[float, typer.Option(help="Zipf exponent of the experts' popularity.", min=0.0)] = 0.0,
@@ -79,13 +81,15 @@ def tune_kernels(
     if not all(text.isascii() and text.isdigit() and 0 < int(text) <= _MOST_TOKENS for text in numbers):
         raise MoesimError(f"--tokens: expected integers from 1 to {_MOST_TOKENS}, such as 16,1024, got {tokens!r}")
     tool: KernelTuner = kernel_tool("tune")
-    check_writable(out, make_folder=True)
     rows: list[dict] = []
     try:
+        out = out or tool.table()
+        check_writable(out, make_folder=True)
+        tool.merged(out, rows)
         for row in tool.rows(layer, [int(text) for text in numbers], dtype=dtype, skew=skew, seed=seed):
             say(f"tuned {row['gemm']} for {row['num_tokens']} tokens")
             rows.append(row)
-            write_csv(out, rows)
+            write_csv(out, tool.merged(out, rows))
     except RuntimeError as error:
         raise MeasurementError(f"kernels tune: {error}") from None
     print_table("Tiles, and microseconds of the expert phase", rows,

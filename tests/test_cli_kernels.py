@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,20 @@ class Tuner:
     def rows(self, layer, tokens, **options):
         for number in tokens:
             yield {"num_tokens": number, "gemm": "swiglu", "num_experts": layer.num_experts, "tuned_us": 1.0} | options
+
+    def table(self):
+        return Path(os.environ["MOESIM_HOME"]) / "kernel_tiles" / "gpu.csv"
+
+    def merged(self, table, rows):
+        return list(rows)
+
+
+def test_tune_without_a_file_writes_this_gpus_table(kernels, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel_tools, "kernel_tool", lambda _: Tuner())
+    monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
+    code, _, err = kernels("tune", "--preset", "mixtral-8x7b", "--tokens", "16")
+    assert code == 0, err
+    assert len(list(csv.DictReader((tmp_path / "kernel_tiles" / "gpu.csv").open()))) == 1
 
 
 def test_tune_writes_what_it_found(kernels, monkeypatch, tmp_path):

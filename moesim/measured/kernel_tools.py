@@ -5,6 +5,7 @@ They need torch and Triton, which `moesim` does not import.
 
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol
 
 from moesim.errors import MeasurementError
@@ -43,6 +44,12 @@ class KernelTuner(Protocol):
             skew: Of the experts' popularity: the e-th most popular is chosen in proportion to (e + 1)^-skew.
             seed: Of routing, tokens and weights.
         """
+
+    def table(self) -> Path:
+        """Where this GPU's table lives by default, and where layers find it."""
+
+    def merged(self, table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a table with these in place of those for the same layer."""
 
 
 def kernel_tool(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Block-scaled 8-bit floats: quantisers to the bit, products against torch on the same numbers, error against float32."""
+"""Block-scaled 8-bit floats: quantisers to the bit, products against torch on the same numbers, errors to float32."""
 
 from dataclasses import replace
 
@@ -94,7 +94,7 @@ def test_steps_may_be_shorter_than_a_block_of_scales(device):
     got, want = (call(x, w, plan, gather=True, out_dtype=torch.float32, **config)
                  for call, config in ((grouped_linear, {"config": tile}), (grouped_linear_reference, {})))
     assert (got - want).abs().max() <= 2e-6 * want.abs().max()
-    with pytest.raises(ValueError, match="tile.block_k: expected a divisor of 128 for scaled operands, got 256"):
+    with pytest.raises(ValueError, match=r"tile.block_k: expected a divisor of 128 for scaled operands, got 256"):
         grouped_linear(x, w, plan, gather=True, config=replace(tile, block_k=256))
 
 

@@ -44,7 +44,8 @@ def test_equals_reference(device, monkeypatch, tokens, experts, top_k, hidden, w
 
 
 @pytest.mark.parametrize("gathered", [False, True])
-@pytest.mark.parametrize(("tokens", "experts", "hidden", "width", "skew"), [(50, 7, 400, 80, 1.2), (130, 2, 128, 144, 0.0)])
+@pytest.mark.parametrize(("tokens", "experts", "hidden", "width", "skew"),
+                         [(50, 7, 400, 80, 1.2), (130, 2, 128, 144, 0.0)])
 def test_block_scaled_operands(device, monkeypatch, tokens, experts, hidden, width, skew, gathered):
     monkeypatch.setattr(persistent, "gathers_by_descriptor", lambda target: gathered)
     x = quantise_rows_reference(_normal(tokens, hidden, seed=1, device=device))
