@@ -38,7 +38,7 @@ def _routing(spec: str, gate: Gate, num_experts: int, top_k: int, tokens: int, d
 @lru_cache(maxsize=64)
 def _load_E(*key: object) -> np.ndarray:
     """Choices of each expert, of a routing by its key."""
-    return _routing(*key).num_tokens_E()  # type: ignore[arg-type]
+    return _routing(*key).num_tokens_E()
 
 
 @lru_cache(maxsize=64)

@@ -136,7 +136,8 @@ def test_study_file_with_a_wrong_key_names_file_and_key(moesim, tmp_path):
 
 def test_output_folder_that_cannot_be_written(moesim, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = moesim("study", "run", "studies/small_study.toml", "--trials", "2", "--out", str(tmp_path / "file" / "out"))
+    code, _, err = moesim("study", "run", "studies/small_study.toml", "--trials", "2", "--out",
+                          str(tmp_path / "file" / "out"))
     assert code == 2
     assert "cannot write to this output folder: Not a directory" in err
 

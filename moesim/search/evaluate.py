@@ -7,7 +7,7 @@ from typing import Any
 from moesim.candidate import Workload
 from moesim.economics import Economics, load_economics
 from moesim.errors import MoesimError
-from moesim.quality import estimate_loss
+from moesim.quality import PUBLISHED, LossLaw, estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.objectives import Constraint, priced
 from moesim.search.space import Space
@@ -55,6 +55,7 @@ class Problem:
         constraints: Beside memory.
         economics: Cost and power model.
         engine: Of the search.
+        law: Loss law of the space.
     """
 
     space: Space
@@ -64,6 +65,7 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     economics: Economics = field(default_factory=load_economics)
     engine: str = "flow"
+    law: LossLaw = PUBLISHED
 
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
         """Simulate a point, estimate its loss, its power and its price.
@@ -77,7 +79,7 @@ class Problem:
         except MoesimError as error:
             return Evaluation(row=self.blank_row(cluster), reason=str(error))
         loss = estimate_loss(candidate.layer, self.space.dense(), train_tokens=self.space.train_tokens,
-                             train_flops=self.space.train_flops)
+                             train_flops=self.space.train_flops, law=self.law)
         assert result.memory_over_bytes is not None, "candidates of a space have a dense part"
         row: dict[str, Any] = result.row() | loss.row() | priced(
             self.economics, cluster, result.layer_time_s, workload.num_tokens_per_device * cluster.num_devices,

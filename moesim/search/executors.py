@@ -90,41 +90,48 @@ class Evaluator:
         futures = [self._executor.submit(apply_piece, self._packed, function, piece) for piece in pieces]
         return (future.result() for future in futures)
 
-    def _start(self, chunk: list[dict[str, Any]]) -> Future:
+    def _start(self, chunk: list[dict[str, Any]]) -> tuple[Executor, Future]:
         for retry in (False, True):
             if self._executor is None:
                 assert self._make is not None
                 self._executor = self._make()
+            executor = self._executor
             try:
-                return self._executor.submit(evaluate_chunk, self._packed, chunk)
+                return executor, executor.submit(evaluate_chunk, self._packed, chunk)
             except BrokenExecutor:
-                self._executor = None
+                self._forget(executor)
                 if retry:
                     raise
         raise AssertionError("unreachable")
 
+    def _forget(self, executor: Executor) -> None:
+        """A broken pool breaks all that was given to it, but is replaced once."""
+        if self._executor is executor:
+            self._executor = None
+
     def _collect(self, waiting: deque) -> Iterator[list[Found]]:
         while waiting:
-            chunk, future = waiting.popleft()
+            chunk, (executor, future) = waiting.popleft()
             try:
                 yield future.result()
             except Exception as error:  # an executor's own: the worker is gone, and the chunk with it
-                yield self._again(chunk, error)
+                if isinstance(error, BrokenExecutor):
+                    self._forget(executor)
+                yield self._again(chunk)
 
-    def _again(self, chunk: list[dict[str, Any]], first: Exception) -> list[Found]:
+    def _again(self, chunk: list[dict[str, Any]]) -> list[Found]:
         """A lost chunk once more, by itself: in a new pool where the old one broke."""
-        if isinstance(first, BrokenExecutor):
-            self._executor = None
+        executor, future = self._start(chunk)
         try:
-            return self._start(chunk).result()
+            return future.result()
         except Exception as error:
             if isinstance(error, BrokenExecutor):
-                self._executor = None
+                self._forget(executor)
             return [(_failed(self._problem, error), 0.0, time.time()) for _ in chunk]
 
     def close(self) -> None:
-        """Let the executor go; what it has not begun is not waited for."""
-        if self._executor is not None:
+        """Let a pool of its own go; what that has not begun is not waited for."""
+        if isinstance(self._executor, ProcessPoolExecutor):
             self._executor.shutdown(wait=True, cancel_futures=True)
 
 

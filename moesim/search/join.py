@@ -3,8 +3,10 @@
 from typing import Any
 
 from moesim.candidate import Workload
+from moesim.economics import load_economics
 from moesim.errors import ConfigError
 from moesim.search.evaluate import Problem
+from moesim.search.objectives import Constraint
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
 from moesim.search.study import Study
@@ -50,9 +52,12 @@ def load_study(where: str) -> Study:
     """
     with read_study(where) as (study, settings):
         records = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    problem = Problem(space=Space(**settings["space"]), cluster=load_cluster(settings["cluster"]["name"]),
+    space = Space(**settings["space"])
+    problem = Problem(space=space, cluster=load_cluster(settings["cluster"]["name"]),
                       workload=Workload(**settings["workload"]), objectives=settings["objectives"],
-                      engine=settings["engine"])
+                      engine=settings["engine"], law=space.law(),
+                      constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
+                      economics=load_economics(settings["economics"]["name"]))
     return Study(problem=problem, trials=[from_record(t) for t in records])
 
 

@@ -126,7 +126,7 @@ def _columns(problem: Problem, cluster: Cluster, candidates: list[Candidate]) ->
                layer.capacity_factor, layer.overflow)
         if key not in losses:
             estimate = estimate_loss(layer, space.dense(), train_tokens=space.train_tokens,
-                                     train_flops=space.train_flops)
+                                     train_flops=space.train_flops, law=problem.law)
             losses[key] = estimate.loss, estimate.high
         loss[i] = losses[key]
     columns |= {"loss": loss[:, 0], "loss_high": loss[:, 1], "peak_memory_gib": bounds.memory_bytes_N / GIB}

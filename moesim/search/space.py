@@ -21,6 +21,7 @@ from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.presets import load_preset
+from moesim.quality import PUBLISHED, LossLaw, load_law
 from moesim.schedule import Schedule
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
 from moesim.topology import Cluster
@@ -46,6 +47,7 @@ class Space(Strict):
         hidden_size: Width of a token; must be the preset's, stated so that nobody is surprised.
         train_tokens: Training budget in tokens, or
         train_flops: in FLOPs: exactly one.
+        quality: Loss points of your own (CSV), or a law fitted to such (TOML): see `moesim quality fit`.
         num_experts: Choices.
         top_k: Choices.
         expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or as text such as
@@ -76,6 +78,7 @@ class Space(Strict):
     hidden_size: int = Field(ge=1)
     train_tokens: float | None = Field(default=None, gt=0)
     train_flops: float | None = Field(default=None, gt=0)
+    quality: str | None = None
     num_experts: _Some[int]
     top_k: _Some[int]
     expert_intermediate_size: _Some[Annotated[int | str, BeforeValidator(width_choice)]]
@@ -207,6 +210,14 @@ class Space(Strict):
         if (candidate.layer.num_experts + candidate.num_replicas) % spread.ep:
             raise ConfigError(f"placement: expected experts + replicas divisible by the {spread.ep} expert-parallel "
                               f"ranks, got {candidate.layer.num_experts} + {candidate.num_replicas}")
+
+    def law(self) -> LossLaw:
+        """The loss law: the published one, or the user's.
+
+        Raises:
+            ConfigError: A file that is not there or malformed.
+        """
+        return PUBLISHED if self.quality is None else load_law(self.quality)
 
     def dense(self) -> DensePart:
         """The dense part around every candidate."""

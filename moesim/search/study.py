@@ -168,7 +168,7 @@ def run_study(
     """
     problem = Problem(space=space, cluster=cluster, workload=workload, objectives=list(objectives),
                       constraints=tuple(Constraint.parse(text) for text in constraints),
-                      economics=load_economics(economics), engine=engine)
+                      economics=load_economics(economics), engine=engine, law=space.law())
     points = list(enqueue)
     _check(problem, points, num_trials, num_workers, seed, screen)
     settings = _settings(problem, points, seed, screen, economics)
@@ -213,6 +213,7 @@ def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen:
         "objectives": problem.objectives,
         "constraints": [str(c) for c in problem.constraints],
         "engine": problem.engine,
+        "law": problem.law.digest,
         "screen": screen,
         "economics": {"name": economics, "digest": problem.economics.digest},
         "enqueued": hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12] if points else "",

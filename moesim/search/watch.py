@@ -1,6 +1,8 @@
 """A study as a person runs it: with a progress bar, and CSV files at the end."""
 
 import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,12 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
     so_far = Front(objectives)
     waiting: list[Trial] = []
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
+    with ExitStack() as shown:
+        bar: list[Callable[[str], None]] = []  # begins with the first trial: what is refused before is one line
 
-    with trial_progress(num_trials) as advance:
         def show(trial: Trial) -> None:
+            if not bar:
+                bar.append(shown.enter_context(trial_progress(num_trials)))
             if trial.feasible:
                 for name, value in zip(objectives, trial.evaluation.values(objectives), strict=True):
                     better = min if OBJECTIVES[name] == "minimize" else max
@@ -72,7 +77,7 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
                 so_far.add(waiting)
                 waiting.clear()
             text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
-            advance(f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
+            bar[0](f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
 
         return run_study(*args, num_trials=num_trials, objectives=objectives, on_trial=show, **options)
 

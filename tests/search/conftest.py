@@ -1,5 +1,11 @@
 """A small study that runs in a second, with points that fit, points over memory and points that are no candidates."""
 
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
 import optuna
 import pytest
 
@@ -31,7 +37,8 @@ def study(hgx, make_space):
     """Run the study in a folder; anything can be said otherwise."""
     def make(storage, *, space=None, cluster=hgx, workload=None, **options):
         return run_study(space or make_space(), cluster, workload or Workload(**WORKLOAD),
-                         **{"objectives": OBJECTIVES, "num_trials": 60, "seed": 3, "sampler": "nsga2", "storage": storage} | options)
+                         **{"objectives": OBJECTIVES, "num_trials": 60, "seed": 3, "sampler": "nsga2",
+                            "storage": storage} | options)
 
     return make
 
@@ -46,3 +53,52 @@ def rows():
 def whole(study, tmp_path_factory):
     """120 trials in one go."""
     return study(tmp_path_factory.mktemp("whole"), num_trials=120)
+
+
+_PASSWORD = "s3cret-word"
+
+
+def _bin() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("initdb") or "/nowhere").parent]
+    return found[-1]
+
+
+@pytest.fixture
+def free_port():
+    """A port nobody listens on."""
+    return _free_port()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory):
+    """A real PostgreSQL server in a folder of its own, for as long as the tests take: its URL with a password.
+
+    The server refuses to run as root, so root runs it as the user that its Debian package made.
+    """
+    folder = tmp_path_factory.mktemp("postgres")
+    port, data = _free_port(), folder / "data"
+    words = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if words:
+        shutil.chown(folder, "postgres")
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o055)
+    (folder / "password").write_text(_PASSWORD)
+    (folder / "password").chmod(0o644)
+
+    def run(name: str, *options: str) -> None:
+        subprocess.run([*words, str(_bin() / name), *options], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    run("initdb", "-D", str(data), "-U", "moesim", f"--pwfile={folder / 'password'}", "-A", "scram-sha-256")
+    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", f"-p {port} -k {folder} -h 127.0.0.1",
+        "start")
+    try:
+        yield f"postgresql://moesim:{_PASSWORD}@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")

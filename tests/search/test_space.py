@@ -100,7 +100,8 @@ def test_widths_of_all_experts_are_choices(make_space, hgx):
                        gate=["flat", "product_key"])
     choices = space.choices()["expert_intermediate_size"]
     assert choices == [512, "32x256+32x1024", "60x512+4x0"]
-    layers = [space.decode(POINT | {"gate": "product_key", "expert_intermediate_size": c}, hgx)[0].layer for c in choices]
+    layers = [space.decode(POINT | {"gate": "product_key", "expert_intermediate_size": c}, hgx)[0].layer
+              for c in choices]
     assert layers[0].expert_intermediate_size == 512
     assert layers[1].expert_intermediate_size == (256,) * 32 + (1024,) * 32
     assert layers[2].num_left == 60

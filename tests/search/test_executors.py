@@ -1,0 +1,120 @@
+"""Places where points are evaluated: pools whose workers die, and a real Dask cluster."""
+
+import os
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+import pytest
+
+from moesim.errors import ConfigError, UnreachableError
+from moesim.search import executors
+from moesim.search.evaluate import Problem
+
+
+class Flaky(Executor):
+    """Runs at once; breaks where it is told to."""
+
+    def __init__(self, breaks):
+        self.breaks, self.calls = breaks, 0
+
+    def submit(self, function, /, *args):
+        self.calls += 1
+        future = Future()
+        if self.calls in self.breaks:
+            future.set_exception(RuntimeError("worker went away"))
+        else:
+            future.set_result(function(*args))
+        return future
+
+
+def test_a_lost_chunk_is_run_once_more(study, rows, whole, tmp_path):
+    flaky = Flaky({2, 5})
+    assert rows(study(tmp_path, num_trials=120, executor=flaky)) == rows(whole)
+    assert flaky.calls == 120 // executors.CHUNK + 2
+
+
+def test_a_chunk_lost_twice_is_failed_trials_that_say_so(study, tmp_path):
+    flaky = Flaky({1, 11})  # the first chunk of a batch of ten, and its second try
+    found = study(tmp_path, num_trials=50, executor=flaky)
+    failed = [t for t in found.trials if t.state == "failed"]
+    assert [t.number for t in failed] == list(range(executors.CHUNK))
+    assert {t.evaluation.reason for t in failed} == {"RuntimeError: worker went away"}
+    again = study(tmp_path, num_trials=60)
+    assert [t.state for t in again.trials[:5]] == ["failed"] * 5, "a record like any other"
+
+
+def test_an_evaluation_that_breaks_is_a_failed_trial(study, tmp_path, monkeypatch):
+    evaluate = Problem.evaluate
+
+    def broken(self, params):
+        if params["num_experts"] == 64:
+            raise ZeroDivisionError("an\nodd one")
+        return evaluate(self, params)
+
+    monkeypatch.setattr(Problem, "evaluate", broken)
+    found = study(tmp_path, num_trials=30)
+    failed = [t for t in found.trials if t.state == "failed"]
+    assert {t.params["num_experts"] for t in failed} == {64}
+    assert {t.evaluation.reason for t in failed} == {"ZeroDivisionError: an odd one"}
+    assert all(t.row()["layer_time_us"] is None for t in failed)
+
+
+def test_a_pool_whose_worker_dies_is_made_anew(study, rows, whole, tmp_path, monkeypatch):
+    """kill -9 of a worker breaks a process pool: what it held is run again in a new one."""
+    made = []
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, function, /, *args):
+            if len(made) == 1 and not self._dead:
+                self._dead = True
+                return super().submit(os._exit, 1)
+            return super().submit(function, *args)
+
+    def pool(workers):
+        made.append(Pool(workers, mp_context=get_context("spawn")))
+        made[-1]._dead = False
+        return made[-1]
+
+    monkeypatch.setattr(executors, "_pool", pool)
+    assert rows(study(tmp_path, num_trials=120, num_workers=2)) == rows(whole)
+    assert len(made) == 2
+    with pytest.raises(BrokenProcessPool):
+        made[0].submit(os.getpid)
+
+
+@pytest.mark.parametrize("address", ["scheduler:8786", "dask://", "tcp://localhost:1"])
+def test_wrong_addresses(study, tmp_path, address):
+    with pytest.raises(ConfigError, match="executor: expected dask://HOST:PORT"):
+        study(tmp_path, executor=address)
+
+
+def test_no_scheduler(study, tmp_path, monkeypatch, free_port):
+    monkeypatch.setattr(executors, "_DASK_TIMEOUT_S", 1)
+    with pytest.raises(UnreachableError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{free_port}"):
+        study(tmp_path, executor=f"dask://127.0.0.1:{free_port}")
+
+
+@pytest.mark.full
+def test_two_dask_workers_find_what_the_local_pool_does(study, rows, whole, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address.replace("tcp://", "dask://")
+        assert rows(study(tmp_path, num_trials=120, executor=address)) == rows(whole)
+
+
+@pytest.mark.full
+def test_a_killed_dask_worker_loses_nothing(study, rows, whole, tmp_path):
+    import signal
+
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address.replace("tcp://", "dask://")
+
+        def kill(trial):
+            if trial.number == 60:
+                os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+
+        assert rows(study(tmp_path, num_trials=120, executor=address, on_trial=kill)) == rows(whole)
