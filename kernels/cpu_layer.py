@@ -13,7 +13,8 @@ What makes such times repeatable, and what they mean:
   a bfloat16 kernel for each new row count (about half a millisecond), and branch predictors learn one input by heart.
 - Freed memory is kept (glibc's mallopt): returning it and faulting it in again can cost more than the layer.
 - A sentinel, a stream of 64 MiB and a GEMM, runs before and after. Spread inside a run does not show a neighbour that
-  streams memory; the sentinel does. A run it finds more than 8 % slower is repeated once, and otherwise marked.
+  streams memory, nor one that wants this core; the sentinel does. A run it finds more than 8 % slower is repeated
+  once, and otherwise marked.
 
 Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups kept, S experts of one
 group, H hidden size, I expert width, N outputs.
@@ -114,8 +115,14 @@ class Sentinel:
         torch.mul(self.source, 2.0, out=self.target)
 
     def slowdown(self) -> float:
-        """How much slower than when this sentinel was made: the worse of stream and GEMM, 0.1 for 10 %."""
-        return float((self._seconds() / self._reference).max() - 1.0)
+        """How much slower than when this sentinel was made, 0.1 for 10 %: the worst of stream, GEMM and stolen time.
+
+        Stolen is what passed on the wall beyond what the thread got: others wanted this core, and used its caches.
+        """
+        started = time.perf_counter(), thread_clock()()
+        seconds = self._seconds()
+        stolen = (time.perf_counter() - started[0]) / max(thread_clock()() - started[1], 1e-9)
+        return float(max((seconds / self._reference).max(), stolen) - 1.0)
 
     def _seconds(self) -> np.ndarray:
         """Median of five streams and of five GEMMs: ndarray of shape (2,)."""

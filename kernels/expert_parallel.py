@@ -52,7 +52,12 @@ def contiguous_placement(num_experts: int, num_ranks: int) -> Placement:
 
 
 def local_weights(weights: LayerWeights, placement: Placement, rank: int) -> LayerWeights:
-    """What one rank holds of a whole layer: the experts in its slots, all of the gate and of the shared experts."""
+    """What one rank holds of a whole layer: the experts in its slots, all of the gate and of the shared experts.
+
+    Raises:
+        ConfigError: Block-scaled weights.
+    """
+    _require_plain(weights)
     mine = torch.from_numpy(placement.expert_of_slot_P[placement.device_of_slot_P == rank])
     mine = mine.to(weights.w_gate_up.device)
     return replace(weights, w_gate_up=weights.w_gate_up[mine], w_down=weights.w_down[mine])
@@ -95,7 +100,8 @@ def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoEL
         Shape (T, H) in the format of ``x_TH``.
 
     Raises:
-        ConfigError: A layer the kernels do not compute, or a placement of other ranks or experts, or of near replicas.
+        ConfigError: A layer the kernels do not compute, block-scaled weights, or a placement of other ranks or experts,
+            or of near replicas.
         ValueError: An unknown backend; shapes, formats or strides that do not fit; refused numbers. All before
             anything is sent, so that the other ranks wait until the group's timeout. And, on every rank and before any
             row is sent: ranks that call it with different layers or placements.
@@ -108,6 +114,7 @@ def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoEL
         raise ValueError(f"backend: expected 'triton', 'torch' or 'grouped_mm', got {backend!r}")
     _check_placement(placement, layer, ranks)
     check_layer(layer)
+    _require_plain(weights)
     check_shapes(x_TH, weights, layer, int(placement.slots_of_rank()[rank]))
     if checked:
         check_numbers(x_TH, weights)
@@ -132,6 +139,12 @@ def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoEL
     out_TH = out_TH if extra_TH is None else out_TH + extra_TH
     on_phase("reduce")
     return out_TH
+
+
+def _require_plain(weights: LayerWeights) -> None:
+    if not isinstance(weights.w_gate_up, torch.Tensor):
+        raise ConfigError("weights: expected bfloat16, float16 or float32 for a layer over ranks, got block-scaled "
+                          "8-bit floats")
 
 
 def _check_placement(placement: Placement, layer: MoELayer, ranks: int) -> None:

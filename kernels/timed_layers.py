@@ -154,7 +154,7 @@ def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, second
     rows = np.array([repeat(number) for number in range(int(count))])
     computing = [PHASES.index(phase) for phase in ("gate", "permute", "experts", "reduce")]
     wall_R, thread_R = rows[:, computing].sum(axis=1).T
-    slowdown = max(before, sentinel.slowdown(), float(np.percentile(wall_R / thread_R, 10)) - 1.0)
+    slowdown = max(before, sentinel.slowdown(), float(np.median(wall_R / thread_R)) - 1.0)
     phases = dict(zip(PHASES, rows[:, :, 0].T.tolist(), strict=True))
     return {"seconds": phases | {"total": rows[:, :, 0].sum(axis=1).tolist()}, "slowdown": slowdown,
             "contended": slowdown > CONTENDED}

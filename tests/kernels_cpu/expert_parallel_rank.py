@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,6 +98,7 @@ def refused(rank, ranks):
              "nan": lambda: expert_parallel_layer(x * torch.nan, weights, layer),
              "whole": lambda: expert_parallel_layer(x, LayerWeights.random(layer, 0), layer),
              "backend": lambda: expert_parallel_layer(x, weights, layer, backend="cuda"),
+             "scaled": lambda: expert_parallel_layer(x, replace(weights, w_gate_up=object()), layer),
              "near": lambda: expert_parallel_layer(x, weights, layer, placement=near),
              "ranks": lambda: expert_parallel_layer(x, weights, layer, placement=contiguous_placement(6, ranks + 1)),
              "empty": lambda: expert_parallel_layer(x, weights, layer, placement=Placement(

@@ -100,6 +100,8 @@ def test_what_does_not_fit_is_refused_on_every_rank(three):
         assert told["nan"].startswith("ValueError: x_TH: expected finite numbers")
         assert told["whole"].startswith("ValueError: weights.w_gate_up: expected shape (2, 32, 32)")
         assert told["backend"] == "ValueError: backend: expected 'triton', 'torch' or 'grouped_mm', got 'cuda'"
+        assert told["scaled"] == ("ConfigError: weights: expected bfloat16, float16 or float32 for a layer over ranks, "
+                                  "got block-scaled 8-bit floats")
         assert told["near"] == "ConfigError: placement: expected replicas that take turns, got nearest replicas"
         assert told["ranks"] == "ConfigError: placement: expected 6 experts on 3 ranks, got 6 on 4"
         assert told["empty"] == "ConfigError: placement: expected an expert on each of 3 ranks, got [6, 0, 0]"
