@@ -94,7 +94,8 @@ def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoEL
             CPU, without gradients; by default triton on a GPU, else torch.
         routing: See `moesim_kernels.layer.moe_layer`; of this rank's tokens.
         checked: Refuse NaN, infinities and ids out of range; to know, it waits for the device.
-        on_phase: Told each of `PHASES` as it ends, shared experts within ``experts``: for measurement.
+        on_phase: Told each of `PHASES` as it ends (on a GPU: has been launched; record an event), shared experts
+            within ``experts``: for measurement.
 
     Returns:
         Shape (T, H) in the format of ``x_TH``.

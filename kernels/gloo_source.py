@@ -74,7 +74,8 @@ class Gloo:
             _, traffic = traffic_of(candidate, cluster, workload)
             rows = self._exchanges(candidate, candidate.layer, traffic, workload.seed, fabric,
                                    f"{ranks} processes of this machine", as_it_is=True)
-            if runs_as_it_is(candidate.layer, ranks * workload.num_tokens_per_device):
+            plain = candidate.placement == "contiguous" and candidate.schedule.num_micro_batches == 1
+            if plain and runs_as_it_is(candidate.layer, ranks * workload.num_tokens_per_device):
                 rows = [*self._layer(candidate, cluster, workload), *rows]
             return rows
         from moesim_kernels.expert_parallel import contiguous_placement

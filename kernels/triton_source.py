@@ -86,7 +86,7 @@ class Triton:
         """Time the phases this GPU, or these GPUs, can run.
 
         Raises:
-            MeasurementError: The candidate was simulated on another GPU.
+            MeasurementError: The candidate was simulated on another GPU, or the kernels refuse its sizes.
             ConfigError: A layer the kernels do not compute.
         """
         import torch
@@ -95,7 +95,10 @@ class Triton:
         here = torch.cuda.get_device_name()
         if not is_of(here, cluster):
             raise MeasurementError(f"this machine's GPU is {here}, not {cluster.profile.name}")
-        rows = timed_rows(candidate, cluster, workload, graph_seconds, device(), here)
+        try:
+            rows = timed_rows(candidate, cluster, workload, graph_seconds, device(), here)
+        except ValueError as error:  # the kernels' own refusals
+            raise MeasurementError(str(error)) from None
         if 1 < cluster.num_devices <= torch.cuda.device_count():
             rows += exchange_rows(candidate, cluster, workload, here)
         return rows
@@ -145,7 +148,8 @@ def timed_rows(candidate: Candidate, cluster: Cluster, workload: Workload, timer
     generator = torch.Generator(device).manual_seed(workload.seed)
     keys_only = LayerWeights.random(replace(layer, num_shared_experts=0, **_ONE_NEURON), workload.seed, torch.bfloat16,
                                     device)
-    x_TH = torch.empty(tokens, layer.hidden_size, dtype=torch.bfloat16, device=device).normal_(generator=generator)
+    dtype = getattr(torch, layer.precision.activations) if layer.precision.activations in _WIDE else torch.bfloat16
+    x_TH = torch.empty(tokens, layer.hidden_size, dtype=dtype, device=device).normal_(generator=generator)
     if cluster.num_devices == 1:
         weights = LayerWeights.random(layer, workload.seed, None, device)
         shares = (result.layer_time_low_s / result.layer_time_s, result.layer_time_high_s / result.layer_time_s)
@@ -162,6 +166,8 @@ def timed_rows(candidate: Candidate, cluster: Cluster, workload: Workload, timer
     return rows
 
 
+#: formats that tokens have in memory; those of 8-bit layers are bfloat16
+_WIDE = ("float32", "float16", "bfloat16")
 #: experts of a layer whose gate alone is run
 _ONE_NEURON: dict[str, Any] = {"expert_intermediate_size": 1}
 

@@ -10,7 +10,7 @@ from moesim_kernels.triton_source import Triton, is_of, timed_rows
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
-from moesim.model import Gate, MoELayer
+from moesim.model import Gate, MoELayer, Precision
 from moesim.topology import load_cluster, single_device
 
 ALONE, HGX = load_cluster("h100-sxm"), load_cluster("hgx-h100-8")
@@ -48,6 +48,13 @@ def test_one_device_is_timed_as_a_whole_and_by_phase(gate):
         assert row.simulated_low < row.simulated < row.simulated_high
         assert ("L2 overwritten" if flushed else "L2 left as it is") in row.detail
     assert rows[2].simulated < rows[1].simulated < rows[0].simulated
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_other_formats_run_too(precision):
+    asked = Candidate(layer=layer(precision=Precision.named(precision), hidden_size=128, expert_intermediate_size=128))
+    rows = timed_rows(asked, ALONE, WORK, Clock(), device(), "H100")
+    assert [row.status for row in rows] == ["checked"] * 4
 
 
 def test_of_several_devices_the_busiest_is_timed():
