@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 TRIALS ?= 2000
 SEED ?= 0
+TRITON ?= 3.9.0
 OUT ?= studies/out/codesign_hgx_h100
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-full lint bench clean
+.PHONY: help demo test test-full lint bench triton-newest clean
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      performance figures, as in the README"
+	@echo "make triton-newest  the kernels' tests and compile check with another Triton (TRITON=3.9.0)"
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -53,6 +55,16 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+# A venv beside the usual one whose Triton comes first; everything else is the usual one's.
+triton-newest: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(VENV)-triton
+	$(BIN)/python -c 'import glob; folder = glob.glob("$(abspath $(VENV))/lib/python*/site-packages")[0]; \
+	  finders = "".join(open(p).read() for p in glob.glob(folder + "/__editable__*.pth")); \
+	  own = glob.glob("$(VENV)-triton/lib/python*/site-packages")[0]; \
+	  open(own + "/moesim.pth", "w").write(folder + "\n" + finders + "\n")'
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(TRITON)
+	$(VENV)-triton/bin/python -m pytest -q -m "not gpu" tests/kernels
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesim_kernels.bench import random_ids
+from moesim_kernels.fp8 import quantise_blocks_reference, quantise_rows_reference
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.tiles import Tile, tile_bound, tiles_per_expert
 
 from moesim.costs.load import Load
 from moesim.costs.work import GemmWork
-from moesim.model import Gate
+from moesim.model import Gate, Precision
 from moesim.routing import RoutingSpec, route
 
 
@@ -131,3 +132,37 @@ def test_swiglu_is_two_products_of_half_the_columns(routing, tile, blocks, depth
     charged = work.tiles_D[0] * work.iterations_D * tile.block_m * tile.block_n * tile.block_k
     assert (2 * done.working, 2 * done.multiplications) == (work.tiles_D[0], charged)
     assert (2 * done.weights, done.inputs) == (work.weights_D[0], work.inputs_D[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(routing=routings, blocks_n=st.integers(1, 4), blocks_k=st.integers(1, 4), block_n=st.sampled_from([16, 64, 128]))
+def test_bytes_of_block_scaled_operands_are_the_simulators(routing, blocks_n, blocks_k, block_n):
+    """Values and scales that `quantise_rows` and `quantise_blocks` make, counted over the experts the plan reads."""
+    num_experts, num_tokens, skew, seed, top_k = routing
+    columns, depth, precision = 128 * blocks_n, 128 * blocks_k, Precision.named("fp8")
+    ids_TK = random_ids(num_tokens, num_experts, top_k, skew=skew, seed=seed)
+    tile = Tile(block_m=16, block_n=block_n, block_k=128)
+    counts_E = torch.bincount(ids_TK.flatten(), minlength=num_experts).numpy()
+    work = GemmWork.of(Load.of(counts_E[None], np.array([num_tokens * top_k]), tile.block_m), columns, depth, tile)
+    done = _run(make_plan_reference(ids_TK, num_experts, tile.block_m), columns, depth, tile)
+    active, rows = done.weights // (columns * depth), done.inputs // depth
+    one = quantise_blocks_reference(torch.ones(1, columns, depth))
+    row = quantise_rows_reference(torch.ones(1, depth))
+    assert work.weights_D[0] * precision.weight_bytes == active * (one.values.nbytes + one.scales.nbytes)
+    assert rows * precision.token_bytes("activations", depth) == rows * (row.values.nbytes + row.scales.nbytes)
+    assert (done.working, done.multiplications) == (work.tiles_D[0], work.tiles_D[0] * work.iterations_D
+                                                    * tile.block_m * tile.block_n * tile.block_k)
+
+
+@settings(max_examples=40, deadline=None)
+@given(routing=routings, tile=tiles, columns=st.integers(1, 150), programs=st.integers(1, 40))
+def test_persistent_programs_do_the_work_of_the_plan_once(routing, tile, columns, programs):
+    num_experts, num_tokens, skew, seed, top_k = routing
+    ids_TK = random_ids(num_tokens, num_experts, top_k, skew=skew, seed=seed)
+    plan = make_plan_reference(ids_TK, num_experts, tile.block_m)
+    counts_E = torch.bincount(ids_TK.flatten(), minlength=num_experts).numpy()
+    work = GemmWork.of(Load.of(counts_E[None], np.array([num_tokens * top_k]), tile.block_m), columns, 64, tile)
+    num_tiles, blocks_n = int(plan.num_tiles), -(-columns // tile.block_n)
+    done = [piece for program in range(programs) for piece in range(program, num_tiles * blocks_n, programs)]
+    assert sorted(done) == list(range(int(work.tiles_D[0])))
+    assert (plan.tile_expert[:num_tiles] >= 0).all()
