@@ -108,8 +108,32 @@ def test_caches_are_flushed_before_a_cold_gather_alone():
         assert timer.flushed == [cold] * len(gpu_curves.ACCESS_BYTES)
 
 
+def _raise(monkeypatch, error, from_size=0):
+    whole = torch._int_mm
+
+    def product(left, right):
+        if len(left) >= from_size:
+            raise error
+        return whole(left, right)
+
+    monkeypatch.setattr(torch, "_int_mm", product)
+
+
+def test_sizes_beyond_the_memory_end_a_format(monkeypatch):
+    _raise(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), 64)
+    assert set(gpu_curves.gemm_rates(Timer(), CPU, (32, 64, 128))["int8"]) == {32}
+
+
+@pytest.mark.parametrize(("message", "from_size"), [("an illegal memory access was encountered", 0),
+                                                    ("products of this size are not supported", 64)])
+def test_other_failures_are_not_taken_for_a_missing_format(monkeypatch, message, from_size):
+    _raise(monkeypatch, RuntimeError(message), from_size)
+    with pytest.raises(RuntimeError, match=message):
+        gpu_curves.gemm_rates(Timer(), CPU, (32, 64))
+
+
 def test_a_format_without_products_is_left_out(monkeypatch):
-    monkeypatch.setattr(torch, "_int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("no such product")))
+    _raise(monkeypatch, RuntimeError("_int_mm is only supported on devices of compute capability 8.0 and later"))
     found = gpu_curves.gemm_rates(Timer(), CPU, (16, 32))
     assert "int8" not in found
     assert set(found["bfloat16"]) == {16, 32}
