@@ -27,8 +27,6 @@ from moesim.version import VERSION
 _WORK, _WEIGHTS = 2e10, 256e6
 #: between the profile's powers of two
 _EXCHANGES = tuple(3 << exponent for exponent in range(10, 20))
-#: layers over ranks that a and b are fitted on
-FITTED_ON = 8
 
 
 def random_run(rng: np.random.Generator, fmt: str, ranks: int = 1) -> LayerRun:
@@ -104,7 +102,7 @@ def layer_rows(profile: Profile, runs: Sequence[LayerRun], ranks: int = 1, *, se
     return rows
 
 
-def rank_rows(profile: Profile, count: int, seed: int, *, fitted_on: int = FITTED_ON,
+def rank_rows(profile: Profile, count: int, seed: int, *, fitted_on: int = 8,
               seconds: float = 0.25) -> tuple[list[dict[str, Any]], tuple[float, float]]:
     """Random layers over two ranks; ``fitted_us`` is a + b x simulated, a and b of the first few, marked ``in_fit``.
 

@@ -35,8 +35,9 @@ SPACE = Space(dense_part="switch-base-128", train_tokens=1e10, hidden_size=768, 
               parallelism=["tp1"])
 WORK = Workload(num_tokens_per_device=128, routing="zipf:0.8", kv_tokens_per_device=4096)
 RANKS, WINNERS = (1, 2), 4
-#: layers, layers over ranks, trials for each number of ranks, random candidates, seconds for each
-FULL, QUICK = (40, 24, 60, 20, 0.25), (6, 10, 12, 4, 0.0)
+#: layers, layers over ranks, those of them that a and b are fitted on, trials for each number of ranks, random
+#: candidates, seconds for each run
+FULL, QUICK = (40, 24, 8, 60, 20, 0.25), (5, 5, 3, 12, 2, 0.0)
 
 
 def found_by_search(profile: Profile, ranks: int, trials: int, drawn: int,
@@ -115,7 +116,7 @@ def main(
     from moesim_kernels.cpu_profile import write_profile
 
     started = time.perf_counter()
-    num_layers, num_ranked, trials, drawn, each = QUICK if quick else FULL
+    num_layers, num_ranked, num_fitted, trials, drawn, each = QUICK if quick else FULL
     with measuring():
         sentinel = Sentinel()
     slowdowns = []
@@ -141,7 +142,7 @@ def main(
             said("exchanging between two processes")
             exchanges = local_loop.exchange_rows(profile)
             said(f"simulating and running {num_ranked} layers over two ranks")
-            ranked, line = local_loop.rank_rows(profile, num_ranked, seed, seconds=each)
+            ranked, line = local_loop.rank_rows(profile, num_ranked, seed, fitted_on=num_fitted, seconds=each)
         except MeasurementError as error:
             several = False
             say(f"several ranks: not here ({error})")
