@@ -80,8 +80,8 @@ def work_tile(work, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr, tile_row_ptr
     tile = first + inside % height
     expert = tl.load(tile_expert_ptr + tile)
     rows = tl.load(tile_row_ptr + tile) + tl.arange(0, BLOCK_M)
-    # Idle tiles begin at row -1 and have no end above it.
-    exists = rows < tl.load(offsets_ptr + expert + 1, mask=expert >= 0, other=-1)
+    # Idle tiles begin at row -1 and end at 0.
+    exists = (rows >= 0) & (rows < tl.load(offsets_ptr + expert + 1, mask=expert >= 0, other=0))
     pairs = tl.load(sorted_pairs_ptr + rows, mask=exists, other=0)
     return expert.to(tl.int64), rows, exists, pairs, inside // height
 
