@@ -139,3 +139,65 @@ def test_an_unknown_exchange_is_refused_with_the_space():
     with pytest.raises(UnknownNameError, match="unknown dispatch 'deepep'"):
         Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
               expert_intermediate_size=[512], dispatch=["deepep"])
+
+
+@pytest.mark.parametrize(("written", "numbers"), [
+    ({"low": 8, "high": 64, "factor": 2}, [8, 16, 32, 64]), ({"low": 1, "high": 8, "step": 3}, [1, 4, 7]),
+    ({"low": 4, "high": 4, "step": 1}, [4]), ({"low": 10, "high": 40, "factor": 1.5}, [10, 15, 22, 34]),
+])
+def test_ranges(make_space, written, numbers):
+    assert make_space(num_experts=written).num_experts == numbers
+
+
+@pytest.mark.parametrize(("written", "message"), [
+    ({"low": 8, "high": 4, "step": 1}, "expected low <= high"), ({"low": 8, "high": 9, "step": 0}, "a step > 0"),
+    ({"low": 8, "high": 9, "factor": 1}, "a factor > 1"), ({"low": 8}, "low, high and one of step and factor, got low"),
+    ({"low": "8", "high": 9, "step": 1}, "expected numbers"), ({"low": 1, "high": 1e9, "step": 1}, "at most 4096"),
+    ([8, 8], "expected each choice once, got 8 twice"),
+])
+def test_wrong_ranges(make_space, written, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_space(num_experts=written)
+    assert str(caught.value).startswith("space: num_experts: ")
+
+
+def test_groups_vary_where_the_gate_has_them(make_space, hgx):
+    space = make_space(gate=["flat", "two_level", "group_limited:4:2"], num_expert_groups=[4, 8],
+                       num_limited_groups=[2, 4])
+    assert list(space.choices())[-2:] == ["num_expert_groups", "num_limited_groups"]
+    point = POINT | {"gate": "two_level", "num_expert_groups": 8, "num_limited_groups": 2, "parallelism": "tp1"}
+    assert str(space.decode(point, hgx)[0].layer.gate) == "two_level:8:2"
+    assert space.applicable(point) == point
+    flat = space.applicable(point | {"gate": "flat"})
+    assert set(point) - set(flat) == {"num_expert_groups", "num_limited_groups"}
+    assert str(space.decode(flat, hgx)[0].layer.gate) == "flat"
+    with pytest.raises(ConfigError, match="num_expert_groups: expected choices for the gate 'two_level'"):
+        make_space(gate=["two_level"])
+
+
+def test_tp_follows_the_devices_of_the_cluster(make_space, hgx):
+    space = make_space(parallelism=["tp2"], hardware={"devices_per_node": [8, 16]})
+    for devices, ranks in ((8, 4), (16, 8)):
+        candidate, cluster = space.decode(POINT | {"parallelism": "tp2", "devices_per_node": devices}, hgx)
+        assert (candidate.parallelism.ep, cluster.num_devices) == (ranks, devices)
+
+
+@pytest.mark.parametrize(("choices", "message"), [
+    ({"num_experts": [8], "top_k": [16]}, "layer.top_k: expected at most num_experts = 8, got 16"),
+    ({"parallelism": ["ep4"]}, "expected the 8 devices of hgx-h100-8, got 4"),
+    ({"num_experts": [12]}, "expected experts [+] replicas divisible by the 8 expert-parallel ranks, got 12 [+] 0"),
+    ({"hardware": {"hbm": [1.0]}}, "cluster.with_: expected one of .*, got 'hbm'"),
+])
+def test_a_space_without_a_candidate_is_refused(study, make_space, tmp_path, choices, message):
+    with pytest.raises(ConfigError, match=f"^space: expected at least one point that is a candidate .*{message}"):
+        study(tmp_path, space=make_space(gate=["flat"], num_replicas=[0], **choices))
+
+
+def test_hardware_is_not_a_second_name_for_a_choice(make_space):
+    with pytest.raises(ConfigError, match=r"hardware\.dispatch: expected .*, dispatch is a choice of its own"):
+        make_space(hardware={"dispatch": ["nccl"]})
+
+
+def test_a_law_of_ones_own(study, make_space, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        study(tmp_path, space=make_space(quality="/nowhere/points.csv"))
