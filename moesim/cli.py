@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim import cli_check, cli_comm, configfile
+from moesim import cli_check, cli_comm, cli_recommend, configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
@@ -40,6 +40,7 @@ app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 app.command()(cli_check.check)
+app.command()(cli_recommend.recommend)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")

@@ -14,7 +14,9 @@ from moesim.model import DensePart, Gate, MoELayer, Precision
 _KV_BYTES_PER_ELEMENT = 2.0
 
 
-class _Attention(Strict):
+class Attention(Strict):
+    """What an attention block's sizes are; ``kv_rank`` and on are those of multi-head latent attention."""
+
     num_heads: int = Field(ge=1)
     head_size: int = Field(ge=1)
     num_kv_heads: int = Field(default=0, ge=0)
@@ -23,14 +25,17 @@ class _Attention(Strict):
     q_rank: int = 0
     kv_rank: int = 0
     rope_size: int = 0
+    #: of a head's values, where it is not head_size
+    value_size: int = 0
 
     def params(self, hidden: int) -> int:
         """Weights of one layer's attention."""
         heads = self.num_heads * self.head_size
         if self.kv_rank:
-            query = hidden * self.q_rank + self.q_rank * self.num_heads * (self.head_size + self.rope_size)
-            key_value = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * 2 * heads
-            return query + key_value + heads * hidden
+            values = self.num_heads * (self.value_size or self.head_size)
+            query = (self.q_rank or hidden) * self.num_heads * (self.head_size + self.rope_size)
+            key_value = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * (heads + values)
+            return hidden * self.q_rank + query + key_value + values * hidden
         return int(self.blocks_per_layer * (2 * hidden * heads + 2 * hidden * self.num_kv_heads * self.head_size))
 
     def kv_bytes(self) -> float:
@@ -56,7 +61,7 @@ class _Preset(Strict):
     vocab_size: int
     dense_intermediate_size: int
     tied_embeddings: bool = False
-    attention: _Attention
+    attention: Attention
 
 
 class _Presets(RootModel[dict[str, _Preset]]):

@@ -64,6 +64,24 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
     Returns:
         (low, high, level): factors of the layer time, and the weaker calibration of all that it rests on.
     """
+    intervals, level = intervals_of(candidate, cluster)
+    total = sum(phases.values())
+    low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
+    high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
+    return low, high, level
+
+
+def intervals_of(candidate: Candidate, cluster: Cluster) -> tuple[dict[str, tuple[float, float]], str]:
+    """Interval of each phase, and the calibration it all rests on.
+
+    Args:
+        candidate: Whose layer.
+        cluster: Where.
+
+    Returns:
+        Phase -> factors of its time, P10 and P90 (those that are not named: `ASSUMED_INTERVAL`); and the weaker
+        calibration of all that the layer rests on.
+    """
     intervals: dict[str, tuple[float, float]] = {}
     levels = []
     layer = candidate.layer
@@ -91,7 +109,4 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
             levels.append("none")
     if cluster.is_what_if:
         levels.append("spec_sheet")
-    total = sum(phases.values())
-    low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
-    high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
-    return low, high, min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
+    return intervals, min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)

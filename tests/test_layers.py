@@ -25,13 +25,16 @@ LAYERS = (
     ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
     ("what_if",),
-    ("topology", "routing", "placement", "candidate", "schedule", "presets"),
+    ("topology", "routing", "placement", "candidate", "schedule", "presets", "hfconfig"),
     ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),
     ("engines",),
-    ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine", "screening"),
+    ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine", "elasticity",
+     "screening"),
+    ("recommend",),
     ("search", "measured", "report"),
-    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study", "cli_quality", "cli_trace"),
+    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study", "cli_quality",
+     "cli_trace", "cli_recommend"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 

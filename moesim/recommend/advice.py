@@ -1,0 +1,96 @@
+"""What would help a design, and what would hold a model that does not fit."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.costs.memory import MemoryNeed, memory_need
+from moesim.hfconfig import Model
+from moesim.model import Precision
+from moesim.recommend.recommendation import Help
+from moesim.result import Result
+from moesim.simulate import simulate
+from moesim.topology import Cluster
+from moesim.units import GIB
+
+#: key of `Cluster.with_` -> in words
+_LARGER = {"scale_up_gb_per_s": "links of twice the bandwidth", "scale_out_gb_per_s": "NICs of twice the bandwidth",
+           "hbm_gb_per_s": "memory of twice the bandwidth", "bf16_tflops": "twice the FLOP/s"}
+#: devices up to which a larger cluster is looked for
+_MOST_DEVICES = 4096
+
+
+def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flow") -> list[Help]:
+    """What each change brings to a simulated design, everything else equal; changes of no effect (1 %) left out.
+
+    Args:
+        best: The design.
+        cluster: Where it ran.
+        workload: On what.
+        engine: That simulated it.
+    """
+    found = []
+    candidate = best.candidate
+
+    def tried(change: str, where: Cluster, work: Workload) -> None:
+        result = simulate(candidate, where, work, engine=engine, must_fit=False)
+        factor = result.tokens_per_s_per_device / best.tokens_per_s_per_device
+        if factor > 1.01:
+            found.append(Help(change=change, factor=factor))
+
+    if cluster.profile.execution != "serial":
+        for key, words in _LARGER.items():
+            out, up = cluster.file.scale_out, cluster.file.scale_up
+            there = {"scale_up_gb_per_s": up is not None and cluster.num_devices > 1,
+                     "scale_out_gb_per_s": out is not None and cluster.file.num_nodes > 1}
+            if there.get(key, True):
+                tried(words, cluster.with_(**{key: "2x"}), workload)
+    if workload.routing != "uniform" and not workload.routing.startswith("trace:"):
+        tried("experts chosen equally often", cluster, replace(workload, routing="uniform"))
+    if 2 * workload.num_tokens_per_device * cluster.num_devices <= 1 << 22:
+        twice = 2 * workload.num_tokens_per_device
+        tried(f"batches of {twice:,} tokens per device", cluster, replace(workload, num_tokens_per_device=twice))
+    return sorted(found, key=lambda h: -h.factor)
+
+
+def room_for_kv(best: Result, candidate: Candidate) -> int:
+    """Tokens of KV cache per device that would still fit beside those counted."""
+    dense, over = candidate.dense_part, best.memory_over_bytes
+    assert dense is not None
+    assert over is not None, "it has a dense part"
+    per_token = dense.num_layers * dense.kv_bytes_per_token_per_layer
+    return int(max(-over, 0.0) / per_token) if per_token else 0
+
+
+def least_need(model: Model, devices: int, name: str, workload: Workload) -> MemoryNeed:
+    """Memory of a device where experts are spread evenly, without copies beyond those that fill every rank.
+
+    Args:
+        model: What is held.
+        devices: Expert-parallel ranks.
+        name: Recipe of its weights.
+        workload: Tokens and KV cache; its rows are taken to be spread evenly.
+    """
+    layer = replace(model.layer, precision=Precision.named(name))
+    rows = float(workload.num_tokens_per_device * layer.top_k)
+    return memory_need(layer, model.dense_part, held_width=-(-layer.num_experts // devices) * layer.widest,
+                       kv_tokens=workload.kv_tokens, rows=rows, row_widths=rows * layer.widest, tokens=rows)
+
+
+def would_hold(model: Model, cluster: Cluster, names: Iterable[str], workload: Workload) -> str:
+    """How many such devices would hold a model, in words."""
+    usable = min(profile.usable_bytes for profile, _ in cluster.groups)
+    per_node = cluster.devices_per_domain
+    best: tuple[int, str] | None = None
+    for name in names:
+        sizes = [*range(1, per_node + 1), *range(2 * per_node, _MOST_DEVICES + 1, per_node)]
+        fitting = [d for d in sizes if np.all(least_need(model, d, name, workload).total_bytes <= usable)]
+        if fitting and (best is None or fitting[0] < best[0]):
+            best = fitting[0], name
+    if best is None:
+        dense = model.dense_part.params * 2.0 / GIB
+        return (f"no number of {cluster.profile.name} up to {_MOST_DEVICES:,} would: every device holds the "
+                f"{dense:.0f} GiB of attention, embeddings and dense layers, and its KV cache")
+    return f"{best[0]} of {cluster.profile.name} would hold it in {best[1]}"

@@ -1,0 +1,140 @@
+"""What a recommendation says: the design, what else there is, what limits it and what would help."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from moesim.candidate import Candidate, Workload
+from moesim.hfconfig import Model
+from moesim.result import Result
+from moesim.topology import Cluster
+from moesim.units import GIB, US
+
+Objective = Literal["throughput", "cost", "energy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One simulated design.
+
+    Attributes:
+        result: Simulated, by the engine its row names.
+        group: 0: no other design is better for certain; 1: the same among the rest; and so on
+            (`moesim.recommend.ties.groups`).
+        loss_delta: Nats over bf16: (middle, low, high).
+        loss_penalty: Nats over the format that the model is published in, >= 0: narrower weights cannot be undone.
+        watts_per_device: While the layer runs; None where the cost model has no figure.
+        usd_per_hour: Of the whole cluster; None likewise.
+        moe_layers: MoE layers of one forward pass.
+        cost_model: Where power and price come from.
+        event_layer_time_s: The layer's time by the event engine, chunk by chunk, of the first few and the best.
+    """
+
+    result: Result
+    group: int
+    loss_delta: tuple[float, float, float]
+    loss_penalty: float
+    watts_per_device: float | None
+    usd_per_hour: float | None
+    moe_layers: int
+    cost_model: str
+    event_layer_time_s: float | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """The design."""
+        return self.result.candidate
+
+    @property
+    def pass_time_s(self) -> float:
+        """All MoE layers of one forward pass, one after the other; nothing between them."""
+        return self.moe_layers * self.result.layer_time_s
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        """Tokens through all MoE layers, on each device: an upper bound of the model's, whose rest is not simulated."""
+        return self.result.workload.num_tokens_per_device / self.pass_time_s
+
+    def row(self) -> dict[str, Any]:
+        """Flat row: what `Result.row` has, and the columns of a recommendation."""
+        result, found = self.result, self.result.row()
+        usable = None
+        if result.peak_memory_bytes is not None and result.memory_over_bytes is not None:
+            usable = (result.peak_memory_bytes - result.memory_over_bytes) / GIB
+        tokens = result.workload.num_tokens_per_device
+        joules = None if self.watts_per_device is None else self.watts_per_device * self.pass_time_s / tokens
+        usd = None
+        if self.usd_per_hour is not None:
+            usd = self.usd_per_hour / 3600 * self.pass_time_s * 1e6 / (result.tokens_per_s * result.layer_time_s)
+        return {
+            "group": self.group, **found,
+            "event_layer_time_us": None if self.event_layer_time_s is None else self.event_layer_time_s / US,
+            "moe_layers": self.moe_layers, "moe_layers_ms": self.pass_time_s * 1e3,
+            "moe_layers_low_ms": self.moe_layers * result.layer_time_low_s * 1e3,
+            "moe_layers_high_ms": self.moe_layers * result.layer_time_high_s * 1e3,
+            "moe_layers_tokens_per_s_per_device": self.tokens_per_s_per_device,
+            "usable_memory_gib": usable, "loss_delta": self.loss_delta[0], "loss_delta_low": self.loss_delta[1],
+            "loss_delta_high": self.loss_delta[2], "loss_penalty": self.loss_penalty,
+            "watts_per_device": self.watts_per_device,
+            "moe_layers_joules_per_token": joules, "usd_per_hour": self.usd_per_hour,
+            "moe_layers_usd_per_million_tokens": usd, "cost_model": self.cost_model,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Help:
+    """What one change would bring to the recommended design, everything else equal.
+
+    Attributes:
+        change: In words.
+        factor: Layer tokens/s over those of the recommended design.
+    """
+
+    change: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The answer.
+
+    Attributes:
+        model: What is served.
+        cluster: Where.
+        workload: Tokens and routing it was simulated on.
+        objective: What is best.
+        best: The simplest of the designs that no other beats for certain.
+        choices: Simulated designs, best first; ``best`` is one of them.
+        helps: Changes, the most helpful first.
+        num_screened: Designs whose bound was computed.
+        num_fitting: Those of them that fit in memory.
+        exchange: Of ``best``, both directions: see `moesim.simulate.exchange_of`.
+        kv_tokens_left: Tokens of KV cache per device that would still fit.
+        notes: What was assumed, in words.
+    """
+
+    model: Model
+    cluster: Cluster
+    workload: Workload
+    objective: Objective
+    best: Choice
+    choices: list[Choice]
+    helps: list[Help]
+    num_screened: int
+    num_fitting: int
+    exchange: list[dict[str, object]]
+    kv_tokens_left: int
+    notes: tuple[str, ...]
+
+    @property
+    def tied(self) -> list[Choice]:
+        """Designs that no other beats for certain, ``best`` among them."""
+        return [choice for choice in self.choices if choice.group == 0]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of a table: the recommended design first (``rank`` 0), then the others, best first."""
+        others = [choice for choice in self.choices if choice is not self.best]
+        return [{"rank": rank, "model": self.model.name, "recommended": choice is self.best, **choice.row()}
+                for rank, choice in enumerate([self.best, *others])]
+
+
+__all__ = ["Choice", "Help", "Objective", "Recommendation"]
