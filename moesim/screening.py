@@ -5,7 +5,7 @@ the routing, placement and traffic it rests on, is that of another width. So can
 program each; the demands of a frame's widths are priced at once, by the same cost model that lowers, and the bounds of
 the family come from one compiled loop. Results equal those of `moesim.simulate.simulate` with engine ``bound``.
 
-Shape legend: N candidates, B those of a frame, D devices, L local experts, Z demand entries, R resources.
+Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an op, V ops, E entries, R resources.
 """
 
 from collections.abc import Sequence
@@ -83,11 +83,7 @@ def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, work
         for candidate, place in zip(members, places, strict=True):
             _one(candidate, int(place), cluster, workload, found)
         return
-    amount_BZ = np.tile(program.demand_amount, (len(members), 1))
-    latency_BN = np.tile(program.latency_s_N, (len(members), 1))
-    if len(members) > 1:
-        _replace_experts(members, cluster, workload, program, amount_BZ, latency_BN)
-    makespan_B, busy_BR = run_bound_many(program, amount_BZ, latency_BN)
+    makespan_B, busy_BR = run_bound_many(program, *_experts(members, cluster, workload, program))
     found.layer_time_s_N[places] = makespan_B
     first_R = 0
     sums: dict[str, tuple[Array, int]] = {}
@@ -114,21 +110,31 @@ def _one(candidate: Candidate, place: int, cluster: Cluster, workload: Workload,
         found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[place] = value
 
 
-def _replace_experts(members: list[Candidate], cluster: Cluster, workload: Workload, program: Program,
-                     amount_BZ: Array, latency_BN: Array) -> None:
-    """Demands and latencies of the ops whose price depends on the width, at the width of each member."""
+def _experts(members: list[Candidate], cluster: Cluster, workload: Workload,
+             program: Program) -> tuple[Array, Array, Array]:
+    """Ops whose price depends on the width, ascending; their demands and latencies at the width of each member."""
     first = members[0]
     _, batches = batches_of(first, cluster, workload, first.schedule.num_micro_batches)
+    ops: list[Array] = []
+    amounts: list[Array] = []
+    latencies: list[Array] = []
     for phase, parts in demands_of_widths(members, cluster, batches).items():
-        ops = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(len(batches), -1)
-        for ops_D, (amounts_BDM, latency_BD) in zip(ops, parts, strict=True):
-            latency_BN[:, ops_D] = latency_BD
-            for d, op in enumerate(ops_D):
-                entries = slice(int(program.demand_ptr[op]), int(program.demand_ptr[op + 1]))
-                used = amounts_BDM[:, d, :]
-                there = used[0] > 0
-                assert there.sum() == entries.stop - entries.start, "a width does not decide what is used at all"
-                amount_BZ[:, entries] = used[:, there]
+        of_phase = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(len(batches), -1)
+        for ops_D, (amounts_BDM, latency_BD) in zip(of_phase, parts, strict=True):
+            ops.append(ops_D)
+            latencies.append(latency_BD)
+            amounts += [_used(amounts_BDM[:, d], program, op) for d, op in enumerate(ops_D)]
+    ops_V = np.concatenate(ops)
+    order = np.argsort(ops_V)
+    amount_BE = np.concatenate([amounts[i] for i in order], axis=1)
+    return ops_V[order], amount_BE, np.concatenate(latencies, axis=1)[:, order]
+
+
+def _used(amount_BM: Array, program: Program, op: int) -> Array:
+    """Demands of one op without those that are zero, which programs leave out: ndarray of shape (B, entries)."""
+    there = amount_BM[0] > 0
+    assert there.sum() == program.demand_ptr[op + 1] - program.demand_ptr[op], "a width does not decide what is used"
+    return amount_BM[:, there]
 
 
 def _memory(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:

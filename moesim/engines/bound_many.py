@@ -1,6 +1,6 @@
-"""The bound of many programs that differ in some amounts and latencies only: what a screening runs.
+"""The bound of many programs that differ in what a few ops demand: what a screening runs.
 
-Shape legend: B programs, N ops, Z sparse demand entries, R resources.
+Shape legend: B programs, N ops, V ops that differ, E sparse demand entries of theirs, R resources.
 """
 
 import numpy as np
@@ -10,40 +10,54 @@ from moesim.engines.bound import demands, ends, paths
 from moesim.program import Program
 
 
-def run_bound_many(program: Program, amount_BZ: np.ndarray, latency_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def run_bound_many(program: Program, ops_V: np.ndarray, amount_BE: np.ndarray,
+                   latency_BV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a family of programs.
 
     Args:
         program: What they have in common.
-        amount_BZ: ndarray of shape (B, Z): demand entries of each, in the order of the program's.
-        latency_BN: ndarray of shape (B, N): latencies of each.
+        ops_V: Ops that differ, ascending.
+        amount_BE: ndarray of shape (B, E): their demand entries in each program, in the order of the program's.
+        latency_BV: ndarray of shape (B, V): their latencies.
 
     Returns:
-        Makespans, ndarray of shape (B,), equal to those of `run_bound`; seconds of work on each resource, ndarray of
-        shape (B, R).
+        Makespans, ndarray of shape (B,), those of `moesim.engines.bound.run_bound` but for rounding; seconds of work on
+        each resource, ndarray of shape (B, R).
     """
     assert not program.factored, "demands kept as rules have no entries to replace"
-    if program.num_ops == 0:
-        return np.zeros(len(amount_BZ)), np.zeros((len(amount_BZ), len(program.capacity_R)))
-    return _run(program.demand_ptr, program.demand_resource, np.ascontiguousarray(amount_BZ), program.capacity_R,
-                np.ascontiguousarray(latency_BN), program.release_s_N, program.dep_ptr, program.dep_index)
+    fixed = program.demand_amount.copy()
+    entries_E = np.concatenate([np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops_V]
+                               or [np.zeros(0, dtype=np.int64)])
+    fixed[entries_E] = 0.0
+    return _run(program.demand_ptr, program.demand_resource, fixed, program.capacity_R, program.latency_s_N,
+                program.release_s_N, program.dep_ptr, program.dep_index, np.asarray(ops_V, dtype=np.int64),
+                np.ascontiguousarray(amount_BE, dtype=np.float64), np.ascontiguousarray(latency_BV, dtype=np.float64))
 
 
 @njit(cache=True)
-def _run(ptr, res, amount_BZ, capacity, latency_BN, release, dep_ptr, dep_index):
-    makespan = np.empty(len(amount_BZ))
-    busy_BR = np.empty((len(amount_BZ), len(capacity)))
-    for b in range(len(amount_BZ)):
-        latency = latency_BN[b]
-        solo, busy = demands(ptr, res, amount_BZ[b], capacity)
+def _run(ptr, res, fixed, capacity, latency_N, release, dep_ptr, dep_index, ops_V, amount_BE, latency_BV):
+    count, num_resources = len(amount_BE), len(capacity)
+    makespan, busy_BR = np.zeros(count), np.empty((count, num_resources))
+    fixed_solo, fixed_busy = demands(ptr, res, fixed, capacity)
+    for b in range(count):
+        latency, solo, busy = latency_N.copy(), fixed_solo.copy(), fixed_busy.copy()
+        at = 0
+        for v in range(len(ops_V)):
+            op = ops_V[v]
+            latency[op] = latency_BV[b, v]
+            for e in range(ptr[op], ptr[op + 1]):
+                seconds = amount_BE[b, at] / capacity[res[e]]
+                busy[res[e]] += seconds
+                solo[op] = max(solo[op], seconds)
+                at += 1
         start, end, tail = paths(solo, latency, release, dep_ptr, dep_index)
-        head_R, tail_R = ends(ptr, res, start + latency, tail, len(capacity))
-        bound = end.max()
-        for r in range(len(capacity)):
+        head_R, tail_R = ends(ptr, res, start + latency, tail, num_resources)
+        bound = 0.0
+        for i in range(len(end)):
+            bound = max(bound, end[i])
+        for r in range(num_resources):
             if busy[r] > 0:
                 bound = max(bound, head_R[r] + busy[r] + tail_R[r])
         makespan[b] = bound
         busy_BR[b] = busy
     return makespan, busy_BR
-
-
