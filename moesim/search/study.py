@@ -174,8 +174,8 @@ def run_study(
     settings = _settings(problem, points, seed, screen, economics)
     settings["sampler"] = _sampler(sampler, storage, fresh, num_trials, space)
     directions = [OBJECTIVES[name] for name in problem.objectives]
-    with (open_study(storage, directions, settings, fresh=fresh) as study,
-          evaluator(problem, executor, num_workers) as evaluates):
+    with (evaluator(problem, executor, num_workers) as evaluates,
+          open_study(storage, directions, settings, fresh=fresh) as study):
         screened = _screened(study, evaluates, problem, screen, num_trials, seed)
         proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
         loop = _shared if is_url(storage) else _alone
@@ -260,7 +260,7 @@ def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_tr
                 break
             known = [recorded.popleft() for _ in range(min(len(points), len(recorded)))]
             if any(t.params != p for t, p in zip(known, points, strict=False)):
-                raise ConfigError(f"{study.study_name}: trial {asked} and on are of another study: use --fresh")
+                raise ConfigError(f"storage: trial {asked} and on are of another study: use --fresh")
             under_way.append((points, known, evaluates.submit(points[len(known):])))
             number, asked = number + 1, asked + len(points)
         if not under_way:
