@@ -1,9 +1,11 @@
-"""``moesim study run | status | worker``: search a space, look at a search, join one from another machine."""
+"""``moesim study run | status | worker | export``: search a space, look at a search, join one, take its winners out."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from moesim.errors import UnknownNameError
 
 study_app = typer.Typer(no_args_is_help=True, help="Search designs: run a study, look at it, join it.")
 _Storage = Annotated[str | None, typer.Option(
@@ -26,15 +28,19 @@ def run(
     screen: Annotated[int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)] = 0,
     confirm: Annotated[int, typer.Option(help="Winners to simulate again with the event engine.", min=0)] = 8,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the storage holds.")] = False,
+    warm_start: Annotated[bool, typer.Option(
+        "--warm-start", help="Try published models that are points of the space first.")] = False,
 ) -> None:
     """Search a space described in a TOML file; writes trials.csv, pareto.csv, importance.csv and winners.csv."""
+    from moesim.search.known import known_points
     from moesim.search.studyfile import load_study_file
 
     described = load_study_file(file, seed)
+    known = known_points(described.space, described.cluster) if warm_start else []
     _run(described.space, described.cluster, described.workload, objectives=described.objectives,
          constraints=described.constraints, economics=described.economics, num_trials=trials, seed=seed, out=out,
          storage=storage or out, num_workers=workers, executor=executor, sampler=sampler, screen=screen,
-         confirm=confirm, fresh=fresh)
+         confirm=confirm, fresh=fresh, enqueue=known)
 
 
 def _run(*args: Any, out: Path, screen: int, confirm: int, **options: Any) -> None:
@@ -85,3 +91,28 @@ def status(
     from moesim.search.join import status_rows
 
     print_table(f"Study in {where.rpartition('@')[2]}", status_rows(where), ["what", "value"])
+
+
+@study_app.command()
+def export(
+    where: Annotated[str, typer.Argument(help="Output folder of a study, or the URL of its storage.")],
+    layout: Annotated[str, typer.Option("--format", help="placement-json, sglang or vllm.")] = "placement-json",
+    rank: Annotated[int, typer.Option(help="Winner, a row of pareto.csv.")] = 0,
+    model: Annotated[str, typer.Option(help="Checkpoint named in the command.")] = "$MODEL",
+    out: Annotated[Path, typer.Option(help="Map to write.")] = Path("placement.json"),
+) -> None:
+    """Write a winner's physical-to-logical map; for sglang and vllm also print the command that starts them so."""
+    from moesim.placement.files import write_text
+    from moesim.report.terminal import say
+    from moesim.search.export import FORMATS, launch_lines, winner_of, winner_text
+    from moesim.search.join import load_study
+
+    if layout not in FORMATS:
+        raise UnknownNameError("export format", layout, FORMATS)
+    winner = winner_of(load_study(where), rank)
+    lines = [] if layout == "placement-json" else launch_lines(winner, layout, str(out), model)
+    write_text(out, winner_text(winner, layout))
+    for line in lines:
+        print(line)
+    say(f"wrote {out}: {winner.num_layers} layers of {winner.placement.num_slots} slots on "
+        f"{winner.placement.num_ranks} ranks, {winner.candidate.label}")

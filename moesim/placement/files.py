@@ -4,7 +4,8 @@
 its loader takes no other key and wants a row for every layer of the model, dense ones included. ``vllm``: the list of
 lists alone, one row per MoE layer, the layout of vLLM's ``physical_to_logical_map`` (its loader is proposed in
 vllm-project/vllm pull request 49572, option ``initial_expert_map_path``). ``vllm_ascend``: experts device by device,
-for vllm-project/vllm-ascend's ``expert_map_path``.
+for vllm-project/vllm-ascend's ``expert_map_path``. What `moesim study export` writes may also hold
+``nearest_within``, ranks inside which tokens prefer replicas.
 
 Slots are numbered rank by rank, equally many each: the engines compute a slot's rank by division.
 """
@@ -71,7 +72,15 @@ def write_map(path: Path, layers: Sequence[Placement], layout: str, *, num_dense
     Raises:
         ConfigError: The file cannot be written.
     """
-    text = map_text(layers, layout, num_dense_layers=num_dense_layers)
+    return write_text(path, map_text(layers, layout, num_dense_layers=num_dense_layers))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file's text and a newline, whole or not at all.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +110,17 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
         raise ConfigError(f"{path}: expected JSON: {error}") from None
     rows = _rows(path, data, num_ranks)
     experts = num_experts if num_experts is not None else 1 + max(max(row) for row in rows)
+    nearest = data.get("nearest_within", 0) if isinstance(data, dict) else 0
+    if type(nearest) is not int or nearest < 0:
+        raise ConfigError(f"{path}: nearest_within: expected an integer >= 0, got {nearest!r}")
     layers = []
     for number, row in enumerate(rows):
         if len(row) % num_ranks:
             raise ConfigError(f"{path}: layer {number}: expected slots divisible by {num_ranks} ranks, got {len(row)}")
         try:
             layers.append(Placement(device_of_slot_P=np.arange(len(row)) // (len(row) // num_ranks),
-                                    expert_of_slot_P=np.array(row), num_ranks=num_ranks, num_experts=experts))
+                                    expert_of_slot_P=np.array(row), num_ranks=num_ranks, num_experts=experts,
+                                    nearest_within=nearest))
         except ConfigError as error:
             raise ConfigError(f"{path}: layer {number}: {error}") from None
     return layers

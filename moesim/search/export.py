@@ -1,0 +1,196 @@
+"""A study's winner for a serving engine: the map of its experts, and the command that starts the engine so.
+
+A study simulates one MoE layer on one load, so every layer gets the winner's plan for that load: as good as that load
+is like the one that is served. Maps planned layer by layer on recorded loads are `moesim placement export --trace`.
+
+Flags are those of SGLang 0.5 (its documentation: ``docs/advanced_features/server_arguments.md`` and
+``expert_parallelism.md`` of sgl-project/sglang at commits 004813e1 and 020017c4) and of vLLM 0.12
+(docs.vllm.ai/en/v0.12.0: ``serving/expert_parallel_deployment``, ``serving/data_parallel_deployment``, ``design/dbo``).
+What was simulated and has no counterpart there is a comment above the command:
+
+- SGLang's DeepEP needs ``ep_size = tp_size``; its backend ``none`` gathers (``all_gather`` here). Replicas that take
+  turns are ``--ep-dispatch-algorithm dynamic``, which draws one; the nearest ones are ``static``.
+- vLLM's experts are whole over all ranks (``--enable-expert-parallel``) or cut over all of them, nothing between; it
+  loads no initial map (proposed in vllm-project/vllm pull request 49572), but plans one from the loads it sees.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moesim.candidate import Candidate
+from moesim.errors import ConfigError, UnknownNameError
+from moesim.placement import Placement
+from moesim.placement.files import map_text, slot_map
+from moesim.placement.spec import PlacementSpec
+from moesim.search.study import Study
+from moesim.simulate import traffic_of
+from moesim.topology import Cluster
+
+FORMATS = ("placement-json", "sglang", "vllm")
+_SGLANG_DEEPEP = {"deepep_normal": "normal", "deepep_ll": "low_latency"}
+_VLLM_BACKENDS = {"deepep_normal": "deepep_high_throughput", "deepep_ll": "deepep_low_latency",
+                  "all_gather": "allgather_reducescatter"}
+#: shell variables of a command over several nodes
+_HEAD, _NODE = "$HEAD", "$NODE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Winner:
+    """A design of a study's Pareto front.
+
+    Attributes:
+        rank: In the order of pareto.csv.
+        candidate: The design.
+        cluster: Where it runs.
+        placement: Its experts' slots, the same for every layer.
+        row: Its row in the study.
+        num_layers: Layers with experts.
+    """
+
+    rank: int
+    candidate: Candidate
+    cluster: Cluster
+    placement: Placement
+    row: dict[str, Any]
+    num_layers: int
+
+
+def winner_of(study: Study, rank: int = 0) -> Winner:
+    """A winner, with its placement planned again.
+
+    Raises:
+        ConfigError: No winner of that rank.
+    """
+    front = study.pareto_trials()
+    if not front:
+        raise ConfigError(f"study: expected a winner to export, got none: of {len(study.trials)} trials, no candidate "
+                          "fits in memory and keeps the constraints")
+    if not 0 <= rank < len(front):
+        raise ConfigError(f"rank: expected 0 to {len(front) - 1}, a row of pareto.csv, got {rank}")
+    candidate, cluster = study.space.decode(front[rank].params, study.problem.cluster)
+    placement, _ = traffic_of(candidate, cluster, study.problem.workload)
+    return Winner(rank=rank, candidate=candidate, cluster=cluster, placement=placement,
+                  row=front[rank].evaluation.row, num_layers=study.space.dense().num_moe_layers)
+
+
+def winner_text(winner: Winner, layout: str) -> str:
+    """The map of all layers as the text of a file that `moesim.placement.files.read_map` reads.
+
+    ``placement-json`` also says what it is of: candidate, ranks, load, simulated time, version.
+
+    Raises:
+        UnknownNameError: Another format.
+        ConfigError: Ranks hold unequally many slots.
+    """
+    if layout not in FORMATS:
+        raise UnknownNameError("export format", layout, FORMATS)
+    if layout != "placement-json":
+        return map_text([winner.placement] * winner.num_layers, layout)
+    kept = ("candidate", "cluster", "num_tokens_per_device", "routing", "seed", "layer_time_us", "layer_time_low_us",
+            "layer_time_high_us", "evidence", "calibration", "engine", "version", "profile_hash")
+    return json.dumps({
+        "physical_to_logical_map": [slot_map(winner.placement)] * winner.num_layers,
+        "num_ranks": winner.placement.num_ranks, "num_experts": winner.placement.num_experts,
+        "nearest_within": winner.placement.nearest_within, **{name: winner.row[name] for name in kept}})
+
+
+def launch_lines(winner: Winner, layout: str, map_file: str, model: str = "$MODEL") -> list[str]:
+    """A shell command that starts the engine as simulated, under comments on what differs.
+
+    Args:
+        winner: What was simulated.
+        layout: ``sglang`` or ``vllm``.
+        map_file: Where its map is.
+        model: Checkpoint to serve.
+
+    Raises:
+        ConfigError: A layout that vLLM does not have.
+    """
+    notes = [f"# {winner.candidate.label} on {winner.cluster.name}",
+             f"# simulated: {winner.row['layer_time_us']:,.0f} us a MoE layer at "
+             f"{winner.row['num_tokens_per_device']:,} tokens per device, load {winner.row['routing']}"]
+    flags = _sglang(winner, map_file) if layout == "sglang" else _vllm(winner)
+    model = model if model.startswith("$") else shlex.quote(model)
+    words = [f"python3 -m sglang.launch_server --model-path {model}" if layout == "sglang" else f"vllm serve {model}"]
+    for flag in (*flags, *_format(winner.candidate)):
+        (notes if flag.startswith("#") else words).append(flag)
+    return [*notes, " \\\n  ".join(words)]
+
+
+def _format(candidate: Candidate) -> Iterator[str]:
+    name = candidate.layer.precision.name
+    if name in ("fp8", "fp8_tensor"):
+        yield f"# {name}: of a checkpoint quantised so; for one in bf16 add --quantization fp8"
+    elif name not in ("bf16", "fp16"):
+        yield f"# {name}: needs a checkpoint quantised so"
+
+
+def _sglang(winner: Winner, map_file: str) -> Iterator[str]:
+    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.file.num_nodes
+    spread, schedule = candidate.parallelism, candidate.schedule
+    exchange = schedule.dispatch or winner.cluster.file.dispatch
+    yield f"--tp-size {devices}"
+    if devices > 1:
+        yield f"--dp-size {devices} --enable-dp-attention --moe-dense-tp-size 1"
+    if spread.ep > 1:
+        yield f"--ep-size {spread.ep}"
+    if nodes > 1:
+        yield f"--nnodes {nodes} --node-rank {_NODE} --dist-init-addr {_HEAD}:5000"
+    if devices > 1 and exchange in _SGLANG_DEEPEP and spread.tp == 1:
+        yield f"--moe-a2a-backend deepep --deepep-mode {_SGLANG_DEEPEP[exchange]}"
+    elif devices > 1 and exchange != "all_gather":
+        yield (f"# exchange {exchange} at tp{spread.tp} has no backend here: the command gathers instead (simulate it "
+               "by dispatch all_gather)")
+    if candidate.num_replicas:
+        yield f"--ep-num-redundant-experts {candidate.num_replicas}"
+    if _moved(candidate):
+        how = "static" if PlacementSpec.parse(candidate.placement).nearest else "dynamic"
+        yield f"--init-expert-location {shlex.quote(map_file)} --ep-dispatch-algorithm {how}"
+    if schedule.num_micro_batches == 2:
+        yield "--enable-two-batch-overlap"
+    elif schedule.num_micro_batches > 2:
+        yield f"# {schedule.num_micro_batches} micro-batches: two are as many as overlap here; none without a flag"
+
+
+def _vllm(winner: Winner) -> Iterator[str]:
+    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.file.num_nodes
+    spread, schedule = candidate.parallelism, candidate.schedule
+    if spread.ep > 1 and spread.tp > 1:
+        raise ConfigError(f"export: expected experts that are whole or cut over all {devices} devices, which is what "
+                          f"vLLM has, got ep{spread.ep}tp{spread.tp}: use --format sglang")
+    yield "--tensor-parallel-size 1"
+    if devices > 1:
+        yield f"--data-parallel-size {devices}"
+    if nodes > 1:
+        local = winner.cluster.devices_per_domain
+        yield (f"--data-parallel-size-local {local} --data-parallel-start-rank $(({_NODE} * {local})) "
+               f"--data-parallel-address {_HEAD} --data-parallel-rpc-port 13345")
+        yield "# on every node but the first add --headless"
+    exchange = schedule.dispatch or winner.cluster.file.dispatch
+    if spread.ep > 1:
+        yield "--enable-expert-parallel"
+        if exchange in _VLLM_BACKENDS:
+            yield f"--all2all-backend {_VLLM_BACKENDS[exchange]}"
+        else:
+            yield (f"# exchange {exchange} has no backend here: the command gathers instead (simulate it by dispatch "
+                   "all_gather)")
+    if _moved(candidate):
+        config = json.dumps({"num_redundant_experts": candidate.num_replicas})
+        yield f"--enable-eplb --eplb-config {shlex.quote(config)}"
+        yield "# the map is not loaded at the start: EPLB plans one like it from the loads it records"
+    deepep = exchange.startswith("deepep")
+    if schedule.num_micro_batches == 2 and spread.ep > 1 and deepep:
+        yield "--enable-dbo"
+    elif schedule.num_micro_batches > 1:
+        yield f"# {schedule.num_micro_batches} micro-batches: only two overlap here, and only with DeepEP"
+
+
+def _moved(candidate: Candidate) -> bool:
+    """Whether experts are elsewhere than in expert order."""
+    return candidate.parallelism.ep > 1 and (candidate.num_replicas > 0 or candidate.placement != "contiguous")
+
+
+__all__ = ["FORMATS", "Winner", "launch_lines", "winner_of", "winner_text"]

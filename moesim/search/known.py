@@ -1,0 +1,69 @@
+"""Warm start: published models that are points of a space."""
+
+from dataclasses import replace
+from typing import Any
+
+from moesim.errors import ConfigError
+from moesim.model import Gate
+from moesim.presets import load_preset, preset_names
+from moesim.search.choices import parse_parallelism
+from moesim.search.space import GROUPS, Space
+from moesim.topology import Cluster
+
+
+def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
+    """Points, or parts of points, that are published models: for ``enqueue`` of `moesim.search.run_study`.
+
+    A model is one if its width of a token, its experts (routed, shared, their width), its top-k and its gate are
+    choices of the space; how its gate scores (softmax or sigmoid) moves no token and is the space's. Of the layouts the
+    first that uses the cluster's devices is named; what else a point needs is left to the search.
+
+    Args:
+        space: Whose points.
+        cluster: Where they run.
+    """
+    points = []
+    layouts = [text for text in space.parallelism if _uses(text, cluster)]
+    for name in preset_names():
+        layer = load_preset(name).layer
+        gate, capacity = _gate_choices(space, layer.gate), layer.capacity_factor or 0.0
+        sizes = layer.hidden_size, layer.num_shared_experts, layer.gated
+        if sizes != (space.hidden_size, space.num_shared_experts, True) or gate is None or not layouts:
+            continue
+        if capacity not in space.capacity_factor:
+            continue
+        point = {"num_experts": layer.num_experts, "top_k": layer.top_k,
+                 "expert_intermediate_size": layer.expert_intermediate_size, "parallelism": layouts[0], **gate}
+        if "capacity_factor" in space.choices():
+            point["capacity_factor"] = capacity
+        try:
+            space.check_point(point)
+        except ConfigError:  # not a choice: the model is not a point of this space
+            continue
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def _uses(text: str, cluster: Cluster) -> bool:
+    try:
+        return parse_parallelism(text, cluster.num_devices).num_devices == cluster.num_devices
+    except ConfigError:  # tp that does not divide them
+        return False
+
+
+def _gate_choices(space: Space, gate: Gate) -> dict[str, Any] | None:
+    """Choices that make a gate but for its score; None where none do."""
+    for text in space.gate:
+        base, *options = text.split("+")
+        grouped = ":" not in base and base in ("group_limited", "two_level")
+        groups = dict(zip(GROUPS, (gate.num_expert_groups, gate.num_limited_groups), strict=True)) if grouped else {}
+        if any(value not in getattr(space, name) for name, value in groups.items()):
+            continue
+        written = "+".join([":".join([base, *map(str, groups.values())]), *options])
+        if replace(Gate.parse(written), score=gate.score) == gate:
+            return {"gate": text, **groups}
+    return None
+
+
+__all__ = ["known_points"]
