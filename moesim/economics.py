@@ -2,8 +2,9 @@
 
 Power of a device is its rated power times an idle share plus, for compute, memory and scale-up links, a share each
 times their mean utilisation; the shares sum to 1, so that a device with everything busy draws what it is rated at.
-NICs come on top. The same shares, and those of its price, say what a device with other numbers would draw and cost:
-twice the memory bandwidth makes the memory's share of power and of price twice as large.
+NICs come on top; every device of a mixed cluster counts at the mean utilisation. The same shares, and those of its
+price, say what a device with other numbers would draw and cost: twice the memory bandwidth makes the memory's share of
+power and of price twice as large.
 
 Rated power comes from the device profile; the rest from ``hw_profiles/economics/default.toml`` or a file of the
 user's. Every number there is an assumption with its source; results say so by ``cost_model`` beside them.
