@@ -99,12 +99,12 @@ def hardware(cluster: Cluster) -> Iterator[tuple[str, Callable[[float], Cluster]
         if key != "nic_gb_per_s" or cluster.nic_bytes_per_s:
             yield f"2x {key}", lambda f, key=key: cluster.with_(**{key: f"{f:.6f}x"}), cluster.with_(**{key: "2x"})
     yield HBM, None, cluster.with_(hbm_gb_per_s="2x", hbm_gib="2x")
-    nodes, per_node = cluster.file.num_nodes, cluster.devices_per_domain
-    if nodes > 1:
+    if (nodes := cluster.file.num_nodes) > 1:
+        per_node = cluster.devices_per_domain
         yield "2x devices per NVLink domain", None, cluster.with_(num_nodes=nodes // 2, devices_per_node=2 * per_node)
         yield "one NVLink domain", None, cluster.with_(num_nodes=1, devices_per_node=nodes * per_node)
     else:
-        yield "2x devices, all in one domain", None, cluster.with_(devices_per_node=2 * per_node)
+        yield "2x devices, all in one domain", None, cluster.with_(devices_per_node=2 * cluster.devices_per_domain)
 
 
 def designs(base: Candidate, devices: int) -> Iterator[tuple[str, Candidate]]:

@@ -45,8 +45,8 @@ def test_more_tokens_count():
 def test_elasticities_of_all_that_is_used_sum_to_about_one_where_latency_does_not_count():
     work = Workload(num_tokens_per_device=8192)
     total = 0.0
-    for keys in (("hbm_gb_per_s",), ("bf16_tflops",), ("nvlink_gb_per_s",)):
-        below, above = (outcome(CANDIDATE, CLUSTER.with_(**{k: f for k in keys}), work) for f in ("0.95x", "1.05x"))
+    for key in ("hbm_gb_per_s", "bf16_tflops", "nvlink_gb_per_s"):
+        below, above = (outcome(CANDIDATE, CLUSTER.with_(**{key: f}), work) for f in ("0.95x", "1.05x"))
         total += elasticity(below, above, 1.05 / 0.95).mid
     assert 0.8 < total < 1.05
 
