@@ -26,7 +26,8 @@ def priced(hgx, found):
         result = found.best.result
         c = result.candidate
         result = replace(result, candidate=replace(c, schedule=replace(c.schedule, dispatch=exchange)),
-                         phase_time_s=seconds, layer_time_s=sum(seconds.values()))
+                         phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
+                         layer_time_s=sum(seconds.values()), tokens_per_s=4096 / sum(seconds.values()))
         return Priced.of(result, hgx, per_second)
 
     return make
@@ -74,9 +75,11 @@ def test_the_same_seed_says_the_same(hgx, found):
 
 
 def test_helps_are_sorted_and_matter(found):
-    factors = [h.factor for h in found.helps]
+    factors = [h.factor.mid for h in found.helps]
     assert factors == sorted(factors, reverse=True)
     assert all(f > 1.01 for f in factors)
+    assert all(h.factor.low <= h.factor.mid <= h.factor.high for h in found.helps)
+    assert "memory of twice the bandwidth" in {h.change for h in found.helps}
 
 
 @pytest.mark.parametrize(("slow", "fast", "apart"), [

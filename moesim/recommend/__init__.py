@@ -222,10 +222,10 @@ def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[
 
 
 def _simulated(task: _Task, candidate: Candidate) -> Result | None:
-    """By the flow engine; None where a strategy finds no placement or it does not fit."""
+    """By the flow engine; None where a local search fills a device beyond its memory."""
     try:
         return simulate(candidate, task.cluster, task.workload)
-    except MoesimError:
+    except CapacityError:
         return None
 
 

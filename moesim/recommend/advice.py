@@ -7,17 +7,21 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import MemoryNeed, memory_need
+from moesim.elasticity import Outcome, gain
 from moesim.hfconfig import Model
 from moesim.model import Precision
 from moesim.recommend.recommendation import Help
 from moesim.result import Result
 from moesim.simulate import simulate
 from moesim.topology import Cluster
+from moesim.trust import intervals_of
 from moesim.units import GIB
 
 #: key of `Cluster.with_` -> in words
 _LARGER = {"scale_up_gb_per_s": "links of twice the bandwidth", "scale_out_gb_per_s": "NICs of twice the bandwidth",
            "hbm_gb_per_s": "memory of twice the bandwidth", "bf16_tflops": "twice the FLOP/s"}
+#: tokens of all devices up to which twice the batch is tried: more take seconds
+_MOST_TOKENS = 1 << 20
 #: devices up to which a larger cluster is looked for
 _MOST_DEVICES = 4096
 
@@ -33,11 +37,12 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
     """
     found = []
     candidate = best.candidate
+    before = Outcome(result=best, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
 
     def tried(change: str, where: Cluster, work: Workload) -> None:
         result = simulate(candidate, where, work, engine=engine, must_fit=False)
-        factor = result.tokens_per_s_per_device / best.tokens_per_s_per_device
-        if factor > 1.01:
+        factor = gain(before, Outcome(result=result, cluster=where, intervals=intervals_of(candidate, where)[0]))
+        if factor.mid > 1.01:
             found.append(Help(change=change, factor=factor))
 
     if cluster.profile.execution != "serial":
@@ -49,10 +54,10 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
                 tried(words, cluster.with_(**{key: "2x"}), workload)
     if workload.routing != "uniform" and not workload.routing.startswith("trace:"):
         tried("experts chosen equally often", cluster, replace(workload, routing="uniform"))
-    if 2 * workload.num_tokens_per_device * cluster.num_devices <= 1 << 22:
-        twice = 2 * workload.num_tokens_per_device
+    twice = 2 * workload.num_tokens_per_device
+    if twice * cluster.num_devices <= _MOST_TOKENS:
         tried(f"batches of {twice:,} tokens per device", cluster, replace(workload, num_tokens_per_device=twice))
-    return sorted(found, key=lambda h: -h.factor)
+    return sorted(found, key=lambda h: -h.factor.mid)
 
 
 def room_for_kv(best: Result, candidate: Candidate) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moesim.candidate import Candidate, Workload
+from moesim.elasticity import Span
 from moesim.hfconfig import Model
 from moesim.result import Result
 from moesim.topology import Cluster
@@ -86,11 +87,11 @@ class Help:
 
     Attributes:
         change: In words.
-        factor: Layer tokens/s over those of the recommended design.
+        factor: Layer tokens/s over those of the recommended design, with the interval of that ratio.
     """
 
     change: str
-    factor: float
+    factor: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,12 +51,17 @@ def lines_of(found: Recommendation) -> Iterator[str]:
     yield from (line(subject, text) for subject, text in zip(
         ("limited by", ""), _limits(found), strict=False))
     for i, h in enumerate(found.helps[:_LINES_OF_HELP]):
-        yield line("" if i else "would help", f"{h.change}: {100 * (h.factor - 1):+.0f} % layer tokens/s")
+        yield line("" if i else "would help", f"{h.change}: {_percent(h.factor.mid)} % layer tokens/s "
+                                                   f"({_percent(h.factor.low)} to {_percent(h.factor.high)})")
     yield line("power, price", _economics(best))
     yield from (line("" if i else "ties", text) for i, text in enumerate(_ties(found)))
     yield line("looked at", f"{found.num_screened:,} designs by their bound, {found.num_fitting:,} fit in memory, "
                             f"{len(found.choices)} simulated")
     yield from (line("" if i else "assumed", note) for i, note in enumerate(_notes(found)))
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.0f}"
 
 
 def _precision(found: Recommendation) -> str:

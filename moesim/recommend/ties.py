@@ -1,19 +1,18 @@
-"""Which of two simulated designs is faster, as far as it can be told.
+"""Which of two simulated designs is better, as far as it can be told.
 
 A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert time, the factor on
-expert kernels cannot turn that around. So the difference is judged phase by phase, at the worst factors inside the
-phases' intervals (P10 and P90 of the calibration's residuals): one factor for both where format, split (for experts) or
-exchange (for dispatch and combine) are the same, one each where they differ. That factors are shared exactly is an
-assumption; on top of it differences below `FLOOR` are ties: what transfers simulated per device, instead of per pair,
-were off at worst (see `moesim.trust.granularity_of`).
+expert kernels cannot turn that around. So it is the interval of their ratio that decides (`moesim.elasticity.gain`),
+not the overlap of two intervals that are off together. On top of it differences below `FLOOR` are ties: what transfers
+simulated per device, instead of per pair, were off at worst (`moesim.trust.granularity_of`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moesim.elasticity import Outcome, gain
 from moesim.result import Result
 from moesim.topology import Cluster
-from moesim.trust import ASSUMED_INTERVAL, intervals_of
+from moesim.trust import intervals_of
 
 #: relative differences that are no difference: of ``device`` and of ``device_loose`` granularity
 FLOOR, LOOSE_FLOOR = 0.06, 0.14
@@ -24,48 +23,31 @@ class Priced:
     """A simulated design, with what a second of it costs in the objective's unit.
 
     Attributes:
-        result: Simulated.
+        outcome: Simulated.
         per_second: 1 to compare times; watts or dollars to compare energy or cost.
-        intervals: Interval of each phase.
-        kernels: Phase -> what decides its kernel; the same for all designs where a phase is not named.
     """
 
-    result: Result
+    outcome: Outcome
     per_second: float
-    intervals: dict[str, tuple[float, float]]
-    kernels: dict[str, object]
 
     @classmethod
     def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "Priced":
         """A result on its cluster."""
-        candidate = result.candidate
-        layer, spread = candidate.layer, candidate.parallelism
-        exchange = candidate.schedule.dispatch or cluster.file.dispatch
-        return cls(result=result, per_second=per_second, intervals=intervals_of(candidate, cluster)[0],
-                   kernels={"experts": (layer.precision, spread.ep > 1), "shared": layer.precision,
-                            "dispatch": exchange, "combine": exchange})
+        intervals, _ = intervals_of(result.candidate, cluster)
+        return cls(outcome=Outcome(result=result, cluster=cluster, intervals=intervals), per_second=per_second)
 
     @property
     def cost(self) -> float:
         """What the layer takes, in the objective's unit."""
-        return self.result.layer_time_s * self.per_second
+        return self.outcome.result.layer_time_s * self.per_second
 
 
 def told_apart(slow: Priced, fast: Priced) -> bool:
     """Whether the first costs more than the second whatever the phases are off by, and by more than the floor."""
-    loose = "device_loose" in (slow.result.granularity, fast.result.granularity)
+    loose = "device_loose" in (slow.outcome.result.granularity, fast.outcome.result.granularity)
     if slow.cost <= fast.cost * (1.0 + (LOOSE_FLOOR if loose else FLOOR)):
         return False
-    least = 0.0
-    for phase in {*slow.result.phase_time_s, *fast.result.phase_time_s}:
-        more = slow.result.phase_time_s.get(phase, 0.0) * slow.per_second
-        less = fast.result.phase_time_s.get(phase, 0.0) * fast.per_second
-        low, high = slow.intervals.get(phase, ASSUMED_INTERVAL)
-        if slow.kernels.get(phase) == fast.kernels.get(phase):
-            least += (low if more > less else high) * (more - less)
-        else:
-            least += low * more - fast.intervals.get(phase, ASSUMED_INTERVAL)[1] * less
-    return least > 0.0
+    return gain(slow.outcome, fast.outcome).low * slow.per_second > fast.per_second
 
 
 def groups(designs: Sequence[Priced]) -> list[int]:
