@@ -42,3 +42,49 @@ def gain_bars(rows: Sequence[Mapping[str, Any]]):
     figure.update_layout(title="What a change is worth", template="plotly_white", barmode="overlay",
                          height=200 + 480 * down, legend={"orientation": "h", "y": 1.06, "x": 0.6})
     return figure
+
+
+def fronts(parts: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]):
+    """Loss against throughput: every trial that fits, and fronts with the intervals of both.
+
+    Args:
+        parts: Name -> (trials, Pareto front), rows as in trials.csv; those of a front with a ``group``, whose members
+            intervals do not tell apart.
+
+    Returns:
+        plotly Figure.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    # many trials: drawn on the graphics card, without intervals
+    for number, (name, (trials, _)) in enumerate(parts.items()):
+        figure.add_trace(go.Scattergl(
+            x=[t["layer_tokens_per_s_per_device"] for t in trials], y=[t["loss"] for t in trials], mode="markers",
+            name=f"{name}: trials that fit" if len(parts) > 1 else "trials that fit", hoverinfo="skip",
+            marker={"size": 4, "opacity": 0.3, "color": _COLORS[number] if len(parts) > 1 else "#9aa3ad"}))
+    for number, (name, (_, front)) in enumerate(parts.items()):
+        tokens = [t["layer_tokens_per_s_per_device"] for t in front]
+        slower, faster = ([t["layer_time_us"] / t[f"layer_time_{end}_us"] for t in front] for end in ("high", "low"))
+        colors: Any = _COLORS[number]
+        if len(parts) == 1:
+            colors = [_COLORS[t["group"] % len(_COLORS)] for t in front]
+        figure.add_trace(go.Scatter(
+            x=tokens, y=[t["loss"] for t in front], mode="markers",
+            name=f"{name}: front" if len(parts) > 1 else "front",
+            marker={"size": 9, "color": colors, "line": {"width": 1, "color": "white"}},
+            error_x={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": "rgba(60,60,60,0.35)",
+                     "array": [x * (f - 1) for x, f in zip(tokens, faster, strict=True)],
+                     "arrayminus": [x * (1 - f) for x, f in zip(tokens, slower, strict=True)]},
+            error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": "rgba(60,60,60,0.35)",
+                     "array": [t["loss_high"] - t["loss"] for t in front],
+                     "arrayminus": [t["loss"] - t["loss_low"] for t in front]},
+            text=[f"{t['candidate']}<br>{t['cluster']}<br>group {t['group']}" for t in front],
+            hovertemplate="%{text}<br>%{x:,.0f} tokens/s/device, loss %{y:.4f}<extra></extra>"))
+    figure.update_xaxes(title="tokens per second and device, one MoE layer", type="log", exponentformat="none",
+                        dtick="D2")
+    figure.update_yaxes(title="loss, nats (estimate with its interval)")
+    title = next(iter(parts)) if len(parts) == 1 else " against ".join(parts)
+    figure.update_layout(title=f"{title}: Pareto front, coloured by what intervals tell apart" if len(parts) == 1
+                         else title, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12})
+    return figure
