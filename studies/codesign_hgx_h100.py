@@ -71,7 +71,8 @@ def main(
         "layer_time_high_us": "high", "layer_tokens_per_s_per_device": "tokens/s/device", "peak_memory_gib": "GiB",
         "bottleneck": "bottleneck"})
 
-    checks = check_all(winners, [SPACE.decode(point, cluster)[0] for point in measured], cluster, workload, installed_sources(), say)
+    checks = check_all(winners, [SPACE.decode(point, cluster)[0] for point in measured], cluster, workload,
+                       installed_sources(), say)
     write_check(out / "check.csv", checks)
     print_check(checks)
     say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv")

@@ -110,7 +110,7 @@ class Cluster:
                 table, field = _LINKS[key]
                 now = (values[table] or {}).get(field)
                 if now:
-                    rate = changed_number(key, now["value"], value)
+                    rate = changed_number(f"cluster.with_: {key}", now["value"], value)
                     growth[field] = growth.get(field, 1.0) * rate / now["value"]
                     value = rate
                 written: object = {"value": value, "kind": "assumed", "source": _WHAT_IF}
