@@ -20,8 +20,9 @@ from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
 from moesim.hardware import load_profile
+from moesim.hfconfig import load_model
 from moesim.model import Gate, Precision
-from moesim.presets import load_preset, preset_names
+from moesim.presets import preset_names
 from moesim.schedule import DISPATCHES, Schedule
 from moesim.topology import load_cluster
 from moesim.units import GIB, US
@@ -117,7 +118,7 @@ def profiles(
 
 @app.command()
 def simulate(
-    preset: Annotated[str, typer.Option(help="Published model whose layer is simulated.")] = "qwen3-235b-a22b",
+    preset: Annotated[str, typer.Option(help="Published model, or path of a config.json.")] = "qwen3-235b-a22b",
     cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")] = "hgx-h100-8",
     tokens: Annotated[int, typer.Option(help="Tokens per device.")] = 1024,
     routing: Annotated[str, typer.Option(help="Such as uniform, zipf:0.8, olmoe-c4, w2, trace:FILE.")] = "uniform",
@@ -162,7 +163,7 @@ def simulate(
     from moesim.simulate import exchange_of
     from moesim.simulate import simulate as run
 
-    model = load_preset(preset, Precision.named(precision))
+    model = load_model(preset).with_precision(Precision.named(precision))
     changes = {
         "num_experts": num_experts,
         "top_k": top_k,

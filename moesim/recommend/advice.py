@@ -41,6 +41,8 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
 
     def tried(change: str, where: Cluster, work: Workload) -> None:
         result = simulate(candidate, where, work, engine=engine, must_fit=False)
+        if result.memory_over_bytes is not None and result.memory_over_bytes > 0:
+            return
         factor = gain(before, Outcome(result=result, cluster=where, intervals=intervals_of(candidate, where)[0]))
         if factor.mid > 1.01:
             found.append(Help(change=change, factor=factor))

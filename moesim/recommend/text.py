@@ -13,6 +13,9 @@ _RESOURCES = {"egress": "links out", "ingress": "links in", "link": "links", "ni
 #: limiting stages of an exchange
 _STAGES = {"near": "the links within a node", "far": "the network between nodes", "start": "its start"}
 _LINES_OF_HELP = 4
+#: objective -> what there is less of, and its column
+_COSTS = {"throughput": ("time", "layer_time_us"), "energy": ("energy", "moe_layers_joules_per_token"),
+          "cost": ("money", "moe_layers_usd_per_million_tokens")}
 
 
 def lines_of(found: Recommendation) -> Iterator[str]:
@@ -96,7 +99,7 @@ def _limits(found: Recommendation) -> Iterator[str]:
     busiest = sorted(((share, kind) for kind, share in result.utilisation.items()), reverse=True)
     yield (", ".join(f"{name} {100 * share:.0f} %" for share, name in shares[:3] if share > 0.005)
            + " of the critical path; busiest: " + ", ".join(f"{_RESOURCES.get(kind, kind)} {100 * share:.0f} %"
-                                                            for share, kind in busiest[:2]))
+                                                            for share, kind in busiest[:2] if share > 0.005))
     if found.exchange:
         yield "; ".join(f"{row['direction']} {row['copies_per_token']:.2f} copies a token, limited by "
                         f"{_STAGES.get(str(row['limited_by']), row['limited_by'])}" for row in found.exchange)
@@ -113,13 +116,17 @@ def _economics(best: Choice) -> str:
 
 def _ties(found: Recommendation) -> Iterator[str]:
     first, best = found.choices[0], found.best
+    if len(found.choices) == 1:
+        yield "none: there is no other design"
+        return
     if len(found.tied) == 1:
         yield "none: every other design is slower for certain, as far as its kernels' residuals say"
         return
     yield f"{len(found.tied)} designs cannot be told apart by their intervals; this is the simplest of them"
     if first is not best:
-        less = 1.0 - first.result.layer_time_s / best.result.layer_time_s
-        yield f"first by {found.objective}: {first.candidate.label} ({100 * less:.1f} % less time)"
+        what, column = _COSTS[found.objective]
+        less = 1.0 - first.row()[column] / best.row()[column]
+        yield f"first by {found.objective}: {first.candidate.label} ({100 * less:.1f} % less {what})"
 
 
 def _notes(found: Recommendation) -> Iterator[str]:

@@ -6,10 +6,11 @@ from moesim.candidate import Workload
 from moesim.economics import load_economics
 from moesim.errors import ConfigError
 from moesim.search.evaluate import Problem
+from moesim.search.known import known_points
 from moesim.search.objectives import Constraint
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
-from moesim.search.study import Study
+from moesim.search.study import Study, digest_of
 from moesim.search.trial import from_record
 from moesim.search.watch import Front, counts_of
 from moesim.topology import load_cluster
@@ -35,12 +36,14 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
     if cluster.digest != settings["cluster"]["digest"]:
         raise ConfigError(f"cluster {cluster.name}: expected the files that the study began with (hash "
                           f"{settings['cluster']['digest']}), got others here ({cluster.digest})")
-    if settings["enqueued"]:
+    space = Space(**settings["space"])
+    known = known_points(space, cluster) if settings["enqueued"] else []
+    if settings["enqueued"] != digest_of(known):
         raise ConfigError("storage: expected a study that a study file began, got one with points of a script's own; "
                           "run that script here instead")
     options = {key: settings[key] for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")}
-    return ((Space(**settings["space"]), cluster, Workload(**settings["workload"])),
-            options | {"economics": settings["economics"]["name"]})
+    return ((space, cluster, Workload(**settings["workload"])),
+            options | {"enqueue": known, "economics": settings["economics"]["name"]})
 
 
 def load_study(where: str) -> Study:

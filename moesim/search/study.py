@@ -216,10 +216,15 @@ def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen:
         "law": problem.law.digest,
         "screen": screen,
         "economics": {"name": economics, "digest": problem.economics.digest},
-        "enqueued": hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12] if points else "",
+        "enqueued": digest_of(points),
         "calibration": calibration_digests(problem.cluster),
         "version": VERSION,
     }
+
+
+def digest_of(points: list[dict[str, Any]]) -> str:
+    """Hash of points that a study tries first; empty for none."""
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12] if points else ""
 
 
 def _sampler(name: str, storage: str | Path, fresh: bool, num_trials: int, space: Space) -> str:

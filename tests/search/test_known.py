@@ -7,7 +7,9 @@ import pytest
 
 from moesim import load_cluster, load_preset
 from moesim.cli import main
-from moesim.search import Space
+from moesim.errors import ConfigError
+from moesim.search import Space, run_study
+from moesim.search.join import joined_options
 from moesim.search.known import known_points
 
 DEEPSEEK = {"dense_part": "deepseek-v3", "train_tokens": 1e12, "hidden_size": 7168, "num_experts": [128, 256],
@@ -43,6 +45,23 @@ def test_a_known_point_decodes_to_its_model(gate):
     {"gate": ["group_limited"], "num_expert_groups": [4], "num_limited_groups": [2]}])
 def test_what_is_not_exactly_a_model_is_none(changed):
     assert known_points(Space(**DEEPSEEK | changed), load_cluster("h100-rail-8x8")) == []
+
+
+def test_a_study_with_known_points_is_joined(study, make_space, hgx, tmp_path):
+    """Whoever joins works the same points out; those of a script are its own."""
+    space = make_space(expert_intermediate_size=[768], num_experts=[64, 128])
+    known = known_points(space, hgx)
+    assert len(known) == 1
+    url = f"sqlite:///{tmp_path}/known.db"
+    study(url, space=space, num_trials=2, enqueue=known)
+    args, options = joined_options(url)
+    assert options["enqueue"] == known
+    trials = run_study(*args, **options, num_trials=4, storage=url, member=1).trials
+    assert len(trials) == 4
+    url = f"sqlite:///{tmp_path}/other.db"
+    study(url, space=space, num_trials=1, enqueue=[{"top_k": 2}])
+    with pytest.raises(ConfigError, match="got one with points of a script's own"):
+        joined_options(url)
 
 
 def test_warm_start_tries_them_first(monkeypatch, tmp_path):
