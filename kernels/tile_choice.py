@@ -145,19 +145,26 @@ def best_tiles(counts_E: np.ndarray, hidden_size: int, width: int, *, profile: P
 
 
 def profile_of(device_name: str) -> Profile | None:
-    """The profile of the GPU a driver calls this: by alias, else the first whose first word the name has; None without.
+    """The profile of the GPU a driver calls this; None without one.
+
+    That is the profile of this name or alias, else the longest whose every word the driver's name has. A profile of an
+    SXM module is not that of a PCIe or NVL card: drivers name these (an SXM H100 is an "H100 80GB HBM3"). Nor is any
+    profile that of a slice of its GPU.
 
     Raises:
         ConfigError: The profile's file is not valid.
     """
     names = index_names("devices")
     lower = device_name.lower()
-    words = lower.replace("-", " ").split()
-    like = [name for name in names if name.split("-")[0] in words]
-    like.sort(key=lambda name: -sum(part in words for part in name.split("-")))
-    found = lower if lower in names else like[0] if like else None
+    words = set(lower.replace("-", " ").split())
+    like = [name for name in names if words.issuperset(name.split("-"))]
+    found = lower if lower in names else max(like, key=len) if like else None
     profile = load_profile(found) if found else None
-    return profile if profile is not None and profile.execution == "waves" else None
+    if profile is None or profile.execution != "waves":
+        return None
+    card = "mig" in words or (profile.name.endswith("-sxm") and words & {"pcie", "nvl"})
+    unsaid = profile.name == "h100-sxm" and not words & {"sxm", "sxm5", "hbm3"}
+    return None if found != lower and (card or unsaid) else profile
 
 
 def tables_folder() -> Path:

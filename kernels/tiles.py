@@ -22,24 +22,35 @@ class Limits:
             operands from shared memory (Hopper, Blackwell data centre) or a wave has 64 lanes (AMD), else 2,048.
             `moesim_kernels.compile_check` holds every default tile to it.
         fp8: The 8-bit format its matrix units multiply, as torch names it; "" without one.
+        most_stages: Stages of the software pipeline at most.
+        whole_line_rows: Rows of 16-bit operands up to which the fused projection takes a whole cache line of each at a
+            step; above, half of one.
+        float32_per_warp: Accumulator elements a warp gets of a float32 GEMM.
     """
 
     shared_bytes: int
     elements_per_warp: int
     fp8: str = "float8_e4m3fn"
+    most_stages: int = 4
+    whole_line_rows: int = 128
+    float32_per_warp: int = 1024
 
 
 #: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum shared memory per
 #: thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS of a compute unit. 8-bit formats: PTX
 #: ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA instructions (CDNA 3 has the fnuz encoding alone).
+#: The rest keeps what Triton 3.6 to 3.9 make of the tiles free of spills and legal. On gfx950, 3.9 pads shared memory,
+#: so four stages no longer fit, and its block ping-pong pass, which takes four stages for a chain of two products,
+#: fails on scaled ones. On sm_120 a persistent kernel gathers rows through registers, which a whole line of 128 rows
+#: overflows. On sm_80 3.9 spills float32 accumulators of 1,024 elements per warp.
 LIMITS = {
-    "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8=""),
+    "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8="", float32_per_warp=512),
     "sm_89": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
     "sm_90": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
     "sm_100": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
-    "sm_120": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
+    "sm_120": Limits(shared_bytes=99 * 1024, elements_per_warp=2048, whole_line_rows=64),
     "gfx942": Limits(shared_bytes=64 * 1024, elements_per_warp=4096, fp8="float8_e4m3fnuz"),
-    "gfx950": Limits(shared_bytes=160 * 1024, elements_per_warp=4096),
+    "gfx950": Limits(shared_bytes=160 * 1024, elements_per_warp=4096, most_stages=3),
 }
 
 
@@ -101,7 +112,7 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
     Returns:
         block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is at most 256 (64 or
         128 for 8-bit operands), less where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache
-        line; stages fill the shared memory, up to 4.
+        line, or half of one (`Limits.whole_line_rows`); stages fill the shared memory, up to `Limits.most_stages`.
 
     Raises:
         ValueError: A width or a size below 1.
@@ -110,19 +121,22 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
         raise ValueError(f"expected tokens_per_expert >= 0 and positive sizes, got {tokens_per_expert}, {num_columns}, "
                          f"{operand_bits}, {num_accumulators}")
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
-    # float32 products run on the vector units and need registers for the operands too, which fewer threads have
-    # more of; float32 results need more addresses than fit beside a full accumulator.
-    most_warps = 4 if operand_bits >= 32 and num_accumulators > 1 else 8
-    # 8-bit products wait beside the accumulator for their scales.
-    most = 1024 if operand_bits >= 32 else 2048 if result_bits >= 32 else 4096
-    elements_per_warp = min(limits.elements_per_warp // (2 if operand_bits <= 8 else 1), most)
+    # float32 products run on the vector units and need registers for the operands too; float32 results need more
+    # addresses than fit beside a full accumulator; 8-bit products wait beside the accumulator for their scales.
+    if operand_bits >= 32:
+        elements_per_warp, most_elements = limits.float32_per_warp, 4096 if num_accumulators > 1 else 8192
+    else:
+        elements_per_warp = min(limits.elements_per_warp // (2 if operand_bits <= 8 else 1),
+                                2048 if result_bits >= 32 else 4096)
+        most_elements = 8 * elements_per_warp
     widest = limits.elements_per_warp // 32 if operand_bits <= 8 else 256
-    widest = min(widest, most_warps * elements_per_warp // block_m) // num_accumulators
+    widest = min(widest, most_elements // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
-    block_k = max(1024 // operand_bits, 16)
+    halved = operand_bits == 16 and num_accumulators > 1 and block_m > limits.whole_line_rows
+    block_k = max((512 if halved else 1024) // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8
     return Tile(
         block_m=block_m, block_n=block_n, block_k=block_k,
-        num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, most_warps),
-        num_stages=min(max(limits.shared_bytes // stage_bytes, 1), 4),
+        num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, 8),
+        num_stages=min(max(limits.shared_bytes // stage_bytes, 1), limits.most_stages),
         group_m=int(min(max(np.ceil(tokens_per_expert / block_m), 1), 8)))

@@ -90,7 +90,18 @@ def test_profiles_are_found_by_what_drivers_call_gpus():
     for name, profile in (("NVIDIA H100 80GB HBM3", "h100-sxm"), ("NVIDIA A100-SXM4-80GB", "a100-sxm"),
                           ("NVIDIA L40S", "l40s"), ("AMD Instinct MI300X", "mi300x")):
         assert profile_of(name).name == profile
-    assert profile_of("Voodoo 2") is None
+    assert profile_of("h100").name == profile_of("NVIDIA H100 SXM5 80GB").name == "h100-sxm"
+    assert profile_of("NVIDIA RTX PRO 6000 Blackwell Server Edition").name == profile_of("rtx-pro-6000").name
+
+
+@pytest.mark.parametrize("name", [
+    "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100", "NVIDIA H100 80GB HBM2e", "NVIDIA H200 NVL",
+    "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H800 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    "NVIDIA GeForce RTX 4090", "Voodoo 2"])
+def test_a_card_or_a_slice_is_not_the_module_of_its_name(name):
+    assert profile_of(name) is None
+    tiles = choose_tiles(name, SHAPE, 4096, LIMITS["sm_90"])
+    assert tiles == choose_tiles("", SHAPE, 4096, LIMITS["sm_90"])
 
 
 def _row(tokens, gemm, block_m=32, **changes):
