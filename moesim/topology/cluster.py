@@ -21,6 +21,8 @@ _LINKS = {"scale_up_gb_per_s": ("scale_up", "link_gb_per_s"), "nvlink_gb_per_s":
           "uplink_gb_per_s": ("scale_up", "uplink_gb_per_s")}
 _TABLES = {"axes": "scale_up", "twisted": "scale_up", "routing": "scale_up", "wrap_multiple_of": "scale_up",
            "devices_per_switch": "scale_up", "oversubscription": "scale_out", "nodes_per_leaf": "scale_out"}
+#: changes that leave every number of the hardware as it was measured
+_SAME_HARDWARE = ("num_nodes", "dispatch")
 _PLAIN = ("num_nodes", "devices_per_node", "profile", "dispatch")
 
 
@@ -132,7 +134,7 @@ class Cluster:
             values["devices_per_node"] = math.prod(axes)
         if "num_nodes" in changes and values["groups"] and len(values["groups"]) == 1:
             values["groups"][0]["num_nodes"] = changes["num_nodes"]
-        if set(changes) - set(DEVICE_KEYS):
+        if set(changes) - set(DEVICE_KEYS) - set(_SAME_HARDWARE):
             values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
         return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"),
