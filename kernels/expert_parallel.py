@@ -32,7 +32,7 @@ from moesim_kernels.layer import (
 )
 from moesim_kernels.layer_checks import check_numbers, check_routing, check_shapes
 from moesim_kernels.plan import make_plan_reference
-from moesim_kernels.weights import LayerWeights, check_layer, shapes
+from moesim_kernels.weights import EXPERTS, LayerWeights, check_layer, shapes
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
@@ -143,7 +143,8 @@ def expert_parallel_layer(x_TH: torch.Tensor, weights: LayerWeights, layer: MoEL
 
 
 def _require_plain(weights: LayerWeights) -> None:
-    if not isinstance(weights.w_gate_up, torch.Tensor):
+    if any(getattr(weights, name) is not None and not isinstance(getattr(weights, name), torch.Tensor)
+           for name in EXPERTS):
         raise ConfigError("weights: expected bfloat16, float16 or float32 for a layer over ranks, got block-scaled "
                           "8-bit floats")
 

@@ -81,11 +81,20 @@ def search(up: list[Tile], down: Callable[[int], list[Tile]], default: tuple[Til
 
 
 def _seconds(seconds: Timer, up: Tile, down: Tile) -> float:
-    """Infinite where the compiler or the driver refuses a tile."""
+    """Infinite where the compiler or the driver refuses a tile.
+
+    Raises:
+        RuntimeError: Anything else.
+    """
     try:
         return seconds(up, down)
     except (triton.compiler.errors.CompilationError, triton.runtime.errors.OutOfResources,
             triton.runtime.errors.PTXASError):
+        return float("inf")
+    except RuntimeError as error:
+        # What MLIR's passes refuse has no class of its own.
+        if "PassManager::run failed" not in str(error):
+            raise
         return float("inf")
 
 

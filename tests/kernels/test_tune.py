@@ -53,6 +53,17 @@ def test_the_default_wins_ties_and_refused_tiles_lose():
 
     assert _search(refuse) == (*default, 1.0, 1.0)
 
+    def fail(up, down):
+        if (up, down) != default:
+            raise RuntimeError(told)
+        return 1.0
+
+    told = "PassManager::run failed"
+    assert _search(fail) == (*default, 1.0, 1.0)
+    told = "device lost"
+    with pytest.raises(RuntimeError, match="device lost"):
+        _search(fail)
+
 
 def test_candidates_compute_the_layer(device):
     layer = MoELayer(hidden_size=64, expert_intermediate_size=48, num_experts=5, top_k=2)

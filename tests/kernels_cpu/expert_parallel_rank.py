@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from moesim_kernels.expert_grad import experts_reference, gate_weights
 from moesim_kernels.expert_parallel import PHASES, contiguous_placement, expert_parallel_layer, local_weights
+from moesim_kernels.fp8 import quantise_blocks_reference
 from moesim_kernels.layer import LayerWeights, gate_tokens_reference, moe_layer, shared_experts_reference
 from moesim_kernels.plan import make_plan_reference
 from moesim_kernels.ranks import rank_group
@@ -98,7 +99,9 @@ def refused(rank, ranks):
              "nan": lambda: expert_parallel_layer(x * torch.nan, weights, layer),
              "whole": lambda: expert_parallel_layer(x, LayerWeights.random(layer, 0), layer),
              "backend": lambda: expert_parallel_layer(x, weights, layer, backend="cuda"),
-             "scaled": lambda: expert_parallel_layer(x, replace(weights, w_gate_up=object()), layer),
+             "scaled": lambda: expert_parallel_layer(x, replace(
+                 weights, w_gate_up=quantise_blocks_reference(weights.w_gate_up),
+                 w_down=quantise_blocks_reference(weights.w_down)), layer),
              "near": lambda: expert_parallel_layer(x, weights, layer, placement=near),
              "ranks": lambda: expert_parallel_layer(x, weights, layer, placement=contiguous_placement(6, ranks + 1)),
              "empty": lambda: expert_parallel_layer(x, weights, layer, placement=Placement(

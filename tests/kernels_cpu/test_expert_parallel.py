@@ -1,12 +1,18 @@
 """The expert-parallel layer is the layer: between real processes over gloo, with uneven, empty and missing tokens."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim_kernels.expert_parallel import contiguous_placement
+from moesim_kernels.expert_parallel import contiguous_placement, local_weights
+from moesim_kernels.fp8 import quantise_blocks_reference
 from moesim_kernels.ranks import run_ranks
+from moesim_kernels.weights import LayerWeights
+
+from moesim.errors import ConfigError
+from moesim.model import MoELayer
 
 RANK = [sys.executable, str(Path(__file__).with_name("expert_parallel_rank.py"))]
 CASES = {
@@ -105,6 +111,18 @@ def test_what_does_not_fit_is_refused_on_every_rank(three):
         assert told["near"] == "ConfigError: placement: expected replicas that take turns, got nearest replicas"
         assert told["ranks"] == "ConfigError: placement: expected 6 experts on 3 ranks, got 6 on 4"
         assert told["empty"] == "ConfigError: placement: expected an expert on each of 3 ranks, got [6, 0, 0]"
+
+
+@pytest.mark.parametrize("names", [("w_gate_up", "w_down"), ("w_gate_up",), ("w_down",), ("shared_down",)])
+def test_block_scaled_weights_are_refused_before_they_are_shared_out(names):
+    layer = MoELayer(hidden_size=32, expert_intermediate_size=16, num_experts=6, top_k=2, num_shared_experts=1)
+    weights = LayerWeights.random(layer, 0)
+    scaled = replace(weights, **{name: quantise_blocks_reference(getattr(weights, name).reshape(
+        -1, *getattr(weights, name).shape[-2:])) for name in names})
+    with pytest.raises(ConfigError) as refused:
+        local_weights(scaled, contiguous_placement(6, 2), 0)
+    assert str(refused.value) == ("weights: expected bfloat16, float16 or float32 for a layer over ranks, got "
+                                  "block-scaled 8-bit floats")
 
 
 def test_contiguous_placement_is_as_even_as_can_be():
