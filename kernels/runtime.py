@@ -170,4 +170,8 @@ def _gpu_limits(index: int) -> Limits:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
     fp8 = "float8_e4m3fn" if name.startswith("sm_") and int(name[3:]) >= 89 else ""
-    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8)
+    # Of everything else the most careful that any GPU here needs.
+    careful = {"most_stages": min(limits.most_stages for limits in LIMITS.values()),
+               "whole_line_rows": min(limits.whole_line_rows for limits in LIMITS.values()),
+               "float32_per_warp": min(limits.float32_per_warp for limits in LIMITS.values())}
+    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8, **careful)

@@ -10,7 +10,7 @@ from moesim.errors import MeasurementError, MoesimError
 
 kernels_app = typer.Typer(no_args_is_help=True, help="Compile the Triton kernels, and tune their tiles.")
 _COLUMNS = ("target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills", "ctas_per_sm",
-            "compile_s")
+            "compile_s", "held_to")
 _MOST_TOKENS = 4194304
 
 

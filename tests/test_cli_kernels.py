@@ -13,7 +13,7 @@ from moesim.cli import main
 from moesim.measured import kernel_tools
 
 COLUMNS = ["target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills", "ctas_per_sm",
-           "compile_s"]
+           "compile_s", "held_to"]
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ class Compiler:
         for target in targets:
             yield {"target": target, "kernel": "stream", "dtype": "f32", "tile": "4096", "status": self.status,
                    "registers": 64, "shared_bytes": 0, "spills": 0, "ctas_per_sm": 4, "compile_s": 0.5,
+                   "held_to": "budget",
                    "error": "registers 64, budget 60" if self.status == "over_budget" else ""}
 
 
