@@ -56,14 +56,16 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-columns=min,median,max,rounds --benchmark-sort=name
 
-# A venv beside the usual one whose Triton comes first; everything else is the usual one's.
+# A venv beside the usual one whose Triton comes first; everything else is the usual one's. The interpreter of Triton 3.6
+# needs a numpy before 2.4.
 triton-newest: $(VENV)/.installed-dev
 	$(BIN)/python -m venv $(VENV)-triton
 	$(BIN)/python -c 'import glob; folder = glob.glob("$(abspath $(VENV))/lib/python*/site-packages")[0]; \
 	  finders = "".join(open(p).read() for p in glob.glob(folder + "/__editable__*.pth")); \
 	  own = glob.glob("$(VENV)-triton/lib/python*/site-packages")[0]; \
 	  open(own + "/moesim.pth", "w").write(folder + "\n" + finders + "\n")'
-	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(TRITON)
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(TRITON) \
+	  $(if $(filter 3.6.%,$(TRITON)),'numpy<2.4')
 	$(VENV)-triton/bin/python -m pytest -q -m "not gpu" tests/kernels
 
 clean:
