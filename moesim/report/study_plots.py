@@ -44,47 +44,92 @@ def gain_bars(rows: Sequence[Mapping[str, Any]]):
     return figure
 
 
-def fronts(parts: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]):
+def fronts(parts: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]], *,
+           rate: str = "layer_tokens_per_s_per_device", label: str = "tokens per second and device, one MoE layer",
+           title: str = ""):
     """Loss against throughput: every trial that fits, and fronts with the intervals of both.
 
     Args:
         parts: Name -> (trials, Pareto front), rows as in trials.csv; those of a front with a ``group``, whose members
             intervals do not tell apart.
+        rate: Column of throughput, or of what is in proportion to it.
+        label: Of its axis.
+        title: By default the parts' names.
 
     Returns:
         plotly Figure.
     """
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    # many trials: drawn on the graphics card, without intervals
+    figure, alone = go.Figure(), len(parts) == 1
     for number, (name, (trials, _)) in enumerate(parts.items()):
+        # many trials: drawn on the graphics card, without intervals
         figure.add_trace(go.Scattergl(
-            x=[t["layer_tokens_per_s_per_device"] for t in trials], y=[t["loss"] for t in trials], mode="markers",
-            name=f"{name}: trials that fit" if len(parts) > 1 else "trials that fit", hoverinfo="skip",
-            marker={"size": 4, "opacity": 0.3, "color": _COLORS[number] if len(parts) > 1 else "#9aa3ad"}))
+            x=[t[rate] for t in trials], y=[t["loss"] for t in trials], mode="markers", hoverinfo="skip",
+            name="trials that fit" if alone else f"{name}: trials that fit",
+            marker={"size": 4, "opacity": 0.3, "color": "#9aa3ad" if alone else _COLORS[number]}))
+    bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": "rgba(60,60,60,0.35)"}
     for number, (name, (_, front)) in enumerate(parts.items()):
-        tokens = [t["layer_tokens_per_s_per_device"] for t in front]
-        slower, faster = ([t["layer_time_us"] / t[f"layer_time_{end}_us"] for t in front] for end in ("high", "low"))
-        colors: Any = _COLORS[number]
-        if len(parts) == 1:
-            colors = [_COLORS[t["group"] % len(_COLORS)] for t in front]
+        ends = [[t["layer_time_us"] / t[f"layer_time_{end}_us"] for t in front] for end in ("high", "low")]
+        low, high = ([t[rate] * f for t, f in zip(front, factors, strict=True)] for factors in ends)
         figure.add_trace(go.Scatter(
-            x=tokens, y=[t["loss"] for t in front], mode="markers",
-            name=f"{name}: front" if len(parts) > 1 else "front",
-            marker={"size": 9, "color": colors, "line": {"width": 1, "color": "white"}},
-            error_x={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": "rgba(60,60,60,0.35)",
-                     "array": [x * (f - 1) for x, f in zip(tokens, faster, strict=True)],
-                     "arrayminus": [x * (1 - f) for x, f in zip(tokens, slower, strict=True)]},
-            error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": "rgba(60,60,60,0.35)",
-                     "array": [t["loss_high"] - t["loss"] for t in front],
-                     "arrayminus": [t["loss"] - t["loss_low"] for t in front]},
+            x=[t[rate] for t in front], y=[t["loss"] for t in front], mode="markers",
+            name="front" if alone else f"{name}: front",
+            marker={"size": 9, "line": {"width": 1, "color": "white"}, "symbol": "circle" if not number else "diamond",
+                    "color": [_COLORS[t["group"] % len(_COLORS)] for t in front] if alone else _COLORS[number]},
+            error_x=bars | {"array": [h - t[rate] for h, t in zip(high, front, strict=True)],
+                            "arrayminus": [t[rate] - x for x, t in zip(low, front, strict=True)]},
+            error_y=bars | {"array": [t["loss_high"] - t["loss"] for t in front],
+                            "arrayminus": [t["loss"] - t["loss_low"] for t in front]},
             text=[f"{t['candidate']}<br>{t['cluster']}<br>group {t['group']}" for t in front],
-            hovertemplate="%{text}<br>%{x:,.0f} tokens/s/device, loss %{y:.4f}<extra></extra>"))
-    figure.update_xaxes(title="tokens per second and device, one MoE layer", type="log", exponentformat="none",
-                        dtick="D2")
+            hovertemplate="%{text}<br>%{x:,.4g}, loss %{y:.4f}<extra></extra>"))
+    figure.update_xaxes(title=label, type="log", exponentformat="none", dtick="D2")
     figure.update_yaxes(title="loss, nats (estimate with its interval)")
-    title = next(iter(parts)) if len(parts) == 1 else " against ".join(parts)
-    figure.update_layout(title=f"{title}: Pareto front, coloured by what intervals tell apart" if len(parts) == 1
-                         else title, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12})
+    shown = title or (f"{next(iter(parts))}: Pareto front, coloured by what intervals tell apart" if alone
+                      else " against ".join(parts))
+    figure.update_layout(title=shown, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12})
+    return figure
+
+
+def lines_by_experts(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]):
+    """Figures over the number of experts: a row of panels per metric, a column per cluster, a colour per gate.
+
+    Args:
+        rows: With ``cluster``, ``scale``, ``gate_kind``, ``num_experts`` and the metrics.
+        metrics: Column -> title.
+
+    Returns:
+        plotly Figure.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    clusters = list(dict.fromkeys(row["cluster"] for row in rows))
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    gates = list(dict.fromkeys(row["gate_kind"] for row in rows))
+    figure = make_subplots(rows=len(metrics), cols=len(clusters), shared_xaxes=True, shared_yaxes=True,
+                           column_titles=clusters, vertical_spacing=0.03, horizontal_spacing=0.02)
+    for across, cluster in enumerate(clusters, start=1):
+        for down, metric in enumerate(metrics, start=1):
+            for gate in gates:
+                for scale in scales:
+                    points = sorted((r for r in rows if (r["cluster"], r["gate_kind"], r["scale"])
+                                     == (cluster, gate, scale)), key=lambda r: r["num_experts"])
+                    name = f"{gate}, x {scale:,}"
+                    figure.add_trace(go.Scatter(
+                        x=[p["num_experts"] for p in points], y=[p[metric] for p in points], mode="lines+markers",
+                        name=name, legendgroup=name, showlegend=across == down == 1, marker={"size": 5},
+                        line={"color": _COLORS[gates.index(gate)],
+                              "dash": ("solid", "dash", "dot")[scales.index(scale) % 3]},
+                        hovertemplate=f"{name}<br>%{{x:,}} experts: %{{y:.3g}}<extra></extra>"), row=down, col=across)
+    figure.update_xaxes(type="log", exponentformat="none", tickvals=[1024, 16384, 262144],
+                        ticktext=["1,024", "16,384", "262,144"])
+    for down, (metric, title) in enumerate(metrics.items(), start=1):
+        logarithmic = metric.endswith(("_gib", "_efficiency"))
+        figure.update_yaxes(type="log" if logarithmic else "linear", exponentformat="none", row=down,
+                            dtick=1 if logarithmic else None)
+        figure.update_yaxes(title=title, row=down, col=1)
+    figure.update_xaxes(title="experts", row=len(metrics))
+    figure.update_layout(title="A thousand to a million experts", template="plotly_white", height=260 * len(metrics),
+                         legend={"orientation": "h", "y": -0.06})
     return figure
