@@ -1,12 +1,15 @@
 """Expert count, placement and gating hierarchy for one HGX H100 node, and what real kernels say about the winners.
 
-Searches loss against layer throughput for a model of hidden size 4096 with 32 MoE layers, trained on 2e12 tokens,
-served with 1,024 tokens and 131,072 tokens of KV cache per device under a power-law load. Then the Pareto winners are
-simulated again chunk by chunk, and checked: against measured Triton kernels (every architecture of this width that
-was measured on an H100 is tried first, so there is always something to compare), on this machine's GPU if it has one,
-and, scaled down, numerically through the Triton interpreter and by the clock on this CPU.
+Searches loss, layer throughput and energy for a model of hidden size 4096 with 32 MoE layers, trained on 2e12 tokens,
+served with 1,024 tokens and 131,072 tokens of KV cache per device under a power-law load. (Price per token follows
+from throughput on one node; its column is there.) The bound engine looks at ``--screen`` points first, the fluid engine
+simulates the best of them and what the sampler makes of these. Winners whose intervals overlap are one group. They are
+simulated again chunk by chunk, and checked: against measured Triton kernels (every architecture of this width that was
+measured on an H100 is tried first, so there is always something to compare), on this machine's GPU if it has one, and,
+scaled down, numerically through the Triton interpreter and by the clock on this CPU.
 
-Writes trials.csv, pareto.csv, winners.csv and check.csv. The same command again continues where it stopped.
+Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and front.html. The same command again continues
+where it stopped.
 """
 
 from pathlib import Path
@@ -14,16 +17,15 @@ from typing import Annotated
 
 import typer
 
-from moesim import Candidate, Cluster, Workload, load_cluster, simulate
+from moesim import Workload, load_cluster
 from moesim.cli import run_script
 from moesim.measured.check import check_all, print_check, write_check
 from moesim.measured.silicon_source import measured_architectures
 from moesim.measured.sources import installed_sources
-from moesim.quality import estimate_loss
-from moesim.report import write_csv
-from moesim.report.terminal import print_table, say
+from moesim.report.terminal import say
 from moesim.search import Space
-from moesim.search.watch import watched_study, write_study
+from moesim.search.findings import show_findings
+from moesim.search.watch import watched_study
 
 OUT = Path(__file__).parent / "out" / "codesign_hgx_h100"
 SPACE = Space(
@@ -39,43 +41,33 @@ WINNERS = 8
 PLAIN = {"gate": "flat", "placement": "contiguous", "num_replicas": 0}
 
 
-def winner_rows(winners: list[Candidate], cluster: Cluster, workload: Workload) -> list[dict[str, object]]:
-    """Simulate the winners with the event engine; loss beside it."""
-    rows = []
-    for rank, winner in enumerate(winners):
-        loss = estimate_loss(winner.layer, SPACE.dense(), train_tokens=SPACE.train_tokens)
-        rows.append({"rank": rank, **simulate(winner, cluster, workload, engine="event").row(), **loss.row()})
-    return rows
-
-
 def main(
     trials: Annotated[int, typer.Option(help="Trials in all, those of earlier runs in --out included.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0,
     out: Annotated[Path, typer.Option(help="Output folder.")] = OUT,
+    screen: Annotated[int, typer.Option(help="Points the bound engine looks at first; 0: none.", min=0)] = 20000,
+    quick: Annotated[bool, typer.Option("--quick", help="40 trials, 500 screened points, no check.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that evaluate trials.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the output folder holds.")] = False,
 ) -> None:
-    """Search, simulate the winners again, check them, write four CSV files."""
+    """Search, simulate the winners again, check them, write tables and a figure."""
+    if quick:
+        trials, screen = min(trials, 40), min(screen, 500)
     cluster = load_cluster("hgx-h100-8")
     workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2", kv_tokens_per_device=131072, seed=seed)
     measured = [point | PLAIN for point in measured_architectures(cluster, workload, SPACE.hidden_size)]
-    study = watched_study(SPACE, cluster, workload, objectives=["loss", "layer_tokens_per_s_per_device"],
-                          num_trials=trials, seed=seed, storage=out, enqueue=measured, num_workers=workers, fresh=fresh)
-    write_study(study, out)
+    study = watched_study(
+        SPACE, cluster, workload, objectives=["loss", "layer_tokens_per_s_per_device", "layer_joules_per_token"],
+        num_trials=trials, screen=screen, seed=seed, storage=out, enqueue=measured, num_workers=workers, fresh=fresh)
+    show_findings(study, out, limit=WINNERS, title="HGX H100")
+    if quick:
+        return
 
-    winners = study.pareto(limit=WINNERS)
-    rows = winner_rows(winners, cluster, workload)
-    write_csv(out / "winners.csv", rows)
-    print_table("Pareto winners, simulated with the event engine", rows, {
-        "candidate": "candidate", "loss": "loss", "layer_time_us": "layer us", "layer_time_low_us": "low",
-        "layer_time_high_us": "high", "layer_tokens_per_s_per_device": "tokens/s/device", "peak_memory_gib": "GiB",
-        "bottleneck": "bottleneck"})
-
-    checks = check_all(winners, [SPACE.decode(point, cluster)[0] for point in measured], cluster, workload,
-                       installed_sources(), say)
+    tried = [SPACE.decode(point, cluster)[0] for point in measured]
+    checks = check_all(study.pareto(limit=WINNERS), tried, cluster, workload, installed_sources(), say)
     write_check(out / "check.csv", checks)
     print_check(checks)
-    say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv")
+    say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv, front.html")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     write_html(folder / "front.html", fronts({title: ([t.row() for t in study.trials if t.feasible], found)}))
     shown = [row | {"interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
                     "loss": f"{row['loss']:.4f}"} for row in rows]
-    print_table(f"{title}: winners, simulated with the event engine; tokens per second and device", shown, _WINNERS)
+    print_table(f"{title}: Pareto winners, simulated with the event engine; tokens per second and device", shown,
+                _WINNERS)
     say_fidelity(study)
     if rows:
         off = [row["event_over_search"] for row in rows]

@@ -21,10 +21,26 @@ def rows(path):
     return [{k: v for k, v in row.items() if not k.startswith("wall_")} for row in csv.DictReader(path.open())]
 
 
+def test_quick_searches_screens_and_confirms(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, "--quick", "--out", str(tmp_path)], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    assert "HGX H100: Pareto winners, simulated with the event engine" in done.stdout
+    assert "rank correlation" in done.stderr
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert {"trials.csv", "pareto.csv", "importance.csv", "winners.csv", "front.html", "plotly.min.js"} <= names
+    winners = rows(tmp_path / "winners.csv")
+    assert all(row["engine"] == "event" and row["layer_joules_per_token"] and row["cost_model"] for row in winners)
+    assert all(abs(float(row["event_over_search"]) - 1) < 0.02 for row in winners)
+    groups = [int(row["group"]) for row in rows(tmp_path / "pareto.csv")]
+    assert groups[0] == 0
+    assert set(groups) == set(range(max(groups) + 1))
+
+
 @pytest.mark.full
 def test_main_job_writes_its_tables_and_survives_a_kill(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, SCRIPT, "--trials", "150", "--seed", "3"]
+    command = [sys.executable, SCRIPT, "--trials", "150", "--seed", "3", "--screen", "2000"]
     done = subprocess.run([*command, "--out", str(whole)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line in ("Pareto winners", "Check: simulated against measured", "interpret ok", "Kendall tau"):
