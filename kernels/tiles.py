@@ -39,7 +39,7 @@ class Limits:
 #: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum shared memory per
 #: thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS of a compute unit. 8-bit formats: PTX
 #: ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA instructions (CDNA 3 has the fnuz encoding alone).
-#: The rest keeps what Triton 3.6 to 3.9 make of the tiles free of spills and legal. On gfx950, 3.9 pads shared memory,
+#: The rest keeps what Triton 3.7 and 3.9 make of the tiles free of spills and legal. On gfx950, 3.9 pads shared memory,
 #: so four stages no longer fit, and its block ping-pong pass, which takes four stages for a chain of two products,
 #: fails on scaled ones. On sm_120 a persistent kernel gathers rows through registers, which a whole line of 128 rows
 #: overflows. On sm_80 3.9 spills float32 accumulators of 1,024 elements per warp.
