@@ -24,9 +24,10 @@ import typer
 
 from moesim import Candidate, Cluster, Parallelism, Precision, Workload, load_cluster, load_preset
 from moesim.cli import run_command
+from moesim.costs.comm.choose import is_at_home
 from moesim.economics import load_economics
 from moesim.elasticity import Outcome, decode_workload, elasticity, gain, loss_step, narrowed, outcome
-from moesim.errors import CapacityError, ConfigError, MoesimError
+from moesim.errors import ConfigError, MoesimError
 from moesim.report import write_csv
 from moesim.report.plots import write_html
 from moesim.report.study_plots import gain_bars
@@ -40,8 +41,7 @@ OUT = Path(__file__).parent / "out" / "what_if_hardware"
 SYSTEMS = (("deepseek-v3", "h100-rail-8x8", 14.8e12), ("qwen3-235b-a22b", "hgx-h100-8", 36e12))
 PREFILL, SKEW = 4096, "zipf:0.8"
 NUMBERS = ("hbm_gb_per_s", "hbm_gib", "num_sms", "bf16_tflops", "l2_mib", "nvlink_gb_per_s", "nic_gb_per_s")
-PLANS = tuple(product(("eplb", "eplb_hierarchical"), ("nccl", "deepep_normal", "deepep_ll"), (1, 2)))
-STEP = 1.1
+EXCHANGES, STEP = ("nccl", "deepep_normal", "deepep_ll"), 1.1
 COLUMNS = ("model", "cluster", "workload", "change", "kind", "rank", "group", "gain", "gain_low", "gain_high",
            "elasticity", "elasticity_low", "elasticity_high", "tokens_per_usd_gain", "tokens_per_joule_gain",
            "usd_per_hour_ratio", "watts_ratio", "loss_change", "loss_change_low", "loss_change_high", "note",
@@ -71,44 +71,43 @@ class System:
             return decode_workload(candidate, cluster, self.context, routing=SKEW, seed=self.seed)
         return Workload(num_tokens_per_device=PREFILL, routing=SKEW, seed=self.seed)
 
-    def run(self, candidate: Candidate, cluster: Cluster, *, plan: bool = False) -> Outcome:
-        """Simulate a design; with the fastest of all plans where asked."""
-        devices = cluster.num_devices
-        spread = replace(candidate, parallelism=Parallelism(ep=devices),
-                         num_replicas=candidate.num_replicas * devices // self.cluster.num_devices)
+    def run(self, candidate: Candidate, cluster: Cluster, *, spare: int = 1, plan: bool = False) -> Outcome:
+        """Simulate a design with spare slots for replicas on each device; with the fastest plan where asked."""
+        experts, devices = candidate.layer.num_experts, cluster.num_devices
+        slots = max(experts // devices + spare, -(-experts // devices))
+        spread = replace(candidate, parallelism=Parallelism(ep=devices), num_replicas=slots * devices - experts)
         work = self.workload(spread, cluster)
         if not (plan or self.replan):
             return outcome(spread, cluster, work)
-        tried = []
-        for placement, dispatch, parts in PLANS:
+        own, tried, reason = self.cluster.file.dispatch, [], None
+        exchanges = [own, *(name for name in EXCHANGES if name != own and is_at_home(cluster, name))]
+        for placement, dispatch, parts in product(("eplb", "eplb_hierarchical"), exchanges, (1, 2)):
+            schedule = Schedule(dispatch=dispatch, num_micro_batches=parts)
             try:
-                tried.append(outcome(replace(spread, placement=placement, schedule=Schedule(
-                    dispatch=dispatch, num_micro_batches=parts)), cluster, work))
-            except CapacityError:
-                raise
-            except MoesimError:
-                continue  # a plan this cluster or number of tokens does not have
+                tried.append(outcome(replace(spread, placement=placement, schedule=schedule), cluster, work))
+            except MoesimError as error:  # a plan this cluster or number of tokens does not have
+                reason = error
         if not tried:
-            raise ConfigError(f"{candidate.label}: expected a plan for {cluster.name}, got none")
+            raise ConfigError(f"{candidate.label}: expected a plan for {cluster.name}, got none: {reason}")
         return max(tried, key=lambda o: o.result.tokens_per_s)
 
 
-def hardware(cluster: Cluster) -> Iterator[tuple[str, Callable[[float], Cluster] | None, Cluster]]:
-    """Name, the cluster with a number times a factor (None where there is only twice), the cluster with twice."""
+def hardware(cluster: Cluster) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, what makes the cluster with twice of it, and the key that may take any factor; empty where none may."""
     for key in NUMBERS:
         if key != "nic_gb_per_s" or cluster.nic_bytes_per_s:
-            yield f"2x {key}", lambda f, key=key: cluster.with_(**{key: f"{f:.6f}x"}), cluster.with_(**{key: "2x"})
-    yield HBM, None, cluster.with_(hbm_gb_per_s="2x", hbm_gib="2x")
-    if (nodes := cluster.file.num_nodes) > 1:
-        per_node = cluster.devices_per_domain
-        yield "2x devices per NVLink domain", None, cluster.with_(num_nodes=nodes // 2, devices_per_node=2 * per_node)
-        yield "one NVLink domain", None, cluster.with_(num_nodes=1, devices_per_node=nodes * per_node)
+            yield f"2x {key}", {key: "2x"}, key
+    yield HBM, {"hbm_gb_per_s": "2x", "hbm_gib": "2x"}, ""
+    nodes, per_node = cluster.file.num_nodes, cluster.devices_per_domain
+    if nodes > 1:
+        yield "2x devices per NVLink domain", {"num_nodes": nodes // 2, "devices_per_node": 2 * per_node}, ""
+        yield "one NVLink domain", {"num_nodes": 1, "devices_per_node": nodes * per_node}, ""
     else:
-        yield "2x devices, all in one domain", None, cluster.with_(devices_per_node=2 * cluster.devices_per_domain)
+        yield "2x devices, all in one domain", {"devices_per_node": 2 * per_node}, ""
 
 
-def designs(base: Candidate, devices: int) -> Iterator[tuple[str, Candidate]]:
-    """Designs with something twice as large, or in another format."""
+def designs(base: Candidate) -> Iterator[tuple[str, Candidate, int]]:
+    """Designs with something twice as large, or in another format; and how many slots a device has to spare."""
     layer, half = base.layer, base.layer.expert_intermediate_size // 2
     twice = {"2x experts": {"num_experts": 2 * layer.num_experts},
              "2x top-k, half width": {"top_k": 2 * layer.top_k, "expert_intermediate_size": half},
@@ -116,9 +115,8 @@ def designs(base: Candidate, devices: int) -> Iterator[tuple[str, Candidate]]:
                                                   "expert_intermediate_size": half},
              "bf16": {"precision": Precision.named("bf16")}, "int4 weights": {"precision": Precision.named("int4")}}
     for name, fields in twice.items():
-        yield name, replace(base, layer=replace(layer, **fields))
-    for per_device in (0, 2):
-        yield f"{per_device} replicas per device", replace(base, num_replicas=per_device * devices)
+        yield name, replace(base, layer=replace(layer, **fields)), 1
+    yield from ((f"{spare} replicas per device", base, spare) for spare in (0, 2))
 
 
 def row_of(base: Outcome, after: Outcome, train_tokens: float, economics: str) -> dict[str, Any]:
@@ -135,8 +133,9 @@ def row_of(base: Outcome, after: Outcome, train_tokens: float, economics: str) -
         return None if was[name] is None or now[name] is None else (now[name] / was[name]) ** power
 
     old, new = base.result.candidate, after.result.candidate
-    step = loss_step(old.layer, new.layer, old.dense_part, train_tokens) if old.layer != new.layer else None
-    row = after.result.row() | (step.row("loss_change") if step else {}) | gain(base, after).row("gain")
+    row = after.result.row() | gain(base, after).row("gain")
+    if old.layer != new.layer:
+        row |= loss_step(old.layer, new.layer, old.dense_part, train_tokens).row("loss_change")
     row |= {"tokens_per_usd_gain": ratio("layer_usd_per_million_tokens", -1),
             "tokens_per_joule_gain": ratio("layer_joules_per_token", -1),
             "usd_per_hour_ratio": ratio("usd_per_hour"), "cost_model": now["cost_model"],
@@ -157,17 +156,17 @@ def changes(system: System, base: Outcome, train_tokens: float, economics: str) 
             return {"change": name, "kind": kind, "note": str(error), "evidence": "simulated", "calibration": "none",
                     "engine": "flow", "version": VERSION}
 
-    for name, scaled, twice in hardware(cluster):
-        def both(scaled=scaled, twice=twice) -> dict[str, Any]:
-            found = row_of(base, system.run(candidate, twice), train_tokens, economics)
-            if scaled is not None:
-                ends = (system.run(candidate, scaled(f)) for f in (1 / STEP, STEP))
+    for name, twice, key in hardware(cluster):
+        def both(twice=twice, key=key) -> dict[str, Any]:
+            found = row_of(base, system.run(candidate, cluster.with_(**twice)), train_tokens, economics)
+            if key:
+                ends = (system.run(candidate, cluster.with_(**{key: f"{f:.6f}x"})) for f in (1 / STEP, STEP))
                 found |= elasticity(*ends, STEP**2).row("elasticity")
             return found
         yield row(name, "hardware", both)
-    for name, design in designs(candidate, cluster.num_devices):
-        yield row(name, "design", lambda design=design: row_of(base, system.run(design, cluster), train_tokens,
-                                                                economics))
+    for name, design, spare in designs(candidate):
+        yield row(name, "design", lambda design=design, spare=spare: row_of(
+            base, system.run(design, cluster, spare=spare), train_tokens, economics))
     larger = replace(candidate.layer, num_experts=2 * candidate.layer.num_experts)
     narrow = narrowed(candidate.layer, larger, candidate.dense_part, train_tokens)
 
@@ -224,14 +223,12 @@ def main(
     table: list[dict[str, Any]] = []
     for name, where, budget in systems:
         preset, machine = load_preset(name, Precision.named(precision)), load_cluster(where)
-        start = Candidate(layer=preset.layer, dense_part=preset.dense_part, num_replicas=machine.num_devices,
-                          placement="eplb")
+        start = Candidate(layer=preset.layer, dense_part=preset.dense_part, placement="eplb")
         for kind, length in (("decode", context), ("prefill", 0)):
             if quick and kind == "prefill":
                 break
             system = System(cluster=machine, context=length, seed=seed, replan=replan)
-            base = system.run(start, machine, plan=True)
-            rows = ranked(list(changes(system, base, budget, economics)))
+            rows = ranked(list(changes(system, base := system.run(start, machine, plan=True), budget, economics)))
             plan, tokens = base.result.candidate, base.result.workload.num_tokens_per_device
             print_table(f"{name} {precision} on {where}, {kind}, {tokens} tokens per device, {plan.placement}+"
                         f"{plan.num_replicas} {plan.schedule}: {base.result.tokens_per_s_per_device:,.0f} "
