@@ -149,7 +149,8 @@ def test_a_cluster_varied_in_code(hgx):
     ({"nic_gb_per_s": 50.0}, r"cluster.with_: nic_gb_per_s: expected a cluster with \[scale_out\], got hgx-h100-8"),
     ({"axes": 4}, "cluster.with_: axes: expected a list of integers, got 4"),
     ({"axes": [2.5, 4]}, r"cluster.with_: axes: expected a list of integers, got \[2.5, 4\]"),
-    ({"scale_up_gb_per_s": -1.0}, "cluster.with_: scale_up_gb_per_s: expected a number > 0 or a factor such as .2x., got -1.0"),
+    ({"scale_up_gb_per_s": -1.0},
+     "cluster.with_: scale_up_gb_per_s: expected a number > 0 or a factor such as .2x., got -1.0"),
     ({"num_nodes": 2}, r"cluster.with_: scale_out: expected a \[scale_out\] table that joins the nodes, got nothing"),
 ])
 def test_refused_variations(hgx, changes, message):
