@@ -45,14 +45,14 @@ def main(
     trials: Annotated[int, typer.Option(help="Trials in all, those of earlier runs in --out included.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0,
     out: Annotated[Path, typer.Option(help="Output folder.")] = OUT,
-    screen: Annotated[int, typer.Option(help="Points the bound engine looks at first; 0: none.", min=0)] = 20000,
+    screen: Annotated[int, typer.Option(help="Points the bound engine looks at first; 0: none.", min=0)] = 10000,
     quick: Annotated[bool, typer.Option("--quick", help="40 trials, 500 screened points, no check.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that evaluate trials.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that evaluate trials.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the output folder holds.")] = False,
 ) -> None:
     """Search, simulate the winners again, check them, write tables and a figure."""
     if quick:
-        trials, screen = min(trials, 40), min(screen, 500)
+        trials, screen, workers = min(trials, 40), min(screen, 500), 1
     cluster = load_cluster("hgx-h100-8")
     workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2", kv_tokens_per_device=131072, seed=seed)
     measured = [point | PLAIN for point in measured_architectures(cluster, workload, SPACE.hidden_size)]

@@ -63,7 +63,8 @@ def against_published(study: Study) -> str:
     best = max(better, key=lambda t: t.evaluation.row["layer_tokens_per_s_per_device"]).evaluation.row
     tied = best["layer_time_high_us"] >= row["layer_time_low_us"]
     return (f"{text}; as good in loss and faster{', but within the intervals' if tied else ''}: {best['candidate']}, "
-            f"loss {best['loss']:.4f}, x {row['layer_time_us'] / best['layer_time_us']:.2f}")
+            f"loss {best['loss']:.4f}{' (extrapolated)' if best['loss_extrapolated'] else ''}, "
+            f"x {row['layer_time_us'] / best['layer_time_us']:.2f}")
 
 
 @app.command()
