@@ -61,7 +61,8 @@ def main():
     import numpy as np
     cluster = load_cluster(sys.argv[1])
     devices = cluster.num_devices
-    space = Space(**{SPACE!r}, num_replicas=[0, devices, 2 * devices])
+    space = Space(**{SPACE!r} | {{"expert_intermediate_size": {{"low": 512, "high": 5120, "step": 512}}}},
+                  num_replicas=[0, devices, 2 * devices])
     problem = Problem(space=space, cluster=cluster, workload=Workload(**{WORK!r}),
                       objectives=["loss", "layer_tokens_per_s_per_device"])
     with evaluator(problem, None, 2) as evaluates:
