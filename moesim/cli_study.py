@@ -1,7 +1,7 @@
 """``moesim study run | status | worker | export``: search a space, look at a search, join one, take its winners out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,33 +31,22 @@ def run(
     warm_start: Annotated[bool, typer.Option(
         "--warm-start", help="Try published models that are points of the space first.")] = False,
 ) -> None:
-    """Search a space described in a TOML file; writes trials.csv, pareto.csv, importance.csv and winners.csv."""
+    """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv, and front.html."""
+    from moesim.search.findings import show_findings
     from moesim.search.known import known_points
+    from moesim.search.storage import writable_folder
     from moesim.search.studyfile import load_study_file
+    from moesim.search.watch import watched_study
 
     described = load_study_file(file, seed)
     known = known_points(described.space, described.cluster) if warm_start else []
-    _run(described.space, described.cluster, described.workload, objectives=described.objectives,
-         constraints=described.constraints, economics=described.economics, num_trials=trials, seed=seed, out=out,
-         storage=storage or out, num_workers=workers, executor=executor, sampler=sampler, screen=screen,
-         confirm=confirm, fresh=fresh, enqueue=known)
-
-
-def _run(*args: Any, out: Path, screen: int, confirm: int, **options: Any) -> None:
-    from moesim.report.tables import write_csv
-    from moesim.report.terminal import say
-    from moesim.search.storage import writable_folder
-    from moesim.search.watch import confirmed_rows, say_fidelity, watched_study, write_study
-
     writable_folder(out)
-    found = watched_study(*args, screen=screen, **options)
-    write_study(found, out)
-    if screen:
-        say_fidelity(found)
-    if confirm:
-        rows = confirmed_rows(found, confirm)
-        write_csv(out / "winners.csv", rows)
-        say(f"{len(rows)} winners simulated again with the event engine -> {out}/winners.csv")
+    found = watched_study(
+        described.space, described.cluster, described.workload, objectives=described.objectives,
+        constraints=described.constraints, economics=described.economics, num_trials=trials, seed=seed,
+        storage=storage or out, num_workers=workers, executor=executor, sampler=sampler, screen=screen, fresh=fresh,
+        enqueue=known)
+    show_findings(found, out, limit=confirm, title=file.stem)
 
 
 @study_app.command()

@@ -5,6 +5,7 @@ files. Files are validated strictly (unknown keys refused); an error names file,
 ``h100.toml: hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'``.
 """
 
+import json
 import os
 import sys
 import tomllib
@@ -192,6 +193,20 @@ def validate(data: object, schema: type[M], where: str) -> M:
         return schema.model_validate(data)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ConfigError: It cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected JSON: {error}") from None
 
 
 def shipped(folder: str, name: str) -> Path:

@@ -23,6 +23,7 @@ from moesim.quality import estimate_loss
 from moesim.quality.gates import together
 from moesim.quality.laws import GRANULARITY_RANGE, granularity_term, joint_loss
 from moesim.quality.layers import layer_deltas
+from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 from moesim.result import Result
 from moesim.simulate import memory_of, simulate, usable_bytes
@@ -30,8 +31,8 @@ from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL, intervals_of
 from moesim.units import GIB
 
-#: share of the fine-grained law's step that is uncertain (assumed, as in `moesim.quality.loss_law`)
-_STEP_SHARES = (0.75, 1.0, 1.25)
+#: of the fine-grained law's step, what it may be
+_STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,12 +84,7 @@ def read_config(path: Path) -> Model:
     Raises:
         ConfigError: Not there, no JSON, no Mixture-of-Experts model, or a key that is missing or of another form.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: expected JSON: {error}") from None
+    data = configfile.read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object with a model's configuration, got {type(data).__name__}")
     inner = data.get("text_config")

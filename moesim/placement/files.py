@@ -102,12 +102,7 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
     Raises:
         ConfigError: Not such a file; or slots that do not divide, or an expert without a slot: file, layer and number.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: expected JSON: {error}") from None
+    data = configfile.read_json(path)
     rows = _rows(path, data, num_ranks)
     experts = num_experts if num_experts is not None else 1 + max(max(row) for row in rows)
     nearest = data.get("nearest_within", 0) if isinstance(data, dict) else 0

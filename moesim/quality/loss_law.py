@@ -32,7 +32,7 @@ BASE_NATS = 0.005
 #: more for each factor of two outside a range (assumed)
 _OUTSIDE_NATS_PER_DOUBLING = 0.005
 #: share of the granularity step that is uncertain (assumed: another law, one expert count)
-_STEP_UNCERTAINTY = 0.25
+STEP_UNCERTAINTY = 0.25
 _PUBLISHED = (*((name, *JOINT_RANGE[name]) for name in VARIABLES[:3]), ("granularity", *GRANULARITY_RANGE))
 
 
@@ -88,7 +88,7 @@ class LossLaw:
         step = granularity_term(active_params, granularity) - granularity_term(active_params, at)
         other = (leverage_loss(e_eff, active_params, train_tokens, granularity)
                  - leverage_loss(e_eff, active_params, train_tokens, at))
-        share = _STEP_UNCERTAINTY * abs(step)
+        share = STEP_UNCERTAINTY * abs(step)
         return (mid - half - below - _most(share, step - other), mid, mid + half + above + _most(share, other - step))
 
     def _disagreement(self, e_eff: Number, active_params: Number, train_tokens: Number) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from moesim.errors import ConfigError, UnreachableError
+from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.search.evaluate import Evaluation, Problem
 
 #: points that travel together: few enough that a lost worker costs little, enough that travel does not
@@ -78,26 +78,39 @@ class Evaluator:
         if self._make is None:
             return lambda: ([evaluate_point(self._problem, point)] for point in points)
         chunks = [points[i : i + CHUNK] for i in range(0, len(points), CHUNK)]
-        waiting = deque((chunk, self._start(chunk)) for chunk in chunks)
+        waiting = deque((chunk, self._start(evaluate_chunk, chunk)) for chunk in chunks)
         return lambda: self._collect(waiting)
 
     def map(self, function: Callable[[Problem, Any], Any], pieces: list[Any]) -> Iterator[Any]:
-        """Apply a function of the problem to pieces of work, in order; an error of any is raised."""
-        if self._make is None:
-            return (function(self._problem, piece) for piece in pieces)
-        if self._executor is None:
-            self._executor = self._make()
-        futures = [self._executor.submit(apply_piece, self._packed, function, piece) for piece in pieces]
-        return (future.result() for future in futures)
+        """Apply a function of the problem to pieces of work, in order.
 
-    def _start(self, chunk: list[dict[str, Any]]) -> tuple[Executor, Future]:
+        Raises:
+            MoesimError: A worker was lost twice with the same piece. The function's own errors are raised as they are.
+        """
+        if self._make is None:
+            yield from (function(self._problem, piece) for piece in pieces)
+            return
+        waiting = deque((piece, self._start(apply_piece, function, piece)) for piece in pieces)
+        while waiting:
+            piece, (executor, future) = waiting.popleft()
+            try:
+                yield future.result()
+            except BrokenExecutor:
+                self._forget(executor)
+                executor, future = self._start(apply_piece, function, piece)
+                try:
+                    yield future.result()
+                except BrokenExecutor as error:
+                    raise MoesimError(f"executor: a worker died twice at the same piece of work: {error}") from None
+
+    def _start(self, function: Callable[..., Any], *work: Any) -> tuple[Executor, Future]:
         for retry in (False, True):
             if self._executor is None:
                 assert self._make is not None
                 self._executor = self._make()
             executor = self._executor
             try:
-                return executor, executor.submit(evaluate_chunk, self._packed, chunk)
+                return executor, executor.submit(function, self._packed, *work)
             except BrokenExecutor:
                 self._forget(executor)
                 if retry:
@@ -121,7 +134,7 @@ class Evaluator:
 
     def _again(self, chunk: list[dict[str, Any]]) -> list[Found]:
         """A lost chunk once more, by itself: in a new pool where the old one broke."""
-        executor, future = self._start(chunk)
+        executor, future = self._start(evaluate_chunk, chunk)
         try:
             return future.result()
         except Exception as error:

@@ -22,15 +22,16 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     Args:
         study: A finished one.
         folder: Where to.
-        limit: Winners to confirm with the event engine.
+        limit: Winners to confirm with the event engine; 0 writes no winners.csv.
         title: Of the figure and the table.
 
     Returns:
         Rows of winners.csv.
     """
     write_study(study, folder)
-    rows = confirmed_rows(study, limit)
-    write_csv(folder / "winners.csv", rows)
+    rows = confirmed_rows(study, limit) if limit else []
+    if limit:
+        write_csv(folder / "winners.csv", rows)
     pareto = study.pareto_trials()
     found = [t.row() | {"group": g} for t, g in zip(pareto, study.groups(pareto), strict=True)]
     write_html(folder / "front.html", fronts({title: ([t.row() for t in study.trials if t.feasible], found)}))

@@ -85,8 +85,10 @@ class Proposer:
         self._known: list[Trial] = []
         self._seen: set[tuple] = set()
         self._next_screened = 0
-        self._choices = {name: sorted(choices) if _ordered(choices) else choices
+        self._ordered = {name for name, choices in space.choices().items() if _are_numbers(choices)}
+        self._choices = {name: sorted(choices) if name in self._ordered else choices
                          for name, choices in space.choices().items()}
+        self._place = {name: {value: i for i, value in enumerate(self._choices[name])} for name in self._ordered}
 
     @property
     def batch_size(self) -> int:
@@ -160,7 +162,7 @@ class Proposer:
         # what only one choice is left of cannot be learned from
         varied = {name: choices for name, choices in self._choices.items() if len(choices) > 1}
         distributions: dict[str, BaseDistribution] = {
-            name: IntDistribution(0, len(choices) - 1) if _ordered(choices) else CategoricalDistribution(choices)
+            name: IntDistribution(0, len(choices) - 1) if name in self._ordered else CategoricalDistribution(choices)
             for name, choices in varied.items()}
         directions = [OBJECTIVES[name] for name in self.objectives]
         study = optuna.create_study(directions=directions, sampler=self._make(seed))
@@ -168,7 +170,7 @@ class Proposer:
             # what does not apply stands at its first choice: samplers learn from points that all have the same names
             at = {name: trial.params.get(name, choices[0]) for name, choices in varied.items()}
             study.add_trial(create_trial(
-                params={name: varied[name].index(value) if _ordered(varied[name]) else value
+                params={name: self._place[name][value] if name in self._ordered else value
                         for name, value in at.items()},
                 distributions=distributions, values=trial.evaluation.values(self.objectives),
                 constraints=trial.evaluation.violations))
@@ -177,7 +179,7 @@ class Proposer:
             if len(points) == count:
                 break
             asked = study.ask(distributions)
-            point = {name: choices[asked.params[name]] if name in varied and _ordered(choices)
+            point = {name: choices[asked.params[name]] if name in varied and name in self._ordered
                      else asked.params.get(name, choices[0]) for name, choices in self._choices.items()}
             new = self._new([point])
             points += new
@@ -193,7 +195,7 @@ class Proposer:
         return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)
 
 
-def _ordered(choices: list) -> bool:
+def _are_numbers(choices: list) -> bool:
     return all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices)
 
 

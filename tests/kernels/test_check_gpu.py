@@ -67,7 +67,8 @@ def test_search_run_and_report(study, tmp_path, capsys):
     assert "layer: not this one" in capsys.readouterr().out
 
 
-@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+@pytest.mark.skipif("__import__('torch').cuda.is_available()",
+                    reason="what machines without a GPU are told")
 def test_without_a_gpu_one_line_and_exit_code_2(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(STUDY), "--out", str(tmp_path)], capture_output=True, text=True,

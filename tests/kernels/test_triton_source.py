@@ -80,7 +80,8 @@ def test_never_another_gpu():
     assert not is_of("NVIDIA L40", measured)
 
 
-@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+@pytest.mark.skipif("__import__('torch').cuda.is_available()",
+                    reason="what machines without a GPU are told")
 def test_without_a_gpu_it_says_so():
     assert triton_mode() == "interpreter"
     assert Triton().unavailable_because() == "no CUDA or ROCm GPU with an active Triton driver"

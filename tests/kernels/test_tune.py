@@ -82,7 +82,7 @@ def test_candidates_compute_the_layer(device):
 
 def test_refuses_without_a_gpu(device):
     if device.type != "cpu":
-        pytest.skip("there is a GPU")
+        pytest.skip("there is a GPU: this is what machines without one are told")
     layer = MoELayer(hidden_size=64, expert_intermediate_size=48, num_experts=5, top_k=2)
     with pytest.raises(RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"):
         next(tune.tune(layer, [16]))

@@ -65,7 +65,8 @@ def three():
     return ran(THREE, 3, refuse=True)
 
 
-@pytest.mark.skipif("__import__('importlib.util').util.find_spec('triton') is None")
+@pytest.mark.skipif("__import__('importlib.util').util.find_spec('triton') is None",
+                    reason="Triton exists for Linux only")
 def test_two_processes_through_the_interpreter():
     answers = ran(INTERPRETED, 2, ["env", "TRITON_INTERPRET=1", *RANK])
     for name in INTERPRETED:

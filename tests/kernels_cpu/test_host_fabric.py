@@ -58,7 +58,8 @@ def test_ranks_that_do_not_finish_are_ended():
     assert children() == []
 
 
-@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+@pytest.mark.skipif("__import__('torch').cuda.is_available()",
+                    reason="what machines without a GPU are told")
 def test_without_gpus_nccl_says_why_in_one_line():
     with pytest.raises(MeasurementError, match=r"^nccl: .+") as caught:
         measure_nccl(2, sizes=(1024,), timeout_s=120.0)

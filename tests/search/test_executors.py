@@ -7,7 +7,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from moesim.errors import ConfigError, UnreachableError
+from moesim import Workload
+from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.search import executors
 from moesim.search.evaluate import Problem
 
@@ -81,6 +82,35 @@ def test_a_pool_whose_worker_dies_is_made_anew(study, rows, whole, tmp_path, mon
     assert len(made) == 2
     with pytest.raises(BrokenProcessPool):
         made[0].submit(os.getpid)
+
+
+def _square(problem, piece):
+    return piece**2
+
+
+class Breaking(Flaky):
+    """Its workers die."""
+
+    def submit(self, function, /, *args):
+        future = super().submit(function, *args)
+        if future.exception():
+            broken = Future()
+            broken.set_exception(BrokenProcessPool("a worker died"))
+            return broken
+        return future
+
+
+@pytest.mark.parametrize(("breaks", "lost"), [({2}, False), ({3, 4}, True)])
+def test_a_piece_of_a_screening_is_run_once_more_too(make_space, hgx, breaks, lost):
+    problem = Problem(space=make_space(), cluster=hgx, workload=Workload(num_tokens_per_device=8), objectives=["loss"])
+    pool = Breaking(breaks)
+    with executors.evaluator(problem, pool, 1) as evaluates:
+        if lost:
+            with pytest.raises(MoesimError, match="a worker died twice at the same piece of work"):
+                list(evaluates.map(_square, [1, 2, 3]))
+        else:
+            assert list(evaluates.map(_square, [1, 2, 3])) == [1, 4, 9]
+            assert pool.calls == 4
 
 
 @pytest.mark.parametrize("address", ["scheduler:8786", "dask://", "tcp://localhost:1"])
