@@ -1,8 +1,10 @@
 """What is asked of the simulator: a candidate design, and the work it is given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from moesim import identity
 from moesim.model import DensePart, MoELayer
 from moesim.precision import require, require_int
 from moesim.routing.distributions import RoutingSpec
@@ -10,6 +12,13 @@ from moesim.schedule import Schedule
 from moesim.widths import short_text
 
 Phase = Literal["prefill", "decode"]
+#: what a label names in any case, or by the text of a schedule
+_NAMED = frozenset(("num_experts", "top_k", "expert_intermediate_size", "precision", "gate", "ep", "tp", "placement",
+                    "num_replicas", "dispatch", "num_comm_sms", "num_micro_batches", "hidden_size", "dense_part"))
+_NAMED_PAIRS = _NAMED | {"schedule_granularity", "send_order", "send_window"}
+#: column -> its word in a label; others are told as ``column=value``
+_WORDS = {"capacity_factor": "cf{}", "overflow": "{}", "padded": "padded", "num_shared_experts": "shared{}",
+          "gated": "ungated", "phase": "{}", "routing": "{}", "seed": "seed{}", "kv_tokens_per_device": "kv{}"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +72,35 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name: experts, top-k, width, format, gate, layout, placement, and a schedule that is not the usual."""
-        layer, spread = self.layer, self.parallelism
+        """Short name, another for each design: its sizes, then whatever is not the usual."""
+        layer, spread, dense = self.layer, self.parallelism, self.dense_part
         place = self.placement + (f"+{self.num_replicas}" if self.num_replicas else "")
         width = short_text(layer.expert_intermediate_size)
-        return (f"E{layer.num_experts} k{layer.top_k} I{width} {layer.precision.name} "
-                f"{layer.gate} ep{spread.ep}tp{spread.tp} {place} {self.schedule}").rstrip()
+        words = [f"E{layer.num_experts} k{layer.top_k} I{width} {layer.precision.name}",
+                 f"{layer.gate} ep{spread.ep}tp{spread.tp} {place}", str(self.schedule)]
+        words += identity.unusual(self, _WORDS, _NAMED_PAIRS if self.schedule.granularity == "pair" else _NAMED)
+        words.append(f"H{layer.hidden_size}")
+        if dense is not None:
+            words.append(f"L{dense.num_layers}#{identity.digest(identity.table(dense), 6)}")
+        return " ".join(word for word in words if word)
+
+    @property
+    def key(self) -> str:
+        """Hash over every field: equal for equal designs, in every process."""
+        return identity.digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as a flat table of plain values: a row of a CSV file, or JSON."""
+        return identity.table(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Candidate":
+        """The design that a table holds, as `to_dict` made it or as text from a file; other columns are passed over.
+
+        Raises:
+            ConfigError: A column is missing or holds something else, or the values do not go together.
+        """
+        return identity.read(cls, row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +137,32 @@ class Workload:
     def kv_tokens(self) -> int:
         """Tokens in each device's KV cache."""
         return self.num_tokens_per_device if self.kv_tokens_per_device is None else self.kv_tokens_per_device
+
+    @property
+    def label(self) -> str:
+        """Short name, another for each workload: tokens per device, then whatever is not the usual."""
+        return " ".join([f"{self.num_tokens_per_device} tokens",
+                         *identity.unusual(self, _WORDS, frozenset(("num_tokens_per_device",)))])
+
+    @property
+    def key(self) -> str:
+        """Hash over every field: equal for equal workloads, in every process."""
+        return identity.digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as a flat table of plain values: a row of a CSV file, or JSON."""
+        return identity.table(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Workload":
+        """The workload that a table holds, as `to_dict` made it or as text from a file.
+
+        Raises:
+            ConfigError: A column is missing or holds something else.
+        """
+        return identity.read(cls, row)
+
+
+#: columns of a design and of a workload, in order
+DESIGN_COLUMNS = tuple(leaf.column for leaf in identity.leaves(Candidate))
+WORKLOAD_COLUMNS = tuple(leaf.column for leaf in identity.leaves(Workload))

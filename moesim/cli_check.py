@@ -9,7 +9,7 @@ from moesim.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from moesim.measured.sources import CheckRow
-    from moesim.measured.winners import Winner
+    from moesim.measured.winners import Case
 
 
 def check(
@@ -40,7 +40,7 @@ def check(
             raise UnknownNameError("source", name, known)
     found = read_winners(winners)
     found = found[:limit] if limit else found
-    checked: list[tuple[Winner, CheckRow]] = []
+    checked: list[tuple[Case, CheckRow]] = []
     for name in names:
         reason = known[name].unavailable_because()
         say(f"check {name}: " + (f"not here ({reason})" if reason else f"{len(found)} candidates"))
@@ -61,7 +61,7 @@ def check(
         _recalibrate(checked, profile_out, even_if_worse)
 
 
-def _recalibrate(checked: "list[tuple[Winner, CheckRow]]", out: Path | None, even_if_worse: bool) -> None:
+def _recalibrate(checked: "list[tuple[Case, CheckRow]]", out: Path | None, even_if_worse: bool) -> None:
     """Fit, tell, and write where it helps or is asked for."""
     from moesim.measured.recalibrate import recalibrate, write_recalibrated
     from moesim.report.terminal import say

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from moesim.errors import ConfigError
 from moesim.precision import require, require_int
+from moesim.units import short_number
 
 GateKind = Literal["flat", "group_limited", "two_level", "product_key"]
 Score = Literal["softmax", "sigmoid"]
@@ -109,7 +110,8 @@ class Gate:
             text: ``flat``; ``group_limited:8:4`` or ``two_level:16:4`` (groups, then groups kept); ``product_key`` or
                 ``product_key:8:256`` (heads, then width of a query); then options, each after a plus sign:
                 ``sigmoid``, ``noisy_top_k:STD``, ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``,
-                ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``.
+                ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``, ``query_heads:N``,
+                ``query_size:N``, ``precision:FORMAT``.
 
         Raises:
             ConfigError: Not of that form.
@@ -138,12 +140,19 @@ class Gate:
 
     def _options(self) -> list[str]:
         """Options as `parse` reads them: those that are not the usual ones."""
-        selection = "noisy_top_k:" + format(self.noise_std, "g") if self.selection == "noisy_top_k" else self.selection
+        selection: str = self.selection
+        if selection == "noisy_top_k":
+            selection += ":" + short_number(self.noise_std)
+        usual = type(self)()
+        product = self.kind == "product_key"  # whose heads and queries stand beside its kind
         named = ((self.score == "sigmoid", "sigmoid"), (self.selection != "top_k", selection),
-                 (self.temperature != 1.0, f"temperature:{self.temperature:g}"),
+                 (self.temperature != 1.0, f"temperature:{short_number(self.temperature)}"),
                  (self.balancing != "none", self.balancing), (self.local_routers, "local"),
                  (self.share_tokens > 1, f"share_tokens:{self.share_tokens}"),
-                 (self.share_layers > 1, f"share_layers:{self.share_layers}"))
+                 (self.share_layers > 1, f"share_layers:{self.share_layers}"),
+                 (self.query_heads != usual.query_heads and not product, f"query_heads:{self.query_heads}"),
+                 (self.query_size != usual.query_size and not product, f"query_size:{self.query_size}"),
+                 (self.precision != usual.precision, f"precision:{self.precision}"))
         return [text for there, text in named if there]
 
     @property
@@ -197,9 +206,10 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "sinkhorn"),
     "aux_loss": ("balancing", "aux_loss"), "bias": ("balancing", "bias"), "local": ("local_routers", True),
 }
-_NUMBERS: dict[str, tuple[str, type]] = {
+_VALUES: dict[str, tuple[str, type]] = {
     "noisy_top_k": ("noise_std", float), "temperature": ("temperature", float), "share_tokens": ("share_tokens", int),
-    "share_layers": ("share_layers", int),
+    "share_layers": ("share_layers", int), "query_heads": ("query_heads", int), "query_size": ("query_size", int),
+    "precision": ("precision", str),
 }
 
 
@@ -215,8 +225,8 @@ def _read_options(options: list[str], text: str) -> dict[str, object]:
         found: dict[str, object] = {}
         if name in _FLAGS and not colon:
             found = dict([_FLAGS[name]])
-        elif name in _NUMBERS:
-            field, kind = _NUMBERS[name]
+        elif name in _VALUES:
+            field, kind = _VALUES[name]
             try:
                 found = {field: kind(number)}
             except ValueError:
@@ -224,7 +234,7 @@ def _read_options(options: list[str], text: str) -> dict[str, object]:
             if name == "noisy_top_k" and found:
                 found["selection"] = "noisy_top_k"
         if not found or found.keys() & fields.keys():
-            raise ConfigError(f"gate: expected options once each of {', '.join([*_FLAGS, *_NUMBERS])} (the last four "
-                              f"with a number after a colon), got {option!r} in {text!r}")
+            raise ConfigError(f"gate: expected options once each of {', '.join([*_FLAGS, *_VALUES])} (the last "
+                              f"{len(_VALUES)} with a value after a colon), got {option!r} in {text!r}")
         fields |= found
     return fields

@@ -7,11 +7,11 @@ selection bias (``topk_method: noaux_tc``) is how a model was trained, and is le
 Nothing is downloaded.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moesim import configfile
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.precision import require

@@ -94,18 +94,25 @@ class Precision:
 
     @classmethod
     def named(cls, name: str) -> "Precision":
-        """A recipe: see `RECIPES`.
+        """A recipe of `RECIPES`, or formats as `name` writes those of no recipe.
 
         Raises:
             ConfigError: Another name.
         """
-        require(name in RECIPES, "precision", f"one of {', '.join(RECIPES)}", name)
-        return RECIPES[name]
+        if "/" not in name:
+            require(name in RECIPES, "precision", f"one of {', '.join(RECIPES)}", name)
+            return RECIPES[name]
+        *formats, block = name.split("/")
+        require(len(formats) == 4 and block.isascii() and block.isdigit(), "precision",
+                "'WEIGHTS/ACTIVATIONS/DISPATCH/COMBINE/SCALE_BLOCK'", name)
+        weights, activations, dispatch, combine = formats
+        return cls(weights=weights, activations=activations, dispatch=dispatch, combine=combine, scale_block=int(block))
 
     @property
     def name(self) -> str:
-        """The recipe's name, or the weights' format where it is none."""
-        return next((name for name, recipe in RECIPES.items() if recipe == self), self.weights)
+        """The recipe's name; where it is none, its formats and block as `named` reads them."""
+        formats = f"{self.weights}/{self.activations}/{self.dispatch}/{self.combine}/{self.scale_block}"
+        return next((name for name, recipe in RECIPES.items() if recipe == self), formats)
 
     @property
     def block_scaled(self) -> bool:

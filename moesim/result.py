@@ -2,23 +2,23 @@
 
 from dataclasses import dataclass
 
-from moesim.candidate import Candidate, Workload
+from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
-from moesim.widths import width_text
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
 RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
-#: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
-RESULT_COLUMNS = (
-    "candidate", "cluster", "hidden_size", "num_experts", "top_k", "expert_intermediate_size", "num_shared_experts",
-    "gated", "capacity_factor", "gate", "precision", "ep", "tp", "placement", "num_replicas", "dispatch",
-    "num_micro_batches", "num_tokens_per_device", "routing", "layer_time_us", "layer_time_low_us", "layer_time_high_us",
-    "layer_tokens_per_s_per_device", *(f"{phase}_us" for phase in PHASES), "bottleneck",
-    *(f"{resource}_utilisation" for resource in RESOURCES), "load_imbalance", "dropped_token_fraction",
-    *COLUMNS, "peak_memory_gib", "tile", "granularity", "evidence", "calibration", "engine", "seed", "version",
-    "profile_hash",
+#: what a row rests on, the last columns of every table
+PROVENANCE_COLUMNS = ("evidence", "calibration", "engine", "seed", "version", "profile_hash")
+#: columns of `Result.row` before these: the design and its work, every field of them, then what was found
+FOUND_COLUMNS = (
+    "candidate", "design", "cluster", *DESIGN_COLUMNS, *(name for name in WORKLOAD_COLUMNS if name != "seed"),
+    "layer_time_us", "layer_time_low_us", "layer_time_high_us", "layer_tokens_per_s_per_device",
+    *(f"{phase}_us" for phase in PHASES), "bottleneck", *(f"{resource}_utilisation" for resource in RESOURCES),
+    "load_imbalance", "dropped_token_fraction", *COLUMNS, "peak_memory_gib", "tile", "granularity",
 )
+#: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
+RESULT_COLUMNS = (*FOUND_COLUMNS, *PROVENANCE_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,46 +82,29 @@ class Result:
 
     def row(self) -> dict[str, object]:
         """One flat row for a CSV file; units in the column names."""
-        layer, spread = self.candidate.layer, self.candidate.parallelism
-        phases = {f"{name}_us": self.phase_time_s.get(name, 0.0) / US for name in PHASES}
-        memory = None if self.peak_memory_bytes is None else self.peak_memory_bytes / GIB
-        return {
+        row = {
             "candidate": self.candidate.label,
+            "design": self.candidate.key,
             "cluster": self.cluster,
-            "hidden_size": layer.hidden_size,
-            "num_experts": layer.num_experts,
-            "top_k": layer.top_k,
-            "expert_intermediate_size": width_text(layer.expert_intermediate_size),
-            "num_shared_experts": layer.num_shared_experts,
-            "gated": layer.gated,
-            "capacity_factor": layer.capacity_factor,
-            "gate": str(layer.gate),
-            "precision": layer.precision.name,
-            "ep": spread.ep,
-            "tp": spread.tp,
-            "placement": self.candidate.placement,
-            "num_replicas": self.candidate.num_replicas,
-            "dispatch": self.candidate.schedule.dispatch,
-            "num_micro_batches": self.candidate.schedule.num_micro_batches,
-            "num_tokens_per_device": self.workload.num_tokens_per_device,
-            "routing": self.workload.routing,
+            **self.candidate.to_dict(),
+            **self.workload.to_dict(),
             "layer_time_us": self.layer_time_s / US,
             "layer_time_low_us": self.layer_time_low_s / US,
             "layer_time_high_us": self.layer_time_high_s / US,
             "layer_tokens_per_s_per_device": self.tokens_per_s_per_device,
-            **phases,
+            **{f"{name}_us": self.phase_time_s.get(name, 0.0) / US for name in PHASES},
             "bottleneck": self.bottleneck,
             **{f"{name}_utilisation": self.utilisation.get(name, 0.0) for name in RESOURCES},
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
             **self.effects.row(),
-            "peak_memory_gib": memory,
+            "peak_memory_gib": None if self.peak_memory_bytes is None else self.peak_memory_bytes / GIB,
             "tile": self.tile,
             "granularity": self.granularity,
             "evidence": self.evidence,
             "calibration": self.calibration,
             "engine": self.engine,
-            "seed": self.workload.seed,
             "version": self.version,
             "profile_hash": self.profile_hash,
         }
+        return {name: row[name] for name in RESULT_COLUMNS}

@@ -9,7 +9,7 @@ Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,16 +64,19 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
     return found
 
 
-def _frames(candidates: Sequence[Candidate]) -> dict[tuple, list[int]]:
+def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
     """Places of the candidates that differ in their width only; experts of several widths are alone."""
-    frames: dict[tuple, list[int]] = {}
-    for i, c in enumerate(candidates):
-        layer = c.layer
-        key = (layer.num_experts, layer.top_k, layer.gate, layer.precision, c.parallelism, c.placement, c.num_replicas,
-               c.schedule, layer.capacity_factor, layer.overflow, layer.padded, layer.gated, layer.num_shared_experts,
-               layer.hidden_size, layer.widths_key, c.dense_part)
-        frames.setdefault(key, []).append(i)
+    frames: dict[Candidate, list[int]] = {}
+    for i, candidate in enumerate(candidates):
+        frames.setdefault(_without_width(candidate), []).append(i)
     return frames
+
+
+def _without_width(candidate: Candidate) -> Candidate:
+    """The design with a width that stands for any: all that share it are one frame."""
+    if candidate.layer.uneven:
+        return candidate
+    return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
 
 
 def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:

@@ -12,3 +12,9 @@ TERA = 1e12
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
+
+
+def short_number(value: float) -> str:
+    """The shortest text that reads back as the same number: ``1.25``, ``1e+20``, ``0.1234567``."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))

@@ -47,6 +47,6 @@ def test_label_tells_candidates_apart():
         Candidate(layer=MoELayer(**layer), placement="eplb"),
         Candidate(layer=MoELayer(**layer), placement="eplb", num_replicas=8),
     ]
-    assert candidates[0].label == "E8 k2 I32 bf16 flat ep1tp1 contiguous"
-    assert candidates[-1].label == "E8 k2 I32 bf16 flat ep1tp1 eplb+8"
+    assert candidates[0].label == "E8 k2 I32 bf16 flat ep1tp1 contiguous H64"
+    assert candidates[-1].label == "E8 k2 I32 bf16 flat ep1tp1 eplb+8 H64"
     assert len({c.label for c in candidates}) == len(candidates)

@@ -25,7 +25,7 @@ LAYERS = (
     ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
     ("what_if",),
-    ("topology", "routing", "placement", "candidate", "schedule", "presets", "hfconfig"),
+    ("topology", "routing", "placement", "candidate", "identity", "schedule", "presets", "hfconfig"),
     ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),
     ("engines",),

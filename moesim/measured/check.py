@@ -45,6 +45,8 @@ CHECK_COLUMNS = (
     "engine",
     "version",
     "profile_hash",
+    "design",
+    "workload",
 )
 
 
@@ -64,7 +66,8 @@ def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cl
             rows = source.check(candidate, cluster, workload)
         except MoesimError as error:
             rows = [CheckRow(status="not_measured", detail=str(error), **about)]
-    return [replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster))
+    return [replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster),
+                    design=candidate.key, workload=workload.label)
             for row in rows]
 
 
@@ -102,9 +105,9 @@ def check_all(
         else:
             say(f"check {name}: {len(chosen)} of {len(winners)} winners")
         rows += [("winner", row) for c in chosen for row in check_candidate(source, c, cluster, workload)]
-    known = {c.label for c in winners}
+    known = {c.key for c in winners}
     if "silicon" in sources:
-        rows += [("measured", row) for c in measured if c.label not in known
+        rows += [("measured", row) for c in measured if c.key not in known
                  for row in check_candidate(sources["silicon"], c, cluster, workload)]
     return rows
 
@@ -123,19 +126,25 @@ def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
 
 
 def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
-    """One verdict for each candidate, of the largest part of it that each source timed.
+    """One verdict for each candidate and work, of the largest part of it that each source timed.
 
     ``refuted`` if any source refutes it, or finds that its kernels compute something else; then ``inconclusive`` if
     any is; ``confirmed`` if all that measured it confirm it; ``not_measured`` if none did.
+
+    Returns:
+        Label of the candidate, with that of its work where rows of several are given -> verdict.
     """
+    every = list(rows)
+    several = len({row.workload for row in every}) > 1
     verdicts: dict[str, dict[str, Verdict]] = {}
-    for row in rows:
-        of_source = verdicts.setdefault(row.candidate, {})
+    for row in every:
+        name = f"{row.candidate}, {row.workload}" if several else row.candidate
+        of_source = verdicts.setdefault(name, {})
         if row.is_time or row.verdict == "refuted":
             of_source.setdefault(row.source, row.verdict)
     order: tuple[Verdict, ...] = ("refuted", "inconclusive", "confirmed")
-    return {candidate: next((verdict for verdict in order if verdict in of_source.values()), "not_measured")
-            for candidate, of_source in verdicts.items()}
+    return {name: next((verdict for verdict in order if verdict in of_source.values()), "not_measured")
+            for name, of_source in verdicts.items()}
 
 
 def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:

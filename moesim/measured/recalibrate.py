@@ -21,7 +21,7 @@ from moesim.hardware import Profile
 from moesim.measured.fitting import few_shot_fit
 from moesim.measured.scores import error_scores
 from moesim.measured.sources import CheckRow
-from moesim.measured.winners import Winner
+from moesim.measured.winners import Case
 from moesim.simulate import simulate
 from moesim.topology import Cluster, ranks_of_host, single_device
 from moesim.units import US
@@ -73,7 +73,7 @@ def scaled(profile: Profile, factors: dict[str, float]) -> Profile:
     return replace(profile, serial=serial, host_fabric=fabric)
 
 
-def recalibrate(checked: Sequence[tuple[Winner, CheckRow]]) -> Recalibration:
+def recalibrate(checked: Sequence[tuple[Case, CheckRow]]) -> Recalibration:
     """Fit factors to half of the candidates and score them on the other half.
 
     Args:
@@ -92,7 +92,7 @@ def recalibrate(checked: Sequence[tuple[Winner, CheckRow]]) -> Recalibration:
     used = [(winner, row) for winner, row in checked if _is_of_profile(winner, row)]
     halves = _halves(used)
     if not all(halves):
-        count = len({_key(winner) for winner, _ in used})
+        count = len({winner.key for winner, _ in used})
         raise ConfigError(f"--recalibrate: expected at least {_FEWEST} candidates that were measured as they are, got "
                           f"{count}")
     fitting, apart = halves
@@ -108,7 +108,7 @@ def recalibrate(checked: Sequence[tuple[Winner, CheckRow]]) -> Recalibration:
                          kept_apart=tuple(dict.fromkeys(w.candidate.label for w, _ in apart)))
 
 
-def _is_of_profile(winner: Winner, row: CheckRow) -> bool:
+def _is_of_profile(winner: Case, row: CheckRow) -> bool:
     """Whether a row's simulated time is that of the winner itself, on its own profile."""
     if row.measured is None or row.simulated is None:
         return False
@@ -117,27 +117,23 @@ def _is_of_profile(winner: Winner, row: CheckRow) -> bool:
     return row.quantity == "layer_time_us" and bool(row.extra.get("as_it_is"))
 
 
-def _key(winner: Winner) -> str:
-    return f"{winner.candidate.label} {winner.workload} {winner.cluster.num_devices}"
-
-
-def _halves(used: Sequence[tuple[Winner, CheckRow]]) -> tuple[list, list]:
+def _halves(used: Sequence[tuple[Case, CheckRow]]) -> tuple[list, list]:
     """By turns, in the order of hashes of what is checked; both empty where there are too few."""
-    keys = sorted({_key(winner) for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest())
+    keys = sorted({winner.key for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(keys) < _FEWEST:
         return [], []
     fitted = set(keys[::2])
-    return ([pair for pair in used if _key(pair[0]) in fitted], [pair for pair in used if _key(pair[0]) not in fitted])
+    return ([pair for pair in used if pair[0].key in fitted], [pair for pair in used if pair[0].key not in fitted])
 
 
-def _factors_in(used: Sequence[tuple[Winner, CheckRow]]) -> tuple[str, ...]:
+def _factors_in(used: Sequence[tuple[Case, CheckRow]]) -> tuple[str, ...]:
     """Those that anything measured depends on."""
     layers = any("port_bytes" not in row.extra for _, row in used)
     exchanges = any("port_bytes" in row.extra or winner.cluster.num_devices > 1 for winner, row in used)
     return (*(GROUPS if layers else ()), *(EXCHANGE if exchanges else ()))
 
 
-def _ratios(used: Sequence[tuple[Winner, CheckRow]], profile: Profile, factors: dict[str, float]) -> Array:
+def _ratios(used: Sequence[tuple[Case, CheckRow]], profile: Profile, factors: dict[str, float]) -> Array:
     """Simulated over measured with these factors: ndarray of shape (rows,)."""
     changed = scaled(profile, factors)
     clusters: dict[int, Cluster] = {}

@@ -52,6 +52,8 @@ class CheckRow:
         engine: Engine or model of the simulated value.
         seed: Seed.
         profile_hash: Hash of what the simulated value rests on.
+        design: Key of the candidate; filled in by `moesim.measured.check.check_candidate`, as the next.
+        workload: Label of the work it was given.
     """
 
     candidate: str
@@ -72,6 +74,8 @@ class CheckRow:
     engine: str = ""
     seed: int = 0
     profile_hash: str = ""
+    design: str = ""
+    workload: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

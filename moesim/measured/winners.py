@@ -1,37 +1,34 @@
 """Winners read back from the tables that studies write: what to simulate and check again.
 
-A row of `Result.row` names everything that its time depends on but the parameters of a custom profile; those come
-from the cluster it names.
+A row of `Result.row` holds every field of its design and work, and the design's key to hold it to. What it does not
+hold is the hardware, which the cluster it names describes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.errors import ConfigError
-from moesim.gate import Gate
-from moesim.model import MoELayer
-from moesim.precision import Precision
-from moesim.schedule import Schedule
 from moesim.topology import Cluster, load_cluster
-from moesim.widths import parse_widths
 
-_INTEGERS = ("hidden_size", "num_experts", "top_k", "num_shared_experts", "ep", "tp", "num_replicas",
-             "num_micro_batches", "num_tokens_per_device", "seed")
-_TEXTS = ("cluster", "gate", "precision", "placement", "routing", "expert_intermediate_size")
-NEEDED = (*_INTEGERS, *_TEXTS, "gated", "capacity_factor", "dispatch")
+NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Winner:
-    """A candidate, where it ran, and what it was given."""
+class Case:
+    """A design, where it ran, and the work it was given: what a check simulates again and measures."""
 
     candidate: Candidate
     cluster: Cluster
     workload: Workload
 
+    @property
+    def key(self) -> str:
+        """Hash over design, work and hardware."""
+        return f"{self.candidate.key} {self.workload.key} {self.cluster.digest}"
 
-def read_winners(path: Path) -> list[Winner]:
+
+def read_winners(path: Path) -> list[Case]:
     """Read a CSV file of simulated candidates, such as a study's winners.csv or pareto.csv.
 
     Raises:
@@ -49,31 +46,29 @@ def read_winners(path: Path) -> list[Winner]:
         raise ConfigError(f"{path.name}: {missing[0]}: expected this column, got {', '.join(map(str, table.columns))}")
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
-    return [_winner(path.name, number, row) for number, row in enumerate(table.to_dict("records"))]
+    return [_case(path.name, number, row) for number, row in enumerate(table.to_dict("records"))]
 
 
-def _winner(where: str, number: int, row: dict[str, str]) -> Winner:
-    def whole(name: str) -> int:
-        try:
-            return int(float(row[name]))
-        except (ValueError, OverflowError):
-            raise ConfigError(f"{where}: {name}, row {number}: expected an integer, got {row[name]!r}") from None
-
+def _case(where: str, number: int, row: dict[str, str]) -> Case:
     try:
-        width = row["expert_intermediate_size"]
-        factor = row["capacity_factor"]
-        layer = MoELayer(
-            hidden_size=whole("hidden_size"), num_experts=whole("num_experts"), top_k=whole("top_k"),
-            expert_intermediate_size=parse_widths(width) if "x" in width else whole("expert_intermediate_size"),
-            num_shared_experts=whole("num_shared_experts"), gated=row["gated"] == "True",
-            capacity_factor=float(factor) if factor else None, gate=Gate.parse(row["gate"]),
-            precision=Precision.named(row["precision"]))
-        schedule = Schedule(dispatch=row["dispatch"] or None, num_micro_batches=whole("num_micro_batches"))
-        candidate = Candidate(layer=layer, parallelism=Parallelism(ep=whole("ep"), tp=whole("tp")),
-                              placement=row["placement"], num_replicas=whole("num_replicas"), schedule=schedule)
-        workload = Workload(num_tokens_per_device=whole("num_tokens_per_device"), routing=row["routing"],
-                            seed=whole("seed"))
-        return Winner(candidate=candidate, cluster=load_cluster(row["cluster"]), workload=workload)
+        row = _as_designed(row)
+        candidate, workload = Candidate.from_dict(row), Workload.from_dict(row)
+        if row["design"] not in ("", candidate.key):
+            raise ConfigError(f"design: expected {candidate.key}, the key of this row's values (or nothing, for a row "
+                              f"written by hand), got {row['design']!r}")
+        return Case(candidate=candidate, cluster=load_cluster(row["cluster"]), workload=workload)
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(where) else f"{where}: row {number}: {text}") from None
+        raise ConfigError(f"{where}: row {number}: {error}") from None
+
+
+def _as_designed(row: dict[str, str]) -> dict[str, str]:
+    """A row of trials.csv or pareto.csv holds the point as it was asked; here is what its words stand for."""
+    found = dict(row)
+    if row["dispatch"] == "cluster":
+        found["dispatch"] = ""
+    if row["capacity_factor"] in ("0", "0.0"):
+        found["capacity_factor"] = ""
+    kind, *options = row["gate"].split("+")
+    if row.get("num_expert_groups") and ":" not in kind:
+        found["gate"] = "+".join([f"{kind}:{row['num_expert_groups']}:{row['num_limited_groups']}", *options])
+    return found

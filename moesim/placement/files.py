@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim import configfile
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.placement.slots import Placement
 

@@ -42,7 +42,7 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
         raise ConfigError("storage: expected a study that a study file began, got one with points of a script's own; "
                           "run that script here instead")
     options = {key: settings[key] for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")}
-    return ((space, cluster, Workload(**settings["workload"])),
+    return ((space, cluster, Workload.from_dict(settings["workload"])),
             options | {"enqueue": known, "economics": settings["economics"]["name"]})
 
 
@@ -57,7 +57,7 @@ def load_study(where: str) -> Study:
         records = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
     space = Space(**settings["space"])
     problem = Problem(space=space, cluster=load_cluster(settings["cluster"]["name"]),
-                      workload=Workload(**settings["workload"]), objectives=settings["objectives"],
+                      workload=Workload.from_dict(settings["workload"]), objectives=settings["objectives"],
                       engine=settings["engine"], law=space.law(),
                       constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
                       economics=load_economics(settings["economics"]["name"]))

@@ -8,18 +8,20 @@ Shape legend: N points, M objectives.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from moesim.candidate import Candidate
 from moesim.errors import MoesimError
+from moesim.model import MoELayer
 from moesim.quality import estimate_loss
 from moesim.screening import bounds_of
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator
 from moesim.search.objectives import costs_of, layer_columns, priced
-from moesim.search.pareto import survivors
+from moesim.search.pareto import spread, survivors
 from moesim.search.space import Space
 from moesim.search.trial import Trial
 from moesim.topology import Cluster
@@ -27,6 +29,8 @@ from moesim.units import GIB, US
 
 #: points of one piece of work
 _CHUNK = 2000
+#: trials that a screening is compared with
+_COMPARED = 1000
 #: what decides routing, then placement, then the rest: the slowest to change first
 _ORDER = ("gate", "num_expert_groups", "num_limited_groups", "num_experts", "top_k", "capacity_factor", "overflow",
           "placement", "num_replicas", "parallelism", "dispatch", "num_micro_batches", "precision")
@@ -60,7 +64,7 @@ def screened_points(problem: Problem, num_points: int, keep: int, seed: int,
     return [problem.space.applicable(points(int(places[i]))) for i in kept]
 
 
-def point_maker(space: Space) -> Any:
+def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
     """Number -> point of a space, every choice named."""
     choices = space.choices()
     rest = [name for name in choices if name not in _ORDER and name != "expert_intermediate_size"]
@@ -119,16 +123,14 @@ def _columns(problem: Problem, cluster: Cluster, candidates: list[Candidate]) ->
     tokens = workload.num_tokens_per_device
     columns = layer_columns(time_s, tokens) | priced(problem.economics, cluster, time_s, tokens * cluster.num_devices,
                                                      {k: np.nan_to_num(v) for k, v in bounds.mean_utilisation.items()})
-    losses: dict[tuple, tuple[float, float]] = {}
+    losses: dict[MoELayer, tuple[float, float]] = {}
     loss = np.empty((len(candidates), 2))
     for i, layer in enumerate(c.layer for c in candidates):
-        key = (layer.num_experts, layer.top_k, layer.expert_intermediate_size, layer.gate, layer.precision,
-               layer.capacity_factor, layer.overflow)
-        if key not in losses:
+        if layer not in losses:
             estimate = estimate_loss(layer, space.dense(), train_tokens=space.train_tokens,
                                      train_flops=space.train_flops, law=problem.law)
-            losses[key] = estimate.loss, estimate.high
-        loss[i] = losses[key]
+            losses[layer] = estimate.loss, estimate.high
+        loss[i] = losses[layer]
     columns |= {"loss": loss[:, 0], "loss_high": loss[:, 1], "peak_memory_gib": bounds.memory_bytes_N / GIB}
     broken = np.maximum(np.nan_to_num(bounds.memory_over_bytes_N / GIB, nan=np.inf), 0.0)
     for constraint in problem.constraints:
@@ -139,7 +141,9 @@ def _columns(problem: Problem, cluster: Cluster, candidates: list[Candidate]) ->
 
 
 def fidelity(problem: Problem, trials: list[Trial]) -> dict[str, float]:
-    """How far the bound was off what the search's engine then said of the trials that are candidates.
+    """How far the bound was off what the search's engine then said of trials that are candidates.
+
+    At most a thousand of them, evenly spread: more would say the same, and take as long as a part of the search.
 
     Returns:
         ``trials``; bound over simulated layer time: ``ratio_p10``, ``ratio_median``, ``ratio_p90``; ``spearman``: rank
@@ -148,10 +152,9 @@ def fidelity(problem: Problem, trials: list[Trial]) -> dict[str, float]:
     from scipy.stats import spearmanr
 
     of_cluster: dict[Cluster, list[tuple[Candidate, float]]] = {}
-    for trial in trials:
-        if not trial.evaluation.reason:
-            candidate, cluster = problem.space.decode(trial.params, problem.cluster)
-            of_cluster.setdefault(cluster, []).append((candidate, trial.evaluation.row["layer_time_us"] * US))
+    for trial in spread([t for t in trials if not t.evaluation.reason], _COMPARED):
+        candidate, cluster = problem.space.decode(trial.params, problem.cluster)
+        of_cluster.setdefault(cluster, []).append((candidate, trial.evaluation.row["layer_time_us"] * US))
     bound: list[float] = []
     simulated: list[float] = []
     for cluster, members in of_cluster.items():

@@ -14,7 +14,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from moesim.candidate import Candidate, Workload
 from moesim.economics import load_economics
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.identity import digest
 from moesim.precision import require_int
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of
 from moesim.search.pareto import front, spread
-from moesim.search.samplers import BATCH, Proposer, sampler_for
+from moesim.search.samplers import Proposer, sampler_for
 from moesim.search.screen import screened_points
 from moesim.search.space import Space
 from moesim.search.storage import is_url, open_study, read_study
@@ -39,9 +40,7 @@ from moesim.topology import Cluster
 from moesim.trust import calibration_digests
 from moesim.version import VERSION
 
-__all__ = ["BATCH", "TRIAL_COLUMNS", "Study", "Trial", "run_study"]
-#: settings that may differ from one run of a study to the next
-_OnTrial = Callable[[Trial], None]
+__all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +66,12 @@ class Study:
         return self.problem.objectives
 
     def pareto_trials(self) -> list[Trial]:
-        """Feasible trials that no other dominates, each candidate once, best first objective first."""
+        """Feasible trials that no other dominates, each design once, best first objective first."""
         distinct: dict[tuple, Trial] = {}
         for trial in self.trials:
             if trial.feasible:
                 row = trial.evaluation.row
-                distinct.setdefault((row["candidate"], row["cluster"]), trial)
+                distinct.setdefault((row["design"], row["cluster"]), trial)
         trials = list(distinct.values())
         values = np.array([self._costs(t) for t in trials]).reshape(len(trials), len(self.objectives))
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
@@ -134,7 +133,7 @@ def run_study(
     num_workers: int = 1,
     executor: str | Executor | None = None,
     fresh: bool = False,
-    on_trial: _OnTrial | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
     member: int = 0,
 ) -> Study:
     """Run a study, or continue it up to ``num_trials``.
@@ -178,9 +177,10 @@ def run_study(
           open_study(storage, directions, settings, fresh=fresh) as study):
         screened = _screened(study, evaluates, problem, screen, num_trials, seed)
         proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
-        loop = _shared if is_url(storage) else _alone
+        found = (_shared(study, evaluates, proposer, num_trials, member) if is_url(storage)
+                 else _alone(study, evaluates, proposer, num_trials))
         trials: list[Trial] = []
-        for trial in loop(study, evaluates, proposer, num_trials, member):
+        for trial in found:
             trials.append(trial)
             if on_trial:
                 on_trial(trial)
@@ -208,7 +208,8 @@ def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen:
     return {
         "space": problem.space.model_dump(),
         "cluster": {"name": problem.cluster.name, "digest": problem.cluster.digest},
-        "workload": asdict(problem.workload),
+        "workload": problem.workload.to_dict(),
+        "columns": digest(dict.fromkeys(TRIAL_COLUMNS), 12),
         "seed": seed,
         "objectives": problem.objectives,
         "constraints": [str(c) for c in problem.constraints],
@@ -252,8 +253,19 @@ def _screened(study: optuna.Study, evaluates: Evaluator, problem: Problem, scree
     return known
 
 
-def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int,
-           member: int) -> Iterator[Trial]:
+def _recorded(study: optuna.Study, proposer: Proposer, points: list[dict[str, Any]],
+              findings: Iterator[list[Found]], first: int = 0) -> Iterator[Trial]:
+    """Trials of points, numbered from ``first``, once they are in the storage: a chunk at a time."""
+    done = 0
+    for chunk in findings:
+        made = [Trial(number=first + done + i, params=points[done + i], evaluation=found, wall_s=wall_s, ended=when)
+                for i, (found, wall_s, when) in enumerate(chunk)]
+        study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
+        done += len(made)
+        yield from made
+
+
+def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int) -> Iterator[Trial]:
     """Trials of a storage that nobody else writes to, recorded ones first; two batches are under way at a time."""
     recorded = deque(from_record(t) for t in study.get_trials(deepcopy=False))
     under_way: deque[tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]] = deque()
@@ -273,12 +285,9 @@ def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_tr
         points, known, findings = under_way.popleft()
         batch = list(known)
         yield from known
-        for chunk in findings():
-            made = [Trial(number=ended + len(batch) + i, params=points[len(batch) + i], evaluation=found, wall_s=wall_s,
-                          ended=when) for i, (found, wall_s, when) in enumerate(chunk)]
-            study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
-            batch += made
-            yield from made
+        for trial in _recorded(study, proposer, points[len(known):], findings(), ended + len(known)):
+            batch.append(trial)
+            yield trial
         ended += len(batch)
         proposer.learn(batch)
 
@@ -300,10 +309,6 @@ def _shared(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_t
         points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[: num_trials - len(seen)]
         if not points:
             return
-        done = 0
-        for chunk in evaluates.submit(points)():
-            made = [Trial(number=0, params=points[done + i], evaluation=found, wall_s=wall_s, ended=when)
-                    for i, (found, wall_s, when) in enumerate(chunk)]
-            study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
-            done += len(made)
+        for _ in _recorded(study, proposer, points, evaluates.submit(points)()):
+            pass  # they come back with their numbers, among those of others
         number += 1

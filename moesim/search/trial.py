@@ -7,7 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from moesim.result import RESULT_COLUMNS
+from moesim.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 from moesim.search.evaluate import MEMORY, Evaluation
 from moesim.search.objectives import PRICED
 from moesim.search.space import GROUPS, Space
@@ -15,8 +15,8 @@ from moesim.search.space import GROUPS, Space
 #: columns of trials.csv, in order: frozen by a test, since people read the files with scripts; those of a space's
 #: hardware follow after these
 TRIAL_COLUMNS = (
-    "number", "state", "parallelism", *RESULT_COLUMNS[:-6], *GROUPS, MEMORY, "broken_constraints", "loss", "loss_low",
-    "loss_high", "loss_extrapolated", "loss_outside", "loss_law", *PRICED, "reason", *RESULT_COLUMNS[-6:], "wall_s",
+    "number", "state", "parallelism", *FOUND_COLUMNS, *GROUPS, MEMORY, "broken_constraints", "loss", "loss_low",
+    "loss_high", "loss_extrapolated", "loss_outside", "loss_law", *PRICED, "reason", *PROVENANCE_COLUMNS, "wall_s",
 )
 
 

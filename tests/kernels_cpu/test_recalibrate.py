@@ -12,7 +12,7 @@ from moesim.errors import ConfigError
 from moesim.hardware import HostFabric, load_profile
 from moesim.measured.recalibrate import Recalibration, recalibrate, recalibrated_text, scaled
 from moesim.measured.sources import CheckRow
-from moesim.measured.winners import Winner
+from moesim.measured.winners import Case
 from moesim.model import MoELayer
 from moesim.profilefile import ProfileFile
 from moesim.report import write_csv
@@ -38,7 +38,7 @@ def checked(profile, truth, noise=0.0, count=12):
         made = single_device if ranks == 1 else lambda p: ranks_of_host(p, 2)
         layer = MoELayer(hidden_size=int(64 * rng.integers(2, 12)), num_experts=int(2 ** rng.integers(2, 7)), top_k=2,
                          expert_intermediate_size=int(64 * rng.integers(1, 12)))
-        winner = Winner(candidate=Candidate(layer=layer, parallelism=Parallelism(ep=ranks)), cluster=made(profile),
+        winner = Case(candidate=Candidate(layer=layer, parallelism=Parallelism(ep=ranks)), cluster=made(profile),
                         workload=Workload(num_tokens_per_device=int(rng.integers(16, 600)), seed=number))
         here = simulate(winner.candidate, winner.cluster, winner.workload).layer_time_s
         there = simulate(winner.candidate, made(scaled(profile, truth)), winner.workload).layer_time_s

@@ -58,6 +58,8 @@ def test_columns_are_frozen():
         "engine",
         "version",
         "profile_hash",
+        "design",
+        "workload",
     )
 
 

@@ -146,3 +146,23 @@ def test_wrong_options(study, tmp_path, options, error, message):
         study(tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
     assert message is None or str(caught.value) == message
+
+
+def test_designs_that_differ_in_one_choice_are_all_on_the_front(study, tmp_path, make_space):
+    """Dropless, capacity 1 and capacity 1.25 trade loss against throughput; their label once left the capacity out."""
+    space = make_space(capacity_factor=[0.0, 1.0, 1.25], num_experts=[64], top_k=[8], expert_intermediate_size=[1024],
+                       gate=["flat"], placement=["contiguous"], num_replicas=[0], precision=["bf16"])
+    workload = Workload(num_tokens_per_device=2048, routing="zipf:0.8")
+    found = study(tmp_path, space=space, num_trials=3, workload=workload)
+    front = found.pareto()
+    assert sorted(c.layer.capacity_factor or 0.0 for c in front) == [0.0, 1.0, 1.25]
+    assert len({c.label for c in front}) == len({c.key for c in front}) == 3
+
+
+def test_what_does_not_decide_the_design_is_no_second_winner(study, tmp_path, make_space):
+    """A point that spells the cluster's own layout in words is the design that names it in numbers."""
+    space = make_space(parallelism=["ep8", "tp1"], num_experts=[64], top_k=[8], expert_intermediate_size=[1024],
+                       gate=["flat"], placement=["contiguous"], num_replicas=[0], precision=["bf16"])
+    found = study(tmp_path, space=space, num_trials=2)
+    assert len(found.trials) == 2
+    assert len(found.pareto()) == 1

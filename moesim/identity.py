@@ -1,0 +1,216 @@
+"""What a design is, field by field: one flat table for files, keys and labels, made from the dataclasses themselves.
+
+Nobody lists fields by hand. A field that is added to a layer, a schedule or a workload is part of every table, key,
+cache and label from then on; one of a type that no codec below can write is refused where the class is defined.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, NamedTuple, TypeVar, get_origin
+
+import numpy as np
+
+from moesim.errors import ConfigError, MoesimError
+from moesim.gate import Gate
+from moesim.model import DensePart
+from moesim.precision import Precision
+from moesim.schedule import Schedule
+from moesim.units import short_number
+from moesim.widths import read_width, width_text
+
+T = TypeVar("T")
+#: names of columns that would say something else in a row of results
+_RENAMED: dict[tuple[type, str], str] = {(Schedule, "granularity"): "schedule_granularity"}
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
+
+
+class Codec(NamedTuple):
+    """How a field's value is written to a table, and read back from a typed value or from text."""
+
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
+class Leaf(NamedTuple):
+    """One field of a design: its column, how it is written, and its default (`MISSING` where it has none)."""
+
+    column: str
+    codec: Codec
+    path: tuple[str, ...]
+    default: Any
+
+
+def _read_int(value: Any) -> int:
+    # a CSV column with empty cells holds 8.0 for 8
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise ValueError("an integer")
+
+
+def _read_float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number") from None
+
+
+def _read_bool(value: Any) -> bool:
+    if str(value) not in ("True", "False"):
+        raise ValueError("True or False")
+    return str(value) == "True"
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value
+
+
+def _read_gate(value: Any) -> Gate:
+    return value if isinstance(value, Gate) else Gate.parse(_read_text(value))
+
+
+def _read_precision(value: Any) -> Precision:
+    return value if isinstance(value, Precision) else Precision.named(_read_text(value))
+
+
+def _read_widths(value: Any) -> int | tuple[int, ...]:
+    return read_width(value) if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()) else _read_int(value)
+
+
+def _write_dense(value: DensePart) -> str:
+    return " ".join(f"{leaf.column}={leaf.codec.write(getattr(value, leaf.column))}" for leaf in leaves(DensePart))
+
+
+def _read_dense(value: Any) -> DensePart:
+    if isinstance(value, DensePart):
+        return value
+    pairs = dict(pair.partition("=")[::2] for pair in _read_text(value).split())
+    known = [leaf.column for leaf in leaves(DensePart)]
+    if sorted(pairs) != sorted(known):
+        raise ValueError(" ".join(f"{name}=..." for name in known))
+    return read(DensePart, pairs)
+
+
+def _optional(codec: Codec) -> Codec:
+    def nothing(value: Any) -> bool:
+        return value is None or value == "" or (isinstance(value, float) and value != value)
+
+    return Codec(lambda value: None if value is None else codec.write(value),
+                 lambda value: None if nothing(value) else codec.read(value))
+
+
+_CODECS: dict[Any, Codec] = {
+    int: Codec(int, _read_int),
+    float: Codec(float, _read_float),
+    bool: Codec(bool, _read_bool),
+    str: Codec(str, _read_text),
+    Gate: Codec(str, _read_gate),
+    Precision: Codec(lambda value: value.name, _read_precision),
+    int | tuple[int, ...]: Codec(width_text, _read_widths),
+    DensePart: Codec(_write_dense, _read_dense),
+}
+_CODECS |= {kind | None: _optional(_CODECS[kind]) for kind in (int, float, str, DensePart)}
+
+_LEAVES: dict[type, tuple[Leaf, ...]] = {}
+
+
+def leaves(kind: type) -> tuple[Leaf, ...]:
+    """Every field of a dataclass in order, those of the dataclasses it is made of in their place.
+
+    Raises:
+        TypeError: A field of a type that cannot be written: give it a codec.
+    """
+    if kind not in _LEAVES:
+        _LEAVES[kind] = tuple(_leaves(kind, ()))
+    return _LEAVES[kind]
+
+
+def _leaves(kind: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
+    for field in fields(kind):
+        annotation: Any = str if get_origin(field.type) is Literal else field.type
+        here = (*path, field.name)
+        if annotation in _CODECS:
+            column = _RENAMED.get((kind, field.name), field.name)
+            yield Leaf(column, _CODECS[annotation], here, _default(field))
+        elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
+            yield from _leaves(annotation, here)
+        else:
+            raise TypeError(f"{kind.__name__}.{field.name}: expected a type that moesim.identity can write, got "
+                            f"{field.type}")
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def table(value: Any) -> dict[str, Any]:
+    """Column -> plain value (text, number, bool or None) of every field of a dataclass."""
+    found = {}
+    for leaf in leaves(type(value)):
+        part = value
+        for name in leaf.path:
+            part = getattr(part, name)
+        found[leaf.column] = leaf.codec.write(part)
+    return found
+
+
+def read(kind: type[T], row: Mapping[str, Any]) -> T:
+    """The dataclass that a row of its `table` holds; columns of others are passed over.
+
+    Args:
+        kind: The dataclass.
+        row: Column -> value, typed or as text from a file.
+
+    Raises:
+        ConfigError: A column is missing or holds something else: its name, what was expected and what came instead.
+    """
+    values = {}
+    for leaf in leaves(kind):
+        if leaf.column not in row:
+            raise ConfigError(f"{leaf.column}: expected this column, got {', '.join(map(str, row))}")
+        try:
+            values[leaf.path] = leaf.codec.read(row[leaf.column])
+        except MoesimError:  # says already what is wrong
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{leaf.column}: expected {error}, got {row[leaf.column]!r}") from None
+    return _built(kind, values, ())
+
+
+def _built(kind: Any, values: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+    """A dataclass of the values at its paths, those it is made of first."""
+    here = {field.name: (*path, field.name) for field in fields(kind)}
+    return kind(**{field.name: values[here[field.name]] if here[field.name] in values
+                   else _built(field.type, values, here[field.name]) for field in fields(kind)})
+
+
+def digest(row: Mapping[str, Any], length: int = 16) -> str:
+    """Hash of a table, the same in every process and on every machine."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def unusual(value: Any, words: Mapping[str, str], shown: frozenset[str]) -> list[str]:
+    """What differs from its default, in words.
+
+    Args:
+        value: The dataclass.
+        words: Column -> a word for it, such as ``cf{}``; others are told as ``column=value``.
+        shown: Columns that are told already.
+    """
+    told = []
+    row = table(value)
+    for leaf in leaves(type(value)):
+        now = row[leaf.column]
+        if leaf.column in shown or (leaf.default is not MISSING and now == leaf.codec.write(leaf.default)):
+            continue
+        text = short_number(now) if isinstance(now, float) else str(now)
+        told.append(words.get(leaf.column, leaf.column + "={}").format(text))
+    return told
