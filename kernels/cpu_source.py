@@ -24,7 +24,7 @@ from moesim.hardware import Profile, load_profile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster, single_device
 from moesim.trust import ASSUMED_INTERVAL
 from moesim.units import US

@@ -22,7 +22,8 @@ from moesim.lowering.traffic import Traffic, spread_tokens
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
-from moesim.simulate import simulate, traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL
 from moesim.units import US
@@ -71,7 +72,7 @@ class Gloo:
         here = (fabric is not None and fabric.backend == "gloo" and ranks > 1 and candidate.parallelism.tp == 1
                 and cluster.file.dispatch == "host")
         if here and fabric is not None:
-            _, traffic = traffic_of(candidate, cluster, workload)
+            traffic = prepare(candidate, cluster, workload).traffic
             rows = self._exchanges(candidate, candidate.layer, traffic, workload.seed, fabric,
                                    f"{ranks} processes of this machine", as_it_is=True)
             plain = candidate.placement == "contiguous" and candidate.schedule.num_micro_batches == 1

@@ -18,7 +18,8 @@ from moesim.hardware import Profile
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision
 from moesim.result import Result
-from moesim.simulate import batches_of, simulate
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster, ranks_of_host, single_device
 from moesim.units import US
 from moesim.version import VERSION
@@ -67,7 +68,7 @@ def roofline_s(run: LayerRun, cluster: Cluster) -> float:
     """The usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes over bandwidth."""
     layer, profile = run.layer, cluster.profile
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
-    _, (traffic,) = batches_of(Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work)
+    traffic = prepare(Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work).traffic
     rows, active = traffic.counts_DL.sum(axis=1).max(), (traffic.counts_DL > 0).sum(axis=1).max()
     flops = 2.0 * (rows * layer.params_per_expert + run.num_tokens * layer.gate_params)
     return max(flops / profile.peak(layer.precision.activations),

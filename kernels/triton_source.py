@@ -25,7 +25,8 @@ from moesim.errors import MeasurementError
 from moesim.lowering.traffic import Traffic
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
-from moesim.simulate import simulate, traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate_prepared
 from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL, trust_of
 from moesim.units import US
@@ -125,8 +126,8 @@ def timed_rows(candidate: Candidate, cluster: Cluster, workload: Workload, timer
 
     layer = candidate.layer
     check_layer(layer)
-    result, (_, traffic) = simulate(candidate, cluster, workload, must_fit=False), traffic_of(
-        candidate, cluster, workload)
+    prepared = prepare(candidate, cluster, workload)
+    result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
     busiest = int(traffic.counts_DL.sum(axis=1).argmax())
     tokens = int(np.asarray(traffic.num_tokens_S)[busiest])
     low, high, level = trust_of(candidate, cluster, {"experts": 1.0})
@@ -207,8 +208,8 @@ def exchange_rows(candidate: Candidate, cluster: Cluster, workload: Workload, he
     """
     from moesim_kernels.host_fabric import time_exchanges
 
-    result, (_, traffic) = simulate(candidate, cluster, workload, must_fit=False), traffic_of(
-        candidate, cluster, workload)
+    prepared = prepare(candidate, cluster, workload)
+    result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
     layer, copies_SD = candidate.layer, np.asarray(traffic.copies_SD)
     matrices = {way: (moved * round(layer.precision.token_bytes(way, layer.hidden_size))).astype(np.int64)
                 for way, moved in (("dispatch", copies_SD), ("combine", copies_SD.T))}

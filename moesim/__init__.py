@@ -14,7 +14,7 @@ from moesim.hardware import Profile, load_profile
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.presets import load_preset
 from moesim.result import Result
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster, load_cluster
 from moesim.version import VERSION
 

@@ -160,8 +160,8 @@ def simulate(
 
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
-    from moesim.simulate import exchange_of
-    from moesim.simulate import simulate as run
+    from moesim.simulation.prepare import prepare
+    from moesim.simulation.run import exchange_of, simulate_prepared
 
     model = load_model(preset).with_precision(Precision.named(precision))
     changes = {
@@ -185,7 +185,8 @@ def simulate(
                           granularity=granularity),  # type: ignore[arg-type]
     )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
-    result = run(candidate, machine, workload, engine=engine)
+    prepared = prepare(candidate, machine, workload)
+    result = simulate_prepared(prepared, engine=engine)
     rows = [
         {"phase": name, "time_us": seconds / US, "share": f"{100 * seconds / result.layer_time_s:.0f} %"}
         for name, seconds in result.phase_time_s.items()
@@ -201,7 +202,7 @@ def simulate(
         f"({result.layer_time_low_s / US:,.0f} to {result.layer_time_high_s / US:,.0f}), engine {engine}"
     )
     print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
-    for row in exchange_of(candidate, machine, workload):
+    for row in exchange_of(prepared):
         print(f"{row['direction']:14} {row['exchange']}: {row['copies_per_token']:.2f} copies a token, "
               f"{row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far through the busiest port, "
               f"{row['num_sms']} SMs; limited by {row['limited_by']}")

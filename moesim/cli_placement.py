@@ -46,7 +46,7 @@ def export_map(
     """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM loads."""
     from moesim.placement.files import write_map
     from moesim.report.terminal import say
-    from moesim.simulate import traffic_of
+    from moesim.simulation.prepare import prepare
 
     machine = load_cluster(cluster)
     candidate = _candidate(preset, placement, replicas, machine.num_devices)
@@ -57,11 +57,11 @@ def export_map(
     layers, before, after = [], [], []
     for number, text in enumerate(texts):
         work = Workload(num_tokens_per_device=tokens, routing=text, seed=seed if trace else seed + number)
-        placed, traffic = traffic_of(candidate, machine, work)
-        _, plain = traffic_of(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
-        layers.append(placed)
-        before.append(plain.load_imbalance)
-        after.append(traffic.load_imbalance)
+        planned = prepare(candidate, machine, work)
+        plain = prepare(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
+        layers.append(planned.placement)
+        before.append(plain.traffic.load_imbalance)
+        after.append(planned.traffic.load_imbalance)
     rows_before = dense.num_layers - dense.num_moe_layers if dense_layers is None else dense_layers
     write_map(out, layers, layout, num_dense_layers=rows_before)
     first = layers[0]
@@ -96,7 +96,7 @@ def show_map(
     """Read a serving engine's map, and simulate one of its layers beside expert order."""
     from moesim.placement.files import read_map
     from moesim.report.terminal import print_table
-    from moesim.simulate import simulate
+    from moesim.simulation.run import simulate
     from moesim.units import US
 
     machine = load_cluster(cluster)
@@ -138,12 +138,12 @@ def rebalance_once(
     """What a new plan gains, what it costs to move the weights, and after how many passes that has paid back."""
     from moesim.rebalance import rebalance
     from moesim.report.terminal import print_table
-    from moesim.simulate import traffic_of
+    from moesim.simulation.prepare import prepare
 
     machine = load_cluster(cluster)
     candidate = _candidate(preset, placement, replicas, machine.num_devices)
     works = [Workload(num_tokens_per_device=tokens, routing=text, seed=seed) for text in (before, now)]
-    old, _ = traffic_of(candidate, machine, works[0])
+    old = prepare(candidate, machine, works[0]).placement
     row = rebalance(candidate, machine, works[1], old, engine=engine).row()
     print_table(f"{preset} on {machine.name}: {placement}+{replicas}, {before} to {now}",
                 [{"what": name, "value": f"{value:,.2f}"} for name, value in row.items()], ["what", "value"])

@@ -3,14 +3,13 @@
 Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moesim.gate import Gate
-from moesim.placement import Placement
 from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
 
@@ -76,31 +75,3 @@ def _groups_per_token(routing: Routing, num_groups: int) -> float:
         return 1.0
     groups = np.sort(routing.expert_ids_TK // (routing.num_experts // num_groups), axis=1)
     return 1.0 + float((np.diff(groups, axis=1) > 0).sum() / len(groups))
-
-
-def padded(traffic: "Traffic", placement: Placement, tp: int, capacity: int, devices_per_domain: int,
-           left_E: np.ndarray | None = None) -> "Traffic":
-    """Traffic of experts whose places are all filled, with zeros where no choice is.
-
-    Every source sends an equal share of each expert's places; replicas share them too.
-
-    Args:
-        traffic: Of the choices.
-        placement: Slots.
-        tp: Devices of a rank.
-        capacity: Places of an expert.
-        devices_per_domain: Consecutive devices of a domain.
-        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all.
-    """
-    copies_E = np.bincount(placement.expert_of_slot_P, minlength=placement.num_experts)
-    rows_P = -(-capacity // copies_E[placement.expert_of_slot_P])
-    if left_E is not None:
-        rows_P = rows_P * left_E[placement.expert_of_slot_P]
-    sources = len(traffic.num_tokens_S)
-    sent_W = np.bincount(placement.device_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks)
-    sent_SD = np.broadcast_to(np.repeat(sent_W.astype(np.int64), tp), traffic.copies_SD.shape)
-    domain_W = np.arange(placement.num_ranks) * tp // devices_per_domain
-    sent_G = np.bincount(domain_W, weights=sent_W, minlength=traffic.domains_SG.shape[1]).astype(np.int64)
-    return replace(traffic, copies_SD=sent_SD, choices_SD=sent_SD,
-                   domains_SG=np.broadcast_to(sent_G, traffic.domains_SG.shape),
-                   counts_DL=np.repeat(placement.by_rank(rows_P), tp, axis=0))

@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
-from moesim.errors import CapacityError, ConfigError
+from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
 from moesim.quality import estimate_loss
 from moesim.quality.gates import together
@@ -26,10 +26,9 @@ from moesim.quality.layers import layer_deltas
 from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 from moesim.result import Result
-from moesim.simulate import memory_of, simulate, usable_bytes
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL, intervals_of
-from moesim.units import GIB
 
 #: of the fine-grained law's step, what it may be
 _STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)
@@ -67,7 +66,7 @@ def outcome(candidate: Candidate, cluster: Cluster, workload: Workload, *, engin
     """Simulate a design and keep what its interval is made of.
 
     Raises:
-        MoesimError: As `moesim.simulate.simulate`; a model that does not fit in memory included.
+        MoesimError: As `moesim.simulation.run.simulate`; a model that does not fit in memory included.
     """
     result = simulate(candidate, cluster, workload, engine=engine)
     return Outcome(result=result, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
@@ -188,41 +187,3 @@ def narrowed(layer: MoELayer, larger: MoELayer, dense: DensePart, train_tokens: 
             break
         found |= {end: narrow for end, nats in ends.items() if nats <= 0}
     return found
-
-
-def decode_workload(candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0) -> Workload:
-    """As many sequences on each device as their KV cache leaves room for, one token of each.
-
-    Args:
-        candidate: With a dense part, whose layers keep the cache.
-        cluster: Where.
-        context: Tokens of a sequence.
-        routing: Distribution of load.
-        seed: Of the routing.
-
-    Raises:
-        CapacityError: Not even one fits: how many GiB over.
-        ConfigError: A model without a dense part or without a KV cache.
-    """
-    dense = candidate.dense_part
-    each = context * dense.num_layers * dense.kv_bytes_per_token_per_layer if dense else 0.0
-    if not each:
-        raise ConfigError(f"decode: expected a model with a KV cache, got {candidate.label}")
-
-    def work(sequences: int) -> Workload:
-        return Workload(num_tokens_per_device=sequences, phase="decode", routing=routing, seed=seed,
-                        kv_tokens_per_device=sequences * context)
-
-    def over(sequences: int) -> float:
-        found = memory_of(candidate, cluster, work(sequences))
-        assert found is not None, "the candidate has a dense part"
-        return float(found[0].total_bytes - usable_bytes(cluster)[found[1]])
-
-    least = over(1)
-    if least > 0:
-        raise CapacityError(f"decode: expected room for one sequence of {context} tokens, got {least / GIB:.1f} GiB "
-                            "too few")
-    sequences = 1 + int(-least / each)
-    while sequences > 1 and (more := over(sequences)) > 0:
-        sequences = max(sequences - math.ceil(more / each), 1)
-    return work(sequences)

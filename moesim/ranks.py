@@ -11,10 +11,8 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
-from moesim.errors import ConfigError
 from moesim.hardware import Profile
-from moesim.placement import Placement, PlacementSpec, Setting
-from moesim.routing import Routing
+from moesim.placement import PlacementSpec, Setting
 from moesim.schedule import DISPATCHES
 from moesim.topology import Cluster
 
@@ -86,25 +84,3 @@ def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> f
 def _of_ranks(value_D: Array, tp: int) -> tuple[float, ...]:
     """The least of each rank's devices."""
     return tuple(value_D.reshape(-1, tp).min(axis=1).tolist())
-
-
-def settled(routing: Routing, placement: Placement, tp: int,
-            capacity_factor: float | None) -> tuple[Routing, Placement]:
-    """Choices as they go to slots, for a placement whose tokens prefer near replicas.
-
-    Returns:
-        The routing with slots in the place of experts, and the placement of slots as experts of their own; both as
-        they were where replicas take turns.
-
-    Raises:
-        ConfigError: A capacity, which is per expert and not per slot.
-    """
-    if not placement.nearest_within:
-        return routing, placement
-    if capacity_factor is not None:
-        raise ConfigError(f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}")
-    slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
-    slots = placement.num_slots
-    return (replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
-            Placement(device_of_slot_P=placement.device_of_slot_P, expert_of_slot_P=np.arange(slots),
-                      num_ranks=placement.num_ranks, num_experts=slots))

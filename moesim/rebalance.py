@@ -18,7 +18,8 @@ from moesim.errors import ConfigError
 from moesim.lowering.alltoall import exchange_program
 from moesim.placement import Placement, PlacementSpec
 from moesim.placement.migration import migration_bytes, renamed
-from moesim.simulate import simulate, traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster
 from moesim.units import GIB, US
 
@@ -102,7 +103,7 @@ def renewed(candidate: Candidate, cluster: Cluster, workload: Workload, old: Pla
 
     Ranks keep their names where devices differ, and where the strategy looks at which rank tokens come from.
     """
-    new = traffic_of(candidate, cluster, workload)[0]
+    new = prepare(candidate, cluster, workload).placement
     spec = PlacementSpec.parse(candidate.placement)
     if len(cluster.groups) > 1 or spec.strategy == "domain" or spec.nearest:
         return new
@@ -135,7 +136,7 @@ def rebalanced(candidate: Candidate, cluster: Cluster, workload: Workload, steps
         raise ConfigError(f"rebalance: expected a routing without '@STEP' and at least two steps, got "
                           f"{workload.routing!r} and {len(steps)}")
     works = [replace(workload, routing=f"{workload.routing}@{step}") for step in steps]
-    plans = [traffic_of(candidate, cluster, work)[0] for work in works]
+    plans = [prepare(candidate, cluster, work).placement for work in works]
     current, rows = plans[0], []
     for n in range(1, len(steps)):
         planned = current

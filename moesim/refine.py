@@ -12,7 +12,8 @@ from moesim.candidate import Candidate, Workload
 from moesim.engines import run
 from moesim.errors import MoesimError
 from moesim.placement import REPLICATING, Placement, PlacementSpec, replica_loads
-from moesim.simulate import lower, traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 from moesim.topology import Cluster
 
 #: planned placements that are simulated first
@@ -55,16 +56,16 @@ def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps:
         MoesimError: The candidate's own placement cannot be simulated.
     """
     def time_of(placement: Placement) -> float:
-        return run(lower(candidate, cluster, workload, placement), engine).makespan_s
+        return run(lower(prepare(candidate, cluster, workload, placement=placement)), engine).makespan_s
 
-    best, _ = traffic_of(candidate, cluster, workload)
+    best = prepare(candidate, cluster, workload).placement
     best_s, start, simulated = time_of(best), candidate.placement, 1
     for name in starts:
         if name == candidate.placement or (candidate.num_replicas
                                            and PlacementSpec.parse(name).strategy not in REPLICATING):
             continue
         try:
-            placed, _ = traffic_of(replace(candidate, placement=name), cluster, workload)
+            placed = prepare(replace(candidate, placement=name), cluster, workload).placement
         except MoesimError:
             continue
         simulated += 1
@@ -82,7 +83,7 @@ def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps:
 def _neighbour(candidate: Candidate, cluster: Cluster, workload: Workload, placement: Placement,
                rng: np.random.Generator) -> Placement:
     """Swap a slot of a busy rank with a slightly lighter one elsewhere, or in one case of four any two."""
-    _, traffic = traffic_of(candidate, cluster, workload, placement)
+    traffic = prepare(candidate, cluster, workload, placement=placement).traffic
     tp, width_E = candidate.parallelism.tp, candidate.layer.width_E()
     rows_E = np.bincount(placement.expert_of_slot_P, weights=placement_rows(placement, traffic.counts_DL[::tp]),
                          minlength=placement.num_experts)

@@ -3,7 +3,7 @@
 What a width changes is what the experts (and shared experts) of a layer demand; everything else of the program, and
 the routing, placement and traffic it rests on, is that of another width. So candidates are grouped into *frames*, one
 program each; the demands of a frame's widths are priced at once, by the same cost model that lowers, and the bounds of
-the family come from one compiled loop. Results equal those of `moesim.simulate.simulate` with engine ``bound``.
+the family come from one compiled loop. Results equal those of `moesim.simulation.run.simulate` with engine ``bound``.
 
 Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an op, V ops, E entries, R resources.
 """
@@ -19,7 +19,8 @@ from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError
 from moesim.lowering.of_widths import demands_of_widths
 from moesim.program import Program
-from moesim.simulate import batches_of, lower, simulate, usable_bytes
+from moesim.simulation.prepare import Prepared, prepare
+from moesim.simulation.run import lower, simulate_prepared
 from moesim.topology import Cluster
 
 Array = np.ndarray
@@ -80,13 +81,13 @@ def _without_width(candidate: Candidate) -> Candidate:
 
 
 def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:
-    first = members[0]
-    program = lower(first, cluster, workload)
-    if first.layer.uneven or program.factored:
+    prepared = prepare(members[0], cluster, workload)
+    program = lower(prepared)
+    if members[0].layer.uneven or program.factored:
         for candidate, place in zip(members, places, strict=True):
-            _one(candidate, int(place), cluster, workload, found)
+            _one(prepare(candidate, cluster, workload), int(place), found)
         return
-    makespan_B, busy_BR = run_bound_many(program, *_experts(members, cluster, workload, program))
+    makespan_B, busy_BR = run_bound_many(program, *_experts(members, prepared, program))
     found.layer_time_s_N[places] = makespan_B
     first_R = 0
     sums: dict[str, tuple[Array, int]] = {}
@@ -98,12 +99,12 @@ def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, work
         if number:
             column = found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))
             column[places] = busy / (number * makespan_B)
-    _memory(members, places, cluster, workload, found)
+    _memory(members, places, prepared, found)
 
 
-def _one(candidate: Candidate, place: int, cluster: Cluster, workload: Workload, found: Bounds) -> None:
+def _one(prepared: Prepared, place: int, found: Bounds) -> None:
     """A candidate by itself, as `simulate` does it."""
-    result = simulate(candidate, cluster, workload, engine="bound", must_fit=False)
+    result = simulate_prepared(prepared, engine="bound", must_fit=False)
     assert result.peak_memory_bytes is not None, "candidates of a screening have a dense part"
     assert result.memory_over_bytes is not None, "likewise"
     found.layer_time_s_N[place] = result.layer_time_s
@@ -113,15 +114,13 @@ def _one(candidate: Candidate, place: int, cluster: Cluster, workload: Workload,
         found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[place] = value
 
 
-def _experts(members: list[Candidate], cluster: Cluster, workload: Workload,
-             program: Program) -> tuple[Array, Array, Array]:
+def _experts(members: list[Candidate], prepared: Prepared, program: Program) -> tuple[Array, Array, Array]:
     """Ops whose price depends on the width, ascending; their demands and latencies at the width of each member."""
-    first = members[0]
-    _, batches = batches_of(first, cluster, workload, first.schedule.num_micro_batches)
+    batches = prepared.batches
     ops: list[Array] = []
     amounts: list[Array] = []
     latencies: list[Array] = []
-    for phase, parts in demands_of_widths(members, cluster, batches).items():
+    for phase, parts in demands_of_widths(members, prepared.cluster, batches).items():
         of_phase = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(len(batches), -1)
         for ops_D, (amounts_BDM, latency_BD) in zip(of_phase, parts, strict=True):
             ops.append(ops_D)
@@ -140,18 +139,16 @@ def _used(amount_BM: Array, program: Program, op: int) -> Array:
     return amount_BM[:, there]
 
 
-def _memory(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:
-    first = members[0]
-    placement, (traffic,) = batches_of(first, cluster, workload)
-    tp, counts_DL = first.parallelism.tp, traffic.counts_DL
-    dense = first.dense_part
+def _memory(members: list[Candidate], places: Array, prepared: Prepared, found: Bounds) -> None:
+    traffic, tp, dense = prepared.traffic, members[0].parallelism.tp, members[0].dense_part
+    counts_DL = traffic.counts_DL
     assert dense is not None, "a screening needs the memory of the whole model"
-    slots_D = np.repeat(placement.slots_of_rank(), tp)
+    slots_D = np.repeat(prepared.placement.slots_of_rank(), tp)
     rows_D = counts_DL.sum(axis=1)
-    usable_D = usable_bytes(cluster)
+    usable_D = prepared.cluster.usable_bytes_D()
     # shared experts are as wide as the routed ones; nothing else of a member differs from the first
     need_BD = np.array([np.broadcast_to(np.asarray(memory_need(
-        c.layer, dense, held_width=slots_D * width, kv_tokens=workload.kv_tokens, rows=rows_D,
+        c.layer, dense, held_width=slots_D * width, kv_tokens=prepared.workload.kv_tokens, rows=rows_D,
         row_widths=rows_D * width, tokens=np.asarray(traffic.tokens_D)).total_bytes), usable_D.shape)
         for c in members for width in (-(-c.layer.widest // tp),)])
     fullest = (need_BD - usable_D).argmax(axis=1)

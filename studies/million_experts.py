@@ -35,7 +35,6 @@ from moesim import (
     Workload,
     load_cluster,
     load_preset,
-    simulate,
 )
 from moesim.cli import run_command
 from moesim.elasticity import loss_step
@@ -46,7 +45,9 @@ from moesim.report.plots import write_html
 from moesim.report.study_plots import lines_by_experts
 from moesim.report.terminal import print_table, say
 from moesim.schedule import Schedule
-from moesim.simulate import exchange_of, memory_of, usable_bytes
+from moesim.simulation.memory import memory_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import exchange_of, simulate_prepared
 from moesim.units import GIB, US
 from moesim.version import VERSION
 
@@ -130,12 +131,13 @@ def point(preset: str, where: str, scale: int, num_experts: int, kind: tuple[str
         candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices), dense_part=dense,
                               schedule=Schedule(dispatch=dispatch))
         work = Workload(num_tokens_per_device=tokens, seed=seed)
-        result = simulate(candidate, cluster, work, must_fit=False)
-        need, device = memory_of(candidate, cluster, work)
-        (there, _back) = exchange_of(candidate, cluster, work)
+        prepared = prepare(candidate, cluster, work)
+        result = simulate_prepared(prepared, must_fit=False)
+        fullest = memory_of(prepared)
+        (there, _back) = exchange_of(prepared)
     except MoesimError as error:
         return row | {"reason": str(error)}
-    time, usable = result.layer_time_s, usable_bytes(cluster)[device]
+    time, need, usable = result.layer_time_s, fullest.need, fullest.usable_bytes
     share = {name: seconds / time for name, seconds in result.phase_time_s.items()}
     left = usable - (need.total_bytes - need.experts_bytes)
     devices = math.ceil(need.experts_bytes * cluster.num_devices / left) if left > 0 else math.inf

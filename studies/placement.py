@@ -24,7 +24,8 @@ from moesim.report import write_csv
 from moesim.report.placement_plots import drift_lines, strategy_heatmap
 from moesim.report.plots import write_html
 from moesim.report.terminal import print_table, say
-from moesim.simulate import traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate_prepared
 from moesim.units import US
 from moesim.version import VERSION
 
@@ -60,10 +61,11 @@ def score(name: str, strategy: str, replicas: int, distribution: str, tokens: in
                            "placement": strategy, "num_replicas": replicas, "engine": "flow", "seed": seed,
                            "version": VERSION, "reason": ""}
     try:
-        placed, traffic = traffic_of(candidate, machine, work)
-        found = simulate(candidate, machine, work)
+        prepared = prepare(candidate, machine, work)
+        traffic = prepared.traffic
+        found = simulate_prepared(prepared)
         # a distribution that cannot drift, such as a trace, has no next step
-        after = simulate(candidate, machine, later, placement=placed)
+        after = simulate(candidate, machine, later, placement=prepared.placement)
     except MoesimError as error:
         return row | {"reason": str(error), "evidence": "simulated", "calibration": "none"}
     far = traffic.domains_SG.sum() - sum(traffic.domains_SG[s, s // machine.devices_per_domain]

@@ -26,7 +26,7 @@ from moesim import Candidate, Cluster, Parallelism, Precision, Workload, load_cl
 from moesim.cli import run_command
 from moesim.costs.comm.choose import is_at_home
 from moesim.economics import load_economics
-from moesim.elasticity import Outcome, decode_workload, elasticity, gain, loss_step, narrowed, outcome
+from moesim.elasticity import Outcome, elasticity, gain, loss_step, narrowed, outcome
 from moesim.errors import ConfigError, MoesimError
 from moesim.report import write_csv
 from moesim.report.plots import write_html
@@ -34,6 +34,7 @@ from moesim.report.study_plots import gain_bars
 from moesim.report.terminal import print_table, say
 from moesim.schedule import Schedule
 from moesim.search.objectives import priced
+from moesim.simulation.memory import decode_workload
 from moesim.version import VERSION
 
 OUT = Path(__file__).parent / "out" / "what_if_hardware"

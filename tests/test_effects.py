@@ -12,7 +12,7 @@ from moesim.model import MoELayer
 from moesim.placement import place
 from moesim.quality.gates import WORST_NATS, gate_delta, gate_deltas
 from moesim.routing import RoutingSpec, route
-from moesim.simulate import traffic_of
+from moesim.simulation.prepare import prepare
 
 WORK = Workload(num_tokens_per_device=512, routing="zipf:0.6")
 CLUSTER = load_cluster("hgx-h100-8")
@@ -62,7 +62,8 @@ def test_capacities_drop_reroute_or_pad(make_candidate, gate):
 
 def test_padding_fills_every_slot_once(make_candidate):
     candidate = make_candidate(num_experts=16, top_k=2, capacity_factor=1.5, padded=True)
-    placement, traffic = traffic_of(candidate, CLUSTER, WORK)
+    prepared = prepare(candidate, CLUSTER, WORK)
+    placement, traffic = prepared.placement, prepared.traffic
     capacity = int(np.ceil(1.5 * 8 * 512 * 2 / 16))
     assert (traffic.counts_DL == capacity).all()
     assert traffic.copies_SD.sum() == capacity * 16

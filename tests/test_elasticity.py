@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from moesim import Candidate, Parallelism, Precision, Workload, load_cluster, load_preset
-from moesim.elasticity import decode_workload, elasticity, gain, loss_step, narrowed, outcome
+from moesim.elasticity import elasticity, gain, loss_step, narrowed, outcome
 from moesim.errors import CapacityError, ConfigError
-from moesim.simulate import memory_of, usable_bytes
+from moesim.simulation.memory import decode_workload, memory_of
+from moesim.simulation.prepare import prepare
 
 PRESET = load_preset("qwen3-30b-a3b")
 CLUSTER = load_cluster("hgx-h100-8")
@@ -88,11 +89,11 @@ def test_narrowed_stays_where_granularity_was_measured():
 def test_decode_fills_the_memory():
     work = decode_workload(CANDIDATE, CLUSTER, 4096, routing="uniform", seed=3)
     assert (work.phase, work.seed, work.kv_tokens) == ("decode", 3, work.num_tokens_per_device * 4096)
-    usable = usable_bytes(CLUSTER)[0]
-    assert memory_of(CANDIDATE, CLUSTER, work)[0].total_bytes <= usable
+    usable = CLUSTER.usable_bytes_D()[0]
+    assert memory_of(prepare(CANDIDATE, CLUSTER, work)).total_bytes <= usable
     more = replace(work, num_tokens_per_device=work.num_tokens_per_device + 2,
                    kv_tokens_per_device=work.kv_tokens + 2 * 4096)
-    assert memory_of(CANDIDATE, CLUSTER, more)[0].total_bytes > usable
+    assert memory_of(prepare(CANDIDATE, CLUSTER, more)).total_bytes > usable
     twice = decode_workload(CANDIDATE, CLUSTER.with_(hbm_gib="2x"), 4096, routing="uniform")
     assert twice.num_tokens_per_device > 2 * work.num_tokens_per_device  # weights are there already
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from moesim import Gate, Workload, load_preset, simulate
-from moesim.simulate import memory_of, traffic_of
+from moesim.simulation.memory import memory_of
+from moesim.simulation.prepare import prepare
 
 WORK = Workload(num_tokens_per_device=512, routing="zipf:0.8")
 DENSE = load_preset("qwen3-30b-a3b").dense_part
@@ -23,7 +24,7 @@ def test_equal_widths_are_one_width(hgx, make_candidate, tp, placement):
                                 dense_part=DENSE) for widths in (768, (768,) * 32))
     rows = [simulate(c, hgx, WORK).row() for c in (one, each)]
     different = {k for k in rows[0] if rows[0][k] != pytest.approx(rows[1][k])}
-    assert different == {"candidate", "expert_intermediate_size"}
+    assert different == {"candidate", "design", "expert_intermediate_size"}
     assert rows[1]["expert_intermediate_size"] == "32x768"
 
 
@@ -38,13 +39,14 @@ def test_narrow_experts_take_less_time_and_memory(hgx, make_candidate):
 def test_pruned_experts_get_no_rows_and_hold_no_weights(hgx, make_candidate):
     whole = candidate_with(make_candidate, 1024, dense_part=DENSE)
     pruned = candidate_with(make_candidate, (1024,) * 24 + (0,) * 8, dense_part=DENSE)
-    placement, traffic = traffic_of(pruned, hgx, WORK)
+    prepared = prepare(pruned, hgx, WORK)
+    placement, traffic = prepared.placement, prepared.traffic
     rows_P = traffic.counts_DL.ravel()
     assert rows_P[placement.expert_of_slot_P >= 24].sum() == 0
     assert rows_P.sum() == 8 * 512 * 4
-    assert traffic_of(whole, hgx, WORK)[1].counts_DL.ravel()[24:].sum() > 0
+    assert prepare(whole, hgx, WORK).traffic.counts_DL.ravel()[24:].sum() > 0
     # the device with most memory holds four experts of 24, those of the last two devices none
-    assert memory_of(pruned, hgx, WORK)[0].experts_bytes == 48 * 4 * whole.layer.bytes_per_expert
+    assert memory_of(prepared).need.experts_bytes == 48 * 4 * whole.layer.bytes_per_expert
     spread = replace(pruned, placement="balanced")
     assert simulate(spread, hgx, WORK).layer_time_s < simulate(pruned, hgx, WORK).layer_time_s
 
@@ -53,7 +55,7 @@ def test_work_is_balanced_not_rows(hgx, make_candidate):
     """Uniform rows, one expert in four eight times as wide: a plan by rows x width spreads the wide ones."""
     candidate = candidate_with(make_candidate, (2048,) * 8 + (256,) * 24, placement="balanced")
     work = replace(WORK, routing="uniform")
-    placement, _ = traffic_of(candidate, hgx, work)
+    placement = prepare(candidate, hgx, work).placement
     wide = placement.device_of_slot_P[placement.expert_of_slot_P < 8]
     assert sorted(wide.tolist()) == list(range(8))
     apart = simulate(candidate, hgx, work).experts_time_s

@@ -29,7 +29,7 @@ LAYERS = (
     ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),
     ("engines",),
-    ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine", "elasticity",
+    ("trust", "ranks", "effects", "simulation", "result", "exchange_bench", "rebalance", "refine", "elasticity",
      "screening"),
     ("recommend",),
     ("search", "measured", "report"),
@@ -128,8 +128,8 @@ def test_optuna_only_in_search():
 def test_inner_modules_are_imported_at_the_top():
     """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
     lazy_ok = {"moesim.engines": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
-               "moesim.simulate": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")},
-               "moesim.effects": {"moesim.lowering.traffic"},
+               "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
+               "moesim.simulation.prepare": {"moesim.lowering.traffic"}, "moesim.effects": {"moesim.lowering.traffic"},
                    "moesim.placement.slots": {"moesim.placement.turns"},
                "moesim.routing.systematic": {"moesim.routing.swaps"},
                "moesim.routing.capacity": {"moesim.routing.places"}}

@@ -11,7 +11,7 @@ from moesim.placement import place
 from moesim.ranks import setting_of
 from moesim.schedule import Schedule
 from moesim.search import Space
-from moesim.simulate import batches_of, traffic_of
+from moesim.simulation.prepare import prepare
 
 WORK = Workload(num_tokens_per_device=64, routing="zipf:0.8")
 
@@ -40,7 +40,7 @@ def test_mixed_cluster_gives_fast_devices_more(make_candidate):
     candidate = make_candidate(ep=64, num_experts=256, top_k=8, placement="balanced")
     setting = setting_of(candidate, mixed, work)
     assert setting.speed[0] < setting.speed[-1] == 1.0
-    held = traffic_of(candidate, mixed, work)[0].slots_of_rank()
+    held = prepare(candidate, mixed, work).placement.slots_of_rank()
     assert held[32:].sum() > 1.5 * held[:32].sum()
     even = simulate(replace(candidate, placement="contiguous"), mixed, work)
     assert simulate(candidate, mixed, work).experts_time_s < 0.85 * even.experts_time_s
@@ -48,7 +48,7 @@ def test_mixed_cluster_gives_fast_devices_more(make_candidate):
 
 def test_given_placement_is_used(hgx, make_candidate):
     candidate = make_candidate(num_experts=64, top_k=4)
-    planned, _ = traffic_of(replace(candidate, placement="balanced"), hgx, WORK)
+    planned = prepare(replace(candidate, placement="balanced"), hgx, WORK).placement
     given = simulate(candidate, hgx, WORK, placement=planned)
     assert given.layer_time_s == simulate(replace(candidate, placement="balanced"), hgx, WORK).layer_time_s
     with pytest.raises(ConfigError) as caught:
@@ -62,7 +62,7 @@ def test_nearest_replicas_send_less_between_nodes(make_candidate):
                    for p in ("eplb", "eplb/nearest"))
     far = []
     for candidate in (turns, near):
-        _, (traffic,) = batches_of(candidate, rail, WORK)
+        traffic = prepare(candidate, rail, WORK).traffic
         assert traffic.counts_DL.sum() == 64 * 64 * 4
         own = np.arange(64) // 8
         far.append(traffic.domains_SG.sum() - traffic.domains_SG[np.arange(64), own].sum())
@@ -100,6 +100,6 @@ def test_memory_is_shared_out_where_experts_differ(hgx, make_candidate):
     setting = setting_of(candidate, hgx, WORK)
     assert len(setting.room_bytes) == 8
     assert setting.expert_bytes[0] == 16 * setting.expert_bytes[1]
-    placement, _ = traffic_of(candidate, hgx, WORK)
+    placement = prepare(candidate, hgx, WORK).placement
     held = np.bincount(placement.device_of_slot_P, weights=np.array(setting.expert_bytes)[placement.expert_of_slot_P])
     assert (held <= setting.room_bytes).all()

@@ -8,7 +8,7 @@ import pytest
 from moesim import Workload, load_cluster, load_preset
 from moesim.errors import ConfigError
 from moesim.rebalance import Rebalance, migration_s, rebalance, rebalanced
-from moesim.simulate import traffic_of
+from moesim.simulation.prepare import prepare
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8+drift:0.1")
 
@@ -35,7 +35,7 @@ def test_a_new_plan_for_a_workload_that_drifted(hgx, make_candidate):
     candidate = make_candidate(hidden_size=2048, num_experts=64, top_k=4, placement="eplb", num_replicas=8,
                                dense_part=dense)
     now = replace(WORK, routing=WORK.routing + "@20")
-    old, _ = traffic_of(candidate, hgx, WORK)
+    old = prepare(candidate, hgx, WORK).placement
     move = rebalance(candidate, hgx, now, old)
     assert move.after_s < move.before_s
     assert move.num_layers == dense.num_moe_layers

@@ -8,7 +8,8 @@ from moesim.engines import run
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.routing import RoutingSpec, route
 from moesim.schedule import Schedule
-from moesim.simulate import lower
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 
 ENGINES = ("bound", "flow", "event", "event_compiled")
 LAYER = MoELayer(hidden_size=2048, expert_intermediate_size=768, num_experts=64, top_k=4)
@@ -74,7 +75,7 @@ def test_engines_agree_on_micro_batches(name, parts):
 def test_micro_batches_move_what_the_batch_moves(parts):
     """Bytes on every port are the same; on memory there is more: weights are read again."""
     cluster = load_cluster("rail-2x4")
-    whole, split = (lower(candidate(8, num_micro_batches=m), cluster, WORK) for m in (1, parts))
+    whole, split = (lower(prepare(candidate(8, num_micro_batches=m), cluster, WORK)) for m in (1, parts))
     names = whole.resource_names
     assert names == split.resource_names
     for name, once, again in zip(names, whole.demand_R(), split.demand_R(), strict=True):
@@ -86,7 +87,7 @@ def test_micro_batches_move_what_the_batch_moves(parts):
 
 def test_streams_keep_their_order():
     """d0, d1, c0, c1 on a device's communication; one compute op at a time."""
-    program = lower(candidate(8, num_micro_batches=2), load_cluster("rail-2x4"), WORK)
+    program = lower(prepare(candidate(8, num_micro_batches=2), load_cluster("rail-2x4"), WORK))
     timeline, labels = run(program, "flow"), program.labels_N
     for d in range(8):
         at = {label: labels.index(f"{label[:-2]}{label[-2:]}[{d}]")
@@ -147,7 +148,7 @@ def test_mixed_clusters():
     assert found["event"] == pytest.approx(found["flow"], rel=0.01)
     slow = simulate(case, load_cluster("h100-rail-8x8"), work).layer_time_s
     assert found["flow"] <= 1.05 * slow
-    program = lower(case, mixed, work)
+    program = lower(prepare(case, mixed, work))
     timeline = run(program, "flow")
     experts = timeline.end_s_N - timeline.start_s_N
     mine = experts[program.phase_N == program.phase_names.index("experts")]

@@ -8,7 +8,9 @@ from moesim import Candidate, Gate, Parallelism, Workload, configfile, load_clus
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.model import Precision
-from moesim.simulate import critical_phases, lower
+from moesim.simulation.phases import critical_phases
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 from moesim.topology import single_device
 
 WORK = Workload(num_tokens_per_device=512, routing="power_law:1.2")
@@ -104,7 +106,7 @@ def test_balancing_helps_skewed_loads(hgx, make_candidate):
 def test_a_critical_path_walks_to_the_latest_dependency(hgx, candidate):
     from moesim.engines import run
 
-    program = lower(candidate, hgx, WORK)
+    program = lower(prepare(candidate, hgx, WORK))
     timeline = run(program, "flow")
     phases = critical_phases(program, timeline)
     last_gate = max(timeline.end_s_N[i] for i, p in enumerate(program.phases_N) if p in ("gate", "permute"))

@@ -7,14 +7,16 @@ up where its copy went, so as many vectors return.
 Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens, K choices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moesim.candidate import Parallelism
+from moesim.errors import ConfigError
 from moesim.lowering.counting import count_copies
 from moesim.placement import Placement, turn_of_choice
 from moesim.routing import Routing
+from moesim.routing.capacity import places
 
 Array = np.ndarray
 
@@ -56,8 +58,7 @@ def _within_capacity(routing: Routing, capacity_factor: float | None, num_left: 
     if capacity_factor is None:
         return None
     ids = routing.expert_ids_TK
-    capacity = int(np.ceil(capacity_factor * ids.size / num_left))
-    return turn_of_choice(ids, routing.num_experts) < capacity
+    return turn_of_choice(ids, routing.num_experts) < places(capacity_factor, ids.size, num_left)
 
 
 def spread_tokens(routing: Routing, placement: Placement, parallelism: Parallelism,
@@ -90,3 +91,53 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
         counts_DL=np.repeat(placement.by_rank(counts_P), tp, axis=0),
         dropped_fraction=0.0 if keep_TK is None else 1.0 - float(keep_TK.mean()),
     )
+
+
+def settled(routing: Routing, placement: Placement, tp: int,
+            capacity_factor: float | None) -> tuple[Routing, Placement]:
+    """Choices as they go to slots, for a placement whose tokens prefer near replicas.
+
+    Returns:
+        The routing with slots in the place of experts, and the placement of slots as experts of their own; both as
+        they were where replicas take turns.
+
+    Raises:
+        ConfigError: A capacity, which is per expert and not per slot.
+    """
+    if not placement.nearest_within:
+        return routing, placement
+    if capacity_factor is not None:
+        raise ConfigError(f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}")
+    slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
+    slots = placement.num_slots
+    return (replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
+            Placement(device_of_slot_P=placement.device_of_slot_P, expert_of_slot_P=np.arange(slots),
+                      num_ranks=placement.num_ranks, num_experts=slots))
+
+
+def padded(traffic: Traffic, placement: Placement, tp: int, capacity: int, devices_per_domain: int,
+           left_E: np.ndarray | None = None) -> Traffic:
+    """Traffic of experts whose places are all filled, with zeros where no choice is.
+
+    Every source sends an equal share of each expert's places; replicas share them too.
+
+    Args:
+        traffic: Of the choices.
+        placement: Slots.
+        tp: Devices of a rank.
+        capacity: Places of an expert.
+        devices_per_domain: Consecutive devices of a domain.
+        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all.
+    """
+    copies_E = np.bincount(placement.expert_of_slot_P, minlength=placement.num_experts)
+    rows_P = -(-capacity // copies_E[placement.expert_of_slot_P])
+    if left_E is not None:
+        rows_P = rows_P * left_E[placement.expert_of_slot_P]
+    sources = len(traffic.num_tokens_S)
+    sent_W = np.bincount(placement.device_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks)
+    sent_SD = np.broadcast_to(np.repeat(sent_W.astype(np.int64), tp), traffic.copies_SD.shape)
+    domain_W = np.arange(placement.num_ranks) * tp // devices_per_domain
+    sent_G = np.bincount(domain_W, weights=sent_W, minlength=traffic.domains_SG.shape[1]).astype(np.int64)
+    return replace(traffic, copies_SD=sent_SD, choices_SD=sent_SD,
+                   domains_SG=np.broadcast_to(sent_G, traffic.domains_SG.shape),
+                   counts_DL=np.repeat(placement.by_rank(rows_P), tp, axis=0))

@@ -20,7 +20,8 @@ from moesim.lowering.alltoall import exchange_program
 from moesim.model import Gate, MoELayer
 from moesim.precision import Precision
 from moesim.schedule import Schedule
-from moesim.simulate import batches_of, lower
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 from moesim.topology import Cluster, load_cluster
 from moesim.units import GB, US
 
@@ -127,11 +128,12 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
     candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices),
                           schedule=Schedule(dispatch=point.dispatch, num_comm_sms=point.num_sms))
     workload = Workload(num_tokens_per_device=point.tokens)
-    program = lower(candidate, cluster, workload)
+    prepared = prepare(candidate, cluster, workload)
+    program = lower(prepared)
     timeline = run(program, "flow")
     ops = program.phase_N == program.phase_names.index(point.direction)
     served = ops & (program.solo_s_N() > 0)
-    _, (traffic,) = batches_of(candidate, cluster, workload)
+    traffic = prepared.traffic
     return (float(timeline.end_s_N[served].max() - timeline.start_s_N[served].min()),
             float(traffic.copies_SD.sum(axis=1).mean()), float(traffic.domains_SG.sum(axis=1).mean()))
 

@@ -22,7 +22,7 @@ from moesim.measured.fitting import few_shot_fit
 from moesim.measured.scores import error_scores
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import Case
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster, ranks_of_host, single_device
 from moesim.units import US
 

@@ -30,7 +30,8 @@ from moesim.recommend.recommendation import Choice, Help, Objective, Recommendat
 from moesim.recommend.ties import Priced, groups
 from moesim.result import Result
 from moesim.screening import Bounds, bounds_of
-from moesim.simulate import exchange_of, simulate
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import exchange_of, simulate
 from moesim.topology import Cluster, load_cluster
 from moesim.units import GIB
 
@@ -170,7 +171,7 @@ def _recommended(task: _Task) -> Recommendation:
         model=task.model, cluster=task.cluster, workload=task.workload, objective=task.objective, best=best,
         choices=choices, helps=helps(best.result, task.cluster, task.workload),
         num_screened=len(designs), num_fitting=len(order),
-        exchange=exchange_of(best.candidate, task.cluster, task.workload),
+        exchange=exchange_of(prepare(best.candidate, task.cluster, task.workload)),
         kv_tokens_left=room_for_kv(best.result, best.candidate), notes=task.model.notes)
 
 

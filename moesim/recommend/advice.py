@@ -12,7 +12,7 @@ from moesim.hfconfig import Model
 from moesim.model import Precision
 from moesim.recommend.recommendation import Help
 from moesim.result import Result
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster
 from moesim.trust import intervals_of
 from moesim.units import GIB

@@ -108,7 +108,7 @@ class Recommendation:
         helps: Changes, the most helpful first.
         num_screened: Designs whose bound was computed.
         num_fitting: Those of them that fit in memory.
-        exchange: Of ``best``, both directions: see `moesim.simulate.exchange_of`.
+        exchange: Of ``best``, both directions: see `moesim.simulation.run.exchange_of`.
         kv_tokens_left: Tokens of KV cache per device that would still fit.
         notes: What was assumed, in words.
     """

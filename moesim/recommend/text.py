@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from moesim.placement.spec import PlacementSpec
 from moesim.recommend.recommendation import Choice, Recommendation
-from moesim.simulate import memory_of
+from moesim.simulation.memory import memory_of
+from moesim.simulation.prepare import prepare
 from moesim.units import GIB, US
 
 #: resources as people call them
@@ -78,12 +79,11 @@ def _precision(found: Recommendation) -> str:
 
 
 def _memory(found: Recommendation) -> str:
-    need = memory_of(found.best.candidate, found.cluster, found.workload)
-    assert need is not None, "a model has a dense part"
-    parts, device = need
-    total = float(parts.total_bytes)
-    over = found.best.result.memory_over_bytes or 0.0
-    text = (f"{total / GIB:.1f} of {(total - over) / GIB:.1f} usable GiB on the fullest device ({device}): experts "
+    fullest = memory_of(prepare(found.best.candidate, found.cluster, found.workload))
+    assert fullest is not None, "a model has a dense part"
+    parts = fullest.need
+    text = (f"{fullest.total_bytes / GIB:.1f} of {fullest.usable_bytes / GIB:.1f} usable GiB on the fullest device "
+            f"({fullest.device}): experts "
             f"{float(parts.experts_bytes) / GIB:.1f}, dense part {parts.dense_bytes / GIB:.1f}, KV cache "
             f"{parts.kv_bytes / GIB:.1f}, buffers {float(parts.buffer_bytes) / GIB:.1f}; room for "
             f"{found.kv_tokens_left:,} more tokens of KV cache")

@@ -11,7 +11,7 @@ from moesim.quality import PUBLISHED, LossLaw, estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.objectives import Constraint, priced
 from moesim.search.space import Space
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import Cluster
 from moesim.trust import basis_digest
 from moesim.units import GIB

@@ -26,7 +26,7 @@ from moesim.placement import Placement
 from moesim.placement.files import map_text, slot_map
 from moesim.placement.spec import PlacementSpec
 from moesim.search.study import Study
-from moesim.simulate import traffic_of
+from moesim.simulation.prepare import prepare
 from moesim.topology import Cluster
 
 FORMATS = ("placement-json", "sglang", "vllm")
@@ -71,7 +71,7 @@ def winner_of(study: Study, rank: int = 0) -> Winner:
     if not 0 <= rank < len(front):
         raise ConfigError(f"rank: expected 0 to {len(front) - 1}, a row of pareto.csv, got {rank}")
     candidate, cluster = study.space.decode(front[rank].params, study.problem.cluster)
-    placement, _ = traffic_of(candidate, cluster, study.problem.workload)
+    placement = prepare(candidate, cluster, study.problem.workload).placement
     return Winner(rank=rank, candidate=candidate, cluster=cluster, placement=placement,
                   row=front[rank].evaluation.row, num_layers=study.space.dense().num_moe_layers)
 

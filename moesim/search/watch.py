@@ -16,7 +16,7 @@ from moesim.search.pareto import front, hypervolume, spread
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, to_record
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 
 STATES = ("fits", "over_memory", "over_constraint", "infeasible", "failed")
 #: trials between two looks at the front

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from moesim import configfile
 from moesim.errors import ConfigError
 from moesim.hardware import Profile, load_profile
@@ -87,6 +89,10 @@ class Cluster:
         """Latency of one hop inside a domain that its communication kernels' calibration does not hold."""
         up = self.file.scale_up
         return up.hop_us.value * US if up is not None and up.hop_us is not None else 0.0
+
+    def usable_bytes_D(self) -> np.ndarray:
+        """Memory of each device that a model may use: ndarray of shape (D,)."""
+        return np.repeat([profile.usable_bytes for profile, _ in self.groups], [count for _, count in self.groups])
 
     def with_(self, **changes: object) -> "Cluster":
         """The same cluster with other numbers, for what-if studies; they count as assumed.

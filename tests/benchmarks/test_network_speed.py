@@ -15,7 +15,8 @@ from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
 from moesim.schedule import Schedule
-from moesim.simulate import batches_of, lower
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 
 MB = 1e6
 NAMES = {64: {"star": "star-64", "rail": "rail-8x8"}, 256: {"star": "star-256", "rail": "rail-32x8"},
@@ -37,7 +38,7 @@ def layer_case():
                               schedule=Schedule(num_micro_batches=micro_batches))
         case = candidate, load_cluster(NAMES[count][topology]), Workload(num_tokens_per_device=256,
                                                                          routing="power_law:1.2")
-        batches_of(*case, micro_batches)
+        prepare(*case)
         return case
 
     return make
@@ -73,15 +74,15 @@ def test_event_compiled_of_pairs_one_chunk_each(benchmark, topology, count):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_flow_one_layer_64_devices_exact_lowering_included(benchmark, layer_case, topology, micro_batches):
     case = layer_case(topology, 64, micro_batches)
-    run_flow(lower(*case), tolerance_s=0.0)
-    benchmark(lambda: run_flow(lower(*case), tolerance_s=0.0))
+    run_flow(lower(prepare(*case)), tolerance_s=0.0)
+    benchmark(lambda: run_flow(lower(prepare(*case)), tolerance_s=0.0))
 
 
 @pytest.mark.parametrize("topology", ["star", "rail"])
 def test_lowering_one_layer_64_devices(benchmark, layer_case, topology):
     case = layer_case(topology, 64)
-    lower(*case)
-    benchmark(lambda: lower(*case))
+    lower(prepare(*case))
+    benchmark(lambda: lower(prepare(*case)))
 
 
 @pytest.mark.parametrize("topology", ["star", "rail"])
@@ -90,7 +91,7 @@ def test_flow_one_layer_1024_devices_at_1e_3_lowering_included(benchmark, layer_
     case = layer_case(topology, 1024, micro_batches)
 
     def run():
-        program = lower(*case)
+        program = lower(prepare(*case))
         return run_flow(program, tolerance_s=1e-3 * run_bound(program).makespan_s)
 
     run()
@@ -99,6 +100,6 @@ def test_flow_one_layer_1024_devices_at_1e_3_lowering_included(benchmark, layer_
 
 @pytest.mark.parametrize("topology", ["star", "rail"])
 def test_event_in_simpy_one_layer_64_devices(benchmark, layer_case, topology):
-    program = lower(*layer_case(topology, 64))
+    program = lower(prepare(*layer_case(topology, 64)))
     benchmark.extra_info["chunks"] = run_event(program).events
     benchmark.pedantic(lambda: run_event(program), rounds=5)

@@ -14,7 +14,8 @@ from moesim import Workload, load_cluster
 from moesim.engines.bound_many import run_bound_many
 from moesim.search import Space
 from moesim.search.evaluate import Problem
-from moesim.simulate import lower
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 
 SPACE = {"dense_part": "qwen3-235b-a22b", "num_layers": 32, "train_tokens": 2e12, "hidden_size": 4096,
          "num_experts": [64, 128, 256, 512], "top_k": [2, 4, 6, 8],
@@ -106,7 +107,7 @@ def test_closed_form_alone(benchmark, cluster):
     machine = load_cluster(cluster)
     problem = Problem(space=Space(**SPACE), cluster=machine, workload=Workload(**WORK), objectives=["loss"])
     point = {"num_experts": 256, "top_k": 8, "placement": "eplb"}
-    program = lower(problem.space.decode(point, machine)[0], machine, problem.workload)
+    program = lower(prepare(problem.space.decode(point, machine)[0], machine, problem.workload))
     ops, count = np.flatnonzero(program.phase_N == program.phase_names.index("experts")), 1000
     entries = np.concatenate([np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops])
     amounts = program.demand_amount[entries] * np.linspace(0.5, 2.0, count)[:, None]

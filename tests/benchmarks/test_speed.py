@@ -12,7 +12,8 @@ from moesim.measured import silicon
 from moesim.measured.rows import draw_rows
 from moesim.search import Space
 from moesim.search.evaluate import evaluate
-from moesim.simulate import lower
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_simulate_one_candidate_on_8_devices(benchmark, case, engine):
 
 @pytest.mark.parametrize("engine", ["bound", "flow", "event"])
 def test_engine_alone_on_8_devices(benchmark, case, engine):
-    program = lower(*case)
+    program = lower(prepare(*case))
     run(program, engine)
     benchmark(lambda: run(program, engine))
 

@@ -6,7 +6,8 @@ from moesim import Workload, load_preset, simulate
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
 from moesim.errors import CapacityError
 from moesim.model import DensePart, Gate, MoELayer, Precision
-from moesim.simulate import memory_of, traffic_of
+from moesim.simulation.memory import memory_of
+from moesim.simulation.prepare import prepare
 from moesim.units import GIB
 
 LAYER = MoELayer(hidden_size=64, expert_intermediate_size=32, num_experts=8, top_k=2, num_shared_experts=1)
@@ -79,10 +80,10 @@ def test_the_device_named_is_the_fullest(hgx, make_candidate, routing, seed):
     candidate = make_candidate(hidden_size=2048, expert_intermediate_size=64, num_experts=64, top_k=4,
                                dense_part=preset.dense_part)
     workload = Workload(num_tokens_per_device=512, routing=routing, seed=seed)
-    found, device = memory_of(candidate, hgx, workload)
-    placement, traffic = traffic_of(candidate, hgx, workload)
+    prepared = prepare(candidate, hgx, workload)
+    found, placement, traffic = memory_of(prepared), prepared.placement, prepared.traffic
     needs = [memory_need(candidate.layer, preset.dense_part, held_width=64 * placement.num_slots // 8, rows=float(rows),
                          kv_tokens=workload.kv_tokens, row_widths=64.0 * rows, tokens=float(tokens)).total_bytes
              for rows, tokens in zip(traffic.counts_DL.sum(axis=1), traffic.tokens_D, strict=True)]
     assert found.total_bytes == max(needs)
-    assert needs[device] == max(needs)
+    assert needs[found.device] == max(needs)

@@ -11,7 +11,8 @@ from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.hardware import load_profile
 from moesim.model import Gate, MoELayer, Precision
 from moesim.routing import RoutingSpec, route
-from moesim.simulate import simulate, traffic_of
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import simulate
 from moesim.topology import load_cluster, single_device
 from moesim.units import US
 
@@ -94,7 +95,7 @@ def test_tiny_layers_stay_valid():
 def test_timed_and_simulated_histograms_are_the_same():
     layer = small_layer(candidate(gate="group_limited:8:4").layer, "bfloat16")
     load = Workload(num_tokens_per_device=100, routing="power_law:1.2", seed=9)
-    _, traffic = traffic_of(Candidate(layer=layer), single_device(CLUSTER.profile), load)
+    traffic = prepare(Candidate(layer=layer), single_device(CLUSTER.profile), load).traffic
     routing = route(RoutingSpec.parse(load.routing), layer.gate, num_experts=layer.num_experts, top_k=layer.top_k,
                     num_tokens_S=np.array([100]), seed=9)
     assert traffic.counts_DL[0].tolist() == routing.num_tokens_E().tolist()

@@ -16,7 +16,7 @@ from moesim.measured.winners import Case
 from moesim.model import MoELayer
 from moesim.profilefile import ProfileFile
 from moesim.report import write_csv
-from moesim.simulate import simulate
+from moesim.simulation.run import simulate
 from moesim.topology import load_cluster, ranks_of_host, single_device
 from moesim.units import US
 

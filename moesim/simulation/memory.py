@@ -1,0 +1,103 @@
+"""Memory of a prepared design: the device with the least room left, and how many sequences a decoder can hold.
+
+Shape legend: D devices, L slots of a device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.costs.experts import slot_widths
+from moesim.costs.memory import MemoryNeed, check_memory, memory_need
+from moesim.errors import CapacityError, ConfigError
+from moesim.simulation.prepare import Prepared, prepare
+from moesim.topology import Cluster
+from moesim.units import GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullestDevice:
+    """The device with the least memory left.
+
+    Attributes:
+        device: Its number.
+        need: What it must hold, in bytes.
+        usable_bytes: What a model may use of its memory.
+    """
+
+    device: int
+    need: MemoryNeed
+    usable_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """Everything it must hold."""
+        return float(self.need.total_bytes)
+
+    @property
+    def over_bytes(self) -> float:
+        """By how much that exceeds what it has; <= 0 where it fits."""
+        return float(self.need.total_bytes - self.usable_bytes)
+
+    def check(self) -> None:
+        """Refuse a model that does not fit.
+
+        Raises:
+            CapacityError: Names the device and how many GiB it is over.
+        """
+        check_memory(self.need, self.usable_bytes, self.device)
+
+
+def memory_of(prepared: Prepared) -> FullestDevice | None:
+    """Memory needed on the device with the least headroom; None for a design without a dense part."""
+    candidate, traffic = prepared.candidate, prepared.traffic
+    if candidate.dense_part is None:
+        return None
+    widths_DL = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp)
+    counts_DL = traffic.counts_DL
+    needs = memory_need(candidate.layer, candidate.dense_part, held_width=widths_DL.sum(axis=1),
+                        kv_tokens=prepared.workload.kv_tokens, rows=counts_DL.sum(axis=1),
+                        row_widths=(counts_DL * widths_DL).sum(axis=1), tokens=np.asarray(traffic.tokens_D))
+    usable_D = prepared.cluster.usable_bytes_D()
+    device = int((needs.total_bytes - usable_D).argmax())
+    return FullestDevice(device=device, need=needs.of_device(device), usable_bytes=float(usable_D[device]))
+
+
+def decode_workload(candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0) -> Workload:
+    """As many sequences on each device as their KV cache leaves room for, one token of each.
+
+    Args:
+        candidate: A design with a dense part, whose layers keep the cache.
+        cluster: The hardware it runs on.
+        context: Tokens of a sequence.
+        routing: Distribution of load.
+        seed: Seed of the routing.
+
+    Raises:
+        CapacityError: Not even one fits: how many GiB over.
+        ConfigError: A model without a dense part or without a KV cache.
+    """
+    dense = candidate.dense_part
+    each = context * dense.num_layers * dense.kv_bytes_per_token_per_layer if dense else 0.0
+    if not each:
+        raise ConfigError(f"decode: expected a model with a KV cache, got {candidate.label}")
+
+    def work(sequences: int) -> Workload:
+        return Workload(num_tokens_per_device=sequences, phase="decode", routing=routing, seed=seed,
+                        kv_tokens_per_device=sequences * context)
+
+    def over(sequences: int) -> float:
+        found = memory_of(prepare(candidate, cluster, work(sequences)))
+        assert found is not None, "the candidate has a dense part"
+        return found.over_bytes
+
+    least = over(1)
+    if least > 0:
+        raise CapacityError(f"decode: expected room for one sequence of {context} tokens, got {least / GIB:.1f} GiB "
+                            "too few")
+    sequences = 1 + int(-least / each)
+    while sequences > 1 and (more := over(sequences)) > 0:
+        sequences = max(sequences - math.ceil(more / each), 1)
+    return work(sequences)

@@ -1,0 +1,58 @@
+"""Where the time of a simulated program went: its critical path by phase, and how busy its resources were."""
+
+import numpy as np
+
+from moesim.program import Program, Timeline
+
+
+def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
+    """Time of each phase along the critical path: walk back from the last end, always to the latest dependency.
+
+    Returns:
+        Phase -> seconds; waits are counted to the op that waited, so the values sum to the makespan.
+    """
+    end, share = timeline.end_s_N, dict.fromkeys(program.phase_names, 0.0)
+    op, until = int(end.argmax()), timeline.makespan_s
+    while True:
+        waited = program.dep_index[program.dep_ptr[op] : program.dep_ptr[op + 1]]
+        before = int(waited[end[waited].argmax()]) if len(waited) else -1
+        since = float(end[before]) if before >= 0 else 0.0
+        share[program.phase_names[program.phase_N[op]]] += until - since
+        if before < 0:
+            return share
+        op, until = before, since
+
+
+def experts_time_s(program: Program, timeline: Timeline) -> float:
+    """The busiest device's expert phase by itself, in seconds."""
+    experts = program.phase_N == program.phase_names.index("experts")
+    return float((timeline.end_s_N - timeline.start_s_N)[experts].max())
+
+
+def busiest_utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
+    """Work over makespan of the busiest resource of each kind."""
+    found: dict[str, float] = {}
+    first = 0
+    for kind, count in program.resources.kinds():
+        busiest = float(timeline.busy_s_R[first : first + count].max()) / timeline.makespan_s if count else 0.0
+        found[kind] = max(found.get(kind, 0.0), busiest)
+        first += count
+    return found
+
+
+def mean_utilisation(program: Program, busy_s_R: np.ndarray, makespan_s: float) -> dict[str, float]:
+    """Work over makespan, the mean over all resources of each kind: power is counted from it.
+
+    Args:
+        program: The program whose resources these are.
+        busy_s_R: ndarray of shape (R,): seconds of work of each resource.
+        makespan_s: Seconds from the first start to the last end.
+    """
+    busy: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    first = 0
+    for kind, count in program.resources.kinds():
+        busy[kind] = busy.get(kind, 0.0) + float(busy_s_R[first : first + count].sum())
+        counts[kind] = counts.get(kind, 0) + count
+        first += count
+    return {kind: busy[kind] / (counts[kind] * makespan_s) for kind in busy if counts[kind]}

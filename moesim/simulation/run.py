@@ -1,0 +1,132 @@
+"""Simulate one design on one workload: prepare it, check its memory, lower it, run it, and say how far to trust it."""
+
+import numpy as np
+
+from moesim.candidate import Candidate, Workload
+from moesim.costs.comm.choose import exchange_kernel
+from moesim.costs.experts import slot_widths, typical_tile
+from moesim.effects import GateEffects
+from moesim.engines import run
+from moesim.placement import Placement
+from moesim.program import Program
+from moesim.result import Result
+from moesim.simulation.memory import memory_of
+from moesim.simulation.phases import busiest_utilisation, critical_phases, experts_time_s, mean_utilisation
+from moesim.simulation.prepare import Prepared, prepare
+from moesim.topology import Cluster
+from moesim.trust import basis_digest, granularity_of, trust_of
+from moesim.units import MB
+from moesim.version import VERSION
+
+
+def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow",
+             must_fit: bool = True, placement: Placement | None = None) -> Result:
+    """Simulate one forward pass of the candidate's MoE layer.
+
+    Args:
+        candidate: The design.
+        cluster: Where it runs; ep x tp must be its number of devices.
+        workload: Tokens and routing.
+        engine: ``bound``, ``flow``, ``event`` or ``event_compiled``.
+        must_fit: Whether to refuse a candidate (with a dense part) whose model does not fit in memory.
+        placement: Slots as they are, such as those planned on an earlier window or read from a serving engine's map;
+            by default what the candidate's strategy plans on this workload.
+
+    Raises:
+        ConfigError: Sizes that do not go together, in one line.
+        CapacityError: The model does not fit: which device, how many GiB over.
+    """
+    return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), engine=engine,
+                             must_fit=must_fit)
+
+
+def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: bool = True) -> Result:
+    """Simulate a design that is prepared already: `simulate` without its first step.
+
+    Args:
+        prepared: The design, its work and its traffic.
+        engine: As `simulate`.
+        must_fit: As `simulate`.
+
+    Raises:
+        CapacityError: The model does not fit: which device, how many GiB over.
+    """
+    candidate, cluster, workload = prepared.candidate, prepared.cluster, prepared.workload
+    traffic = prepared.traffic
+    fullest = memory_of(prepared)
+    if must_fit and fullest is not None:
+        fullest.check()
+    program = lower(prepared)
+    timeline = run(program, engine)
+    phases = critical_phases(program, timeline)
+    low, high, level = trust_of(candidate, cluster, phases)
+    time_s = timeline.makespan_s
+    waves = cluster.profile.execution == "waves"
+    return Result(
+        candidate=candidate,
+        cluster=cluster.name,
+        layer_time_s=time_s,
+        layer_time_low_s=time_s * low,
+        layer_time_high_s=time_s * high,
+        tokens_per_s=cluster.num_devices * workload.num_tokens_per_device / time_s,
+        tokens_per_s_per_device=workload.num_tokens_per_device / time_s,
+        phase_time_s=phases,
+        experts_time_s=experts_time_s(program, timeline),
+        bottleneck=max(phases, key=lambda name: phases[name]),
+        utilisation=busiest_utilisation(program, timeline),
+        mean_utilisation=mean_utilisation(program, timeline.busy_s_R, time_s),
+        load_imbalance=traffic.load_imbalance,
+        dropped_token_fraction=traffic.dropped_fraction,
+        peak_memory_bytes=None if fullest is None else fullest.total_bytes,
+        memory_over_bytes=None if fullest is None else fullest.over_bytes,
+        evidence="simulated",
+        calibration=level,
+        engine=engine,
+        workload=workload,
+        version=VERSION,
+        profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
+        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations)) if waves else "",
+        granularity=granularity_of(cluster, candidate.schedule),
+        effects=GateEffects.of(candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp),
+    )
+
+
+def lower(prepared: Prepared) -> Program:
+    """The program of one forward pass: for engines, timelines and tests."""
+    # numba is loaded when used: `import moesim` stays light
+    from moesim.lowering.layer import lower_layer
+
+    candidate, cluster, schedule = prepared.candidate, prepared.cluster, prepared.candidate.schedule
+    kernel = exchange_kernel(cluster, schedule.dispatch, schedule.num_comm_sms) if cluster.num_devices > 1 else None
+    widths = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp) if candidate.layer.uneven \
+        else None
+    return lower_layer(candidate, cluster, prepared.batches, kernel, widths_DL=widths)
+
+
+def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
+    """What dispatch and combine of the whole batch move, and what holds them back.
+
+    Returns:
+        A row for each direction: exchange, copies per token (own rank included), MB in or out of the busiest device,
+        near and far, SMs that the kernel holds, the limiting stage of most devices; none for one device.
+    """
+    candidate, cluster, traffic = prepared.candidate, prepared.cluster, prepared.traffic
+    if cluster.num_devices == 1:
+        return []
+    from moesim.lowering.exchange import Priced
+
+    schedule, layer = candidate.schedule, candidate.layer
+    name = schedule.dispatch or cluster.file.dispatch
+    priced = Priced.of(layer, traffic, exchange_kernel(cluster, name, schedule.num_comm_sms), cluster, dispatch=name,
+                       num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
+    near_out, near_in, far_out, far_in = priced.movement.near_far_D
+    rows = []
+    for direction, price in priced.prices.items():
+        stages, counts = np.unique(price.limiting_D, return_counts=True)
+        size = priced.copy_bytes[direction]
+        rows.append({"direction": direction, "exchange": name,
+                     "copies_per_token": float(priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()),
+                     "near_mb": float(np.maximum(near_out, near_in).max()) * size / MB,
+                     "far_mb": float(np.maximum(far_out, far_in).max()) * size / MB,
+                     "num_sms": price.num_sms, "limited_by": str(stages[counts.argmax()])})
+    return rows
