@@ -70,7 +70,7 @@ class Gloo:
         """
         fabric, ranks = cluster.profile.host_fabric, cluster.num_devices
         here = (fabric is not None and fabric.backend == "gloo" and ranks > 1 and candidate.parallelism.tp == 1
-                and cluster.file.dispatch == "host")
+                and cluster.exchange().name == "host")
         if here and fabric is not None:
             traffic = prepare(candidate, cluster, workload).traffic
             rows = self._exchanges(candidate, candidate.layer, traffic, workload.seed, fabric,

@@ -14,7 +14,7 @@ from moesim.widths import short_text
 Phase = Literal["prefill", "decode"]
 #: what a label names in any case, or by the text of a schedule
 _NAMED = frozenset(("num_experts", "top_k", "expert_intermediate_size", "precision", "gate", "ep", "tp", "placement",
-                    "num_replicas", "dispatch", "num_comm_sms", "num_micro_batches", "hidden_size", "dense_part"))
+                    "num_replicas", "exchange", "num_comm_sms", "num_micro_batches", "hidden_size", "dense_part"))
 _NAMED_PAIRS = _NAMED | {"schedule_granularity", "send_order", "send_window"}
 #: column -> its word in a label; others are told as ``column=value``
 _WORDS = {"capacity_factor": "cf{}", "overflow": "{}", "padded": "padded", "num_shared_experts": "shared{}",

@@ -19,11 +19,12 @@ from moesim.cli_quality import quality_app
 from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
+from moesim.exchanges import EXCHANGES
 from moesim.hardware import load_profile
 from moesim.hfconfig import load_model
 from moesim.model import Gate, Precision
 from moesim.presets import preset_names
-from moesim.schedule import DISPATCHES, Schedule
+from moesim.schedule import Schedule
 from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
@@ -145,8 +146,8 @@ def simulate(
     capacity_factor: Annotated[float | None, typer.Option(help="Places of an expert over its mean load.")] = None,
     overflow: Annotated[str, typer.Option(help="Choices of full experts: drop or reroute.")] = "drop",
     padded: Annotated[bool, typer.Option("--padded", help="Fill empty places with rows of zeros.")] = False,
-    dispatch: Annotated[
-        str | None, typer.Option(help=f"Exchange: {', '.join(DISPATCHES)}; default: the cluster's.")
+    exchange: Annotated[
+        str | None, typer.Option("--exchange", "--dispatch", help=f"{', '.join(EXCHANGES)}; default: the cluster's.")
     ] = None,
     micro_batches: Annotated[int, typer.Option(help="Parts of the batch; 2 overlaps travel with compute.")] = 1,
     granularity: Annotated[str, typer.Option(help="device, or pair (to 256 devices).")] = "device",
@@ -181,7 +182,7 @@ def simulate(
         placement=placement,
         num_replicas=replicas,
         dense_part=None if layer_only else model.dense_part,
-        schedule=Schedule(dispatch=dispatch, num_micro_batches=micro_batches,
+        schedule=Schedule(exchange=exchange, num_micro_batches=micro_batches,
                           granularity=granularity),  # type: ignore[arg-type]
     )
     workload = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)

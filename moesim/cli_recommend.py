@@ -7,7 +7,7 @@ import typer
 
 #: columns of the table of alternatives
 _SHOWN = {"group": "group", "ep": "ep", "tp": "tp", "placement": "placement", "num_replicas": "replicas",
-          "precision": "format", "dispatch": "exchange", "num_micro_batches": "parts", "layer_time_us": "layer us",
+          "precision": "format", "exchange": "exchange", "num_micro_batches": "parts", "layer_time_us": "layer us",
           "moe_layers_tokens_per_s_per_device": "tokens/s/device", "peak_memory_gib": "GiB",
           "calibration": "calibration"}
 

@@ -102,7 +102,7 @@ def _same_kernels(phase: str, before: Outcome, after: Outcome) -> bool:
     one, other = before.result.candidate, after.result.candidate
     if phase in ("dispatch", "combine"):
         across = [bool(o.cluster.nic_bytes_per_s) for o in (before, after)]
-        return one.schedule.dispatch == other.schedule.dispatch and across[0] == across[1]
+        return one.schedule.exchange == other.schedule.exchange and across[0] == across[1]
     if phase == "gate":
         return one.layer.gate == other.layer.gate
     return one.layer.precision == other.layer.precision

@@ -84,7 +84,7 @@ def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flo
         return event(program, quantum_s=math.inf, min_chunks=chunks)
 
     check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")  # before anything is made
-    ports = cluster.file.scale_up is None or cluster.file.scale_up.kind in ("switch", "pcie")
+    ports = cluster.scale_up_kind in (None, "switch", "pcie")
     run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles
     began = time.perf_counter()
     program = build(cluster)

@@ -13,7 +13,6 @@ from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
 from moesim.hardware import Profile
 from moesim.placement import PlacementSpec, Setting
-from moesim.schedule import DISPATCHES
 from moesim.topology import Cluster
 
 Array = np.ndarray
@@ -58,15 +57,15 @@ def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
     are: both cost nothing here.
     """
     layer, schedule = candidate.layer, candidate.schedule
-    _, movement, every_choice = DISPATCHES[schedule.dispatch or cluster.file.dispatch]
-    if every_choice or movement == "all_gather":
+    exchange = cluster.exchange(schedule)
+    if not exchange.follows_placement:
         return 0.0, 0.0
     size = sum(layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine"))
     near, far = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
     copy_s = size / near if near else 0.0
     if not far:
         return copy_s, 0.0
-    if movement == "direct":
+    if not exchange.hops_across:
         far_share = 1.0 - cluster.devices_per_domain / cluster.num_devices
         return max(copy_s * (1.0 - far_share), far_share * size / far), 0.0
     return copy_s, size / (far * cluster.devices_per_domain)

@@ -1,40 +1,12 @@
-"""How a layer is run: by which exchange, in how many micro-batches, in which order.
-
-Exchanges, by name:
-
-- ``nccl``: one all-to-all; a copy for each device that holds any of a token's experts, straight to it.
-- ``deepep_normal``: across domains one copy per token and domain, to the device of the same rail, which forwards it
-  over the scale-up fabric (DeepEP's high-throughput mode); both hops run side by side.
-- ``deepep_ll``: a copy per choice, straight to the expert's device (DeepEP's low-latency mode).
-- ``nvl72``: writes into peers' memory inside one NVLink domain; a copy per device.
-- ``hierarchical``: first to the device of the destination's rail inside the own domain, then across, one after the
-  other (as in Tutel's and DeepSpeed-MoE's two-dimensional all-to-all).
-- ``all_gather``: every token to every device, results by reduce-scatter (what tensor-parallel stacks do).
-- ``ici``: straight to each device along the torus.
-- ``host``: as ``nccl``, at the rate and start that `moesim measure` found between the ranks of one host.
-- ``ideal``: as ``nccl`` without any overhead: bytes over the data sheet's rate.
-"""
+"""How a layer is run: by which exchange, in how many micro-batches, in which order."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from moesim.errors import UnknownNameError
+from moesim.exchanges import exchange_named
 from moesim.precision import require, require_int
 
-Movement = Literal["direct", "two_hop", "staged", "all_gather"]
 Granularity = Literal["device", "pair"]
-#: name -> (communication kernel that is priced, how copies move, whether every choice is a copy)
-DISPATCHES: dict[str, tuple[str, Movement, bool]] = {
-    "nccl": ("nccl", "direct", False),
-    "deepep_normal": ("deepep_normal", "two_hop", False),
-    "deepep_ll": ("deepep_ll", "direct", True),
-    "nvl72": ("nvl72", "direct", False),
-    "hierarchical": ("nccl", "staged", False),
-    "all_gather": ("all_gather", "all_gather", False),
-    "ici": ("ici", "direct", False),
-    "host": ("host", "direct", False),
-    "ideal": ("ideal", "direct", False),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +14,7 @@ class Schedule:
     """Choices that move the same tokens in another way.
 
     Attributes:
-        dispatch: Exchange, one of `DISPATCHES`; None: the cluster's.
+        exchange: Name of an exchange, see `moesim.exchanges`; None: the cluster's own.
         num_comm_sms: SMs of DeepEP's normal mode; None: its default.
         num_micro_batches: Parts of the batch; with two, one travels while the other computes.
         granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source and destination,
@@ -55,7 +27,7 @@ class Schedule:
         ConfigError: A number out of range.
     """
 
-    dispatch: str | None = None
+    exchange: str | None = None
     num_comm_sms: int | None = None
     num_micro_batches: int = 1
     granularity: Granularity = "device"
@@ -63,8 +35,8 @@ class Schedule:
     send_window: int = 0
 
     def __post_init__(self) -> None:
-        if self.dispatch is not None and self.dispatch not in DISPATCHES:
-            raise UnknownNameError("dispatch", self.dispatch, DISPATCHES)
+        if self.exchange is not None:
+            exchange_named(self.exchange)
         if self.num_comm_sms is not None:
             require_int("schedule.num_comm_sms", self.num_comm_sms, 1)
         require_int("schedule.num_micro_batches", self.num_micro_batches, 1)
@@ -73,7 +45,7 @@ class Schedule:
         require(self.send_order in ("rotated", "naive"), "schedule.send_order", "rotated or naive", self.send_order)
 
     def __str__(self) -> str:
-        parts = [self.dispatch or ""]
+        parts = [self.exchange or ""]
         if self.num_comm_sms is not None:
             parts.append(f"sm{self.num_comm_sms}")
         if self.num_micro_batches > 1:

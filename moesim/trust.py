@@ -3,10 +3,11 @@
 import hashlib
 
 from moesim.candidate import Candidate
-from moesim.costs.calibration import load_calibration
-from moesim.costs.comm.choose import exchange_digest, exchange_kernel, is_at_home
+from moesim.costs.calibration import load_calibration, weakest
+from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.serial import phase_intervals
-from moesim.schedule import DISPATCHES, Schedule
+from moesim.exchanges import Exchange
+from moesim.schedule import Schedule
 from moesim.topology import Cluster
 
 #: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
@@ -30,27 +31,25 @@ def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
     """
     if schedule.granularity == "pair" or cluster.num_devices == 1:
         return schedule.granularity
-    up, out = cluster.file.scale_up, cluster.file.scale_out
-    several = cluster.file.num_nodes > 1
-    thin = several and out is not None and out.oversubscription > 1
-    movement = DISPATCHES[schedule.dispatch or cluster.file.dispatch][1]
-    far_reaching = (up is not None and up.kind == "torus") or (several and movement in ("two_hop", "staged"))
-    loose = thin or len(cluster.groups) > 1 or (far_reaching and cluster.num_devices > _LOOSE_BEYOND)
+    hops = cluster.num_nodes > 1 and cluster.exchange(schedule).hops_across
+    far_reaching = cluster.is_torus or hops
+    loose = cluster.has_thin_uplinks or len(cluster.groups) > 1 or (
+        far_reaching and cluster.num_devices > _LOOSE_BEYOND)
     return "device_loose" if loose else "device"
 
 
-def calibration_digests(cluster: Cluster, dispatch: str | None = None) -> list[str]:
+def calibration_digests(cluster: Cluster, exchange: Exchange | None = None) -> list[str]:
     """Hashes of the calibration files that prices on this cluster, by this exchange, rest on."""
     found = [load_calibration(profile.calibration, profile).digest
              for profile, _ in cluster.groups if profile.execution != "serial"]
     if cluster.num_devices > 1:
-        found.append(exchange_digest(cluster, dispatch))
+        found.append(exchange_digest(cluster, exchange or cluster.exchange()))
     return found
 
 
-def basis_digest(cluster: Cluster, dispatch: str | None = None) -> str:
+def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
     """Hash over everything a price on this cluster rests on: cluster, device and calibration files."""
-    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster, dispatch)]).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster, exchange)]).encode()).hexdigest()[:12]
 
 
 def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> tuple[float, float, str]:
@@ -101,12 +100,13 @@ def intervals_of(candidate: Candidate, cluster: Cluster) -> tuple[dict[str, tupl
         # a calibration without residuals was fitted to nothing: its efficiencies are assumed
         levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
     if cluster.num_devices > 1:
-        kernel = exchange_kernel(cluster, candidate.schedule.dispatch)
-        if is_at_home(cluster, candidate.schedule.dispatch):
+        exchange = cluster.exchange(candidate.schedule)
+        kernel = exchange_kernel(cluster, exchange)
+        if exchange.runs_on(cluster):
             intervals["dispatch"], intervals["combine"] = kernel.interval("dispatch"), kernel.interval("combine")
             levels.append(kernel.level)
         else:
             levels.append("none")
     if cluster.is_what_if:
         levels.append("spec_sheet")
-    return intervals, min(levels, key=("none", "spec_sheet", "few_shot", "calibrated").index)
+    return intervals, weakest(levels)

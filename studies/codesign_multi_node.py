@@ -34,7 +34,7 @@ CHOICES: dict[str, Any] = {
     "num_experts": [128, 256, 512], "top_k": [4, 8, 16], "expert_intermediate_size": [1024, 1536, 2048, 3072],
     "gate": ["flat", "group_limited:8:4", "group_limited:8:3"],
     "placement": ["contiguous", "eplb", "eplb_hierarchical/nearest"], "num_replicas": [64, 128],
-    "precision": ["bf16", "fp8"], "dispatch": ["nccl", "deepep_normal", "deepep_ll", "hierarchical"],
+    "precision": ["bf16", "fp8"], "exchange": ["nccl", "deepep_normal", "deepep_ll", "hierarchical"],
     "num_micro_batches": [1, 2]}
 #: twice the NIC, and the bandwidth of an H200
 HARDWARE: dict[str, list[Any]] = {"nic_gb_per_s": ["1x", "2x"], "hbm_gb_per_s": [3350.0, 4800.0]}
@@ -42,7 +42,7 @@ HARDWARE: dict[str, list[Any]] = {"nic_gb_per_s": ["1x", "2x"], "hbm_gb_per_s": 
 PHASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "prefill": (2048, 65536, ()), "decode": (128, 128 * 4096, ("layer_time_us <= 1000",))}
 PUBLISHED = {"num_experts": 256, "top_k": 8, "expert_intermediate_size": 2048, "gate": "group_limited:8:4",
-             "precision": "fp8", "placement": "eplb", "num_replicas": 64, "dispatch": "deepep_normal",
+             "precision": "fp8", "placement": "eplb", "num_replicas": 64, "exchange": "deepep_normal",
              "num_micro_batches": 2}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -129,7 +129,7 @@ def main(
         work = Workload(num_tokens_per_device=round(tokens * share), routing=routing, seed=seed,
                         kv_tokens_per_device=round(KV_TOKENS * share))
         study = watched_study(
-            Space(**models, dispatch=EXCHANGES[name]), cluster, work, num_trials=trials, screen=screen, seed=seed,
+            Space(**models, exchange=EXCHANGES[name]), cluster, work, num_trials=trials, screen=screen, seed=seed,
             objectives=["loss", "layer_usd_per_million_tokens"], storage=out / name, economics=economics,
             num_workers=workers, fresh=fresh)
         show_findings(study, out / name, limit=4, title=cluster.name)

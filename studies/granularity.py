@@ -106,7 +106,7 @@ def lowered(cluster: Cluster, routing: Routing, schedule: Schedule) -> Program:
     parts = schedule.num_micro_batches
     batches = [spread_tokens(routing.part(m, parts), placement, candidate.parallelism,
                              devices_per_domain=cluster.devices_per_domain) for m in range(parts)]
-    return lower_layer(candidate, cluster, batches, exchange_kernel(cluster, schedule.dispatch))
+    return lower_layer(candidate, cluster, batches, exchange_kernel(cluster, cluster.exchange(schedule)))
 
 
 def expert_starts(program: Program, timeline: Timeline) -> np.ndarray:
@@ -128,7 +128,7 @@ def compare(topology: str, name: str, traffic: str, micro_batches: int, *, token
     routing = TRAFFIC[traffic](cluster.num_devices, tokens, seed)
     began = time.perf_counter()
     device, pair = (lowered(cluster, routing, Schedule(granularity=granularity, num_micro_batches=micro_batches,
-                                                       dispatch=dispatch)) for granularity in ("device", "pair"))
+                                                       exchange=dispatch)) for granularity in ("device", "pair"))
     coarse = run_flow(device, tolerance_s=0.0)
     fine = reference(pair, engine)
     late = np.abs(expert_starts(device, coarse) - expert_starts(pair, fine)) / fine.makespan_s
@@ -188,7 +188,7 @@ def main(
 ) -> None:
     """Compare device with pair granularity and write where they differ."""
     check(engine, tokens, seeds, out)
-    Schedule(dispatch=dispatch)
+    Schedule(exchange=dispatch)
     rows = []
     for topology, names in (QUICK if quick else CLUSTERS).items():
         for name in names:

@@ -129,7 +129,7 @@ def point(preset: str, where: str, scale: int, num_experts: int, kind: tuple[str
             return row | {"reason": "experts below one neuron"}
         dense = load_preset(preset).dense_part
         candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices), dense_part=dense,
-                              schedule=Schedule(dispatch=dispatch))
+                              schedule=Schedule(exchange=dispatch))
         work = Workload(num_tokens_per_device=tokens, seed=seed)
         prepared = prepare(candidate, cluster, work)
         result = simulate_prepared(prepared, must_fit=False)

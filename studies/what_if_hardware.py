@@ -24,10 +24,10 @@ import typer
 
 from moesim import Candidate, Cluster, Parallelism, Precision, Workload, load_cluster, load_preset
 from moesim.cli import run_command
-from moesim.costs.comm.choose import is_at_home
 from moesim.economics import load_economics
 from moesim.elasticity import Outcome, elasticity, gain, loss_step, narrowed, outcome
 from moesim.errors import ConfigError, MoesimError
+from moesim.exchanges import exchange_named
 from moesim.report import write_csv
 from moesim.report.plots import write_html
 from moesim.report.study_plots import gain_bars
@@ -46,7 +46,7 @@ EXCHANGES, STEP = ("nccl", "deepep_normal", "deepep_ll"), 1.1
 COLUMNS = ("model", "cluster", "workload", "change", "kind", "rank", "group", "gain", "gain_low", "gain_high",
            "elasticity", "elasticity_low", "elasticity_high", "tokens_per_usd_gain", "tokens_per_joule_gain",
            "usd_per_hour_ratio", "watts_ratio", "loss_change", "loss_change_low", "loss_change_high", "note",
-           "num_experts", "top_k", "expert_intermediate_size", "precision", "placement", "num_replicas", "dispatch",
+           "num_experts", "top_k", "expert_intermediate_size", "precision", "placement", "num_replicas", "exchange",
            "num_micro_batches", "num_tokens_per_device", "routing", "layer_time_us", "layer_time_low_us",
            "layer_time_high_us", "layer_tokens_per_s_per_device", "bottleneck", "load_imbalance", "peak_memory_gib",
            "cost_model", "evidence", "calibration", "engine", "seed", "version", "profile_hash")
@@ -80,10 +80,10 @@ class System:
         work = self.workload(spread, cluster)
         if not (plan or self.replan):
             return outcome(spread, cluster, work)
-        own, tried, reason = self.cluster.file.dispatch, [], None
-        exchanges = [own, *(name for name in EXCHANGES if name != own and is_at_home(cluster, name))]
+        own, tried, reason = self.cluster.exchange().name, [], None
+        exchanges = [own, *(name for name in EXCHANGES if name != own and exchange_named(name).runs_on(cluster))]
         for placement, dispatch, parts in product(("eplb", "eplb_hierarchical"), exchanges, (1, 2)):
-            schedule = Schedule(dispatch=dispatch, num_micro_batches=parts)
+            schedule = Schedule(exchange=dispatch, num_micro_batches=parts)
             try:
                 tried.append(outcome(replace(spread, placement=placement, schedule=schedule), cluster, work))
             except MoesimError as error:  # a plan this cluster or number of tokens does not have
@@ -99,7 +99,7 @@ def hardware(cluster: Cluster) -> Iterator[tuple[str, dict[str, Any], str]]:
         if key != "nic_gb_per_s" or cluster.nic_bytes_per_s:
             yield f"2x {key}", {key: "2x"}, key
     yield HBM, {"hbm_gb_per_s": "2x", "hbm_gib": "2x"}, ""
-    nodes, per_node = cluster.file.num_nodes, cluster.devices_per_domain
+    nodes, per_node = cluster.num_nodes, cluster.devices_per_domain
     if nodes > 1:
         yield "2x devices per NVLink domain", {"num_nodes": nodes // 2, "devices_per_node": 2 * per_node}, ""
         yield "one NVLink domain", {"num_nodes": 1, "devices_per_node": nodes * per_node}, ""

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from moesim import Candidate, DensePart, Gate, MoELayer, Parallelism, Precision, Workload, identity, simulate
 from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
 from moesim.errors import ConfigError
+from moesim.exchanges import EXCHANGES
 from moesim.measured.winners import read_winners
 from moesim.precision import FORMATS, RECIPES
 from moesim.report import write_csv
-from moesim.schedule import DISPATCHES, Schedule
+from moesim.schedule import Schedule
 
 COUNTS = st.integers(1, 1 << 40)
 RATES = st.floats(1e-6, 1e6)
@@ -43,7 +44,7 @@ def candidates(draw):
                       vocab_size=draw(COUNTS), attention_params_per_layer=draw(COUNTS),
                       kv_bytes_per_token_per_layer=draw(RATES), dense_intermediate_size=draw(COUNTS),
                       tied_embeddings=draw(st.booleans()))
-    schedule = Schedule(dispatch=draw(st.none() | st.sampled_from(list(DISPATCHES))),
+    schedule = Schedule(exchange=draw(st.none() | st.sampled_from(list(EXCHANGES))),
                         num_comm_sms=draw(st.none() | COUNTS), num_micro_batches=draw(COUNTS),
                         granularity=draw(st.sampled_from(["device", "pair"])),
                         send_order=draw(st.sampled_from(["rotated", "naive"])), send_window=draw(st.integers(0, 99)))
@@ -97,7 +98,7 @@ def with_leaf(value, path, new):
 OTHERS = {
     "overflow": ["reroute"], "gated": [False], "padded": [True], "tied_embeddings": [True], "kind": ["group_limited"],
     "score": ["sigmoid"], "selection": ["hash", "sinkhorn"], "balancing": ["bias"], "weights": ["float16"],
-    "activations": ["float32"], "dispatch": ["float32", "deepep_ll", "nccl"], "combine": ["float32"],
+    "activations": ["float32"], "dispatch": ["float32"], "exchange": ["deepep_ll", "nccl"], "combine": ["float32"],
     "precision": ["float32"], "placement": ["eplb"], "granularity": ["pair"], "send_order": ["naive"],
     "routing": ["zipf:0.9"], "phase": ["decode"], "capacity_factor": [1.0, 1.25], "temperature": [0.5],
     "expert_intermediate_size": [48, (32,) * 15 + (16,)], "query_size": [64], "num_moe_layers": [5],
@@ -126,11 +127,7 @@ def changed(base, path):
     if path[-1] == "num_limited_groups":
         others = [2]
     for other in others:
-        try:
-            yield base, with_leaf(base, path, other)
-        except ConfigError:
-            # such as dispatch, which names a format of tokens in one place and an exchange in another
-            continue
+        yield base, with_leaf(base, path, other)
 
 
 @pytest.mark.parametrize("base", [BASE, WORK], ids=["design", "workload"])

@@ -24,7 +24,7 @@ LAYERS = (
     ("errors", "units", "version"),
     ("configfile", "profilefile", "precision", "gate", "widths"),
     ("model", "hardware"),
-    ("what_if",),
+    ("what_if", "exchanges"),
     ("topology", "routing", "placement", "candidate", "identity", "schedule", "presets", "hfconfig"),
     ("costs", "quality", "economics"),
     ("program", "factored", "builder", "lowering"),

@@ -26,7 +26,7 @@ def test_nodes_and_costs_of_copies(make_candidate):
     plain = setting_of(make_candidate(ep=32, tp=2, placement="eplb_hierarchical"), rail, WORK)
     assert (plain.ranks_per_node, plain.tp, plain.copy_work) == (4, 2, 0.0)
     searched = make_candidate(ep=64, placement="local_search")
-    two_hop, direct, each = (setting_of(replace(searched, schedule=Schedule(dispatch=d)), rail, WORK)
+    two_hop, direct, each = (setting_of(replace(searched, schedule=Schedule(exchange=d)), rail, WORK)
                              for d in ("deepep_normal", "nccl", "deepep_ll"))
     # eight NICs of 50 GB/s a node against 450 GB/s into one device; straight, seven copies of eight by its own NIC
     assert two_hop.node_copy_work / two_hop.copy_work == pytest.approx(450 / (8 * 50))

@@ -25,7 +25,7 @@ def priced(hgx, found):
     def make(exchange="nccl", per_second=1.0, **seconds):
         result = found.best.result
         c = result.candidate
-        result = replace(result, candidate=replace(c, schedule=replace(c.schedule, dispatch=exchange)),
+        result = replace(result, candidate=replace(c, schedule=replace(c.schedule, exchange=exchange)),
                          phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
                          layer_time_s=sum(seconds.values()), tokens_per_s=4096 / sum(seconds.values()))
         return Priced.of(result, hgx, per_second)
@@ -148,7 +148,7 @@ def test_formats_are_those_the_device_runs(hgx):
     ("h100-rail-8x8", 16, 16, 2), ("h100-rail-8x8", 4, 4, 1), ("hgx-h100-8", None, 8, 1), ("gb200-nvl72", 36, 36, 1)])
 def test_sizes(name, gpus, devices, nodes):
     cluster = sized(load_cluster(name), gpus)
-    assert (cluster.num_devices, cluster.file.num_nodes) == (devices, nodes)
+    assert (cluster.num_devices, cluster.num_nodes) == (devices, nodes)
 
 
 @pytest.mark.parametrize(("name", "gpus", "line"), [

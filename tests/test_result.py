@@ -76,11 +76,11 @@ def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "changes", "schedule", "flag"), [
     ("hgx-h100-8", {}, {}, "device"),
     ("hgx-h100-8", {}, {"granularity": "pair"}, "pair"),
-    ("rail-8x8", {}, {"dispatch": "deepep_normal"}, "device"),
-    ("rail-16x8", {}, {"dispatch": "nccl"}, "device"),
-    ("rail-16x8", {}, {"dispatch": "deepep_normal"}, "device_loose"),
-    ("rail-16x8", {}, {"dispatch": "deepep_normal", "granularity": "pair"}, "pair"),
-    ("star-256", {}, {"dispatch": "hierarchical"}, "device"),
+    ("rail-8x8", {}, {"exchange": "deepep_normal"}, "device"),
+    ("rail-16x8", {}, {"exchange": "nccl"}, "device"),
+    ("rail-16x8", {}, {"exchange": "deepep_normal"}, "device_loose"),
+    ("rail-16x8", {}, {"exchange": "deepep_normal", "granularity": "pair"}, "pair"),
+    ("star-256", {}, {"exchange": "hierarchical"}, "device"),
     ("rail-2x4", {"oversubscription": 2.0}, {}, "device_loose"),
     ("torus-4x4x4", {}, {}, "device"),
     ("torus-8x16", {}, {}, "device_loose"),
@@ -108,5 +108,5 @@ def test_results_carry_how_transfers_were_simulated(make_candidate):
 def test_an_exchange_priced_elsewhere_than_it_runs_rests_on_nothing(make_candidate, name, dispatch, level):
     cluster = load_cluster(name)
     candidate = replace(make_candidate(num_experts=cluster.num_devices * 2, top_k=2, ep=cluster.num_devices),
-                        schedule=Schedule(dispatch=dispatch))
+                        schedule=Schedule(exchange=dispatch))
     assert simulate(candidate, cluster, WORK).calibration == level

@@ -35,15 +35,15 @@ def test_refused_choices(choices, message):
 
 
 def test_an_unknown_exchange_comes_with_near_ones():
-    with pytest.raises(UnknownNameError, match=r"unknown dispatch 'deepep': did you mean deepep_"):
-        Schedule(dispatch="deepep")
+    with pytest.raises(UnknownNameError, match=r"unknown exchange 'deepep': did you mean deepep_"):
+        Schedule(exchange="deepep")
 
 
 def test_what_a_schedule_is_called():
     assert str(Schedule()) == ""
     assert "mb2" in str(Schedule(num_micro_batches=2))
     assert "pair/naive/1" in str(Schedule(granularity="pair", send_order="naive", send_window=1))
-    assert str(Schedule(dispatch="nccl")).startswith("nccl")
+    assert str(Schedule(exchange="nccl")).startswith("nccl")
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])

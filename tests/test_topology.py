@@ -126,7 +126,7 @@ def test_shipped_clusters_load_and_every_number_has_kind_and_source(name):
         assert quantity.kind in get_args(Kind), key
         assert file.sources[quantity.source].title, key
     assert 1e9 < cluster.link_bytes_per_s < 1e13
-    assert exchange_kernel(cluster).level in ("calibrated", "few_shot", "spec_sheet", "none")
+    assert exchange_kernel(cluster, cluster.exchange()).level in ("calibrated", "few_shot", "spec_sheet", "none")
     bytes_SD = 1.0 - np.eye(cluster.num_devices)
     assert (link_bytes(fabric_of(cluster), bytes_SD) >= 0).all()
     for alias in file.aliases:

@@ -8,6 +8,7 @@ for another generation (another compute capability) than those fitted.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +18,14 @@ from moesim import configfile
 from moesim.configfile import Strict
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
+
+#: how far a price can be trusted, weakest first
+LEVELS = ("none", "spec_sheet", "few_shot", "calibrated")
+
+
+def weakest(levels: Iterable[str]) -> str:
+    """The level of a price that rests on several calibrations."""
+    return min(levels, key=LEVELS.index)
 
 
 class Residuals(Strict):

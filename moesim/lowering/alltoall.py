@@ -135,7 +135,7 @@ def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) ->
         CapacityError: With what it would take and what there is.
     """
     num_devices = cluster.num_devices
-    torus = cluster.file.scale_up is not None and cluster.file.scale_up.kind == "torus"
+    torus = cluster.is_torus
     per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
     need, there = per_pair * num_devices**2, _ROOM * memory_bytes()
     advice = ": use engine bound, device granularity"

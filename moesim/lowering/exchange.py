@@ -20,6 +20,7 @@ import numpy as np
 
 from moesim.builder import ProgramBuilder
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
+from moesim.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
@@ -52,8 +53,8 @@ class Priced:
     prices: dict[Direction, Price]
 
     @classmethod
-    def of(cls, layer: MoELayer, traffic: Traffic, kernel: CommKernel, cluster: Cluster, *, dispatch: str,
-           num_experts: int) -> "Priced":
+    def of(cls, layer: MoELayer, traffic: Traffic, kernel: CommKernel, cluster: Cluster, *,
+           exchange: Exchange, num_experts: int) -> "Priced":
         """Price both directions.
 
         Args:
@@ -61,10 +62,10 @@ class Priced:
             traffic: What has to move.
             kernel: Prices it.
             cluster: For its domains.
-            dispatch: How it moves, one of `moesim.schedule.DISPATCHES`.
+            exchange: The exchange, which says how it moves.
             num_experts: Expert slots of all devices.
         """
-        movement = movement_of(dispatch, traffic, cluster.devices_per_domain)
+        movement = movement_of(exchange, traffic, cluster.devices_per_domain)
         near_out, near_in, far_out, far_in = movement.near_far_D
         sizes: dict[Direction, float] = {}
         prices: dict[Direction, Price] = {}
@@ -86,7 +87,7 @@ class Priced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Exchange:
+class LoweredExchange:
     """A priced exchange on the resources of a program.
 
     Attributes:
@@ -320,4 +321,4 @@ def _join(left: Array, right: Array | None) -> Array:
     return left if right is None else np.concatenate([left, right.reshape(len(right), -1)], axis=1)
 
 
-__all__ = ["Exchange", "Priced", "send_order"]
+__all__ = ["LoweredExchange", "Priced", "send_order"]

@@ -24,7 +24,7 @@ from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile
 from moesim.costs.tokens import price_permute, price_reduce
 from moesim.lowering.devices import Devices
-from moesim.lowering.exchange import Exchange, Priced
+from moesim.lowering.exchange import LoweredExchange, Priced
 from moesim.lowering.traffic import Traffic
 from moesim.program import Program
 from moesim.topology import Cluster
@@ -58,7 +58,7 @@ class _Lowering:
         self.overlapped = len(batches) > 1
         self.builder = ProgramBuilder()
         self.compute_D: Array | None = None
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[LoweredExchange] = []
         priced: list[Priced] = []
         if kernel is not None:
             # the fabric's resources come first: its routes number them from 0
@@ -66,10 +66,10 @@ class _Lowering:
                 self.builder.resources(name, rates)
             slots = batches[0].counts_DL.shape[1] * candidate.parallelism.ep
             priced = [Priced.of(self.layer, traffic, kernel, cluster, num_experts=slots,
-                                dispatch=candidate.schedule.dispatch or cluster.file.dispatch) for traffic in batches]
+                                exchange=cluster.exchange(candidate.schedule)) for traffic in batches]
         num_comm_sms = max((p.num_sms for p in priced), default=0) if self.overlapped else 0
         self.devices = Devices.of(cluster, self.layer.precision.activations, self.builder, num_comm_sms=num_comm_sms)
-        self.exchanges = [Exchange(builder=self.builder, fabric=fabric_of(cluster), cluster=cluster, priced=p,
+        self.exchanges = [LoweredExchange(builder=self.builder, fabric=fabric_of(cluster), cluster=cluster, priced=p,
                                    land_D=self.devices.hbm_D, schedule=candidate.schedule, overlapped=self.overlapped)
                           for p in priced]
 

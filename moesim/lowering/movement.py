@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
+from moesim.exchanges import Exchange
 from moesim.lowering.traffic import Traffic
-from moesim.schedule import DISPATCHES
 
 Array = np.ndarray
 
@@ -61,39 +61,50 @@ class Movement:
         return near_out, near_in, out - near_out - stay, into - near_in - stay
 
 
-def movement_of(dispatch: str, traffic: Traffic, devices_per_domain: int) -> Movement:
+def movement_of(exchange: Exchange, traffic: Traffic, devices_per_domain: int) -> Movement:
     """The legs of an exchange.
 
     Args:
-        dispatch: One of `DISPATCHES`.
+        exchange: The exchange, whose pattern decides.
         traffic: Copies by device, choice and domain.
         devices_per_domain: Consecutive devices of a domain.
     """
-    _, how, per_choice = DISPATCHES[dispatch]
-    copies = (traffic.choices_SD if per_choice else traffic.copies_SD).astype(np.float64)
-    copies_S = copies.sum(axis=1)
-    single = len(copies) == devices_per_domain
-    if how == "all_gather":
-        everywhere = np.repeat(np.asarray(traffic.num_tokens_S, dtype=np.float64)[:, None], len(copies), axis=1)
-        return Movement(legs=(Leg(name="", copies_SD=everywhere),), serial=False, copies_S=everywhere.sum(axis=1),
-                        devices_per_domain=devices_per_domain)
-    if how == "direct" or single:
-        return Movement(legs=(Leg(name="", copies_SD=copies),), serial=False, copies_S=copies_S,
-                        devices_per_domain=devices_per_domain)
+    if callable(exchange.pattern):
+        return exchange.pattern(traffic, devices_per_domain)
+    copies = (traffic.choices_SD if exchange.every_choice else traffic.copies_SD).astype(np.float64)
+    inside_one_domain = len(copies) == devices_per_domain
+    # without a second domain there is nothing to hop over
+    direct = inside_one_domain and exchange.hops_across
+    return _PATTERNS["direct" if direct else exchange.pattern](traffic, copies, devices_per_domain)
+
+
+def _direct(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
+    return Movement(legs=(Leg(name="", copies_SD=copies),), serial=False, copies_S=copies.sum(axis=1),
+                    devices_per_domain=devices_per_domain)
+
+
+def _all_gather(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
+    everywhere = np.repeat(np.asarray(traffic.num_tokens_S, dtype=np.float64)[:, None], len(copies), axis=1)
+    return _direct(traffic, everywhere, devices_per_domain)
+
+
+def _two_hop(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
+    """Across to the device of the own rail in every domain, one copy a token; thence to the devices that want it."""
+    domain, rail, near = _places(len(copies), devices_per_domain)
+    over = np.where(near | (rail[:, None] != rail), 0.0, traffic.domains_SG.astype(np.float64)[:, domain])
+    by_rail = copies.reshape(-1, devices_per_domain, len(copies))
+    own = np.where(near, copies, 0.0)
+    # what a relay has from senders of its rail in other domains: all of its rail's less its own
+    forwarded = np.where(near, by_rail.sum(axis=0)[rail] - copies, 0.0)
+    legs = Leg(name="_rdma", copies_SD=over, crosses=True), Leg(name="_nvlink", copies_SD=own + forwarded)
+    return Movement(legs=legs,
+                    serial=False, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain)
+
+
+def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
+    """Gathered on the device of the destination's rail, then across, one after the other."""
+    domain, rail, near = _places(len(copies), devices_per_domain)
     device = np.arange(len(copies))
-    domain, rail = device // devices_per_domain, device % devices_per_domain
-    near = domain[:, None] == domain
-    if how == "two_hop":
-        # to the device of the own rail in every domain, one copy a token; thence to the devices that want it
-        over = np.where(near | (rail[:, None] != rail), 0.0, traffic.domains_SG.astype(np.float64)[:, domain])
-        by_rail = copies.reshape(-1, devices_per_domain, len(copies))
-        own = np.where(near, copies, 0.0)
-        forwarded = np.where(near, by_rail.sum(axis=0)[rail] - copies, 0.0)
-        # what a relay has from senders of its rail in other domains: all of its rail's less its own
-        return Movement(legs=(Leg(name="_rdma", copies_SD=over, crosses=True),
-                              Leg(name="_nvlink", copies_SD=own + forwarded)), serial=False, copies_S=copies_S,
-                        devices_per_domain=devices_per_domain)
-    # staged: gather on the device of the destination's rail, then cross
     to_rail = np.zeros_like(copies)
     for r in range(devices_per_domain):
         across = np.where(near, 0.0, copies)[:, rail == r].sum(axis=1)
@@ -105,4 +116,14 @@ def movement_of(dispatch: str, traffic: Traffic, devices_per_domain: int) -> Mov
         sums = np.where(near, 0.0, copies)[inside].sum(axis=0)
         crossing[g * devices_per_domain + rail, device] = np.where(domain == g, 0.0, sums)
     return Movement(legs=(Leg(name="_near", copies_SD=gathered), Leg(name="_far", copies_SD=crossing, crosses=True)),
-                    serial=True, copies_S=copies_S, devices_per_domain=devices_per_domain)
+                    serial=True, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain)
+
+
+def _places(num_devices: int, devices_per_domain: int) -> tuple[Array, Array, Array]:
+    """Domain and rail of each device, shape (D,), and which pairs share a domain, shape (D, D)."""
+    device = np.arange(num_devices)
+    domain, rail = device // devices_per_domain, device % devices_per_domain
+    return domain, rail, domain[:, None] == domain
+
+
+_PATTERNS = {"direct": _direct, "all_gather": _all_gather, "two_hop": _two_hop, "staged": _staged}

@@ -48,7 +48,7 @@ class Point(Strict):
     cluster: str = ""
     num_nodes: int = 1
     devices_per_node: int = 8
-    dispatch: str = ""
+    exchange: str = ""
     direction: Literal["dispatch", "combine"] = "dispatch"
     tokens: int = 0
     num_sms: int | None = None
@@ -116,7 +116,7 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
     """(seconds, copies per device, copies per device by domain) of an exchange, by the flow engine."""
     cluster = load_cluster(point.cluster).with_(num_nodes=point.num_nodes, devices_per_node=point.devices_per_node)
     gate = Gate()
-    if point.dispatch == "deepep_normal" and point.num_nodes > 1:
+    if point.exchange == "deepep_normal" and point.num_nodes > 1:
         gate = Gate(kind="group_limited", num_expert_groups=point.num_nodes,
                     num_limited_groups=min(point.num_nodes, _LIMITED_NODES))
     precision = Precision.named("bf16" if point.token_format == "bfloat16" else "fp8")
@@ -126,7 +126,7 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
     layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=WIDTH, num_experts=EXPERTS, top_k=TOP_K, gate=gate,
                      precision=precision)
     candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices),
-                          schedule=Schedule(dispatch=point.dispatch, num_comm_sms=point.num_sms))
+                          schedule=Schedule(exchange=point.exchange, num_comm_sms=point.num_sms))
     workload = Workload(num_tokens_per_device=point.tokens)
     prepared = prepare(candidate, cluster, workload)
     program = lower(prepared)

@@ -64,8 +64,8 @@ def _case(where: str, number: int, row: dict[str, str]) -> Case:
 def _as_designed(row: dict[str, str]) -> dict[str, str]:
     """A row of trials.csv or pareto.csv holds the point as it was asked; here is what its words stand for."""
     found = dict(row)
-    if row["dispatch"] == "cluster":
-        found["dispatch"] = ""
+    if row["exchange"] == "cluster":
+        found["exchange"] = ""
     if row["capacity_factor"] in ("0", "0.0"):
         found["capacity_factor"] = ""
     kind, *options = row["gate"].split("+")

@@ -189,7 +189,7 @@ def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
     seen: Counter[tuple[str, object]] = Counter()
     for c in designs:
         kinds = [("format", c.layer.precision), ("tp", c.parallelism.tp), ("parts", c.schedule.num_micro_batches),
-                 ("exchange", c.schedule.dispatch), ("placement", c.placement),
+                 ("exchange", c.schedule.exchange), ("placement", c.placement),
                  ("copies", c.num_replicas // c.parallelism.ep)]
         if any(seen[kind] < _OF_A_KIND for kind in kinds):
             found[c] = None

@@ -49,9 +49,8 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
 
     if cluster.profile.execution != "serial":
         for key, words in _LARGER.items():
-            out, up = cluster.file.scale_out, cluster.file.scale_up
-            there = {"scale_up_gb_per_s": up is not None and cluster.num_devices > 1,
-                     "scale_out_gb_per_s": out is not None and cluster.file.num_nodes > 1}
+            there = {"scale_up_gb_per_s": cluster.scale_up_kind is not None and cluster.num_devices > 1,
+                     "scale_out_gb_per_s": cluster.has_scale_out and cluster.num_nodes > 1}
             if there.get(key, True):
                 tried(words, cluster.with_(**{key: "2x"}), workload)
     if workload.routing != "uniform" and not workload.routing.startswith("trace:"):

@@ -14,8 +14,8 @@ from dataclasses import replace
 from itertools import product
 
 from moesim.candidate import Candidate, Parallelism
-from moesim.costs.comm.choose import is_at_home
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.exchanges import EXCHANGES
 from moesim.hfconfig import Model
 from moesim.model import Precision
 from moesim.precision import RECIPES
@@ -30,7 +30,6 @@ PLACEMENTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "local_sear
 SEARCHED = "local_search:20"
 _COPIES_PER_RANK = (0, 1, 2, 4)
 #: exchanges a cluster may have beside its own, in the order of a tie
-_EXCHANGES = ("nccl", "deepep_normal", "deepep_ll", "hierarchical", "all_gather", "ici")
 
 
 def sized(cluster: Cluster, gpus: int | None) -> Cluster:
@@ -45,10 +44,10 @@ def sized(cluster: Cluster, gpus: int | None) -> Cluster:
     """
     if gpus is None or gpus == cluster.num_devices:
         return cluster
-    per_node, up, out = cluster.devices_per_domain, cluster.file.scale_up, cluster.file.scale_out
+    per_node = cluster.devices_per_domain
     if gpus < 1:
         raise ConfigError(f"gpus: expected a number >= 1, got {gpus}")
-    if up is not None and up.kind == "torus":
+    if cluster.is_torus:
         raise ConfigError(f"gpus: expected a cluster of other axes, such as torus-4x4x8, since {cluster.name} is a "
                           f"torus of {cluster.num_devices}, got {gpus}")
     if len(cluster.groups) > 1:
@@ -57,10 +56,10 @@ def sized(cluster: Cluster, gpus: int | None) -> Cluster:
     if gpus > per_node and gpus % per_node:
         raise ConfigError(f"gpus: expected a multiple of the {per_node} devices of a node of {cluster.name}, or fewer, "
                           f"got {gpus}")
-    if gpus > per_node and out is None:
+    if gpus > per_node and not cluster.has_scale_out:
         raise ConfigError(f"gpus: expected at most {per_node}, since {cluster.name} is one node without a network "
                           f"(name a cluster of several, such as h100-rail-8x8), got {gpus}")
-    if up is None:
+    if cluster.scale_up_kind is None:
         raise ConfigError(f"gpus: expected 1, since {cluster.name} is a device without links, got {gpus}")
     return cluster.with_(num_nodes=max(gpus // per_node, 1), devices_per_node=min(gpus, per_node))
 
@@ -107,19 +106,13 @@ def loss_delta(model: Model, name: str) -> tuple[float, float, float]:
 
 def exchanges(cluster: Cluster, phase: str) -> list[str]:
     """Exchanges to try, the cluster's own first."""
-    own = cluster.file.dispatch
+    own = cluster.exchange().name
     if cluster.num_devices == 1:
         return [own]
-    up = cluster.file.scale_up
-    nvidia = all(profile.compute_capability is not None for profile, _ in cluster.groups)
-    nvlink = nvidia and up is not None and up.kind == "switch"
-    several = cluster.file.num_nodes > 1
-    fits = {"deepep_normal": nvlink and phase == "prefill", "deepep_ll": nvlink and phase == "decode",
-            "hierarchical": several}
-    others = [] if own in ("ideal", "host") else [name for name in _EXCHANGES if name != own]
-    gathers = not (up is not None and up.kind == "torus")
-    return [own, *(name for name in others if is_at_home(cluster, name) and fits.get(name, True)
-                   and (name != "all_gather" or gathers))]
+    if own in ("ideal", "host"):
+        return [own]
+    return [own, *(e.name for e in EXCHANGES.values()
+                   if e.name != own and e.runs_on(cluster) and e.suits(cluster, phase))]
 
 
 def splits(cluster: Cluster) -> list[Parallelism]:
@@ -155,7 +148,7 @@ def candidates(model: Model, cluster: Cluster, *, phase: str, names: list[str], 
         names: Recipes.
         tokens: Tokens of a device: one of them makes no two micro-batches.
     """
-    several = cluster.file.num_nodes > 1
+    several = cluster.num_nodes > 1
     parts = (1, 2) if tokens > 1 and cluster.num_devices > 1 else (1,)
     for spread in splits(cluster):
         for (strategy, replicas), part in product(placements(model.layer.num_experts, spread.ep, several), parts):
@@ -163,4 +156,4 @@ def candidates(model: Model, cluster: Cluster, *, phase: str, names: list[str], 
                 yield Candidate(
                     layer=replace(model.layer, precision=Precision.named(name)), parallelism=spread,
                     placement=strategy, num_replicas=replicas, dense_part=model.dense_part,
-                    schedule=Schedule(dispatch=exchange, num_micro_batches=part))
+                    schedule=Schedule(exchange=exchange, num_micro_batches=part))

@@ -38,7 +38,7 @@ def lines_of(found: Recommendation) -> Iterator[str]:
     slots = layer.num_experts + candidate.num_replicas
     yield line("redundancy", f"{candidate.num_replicas} replicas: {slots} slots, {slots / spread.ep:g} per rank")
     yield line("precision", _precision(found))
-    exchange = schedule.dispatch or cluster.file.dispatch
+    exchange = cluster.exchange(schedule).name
     yield line("exchange", (exchange if cluster.num_devices > 1 else "none (one device)")
                + f", {schedule.num_micro_batches} micro-batch" + ("es" if schedule.num_micro_batches > 1 else ""))
     event = best.event_layer_time_s

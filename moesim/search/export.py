@@ -30,9 +30,6 @@ from moesim.simulation.prepare import prepare
 from moesim.topology import Cluster
 
 FORMATS = ("placement-json", "sglang", "vllm")
-_SGLANG_DEEPEP = {"deepep_normal": "normal", "deepep_ll": "low_latency"}
-_VLLM_BACKENDS = {"deepep_normal": "deepep_high_throughput", "deepep_ll": "deepep_low_latency",
-                  "all_gather": "allgather_reducescatter"}
 #: shell variables of a command over several nodes
 _HEAD, _NODE = "$HEAD", "$NODE"
 
@@ -129,9 +126,9 @@ def _format(candidate: Candidate) -> Iterator[str]:
 
 
 def _sglang(winner: Winner, map_file: str) -> Iterator[str]:
-    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.file.num_nodes
+    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.num_nodes
     spread, schedule = candidate.parallelism, candidate.schedule
-    exchange = schedule.dispatch or winner.cluster.file.dispatch
+    exchange = winner.cluster.exchange(schedule)
     yield f"--tp-size {devices}"
     if devices > 1:
         yield f"--dp-size {devices} --enable-dp-attention --moe-dense-tp-size 1"
@@ -139,11 +136,11 @@ def _sglang(winner: Winner, map_file: str) -> Iterator[str]:
         yield f"--ep-size {spread.ep}"
     if nodes > 1:
         yield f"--nnodes {nodes} --node-rank {_NODE} --dist-init-addr {_HEAD}:5000"
-    if devices > 1 and exchange in _SGLANG_DEEPEP and spread.tp == 1:
-        yield f"--moe-a2a-backend deepep --deepep-mode {_SGLANG_DEEPEP[exchange]}"
-    elif devices > 1 and exchange != "all_gather":
-        yield (f"# exchange {exchange} at tp{spread.tp} has no backend here: the command gathers instead (simulate it "
-               "by dispatch all_gather)")
+    if devices > 1 and exchange.launch.get("sglang") and spread.tp == 1:
+        yield exchange.launch["sglang"]
+    elif devices > 1 and exchange.launch.get("sglang") != "":
+        yield (f"# exchange {exchange.name} at tp{spread.tp} has no backend here: the command gathers instead "
+               "(simulate it by exchange all_gather)")
     if candidate.num_replicas:
         yield f"--ep-num-redundant-experts {candidate.num_replicas}"
     if _moved(candidate):
@@ -156,7 +153,7 @@ def _sglang(winner: Winner, map_file: str) -> Iterator[str]:
 
 
 def _vllm(winner: Winner) -> Iterator[str]:
-    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.file.num_nodes
+    candidate, devices, nodes = winner.candidate, winner.cluster.num_devices, winner.cluster.num_nodes
     spread, schedule = candidate.parallelism, candidate.schedule
     if spread.ep > 1 and spread.tp > 1:
         raise ConfigError(f"export: expected experts that are whole or cut over all {devices} devices, which is what "
@@ -169,19 +166,19 @@ def _vllm(winner: Winner) -> Iterator[str]:
         yield (f"--data-parallel-size-local {local} --data-parallel-start-rank $(({_NODE} * {local})) "
                f"--data-parallel-address {_HEAD} --data-parallel-rpc-port 13345")
         yield "# on every node but the first add --headless"
-    exchange = schedule.dispatch or winner.cluster.file.dispatch
+    exchange = winner.cluster.exchange(schedule)
     if spread.ep > 1:
         yield "--enable-expert-parallel"
-        if exchange in _VLLM_BACKENDS:
-            yield f"--all2all-backend {_VLLM_BACKENDS[exchange]}"
+        if "vllm" in exchange.launch:
+            yield exchange.launch["vllm"]
         else:
-            yield (f"# exchange {exchange} has no backend here: the command gathers instead (simulate it by dispatch "
-                   "all_gather)")
+            yield (f"# exchange {exchange.name} has no backend here: the command gathers instead "
+                   "(simulate it by exchange all_gather)")
     if _moved(candidate):
         config = json.dumps({"num_redundant_experts": candidate.num_replicas})
         yield f"--enable-eplb --eplb-config {shlex.quote(config)}"
         yield "# the map is not loaded at the start: EPLB plans one like it from the loads it records"
-    deepep = exchange.startswith("deepep")
+    deepep = "deepep" in exchange.launch.get("vllm", "")
     if schedule.num_micro_batches == 2 and spread.ep > 1 and deepep:
         yield "--enable-dbo"
     elif schedule.num_micro_batches > 1:

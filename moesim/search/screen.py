@@ -33,7 +33,7 @@ _CHUNK = 2000
 _COMPARED = 1000
 #: what decides routing, then placement, then the rest: the slowest to change first
 _ORDER = ("gate", "num_expert_groups", "num_limited_groups", "num_experts", "top_k", "capacity_factor", "overflow",
-          "placement", "num_replicas", "parallelism", "dispatch", "num_micro_batches", "precision")
+          "placement", "num_replicas", "parallelism", "exchange", "num_micro_batches", "precision")
 
 
 def screened_points(problem: Problem, num_points: int, keep: int, seed: int,

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from moesim.candidate import Candidate
 from moesim.configfile import Strict, describe
@@ -61,7 +61,7 @@ class Space(Strict):
         num_replicas: Choices, for strategies that place replicas.
         parallelism: Choices such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices of the cluster.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
-        dispatch: Choices of exchange, see `moesim.schedule`; ``cluster``: the cluster's own.
+        exchange: Choices, see `moesim.exchanges`; ``cluster``: the cluster's own. Files of before called it dispatch.
         num_micro_batches: Choices.
         capacity_factor: Choices; 0: dropless.
         overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
@@ -89,7 +89,7 @@ class Space(Strict):
     num_replicas: _Some[int] = [0]
     parallelism: _Some[str] = ["tp1"]
     precision: _Some[str] = ["bf16"]
-    dispatch: _Some[str] = [_OWN]
+    exchange: _Some[str] = Field(default=[_OWN], validation_alias=AliasChoices("exchange", "dispatch"))
     num_micro_batches: _Some[int] = [1]
     capacity_factor: _Some[float] = [0.0]
     overflow: _Some[str] = ["drop"]
@@ -106,8 +106,8 @@ class Space(Strict):
             Precision.named(precision)
         for gate in self.gate:
             self._check_gate(gate)
-        for dispatch, parts in product(self.dispatch, self.num_micro_batches):
-            Schedule(dispatch=None if dispatch == _OWN else dispatch, num_micro_batches=parts)
+        for exchange, parts in product(self.exchange, self.num_micro_batches):
+            Schedule(exchange=None if exchange == _OWN else exchange, num_micro_batches=parts)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
         for name in self.hardware:
@@ -187,7 +187,7 @@ class Space(Strict):
         """
         reason = ""
         ruling = [name for name in self.choices()
-                  if name not in ("expert_intermediate_size", "precision", "dispatch", "num_micro_batches", "overflow")
+                  if name not in ("expert_intermediate_size", "precision", "exchange", "num_micro_batches", "overflow")
                   or isinstance(self.choices()[name][0], str)]
         fixed = {name: choices[0] for name, choices in self.choices().items()}
         for tried, point in enumerate(product(*(self.choices()[name] for name in ruling))):
@@ -260,7 +260,7 @@ class Space(Strict):
             placement=point["placement"],
             num_replicas=point["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
-            schedule=Schedule(dispatch=None if point["dispatch"] == _OWN else point["dispatch"],
+            schedule=Schedule(exchange=None if point["exchange"] == _OWN else point["exchange"],
                               num_micro_batches=point["num_micro_batches"]),
         )
         return candidate, cluster
@@ -271,7 +271,7 @@ PARAMETERS = ("num_experts", "top_k", "expert_intermediate_size", "gate", "place
 #: parameters only where a gate takes them
 GROUPS = ("num_expert_groups", "num_limited_groups")
 #: parameters only where a space lists more than one choice
-OPTIONAL = ("dispatch", "num_micro_batches", "capacity_factor", "overflow")
+OPTIONAL = ("exchange", "num_micro_batches", "capacity_factor", "overflow")
 
 
 def _takes_groups(gate: str) -> bool:

@@ -84,7 +84,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         engine=engine,
         workload=workload,
         version=VERSION,
-        profile_hash=basis_digest(cluster, candidate.schedule.dispatch),
+        profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
         tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations)) if waves else "",
         granularity=granularity_of(cluster, candidate.schedule),
         effects=GateEffects.of(candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp),
@@ -97,7 +97,9 @@ def lower(prepared: Prepared) -> Program:
     from moesim.lowering.layer import lower_layer
 
     candidate, cluster, schedule = prepared.candidate, prepared.cluster, prepared.candidate.schedule
-    kernel = exchange_kernel(cluster, schedule.dispatch, schedule.num_comm_sms) if cluster.num_devices > 1 else None
+    kernel = None
+    if cluster.num_devices > 1:
+        kernel = exchange_kernel(cluster, cluster.exchange(schedule), schedule.num_comm_sms)
     widths = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp) if candidate.layer.uneven \
         else None
     return lower_layer(candidate, cluster, prepared.batches, kernel, widths_DL=widths)
@@ -116,15 +118,15 @@ def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
     from moesim.lowering.exchange import Priced
 
     schedule, layer = candidate.schedule, candidate.layer
-    name = schedule.dispatch or cluster.file.dispatch
-    priced = Priced.of(layer, traffic, exchange_kernel(cluster, name, schedule.num_comm_sms), cluster, dispatch=name,
-                       num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
+    exchange = cluster.exchange(schedule)
+    priced = Priced.of(layer, traffic, exchange_kernel(cluster, exchange, schedule.num_comm_sms), cluster,
+                       exchange=exchange, num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
     near_out, near_in, far_out, far_in = priced.movement.near_far_D
     rows = []
     for direction, price in priced.prices.items():
         stages, counts = np.unique(price.limiting_D, return_counts=True)
         size = priced.copy_bytes[direction]
-        rows.append({"direction": direction, "exchange": name,
+        rows.append({"direction": direction, "exchange": exchange.name,
                      "copies_per_token": float(priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()),
                      "near_mb": float(np.maximum(near_out, near_in).max()) * size / MB,
                      "far_mb": float(np.maximum(far_out, far_in).max()) * size / MB,

@@ -5,13 +5,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from moesim import configfile
 from moesim.errors import ConfigError
+from moesim.exchanges import Exchange, exchange_named
 from moesim.hardware import Profile, load_profile
-from moesim.schedule import DISPATCHES
 from moesim.topology.files import ClusterFile
 from moesim.units import GB, US
 from moesim.what_if import DEVICE_KEYS, changed_number, changed_profile
@@ -24,8 +25,17 @@ _LINKS = {"scale_up_gb_per_s": ("scale_up", "link_gb_per_s"), "nvlink_gb_per_s":
 _TABLES = {"axes": "scale_up", "twisted": "scale_up", "routing": "scale_up", "wrap_multiple_of": "scale_up",
            "devices_per_switch": "scale_up", "oversubscription": "scale_out", "nodes_per_leaf": "scale_out"}
 #: changes that leave every number of the hardware as it was measured
-_SAME_HARDWARE = ("num_nodes", "dispatch")
-_PLAIN = ("num_nodes", "devices_per_node", "profile", "dispatch")
+_SAME_HARDWARE = ("num_nodes", "exchange")
+_PLAIN = ("num_nodes", "devices_per_node", "profile", "exchange")
+
+
+class Scheduled(Protocol):
+    """What may name an exchange: `moesim.schedule.Schedule`, which knows more than a cluster needs to."""
+
+    @property
+    def exchange(self) -> str | None:
+        """Name of an exchange; None: the cluster's own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +76,35 @@ class Cluster:
         return self.file.num_nodes * self.file.devices_per_node
 
     @property
+    def num_nodes(self) -> int:
+        """Nodes, each a domain of its own."""
+        return self.file.num_nodes
+
+    @property
+    def is_torus(self) -> bool:
+        """Whether links to neighbours join a domain, instead of ports into switches."""
+        return self.file.scale_up is not None and self.file.scale_up.kind == "torus"
+
+    @property
+    def scale_up_kind(self) -> str | None:
+        """``switch``, ``mesh``, ``pcie`` or ``torus``; None for devices that nothing joins."""
+        return None if self.file.scale_up is None else self.file.scale_up.kind
+
+    @property
+    def has_scale_out(self) -> bool:
+        """Whether the file describes a network between nodes."""
+        return self.file.scale_out is not None
+
+    @property
+    def has_thin_uplinks(self) -> bool:
+        """Whether traffic between leaves shares less than the rate of its NICs."""
+        return self.num_nodes > 1 and self.file.scale_out is not None and self.file.scale_out.oversubscription > 1
+
+    def exchange(self, schedule: "Scheduled | None" = None) -> Exchange:
+        """The exchange that a schedule names, else the cluster's own."""
+        return exchange_named((schedule.exchange if schedule is not None else None) or self.file.exchange)
+
+    @property
     def devices_per_domain(self) -> int:
         """Devices that the scale-up fabric joins: those of a node."""
         return self.file.devices_per_node
@@ -98,7 +137,7 @@ class Cluster:
         """The same cluster with other numbers, for what-if studies; they count as assumed.
 
         Args:
-            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``dispatch``; ``scale_up_gb_per_s`` (also
+            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``exchange``; ``scale_up_gb_per_s`` (also
                 ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
                 ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
                 ``nodes_per_leaf``; those of its devices, see `moesim.what_if.DEVICE_KEYS`. Other axes set
@@ -180,8 +219,7 @@ def single_device(profile: Profile) -> Cluster:
 def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = (),
            growth: dict[str, float] | None = None, profiles: Mapping[str, Profile] | None = None) -> Cluster:
     """Look up the devices of a file; ``profiles``: those that are no files of their own."""
-    if file.dispatch not in DISPATCHES:
-        raise configfile.UnknownNameError("dispatch", file.dispatch, DISPATCHES)
+    exchange_named(file.exchange)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
         named = [(file.profile, file.num_nodes)]
@@ -189,7 +227,7 @@ def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object
                    for profile, nodes in named)
     for change in device_changes:  # one by one: a later factor is one of what the earlier made of it
         groups = tuple((changed_profile(profile, dict([change])), count) for profile, count in groups)
-    text = file.model_dump_json() + "".join(profile.digest for profile, _ in groups)
+    text = file.model_dump_json(by_alias=True) + "".join(profile.digest for profile, _ in groups)
     return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
                    provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
                    device_changes=device_changes, growth=growth or {})
@@ -198,13 +236,13 @@ def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object
 def _by_shape(name: str) -> Cluster | None:
     """``star-N``, ``rail-NODESxDEVICES``, ``torus-AxBxC`` of the shipped H100 and TPU v5p, ``local-N`` of this host."""
     if found := re.fullmatch(r"star-([1-9]\d*)", name):
-        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]), dispatch="ideal")
+        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]), exchange="ideal")
     elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
         base = load_cluster("h100-rail-8x8").with_(num_nodes=int(found[1]), devices_per_node=int(found[2]),
-                                                    dispatch="ideal")
+                                                    exchange="ideal")
     elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
         axes = [int(n) for n in name.removeprefix("torus-").split("x")]
-        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1, dispatch="ideal")
+        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1, exchange="ideal")
     elif found := re.fullmatch(r"(.+)-([1-9]\d*)", name):
         return _on_one_host(name, found[1], int(found[2]))
     else:
@@ -237,7 +275,7 @@ def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
     name = name or f"{profile.name}-{ranks}"
     rate = {"value": profile.host_fabric.port_bytes_per_s / GB, "kind": "measured", "source": "profile"}
     values = {"title": f"{ranks} ranks of {profile.name} on one host", "profile": profile.name, "num_nodes": 1,
-              "devices_per_node": ranks, "dispatch": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
+              "devices_per_node": ranks, "exchange": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
               "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}}}
     return _build(name, configfile.validate(values, ClusterFile, name), profiles={profile.name: profile})
 

@@ -5,7 +5,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from moesim.configfile import Quantity, Sourced, Strict
 
@@ -83,8 +83,9 @@ class ClusterFile(Sourced):
     groups: list[Group] = []
     num_nodes: int = Field(ge=1)
     devices_per_node: int = Field(ge=1)
-    #: communication kernel that candidates use if they name none
-    dispatch: str = "nccl"
+    #: exchange that candidates use if they name none; files of before called it dispatch, and so does the digest
+    exchange: str = Field(default="nccl", validation_alias=AliasChoices("exchange", "dispatch"),
+                          serialization_alias="dispatch")
     scale_up: ScaleUp | None = None
     scale_out: ScaleOut | None = None
 

@@ -92,6 +92,6 @@ def lowered_program(hgx, make_candidate):
         placed = place(candidate.placement, routing.num_tokens_E(), candidate.parallelism.ep)
         traffic = spread_tokens(routing, placed, candidate.parallelism)
         cluster = hgx.with_(devices_per_node=devices)
-        return lower_layer(candidate, cluster, [traffic], exchange_kernel(cluster))
+        return lower_layer(candidate, cluster, [traffic], exchange_kernel(cluster, cluster.exchange()))
 
     return make

@@ -34,9 +34,10 @@ def test_flow_gives_the_closed_form(name, dispatch, direction, tokens):
     devices = cluster.num_devices
     traffic = balanced(devices, devices // cluster.devices_per_domain, tokens, min(5.0, devices))
     layer = MoELayer(hidden_size=4096, expert_intermediate_size=512, num_experts=4 * devices, top_k=8)
-    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=devices), schedule=Schedule(dispatch=dispatch))
-    kernel = exchange_kernel(cluster, dispatch)
-    priced = Priced.of(layer, traffic, kernel, cluster, dispatch=dispatch, num_experts=4 * devices)
+    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=devices), schedule=Schedule(exchange=dispatch))
+    kernel = exchange_kernel(cluster, cluster.exchange(candidate.schedule))
+    priced = Priced.of(layer, traffic, kernel, cluster, exchange=cluster.exchange(candidate.schedule),
+                       num_experts=4 * devices)
     near_out, near_in, far_out, far_in = (d * priced.copy_bytes[direction] for d in priced.movement.near_far_D)
     price = priced.prices[direction]
     stages = [price.sm_s_D, np.maximum(near_out, near_in) * price.near_factor_D / cluster.link_bytes_per_s]

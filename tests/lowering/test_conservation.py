@@ -9,12 +9,13 @@ from moesim import Candidate, Gate, MoELayer, Parallelism, load_cluster
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines import ENGINES, run
 from moesim.errors import ConfigError
+from moesim.exchanges import EXCHANGES
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
-from moesim.schedule import DISPATCHES, Schedule
+from moesim.schedule import Schedule
 from moesim.topology.fabric import fabric_of
 from moesim.topology.routes import Factors, device_rows, link_bytes, pair_rows
 
@@ -35,7 +36,7 @@ CLUSTERS = {
     "mixed": lambda: load_cluster("mixed-h100-b200"),
 }
 #: `host` wants a measured profile
-NAMES = sorted(set(DISPATCHES) - {"host"})
+NAMES = sorted(set(EXCHANGES) - {"host"})
 
 
 def _fat_tree():
@@ -55,9 +56,9 @@ def lowered(cluster, schedule, *, seed=0, tokens=40, gate=None, spec="power_law:
     parts = schedule.num_micro_batches
     batches = [spread_tokens(routing.part(m, parts), placement, candidate.parallelism,
                              devices_per_domain=cluster.devices_per_domain) for m in range(parts)]
-    kernel = exchange_kernel(cluster, schedule.dispatch)
+    kernel = exchange_kernel(cluster, cluster.exchange(schedule))
     priced = [Priced.of(candidate.layer, traffic, kernel, cluster, num_experts=4 * devices,
-                        dispatch=schedule.dispatch or cluster.file.dispatch) for traffic in batches]
+                        exchange=cluster.exchange(schedule)) for traffic in batches]
     return lower_layer(candidate, cluster, batches, kernel), priced
 
 
@@ -67,14 +68,14 @@ def test_bytes_land_whatever_way_they_take_and_every_engine_serves_them(cluster,
     """What lands in memories is what the movement says, whole, by either granularity, in one or two micro-batches."""
     machine = CLUSTERS[cluster]()
     if dispatch == "all_gather" and machine.file.scale_up.kind == "torus":
-        with pytest.raises(ConfigError, match=r"^dispatch all_gather: .* is a torus, which gathers ring by ring"):
-            lowered(machine, Schedule(dispatch=dispatch))
+        with pytest.raises(ConfigError, match=r"^exchange all_gather: .* is a torus, which gathers ring by ring"):
+            lowered(machine, Schedule(exchange=dispatch))
         return
     for granularity in ("device", "pair"):
         if granularity == "pair" and machine.num_devices > 16:
             continue
         for parts in (1, 2):
-            program, priced = lowered(machine, Schedule(dispatch=dispatch, granularity=granularity,
+            program, priced = lowered(machine, Schedule(exchange=dispatch, granularity=granularity,
                                                         num_micro_batches=parts))
             wanted = sum(
                 (leg.copies_SD.sum() - np.trace(leg.copies_SD)) * size
@@ -156,7 +157,7 @@ def test_two_hops_side_by_side_and_one_after_the_other(cluster):
     """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum of both."""
     machine = CLUSTERS[cluster]()
     for dispatch in ("deepep_normal", "hierarchical"):
-        program, (priced,) = lowered(machine, Schedule(dispatch=dispatch), tokens=400)
+        program, (priced,) = lowered(machine, Schedule(exchange=dispatch), tokens=400)
         timeline = run(program, "flow")
         labels = program.labels_N
         leg = {name: [i for i, label in enumerate(labels) if label.startswith(f"dispatch{name}[")]
@@ -181,7 +182,7 @@ def test_one_copy_per_domain_and_limited_groups_save_bytes_between_nodes():
     machine = load_cluster("rail-4x4")
 
     def crossing(dispatch, gate=None):
-        program, _ = lowered(machine, Schedule(dispatch=dispatch), gate=gate, spec="uniform", tokens=200)
+        program, _ = lowered(machine, Schedule(exchange=dispatch), gate=gate, spec="uniform", tokens=200)
         names = program.resource_names
         return sum(d for name, d in zip(names, program.demand_R(), strict=True) if name.startswith("nic_out"))
 

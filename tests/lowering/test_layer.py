@@ -7,6 +7,7 @@ import pytest
 
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines import run
+from moesim.exchanges import exchange_named
 from moesim.lowering import exchange
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
@@ -37,10 +38,10 @@ class Lowered:
                         num_tokens_S=self.tokens_S, seed=1)
         placed = place(candidate.placement, routing.num_tokens_E(), spread.ep, candidate.num_replicas)
         self.traffic = spread_tokens(routing, placed, spread, layer.capacity_factor)
-        self.kernel = exchange_kernel(self.cluster) if several else None
+        self.kernel = exchange_kernel(self.cluster, self.cluster.exchange()) if several else None
         self.program = lower_layer(candidate, self.cluster, [self.traffic], self.kernel)
         if several:
-            self.priced = Priced.of(layer, self.traffic, self.kernel, self.cluster, dispatch="nccl",
+            self.priced = Priced.of(layer, self.traffic, self.kernel, self.cluster, exchange=exchange_named("nccl"),
                                     num_experts=layer.num_experts + candidate.num_replicas)
         self.remote_SD = self.traffic.copies_SD * (1 - np.eye(spread.num_devices, dtype=int))
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from moesim.candidate import Parallelism
+from moesim.exchanges import EXCHANGES, exchange_named
 from moesim.lowering.movement import movement_of
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
-from moesim.schedule import DISPATCHES
 
 DEVICES, PER_DOMAIN = 16, 4
 
@@ -34,11 +34,11 @@ def test_counts_of_copies_by_hand():
             assert found.domains_SG[s, g] == sum(any(r // PER_DOMAIN == g for r in row) for row in mine.tolist())
 
 
-@pytest.mark.parametrize("dispatch", DISPATCHES)
+@pytest.mark.parametrize("dispatch", EXCHANGES)
 def test_every_copy_arrives(dispatch):
     """What ends on a device (direct or forwarded) is what it has to compute."""
     made, _, _ = traffic()
-    movement = movement_of(dispatch, made, PER_DOMAIN)
+    movement = movement_of(exchange_named(dispatch), made, PER_DOMAIN)
     domain = np.arange(DEVICES) // PER_DOMAIN
     near = domain[:, None] == domain
     wanted = made.choices_SD if dispatch == "deepep_ll" else made.copies_SD
@@ -71,7 +71,7 @@ def test_group_limited_routing_sends_less_across_domains():
     for gate in (Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=1),
                  Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=2), Gate()):
         made, _, _ = traffic(gate, spec="uniform")
-        crossing.append(movement_of("deepep_normal", made, PER_DOMAIN).legs[0].copies_SD.sum())
+        crossing.append(movement_of(exchange_named("deepep_normal"), made, PER_DOMAIN).legs[0].copies_SD.sum())
     assert crossing[0] == pytest.approx(DEVICES * 300 * 0.75, rel=0.05)  # 3 of 4 domains are others
     assert crossing[1] == pytest.approx(2 * crossing[0], rel=0.05)
     assert crossing[2] > 1.3 * crossing[1]
@@ -79,8 +79,8 @@ def test_group_limited_routing_sends_less_across_domains():
 
 def test_bytes_by_port_add_up():
     made, _, _ = traffic()
-    for dispatch in DISPATCHES:
-        movement = movement_of(dispatch, made, PER_DOMAIN)
+    for dispatch in EXCHANGES:
+        movement = movement_of(exchange_named(dispatch), made, PER_DOMAIN)
         near_out, near_in, far_out, far_in = movement.near_far_D
         moved = sum(leg.copies_SD.sum() - np.trace(leg.copies_SD) for leg in movement.legs)
         assert near_out.sum() + far_out.sum() == pytest.approx(moved)

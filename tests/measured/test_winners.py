@@ -25,7 +25,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_read_back_simulates_to_the_same_row(hgx, make_candidate, tmp_path, case):
     candidate = replace(make_candidate(**{"num_experts": 16, "top_k": 2, **CASES[case]}),
-                        schedule=Schedule(dispatch="deepep_normal", num_micro_batches=2))
+                        schedule=Schedule(exchange="deepep_normal", num_micro_batches=2))
     row = simulate(candidate, hgx, WORK).row()
     write_csv(tmp_path / "winners.csv", [row])
     (winner,) = read_winners(tmp_path / "winners.csv")

@@ -71,7 +71,7 @@ def test_placement_json_says_what_it_is_of(one):
 
 def test_sglang_with_copies_over_nodes(one):
     flags, notes = command(one(cluster=load_cluster("h100-rail-8x8"), parallelism="ep64", placement="eplb",
-                               num_replicas=64, dispatch="deepep_ll", num_micro_batches=2), "sglang")
+                               num_replicas=64, exchange="deepep_ll", num_micro_batches=2), "sglang")
     assert flags == {
         "--model-path": "org/model", "--tp-size": "64", "--dp-size": "64", "--enable-dp-attention": True,
         "--moe-dense-tp-size": "1", "--ep-size": "64", "--nnodes": "8", "--node-rank": "$NODE",
@@ -87,7 +87,7 @@ def test_sglang_without_deepep_gathers_and_says_so(one):
     assert "--init-expert-location" not in flags
     assert flags["--ep-size"] == "4"
     assert notes[-1].startswith("# exchange nccl at tp2 has no backend here: the command gathers instead")
-    flags, notes = command(one(parallelism="ep8", dispatch="all_gather", placement="eplb/nearest", num_replicas=8,
+    flags, notes = command(one(parallelism="ep8", exchange="all_gather", placement="eplb/nearest", num_replicas=8,
                                precision="bf16"), "sglang")
     assert flags["--ep-dispatch-algorithm"] == "static"
     assert len(notes) == 2
@@ -95,7 +95,7 @@ def test_sglang_without_deepep_gathers_and_says_so(one):
 
 def test_vllm_with_copies_over_nodes(one):
     flags, notes = command(one(cluster=load_cluster("h100-rail-8x8"), parallelism="ep64", placement="eplb",
-                               num_replicas=64, dispatch="deepep_normal", num_micro_batches=2), "vllm")
+                               num_replicas=64, exchange="deepep_normal", num_micro_batches=2), "vllm")
     assert flags == {
         "--tensor-parallel-size": "1", "--data-parallel-size": "64", "--data-parallel-size-local": "8",
         "--data-parallel-start-rank": "$(($NODE * 8))", "--data-parallel-address": "$HEAD",
@@ -145,7 +145,7 @@ def moesim(monkeypatch, capsys):
 
 
 def test_command_line(moesim, one, tmp_path):
-    winner = one(placement="eplb", num_replicas=8, dispatch="deepep_normal")
+    winner = one(placement="eplb", num_replicas=8, exchange="deepep_normal")
     path = tmp_path / "map.json"
     code, out, err = moesim("study", "export", tmp_path / "one", "--format", "sglang", "--out", path)
     assert code == 0

@@ -124,21 +124,21 @@ def test_wrong_widths(make_space, width, message):
 
 def test_exchange_micro_batches_and_capacity_vary_where_they_have_choices(hgx):
     space = Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
-                  expert_intermediate_size=[512], dispatch=["cluster", "deepep_normal"], num_micro_batches=[1, 2],
+                  expert_intermediate_size=[512], exchange=["cluster", "deepep_normal"], num_micro_batches=[1, 2],
                   capacity_factor=[0.0, 1.25], overflow=["drop"])
-    assert list(space.choices())[-3:] == ["dispatch", "num_micro_batches", "capacity_factor"]
+    assert list(space.choices())[-3:] == ["exchange", "num_micro_batches", "capacity_factor"]
     point = {name: choices[-1] for name, choices in space.choices().items()}
     candidate, _ = space.decode(point, hgx)
-    assert (candidate.schedule.dispatch, candidate.schedule.num_micro_batches) == ("deepep_normal", 2)
+    assert (candidate.schedule.exchange, candidate.schedule.num_micro_batches) == ("deepep_normal", 2)
     assert candidate.layer.capacity_factor == 1.25
     plain, _ = space.decode({name: choices[0] for name, choices in space.choices().items()}, hgx)
-    assert (plain.schedule.dispatch, plain.layer.capacity_factor) == (None, None)
+    assert (plain.schedule.exchange, plain.layer.capacity_factor) == (None, None)
 
 
 def test_an_unknown_exchange_is_refused_with_the_space():
-    with pytest.raises(UnknownNameError, match="unknown dispatch 'deepep'"):
+    with pytest.raises(UnknownNameError, match="unknown exchange 'deepep'"):
         Space(dense_part="qwen3-30b-a3b", train_tokens=1e12, hidden_size=2048, num_experts=[16], top_k=[2],
-              expert_intermediate_size=[512], dispatch=["deepep"])
+              expert_intermediate_size=[512], exchange=["deepep"])
 
 
 @pytest.mark.parametrize(("written", "numbers"), [
@@ -194,8 +194,8 @@ def test_a_space_without_a_candidate_is_refused(study, make_space, tmp_path, cho
 
 
 def test_hardware_is_not_a_second_name_for_a_choice(make_space):
-    with pytest.raises(ConfigError, match=r"hardware\.dispatch: expected .*, dispatch is a choice of its own"):
-        make_space(hardware={"dispatch": ["nccl"]})
+    with pytest.raises(ConfigError, match=r"hardware\.exchange: expected .*, exchange is a choice of its own"):
+        make_space(hardware={"exchange": ["nccl"]})
 
 
 def test_a_law_of_ones_own(study, make_space, tmp_path):
