@@ -24,6 +24,7 @@ from moesim_kernels.tiles import Limits, Tile, tile_config
 from moesim.configfile import index_names, user_folder
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
+from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.hardware import Profile, load_profile
 
@@ -98,10 +99,7 @@ def tile_seconds(counts_E: np.ndarray, num_columns: int, depth: int, tile: Tile,
     counts_E = np.asarray(counts_E)
     load = Load.of(counts_E[None], counts_E.sum(keepdims=True), tile.block_m)
     operand_bytes = operand_bits / 8
-    cost = kernels_for(profile).grouped_gemm(
-        load, num_columns * num_accumulators, depth, tile=replace(tile, block_n=tile.block_n * num_accumulators),
-        fmt=_FORMATS[operand_bits], weight_bytes=operand_bytes, input_bytes=operand_bytes,
-        output_bytes=max(operand_bytes, 2.0), block_scaled=operand_bits == 8)
+    cost = kernels_for(profile).grouped_gemm(load, num_columns * num_accumulators, depth, GemmSpec(tile=replace(tile, block_n=tile.block_n * num_accumulators), fmt=_FORMATS[operand_bits], weight_bytes=operand_bytes, input_bytes=operand_bytes, output_bytes=max(operand_bytes, 2.0), block_scaled=operand_bits == 8))
     return float(cost.solo_s_D()[0])
 
 

@@ -9,6 +9,7 @@ Shape legend: N ops, R resources; in a batch I ops with M demands each.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,33 @@ from moesim.program import Block, Names, Program, pointers, row_largest
 
 Array = np.ndarray
 Numbers = float | Sequence[float] | Array
+
+
+class Demands(NamedTuple):
+    """What I ops take of resources.
+
+    Attributes:
+        resources: ndarray of shape (I, M): resources each op demands, no one twice; flat with ``row_ptr``.
+        amounts: How much of each; zeros are dropped. `ProgramBuilder.build` checks them.
+        row_ptr: ndarray of shape (I + 1,): where each op's entries begin, if their numbers differ; None if all demand
+            M resources.
+    """
+
+    resources: Array | None = None
+    amounts: Array | None = None
+    row_ptr: Array | None = None
+
+
+class Waits(NamedTuple):
+    """Ops that I ops wait for, each a number of its own.
+
+    Attributes:
+        ops: Flat array of ops.
+        row_ptr: ndarray of shape (I + 1,): where each op's entries begin; None if all wait for all of ``ops``.
+    """
+
+    ops: Array | None
+    row_ptr: Array | None
 
 
 @dataclass(slots=True)
@@ -73,28 +101,24 @@ class ProgramBuilder:
         if len(resources) != len(amounts):
             raise ConfigError(f"op {label}: expected one amount per resource, got {len(amounts)} for {len(resources)}")
         deps = np.asarray(after, dtype=np.int64).reshape(1, -1)
-        return int(self.ops(label, 1, resources=np.asarray(resources, dtype=np.int64).reshape(1, -1),
-                            amounts=np.asarray(amounts, dtype=np.float64).reshape(1, -1), latency_s=latency_s,
-                            release_s=release_s, after=deps, bytes_per_flow=bytes_per_flow, phase=phase,
+        demands = Demands(np.asarray(resources, dtype=np.int64).reshape(1, -1),
+                          np.asarray(amounts, dtype=np.float64).reshape(1, -1))
+        return int(self.ops(label, 1, demands=demands, latency_s=latency_s, release_s=release_s, after=deps, bytes_per_flow=bytes_per_flow, phase=phase,
                             numbered=False)[0])
 
-    def ops(self, label: str, count: int, *, resources: Array | None = None, amounts: Array | None = None,
-            row_ptr: Array | None = None, latency_s: Numbers = 0.0, release_s: Numbers = 0.0,
-            after: Array | None = None, after_ptr: Array | None = None, bytes_per_flow: Numbers = 0.0, phase: str = "",
-            numbered: bool = True, own_batch: bool = False) -> Array:
+    def ops(self, label: str, count: int, *, demands: Demands | None = None, latency_s: Numbers = 0.0,
+            release_s: Numbers = 0.0, after: Array | Waits | None = None, bytes_per_flow: Numbers = 0.0,
+            phase: str = "", numbered: bool = True, own_batch: bool = False) -> Array:
         """Add ``count`` like ops, named ``label[0], label[1], ...``; returns their numbers.
 
         Args:
             label: What they are.
             count: I.
-            resources: ndarray of shape (I, M): resources each demands, no one twice; with ``row_ptr`` flat.
-            amounts: How much of each; zeros are dropped. Checked by `build`.
-            row_ptr: ndarray of shape (I + 1,): rows of different length, as in a CSR matrix.
+            demands: What each takes of which resources; None for nothing.
             latency_s: Elapses before the demand is served; one for all or one each, as the next ones.
             release_s: Earliest start.
-            after: Ops waited for, added before: shape (K,) if all wait for the same, (I, K) if each for its own; with
-                ``after_ptr`` flat, rows of different length.
-            after_ptr: ndarray of shape (I + 1,).
+            after: Ops waited for, added before: ndarray of shape (K,) if all wait for the same, (I, K) if each waits
+                for its own; or `Waits`, where their numbers differ.
             bytes_per_flow: For communication: bytes at an op's largest port over its source-destination pairs. Every
                 flow then gets equal bytes per second at a port it shares. 0 for compute.
             phase: Name of the phase they belong to.
@@ -117,7 +141,8 @@ class ProgramBuilder:
         if not _sound(flow):
             i = int((~((flow >= 0) & (flow < math.inf))).argmax())
             raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
-        deps, num_deps = _rows(after, after_ptr, count)
+        waits = after if isinstance(after, Waits) else Waits(after, None)
+        deps, num_deps = _rows(waits.ops, waits.row_ptr, count)
         below = np.repeat(np.arange(first, first + count), num_deps) if own_batch else first
         if len(deps) and (deps.min() < 0 or (deps >= below).any()):
             which = int(((deps < 0) | (deps >= below)).argmax())
@@ -125,6 +150,7 @@ class ProgramBuilder:
             end = int(np.cumsum(num_deps)[i])
             raise ConfigError(f"{name(i)}: expected dependencies among the {first} ops before it, got "
                               f"{deps[end - int(num_deps[i]):end].tolist()}")
+        resources, amounts, row_ptr = demands or Demands()
         flat, lengths = _rows(resources, row_ptr, count)
         self._resource.append(flat)
         self._amount.append(np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel())

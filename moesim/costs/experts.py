@@ -14,6 +14,7 @@ from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile, heuristic_tile
+from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer
 from moesim.placement import Placement
 from moesim.precision import BYTES_PER_ELEMENT
@@ -140,10 +141,7 @@ def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D
     launches = np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1) + quantised * _QUANTISE_KERNELS
 
     def gemm(n: Size, k: Size, *, gather: bool = False, scatter: bool = False) -> PhaseCost:
-        return kernels.grouped_gemm(load, n, k, tile=tile, fmt=shape.fmt, weight_bytes=shape.weight_bytes,
-                                    input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes,
-                                    block_scaled=shape.block_scaled, weight_only=shape.weight_only,
-                                    gather_inputs=gather, scatter_outputs=scatter)
+        return kernels.grouped_gemm(load, n, k, GemmSpec(tile=tile, fmt=shape.fmt, weight_bytes=shape.weight_bytes, input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes, block_scaled=shape.block_scaled, weight_only=shape.weight_only, gather_inputs=gather, scatter_outputs=scatter))
 
     tokens = np.asarray(num_tokens_D, dtype=np.float64)
     # activation and sum run over all slots of the tokens present, masked ones included

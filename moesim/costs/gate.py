@@ -19,6 +19,7 @@ from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import heuristic_tile
+from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer
 from moesim.precision import BYTES_PER_ELEMENT
 
@@ -192,8 +193,4 @@ def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int, *
     """
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
-    return kernels.grouped_gemm(
-        Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, tile=tile,
-        fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes,
-        gather_inputs=routed, scatter_outputs=routed,
-    )
+    return kernels.grouped_gemm(Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, GemmSpec(tile=tile, fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes, gather_inputs=routed, scatter_outputs=routed))

@@ -16,8 +16,7 @@ import numpy as np
 from moesim.costs.calibration import Calibration
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.tiles import Tile
-from moesim.costs.work import GemmWork
+from moesim.costs.work import GemmSpec, GemmWork
 from moesim.hardware import Profile
 
 Array = np.ndarray
@@ -81,23 +80,7 @@ class WaveKernels:
         lanes = self.profile.num_sms * _CUDA_LANES_PER_SM * self.profile.clock_hz
         return PhaseCost(compute_s_D=rows * columns * k / lanes, memory_s_D=memory, latency_s_D=np.zeros_like(memory))
 
-    def grouped_gemm(
-        self,
-        load: Load,
-        n: Size,
-        k: Size,
-        *,
-        tile: Tile,
-        fmt: str,
-        weight_bytes: float,
-        input_bytes: Size,
-        output_bytes: float = 2.0,
-        warm_bytes_D: Array | None = None,
-        block_scaled: bool = False,
-        weight_only: bool = False,
-        gather_inputs: bool = False,
-        scatter_outputs: bool = False,
-    ) -> PhaseCost:
+    def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         """One grouped GEMM: for each expert, (count x k) times (k x n).
 
         Per K-iteration a tile takes its matrix instructions, 2 BM BN BK over the SM's FLOP per clock, plus
@@ -118,54 +101,46 @@ class WaveKernels:
             load: What the experts compute, with the row blocks of this tile's block_m.
             n: Columns of the result; where experts differ, ndarray of shape (D, L).
             k: Depth, likewise.
-            tile: Its configuration.
-            fmt: Format the matrix units run at.
-            weight_bytes: Bytes of one weight, scales included.
-            input_bytes: Bytes of one input element.
-            output_bytes: Bytes of one output element.
-            warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None for cold.
-            block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs cycles).
-            weight_only: Whether weights are widened in the kernel: two operations per weight of the block on the CUDA
-                lanes, every K-iteration (assumed, no rows).
-            gather_inputs: Whether input rows lie at random places.
-            scatter_outputs: Whether output rows go to random places.
+            gemm: Tile, formats, and where the operands lie; widening a weight costs two operations on the CUDA lanes
+                every K-iteration (assumed, no rows).
 
         Returns:
             PhaseCost of shape (D,).
         """
         c, p = self.calibration, self.profile
-        work = GemmWork.of(load, n, k, tile)
+        work = GemmWork.of(load, n, k, gemm.tile)
         tiles, iterations, longest = work.tiles_D, work.iterations_D, work.longest_D
 
-        flops_per_clock = p.peak(fmt) / (p.num_sms * p.clock_hz) * c["mma_efficiency"]
-        mma = 2.0 * tile.block_m * tile.block_n * tile.block_k / flops_per_clock
-        overhead = c["block_scale_iteration_cycles" if block_scaled else "iteration_overhead_cycles"]
-        if weight_only:
-            overhead = overhead + _WIDEN_OPERATIONS * tile.block_n * tile.block_k / _CUDA_LANES_PER_SM
+        flops_per_clock = p.peak(gemm.fmt) / (p.num_sms * p.clock_hz) * c["mma_efficiency"]
+        mma = 2.0 * gemm.tile.block_m * gemm.tile.block_n * gemm.tile.block_k / flops_per_clock
+        overhead = c["block_scale_iteration_cycles" if gemm.block_scaled else "iteration_overhead_cycles"]
+        if gemm.weight_only:
+            overhead = overhead + _WIDEN_OPERATIONS * gemm.tile.block_n * gemm.tile.block_k / _CUDA_LANES_PER_SM
         tcgen05 = p.compute_capability is not None and 10.0 <= p.compute_capability < 11.0
         # block scales are applied to the accumulator after every K-iteration, which must then wait for its product
-        asynchronous = np.logical_and(tcgen05 and not block_scaled, np.asarray(tile.block_m) >= 64)
+        asynchronous = np.logical_and(tcgen05 and not gemm.block_scaled, np.asarray(gemm.tile.block_m) >= 64)
         iteration = np.where(asynchronous, np.maximum(mma, overhead), mma + overhead)
 
-        hot = 0.0 if warm_bytes_D is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm_bytes_D, 1.0)) ** 2
+        warm = gemm.warm_bytes_D
+        hot = 0.0 if warm is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm, 1.0)) ** 2
         wait = c["load_latency_cycles"] * (1.0 - c["warm_latency_saving"] * hot)
-        chain = np.maximum(wait / np.maximum(tile.num_stages - 1, 1), iteration)
-        ctas = tile.ctas_per_sm(input_bytes, p.shared_memory_per_sm_bytes)
+        chain = np.maximum(wait / np.maximum(gemm.tile.num_stages - 1, 1), iteration)
+        ctas = gemm.tile.ctas_per_sm(gemm.input_bytes, p.shared_memory_per_sm_bytes)
         throughput = np.ceil(tiles / p.num_sms) * (iterations * iteration + c["tile_overhead_cycles"])
         latency = np.ceil(tiles / (p.num_sms * ctas)) * (iterations * chain + c["tile_overhead_cycles"] + wait)
         if longest is not iterations:
             latency = np.maximum(latency, (tiles > 0) * (longest * chain + c["tile_overhead_cycles"] + wait))
         idle = load.idle_blocks_D * work.columns_D * c["idle_block_cycles"]
-        masked = np.ceil(load.masked_rows_D / tile.block_m) * work.columns_D * c["masked_block_cycles"]
+        masked = np.ceil(load.masked_rows_D / gemm.tile.block_m) * work.columns_D * c["masked_block_cycles"]
         compute = (np.maximum(throughput, latency) + (idle + masked) / p.num_sms) / p.clock_hz
 
-        short = np.where(tile.block_k * weight_bytes < 127.0, c["short_row_efficiency"], 1.0)
-        weights = work.weights_D * weight_bytes
-        if warm_bytes_D is not None:  # weights that stay in L2 between calls stream at the working set's rate
-            weights = weights / p.cache_speed_up(warm_bytes_D)
-        read = p.gather_slowdown(k * input_bytes) if gather_inputs else 1.0
-        written = p.gather_slowdown(n * output_bytes) if scatter_outputs else 1.0
-        activations = work.inputs_D * (input_bytes * read) + work.outputs_D * (output_bytes * written)
+        short = np.where(gemm.tile.block_k * gemm.weight_bytes < 127.0, c["short_row_efficiency"], 1.0)
+        weights = work.weights_D * gemm.weight_bytes
+        if gemm.warm_bytes_D is not None:  # weights that stay in L2 between calls stream at the working set's rate
+            weights = weights / p.cache_speed_up(gemm.warm_bytes_D)
+        read = p.gather_slowdown(k * gemm.input_bytes) if gemm.gather_inputs else 1.0
+        written = p.gather_slowdown(n * gemm.output_bytes) if gemm.scatter_outputs else 1.0
+        activations = work.inputs_D * (gemm.input_bytes * read) + work.outputs_D * (gemm.output_bytes * written)
         memory = weights / (self._bandwidth("weight_bandwidth_efficiency") * short)
         memory = memory + activations / self._bandwidth("activation_bandwidth_efficiency")
         slower = 1.0 + work.misaligned_D * (c["misaligned_factor"] - 1.0)

@@ -10,7 +10,7 @@ from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.serial import SerialKernels
 from moesim.costs.systolic import SystolicKernels
-from moesim.costs.tiles import Tile
+from moesim.costs.work import GemmSpec
 from moesim.hardware import Profile
 
 Array = np.ndarray
@@ -52,23 +52,7 @@ class Kernels(Protocol):
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
         """Passes over float32 logits that a gate makes beside scores and top-k, such as noise or normalisation."""
 
-    def grouped_gemm(
-        self,
-        load: Load,
-        n: Size,
-        k: Size,
-        *,
-        tile: Tile,
-        fmt: str,
-        weight_bytes: float,
-        input_bytes: Size,
-        output_bytes: float = 2.0,
-        warm_bytes_D: Array | None = None,
-        block_scaled: bool = False,
-        weight_only: bool = False,
-        gather_inputs: bool = False,
-        scatter_outputs: bool = False,
-    ) -> PhaseCost:
+    def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         """For each expert, (count x k) times (k x n); n or k of shape (D, L) where experts differ."""
 
 

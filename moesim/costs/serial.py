@@ -19,8 +19,7 @@ import numpy as np
 
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.tiles import Tile
-from moesim.costs.work import by_width
+from moesim.costs.work import GemmSpec, by_width
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
@@ -237,45 +236,29 @@ class SerialKernels:
         features = element_features(elements, 8.0, self.profile.l2_bytes)
         return self._sum("cast", {name: passes * value for name, value in features.items()}, passes * (elements > 0))
 
-    def grouped_gemm(
-        self,
-        load: Load,
-        n: Size,
-        k: Size,
-        *,
-        tile: Tile,
-        fmt: str,
-        weight_bytes: float,
-        input_bytes: Size,
-        output_bytes: float = 2.0,
-        warm_bytes_D: Array | None = None,
-        block_scaled: bool = False,
-        weight_only: bool = False,
-        gather_inputs: bool = False,
-        scatter_outputs: bool = False,
-    ) -> PhaseCost:
+    def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
         Float32 results are logits: of a format of two bytes a pass makes them so; where rows are gathered and logits
-        scattered, both are copied. Weights come from memory, or with ``warm_bytes_D``, what calls back to back touch,
+        scattered, both are copied. Weights come from memory, or with ``gemm.warm_bytes_D``, what calls back to back touch,
         as far as it does not fit.
         Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
         """
 
         def call(part: Load, columns: Size, depth: Size) -> PhaseCost:
             assert part.counts_DL is not None
-            touched = part.rows_D * (depth * input_bytes + columns * output_bytes)
-            away = 1.0 if warm_bytes_D is None else missing(warm_bytes_D + touched, self.profile.l2_bytes)
-            features = gemm_features(part.counts_DL, columns, depth, weight_bytes=weight_bytes, away=away)
-            cost = self._sum(f"gemm_{fmt}", features)
-            return sequence(cost, *logits(part, columns)) if output_bytes == _LOGIT_BYTES else cost
+            touched = part.rows_D * (depth * gemm.input_bytes + columns * gemm.output_bytes)
+            away = 1.0 if gemm.warm_bytes_D is None else missing(gemm.warm_bytes_D + touched, self.profile.l2_bytes)
+            features = gemm_features(part.counts_DL, columns, depth, weight_bytes=gemm.weight_bytes, away=away)
+            cost = self._sum(f"gemm_{gemm.fmt}", features)
+            return sequence(cost, *logits(part, columns)) if gemm.output_bytes == _LOGIT_BYTES else cost
 
         def logits(part: Load, columns: Size) -> list[PhaseCost]:
-            phases = [self._passes(part.rows_D * columns, 1.0)] if weight_bytes < _LOGIT_BYTES else []
-            if gather_inputs:
-                phases.append(self.gather(part.rows_D * k * input_bytes, float(np.max(k * input_bytes))))
-            if scatter_outputs:
-                row_bytes = float(np.max(columns)) * weight_bytes
+            phases = [self._passes(part.rows_D * columns, 1.0)] if gemm.weight_bytes < _LOGIT_BYTES else []
+            if gemm.gather_inputs:
+                phases.append(self.gather(part.rows_D * k * gemm.input_bytes, float(np.max(k * gemm.input_bytes))))
+            if gemm.scatter_outputs:
+                row_bytes = float(np.max(columns)) * gemm.weight_bytes
                 phases.append(self.gather(part.rows_D * row_bytes, row_bytes))
             return phases
 

@@ -20,7 +20,7 @@ import numpy as np
 from moesim.costs.calibration import Calibration
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.tiles import Tile
+from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
@@ -97,26 +97,10 @@ class SystolicKernels:
         rows, width = np.asarray(rows_D, dtype=np.float64), padded(columns, _LANES)
         return self._cost(vector=rows * width * k, memory=rows * (4.0 * width + 8.0 * k) / self._bandwidth())
 
-    def grouped_gemm(
-        self,
-        load: Load,
-        n: Size,
-        k: Size,
-        *,
-        tile: Tile,
-        fmt: str,
-        weight_bytes: float,
-        input_bytes: Size,
-        output_bytes: float = 2.0,
-        warm_bytes_D: Array | None = None,
-        block_scaled: bool = False,
-        weight_only: bool = False,
-        gather_inputs: bool = False,
-        scatter_outputs: bool = False,
-    ) -> PhaseCost:
+    def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         """One grouped GEMM: for each expert, (count x k) times (k x n).
 
-        ``n`` and ``k`` are numbers or, where experts differ, ndarrays of shape (D, L); ``tile`` and ``warm_bytes_D``
+        ``n`` and ``k`` are numbers or, where experts differ, ndarrays of shape (D, L); its tile and ``warm_bytes_D``
         mean nothing here.
 
         Compute: a matrix unit of size S holds S x S weights while rows stream past, and shifting in the next ones takes
@@ -142,25 +126,25 @@ class SystolicKernels:
         n_DL, k_DL = np.broadcast_to(n, counts.shape), np.broadcast_to(k, counts.shape)
         tiles, depth, columns = -(-counts // size), padded(k_DL, size), padded(n_DL, size)
         volume = (tiles * depth * columns).sum(axis=-1)
-        compute = 2.0 * size * volume / (self.profile.peak(fmt) * self.calibration["mxu_efficiency"])
+        compute = 2.0 * size * volume / (self.profile.peak(gemm.fmt) * self.calibration["mxu_efficiency"])
         vector = np.zeros_like(compute)
-        if weight_only:
+        if gemm.weight_only:
             vector = vector + _WIDEN_OPERATIONS * volume
-        if block_scaled:
+        if gemm.block_scaled:
             scales = (tiles * columns * -(-depth // _SCALE_BLOCK)).sum(axis=-1)
             vector = vector + _SCALE_OPERATIONS * size * scales
 
-        blocks = -(-columns // self._block_columns(depth, weight_bytes, input_bytes))
+        blocks = -(-columns // self._block_columns(depth, gemm.weight_bytes, gemm.input_bytes))
         k_lanes, n_lanes = padded(k_DL, _LANES), padded(n_DL, _LANES)
-        weights = ((counts > 0) * k_lanes * n_lanes).sum(axis=-1) * weight_bytes
-        rows = padded(counts, int(_SUBLANES * max(4.0 // float(np.min(input_bytes)), 1.0)))
-        inputs, outputs = (rows * k_lanes * blocks).sum(axis=-1) * input_bytes, (rows * n_lanes).sum(axis=-1)
+        weights = ((counts > 0) * k_lanes * n_lanes).sum(axis=-1) * gemm.weight_bytes
+        rows = padded(counts, int(_SUBLANES * max(4.0 // float(np.min(gemm.input_bytes)), 1.0)))
+        inputs, outputs = (rows * k_lanes * blocks).sum(axis=-1) * gemm.input_bytes, (rows * n_lanes).sum(axis=-1)
         slowdown = self.profile.gather_slowdown
         apart = [(counts * width * element * slowdown(np.maximum(width, 1) * element)).sum(axis=-1)
-                 for wanted, width, element in ((gather_inputs, k_DL, float(np.max(input_bytes))),
-                                                (scatter_outputs, n_DL, output_bytes)) if wanted]
+                 for wanted, width, element in ((gemm.gather_inputs, k_DL, float(np.max(gemm.input_bytes))),
+                                                (gemm.scatter_outputs, n_DL, gemm.output_bytes)) if wanted]
         return self._cost(compute=compute, vector=vector,
-                          memory=(weights + inputs + outputs * output_bytes + sum(apart)) / self._bandwidth(),
+                          memory=(weights + inputs + outputs * gemm.output_bytes + sum(apart)) / self._bandwidth(),
                           latency=(tiles * blocks).sum(axis=-1) * self.calibration["step_overhead_s"])
 
     def _block_columns(self, depth: Array, weight_bytes: float, input_bytes: Size) -> Array:

@@ -18,6 +18,35 @@ _ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GemmSpec:
+    """How a grouped GEMM is run: its tile, its formats, and where its operands lie.
+
+    Attributes:
+        tile: Configuration of its tiles; devices that run no GPU tiles ignore it.
+        fmt: Format the matrix units run at.
+        weight_bytes: Bytes of one weight, scales included.
+        input_bytes: Bytes of one input element.
+        output_bytes: Bytes of one output element.
+        warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None for cold.
+        block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs cycles).
+        weight_only: Whether weights are widened in the kernel.
+        gather_inputs: Whether input rows lie at random places.
+        scatter_outputs: Whether output rows go to random places.
+    """
+
+    tile: Tile
+    fmt: str
+    weight_bytes: float
+    input_bytes: Size
+    output_bytes: float = 2.0
+    warm_bytes_D: Array | None = None
+    block_scaled: bool = False
+    weight_only: bool = False
+    gather_inputs: bool = False
+    scatter_outputs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GemmWork:
     """Sums over the experts of a device.
 

@@ -3,6 +3,8 @@
 Shape legend: B programs, N ops, V ops that differ, E sparse demand entries of theirs, R resources.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -29,13 +31,28 @@ def run_bound_many(program: Program, ops_V: np.ndarray, amount_BE: np.ndarray,
     entries_E = np.concatenate([np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops_V]
                                or [np.zeros(0, dtype=np.int64)])
     fixed[entries_E] = 0.0
-    return _run(program.demand_ptr, program.demand_resource, fixed, program.capacity_R, program.latency_s_N,
-                program.release_s_N, program.dep_ptr, program.dep_index, np.asarray(ops_V, dtype=np.int64),
-                np.ascontiguousarray(amount_BE, dtype=np.float64), np.ascontiguousarray(latency_BV, dtype=np.float64))
+    common = _Common(program.demand_ptr, program.demand_resource, fixed, program.capacity_R, program.latency_s_N,
+                     program.release_s_N, program.dep_ptr, program.dep_index)
+    return _run(common, np.asarray(ops_V, dtype=np.int64), np.ascontiguousarray(amount_BE, dtype=np.float64),
+                np.ascontiguousarray(latency_BV, dtype=np.float64))
+
+
+class _Common(NamedTuple):
+    """What all programs of a family share; the demands of the ops that differ are zero."""
+
+    ptr: np.ndarray
+    res: np.ndarray
+    fixed: np.ndarray
+    capacity: np.ndarray
+    latency_N: np.ndarray
+    release: np.ndarray
+    dep_ptr: np.ndarray
+    dep_index: np.ndarray
 
 
 @njit(cache=True)
-def _run(ptr, res, fixed, capacity, latency_N, release, dep_ptr, dep_index, ops_V, amount_BE, latency_BV):
+def _run(common, ops_V, amount_BE, latency_BV):
+    ptr, res, fixed, capacity, latency_N, release, dep_ptr, dep_index = common
     count, num_resources = len(amount_BE), len(capacity)
     makespan, busy_BR = np.zeros(count), np.empty((count, num_resources))
     fixed_solo, fixed_busy = demands(ptr, res, fixed, capacity)

@@ -11,6 +11,9 @@ Masks are bool or int64: numba 0.68.1 mis-vectorises loops that mask on int8 arr
 Shape legend: N ops, R resources, A active ops.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 from numba import njit
 
 SATURATED = 1e-9
@@ -18,34 +21,83 @@ SATURATED = 1e-9
 _CANCELLED = 1e-6
 
 
+class Shares(NamedTuple):
+    """What every op takes of every resource at full speed, by rows and by columns, and how fast ops are in proportion.
+
+    Attributes:
+        ptr: Rows of ``res`` and ``share`` by op.
+        res: Resource of each entry.
+        share: Share of it that the op takes at full speed.
+        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0) for others.
+        col_ptr: Columns of ``col_entry`` and ``col_op`` by resource.
+        col_entry: Place in ``share``.
+        col_op: Op of that entry.
+        weight: ndarray of shape (N,): speed per level.
+    """
+
+    ptr: np.ndarray
+    res: np.ndarray
+    share: np.ndarray
+    dense_NR: np.ndarray
+    col_ptr: np.ndarray
+    col_entry: np.ndarray
+    col_op: np.ndarray
+    weight: np.ndarray
+
+
+class Sums(NamedTuple):
+    """Running sums over the active ops of each resource, ndarrays of shape (R,).
+
+    Attributes:
+        hot: Shares, summed; only resources above 1 can bind.
+        pull: Shares times weights, summed.
+        users: How many ops there are.
+    """
+
+    hot: np.ndarray
+    pull: np.ndarray
+    users: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Memory that `fill` writes to and leaves as it found it: allocated once for a run.
+
+    Attributes:
+        unfrozen_N: bool, False for all.
+        listed: Integers of shape (N,).
+        frozen: Integers of shape (N,).
+        free: Numbers of shape (R,).
+        pull: Numbers of shape (R,).
+        counted: Integers of shape (R,).
+        hot: Integers of shape (R,).
+    """
+
+    unfrozen_N: np.ndarray
+    listed: np.ndarray
+    frozen: np.ndarray
+    free: np.ndarray
+    pull: np.ndarray
+    counted: np.ndarray
+    hot: np.ndarray
+
+
 @njit(cache=True)
-def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_entry, col_op, hot_sum, pull_sum, users,
-         speed, unfrozen_N, listed, frozen, free, pull, count, hot):
+def fill(active, num_active, shares, sums, speed, scratch):
     """Set ``speed`` of the active ops to the weighted max-min fair one.
 
     Args:
         active: ndarray of shape (N,): the active ops, in its first ``num_active`` places.
         num_active: A.
-        ptr: Rows of ``res`` (resource) and ``share`` by op.
-        res: See ``ptr``.
-        share: See ``ptr``.
-        weight: ndarray of shape (N,): speed per level.
-        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0) for others.
-        col_ptr: Columns of ``col_entry`` (place in ``share``) and ``col_op`` by resource.
-        col_entry: See ``col_ptr``.
-        col_op: See ``col_ptr``.
-        hot_sum: ndarray of shape (R,): shares of the active ops, summed; only resources above 1 can bind.
-        pull_sum: ndarray of shape (R,): shares times weights, likewise.
-        users: ndarray of shape (R,): active ops of each resource.
+        shares: `Shares` of all ops.
+        sums: `Sums` over the active ops.
         speed: ndarray of shape (N,): written.
-        unfrozen_N: bool scratch, False for all, left so; ``listed``, ``frozen``: integer scratch of shape (N,).
-        listed: See ``unfrozen_N``.
-        frozen: See ``unfrozen_N``.
-        free: Scratch of shape (R,), as ``pull`` and the integers ``count`` and ``hot``.
-        pull: See ``free``.
-        count: See ``free``.
-        hot: See ``free``.
+        scratch: `Scratch`.
     """
+    ptr, res, share, dense_NR, col_ptr, col_entry, col_op, weight = shares
+    hot_sum, pull_sum, users = sums
+    unfrozen_N, listed, frozen, free, pull, count, hot = scratch
+
+    # resources that can bind, and the ops that are still to be given a speed
     num_resources = len(hot_sum)
     num_hot = 0
     for r in range(num_resources):
@@ -66,6 +118,7 @@ def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_ent
         heaviest = max(heaviest, weight[i])
     dense = len(dense_NR) > 0
     while left > 0 and num_hot > 0:
+        # the level at which the next resource saturates
         level = 1e300
         still_hot = 0
         for h in range(num_hot):
@@ -83,6 +136,7 @@ def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_ent
         num_hot = still_hot
         if level == 1e300:
             break  # nothing binds those that are left
+        # ops that reach full speed below that level freeze first; else the users of what saturates at it
         num_frozen = 0
         if heaviest * level >= 1.0:
             for a in range(left):
@@ -105,6 +159,7 @@ def fill(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_ent
                             speed[i] = level * weight[i]
                             frozen[num_frozen] = i
                             num_frozen += 1
+        # drop the frozen ones from the list, and take their rows out of the sums
         kept, heaviest = 0, 0.0
         for a in range(left):
             i = listed[a]

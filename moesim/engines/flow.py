@@ -13,11 +13,13 @@ before starts.
 The kernel is compiled by numba (its plain Python stays reachable as ``_solve.py_func`` and the tests compare them).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 from moesim.engines.bound import run_bound
-from moesim.engines.fairness import SATURATED, fill
+from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, fill
 from moesim.program import Program, Timeline, pointers
 
 _SAME_INSTANT = 1e-12
@@ -59,13 +61,26 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     order = np.argsort(program.dep_index, kind="stable")
     wake_ptr = pointers(np.bincount(program.dep_index, minlength=n))
-    start, end, served, events = _solve(
-        program.demand_ptr, program.demand_resource, share_e, dense_NR, col_ptr, col_entry, col_op, solo,
-        weight, program.latency_s_N, program.release_s_N, np.diff(program.dep_ptr), wake_ptr,
-        waiter[order].astype(np.int64), float(tolerance_s),
-    )
+    shares = Shares(program.demand_ptr, program.demand_resource, share_e, dense_NR, col_ptr, col_entry, col_op, weight)
+    graph = _Graph(np.diff(program.dep_ptr), wake_ptr, waiter[order].astype(np.int64))
+    start, end, served, events = _solve(shares, graph, solo, program.latency_s_N, program.release_s_N,
+                                        float(tolerance_s))
     return Timeline(start_s_N=start, end_s_N=end, busy_s_R=served, engine="flow", events=int(events),
                     makespan_s=float(end.max()) if n else 0.0)
+
+
+class _Graph(NamedTuple):
+    """Dependencies, seen from the op that is waited for.
+
+    Attributes:
+        waits_for: ndarray of shape (N,): how many ops each waits for.
+        wake_ptr: Rows of ``wake`` by op.
+        wake: Ops that wait for it.
+    """
+
+    waits_for: np.ndarray
+    wake_ptr: np.ndarray
+    wake: np.ndarray
 
 
 @njit(cache=True)
@@ -90,10 +105,11 @@ def _columns(ptr, res, amount, capacity, solo):
 
 
 @njit(cache=True)
-def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, latency, release, waits_for, wake_ptr,
-           wake, tolerance):
+def _solve(shares, graph, solo, latency, release, tolerance):
     """Run all ops; returns (start_s_N, end_s_N, busy_s_R, events)."""
-    n, num_resources = len(solo), len(col_ptr) - 1
+    ptr, res, share, weight = shares.ptr, shares.res, shares.share, shares.weight
+    waits_for, wake_ptr, wake = graph
+    n, num_resources = len(solo), len(shares.col_ptr) - 1
     start, end, served = np.zeros(n), np.zeros(n), np.zeros(num_resources)
     state = np.zeros(n, np.int64)
     serve_at = np.full(n, np.inf)  # latent: when service begins; active: when it ends at the present speed
@@ -104,9 +120,9 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
     used_known = tolerance == 0.0  # with no tolerance nobody asks
     live, num_live = np.zeros(n, np.int64), 0  # latent and active ops
     active = np.zeros(n, np.int64)
-    unfrozen_N, listed, frozen = np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    free, pull, count = np.zeros(num_resources), np.zeros(num_resources), np.zeros(num_resources, np.int64)
-    hot_list = np.zeros(num_resources, np.int64)
+    sums = Sums(hot_sum, pull_sum, users)
+    scratch = Scratch(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(num_resources),
+                      np.zeros(num_resources), np.zeros(num_resources, np.int64), np.zeros(num_resources, np.int64))
     done, events, solves = 0, 0, 0
     solve_at = np.inf
     for i in range(n):
@@ -123,6 +139,7 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
         events += 1
         instant = now * (1.0 + _SAME_INSTANT)
         dirty = now >= solve_at
+        # Stage 1, retire: ops that end now leave their resources and wake whoever waits for them;
         # what is woken joins the end of the list, so one pass meets ops without demand that end within the instant
         a = 0
         while a < num_live:
@@ -159,6 +176,7 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
                     state[j] = _LATENT
                     live[num_live] = j
                     num_live += 1
+        # Stage 2, admit: ops whose latency has passed take their resources, at first with the capacity left over
         for a in range(num_live):
             i = live[a]
             if state[i] == _LATENT and serve_at[i] <= instant:
@@ -193,9 +211,11 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
                 if tolerance > 0.0:
                     for e in range(ptr[i], ptr[i + 1]):
                         used[res[e]] += share[e] * speed[i]
+        # Stage 3, tolerate: a change at a hot resource may wait for more of its like
         if dirty and tolerance > 0.0 and now < solve_at:
             solve_at = min(solve_at, now + tolerance)
             continue
+        # Stage 4, re-solve: new speeds for all active ops, and new ends for those whose speed changed
         if dirty:
             solve_at = np.inf
             num_active = 0
@@ -214,8 +234,7 @@ def _solve(ptr, res, share, dense_NR, col_ptr, col_entry, col_op, solo, weight, 
                     for e in range(ptr[i], ptr[i + 1]):
                         hot_sum[res[e]] += share[e]
                         pull_sum[res[e]] += share[e] * weight[i]
-            _FILL(active, num_active, ptr, res, share, weight, dense_NR, col_ptr, col_entry, col_op, hot_sum, pull_sum,
-                  users, speed, unfrozen_N, listed, frozen, free, pull, count, hot_list)
+            _FILL(active, num_active, shares, sums, speed, scratch)
             used_known = tolerance == 0.0
             for a in range(num_active):
                 i = active[a]

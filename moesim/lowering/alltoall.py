@@ -8,7 +8,7 @@ import os
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.builder import ProgramBuilder
+from moesim.builder import Demands, ProgramBuilder
 from moesim.errors import CapacityError, ConfigError
 from moesim.lowering.exchange import send_order, windowed
 from moesim.lowering.rank_one import can_factor, receive_ops
@@ -89,17 +89,17 @@ def exchange_program(cluster: Cluster, bytes_SD: ArrayLike, *, granularity: str 
     factors = factors or Factors.ones(count)
     if granularity == "device":
         rows = device_rows(fabric, bytes_SD, by="receiver", factors=factors, land_D=nowhere)
-        builder.ops("receive", count, resources=rows.resource, amounts=rows.amount, row_ptr=rows.ptr, phase="dispatch",
+        builder.ops("receive", count, demands=Demands(rows.resource, rows.amount, rows.ptr), phase="dispatch",
                     latency_s=latency_s + cluster.hop_s * rows.hops_N,
                     bytes_per_flow=rows.bytes_N / np.maximum(rows.flows_N, 1))
         return builder.build()
     senders, receivers = send_order(bytes_SD, order)
     rows = pair_rows(fabric, bytes_SD, senders, receivers, factors=factors, land_D=nowhere)
-    after, ptr = None, None
+    after = None
     if window:
-        after, ptr = windowed(np.zeros((len(senders), 0), dtype=np.int64), senders, 0, window)
-    builder.ops("send", len(senders), resources=rows.resource, amounts=rows.amount, row_ptr=rows.ptr, phase="dispatch",
-                latency_s=latency_s + cluster.hop_s * rows.hops_N, after=after, after_ptr=ptr, own_batch=bool(window),
+        after = windowed(np.zeros((len(senders), 0), dtype=np.int64), senders, 0, window)
+    builder.ops("send", len(senders), demands=Demands(rows.resource, rows.amount, rows.ptr), phase="dispatch",
+                latency_s=latency_s + cluster.hop_s * rows.hops_N, after=after, own_batch=bool(window),
                 release_s=0.0 if release_S is None else release_S[senders], bytes_per_flow=rows.bytes_N)
     return builder.build()
 

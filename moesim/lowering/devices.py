@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.builder import ProgramBuilder
+from moesim.builder import Demands, ProgramBuilder
 from moesim.costs.phase import PhaseCost
 from moesim.costs.primitives import Kernels, kernels_for
 from moesim.topology import Cluster
@@ -81,6 +81,7 @@ class Devices:
             ndarray of shape (D,): their numbers.
         """
         return self.builder.ops(
-            name + tag, len(self.sm_D), resources=np.stack([self.sm_D, self.hbm_D], axis=1),
-            amounts=np.stack([cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D], axis=1),
+            name + tag, len(self.sm_D), demands=Demands(
+                np.stack([self.sm_D, self.hbm_D], axis=1),
+                np.stack([cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D], axis=1)),
             latency_s=cost.latency_s_D, after=after, phase=name)

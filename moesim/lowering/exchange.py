@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.builder import ProgramBuilder
+from moesim.builder import Demands, ProgramBuilder, Waits
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
@@ -201,7 +201,7 @@ class LoweredExchange:
         rows = device_rows(self.fabric, copies_SD * self.priced.copy_bytes[direction], by=by,
                            factors=self.factors(direction), land_D=self.land_D)
         return self.builder.ops(
-            name, len(copies_SD), resources=rows.resource, amounts=rows.amount, row_ptr=rows.ptr,
+            name, len(copies_SD), demands=Demands(rows.resource, rows.amount, rows.ptr),
             latency_s=self._latency_s(direction, rows.hops_N), after=after,
             bytes_per_flow=rows.bytes_N / np.maximum(rows.flows_N, 1), phase=direction)
 
@@ -226,12 +226,12 @@ class LoweredExchange:
             if self.movement.serial and done:
                 waits.append(done[-1][senders])
             after = np.stack(waits, axis=1)
-            ptr = None
+            behind: Array | Waits = after
             if self.schedule.send_window:
-                after, ptr = windowed(after, senders, first, self.schedule.send_window)
+                behind = windowed(after, senders, first, self.schedule.send_window)
             flows = self.builder.ops(
-                direction + leg.name + tag, len(senders), resources=rows.resource, amounts=rows.amount,
-                row_ptr=rows.ptr, latency_s=self._latency_s(direction, rows.hops_N), after=after, after_ptr=ptr,
+                direction + leg.name + tag, len(senders), demands=Demands(rows.resource, rows.amount, rows.ptr),
+                latency_s=self._latency_s(direction, rows.hops_N), after=behind,
                 bytes_per_flow=rows.bytes_N, phase=direction, own_batch=bool(self.schedule.send_window))
             # what stays at home is there when the device itself is ready
             at_home = np.arange(len(copies))
@@ -239,8 +239,9 @@ class LoweredExchange:
                 ends = np.concatenate([far, at_home])
                 order = np.argsort(ends, kind="stable")
                 ended.append(self.builder.ops(
-                    f"{direction}{leg.name}_{word}{tag}", len(copies), after=np.concatenate([flows, ready_D])[order],
-                    after_ptr=np.concatenate([[0], np.cumsum(np.bincount(ends))]), phase=direction))
+                    f"{direction}{leg.name}_{word}{tag}", len(copies), phase=direction,
+                    after=Waits(np.concatenate([flows, ready_D])[order],
+                                np.concatenate([[0], np.cumsum(np.bincount(ends))]))))
         return (self._with_relays(np.stack(done, axis=1), f"{direction}_relayed{tag}", direction, 1),
                 np.stack([*done, *sent], axis=1))
 
@@ -303,7 +304,7 @@ def send_order(copies_SD: Array, order: str) -> tuple[Array, Array]:
     return s[by_turn], d[by_turn]
 
 
-def windowed(after: Array, senders: Array, first: int, window: int) -> tuple[Array, Array]:
+def windowed(after: Array, senders: Array, first: int, window: int) -> Waits:
     """Let each message also wait for the one ``window`` before it from the same sender; rows differ in length."""
     order = np.argsort(senders, kind="stable")
     nth = np.arange(len(senders)) - np.searchsorted(senders[order], senders[order])
@@ -312,7 +313,7 @@ def windowed(after: Array, senders: Array, first: int, window: int) -> tuple[Arr
     before[order[has]] = first + order[has - window]
     full = np.concatenate([after, before[:, None]], axis=1)
     keep = full >= 0
-    return full[keep], np.concatenate([[0], np.cumsum(keep.sum(axis=1))])
+    return Waits(full[keep], np.concatenate([[0], np.cumsum(keep.sum(axis=1))]))
 
 
 def _join(left: Array, right: Array | None) -> Array:

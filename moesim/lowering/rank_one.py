@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moesim.builder import ProgramBuilder
+from moesim.builder import Demands, ProgramBuilder
 from moesim.errors import ConfigError
 from moesim.factored import Factored
 from moesim.program import ENTRY_BYTES
@@ -80,8 +80,8 @@ def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D:
     near, far = share_D * (within - sent_S), share_D * (sent_S.sum() - within)
     own = [(tables.near_in_D, near)] if tables.near_in_D[0] >= 0 else []
     own += [(tables.far_in_D, far)] if tables.far_in_D[0] >= 0 else []
-    builder.ops(name, count, resources=np.stack([r for r, _ in own], axis=1),
-                amounts=np.stack([a for _, a in own], axis=1), latency_s=hop_s,
+    builder.ops(name, count, demands=Demands(
+                    np.stack([r for r, _ in own], axis=1), np.stack([a for _, a in own], axis=1)), latency_s=hop_s,
                 bytes_per_flow=share_D * total / max(count - 1, 1), phase="dispatch")
     device, whole = np.arange(count), np.zeros(count, dtype=np.int64)
     if tables.near_out_D[0] >= 0:

@@ -10,7 +10,7 @@ latencies - starts, work per token that moves no bytes, pipeline depth - take on
 and ramp when the ten rows may move them only together. Bytes take as long as the spec sheet says.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from moesim.costs.comm.nccl import COLLECTIVES
 from moesim.measured.comm_batches import PHASES
 from moesim.measured.comm_fit import (
     Factors,
-    Fitted,
     Parameters,
     Quantity,
     Residuals,
@@ -34,7 +33,7 @@ from moesim.measured.comm_fit import (
     symmetric_spread,
 )
 from moesim.measured.comm_rows import few_shot_rows, systems
-from moesim.measured.fitting import Bounds, few_shot_fit, write_calibration
+from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, write_calibration
 
 _FOLDS = 5
 _CROSS = "cross-validated"
@@ -305,6 +304,6 @@ def calibrate(folder: Path) -> dict[str, dict[str, float]]:
              "deepep-ll": _widened(low_latency, nccl, latency, _LOW_LATENCY_LATENCIES), "nvl72": fit_nvl72()}
     scores: Scores = {}
     for name, fitted in files.items():
-        write_calibration(folder / f"{name}.toml", command="moesim calibrate comm", **asdict(fitted))
+        write_calibration(folder / f"{name}.toml", fitted, "moesim calibrate comm")
         scores |= {f"{name} {k}": v for k, v in fitted.scores.items()}
     return scores

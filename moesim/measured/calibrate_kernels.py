@@ -22,7 +22,7 @@ from moesim.costs.gpu import WaveKernels
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
-from moesim.measured.fitting import Bounds, few_shot_fit, robust_fit, write_calibration
+from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, write_calibration
 from moesim.measured.rows import RowDraws, draw_rows
 from moesim.measured.scores import error_scores
 
@@ -325,10 +325,8 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
             np.concatenate([p for _, p in chosen]), np.concatenate([g.measured_s for g, _ in chosen])
         )
     own = {key: ep for key, ep in fit_groups().items() if key[1].startswith(framework)}
-    write_calibration(
-        path,
+    found = Fitted(
         title=f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams",
-        command=f"moesim calibrate kernels --framework {framework}",
         fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
         f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
         sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
@@ -343,4 +341,5 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
         scores=scores,
         fit_groups=[" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in own.items()],
     )
+    write_calibration(path, found, f"moesim calibrate kernels --framework {framework}")
     return scores

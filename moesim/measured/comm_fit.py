@@ -1,7 +1,7 @@
 """Fitting one measured quantity of a communication kernel: its parameters, factors of devices, cross-validation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -150,21 +150,3 @@ def scores_by(rows, predicted: np.ndarray, measured: np.ndarray, label: Callable
     """
     names = np.asarray(label(rows))
     return {str(n): error_scores(predicted[names == n], measured[names == n]) for n in np.unique(names)}
-
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """A calibration file's content; the fields are those of `fitting.write_calibration`."""
-
-    title: str
-    fitted_on: str
-    sources: list[str]
-    profiles: list[str]
-    generations: list[int]
-    parameters: Parameters
-    residuals: Residuals
-    scores: Scores
-    fit_groups: list[str]
-    device_factors: Factors = field(default_factory=dict)
-    few_shot_factors: Factors = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -82,43 +83,65 @@ def _text(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def write_calibration(
-    path: Path,
-    *,
-    title: str,
-    command: str,
-    fitted_on: str,
-    sources: list[str],
-    profiles: list[str],
-    generations: list[int],
-    parameters: dict[str, float],
-    device_factors: dict[str, dict[str, float]] | None = None,
-    few_shot_factors: dict[str, dict[str, float]] | None = None,
-    residuals: dict[str, dict],
-    scores: dict[str, dict[str, float]],
-    fit_groups: list[str],
-) -> None:
-    """Write a calibration file; see `moesim.costs.calibration.CalibrationFile` for its keys."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What a fit found, as a calibration file states it: see `moesim.costs.calibration.CalibrationFile` for its keys.
+
+    Attributes:
+        title: What is calibrated.
+        fitted_on: Which rows it was fitted on, in words.
+        sources: Tables those rows come from.
+        profiles: Devices that were fitted.
+        generations: Their compute capabilities.
+        parameters: Fitted numbers.
+        residuals: Class of rows -> P10 and P90 of measured over predicted, on rows left out.
+        scores: Class of rows -> errors in percent, on rows left out.
+        fit_groups: The groups of rows that were fitted, in words.
+        device_factors: Device -> factors of its parameters.
+        few_shot_factors: The same for devices of which ten rows are known.
+    """
+
+    title: str
+    fitted_on: str
+    sources: list[str]
+    profiles: list[str]
+    generations: list[int]
+    parameters: dict[str, float]
+    residuals: dict[str, dict]
+    scores: dict[str, dict[str, float]]
+    fit_groups: list[str]
+    device_factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    few_shot_factors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def write_calibration(path: Path, found: Fitted, command: str) -> None:
+    """Write a calibration file.
+
+    Args:
+        path: The file.
+        found: What the fit found.
+        command: The command that fits it again.
+    """
     lines = [
-        f"title = {_text(title)}",
+        f"title = {_text(found.title)}",
         f"created = {_text(date.today().isoformat())}",
         f"moesim_version = {_text(VERSION)}",
         f"command = {_text(command)}",
-        f"fitted_on = {_text(fitted_on)}",
-        "sources = [" + ", ".join(_text(s) for s in sources) + "]",
-        "calibrated_profiles = [" + ", ".join(_text(p) for p in profiles) + "]",
-        "calibrated_generations = [" + ", ".join(map(str, generations)) + "]",
+        f"fitted_on = {_text(found.fitted_on)}",
+        "sources = [" + ", ".join(_text(s) for s in found.sources) + "]",
+        "calibrated_profiles = [" + ", ".join(_text(p) for p in found.profiles) + "]",
+        "calibrated_generations = [" + ", ".join(map(str, found.generations)) + "]",
         "fit_groups = [",
-        *(f"  {_text(g)}," for g in fit_groups),
+        *(f"  {_text(g)}," for g in found.fit_groups),
         "]",
         "",
         "[parameters]",
-        *(f"{name} = {_number(value)}" for name, value in parameters.items()),
+        *(f"{name} = {_number(value)}" for name, value in found.parameters.items()),
     ]
-    for table, devices in (("device_factors", device_factors), ("few_shot_factors", few_shot_factors)):
-        for device, factors in (devices or {}).items():
+    for table, devices in (("device_factors", found.device_factors), ("few_shot_factors", found.few_shot_factors)):
+        for device, factors in devices.items():
             lines += ["", f"[{table}.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
-    for name, spread in residuals.items():
+    for name, spread in found.residuals.items():
         lines += [
             "",
             f"# P10 and P90 of measured / predicted on rows left out of the fit: {name}",
@@ -128,7 +151,7 @@ def write_calibration(
             f"kind = {_text(spread['kind'])}",
             f"rows = {spread['rows']}",
         ]
-    for name, values in scores.items():
+    for name, values in found.scores.items():
         lines += [
             "",
             "# percent, on rows left out of the fit",

@@ -236,9 +236,13 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
 
 
 @njit(cache=True)
-def _port_rows(domain_D, out_D, in_D, switch_D, up, down, far_out_D, far_in_D, leaf_D, leaf_up, leaf_down, near_out,
-               near_in, far_out, far_in, link, bytes_SD, by_receiver, land_D, num_resources):
+def _port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
     """`_device_rows` of ports alone, without a call for every pair: what most clusters are."""
+    domain_D, out_D, in_D = tables.domain_D, tables.near_out_D, tables.near_in_D
+    switch_D, up, down = tables.switch_D, tables.switch_up, tables.switch_down
+    far_out_D, far_in_D = tables.far_out_D, tables.far_in_D
+    leaf_D, leaf_up, leaf_down = tables.leaf_D, tables.leaf_up, tables.leaf_down
+    near_out, near_in, far_out, far_in, link = factors
     n = len(bytes_SD)
     acc = np.zeros(num_resources)
     ptr = np.zeros(n + 1, np.int64)
@@ -296,12 +300,8 @@ def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, l
     """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
     sizes, land = np.ascontiguousarray(bytes_SD, dtype=np.float64), np.asarray(land_D, dtype=np.int64)
-    if fabric.tables.near_kind == PORTS:
-        t = fabric.tables
-        return Rows(*_port_rows(t.domain_D, t.near_out_D, t.near_in_D, t.switch_D, t.switch_up, t.switch_down,
-                                t.far_out_D, t.far_in_D, t.leaf_D, t.leaf_up, t.leaf_down, *factors, sizes,
-                                by == "receiver", land, top))
-    return Rows(*_device_rows(fabric.tables, sizes, by == "receiver", factors, land, top))
+    rows_of = _port_rows if fabric.tables.near_kind == PORTS else _device_rows
+    return Rows(*rows_of(fabric.tables, sizes, by == "receiver", factors, land, top))
 
 
 def pair_rows(fabric: Fabric, bytes_SD: Array, senders: Array, receivers: Array, *, factors: Factors,

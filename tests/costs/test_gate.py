@@ -28,14 +28,14 @@ class Counter:
     def __getattr__(self, name):
         return getattr(self.real, name)
 
-    def grouped_gemm(self, load, n, k, **options):
+    def grouped_gemm(self, load, n, k, gemm):
         rows, active = load.counts_DL.sum(), (load.counts_DL > 0).sum()
         self.gemms.append((2.0 * rows * n * k, active * n * k))
         self.flops += 2.0 * rows * n * k
         self.weights += active * n * k
-        if options["output_bytes"] == 4.0:
+        if gemm.output_bytes == 4.0:
             self.logits_written += 4.0 * rows * n
-        return self.real.grouped_gemm(load, n, k, **options)
+        return self.real.grouped_gemm(load, n, k, gemm)
 
     def top_k(self, rows, columns, k, *, scored=True):
         self.logits_read += 4.0 * float(np.sum(rows)) * columns

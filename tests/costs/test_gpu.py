@@ -13,6 +13,7 @@ from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.costs.tiles import heuristic_tile
 from moesim.costs.tokens import price_permute, price_reduce
+from moesim.costs.work import GemmSpec
 from moesim.model import Gate, Precision
 
 SIZES = {
@@ -117,15 +118,7 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
     kernels, tile = kernels_for(h100), heuristic_tile(128, 2.0)
     for rows in (16, 256, 4096, 65536):
         counts = np.full((1, 8), rows)
-        cost = kernels.grouped_gemm(
-            Load.of(counts, counts.sum(axis=1), tile.block_m),
-            4096,
-            4096,
-            tile=tile,
-            fmt="bfloat16",
-            weight_bytes=2.0,
-            input_bytes=2.0,
-        )
+        cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, GemmSpec(tile=tile, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0))
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
     assert share > 0.3

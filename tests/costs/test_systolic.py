@@ -12,6 +12,7 @@ from moesim.costs.calibration import load_calibration
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.costs.systolic import SystolicKernels, padded
+from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.topology import single_device
 
@@ -33,8 +34,7 @@ def plain():
 
 def gemm(kernels, counts, n=128, k=128, fmt="bfloat16", **options):
     counts = np.atleast_2d(counts)
-    return kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), 128), n, k, tile=None, fmt=fmt,
-                                **{"weight_bytes": 2.0, "input_bytes": 2.0} | options)
+    return kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), 128), n, k, GemmSpec(tile=None, fmt=fmt, **{"weight_bytes": 2.0, "input_bytes": 2.0} | options))
 
 
 def test_the_five_chips_are_there():
@@ -157,7 +157,7 @@ def test_a_format_without_a_rate_is_refused():
 def test_a_table_of_rows_is_refused(plain):
     load = replace(Load.of(np.array([[3]]), np.array([3]), 16), counts_DL=None)
     with pytest.raises(ConfigError, match="rows of each expert only"):
-        plain.grouped_gemm(load, 8, 8, tile=None, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0)
+        plain.grouped_gemm(load, 8, 8, GemmSpec(tile=None, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0))
 
 
 @pytest.mark.parametrize("name", TPUS)

@@ -11,7 +11,7 @@ from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.costs.tiles import Tile, heuristic_tile
-from moesim.costs.work import GemmWork
+from moesim.costs.work import GemmSpec, GemmWork
 from moesim.hardware import load_profile
 from moesim.placement import place
 from moesim.precision import Precision
@@ -109,8 +109,8 @@ def test_by_hand(plain, make_layer):
 def test_no_wave_is_shorter_than_its_longest_tile(plain):
     tile, load = Tile(block_m=16, block_n=64, block_k=64), np.array([[1, 1]])
     gemm = {"tile": tile, "fmt": "bfloat16", "weight_bytes": 2.0, "input_bytes": 2.0}
-    both = plain.grouped_gemm(Load.of(load, np.array([2]), 16), 64, np.array([[6400, 64]]), **gemm)
-    alone = plain.grouped_gemm(Load.of(load[:, :1], np.array([1]), 16), 64, 6400, **gemm)
+    both = plain.grouped_gemm(Load.of(load, np.array([2]), 16), 64, np.array([[6400, 64]]), GemmSpec(**gemm))
+    alone = plain.grouped_gemm(Load.of(load[:, :1], np.array([1]), 16), 64, 6400, GemmSpec(**gemm))
     assert both.compute_s_D == pytest.approx(alone.compute_s_D)
 
 

@@ -26,10 +26,13 @@ def fill(function, ptr, res, share, weight, num_resources, *, small=False):
     if small:
         dense = np.zeros((n, num_resources))
         dense[op, res] = share
-    function(np.arange(n), n, ptr, res, share, weight, dense, pointers(users), order, op[order],
-             np.bincount(res, share, num_resources), np.bincount(res, share * weight[op], num_resources), users, speed,
-             np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(num_resources),
-             np.zeros(num_resources), np.zeros(num_resources, np.int64), np.zeros(num_resources, np.int64))
+    taken = fairness.Shares(ptr, res, share, dense, pointers(users), order, op[order], weight)
+    sums = fairness.Sums(np.bincount(res, share, num_resources), np.bincount(res, share * weight[op], num_resources),
+                         users)
+    numbers, integers = np.zeros(num_resources), np.zeros(num_resources, np.int64)
+    scratch = fairness.Scratch(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), numbers,
+                               numbers.copy(), integers, integers.copy())
+    function(np.arange(n), n, taken, sums, speed, scratch)
     return speed
 
 

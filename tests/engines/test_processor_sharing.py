@@ -7,7 +7,7 @@ of size x stays x / (1 - load) on average.
 import numpy as np
 import pytest
 
-from moesim.builder import ProgramBuilder
+from moesim.builder import Demands, ProgramBuilder
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 
@@ -19,7 +19,7 @@ def queue(load, size_J, rng):
     arrive_J = np.cumsum(rng.exponential(size_J.mean() / load, len(size_J)))
     builder = ProgramBuilder()
     server = builder.resource("server", 1.0)
-    builder.ops("job", len(size_J), resources=np.full((len(size_J), 1), server), amounts=size_J[:, None],
+    builder.ops("job", len(size_J), demands=Demands(np.full((len(size_J), 1), server), size_J[:, None]),
                 release_s=arrive_J, bytes_per_flow=size_J)
     return builder.build(), arrive_J
 

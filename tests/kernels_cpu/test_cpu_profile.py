@@ -13,6 +13,7 @@ from moesim_kernels.cpu_profile import measure_profile
 from moesim import configfile
 from moesim.costs.load import Load
 from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_features
+from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.hardware import ProfileFile, load_profile
 
@@ -111,8 +112,7 @@ def seconds_of(cost):
 
 def gemm(kernels, counts, n=256, k=256, **options):
     counts = np.asarray(counts)[None]
-    return seconds_of(kernels.grouped_gemm(Load.of(counts, counts.sum(axis=-1), 16), n, k, tile=None, fmt="float32",
-                                           weight_bytes=4.0, input_bytes=4.0, **options))
+    return seconds_of(kernels.grouped_gemm(Load.of(counts, counts.sum(axis=-1), 16), n, k, GemmSpec(tile=None, fmt="float32", weight_bytes=4.0, input_bytes=4.0, **options)))
 
 
 def test_cost_grows_with_the_work(path):
