@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from moesim.errors import ConfigError
+from moesim.gate_kinds import GATE_KINDS, gate_kind
 from moesim.precision import require, require_int
 from moesim.units import short_number
 
-GateKind = Literal["flat", "group_limited", "two_level", "product_key"]
 Score = Literal["softmax", "sigmoid"]
 Selection = Literal["top_k", "noisy_top_k", "expert_choice", "hash", "sinkhorn"]
 Balancing = Literal["none", "aux_loss", "bias"]
 #: formats a gate multiplies in: coarser ones change which experts are chosen
 GATE_FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3")
-_GROUPED = ("group_limited", "two_level")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +25,7 @@ class Gate:
     """How tokens choose experts.
 
     Attributes:
-        kind: ``flat`` scores every expert. ``group_limited`` scores every expert, keeps the best
-            ``num_limited_groups`` of ``num_expert_groups`` groups, chooses inside them (DeepSeek-V3, arXiv
-            2412.19437). ``two_level`` scores the groups first and the experts of the kept groups only (hierarchical
-            MoE, Shazeer et al. 2017, arXiv 1701.06538). ``product_key`` gives expert (i, j) of a square grid the sum
-            of a row's and a column's score, so that the best k of sqrt(E) rows and the best k of sqrt(E) columns hold
-            the best k of all E experts (Lample et al. 2019, arXiv 1907.05242; PEER, He 2024, arXiv 2407.04153).
+        kind: One of `moesim.gate_kinds`: ``flat``, ``group_limited``, ``two_level``, ``product_key``, or one added there.
         num_expert_groups: Groups of consecutive experts; 1 for a gate without groups.
         num_limited_groups: Groups a token may use.
         query_heads: Queries a product-key gate projects a token to; each retrieves an equal share of its top_k (the
@@ -56,7 +50,7 @@ class Gate:
         ConfigError: More kept groups than groups, groups on a gate without them, or a query of an odd width.
     """
 
-    kind: GateKind = "flat"
+    kind: str = "flat"
     num_expert_groups: int = 1
     num_limited_groups: int = 1
     query_heads: int = 8
@@ -72,7 +66,7 @@ class Gate:
     share_layers: int = 1
 
     def __post_init__(self) -> None:
-        require(self.kind in get_args(GateKind), "gate.kind", f"one of {', '.join(get_args(GateKind))}", self.kind)
+        require(self.kind in GATE_KINDS, "gate.kind", f"one of {', '.join(GATE_KINDS)}", self.kind)
         require(self.score in get_args(Score), "gate.score", "softmax or sigmoid", self.score)
         require(self.precision in GATE_FORMATS, "gate.precision", f"one of {', '.join(GATE_FORMATS)}", self.precision)
         for name in ("num_expert_groups", "query_heads", "query_size"):
@@ -80,7 +74,7 @@ class Gate:
         require(self.query_size % 2 == 0, "gate.query_size", "an even number", self.query_size)
         require(1 <= self.num_limited_groups <= self.num_expert_groups, "gate.num_limited_groups",
                 f"between 1 and num_expert_groups = {self.num_expert_groups}", self.num_limited_groups)
-        if self.kind not in _GROUPED:
+        if not gate_kind(self.kind).grouped:
             require(self.num_expert_groups == 1, "gate.num_expert_groups", f"1 for a {self.kind} gate",
                     self.num_expert_groups)
         self._check_selection()
@@ -88,7 +82,7 @@ class Gate:
     def _check_selection(self) -> None:
         known = get_args(Selection)
         require(self.selection in known, "gate.selection", f"one of {', '.join(known)}", self.selection)
-        require(self.kind == "flat" or self.selection in ("top_k", "noisy_top_k"), "gate.selection",
+        require(gate_kind(self.kind).any_selection or self.selection in ("top_k", "noisy_top_k"), "gate.selection",
                 f"top_k or noisy_top_k for a {self.kind} gate", self.selection)
         noisy = self.selection == "noisy_top_k"
         require(0 < self.noise_std < math.inf if noisy else self.noise_std == 0, "gate.noise_std",
@@ -98,7 +92,8 @@ class Gate:
                 self.balancing)
         require(self.balancing == "none" or self.selection in ("top_k", "noisy_top_k"), "gate.balancing",
                 f"none for selection {self.selection}", self.balancing)
-        require(not self.local_routers or self.kind == "two_level", "gate.local_routers", "a two_level gate", self.kind)
+        require(not self.local_routers or gate_kind(self.kind).local_routers, "gate.local_routers", "a two_level gate",
+                self.kind)
         for name in ("share_tokens", "share_layers"):
             require_int(f"gate.{name}", getattr(self, name), 1)
 
@@ -119,23 +114,16 @@ class Gate:
         base, *options = text.split("+")
         fields = _read_options(options, text)
         kind, *numbers = base.split(":")
-        if kind in ("flat", "product_key") and not numbers:
+        named = (GATE_KINDS[kind].numbers if kind in GATE_KINDS else ()) or ("num_expert_groups", "num_limited_groups")
+        if kind in GATE_KINDS and not numbers and not GATE_KINDS[kind].needs_numbers:
             return cls(kind=kind, **fields)  # type: ignore[arg-type]
         if len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
             raise ConfigError("gate: expected 'flat', 'product_key' or 'KIND:GROUPS:KEPT' such as 'group_limited:8:4', "
                               f"got {text!r}")
-        one, two = map(int, numbers)
-        if kind == "product_key":
-            return cls(kind="product_key", query_heads=one, query_size=two, **fields)  # type: ignore[arg-type]
-        return cls(kind=kind, num_expert_groups=one, num_limited_groups=two, **fields)  # type: ignore[arg-type]
+        return cls(kind=kind, **dict(zip(named, map(int, numbers), strict=True)), **fields)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        if self.kind == "flat":
-            base = "flat"
-        elif self.kind == "product_key":
-            base = f"{self.kind}:{self.query_heads}:{self.query_size}"
-        else:
-            base = f"{self.kind}:{self.num_expert_groups}:{self.num_limited_groups}"
+        base = ":".join([self.kind, *(str(getattr(self, name)) for name in gate_kind(self.kind).numbers)])
         return "+".join([base, *self._options()])
 
     def _options(self) -> list[str]:
@@ -144,14 +132,14 @@ class Gate:
         if selection == "noisy_top_k":
             selection += ":" + short_number(self.noise_std)
         usual = type(self)()
-        product = self.kind == "product_key"  # whose heads and queries stand beside its kind
+        beside = gate_kind(self.kind).numbers  # they stand beside the kind already
         named = ((self.score == "sigmoid", "sigmoid"), (self.selection != "top_k", selection),
                  (self.temperature != 1.0, f"temperature:{short_number(self.temperature)}"),
                  (self.balancing != "none", self.balancing), (self.local_routers, "local"),
                  (self.share_tokens > 1, f"share_tokens:{self.share_tokens}"),
                  (self.share_layers > 1, f"share_layers:{self.share_layers}"),
-                 (self.query_heads != usual.query_heads and not product, f"query_heads:{self.query_heads}"),
-                 (self.query_size != usual.query_size and not product, f"query_size:{self.query_size}"),
+                 (self.query_heads != usual.query_heads and "query_heads" not in beside, f"query_heads:{self.query_heads}"),
+                 (self.query_size != usual.query_size and "query_size" not in beside, f"query_size:{self.query_size}"),
                  (self.precision != usual.precision, f"precision:{self.precision}"))
         return [text for there, text in named if there]
 
@@ -166,9 +154,7 @@ class Gate:
         Raises:
             ConfigError: Experts that do not divide into groups or make no square, or too few of them in kept groups.
         """
-        if self.kind == "product_key":
-            require(math.isqrt(num_experts) ** 2 == num_experts, "layer.num_experts",
-                    "a perfect square for a product_key gate", num_experts)
+        gate_kind(self.kind).check_experts(self, num_experts)
         groups, kept = self.num_expert_groups, self.num_limited_groups
         if self.local_routers:
             require(top_k % min(kept, top_k) == 0, "layer.top_k", f"a multiple of the {kept} groups kept, since each "
@@ -179,24 +165,13 @@ class Gate:
                 f"enough groups of {num_experts // groups} experts for top_k = {top_k}", kept)
 
     def params(self, hidden_size: int, num_experts: int) -> int:
-        """Weights: H x E; H x groups more for two levels; for product keys both sets of keys and the projection.
-
-        Product keys: sqrt(E) x query_size for the two sets of sqrt(E) keys of half a query each, which all heads
-        share (arXiv 2407.04153), and H x heads x query_size for the queries.
-        """
-        if self.selection == "hash":
-            return 0
-        if self.kind == "product_key":
-            return (math.isqrt(num_experts) + hidden_size * self.query_heads) * self.query_size
-        coarse = self.num_expert_groups if self.kind == "two_level" else 0
-        return hidden_size * (num_experts + coarse)
+        """Weights: none to hash; else those of its kind, such as H x E for a flat one."""
+        return 0 if self.selection == "hash" else gate_kind(self.kind).params(self, hidden_size, num_experts)
 
     def active_params(self, hidden_size: int, num_experts: int) -> int:
         """Weights one token multiplies with: those of the kept groups only for two levels, else all."""
-        if self.kind != "two_level":
-            return self.params(hidden_size, num_experts)
-        per_group = num_experts // self.num_expert_groups
-        return hidden_size * (self.num_expert_groups + self.num_limited_groups * per_group)
+        active = gate_kind(self.kind).active_params
+        return self.params(hidden_size, num_experts) if active is None else active(self, hidden_size, num_experts)
 
 
 #: option -> field, its value, and how its number is read

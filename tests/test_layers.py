@@ -22,7 +22,7 @@ ROOT = Path(moesim.__file__).parent
 HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
 LAYERS = (
     ("errors", "units", "version"),
-    ("configfile", "profilefile", "precision", "gate", "widths"),
+    ("configfile", "profilefile", "precision", "gate_kinds", "gate", "widths"),
     ("model", "hardware"),
     ("what_if", "exchanges"),
     ("topology", "routing", "placement", "candidate", "identity", "schedule", "presets", "hfconfig"),

@@ -20,6 +20,8 @@ from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import heuristic_tile
 from moesim.costs.work import GemmSpec
+from moesim.errors import UnknownNameError
+from moesim.gate_kinds import gate_kind
 from moesim.model import MoELayer
 from moesim.precision import BYTES_PER_ELEMENT
 
@@ -64,11 +66,17 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
 
 def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
     """One decision for each of ``tokens``."""
+    price = gate_kind(layer.gate.kind).price
+    if isinstance(price, str):
+        if price not in PRICES:
+            raise UnknownNameError(f"price of gate {layer.gate.kind}", price, PRICES)
+        price = PRICES[price]
+    return price(kernels, layer, tokens)
+
+
+def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
+    """Every expert's score, then a selection; with groups, the best of those kept."""
     gate, experts = layer.gate, layer.num_experts
-    if gate.kind == "product_key":
-        return _product_key(kernels, layer, tokens)
-    if gate.kind == "two_level":
-        return _two_level(kernels, layer, tokens)
     if gate.selection == "hash":
         return sequence(kernels.gather(tokens * (4.0 * layer.top_k), 4.0 * layer.top_k),
                         kernels.launches(1.0 * (tokens > 0)))
@@ -78,7 +86,7 @@ def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
     else:
         phases += [*_beside(kernels, layer, tokens * float(experts)), kernels.top_k(tokens, experts, layer.top_k)]
     phases.append(kernels.launches(2.0 * (tokens > 0)))
-    if gate.kind == "group_limited":
+    if gate_kind(gate.kind).grouped:
         groups = gate.num_expert_groups
         phases.append(kernels.limit_groups(tokens, groups, experts // groups, gate.num_limited_groups))
     return sequence(*phases)
@@ -194,3 +202,7 @@ def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int, *
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
     return kernels.grouped_gemm(Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, GemmSpec(tile=tile, fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes, gather_inputs=routed, scatter_outputs=routed))
+
+
+#: price that a kind of gate names -> what prices one decision for each of the tokens
+PRICES = {"flat": _all_logits, "group_limited": _all_logits, "two_level": _two_level, "product_key": _product_key}

@@ -5,6 +5,7 @@ choice. A gate that states no balancing is taken to be trained with the usual on
 from dataclasses import replace
 
 from moesim.gate import Gate
+from moesim.gate_kinds import gate_kind
 from moesim.quality.deltas import DELTAS, WORST_NATS, Delta
 
 __all__ = ["WORST_NATS", "Delta", "gate_delta", "gate_deltas", "together"]
@@ -19,6 +20,8 @@ def gate_deltas(gate: Gate) -> list[Delta]:
         ("float8_gate", gate.precision == "float8_e4m3"), (gate.selection, gate.selection != "top_k"),
     ) if there]
     deltas = [DELTAS[name] for name in names]
+    if not gate_kind(gate.kind).loss_known:
+        deltas.append(replace(DELTAS["product_key"], unknown=f"gate {gate.kind}"))
     if gate.kind == "group_limited" and gate.num_limited_groups < gate.num_expert_groups:
         deltas.append(_limited(gate))
     if gate.staleness:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from moesim.errors import ConfigError
+from moesim.gate_kinds import GATE_KINDS
 from moesim.model import Gate
 from moesim.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
@@ -56,7 +57,7 @@ def _gate_choices(space: Space, gate: Gate) -> dict[str, Any] | None:
     """Choices that make a gate but for its score; None where none do."""
     for text in space.gate:
         base, *options = text.split("+")
-        grouped = ":" not in base and base in ("group_limited", "two_level")
+        grouped = base in GATE_KINDS and GATE_KINDS[base].grouped
         groups = dict(zip(GROUPS, (gate.num_expert_groups, gate.num_limited_groups), strict=True)) if grouped else {}
         if any(value not in getattr(space, name) for name, value in groups.items()):
             continue

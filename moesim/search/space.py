@@ -18,6 +18,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from moesim.candidate import Candidate
 from moesim.configfile import Strict, describe
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
+from moesim.gate_kinds import GATE_KINDS
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.presets import load_preset
@@ -32,8 +33,6 @@ _Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_
 _Some = Annotated[_Choices[T], Field(min_length=1)]
 #: the exchange that the cluster names
 _OWN = "cluster"
-#: gates whose groups may vary apart from the gate's text
-_GROUPED = ("group_limited", "two_level")
 #: points that are tried before a space is called contradictory
 _TRIES = 4096
 
@@ -275,7 +274,9 @@ OPTIONAL = ("exchange", "num_micro_batches", "capacity_factor", "overflow")
 
 
 def _takes_groups(gate: str) -> bool:
-    return gate.split("+")[0] in _GROUPED
+    """Whether a gate's groups may vary apart from its text."""
+    kind = gate.split("+")[0]
+    return kind in GATE_KINDS and GATE_KINDS[kind].grouped
 
 
 def _as_text(choice: object) -> object:
