@@ -44,9 +44,8 @@ def run(
 
 
 def _run(*args: Any, out: Path, screen: int, confirm: int, **options: Any) -> None:
-    from moesim.report.tables import write_csv
+    from moesim.report.tables import writable_folder, write_csv
     from moesim.report.terminal import say
-    from moesim.search.storage import writable_folder
     from moesim.search.watch import confirmed_rows, say_fidelity, watched_study, write_study
 
     writable_folder(out)
