@@ -130,6 +130,18 @@ class Economics:
         nics = cluster.num_devices * prices.nic_usd_per_hour.value if cluster.nic_bytes_per_s else 0.0
         return total + nics * _growth(cluster, "nic_gb_per_s")
 
+    def nodes_for_price(self, cluster: Cluster, usd_per_hour: float) -> int:
+        """Return how many nodes of a cluster come nearest to a price.
+
+        Args:
+            cluster: A cluster of equal nodes.
+            usd_per_hour: The price of an hour of all of them.
+
+        Raises:
+            ConfigError: A device has no price in the file.
+        """
+        return round(usd_per_hour / self.usd_per_hour(cluster) * cluster.file.num_nodes)
+
     def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
         """Mean power of a whole cluster while it runs.
 
