@@ -30,7 +30,7 @@ LAYERS = (
     ("program", "factored", "builder", "lowering"),
     ("engines",),
     ("trust", "ranks", "effects", "simulate", "result", "exchange_bench", "rebalance", "refine", "elasticity",
-     "screening", "exchange_scaling"),
+     "screening", "exchange_scaling", "granularity"),
     ("recommend",),
     ("search", "measured", "report"),
     ("cli", "cli_script", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study",
