@@ -3,8 +3,6 @@
 Data goes to stdout, everything else to stderr. A `MoesimError` is one line and exit code 2, without a traceback.
 """
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
 from moesim.cli_placement import placement_app
 from moesim.cli_quality import quality_app
+from moesim.cli_script import run_command, run_script
 from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
@@ -29,6 +28,8 @@ from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
 from moesim.widths import read_width
+
+__all__ = ["app", "main", "run_command", "run_script"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,25 +52,6 @@ app.add_typer(quality_app, name="quality")
 validate_app.command("comm")(cli_comm.validate_comm)
 validate_app.command("published")(cli_comm.validate_published)
 calibrate_app.command("comm")(cli_comm.calibrate_comm)
-
-
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command line; users' errors become one line on stderr and exit code 2, Ctrl-C exit code 130."""
-    try:
-        command()
-    except MoesimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def run_script(function: Callable[..., object]) -> None:
-    """Run a study script's main function as a command of its own, with the same rules."""
-    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    script.command()(function)
-    run_command(script)
 
 
 def main() -> None:

@@ -26,6 +26,14 @@ from moesim.hardware import Profile
 from moesim.topology import Cluster
 from moesim.what_if import DEVICE_KEYS
 
+#: columns that `priced` adds; empty for a device whose power or price nobody stated
+PRICED = (
+    "layer_joules_per_token",
+    "layer_usd_per_million_tokens",
+    "watts_per_device",
+    "usd_per_hour",
+    "cost_model",
+)
 #: device number -> (part that pays for it, how much of that part is in proportion to it)
 _PART_OF = {"num_sms": ("compute", 1.0), "bf16_tflops": ("compute", 1.0), "l2_mib": ("compute", 0.1),
             "hbm_gb_per_s": ("memory_bandwidth", 1.0), "hbm_gib": ("memory_capacity", 1.0)}
@@ -122,6 +130,18 @@ class Economics:
         nics = cluster.num_devices * prices.nic_usd_per_hour.value if cluster.nic_bytes_per_s else 0.0
         return total + nics * _growth(cluster, "nic_gb_per_s")
 
+    def nodes_for_price(self, cluster: Cluster, usd_per_hour: float) -> int:
+        """Return how many nodes of a cluster come nearest to a price.
+
+        Args:
+            cluster: A cluster of equal nodes.
+            usd_per_hour: The price of an hour of all of them.
+
+        Raises:
+            ConfigError: A device has no price in the file.
+        """
+        return round(usd_per_hour / self.usd_per_hour(cluster) * cluster.num_nodes)
+
     def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
         """Mean power of a whole cluster while it runs.
 
@@ -191,3 +211,35 @@ def load_economics(name: str = "default") -> Economics:
     """
     path = configfile.find("economics", name)
     return _load(str(path), path.stat().st_mtime_ns)
+
+
+def priced(
+    economics: Economics,
+    cluster: Cluster,
+    layer_time_s: Any,
+    tokens: int,
+    utilisation: dict[str, Any],
+) -> dict[str, Any]:
+    """Compute the columns of energy and cost of one simulated layer, or of arrays of layers.
+
+    Args:
+        economics: The cost and power model.
+        cluster: The hardware that the layer ran on.
+        layer_time_s: The time of the layer.
+        tokens: Tokens of all devices together.
+        utilisation: The mean utilisation of each kind of resource.
+
+    Returns:
+        The columns of `PRICED`; None where the model has no figure for a device of the cluster.
+    """
+    columns: dict[str, Any] = dict.fromkeys(PRICED)
+    columns["cost_model"] = f"{economics.name}@{economics.digest}"
+    if economics.unknown_power(cluster) is None:
+        watts = economics.watts(cluster, utilisation)
+        columns["layer_joules_per_token"] = watts * layer_time_s / tokens
+        columns["watts_per_device"] = watts / cluster.num_devices
+    if economics.unknown_price(cluster) is None:
+        usd = economics.usd_per_hour(cluster)
+        columns["layer_usd_per_million_tokens"] = usd / 3600 * layer_time_s / tokens * 1e6
+        columns["usd_per_hour"] = usd
+    return columns

@@ -61,6 +61,15 @@ class Outcome:
     cluster: Cluster
     intervals: dict[str, tuple[float, float]]
 
+    @property
+    def plan_text(self) -> str:
+        """Tokens, placement, schedule and throughput of the design in one line."""
+        plan, tokens = self.result.candidate, self.result.workload.num_tokens_per_device
+        return (
+            f"{tokens} tokens per device, {plan.placement}+{plan.num_replicas} {plan.schedule}: "
+            f"{self.result.tokens_per_s_per_device:,.0f} tokens/s/device"
+        )
+
 
 def outcome(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow") -> Outcome:
     """Simulate a design and keep what its interval is made of.

@@ -30,11 +30,11 @@ LAYERS = (
     ("program", "factored", "builder", "lowering"),
     ("engines",),
     ("trust", "ranks", "effects", "simulation", "result", "exchange_bench", "rebalance", "refine", "elasticity",
-     "screening"),
+     "screening", "exchange_scaling", "granularity"),
     ("recommend",),
     ("search", "measured", "report"),
-    ("cli", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study", "cli_quality",
-     "cli_trace", "cli_recommend"),
+    ("cli", "cli_script", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study",
+     "cli_quality", "cli_trace", "cli_recommend"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 

@@ -63,6 +63,30 @@ def check_writable(path: Path, *, make_folder: bool = False) -> None:
         raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
 
 
+def writable_folder(folder: Path) -> Path:
+    """Create an output folder and make sure that files can be written into it.
+
+    Args:
+        folder: The folder; its parents are created, too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: The folder cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot write to this output folder: {error.strerror}"
+        ) from None
+    return folder
+
+
 def _plain(value: Any) -> Any:
     """NumPy's scalars as Python's, which write themselves in full precision and without their type's name."""
     return value.item() if isinstance(value, np.generic) else value

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesim.candidate import Workload
-from moesim.economics import Economics, load_economics
+from moesim.economics import Economics, load_economics, priced
 from moesim.errors import MoesimError
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
 from moesim.result import RESULT_COLUMNS
-from moesim.search.objectives import Constraint, priced
+from moesim.search.objectives import Constraint
 from moesim.search.space import Space
 from moesim.simulation.run import simulate
 from moesim.topology import Cluster

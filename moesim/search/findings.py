@@ -45,3 +45,34 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
         say(f"event engine over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} winners")
     return rows
 
+
+
+def against_trial(study: Study, number: int, name: str) -> str:
+    """Say in one sentence what the search found that is as good in loss as one design and faster.
+
+    Args:
+        study: A finished study with objectives ``loss`` and ``layer_tokens_per_s_per_device``.
+        number: The trial of the design to compare with.
+        name: What to call that design, such as ``published design``.
+    """
+    mine = study.trials[number]
+    row = mine.evaluation.row
+    if not mine.feasible:
+        return f"the {name} breaks a constraint: {mine.row()['broken_constraints'] or mine.state}"
+    rate = "layer_tokens_per_s_per_device"
+    rows = [t.evaluation.row for t in study.pareto_trials() if t is not mine]
+    better = [r for r in rows if r["loss"] <= row["loss"] and r[rate] > row[rate]]
+    text = (
+        f"{name}: loss {row['loss']:.4f}, {row[rate]:,.0f} tokens/s/device, "
+        f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f} us"
+    )
+    if not better:
+        return f"{text}; nothing found is as good in loss and faster"
+    best = max(better, key=lambda r: r[rate])
+    tied = best["layer_time_high_us"] >= row["layer_time_low_us"]
+    return (
+        f"{text}; as good in loss and faster{', but within the intervals' if tied else ''}: "
+        f"{best['candidate']}, loss {best['loss']:.4f}"
+        f"{' (extrapolated)' if best['loss_extrapolated'] else ''}, "
+        f"x {row['layer_time_us'] / best['layer_time_us']:.2f}"
+    )

@@ -29,8 +29,6 @@ OBJECTIVES: dict[str, Direction] = {
     "watts_per_device": "minimize",
     "usd_per_hour": "minimize",
 }
-#: columns that `priced` adds; empty for a device whose power or price nobody stated
-PRICED = ("layer_joules_per_token", "layer_usd_per_million_tokens", "watts_per_device", "usd_per_hour", "cost_model")
 #: what a constraint may bound beside objectives
 _BOUNDED = ("loss_high", "layer_time_high_us", "load_imbalance", "dropped_token_fraction")
 _SIGNS = {"<=": operator.le, ">=": operator.ge}
@@ -103,31 +101,6 @@ def costs_of(objectives: list[str], columns: Any) -> list:
         columns: Mapping of columns, numbers or arrays.
     """
     return [columns[name] if OBJECTIVES[name] == "minimize" else -columns[name] for name in objectives]
-
-
-def priced(economics: Economics, cluster: Cluster, layer_time_s: Any, tokens: int,
-           utilisation: dict[str, Any]) -> dict[str, Any]:
-    """Columns of energy and cost, of one simulated layer or of arrays of them.
-
-    Args:
-        economics: Cost and power model.
-        cluster: Where it ran.
-        layer_time_s: Its time.
-        tokens: Tokens of all devices.
-        utilisation: Mean utilisation of each kind of resource.
-
-    Returns:
-        The columns of `PRICED`; None where the model has no figure for a device of the cluster.
-    """
-    columns: dict[str, Any] = dict.fromkeys(PRICED) | {"cost_model": f"{economics.name}@{economics.digest}"}
-    if economics.unknown_power(cluster) is None:
-        watts = economics.watts(cluster, utilisation)
-        columns |= {"layer_joules_per_token": watts * layer_time_s / tokens,
-                    "watts_per_device": watts / cluster.num_devices}
-    if economics.unknown_price(cluster) is None:
-        usd = economics.usd_per_hour(cluster)
-        columns |= {"layer_usd_per_million_tokens": usd / 3600 * layer_time_s / tokens * 1e6, "usd_per_hour": usd}
-    return columns
 
 
 def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from moesim.candidate import Candidate
+from moesim.economics import priced
 from moesim.errors import MoesimError
 from moesim.model import MoELayer
 from moesim.quality import estimate_loss
 from moesim.screening import bounds_of
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator
-from moesim.search.objectives import costs_of, layer_columns, priced
+from moesim.search.objectives import costs_of, layer_columns
 from moesim.search.pareto import spread, survivors
 from moesim.search.space import Space
 from moesim.search.trial import Trial

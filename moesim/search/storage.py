@@ -25,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from moesim.errors import ConfigError, UnreachableError
+from moesim.report.tables import writable_folder
 from moesim.search.objectives import Direction
 
 _STUDY = "moesim"
@@ -48,22 +49,6 @@ def is_url(where: str | Path) -> bool:
 def without_password(url: str) -> str:
     """A URL as it may be printed."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
-
-
-def writable_folder(folder: Path) -> Path:
-    """Create an output folder and make sure it can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot write to this output folder: {error.strerror}") from None
-    return folder
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from moesim.economics import PRICED
 from moesim.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 from moesim.search.evaluate import MEMORY, Evaluation
-from moesim.search.objectives import PRICED
 from moesim.search.space import GROUPS, Space
 
 #: columns of trials.csv, in order: frozen by a test, since people read the files with scripts; those of a space's

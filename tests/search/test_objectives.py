@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from moesim.economics import PRICED
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.search.objectives import OBJECTIVES, PRICED, Constraint, costs_of
+from moesim.search.objectives import OBJECTIVES, Constraint, costs_of
 
 
 @pytest.mark.parametrize(("text", "name", "sign", "bound"), [

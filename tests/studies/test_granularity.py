@@ -55,7 +55,7 @@ def test_device_granularity_keeps_its_promise_on_eight_devices(study):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--reference", "bound"), "--reference: expected event_compiled or flow, got 'bound'"),
     (("--tokens", "1"), "--tokens, --seeds: expected at least 8 tokens and 1 seed, got 1 and 2"),
-    (("--exchange", "pigeon"), "unknown dispatch 'pigeon'"),
+    (("--exchange", "pigeon"), "unknown exchange 'pigeon'"),
     (("--out", "/dev/null/x"), "/dev/null/x: cannot write to this output folder: Not a directory"),
 ])
 def test_bad_options_are_one_line(arguments, message):

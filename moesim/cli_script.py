@@ -1,0 +1,174 @@
+"""What study scripts and the command line share: options with one meaning each, and errors of one line.
+
+A study declares its options with these names, so that ``--trials``, ``--seed`` or ``--fresh`` mean
+the same in every study and read the same in every ``--help``.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from moesim.errors import MoesimError
+
+if TYPE_CHECKING:
+    from moesim.search import Study
+
+Trials = Annotated[
+    int, typer.Option(help="Trials in all, those of earlier runs in --out included.")
+]
+Screen = Annotated[
+    int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
+Workers = Annotated[int, typer.Option(help="Processes that work at the same time.", min=1)]
+Executor = Annotated[
+    str | None, typer.Option(help="dask://HOST:PORT: evaluate trials on a Dask cluster.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what the output folder holds.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A small version of the study, for a test.")]
+RoutingText = Annotated[str, typer.Option("--routing", help="Distribution of load over experts.")]
+EconomicsName = Annotated[
+    str, typer.Option("--economics", help="Cost and power model: a name or a file.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """The options that every study with a search has; see `run_search`.
+
+    Attributes:
+        trials: Trials in all, those of earlier runs included.
+        screen: Points that the bound engine looks at before the search begins.
+        seed: Seed of the search and of the routing.
+        workers: Processes that evaluate trials.
+        executor: Address of a Dask cluster that evaluates them instead.
+        quick: Whether the study should take seconds, as its tests want.
+        fresh: Whether to discard what the output folder holds.
+        out: Output folder; None lets the study choose.
+    """
+
+    trials: Trials
+    screen: Screen
+    seed: Seed
+    workers: Workers
+    executor: Executor
+    quick: Quick
+    fresh: Fresh
+    out: Annotated[Path | None, typer.Option(help="Output folder.")]
+
+    def reduced(self, *, trials: int, screen: int) -> "SearchOptions":
+        """Return the same options with at most so many trials and screened points, and one worker.
+
+        Args:
+            trials: The most trials.
+            screen: The most screened points.
+        """
+        return replace(
+            self, trials=min(self.trials, trials), screen=min(self.screen, screen), workers=1
+        )
+
+    def search(self, *problem: Any, storage: Path, **more: Any) -> "Study":
+        """Run the study with these options and a progress bar on stderr.
+
+        Args:
+            *problem: Space, cluster and workload.
+            storage: Output folder.
+            **more: Further arguments of `moesim.search.run_study`, such as the objectives.
+
+        Raises:
+            MoesimError: What `moesim.search.run_study` refuses.
+        """
+        from moesim.search.watch import watched_study
+
+        return watched_study(
+            *problem,
+            storage=storage,
+            num_trials=self.trials,
+            screen=self.screen,
+            seed=self.seed,
+            num_workers=self.workers,
+            executor=self.executor,
+            fresh=self.fresh,
+            **more,
+        )
+
+
+def run_search(
+    function: Callable[..., object],
+    *,
+    trials: int,
+    screen: int,
+    workers: int = 2,
+    out: Path | None = None,
+) -> None:
+    """Run the main function of a study with a search: as `run_script`, with `SearchOptions`.
+
+    Args:
+        function: The function; its first parameter takes the `SearchOptions`, the others are
+            options of this study alone.
+        trials: Default of ``--trials``.
+        screen: Default of ``--screen``.
+        workers: Default of ``--workers``.
+        out: Default of ``--out``.
+
+    Raises:
+        SystemExit: The study failed, as in `run_command`.
+    """
+    defaults: dict[str, Any] = {"trials": trials, "screen": screen, "workers": workers, "out": out}
+    defaults |= {"seed": 0, "executor": None, "quick": False, "fresh": False}
+    hints = get_type_hints(SearchOptions, include_extras=True)
+    names = [field.name for field in fields(SearchOptions)]
+    kind = Parameter.KEYWORD_ONLY
+    shared = [
+        Parameter(name, kind, default=defaults[name], annotation=hints[name]) for name in names
+    ]
+    described = signature(function, eval_str=True)
+    own = [p.replace(kind=kind) for p in list(described.parameters.values())[1:]]
+
+    def command(**given: Any) -> None:
+        function(SearchOptions(**{name: given.pop(name) for name in names}), **given)
+
+    # typer reads options from the signature and the annotations, and the help from the docstring
+    command.__signature__ = described.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+    command.__doc__ = function.__doc__
+    run_script(command)
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command and turn errors that a user can mend into one line.
+
+    Args:
+        command: The function to call, without arguments.
+
+    Raises:
+        SystemExit: The command failed; exit code 2 with one line on stderr, or 130 after Ctrl-C.
+    """
+    try:
+        command()
+    except MoesimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run_script(function: Callable[..., object]) -> None:
+    """Run a study's main function as a command of its own, with the same rules.
+
+    Args:
+        function: The function whose annotated parameters are the options.
+
+    Raises:
+        SystemExit: The study failed, as in `run_command`.
+    """
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command()(function)
+    run_command(script)
