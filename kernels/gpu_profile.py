@@ -25,9 +25,9 @@ from moesim_kernels.host_fabric import fabric_or_why, measure_nccl
 from moesim_kernels.profile_text import measurement, quantity, software, sources, spread
 from moesim_kernels.runtime import triton
 
-from moesim import configfile
 from moesim.costs.calibration import CalibrationFile
 from moesim.errors import MeasurementError
+from moesim.files import toml
 from moesim.hardware import Profile, load_profile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
@@ -85,7 +85,7 @@ class Gpu:
 
     def shipped(self) -> Profile | None:
         """The shipped profile of this GPU: its name's first part is in the GPU's, and the multiprocessors agree."""
-        for name in configfile.names("devices"):
+        for name in toml.names("devices"):
             if name.split("-")[0] in self.name.lower().replace(" ", "-").split("-"):
                 profile = load_profile(name)
                 if profile.execution == "waves" and profile.num_sms == self.num_sms:
@@ -94,8 +94,8 @@ class Gpu:
 
 
 def _parameters() -> dict[str, float]:
-    path = configfile.find("calibration", CALIBRATION)
-    return configfile.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name).parameters
+    path = toml.find("calibration", CALIBRATION)
+    return toml.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name).parameters
 
 
 def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, largest_bytes: int = 4 << 30,

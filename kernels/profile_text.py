@@ -24,7 +24,7 @@ def quantity(value: float, *, kind: str = "measured", source: str = "protocol", 
 
     Args:
         value: The number, > 0.
-        kind: See `moesim.configfile.Kind`.
+        kind: See `moesim.files.toml.Kind`.
         source: Key under ``[sources]``.
         **more: Further numbers of the table (low, high, min, median, repeats), left out where None.
     """

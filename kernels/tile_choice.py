@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from moesim_kernels.tiles import Limits, Tile, tile_config
 
-from moesim.configfile import index_names, user_folder
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
+from moesim.files.toml import index_names, user_folder
 from moesim.hardware import Profile, load_profile
 
 _FORMATS = {8: "float8_e4m3", 16: "bfloat16", 32: "float32"}

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moesim import identity
+from moesim.errors import require, require_int
 from moesim.model import DensePart, MoELayer
-from moesim.precision import require, require_int
 from moesim.routing.distributions import RoutingSpec
 from moesim.schedule import Schedule
 from moesim.widths import short_text

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moesim import cli_check, cli_comm, cli_recommend, configfile
+from moesim import cli_check, cli_comm, cli_recommend
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
@@ -19,6 +19,7 @@ from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
 from moesim.exchanges import EXCHANGES
+from moesim.files import toml
 from moesim.hardware import load_profile
 from moesim.hfconfig import load_model
 from moesim.model import Gate, Precision
@@ -77,8 +78,8 @@ def profiles(
         rows = [
             {"what": what, "names": ", ".join(found)}
             for what, found in (
-                ("devices", configfile.names("devices")),
-                ("clusters", configfile.names("clusters")),
+                ("devices", toml.names("devices")),
+                ("clusters", toml.names("clusters")),
                 ("presets", preset_names()),
             )
         ]
@@ -86,12 +87,12 @@ def profiles(
         return
     try:
         provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"
-        path = configfile.find("devices", name)
-    except configfile.UnknownNameError:
+        path = toml.find("devices", name)
+    except toml.UnknownNameError:
         cluster = load_cluster(name)
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
-        path = configfile.find("clusters", name)
-    values = configfile.raw_values(path)
+        path = toml.find("clusters", name)
+    values = toml.raw_values(path)
     numbers = [
         {"key": key, "value": values.get(key), "kind": kind, "source": source}
         for key, (kind, source) in provenance.items()
@@ -286,7 +287,7 @@ def measure(
     chosen = next((name for name, reason in reasons.items() if reason is None), None)
     if chosen is None:
         raise MoesimError("measure: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    path = out or configfile.user_folder() / "devices" / "local.toml"
+    path = out or toml.user_folder() / "devices" / "local.toml"
     unavailable = "".join(f" ({name}: {reason})" for name, reason in reasons.items() if reason is not None)
     say(
         f"measuring this machine's {chosen}{unavailable}, about {seconds:.0f} s; "

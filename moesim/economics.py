@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from moesim import configfile
-from moesim.configfile import Quantity, Sourced, Strict
 from moesim.errors import ConfigError
+from moesim.files import toml
+from moesim.files.toml import Quantity, Sourced, Strict
 from moesim.hardware import Profile
 from moesim.topology import Cluster
 from moesim.what_if import DEVICE_KEYS
@@ -197,9 +197,9 @@ def _scaled(shares: Shares, cluster: Cluster, profile: Profile) -> float:
 
 @lru_cache(maxsize=16)
 def _load(path: str, modified_ns: int) -> Economics:
-    file = configfile.Path(path)
-    text = configfile.read_text(file)
-    return Economics(name=file.stem, file=configfile.parse(text, EconomicsFile, file.name),
+    file = toml.Path(path)
+    text = toml.read_text(file)
+    return Economics(name=file.stem, file=toml.parse(text, EconomicsFile, file.name),
                      digest=hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
@@ -209,7 +209,7 @@ def load_economics(name: str = "default") -> Economics:
     Raises:
         ConfigError: No such file, or a malformed one.
     """
-    path = configfile.find("economics", name)
+    path = toml.find("economics", name)
     return _load(str(path), path.stat().st_mtime_ns)
 
 

@@ -7,6 +7,8 @@ code 2. Anything else that escapes is a defect of ours and keeps its traceback.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import numpy as np
+
 
 class MoesimError(ValueError):
     """Base of all errors meant for a user: the text is one line and says what to change.
@@ -50,3 +52,23 @@ class UnreachableError(MoesimError):
     """A server that cannot be reached, such as a scheduler or a database: its address without a password."""
 
     exit_code = 3
+
+
+def require(condition: bool, where: str, rule: str, got: object) -> None:
+    """Refuse a value in one line.
+
+    Raises:
+        ConfigError: The condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(f"{where}: expected {rule}, got {got!r}")
+
+
+def require_int(where: str, value: object, low: int) -> None:
+    """Refuse what is not an integer of at least ``low``; True and 2.0 are none.
+
+    Raises:
+        ConfigError: In one line.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]

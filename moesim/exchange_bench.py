@@ -11,9 +11,8 @@ from moesim.engines.bound import run_bound
 from moesim.engines.event import run_event
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
-from moesim.errors import UnknownNameError
+from moesim.errors import UnknownNameError, require_int
 from moesim.lowering.alltoall import check_room, exchange_program, rank_one_program, shares
-from moesim.precision import require_int
 from moesim.program import Program, Timeline
 from moesim.topology import Cluster, load_cluster
 

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, require, require_int
 from moesim.gate_kinds import GATE_KINDS, gate_kind
-from moesim.precision import require, require_int
 from moesim.units import short_number
 
 Score = Literal["softmax", "sigmoid"]
@@ -25,7 +24,8 @@ class Gate:
     """How tokens choose experts.
 
     Attributes:
-        kind: One of `moesim.gate_kinds`: ``flat``, ``group_limited``, ``two_level``, ``product_key``, or one added there.
+        kind: One of `moesim.gate_kinds`: ``flat``, ``group_limited``, ``two_level``, ``product_key``, or one added
+            there.
         num_expert_groups: Groups of consecutive experts; 1 for a gate without groups.
         num_limited_groups: Groups a token may use.
         query_heads: Queries a product-key gate projects a token to; each retrieves an equal share of its top_k (the
@@ -138,7 +138,8 @@ class Gate:
                  (self.balancing != "none", self.balancing), (self.local_routers, "local"),
                  (self.share_tokens > 1, f"share_tokens:{self.share_tokens}"),
                  (self.share_layers > 1, f"share_layers:{self.share_layers}"),
-                 (self.query_heads != usual.query_heads and "query_heads" not in beside, f"query_heads:{self.query_heads}"),
+                 (self.query_heads != usual.query_heads and "query_heads" not in beside,
+                  f"query_heads:{self.query_heads}"),
                  (self.query_size != usual.query_size and "query_size" not in beside, f"query_size:{self.query_size}"),
                  (self.precision != usual.precision, f"precision:{self.precision}"))
         return [text for there, text in named if there]

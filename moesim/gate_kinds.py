@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moesim.errors import ConfigError, UnknownNameError
-from moesim.precision import require
+from moesim.errors import ConfigError, UnknownNameError, require
 
 
 class Sizes(Protocol):
@@ -133,7 +132,8 @@ add_gate_kind(GateKind(
     name="group_limited", about="scores every expert, keeps the best groups, chooses inside them (DeepSeek-V3, arXiv "
     "2412.19437)", price="group_limited", numbers=_GROUPS, needs_numbers=True, grouped=True, loss_known=True))
 add_gate_kind(GateKind(
-    name="two_level", about="scores the groups first and the experts of the kept groups only (hierarchical MoE, Shazeer "
+    name="two_level",
+    about="scores the groups first and the experts of the kept groups only (hierarchical MoE, Shazeer "
     "et al. 2017, arXiv 1701.06538)", price="two_level", numbers=_GROUPS, needs_numbers=True, grouped=True,
     local_routers=True, params=_keys_of_two_levels, active_params=_keys_of_kept_groups, loss_known=True))
 add_gate_kind(GateKind(

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from moesim import configfile
+from moesim.files import toml
 from moesim.profilefile import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
@@ -117,7 +117,7 @@ class Profile:
         try:
             return self.peak_flops_per_s[fmt]
         except KeyError:
-            raise configfile.ConfigError(
+            raise toml.ConfigError(
                 f"{self.name}: no compute rate for {fmt}; it has {', '.join(self.peak_flops_per_s)}"
             ) from None
 
@@ -170,11 +170,11 @@ def _host_fabric(file: HostFabricFile | None) -> HostFabric | None:
 
 
 def _build(path_name: str, text: str, where: str) -> Profile:
-    file = configfile.parse(text, ProfileFile, where)
+    file = toml.parse(text, ProfileFile, where)
     num_sms, shared, mxu = file.compute.num_sms.value, file.compute.shared_memory_per_sm_kib, file.compute.mxu_size
     for key, value in (("num_sms", num_sms), ("mxu_size", mxu.value if mxu else 1.0)):
         if not value.is_integer():
-            raise configfile.ConfigError(f"{where}: compute.{key}.value: expected an integer >= 1, got {value}")
+            raise toml.ConfigError(f"{where}: compute.{key}.value: expected an integer >= 1, got {value}")
     points = sorted(file.hbm.gather, key=lambda p: p.access_bytes)
     streams = sorted(file.hbm.streaming, key=lambda p: p.working_set_mib)
     return Profile(
@@ -201,7 +201,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         host_fabric=_host_fabric(file.host_fabric),
         contended=file.measurement is not None and file.measurement.contended,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
-        provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
+        provenance={key: (q.kind, q.source) for key, q in toml.quantities(file)},
         power_w=file.power_watt.value if file.power_watt else None,
         machine=file.measurement.machine if file.measurement is not None else "",
     )
@@ -209,8 +209,8 @@ def _build(path_name: str, text: str, where: str) -> Profile:
 
 @lru_cache(maxsize=64)
 def _load(path: str, modified_ns: int) -> Profile:
-    file = configfile.Path(path)
-    return _build(file.stem, configfile.read_text(file), file.name)
+    file = toml.Path(path)
+    return _build(file.stem, toml.read_text(file), file.name)
 
 
 def load_profile(name: str) -> Profile:
@@ -222,5 +222,5 @@ def load_profile(name: str) -> Profile:
     Raises:
         ConfigError: No such profile (with near matches), or a malformed file (file, key path, rule, what came).
     """
-    path = configfile.find("devices", name)
+    path = toml.find("devices", name)
     return _load(str(path), path.stat().st_mtime_ns)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moesim import configfile
-from moesim.errors import ConfigError, UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError, require
+from moesim.files import toml
 from moesim.model import DensePart, Gate, MoELayer, Precision
-from moesim.precision import require
 from moesim.presets import Attention, load_preset, preset_names
 
 #: model type -> what its configuration class implies where the file is silent
@@ -84,7 +83,7 @@ def read_config(path: Path) -> Model:
     Raises:
         ConfigError: Not there, no JSON, no Mixture-of-Experts model, or a key that is missing or of another form.
     """
-    data = configfile.read_json(path)
+    data = toml.read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object with a model's configuration, got {type(data).__name__}")
     inner = data.get("text_config")

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from moesim.errors import ConfigError
+from moesim.errors import require, require_int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +37,6 @@ FORMATS = {
 #: bytes of one number of each format, without scales
 BYTES_PER_ELEMENT = {name: fmt.bytes for name, fmt in FORMATS.items()}
 _FP8 = "float8_e4m3"
-
-
-def require(condition: bool, where: str, rule: str, got: object) -> None:
-    """Refuse a value in one line.
-
-    Raises:
-        ConfigError: The condition does not hold.
-    """
-    if not condition:
-        raise ConfigError(f"{where}: expected {rule}, got {got!r}")
-
-
-def require_int(where: str, value: object, low: int) -> None:
-    """Refuse what is not an integer of at least ``low``; True and 2.0 are none.
-
-    Raises:
-        ConfigError: In one line.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ from importlib.resources import files
 
 from pydantic import Field, RootModel
 
-from moesim import configfile
-from moesim.configfile import Strict
 from moesim.errors import UnknownNameError
+from moesim.files import toml
+from moesim.files.toml import Strict
 from moesim.model import DensePart, Gate, MoELayer, Precision
 
 _KV_BYTES_PER_ELEMENT = 2.0
@@ -88,7 +88,7 @@ class Preset:
 @cache
 def _file() -> dict[str, _Preset]:
     text = (files("moesim") / "presets.toml").read_text(encoding="utf-8")
-    return configfile.parse(text, _Presets, "presets.toml").root
+    return toml.parse(text, _Presets, "presets.toml").root
 
 
 def preset_names() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from moesim.configfile import Quantity, Sourced, Strict
+from moesim.files.toml import Quantity, Sourced, Strict
 
 #: waves: tiles on SMs, a GPU. serial: one group after another, a CPU. systolic: padded tiles on matrix units, a TPU.
 Execution = Literal["waves", "serial", "systolic"]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from moesim.errors import require, require_int
 from moesim.exchanges import exchange_named
-from moesim.precision import require, require_int
 
 Granularity = Literal["device", "pair"]
 

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterable
 from itertools import groupby
 
-from moesim.errors import ConfigError
-from moesim.precision import require, require_int
+from moesim.errors import ConfigError, require, require_int
 
 _WHERE = "layer.expert_intermediate_size"
 _RUN = re.compile(r"([1-9]\d{0,8})x(\d{1,9})")

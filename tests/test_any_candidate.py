@@ -4,15 +4,16 @@
 import numpy as np
 import pytest
 
-from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, configfile, load_cluster, load_preset, simulate
+from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, load_cluster, load_preset, simulate
 from moesim.engines import ENGINES
 from moesim.errors import MoesimError
+from moesim.files import toml
 from moesim.precision import RECIPES, Precision
 
 
 def cluster_of(rng):
     """A shipped cluster or device, or the H100 node with a number of devices that divides badly."""
-    names = [*configfile.names("clusters"), *configfile.names("devices")]
+    names = [*toml.names("clusters"), *toml.names("devices")]
     cluster = load_cluster(str(rng.choice(names)))
     if cluster.num_devices == 8 and cluster.file.scale_up.kind == "switch" and rng.random() < 0.5:
         return cluster.with_(devices_per_node=int(rng.choice([2, 3, 5, 16])))

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import Field
 
-from moesim import configfile
-from moesim.configfile import Quantity, Sourced, Strict
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
+from moesim.files import toml
+from moesim.files.toml import Quantity, Sourced, Strict
 
 GOOD = '''
 title = "T"
@@ -36,8 +36,8 @@ class File(Sourced):
 
 
 def test_good_file():
-    file = configfile.parse(GOOD, File, "f.toml")
-    assert [path for path, _ in configfile.quantities(file)] == ["rate", "points[0].share", "by_name.a"]
+    file = toml.parse(GOOD, File, "f.toml")
+    assert [path for path, _ in toml.quantities(file)] == ["rate", "points[0].share", "by_name.a"]
     assert (file.rate.value, file.rate.low, file.rate.high, file.points[0].size) == (1.5, 1.0, 2.0, 32.0)
 
 
@@ -83,14 +83,14 @@ RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 
 def test_one_line_names_file_key_rule_and_what_came(old, new, message):
     assert GOOD.count(old) == 1
     with pytest.raises(ConfigError) as caught:
-        configfile.parse(GOOD.replace(old, new), File, "f.toml")
+        toml.parse(GOOD.replace(old, new), File, "f.toml")
     assert str(caught.value) == f"f.toml: {message}"
 
 
 def test_a_wrong_value_is_told_before_an_unknown_key():
     text = GOOD.replace("count = 3", "count = 0\ncuont = 3")
     with pytest.raises(ConfigError, match=r"^f.toml: count: expected a number >= 1, got 0$"):
-        configfile.parse(text, File, "f.toml")
+        toml.parse(text, File, "f.toml")
 
 
 @pytest.mark.parametrize(("old", "new", "key", "got"), [
@@ -102,14 +102,14 @@ def test_what_is_empty_is_told_in_our_words(old, new, key, got):
     text = GOOD.replace(old, "")
     text = new + text if key == "points" else GOOD.replace(old, new)
     with pytest.raises(ConfigError) as caught:
-        configfile.parse(text, File, "f.toml")
+        toml.parse(text, File, "f.toml")
     assert str(caught.value).startswith(f"f.toml: {key}: expected ")
     assert str(caught.value).endswith(f", got {got}")
     assert "should" not in str(caught.value)
 
 
 def test_files_do_not_change_after_loading():
-    file = configfile.parse(GOOD, File, "f.toml")
+    file = toml.parse(GOOD, File, "f.toml")
     with pytest.raises(ValueError, match="frozen"):
         file.count = 4
 
@@ -136,15 +136,15 @@ def test_lookup_by_path_name_alias_in_any_case(folder):
     path = folder / "my-chip.toml"
     path.write_text('aliases = ["Chip_One"]')
     for name in (str(path), "my-chip", "MY-CHIP", "chip_one", "Chip_One"):
-        assert configfile.find("devices", name) == path
+        assert toml.find("devices", name) == path
 
 
 def test_a_file_written_after_the_first_lookup_is_found(folder):
     """`moesim` itself writes profiles (a measured CPU) and then loads them by name."""
     with pytest.raises(UnknownNameError):
-        configfile.find("devices", "late-chip")
+        toml.find("devices", "late-chip")
     (folder / "late-chip.toml").write_text("")
-    assert configfile.find("devices", "late-chip") == folder / "late-chip.toml"
+    assert toml.find("devices", "late-chip") == folder / "late-chip.toml"
 
 
 def test_the_first_folder_of_several_wins(tmp_path, monkeypatch):
@@ -153,38 +153,38 @@ def test_the_first_folder_of_several_wins(tmp_path, monkeypatch):
         (tmp_path / base / "devices" / "chip.toml").write_text("")
     (tmp_path / "two" / "devices" / "other.toml").write_text("")
     monkeypatch.setenv("MOESIM_PROFILES", f"{tmp_path / 'one'}:{tmp_path / 'two'}:{tmp_path / 'absent'}")
-    assert configfile.find("devices", "chip") == tmp_path / "one" / "devices" / "chip.toml"
-    assert configfile.find("devices", "other") == tmp_path / "two" / "devices" / "other.toml"
+    assert toml.find("devices", "chip") == tmp_path / "one" / "devices" / "chip.toml"
+    assert toml.find("devices", "other") == tmp_path / "two" / "devices" / "other.toml"
 
 
 def test_home_comes_between_the_variable_and_the_shipped_files(tmp_path, monkeypatch):
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "h100-sxm.toml").write_text("")
-    assert configfile.find("devices", "h100-sxm") == tmp_path / "devices" / "h100-sxm.toml"
+    assert toml.find("devices", "h100-sxm") == tmp_path / "devices" / "h100-sxm.toml"
 
 
 def test_a_file_s_own_name_beats_the_alias_of_another(folder):
     (folder / "chip.toml").write_text("")
     (folder / "tuned-chip.toml").write_text('aliases = ["chip"]')
-    assert configfile.find("devices", "chip") == folder / "chip.toml"
+    assert toml.find("devices", "chip") == folder / "chip.toml"
 
 
 def test_a_file_removed_after_the_first_lookup_is_unknown(folder):
     (folder / "chip.toml").write_text("")
-    assert configfile.find("devices", "chip") == folder / "chip.toml"
+    assert toml.find("devices", "chip") == folder / "chip.toml"
     (folder / "chip.toml").unlink()
     with pytest.raises(UnknownNameError):
-        configfile.find("devices", "chip")
+        toml.find("devices", "chip")
 
 
 def test_a_path_that_is_not_there():
     with pytest.raises(ConfigError, match=r"^no/such.toml: no such file$"):
-        configfile.find("devices", "no/such.toml")
+        toml.find("devices", "no/such.toml")
 
 
 @pytest.mark.parametrize("content", [b"x = [", b"\xff\xfe\x00", b"aliases = 3"])
 def test_a_broken_file_in_the_way_does_not_hide_the_others(folder, content):
     (folder / "broken.toml").write_bytes(content)
     (folder / "chip.toml").write_text("")
-    assert configfile.find("devices", "chip") == folder / "chip.toml"
+    assert toml.find("devices", "chip") == folder / "chip.toml"

@@ -90,9 +90,9 @@ def test_where_kernels_belong():
 
 def test_cluster_files_of_before_call_it_dispatch(tmp_path):
     text = (load_cluster("hgx-h100-8"), "hgx-h100-8")
-    from moesim import configfile
+    from moesim.files import toml
 
     path = tmp_path / "mine.toml"
-    path.write_text(configfile.find("clusters", text[1]).read_text().replace("exchange =", "dispatch ="))
+    path.write_text(toml.find("clusters", text[1]).read_text().replace("exchange =", "dispatch ="))
     mine = load_cluster(str(path))
     assert (mine.exchange().name, mine.digest) == ("nccl", text[0].digest)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moesim import Gate, Workload, simulate
-from moesim.configfile import find
 from moesim.costs.primitives import kernels_for
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files.toml import find
 from moesim.gate_kinds import GATE_KINDS, GateKind, add_gate_kind, gate_kind
 
 WORK = Workload(num_tokens_per_device=256)

@@ -4,9 +4,9 @@ from typing import get_args
 
 import pytest
 
-from moesim import configfile
-from moesim.configfile import Kind
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files import toml
+from moesim.files.toml import Kind
 from moesim.hardware import ProfileFile, load_profile
 
 DEVICE = '''
@@ -192,12 +192,12 @@ def test_variable_overrides_shipped(write):
     assert load_profile("h100-sxm").hbm_bandwidth_bytes_per_s == 7e9
 
 
-@pytest.mark.parametrize("name", configfile.names("devices"))
+@pytest.mark.parametrize("name", toml.names("devices"))
 class TestShipped:
     def test_every_number_has_kind_and_listed_source(self, name):
-        path = configfile.find("devices", name)
-        file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
-        found = dict(configfile.quantities(file))
+        path = toml.find("devices", name)
+        file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+        found = dict(toml.quantities(file))
         assert {"compute.num_sms", "hbm.capacity_gib", "hbm.bandwidth_gb_per_s"} <= found.keys()
         for key, quantity in found.items():
             assert quantity.kind in get_args(Kind), key
@@ -221,16 +221,16 @@ class TestShipped:
 
     def test_its_calibration_exists(self, name):
         profile = load_profile(name)
-        assert configfile.find("calibration", profile.calibration).is_file()
+        assert toml.find("calibration", profile.calibration).is_file()
 
     def test_aliases_are_its_own(self, name):
-        path = configfile.find("devices", name)
-        file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+        path = toml.find("devices", name)
+        file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
         for alias in file.aliases:
-            assert configfile.find("devices", alias) == path, alias
+            assert toml.find("devices", alias) == path, alias
 
 
-GPUS = [name for name in configfile.names("devices") if not name.startswith("tpu")]
+GPUS = [name for name in toml.names("devices") if not name.startswith("tpu")]
 
 
 @pytest.mark.parametrize("name", GPUS)

@@ -85,7 +85,8 @@ def test_imports_go_down():
 
 
 def test_nothing_imports_the_facade_or_the_command_line():
-    """`from moesim import configfile` names a module and is resolved to it; the package itself is for users."""
+    """`from moesim.files import toml as configfile` names a module and is resolved to it; the package itself is for
+    users."""
     assert [f"{n}:{line}" for n, target, line in inner_edges() if target == "moesim"
             and unit(n) not in ("", "cli")] == []
     assert [n for n, target, _ in inner_edges() if unit(target) == "cli"] == []

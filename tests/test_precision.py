@@ -2,8 +2,9 @@
 
 import pytest
 
-from moesim import Candidate, Parallelism, Workload, configfile, load_cluster, simulate
+from moesim import Candidate, Parallelism, Workload, load_cluster, simulate
 from moesim.errors import ConfigError
+from moesim.files import toml
 from moesim.precision import FORMATS, RECIPES, Precision
 
 
@@ -54,7 +55,7 @@ def test_wrong_ones(make, message):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("cluster", configfile.names("clusters"))
+@pytest.mark.parametrize("cluster", toml.names("clusters"))
 def test_every_recipe_on_every_shipped_cluster_runs_or_says_why_not(cluster, recipe, make_layer):
     cluster = load_cluster(cluster)
     precision = Precision.named(recipe)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from moesim import Workload, configfile, load_cluster, simulate
+from moesim import Workload, load_cluster, simulate
 from moesim.errors import CapacityError, ConfigError
+from moesim.files import toml
 from moesim.hfconfig import load_model
 from moesim.recommend import recommend
 from moesim.recommend.designs import candidates, exchanges, formats, loss_delta, placements, sized, splits
@@ -248,7 +249,7 @@ def test_bad_requests(hgx, options, line):
 def test_a_cost_without_a_price(hgx, tmp_path):
     """Asked for, it is said before the work; else its columns are empty."""
     path = tmp_path / "mine.toml"
-    lines = configfile.find("economics", "default").read_text().splitlines()
+    lines = toml.find("economics", "default").read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("h100-sxm")))
     with pytest.raises(ConfigError, match=r"economics mine: price\.usd_per_device_hour: expected a price of h100-sxm"):
         recommend(QWEN, hgx, objective="cost", economics=str(path))

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from moesim import Workload, configfile, load_cluster, simulate
+from moesim import Workload, load_cluster, simulate
 from moesim.engines import ENGINES
+from moesim.files import toml
 from moesim.result import RESULT_COLUMNS
 from moesim.schedule import Schedule
 from moesim.trust import granularity_of
@@ -55,7 +56,7 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
     for name in (hgx.profile.calibration, "nccl"):
         folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
         (folder / "calibration").mkdir(parents=True)
-        shipped = configfile.find("calibration", name)
+        shipped = toml.find("calibration", name)
         monkeypatch.setenv("MOESIM_PROFILES", str(folder))
         (folder / "calibration" / shipped.name).write_text(shipped.read_text() + "\n# changed\n")
         hashes.add(simulate(candidate, hgx, WORK).profile_hash)
@@ -65,7 +66,7 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
 def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
     """Kernels fitted on this device, transfers on others only: no better than a spec sheet."""
     assert simulate(candidate, hgx, WORK).calibration == "calibrated"
-    text = configfile.find("calibration", "nccl").read_text()
+    text = toml.find("calibration", "nccl").read_text()
     (tmp_path / "calibration").mkdir()
     path = tmp_path / "calibration" / "nccl.toml"
     path.write_text(text.replace('"h100-sxm"', '"a100-sxm"'))

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from moesim import Candidate, Gate, Parallelism, Workload, configfile, load_cluster, load_preset, simulate
+from moesim import Candidate, Gate, Parallelism, Workload, load_cluster, load_preset, simulate
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files import toml
 from moesim.model import Precision
 from moesim.simulation.phases import critical_phases
 from moesim.simulation.prepare import prepare
@@ -43,7 +44,7 @@ def test_phases_of_the_critical_path_sum_to_the_layer_time(hgx, make_candidate, 
     assert result.engine == engine
 
 
-@pytest.mark.parametrize("name", configfile.names("clusters"))
+@pytest.mark.parametrize("name", toml.names("clusters"))
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_the_interval_holds_the_time_on_every_shipped_cluster(name, precision, make_layer):
     cluster = load_cluster(name)
@@ -56,7 +57,7 @@ def test_the_interval_holds_the_time_on_every_shipped_cluster(name, precision, m
     assert 0 < result.layer_time_low_s < result.layer_time_s < result.layer_time_high_s
 
 
-@pytest.mark.parametrize("name", configfile.names("devices"))
+@pytest.mark.parametrize("name", toml.names("devices"))
 def test_every_shipped_device_simulates_alone(name, make_layer):
     device = load_cluster(name)
     result = simulate(Candidate(layer=make_layer()), single_device(device.profile), WORK)

@@ -5,10 +5,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from moesim import configfile
-from moesim.configfile import Kind
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files import toml
+from moesim.files.toml import Kind
 from moesim.hardware import load_profile
 from moesim.topology import ClusterFile, check_devices, load_cluster, single_device
 from moesim.topology.fabric import fabric_of
@@ -48,7 +48,7 @@ def test_cluster(write):
 def test_the_digest_changes_with_cluster_and_with_device(write, tmp_path, monkeypatch):
     first = write().digest
     assert write("value = 450.0", "value = 451.0").digest != first
-    shipped = configfile.find("devices", "h100-sxm").read_text()
+    shipped = toml.find("devices", "h100-sxm").read_text()
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "h100-sxm.toml").write_text(shipped + "\n# changed\n")
     monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
@@ -116,13 +116,13 @@ def test_a_layout_must_use_all_devices(hgx):
         check_devices(hgx, 4, "parallelism: ep x tp")
 
 
-@pytest.mark.parametrize("name", configfile.names("clusters"))
+@pytest.mark.parametrize("name", toml.names("clusters"))
 def test_shipped_clusters_load_and_every_number_has_kind_and_source(name):
-    path = configfile.find("clusters", name)
-    file = configfile.parse(path.read_text(encoding="utf-8"), ClusterFile, path.name)
+    path = toml.find("clusters", name)
+    file = toml.parse(path.read_text(encoding="utf-8"), ClusterFile, path.name)
     cluster = load_cluster(name)
     assert cluster.num_devices == file.num_nodes * file.devices_per_node
-    for key, quantity in configfile.quantities(file):
+    for key, quantity in toml.quantities(file):
         assert quantity.kind in get_args(Kind), key
         assert file.sources[quantity.source].title, key
     assert 1e9 < cluster.link_bytes_per_s < 1e13

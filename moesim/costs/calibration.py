@@ -14,9 +14,9 @@ from functools import lru_cache
 
 from pydantic import Field, model_validator
 
-from moesim import configfile
-from moesim.configfile import Strict
 from moesim.errors import ConfigError
+from moesim.files import toml
+from moesim.files.toml import Strict
 from moesim.hardware import Profile
 
 #: how far a price can be trusted, weakest first
@@ -99,9 +99,9 @@ class Calibration:
 
 @lru_cache(maxsize=256)
 def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool, changed: bool) -> Calibration:
-    file_path = configfile.Path(path)
-    text = configfile.read_text(file_path)
-    file = configfile.parse(text, CalibrationFile, file_path.name)
+    file_path = toml.Path(path)
+    text = toml.read_text(file_path)
+    file = toml.parse(text, CalibrationFile, file_path.name)
     factors = dict(file.device_factors.get(device, {}))
     level = "calibrated" if device in file.calibrated_profiles else "spec_sheet"
     if few_shot and device in file.few_shot_factors:
@@ -141,7 +141,7 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
     Raises:
         ConfigError: No such file, or a malformed one.
     """
-    path = configfile.find("calibration", name)
+    path = toml.find("calibration", name)
     generation = generation_of(profile)
     return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot,
                  bool(profile.growth))

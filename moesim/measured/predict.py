@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.configfile import UnknownNameError
 from moesim.errors import ConfigError
+from moesim.files.toml import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
 from moesim.measured.rows import PRECISION, TILE_FIELDS, draw_rows, residual_class, row_kernels

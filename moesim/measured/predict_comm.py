@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.configfile import UnknownNameError
 from moesim.costs.calibration import load_calibration
 from moesim.costs.comm.nccl import COLLECTIVES
 from moesim.errors import ConfigError
+from moesim.files.toml import UnknownNameError
 from moesim.measured.comm_batches import CALIBRATION, MOE_BYTES, NCCL_BYTES, PHASES, batches
 from moesim.measured.comm_rows import COLUMNS, TEXT, quantities, systems
 from moesim.units import US

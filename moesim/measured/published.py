@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from moesim import configfile
 from moesim.candidate import Candidate, Parallelism, Workload
-from moesim.configfile import Source, Strict
 from moesim.costs.comm.choose import ports_of
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.work import Direction, Work
 from moesim.engines import run
+from moesim.files import toml
+from moesim.files.toml import Source, Strict
 from moesim.lowering.alltoall import exchange_program
 from moesim.model import Gate, MoELayer
 from moesim.precision import Precision
@@ -66,8 +66,8 @@ class PointsFile(Strict):
 
 def load_points() -> PointsFile:
     """The shipped list."""
-    path = configfile.shipped("published", "points.toml")
-    return configfile.parse(configfile.read_text(path), PointsFile, path.name)
+    path = toml.shipped("published", "points.toml")
+    return toml.parse(toml.read_text(path), PointsFile, path.name)
 
 
 def compare() -> list[dict[str, object]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim import configfile
 from moesim.errors import ConfigError
+from moesim.files import toml
 from moesim.hardware import Profile
 from moesim.measured.fitting import few_shot_fit
 from moesim.measured.scores import error_scores
@@ -192,7 +192,7 @@ def write_recalibrated(path: Path, profile: Profile, found: Recalibration) -> No
     Raises:
         ConfigError: The profile has no file that is found by its name, or the new one cannot be written.
     """
-    text = configfile.read_text(configfile.find("devices", profile.name))
+    text = toml.read_text(toml.find("devices", profile.name))
     try:
         path.write_text(recalibrated_text(text, found), encoding="utf-8")
     except OSError as error:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim import configfile
 from moesim.errors import ConfigError, MeasurementError
+from moesim.files import toml
 from moesim.routing.distributions import RoutingSpec
 
 #: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row was found
@@ -54,7 +54,7 @@ def load_rows(system: str, dataset: str):
 
 def systems() -> list[str]:
     """Systems with Triton MoE rows and a profile here."""
-    known = set(configfile.index_names("devices"))
+    known = set(toml.index_names("devices"))
     return [path.name for path in sorted(_data("").iterdir())
             if path.name.replace("_", "-") in known or path.name in known]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim import configfile
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files import toml
 from moesim.placement.slots import Placement
 
 FORMATS = ("sglang", "vllm", "vllm_ascend")
@@ -103,7 +103,7 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
     Raises:
         ConfigError: Not such a file; or slots that do not divide, or an expert without a slot: file, layer and number.
     """
-    data = configfile.read_json(path)
+    data = toml.read_json(path)
     rows = _rows(path, data, num_ranks)
     experts = num_experts if num_experts is not None else 1 + max(max(row) for row in rows)
     nearest = data.get("nearest_within", 0) if isinstance(data, dict) else 0

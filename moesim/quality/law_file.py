@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from moesim.configfile import Strict, parse, read_text
 from moesim.errors import ConfigError
+from moesim.files.toml import Strict, parse, read_text
 from moesim.quality.loss_law import VARIABLES, LossLaw
 
 

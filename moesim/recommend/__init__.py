@@ -19,11 +19,10 @@ import numpy as np
 
 from moesim.candidate import Candidate, Phase, Workload
 from moesim.economics import Economics, load_economics
-from moesim.errors import CapacityError, ConfigError, MoesimError
+from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
 from moesim.hfconfig import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec
-from moesim.precision import require, require_int
 from moesim.recommend.advice import helps, room_for_kv, would_hold
 from moesim.recommend.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
 from moesim.recommend.recommendation import Choice, Help, Objective, Recommendation

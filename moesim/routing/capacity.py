@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.errors import require
 from moesim.gate import Gate
-from moesim.precision import require
 from moesim.routing.sampler import Routing
 
 

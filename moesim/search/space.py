@@ -16,8 +16,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from moesim.candidate import Candidate
-from moesim.configfile import Strict, describe
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
+from moesim.files.toml import Strict, describe
 from moesim.gate_kinds import GATE_KINDS
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.placement import REPLICATING, PlacementSpec

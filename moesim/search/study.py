@@ -24,9 +24,8 @@ import optuna
 from moesim.candidate import Candidate, Workload
 from moesim.economics import load_economics
 from moesim.engines import ENGINES
-from moesim.errors import ConfigError, UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError, require_int
 from moesim.identity import digest
-from moesim.precision import require_int
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of

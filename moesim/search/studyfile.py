@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field
 
-from moesim import configfile
 from moesim.candidate import Workload
-from moesim.configfile import Strict
 from moesim.errors import ConfigError
+from moesim.files import toml
+from moesim.files.toml import Strict
 from moesim.search.space import Space
 from moesim.topology import Cluster, load_cluster
 
@@ -48,8 +48,8 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     Raises:
         ConfigError: Not there, not TOML, or not of the form: file, key, rule, what came.
     """
-    text = configfile.read_text(path)
-    file = configfile.parse(text, _StudyFile, path.name)
+    text = toml.read_text(path)
+    file = toml.parse(text, _StudyFile, path.name)
     try:
         space = Space(**file.space)
         workload = Workload(**file.workload.model_dump(), seed=seed)

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from moesim import configfile
 from moesim.errors import ConfigError
 from moesim.exchanges import Exchange, exchange_named
+from moesim.files import toml
 from moesim.hardware import Profile, load_profile
 from moesim.topology.files import ClusterFile
 from moesim.units import GB, US
@@ -182,7 +182,7 @@ class Cluster:
         if set(changes) - set(DEVICE_KEYS) - set(_SAME_HARDWARE):
             values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
-        return _build(f"{self.name} with {changed}", configfile.validate(values, ClusterFile, "cluster.with_"),
+        return _build(f"{self.name} with {changed}", toml.validate(values, ClusterFile, "cluster.with_"),
                       device_changes, growth)
 
 
@@ -197,17 +197,17 @@ def load_cluster(name: str) -> Cluster:
         ConfigError: No such cluster (with near matches), or a malformed file.
     """
     try:
-        path = configfile.find("clusters", name)
-    except configfile.UnknownNameError:
+        path = toml.find("clusters", name)
+    except toml.UnknownNameError:
         made = _by_shape(name)
         if made is not None:
             return made
         try:
             return single_device(load_profile(name))
-        except configfile.UnknownNameError:
-            known = [*configfile.index_names("clusters"), *configfile.index_names("devices")]
-            raise configfile.UnknownNameError("cluster", name, known) from None
-    return _build(path.stem, configfile.parse(configfile.read_text(path), ClusterFile, path.name))
+        except toml.UnknownNameError:
+            known = [*toml.index_names("clusters"), *toml.index_names("devices")]
+            raise toml.UnknownNameError("cluster", name, known) from None
+    return _build(path.stem, toml.parse(toml.read_text(path), ClusterFile, path.name))
 
 
 def single_device(profile: Profile) -> Cluster:
@@ -229,7 +229,7 @@ def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object
         groups = tuple((changed_profile(profile, dict([change])), count) for profile, count in groups)
     text = file.model_dump_json(by_alias=True) + "".join(profile.digest for profile, _ in groups)
     return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
-                   provenance={key: (q.kind, q.source) for key, q in configfile.quantities(file)},
+                   provenance={key: (q.kind, q.source) for key, q in toml.quantities(file)},
                    device_changes=device_changes, growth=growth or {})
 
 
@@ -254,7 +254,7 @@ def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
     """Ranks of one measured host, joined by what was measured between them; None if that is no such profile."""
     try:
         profile = load_profile(profile_name)
-    except configfile.UnknownNameError:
+    except toml.UnknownNameError:
         return None
     return None if profile.host_fabric is None else ranks_of_host(profile, ranks, name)
 
@@ -277,7 +277,7 @@ def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
     values = {"title": f"{ranks} ranks of {profile.name} on one host", "profile": profile.name, "num_nodes": 1,
               "devices_per_node": ranks, "exchange": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
               "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}}}
-    return _build(name, configfile.validate(values, ClusterFile, name), profiles={profile.name: profile})
+    return _build(name, toml.validate(values, ClusterFile, name), profiles={profile.name: profile})
 
 
 def check_devices(cluster: Cluster, needed: int, what: str) -> None:

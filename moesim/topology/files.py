@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from moesim.configfile import Quantity, Sourced, Strict
+from moesim.files.toml import Quantity, Sourced, Strict
 
 ScaleUpKind = Literal["switch", "mesh", "pcie", "torus"]
 Routing = Literal["dimension_ordered", "multi_path", "single_path"]

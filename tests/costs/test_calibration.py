@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from moesim import configfile
 from moesim.costs.calibration import CalibrationFile, load_calibration
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.files import toml
 
 TEXT = '''
 title = "T"
@@ -73,10 +73,10 @@ def test_unknown_calibration_comes_with_near_ones(h100):
         load_calibration("triton-mo", h100)
 
 
-@pytest.mark.parametrize("name", configfile.names("calibration"))
+@pytest.mark.parametrize("name", toml.names("calibration"))
 def test_shipped_ones_are_plausible(name):
-    path = configfile.find("calibration", name)
-    file = configfile.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name)
+    path = toml.find("calibration", name)
+    file = toml.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name)
     assert file.fitted_on
     # what was fitted to nothing is called so, calibrates nothing, and its interval is the assumed one
     assumed = name.endswith("-assumed")
@@ -91,4 +91,4 @@ def test_shipped_ones_are_plausible(name):
         assert spread.low > 0.2, key
         assert spread.high < 5, key
     for device in (*file.calibrated_profiles, *file.device_factors, *file.few_shot_factors):
-        assert configfile.find("devices", device).is_file(), device
+        assert toml.find("devices", device).is_file(), device

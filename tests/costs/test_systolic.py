@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim import Candidate, Workload, configfile, load_profile, simulate
+from moesim import Candidate, Workload, load_profile, simulate
 from moesim.costs.calibration import load_calibration
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.costs.systolic import SystolicKernels, padded
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
+from moesim.files import toml
 from moesim.topology import single_device
 
-TPUS = [name for name in configfile.names("devices") if name.startswith("tpu-")]
+TPUS = [name for name in toml.names("devices") if name.startswith("tpu-")]
 LAUNCH_S, STEP_S = 1e-6, 1e-7
 
 
@@ -170,7 +171,7 @@ def test_a_simulation_says_that_nothing_was_measured(name, make_layer):
 
 
 def test_a_chip_without_a_matrix_unit_is_no_tpu(tmp_path):
-    text = configfile.find("devices", "tpu-v4").read_text(encoding="utf-8")
+    text = toml.find("devices", "tpu-v4").read_text(encoding="utf-8")
     path = tmp_path / "chip.toml"
     path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("mxu_size")))
     with pytest.raises(ConfigError) as caught:

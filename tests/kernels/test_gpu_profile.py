@@ -10,8 +10,9 @@ from moesim_kernels import gpu_curves, gpu_profile
 from moesim_kernels.gpu_profile import Gpu, profile_text
 from moesim_kernels.profilers import GpuProfiler
 
-from moesim import Candidate, Workload, configfile, load_profile, simulate
+from moesim import Candidate, Workload, load_profile, simulate
 from moesim.errors import MeasurementError
+from moesim.files import toml
 from moesim.hardware import ProfileFile
 from moesim.topology import single_device
 
@@ -37,20 +38,20 @@ def write(path, gpu, **options):
     text = profile_text(gpu, Timer(), CPU, command="a test", largest_bytes=1 << 17, sizes=(16, 32), graph=False,
                         **options)
     path.write_text(text, encoding="utf-8")
-    return configfile.parse(text, ProfileFile, path.name), load_profile(str(path))
+    return toml.parse(text, ProfileFile, path.name), load_profile(str(path))
 
 
 def test_an_unknown_gpu_gets_figures_at_which_the_model_reaches_what_was_measured(tmp_path):
     file, profile = write(tmp_path / "z9.toml", UNKNOWN)
     assert (profile.execution, profile.compute_capability, profile.num_sms) == ("waves", None, 30)
     assert profile.calibration == "triton-moe"
-    calibration = configfile.find("calibration", "triton-moe")
-    parameters = configfile.parse(calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, "").parameters
+    calibration = toml.find("calibration", "triton-moe")
+    parameters = toml.parse(calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, "").parameters
     assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(2 * 32**3 / 1e-3, rel=1e-3)
     share = parameters["activation_bandwidth_efficiency"]
     assert profile.hbm_bandwidth_bytes_per_s * share == pytest.approx((1 << 17) / 1e-3, rel=1e-3)
     assert file.compute.peak_tflops["bfloat16"].kind == "derived"
-    assert {q.source for _, q in configfile.quantities(file)} == set(file.sources)
+    assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
 
 
 def test_a_shipped_gpu_keeps_its_data_sheet(tmp_path):

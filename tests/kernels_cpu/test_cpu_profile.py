@@ -10,11 +10,11 @@ from moesim_kernels import cpu_curves, cpu_profile
 from moesim_kernels.cpu_layer import CONTENDED
 from moesim_kernels.cpu_profile import measure_profile
 
-from moesim import configfile
 from moesim.costs.load import Load
 from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_features
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
+from moesim.files import toml
 from moesim.hardware import ProfileFile, load_profile
 
 TABLES = {"launch", "stream", "gather", "align", "top_k", "softmax", "cast", "mask", "gemm_float32", "gemm_bfloat16"}
@@ -26,7 +26,7 @@ def path(cpu_profile_path):
 
 
 def test_curves_have_their_spread(path):
-    file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+    file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
     assert {point.format for point in file.compute.gemm} == {"float32", "bfloat16", "float16"}
     assert [point.access_bytes for point in file.hbm.gather] == list(cpu_curves.ACCESS_BYTES)
     assert (file.hbm.gather[0].access_bytes, file.hbm.gather[-1].access_bytes) == (32, 65536)
@@ -75,18 +75,18 @@ def test_no_time_is_spent_twice_when_there_is_none():
 
 def test_profile_is_valid_and_sourced(path):
     text = path.read_text(encoding="utf-8")
-    file = configfile.parse(text, ProfileFile, path.name)
+    file = toml.parse(text, ProfileFile, path.name)
     assert (file.execution, file.calibration) == ("serial", "none")
     assert set(file.serial) == TABLES
     assert set(file.residuals) == TABLES - {"launch"}
     assert file.host_fabric is None
     assert set(file.compute.peak_tflops) == {"float32", "bfloat16"}
-    for key, quantity in configfile.quantities(file):
+    for key, quantity in toml.quantities(file):
         rate = key.startswith(("compute.peak", "compute.gemm"))
         assert quantity.kind == ("measured" if rate or not key.startswith("compute.") else "assumed"), key
         assert quantity.value > 0
     assert f"torch {torch.__version__}" in file.sources["protocol"].locator
-    assert {q.source for _, q in configfile.quantities(file)} == set(file.sources)
+    assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
     assert file.measurement.command == "a test"
     assert file.measurement.contended == (file.measurement.slowdown > CONTENDED)
     profile = load_profile(str(path))

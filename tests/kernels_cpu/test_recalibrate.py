@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim import configfile
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli import main as run_moesim
 from moesim.errors import ConfigError
+from moesim.files import toml
 from moesim.hardware import HostFabric, load_profile
 from moesim.measured.recalibrate import Recalibration, recalibrate, recalibrated_text, scaled
 from moesim.measured.sources import CheckRow
@@ -93,7 +93,7 @@ def test_the_profile_that_is_written_holds_the_factors(cpu_profile_path, tmp_pat
     for table, factor in (("gemm_float32", 1.25), ("top_k", 0.5), ("stream", 1.0), ("launch", 1.0)):
         assert new.serial[table] == pytest.approx({k: factor * v for k, v in old.serial[table].items()}, rel=1e-4)
     assert new.peak_flops_per_s == old.peak_flops_per_s
-    file = configfile.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+    file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
     assert "gemm 1.250, select 0.500" in file.sources["recalibrated"].locator
     assert {q.source for q in file.serial["gemm_float32"].values()} == {"recalibrated"}
 

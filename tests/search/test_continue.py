@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from moesim import Workload, configfile
+from moesim import Workload
 from moesim.errors import ConfigError
+from moesim.files import toml
 
 KILLED = """
 import json, os, signal, sys
@@ -123,7 +124,7 @@ def test_another_calibration_is_refused(study, hgx, tmp_path, monkeypatch):
     """Times before and after a refit do not belong into one table."""
     out, profiles = tmp_path / "out", tmp_path / "profiles"
     study(out, num_trials=2)
-    shipped = configfile.find("calibration", hgx.profile.calibration)
+    shipped = toml.find("calibration", hgx.profile.calibration)
     (profiles / "calibration").mkdir(parents=True)
     (profiles / "calibration" / shipped.name).write_text(shipped.read_text() + "\n# refitted\n")
     monkeypatch.setenv("MOESIM_PROFILES", str(profiles))
