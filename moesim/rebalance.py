@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.errors import ConfigError
 from moesim.lowering.alltoall import exchange_program
 from moesim.placement import Placement, PlacementSpec

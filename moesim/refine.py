@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.errors import MoesimError
 from moesim.placement import REPLICATING, Placement, PlacementSpec, replica_loads
 from moesim.simulation.prepare import prepare

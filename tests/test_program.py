@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from moesim.builder import ProgramBuilder
 from moesim.errors import ConfigError
+from moesim.program.builder import ProgramBuilder
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, load_cluster, simulate
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.refine import refine
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, load_cluster, simulate
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.routing import RoutingSpec, route
 from moesim.schedule import Schedule

@@ -105,7 +105,7 @@ def test_balancing_helps_skewed_loads(hgx, make_candidate):
 
 
 def test_a_critical_path_walks_to_the_latest_dependency(hgx, candidate):
-    from moesim.engines import run
+    from moesim.engines.run import run
 
     program = lower(prepare(candidate, hgx, WORK))
     timeline = run(program, "flow")

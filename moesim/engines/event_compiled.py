@@ -17,7 +17,7 @@ from numba import njit
 from moesim.engines.bound import run_bound
 from moesim.engines.event import CHUNKS_PER_MAKESPAN, chunks_per_op
 from moesim.errors import ConfigError
-from moesim.program import Program, Timeline, pointers
+from moesim.program.program import Program, Timeline, pointers
 
 
 def run_event_compiled(program: Program, *, quantum_s: float | None = None, min_chunks: int | None = None) -> Timeline:

@@ -20,7 +20,7 @@ from numba import njit
 
 from moesim.engines.bound import run_bound
 from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, fill
-from moesim.program import Program, Timeline, pointers
+from moesim.program.program import Program, Timeline, pointers
 
 _SAME_INSTANT = 1e-12
 _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3

@@ -8,11 +8,11 @@ import os
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.builder import Demands, ProgramBuilder
 from moesim.errors import CapacityError, ConfigError
 from moesim.lowering.exchange import send_order, windowed
 from moesim.lowering.rank_one import can_factor, receive_ops
-from moesim.program import ENTRY_BYTES, Program
+from moesim.program.builder import Demands, ProgramBuilder
+from moesim.program.program import ENTRY_BYTES, Program
 from moesim.routing.distributions import RoutingSpec
 from moesim.topology import Cluster
 from moesim.topology.fabric import fabric_of

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.builder import Demands, ProgramBuilder
 from moesim.costs.phase import PhaseCost
 from moesim.costs.primitives import Kernels, kernels_for
+from moesim.program.builder import Demands, ProgramBuilder
 from moesim.topology import Cluster
 
 Array = np.ndarray

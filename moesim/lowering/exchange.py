@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.builder import Demands, ProgramBuilder, Waits
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
 from moesim.precision import BYTES_PER_ELEMENT
+from moesim.program.builder import Demands, ProgramBuilder, Waits
 from moesim.schedule import Schedule
 from moesim.topology import Cluster
 from moesim.topology.fabric import TORUS, Fabric

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moesim.builder import ProgramBuilder
 from moesim.candidate import Candidate
 from moesim.costs.comm.work import CommKernel
 from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
@@ -27,6 +26,7 @@ from moesim.lowering.devices import Devices
 from moesim.lowering.exchange import LoweredExchange, Priced
 from moesim.lowering.traffic import Traffic
 from moesim.program import Program
+from moesim.program.builder import ProgramBuilder
 from moesim.topology import Cluster
 from moesim.topology.fabric import fabric_of
 

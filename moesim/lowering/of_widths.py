@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.builder import ProgramBuilder
 from moesim.candidate import Candidate
 from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
 from moesim.costs.load import Load
@@ -16,6 +15,7 @@ from moesim.costs.phase import PhaseCost
 from moesim.lowering.devices import Devices
 from moesim.lowering.layer import price_shared
 from moesim.lowering.traffic import Traffic
+from moesim.program.builder import ProgramBuilder
 from moesim.topology import Cluster
 
 Array = np.ndarray

@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from moesim.builder import Demands, ProgramBuilder
 from moesim.errors import ConfigError
-from moesim.factored import Factored
-from moesim.program import ENTRY_BYTES
+from moesim.program.builder import Demands, ProgramBuilder
+from moesim.program.factored import Factored
+from moesim.program.program import ENTRY_BYTES
 from moesim.topology.fabric import MESH, TORUS, Fabric
 from moesim.topology.routes import Factors, device_rows
 

@@ -13,7 +13,7 @@ from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.costs.comm.choose import ports_of
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.work import Direction, Work
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.files import toml
 from moesim.files.toml import Source, Strict
 from moesim.lowering.alltoall import exchange_program

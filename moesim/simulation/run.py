@@ -6,7 +6,7 @@ from moesim.candidate import Candidate, Workload
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.experts import slot_widths, typical_tile
 from moesim.effects import GateEffects
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.placement import Placement
 from moesim.program import Program
 from moesim.result import Result

@@ -7,7 +7,7 @@ import pytest
 
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
 from moesim.costs.primitives import kernels_for
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.measured import silicon
 from moesim.measured.rows import draw_rows
 from moesim.search import Space

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from moesim.builder import ProgramBuilder
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate
 from moesim.placement import place
+from moesim.program.builder import ProgramBuilder
 from moesim.routing import RoutingSpec, route
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from moesim.builder import ProgramBuilder
-from moesim.engines import ENGINES, run
+from moesim.engines import ENGINES
+from moesim.engines.run import run
 from moesim.errors import UnknownNameError
 from moesim.program import Program
+from moesim.program.builder import ProgramBuilder
 
 Log = list[tuple[int, float, float]]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from moesim.builder import ProgramBuilder
 from moesim.engines.bound import run_bound
 from moesim.engines.event import CHUNKS_PER_MAKESPAN, MIN_CHUNKS_PER_OP, chunks_per_op, run_event
+from moesim.program.builder import ProgramBuilder
 
 
 def one_port(*amounts, **op):

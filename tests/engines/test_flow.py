@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.builder import ProgramBuilder
 from moesim.engines import fairness, flow
 from moesim.engines.bound import run_bound
-from moesim.program import pointers
+from moesim.program.builder import ProgramBuilder
+from moesim.program.program import pointers
 
 #: largest relative error of a makespan, per unit of tolerance relative to the bound; 1.5 to 5.4 were seen on 100 seeds
 ERROR_PER_TOLERANCE = 10.0
@@ -136,7 +136,7 @@ EXTREME = """
 import numpy as np
 from moesim.engines.bound import run_bound
 from moesim.engines.flow import run_flow
-from moesim.builder import ProgramBuilder
+from moesim.program.builder import ProgramBuilder
 
 for seed in range(60):
     rng = np.random.default_rng(seed)

@@ -7,9 +7,9 @@ of size x stays x / (1 - load) on average.
 import numpy as np
 import pytest
 
-from moesim.builder import Demands, ProgramBuilder
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
+from moesim.program.builder import Demands, ProgramBuilder
 
 JOBS, SEEDS = 6000, 5
 

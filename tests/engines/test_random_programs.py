@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.builder import ProgramBuilder
-from moesim.engines import ENGINES, run
+from moesim.engines import ENGINES
+from moesim.engines.run import run
+from moesim.program.builder import ProgramBuilder
 
 SEEDS = st.integers(0, 2**32 - 1)
 

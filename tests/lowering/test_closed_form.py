@@ -5,7 +5,7 @@ import pytest
 
 from moesim.candidate import Candidate, Parallelism
 from moesim.costs.comm.choose import exchange_kernel
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import Traffic

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from moesim import Candidate, Gate, MoELayer, Parallelism, load_cluster
 from moesim.costs.comm.choose import exchange_kernel
-from moesim.engines import ENGINES, run
+from moesim.engines import ENGINES
+from moesim.engines.run import run
 from moesim.errors import ConfigError
 from moesim.exchanges import EXCHANGES
 from moesim.lowering.exchange import Priced

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moesim.costs.comm.choose import exchange_kernel
-from moesim.engines import run
+from moesim.engines.run import run
 from moesim.exchanges import exchange_named
 from moesim.lowering import exchange
 from moesim.lowering.exchange import Priced

@@ -54,7 +54,8 @@ def test_wrong_factors(sent, share, message, name):
 
 
 def test_nothing_to_send_takes_no_time():
-    from moesim.engines import ENGINES, run
+    from moesim.engines import ENGINES
+    from moesim.engines.run import run
 
     for granularity in ("device", "pair"):
         program = exchange_program(load_cluster("rail-2x2"), np.zeros((4, 4)), granularity=granularity)

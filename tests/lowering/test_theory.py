@@ -9,10 +9,10 @@ import math
 import numpy as np
 import pytest
 
-from moesim.engines import run
 from moesim.engines.bound import run_bound
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
+from moesim.engines.run import run
 from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
 from moesim.topology import load_cluster
 from moesim.topology.fabric import fabric_of

@@ -49,7 +49,7 @@ class Names:
 
 
 class Block(Protocol):
-    """Demands that are kept as a rule: see `moesim.factored`."""
+    """Demands that are kept as a rule: see `moesim.program.factored`."""
 
     @property
     def ops_I(self) -> Array:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.program import Block, Names, Program, pointers, row_largest
+from moesim.program.program import Block, Names, Program, pointers, row_largest
 
 Array = np.ndarray
 Numbers = float | Sequence[float] | Array
@@ -103,8 +103,8 @@ class ProgramBuilder:
         deps = np.asarray(after, dtype=np.int64).reshape(1, -1)
         demands = Demands(np.asarray(resources, dtype=np.int64).reshape(1, -1),
                           np.asarray(amounts, dtype=np.float64).reshape(1, -1))
-        return int(self.ops(label, 1, demands=demands, latency_s=latency_s, release_s=release_s, after=deps, bytes_per_flow=bytes_per_flow, phase=phase,
-                            numbered=False)[0])
+        return int(self.ops(label, 1, demands=demands, latency_s=latency_s, release_s=release_s, after=deps,
+                            bytes_per_flow=bytes_per_flow, phase=phase, numbered=False)[0])
 
     def ops(self, label: str, count: int, *, demands: Demands | None = None, latency_s: Numbers = 0.0,
             release_s: Numbers = 0.0, after: Array | Waits | None = None, bytes_per_flow: Numbers = 0.0,
@@ -172,7 +172,7 @@ class ProgramBuilder:
         return self._num_ops
 
     def factored(self, block: Block) -> None:
-        """Add demands that are kept as a rule; see `moesim.factored`."""
+        """Add demands that are kept as a rule; see `moesim.program.factored`."""
         self._factored.append(block)
 
     def build(self) -> Program:

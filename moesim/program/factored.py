@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.program import ENTRY_BYTES
+from moesim.program.program import ENTRY_BYTES
 
 Array = np.ndarray
 
