@@ -23,12 +23,12 @@ from moesim.costs.serial import phase_intervals
 from moesim.hardware import Profile, load_profile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
+from moesim.model.widths import short_text
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.run import simulate
 from moesim.topology import Cluster, single_device
 from moesim.trust import ASSUMED_INTERVAL
 from moesim.units import US
-from moesim.widths import short_text
 
 if TYPE_CHECKING:
     from moesim_kernels.cpu_layer import LayerTiming, Sentinel

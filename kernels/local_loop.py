@@ -13,10 +13,10 @@ from moesim_kernels.host_fabric import counted, measure_gloo
 from moesim_kernels.timed_layers import LayerRun, time_layers
 
 from moesim.candidate import Candidate, Parallelism, Workload
-from moesim.gate import Gate
 from moesim.hardware import Profile
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision
+from moesim.model.gate import Gate
 from moesim.result import Result
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate

@@ -26,8 +26,8 @@ from moesim_kernels.cpu_primitives import DTYPES
 from moesim_kernels.expert_parallel import PHASES, contiguous_placement, expert_parallel_layer, random_local
 from moesim_kernels.ranks import rank_group, run_ranks
 
-from moesim.gate import Gate
 from moesim.model import MoELayer, Precision
+from moesim.model.gate import Gate
 from moesim.routing import RoutingSpec, route
 
 Array = np.ndarray

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from moesim import identity
 from moesim.errors import require, require_int
 from moesim.model import DensePart, MoELayer
+from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 from moesim.schedule import Schedule
-from moesim.widths import short_text
 
 Phase = Literal["prefill", "decode"]
 #: what a label names in any case, or by the text of a schedule

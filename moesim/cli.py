@@ -21,14 +21,14 @@ from moesim.errors import MoesimError
 from moesim.exchanges import EXCHANGES
 from moesim.files import toml
 from moesim.hardware import load_profile
-from moesim.hfconfig import load_model
 from moesim.model import Gate, Precision
-from moesim.presets import preset_names
+from moesim.model.hf_config import load_model
+from moesim.model.presets import preset_names
+from moesim.model.widths import read_width
 from moesim.schedule import Schedule
 from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
-from moesim.widths import read_width
 
 __all__ = ["app", "main", "run_command", "run_script"]
 

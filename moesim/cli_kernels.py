@@ -72,7 +72,7 @@ def tune_kernels(
 ) -> None:
     """Search the tiles of a model's expert GEMMs by timing them on this machine's GPU."""
     from moesim.measured.kernel_tools import KernelTuner, kernel_tool
-    from moesim.presets import load_preset
+    from moesim.model.presets import load_preset
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
 

@@ -23,10 +23,10 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines.bound import run_bound
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
-from moesim.gate import Gate
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import MoELayer
+from moesim.model.gate import Gate
 from moesim.placement import place
 from moesim.program import Program, Timeline
 from moesim.routing import Routing, RoutingSpec, route

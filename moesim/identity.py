@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_origin
 import numpy as np
 
 from moesim.errors import ConfigError, MoesimError
-from moesim.gate import Gate
 from moesim.model import DensePart
-from moesim.precision import Precision
+from moesim.model.gate import Gate
+from moesim.model.precision import Precision
+from moesim.model.widths import read_width, width_text
 from moesim.schedule import Schedule
 from moesim.units import short_number
-from moesim.widths import read_width, width_text
 
 T = TypeVar("T")
 #: names of columns that would say something else in a row of results

@@ -85,7 +85,7 @@ class Variant:
     """What one model does differently from flat top-k.
 
     Attributes:
-        gate: As text, see `moesim.model.Gate.parse`.
+        gate: As text, see `moesim.model.gate.Gate.parse`.
         dense: One expert as wide as a token's experts together, instead of experts.
         dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv 2101.03961).
         capacity_factor: Slots over the mean load in training and after; choices beyond are dropped.

@@ -8,7 +8,7 @@ from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, load_cluste
 from moesim.engines import ENGINES
 from moesim.errors import MoesimError
 from moesim.files import toml
-from moesim.precision import RECIPES, Precision
+from moesim.model.precision import RECIPES, Precision
 
 
 def cluster_of(rng):

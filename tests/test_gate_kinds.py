@@ -9,7 +9,7 @@ from moesim import Gate, Workload, simulate
 from moesim.costs.primitives import kernels_for
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files.toml import find
-from moesim.gate_kinds import GATE_KINDS, GateKind, add_gate_kind, gate_kind
+from moesim.model.gate_kinds import GATE_KINDS, GateKind, add_gate_kind, gate_kind
 
 WORK = Workload(num_tokens_per_device=256)
 

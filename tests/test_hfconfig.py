@@ -5,8 +5,8 @@ import json
 import pytest
 
 from moesim.errors import ConfigError
-from moesim.hfconfig import load_model, read_config
-from moesim.presets import load_preset, preset_names
+from moesim.model.hf_config import load_model, read_config
+from moesim.model.presets import load_preset, preset_names
 
 _QWEN = {"model_type": "qwen3_moe", "decoder_sparse_step": 1, "mlp_only_layers": [], "head_dim": 128,
          "num_experts_per_tok": 8, "num_experts": 128, "num_key_value_heads": 4, "tie_word_embeddings": False,

@@ -13,7 +13,7 @@ from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
 from moesim.errors import ConfigError
 from moesim.exchanges import EXCHANGES
 from moesim.measured.winners import read_winners
-from moesim.precision import FORMATS, RECIPES
+from moesim.model.precision import FORMATS, RECIPES
 from moesim.report import write_csv
 from moesim.schedule import Schedule
 

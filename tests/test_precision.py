@@ -5,7 +5,7 @@ import pytest
 from moesim import Candidate, Parallelism, Workload, load_cluster, simulate
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.precision import FORMATS, RECIPES, Precision
+from moesim.model.precision import FORMATS, RECIPES, Precision
 
 
 @pytest.mark.parametrize(("recipe", "elements", "dispatch", "combine", "weight"), [

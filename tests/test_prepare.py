@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, simulate
-from moesim.gate import Gate
 from moesim.model import Precision
+from moesim.model.gate import Gate
 from moesim.placement import Placement
 from moesim.schedule import Schedule
 from moesim.simulation import memory, prepare, run

@@ -4,7 +4,7 @@ import pytest
 
 from moesim.errors import UnknownNameError
 from moesim.model import Precision
-from moesim.presets import load_preset, preset_names
+from moesim.model.presets import load_preset, preset_names
 
 #: billions of parameters as published: (total, active), and how far our count may be off
 PUBLISHED = {

@@ -7,7 +7,7 @@ import pytest
 from moesim import Workload, load_cluster, simulate
 from moesim.errors import CapacityError, ConfigError
 from moesim.files import toml
-from moesim.hfconfig import load_model
+from moesim.model.hf_config import load_model
 from moesim.recommend import recommend
 from moesim.recommend.designs import candidates, exchanges, formats, loss_delta, placements, sized, splits
 from moesim.recommend.ties import FLOOR, Priced, groups, told_apart

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.errors import ConfigError
-from moesim.widths import checked_widths, parse_widths, short_text, width_text
+from moesim.model.widths import checked_widths, parse_widths, short_text, width_text
 
 
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=200).map(tuple))

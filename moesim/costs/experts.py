@@ -16,8 +16,8 @@ from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer
+from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.placement import Placement
-from moesim.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 #: align (2), both GEMMs, activation, zero fill, weighted sum; k = 1 has nothing to sum

@@ -21,9 +21,9 @@ from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import heuristic_tile
 from moesim.costs.work import GemmSpec
 from moesim.errors import UnknownNameError
-from moesim.gate_kinds import gate_kind
 from moesim.model import MoELayer
-from moesim.precision import BYTES_PER_ELEMENT
+from moesim.model.gate_kinds import gate_kind
+from moesim.model.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 _LOGIT_BYTES = 4.0

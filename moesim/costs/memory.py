@@ -6,7 +6,7 @@ import numpy as np
 
 from moesim.errors import CapacityError
 from moesim.model import DensePart, MoELayer
-from moesim.precision import BYTES_PER_ELEMENT
+from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.units import GIB
 
 _DENSE_BYTES = 2.0

@@ -23,7 +23,7 @@ from moesim.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
-from moesim.precision import BYTES_PER_ELEMENT
+from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.program.builder import Demands, ProgramBuilder, Waits
 from moesim.schedule import Schedule
 from moesim.topology import Cluster

@@ -18,7 +18,7 @@ from moesim.files import toml
 from moesim.files.toml import Source, Strict
 from moesim.lowering.alltoall import exchange_program
 from moesim.model import Gate, MoELayer
-from moesim.precision import Precision
+from moesim.model.precision import Precision
 from moesim.schedule import Schedule
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower

@@ -4,8 +4,8 @@ choice. A gate that states no balancing is taken to be trained with the usual on
 
 from dataclasses import replace
 
-from moesim.gate import Gate
-from moesim.gate_kinds import gate_kind
+from moesim.model.gate import Gate
+from moesim.model.gate_kinds import gate_kind
 from moesim.quality.deltas import DELTAS, WORST_NATS, Delta
 
 __all__ = ["WORST_NATS", "Delta", "gate_delta", "gate_deltas", "together"]

@@ -4,7 +4,7 @@ import math
 from functools import lru_cache
 
 from moesim.model import MoELayer
-from moesim.precision import Precision
+from moesim.model.precision import Precision
 from moesim.quality.deltas import DELTAS, Delta, capacity_delta
 from moesim.quality.gates import gate_deltas, together
 

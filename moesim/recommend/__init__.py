@@ -20,7 +20,7 @@ import numpy as np
 from moesim.candidate import Candidate, Phase, Workload
 from moesim.economics import Economics, load_economics
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
-from moesim.hfconfig import Model, load_model
+from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec
 from moesim.recommend.advice import helps, room_for_kv, would_hold

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from moesim.elasticity import loss_step
-from moesim.gate import Gate
-from moesim.presets import load_preset
+from moesim.model.gate import Gate
+from moesim.model.presets import load_preset
 from moesim.recommend.limits import Row
 from moesim.version import VERSION
 

@@ -16,9 +16,9 @@ from itertools import product
 from moesim.candidate import Candidate, Parallelism
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.exchanges import EXCHANGES
-from moesim.hfconfig import Model
 from moesim.model import Precision
-from moesim.precision import RECIPES
+from moesim.model.hf_config import Model
+from moesim.model.precision import RECIPES
 from moesim.quality import layer_delta
 from moesim.schedule import Schedule
 from moesim.topology import Cluster

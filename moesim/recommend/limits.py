@@ -20,9 +20,9 @@ from typing import Any
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
-from moesim.gate import Gate
 from moesim.model import MoELayer, Precision
-from moesim.presets import Preset, load_preset
+from moesim.model.gate import Gate
+from moesim.model.presets import Preset, load_preset
 from moesim.quality import estimate_loss
 from moesim.result import Result
 from moesim.schedule import Schedule

@@ -11,8 +11,8 @@ from typing import Any
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
+from moesim.model.presets import load_preset
 from moesim.placement import REPLICATING
-from moesim.presets import load_preset
 from moesim.rebalance import rebalanced
 from moesim.refine import refine
 from moesim.result import Result

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from moesim.candidate import Candidate, Workload
 from moesim.elasticity import Span
-from moesim.hfconfig import Model
+from moesim.model.hf_config import Model
 from moesim.result import Result
 from moesim.topology import Cluster
 from moesim.units import GIB, US

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.errors import require
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.routing.sampler import Routing
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.routing.apportion import apportion
 from moesim.routing.distributions import RoutingSpec
 from moesim.routing.selection import selected_weights

@@ -17,7 +17,7 @@ Shape legend: E experts, N domains.
 
 import numpy as np
 
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 
 _WORDS = 1 << 15
 #: most that the hottest expert has beyond the mean, as a share of it

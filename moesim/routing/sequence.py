@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from moesim.errors import require, require_int
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.routing.distributions import MAX_STEP, RoutingSpec
 from moesim.routing.sampler import Routing, route
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.routing.apportion import apportion
 
 #: exchanges per choice and token

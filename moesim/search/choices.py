@@ -6,7 +6,7 @@ from typing import Any
 
 from moesim.candidate import Parallelism
 from moesim.errors import ConfigError
-from moesim.widths import checked_widths, parse_widths, width_text
+from moesim.model.widths import checked_widths, parse_widths, width_text
 
 #: most choices of a range: more is a typing error
 _MOST = 4096

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from moesim.errors import ConfigError
-from moesim.gate_kinds import GATE_KINDS
 from moesim.model import Gate
-from moesim.presets import load_preset, preset_names
+from moesim.model.gate_kinds import GATE_KINDS
+from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
 from moesim.search.space import GROUPS, Space
 from moesim.topology import Cluster

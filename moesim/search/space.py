@@ -18,15 +18,15 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from moesim.candidate import Candidate
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.files.toml import Strict, describe
-from moesim.gate_kinds import GATE_KINDS
 from moesim.model import DensePart, Gate, MoELayer, Precision
+from moesim.model.gate_kinds import GATE_KINDS
+from moesim.model.presets import load_preset
+from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
-from moesim.presets import load_preset
 from moesim.quality import PUBLISHED, LossLaw, load_law
 from moesim.schedule import Schedule
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
 from moesim.topology import Cluster
-from moesim.widths import parse_widths
 
 T = TypeVar("T")
 _Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]

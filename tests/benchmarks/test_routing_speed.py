@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moesim.gate import Gate
+from moesim.model.gate import Gate
 from moesim.routing import RoutingSpec, open_trace, route, sample_counts
 from moesim.routing.capacity import serve
 

@@ -13,8 +13,8 @@ from moesim.costs.primitives import kernels_for
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.work import GemmSpec, GemmWork
 from moesim.hardware import load_profile
+from moesim.model.precision import Precision
 from moesim.placement import place
-from moesim.precision import Precision
 
 COUNTS = st.lists(st.integers(0, 700), min_size=12, max_size=12).map(lambda rows: np.array(rows).reshape(2, 6))
 WIDTHS = st.lists(st.sampled_from([0, 16, 24, 100, 256, 1000]), min_size=12, max_size=12).map(

@@ -6,10 +6,10 @@ import pytest
 
 from moesim import Workload, simulate
 from moesim.errors import ConfigError
-from moesim.gate import Gate
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import read_winners
 from moesim.model import Precision
+from moesim.model.gate import Gate
 from moesim.report.tables import write_csv
 from moesim.schedule import Schedule
 

@@ -4,7 +4,7 @@ import pytest
 
 from moesim import Gate, Parallelism, load_preset
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.precision import RECIPES
+from moesim.model.precision import RECIPES
 from moesim.search.choices import parse_parallelism
 from moesim.search.space import PARAMETERS, Space
 

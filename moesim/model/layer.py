@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from moesim.errors import require, require_int
-from moesim.gate import Gate
-from moesim.precision import Precision
-from moesim.widths import checked_widths, width_text
+from moesim.model.gate import Gate
+from moesim.model.precision import Precision
+from moesim.model.widths import checked_widths, width_text
 
 __all__ = ["DensePart", "Gate", "MoELayer", "Precision"]
 

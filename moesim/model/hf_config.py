@@ -13,8 +13,10 @@ from typing import Any
 
 from moesim.errors import ConfigError, UnknownNameError, require
 from moesim.files import toml
-from moesim.model import DensePart, Gate, MoELayer, Precision
-from moesim.presets import Attention, load_preset, preset_names
+from moesim.model.gate import Gate
+from moesim.model.layer import DensePart, MoELayer
+from moesim.model.precision import Precision
+from moesim.model.presets import Attention, load_preset, preset_names
 
 #: model type -> what its configuration class implies where the file is silent
 _IMPLIED: dict[str, dict[str, Any]] = {
@@ -40,7 +42,7 @@ class Model:
         layer: One of its MoE layers.
         dense_part: Everything else.
         source: Where the sizes come from.
-        published_as: Recipe of the format its weights are published in, see `moesim.precision.RECIPES`.
+        published_as: Recipe of the format its weights are published in, see `moesim.model.precision.RECIPES`.
         notes: What was assumed, in words.
     """
 

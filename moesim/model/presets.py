@@ -9,7 +9,9 @@ from pydantic import Field, RootModel
 from moesim.errors import UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Strict
-from moesim.model import DensePart, Gate, MoELayer, Precision
+from moesim.model.gate import Gate
+from moesim.model.layer import DensePart, MoELayer
+from moesim.model.precision import Precision
 
 _KV_BYTES_PER_ELEMENT = 2.0
 
@@ -87,7 +89,7 @@ class Preset:
 
 @cache
 def _file() -> dict[str, _Preset]:
-    text = (files("moesim") / "presets.toml").read_text(encoding="utf-8")
+    text = (files("moesim.model") / "presets.toml").read_text(encoding="utf-8")
     return toml.parse(text, _Presets, "presets.toml").root
 
 

@@ -14,7 +14,7 @@ from moesim.errors import ConfigError, UnknownNameError, require
 
 
 class Sizes(Protocol):
-    """The numbers of a gate: a part of `moesim.gate.Gate`."""
+    """The numbers of a gate: a part of `moesim.model.gate.Gate`."""
 
     @property
     def num_expert_groups(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from moesim.errors import ConfigError, require, require_int
-from moesim.gate_kinds import GATE_KINDS, gate_kind
+from moesim.model.gate_kinds import GATE_KINDS, gate_kind
 from moesim.units import short_number
 
 Score = Literal["softmax", "sigmoid"]
@@ -24,8 +24,8 @@ class Gate:
     """How tokens choose experts.
 
     Attributes:
-        kind: One of `moesim.gate_kinds`: ``flat``, ``group_limited``, ``two_level``, ``product_key``, or one added
-            there.
+        kind: One of `moesim.model.gate_kinds`: ``flat``, ``group_limited``, ``two_level``, ``product_key``, or one
+            added there.
         num_expert_groups: Groups of consecutive experts; 1 for a gate without groups.
         num_limited_groups: Groups a token may use.
         query_heads: Queries a product-key gate projects a token to; each retrieves an equal share of its top_k (the
