@@ -20,13 +20,12 @@ from moesim_kernels.scaling import plain_gate, scaled_down
 
 from moesim.candidate import Candidate, Workload
 from moesim.costs.serial import phase_intervals
-from moesim.hardware import Profile, load_profile
+from moesim.hardware import Cluster, Profile, load_profile, single_device
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.model.widths import short_text
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster, single_device
 from moesim.trust import ASSUMED_INTERVAL
 from moesim.units import US
 

@@ -17,14 +17,13 @@ from moesim_kernels.cpu_source import left_out, runs_as_it_is, small_layer
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MeasurementError
-from moesim.hardware import HostFabric
+from moesim.hardware import Cluster, HostFabric
 from moesim.lowering.traffic import Traffic, spread_tokens
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL
 from moesim.units import US
 

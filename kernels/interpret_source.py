@@ -13,8 +13,8 @@ from moesim_kernels.scaling import scaled_down
 
 from moesim.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
+from moesim.hardware import Cluster
 from moesim.measured.sources import CheckRow
-from moesim.topology import Cluster
 
 _SMALL = {"hidden_size": 64, "expert_intermediate_size": 64, "num_experts": 32, "num_tokens": 40}
 _TIMEOUT_S = 240

@@ -13,14 +13,13 @@ from moesim_kernels.host_fabric import counted, measure_gloo
 from moesim_kernels.timed_layers import LayerRun, time_layers
 
 from moesim.candidate import Candidate, Parallelism, Workload
-from moesim.hardware import Profile
+from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.result import Result
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster, ranks_of_host, single_device
 from moesim.units import US
 from moesim.version import VERSION
 

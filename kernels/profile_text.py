@@ -1,4 +1,4 @@
-"""The text of measured profiles: numbers with kind, source and spread, as `moesim.profilefile` reads them."""
+"""The text of measured profiles: numbers with kind, source and spread, as `moesim.hardware.profile_file` reads them."""
 
 import json
 import os

@@ -22,12 +22,12 @@ from moesim.costs.gate import price_gate
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
 from moesim.errors import MeasurementError
+from moesim.hardware import Cluster
 from moesim.lowering.traffic import Traffic
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate_prepared
-from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL, trust_of
 from moesim.units import US
 

@@ -10,12 +10,11 @@
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
-from moesim.hardware import Profile, load_profile
+from moesim.hardware import Cluster, Profile, load_cluster, load_profile
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.presets import load_preset
 from moesim.result import Result
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster, load_cluster
 from moesim.version import VERSION
 
 __version__ = VERSION

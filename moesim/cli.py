@@ -18,15 +18,14 @@ from moesim.cli_script import run_command, run_script
 from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
 from moesim.errors import MoesimError
-from moesim.exchanges import EXCHANGES
 from moesim.files import toml
-from moesim.hardware import load_profile
+from moesim.hardware import load_cluster, load_profile
+from moesim.hardware.exchanges import EXCHANGES
 from moesim.model import Gate, Precision
 from moesim.model.hf_config import load_model
 from moesim.model.presets import preset_names
 from moesim.model.widths import read_width
 from moesim.schedule import Schedule
-from moesim.topology import load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moesim.errors import MoesimError
-from moesim.topology import load_cluster
+from moesim.hardware import load_cluster
 from moesim.units import US
 
 bench_app = typer.Typer(no_args_is_help=True, help="Time the engines on an exchange of any size.")

@@ -8,8 +8,8 @@ import typer
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
+from moesim.hardware import load_cluster
 from moesim.model.presets import load_preset
-from moesim.topology import load_cluster
 
 placement_app = typer.Typer(no_args_is_help=True, help="Plan where experts go, for serving engines and over time.")
 

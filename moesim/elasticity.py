@@ -18,6 +18,7 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.errors import ConfigError
+from moesim.hardware import Cluster
 from moesim.model import DensePart, MoELayer
 from moesim.quality import estimate_loss
 from moesim.quality.gates import together
@@ -27,7 +28,6 @@ from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 from moesim.result import Result
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster
 from moesim.trust import ASSUMED_INTERVAL, intervals_of
 
 #: of the fine-grained law's step, what it may be

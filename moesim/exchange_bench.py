@@ -12,9 +12,9 @@ from moesim.engines.event import run_event
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.errors import UnknownNameError, require_int
+from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import check_room, exchange_program, rank_one_program, shares
 from moesim.program import Program, Timeline
-from moesim.topology import Cluster, load_cluster
 
 #: runs of which the shortest counts, while they take less than this many seconds together
 _REPEATS, _ENOUGH_S = 5, 2.0

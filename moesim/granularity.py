@@ -23,6 +23,7 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines.bound import run_bound
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
+from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import MoELayer
@@ -31,7 +32,6 @@ from moesim.placement import place
 from moesim.program import Program, Timeline
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.schedule import Schedule
-from moesim.topology import Cluster, load_cluster
 from moesim.units import US
 from moesim.version import VERSION
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
-from moesim.hardware import Profile
+from moesim.hardware import Cluster, Profile
 from moesim.placement import PlacementSpec, Setting
-from moesim.topology import Cluster
 
 Array = np.ndarray
 

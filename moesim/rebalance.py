@@ -15,12 +15,12 @@ import numpy as np
 from moesim.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.errors import ConfigError
+from moesim.hardware import Cluster
 from moesim.lowering.alltoall import exchange_program
 from moesim.placement import Placement, PlacementSpec
 from moesim.placement.migration import migration_bytes, renamed
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster
 from moesim.units import GIB, US
 
 Array = np.ndarray

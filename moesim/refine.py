@@ -11,10 +11,10 @@ import numpy as np
 from moesim.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
 from moesim.placement import REPLICATING, Placement, PlacementSpec, replica_loads
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
-from moesim.topology import Cluster
 
 #: planned placements that are simulated first
 STARTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "hierarchical", "affinity", "domain", "local_search")

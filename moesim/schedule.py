@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesim.errors import require, require_int
-from moesim.exchanges import exchange_named
+from moesim.hardware.exchanges import exchange_named
 
 Granularity = Literal["device", "pair"]
 
@@ -14,7 +14,7 @@ class Schedule:
     """Choices that move the same tokens in another way.
 
     Attributes:
-        exchange: Name of an exchange, see `moesim.exchanges`; None: the cluster's own.
+        exchange: Name of an exchange, see `moesim.hardware.exchanges`; None: the cluster's own.
         num_comm_sms: SMs of DeepEP's normal mode; None: its default.
         num_micro_batches: Parts of the batch; with two, one travels while the other computes.
         granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source and destination,

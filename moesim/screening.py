@@ -17,11 +17,11 @@ from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
 from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
 from moesim.lowering.of_widths import demands_of_widths
 from moesim.program import Program
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import lower, simulate_prepared
-from moesim.topology import Cluster
 
 Array = np.ndarray
 

@@ -21,13 +21,13 @@ import typer
 from moesim import Candidate, Cluster, Workload, load_profile, simulate
 from moesim.cli import run_script
 from moesim.errors import MeasurementError
+from moesim.hardware import single_device
 from moesim.measured.check import check_candidate, print_check, source_scores, winner_verdicts, write_check
 from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources, profilers
 from moesim.report import write_csv
 from moesim.report.plots import write_html
 from moesim.report.terminal import print_table, say
 from moesim.search import Space, run_study
-from moesim.topology import single_device
 
 OUT = Path(__file__).parent / "out" / "check_gpu"
 SPACE = Space(dense_part="olmoe-1b-7b", train_tokens=1e12, hidden_size=2048, num_experts=[8, 16, 32, 64, 128],

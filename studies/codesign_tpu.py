@@ -21,7 +21,7 @@ import typer
 
 from moesim import Workload
 from moesim.cli_script import EconomicsName, RoutingText, SearchOptions, run_search
-from moesim.economics import load_economics
+from moesim.hardware.economics import load_economics
 from moesim.report.terminal import say
 from moesim.search import Space
 from moesim.search.findings import show_findings

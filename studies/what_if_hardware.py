@@ -18,8 +18,8 @@ import typer
 
 from moesim import Candidate, Precision, load_cluster, load_preset
 from moesim.cli_script import EconomicsName, Out, Quick, Seed, run_script
-from moesim.economics import load_economics
 from moesim.errors import ConfigError
+from moesim.hardware.economics import load_economics
 from moesim.recommend.doubled import System
 from moesim.recommend.worth import COLUMNS, SHOWN, Comparison, answer, ranked
 from moesim.report import write_csv

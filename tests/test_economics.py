@@ -3,9 +3,9 @@
 import pytest
 
 from moesim import load_cluster
-from moesim.economics import load_economics
 from moesim.errors import ConfigError
 from moesim.files.toml import names, shipped
+from moesim.hardware.economics import load_economics
 
 BUSY = {"sm": 1.0, "hbm": 1.0, "egress": 1.0, "ingress": 1.0}
 

@@ -7,7 +7,7 @@ import pytest
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Kind
-from moesim.hardware import ProfileFile, load_profile
+from moesim.hardware.profile import ProfileFile, load_profile
 
 DEVICE = '''
 title = "A chip"

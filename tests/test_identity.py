@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moesim import Candidate, DensePart, Gate, MoELayer, Parallelism, Precision, Workload, identity, simulate
 from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
 from moesim.errors import ConfigError
-from moesim.exchanges import EXCHANGES
+from moesim.hardware.exchanges import EXCHANGES
 from moesim.measured.winners import read_winners
 from moesim.model.precision import FORMATS, RECIPES
 from moesim.report import write_csv

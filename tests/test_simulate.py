@@ -8,11 +8,11 @@ from moesim import Candidate, Gate, Parallelism, Workload, load_cluster, load_pr
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
+from moesim.hardware import single_device
 from moesim.model import Precision
 from moesim.simulation.phases import critical_phases
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
-from moesim.topology import single_device
 
 WORK = Workload(num_tokens_per_device=512, routing="power_law:1.2")
 

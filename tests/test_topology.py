@@ -9,10 +9,9 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Kind
-from moesim.hardware import load_profile
-from moesim.topology import ClusterFile, check_devices, load_cluster, single_device
-from moesim.topology.fabric import fabric_of
-from moesim.topology.routes import link_bytes
+from moesim.hardware import ClusterFile, check_devices, load_cluster, load_profile, single_device
+from moesim.hardware.fabric import fabric_of
+from moesim.hardware.routes import link_bytes
 
 CLUSTER = '''
 title = "Four of them"

@@ -4,7 +4,7 @@ import pytest
 
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.what_if import DEVICE_KEYS, changed_number, changed_profile
+from moesim.hardware.what_if import DEVICE_KEYS, changed_number, changed_profile
 
 WORK = Workload(num_tokens_per_device=256)
 

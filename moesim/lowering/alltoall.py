@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moesim.errors import CapacityError, ConfigError
+from moesim.hardware import Cluster
+from moesim.hardware.fabric import fabric_of
+from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.exchange import send_order, windowed
 from moesim.lowering.rank_one import can_factor, receive_ops
 from moesim.program.builder import Demands, ProgramBuilder
 from moesim.program.program import ENTRY_BYTES, Program
 from moesim.routing.distributions import RoutingSpec
-from moesim.topology import Cluster
-from moesim.topology.fabric import fabric_of
-from moesim.topology.routes import Factors, device_rows, pair_rows
 from moesim.units import GIB
 
 Array = np.ndarray

@@ -12,8 +12,8 @@ import numpy as np
 
 from moesim.costs.phase import PhaseCost
 from moesim.costs.primitives import Kernels, kernels_for
+from moesim.hardware import Cluster
 from moesim.program.builder import Demands, ProgramBuilder
-from moesim.topology import Cluster
 
 Array = np.ndarray
 

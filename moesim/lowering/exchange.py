@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
-from moesim.exchanges import Exchange
+from moesim.hardware import Cluster
+from moesim.hardware.exchanges import Exchange
+from moesim.hardware.fabric import TORUS, Fabric
+from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.program.builder import Demands, ProgramBuilder, Waits
 from moesim.schedule import Schedule
-from moesim.topology import Cluster
-from moesim.topology.fabric import TORUS, Fabric
-from moesim.topology.routes import Factors, device_rows, pair_rows
 
 Array = np.ndarray
 #: classes of senders; and what calls for them: the spread of their readiness as a share of the exchange, the standard

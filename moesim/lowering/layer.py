@@ -22,13 +22,13 @@ from moesim.costs.phase import PhaseCost
 from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile
 from moesim.costs.tokens import price_permute, price_reduce
+from moesim.hardware import Cluster
+from moesim.hardware.fabric import fabric_of
 from moesim.lowering.devices import Devices
 from moesim.lowering.exchange import LoweredExchange, Priced
 from moesim.lowering.traffic import Traffic
 from moesim.program import Program
 from moesim.program.builder import ProgramBuilder
-from moesim.topology import Cluster
-from moesim.topology.fabric import fabric_of
 
 Array = np.ndarray
 

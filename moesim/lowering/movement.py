@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moesim.exchanges import Exchange
+from moesim.hardware.exchanges import Exchange
 from moesim.lowering.traffic import Traffic
 
 Array = np.ndarray

@@ -12,11 +12,11 @@ from moesim.candidate import Candidate
 from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
+from moesim.hardware import Cluster
 from moesim.lowering.devices import Devices
 from moesim.lowering.layer import price_shared
 from moesim.lowering.traffic import Traffic
 from moesim.program.builder import ProgramBuilder
-from moesim.topology import Cluster
 
 Array = np.ndarray
 Demands = tuple[Array, Array]

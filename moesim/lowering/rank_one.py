@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.hardware.fabric import MESH, TORUS, Fabric
+from moesim.hardware.routes import Factors, device_rows
 from moesim.program.builder import Demands, ProgramBuilder
 from moesim.program.factored import Factored
 from moesim.program.program import ENTRY_BYTES
-from moesim.topology.fabric import MESH, TORUS, Fabric
-from moesim.topology.routes import Factors, device_rows
 
 Array = np.ndarray
 

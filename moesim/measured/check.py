@@ -14,11 +14,11 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
 from moesim.measured.scores import error_scores, ranking
 from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
-from moesim.topology import Cluster
 from moesim.trust import basis_digest
 from moesim.version import VERSION
 

@@ -15,13 +15,12 @@ import numpy as np
 from moesim.candidate import Candidate, Workload
 from moesim.costs.gate import price_gate
 from moesim.costs.primitives import kernels_for
-from moesim.hardware import Profile
+from moesim.hardware import Profile, single_device
 from moesim.measured.scores import error_scores
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.quality.gates import gate_delta
 from moesim.simulation.run import simulate
-from moesim.topology import single_device
 from moesim.units import US
 
 Row = dict[str, Any]

@@ -16,13 +16,13 @@ from moesim.costs.comm.work import Direction, Work
 from moesim.engines.run import run
 from moesim.files import toml
 from moesim.files.toml import Source, Strict
+from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program
 from moesim.model import Gate, MoELayer
 from moesim.model.precision import Precision
 from moesim.schedule import Schedule
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
-from moesim.topology import Cluster, load_cluster
 from moesim.units import GB, US
 
 #: what the published exchanges move: DeepSeek-V3's layer

@@ -17,13 +17,12 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.hardware import Profile
+from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.fitting import few_shot_fit
 from moesim.measured.scores import error_scores
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import Case
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster, ranks_of_host, single_device
 from moesim.units import US
 
 Array = np.ndarray

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from moesim.candidate import Candidate, Workload
+from moesim.hardware import Cluster
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import may_fit
 from moesim.measured.rows import PRECISION, draw_rows, residual_class, row_kernels, row_tile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
-from moesim.topology import Cluster
 from moesim.units import US
 
 #: datasets by device profile, the one to trust first

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from moesim.candidate import Candidate, Workload
-from moesim.topology import Cluster
+from moesim.hardware import Cluster
 
 GROUP = "moesim.measurement_sources"
 PROFILERS = "moesim.profilers"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.errors import ConfigError
-from moesim.topology import Cluster, load_cluster
+from moesim.hardware import Cluster, load_cluster
 
 NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
 

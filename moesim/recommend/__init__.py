@@ -18,8 +18,9 @@ from typing import get_args
 import numpy as np
 
 from moesim.candidate import Candidate, Phase, Workload
-from moesim.economics import Economics, load_economics
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
+from moesim.hardware import Cluster, load_cluster
+from moesim.hardware.economics import Economics, load_economics
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec
@@ -31,7 +32,6 @@ from moesim.result import Result
 from moesim.screening import Bounds, bounds_of
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import exchange_of, simulate
-from moesim.topology import Cluster, load_cluster
 from moesim.units import GIB
 
 #: tokens of a device where none are named: those that DeepEP's README tables its two modes at

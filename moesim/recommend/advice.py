@@ -8,12 +8,12 @@ import numpy as np
 from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import MemoryNeed, memory_need
 from moesim.elasticity import Outcome, gain
+from moesim.hardware import Cluster
 from moesim.model import Precision
 from moesim.model.hf_config import Model
 from moesim.recommend.recommendation import Help
 from moesim.result import Result
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster
 from moesim.trust import intervals_of
 from moesim.units import GIB
 

@@ -15,13 +15,13 @@ from itertools import product
 
 from moesim.candidate import Candidate, Parallelism
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.exchanges import EXCHANGES
+from moesim.hardware import Cluster
+from moesim.hardware.exchanges import EXCHANGES
 from moesim.model import Precision
 from moesim.model.hf_config import Model
 from moesim.model.precision import RECIPES
 from moesim.quality import layer_delta
 from moesim.schedule import Schedule
-from moesim.topology import Cluster
 
 #: formats that ``auto`` tries beside the published one
 _USUAL = ("bf16", "fp8")

@@ -14,11 +14,11 @@ from typing import Any
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.elasticity import Outcome, outcome
 from moesim.errors import ConfigError, MoesimError
-from moesim.exchanges import exchange_named
+from moesim.hardware import Cluster
+from moesim.hardware.exchanges import exchange_named
 from moesim.model import Precision
 from moesim.schedule import Schedule
 from moesim.simulation.memory import decode_workload
-from moesim.topology import Cluster
 
 #: tokens of a device in prefill, and the distribution of load of both workloads
 PREFILL, SKEW = 4096, "zipf:0.8"

@@ -20,6 +20,7 @@ from typing import Any
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster, load_cluster
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.model.presets import Preset, load_preset
@@ -29,7 +30,6 @@ from moesim.schedule import Schedule
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import exchange_of, simulate_prepared
-from moesim.topology import Cluster, load_cluster
 from moesim.units import GIB, US
 from moesim.version import VERSION
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
 from moesim.model.presets import load_preset
 from moesim.placement import REPLICATING
 from moesim.rebalance import rebalanced
@@ -18,7 +19,6 @@ from moesim.refine import refine
 from moesim.result import Result
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate_prepared
-from moesim.topology import Cluster
 from moesim.units import US
 from moesim.version import VERSION
 

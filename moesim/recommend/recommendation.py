@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from moesim.candidate import Candidate, Workload
 from moesim.elasticity import Span
+from moesim.hardware import Cluster
 from moesim.model.hf_config import Model
 from moesim.result import Result
-from moesim.topology import Cluster
 from moesim.units import GIB, US
 
 Objective = Literal["throughput", "cost", "energy"]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesim.elasticity import Outcome, gain
+from moesim.hardware import Cluster
 from moesim.result import Result
-from moesim.topology import Cluster
 from moesim.trust import intervals_of
 
 #: relative differences that are no difference: of ``device`` and of ``device_loose`` granularity

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from moesim.candidate import Candidate
-from moesim.economics import Economics, priced
 from moesim.elasticity import Outcome, elasticity, gain, loss_step, narrowed
 from moesim.errors import ConfigError, MoesimError
+from moesim.hardware import Cluster
+from moesim.hardware.economics import Economics, priced
 from moesim.model import DensePart
 from moesim.recommend.doubled import EQUAL_LOSS, HBM, NVLINK, System, designs, hardware
-from moesim.topology import Cluster
 from moesim.version import VERSION
 
 Row = dict[str, Any]

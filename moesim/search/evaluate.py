@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesim.candidate import Workload
-from moesim.economics import Economics, load_economics, priced
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
+from moesim.hardware.economics import Economics, load_economics, priced
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
 from moesim.result import RESULT_COLUMNS
 from moesim.search.objectives import Constraint
 from moesim.search.space import Space
 from moesim.simulation.run import simulate
-from moesim.topology import Cluster
 from moesim.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION

@@ -22,12 +22,12 @@ from typing import Any
 
 from moesim.candidate import Candidate
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.hardware import Cluster
 from moesim.placement import Placement
 from moesim.placement.files import map_text, slot_map
 from moesim.placement.spec import PlacementSpec
 from moesim.search.study import Study
 from moesim.simulation.prepare import prepare
-from moesim.topology import Cluster
 
 FORMATS = ("placement-json", "sglang", "vllm")
 #: shell variables of a command over several nodes

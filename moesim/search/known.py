@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from moesim.errors import ConfigError
+from moesim.hardware import Cluster
 from moesim.model import Gate
 from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
 from moesim.search.space import GROUPS, Space
-from moesim.topology import Cluster
 
 
 def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:

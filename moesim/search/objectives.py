@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moesim.economics import Economics
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.topology import Cluster
+from moesim.hardware import Cluster
+from moesim.hardware.economics import Economics
 from moesim.units import US
 
 Direction = Literal["minimize", "maximize"]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from moesim.candidate import Candidate
-from moesim.economics import priced
 from moesim.errors import MoesimError
+from moesim.hardware import Cluster
+from moesim.hardware.economics import priced
 from moesim.model import MoELayer
 from moesim.quality import estimate_loss
 from moesim.screening import bounds_of
@@ -25,7 +26,6 @@ from moesim.search.objectives import costs_of, layer_columns
 from moesim.search.pareto import spread, survivors
 from moesim.search.space import Space
 from moesim.search.trial import Trial
-from moesim.topology import Cluster
 from moesim.units import GIB, US
 
 #: points of one piece of work

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from moesim.candidate import Candidate
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.files.toml import Strict, describe
+from moesim.hardware import Cluster
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset
@@ -26,7 +27,6 @@ from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
 from moesim.schedule import Schedule
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
-from moesim.topology import Cluster
 
 T = TypeVar("T")
 _Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
@@ -60,12 +60,13 @@ class Space(Strict):
         num_replicas: Choices, for strategies that place replicas.
         parallelism: Choices such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices of the cluster.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
-        exchange: Choices, see `moesim.exchanges`; ``cluster``: the cluster's own. Files of before called it dispatch.
+        exchange: Choices, see `moesim.hardware.exchanges`; ``cluster``: the cluster's own. Files of before called it
+            dispatch.
         num_micro_batches: Choices.
         capacity_factor: Choices; 0: dropless.
         overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
-        hardware: What the cluster and its devices may be changed to: key of `moesim.topology.Cluster.with_` -> choices,
-            numbers in the key's unit or factors such as ``2x``.
+        hardware: What the cluster and its devices may be changed to: key of `moesim.hardware.cluster.Cluster.with_` ->
+            choices, numbers in the key's unit or factors such as ``2x``.
         num_shared_experts: Shared experts of every candidate.
 
     Raises:

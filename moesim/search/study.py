@@ -22,9 +22,10 @@ import numpy as np
 import optuna
 
 from moesim.candidate import Candidate, Workload
-from moesim.economics import load_economics
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError, require_int
+from moesim.hardware import Cluster
+from moesim.hardware.economics import load_economics
 from moesim.identity import digest
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
@@ -35,7 +36,6 @@ from moesim.search.screen import screened_points
 from moesim.search.space import Space
 from moesim.search.storage import is_url, open_study, read_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
-from moesim.topology import Cluster
 from moesim.trust import calibration_digests
 from moesim.version import VERSION
 
@@ -152,7 +152,7 @@ def run_study(
         storage: Output folder, which then holds ``study.journal``; or the URL of a storage that processes share.
         enqueue: Points, or parts of points, to try first.
         engine: Engine of the search.
-        economics: Cost and power model: a name or a file, see `moesim.economics`.
+        economics: Cost and power model: a name or a file, see `moesim.hardware.economics`.
         num_workers: Processes that evaluate.
         executor: Where they run instead: a `concurrent.futures.Executor`, or ``dask://HOST:PORT``.
         fresh: Discard what the storage holds.

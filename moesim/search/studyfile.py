@@ -10,8 +10,8 @@ from moesim.candidate import Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict
+from moesim.hardware import Cluster, load_cluster
 from moesim.search.space import Space
-from moesim.topology import Cluster, load_cluster
 
 
 class _Workload(Strict):

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from moesim.economics import PRICED
+from moesim.hardware.economics import PRICED
 from moesim.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 from moesim.search.evaluate import MEMORY, Evaluation
 from moesim.search.space import GROUPS, Space

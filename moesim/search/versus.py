@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.economics import Economics
 from moesim.errors import ConfigError
+from moesim.hardware import Cluster, load_cluster
+from moesim.hardware.economics import Economics
 from moesim.report.plots import write_html
 from moesim.report.study_plots import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
 from moesim.search.study import Study
 from moesim.search.trial import Trial
-from moesim.topology import Cluster, load_cluster
 from moesim.version import VERSION
 
 Row = dict[str, Any]

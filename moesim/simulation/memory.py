@@ -12,8 +12,8 @@ from moesim.candidate import Candidate, Workload
 from moesim.costs.experts import slot_widths
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
 from moesim.errors import CapacityError, ConfigError
+from moesim.hardware import Cluster
 from moesim.simulation.prepare import Prepared, prepare
-from moesim.topology import Cluster
 from moesim.units import GIB
 
 

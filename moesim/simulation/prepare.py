@@ -26,13 +26,13 @@ import numpy as np
 
 from moesim.candidate import Candidate, Workload
 from moesim.errors import ConfigError
+from moesim.hardware import Cluster, check_devices
 from moesim.model import MoELayer, Precision
 from moesim.placement import Placement, Setting, place
 from moesim.ranks import setting_of
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
 from moesim.schedule import Schedule
-from moesim.topology import Cluster, check_devices
 
 if TYPE_CHECKING:
     from moesim.lowering.traffic import Traffic

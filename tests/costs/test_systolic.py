@@ -15,7 +15,7 @@ from moesim.costs.systolic import SystolicKernels, padded
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.topology import single_device
+from moesim.hardware import single_device
 
 TPUS = [name for name in toml.names("devices") if name.startswith("tpu-")]
 LAUNCH_S, STEP_S = 1e-6, 1e-7

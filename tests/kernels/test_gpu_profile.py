@@ -13,8 +13,8 @@ from moesim_kernels.profilers import GpuProfiler
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.errors import MeasurementError
 from moesim.files import toml
-from moesim.hardware import ProfileFile
-from moesim.topology import single_device
+from moesim.hardware import single_device
+from moesim.hardware.profile import ProfileFile
 
 UNKNOWN = Gpu(name="ACME Z9", compute_capability=None, num_sms=30, clock_hz=2e9, shared_bytes=64 << 10,
               memory_bytes=8 << 30, l2_bytes=1 << 15, count=1)

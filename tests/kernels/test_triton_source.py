@@ -10,8 +10,8 @@ from moesim_kernels.triton_source import Triton, is_of, timed_rows
 
 from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
+from moesim.hardware import load_cluster, single_device
 from moesim.model import Gate, MoELayer, Precision
-from moesim.topology import load_cluster, single_device
 
 ALONE, HGX = load_cluster("h100-sxm"), load_cluster("hgx-h100-8")
 WORK = Workload(num_tokens_per_device=12, routing="zipf:0.8", seed=4)

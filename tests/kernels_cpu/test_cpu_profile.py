@@ -15,7 +15,7 @@ from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_fea
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.hardware import ProfileFile, load_profile
+from moesim.hardware.profile import ProfileFile, load_profile
 
 TABLES = {"launch", "stream", "gather", "align", "top_k", "softmax", "cast", "mask", "gemm_float32", "gemm_bfloat16"}
 

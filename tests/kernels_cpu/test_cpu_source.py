@@ -8,12 +8,11 @@ from moesim_kernels import cpu_source
 from moesim_kernels.cpu_source import TorchCpu, runs_as_it_is, small_layer
 
 from moesim.candidate import Candidate, Parallelism, Workload
-from moesim.hardware import load_profile
+from moesim.hardware import load_cluster, load_profile, single_device
 from moesim.model import Gate, MoELayer, Precision
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate
-from moesim.topology import load_cluster, single_device
 from moesim.units import US
 
 CLUSTER = load_cluster("hgx-h100-8")

@@ -7,8 +7,8 @@ import pytest
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.cli import main
+from moesim.hardware import single_device
 from moesim.measured import sources
-from moesim.topology import single_device
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli import main as run_moesim
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.hardware import HostFabric, load_profile
+from moesim.hardware import HostFabric, load_cluster, load_profile, ranks_of_host, single_device
+from moesim.hardware.profile_file import ProfileFile
 from moesim.measured.recalibrate import Recalibration, recalibrate, recalibrated_text, scaled
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import Case
 from moesim.model import MoELayer
-from moesim.profilefile import ProfileFile
 from moesim.report import write_csv
 from moesim.simulation.run import simulate
-from moesim.topology import load_cluster, ranks_of_host, single_device
 from moesim.units import US
 
 FABRIC = HostFabric(backend="gloo", start_s=1e-4, port_bytes_per_s=2e9, ranks=(2,), bytes_per_pair=(1e6,),

@@ -3,10 +3,10 @@
 import pytest
 
 from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.hardware import load_cluster
 from moesim.measured.check import check_candidate
 from moesim.measured.sources import QUANTITIES, STATUSES, VERDICTS, installed_sources
 from moesim.model import Gate, MoELayer, Precision
-from moesim.topology import load_cluster
 
 NAMES = ("gloo", "interpret", "silicon", "torch-cpu", "triton")
 HGX, ALONE = load_cluster("hgx-h100-8"), load_cluster("h100-sxm")

@@ -6,12 +6,12 @@ import pytest
 from moesim.candidate import Candidate, Parallelism
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines.run import run
+from moesim.hardware import load_cluster
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
 from moesim.schedule import Schedule
-from moesim.topology import load_cluster
 
 
 def balanced(devices, domains, tokens, reach):

@@ -10,15 +10,15 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines import ENGINES
 from moesim.engines.run import run
 from moesim.errors import ConfigError
-from moesim.exchanges import EXCHANGES
+from moesim.hardware.exchanges import EXCHANGES
+from moesim.hardware.fabric import fabric_of
+from moesim.hardware.routes import Factors, device_rows, link_bytes, pair_rows
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
 from moesim.schedule import Schedule
-from moesim.topology.fabric import fabric_of
-from moesim.topology.routes import Factors, device_rows, link_bytes, pair_rows
 
 #: small ones of every kind of fabric
 CLUSTERS = {

@@ -7,7 +7,8 @@ import pytest
 
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines.run import run
-from moesim.exchanges import exchange_named
+from moesim.hardware import single_device
+from moesim.hardware.exchanges import exchange_named
 from moesim.lowering import exchange
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
@@ -15,7 +16,6 @@ from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate, Precision
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
-from moesim.topology import single_device
 
 
 @pytest.fixture(autouse=True)

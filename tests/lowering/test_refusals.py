@@ -5,11 +5,11 @@ import pytest
 
 from moesim import load_cluster
 from moesim.errors import CapacityError, ConfigError
+from moesim.hardware.cluster import _build
+from moesim.hardware.cluster_file import ClusterFile
+from moesim.hardware.torus import grid
 from moesim.lowering import alltoall
 from moesim.lowering.alltoall import exchange_program, rank_one_program
-from moesim.topology.cluster import _build
-from moesim.topology.files import ClusterFile
-from moesim.topology.torus import grid
 
 EVEN = np.ones((4, 4))
 
@@ -84,7 +84,7 @@ def test_factored_programs_are_not_expanded_beyond_memory():
 
 def test_domains_that_nothing_joins():
     """The file refuses it; so does the fabric of a cluster made in code."""
-    from moesim.topology.fabric import fabric_of
+    from moesim.hardware.fabric import fabric_of
 
     file = load_cluster("rail-2x2").file.model_copy(update={"scale_out": None})
     cluster = _build("apart", ClusterFile.model_construct(**dict(file)))

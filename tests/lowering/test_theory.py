@@ -13,10 +13,10 @@ from moesim.engines.bound import run_bound
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.engines.run import run
+from moesim.hardware import load_cluster
+from moesim.hardware.fabric import fabric_of
+from moesim.hardware.routes import link_bytes
 from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
-from moesim.topology import load_cluster
-from moesim.topology.fabric import fabric_of
-from moesim.topology.routes import link_bytes
 
 MB = 1e6
 #: bytes for which a few us of hops are nothing

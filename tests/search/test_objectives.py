@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from moesim.economics import PRICED
 from moesim.errors import ConfigError, UnknownNameError
+from moesim.hardware.economics import PRICED
 from moesim.search.objectives import OBJECTIVES, Constraint, costs_of
 
 

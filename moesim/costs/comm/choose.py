@@ -9,8 +9,8 @@ from moesim.costs.comm.kernels import NAMES, comm_kernel
 from moesim.costs.comm.wire import Wire
 from moesim.costs.comm.work import CommKernel, Direction, Ports, Price, Work
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.exchanges import Exchange
-from moesim.topology import Cluster
+from moesim.hardware import Cluster
+from moesim.hardware.exchanges import Exchange
 from moesim.units import US
 
 

@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.exchanges import Exchange, exchange_named
 from moesim.files import toml
-from moesim.hardware import Profile, load_profile
-from moesim.topology.files import ClusterFile
+from moesim.hardware.cluster_file import ClusterFile
+from moesim.hardware.exchanges import Exchange, exchange_named
+from moesim.hardware.profile import Profile, load_profile
+from moesim.hardware.what_if import DEVICE_KEYS, changed_number, changed_profile
 from moesim.units import GB, US
-from moesim.what_if import DEVICE_KEYS, changed_number, changed_profile
 
 _WHAT_IF = "what-if"
 #: what `Cluster.with_` takes for numbers of the file that carry a unit
@@ -140,7 +140,7 @@ class Cluster:
             **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``exchange``; ``scale_up_gb_per_s`` (also
                 ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
                 ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
-                ``nodes_per_leaf``; those of its devices, see `moesim.what_if.DEVICE_KEYS`. Other axes set
+                ``nodes_per_leaf``; those of its devices, see `moesim.hardware.what_if.DEVICE_KEYS`. Other axes set
                 devices_per_node. Rates and device numbers may be factors as text, ``2x``.
 
         Raises:

@@ -22,9 +22,9 @@ from pydantic import Field, model_validator
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Quantity, Sourced, Strict
-from moesim.hardware import Profile
-from moesim.topology import Cluster
-from moesim.what_if import DEVICE_KEYS
+from moesim.hardware.cluster import Cluster
+from moesim.hardware.profile import Profile
+from moesim.hardware.what_if import DEVICE_KEYS
 
 #: columns that `priced` adds; empty for a device whose power or price nobody stated
 PRICED = (

@@ -1,4 +1,4 @@
-"""The fabric as resources: what each pair of devices passes, written as tables that `moesim.topology.routes` walks.
+"""The fabric as resources: what each pair of devices passes, written as tables that `moesim.hardware.routes` walks.
 
 Inside a domain a byte passes the sender's port and the receiver's (a switch), with two uplinks more between PCIe
 switches; the link of the pair (a mesh); or the links of a way through a torus. Between domains it passes the sender's
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.topology.cluster import Cluster
-from moesim.topology.torus import grid, wraps
+from moesim.hardware.cluster import Cluster
+from moesim.hardware.torus import grid, wraps
 from moesim.units import GB
 
 Array = np.ndarray

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.hardware import Profile
+from moesim.hardware.profile import Profile
 
 Pattern = Literal["direct", "two_hop", "staged", "all_gather"]
 
 
 class Machine(Protocol):
-    """What an exchange asks of a cluster: a part of `moesim.topology.Cluster`."""
+    """What an exchange asks of a cluster: a part of `moesim.hardware.cluster.Cluster`."""
 
     @property
     def is_torus(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.hardware import Profile
+from moesim.hardware.profile import Profile
 from moesim.units import GB, GIB, MIB, TERA
 
 _BF16 = "bfloat16"

@@ -1,8 +1,8 @@
 """Device profiles: what a chip can do, each number with its kind and its source.
 
-`moesim.profilefile.ProfileFile` is the file as people write it (units in the keys); `Profile` is what the rest of
-moesim reads, in SI units. A shipped profile never holds fitted efficiencies: those live in calibration files, with
-what they were fitted on. A profile measured on this machine holds its own fit, and how far off that is.
+`moesim.hardware.profile_file.ProfileFile` is the file as people write it (units in the keys); `Profile` is what the
+rest of moesim reads, in SI units. A shipped profile never holds fitted efficiencies: those live in calibration files,
+with what they were fitted on. A profile measured on this machine holds its own fit, and how far off that is.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.files import toml
-from moesim.profilefile import Execution, HostFabricFile, ProfileFile
+from moesim.hardware.profile_file import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
 
@@ -72,7 +72,7 @@ class Profile:
         digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
         provenance: Kind and source of every number, by key path.
         power_w: Rated power, None where the file states none.
-        growth: Key -> factor of the file's number, where `moesim.what_if` changed it.
+        growth: Key -> factor of the file's number, where `moesim.hardware.what_if` changed it.
     """
 
     name: str

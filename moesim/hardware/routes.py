@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from moesim.topology.fabric import MESH, PORTS, TORUS, Fabric
+from moesim.hardware.fabric import MESH, PORTS, TORUS, Fabric
 
 Array = np.ndarray
 
