@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from moesim_kernels.cpu_source import left_out, runs_as_it_is, small_layer
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster, HostFabric
 from moesim.lowering.traffic import Traffic, spread_tokens

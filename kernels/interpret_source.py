@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from moesim_kernels.scaling import scaled_down
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster
 from moesim.measured.sources import CheckRow

@@ -12,7 +12,7 @@ from moesim_kernels.cpu_primitives import DTYPES
 from moesim_kernels.host_fabric import counted, measure_gloo
 from moesim_kernels.timed_layers import LayerRun, time_layers
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision

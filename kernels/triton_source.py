@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.experts import ExpertShape, price_experts
 from moesim.costs.gate import price_gate
 from moesim.costs.load import Load
 from moesim.costs.primitives import kernels_for
+from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster
 from moesim.lowering.traffic import Traffic

@@ -8,7 +8,7 @@
 'simulated'
 """
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster, Profile, load_cluster, load_profile
 from moesim.model import DensePart, Gate, MoELayer, Precision

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from moesim import cli_check, cli_comm, cli_recommend
-from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli_bench import bench_app
 from moesim.cli_kernels import kernels_app
 from moesim.cli_placement import placement_app
@@ -17,6 +16,8 @@ from moesim.cli_quality import quality_app
 from moesim.cli_script import run_command, run_script
 from moesim.cli_study import study_app
 from moesim.cli_trace import trace_app
+from moesim.design.candidate import Candidate, Parallelism, Workload
+from moesim.design.schedule import Schedule
 from moesim.errors import MoesimError
 from moesim.files import toml
 from moesim.hardware import load_cluster, load_profile
@@ -25,7 +26,6 @@ from moesim.model import Gate, Precision
 from moesim.model.hf_config import load_model
 from moesim.model.presets import preset_names
 from moesim.model.widths import read_width
-from moesim.schedule import Schedule
 from moesim.units import GIB, US
 from moesim.version import VERSION
 

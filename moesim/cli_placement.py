@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
 from moesim.model.presets import load_preset

@@ -16,7 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 from moesim.model import DensePart, MoELayer

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from moesim.candidate import Candidate, Parallelism
 from moesim.costs.comm.choose import exchange_kernel
+from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.schedule import Schedule
 from moesim.engines.bound import run_bound
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
@@ -31,7 +32,6 @@ from moesim.model.gate import Gate
 from moesim.placement import place
 from moesim.program import Program, Timeline
 from moesim.routing import Routing, RoutingSpec, route
-from moesim.schedule import Schedule
 from moesim.units import US
 from moesim.version import VERSION
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
+from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster, Profile
 from moesim.placement import PlacementSpec, Setting
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
+from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import memory_need
+from moesim.design.candidate import Candidate, Workload
 from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster

@@ -2,13 +2,13 @@
 
 import hashlib
 
-from moesim.candidate import Candidate
 from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.serial import phase_intervals
+from moesim.design.candidate import Candidate
+from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
-from moesim.schedule import Schedule
 
 #: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)

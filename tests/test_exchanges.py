@@ -7,11 +7,11 @@ import pytest
 
 from moesim import Workload, load_cluster, simulate
 from moesim.costs.comm.wire import Wire
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import EXCHANGES, Exchange, add_exchange, exchange_named
 from moesim.lowering.movement import Leg, Movement
-from moesim.schedule import Schedule
 from moesim.search import Space
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8")

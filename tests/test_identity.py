@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim import Candidate, DensePart, Gate, MoELayer, Parallelism, Precision, Workload, identity, simulate
-from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
+from moesim import Candidate, DensePart, Gate, MoELayer, Parallelism, Precision, Workload, simulate
+from moesim.design import identity
+from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware.exchanges import EXCHANGES
 from moesim.measured.winners import read_winners
 from moesim.model.precision import FORMATS, RECIPES
 from moesim.report import write_csv
-from moesim.schedule import Schedule
 
 COUNTS = st.integers(1, 1 << 40)
 RATES = st.floats(1e-6, 1e6)
@@ -80,7 +81,7 @@ def test_any_design_and_workload_come_back_from_a_csv_file(candidate, workload):
 
 
 def leaves_of(value, path=()):
-    """(path, value) of every field that is no dataclass itself, found without `moesim.identity`."""
+    """(path, value) of every field that is no dataclass itself, found without `moesim.design.identity`."""
     for field in fields(value):
         inner = getattr(value, field.name)
         if is_dataclass(inner):

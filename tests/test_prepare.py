@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, simulate
+from moesim.design.schedule import Schedule
 from moesim.model import Precision
 from moesim.model.gate import Gate
 from moesim.placement import Placement
-from moesim.schedule import Schedule
 from moesim.simulation import memory, prepare, run
 
 WORK = Workload(num_tokens_per_device=256, routing="power_law:1.2")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from moesim import Workload, load_cluster, load_preset, simulate
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.placement import place
 from moesim.ranks import setting_of
-from moesim.schedule import Schedule
 from moesim.search import Space
 from moesim.simulation.prepare import prepare
 

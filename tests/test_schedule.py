@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, load_cluster, simulate
+from moesim.design.schedule import Schedule
 from moesim.engines.run import run
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.routing import RoutingSpec, route
-from moesim.schedule import Schedule
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 

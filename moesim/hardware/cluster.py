@@ -30,7 +30,7 @@ _PLAIN = ("num_nodes", "devices_per_node", "profile", "exchange")
 
 
 class Scheduled(Protocol):
-    """What may name an exchange: `moesim.schedule.Schedule`, which knows more than a cluster needs to."""
+    """What may name an exchange: `moesim.design.schedule.Schedule`, which knows more than a cluster needs to."""
 
     @property
     def exchange(self) -> str | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
+from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
 from moesim.hardware.fabric import TORUS, Fabric
@@ -28,7 +29,6 @@ from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.program.builder import Demands, ProgramBuilder, Waits
-from moesim.schedule import Schedule
 
 Array = np.ndarray
 #: classes of senders; and what calls for them: the spread of their readiness as a share of the exchange, the standard

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.candidate import Parallelism
+from moesim.design.candidate import Parallelism
 from moesim.errors import ConfigError
 from moesim.lowering.counting import count_copies
 from moesim.placement import Placement, turn_of_choice

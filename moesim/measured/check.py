@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.measured.scores import error_scores, ranking

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.gate import price_gate
 from moesim.costs.primitives import kernels_for
+from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Profile, single_device
 from moesim.measured.scores import error_scores
 from moesim.model import MoELayer, Precision

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.costs.comm.choose import ports_of
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.work import Direction, Work
+from moesim.design.candidate import Candidate, Parallelism, Workload
+from moesim.design.schedule import Schedule
 from moesim.engines.run import run
 from moesim.files import toml
 from moesim.files.toml import Source, Strict
@@ -20,7 +21,6 @@ from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program
 from moesim.model import Gate, MoELayer
 from moesim.model.precision import Precision
-from moesim.schedule import Schedule
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 from moesim.units import GB, US

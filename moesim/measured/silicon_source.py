@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import may_fit

@@ -7,7 +7,7 @@ hold is the hardware, which the cluster it names describes.
 from dataclasses import dataclass
 from pathlib import Path
 
-from moesim.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
+from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
 

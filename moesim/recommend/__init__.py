@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from moesim.candidate import Candidate, Phase, Workload
+from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import Economics, load_economics

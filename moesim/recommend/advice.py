@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.memory import MemoryNeed, memory_need
+from moesim.design.candidate import Candidate, Workload
 from moesim.elasticity import Outcome, gain
 from moesim.hardware import Cluster
 from moesim.model import Precision

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from moesim.candidate import Candidate, Parallelism
+from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import EXCHANGES
@@ -21,7 +22,6 @@ from moesim.model import Precision
 from moesim.model.hf_config import Model
 from moesim.model.precision import RECIPES
 from moesim.quality import layer_delta
-from moesim.schedule import Schedule
 
 #: formats that ``auto`` tries beside the published one
 _USUAL = ("bf16", "fp8")

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
+from moesim.design.schedule import Schedule
 from moesim.elasticity import Outcome, outcome
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import exchange_named
 from moesim.model import Precision
-from moesim.schedule import Schedule
 from moesim.simulation.memory import decode_workload
 
 #: tokens of a device in prefill, and the distribution of load of both workloads

@@ -18,7 +18,8 @@ from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
+from moesim.design.schedule import Schedule
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster, load_cluster
 from moesim.model import MoELayer, Precision
@@ -26,7 +27,6 @@ from moesim.model.gate import Gate
 from moesim.model.presets import Preset, load_preset
 from moesim.quality import estimate_loss
 from moesim.result import Result
-from moesim.schedule import Schedule
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import exchange_of, simulate_prepared

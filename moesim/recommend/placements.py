@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.model.presets import load_preset

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
 from moesim.elasticity import Span
 from moesim.hardware import Cluster
 from moesim.model.hf_config import Model

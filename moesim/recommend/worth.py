@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from moesim.candidate import Candidate
+from moesim.design.candidate import Candidate
 from moesim.elasticity import Outcome, elasticity, gain, loss_step, narrowed
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster

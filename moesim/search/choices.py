@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from moesim.candidate import Parallelism
+from moesim.design.candidate import Parallelism
 from moesim.errors import ConfigError
 from moesim.model.widths import checked_widths, parse_widths, width_text
 

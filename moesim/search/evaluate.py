@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from moesim.candidate import Workload
+from moesim.design.candidate import Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics, priced

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.candidate import Candidate
+from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.placement import Placement

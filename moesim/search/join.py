@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moesim.candidate import Workload
+from moesim.design.candidate import Workload
 from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
 from moesim.hardware.economics import load_economics

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.candidate import Candidate
+from moesim.design.candidate import Candidate
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import priced

@@ -15,7 +15,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from moesim.candidate import Candidate
+from moesim.design.candidate import Candidate
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.files.toml import Strict, describe
 from moesim.hardware import Cluster
@@ -25,7 +26,6 @@ from moesim.model.presets import load_preset
 from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
-from moesim.schedule import Schedule
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
 
 T = TypeVar("T")

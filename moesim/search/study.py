@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import optuna
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
+from moesim.design.identity import digest
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError, require_int
 from moesim.hardware import Cluster
 from moesim.hardware.economics import load_economics
-from moesim.identity import digest
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of

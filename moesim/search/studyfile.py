@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from moesim.candidate import Workload
+from moesim.design.candidate import Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict

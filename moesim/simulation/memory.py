@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.experts import slot_widths
 from moesim.costs.memory import MemoryNeed, check_memory, memory_need
+from moesim.design.candidate import Candidate, Workload
 from moesim.errors import CapacityError, ConfigError
 from moesim.hardware import Cluster
 from moesim.simulation.prepare import Prepared, prepare

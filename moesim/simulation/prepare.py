@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate, Workload
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, check_devices
 from moesim.model import MoELayer, Precision
@@ -32,7 +33,6 @@ from moesim.placement import Placement, Setting, place
 from moesim.ranks import setting_of
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
-from moesim.schedule import Schedule
 
 if TYPE_CHECKING:
     from moesim.lowering.traffic import Traffic

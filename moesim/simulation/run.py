@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from moesim.candidate import Candidate, Workload
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.experts import slot_widths, typical_tile
+from moesim.design.candidate import Candidate, Workload
 from moesim.effects import GateEffects
 from moesim.engines.run import run
 from moesim.hardware import Cluster

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, MoELayer, Parallelism, Workload, load_cluster
+from moesim.design.schedule import Schedule
 from moesim.engines.bound import run_bound
 from moesim.engines.event import run_event
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
-from moesim.schedule import Schedule
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 

@@ -8,7 +8,7 @@ import pytest
 from moesim_kernels.runtime import device, triton_mode
 from moesim_kernels.triton_source import Triton, is_of, timed_rows
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import load_cluster, single_device
 from moesim.model import Gate, MoELayer, Precision

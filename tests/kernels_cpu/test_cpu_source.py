@@ -7,7 +7,7 @@ import pytest
 from moesim_kernels import cpu_source
 from moesim_kernels.cpu_source import TorchCpu, runs_as_it_is, small_layer
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.hardware import load_cluster, load_profile, single_device
 from moesim.model import Gate, MoELayer, Precision
 from moesim.routing import RoutingSpec, route

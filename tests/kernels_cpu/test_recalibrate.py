@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.candidate import Candidate, Parallelism, Workload
 from moesim.cli import main as run_moesim
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware import HostFabric, load_cluster, load_profile, ranks_of_host, single_device

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moesim.candidate import Candidate, Parallelism, Workload
+from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.hardware import load_cluster
 from moesim.measured.check import check_candidate
 from moesim.measured.sources import QUANTITIES, STATUSES, VERDICTS, installed_sources

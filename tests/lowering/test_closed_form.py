@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from moesim.candidate import Candidate, Parallelism
 from moesim.costs.comm.choose import exchange_kernel
+from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.schedule import Schedule
 from moesim.engines.run import run
 from moesim.hardware import load_cluster
 from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
-from moesim.schedule import Schedule
 
 
 def balanced(devices, domains, tokens, reach):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moesim import Candidate, Gate, MoELayer, Parallelism, load_cluster
 from moesim.costs.comm.choose import exchange_kernel
+from moesim.design.schedule import Schedule
 from moesim.engines import ENGINES
 from moesim.engines.run import run
 from moesim.errors import ConfigError
@@ -18,7 +19,6 @@ from moesim.lowering.layer import lower_layer
 from moesim.lowering.traffic import spread_tokens
 from moesim.placement import place
 from moesim.routing import RoutingSpec, route
-from moesim.schedule import Schedule
 
 #: small ones of every kind of fabric
 CLUSTERS = {

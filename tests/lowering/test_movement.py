@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moesim.candidate import Parallelism
+from moesim.design.candidate import Parallelism
 from moesim.hardware.exchanges import EXCHANGES, exchange_named
 from moesim.lowering.movement import movement_of
 from moesim.lowering.traffic import spread_tokens

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.candidate import Parallelism
+from moesim.design.candidate import Parallelism
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate
 from moesim.placement import Placement, place

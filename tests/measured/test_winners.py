@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, simulate
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import read_winners
 from moesim.model import Precision
 from moesim.model.gate import Gate
 from moesim.report.tables import write_csv
-from moesim.schedule import Schedule
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8", seed=3)
 CASES = {

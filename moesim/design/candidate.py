@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from moesim import identity
+from moesim.design import identity
+from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
 from moesim.model import DensePart, MoELayer
 from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
-from moesim.schedule import Schedule
 
 Phase = Literal["prefill", "decode"]
 #: what a label names in any case, or by the text of a schedule

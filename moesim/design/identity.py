@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_origin
 
 import numpy as np
 
+from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, MoesimError
 from moesim.model import DensePart
 from moesim.model.gate import Gate
 from moesim.model.precision import Precision
 from moesim.model.widths import read_width, width_text
-from moesim.schedule import Schedule
 from moesim.units import short_number
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def _leaves(kind: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
         elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
             yield from _leaves(annotation, here)
         else:
-            raise TypeError(f"{kind.__name__}.{field.name}: expected a type that moesim.identity can write, got "
+            raise TypeError(f"{kind.__name__}.{field.name}: expected a type that moesim.design.identity can write, got "
                             f"{field.type}")
 
 

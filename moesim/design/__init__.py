@@ -1,0 +1,1 @@
+"""Designs: a candidate, the workload it serves and the schedule it runs by."""
