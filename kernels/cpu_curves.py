@@ -14,7 +14,7 @@ from moesim_kernels.cpu_layer import Sentinel
 from moesim_kernels.cpu_primitives import DTYPES, time_call
 from moesim_kernels.profile_text import quantity, spread
 
-from moesim.costs import serial
+from moesim.costs.devices import serial
 from moesim.units import GB, MIB, TERA, US
 
 Array = np.ndarray

@@ -1,7 +1,7 @@
 """The gate of a layer in torch on the CPU: what `moesim_kernels.cpu_layer` times as its first phase, and by itself.
 
-Each kind does the work that `moesim.costs.gate` prices, in torch's own operations: flat, group-limited, two-level with
-a grouped GEMM over the kept groups, product key without a score for every expert.
+Each kind does the work that `moesim.costs.phases.gate` prices, in torch's own operations: flat, group-limited,
+two-level with a grouped GEMM over the kept groups, product key without a score for every expert.
 
 Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups kept, S experts of one
 group, H hidden size.

@@ -1,4 +1,4 @@
-"""Random calls of the primitives that `moesim.costs.serial` prices, and their times on this CPU.
+"""Random calls of the primitives that `moesim.costs.devices.serial` prices, and their times on this CPU.
 
 Caches are flushed and inputs written before each timing. Just before a timed call the same call runs on a few elements:
 that brings its code back, whose cost is measured once, as ``launch.call_s``, and not in every primitive again. Random
@@ -15,7 +15,7 @@ import torch
 from moesim_kernels.cpu_layer import Sentinel, activate, add_up, align, choose, thread_clock
 from torch.nn.functional import grouped_mm
 
-from moesim.costs import serial
+from moesim.costs.devices import serial
 
 Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,7 +32,7 @@ class Case:
     """One call to time.
 
     Attributes:
-        features: Terms of its table in `moesim.costs.serial`.
+        features: Terms of its table in `moesim.costs.devices.serial`.
         write: Writes its inputs.
         call: The call.
         small: The same call on a few elements.
@@ -78,7 +78,7 @@ class Bench:
         self.weights = torch.ones(2 * _MAX_BYTES // 4)
 
     def case(self, table: str) -> Case:
-        """A random call of a table of `moesim.costs.serial`, such as ``gemm_bfloat16`` or ``top_k``."""
+        """A random call of a table of `moesim.costs.devices.serial`, such as ``gemm_bfloat16`` or ``top_k``."""
         kind, _, name = table.partition("_") if table.startswith("gemm_") else (table, "", "")
         return getattr(self, kind)(name)
 

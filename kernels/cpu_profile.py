@@ -1,9 +1,9 @@
 """A device profile of this machine's CPU, measured: primitives, never a layer.
 
 One torch thread, caches flushed and inputs written before each timing, freed memory kept (`moesim_kernels.cpu_layer`
-says why). Curves (`cpu_curves`) are what a data sheet would tell; coefficients of `moesim.costs.serial` are fitted
-(`cpu_fit`) to random calls of the primitives (`cpu_primitives`), non-negative, with a robust loss on the log of the
-ratio, so that a call of 20 microseconds counts as much as one of 5 milliseconds.
+says why). Curves (`cpu_curves`) are what a data sheet would tell; coefficients of `moesim.costs.devices.serial` are
+fitted (`cpu_fit`) to random calls of the primitives (`cpu_primitives`), non-negative, with a robust loss on the log of
+the ratio, so that a call of 20 microseconds counts as much as one of 5 milliseconds.
 
 ``low`` and ``high`` of a measured number are the P10 and P90 of its repeats; those of a fitted coefficient are the
 coefficient times the P10 and P90 of measured over fitted time in its table. ``[residuals]`` has the P10 and P90 of
@@ -29,7 +29,7 @@ from moesim_kernels.cpu_primitives import DTYPES, Bench
 from moesim_kernels.host_fabric import fabric_or_why, measure_gloo
 from moesim_kernels.profile_text import cpu, held_out, measurement, memory_bytes, quantity, software, sources, spread
 
-from moesim.costs import serial
+from moesim.costs.devices import serial
 from moesim.units import GIB
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from moesim_kernels.scaling import plain_gate, scaled_down
 
-from moesim.costs.serial import phase_intervals
+from moesim.costs.devices.serial import phase_intervals
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster, Profile, load_profile, single_device
 from moesim.measured.sources import CheckRow

@@ -11,7 +11,7 @@ from typing import Any
 from moesim_kernels.cpu_layer import Sentinel, measuring, time_gate
 from moesim_kernels.cpu_primitives import DTYPES
 
-from moesim.costs.serial import phase_intervals
+from moesim.costs.devices.serial import phase_intervals
 from moesim.hardware import Profile
 from moesim.measured.gate_rows import GateCase, gate_layers, simulated_gate
 from moesim.model import MoELayer

@@ -1,7 +1,8 @@
 """A device profile of this machine's GPU, measured: GEMMs, streams, gathers, launches, all-to-all between its GPUs.
 
 Peak rates and bandwidth of a profile are those of a data sheet, since calibrated prices are shares of them
-(`moesim.costs.gpu`). A GPU that a shipped profile describes keeps that profile's figures; of another one they are
+(`moesim.costs.devices.gpu`). A GPU that a shipped profile describes keeps that profile's figures; of another one they
+are
 derived: the figure at which the calibrated model reaches what was measured here. Measured rates by format and size,
 curves by access size and working set, and launch times stand beside them with minimum, median, P10 and P90.
 

@@ -1,10 +1,10 @@
 """Which tiles a layer's two grouped GEMMs run with: asked for, tuned on this GPU, or the best by the simulator's model.
 
-`best_tiles` prices every shipped tile with the model the simulator charges (`moesim.costs.gpu`: tiles of the expert
-histogram, waves over the multiprocessors, iterations of a tile) and takes the pair that is done first; choosing by the
-number of tokens alone leaves much of that (RaMP, arXiv 2604.26039). Where the histogram is on the device and stays
-there, `expected_counts` stands for it. Shipped are the tiles of `tile_config`, one for each number of rows: those that
-`moesim_kernels.compile_check` compiles.
+`best_tiles` prices every shipped tile with the model the simulator charges (`moesim.costs.devices.gpu`: tiles of the
+expert histogram, waves over the multiprocessors, iterations of a tile) and takes the pair that is done first; choosing
+by the number of tokens alone leaves much of that (RaMP, arXiv 2604.26039). Where the histogram is on the device and
+stays there, `expected_counts` stands for it. Shipped are the tiles of `tile_config`, one for each number of rows: those
+that `moesim_kernels.compile_check` compiles.
 
 Tuned tables are what `moesim kernels tune` writes: CSV files in the folder ``kernel_tiles`` of the user's data, or
 those that $MOESIM_TILES names (several with a path separator between them).
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from moesim_kernels.tiles import Limits, Tile, tile_config
 
+from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.files.toml import index_names, user_folder

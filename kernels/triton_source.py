@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.costs.experts import ExpertShape, price_experts
-from moesim.costs.gate import price_gate
+from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
+from moesim.costs.phases.experts import ExpertShape, price_experts
+from moesim.costs.phases.gate import price_gate
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster

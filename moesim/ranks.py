@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.costs.memory import memory_need
+from moesim.costs.phases.memory import memory_need
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster, Profile
 from moesim.placement import PlacementSpec, Setting

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.costs.memory import memory_need
+from moesim.costs.phases.memory import memory_need
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError

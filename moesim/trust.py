@@ -4,7 +4,7 @@ import hashlib
 
 from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
-from moesim.costs.serial import phase_intervals
+from moesim.costs.devices.serial import phase_intervals
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moesim import Gate, Workload, simulate
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files.toml import find
 from moesim.model.gate_kinds import GATE_KINDS, GateKind, add_gate_kind, gate_kind

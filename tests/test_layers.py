@@ -70,7 +70,7 @@ def inner_edges():
 
 
 def unit(name):
-    """`moesim.costs.gpu` -> `costs`; the package itself is the facade over all."""
+    """`moesim.costs.devices.gpu` -> `costs`; the package itself is the facade over all."""
     return name.split(".")[1] if "." in name else ""
 
 

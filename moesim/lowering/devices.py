@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.costs.devices.primitives import Kernels, kernels_for
 from moesim.costs.phase import PhaseCost
-from moesim.costs.primitives import Kernels, kernels_for
 from moesim.hardware import Cluster
 from moesim.program.builder import Demands, ProgramBuilder
 

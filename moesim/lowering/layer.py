@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from moesim.costs.comm.work import CommKernel
-from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
-from moesim.costs.gate import price_gate
+from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
-from moesim.costs.primitives import Kernels
+from moesim.costs.phases.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
+from moesim.costs.phases.gate import price_gate
+from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.tiles import Tile
-from moesim.costs.tokens import price_permute, price_reduce
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
+from moesim.costs.phases.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.lowering.devices import Devices

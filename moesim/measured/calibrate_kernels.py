@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moesim.costs.calibration import Calibration, generation_of
-from moesim.costs.gpu import WaveKernels
+from moesim.costs.devices.gpu import WaveKernels
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured import silicon
@@ -26,7 +26,7 @@ from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, wr
 from moesim.measured.rows import RowDraws, draw_rows
 from moesim.measured.scores import error_scores
 
-#: what they mean is in `moesim.costs.gpu`
+#: what they mean is in `moesim.costs.devices.gpu`
 BOUNDS: Bounds = {
     "mma_efficiency": (0.9, 0.5, 1.0),
     "iteration_overhead_cycles": (146.0, 1.0, 600.0),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.costs.gate import price_gate
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.phases.gate import price_gate
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Profile, single_device
 from moesim.measured.scores import error_scores

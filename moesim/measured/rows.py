@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from moesim.costs.calibration import load_calibration
-from moesim.costs.experts import ExpertShape, price_experts
-from moesim.costs.gpu import WaveKernels
+from moesim.costs.devices.gpu import WaveKernels
 from moesim.costs.load import Load, idle_blocks
+from moesim.costs.phases.experts import ExpertShape, price_experts
 from moesim.costs.tiles import Tile, num_blocks, sglang_tile, vllm_tile
 from moesim.hardware import Profile
 from moesim.measured import silicon

@@ -2,7 +2,7 @@
 
 A record says which numbers its text takes, which counts of experts it can choose among, how many weights it has and
 what it costs. Nothing else in moesim lists kinds. A new one is a record here, or anywhere else with `add_gate_kind`;
-its price is the name of one that `moesim.costs.gate` has, or a function of one's own.
+its price is the name of one that `moesim.costs.phases.gate` has, or a function of one's own.
 """
 
 import math
@@ -71,8 +71,8 @@ class GateKind:
     Attributes:
         name: The name that gates use as text.
         about: What it does, in a line.
-        price: What a decision costs: a name of `moesim.costs.gate.PRICES`, or a function of (primitives of a device,
-            layer, ndarray of shape (D,): tokens that decide) that returns a `moesim.costs.phase.PhaseCost`.
+        price: What a decision costs: a name of `moesim.costs.phases.gate.PRICES`, or a function of (primitives of a
+            device, layer, ndarray of shape (D,): tokens that decide) that returns a `moesim.costs.phase.PhaseCost`.
         numbers: The two fields whose numbers stand after its name in text, such as ``two_level:16:4``; none for none.
         needs_numbers: Whether text must name them.
         grouped: Whether it has groups of experts.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moesim.costs.memory import MemoryNeed, memory_need
+from moesim.costs.phases.memory import MemoryNeed, memory_need
 from moesim.design.candidate import Candidate, Workload
 from moesim.elasticity import Outcome, gain
 from moesim.hardware import Cluster

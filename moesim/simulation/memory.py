@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.experts import slot_widths
-from moesim.costs.memory import MemoryNeed, check_memory, memory_need
+from moesim.costs.phases.experts import slot_widths
+from moesim.costs.phases.memory import MemoryNeed, check_memory, memory_need
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import CapacityError, ConfigError
 from moesim.hardware import Cluster

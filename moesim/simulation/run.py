@@ -3,7 +3,7 @@
 import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
-from moesim.costs.experts import slot_widths, typical_tile
+from moesim.costs.phases.experts import slot_widths, typical_tile
 from moesim.design.candidate import Candidate, Workload
 from moesim.effects import GateEffects
 from moesim.engines.run import run

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
 from moesim.engines.run import run
 from moesim.measured import silicon
 from moesim.measured.rows import draw_rows

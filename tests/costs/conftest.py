@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.costs.experts import ExpertShape, price_experts
-from moesim.costs.gate import price_gate
 from moesim.costs.load import Load
+from moesim.costs.phases.experts import ExpertShape, price_experts
+from moesim.costs.phases.gate import price_gate
+from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.tiles import Tile
-from moesim.costs.tokens import price_permute, price_reduce
 from moesim.costs.work import GemmSpec
 from moesim.model import Gate, Precision
 
@@ -33,7 +33,8 @@ def test_gemm(plain):
     iterations of 2 x 128 x 64 x 64 FLOP; 2 x 128 x 256 weights and 131 x (256 + 128) activations, 2 bytes each.
     """
     def price(counts, **options):
-        return plain.grouped_gemm(load_of(counts), 128, 256, GemmSpec(tile=TILE, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0, **options))
+        return plain.grouped_gemm(load_of(counts), 128, 256, GemmSpec(tile=TILE, fmt="bfloat16", weight_bytes=2.0,
+                                                                      input_bytes=2.0, **options))
 
     cost = price([130, 1])
     compute, memory = 4 * 2 * 128 * 64 * 64 / 1000 / 1e9, (2 * 128 * 256 * 2 + 131 * (256 + 128) * 2) / GB_PER_S

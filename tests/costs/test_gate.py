@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from moesim.costs.gate import _quantiles, price_gate
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.phases.gate import _quantiles, price_gate
 from moesim.hardware import load_profile
 from moesim.model import Gate, MoELayer
 

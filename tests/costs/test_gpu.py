@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.costs.experts import ExpertShape, price_experts, typical_tile
-from moesim.costs.gate import price_gate
+from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
+from moesim.costs.phases.experts import ExpertShape, price_experts, typical_tile
+from moesim.costs.phases.gate import price_gate
+from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.tiles import heuristic_tile
-from moesim.costs.tokens import price_permute, price_reduce
 from moesim.costs.work import GemmSpec
 from moesim.model import Gate, Precision
 

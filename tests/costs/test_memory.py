@@ -3,7 +3,7 @@
 import pytest
 
 from moesim import Workload, load_preset, simulate
-from moesim.costs.memory import MemoryNeed, check_memory, memory_need
+from moesim.costs.phases.memory import MemoryNeed, check_memory, memory_need
 from moesim.errors import CapacityError
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.simulation.memory import memory_of

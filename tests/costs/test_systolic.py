@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.costs.calibration import load_calibration
+from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.devices.systolic import SystolicKernels, padded
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
-from moesim.costs.systolic import SystolicKernels, padded
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.files import toml

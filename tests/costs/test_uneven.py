@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.costs.experts import ExpertShape, price_experts, price_layer_experts, slot_widths
+from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
+from moesim.costs.phases.experts import ExpertShape, price_experts, price_layer_experts, slot_widths
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.work import GemmSpec, GemmWork
 from moesim.hardware import load_profile

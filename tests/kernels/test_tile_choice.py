@@ -24,8 +24,8 @@ from moesim_kernels.tile_choice import (
 )
 from moesim_kernels.tiles import LIMITS, Tile, tile_config
 
+from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.primitives import kernels_for
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
@@ -68,7 +68,8 @@ def test_the_best_tile_is_the_models_least(name, target, skew, tokens):
     load = Load.of(counts_E[None], np.array([tokens * 2]), best.block_m)
     wide = Tile(block_m=best.block_m, block_n=2 * best.block_n, block_k=best.block_k, group_m=best.group_m,
                 num_warps=best.num_warps, num_stages=best.num_stages)
-    cost = kernels_for(profile).grouped_gemm(load, 3072, 2048, GemmSpec(tile=wide, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0))
+    cost = kernels_for(profile).grouped_gemm(load, 3072, 2048, GemmSpec(tile=wide, fmt="bfloat16", weight_bytes=2.0,
+                                                                        input_bytes=2.0))
     assert min(seconds) == float(cost.solo_s_D()[0])
 
 

@@ -10,8 +10,8 @@ from moesim_kernels import cpu_curves, cpu_profile
 from moesim_kernels.cpu_layer import CONTENDED
 from moesim_kernels.cpu_profile import measure_profile
 
+from moesim.costs.devices.serial import SerialKernels, gemm_features, missing, top_k_features
 from moesim.costs.load import Load
-from moesim.costs.serial import SerialKernels, gemm_features, missing, top_k_features
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.files import toml

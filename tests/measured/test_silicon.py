@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, MoELayer, Parallelism, Precision, Workload, load_cluster, load_profile
-from moesim.costs.primitives import kernels_for
+from moesim.costs.devices.primitives import kernels_for
 from moesim.measured import silicon
 from moesim.measured.calibrate_kernels import collect, fit_groups, may_fit
 from moesim.measured.rows import draw_rows

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer

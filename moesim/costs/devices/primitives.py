@@ -5,11 +5,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from moesim.costs.calibration import load_calibration
-from moesim.costs.gpu import WaveKernels
+from moesim.costs.devices.gpu import WaveKernels
+from moesim.costs.devices.serial import SerialKernels
+from moesim.costs.devices.systolic import SystolicKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
-from moesim.costs.serial import SerialKernels
-from moesim.costs.systolic import SystolicKernels
 from moesim.costs.work import GemmSpec
 from moesim.hardware import Profile
 

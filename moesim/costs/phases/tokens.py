@@ -5,8 +5,8 @@ Shape legend: D devices.
 
 import numpy as np
 
+from moesim.costs.devices.primitives import Kernels
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.primitives import Kernels
 from moesim.model import MoELayer
 
 Array = np.ndarray

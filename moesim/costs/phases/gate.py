@@ -15,9 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.primitives import Kernels
 from moesim.costs.tiles import heuristic_tile
 from moesim.costs.work import GemmSpec
 from moesim.errors import UnknownNameError
