@@ -18,7 +18,7 @@ from moesim.design.candidate import Candidate, Workload
 from moesim.engines.bound_many import run_bound_many
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
-from moesim.lowering.of_widths import demands_of_widths
+from moesim.lowering.widths import demands_of_widths
 from moesim.program import Program
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import lower, simulate_prepared
