@@ -26,7 +26,7 @@ from moesim.model import MoELayer
 from moesim.model.widths import short_text
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.run import simulate
-from moesim.trust import ASSUMED_INTERVAL
+from moesim.simulation.trust import ASSUMED_INTERVAL
 from moesim.units import US
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate
-from moesim.trust import ASSUMED_INTERVAL
+from moesim.simulation.trust import ASSUMED_INTERVAL
 from moesim.units import US
 
 _RANKS, _TOKENS = 2, 256

@@ -17,8 +17,8 @@ from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
-from moesim.result import Result
 from moesim.simulation.prepare import prepare
+from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
 from moesim.units import US
 from moesim.version import VERSION

@@ -28,7 +28,7 @@ from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate_prepared
-from moesim.trust import ASSUMED_INTERVAL, trust_of
+from moesim.simulation.trust import ASSUMED_INTERVAL, trust_of
 from moesim.units import US
 
 if TYPE_CHECKING:

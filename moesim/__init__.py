@@ -13,7 +13,7 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster, Profile, load_cluster, load_profile
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.presets import load_preset
-from moesim.result import Result
+from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
 from moesim.version import VERSION
 

@@ -32,7 +32,7 @@ def bench_alltoall(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """All-to-all between all devices of a cluster, alone: bytes over the data sheet's rates, without overheads."""
-    from moesim.exchange_bench import time_exchange
+    from moesim.simulation.alltoall import time_exchange
 
     machine = load_cluster(cluster)
     if machine.num_devices < 2:

@@ -26,9 +26,9 @@ from moesim.quality.laws import GRANULARITY_RANGE, granularity_term, joint_loss
 from moesim.quality.layers import layer_deltas
 from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
-from moesim.result import Result
+from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
-from moesim.trust import ASSUMED_INTERVAL, intervals_of
+from moesim.simulation.trust import ASSUMED_INTERVAL, intervals_of
 
 #: of the fine-grained law's step, what it may be
 _STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)

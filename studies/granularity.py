@@ -2,7 +2,7 @@
 
 Lowers the same layer at device and at pair granularity and compares the exact fluid model of the
 first with the second, chunk by chunk (``event_compiled``; ``--reference flow`` up to 64 devices),
-over topologies and over the six kinds of traffic that `moesim.granularity` describes.
+over topologies and over the six kinds of traffic that `moesim.simulation.granularity` describes.
 
 Writes granularity.csv (a row per case), summary.csv (by topology) and granularity.html.
 """
@@ -18,11 +18,11 @@ from moesim import load_cluster
 from moesim.cli_script import Out, Quick, run_script
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
-from moesim.granularity import MOST_FLOW_DEVICES, TRAFFIC, compare, error_summary
 from moesim.report.network_plots import granularity_errors
 from moesim.report.plots import write_html
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
+from moesim.simulation.granularity import MOST_FLOW_DEVICES, TRAFFIC, compare, error_summary
 
 OUT = Path(__file__).parent / "out" / "granularity"
 CLUSTERS = dict(

@@ -3,7 +3,7 @@
 NVLink domains of any size (star), nodes of 8 joined by rails (rail), and TPU tori, by the engines
 ``bound``, ``flow`` (one transfer per device) and ``event_compiled`` (one per pair, one chunk each).
 Every point is a process of its own. A point that would take more than ``--seconds`` or ``--gib``,
-going by how the ones before it grew, is left out and says so (`moesim.exchange_scaling`).
+going by how the ones before it grew, is left out and says so (`moesim.simulation.scaling`).
 
 Writes scaling.csv and scaling.html.
 """
@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 
 from moesim.cli_script import Out, Quick, RoutingText, run_script
-from moesim.exchange_scaling import COLUMNS, SHOWN, Limits, scaling_rows
 from moesim.report.network_plots import scaling_lines
 from moesim.report.plots import write_html
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
+from moesim.simulation.scaling import COLUMNS, SHOWN, Limits, scaling_rows
 
 OUT = Path(__file__).parent / "out" / "scaling"
 SIZES = (8, 64, 256, 1024, 4096, 16384)

@@ -130,7 +130,7 @@ def test_inner_modules_are_imported_at_the_top():
     """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
     lazy_ok = {"moesim.engines": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
                "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
-               "moesim.simulation.prepare": {"moesim.lowering.traffic"}, "moesim.effects": {"moesim.lowering.traffic"},
+               "moesim.simulation.prepare": {"moesim.lowering.traffic"}, "moesim.simulation.effects": {"moesim.lowering.traffic"},
                    "moesim.placement.slots": {"moesim.placement.turns"},
                "moesim.routing.systematic": {"moesim.routing.swaps"},
                "moesim.routing.capacity": {"moesim.routing.places"}}

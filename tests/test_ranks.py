@@ -9,9 +9,9 @@ from moesim import Workload, load_cluster, load_preset, simulate
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.placement import place
-from moesim.ranks import setting_of
 from moesim.search import Space
 from moesim.simulation.prepare import prepare
+from moesim.simulation.setting import setting_of
 
 WORK = Workload(num_tokens_per_device=64, routing="zipf:0.8")
 

@@ -9,8 +9,8 @@ from moesim import Workload, load_cluster, simulate
 from moesim.design.schedule import Schedule
 from moesim.engines import ENGINES
 from moesim.files import toml
-from moesim.result import RESULT_COLUMNS
-from moesim.trust import granularity_of
+from moesim.simulation.result import RESULT_COLUMNS
+from moesim.simulation.trust import granularity_of
 
 WORK = Workload(num_tokens_per_device=512, routing="power_law:1.2")
 

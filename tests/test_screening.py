@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moesim import Workload, load_cluster, simulate
-from moesim.screening import bounds_of
 from moesim.search import Space
+from moesim.simulation.screening import bounds_of
 
 CHOICES = {"num_experts": [64, 128], "top_k": [2, 8], "expert_intermediate_size": [1000, 1536, 4096],
            "gate": ["flat", "two_level:8:4"], "placement": ["contiguous", "eplb"], "precision": ["bf16", "fp8"]}

@@ -147,7 +147,7 @@ class Economics:
 
         Args:
             cluster: Which.
-            utilisation: Mean utilisation of each kind of resource: `moesim.result.Result.mean_utilisation`.
+            utilisation: Mean utilisation of each kind of resource: `moesim.simulation.result.Result.mean_utilisation`.
 
         Raises:
             ConfigError: A device of unknown rated power.

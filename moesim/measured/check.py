@@ -19,7 +19,7 @@ from moesim.measured.scores import error_scores, ranking
 from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
-from moesim.trust import basis_digest
+from moesim.simulation.trust import basis_digest
 from moesim.version import VERSION
 
 CHECK_COLUMNS = (

@@ -1,6 +1,6 @@
 """``recommend``: parallelism, placement, redundancy and format for a model on a cluster, without writing a study.
 
-Every design of `moesim.recommend.designs` is bounded by `moesim.screening`; the best that fit are simulated by the
+Every design of `moesim.recommend.designs` is bounded by `moesim.simulation.screening`; the best that fit are simulated by the
 ``flow`` engine, and the first of those again by ``event_compiled``. Of the designs that no other beats for certain
 (`moesim.recommend.ties`) the simplest is recommended: the format that loses least on the published one, then whole
 experts (no tp), few copies, a plain placement, one micro-batch; of equals the fastest.
@@ -28,10 +28,10 @@ from moesim.recommend.advice import helps, room_for_kv, would_hold
 from moesim.recommend.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
 from moesim.recommend.recommendation import Choice, Help, Objective, Recommendation
 from moesim.recommend.ties import Priced, groups
-from moesim.result import Result
-from moesim.screening import Bounds, bounds_of
 from moesim.simulation.prepare import prepare
+from moesim.simulation.result import Result
 from moesim.simulation.run import exchange_of, simulate
+from moesim.simulation.screening import Bounds, bounds_of
 from moesim.units import GIB
 
 #: tokens of a device where none are named: those that DeepEP's README tables its two modes at

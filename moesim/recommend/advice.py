@@ -12,9 +12,9 @@ from moesim.hardware import Cluster
 from moesim.model import Precision
 from moesim.model.hf_config import Model
 from moesim.recommend.recommendation import Help
-from moesim.result import Result
+from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
-from moesim.trust import intervals_of
+from moesim.simulation.trust import intervals_of
 from moesim.units import GIB
 
 #: key of `Cluster.with_` -> in words

@@ -6,7 +6,7 @@ of them also a local search, which is too slow for all. Exchanges: the cluster's
 own, and those whose kernels exist on its fabric. DeepEP runs on NVIDIA GPUs over NVLink, its low-latency mode is made
 for decoding and its normal mode for prefill (deepseek-ai/DeepEP, README); NVL72's kernels belong to such racks.
 Formats: what the model is published in, bf16 and fp8, as far as the device has a rate for them; those are measured
-(`moesim.trust`), and cost next to nothing in loss. 4-bit weights and int8 are tried where they are named.
+(`moesim.simulation.trust`), and cost next to nothing in loss. 4-bit weights and int8 are tried where they are named.
 """
 
 from collections.abc import Iterator

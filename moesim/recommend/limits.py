@@ -26,9 +26,9 @@ from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.model.presets import Preset, load_preset
 from moesim.quality import estimate_loss
-from moesim.result import Result
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import Prepared, prepare
+from moesim.simulation.result import Result
 from moesim.simulation.run import exchange_of, simulate_prepared
 from moesim.units import GIB, US
 from moesim.version import VERSION

@@ -16,8 +16,8 @@ from moesim.model.presets import load_preset
 from moesim.placement import REPLICATING
 from moesim.rebalance import rebalanced
 from moesim.refine import refine
-from moesim.result import Result
 from moesim.simulation.prepare import prepare
+from moesim.simulation.result import Result
 from moesim.simulation.run import simulate_prepared
 from moesim.units import US
 from moesim.version import VERSION

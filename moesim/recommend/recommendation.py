@@ -7,7 +7,7 @@ from moesim.design.candidate import Candidate, Workload
 from moesim.elasticity import Span
 from moesim.hardware import Cluster
 from moesim.model.hf_config import Model
-from moesim.result import Result
+from moesim.simulation.result import Result
 from moesim.units import GIB, US
 
 Objective = Literal["throughput", "cost", "energy"]

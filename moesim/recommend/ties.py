@@ -3,7 +3,7 @@
 A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert time, the factor on
 expert kernels cannot turn that around. So it is the interval of their ratio that decides (`moesim.elasticity.gain`),
 not the overlap of two intervals that are off together. On top of it differences below `FLOOR` are ties: what transfers
-simulated per device, instead of per pair, were off at worst (`moesim.trust.granularity_of`).
+simulated per device, instead of per pair, were off at worst (`moesim.simulation.trust.granularity_of`).
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from moesim.elasticity import Outcome, gain
 from moesim.hardware import Cluster
-from moesim.result import Result
-from moesim.trust import intervals_of
+from moesim.simulation.result import Result
+from moesim.simulation.trust import intervals_of
 
 #: relative differences that are no difference: of ``device`` and of ``device_loose`` granularity
 FLOOR, LOOSE_FLOOR = 0.06, 0.14

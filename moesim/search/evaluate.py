@@ -9,11 +9,11 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics, priced
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
-from moesim.result import RESULT_COLUMNS
 from moesim.search.objectives import Constraint
 from moesim.search.space import Space
+from moesim.simulation.result import RESULT_COLUMNS
 from moesim.simulation.run import simulate
-from moesim.trust import basis_digest
+from moesim.simulation.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION
 

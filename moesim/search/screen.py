@@ -2,7 +2,7 @@
 
 The bound engine is some twenty times cheaper than the fluid one and ranks candidates nearly as it does; how nearly is
 reported at the end of every study that used it (`fidelity`). Points go by their number in the space: the choice of
-width changes fastest, so that points that share a program (`moesim.screening`) come together.
+width changes fastest, so that points that share a program (`moesim.simulation.screening`) come together.
 
 Shape legend: N points, M objectives.
 """
@@ -19,13 +19,13 @@ from moesim.hardware import Cluster
 from moesim.hardware.economics import priced
 from moesim.model import MoELayer
 from moesim.quality import estimate_loss
-from moesim.screening import bounds_of
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator
 from moesim.search.objectives import costs_of, layer_columns
 from moesim.search.pareto import spread, survivors
 from moesim.search.space import Space
 from moesim.search.trial import Trial
+from moesim.simulation.screening import bounds_of
 from moesim.units import GIB, US
 
 #: points of one piece of work

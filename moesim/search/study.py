@@ -36,7 +36,7 @@ from moesim.search.screen import screened_points
 from moesim.search.space import Space
 from moesim.search.storage import is_url, open_study, read_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
-from moesim.trust import calibration_digests
+from moesim.simulation.trust import calibration_digests
 from moesim.version import VERSION
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]

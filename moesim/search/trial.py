@@ -8,9 +8,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from moesim.hardware.economics import PRICED
-from moesim.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 from moesim.search.evaluate import MEMORY, Evaluation
 from moesim.search.space import GROUPS, Space
+from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 
 #: columns of trials.csv, in order: frozen by a test, since people read the files with scripts; those of a space's
 #: hardware follow after these

@@ -30,9 +30,9 @@ from moesim.errors import ConfigError
 from moesim.hardware import Cluster, check_devices
 from moesim.model import MoELayer, Precision
 from moesim.placement import Placement, Setting, place
-from moesim.ranks import setting_of
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
+from moesim.simulation.setting import setting_of
 
 if TYPE_CHECKING:
     from moesim.lowering.traffic import Traffic

@@ -5,16 +5,16 @@ import numpy as np
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.phases.experts import slot_widths, typical_tile
 from moesim.design.candidate import Candidate, Workload
-from moesim.effects import GateEffects
 from moesim.engines.run import run
 from moesim.hardware import Cluster
 from moesim.placement import Placement
 from moesim.program import Program
-from moesim.result import Result
+from moesim.simulation.effects import GateEffects
 from moesim.simulation.memory import memory_of
 from moesim.simulation.phases import busiest_utilisation, critical_phases, experts_time_s, mean_utilisation
 from moesim.simulation.prepare import Prepared, prepare
-from moesim.trust import basis_digest, granularity_of, trust_of
+from moesim.simulation.result import Result
+from moesim.simulation.trust import basis_digest, granularity_of, trust_of
 from moesim.units import MB
 from moesim.version import VERSION
 

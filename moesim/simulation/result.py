@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
-from moesim.effects import COLUMNS, GateEffects
+from moesim.simulation.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
@@ -51,7 +51,7 @@ class Result:
         profile_hash: Hash over cluster, device and calibration files.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
         granularity: ``device`` or ``pair``, as transfers were simulated; ``device_loose`` where one transfer per device
-            is known to be loose: see `moesim.trust.granularity_of`.
+            is known to be loose: see `moesim.simulation.trust.granularity_of`.
     """
 
     candidate: Candidate
