@@ -136,7 +136,7 @@ def rebalance_once(
     seed: Seed = 0,
 ) -> None:
     """What a new plan gains, what it costs to move the weights, and after how many passes that has paid back."""
-    from moesim.rebalance import rebalance
+    from moesim.operations.rebalance import rebalance
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare
 

@@ -35,8 +35,8 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="Write the recommended design and its alternatives as CSV.")] = None,
 ) -> None:
     """Recommend parallelism, placement, replicas and format for a model's MoE layers on a cluster."""
-    from moesim.recommend import recommend as run
-    from moesim.recommend.text import lines_of
+    from moesim.advice.recommend import recommend as run
+    from moesim.advice.text import lines_of
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 

@@ -3,7 +3,7 @@
 Splits the width of all experts of a published model's layer into 1,024 to 1,048,576 experts, at the
 model's own size, 100 and 1,000 times it. Every point is simulated with three gates on 8, 64 and
 1,024 H100s, rails between nodes of 8, and, with product keys, as if all 1,024 were one NVLink
-domain. Then every remedy is tried by itself. `moesim.recommend.limits` says what counts as broken.
+domain. Then every remedy is tried by itself. `moesim.advice.limits` says what counts as broken.
 Writes points.csv, breaks.csv, remedies.csv and million_experts.html.
 """
 
@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
+from moesim.advice import breaking
+from moesim.advice.limits import limit_points, limit_rows
 from moesim.cli_script import Out, Quick, Seed, Workers, run_script
-from moesim.recommend import breaking
-from moesim.recommend.limits import limit_points, limit_rows
 from moesim.report import write_csv
 from moesim.report.plots import write_html
 from moesim.report.study_plots import lines_by_experts

@@ -2,7 +2,7 @@
 
 One MoE layer of DeepSeek-V3 (256 experts, 8 of them per token), on one HGX H100 node of 8 and on 8
 nodes of 8 joined by rails, with 0 and 64 redundant experts for the strategies that place copies.
-`moesim.recommend.placements` scores each plan on its own loads and one step of drift later.
+`moesim.advice.placements` scores each plan on its own loads and one step of drift later.
 
 Writes placements.csv (a row per cluster, distribution, strategy and redundancy), drift.csv (layer
 time step by step under new plans, with what moving the weights costs), best.csv (the fastest
@@ -17,8 +17,8 @@ from typing import Annotated
 import typer
 
 from moesim import load_cluster
+from moesim.advice.placements import COLUMNS, SHOWN, PlacementCase, fastest, shown, with_speed_up
 from moesim.cli_script import Out, Quick, Seed, run_script
-from moesim.recommend.placements import COLUMNS, SHOWN, PlacementCase, fastest, shown, with_speed_up
 from moesim.report.placement_plots import drift_lines, strategy_heatmap
 from moesim.report.plots import write_html
 from moesim.report.tables import writable_folder, write_csv

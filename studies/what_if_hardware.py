@@ -2,8 +2,8 @@
 
 For a published model and a cluster, every number of the hardware and of the design is changed by
 itself: elasticities from +-10 %, the gain of twice as much, what that does to price and power by
-the economics file, and, where the design changes, to the loss (`moesim.recommend.worth`). The
-workloads are prefill, and decoding as many sequences as memory holds (`moesim.recommend.doubled`).
+the economics file, and, where the design changes, to the loss (`moesim.advice.worth`). The
+workloads are prefill, and decoding as many sequences as memory holds (`moesim.advice.doubled`).
 
 Placement, exchange and micro-batches are the fastest for the unchanged model, and stay so unless
 ``--replan``. Hardware that nobody built counts as ``spec_sheet``.
@@ -17,11 +17,11 @@ from typing import Annotated
 import typer
 
 from moesim import Candidate, Precision, load_cluster, load_preset
+from moesim.advice.doubled import System
+from moesim.advice.worth import COLUMNS, SHOWN, Comparison, answer, ranked
 from moesim.cli_script import EconomicsName, Out, Quick, Seed, run_script
 from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
-from moesim.recommend.doubled import System
-from moesim.recommend.worth import COLUMNS, SHOWN, Comparison, answer, ranked
 from moesim.report import write_csv
 from moesim.report.plots import write_html
 from moesim.report.study_plots import gain_bars

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moesim import Candidate, Parallelism, Precision, Workload, load_cluster, load_preset
-from moesim.elasticity import elasticity, gain, loss_step, narrowed, outcome
+from moesim.advice.gains import elasticity, gain, loss_step, narrowed, outcome
 from moesim.errors import CapacityError, ConfigError
 from moesim.simulation.memory import decode_workload, memory_of
 from moesim.simulation.prepare import prepare

@@ -7,7 +7,7 @@ import pytest
 
 from moesim import Workload, load_cluster, load_preset
 from moesim.errors import ConfigError
-from moesim.rebalance import Rebalance, migration_s, rebalance, rebalanced
+from moesim.operations.rebalance import Rebalance, migration_s, rebalance, rebalanced
 from moesim.simulation.prepare import prepare
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8+drift:0.1")

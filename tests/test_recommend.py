@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, load_cluster, simulate
+from moesim.advice.designs import candidates, exchanges, formats, loss_delta, placements, sized, splits
+from moesim.advice.recommend import recommend
+from moesim.advice.ties import FLOOR, Priced, groups, told_apart
 from moesim.errors import CapacityError, ConfigError
 from moesim.files import toml
 from moesim.model.hf_config import load_model
-from moesim.recommend import recommend
-from moesim.recommend.designs import candidates, exchanges, formats, loss_delta, placements, sized, splits
-from moesim.recommend.ties import FLOOR, Priced, groups, told_apart
 
 QWEN = "qwen3-30b-a3b"
 

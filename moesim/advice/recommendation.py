@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from moesim.advice.gains import Span
 from moesim.design.candidate import Candidate, Workload
-from moesim.elasticity import Span
 from moesim.hardware import Cluster
 from moesim.model.hf_config import Model
 from moesim.simulation.result import Result
@@ -20,7 +20,7 @@ class Choice:
     Attributes:
         result: Simulated, by the engine its row names.
         group: 0: no other design is better for certain; 1: the same among the rest; and so on
-            (`moesim.recommend.ties.groups`).
+            (`moesim.advice.ties.groups`).
         loss_delta: Nats over bf16: (middle, low, high).
         loss_penalty: Nats over the format that the model is published in, >= 0: narrower weights cannot be undone.
         watts_per_device: While the layer runs; None where the cost model has no figure.

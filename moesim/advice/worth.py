@@ -2,7 +2,7 @@
 
 Elasticities are d ln(throughput) / d ln(number) from +-10 %. To compare hardware with design, the
 change "2x experts at equal loss" narrows the experts until the loss is what it was. Intervals, and
-groups that they do not tell apart, are those of `moesim.elasticity`. A larger NVLink domain has no
+groups that they do not tell apart, are those of `moesim.advice.gains`. A larger NVLink domain has no
 price in the economics file.
 """
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from moesim.advice.doubled import EQUAL_LOSS, HBM, NVLINK, System, designs, hardware
+from moesim.advice.gains import Outcome, elasticity, gain, loss_step, narrowed
 from moesim.design.candidate import Candidate
-from moesim.elasticity import Outcome, elasticity, gain, loss_step, narrowed
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, priced
 from moesim.model import DensePart
-from moesim.recommend.doubled import EQUAL_LOSS, HBM, NVLINK, System, designs, hardware
 from moesim.version import VERSION
 
 Row = dict[str, Any]

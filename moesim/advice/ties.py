@@ -1,7 +1,7 @@
 """Which of two simulated designs is better, as far as it can be told.
 
 A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert time, the factor on
-expert kernels cannot turn that around. So it is the interval of their ratio that decides (`moesim.elasticity.gain`),
+expert kernels cannot turn that around. So it is the interval of their ratio that decides (`moesim.advice.gains.gain`),
 not the overlap of two intervals that are off together. On top of it differences below `FLOOR` are ties: what transfers
 simulated per device, instead of per pair, were off at worst (`moesim.simulation.trust.granularity_of`).
 """
@@ -9,7 +9,7 @@ simulated per device, instead of per pair, were off at worst (`moesim.simulation
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moesim.elasticity import Outcome, gain
+from moesim.advice.gains import Outcome, gain
 from moesim.hardware import Cluster
 from moesim.simulation.result import Result
 from moesim.simulation.trust import intervals_of

@@ -1,8 +1,8 @@
 """``recommend``: parallelism, placement, redundancy and format for a model on a cluster, without writing a study.
 
-Every design of `moesim.recommend.designs` is bounded by `moesim.simulation.screening`; the best that fit are simulated by the
-``flow`` engine, and the first of those again by ``event_compiled``. Of the designs that no other beats for certain
-(`moesim.recommend.ties`) the simplest is recommended: the format that loses least on the published one, then whole
+Every design of `moesim.advice.designs` is bounded by `moesim.simulation.screening`; the best that fit are simulated by
+the ``flow`` engine, and the first of those again by ``event_compiled``. Of the designs that no other beats for certain
+(`moesim.advice.ties`) the simplest is recommended: the format that loses least on the published one, then whole
 experts (no tp), few copies, a plain placement, one micro-batch; of equals the fastest.
 
 What is simulated is the MoE layers; attention, embeddings and dense layers are counted in memory only. Placements are
@@ -17,6 +17,10 @@ from typing import get_args
 
 import numpy as np
 
+from moesim.advice.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
+from moesim.advice.helps import helps, room_for_kv, would_hold
+from moesim.advice.recommendation import Choice, Help, Objective, Recommendation
+from moesim.advice.ties import Priced, groups
 from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
 from moesim.hardware import Cluster, load_cluster
@@ -24,10 +28,6 @@ from moesim.hardware.economics import Economics, load_economics
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec
-from moesim.recommend.advice import helps, room_for_kv, would_hold
-from moesim.recommend.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
-from moesim.recommend.recommendation import Choice, Help, Objective, Recommendation
-from moesim.recommend.ties import Priced, groups
 from moesim.simulation.prepare import prepare
 from moesim.simulation.result import Result
 from moesim.simulation.run import exchange_of, simulate
@@ -92,7 +92,7 @@ def recommend(
         kv_tokens: Tokens in each device's KV cache; by default those of the batch.
         routing: Load of the experts.
         latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the other.
-        precision: ``auto`` (`moesim.recommend.designs.formats`), or recipes with commas between.
+        precision: ``auto`` (`moesim.advice.designs.formats`), or recipes with commas between.
         objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of the MoE layers.
         economics: Cost and power model.
         seed: Of the routing.

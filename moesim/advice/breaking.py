@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from moesim.elasticity import loss_step
+from moesim.advice.gains import loss_step
+from moesim.advice.limits import Row
 from moesim.model.gate import Gate
 from moesim.model.presets import load_preset
-from moesim.recommend.limits import Row
 from moesim.version import VERSION
 
 #: columns of a figure over the number of experts, with their titles

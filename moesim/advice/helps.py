@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from moesim.advice.gains import Outcome, gain
+from moesim.advice.recommendation import Help
 from moesim.costs.phases.memory import MemoryNeed, memory_need
 from moesim.design.candidate import Candidate, Workload
-from moesim.elasticity import Outcome, gain
 from moesim.hardware import Cluster
 from moesim.model import Precision
 from moesim.model.hf_config import Model
-from moesim.recommend.recommendation import Help
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
 from moesim.simulation.trust import intervals_of

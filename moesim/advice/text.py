@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from moesim.advice.recommendation import Choice, Recommendation
 from moesim.placement.spec import PlacementSpec
-from moesim.recommend.recommendation import Choice, Recommendation
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import prepare
 from moesim.units import GIB, US

@@ -13,8 +13,8 @@ from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.model.presets import load_preset
+from moesim.operations.rebalance import rebalanced
 from moesim.placement import REPLICATING
-from moesim.rebalance import rebalanced
 from moesim.refine import refine
 from moesim.simulation.prepare import prepare
 from moesim.simulation.result import Result

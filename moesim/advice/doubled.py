@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from moesim.advice.gains import Outcome, outcome
 from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.design.schedule import Schedule
-from moesim.elasticity import Outcome, outcome
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import exchange_named

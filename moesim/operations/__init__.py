@@ -1,0 +1,1 @@
+"""Operations: what happens over hours and days around the steps."""
