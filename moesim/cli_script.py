@@ -84,7 +84,7 @@ class SearchOptions:
         Raises:
             MoesimError: What `moesim.search.run_study` refuses.
         """
-        from moesim.search.watch import watched_study
+        from moesim.search.session.watch import watched_study
 
         return watched_study(
             *problem,

@@ -32,11 +32,11 @@ def run(
         "--warm-start", help="Try published models that are points of the space first.")] = False,
 ) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv, and front.html."""
-    from moesim.search.findings import show_findings
-    from moesim.search.known import known_points
+    from moesim.search.session.findings import show_findings
+    from moesim.search.session.known import known_points
+    from moesim.search.session.studyfile import load_study_file
+    from moesim.search.session.watch import watched_study
     from moesim.search.storage import writable_folder
-    from moesim.search.studyfile import load_study_file
-    from moesim.search.watch import watched_study
 
     described = load_study_file(file, seed)
     known = known_points(described.space, described.cluster) if warm_start else []
@@ -61,8 +61,8 @@ def worker(
     import secrets
 
     from moesim.report.terminal import say
-    from moesim.search.join import joined_options
-    from moesim.search.watch import counts_of, watched_study
+    from moesim.search.session.join import joined_options
+    from moesim.search.session.watch import counts_of, watched_study
 
     args, options = joined_options(storage)
     found = watched_study(*args, **options, num_trials=trials, storage=storage, num_workers=workers, executor=executor,
@@ -77,7 +77,7 @@ def status(
 ) -> None:
     """What a study has found so far; others may be writing to it."""
     from moesim.report.terminal import print_table
-    from moesim.search.join import status_rows
+    from moesim.search.session.join import status_rows
 
     print_table(f"Study in {where.rpartition('@')[2]}", status_rows(where), ["what", "value"])
 
@@ -93,8 +93,8 @@ def export(
     """Write a winner's physical-to-logical map; for sglang and vllm also print the command that starts them so."""
     from moesim.placement.files import write_text
     from moesim.report.terminal import say
-    from moesim.search.export import FORMATS, launch_lines, winner_of, winner_text
-    from moesim.search.join import load_study
+    from moesim.search.session.export import FORMATS, launch_lines, winner_of, winner_text
+    from moesim.search.session.join import load_study
 
     if layout not in FORMATS:
         raise UnknownNameError("export format", layout, FORMATS)

@@ -23,7 +23,7 @@ from moesim.measured.silicon_source import measured_architectures
 from moesim.measured.sources import installed_sources
 from moesim.report.terminal import say
 from moesim.search import Space
-from moesim.search.findings import show_findings
+from moesim.search.session.findings import show_findings
 
 OUT = Path(__file__).parent / "out" / "codesign_hgx_h100"
 SPACE = Space(

@@ -23,7 +23,7 @@ from moesim.cli_script import EconomicsName, RoutingText, SearchOptions, run_sea
 from moesim.errors import ConfigError
 from moesim.report.terminal import say
 from moesim.search import Space
-from moesim.search.findings import against_trial, show_findings
+from moesim.search.session.findings import against_trial, show_findings
 
 OUT = Path(__file__).parent / "out" / "codesign_multi_node"
 CLUSTER = "h100-rail-8x8"

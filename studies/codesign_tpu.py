@@ -24,7 +24,7 @@ from moesim.cli_script import EconomicsName, RoutingText, SearchOptions, run_sea
 from moesim.hardware.economics import load_economics
 from moesim.report.terminal import say
 from moesim.search import Space
-from moesim.search.findings import show_findings
+from moesim.search.session.findings import show_findings
 from moesim.search.versus import equal_price, front_of, price_text, write_versus
 
 OUT = Path(__file__).parent / "out" / "codesign_tpu"

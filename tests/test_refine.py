@@ -6,7 +6,7 @@ import pytest
 
 from moesim import Workload, load_cluster, simulate
 from moesim.engines.run import run
-from moesim.refine import refine
+from moesim.search.placements import refine
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 

@@ -15,7 +15,7 @@ from moesim.hardware import Cluster
 from moesim.model.presets import load_preset
 from moesim.operations.rebalance import rebalanced
 from moesim.placement import REPLICATING
-from moesim.refine import refine
+from moesim.search.placements import refine
 from moesim.simulation.prepare import prepare
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate_prepared

@@ -8,8 +8,8 @@ from moesim.model import Gate
 from moesim.placement import Setting, place
 from moesim.placement.exact import exact_slots
 from moesim.placement.migration import imbalance
-from moesim.refine import refine
 from moesim.routing import RoutingSpec, route
+from moesim.search.placements import refine
 
 NODES = Setting(ranks_per_node=8, num_expert_groups=8)
 

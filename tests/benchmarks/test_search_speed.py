@@ -32,7 +32,7 @@ def main():
     begun = time.perf_counter()
     from moesim import Workload, load_cluster
     from moesim.search import Space
-    from moesim.search.watch import watched_study, write_study
+    from moesim.search.session.watch import watched_study, write_study
     cluster = load_cluster("h100-rail-8x8")
     space = Space(**{SPACE!r}, num_replicas=[0, 64, 128], dispatch=["cluster", "deepep_normal"])
     with tempfile.TemporaryDirectory() as folder:

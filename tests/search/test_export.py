@@ -10,8 +10,8 @@ from moesim import Workload, load_cluster, simulate
 from moesim.cli import main
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.placement.files import read_map
-from moesim.search.export import FORMATS, launch_lines, winner_of, winner_text
-from moesim.search.join import load_study
+from moesim.search.session.export import FORMATS, launch_lines, winner_of, winner_text
+from moesim.search.session.join import load_study
 from moesim.units import US
 
 #: what a study of one layer and several layouts chooses among

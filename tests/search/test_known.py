@@ -9,8 +9,8 @@ from moesim import load_cluster, load_preset
 from moesim.cli import main
 from moesim.errors import ConfigError
 from moesim.search import Space, run_study
-from moesim.search.join import joined_options
-from moesim.search.known import known_points
+from moesim.search.session.join import joined_options
+from moesim.search.session.known import known_points
 
 DEEPSEEK = {"dense_part": "deepseek-v3", "train_tokens": 1e12, "hidden_size": 7168, "num_experts": [128, 256],
             "top_k": [4, 8], "expert_intermediate_size": [2048], "num_shared_experts": 1}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from moesim.errors import ConfigError, UnreachableError
-from moesim.search.join import load_study
+from moesim.search.session.join import load_study
 
 PASSWORD = "s3cret-word"
 STUDY = """

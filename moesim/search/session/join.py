@@ -7,13 +7,13 @@ from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
 from moesim.hardware.economics import load_economics
 from moesim.search.evaluate import Problem
-from moesim.search.known import known_points
 from moesim.search.objectives import Constraint
+from moesim.search.session.known import known_points
+from moesim.search.session.watch import Front, counts_of
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
 from moesim.search.study import Study, digest_of
 from moesim.search.trial import from_record
-from moesim.search.watch import Front, counts_of
 
 
 def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:

@@ -7,8 +7,8 @@ from moesim.report.plots import write_html
 from moesim.report.study_plots import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
+from moesim.search.session.watch import confirmed_rows, say_fidelity, write_study
 from moesim.search.study import Study
-from moesim.search.watch import confirmed_rows, say_fidelity, write_study
 
 #: columns of the winners that are shown: key -> heading
 _WINNERS = {"group": "group", "candidate": "candidate", "loss": "loss", "layer_time_us": "layer us",

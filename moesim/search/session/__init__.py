@@ -1,0 +1,1 @@
+"""A study as people run it: watched, joined, continued, exported."""
