@@ -215,9 +215,9 @@ def validate_kernels(
     out: Annotated[Path | None, typer.Option(help="Write every row with its prediction as CSV.")] = None,
 ) -> None:
     """Predict measured Triton MoE kernels, rows that were fitted and rows that were not, beside a roofline."""
-    from moesim.measured.predict import read_rows
-    from moesim.measured.scoreboard import error_table, ranking_table
-    from moesim.measured.validate import PREDICTIONS, measured_rows, predicted
+    from moesim.measured.kernels.predict import read_rows
+    from moesim.measured.kernels.scoreboard import error_table, ranking_table
+    from moesim.measured.kernels.validate import PREDICTIONS, measured_rows, predicted
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table, say
 
@@ -245,7 +245,7 @@ def calibrate_kernels(
     out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
 ) -> None:
     """Fit the kernel model to a framework's measured rows that may be fitted; about a minute."""
-    from moesim.measured import calibrate_kernels as fitting
+    from moesim.measured.kernels import calibrate as fitting
     from moesim.report.tables import check_writable
 
     check_writable(out)

@@ -16,8 +16,8 @@ def validate_comm(
     out: Annotated[Path | None, typer.Option(help="With --rows: write every row with its prediction as CSV.")] = None,
 ) -> None:
     """Predict measured exchanges (NCCL, DeepEP, NVL72); without --rows score all rows that were not fitted."""
-    from moesim.measured.comm_scoreboard import comm_scores, scoreboard
-    from moesim.measured.predict_comm import predict_comm_rows, predicted_columns, read_comm_rows
+    from moesim.measured.exchanges.predict import predict_comm_rows, predicted_columns, read_comm_rows
+    from moesim.measured.exchanges.scoreboard import comm_scores, scoreboard
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table, say
 
@@ -48,7 +48,7 @@ def calibrate_comm(
     out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
 ) -> None:
     """Fit the communication kernels to measured rows of A100, H100 and GB200; about half a minute."""
-    from moesim.measured import calibrate_comm as fitting
+    from moesim.measured.exchanges import calibrate as fitting
     from moesim.report.terminal import print_table, say
 
     if not out.is_dir():

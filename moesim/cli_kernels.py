@@ -23,7 +23,7 @@ def compile_kernels(
     kernel: Annotated[str, typer.Option(help="Only kernels whose name contains this.")] = "",
 ) -> None:
     """Compile every kernel and shipped tile ahead of time, without a GPU; exit code 1 if one exceeds its budget."""
-    from moesim.measured.kernel_tools import KernelCompiler, kernel_tool
+    from moesim.measured.plugins import KernelCompiler, kernel_tool
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 
@@ -71,7 +71,7 @@ def tune_kernels(
     seed: Annotated[int, typer.Option(help="Seed of routing, tokens and weights.", min=0)] = 0,
 ) -> None:
     """Search the tiles of a model's expert GEMMs by timing them on this machine's GPU."""
-    from moesim.measured.kernel_tools import KernelTuner, kernel_tool
+    from moesim.measured.plugins import KernelTuner, kernel_tool
     from moesim.model.presets import load_preset
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say

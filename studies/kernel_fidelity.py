@@ -18,10 +18,10 @@ import typer
 
 from moesim.cli_script import Out, run_script
 from moesim.errors import ConfigError
-from moesim.measured import kernel_errors
-from moesim.measured.kernel_errors import BUCKETS, described, errors_by, sourced, unseen
-from moesim.measured.scoreboard import error_table, ranking_table
-from moesim.measured.validate import measured_rows, predicted
+from moesim.measured.kernels import errors as kernel_errors
+from moesim.measured.kernels.errors import BUCKETS, described, errors_by, sourced, unseen
+from moesim.measured.kernels.scoreboard import error_table, ranking_table
+from moesim.measured.kernels.validate import measured_rows, predicted
 from moesim.report import plots
 from moesim.report.plots import write_html
 from moesim.report.tables import writable_folder, write_csv

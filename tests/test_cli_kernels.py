@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moesim.cli import main
-from moesim.measured import kernel_tools
+from moesim.measured import plugins
 
 COLUMNS = ["target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills", "ctas_per_sm",
            "compile_s", "held_to"]
@@ -51,7 +51,7 @@ class Compiler:
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("unsupported", 0), ("over_budget", 1), ("failed", 1)])
 def test_rows_and_exit_code(kernels, monkeypatch, tmp_path, status, code):
-    monkeypatch.setattr(kernel_tools, "kernel_tool", lambda _: Compiler(status))
+    monkeypatch.setattr(plugins, "kernel_tool", lambda _: Compiler(status))
     path = tmp_path / "new" / "table.csv"
     ended, out, err = kernels("compile", "--out", str(path), "--targets", "sm_90,sm_80")
     assert ended == code
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_written_is_refused_first(kernels, tmp_path):
 
 
 def test_what_cannot_run_says_why(kernels, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernel_tools, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     code, _, err = kernels("compile", "--out", str(tmp_path / "table.csv"))
     assert code == 2
     assert "kernels compile: no installed package can" in err
@@ -115,7 +115,7 @@ class Tuner:
 
 
 def test_tune_without_a_file_writes_this_gpus_table(kernels, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernel_tools, "kernel_tool", lambda _: Tuner())
+    monkeypatch.setattr(plugins, "kernel_tool", lambda _: Tuner())
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     code, _, err = kernels("tune", "--preset", "mixtral-8x7b", "--tokens", "16")
     assert code == 0, err
@@ -123,7 +123,7 @@ def test_tune_without_a_file_writes_this_gpus_table(kernels, monkeypatch, tmp_pa
 
 
 def test_tune_writes_what_it_found(kernels, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernel_tools, "kernel_tool", lambda _: Tuner())
+    monkeypatch.setattr(plugins, "kernel_tool", lambda _: Tuner())
     path = tmp_path / "new" / "tiles.csv"
     code, out, err = kernels("tune", "--preset", "mixtral-8x7b", "--tokens", "16, 1024", "--skew", "1", "--out",
                              str(path))

@@ -6,8 +6,8 @@ import pytest
 from moesim import load_profile
 from moesim.costs.comm.kernels import NAMES, comm_kernel
 from moesim.costs.comm.work import Work
-from moesim.measured.comm_rows import load_family, systems
-from moesim.measured.predict_comm import predict_comm_rows
+from moesim.measured.exchanges.predict import predict_comm_rows
+from moesim.measured.exchanges.table import load_family, systems
 from moesim.units import KB
 
 

@@ -8,8 +8,8 @@ import pytest
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
 from moesim.costs.devices.primitives import kernels_for
 from moesim.engines.run import run
-from moesim.measured import silicon
-from moesim.measured.rows import draw_rows
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.draws import draw_rows
 from moesim.search import Space
 from moesim.search.evaluate import evaluate
 from moesim.simulation.prepare import prepare

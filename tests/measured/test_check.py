@@ -13,7 +13,7 @@ from moesim.measured.check import (
     winner_verdicts,
     write_check,
 )
-from moesim.measured.silicon_source import Silicon
+from moesim.measured.kernels.source import Silicon
 from moesim.measured.sources import CheckRow
 
 

@@ -9,10 +9,10 @@ import pytest
 from moesim.cli import main
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.work import Work
-from moesim.measured import silicon
-from moesim.measured.comm_rows import COLUMNS, systems
-from moesim.measured.comm_scoreboard import comm_scores
-from moesim.measured.predict_comm import predict_comm_rows, predicted_columns
+from moesim.measured.exchanges.predict import predict_comm_rows, predicted_columns
+from moesim.measured.exchanges.scoreboard import comm_scores
+from moesim.measured.exchanges.table import COLUMNS, systems
+from moesim.measured.kernels import table as silicon
 
 installed = pytest.mark.skipif(silicon.unavailable_because() is not None, reason="extra silicon not installed")
 NCCL = {"family": "nccl", "system": "h200_sxm", "op_name": "alltoall", "nccl_dtype": "half", "num_gpus": 8,
@@ -224,7 +224,7 @@ def test_published_normal_mode_within_15_percent(nodes, quantity, copies, gb_per
 @installed
 def test_targets_on_rows_not_fitted():
     """Guards the figures that were reached, in %, MAPE and P90."""
-    from moesim.measured.comm_scoreboard import scoreboard
+    from moesim.measured.exchanges.scoreboard import scoreboard
 
     rows = {(r["family"], r["quantity"], r["system"], r["class"]): r for r in scoreboard("spec")}
     for key, mape, p90 in ((("nccl", "-", "h200_sxm", "alltoall >= 64 KiB"), 8, 18),

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.measured import silicon
-from moesim.measured.comm_batches import balanced_copies, distinct_ranks
-from moesim.measured.comm_fit import (
+from moesim.measured.exchanges.batches import balanced_copies, distinct_ranks
+from moesim.measured.exchanges.fit import (
     Quantity,
     fitted_rows,
     in_quadrature,
@@ -17,8 +16,9 @@ from moesim.measured.comm_fit import (
     spread,
     symmetric_spread,
 )
-from moesim.measured.comm_rows import COLUMNS, MEASURED, few_shot_rows, load_family, may_fit, systems, was_shot
-from moesim.measured.comm_scoreboard import measured_comm_rows
+from moesim.measured.exchanges.scoreboard import measured_comm_rows
+from moesim.measured.exchanges.table import COLUMNS, MEASURED, few_shot_rows, load_family, may_fit, systems, was_shot
+from moesim.measured.kernels import table as silicon
 
 installed = pytest.mark.skipif(silicon.unavailable_because() is not None, reason="extra silicon not installed")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from moesim.cli import main
-from moesim.measured.predict import PREDICTED, predict_rows, read_rows
+from moesim.measured.kernels.predict import PREDICTED, predict_rows, read_rows
 
 ROW = {"system": "h100_sxm", "dataset": "sglang/0.5.14", "kernel_source": "sglang_fused_moe_triton",
        "moe_dtype": "bfloat16", "num_tokens": 64, "hidden_size": 4096, "inter_size": 1536, "topk": 8,

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from moesim.hardware import load_profile
-from moesim.measured import silicon
-from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.rows import draw_rows
-from moesim.measured.scoreboard import error_table, ranking_table, roofline_s
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.calibrate import may_fit
+from moesim.measured.kernels.draws import draw_rows
+from moesim.measured.kernels.scoreboard import error_table, ranking_table, roofline_s
+from moesim.measured.kernels.validate import predicted
 from moesim.measured.scores import error_scores
-from moesim.measured.validate import predicted
 
 CLASS = {"system": "h100_sxm", "dataset": "sglang/0.5.14", "moe_dtype": "bfloat16", "moe_ep_size": 1, "fitted": False,
          "calibration": "calibrated"}

@@ -5,12 +5,12 @@ import pytest
 
 from moesim import Candidate, MoELayer, Parallelism, Precision, Workload, load_cluster, load_profile
 from moesim.costs.devices.primitives import kernels_for
-from moesim.measured import silicon
-from moesim.measured.calibrate_kernels import collect, fit_groups, may_fit
-from moesim.measured.rows import draw_rows
-from moesim.measured.scoreboard import roofline_s
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.calibrate import collect, fit_groups, may_fit
+from moesim.measured.kernels.draws import draw_rows
+from moesim.measured.kernels.scoreboard import roofline_s
+from moesim.measured.kernels.source import Silicon, measured_architectures
 from moesim.measured.scores import error_scores
-from moesim.measured.silicon_source import Silicon, measured_architectures
 
 ROW = {"system": "h100_sxm", "dataset": "sglang/0.5.14", "kernel_source": "sglang_fused_moe_triton",
        "moe_dtype": "bfloat16", "num_tokens": 64, "hidden_size": 4096, "inter_size": 14336, "topk": 2, "num_experts": 8,

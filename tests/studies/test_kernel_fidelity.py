@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moesim.measured import silicon
-from moesim.measured.predict import PREDICTED
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.predict import PREDICTED
 from moesim.version import VERSION
 
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "kernel_fidelity.py")

@@ -1,7 +1,7 @@
 """Predict a table of measured exchanges that somebody hands in: ``moesim validate comm --rows FILE``.
 
-Each row names its family and has that family's columns (`moesim.measured.comm_rows.COLUMNS`); columns of other families
-are ignored in it. A latency column is never looked at for predicting: it is only scored afterwards.
+Each row names its family and has that family's columns (`moesim.measured.exchanges.table.COLUMNS`); columns of other
+families are ignored in it. A latency column is never looked at for predicting: it is only scored afterwards.
 """
 
 from pathlib import Path
@@ -12,8 +12,8 @@ from moesim.costs.calibration import load_calibration
 from moesim.costs.comm.nccl import COLLECTIVES
 from moesim.errors import ConfigError
 from moesim.files.toml import UnknownNameError
-from moesim.measured.comm_batches import CALIBRATION, MOE_BYTES, NCCL_BYTES, PHASES, batches
-from moesim.measured.comm_rows import COLUMNS, TEXT, quantities, systems
+from moesim.measured.exchanges.batches import CALIBRATION, MOE_BYTES, NCCL_BYTES, PHASES, batches
+from moesim.measured.exchanges.table import COLUMNS, TEXT, quantities, systems
 from moesim.units import US
 
 _ALLOWED = {
@@ -119,7 +119,7 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     """Predict every row of a checked table.
 
     Args:
-        table: DataFrame of `read_comm_rows` or `moesim.measured.comm_rows.load_family`, index 0 to N - 1.
+        table: DataFrame of `read_comm_rows` or `moesim.measured.exchanges.table.load_family`, index 0 to N - 1.
         few_shot: Use factors from ten measured rows of a device where the calibration has them; else its spec sheet
             alone.
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from moesim.measured.comm_batches import NCCL_BYTES
-from moesim.measured.comm_rows import COLUMNS, MEASURED, load_comm_rows, may_fit, quantities, systems, was_shot
-from moesim.measured.predict_comm import predict_comm_rows
+from moesim.measured.exchanges.batches import NCCL_BYTES
+from moesim.measured.exchanges.predict import predict_comm_rows
+from moesim.measured.exchanges.table import COLUMNS, MEASURED, load_comm_rows, may_fit, quantities, systems, was_shot
 from moesim.measured.scores import error_scores
 from moesim.units import KIB
 
@@ -59,7 +59,7 @@ def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]
 
     Args:
         rows: DataFrame with the families' columns, index 0 to N - 1; rows whose ``fitted`` is true are left out.
-        predictions: Columns of `moesim.measured.predict_comm.predict_comm_rows`.
+        predictions: Columns of `moesim.measured.exchanges.predict.predict_comm_rows`.
 
     Returns:
         One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 % interval.

@@ -15,7 +15,7 @@ from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
 from moesim.costs.comm.nccl import COLLECTIVES, Nccl
 from moesim.costs.comm.nvl72 import Nvl72, Phase
 from moesim.costs.comm.work import Direction, Work
-from moesim.measured.comm_rows import System, systems
+from moesim.measured.exchanges.table import System, systems
 
 #: calibration file of a family
 CALIBRATION = {"nccl": "nccl", "deepep_normal": "deepep-normal", "deepep_ll": "deepep-ll", "nvl72_alltoall": "nvl72"}
@@ -43,7 +43,7 @@ class Batch:
     Attributes:
         at: ndarray of int, shape (rows,): positions in the table.
         system: The package's name.
-        quantity: ``dispatch``, ``combine`` or empty; see `comm_rows.quantities`.
+        quantity: ``dispatch``, ``combine`` or empty; see `table.quantities`.
         kind: Class of residuals: collective, direction or phase.
         seconds: Calibration -> ndarray of shape (rows,).
     """
@@ -59,7 +59,7 @@ def batches(rows) -> list[Batch]:
     """Split checked rows of one family into batches.
 
     Args:
-        rows: DataFrame of one family with its `comm_rows.COLUMNS`, ``system`` and, for NCCL if known, ``version`` or
+        rows: DataFrame of one family with its `table.COLUMNS`, ``system`` and, for NCCL if known, ``version`` or
             ``dataset``.
     """
     family, found = rows["family"].iloc[0], []

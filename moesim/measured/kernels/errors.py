@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from moesim.hardware import load_profile
-from moesim.measured.rows import row_tile
-from moesim.measured.scoreboard import FLOOR_MS
+from moesim.measured.kernels.draws import row_tile
+from moesim.measured.kernels.scoreboard import FLOOR_MS
 from moesim.measured.scores import error_scores
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def described(rows):
     """Add what rows are grouped by: precision, EP class, shape, and the tile that the model used.
 
     Args:
-        rows: DataFrame of `moesim.measured.validate.predicted`.
+        rows: DataFrame of `moesim.measured.kernels.validate.predicted`.
 
     Returns:
         The DataFrame with four more columns.

@@ -15,7 +15,7 @@ from moesim.costs.load import Load, idle_blocks
 from moesim.costs.phases.experts import ExpertShape, price_experts
 from moesim.costs.tiles import Tile, num_blocks, sglang_tile, vllm_tile
 from moesim.hardware import Profile
-from moesim.measured import silicon
+from moesim.measured.kernels import table as silicon
 from moesim.model import Precision
 
 TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")

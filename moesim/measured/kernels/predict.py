@@ -12,9 +12,9 @@ import numpy as np
 from moesim.errors import ConfigError
 from moesim.files.toml import UnknownNameError
 from moesim.hardware import load_profile
-from moesim.measured import silicon
-from moesim.measured.rows import PRECISION, TILE_FIELDS, draw_rows, residual_class, row_kernels
-from moesim.measured.scoreboard import roofline_s
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.draws import PRECISION, TILE_FIELDS, draw_rows, residual_class, row_kernels
+from moesim.measured.kernels.scoreboard import roofline_s
 
 _SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 _POWERS = ("block_m", "block_n", "block_k", "num_warps")

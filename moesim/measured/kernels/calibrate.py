@@ -21,9 +21,9 @@ from moesim.costs.calibration import Calibration, generation_of
 from moesim.costs.devices.gpu import WaveKernels
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
-from moesim.measured import silicon
 from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, write_calibration
-from moesim.measured.rows import RowDraws, draw_rows
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.draws import RowDraws, draw_rows
 from moesim.measured.scores import error_scores
 
 #: what they mean is in `moesim.costs.devices.gpu`

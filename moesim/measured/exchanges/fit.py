@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from moesim.costs.calibration import Calibration
-from moesim.measured.comm_batches import Batch, batches
-from moesim.measured.comm_rows import COLUMNS, MEASURED, load_family, may_fit, quantities
+from moesim.measured.exchanges.batches import Batch, batches
+from moesim.measured.exchanges.table import COLUMNS, MEASURED, load_family, may_fit, quantities
 from moesim.measured.fitting import Bounds, robust_fit
 from moesim.measured.scores import error_scores
 from moesim.units import US

@@ -16,7 +16,7 @@ import numpy as np
 from moesim.costs.comm.work import Ports
 from moesim.errors import MeasurementError
 from moesim.hardware import Profile, load_profile
-from moesim.measured import silicon
+from moesim.measured.kernels import table as silicon
 from moesim.units import GB
 
 #: columns a row needs, by family; all but those of `TEXT` are integers > 0

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from moesim.hardware import Profile
-from moesim.measured.rows import RowDraws
+from moesim.measured.kernels.draws import RowDraws
 from moesim.measured.scores import error_scores, ranking
 
 FLOOR_MS = 0.05

@@ -17,8 +17,8 @@ import numpy as np
 
 from moesim.costs.calibration import generation_of
 from moesim.costs.comm.nccl import COLLECTIVES
-from moesim.measured.comm_batches import PHASES
-from moesim.measured.comm_fit import (
+from moesim.measured.exchanges.batches import PHASES
+from moesim.measured.exchanges.fit import (
     Factors,
     Parameters,
     Quantity,
@@ -32,7 +32,7 @@ from moesim.measured.comm_fit import (
     spread,
     symmetric_spread,
 )
-from moesim.measured.comm_rows import few_shot_rows, systems
+from moesim.measured.exchanges.table import few_shot_rows, systems
 from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, write_calibration
 
 _FOLDS = 5

@@ -1,10 +1,10 @@
 """Rows and their predictions together: what the scoreboard and the fidelity study look at."""
 
 from moesim.errors import MeasurementError
-from moesim.measured import silicon
-from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.predict import PREDICTED, predict_rows
-from moesim.measured.rows import PRECISION
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.calibrate import may_fit
+from moesim.measured.kernels.draws import PRECISION
+from moesim.measured.kernels.predict import PREDICTED, predict_rows
 
 _SEED = 1
 #: columns a prediction adds, as written to CSV
@@ -41,7 +41,7 @@ def predicted(table, mode: str):
     """A table of rows with the columns `PREDICTIONS` and ``fitted``; the order of rows is kept.
 
     Args:
-        table: DataFrame of `measured_rows` or `moesim.measured.predict.read_rows`.
+        table: DataFrame of `measured_rows` or `moesim.measured.kernels.predict.read_rows`.
         mode: ``calibrated`` (few-shot factors where there are any) or ``spec``.
     """
     table = table.assign(**predict_rows(table, few_shot=mode == "calibrated"))

@@ -4,8 +4,8 @@ A candidate on D devices with T tokens each meets D x T tokens in all; the row t
 tokens, the same experts, top-k, width, format, tp and ep, and the same distribution of load. Where only the number of
 tokens was not measured, but fewer and more, the time lies on the line between both in logarithms, and the row is marked
 ``interpolated``; nothing else is interpolated, and nothing extrapolated. The row is predicted at
-its *own* semantics (`moesim.measured.silicon`): experts contiguous, the hottest rank, no gate limits, warm L2, the
-tile that framework ran. A candidate's placement and gate are therefore not what is checked here; its kernel is.
+its *own* semantics (`moesim.measured.kernels.table`): experts contiguous, the hottest rank, no gate limits, warm L2,
+the tile that framework ran. A candidate's placement and gate are therefore not what is checked here; its kernel is.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ import numpy as np
 
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
-from moesim.measured import silicon
-from moesim.measured.calibrate_kernels import may_fit
-from moesim.measured.rows import PRECISION, draw_rows, residual_class, row_kernels, row_tile
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.calibrate import may_fit
+from moesim.measured.kernels.draws import PRECISION, draw_rows, residual_class, row_kernels, row_tile
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.units import US

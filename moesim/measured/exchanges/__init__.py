@@ -1,0 +1,1 @@
+"""Measured exchanges: rows, predictions, calibration, scores."""

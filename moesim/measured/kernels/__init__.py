@@ -1,0 +1,1 @@
+"""Measured kernels of the expert phase: rows, predictions, calibration, scores."""
