@@ -25,7 +25,7 @@ from moesim.hardware import single_device
 from moesim.measured.check import check_candidate, print_check, source_scores, winner_verdicts, write_check
 from moesim.measured.sources import CheckRow, MeasurementSource, installed_sources, profilers
 from moesim.report import write_csv
-from moesim.report.plots import write_html
+from moesim.report.plots.fidelity import write_html
 from moesim.report.terminal import print_table, say
 from moesim.search import Space, run_study
 

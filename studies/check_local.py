@@ -25,7 +25,7 @@ from moesim.cli import run_script
 from moesim.errors import MeasurementError
 from moesim.measured.loop_scores import against_targets, best_of_regret, scores
 from moesim.report import write_csv
-from moesim.report.plots import write_html
+from moesim.report.plots.fidelity import write_html
 from moesim.report.terminal import print_table, say
 from moesim.search import Space, run_study
 

@@ -19,8 +19,8 @@ from moesim import load_profile
 from moesim.cli_script import Out, Quick, run_script
 from moesim.errors import ConfigError
 from moesim.measured import gate_rows as gates
-from moesim.report import gate_plots
-from moesim.report.plots import write_html
+from moesim.report.plots import gates as gate_plots
+from moesim.report.plots.fidelity import write_html
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.version import VERSION

@@ -18,8 +18,8 @@ from moesim import load_cluster
 from moesim.cli_script import Out, Quick, run_script
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
-from moesim.report.network_plots import granularity_errors
-from moesim.report.plots import write_html
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.network import granularity_errors
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.simulation.granularity import MOST_FLOW_DEVICES, TRAFFIC, compare, error_summary

@@ -22,8 +22,8 @@ from moesim.measured.kernels import errors as kernel_errors
 from moesim.measured.kernels.errors import BUCKETS, described, errors_by, sourced, unseen
 from moesim.measured.kernels.scoreboard import error_table, ranking_table
 from moesim.measured.kernels.validate import measured_rows, predicted
-from moesim.report import plots
-from moesim.report.plots import write_html
+from moesim.report.plots import fidelity
+from moesim.report.plots.fidelity import write_html
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.version import VERSION
@@ -52,9 +52,9 @@ def main(mode: Mode = MODES[0], limit: Limit = 1000, out: Out = OUT) -> None:
     write_csv(out / "ranking.csv", ranks, kernel_errors.RANKING_COLUMNS)
     for name, table in errors.items():
         write_csv(out / f"error_by_{name}.csv", table)
-    write_html(out / "error_by_tokens.html", plots.error_by_tokens(unseen(errors["tokens"])))
-    write_html(out / "error_by_shape.html", plots.error_by_shape(unseen(errors["shape"])))
-    write_html(out / "predicted_against_measured.html", plots.predicted_against_measured(rows))
+    write_html(out / "error_by_tokens.html", fidelity.error_by_tokens(unseen(errors["tokens"])))
+    write_html(out / "error_by_shape.html", fidelity.error_by_shape(unseen(errors["shape"])))
+    write_html(out / "predicted_against_measured.html", fidelity.predicted_against_measured(rows))
 
     title = f"Measured Triton MoE kernels of at least 50 us, {mode}: error, and share inside the"
     long = [row for row in scores if row["us"] == ">= 50"]

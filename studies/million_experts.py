@@ -17,8 +17,8 @@ from moesim.advice import breaking
 from moesim.advice.limits import limit_points, limit_rows
 from moesim.cli_script import Out, Quick, Seed, Workers, run_script
 from moesim.report import write_csv
-from moesim.report.plots import write_html
-from moesim.report.study_plots import lines_by_experts
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.study import lines_by_experts
 from moesim.report.terminal import print_table, say
 
 OUT = Path(__file__).parent / "out" / "million_experts"

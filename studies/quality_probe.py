@@ -29,7 +29,7 @@ from moesim.quality import PUBLISHED
 from moesim.quality.deltas import DELTAS, Delta, capacity_delta
 from moesim.quality.gates import gate_delta
 from moesim.report import write_csv
-from moesim.report.plots import write_html
+from moesim.report.plots.fidelity import write_html
 from moesim.report.terminal import print_table, say
 from moesim.version import VERSION
 

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from moesim.cli_script import Out, Quick, RoutingText, run_script
-from moesim.report.network_plots import scaling_lines
-from moesim.report.plots import write_html
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.network import scaling_lines
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.simulation.scaling import COLUMNS, SHOWN, Limits, scaling_rows

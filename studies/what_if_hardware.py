@@ -23,8 +23,8 @@ from moesim.cli_script import EconomicsName, Out, Quick, Seed, run_script
 from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
 from moesim.report import write_csv
-from moesim.report.plots import write_html
-from moesim.report.study_plots import gain_bars
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.study import gain_bars
 from moesim.report.terminal import print_table, say
 
 OUT = Path(__file__).parent / "out" / "what_if_hardware"

@@ -11,8 +11,8 @@ from typing import Any
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import Economics
-from moesim.report.plots import write_html
-from moesim.report.study_plots import fronts
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
 from moesim.search.study import Study

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from moesim.report.plots import write_html
-from moesim.report.study_plots import fronts
+from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search.session.watch import confirmed_rows, say_fidelity, write_study

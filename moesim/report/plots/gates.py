@@ -1,4 +1,5 @@
-"""Figures of gates over the number of experts, as HTML that needs no network (`moesim.report.plots.write_html`)."""
+"""Figures of gates over the number of experts, as HTML that needs no network
+(`moesim.report.plots.fidelity.write_html`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
