@@ -17,7 +17,7 @@ command again continues where it stopped.
 from pathlib import Path
 
 from moesim import Workload, load_cluster
-from moesim.cli_script import SearchOptions, run_search
+from moesim.cli.script import SearchOptions, run_search
 from moesim.measured.check import check_all, print_check, write_check
 from moesim.measured.kernels.source import measured_architectures
 from moesim.measured.sources import installed_sources

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from moesim import Workload, load_cluster
-from moesim.cli_script import EconomicsName, RoutingText, SearchOptions, run_search
+from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.errors import ConfigError
 from moesim.report.terminal import say
 from moesim.search import Space

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from moesim import Workload
-from moesim.cli_script import EconomicsName, RoutingText, SearchOptions, run_search
+from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.hardware.economics import load_economics
 from moesim.report.terminal import say
 from moesim.search import Space

@@ -16,7 +16,7 @@ from moesim_kernels.cpu_source import local_profile
 from moesim_kernels.gate_loop import gate_rows
 
 from moesim import load_profile
-from moesim.cli_script import Out, Quick, run_script
+from moesim.cli.script import Out, Quick, run_script
 from moesim.errors import ConfigError
 from moesim.measured import gate_rows as gates
 from moesim.report.plots import gates as gate_plots

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from moesim import load_cluster
-from moesim.cli_script import Out, Quick, run_script
+from moesim.cli.script import Out, Quick, run_script
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.report.plots.fidelity import write_html

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli_script import Out, run_script
+from moesim.cli.script import Out, run_script
 from moesim.errors import ConfigError
 from moesim.measured.kernels import errors as kernel_errors
 from moesim.measured.kernels.errors import BUCKETS, described, errors_by, sourced, unseen

@@ -15,7 +15,7 @@ import typer
 
 from moesim.advice import breaking
 from moesim.advice.limits import limit_points, limit_rows
-from moesim.cli_script import Out, Quick, Seed, Workers, run_script
+from moesim.cli.script import Out, Quick, Seed, Workers, run_script
 from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import lines_by_experts

@@ -18,7 +18,7 @@ import typer
 
 from moesim import load_cluster
 from moesim.advice.placements import COLUMNS, SHOWN, PlacementCase, fastest, shown, with_speed_up
-from moesim.cli_script import Out, Quick, Seed, run_script
+from moesim.cli.script import Out, Quick, Seed, run_script
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.placement import drift_lines, strategy_heatmap
 from moesim.report.tables import writable_folder, write_csv

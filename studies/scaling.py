@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli_script import Out, Quick, RoutingText, run_script
+from moesim.cli.script import Out, Quick, RoutingText, run_script
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import scaling_lines
 from moesim.report.tables import writable_folder, write_csv

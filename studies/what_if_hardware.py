@@ -19,7 +19,7 @@ import typer
 from moesim import Candidate, Precision, load_cluster, load_preset
 from moesim.advice.doubled import System
 from moesim.advice.worth import COLUMNS, SHOWN, Comparison, answer, ranked
-from moesim.cli_script import EconomicsName, Out, Quick, Seed, run_script
+from moesim.cli.script import EconomicsName, Out, Quick, Seed, run_script
 from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
 from moesim.report import write_csv

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.cli import app, run_command
+from moesim.cli.root import app, run_command
 
 
 @pytest.fixture

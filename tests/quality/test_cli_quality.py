@@ -5,7 +5,7 @@ import csv
 import pytest
 from typer.testing import CliRunner
 
-from moesim.cli import app
+from moesim.cli.root import app
 from moesim.errors import ConfigError
 from moesim.quality import PUBLISHED, load_law
 

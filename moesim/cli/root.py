@@ -1,4 +1,4 @@
-"""The command line: ``profiles | simulate | measure | validate | calibrate | study``; the ``cli_*`` modules add theirs.
+"""The command line: ``profiles | simulate | measure | validate | calibrate | study``; the other modules add theirs.
 
 Data goes to stdout, everything else to stderr. A `MoesimError` is one line and exit code 2, without a traceback.
 """
@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from moesim import cli_check, cli_comm, cli_recommend
-from moesim.cli_bench import bench_app
-from moesim.cli_kernels import kernels_app
-from moesim.cli_placement import placement_app
-from moesim.cli_quality import quality_app
-from moesim.cli_script import run_command, run_script
-from moesim.cli_study import study_app
-from moesim.cli_trace import trace_app
+from moesim.cli import check, comm, recommend
+from moesim.cli.bench import bench_app
+from moesim.cli.kernels import kernels_app
+from moesim.cli.placement import placement_app
+from moesim.cli.quality import quality_app
+from moesim.cli.script import run_command, run_script
+from moesim.cli.study import study_app
+from moesim.cli.trace import trace_app
 from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.design.schedule import Schedule
 from moesim.errors import MoesimError
@@ -42,16 +42,16 @@ calibrate_app = typer.Typer(no_args_is_help=True, help="Refit the calibration fi
 app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
-app.command()(cli_check.check)
-app.command()(cli_recommend.recommend)
+app.command()(check.check)
+app.command()(recommend.recommend)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(study_app, name="study")
 app.add_typer(quality_app, name="quality")
-validate_app.command("comm")(cli_comm.validate_comm)
-validate_app.command("published")(cli_comm.validate_published)
-calibrate_app.command("comm")(cli_comm.calibrate_comm)
+validate_app.command("comm")(comm.validate_comm)
+validate_app.command("published")(comm.validate_published)
+calibrate_app.command("comm")(comm.calibrate_comm)
 
 
 def main() -> None:

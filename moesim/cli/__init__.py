@@ -1,0 +1,5 @@
+"""The ``moesim`` command."""
+
+from moesim.cli.root import main, run_script
+
+__all__ = ["main", "run_script"]
