@@ -43,7 +43,7 @@ FULL, QUICK = (40, 24, 8, 60, 20, 0.25), (5, 5, 3, 12, 2, 0.0)
 def found_by_search(profile: Profile, ranks: int, trials: int, drawn: int,
                     seed: int) -> list[tuple[str, Candidate, float]]:
     """Winners of a search on a number of ranks, and candidates drawn from the rest of what it tried: role and loss."""
-    from moesim_kernels.local_loop import cluster_of
+    from moesim_kernels.sources.local_loop import cluster_of
 
     cluster = cluster_of(profile, ranks)
     with tempfile.TemporaryDirectory() as folder:
@@ -111,9 +111,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A few layers and a short profile, for tests.")] = False,
 ) -> None:
     """Measure, simulate, search, run, compare; CSV files and a page."""
-    from moesim_kernels import local_loop
-    from moesim_kernels.cpu_layer import Sentinel, measuring
-    from moesim_kernels.cpu_profile import write_profile
+    from moesim_kernels.cpu.layer import Sentinel, measuring
+    from moesim_kernels.profile.cpu_profile import write_profile
+    from moesim_kernels.sources import local_loop
 
     started = time.perf_counter()
     num_layers, num_ranked, num_fitted, trials, drawn, each = QUICK if quick else FULL

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from moesim_kernels.cpu_source import local_profile
-from moesim_kernels.gate_loop import gate_rows
+from moesim_kernels.sources.cpu import local_profile
+from moesim_kernels.sources.gate_loop import gate_rows
 
 from moesim import load_profile
 from moesim.cli.script import Out, Quick, run_script

@@ -18,11 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from moesim_kernels.grouped_down import combine_reference, grouped_down_reference
-from moesim_kernels.grouped_swiglu import grouped_swiglu_reference
-from moesim_kernels.layer import LayerWeights, gate_tokens_reference, moe_layer
-from moesim_kernels.plan import make_plan_reference
-from moesim_kernels.selection import (
+from moesim_kernels.ops.grouped_down import combine_reference, grouped_down_reference
+from moesim_kernels.ops.grouped_swiglu import grouped_swiglu_reference
+from moesim_kernels.ops.layer import LayerWeights, gate_tokens_reference, moe_layer
+from moesim_kernels.ops.plan import make_plan_reference
+from moesim_kernels.ops.selection import (
     biased_top_k,
     hash_experts,
     local_two_level,

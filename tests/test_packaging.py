@@ -17,7 +17,7 @@ for module in (moesim, moesim_kernels, moesim_hw_profiles):
 assert load_profile("h100_sxm").num_sms == 132
 assert load_cluster("hgx-a100-8").num_devices == 8
 assert load_preset("mixtral-8x7b").layer.num_experts == 8
-from moesim_kernels.budgets import Budgets
+from moesim_kernels.tiles.budgets import Budgets
 assert Budgets.load("").rows
 assert tuned_tile("h100-sxm", "bfloat16", 8, 1792, 64) is not None
 print(moesim.__version__)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.cpu_layer import CpuLayer, measuring
+from moesim_kernels.cpu.layer import CpuLayer, measuring
 from torch.nn.functional import grouped_mm
 
 from moesim.model import Gate, MoELayer

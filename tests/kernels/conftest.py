@@ -31,7 +31,7 @@ except ImportError as error:
     os.environ.pop("TRITON_INTERPRET", None)
     collect_ignore_glob.append("test_*.py")
 else:
-    from moesim_kernels import runtime
+    from moesim_kernels.ops import runtime
 
     collect_ignore_glob.append("test_no_gpu.py" if runtime.triton_mode() == "gpu" else "test_gpu.py")
 

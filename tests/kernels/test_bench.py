@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moesim_kernels.bench import Timing, prepare_expert_phase, random_ids
+from moesim_kernels.timing.bench import Timing, prepare_expert_phase, random_ids
 
 from moesim.model import MoELayer
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim_kernels.runtime import device
-from moesim_kernels.triton_source import timed_rows
+from moesim_kernels.ops.runtime import device
+from moesim_kernels.sources.triton import timed_rows
 
 from moesim import Workload, load_cluster
 from moesim.errors import ConfigError

@@ -4,12 +4,12 @@ within its budgets. No GPU needed, but minutes of a compiler."""
 from dataclasses import replace
 
 import pytest
-from moesim_kernels import compile_check
-from moesim_kernels.budgets import Budgets, write_budgets
-from moesim_kernels.compile_cases import cases
-from moesim_kernels.compile_check import CompileResult
-from moesim_kernels.occupancy import MULTIPROCESSORS, ctas_per_sm
-from moesim_kernels.tiles import LIMITS
+from moesim_kernels.compile import check
+from moesim_kernels.compile.cases import cases
+from moesim_kernels.compile.check import CompileResult
+from moesim_kernels.tiles.budgets import Budgets, write_budgets
+from moesim_kernels.tiles.occupancy import MULTIPROCESSORS, ctas_per_sm
+from moesim_kernels.tiles.tiles import LIMITS
 
 
 def test_shared_memory_budgets_are_the_vendors():
@@ -30,10 +30,10 @@ def test_names_tell_cases_apart_and_each_has_a_budget(target):
 @pytest.mark.full
 @pytest.mark.parametrize("target", LIMITS)
 def test_budgets(target):
-    for row in compile_check.compile_all([target]):
+    for row in check.compile_all([target]):
         assert row.status in ("ok", "unsupported"), row
         if row.status == "ok":
-            assert row.held_to == Budgets.load(compile_check.triton.__version__).held_to
+            assert row.held_to == Budgets.load(check.triton.__version__).held_to
             assert row.spills == 0, row
             assert 0 < row.registers <= 512, row
             assert row.shared_bytes <= LIMITS[target].shared_bytes, row
@@ -42,12 +42,12 @@ def test_budgets(target):
 
 @pytest.mark.full
 def test_the_big_gemms_use_the_tensor_cores_shared_memory():
-    rows = {(row.kernel, row.dtype, row.tile): row for row in compile_check.compile_target("sm_90", "swiglu")}
+    rows = {(row.kernel, row.dtype, row.tile): row for row in check.compile_target("sm_90", "swiglu")}
     assert rows["swiglu", "bf16", "128x128x64"].shared_bytes == 192 * 1024
 
 
 def test_one_kernel_compiles_quickly():
-    rows = list(compile_check.compile_all(["sm_90"], "stream"))
+    rows = list(check.compile_all(["sm_90"], "stream"))
     assert [(row.kernel, row.status, row.spills, row.shared_bytes) for row in rows] == [
         ("stream", "ok", 0, 0), ("stream sizes of 1", "ok", 0, 0)]
     assert all(row.registers > 0 and row.ctas_per_sm >= 1 and row.compile_s > 0 for row in rows)
@@ -55,11 +55,11 @@ def test_one_kernel_compiles_quickly():
 
 def test_refuses_unknown_names():
     with pytest.raises(ValueError, match="target: expected one of sm_80"):
-        compile_check.compile_target("sm_10")
+        check.compile_target("sm_10")
     with pytest.raises(ValueError, match="targets: expected any of sm_80"):
-        list(compile_check.compile_all(["sm_10"]))
+        list(check.compile_all(["sm_10"]))
     with pytest.raises(ValueError, match="no kernel's name contains 'attention'"):
-        list(compile_check.compile_all(["sm_90"], "attention"))
+        list(check.compile_all(["sm_90"], "attention"))
 
 
 def test_a_crash_costs_one_row(monkeypatch):
@@ -76,14 +76,14 @@ def test_a_crash_costs_one_row(monkeypatch):
         Done.stdout, Done.returncode = (outputs.pop(0), -6 if outputs else 0) if outputs else ("", 1)
         return Done
 
-    monkeypatch.setattr(compile_check.subprocess, "run", run)
-    rows = compile_check.compile_target("sm_90")
+    monkeypatch.setattr(check.subprocess, "run", run)
+    rows = check.compile_target("sm_90")
     assert [(row.kernel, row.status, row.registers) for row in rows] == [("a", "ok", 3), ("b", "failed", 0),
                                                                        ("c", "ok", 4)]
     assert rows[1].error == "the compiler ended with code -6"
     assert first == ["0", "2"]
     with pytest.raises(RuntimeError, match="compiling for sm_90 failed: no module"):
-        compile_check.compile_target("sm_90")
+        check.compile_target("sm_90")
 
 
 def test_budgets_hold_for_the_version_they_were_recorded_with_and_physics_for_all(tmp_path):

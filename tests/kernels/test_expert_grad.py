@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from moesim_kernels.bench import random_ids
-from moesim_kernels.expert_grad import experts, experts_reference
-from moesim_kernels.grouped_outer import grouped_outer, grouped_outer_reference
-from moesim_kernels.layer import LayerWeights, moe_layer
-from moesim_kernels.plan import make_plan_reference
+from moesim_kernels.ops.expert_grad import experts, experts_reference
+from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
+from moesim_kernels.ops.layer import LayerWeights, moe_layer
+from moesim_kernels.ops.plan import make_plan_reference
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.model import Gate, MoELayer
 

@@ -4,20 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from moesim_kernels.bench import random_ids
-from moesim_kernels.fp8 import (
-    quantise_blocks,
-    quantise_blocks_reference,
-    quantise_rows,
-    quantise_rows_reference,
-)
-from moesim_kernels.grouped_down import grouped_down, grouped_down_reference
-from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_reference
-from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from moesim_kernels.layer import LayerWeights, moe_layer
-from moesim_kernels.operands import LARGEST, BlockScaled, float_matrices, float_rows, require_product
-from moesim_kernels.plan import make_plan, make_plan_reference
-from moesim_kernels.tiles import LIMITS, Tile
+from moesim_kernels.ops.fp8 import quantise_blocks, quantise_blocks_reference, quantise_rows, quantise_rows_reference
+from moesim_kernels.ops.grouped_down import grouped_down, grouped_down_reference
+from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
+from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from moesim_kernels.ops.layer import LayerWeights, moe_layer
+from moesim_kernels.ops.operands import LARGEST, BlockScaled, float_matrices, float_rows, require_product
+from moesim_kernels.ops.plan import make_plan, make_plan_reference
+from moesim_kernels.tiles.tiles import LIMITS, Tile
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer, Precision
@@ -176,8 +171,8 @@ def test_has_no_gradients(device):
 @pytest.mark.parametrize(("target", "can"), [("sm_80", ""), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn"),
                                              ("gfx942", "float8_e4m3fnuz"), ("gfx950", "float8_e4m3fn")])
 def test_a_gpu_multiplies_its_own_format_only(monkeypatch, target, can):
-    monkeypatch.setattr("moesim_kernels.operands.triton_mode", lambda: "gpu")
-    monkeypatch.setattr("moesim_kernels.operands.limits", lambda: LIMITS[target])
+    monkeypatch.setattr("moesim_kernels.ops.operands.triton_mode", lambda: "gpu")
+    monkeypatch.setattr("moesim_kernels.ops.operands.limits", lambda: LIMITS[target])
     tile = Tile(block_m=16, block_n=16, block_k=128)
     for dtype in LARGEST:
         operand = quantise_rows_reference(torch.ones(2, 128), dtype)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from moesim_kernels.bench import time_expert_phase
-from moesim_kernels.layer import LayerWeights, moe_layer
+from moesim_kernels.ops.layer import LayerWeights, moe_layer
+from moesim_kernels.timing.bench import time_expert_phase
 
 from moesim.model import MoELayer
 

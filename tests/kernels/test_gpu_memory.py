@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moesim_kernels.gpu_memory import BLOCK, gather, gather_reference, stream, stream_reference
+from moesim_kernels.ops.memory import BLOCK, gather, gather_reference, stream, stream_reference
 
 
 @pytest.mark.parametrize("size", [0, 1, 911, BLOCK, 2 * BLOCK + 1025])

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from moesim_kernels import gpu_curves, gpu_profile
-from moesim_kernels.gpu_profile import Gpu, profile_text
-from moesim_kernels.profilers import GpuProfiler
+from moesim_kernels.profile import gpu_curves, gpu_profile
+from moesim_kernels.profile.gpu_profile import Gpu, profile_text
+from moesim_kernels.profile.profilers import GpuProfiler
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.errors import MeasurementError

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
-from moesim_kernels.bench import random_ids
-from moesim_kernels.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
-from moesim_kernels.grouped_linear import (
-    dense_plan,
-    gate_logits,
-    grouped_linear,
-    grouped_linear_reference,
-)
-from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from moesim_kernels.plan import Plan, make_plan, make_plan_reference
-from moesim_kernels.tiles import Tile
+from moesim_kernels.ops.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
+from moesim_kernels.ops.grouped_linear import dense_plan, gate_logits, grouped_linear, grouped_linear_reference
+from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
+from moesim_kernels.tiles.tiles import Tile
+from moesim_kernels.timing.bench import random_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
+from moesim_kernels.ops.hier_gate import two_level_gate, two_level_gate_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from moesim_kernels.layer import (
+from moesim_kernels.ops.layer import (
     LayerWeights,
     expert_phase,
     expert_phase_reference,
@@ -12,9 +12,9 @@ from moesim_kernels.layer import (
     gate_tokens_reference,
     moe_layer,
 )
-from moesim_kernels.plan import make_plan, make_plan_reference
-from moesim_kernels.runtime import triton_mode
-from moesim_kernels.tiles import Tile
+from moesim_kernels.ops.plan import make_plan, make_plan_reference
+from moesim_kernels.ops.runtime import triton_mode
+from moesim_kernels.tiles.tiles import Tile
 
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer, Precision
@@ -174,8 +174,8 @@ def test_refuses_bad_input_before_a_launch(device, monkeypatch, backend, change,
     weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
     x_TH = _tokens(3, 16, torch.float32, device)
     routing = gate_tokens_reference(x_TH, layer.gate, weights, 2)
-    monkeypatch.setattr("moesim_kernels.layer.gate_tokens", None)
-    monkeypatch.setattr("moesim_kernels.layer.expert_phase", None)
+    monkeypatch.setattr("moesim_kernels.ops.layer.gate_tokens", None)
+    monkeypatch.setattr("moesim_kernels.ops.layer.expert_phase", None)
     x_TH, weights, routing = change(x_TH, weights, routing)
     with pytest.raises(ValueError, match=message):
         moe_layer(x_TH, weights, layer, backend, routing=routing)

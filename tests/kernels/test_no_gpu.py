@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from moesim_kernels import runtime
-from moesim_kernels.bench import time_calls, time_expert_phase
+from moesim_kernels.ops import runtime
+from moesim_kernels.timing.bench import time_calls, time_expert_phase
 
 from moesim.model import MoELayer
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from moesim_kernels import persistent
-from moesim_kernels.bench import random_ids
-from moesim_kernels.fp8 import quantise_blocks_reference, quantise_rows_reference
-from moesim_kernels.grouped_down import grouped_down, grouped_down_reference
-from moesim_kernels.grouped_linear import grouped_linear
-from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from moesim_kernels.persistent import gathers_by_descriptor, gemm_path
-from moesim_kernels.plan import make_plan, make_plan_reference
-from moesim_kernels.tiles import LIMITS, Tile
+from moesim_kernels.ops import persistent
+from moesim_kernels.ops.fp8 import quantise_blocks_reference, quantise_rows_reference
+from moesim_kernels.ops.grouped_down import grouped_down, grouped_down_reference
+from moesim_kernels.ops.grouped_linear import grouped_linear
+from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from moesim_kernels.ops.persistent import gathers_by_descriptor, gemm_path
+from moesim_kernels.ops.plan import make_plan, make_plan_reference
+from moesim_kernels.tiles.tiles import LIMITS, Tile
+from moesim_kernels.timing.bench import random_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.bench import random_ids
-from moesim_kernels.plan import is_sparse, make_plan, make_plan_reference, tile_bound, tiles_per_expert
+from moesim_kernels.ops.plan import is_sparse, make_plan, make_plan_reference, tile_bound, tiles_per_expert
+from moesim_kernels.timing.bench import random_ids
 
 TENSORS = ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles")
 CASES = [(0, 8, 2, 16, 0.0), (1, 1, 1, 16, 0.0), (255, 61, 8, 16, 1.2), (37, 61, 61, 64, 0.0), (371, 64, 2, 128, 0.0),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
+from moesim_kernels.ops.product_key import product_key_gate, product_key_gate_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

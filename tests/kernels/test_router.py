@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moesim_kernels.router import MAX_ROW, UNCHECKED, Options, noise, route, route_reference
+from moesim_kernels.ops.router import MAX_ROW, UNCHECKED, Options, noise, route, route_reference
 
 INF, NAN = float("inf"), float("nan")
 

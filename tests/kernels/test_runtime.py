@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from moesim_kernels import runtime
+from moesim_kernels.ops import runtime
 
 
 def _python(code: str) -> str:
@@ -42,7 +42,9 @@ import sys
 sys.modules["triton"] = None
 import torch
 from moesim.model import Gate, MoELayer
-from moesim_kernels import LayerWeights, bench, compile_check, moe_layer, triton_mode
+from moesim_kernels import LayerWeights, moe_layer, triton_mode
+from moesim_kernels.timing import bench
+from moesim_kernels.compile import check as compile_check
 layer = MoELayer(hidden_size=8, expert_intermediate_size=8, num_experts=4, top_k=2, gate=Gate.parse("two_level:2:1"))
 weights, x = LayerWeights.random(layer, 0), torch.ones(3, 8, dtype=torch.bfloat16)
 print(triton_mode(), tuple(moe_layer(x, weights, layer, "torch").shape))
@@ -59,7 +61,7 @@ for call in (lambda: moe_layer(x, weights, layer), lambda: compile_check.compile
 
 
 def test_kernels_follow_triton_not_a_later_environment():
-    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels import router; "
+    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels.ops import router; "
     assert _python(late + "print(type(router.order_key).__name__)") == "JITFunction"
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim_kernels.bench import random_ids
-from moesim_kernels.fp8 import quantise_blocks_reference, quantise_rows_reference
-from moesim_kernels.plan import Plan, make_plan, make_plan_reference
-from moesim_kernels.tiles import Tile, tile_bound, tiles_per_expert
+from moesim_kernels.ops.fp8 import quantise_blocks_reference, quantise_rows_reference
+from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
+from moesim_kernels.tiles.tiles import Tile, tile_bound, tiles_per_expert
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.costs.load import Load
 from moesim.costs.work import GemmWork

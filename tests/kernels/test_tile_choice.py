@@ -5,10 +5,9 @@ import csv
 import numpy as np
 import pytest
 import torch
-from moesim_kernels import tile_choice
-from moesim_kernels.bench import random_ids
-from moesim_kernels.layer import LayerWeights, expert_phase
-from moesim_kernels.tile_choice import (
+from moesim_kernels.ops.layer import LayerWeights, expert_phase
+from moesim_kernels.tiles import choice
+from moesim_kernels.tiles.choice import (
     Shape,
     best_tile,
     best_tiles,
@@ -22,7 +21,8 @@ from moesim_kernels.tile_choice import (
     tile_seconds,
     tuned_tile,
 )
-from moesim_kernels.tiles import LIMITS, Tile, tile_config
+from moesim_kernels.tiles.tiles import LIMITS, Tile, tile_config
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
@@ -123,9 +123,9 @@ def _write(path, rows):
 def tables(monkeypatch, tmp_path):
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     monkeypatch.delenv("MOESIM_TILES", raising=False)
-    tile_choice._tables.cache_clear()
+    choice._tables.cache_clear()
     yield tmp_path
-    tile_choice._tables.cache_clear()
+    choice._tables.cache_clear()
 
 
 def test_tuned_tiles_are_found_by_layer_and_nearest_tokens(tables):
@@ -186,9 +186,9 @@ def test_layers_run_with_the_tuned_tile(tables, monkeypatch, device):
     layer = MoELayer(hidden_size=64, expert_intermediate_size=48, num_experts=8, top_k=2)
     weights = LayerWeights.random(layer, 0, device=device)
     _write(table_file("Some GPU"), [_row(16, gemm, 128) for gemm in ("swiglu", "down")])
-    monkeypatch.setattr("moesim_kernels.layer.device_name", lambda: "Some GPU")
+    monkeypatch.setattr("moesim_kernels.ops.layer.device_name", lambda: "Some GPU")
     planned = []
-    from moesim_kernels import layer as layer_module
+    from moesim_kernels.ops import layer as layer_module
     make_plan = layer_module.make_plan
     monkeypatch.setattr(layer_module, "make_plan", lambda *args: planned.append(make_plan(*args)) or planned[-1])
     x_TH = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from moesim_kernels.tiles import LIMITS, Tile, tile_bound, tile_config, tiles_per_expert
+from moesim_kernels.tiles.tiles import LIMITS, Tile, tile_bound, tile_config, tiles_per_expert
 
 
 def test_tiles_per_expert_rounds_up():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from moesim_kernels.bench import random_ids
-from moesim_kernels.layer import LayerWeights, expert_phase_reference
-from moesim_kernels.tiny_expert import tiny_expert, tiny_expert_reference
+from moesim_kernels.ops.layer import LayerWeights, expert_phase_reference
+from moesim_kernels.ops.tiny_expert import tiny_expert, tiny_expert_reference
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.model import MoELayer
 

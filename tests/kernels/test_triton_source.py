@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from moesim_kernels.runtime import device, triton_mode
-from moesim_kernels.triton_source import Triton, is_of, timed_rows
+from moesim_kernels.ops.runtime import device, triton_mode
+from moesim_kernels.sources.triton import Triton, is_of, timed_rows
 
 from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError

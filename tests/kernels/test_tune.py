@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from moesim_kernels import tune
-from moesim_kernels.bench import random_ids
-from moesim_kernels.layer import LayerWeights, expert_phase, expert_phase_reference
-from moesim_kernels.runtime import triton
-from moesim_kernels.tiles import LIMITS, tile_config
+from moesim_kernels.ops.layer import LayerWeights, expert_phase, expert_phase_reference
+from moesim_kernels.ops.runtime import triton
+from moesim_kernels.tiles.tiles import LIMITS, tile_config
+from moesim_kernels.timing import tune
+from moesim_kernels.timing.bench import random_ids
 
 from moesim.model import MoELayer
 

@@ -16,7 +16,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def cpu_profile_path(tmp_path_factory):
     """A profile of this CPU, measured as shortly as can be."""
-    from moesim_kernels.cpu_profile import write_profile
+    from moesim_kernels.profile.cpu_profile import write_profile
 
     path = tmp_path_factory.mktemp("profile") / "cpu-local.toml"
     write_profile(path, budget_s=1.0, command="a test")

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed as dist
-from moesim_kernels.expert_grad import experts_reference, gate_weights
-from moesim_kernels.expert_parallel import PHASES, contiguous_placement, expert_parallel_layer, local_weights
-from moesim_kernels.fp8 import quantise_blocks_reference
-from moesim_kernels.layer import LayerWeights, gate_tokens_reference, moe_layer, shared_experts_reference
-from moesim_kernels.plan import make_plan_reference
-from moesim_kernels.ranks import rank_group
+from moesim_kernels.ops.expert_grad import experts_reference, gate_weights
+from moesim_kernels.ops.fp8 import quantise_blocks_reference
+from moesim_kernels.ops.layer import LayerWeights, gate_tokens_reference, moe_layer, shared_experts_reference
+from moesim_kernels.ops.plan import make_plan_reference
+from moesim_kernels.ranks.expert_parallel import PHASES, contiguous_placement, expert_parallel_layer, local_weights
+from moesim_kernels.ranks.group import rank_group
 
 from moesim.model import Gate, MoELayer
 from moesim.placement import Placement

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from moesim_kernels.cpu_fit import fit, fit_start_and_rate, held_out_ratios, start_and_rate_ratios
+from moesim_kernels.profile.fit import fit, fit_start_and_rate, held_out_ratios, start_and_rate_ratios
 
 
 def calls(count, noise=0.0, seed=0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.cpu_layer import PHASES, CpuLayer, Sentinel, align, measuring, time_layer
+from moesim_kernels.cpu.layer import PHASES, CpuLayer, Sentinel, align, measuring, time_layer
 
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from moesim_kernels import cpu_curves, cpu_profile
-from moesim_kernels.cpu_layer import CONTENDED
-from moesim_kernels.cpu_profile import measure_profile
+from moesim_kernels.cpu.layer import CONTENDED
+from moesim_kernels.profile import cpu_curves, cpu_profile
+from moesim_kernels.profile.cpu_profile import measure_profile
 
 from moesim.costs.devices.serial import SerialKernels, gemm_features, missing, top_k_features
 from moesim.costs.load import Load

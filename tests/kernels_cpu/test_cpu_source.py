@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from moesim_kernels import cpu_source
-from moesim_kernels.cpu_source import TorchCpu, runs_as_it_is, small_layer
+from moesim_kernels.sources import cpu
+from moesim_kernels.sources.cpu import TorchCpu, runs_as_it_is, small_layer
 
 from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.hardware import load_cluster, load_profile, single_device
@@ -66,8 +66,9 @@ def test_a_layer_simulated_on_a_measured_cpu_runs_as_it_is(source, cpu_profile_p
 
 
 def test_profile_is_measured_once(source, monkeypatch):
-    cpu_source.local_profile(1.0)
-    monkeypatch.setattr("moesim_kernels.cpu_profile.measure_profile", lambda *_, **__: pytest.fail("measured again"))
+    cpu.local_profile(1.0)
+    monkeypatch.setattr("moesim_kernels.profile.cpu_profile.measure_profile", lambda *_,
+                        **__: pytest.fail("measured again"))
     first = source.check(candidate(num_experts=8, top_k=1), CLUSTER, Workload(num_tokens_per_device=4))
     second = source.check(candidate(num_experts=8, top_k=2), CLUSTER, Workload(num_tokens_per_device=4))
     assert first[0].profile_hash == second[0].profile_hash

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim_kernels.expert_parallel import contiguous_placement, local_weights
-from moesim_kernels.fp8 import quantise_blocks_reference
-from moesim_kernels.ranks import run_ranks
-from moesim_kernels.weights import LayerWeights
+from moesim_kernels.ops.fp8 import quantise_blocks_reference
+from moesim_kernels.ops.weights import LayerWeights
+from moesim_kernels.ranks.expert_parallel import contiguous_placement, local_weights
+from moesim_kernels.ranks.group import run_ranks
 
 from moesim.errors import ConfigError
 from moesim.model import MoELayer

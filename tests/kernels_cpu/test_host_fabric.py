@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim_kernels import ranks
-from moesim_kernels.host_fabric import (
+from moesim_kernels.profile.host_fabric import (
     AllToAll,
     fabric_lines,
     fabric_or_why,
@@ -17,6 +16,7 @@ from moesim_kernels.host_fabric import (
     port_bytes,
     time_exchanges,
 )
+from moesim_kernels.ranks import group
 
 from moesim.errors import MeasurementError
 
@@ -27,7 +27,7 @@ def children():
     for process in Path("/proc").glob("[0-9]*"):
         try:
             ours = (process / "stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())
-            if ours and b"moesim_kernels.host_fabric" in (process / "cmdline").read_bytes():
+            if ours and b"moesim_kernels.profile.host_fabric" in (process / "cmdline").read_bytes():
                 found.append(process.name)
         except OSError:
             continue
@@ -72,7 +72,7 @@ def test_a_rank_that_dies_is_reported(monkeypatch):
     def dies(command, **options):
         return real([sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit('no loopback')"], **options)
 
-    monkeypatch.setattr(ranks.subprocess, "Popen", dies)
+    monkeypatch.setattr(group.subprocess, "Popen", dies)
     with pytest.raises(MeasurementError, match=r"^gloo: no loopback$"):
         measure_gloo(timeout_s=60.0)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moesim_kernels.selection import serve as serve_reference
+from moesim_kernels.ops.selection import serve as serve_reference
 
 from moesim.errors import ConfigError
 from moesim.model import Gate

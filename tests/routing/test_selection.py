@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moesim_kernels import selection as reference
+from moesim_kernels.ops import selection as reference
 
 from moesim.model import Gate
 from moesim.routing import RoutingSpec, route, sample_counts

@@ -73,7 +73,7 @@ class WaveKernels:
         """Top-k of float32 rows in one kernel, their softmax included.
 
         Reads 4 bytes per logit, writes 8 per choice; k rounds of a maximum over the row on the CUDA cores (one
-        comparison per lane and clock), the selection of `moesim_kernels.router`.
+        comparison per lane and clock), the selection of `moesim_kernels.ops.router`.
         """
         rows = np.asarray(rows_D, dtype=np.float64)
         memory = self.stream(rows * (4.0 * columns + 8.0 * k)).memory_s_D

@@ -1,7 +1,8 @@
 """Kernel prices on a device that runs one group after another: a CPU, priced from primitives measured on it.
 
 Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted with non-negative
-coefficients to the log error of stand-alone primitives (`moesim_kernels.cpu_profile`); a coefficient that is absent is
+coefficients to the log error of stand-alone primitives (`moesim_kernels.profile.cpu_profile`); a coefficient that is
+absent is
 0. Each ``*_features`` function is both halves of that bargain: the terms of one primitive as they are fitted, and as
 they are priced.
 
@@ -240,8 +241,8 @@ class SerialKernels:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
         Float32 results are logits: of a format of two bytes a pass makes them so; where rows are gathered and logits
-        scattered, both are copied. Weights come from memory, or with ``gemm.warm_bytes_D``, what calls back to back touch,
-        as far as it does not fit.
+        scattered, both are copied. Weights come from memory, or with ``gemm.warm_bytes_D``, what calls back to back
+        touch, as far as it does not fit.
         Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
         """
 

@@ -1,0 +1,1 @@
+"""A whole layer on this CPU, timed by phase."""

@@ -1,0 +1,1 @@
+"""The kernels of one layer, each beside its torch reference, and the layer made of them."""

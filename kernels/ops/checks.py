@@ -1,0 +1,99 @@
+"""What is refused before a layer's kernels are launched."""
+
+import torch
+from moesim_kernels.ops.operands import BlockScaled, Operand, check_scaled, tensors, values
+from moesim_kernels.ops.plan import check_ids
+from moesim_kernels.ops.runtime import require_float
+from moesim_kernels.ops.weights import EXPERTS, LayerWeights, shapes
+
+from moesim.model import MoELayer
+
+
+def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, local_experts: int | None = None) -> None:
+    """Refuse tensors the layer's kernels cannot take.
+
+    Args:
+        x_TH: Tokens.
+        weights: Of the layer.
+        layer: Its sizes.
+        local_experts: Routed experts among the weights, where other ranks hold the others.
+
+    Raises:
+        ValueError: A shape, format, stride or device that does not fit.
+    """
+    require_float("x_TH", x_TH)
+    if x_TH.ndim != 2 or x_TH.shape[1] != layer.hidden_size:
+        raise ValueError(f"x_TH: expected shape (T, {layer.hidden_size}), got {tuple(x_TH.shape)}")
+    _check_tensor("x_TH", x_TH, x_TH)
+    wanted = shapes(layer)
+    if local_experts is not None:
+        wanted |= {name: (local_experts, *wanted[name][1:]) for name in ("w_gate_up", "w_down")}
+    for name, shape in wanted.items():
+        operand: Operand | None = getattr(weights, name)
+        found = None if operand is None else tuple(values(operand).shape)
+        if found != shape:
+            raise ValueError(f"weights.{name}: expected shape {shape} for this layer, got {found}")
+    bias_E = weights.bias_E
+    if bias_E is not None:
+        _check_tensor("weights.bias_E", bias_E, x_TH)
+        if bias_E.dtype != torch.float32 or bias_E.shape != (layer.num_experts,):
+            raise ValueError(f"weights.bias_E: expected float32 of shape ({layer.num_experts},), got {bias_E.dtype} of "
+                             f"shape {tuple(bias_E.shape)}")
+    for name in wanted:
+        if (operand := getattr(weights, name)) is not None:
+            _check_weight(name, operand, x_TH, weights)
+
+
+def _check_weight(name: str, operand: Operand, x_TH: torch.Tensor, weights: LayerWeights) -> None:
+    for tensor in tensors(operand):
+        _check_tensor(f"weights.{name}", tensor, x_TH)
+    if name in EXPERTS and isinstance(weights.w_gate_up, BlockScaled):
+        check_scaled(f"weights.{name}", operand, 3)
+        return
+    require_float(f"weights.{name}", values(operand))
+    like, want = ("x_TH", x_TH) if name in EXPERTS else ("weights.fine_EH", weights.fine_EH)
+    if values(operand).dtype != want.dtype:
+        raise ValueError(f"weights.{name}: expected {want.dtype} as {like}, got {values(operand).dtype}")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, x_TH: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    if tensor.device != x_TH.device:
+        raise ValueError(f"{name}: expected {x_TH.device} as x_TH, got {tensor.device}")
+
+
+def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
+    """Refuse what would make NaN logits; waits for the device.
+
+    Raises:
+        ValueError: NaN or infinity among the tokens or the gate's keys.
+    """
+    for name, tensor in (("x_TH", x_TH), *((f"weights.{name}", getattr(weights, name))
+                                           for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq", "bias_E"))):
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits")
+
+
+def check_routing(routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, layer: MoELayer, checked: bool) -> None:
+    """Refuse a routing that is not this layer's.
+
+    Args:
+        routing: Weights and expert ids.
+        num_tokens: Tokens T.
+        layer: Experts and top_k.
+        checked: Look at the numbers, too; waits for the device.
+
+    Raises:
+        ValueError: A shape, format or stride that does not fit; ids out of range, NaN or infinite weights.
+    """
+    weights_TK, ids_TK = routing
+    shape = (num_tokens, layer.top_k)
+    for name, tensor, dtype in (("weights", weights_TK, torch.float32), ("ids", ids_TK, torch.int32)):
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"routing: expected contiguous {name} of {dtype} and shape {shape}, got {tensor.dtype} "
+                             f"of shape {tuple(tensor.shape)}")
+    if checked:
+        check_ids(ids_TK, layer.num_experts)
+        if not bool(weights_TK.isfinite().all()):
+            raise ValueError("routing: expected finite weights, got NaN or infinity")

@@ -1,0 +1,101 @@
+"""Down projection and combine: the second half of the experts.
+
+The projection leaves one row per (token, expert) pair; the combine sums a token's K rows in float32, in the order the
+router listed them, with no atomics: the same routing gives the same bits every time.
+"""
+
+import torch
+from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
+from moesim_kernels.ops.operands import Operand
+from moesim_kernels.ops.persistent import Path
+from moesim_kernels.ops.plan import Plan
+from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
+from moesim_kernels.tiles.tiles import Tile
+
+
+def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | None = None, *,
+                 out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
+    """Project the activations back to the hidden size.
+
+    Args:
+        act_PI: Activations in the plan's order, shape (P, I), contiguous; or `BlockScaled` by rows.
+        w_down: Weights in the same format, shape (E, H, I), contiguous; or `BlockScaled`.
+        plan: Plan of the routing.
+        config: Tile; by default from the mean load. Its block_m gives way to the plan's.
+        out_dtype: Format of the result; by default that of ``act_PI``, bfloat16 for scaled ones.
+        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits the GPU.
+
+    Returns:
+        Shape (P, H), row p for pair p = t x K + j.
+
+    Raises:
+        ValueError: Shapes or formats that do not fit each other.
+        RuntimeError: No Triton to launch with.
+    """
+    return grouped_linear(act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path)
+
+
+def grouped_down_reference(act_PI: Operand, w_down: Operand, plan: Plan, *,
+                           out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`grouped_down` in torch."""
+    return grouped_linear_reference(act_PI, w_down, plan, gather=False, out_dtype=out_dtype)
+
+
+@jit
+def _combine_kernel(y_ptr, weights_ptr, out_ptr, num_tokens, hidden, top_k, BLOCK_T: tl.constexpr,
+                    BLOCK_H: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask = (t < num_tokens)[:, None] & (h < hidden)[None, :]
+    total = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
+    for k in range(top_k):
+        pair = t * top_k + k
+        weight = tl.load(weights_ptr + pair, mask=t < num_tokens, other=0.0)
+        y = tl.load(y_ptr + pair[:, None] * hidden + h[None, :], mask=mask, other=0.0)
+        total += weight[:, None] * y.to(tl.float32)
+    tl.store(out_ptr + t[:, None] * hidden + h[None, :], total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
+    require_float("y_PH", y_PH)
+    if weights_TK.ndim != 2 or weights_TK.dtype != torch.float32:
+        raise ValueError(f"weights_TK: expected float32 of shape (T, K), got {weights_TK.dtype} of shape "
+                         f"{tuple(weights_TK.shape)}")
+    if y_PH.ndim != 2 or y_PH.shape[0] != weights_TK.numel():
+        raise ValueError(f"y_PH: expected shape ({weights_TK.numel()}, H), got {tuple(y_PH.shape)}")
+
+
+def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    """Sum every token's expert outputs with the router's weights.
+
+    Args:
+        y_PH: Expert outputs, row p for pair p = t x K + j, shape (P, H), contiguous.
+        weights_TK: Router weights, float32 of shape (T, K), contiguous.
+
+    Returns:
+        Shape (T, H) in the format of ``y_PH``; summed in float32, rounded once.
+
+    Raises:
+        ValueError: Shapes or formats that do not fit each other.
+        RuntimeError: No Triton to launch with.
+    """
+    _check(y_PH, weights_TK)
+    require_triton(y_PH, weights_TK)
+    (num_tokens, top_k), hidden = weights_TK.shape, y_PH.shape[1]
+    out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(y_PH.dtype), device=y_PH.device)
+    if num_tokens:
+        block_h = min(1024, triton.next_power_of_2(hidden))
+        block_t = tile_rows(num_tokens, block_h)
+        _combine_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h))](
+            y_PH, weights_TK, out_TH, num_tokens, hidden, top_k, BLOCK_T=block_t, BLOCK_H=block_h)
+    return out_TH.to(y_PH.dtype)
+
+
+def combine_reference(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    """`combine` in torch: the same order of the same float32 sums."""
+    _check(y_PH, weights_TK)
+    y_TKH = y_PH.float().view(*weights_TK.shape, y_PH.shape[1])
+    total_TH = torch.zeros_like(y_TKH[:, 0])
+    for j in range(weights_TK.shape[1]):
+        total_TH = total_TH + weights_TK[:, j, None] * y_TKH[:, j]
+    return total_TH.to(y_PH.dtype)

@@ -1,0 +1,144 @@
+"""Experts of one to a few neurons, up to millions of them: gathered vectors in place of matrices.
+
+An expert of one neuron is a pair of vectors: it reads a token with one and writes with the other (PEER, arXiv
+2407.04153, section 2.2). Grouping tokens by expert has no point there, for hardly two tokens share one; each token
+gathers its experts' rows where they lie. Two kernels: the first makes a token's K x I activations, router weights
+included, in float32; the second sums its output rows in the order the router listed them, with no atomics, so the same
+routing gives the same bits every time. All products run on the vector units: the bytes of the rows are what it costs.
+"""
+
+from typing import Literal
+
+import torch
+from moesim_kernels.ops.plan import check_ids
+from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tl, triton
+
+#: neurons and columns a program takes at once
+BLOCK_P, BLOCK_H = 16, 256
+_ROWS = {"swiglu": 2, "gelu": 1}
+
+
+@jit
+def _activated(first, second, GATED: tl.constexpr):
+    if GATED:
+        return first / (1.0 + tl.exp(-first)) * second
+    return 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
+
+
+@jit
+def _tiny_in_kernel(x_ptr, w_ptr, ids_ptr, weights_ptr, act_ptr, num_neurons, hidden, width, top_k,
+                    GATED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    exists = p < num_neurons
+    pair = t * top_k + p // width
+    expert = tl.load(ids_ptr + pair, mask=exists, other=0).to(tl.int64)
+    row = expert * (2 * width if GATED else width) + p % width
+    first = tl.zeros((BLOCK_P,), tl.float32)
+    second = tl.zeros((BLOCK_P,), tl.float32)
+    for start in range(0, hidden, BLOCK_H):
+        h = start + tl.arange(0, BLOCK_H)
+        mask = exists[:, None] & (h < hidden)[None, :]
+        x = tl.load(x_ptr + t * hidden + h, mask=h < hidden, other=0.0).to(tl.float32)[None, :]
+        at = w_ptr + row[:, None] * hidden + h[None, :]
+        first += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
+        if GATED:
+            at = w_ptr + (row + width)[:, None] * hidden + h[None, :]
+            second += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
+    act = _activated(first, second, GATED)
+    weight = tl.load(weights_ptr + pair, mask=exists, other=0.0)
+    tl.store(act_ptr + t * num_neurons + p, weight * act, mask=exists)
+
+
+@jit
+def _tiny_out_kernel(act_ptr, w_ptr, ids_ptr, out_ptr, num_neurons, hidden, width, top_k, BLOCK_P: tl.constexpr,
+                     BLOCK_H: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    for start in range(0, num_neurons, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        exists = p < num_neurons
+        expert = tl.load(ids_ptr + t * top_k + p // width, mask=exists, other=0).to(tl.int64)
+        act = tl.load(act_ptr + t * num_neurons + p, mask=exists, other=0.0)
+        rows = tl.load(w_ptr + (expert * width + p % width)[:, None] * hidden + h[None, :],
+                       mask=exists[:, None] & (h < hidden)[None, :], other=0.0)
+        total += tl.sum(act[:, None] * rows.to(tl.float32), axis=0)
+    tl.store(out_ptr + t * hidden + h, total.to(out_ptr.dtype.element_ty), mask=h < hidden)
+
+
+def _check(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
+           weights_TK: torch.Tensor, activation: str) -> None:
+    require_float("x_TH", x_TH)
+    if activation not in _ROWS:
+        raise ValueError(f"activation: expected {' or '.join(map(repr, _ROWS))}, got {activation!r}")
+    if x_TH.ndim != 2 or w_out_EIH.ndim != 3 or w_out_EIH.shape[2] != x_TH.shape[1] or 0 in w_out_EIH.shape:
+        raise ValueError(f"expected x_TH of shape (T, H) and w_out_EIH of shape (E, I, H), got {tuple(x_TH.shape)} and "
+                         f"{tuple(w_out_EIH.shape)}")
+    experts, width, hidden = w_out_EIH.shape
+    if w_in.shape != (experts, _ROWS[activation] * width, hidden):
+        raise ValueError(f"w_in: expected shape ({experts}, {_ROWS[activation] * width}, {hidden}), got "
+                         f"{tuple(w_in.shape)}")
+    if not x_TH.dtype == w_in.dtype == w_out_EIH.dtype:
+        raise ValueError(f"w_in, w_out_EIH: expected {x_TH.dtype} as x_TH, got {w_in.dtype}, {w_out_EIH.dtype}")
+    for name, tensor, dtype in (("ids_TK", ids_TK, torch.int32), ("weights_TK", weights_TK, torch.float32)):
+        if tensor.dtype != dtype or tensor.ndim != 2 or tensor.shape != (len(x_TH), ids_TK.shape[1]):
+            raise ValueError(f"{name}: expected {dtype} of shape ({len(x_TH)}, K), got {tensor.dtype} of shape "
+                             f"{tuple(tensor.shape)}")
+
+
+def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
+                weights_TK: torch.Tensor, activation: Literal["swiglu", "gelu"] = "swiglu") -> torch.Tensor:
+    """Sum of each token's tiny experts, weighted.
+
+    Args:
+        x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous.
+        w_in: Input rows in the same format, contiguous: gate rows, then up rows of every expert, shape (E, 2I, H); for
+            GELU shape (E, I, H).
+        w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous: the transpose of a down projection.
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU: that would be a
+            wait).
+        weights_TK: Router weights, float32 of shape (T, K), contiguous.
+        activation: "swiglu", or "gelu" (exact) as in PEER.
+
+    Returns:
+        Shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
+
+    Raises:
+        ValueError: Shapes or formats that do not fit each other; on a CPU also an id out of range.
+        RuntimeError: No Triton to launch with.
+    """
+    _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
+    require_triton(x_TH, w_in, w_out_EIH, ids_TK, weights_TK)
+    (experts, width, hidden), (num_tokens, top_k) = w_out_EIH.shape, ids_TK.shape
+    if ids_TK.device.type == "cpu":
+        check_ids(ids_TK, experts)
+    neurons = top_k * width
+    act_TP = torch.empty(num_tokens, neurons, dtype=torch.float32, device=x_TH.device)
+    out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(x_TH.dtype), device=x_TH.device)
+    if num_tokens:
+        block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
+        if neurons:
+            _tiny_in_kernel[(num_tokens, triton.cdiv(neurons, BLOCK_P))](
+                x_TH, w_in, ids_TK, weights_TK, act_TP, neurons, hidden, width, top_k, GATED=activation == "swiglu",
+                BLOCK_P=BLOCK_P, BLOCK_H=block_h)
+        _tiny_out_kernel[(num_tokens, triton.cdiv(hidden, block_h))](
+            act_TP, w_out_EIH, ids_TK, out_TH, neurons, hidden, width, top_k, BLOCK_P=BLOCK_P, BLOCK_H=block_h)
+    return out_TH.to(x_TH.dtype)
+
+
+def tiny_expert_reference(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
+                          weights_TK: torch.Tensor,
+                          activation: Literal["swiglu", "gelu"] = "swiglu") -> torch.Tensor:
+    """`tiny_expert` in torch: copies the rows of all pairs."""
+    _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
+    check_ids(ids_TK, len(w_in))
+    ids = ids_TK.long()
+    read_TKI = torch.einsum("tkih,th->tki", w_in[ids].float(), x_TH.float())
+    if activation == "swiglu":
+        gate_TKI, up_TKI = read_TKI.chunk(2, dim=2)
+        act_TKI = torch.nn.functional.silu(gate_TKI) * up_TKI
+    else:
+        act_TKI = torch.nn.functional.gelu(read_TKI)
+    out_TH = torch.einsum("tki,tkih->th", act_TKI * weights_TK[:, :, None], w_out_EIH[ids].float())
+    return out_TH.to(x_TH.dtype)

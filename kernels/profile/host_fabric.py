@@ -1,0 +1,183 @@
+"""All-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL or RCCL.
+
+A timing is four calls back to back after a barrier, of the rank that took longest; all exchanges are timed in turn,
+several rounds of them, so that a machine that is slow for a while is slow for all. Between processes times have two
+modes, the upper one a wait for the other process to be woken: medians of the same exchange a few seconds apart differ
+by 10 to 30 %, the P10 of 24 timings by 6 to 8 %. That is what counts; minimum, median and P90 stand beside it. Ranks
+are started by `moesim_kernels.ranks`: no network is needed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from moesim_kernels.profile.fit import fit_start_and_rate, start_and_rate_ratios
+from moesim_kernels.profile.text import held_out, quantity, spread
+from moesim_kernels.ranks.group import rank_group, run_ranks
+
+from moesim.errors import MeasurementError
+from moesim.hardware import HostFabric
+from moesim.units import GB, US
+
+Array = np.ndarray
+_CALLS, _TIMINGS, _ROUNDS, _WARM_UP = 4, 6, 4, 2
+_GLOO_BYTES = tuple(1 << exponent for exponent in range(10, 24))
+_NCCL_BYTES = tuple(1 << exponent for exponent in range(10, 28, 2))
+_COUNTS = 0.1  # quantile of the timings that counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllToAll:
+    """Repeated timings of one all-to-all.
+
+    Attributes:
+        ranks: How many take part.
+        bytes_per_pair: From each rank to each other.
+        seconds: ndarray of shape (timings,), per call.
+    """
+
+    ranks: int
+    bytes_per_pair: int
+    seconds: Array
+
+
+def counted(seconds: Array) -> float:
+    """What counts of repeated timings: their P10."""
+    return float(np.quantile(seconds, _COUNTS))
+
+
+def port_bytes(bytes_WW: Array) -> float:
+    """Most bytes that any rank sends to others, or gets from them: what an exchange is priced by.
+
+    Args:
+        bytes_WW: Array of shape (W, W): bytes from each rank to each, those to itself not counted.
+    """
+    between_WW = np.asarray(bytes_WW, dtype=np.float64) * (1.0 - np.eye(len(bytes_WW)))
+    return float(max(between_WW.sum(axis=1).max(), between_WW.sum(axis=0).max()))
+
+
+def measure_gloo(ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_s: float = 30.0) -> list[AllToAll]:
+    """Time all-to-alls between processes on this CPU, one thread each.
+
+    Args:
+        ranks: Processes.
+        sizes: Bytes from each rank to each other.
+        timeout_s: After which they are ended.
+
+    Raises:
+        MeasurementError: A rank failed (its last line), or they did not finish in time.
+    """
+    return _run("gloo", ranks, sizes, timeout_s)
+
+
+def measure_nccl(ranks: int, *, sizes: Sequence[int] = _NCCL_BYTES, timeout_s: float = 60.0) -> list[AllToAll]:
+    """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); else as `measure_gloo`."""
+    return _run("nccl", ranks, sizes, timeout_s)
+
+
+def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[str]:
+    """`fabric_lines` of what ``measure`` returns; none, and a line on stderr, where the all-to-all does not work."""
+    try:
+        return fabric_lines(backend, measure())
+    except MeasurementError as error:
+        print(f"all-to-all not measured: {error}", file=sys.stderr)
+        return []
+
+
+def _run(backend: str, ranks: int, sizes: Sequence[int], timeout_s: float) -> list[AllToAll]:
+    seconds = time_exchanges(backend, [np.full((ranks, ranks), size) for size in sizes], timeout_s=timeout_s)
+    return [AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row) for size, row in zip(sizes, seconds, strict=True)]
+
+
+def time_exchanges(backend: str, matrices: Sequence[Array], *, timeout_s: float = 30.0) -> list[Array]:
+    """Time uneven all-to-alls.
+
+    Args:
+        backend: ``gloo`` or ``nccl``.
+        matrices: Bytes from each rank to each, integers of shape (W, W), all of one W.
+        timeout_s: After which the ranks are ended.
+
+    Returns:
+        Seconds per call of each one's timings, ndarrays of shape (timings,).
+
+    Raises:
+        MeasurementError: A rank failed (its last line), or they did not finish in time.
+    """
+    task = {"matrices": [np.asarray(matrix).tolist() for matrix in matrices]}
+    answers = run_ranks([sys.executable, "-m", "moesim_kernels.profile.host_fabric"], len(matrices[0]), task,
+                        backend=backend, timeout_s=timeout_s)
+    return list(np.array(answers).max(axis=0))
+
+
+def time_rank(task: dict) -> list[list[float]]:
+    """What one rank does: seconds per call of each timing of each exchange.
+
+    Args:
+        task: As `moesim_kernels.ranks.group.run_ranks` gives it, with matrices of bytes.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank = task["rank"]
+    with rank_group(task) as device:
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        seconds: list[list[float]] = [[] for _ in task["matrices"]]
+        for _ in range(_ROUNDS):
+            for matrix, found in zip(task["matrices"], seconds, strict=True):
+                to, of = matrix[rank], [row[rank] for row in matrix]
+                sent, received = (torch.ones(sum(parts), dtype=torch.uint8, device=device) for parts in (to, of))
+                for timing in range(-_WARM_UP, _TIMINGS):
+                    dist.barrier()
+                    wait()
+                    started = time.perf_counter()
+                    for _ in range(_CALLS):
+                        dist.all_to_all_single(received, sent, of, to)
+                    wait()
+                    if timing >= 0:
+                        found.append((time.perf_counter() - started) / _CALLS)
+    return seconds
+
+
+def _fitted(measured: Sequence[AllToAll]) -> tuple[float, float, Array]:
+    """Start, port rate, and measured over predicted time of points left out of the fit."""
+    amounts = np.array([(point.ranks - 1.0) * point.bytes_per_pair for point in measured])
+    seconds = np.array([counted(point.seconds) for point in measured])
+    return *fit_start_and_rate(amounts, seconds), start_and_rate_ratios(amounts, seconds)
+
+
+def fabric_of(backend: str, measured: Sequence[AllToAll]) -> HostFabric:
+    """What `fabric_lines` writes, as a profile holds it."""
+    start, rate, ratios = _fitted(measured)
+    low, high = np.percentile(ratios, (10, 90))
+    return HostFabric(backend=backend, start_s=start, port_bytes_per_s=rate,
+                      ranks=tuple(point.ranks for point in measured),
+                      bytes_per_pair=tuple(float(point.bytes_per_pair) for point in measured),
+                      time_s=tuple(counted(point.seconds) for point in measured), interval=(float(low), float(high)))
+
+
+def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
+    """Lines of ``[host_fabric]``: start and port rate, every point, and residuals of points left out of the fit.
+
+    Fitted to time = start + (ranks - 1) x bytes / rate: what a rank sends to others passes its port once.
+
+    Args:
+        backend: As the file names it.
+        measured: At least three, of different sizes.
+    """
+    start, rate, ratios = _fitted(measured)
+    low, high = np.percentile(ratios, (10, 90))
+    lines = ["[host_fabric]", f'backend = "{backend}"',
+             f"start_us = {quantity(start / US, source='fit', low=start * low / US, high=start * high / US)}",
+             f"gb_per_s = {quantity(rate / GB, source='fit', low=rate / high / GB, high=rate / low / GB)}"]
+    lines += held_out("host_fabric.residuals", ratios)
+    for point in measured:
+        lines += ["[[host_fabric.points]]", f"ranks = {point.ranks}", f"bytes_per_pair = {float(point.bytes_per_pair)}",
+                  f"time_us = {spread(point.seconds / US, counted)}"]
+    return lines
+
+
+if __name__ == "__main__":
+    json.dump(time_rank(json.load(sys.stdin)), sys.stdout)

@@ -1,0 +1,58 @@
+"""What can measure this machine, for `moesim measure`: found through the entry points ``moesim.profilers``.
+
+Importing this module loads neither torch nor triton; what cannot run here says why in one line.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+class CpuProfiler:
+    """Measures one thread of this machine's CPU, and all-to-alls between two processes on it."""
+
+    name = "cpu"
+
+    def unavailable_because(self) -> str | None:
+        """It needs torch, and a system that tells how much time a thread got."""
+        if find_spec("torch") is None:
+            return "torch is not installed (pip install torch)"
+        return "it needs Linux or macOS" if sys.platform == "win32" else None
+
+    def write(self, path: Path, seconds: float, command: str) -> None:
+        """Measure for about ``seconds`` and write the profile, which names ``command``.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        from moesim_kernels.profile.cpu_profile import write_profile
+
+        write_profile(path, seconds, fabric=True, command=command)
+
+
+class GpuProfiler:
+    """Measures the first CUDA or ROCm GPU of this machine, and all-to-alls between all of them."""
+
+    name = "gpu"
+
+    def unavailable_because(self) -> str | None:
+        """Without torch, Triton or an active GPU driver there is nothing to launch on."""
+        if missing := [name for name in ("torch", "triton") if find_spec(name) is None]:
+            return f"{' and '.join(missing)} not installed"
+        from moesim_kernels.ops.runtime import triton_mode
+
+        mode = triton_mode()
+        if mode == "interpreter":
+            return "TRITON_INTERPRET is set, so that kernels would run on the CPU"
+        return None if mode == "gpu" else "no CUDA or ROCm GPU with an active Triton driver"
+
+    def write(self, path: Path, seconds: float, command: str) -> None:
+        """Measure for about ``seconds`` and write the profile, which names ``command``.
+
+        Raises:
+            MeasurementError: The GPU is not one whose memory and units the driver tells.
+            OSError: The file cannot be written.
+        """
+        from moesim_kernels.profile.gpu_profile import write_profile
+
+        write_profile(path, seconds, command=command)

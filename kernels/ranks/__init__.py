@@ -1,0 +1,1 @@
+"""Layers over several processes or GPUs of this host."""

@@ -1,0 +1,1 @@
+"""What moesim finds through its entry points: measurement sources and kernel tools."""
