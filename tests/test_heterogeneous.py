@@ -56,7 +56,7 @@ def test_work_is_balanced_not_rows(hgx, make_candidate):
     candidate = candidate_with(make_candidate, (2048,) * 8 + (256,) * 24, placement="balanced")
     work = replace(WORK, routing="uniform")
     placement = prepare(candidate, hgx, work).placement
-    wide = placement.device_of_slot_P[placement.expert_of_slot_P < 8]
+    wide = placement.rank_of_slot_P[placement.expert_of_slot_P < 8]
     assert sorted(wide.tolist()) == list(range(8))
     apart = simulate(candidate, hgx, work).experts_time_s
     assert apart < 0.75 * simulate(replace(candidate, placement="contiguous"), hgx, work).experts_time_s

@@ -101,5 +101,5 @@ def test_memory_is_shared_out_where_experts_differ(hgx, make_candidate):
     assert len(setting.room_bytes) == 8
     assert setting.expert_bytes[0] == 16 * setting.expert_bytes[1]
     placement = prepare(candidate, hgx, WORK).placement
-    held = np.bincount(placement.device_of_slot_P, weights=np.array(setting.expert_bytes)[placement.expert_of_slot_P])
+    held = np.bincount(placement.rank_of_slot_P, weights=np.array(setting.expert_bytes)[placement.expert_of_slot_P])
     assert (held <= setting.room_bytes).all()

@@ -47,7 +47,7 @@ PHASES = ("gate", "permute", "dispatch", "experts", "combine", "reduce")
 def contiguous_placement(num_experts: int, num_ranks: int) -> Placement:
     """Consecutive experts on each rank, the first ranks with one more where they do not divide."""
     parts = np.array_split(np.arange(num_experts), num_ranks)
-    return Placement(device_of_slot_P=np.repeat(np.arange(num_ranks), [len(part) for part in parts]),
+    return Placement(rank_of_slot_P=np.repeat(np.arange(num_ranks), [len(part) for part in parts]),
                      expert_of_slot_P=np.arange(num_experts), num_ranks=num_ranks, num_experts=num_experts)
 
 
@@ -58,7 +58,7 @@ def local_weights(weights: LayerWeights, placement: Placement, rank: int) -> Lay
         ConfigError: Block-scaled weights.
     """
     _require_plain(weights)
-    mine = torch.from_numpy(placement.expert_of_slot_P[placement.device_of_slot_P == rank])
+    mine = torch.from_numpy(placement.expert_of_slot_P[placement.rank_of_slot_P == rank])
     mine = mine.to(weights.w_gate_up.device)
     return replace(weights, w_gate_up=weights.w_gate_up[mine], w_down=weights.w_down[mine])
 
@@ -163,7 +163,7 @@ def _check_placement(placement: Placement, layer: MoELayer, ranks: int) -> None:
 def _signature(layer: MoELayer, placement: Placement, dtype: torch.dtype) -> int:
     """What ranks must agree on, as a number."""
     return zlib.crc32(repr((layer, dtype)).encode() + placement.expert_of_slot_P.astype(np.int64).tobytes()
-                      + placement.device_of_slot_P.astype(np.int64).tobytes())
+                      + placement.rank_of_slot_P.astype(np.int64).tobytes())
 
 
 def _gate(x_TH: torch.Tensor, layer: MoELayer, weights: LayerWeights,
@@ -204,8 +204,8 @@ def _copies(weights_TK: torch.Tensor, ids_TK: torch.Tensor, placement: Placement
         slot_TK = slot_E[ids_TK.long()]
     else:
         slot_TK = torch.from_numpy(placement.slot_of_choice(ids_TK.cpu().numpy().astype(np.int64))).to(device)
-    rank_P = torch.from_numpy(placement.device_of_slot_P.astype(np.int64)).to(device)
-    first_W = torch.from_numpy(np.searchsorted(placement.device_of_slot_P, np.arange(ranks))).to(device)
+    rank_P = torch.from_numpy(placement.rank_of_slot_P.astype(np.int64)).to(device)
+    first_W = torch.from_numpy(np.searchsorted(placement.rank_of_slot_P, np.arange(ranks))).to(device)
     rank_TK = rank_P[slot_TK]
     goes_WT = torch.zeros(ranks, len(ids_TK), dtype=torch.bool, device=device)
     goes_WT[rank_TK.T, torch.arange(len(ids_TK), device=device)] = True

@@ -82,7 +82,7 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
     num_domains = -(-ranks * tp // devices_per_domain)
     slots = slot_TK if keep_TK is None else np.where(keep_TK, slot_TK, -1)
     copies_SW, choices_SW, domains_SG, counts_P = count_copies(
-        slots, placement.device_of_slot_P.astype(np.int64), routing.num_tokens_S, domain_W, ranks, num_domains)
+        slots, placement.rank_of_slot_P.astype(np.int64), routing.num_tokens_S, domain_W, ranks, num_domains)
     return Traffic(
         num_tokens_S=routing.num_tokens_S,
         copies_SD=np.repeat(copies_SW, tp, axis=1),
@@ -111,7 +111,7 @@ def settled(routing: Routing, placement: Placement, tp: int,
     slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
     slots = placement.num_slots
     return (replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
-            Placement(device_of_slot_P=placement.device_of_slot_P, expert_of_slot_P=np.arange(slots),
+            Placement(rank_of_slot_P=placement.rank_of_slot_P, expert_of_slot_P=np.arange(slots),
                       num_ranks=placement.num_ranks, num_experts=slots))
 
 
@@ -134,7 +134,7 @@ def padded(traffic: Traffic, placement: Placement, tp: int, capacity: int, devic
     if left_E is not None:
         rows_P = rows_P * left_E[placement.expert_of_slot_P]
     sources = len(traffic.num_tokens_S)
-    sent_W = np.bincount(placement.device_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks)
+    sent_W = np.bincount(placement.rank_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks)
     sent_SD = np.broadcast_to(np.repeat(sent_W.astype(np.int64), tp), traffic.copies_SD.shape)
     domain_W = np.arange(placement.num_ranks) * tp // devices_per_domain
     sent_G = np.bincount(domain_W, weights=sent_W, minlength=traffic.domains_SG.shape[1]).astype(np.int64)

@@ -177,7 +177,7 @@ def place_layers(expert_ids_LTK: Sequence[Array], num_experts: int, num_ranks: i
             pull = transitions(expert_ids_LTK[layer - 1], ids, num_experts).T @ _share_EW(found[-1])
         expert_P, rank_P = attracted(load_E, num_ranks, num_replicas, setting, tolerance=tolerance, pull_EW=pull,
                                      pair_EE=None if found else coactivation(ids, num_experts))
-        found.append(Placement(device_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks,
+        found.append(Placement(rank_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks,
                                num_experts=num_experts))
     return found
 
@@ -198,5 +198,5 @@ def stay_fraction(before: Placement, after: Placement, transition_EE: Array, ran
 def _share_EW(placement: Placement) -> Array:
     """Share of each expert's tokens that each rank serves: ndarray of shape (E, W), rows sum to 1."""
     on_EW = np.zeros((placement.num_experts, placement.num_ranks))
-    np.add.at(on_EW, (placement.expert_of_slot_P, placement.device_of_slot_P), 1.0)
+    np.add.at(on_EW, (placement.expert_of_slot_P, placement.rank_of_slot_P), 1.0)
     return on_EW / on_EW.sum(axis=1, keepdims=True)

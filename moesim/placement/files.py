@@ -114,7 +114,7 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
         if len(row) % num_ranks:
             raise ConfigError(f"{path}: layer {number}: expected slots divisible by {num_ranks} ranks, got {len(row)}")
         try:
-            layers.append(Placement(device_of_slot_P=np.arange(len(row)) // (len(row) // num_ranks),
+            layers.append(Placement(rank_of_slot_P=np.arange(len(row)) // (len(row) // num_ranks),
                                     expert_of_slot_P=np.array(row), num_ranks=num_ranks, num_experts=experts,
                                     nearest_within=nearest))
         except ConfigError as error:

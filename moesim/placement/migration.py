@@ -38,9 +38,9 @@ def migration_bytes(old: Placement, new: Placement, expert_bytes_E: Array, ranks
     per_node = ranks_per_node or old.num_ranks
     bytes_WW = np.zeros((old.num_ranks, old.num_ranks))
     has_EW = np.zeros((old.num_experts, old.num_ranks), dtype=bool)
-    has_EW[old.expert_of_slot_P, old.device_of_slot_P] = True
+    has_EW[old.expert_of_slot_P, old.rank_of_slot_P] = True
     wants_EW = np.zeros_like(has_EW)
-    wants_EW[new.expert_of_slot_P, new.device_of_slot_P] = True
+    wants_EW[new.expert_of_slot_P, new.rank_of_slot_P] = True
     for e, rank in np.argwhere(wants_EW & ~has_EW):
         sources = np.flatnonzero(has_EW[e])
         near = sources[sources // per_node == rank // per_node]
@@ -70,7 +70,7 @@ def renamed(old: Placement, new: Placement, ranks_per_node: int | None = None) -
         return new
     at_WE = np.zeros((2, ranks, new.num_experts))
     for side, placement in enumerate((old, new)):
-        at_WE[side, placement.device_of_slot_P, placement.expert_of_slot_P] = 1.0
+        at_WE[side, placement.rank_of_slot_P, placement.expert_of_slot_P] = 1.0
     nodes = ranks // per_node
     stay_NRNR = (at_WE[1] @ at_WE[0].T).reshape(nodes, per_node, nodes, per_node)
     inner = {(a, b): linear_sum_assignment(stay_NRNR[a, :, b], maximize=True)[1] for a in range(nodes)
@@ -79,15 +79,15 @@ def renamed(old: Placement, new: Placement, ranks_per_node: int | None = None) -
                         for a in range(nodes)])
     node_of = linear_sum_assignment(stay_NN, maximize=True)[1]
     rank_of = np.concatenate([b * per_node + inner[a, b] for a, b in enumerate(node_of)])
-    rank_P = rank_of[new.device_of_slot_P]
+    rank_P = rank_of[new.rank_of_slot_P]
     order = np.argsort(rank_P, kind="stable")
-    return replace(new, device_of_slot_P=rank_P[order], expert_of_slot_P=new.expert_of_slot_P[order])
+    return replace(new, rank_of_slot_P=rank_P[order], expert_of_slot_P=new.expert_of_slot_P[order])
 
 
 def imbalance(placement: Placement, load_E: Array, speed_W: Array | None = None) -> float:
     """Time of the busiest rank over that of a perfect balance, when replicas share evenly."""
     speed = np.ones(placement.num_ranks) if speed_W is None else speed_W
-    load_W = np.bincount(placement.device_of_slot_P, weights=replica_loads(placement, load_E),
+    load_W = np.bincount(placement.rank_of_slot_P, weights=replica_loads(placement, load_E),
                          minlength=placement.num_ranks)
     return float((load_W / speed).max() * speed.sum() / load_W.sum())
 

@@ -15,7 +15,7 @@ class Placement:
     """Which expert sits in which slot of which rank.
 
     Attributes:
-        device_of_slot_P: ndarray of shape (P,): expert-parallel rank of each slot, ascending.
+        rank_of_slot_P: ndarray of shape (P,): expert-parallel rank of each slot, ascending.
         expert_of_slot_P: ndarray of shape (P,): expert of each slot; every expert at least once.
         num_ranks: W.
         num_experts: E.
@@ -25,14 +25,14 @@ class Placement:
         ConfigError: An expert without a slot, a rank out of range, or slots not in order of their ranks.
     """
 
-    device_of_slot_P: np.ndarray
+    rank_of_slot_P: np.ndarray
     expert_of_slot_P: np.ndarray
     num_ranks: int
     num_experts: int
     nearest_within: int = 0
 
     def __post_init__(self) -> None:
-        experts, ranks = self.expert_of_slot_P, self.device_of_slot_P
+        experts, ranks = self.expert_of_slot_P, self.rank_of_slot_P
         if len(experts) != len(ranks):
             raise ConfigError(f"placement: expected a rank for each of {len(experts)} slots, got {len(ranks)}")
         missing = np.setdiff1d(np.arange(self.num_experts), experts)
@@ -56,7 +56,7 @@ class Placement:
 
     def slots_of_rank(self) -> np.ndarray:
         """Slots of each rank: what its memory must hold. ndarray of shape (W,)."""
-        return np.bincount(self.device_of_slot_P, minlength=self.num_ranks)
+        return np.bincount(self.rank_of_slot_P, minlength=self.num_ranks)
 
     def by_rank(self, value_P: np.ndarray) -> np.ndarray:
         """A value of each slot, rank by rank.
@@ -67,9 +67,9 @@ class Placement:
         Returns:
             ndarray of shape (W, L), L the most slots of a rank: slots in order; 0 where a rank has fewer.
         """
-        first_W = np.searchsorted(self.device_of_slot_P, np.arange(self.num_ranks))
+        first_W = np.searchsorted(self.rank_of_slot_P, np.arange(self.num_ranks))
         out = np.zeros((self.num_ranks, int(self.slots_of_rank().max())), dtype=value_P.dtype)
-        out[self.device_of_slot_P, np.arange(self.num_slots) - first_W[self.device_of_slot_P]] = value_P
+        out[self.rank_of_slot_P, np.arange(self.num_slots) - first_W[self.rank_of_slot_P]] = value_P
         return out
 
     def slot_of_choice(self, expert_ids_TK: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ class Placement:
         """
         per_node = self.nearest_within or self.num_ranks
         slot_TK = np.empty(expert_ids_TK.shape, dtype=np.int64)
-        rank_P = self.device_of_slot_P
+        rank_P = self.rank_of_slot_P
         for rank in np.unique(rank_T):
             far_P = np.where(rank_P == rank, 0, 1 + (rank_P // per_node != rank // per_node))
             least_E = np.full(self.num_experts, 3)

@@ -61,7 +61,7 @@ class State:
         self.load_W = np.bincount(self.rank_P, weights=self.load_P, minlength=model.num_ranks)
         self.uses_PT: Array | None = None
         if model.ids_TK is not None:
-            placed = Placement(device_of_slot_P=np.zeros_like(self.rank_P), expert_of_slot_P=self.expert_P,
+            placed = Placement(rank_of_slot_P=np.zeros_like(self.rank_P), expert_of_slot_P=self.expert_P,
                                num_ranks=1, num_experts=len(model.load_E))
             slot_TK = placed.slot_of_choice(model.ids_TK)
             self.uses_PT = np.zeros((len(self.rank_P), len(slot_TK)), dtype=np.int16)

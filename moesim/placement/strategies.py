@@ -65,7 +65,7 @@ def place(strategy: str, num_tokens_E: Array, num_ranks: int, num_replicas: int 
     _check(spec, load_E, num_ranks, num_replicas, setting)
     expert_P, rank_P = _planned(spec, load_E, num_ranks, num_replicas, setting, routing)
     expert_P.flags.writeable = rank_P.flags.writeable = False
-    found = Placement(device_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks, num_experts=len(load_E),
+    found = Placement(rank_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks, num_experts=len(load_E),
                       nearest_within=(setting.ranks_per_node or num_ranks) if spec.nearest else 0)
     _plans[key] = found
     if len(_plans) > _MOST_PLANS:

@@ -88,7 +88,7 @@ def _neighbour(candidate: Candidate, cluster: Cluster, workload: Workload, place
     rows_E = np.bincount(placement.expert_of_slot_P, weights=placement_rows(placement, traffic.counts_DL[::tp]),
                          minlength=placement.num_experts)
     load_P = replica_loads(placement, rows_E * width_E)
-    rank_P = placement.device_of_slot_P
+    rank_P = placement.rank_of_slot_P
     busy = traffic.counts_DL[::tp].sum(axis=1).argmax()
     own = np.flatnonzero(rank_P == (busy if rng.random() < 0.75 else rng.choice(rank_P)))
     i = int(rng.choice(own))
@@ -106,6 +106,6 @@ def _neighbour(candidate: Candidate, cluster: Cluster, workload: Workload, place
 
 def placement_rows(placement: Placement, counts_WL: np.ndarray) -> np.ndarray:
     """Rows of each slot from rows by rank and place: ndarray of shape (P,)."""
-    first_W = np.searchsorted(placement.device_of_slot_P, np.arange(placement.num_ranks))
-    place_P = np.arange(placement.num_slots) - first_W[placement.device_of_slot_P]
-    return counts_WL[placement.device_of_slot_P, place_P]
+    first_W = np.searchsorted(placement.rank_of_slot_P, np.arange(placement.num_ranks))
+    place_P = np.arange(placement.num_slots) - first_W[placement.rank_of_slot_P]
+    return counts_WL[placement.rank_of_slot_P, place_P]

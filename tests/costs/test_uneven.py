@@ -120,7 +120,7 @@ def test_slots_know_their_expert_s_width(make_layer):
     widths = slot_widths(layer, placement, 2)
     assert widths.shape == (4, 3)
     share = {0: 4, 1: 0, 2: 50, 3: 32}
-    slots = list(zip(placement.expert_of_slot_P.tolist(), placement.device_of_slot_P.tolist(), strict=True))
+    slots = list(zip(placement.expert_of_slot_P.tolist(), placement.rank_of_slot_P.tolist(), strict=True))
     assert widths.tolist() == [[share[e] for e, rank in slots if rank == r] for r in (0, 0, 1, 1)]
 
 

@@ -38,7 +38,7 @@ def run(case, rank, ranks):
         whole = LayerWeights(**{name: None if (t := getattr(whole, name)) is None else t.to(dtype)
                                 for name in (*KEYS, *SHARED, "w_gate_up", "w_down")})
     slots = case.get("slots")
-    placement = slots and Placement(device_of_slot_P=np.repeat(np.arange(ranks), [len(s) for s in slots]),
+    placement = slots and Placement(rank_of_slot_P=np.repeat(np.arange(ranks), [len(s) for s in slots]),
                                     expert_of_slot_P=np.concatenate(slots), num_ranks=ranks,
                                     num_experts=layer.num_experts)
     generator = torch.Generator().manual_seed(5)
@@ -92,7 +92,7 @@ def refused(rank, ranks):
     other = MoELayer(hidden_size=32, expert_intermediate_size=16, num_experts=6, top_k=1 + rank % 2)
     weights = local_weights(LayerWeights.random(layer, 0), contiguous_placement(6, ranks), rank)
     x = torch.ones(3, 32, dtype=torch.bfloat16)
-    near = Placement(device_of_slot_P=np.repeat(np.arange(ranks), 6), expert_of_slot_P=np.tile(np.arange(6), ranks),
+    near = Placement(rank_of_slot_P=np.repeat(np.arange(ranks), 6), expert_of_slot_P=np.tile(np.arange(6), ranks),
                      num_ranks=ranks, num_experts=6, nearest_within=1)
     calls = {"layer": lambda: expert_parallel_layer(x, weights, other),
              "width": lambda: expert_parallel_layer(x[:, :16].contiguous(), weights, layer),
@@ -105,7 +105,7 @@ def refused(rank, ranks):
              "near": lambda: expert_parallel_layer(x, weights, layer, placement=near),
              "ranks": lambda: expert_parallel_layer(x, weights, layer, placement=contiguous_placement(6, ranks + 1)),
              "empty": lambda: expert_parallel_layer(x, weights, layer, placement=Placement(
-                 device_of_slot_P=np.zeros(6, dtype=int), expert_of_slot_P=np.arange(6), num_ranks=ranks,
+                 rank_of_slot_P=np.zeros(6, dtype=int), expert_of_slot_P=np.arange(6), num_ranks=ranks,
                  num_experts=6))}
     told = {}
     for name, call in calls.items():

@@ -130,4 +130,4 @@ def test_contiguous_placement_is_as_even_as_can_be():
     placement = contiguous_placement(7, 3)
     assert placement.slots_of_rank().tolist() == [3, 2, 2]
     assert placement.expert_of_slot_P.tolist() == list(range(7))
-    assert np.all(np.diff(placement.device_of_slot_P) >= 0)
+    assert np.all(np.diff(placement.rank_of_slot_P) >= 0)

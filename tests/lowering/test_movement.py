@@ -24,7 +24,7 @@ def traffic(gate=None, top_k=4, spec="power_law:1.1", tokens=300, seed=0):
 def test_counts_of_copies_by_hand():
     """Against sets, token by token."""
     found, routing, placement = traffic()
-    rank = placement.device_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
+    rank = placement.rank_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
     for s in range(DEVICES):
         mine = rank[s * 300 : (s + 1) * 300]
         for d in range(DEVICES):

@@ -37,7 +37,7 @@ def recount(routing, placement, tp, capacity_factor=None):
                 if seen[expert] > capacity:
                     dropped += 1
                     continue
-                rank = int(placement.device_of_slot_P[slot])
+                rank = int(placement.rank_of_slot_P[slot])
                 rows[slot] += 1
                 reached |= {rank * tp + i for i in range(tp)}
             for device in reached:
@@ -112,7 +112,7 @@ def test_more_capacity_drops_less():
 def test_ranks_with_unequally_many_experts():
     """Rank 0 holds one expert, rank 1 three: rows go to the right slot and the others are zero."""
     routing, _ = draw(2, 1, experts=4)
-    placement = Placement(device_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.array([2, 0, 1, 3]), num_ranks=2,
+    placement = Placement(rank_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.array([2, 0, 1, 3]), num_ranks=2,
                           num_experts=4)
     traffic = spread_tokens(routing, placement, Parallelism(ep=2))
     loads = routing.num_tokens_E()

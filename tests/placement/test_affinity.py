@@ -28,7 +28,7 @@ def clustered(seed=0, tokens=400, experts=16, cluster=4):
 
 def copies(placement, ids_TK):
     """Distinct ranks of each token, on average."""
-    ranks = np.sort(placement.device_of_slot_P[placement.slot_of_choice(ids_TK)], axis=1)
+    ranks = np.sort(placement.rank_of_slot_P[placement.slot_of_choice(ids_TK)], axis=1)
     return float((1 + (np.diff(ranks, axis=1) != 0).sum(axis=1)).mean())
 
 
@@ -46,7 +46,7 @@ def test_clusters_come_together_and_ranks_stay_balanced():
     load = routing.num_tokens_E()
     found, balanced = (place(s, load, 4, routing=routing) for s in ("affinity:0.2", "balanced"))
     assert copies(found, ids) < 1.15 < copies(balanced, ids)
-    assert np.bincount(found.device_of_slot_P, weights=load[found.expert_of_slot_P]).max() <= 1.2 * load.sum() / 4
+    assert np.bincount(found.rank_of_slot_P, weights=load[found.expert_of_slot_P]).max() <= 1.2 * load.sum() / 4
     searched = place("local_search", load, 4, routing=routing, setting=Setting(copy_work=1.0))
     assert copies(searched, ids) < 1.15
 
@@ -57,7 +57,7 @@ def test_nodes_attract_before_ranks():
     routing = Routing(expert_ids_TK=ids, num_tokens_S=np.full(4, 100), num_experts=16)
     found = place("affinity:0.3", routing.num_tokens_E(), 4, routing=routing, setting=Setting(ranks_per_node=2))
     node_E = np.zeros(16, dtype=int)
-    node_E[found.expert_of_slot_P] = found.device_of_slot_P // 2
+    node_E[found.expert_of_slot_P] = found.rank_of_slot_P // 2
     crossing = (node_E[ids[:, 0]] != node_E[ids[:, 1]]).mean()
     assert crossing < 0.1
 
@@ -70,7 +70,7 @@ def test_domains_are_served_at_home():
     load = routing.num_tokens_E()
 
     def at_home(placement):
-        return (placement.device_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
+        return (placement.rank_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
                 == routing.source_T()[:, None]).mean()
 
     assert at_home(place("domain:0.3", load, 4, routing=routing)) > 0.95

@@ -20,7 +20,7 @@ NODES_OF_4 = Setting(ranks_per_node=4)
 def test_readme_example(layer):
     placement = place("eplb_hierarchical:4", np.array(LOADS[layer]), 8, 4, setting=NODES_OF_4)
     assert placement.expert_of_slot_P.tolist() == PHYSICAL_TO_LOGICAL[layer]
-    assert placement.device_of_slot_P.tolist() == [r for r in range(8) for _ in range(2)]
+    assert placement.rank_of_slot_P.tolist() == [r for r in range(8) for _ in range(2)]
 
 
 def test_groups_are_the_gates_unless_written():
@@ -44,7 +44,7 @@ def test_hierarchical_keeps_groups_in_a_node(seed, nodes, per_node, groups_per_n
     load = np.random.default_rng(seed).integers(0, 100, groups * per_node).astype(float)
     setting = Setting(ranks_per_node=per_node)
     placement = place(f"eplb_hierarchical:{groups}", load, ranks, ranks * extra, setting=setting)
-    node_P = placement.device_of_slot_P // per_node
+    node_P = placement.rank_of_slot_P // per_node
     for group in range(groups):
         own = placement.expert_of_slot_P // per_node == group
         assert len(set(node_P[own].tolist())) == 1

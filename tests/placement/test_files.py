@@ -25,11 +25,11 @@ def test_round_trip(tmp_path_factory, layout, seed, ranks, per_rank, extra):
     path = write_map(tmp_path_factory.mktemp("map") / "map.json", layers, layout)
     back = read_map(path, ranks, ranks * per_rank)
     assert [p.expert_of_slot_P.tolist() for p in back] == [p.expert_of_slot_P.tolist() for p in layers]
-    assert [p.device_of_slot_P.tolist() for p in back] == [p.device_of_slot_P.tolist() for p in layers]
+    assert [p.rank_of_slot_P.tolist() for p in back] == [p.rank_of_slot_P.tolist() for p in layers]
 
 
 def test_layouts_by_hand():
-    placement = Placement(device_of_slot_P=np.array([0, 0, 1, 1]), expert_of_slot_P=np.array([2, 0, 1, 2]), num_ranks=2,
+    placement = Placement(rank_of_slot_P=np.array([0, 0, 1, 1]), expert_of_slot_P=np.array([2, 0, 1, 2]), num_ranks=2,
                           num_experts=3)
     # SGLang unpacks the object into keyword arguments: another key would be an error
     assert json.loads(map_text([placement], "sglang", num_dense_layers=1)) == {
@@ -65,7 +65,7 @@ def test_wrong_files(tmp_path, text, message):
 
 
 def test_unequal_ranks_and_layers_that_differ():
-    uneven = Placement(device_of_slot_P=np.array([0, 1, 1]), expert_of_slot_P=np.arange(3), num_ranks=2, num_experts=3)
+    uneven = Placement(rank_of_slot_P=np.array([0, 1, 1]), expert_of_slot_P=np.arange(3), num_ranks=2, num_experts=3)
     with pytest.raises(ConfigError, match="engines load equally many slots on every rank, got 1 to 2"):
         map_text([uneven], "vllm")
     with pytest.raises(ConfigError, match="expected layers of the same ranks, slots and experts, got 2 kinds"):

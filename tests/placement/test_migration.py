@@ -12,7 +12,7 @@ from moesim.placement.migration import forecast, imbalance, migration_bytes, pre
 
 def placed(*ranks):
     experts_P = [e for rank in ranks for e in rank]
-    return Placement(device_of_slot_P=np.repeat(np.arange(len(ranks)), [len(r) for r in ranks]),
+    return Placement(rank_of_slot_P=np.repeat(np.arange(len(ranks)), [len(r) for r in ranks]),
                      expert_of_slot_P=np.array(experts_P), num_ranks=len(ranks), num_experts=max(experts_P) + 1)
 
 
@@ -32,7 +32,7 @@ def test_every_missing_expert_arrives_once_from_a_holder(seed, ranks, extra):
     size = rng.integers(1, 5, ranks * 3).astype(float)
     moved = migration_bytes(old, new, size)
     for rank in range(ranks):
-        had, wants = (set(p.expert_of_slot_P[p.device_of_slot_P == rank].tolist()) for p in (old, new))
+        had, wants = (set(p.expert_of_slot_P[p.rank_of_slot_P == rank].tolist()) for p in (old, new))
         assert moved[:, rank].sum() == pytest.approx(sum(size[e] for e in wants - had))
     assert (np.diag(moved) == 0).all()
     assert migration_bytes(old, old, size).sum() == 0
@@ -47,7 +47,7 @@ def test_renaming_moves_less_and_keeps_the_plan(seed, nodes):
     size = np.ones(32)
     assert migration_bytes(old, found, size).sum() <= migration_bytes(old, new, size).sum()
     assert imbalance(found, load) == pytest.approx(imbalance(new, load))
-    kinds = [sorted(tuple(sorted(p.expert_of_slot_P[p.device_of_slot_P == r].tolist())) for r in range(4))
+    kinds = [sorted(tuple(sorted(p.expert_of_slot_P[p.rank_of_slot_P == r].tolist())) for r in range(4))
              for p in (new, found)]
     assert kinds[0] == kinds[1]
 

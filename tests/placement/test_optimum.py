@@ -9,7 +9,7 @@ from moesim.placement.exact import exact_slots
 
 
 def busiest(placement, load_E, speed_W=1.0):
-    loads = np.bincount(placement.device_of_slot_P, weights=replica_loads(placement, load_E),
+    loads = np.bincount(placement.rank_of_slot_P, weights=replica_loads(placement, load_E),
                         minlength=placement.num_ranks)
     return (loads / speed_W).max()
 

@@ -22,7 +22,7 @@ from moesim.units import GIB
 
 
 def rank_loads(placement, load_E):
-    return np.bincount(placement.device_of_slot_P, weights=replica_loads(placement, load_E),
+    return np.bincount(placement.rank_of_slot_P, weights=replica_loads(placement, load_E),
                        minlength=placement.num_ranks)
 
 
@@ -61,7 +61,7 @@ def test_memory_limits_hold(seed, slack):
     setting = Setting(expert_bytes=tuple(size), room_bytes=(float(np.ceil(size.sum() * slack / 4)),) * 4)
     for strategy in ("balanced", "eplb", "local_search:20"):
         placement = place(strategy, load, 4, setting=setting)
-        held = np.bincount(placement.device_of_slot_P, weights=size[placement.expert_of_slot_P], minlength=4)
+        held = np.bincount(placement.rank_of_slot_P, weights=size[placement.expert_of_slot_P], minlength=4)
         assert (held <= setting.room_bytes[0]).all()
 
 
@@ -79,11 +79,11 @@ def test_more_replicas_than_memory():
 
 def test_nearest_replicas_keep_tokens_in_their_node():
     routing = route(RoutingSpec.parse("uniform"), Gate(), num_experts=8, top_k=2, num_tokens_S=np.full(4, 64), seed=0)
-    placement = Placement(device_of_slot_P=np.repeat(np.arange(4), 4), expert_of_slot_P=np.tile(np.arange(8), 2),
+    placement = Placement(rank_of_slot_P=np.repeat(np.arange(4), 4), expert_of_slot_P=np.tile(np.arange(8), 2),
                           num_ranks=4, num_experts=8, nearest_within=2)
     slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T())
     assert (placement.expert_of_slot_P[slot_TK] == routing.expert_ids_TK).all()
-    assert (placement.device_of_slot_P[slot_TK] // 2 == routing.source_T()[:, None] // 2).all()
+    assert (placement.rank_of_slot_P[slot_TK] // 2 == routing.source_T()[:, None] // 2).all()
 
 
 @pytest.mark.parametrize(("text", "strategy", "number", "nearest"), [

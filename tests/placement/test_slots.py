@@ -26,20 +26,20 @@ def test_every_choice_goes_to_a_slot_of_its_expert_and_replicas_share_evenly(ran
 
 
 def test_without_replicas_a_slot_is_an_expert_moved():
-    placement = Placement(device_of_slot_P=np.array([0, 0, 1, 1]), expert_of_slot_P=np.array([3, 1, 0, 2]), num_ranks=2,
+    placement = Placement(rank_of_slot_P=np.array([0, 0, 1, 1]), expert_of_slot_P=np.array([3, 1, 0, 2]), num_ranks=2,
                           num_experts=4)
     assert placement.slot_of_choice(np.array([[0, 1], [3, 2]])).tolist() == [[2, 1], [0, 3]]
     assert (placement.num_slots, placement.slots_of_rank().tolist()) == (4, [2, 2])
 
 
 def test_ranks_may_hold_unequally_many():
-    placement = Placement(device_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.arange(4), num_ranks=3,
+    placement = Placement(rank_of_slot_P=np.array([0, 1, 1, 1]), expert_of_slot_P=np.arange(4), num_ranks=3,
                           num_experts=4)
     assert placement.slots_of_rank().tolist() == [1, 3, 0]
 
 
 def test_replica_loads_by_hand():
-    placement = Placement(device_of_slot_P=np.array([0, 0, 1]), expert_of_slot_P=np.array([0, 1, 0]), num_ranks=2,
+    placement = Placement(rank_of_slot_P=np.array([0, 0, 1]), expert_of_slot_P=np.array([0, 1, 0]), num_ranks=2,
                           num_experts=2)
     assert replica_loads(placement, np.array([10, 3])).tolist() == [5.0, 3.0, 5.0]
 
@@ -52,5 +52,5 @@ def test_replica_loads_by_hand():
 ])
 def test_wrong_placements(devices, experts, message):
     with pytest.raises(ConfigError) as caught:
-        Placement(device_of_slot_P=np.array(devices), expert_of_slot_P=np.array(experts), num_ranks=2, num_experts=2)
+        Placement(rank_of_slot_P=np.array(devices), expert_of_slot_P=np.array(experts), num_ranks=2, num_experts=2)
     assert str(caught.value) == message

@@ -13,7 +13,7 @@ BY_LOAD = [name for name in STRATEGIES if name not in (*OF_ROUTING, "exact")]
 
 
 def max_load(placement, loads_E):
-    return np.bincount(placement.device_of_slot_P, weights=replica_loads(placement, loads_E),
+    return np.bincount(placement.rank_of_slot_P, weights=replica_loads(placement, loads_E),
                        minlength=placement.num_ranks).max()
 
 
@@ -32,7 +32,7 @@ def test_every_expert_has_a_slot_and_ranks_hold_equally_many(strategy, ranks, pe
     assert placement.num_slots == ranks * (per_rank + (extra if replicas else 0))
     assert placement.slots_of_rank().tolist() == [placement.num_slots // ranks] * ranks
     assert sorted(set(placement.expert_of_slot_P.tolist())) == list(range(len(loads)))
-    assert (np.diff(placement.device_of_slot_P) >= 0).all()
+    assert (np.diff(placement.rank_of_slot_P) >= 0).all()
     assert placement.num_slots == len(loads) + replicas
 
 
@@ -42,19 +42,19 @@ def test_places_are_a_function_of_the_loads(strategy, ranks, per_rank, seed):
     loads = zipf(seed, ranks, per_rank)
     first, second = place(strategy, loads, ranks), place(strategy, loads.copy(), ranks)
     assert first.expert_of_slot_P.tolist() == second.expert_of_slot_P.tolist()
-    assert first.device_of_slot_P.tolist() == second.device_of_slot_P.tolist()
+    assert first.rank_of_slot_P.tolist() == second.rank_of_slot_P.tolist()
 
 
 def test_contiguous_is_expert_order():
     placement = place("contiguous", np.array([9, 1, 1, 1, 1, 1]), 3)
     assert placement.expert_of_slot_P.tolist() == [0, 1, 2, 3, 4, 5]
-    assert placement.device_of_slot_P.tolist() == [0, 0, 1, 1, 2, 2]
+    assert placement.rank_of_slot_P.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_balanced_by_hand():
     """Heaviest first onto the least loaded rank with room: 8 | 7, then 6 to the second, 5 to the first, 3, 1."""
     placement = place("balanced", np.array([8, 7, 6, 5, 3, 1]), 2)
-    ranks = [sorted(placement.expert_of_slot_P[placement.device_of_slot_P == r].tolist()) for r in range(2)]
+    ranks = [sorted(placement.expert_of_slot_P[placement.rank_of_slot_P == r].tolist()) for r in range(2)]
     assert ranks == [[0, 3, 4], [1, 2, 5]]
 
 
