@@ -1,7 +1,12 @@
 """Imports go one way, and `import moesim` stays light.
 
-Layers as the design has them, with what the build added: number formats below the model, presets and candidates beside
-topology and routing; the program next to lowering, so that engines know programs and nothing of MoE.
+A wing is a folder of moesim/; a room is a folder of Python files, so `moesim.costs.comm` is a room of the wing `costs`.
+Between wings the order of `LAYERS` holds, between the folders of kernels/ that of `KERNEL_LAYERS`; between rooms, and
+between modules, there is no cycle.
+
+The order is the design's, with three things that imports demand: reports are below searches and measurements, which
+print and write through them, and above simulations, whose results they will show; model comes before hardware, routing
+and quality, which know gates and number formats; schedules (design) come after hardware, which owns the exchanges.
 """
 
 import ast
@@ -19,102 +24,171 @@ import pytest
 import moesim
 
 ROOT = Path(moesim.__file__).parent
+KERNELS = ROOT.parent / "kernels"
 HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
 LAYERS = (
     ("errors", "units", "version"),
-    ("configfile", "profilefile", "precision", "gate_kinds", "gate", "widths"),
-    ("model", "hardware"),
-    ("what_if", "exchanges"),
-    ("topology", "routing", "placement", "candidate", "identity", "schedule", "presets", "hfconfig"),
-    ("costs", "quality", "economics"),
-    ("program", "factored", "builder", "lowering"),
-    ("engines",),
-    ("trust", "ranks", "effects", "simulation", "result", "exchange_bench", "rebalance", "refine", "elasticity",
-     "screening", "exchange_scaling", "granularity"),
-    ("recommend",),
-    ("search", "measured", "report"),
-    ("cli", "cli_script", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study",
-     "cli_quality", "cli_trace", "cli_recommend"),
+    ("files", "program"),
+    ("engines", "model"),
+    ("hardware", "routing", "quality"),
+    ("design", "placement"),
+    ("costs",),
+    ("lowering",),
+    ("simulation",),
+    ("report",),
+    ("operations", "serving", "advice", "search", "measured"),
+    ("cli", "testing"),
 )
-LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}
+#: wings that are still to be built
+TO_COME = {"serving", "testing"}
+#: what a wing may import, where that is less than everything below it
+ONLY = {
+    "files": {"errors", "units"},
+    "program": {"errors", "units"},
+    "engines": {"program", "errors", "units"},
+}
+KERNEL_LAYERS = (("tiles", "cpu"), ("ops",), ("compile", "timing", "ranks"), ("profile",), ("sources",))
+KERNEL_LEVEL = {folder: level for level, folders in enumerate(KERNEL_LAYERS) for folder in folders}
+#: modules that may import others of ours inside a function, since those load numba or simpy
+LAZY_OK = {
+    "moesim.engines.run": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
+    "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")},
+    "moesim.simulation.effects": {"moesim.lowering.traffic"},
+    "moesim.placement.slots": {"moesim.placement.turns"},
+    "moesim.routing.systematic": {"moesim.routing.swaps"},
+    "moesim.routing.capacity": {"moesim.routing.places"},
+}
+
+
+def trees(root, top):
+    """Dotted name -> syntax tree of every module of a package that lies in a folder."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = (top, *path.relative_to(root).with_suffix("").parts)
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
 
 
 @cache
 def modules():
-    """Dotted name -> syntax tree of every module."""
-    found = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+    return trees(ROOT, "moesim")
 
 
-def imports(name, *, top_level_only=False):
+@cache
+def kernel_modules():
+    return trees(KERNELS, "moesim_kernels")
+
+
+@cache
+def rooms():
+    """Packages: folders of modules."""
+    found = {"moesim": ROOT, "moesim_kernels": KERNELS}
+    return {".".join([top, *path.parent.relative_to(root).parts])
+            for top, root in found.items() for path in root.rglob("__init__.py")}
+
+
+def imports(name, known, *, top_level_only=False):
     """Absolute names a module imports, with the line; also those inside functions."""
-    tree = modules()[name]
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    for node in nodes:
+    tree = known[name]
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}:{node.lineno}: relative import"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield (full if full in modules() else node.module), node.lineno
+                yield (full if full in known else node.module), node.lineno
 
 
-def inner_edges():
-    """(importer, imported, line) within moesim, by module."""
-    return [(name, target, line) for name in modules() for target, line in imports(name)
-            if target == "moesim" or target.startswith("moesim.")]
+def inner_edges(known):
+    """(importer, imported, line) within a package, by module."""
+    top = next(iter(known)).split(".")[0]
+    return [(name, target, line) for name in known for target, line in imports(name, known)
+            if target.split(".")[0] == top]
 
 
-def unit(name):
-    """`moesim.costs.devices.gpu` -> `costs`; the package itself is the facade over all."""
+def wing(name):
+    """`moesim.costs.comm.work` -> `costs`; the package itself is the facade over all."""
     return name.split(".")[1] if "." in name else ""
 
 
-def test_every_module_has_a_layer():
-    assert {unit(name) for name in modules()} - {""} == set(LEVEL)
+def room(name):
+    """`moesim.costs.comm.work` -> `moesim.costs.comm`; a package is a room of its own."""
+    return name if name in rooms() else name.rpartition(".")[0]
+
+
+def cyclic(graph):
+    """Nodes that remain when those that depend on nothing are taken away again and again."""
+    left = {name: set(targets) - {name} for name, targets in graph.items()}
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_the_top_has_four_files():
+    assert sorted(p.name for p in ROOT.glob("*.py")) == ["__init__.py", "errors.py", "units.py", "version.py"]
+    assert [p.name for p in KERNELS.glob("*.py")] == ["__init__.py"]
+
+
+def test_every_wing_has_a_layer():
+    assert {wing(name) for name in modules()} - {""} | TO_COME == set(LEVEL)
+    assert {wing(name) for name in kernel_modules()} - {""} == set(KERNEL_LEVEL)
 
 
 def test_imports_go_down():
-    upward = [f"{name}:{line} imports {target}" for name, target, line in inner_edges()
-              if unit(name) and unit(target) and LEVEL[unit(target)] > LEVEL[unit(name)]]
+    upward = [f"{name}:{line} imports {target}"
+              for known, level in ((modules(), LEVEL), (kernel_modules(), KERNEL_LEVEL))
+              for name, target, line in inner_edges(known)
+              if wing(name) and wing(target) and level[wing(target)] > level[wing(name)]]
     assert upward == []
 
 
 def test_nothing_imports_the_facade_or_the_command_line():
-    """`from moesim.files import toml as configfile` names a module and is resolved to it; the package itself is for
-    users."""
-    assert [f"{n}:{line}" for n, target, line in inner_edges() if target == "moesim"
-            and unit(n) not in ("", "cli")] == []
-    assert [n for n, target, _ in inner_edges() if unit(target) == "cli"] == []
+    """The packages themselves are for users."""
+    assert [f"{n}:{line}" for n, target, line in inner_edges(modules()) if target == "moesim" and wing(n) != ""] == []
+    assert [n for n, target, _ in inner_edges(modules()) if wing(target) == "cli" and wing(n) != "cli"] == []
+    assert [n for n, target, _ in inner_edges(kernel_modules()) if target == "moesim_kernels"] == []
 
 
-def test_engines_know_programs_and_errors_only():
-    known = {target for name, target, _ in inner_edges() if unit(name) == "engines"}
-    assert {unit(target) for target in known} <= {"engines", "program", "errors", "units"}
+@pytest.mark.parametrize("name", ONLY)
+def test_some_wings_know_little(name):
+    known = {wing(target) for importer, target, _ in inner_edges(modules()) if wing(importer) == name}
+    assert known <= {name} | ONLY[name]
 
 
-def test_no_cycles_between_modules_nor_between_packages():
-    graph, by_unit = {name: set() for name in modules()}, {unit(name): set() for name in modules()}
-    for name, target, _ in inner_edges():
-        graph[name] |= {target} - {name}
-        if unit(name) and unit(target):
-            by_unit[unit(name)] |= {unit(target)} - {unit(name)}
-    for edges in (graph, by_unit):
-        left = {name: set(targets) for name, targets in edges.items()}
-        while free := [name for name, targets in left.items() if not targets & left.keys()]:
-            for name in free:
-                del left[name]
-        assert sorted(left) == []
+@pytest.mark.parametrize("known", [modules, kernel_modules])
+def test_no_cycles_between_modules_nor_between_rooms_nor_between_wings(known):
+    by_module = {name: set() for name in known()}
+    by_room = {room(name): set() for name in known()}
+    by_wing = {wing(name): set() for name in known()}
+    for name, target, _ in inner_edges(known()):
+        by_module[name].add(target)
+        if wing(name) and wing(target):
+            by_room[room(name)].add(room(target))
+            by_wing[wing(name)].add(wing(target))
+    for graph in (by_module, by_room, by_wing):
+        assert cyclic(graph) == []
+
+
+def test_faces_hold_no_code():
+    """A package's ``__init__`` re-exports, and hides none of its modules; that of the kernels loads them when asked."""
+    for name, tree in modules().items():
+        if name not in rooms():
+            continue
+        kinds = {type(node) for node in tree.body} - {ast.Expr, ast.ImportFrom, ast.Assign}
+        assert kinds == set(), name
+        faces = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
+                 for alias in node.names}
+        assert [face for face in faces if f"{name}.{face}" in modules()] == [], name
 
 
 @pytest.mark.parametrize("package", ["torch", "triton", "moesim_kernels"])
 def test_never_imports_kernels(package):
     """Not at the top and not inside a function: measurement sources come through entry points."""
-    found = [f"{name}:{line}" for name in modules() for target, line in imports(name)
+    found = [f"{name}:{line}" for name in modules() for target, line in imports(name, modules())
              if target.split(".")[0] == package]
     dynamic = [name for name, tree in modules().items() for node in ast.walk(tree) if isinstance(node, ast.Call)
                and ast.unparse(node.func).endswith(("import_module", "__import__"))]
@@ -122,22 +196,17 @@ def test_never_imports_kernels(package):
 
 
 def test_optuna_only_in_search():
-    users = {unit(name) for name in modules() for target, _ in imports(name) if target.split(".")[0] == "optuna"}
+    users = {wing(name) for name in modules() for target, _ in imports(name, modules())
+             if target.split(".")[0] == "optuna"}
     assert users == {"search"}
 
 
 def test_inner_modules_are_imported_at_the_top():
     """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
-    lazy_ok = {"moesim.engines": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
-               "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
-               "moesim.simulation.prepare": {"moesim.lowering.traffic"}, "moesim.simulation.effects": {"moesim.lowering.traffic"},
-                   "moesim.placement.slots": {"moesim.placement.turns"},
-               "moesim.routing.systematic": {"moesim.routing.swaps"},
-               "moesim.routing.capacity": {"moesim.routing.places"}}
     for name in modules():
-        top = {target for target, _ in imports(name, top_level_only=True)}
-        hidden = {t for t, _ in imports(name) if t.startswith("moesim")} - top - lazy_ok.get(name, set())
-        if not unit(name).startswith("cli"):  # a command loads what it runs
+        top = {target for target, _ in imports(name, modules(), top_level_only=True)}
+        hidden = {t for t, _ in imports(name, modules()) if t.startswith("moesim")} - top - LAZY_OK.get(name, set())
+        if wing(name) != "cli":  # a command loads what it runs
             assert hidden == set(), name
 
 
@@ -166,9 +235,8 @@ def test_public_names_exist():
 
 
 def test_modules_are_small():
-    lengths = {name: len((ROOT.parent / Path(*name.split("."))).with_suffix(".py").read_text().splitlines())
-               for name in modules() if (ROOT.parent / Path(*name.split("."))).with_suffix(".py").exists()}
-    assert {name: n for name, n in lengths.items() if n > 400} == {}
+    lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py") if path.name != "__init__.py"}
+    assert {str(path): n for path, n in lengths.items() if n > 400} == {}
     assert median(lengths.values()) <= 150
 
 

@@ -1,4 +1,4 @@
-"""Product keys; what all gates share is in test_model."""
+"""Product keys; what all gates share is in test_layer."""
 
 import pytest
 
