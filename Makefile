@@ -4,9 +4,13 @@ VENV ?= .venv
 TRIALS ?= 2000
 SEED ?= 0
 TRITON ?= 3.9.0
+WORKERS ?= 2
 OUT ?= studies/out/codesign_hgx_h100
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Each worker starts with its own stretch of the tests, so that most files keep their fixtures to one worker, and takes
+# over from the other's end when it is done. WORKERS=0: one process.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test test-full lint bench triton-newest clean
 
@@ -44,10 +48,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python studies/codesign_hgx_h100.py --trials $(TRIALS) --seed $(SEED) --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not full and not gpu" --ignore=tests/benchmarks
+	$(BIN)/python -m pytest -q -m "not full and not gpu" --ignore=tests/benchmarks $(PARALLEL)
 
 test-full: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/benchmarks
+	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/benchmarks $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,8 +12,10 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory):
-    """Files of the person who runs the tests change nothing."""
+    """Files of the person who runs the tests change nothing, nor does the size of a terminal."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES"):  # pytest-xdist sets them in its workers
+            patch.delenv(name, raising=False)
         patch.delenv("MOESIM_PROFILES", raising=False)
         patch.setenv("MOESIM_HOME", str(tmp_path_factory.mktemp("moesim-home")))
         yield
