@@ -1,6 +1,7 @@
 """The wheel, installed outside the repository, works as the editable install does."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -48,8 +49,14 @@ def test_every_package_is_listed():
 
 @pytest.mark.full
 def test_wheel_works_outside_the_repository(tmp_path):
+    # from a copy: building writes into the folder it builds from, which tests that run meanwhile read
+    source = tmp_path / "source"
+    for folder in ("moesim", "kernels", "hw_profiles"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--wheel-dir", str(tmp_path)], check=True)
+    subprocess.run([*pip, "wheel", str(source), "--no-deps", "--wheel-dir", str(tmp_path)], check=True)
     [wheel] = tmp_path.glob("moesim-*.whl")
     place = tmp_path / "installed"
     subprocess.run([*pip, "install", str(wheel), "--no-deps", "--target", str(place)], check=True)
