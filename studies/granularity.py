@@ -22,7 +22,13 @@ from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import granularity_errors
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
-from moesim.simulation.granularity import MOST_FLOW_DEVICES, TRAFFIC, compare, error_summary
+from moesim.simulation.granularity import (
+    MOST_FLOW_DEVICES,
+    TRAFFIC,
+    Comparison,
+    compare,
+    error_summary,
+)
 
 OUT = Path(__file__).parent / "out" / "granularity"
 CLUSTERS = dict(
@@ -36,7 +42,7 @@ SUMMARY |= dict(mean_error_percent="mean %", worst_error_percent="worst %")
 SUMMARY |= dict(mean_start_error_percent="start mean %", worst_start_error_percent="start worst %")
 TITLE = "Layer time at device against pair granularity: |error|, and |error| of expert starts"
 TITLE += " over layer time"
-ENGINES = ("event_compiled", "flow")
+ENGINES, VARIED = ("event_compiled", "flow"), ("traffic", "micro_batches", "seed")
 Reference = Annotated[str, typer.Option(help="event_compiled, or flow (up to 64 devices).")]
 
 
@@ -63,7 +69,9 @@ def main(
                 say(f"{name}: left out: flow at pair granularity takes minutes; use {ENGINES[0]}")
                 continue
             cases = product(TRAFFIC, (1, 2), range(seeds))
-            found = [compare(topology, name, *case, seed=seed, **common) for *case, seed in cases]
+            base = dict(topology=topology, cluster=name) | common
+            asked = [base | dict(zip(VARIED, case, strict=True)) for case in cases]
+            found = [compare(Comparison(**case)) for case in asked]
             errors = [abs(row["error_percent"]) for row in found]
             say(f"{name}: mean {np.mean(errors):.2f} %, worst {max(errors):.2f} %")
             rows += found

@@ -52,9 +52,19 @@ VARIANTS = {
 QUICK = (FLAT, "two_level", "noisy_top_k", "expert_dropout")
 #: two-sided share of the interval of the mean
 _SHARE = 0.90
-COLUMNS = {"variant": "variant", "delta": "delta", "low": "low", "high": "high", "deviation": "sd", "table": "table",
-           "table_low": "low", "table_high": "high", "verdict": "verdict", "load_imbalance": "imbalance",
-           "ms_per_step": "ms/step"}
+COLUMNS = {
+    "variant": "variant",
+    "delta": "delta",
+    "low": "low",
+    "high": "high",
+    "deviation": "sd",
+    "table": "table",
+    "table_low": "low",
+    "table_high": "high",
+    "verdict": "verdict",
+    "load_imbalance": "imbalance",
+    "ms_per_step": "ms/step",
+}
 
 
 def expected(name: str, probe: Probe) -> Delta:
@@ -63,8 +73,12 @@ def expected(name: str, probe: Probe) -> Delta:
     if variant.dense:
         experts, size, tokens = probe.num_experts / probe.top_k, 79e6, 0.5e9
         ends = [PUBLISHED.interval(e, size, tokens, 1.0) for e in (1.0, experts)]
-        return Delta(ends[0][1] - ends[1][1], ends[0][0] - ends[1][2], ends[0][2] - ends[1][0],
-                     source=f"joint law, 1 against {experts:g} experts, 79M parameters, 0.5B tokens")
+        return Delta(
+            ends[0][1] - ends[1][1],
+            ends[0][0] - ends[1][2],
+            ends[0][2] - ends[1][0],
+            source=f"joint law, 1 against {experts:g} experts, 79M parameters, 0.5B tokens",
+        )
     if variant.dropout:
         return DELTAS["expert_dropout"]
     if variant.capacity_factor is not None:
@@ -80,7 +94,11 @@ def verdict(low: float, high: float, table: Delta) -> str:
         return "table has no sign"
     if (low > 0) != (table.nats > 0):
         return "sign disagrees"
-    return "sign agrees" if table.low <= (low + high) / 2 <= table.high else "sign agrees, size does not"
+    return (
+        "sign agrees"
+        if table.low <= (low + high) / 2 <= table.high
+        else "sign agrees, size does not"
+    )
 
 
 def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:
@@ -94,12 +112,25 @@ def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:
         mean, deviation = float(deltas.mean()), float(deltas.std(ddof=1))
         reach = float(t.ppf((1 + _SHARE) / 2, len(deltas) - 1)) * deviation / len(deltas) ** 0.5
         table = expected(name, probe)
-        found = {"variant": name, "gate": VARIANTS[name].gate, "seeds": len(part),
-                 "loss": float(np.mean([run["loss"] for run in part])), "delta": mean, "deviation": deviation,
-                 "low": mean - reach, "high": mean + reach, "table": table.nats, "table_low": table.low,
-                 "table_high": table.high, "table_unknown": table.unknown,
-                 "verdict": "" if name in (FLAT, "null") else verdict(mean - reach, mean + reach, table)}
-        found |= {key: float(np.mean([run[key] for run in part])) for key in ("load_imbalance", "ms_per_step")}
+        found = {
+            "variant": name,
+            "gate": VARIANTS[name].gate,
+            "seeds": len(part),
+            "loss": float(np.mean([run["loss"] for run in part])),
+            "delta": mean,
+            "deviation": deviation,
+            "low": mean - reach,
+            "high": mean + reach,
+            "table": table.nats,
+            "table_low": table.low,
+            "table_high": table.high,
+            "table_unknown": table.unknown,
+            "verdict": "" if name in (FLAT, "null") else verdict(mean - reach, mean + reach, table),
+        }
+        found |= {
+            key: float(np.mean([run[key] for run in part]))
+            for key in ("load_imbalance", "ms_per_step")
+        }
         rows.append(found | {"evidence": "measured", "calibration": "none", "version": VERSION})
     return rows
 
@@ -116,45 +147,97 @@ def figure(rows: list[dict[str, Any]], runs: list[dict[str, Any]]):
     names = [row["variant"] for row in rows]
     known = [row for row in rows if row["variant"] != "null"]
     chart = go.Figure()
-    chart.add_trace(go.Bar(
-        y=[row["variant"] for row in known], x=[row["table_high"] - row["table_low"] for row in known], orientation="h",
-        base=[row["table_low"] for row in known], name="table's interval", marker={"color": "#c6d4e8"}, width=0.5,
-        text=[row["table_unknown"] and "no measured figure" for row in known], textposition="none",
-        hovertemplate="table %{base:.4f} + %{x:.4f}<br>%{text}<extra></extra>"))
+    chart.add_trace(
+        go.Bar(
+            y=[row["variant"] for row in known],
+            x=[row["table_high"] - row["table_low"] for row in known],
+            orientation="h",
+            base=[row["table_low"] for row in known],
+            name="table's interval",
+            marker={"color": "#c6d4e8"},
+            width=0.5,
+            text=[row["table_unknown"] and "no measured figure" for row in known],
+            textposition="none",
+            hovertemplate="table %{base:.4f} + %{x:.4f}<br>%{text}<extra></extra>",
+        )
+    )
     points = [run for run in runs if run["variant"] in names]
-    chart.add_trace(go.Scatter(
-        y=[run["variant"] for run in points], x=[run["delta"] for run in points], mode="markers", name="one seed",
-        marker={"color": "#d62728", "size": 6, "opacity": 0.5}, text=[f"seed {run['seed']}" for run in points],
-        hovertemplate="%{text}: %{x:.4f}<extra></extra>"))
+    chart.add_trace(
+        go.Scatter(
+            y=[run["variant"] for run in points],
+            x=[run["delta"] for run in points],
+            mode="markers",
+            name="one seed",
+            marker={"color": "#d62728", "size": 6, "opacity": 0.5},
+            text=[f"seed {run['seed']}" for run in points],
+            hovertemplate="%{text}: %{x:.4f}<extra></extra>",
+        )
+    )
     reach = [row["high"] - row["delta"] for row in rows]
-    chart.add_trace(go.Scatter(
-        y=names, x=[row["delta"] for row in rows], mode="markers", name="mean, 90 % interval",
-        error_x={"array": reach}, marker={"color": "black", "symbol": "diamond", "size": 8},
-        hovertemplate="mean %{x:.4f}<extra></extra>"))
+    chart.add_trace(
+        go.Scatter(
+            y=names,
+            x=[row["delta"] for row in rows],
+            mode="markers",
+            name="mean, 90 % interval",
+            error_x={"array": reach},
+            marker={"color": "black", "symbol": "diamond", "size": 8},
+            hovertemplate="mean %{x:.4f}<extra></extra>",
+        )
+    )
     chart.add_vline(x=0, line={"width": 1, "color": "grey"})
-    chart.update_xaxes(title="difference of held-out loss to flat top-k, nats per byte (right is worse)")
+    chart.update_xaxes(
+        title="difference of held-out loss to flat top-k, nats per byte (right is worse)"
+    )
     chart.update_yaxes(categoryorder="array", categoryarray=names)
-    chart.update_layout(title="Tiny models on this CPU against the table: they need not agree", height=620,
-                        template="plotly_white", barmode="overlay")
+    chart.update_layout(
+        title="Tiny models on this CPU against the table: they need not agree",
+        height=620,
+        template="plotly_white",
+        barmode="overlay",
+    )
     return chart
 
 
 def run_all(names: list[str], seeds: int, probe: Probe) -> list[dict[str, Any]]:
     """Train every variant with every seed; seeds outside, so that what interrupts leaves whole pairs."""
     entropy, digest = unigram_entropy(), text()[2]
-    common = {"evidence": "measured", "calibration": "none", "engine": "torch", "version": VERSION,
-              "python": platform.python_version(), "torch": torch.__version__, "text_digest": digest,
-              "unigram_entropy": entropy, **asdict(probe)}
+    common = {
+        "evidence": "measured",
+        "calibration": "none",
+        "engine": "torch",
+        "version": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "text_digest": digest,
+        "unigram_entropy": entropy,
+        **asdict(probe),
+    }
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
         for name in names:
             found = train(probe, VARIANTS[name], seed)
-            base = found["loss"] if name == FLAT else next(
-                run["loss"] for run in runs if run["variant"] == FLAT and run["seed"] == seed)
-            runs.append({"variant": name, "gate": VARIANTS[name].gate, "seed": seed, **found,
-                         "delta": found["loss"] - base, **common})
-            say(f"seed {seed} {name}: {found['loss']:.4f} nats per byte, {found['loss'] - base:+.4f}, "
-                f"{found['ms_per_step']:.0f} ms a step")
+            base = (
+                found["loss"]
+                if name == FLAT
+                else next(
+                    run["loss"] for run in runs if run["variant"] == FLAT and run["seed"] == seed
+                )
+            )
+            runs.append(
+                {
+                    "variant": name,
+                    "gate": VARIANTS[name].gate,
+                    "seed": seed,
+                    **found,
+                    "delta": found["loss"] - base,
+                    **common,
+                }
+            )
+            say(
+                f"seed {seed} {name}: {found['loss']:.4f} nats per byte, {found['loss'] - base:+.4f}, "
+                f"{found['ms_per_step']:.0f} ms a step"
+            )
     return runs
 
 
@@ -162,7 +245,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Output folder.")] = OUT,
     seeds: Annotated[int, typer.Option(help="Seeds, from 0; at least 2.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimiser steps of a model.", min=1)] = Probe().steps,
-    quick: Annotated[bool, typer.Option("--quick", help="Four variants, two seeds, few steps: for a test.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four variants, two seeds, few steps: for a test.")
+    ] = False,
 ) -> None:
     """Train tiny MoE language models and report how their losses differ by gate."""
     if seeds < 2:
@@ -171,20 +256,31 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{out}: cannot write to this output folder: {error.strerror}") from None
-    torch.set_num_threads(1)  # one thread: the same numbers every time, and tensors too small for more
+    torch.set_num_threads(
+        1
+    )  # one thread: the same numbers every time, and tensors too small for more
     probe, names = Probe(steps=steps), list(VARIANTS)
     if quick:
-        probe, names = replace(probe, steps=min(steps, 30), hidden_size=32, held_out_batches=4, batch=8), list(QUICK)
+        probe, names = (
+            replace(probe, steps=min(steps, 30), hidden_size=32, held_out_batches=4, batch=8),
+            list(QUICK),
+        )
     runs = run_all(names, 2 if quick else seeds, probe)
     rows = summary(runs, probe)
     write_csv(out / "runs.csv", runs)
     write_csv(out / "deltas.csv", rows)
     write_html(out / "deltas.html", figure(rows, runs))
     entropy = runs[0]["unigram_entropy"]
-    print_table(f"Held-out loss against flat top-k ({rows[0]['loss']:.3f} nats per byte; byte frequencies alone "
-                f"{entropy:.3f}), {rows[0]['seeds']} seeds, paired", rows[1:], COLUMNS)
-    print("tiny models do not transfer: this checks that the references train and how large the noise is; "
-          "nothing of it enters the table")
+    print_table(
+        f"Held-out loss against flat top-k ({rows[0]['loss']:.3f} nats per byte; byte frequencies alone "
+        f"{entropy:.3f}), {rows[0]['seeds']} seeds, paired",
+        rows[1:],
+        COLUMNS,
+    )
+    print(
+        "tiny models do not transfer: this checks that the references train and how large the noise is; "
+        "nothing of it enters the table"
+    )
     say(f"wrote {out}/runs.csv, deltas.csv and deltas.html")
 
 

@@ -19,7 +19,7 @@ from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import scaling_lines
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
-from moesim.simulation.scaling import COLUMNS, SHOWN, Limits, scaling_rows
+from moesim.simulation.scaling import COLUMNS, SHOWN, Limits, Sweep, scaling_rows
 
 OUT = Path(__file__).parent / "out" / "scaling"
 SIZES = (8, 64, 256, 1024, 4096, 16384)
@@ -42,7 +42,8 @@ def main(
     limits, sizes = Limits(seconds=seconds, gib=gib), SIZES[:2] if quick else SIZES
     rows = []
     for topology, engine in product(TOPOLOGIES, ENGINES):
-        rows += scaling_rows(topology, engine, routing, sizes, limits, say)
+        sweep = Sweep(topology=topology, engine=engine, routing=routing, sizes=sizes)
+        rows += scaling_rows(sweep, limits, say)
     write_csv(out / "scaling.csv", rows, COLUMNS)
     measured = [row for row in rows if "left_out" not in row]
     write_html(out / "scaling.html", scaling_lines(measured, PANELS))

@@ -53,7 +53,8 @@ KERNEL_LEVEL = {folder: level for level, folders in enumerate(KERNEL_LAYERS) for
 #: modules that may import others of ours inside a function, since those load numba or simpy
 LAZY_OK = {
     "moesim.engines.run": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
-    "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer", "traffic")},
+    "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
+    "moesim.simulation.prepare": {"moesim.lowering.traffic"},
     "moesim.simulation.effects": {"moesim.lowering.traffic"},
     "moesim.placement.slots": {"moesim.placement.turns"},
     "moesim.routing.systematic": {"moesim.routing.swaps"},

@@ -1,11 +1,12 @@
 """``moesim placement``: plan, export, read and move placements; see `moesim.cli`, which registers it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moesim.cli.options import takes
 from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
@@ -27,49 +28,54 @@ def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int =
                      num_replicas=replicas, dense_part=model.dense_part)
 
 
-@placement_app.command("export")
-def export_map(
-    out: Annotated[Path, typer.Argument(help="File to write.")],
-    preset: Preset = "deepseek-v3",
-    cluster: ClusterName = "h100-rail-8x8",
-    placement: Strategy = "eplb",
-    replicas: Replicas = 0,
-    routing: Annotated[str, typer.Option(help="Loads to plan on, as --routing of simulate; a layer each by seed.")]
-    = "zipf:0.8",
-    trace: Annotated[Path | None, typer.Option(help="Recorded trace: its loads, layer by layer.")] = None,
-    layout: Annotated[str, typer.Option("--format", help="sglang, vllm or vllm_ascend.")] = "sglang",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """The options of moesim placement export."""
+
+    out: Annotated[Path, typer.Argument(help="File to write.")]
+    preset: Preset = "deepseek-v3"
+    cluster: ClusterName = "h100-rail-8x8"
+    placement: Strategy = "eplb"
+    replicas: Replicas = 0
+    routing: Annotated[str, typer.Option(help="Loads to plan on, as --routing of simulate; a layer each by seed.")] = "zipf:0.8"
+    trace: Annotated[Path | None, typer.Option(help="Recorded trace: its loads, layer by layer.")] = None
+    layout: Annotated[str, typer.Option("--format", help="sglang, vllm or vllm_ascend.")] = "sglang"
     dense_layers: Annotated[int | None, typer.Option(help="sglang: layers before the first MoE layer; default: the "
-                                                     "preset's.", min=0)] = None,
-    tokens: Tokens = 256,
-    seed: Seed = 0,
-) -> None:
+                                                     "preset's.", min=0)] = None
+    tokens: Tokens = 256
+    seed: Seed = 0
+
+
+@placement_app.command("export")
+@takes(ExportOptions)
+def export_map(given: ExportOptions) -> None:
     """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM loads."""
     from moesim.placement.files import write_map
     from moesim.report.terminal import say
     from moesim.simulation.prepare import prepare
 
-    machine = load_cluster(cluster)
-    candidate = _candidate(preset, placement, replicas, machine.num_devices)
+    machine = load_cluster(given.cluster)
+    candidate = _candidate(given.preset, given.placement, given.replicas, machine.num_devices)
     dense = candidate.dense_part
     assert dense is not None
-    texts = [routing] * dense.num_moe_layers if trace is None else [
-        f"trace:{trace}#{layer}" for layer in _layers(trace, dense.num_moe_layers)]
+    texts = [given.routing] * dense.num_moe_layers if given.trace is None else [
+        f"trace:{given.trace}#{layer}" for layer in _layers(given.trace, dense.num_moe_layers)]
     layers, before, after = [], [], []
     for number, text in enumerate(texts):
-        work = Workload(num_tokens_per_device=tokens, routing=text, seed=seed if trace else seed + number)
+        work = Workload(num_tokens_per_device=given.tokens, routing=text, seed=given.seed if given.trace else given.seed + number)
         planned = prepare(candidate, machine, work)
         plain = prepare(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
         layers.append(planned.placement)
         before.append(plain.traffic.load_imbalance)
         after.append(planned.traffic.load_imbalance)
-    rows_before = dense.num_layers - dense.num_moe_layers if dense_layers is None else dense_layers
-    write_map(out, layers, layout, num_dense_layers=rows_before)
+    rows_before = dense.num_layers - dense.num_moe_layers if given.dense_layers is None else given.dense_layers
+    write_map(given.out, layers, given.layout, num_dense_layers=rows_before)
     first = layers[0]
     print(f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on {first.num_ranks} "
           "ranks")
     print(f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of layers), "
           f"{sum(before) / len(before):.3f} in expert order")
-    say(f"wrote {out} for {layout}")
+    say(f"wrote {given.out} for {given.layout}")
 
 
 def _layers(trace: Path, needed: int) -> list[int]:

@@ -1,9 +1,12 @@
 """``moesim recommend``: parallelism, placement, redundancy and format for a model on a cluster."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from moesim.cli.options import takes
 
 #: columns of the table of alternatives
 _SHOWN = {"group": "group", "ep": "ep", "tp": "tp", "placement": "placement", "num_replicas": "replicas",
@@ -12,46 +15,49 @@ _SHOWN = {"group": "group", "ep": "ep", "tp": "tp", "placement": "placement", "n
           "calibration": "calibration"}
 
 
-def recommend(
-    model: Annotated[str, typer.Option(help="Preset, or path of a Hugging Face config.json.")],
-    cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")],
-    gpus: Annotated[int | None, typer.Option(help="Devices: part of a node, or whole nodes; default: the cluster's.")]
-    = None,
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendOptions:
+    """The options of moesim recommend."""
+
+    model: Annotated[str, typer.Option(help="Preset, or path of a Hugging Face config.json.")]
+    cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")]
+    gpus: Annotated[int | None, typer.Option(help="Devices: part of a node, or whole nodes; default: the cluster's.")] = None
+    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill"
     tokens: Annotated[int | None, typer.Option(
         help="Tokens per device in a forward pass; default: 4096 for prefill, 128 for decode, or with --latency-ms the "
-             "largest power of two that keeps it.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(help="Tokens in each device's KV cache; default: the batch's.")]
-    = None,
-    routing: Annotated[str, typer.Option(help="Load of the experts, such as power_law:1.2, olmoe-c4, trace:FILE.")]
-    = "power_law:1.2",
+             "largest power of two that keeps it.")] = None
+    kv_tokens: Annotated[int | None, typer.Option(help="Tokens in each device's KV cache; default: the batch's.")] = None
+    routing: Annotated[str, typer.Option(help="Load of the experts, such as power_law:1.2, olmoe-c4, trace:FILE.")] = "power_law:1.2"
     latency_ms: Annotated[float | None, typer.Option(
-        help="Upper bound for all MoE layers of one forward pass (attention and the rest are not simulated).")] = None,
-    precision: Annotated[str, typer.Option(help="auto, or formats such as bf16,fp8,int4.")] = "auto",
-    objective: Annotated[str, typer.Option(help="throughput, cost or energy, of the MoE layers.")] = "throughput",
-    economics: Annotated[str, typer.Option(help="Cost and power model: a name or a file.")] = "default",
-    show: Annotated[int, typer.Option(help="Alternatives to print.", min=0)] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the recommended design and its alternatives as CSV.")] = None,
-) -> None:
+        help="Upper bound for all MoE layers of one forward pass (attention and the rest are not simulated).")] = None
+    precision: Annotated[str, typer.Option(help="auto, or formats such as bf16,fp8,int4.")] = "auto"
+    objective: Annotated[str, typer.Option(help="throughput, cost or energy, of the MoE layers.")] = "throughput"
+    economics: Annotated[str, typer.Option(help="Cost and power model: a name or a file.")] = "default"
+    show: Annotated[int, typer.Option(help="Alternatives to print.", min=0)] = 8
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0
+    out: Annotated[Path | None, typer.Option(help="Write the recommended design and its alternatives as CSV.")] = None
+
+
+@takes(RecommendOptions)
+def recommend(given: RecommendOptions) -> None:
     """Recommend parallelism, placement, replicas and format for a model's MoE layers on a cluster."""
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 
-    if out is not None:
-        check_writable(out, make_folder=True)
-    found = run(model, cluster, gpus=gpus, phase=phase, tokens=tokens, kv_tokens=kv_tokens,  # type: ignore[arg-type]
-                routing=routing, latency_ms=latency_ms, precision=precision,
-                objective=objective, economics=economics, seed=seed)  # type: ignore[arg-type]
+    if given.out is not None:
+        check_writable(given.out, make_folder=True)
+    found = run(given.model, given.cluster, gpus=given.gpus, phase=given.phase, tokens=given.tokens, kv_tokens=given.kv_tokens,  # type: ignore[arg-type]
+                routing=given.routing, latency_ms=given.latency_ms, precision=given.precision,
+                objective=given.objective, economics=given.economics, seed=given.seed)  # type: ignore[arg-type]
     rows = found.rows()
     print(f"{found.model.name} on {found.cluster.name}, {found.cluster.num_devices} devices: "
           f"{found.best.candidate.label}")
     for line in lines_of(found):
         print(line)
-    if show and rows[1:]:
-        print_table("Alternatives (group 0: none is better for certain)", rows[1 : show + 1], _SHOWN)
-    if out is not None:
-        write_csv(out, rows)
-        say(f"wrote {out}")
+    if given.show and rows[1:]:
+        print_table("Alternatives (group 0: none is better for certain)", rows[1 : given.show + 1], _SHOWN)
+    if given.out is not None:
+        write_csv(given.out, rows)
+        say(f"wrote {given.out}")

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.options import parameters_of, with_parameters
 from moesim.errors import MoesimError
 
 if TYPE_CHECKING:
@@ -122,22 +123,14 @@ def run_search(
     """
     defaults: dict[str, Any] = {"trials": trials, "screen": screen, "workers": workers, "out": out}
     defaults |= {"seed": 0, "executor": None, "quick": False, "fresh": False}
-    hints = get_type_hints(SearchOptions, include_extras=True)
     names = [field.name for field in fields(SearchOptions)]
-    kind = Parameter.KEYWORD_ONLY
-    shared = [
-        Parameter(name, kind, default=defaults[name], annotation=hints[name]) for name in names
-    ]
     described = signature(function, eval_str=True)
-    own = [p.replace(kind=kind) for p in list(described.parameters.values())[1:]]
+    own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in list(described.parameters.values())[1:]]
 
     def command(**given: Any) -> None:
         function(SearchOptions(**{name: given.pop(name) for name in names}), **given)
 
-    # typer reads options from the signature and the annotations, and the help from the docstring
-    command.__signature__ = described.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-    command.__doc__ = function.__doc__
+    with_parameters(command, [*own, *parameters_of(SearchOptions, defaults)], function)
     run_script(command)
 
 

@@ -1,10 +1,12 @@
 """``moesim study run | status | worker | export``: search a space, look at a search, join one, take its winners out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moesim.cli.options import takes
 from moesim.errors import UnknownNameError
 
 study_app = typer.Typer(no_args_is_help=True, help="Search designs: run a study, look at it, join it.")
@@ -15,22 +17,28 @@ _Executor = Annotated[str | None, typer.Option(help="dask://HOST:PORT: evaluate 
 _Workers = Annotated[int, typer.Option(help="Processes that evaluate.")]
 
 
-@study_app.command()
-def run(
-    file: Annotated[Path, typer.Argument(help="TOML file with cluster, objectives, [workload] and [space].")],
-    trials: Annotated[int, typer.Option(help="Trials in all, those of earlier runs included.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("studies/out/study"),
-    storage: _Storage = None,
-    workers: _Workers = 1,
-    executor: _Executor = None,
-    sampler: Annotated[str, typer.Option(help="auto, random, tpe, nsga2 or gp.")] = "auto",
-    screen: Annotated[int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)] = 0,
-    confirm: Annotated[int, typer.Option(help="Winners to simulate again with the event engine.", min=0)] = 8,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the storage holds.")] = False,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of moesim study run."""
+
+    file: Annotated[Path, typer.Argument(help="TOML file with cluster, objectives, [workload] and [space].")]
+    trials: Annotated[int, typer.Option(help="Trials in all, those of earlier runs included.")] = 500
+    seed: Annotated[int, typer.Option(help="Seed of search and routing.")] = 0
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("studies/out/study")
+    storage: _Storage = None
+    workers: _Workers = 1
+    executor: _Executor = None
+    sampler: Annotated[str, typer.Option(help="auto, random, tpe, nsga2 or gp.")] = "auto"
+    screen: Annotated[int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)] = 0
+    confirm: Annotated[int, typer.Option(help="Winners to simulate again with the event engine.", min=0)] = 8
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the storage holds.")] = False
     warm_start: Annotated[bool, typer.Option(
-        "--warm-start", help="Try published models that are points of the space first.")] = False,
-) -> None:
+        "--warm-start", help="Try published models that are points of the space first.")] = False
+
+
+@study_app.command()
+@takes(RunOptions)
+def run(given: RunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv, and front.html."""
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
@@ -38,15 +46,15 @@ def run(
     from moesim.search.session.watch import watched_study
     from moesim.search.storage import writable_folder
 
-    described = load_study_file(file, seed)
-    known = known_points(described.space, described.cluster) if warm_start else []
-    writable_folder(out)
+    described = load_study_file(given.file, given.seed)
+    known = known_points(described.space, described.cluster) if given.warm_start else []
+    writable_folder(given.out)
     found = watched_study(
         described.space, described.cluster, described.workload, objectives=described.objectives,
-        constraints=described.constraints, economics=described.economics, num_trials=trials, seed=seed,
-        storage=storage or out, num_workers=workers, executor=executor, sampler=sampler, screen=screen, fresh=fresh,
+        constraints=described.constraints, economics=described.economics, num_trials=given.trials, seed=given.seed,
+        storage=given.storage or given.out, num_workers=given.workers, executor=given.executor, sampler=given.sampler, screen=given.screen, fresh=given.fresh,
         enqueue=known)
-    show_findings(found, out, limit=confirm, title=file.stem)
+    show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
 
 
 @study_app.command()

@@ -39,13 +39,11 @@ class Timed:
     granularity: str
 
 
-def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flow", routing: str = "uniform",
-                  granularity: str | None = None, chunks: int = 1, order: str = "rotated", window: int = 0,
-                  tolerance: float | None = None, seed: int = 0) -> Timed:
-    """Simulate an all-to-all of all devices on the bare fabric, and time the engine.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllToAll:
+    """An all-to-all of all devices, and how it is simulated.
 
-    Args:
-        cluster: At least two devices.
+    Attributes:
         bytes_per_pair: Mean bytes from a device to another.
         engine: One of `moesim.engines.ENGINES`.
         routing: How bytes spread over receivers, the same for every sender.
@@ -55,32 +53,53 @@ def time_exchange(cluster: Cluster, bytes_per_pair: float, *, engine: str = "flo
         window: Messages a sender has under way, for pairs; 0: all.
         tolerance: Share of the bound that flow's re-solve may wait; by default by size.
         seed: Seed of the routing.
+    """
+
+    bytes_per_pair: float
+    engine: str = "flow"
+    routing: str = "uniform"
+    granularity: str | None = None
+    chunks: int = 1
+    order: str = "rotated"
+    window: int = 0
+    tolerance: float | None = None
+    seed: int = 0
+
+
+def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
+    """Simulate an all-to-all of all devices on the bare fabric, and time the engine.
+
+    Args:
+        cluster: At least two devices.
+        asked: The exchange, and how it is simulated.
 
     Raises:
         UnknownNameError: No such engine.
         ConfigError: A routing of another form.
         CapacityError: It would not fit in memory.
     """
+    engine = asked.engine
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
-    require_int("seed", seed, 0)
-    chosen = granularity or ("pair" if engine.startswith("event") else "device")
+    require_int("seed", asked.seed, 0)
+    chosen = asked.granularity or ("pair" if engine.startswith("event") else "device")
 
     def build(machine: Cluster) -> Program:
-        sent = np.full(machine.num_devices, float(bytes_per_pair))
-        share = shares(routing, machine.num_devices, seed)
+        sent = np.full(machine.num_devices, float(asked.bytes_per_pair))
+        share = shares(asked.routing, machine.num_devices, asked.seed)
         if engine == "bound" and chosen == "device":
             return rank_one_program(machine, sent, share)
-        return exchange_program(machine, np.outer(sent, share), granularity=chosen, order=order, window=window)
+        return exchange_program(machine, np.outer(sent, share), granularity=chosen, order=asked.order,
+                                window=asked.window)
 
     def run(program: Program) -> Timeline:
         if engine == "bound":
             return run_bound(program)
         if engine == "flow":
-            wait = None if tolerance is None else tolerance * run_bound(program).makespan_s
+            wait = None if asked.tolerance is None else asked.tolerance * run_bound(program).makespan_s
             return run_flow(program, tolerance_s=wait)
         event = run_event if engine == "event" else run_event_compiled
-        return event(program, quantum_s=math.inf, min_chunks=chunks)
+        return event(program, quantum_s=math.inf, min_chunks=asked.chunks)
 
     check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")  # before anything is made
     ports = cluster.scale_up_kind in (None, "switch", "pcie")

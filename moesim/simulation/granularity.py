@@ -14,6 +14,7 @@ to source as much as models' traffic does:
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,62 +133,70 @@ def lowered(cluster: Cluster, routing: Routing, schedule: Schedule) -> Program:
     return lower_layer(candidate, cluster, batches, kernel)
 
 
-def compare(
-    topology: str,
-    name: str,
-    traffic: str,
-    micro_batches: int,
-    *,
-    tokens: int,
-    seed: int,
-    engine: str,
-    exchange: str | None,
-) -> Row:
-    """Simulate one case at both granularities.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One case that is simulated at both granularities.
 
-    Args:
+    Attributes:
         topology: Kind of fabric, for the table.
-        name: Name of the cluster.
+        cluster: Name of the cluster.
         traffic: One of `TRAFFIC`.
         micro_batches: Micro-batches of the schedule.
         tokens: Tokens of a device.
         seed: Seed of the routing.
         engine: Engine of the pair program: ``flow``, or ``event_compiled`` with many chunks.
         exchange: Name of the exchange; None for the cluster's own.
+    """
+
+    topology: str
+    cluster: str
+    traffic: str
+    micro_batches: int
+    tokens: int
+    seed: int
+    engine: str
+    exchange: str | None = None
+
+
+def compare(case: Comparison) -> Row:
+    """Simulate one case at both granularities.
+
+    Args:
+        case: The case.
 
     Raises:
         MoesimError: The case cannot be lowered.
     """
-    cluster = load_cluster(name)
-    routing = TRAFFIC[traffic](cluster.num_devices, tokens, seed)
+    cluster = load_cluster(case.cluster)
+    routing = TRAFFIC[case.traffic](cluster.num_devices, case.tokens, case.seed)
     began = time.perf_counter()
     device, pair = (
         lowered(
             cluster,
             routing,
-            Schedule(granularity=each, num_micro_batches=micro_batches, exchange=exchange),
+            Schedule(granularity=each, num_micro_batches=case.micro_batches, exchange=case.exchange),
         )
         for each in ("device", "pair")
     )
     coarse = run_flow(device, tolerance_s=0.0)
-    if engine == "flow":
+    if case.engine == "flow":
         fine = run_flow(pair, tolerance_s=0.0)
     else:
         fine = run_event_compiled(pair, quantum_s=run_bound(pair).makespan_s / _CHUNKS)
     late = np.abs(_expert_starts(device, coarse) - _expert_starts(pair, fine)) / fine.makespan_s
     return {
-        "topology": topology,
-        "cluster": name,
+        "topology": case.topology,
+        "cluster": case.cluster,
         "num_devices": cluster.num_devices,
-        "traffic": traffic,
-        "micro_batches": micro_batches,
-        "seed": seed,
+        "traffic": case.traffic,
+        "micro_batches": case.micro_batches,
+        "seed": case.seed,
         "device_us": coarse.makespan_s / US,
         "pair_us": fine.makespan_s / US,
         "error_percent": 100 * (coarse.makespan_s / fine.makespan_s - 1),
         "start_error_percent": 100 * float(late.mean()),
         "worst_start_error_percent": 100 * float(late.max()),
-        "reference": engine,
+        "reference": case.engine,
         "wall_s": time.perf_counter() - began,
         "version": VERSION,
     }

@@ -20,7 +20,7 @@ Shape legend: D devices, E experts.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -86,9 +86,9 @@ def prepare(candidate: Candidate, cluster: Cluster, workload: Workload, *,
                           f"{placement.num_experts} on {placement.num_ranks}")
     setting = setting_of(candidate, cluster, workload)
     key, work = _for_traffic(candidate), _for_routing_work(workload)
-    places_on = cluster.num_devices, cluster.devices_per_domain
-    placed, traffic = _spread(key, work, places_on, setting, placement, 1)
-    batches = traffic if parts == 1 else _spread(key, work, places_on, setting, placement, parts)[1]
+    where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
+    placed, traffic = _spread(key, work, where, placement, 1)
+    batches = traffic if parts == 1 else _spread(key, work, where, placement, parts)[1]
     return Prepared(candidate=candidate, cluster=cluster, workload=workload, placement=placed,
                     choices=_choices(_for_capacity(layer), work, cluster.num_devices, 1)[0],
                     traffic=traffic[0], batches=batches)
@@ -153,16 +153,22 @@ def _choices(layer: MoELayer, work: Workload, num_devices: int, parts: int) -> t
     return tuple(rerouted(part, layer.capacity_factor, layer.gate, _left_E(layer)) for part in found)
 
 
+class _Where(NamedTuple):
+    """What traffic knows of a cluster."""
+
+    num_devices: int
+    devices_per_domain: int
+    setting: Setting
+
+
 @lru_cache(maxsize=4096)
-def _spread(candidate: Candidate, work: Workload, places_on: tuple[int, int], setting: Setting,
-            given: Placement | None, parts: int) -> "tuple[Placement, tuple[Traffic, ...]]":
+def _spread(candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int) -> "tuple[Placement, tuple[Traffic, ...]]":
     """Placement, and the traffic of every micro-batch.
 
     Args:
         candidate: The design as `_for_traffic` leaves it.
         work: The work as `_for_routing_work` leaves it.
-        places_on: Devices, and devices of a domain.
-        setting: What placement must respect.
+        where: The devices, and what placement must respect of them.
         given: Slots to use instead of planned ones.
         parts: Micro-batches.
     """
@@ -170,7 +176,7 @@ def _spread(candidate: Candidate, work: Workload, places_on: tuple[int, int], se
     from moesim.lowering.traffic import padded, settled, spread_tokens
 
     layer, spread = candidate.layer, candidate.parallelism
-    num_devices, per_domain = places_on
+    num_devices, per_domain, setting = where
     plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
     # work is rows x width
     load_E = _load_E(plain, work, num_devices) * (layer.width_E() if layer.uneven else 1)

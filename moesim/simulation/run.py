@@ -1,5 +1,7 @@
 """Simulate one design on one workload: prepare it, check its memory, lower it, run it, and say how far to trust it."""
 
+from typing import TypedDict, Unpack
+
 import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
@@ -19,25 +21,35 @@ from moesim.units import MB
 from moesim.version import VERSION
 
 
-def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow",
-             must_fit: bool = True, placement: Placement | None = None) -> Result:
+class RunOptions(TypedDict, total=False):
+    """How a prepared design is simulated.
+
+    Attributes:
+        engine: ``bound``, ``flow``, ``event`` or ``event_compiled``; by default ``flow``.
+        must_fit: Whether to refuse a design (with a dense part) whose model does not fit in memory; by default so.
+    """
+
+    engine: str
+    must_fit: bool
+
+
+def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, placement: Placement | None = None,
+             **options: Unpack[RunOptions]) -> Result:
     """Simulate one forward pass of the candidate's MoE layer.
 
     Args:
         candidate: The design.
         cluster: Where it runs; ep x tp must be its number of devices.
         workload: Tokens and routing.
-        engine: ``bound``, ``flow``, ``event`` or ``event_compiled``.
-        must_fit: Whether to refuse a candidate (with a dense part) whose model does not fit in memory.
         placement: Slots as they are, such as those planned on an earlier window or read from a serving engine's map;
             by default what the candidate's strategy plans on this workload.
+        **options: Engine, and whether the model must fit: see `RunOptions`.
 
     Raises:
         ConfigError: Sizes that do not go together, in one line.
         CapacityError: The model does not fit: which device, how many GiB over.
     """
-    return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), engine=engine,
-                             must_fit=must_fit)
+    return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), **options)
 
 
 def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: bool = True) -> Result:
@@ -45,8 +57,8 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
 
     Args:
         prepared: The design, its work and its traffic.
-        engine: As `simulate`.
-        must_fit: As `simulate`.
+        engine: See `RunOptions`.
+        must_fit: See `RunOptions`.
 
     Raises:
         CapacityError: The model does not fit: which device, how many GiB over.

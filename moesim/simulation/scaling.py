@@ -135,21 +135,28 @@ def expected(measured: Sequence[Row], size: int, engine: str) -> Limits:
     return Limits(seconds=seconds, gib=base + grown(above, column, size, least))
 
 
-def scaling_rows(
-    topology: str,
-    engine: str,
-    routing: str,
-    sizes: Sequence[int],
-    limits: Limits,
-    say: Callable[[str], None],
-) -> list[Row]:
-    """Time all sizes of one topology and engine until one would not fit.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """One exchange over growing clusters.
 
-    Args:
+    Attributes:
         topology: ``star``, ``rail`` or ``torus``.
         engine: Name of the engine.
         routing: How bytes spread over receivers.
         sizes: Numbers of devices, ascending.
+    """
+
+    topology: str
+    engine: str
+    routing: str
+    sizes: Sequence[int]
+
+
+def scaling_rows(sweep: Sweep, limits: Limits, say: Callable[[str], None]) -> list[Row]:
+    """Time all sizes of one topology and engine until one would not fit.
+
+    Args:
+        sweep: The exchange, and the sizes.
         limits: What a point may take.
         say: Told about each point.
 
@@ -158,7 +165,8 @@ def scaling_rows(
     """
     rows: list[Row] = []
     measured: list[Row] = []
-    for size in sizes:
+    topology, engine, routing = sweep.topology, sweep.engine, sweep.routing
+    for size in sweep.sizes:
         cluster = named_cluster(topology, size)
         named = {"topology": topology, "cluster": cluster, "num_devices": size}
         named |= {"engine": engine, "routing": routing, "version": VERSION}

@@ -159,7 +159,7 @@ def test_a_field_of_a_type_that_cannot_be_written_is_refused():
     class Odd:
         thing: bytes = b""
 
-    with pytest.raises(TypeError, match=r"Odd\.thing: expected a type that moesim\.identity can write, got"):
+    with pytest.raises(TypeError, match=r"Odd\.thing: expected a type that moesim\.design\.identity can write, got"):
         identity.leaves(Odd)
 
 

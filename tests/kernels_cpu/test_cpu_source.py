@@ -78,7 +78,7 @@ def test_small_layer_keeps_gate_and_top_k():
     whole = candidate(gate="two_level:16:2", num_experts=256, top_k=8, capacity_factor=1.5).layer
     layer = small_layer(whole, "float32")
     assert (layer.num_experts, layer.top_k, layer.hidden_size, layer.expert_intermediate_size) == (64, 8, 512, 128)
-    assert (str(layer.gate), layer.gate.precision, layer.capacity_factor) == ("two_level:16:2", "float32", None)
+    assert (str(layer.gate), layer.gate.precision, layer.capacity_factor) == ("two_level:16:2+precision:float32", "float32", None)
     assert layer.precision == Precision(weights="float32", activations="float32", dispatch="float32", combine="float32")
 
 
@@ -105,5 +105,5 @@ def test_what_the_kernels_do_not_know_goes():
     whole = candidate(num_experts=64, capacity_factor=1.0, overflow="reroute", padded=True,
                       gate="two_level:8:4+sigmoid+noisy_top_k:1+bias+local+share_tokens:4").layer
     small = small_layer(whole, "float32")
-    assert str(small.gate) == "two_level:8:4+sigmoid"
+    assert str(small.gate) == "two_level:8:4+sigmoid+precision:float32"
     assert (small.capacity_factor, small.overflow, small.padded) == (None, "drop", False)
