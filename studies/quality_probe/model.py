@@ -1,11 +1,12 @@
-"""Tiny byte-level language models with MoE feed-forwards, for `quality_probe.py`: text, gates, model, training.
+"""Tiny byte-level language models with MoE feed-forwards, for the study beside it: text, gates,
+model, training.
 
-The MoE layer is `moesim_kernels.moe_layer` with its torch backend, given the routing of the torch reference of each
-gate. Every tensor is drawn from a generator of its own name and the seed, so that models that differ in their gate
-begin alike; batches depend on the seed alone.
+The MoE layer is `moesim_kernels.moe_layer` with its torch backend, given the routing of the torch
+reference of each gate. Every tensor is drawn from a generator of its own name and the seed, so that
+models that differ in their gate begin alike; batches depend on the seed alone.
 
-Shape suffixes as in `moesim_kernels`: T tokens, E experts, G groups, K experts a token uses, H hidden size; B windows
-of a batch, L bytes of a window.
+Shape suffixes as in `moesim_kernels`: T tokens, E experts, G groups, K experts a token uses, H
+hidden size; B windows of a batch, L bytes of a window.
 """
 
 import math
@@ -37,14 +38,17 @@ from torch.nn import functional
 from moesim.model import Gate, MoELayer, Precision
 
 #: files of Python's standard library that have been there for decades; every eighth is held out
-_NAMES = ("argparse ast bdb calendar cmd code codecs configparser copy csv datetime decimal difflib dis doctest "
-          "email/message email/utils enum fileinput filecmp fractions ftplib functools getopt gettext glob gzip heapq "
-          "http/client http/cookiejar http/server imaplib inspect json/decoder json/encoder locale logging/handlers "
-          "mailbox mimetypes ntpath optparse os pdb pickle pickletools platform plistlib poplib posixpath pprint "
-          "profile pstats random reprlib sched selectors shelve shlex shutil smtplib socket socketserver ssl "
-          "statistics string subprocess tarfile tempfile textwrap threading timeit token tokenize trace traceback "
-          "turtle typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings wave weakref "
-          "webbrowser zipapp")
+_NAMES = (
+    "argparse ast bdb calendar cmd code codecs configparser copy csv datetime decimal difflib "
+    "dis doctest email/message email/utils enum fileinput filecmp fractions ftplib functools "
+    "getopt gettext glob gzip heapq http/client http/cookiejar http/server imaplib inspect "
+    "json/decoder json/encoder locale logging/handlers mailbox mimetypes ntpath optparse os pdb "
+    "pickle pickletools platform plistlib poplib posixpath pprint profile pstats random reprlib "
+    "sched selectors shelve shlex shutil smtplib socket socketserver ssl statistics string "
+    "subprocess tarfile tempfile textwrap threading timeit token tokenize trace traceback turtle "
+    "typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings wave weakref "
+    "webbrowser zipapp"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,8 @@ class Probe:
         window: Bytes a window predicts.
         batch: Windows of a step.
         held_out_batches: Batches the loss is measured on.
-        learning_rate: Peak of AdamW's; warm-up over a tenth of the steps, then a cosine to a tenth of it.
+        learning_rate: Peak of AdamW's; warm-up over a tenth of the steps, then a cosine to a tenth
+            of it.
         balance: Weight of the auxiliary loss (Switch, arXiv 2101.03961) where a gate uses one.
     """
 
@@ -87,11 +92,12 @@ class Variant:
     Attributes:
         gate: As text, see `moesim.model.Gate.parse`.
         dense: One expert as wide as a token's experts together, instead of experts.
-        dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv 2101.03961).
+        dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv
+            2101.03961).
         capacity_factor: Slots over the mean load in training and after; choices beyond are dropped.
-        learns_groups: Whether the coarse keys of two levels learn from the loss, as in arXiv 1701.06538, where a
-            group's share multiplies its experts'; else they learn from the balance of groups alone, since the kernel
-            uses them to select only.
+        learns_groups: Whether the coarse keys of two levels learn from the loss, as in arXiv
+            1701.06538, where a group's share multiplies its experts'; else they learn from the
+            balance of groups alone, since the kernel uses them to select only.
         redraw: Another draw of the router's keys: what a change that changes nothing does.
     """
 
@@ -105,11 +111,19 @@ class Variant:
 
 @cache
 def text() -> tuple[Tensor, Tensor, str]:
-    """Bytes to train on, bytes held out, and a digest of both: files of the running Python's standard library."""
+    """Bytes to train on, bytes held out, and a digest of both: files of the running Python's
+    standard library.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
-    there = [path.read_bytes() for name in _NAMES.split() if (path := folder / f"{name}.py").is_file()]
-    train, held = (b"".join(part) for part in ([t for i, t in enumerate(there) if i % 8], there[::8]))
-    one, other = (torch.frombuffer(bytearray(part), dtype=torch.uint8).long() for part in (train, held))
+    there = [
+        path.read_bytes() for name in _NAMES.split() if (path := folder / f"{name}.py").is_file()
+    ]
+    train, held = (
+        b"".join(part) for part in ([t for i, t in enumerate(there) if i % 8], there[::8])
+    )
+    one, other = (
+        torch.frombuffer(bytearray(part), dtype=torch.uint8).long() for part in (train, held)
+    )
     return one, other, sha256(train + held).hexdigest()[:12]
 
 
@@ -135,10 +149,13 @@ class Moe(nn.Module):
         self.probe, self.variant = probe, variant
         gate = Gate.parse(variant.gate)
         self.layer = MoELayer(
-            hidden_size=probe.hidden_size, num_experts=1 if variant.dense else probe.num_experts,
-            top_k=1 if variant.dense else probe.top_k, gate=gate if not variant.dense else Gate(),
+            hidden_size=probe.hidden_size,
+            num_experts=1 if variant.dense else probe.num_experts,
+            top_k=1 if variant.dense else probe.top_k,
+            gate=gate if not variant.dense else Gate(),
             expert_intermediate_size=probe.expert_width * (probe.top_k if variant.dense else 1),
-            precision=Precision())
+            precision=Precision(),
+        )
         experts, hidden, width = self.layer.num_experts, probe.hidden_size, self.layer.shared_width
 
         def drawn(name: str, *shape: int) -> nn.Parameter:
@@ -147,9 +164,13 @@ class Moe(nn.Module):
         self.fine_EH = drawn(f"fine{variant.redraw or ''}", experts, hidden)
         self.w_gate_up = drawn("gate_up", experts, 2 * width, hidden)
         self.w_down = drawn("down", experts, hidden, width)
-        self.coarse_GH = drawn("coarse", gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
+        self.coarse_GH = (
+            drawn("coarse", gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
+        )
         # as in arXiv 1701.06538: the noise begins at softplus(0) whatever the token
-        self.noise_EH = nn.Parameter(torch.zeros(experts, hidden)) if gate.selection == "noisy_top_k" else None
+        self.noise_EH = (
+            nn.Parameter(torch.zeros(experts, hidden)) if gate.selection == "noisy_top_k" else None
+        )
         self.register_buffer("bias_E", torch.zeros(experts))
         self.register_buffer("counts_E", torch.zeros(experts, dtype=torch.long))
         self.noise = torch.Generator().manual_seed(seed + at)
@@ -158,8 +179,12 @@ class Moe(nn.Module):
     def forward(self, x_TH: Tensor, words_T: Tensor) -> Tensor:
         """Shape (T, H) to the same; keeps the auxiliary loss and counts the choices."""
         gate, top_k = self.layer.gate, self.layer.top_k
-        weights = LayerWeights(fine_EH=self.fine_EH, coarse_GH=self.coarse_GH, w_gate_up=self.w_gate_up,
-                               w_down=self.w_down)
+        weights = LayerWeights(
+            fine_EH=self.fine_EH,
+            coarse_GH=self.coarse_GH,
+            w_gate_up=self.w_gate_up,
+            w_down=self.w_down,
+        )
         weights_TK, ids_TK = self._route(x_TH, words_T, weights)
         ids_TK = ids_TK.to(torch.int32).contiguous()
         counts_E = torch.bincount(ids_TK.flatten(), minlength=self.layer.num_experts)
@@ -169,7 +194,9 @@ class Moe(nn.Module):
         if not self.training:
             self.counts_E += counts_E
         if self.variant.capacity_factor is not None:
-            places = math.ceil(self.variant.capacity_factor * len(x_TH) * top_k / self.layer.num_experts)
+            places = math.ceil(
+                self.variant.capacity_factor * len(x_TH) * top_k / self.layer.num_experts
+            )
             weights_TK = weights_TK * serve(ids_TK.long(), self.layer.num_experts, places)
         weights_TK = weights_TK.float().contiguous()
         if self.training and self.variant.dropout:
@@ -178,7 +205,9 @@ class Moe(nn.Module):
             keep_PI = torch.rand(act_PI.shape, generator=self.noise) >= self.variant.dropout
             act_PI = act_PI * keep_PI / (1.0 - self.variant.dropout)
             return combine_reference(grouped_down_reference(act_PI, self.w_down, plan), weights_TK)
-        return moe_layer(x_TH, weights, self.layer, "torch", routing=(weights_TK, ids_TK), checked=False)
+        return moe_layer(
+            x_TH, weights, self.layer, "torch", routing=(weights_TK, ids_TK), checked=False
+        )
 
     def _route(self, x_TH: Tensor, words_T: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
         gate, top_k = self.layer.gate, self.layer.top_k
@@ -193,11 +222,15 @@ class Moe(nn.Module):
         if gate.share_tokens > 1:
             return shared_gate(x_TH, self.fine_EH, top_k, gate.share_tokens)
         if self.variant.learns_groups:
-            return local_two_level(x_TH, self.coarse_GH, self.fine_EH, top_k, gate.num_limited_groups)
+            return local_two_level(
+                x_TH, self.coarse_GH, self.fine_EH, top_k, gate.num_limited_groups
+            )
         return gate_tokens_reference(x_TH, gate, weights, top_k)
 
     def _unbalance(self, x_TH: Tensor, ids_TK: Tensor) -> Tensor:
-        """E x sum of each expert's share of choices and score (arXiv 2101.03961); of groups, too, with two levels."""
+        """E x sum of each expert's share of choices and score (arXiv 2101.03961); of groups, too,
+        with two levels.
+        """
         gate = self.layer.gate
         if self.variant.dense or gate.selection == "hash" or gate.balancing == "bias":
             return torch.zeros(())
@@ -221,18 +254,24 @@ def normal(name: str, seed: int, *shape: int) -> Tensor:
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks of a causal mixer and an MoE feed-forward before which a norm stands, tied output.
+    """Embedding, blocks of a causal mixer and an MoE feed-forward before which a norm stands, tied
+    output.
 
-    The mixer is a gated causal convolution over the last bytes, channel by channel (as in Hyena, arXiv 2302.10866, with
-    short filters): unlike attention it leaves the statistics of byte pairs behind within the seconds there are.
+    The mixer is a gated causal convolution over the last bytes, channel by channel (as in Hyena,
+    arXiv 2302.10866, with short filters): unlike attention it leaves the statistics of byte pairs
+    behind within the seconds there are.
     """
 
     def __init__(self, probe: Probe, variant: Variant, seed: int) -> None:
         super().__init__()
         hidden, blocks = probe.hidden_size, range(probe.num_layers)
         self.words_VH = nn.Parameter(normal("words", seed, 256, hidden))
-        self.into = nn.ParameterList([normal(f"{i}.into", seed, 2 * hidden, hidden) for i in blocks])
-        self.taps = nn.ParameterList([normal(f"{i}.taps", seed, 2 * hidden, 1, probe.taps) for i in blocks])
+        self.into = nn.ParameterList(
+            [normal(f"{i}.into", seed, 2 * hidden, hidden) for i in blocks]
+        )
+        self.taps = nn.ParameterList(
+            [normal(f"{i}.taps", seed, 2 * hidden, 1, probe.taps) for i in blocks]
+        )
         self.out = nn.ParameterList([normal(f"{i}.out", seed, hidden, hidden) for i in blocks])
         self.norms = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(2 * probe.num_layers + 1)])
         self.moe = nn.ModuleList([Moe(probe, variant, i, seed) for i in blocks])
@@ -266,17 +305,22 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
         seed: Of weights, batches and noise.
 
     Returns:
-        Held-out loss in nats per byte, the training loss at first and at last, imbalance, milliseconds a step.
+        Held-out loss in nats per byte, the training loss at first and at last, imbalance,
+        milliseconds a step.
     """
     training, held_out, _ = text()
     model = LanguageModel(probe, variant, seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=probe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=probe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     warm_up = max(probe.steps // 10, 1)
 
     def rate(step: int) -> float:
         if step < warm_up:
             return (step + 1) / warm_up
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm_up) / max(probe.steps - warm_up, 1)))
+        return 0.1 + 0.45 * (
+            1 + math.cos(math.pi * (step - warm_up) / max(probe.steps - warm_up, 1))
+        )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     losses = []
@@ -293,17 +337,26 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
     model.eval()
     with torch.no_grad():
         # the same held-out windows for every seed and variant
-        held = [_loss(model, windows(held_out, probe, i)).item() for i in range(probe.held_out_batches)]
+        held = [
+            _loss(model, windows(held_out, probe, i)).item() for i in range(probe.held_out_batches)
+        ]
     imbalance = [float(moe.counts_E.max() / moe.counts_E.float().mean()) for moe in model.moe]
     few = max(probe.steps // 20, 1)
-    return {"loss": sum(held) / len(held), "first_loss": losses[0], "last_loss": sum(losses[-few:]) / few,
-            "load_imbalance": sum(imbalance) / len(imbalance), "ms_per_step": 1e3 * seconds / probe.steps,
-            "active_params": active_params(model)}
+    return {
+        "loss": sum(held) / len(held),
+        "first_loss": losses[0],
+        "last_loss": sum(losses[-few:]) / few,
+        "load_imbalance": sum(imbalance) / len(imbalance),
+        "ms_per_step": 1e3 * seconds / probe.steps,
+        "active_params": active_params(model),
+    }
 
 
 def active_params(model: LanguageModel) -> int:
     """Parameters one token uses, embeddings included."""
     experts = sum(moe.w_gate_up.numel() + moe.w_down.numel() for moe in model.moe)
-    used = sum((moe.w_gate_up.numel() + moe.w_down.numel()) * moe.layer.top_k // moe.layer.num_experts
-               for moe in model.moe)
+    used = sum(
+        (moe.w_gate_up.numel() + moe.w_down.numel()) * moe.layer.top_k // moe.layer.num_experts
+        for moe in model.moe
+    )
     return sum(p.numel() for p in model.parameters()) - experts + used
