@@ -34,7 +34,7 @@ LAYERS = (
     ("recommend",),
     ("search", "measured", "report"),
     ("cli", "cli_script", "cli_comm", "cli_bench", "cli_kernels", "cli_check", "cli_placement", "cli_study",
-     "cli_quality", "cli_trace", "cli_recommend"),
+     "cli_quality", "cli_trace", "cli_recommend", "testing"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
