@@ -17,6 +17,7 @@ from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.loop_scores import fit_line
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
+from moesim.search.drawn import Chosen
 from moesim.simulation.prepare import prepare
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
@@ -67,7 +68,8 @@ def roofline_s(run: LayerRun, cluster: Cluster) -> float:
     """The usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes over bandwidth."""
     layer, profile = run.layer, cluster.profile
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
-    traffic = prepare(Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work).traffic
+    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices))
+    traffic = prepare(candidate, cluster, work).traffic
     rows, active = traffic.counts_DL.sum(axis=1).max(), (traffic.counts_DL > 0).sum(axis=1).max()
     flops = 2.0 * (rows * layer.params_per_expert + run.num_tokens * layer.gate_params)
     return max(flops / profile.peak(layer.precision.activations),
@@ -140,26 +142,41 @@ def exchange_rows(profile: Profile) -> list[dict[str, Any]]:
     return rows
 
 
-def candidate_rows(profile: Profile, candidates: Sequence[tuple[str, Candidate, float]], workload: Workload, *,
-                   line: tuple[float, float], seconds: float = 0.25) -> list[dict[str, Any]]:
+def candidate_rows(
+    profile: Profile,
+    candidates: Sequence[Chosen],
+    workload: Workload,
+    *,
+    line: tuple[float, float],
+    seconds: float = 0.25,
+) -> list[dict[str, Any]]:
     """Run candidates of a search for real.
 
     Args:
-        profile: What they were searched on.
-        candidates: (role, candidate, estimated loss); of one or more ranks.
-        workload: Of the search.
-        line: a in microseconds and b, for those on several ranks.
+        profile: The profile that they were searched on.
+        candidates: Designs on one or more ranks.
+        workload: The workload of the search.
+        line: a in microseconds and b, for designs on several ranks.
         seconds: Time to fill with repeats of each.
 
     Raises:
         MeasurementError: The processes failed.
     """
     rows = []
-    for ranks in sorted({candidate.parallelism.num_devices for _, candidate, _ in candidates}):
-        chosen = [entry for entry in candidates if entry[1].parallelism.num_devices == ranks]
-        runs = [LayerRun(layer=candidate.layer, num_tokens=workload.num_tokens_per_device, routing=workload.routing,
-                         seed=workload.seed) for _, candidate, _ in chosen]
-        for (role, candidate, loss), row in zip(chosen, layer_rows(profile, runs, ranks, seconds=seconds), strict=True):
+    for ranks in sorted({one.candidate.parallelism.num_devices for one in candidates}):
+        chosen = [one for one in candidates if one.candidate.parallelism.num_devices == ranks]
+        runs = [
+            LayerRun(
+                layer=one.candidate.layer,
+                num_tokens=workload.num_tokens_per_device,
+                routing=workload.routing,
+                seed=workload.seed,
+            )
+            for one in chosen
+        ]
+        found = layer_rows(profile, runs, ranks, seconds=seconds)
+        for one, row in zip(chosen, found, strict=True):
             fitted = row["simulated_us"] if ranks == 1 else line[0] + line[1] * row["simulated_us"]
-            rows.append({"role": role, "candidate": candidate.label, "loss": loss} | row | {"fitted_us": fitted})
+            named = {"role": one.role, "candidate": one.candidate.label, "loss": one.loss}
+            rows.append(named | row | {"fitted_us": fitted})
     return rows

@@ -3,6 +3,7 @@
 Targets are those this project set itself for an idle machine; a run on a disturbed one is reported as such beside them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,3 +88,65 @@ def against_targets(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append({"what": what, "score": score, "target": f"{sign} {bound:g}", "found": found,
                      "met": {None: "not measured", True: "yes", False: "no"}[met]})
     return rows
+
+
+def beaten_winners(rows: Sequence[dict[str, Any]]) -> float:
+    """Return the percentage of winners that a random design was measured to beat.
+
+    Args:
+        rows: Rows with ``role``, ``ranks``, ``loss`` and ``measured_us``; a design beats a winner
+            on as many ranks if it is no worse in loss and faster.
+    """
+    winners, others = ([r for r in rows if r["role"] == role] for role in ("winner", "random"))
+    beaten = [
+        any(
+            other["ranks"] == winner["ranks"]
+            and other["loss"] <= winner["loss"]
+            and other["measured_us"] < winner["measured_us"]
+            for other in others
+        )
+        for winner in winners
+    ]
+    return 100 * float(np.mean(beaten))
+
+
+def loop_summary(
+    layers: Sequence[dict[str, Any]],
+    exchanges: Sequence[dict[str, Any]],
+    ranked: Sequence[dict[str, Any]],
+    candidates: Sequence[dict[str, Any]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Score every part of a closed loop.
+
+    Args:
+        layers: Rows of layers on one rank.
+        exchanges: Rows of all-to-alls; may be empty.
+        ranked: Rows of layers over two ranks, of which those not ``in_fit`` are scored; may be
+            empty.
+        candidates: Rows of the designs of a search.
+        seed: Seed of the draws of eight.
+    """
+    sizes = ("num_tokens", "top_k", "hidden_size", "expert_intermediate_size")
+    work = np.array([math.prod(row[size] for size in sizes) for row in layers], dtype=np.float64)
+    simulated, measured = (
+        np.array([row[name] for row in layers]) / work for name in ("simulated_us", "measured_us")
+    )
+    plain = scores(layers, "roofline_us")
+    first: dict[str, Any] = {"what": "layers", **scores(layers)}
+    first["best_of_8_regret_percent"] = best_of_regret(simulated, measured, seed)
+    first["roofline_ratio"] = plain["mape"] / first["mape"]
+    table = [first, {"what": "layers, roofline", **plain}]
+    if exchanges:
+        table.append({"what": "all-to-all, 2 ranks", **scores(exchanges)})
+    if ranked:
+        unseen = [row for row in ranked if not row["in_fit"]]
+        table.append({"what": "layers on 2 ranks", **scores(unseen)})
+        fitted = scores(unseen, "fitted_us")
+        table.append({"what": "layers on 2 ranks, a + b x simulated", **fitted})
+    for count in sorted({row["ranks"] for row in candidates}):
+        here = [row for row in candidates if row["ranks"] == count]
+        row: dict[str, Any] = {"what": f"candidates on {count} rank{'s' * (count > 1)}"}
+        row |= scores(here, "fitted_us")
+        table.append(row | {"beaten_winners_percent": beaten_winners(here)})
+    return table

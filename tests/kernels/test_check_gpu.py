@@ -15,6 +15,8 @@ from moesim_kernels.sources.triton import timed_rows
 
 from moesim import Workload, load_cluster
 from moesim.errors import ConfigError
+from moesim.measured.check_loop import check_each, report_checks
+from moesim.search.drawn import winners_and_drawn
 
 STUDY = Path(__file__).parents[2] / "studies" / "check_gpu.py"
 
@@ -51,11 +53,12 @@ def test_search_run_and_report(study, tmp_path, capsys):
     cluster, work = load_cluster("h100-sxm"), Workload(num_tokens_per_device=4, routing="uniform")
     space = study.SPACE.model_copy(update={"dense_part": "switch-base-128", "hidden_size": 768, "num_experts": [8, 16],
                                            "top_k": [1, 2], "expert_intermediate_size": [16], "gate": ["flat"]})
-    candidates = study.chosen(cluster, 4, 2, 0, space, work)
+    found = winners_and_drawn(space, cluster, work, trials=4, winners=8, drawn=2, seed=0)
+    candidates = [(one.role, one.candidate) for one in found]
     assert {role for role, _ in candidates} <= {"winner", "random"}
     assert len({candidate.label for _, candidate in candidates}) == len(candidates) <= 4
-    rows = study.run_all(Interpreted(), candidates, cluster, work, told=lambda _: None)
-    study.report(rows, tmp_path)
+    rows = check_each(Interpreted(), candidates, cluster, work, lambda _: None)
+    report_checks(rows, tmp_path, "this GPU")
     with (tmp_path / "check.csv").open(encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     assert {row["candidate"] for row in written} == {candidate.label for _, candidate in candidates}

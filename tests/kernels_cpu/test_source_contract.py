@@ -1,35 +1,15 @@
-"""What every source of measurements keeps to, whatever it measures: the installed ones, and those a user adds."""
+"""Every installed source keeps the contract of `moesim.testing.sources`, which catches those that do not."""
 
 import pytest
 
-from moesim.design.candidate import Candidate, Parallelism, Workload
-from moesim.hardware import load_cluster
-from moesim.measured.check import check_candidate
-from moesim.measured.sources import QUANTITIES, STATUSES, VERDICTS, installed_sources
-from moesim.model import Gate, MoELayer, Precision
+from moesim.errors import ConfigError
+from moesim.measured.sources import CheckRow, installed_sources
+from moesim.testing import check_source
+from moesim.testing.sources import CASES, CHECKS, ask, name_and_reason_are_text
 
 NAMES = ("gloo", "interpret", "silicon", "torch-cpu", "triton")
-HGX, ALONE = load_cluster("hgx-h100-8"), load_cluster("h100-sxm")
-WORK = Workload(num_tokens_per_device=64, routing="zipf:0.8", seed=11)
-
-
-def candidate(ep=8, gate="flat", **sizes):
-    sizes = {"hidden_size": 128, "expert_intermediate_size": 64, "num_experts": 32, "top_k": 2} | sizes
-    return Candidate(layer=MoELayer(gate=Gate.parse(gate), **sizes), parallelism=Parallelism(ep=ep))
-
-
-CANDIDATES = {
-    "plain": (candidate(), HGX),
-    "one device": (candidate(ep=1), ALONE),
-    "fp8": (candidate(precision=Precision.named("fp8")), HGX),
-    "capacity, shared": (candidate(capacity_factor=1.25, num_shared_experts=1), HGX),
-    "different widths": (candidate(expert_intermediate_size=(64,) * 16 + (32,) * 16), HGX),
-    "two matrices": (candidate(gated=False), HGX),
-    "odd product keys": (candidate(ep=1, gate="product_key:3:8", num_experts=49, top_k=4), ALONE),
-    "two experts": (candidate(ep=1, num_experts=2), ALONE),
-    "one expert": (candidate(ep=1, num_experts=1, top_k=1), ALONE),
-    "options of a gate": (candidate(gate="two_level:8:4+noisy_top_k:1+bias+share_tokens:4"), HGX),
-}
+#: sources that start processes for every check, and what they are asked
+SLOW, ASKED = ("gloo", "interpret"), ("plain", "different widths", "odd product keys", "one expert")
 
 
 @pytest.fixture(scope="module")
@@ -46,46 +26,57 @@ def test_the_sources_are_found_by_their_names(sources):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_source_that_is_not_here_says_why_in_one_line(sources, name):
-    reason = sources[name].unavailable_because()
-    assert reason is None or (reason.strip() and "\n" not in reason)
+    name_and_reason_are_text(sources[name])
 
 
-#: sources that start processes for every check, and what they are asked
-SLOW, ASKED = ("gloo", "interpret"), ("plain", "different widths", "odd product keys", "one expert")
-
-
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in NAMES for case in CANDIDATES
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in NAMES for case in CASES
                                             if name not in SLOW or case in ASKED])
 def test_rows_keep_the_contract(sources, name, case):
-    asked, cluster = CANDIDATES[case]
-    source = sources[name]
-    rows = check_candidate(source, asked, cluster, WORK)
-    assert rows
+    rows = ask(sources[name], CASES[case])  # once for all checks: it may take seconds
+    for check in CHECKS:
+        check(sources[name], CASES[case], rows)
     for row in rows:
-        assert (row.candidate, row.source, row.seed) == (asked.label, name, WORK.seed)
-        assert row.status in STATUSES
-        assert row.quantity in QUANTITIES
-        assert row.verdict in VERDICTS
-        assert row.detail
-        assert "\n" not in row.detail
-        assert row.engine
-        assert len(row.profile_hash) == 12
-        assert (row.measured is None) == (row.status != "checked")
-        assert row.evidence == ("simulated" if row.measured is None else "measured")
-        if row.status != "checked":
-            assert (row.simulated, row.verdict) == (None, "not_measured")
-        elif row.is_time:
-            assert row.simulated_low <= row.simulated <= row.simulated_high
-            assert row.measured > 0
-            if name == "silicon":  # tables of means
-                assert row.measured_low is None
-                assert "a mean" in row.detail
-            else:
-                assert 0 < row.measured_low <= row.measured <= row.measured_high
-        else:
-            assert row.limit > 0
-    statuses = {row.status for row in rows}
-    assert len(statuses) == 1
-    assert statuses == {"unavailable"} or source.unavailable_because() is None
+        if row.status == "checked" and row.is_time:
+            assert (row.measured_low is None) == (name == "silicon")  # a table of means
     if name == "interpret":
         assert not any(row.is_time for row in rows)
+
+
+class Toy:
+    """A source that keeps the contract, but for what a test changes."""
+
+    name = "toy"
+
+    def __init__(self, reason=None, **changed):
+        self.reason, self.changed = reason, changed
+
+    def unavailable_because(self):
+        return self.reason
+
+    def check(self, candidate, cluster, workload):
+        if candidate.layer.num_experts == 1:
+            raise ConfigError("toy: expected two experts, got 1")
+        good = {"candidate": candidate.label, "source": "toy", "quantity": "layer_time_us", "status": "checked",
+                "simulated": 10.0, "simulated_low": 9.0, "simulated_high": 11.0, "measured": 10.0,
+                "measured_low": 9.5, "measured_high": 10.5, "detail": "a toy", "engine": "flow", "seed": workload.seed}
+        return [CheckRow(**(good | self.changed))]
+
+
+def test_a_good_source_passes():
+    check_source(Toy())
+    check_source(Toy(reason="not here"))
+
+
+@pytest.mark.parametrize(("toy", "message"), [
+    (Toy(reason=""), "expected toy: a reason of one line, got ''"),
+    (Toy(quantity="speed"), "expected toy: a quantity of "),
+    (Toy(detail="two\nlines"), "expected toy: a detail of one line, got 'two\\nlines'"),
+    (Toy(seed=1), "expected toy: a row of "),
+    (Toy(status="not_measured"), "expected toy: a measured value exactly where the status is checked, got "),
+    (Toy(simulated_low=12.0), "expected toy: P10 <= simulated <= P90, got (12.0, 10.0, 11.0)"),
+    (Toy(measured_low=None, measured_high=None), "expected toy: a detail that says 'a mean', got 'a toy'"),
+])
+def test_the_suite_catches(toy, message):
+    with pytest.raises(AssertionError) as caught:
+        check_source(toy, ["plain"])
+    assert str(caught.value).startswith(message)

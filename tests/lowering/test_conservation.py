@@ -1,110 +1,82 @@
 """Every exchange on every fabric in every engine: bytes are conserved end to end, and engines agree."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim import Candidate, Gate, MoELayer, Parallelism, load_cluster
-from moesim.costs.comm.choose import exchange_kernel
+from moesim import Gate, load_cluster
 from moesim.design.schedule import Schedule
 from moesim.engines import ENGINES
 from moesim.engines.run import run
-from moesim.errors import ConfigError
+from moesim.errors import UnknownNameError
 from moesim.hardware.exchanges import EXCHANGES
 from moesim.hardware.fabric import fabric_of
 from moesim.hardware.routes import Factors, device_rows, link_bytes, pair_rows
-from moesim.lowering.exchange import Priced
-from moesim.lowering.layer import lower_layer
-from moesim.lowering.traffic import spread_tokens
-from moesim.placement import place
-from moesim.routing import RoutingSpec, route
+from moesim.testing import check_exchange
+from moesim.testing.engines import expect_dependencies
+from moesim.testing.exchanges import (
+    CHECKS,
+    FABRICS,
+    is_deterministic,
+    lowered_exchange,
+    lowerings,
+    refusal,
+)
 
-#: small ones of every kind of fabric
-CLUSTERS = {
-    "star": lambda: load_cluster("star-4"),
-    "rail": lambda: load_cluster("rail-3x4"),
-    "oversubscribed rail": lambda: load_cluster("rail-3x4").with_(oversubscription=3.0),
-    "fat tree": lambda: _fat_tree(),
-    "mesh": lambda: load_cluster("mi300x-8").with_(devices_per_node=4),
-    "meshes": lambda: load_cluster("mi300x-rail-4x8").with_(num_nodes=2, devices_per_node=4),
-    "pcie": lambda: load_cluster("l40s-pcie-8"),
-    "ring": lambda: load_cluster("torus-5"),
-    "torus": lambda: load_cluster("torus-2x3x2"),
-    "grid": lambda: load_cluster("torus-3x4").with_(wrap_multiple_of=0),
-    "multi-path torus": lambda: load_cluster("torus-3x4").with_(routing="multi_path"),
-    "twisted torus": lambda: load_cluster("tpu-v4-4x4x8-twisted").with_(axes=[2, 2, 4], wrap_multiple_of=1),
-    "mixed": lambda: load_cluster("mixed-h100-b200"),
-}
 #: `host` wants a measured profile
 NAMES = sorted(set(EXCHANGES) - {"host"})
 
 
-def _fat_tree():
-    rails = load_cluster("rail-4x4").with_(oversubscription=2.0, nodes_per_leaf=2)
-    file = rails.file.model_copy(update={"scale_out": rails.file.scale_out.model_copy(update={"kind": "fat_tree"})})
-    return type(rails)(name="fat tree", file=file, groups=rails.groups, digest=rails.digest, provenance={})
-
-
-def lowered(cluster, schedule, *, seed=0, tokens=40, gate=None, spec="power_law:1.1"):
+def lowered(cluster, schedule, **options):
     """(program, priced exchanges)."""
-    devices = cluster.num_devices
-    layer = MoELayer(hidden_size=512, expert_intermediate_size=256, num_experts=4 * devices, top_k=4)
-    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=devices), schedule=schedule)
-    routing = route(RoutingSpec.parse(spec), gate or Gate(), num_experts=4 * devices, top_k=4,
-                    num_tokens_S=np.full(devices, tokens), seed=seed)
-    placement = place("contiguous", routing.num_tokens_E(), devices, 0)
-    parts = schedule.num_micro_batches
-    batches = [spread_tokens(routing.part(m, parts), placement, candidate.parallelism,
-                             devices_per_domain=cluster.devices_per_domain) for m in range(parts)]
-    kernel = exchange_kernel(cluster, cluster.exchange(schedule))
-    priced = [Priced.of(candidate.layer, traffic, kernel, cluster, num_experts=4 * devices,
-                        exchange=cluster.exchange(schedule)) for traffic in batches]
-    return lower_layer(candidate, cluster, batches, kernel), priced
+    found = lowered_exchange(cluster, schedule, **options)
+    return found.program, found.priced
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
-@pytest.mark.parametrize("cluster", CLUSTERS)
-def test_bytes_land_whatever_way_they_take_and_every_engine_serves_them(cluster, dispatch):
+@pytest.mark.parametrize("cluster", FABRICS)
+def test_contract_on_every_fabric_and_every_engine_agrees(cluster, dispatch):
     """What lands in memories is what the movement says, whole, by either granularity, in one or two micro-batches."""
-    machine = CLUSTERS[cluster]()
+    machine = FABRICS[cluster]()
     if dispatch == "all_gather" and machine.file.scale_up.kind == "torus":
-        with pytest.raises(ConfigError, match=r"^exchange all_gather: .* is a torus, which gathers ring by ring"):
-            lowered(machine, Schedule(exchange=dispatch))
+        assert re.match("exchange all_gather: .* is a torus, which gathers ring by ring", refusal(dispatch, machine))
         return
-    for granularity in ("device", "pair"):
-        if granularity == "pair" and machine.num_devices > 16:
-            continue
-        for parts in (1, 2):
-            program, priced = lowered(machine, Schedule(exchange=dispatch, granularity=granularity,
-                                                        num_micro_batches=parts))
-            wanted = sum(
-                (leg.copies_SD.sum() - np.trace(leg.copies_SD)) * size
-                for exchange in priced for leg in exchange.movement.legs for size in exchange.copy_bytes.values())
-            first = dict(zip([n for n, _ in program.resources.kinds()], np.cumsum(
-                [0, *(count for _, count in program.resources.kinds())]), strict=False))["hbm"]
-            moving = np.isin(program.phase_N, [program.phase_names.index(p) for p in ("dispatch", "combine")])
-            entries = moving[program.op_of_entry()] & (program.demand_resource >= first)
-            assert program.demand_amount[entries].sum() == pytest.approx(wanted, rel=1e-12)
-            demand = program.busy_s_R()
-            times = {}
-            for engine in ENGINES:
-                timeline = run(program, engine)
-                assert timeline.busy_s_R == pytest.approx(demand, rel=1e-9, abs=1e-18)
-                times[engine] = timeline.makespan_s
-                if engine != "bound":
-                    for i in range(program.num_ops):
-                        waited = program.dep_index[program.dep_ptr[i] : program.dep_ptr[i + 1]]
-                        before = timeline.end_s_N[waited].max() if len(waited) else 0.0
-                        assert timeline.start_s_N[i] >= before * (1 - 1e-12)
-            assert times["bound"] <= min(times.values()) * (1 + 1e-9)
-            assert times["event"] == pytest.approx(times["flow"], rel=0.01 if granularity == "device" else 0.02)
-            assert times["event_compiled"] == pytest.approx(times["event"], rel=1e-9)
+    is_deterministic(dispatch, machine)
+    for found in lowerings(dispatch, machine):
+        for check in CHECKS:
+            check(found)
+        program = found.program
+        timelines = {engine: run(program, engine) for engine in ENGINES}
+        for engine, timeline in timelines.items():
+            assert timeline.busy_s_R == pytest.approx(program.busy_s_R(), rel=1e-9, abs=1e-18)
+            if engine != "bound":
+                expect_dependencies(program, timeline, engine)
+        times = {engine: timeline.makespan_s for engine, timeline in timelines.items()}
+        assert times["bound"] <= min(times.values()) * (1 + 1e-9)
+        loose = 0.01 if "device granularity" in found.name else 0.02
+        assert times["event"] == pytest.approx(times["flow"], rel=loose)
+        assert times["event_compiled"] == pytest.approx(times["event"], rel=1e-9)
 
 
-@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_suite_as_a_whole_and_what_it_catches(monkeypatch):
+    small = {name: FABRICS[name] for name in ("star", "torus")}
+    check_exchange("nccl", small)
+    with pytest.raises(AssertionError, match=r"^expected all_gather to run on at least one of torus$"):
+        check_exchange("all_gather", {"torus": FABRICS["torus"]})
+    with pytest.raises(UnknownNameError, match=r"^unknown exchange 'pigeon'"):
+        check_exchange("pigeon", small)
+    found = next(lowerings("nccl", FABRICS["star"]()))
+    with pytest.raises(AssertionError, match=r"^expected nccl on star-4, device .* the bytes that land to be "):
+        CHECKS[0](replace(found, priced=found.priced * 2))
+
+
+@pytest.mark.parametrize("cluster", FABRICS)
 def test_the_compiled_twin_gives_simpy_s_timeline_on_every_fabric(cluster):
-    machine = CLUSTERS[cluster]()
+    machine = FABRICS[cluster]()
     for granularity in ("device", "pair"):
         if granularity == "pair" and machine.num_devices > 16:
             continue
@@ -118,11 +90,11 @@ def test_the_compiled_twin_gives_simpy_s_timeline_on_every_fabric(cluster):
 
 
 @settings(max_examples=25)
-@given(cluster=st.sampled_from(sorted(set(CLUSTERS) - {"mixed"})), seed=st.integers(0, 10**6),
+@given(cluster=st.sampled_from(sorted(set(FABRICS) - {"mixed"})), seed=st.integers(0, 10**6),
        zeros=st.floats(0.0, 0.95), factor=st.floats(1.0, 2.0))
 def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed, zeros, factor):
     """Resource by resource; and what enters the fabric leaves it."""
-    machine = CLUSTERS[cluster]()
+    machine = FABRICS[cluster]()
     fabric, count = fabric_of(machine), machine.num_devices
     rng = np.random.default_rng(seed)
     bytes_SD = rng.lognormal(10.0, 1.5, (count, count)) * (rng.random((count, count)) > zeros)
@@ -156,7 +128,7 @@ def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed,
 @pytest.mark.parametrize("cluster", ["rail", "oversubscribed rail", "meshes"])
 def test_two_hops_side_by_side_and_one_after_the_other(cluster):
     """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum of both."""
-    machine = CLUSTERS[cluster]()
+    machine = FABRICS[cluster]()
     for dispatch in ("deepep_normal", "hierarchical"):
         program, (priced,) = lowered(machine, Schedule(exchange=dispatch), tokens=400)
         timeline = run(program, "flow")

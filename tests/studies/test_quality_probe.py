@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-STUDIES = Path(__file__).parent.parent.parent / "studies"
-SCRIPT = str(STUDIES / "quality_probe.py")
+FOLDER = Path(__file__).parents[2] / "studies" / "quality_probe"
+SCRIPT = str(FOLDER / "run.py")
 
 
 def run(*arguments):
@@ -28,13 +28,13 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def probe():
     """Both modules, as the script imports them."""
-    sys.path.insert(0, str(STUDIES))
+    sys.path.insert(0, str(FOLDER))
     try:
-        import probe_model
-        import quality_probe
+        import model
+        import run as study
     finally:
-        sys.path.remove(str(STUDIES))
-    return probe_model, quality_probe
+        sys.path.remove(str(FOLDER))
+    return model, study
 
 
 def rows(path):

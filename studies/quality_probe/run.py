@@ -1,13 +1,16 @@
-"""What a choice of gate does to the loss, measured: tiny byte-level MoE language models trained on this CPU.
+"""What a choice of gate does to the loss, measured: tiny byte-level MoE language models trained on
+this CPU.
 
-Each variant is trained with the same seeds as flat top-k routing, from the same weights (but for its own) on the same
-batches of Python's standard library, and measured on files held out: so the difference is paired, seed by seed. The
-table `moesim.quality.deltas` stands beside it. ``null`` is flat routing from another draw of the router's keys: how far
-apart two models end that differ in nothing.
+Each variant is trained with the same seeds as flat top-k routing, from the same weights (but for
+its own) on the same batches of Python's standard library, and measured on files held out: so the
+difference is paired, seed by seed. The table `moesim.quality.deltas` stands beside it. ``null`` is
+flat routing from another draw of the router's keys: how far apart two models end that differ in
+nothing.
 
-Models of 0.1M active parameters that see 0.4M bytes say whether the references train, which way a choice pulls early
-on, and how large the noise is. They do not transfer: a byte vocabulary favours hash routing, seconds of training punish
-whatever slows learning, and no figure from here enters the table.
+Models of 0.1M active parameters that see 0.4M bytes say whether the references train, which way a
+choice pulls early on, and how large the noise is. They do not transfer: a byte vocabulary favours
+hash routing, seconds of training punish whatever slows learning, and no figure from here enters the
+table.
 
 Writes runs.csv (a row per model), deltas.csv (a row per variant) and deltas.html.
 """
@@ -20,20 +23,21 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from probe_model import Probe, Variant, text, train, unigram_entropy
+from model import Probe, Variant, text, train, unigram_entropy
 
-from moesim.cli import run_script
+from moesim.cli.script import Out, Quick, run_script
 from moesim.errors import ConfigError
 from moesim.model import Gate
 from moesim.quality import PUBLISHED
 from moesim.quality.deltas import DELTAS, Delta, capacity_delta
 from moesim.quality.gates import gate_delta
-from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
+from moesim.report.plots.quality import paired_differences
+from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.version import VERSION
 
-OUT = Path(__file__).parent / "out" / "quality_probe"
+OUT = Path(__file__).parents[1] / "out" / "quality_probe"
 FLAT = "flat"
 VARIANTS = {
     FLAT: Variant(),
@@ -68,7 +72,9 @@ COLUMNS = {
 
 
 def expected(name: str, probe: Probe) -> Delta:
-    """What the table says of a variant; of a dense model what the joint law does, at the smallest it was fitted on."""
+    """What the table says of a variant; of a dense model what the joint law does, at the smallest
+    it was fitted on.
+    """
     variant = VARIANTS[name]
     if variant.dense:
         experts, size, tokens = probe.num_experts / probe.top_k, 79e6, 0.5e9
@@ -135,72 +141,10 @@ def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:
     return rows
 
 
-def figure(rows: list[dict[str, Any]], runs: list[dict[str, Any]]):
-    """Differences by variant: each seed, mean with its interval, and the table's interval.
-
-    Returns:
-        plotly Figure.
-    """
-    import plotly.graph_objects as go
-
-    rows = [row for row in rows if row["variant"] != FLAT][::-1]
-    names = [row["variant"] for row in rows]
-    known = [row for row in rows if row["variant"] != "null"]
-    chart = go.Figure()
-    chart.add_trace(
-        go.Bar(
-            y=[row["variant"] for row in known],
-            x=[row["table_high"] - row["table_low"] for row in known],
-            orientation="h",
-            base=[row["table_low"] for row in known],
-            name="table's interval",
-            marker={"color": "#c6d4e8"},
-            width=0.5,
-            text=[row["table_unknown"] and "no measured figure" for row in known],
-            textposition="none",
-            hovertemplate="table %{base:.4f} + %{x:.4f}<br>%{text}<extra></extra>",
-        )
-    )
-    points = [run for run in runs if run["variant"] in names]
-    chart.add_trace(
-        go.Scatter(
-            y=[run["variant"] for run in points],
-            x=[run["delta"] for run in points],
-            mode="markers",
-            name="one seed",
-            marker={"color": "#d62728", "size": 6, "opacity": 0.5},
-            text=[f"seed {run['seed']}" for run in points],
-            hovertemplate="%{text}: %{x:.4f}<extra></extra>",
-        )
-    )
-    reach = [row["high"] - row["delta"] for row in rows]
-    chart.add_trace(
-        go.Scatter(
-            y=names,
-            x=[row["delta"] for row in rows],
-            mode="markers",
-            name="mean, 90 % interval",
-            error_x={"array": reach},
-            marker={"color": "black", "symbol": "diamond", "size": 8},
-            hovertemplate="mean %{x:.4f}<extra></extra>",
-        )
-    )
-    chart.add_vline(x=0, line={"width": 1, "color": "grey"})
-    chart.update_xaxes(
-        title="difference of held-out loss to flat top-k, nats per byte (right is worse)"
-    )
-    chart.update_yaxes(categoryorder="array", categoryarray=names)
-    chart.update_layout(
-        title="Tiny models on this CPU against the table: they need not agree",
-        height=620,
-        template="plotly_white",
-        barmode="overlay",
-    )
-    return chart
-
-
 def run_all(names: list[str], seeds: int, probe: Probe) -> list[dict[str, Any]]:
-    """Train every variant with every seed; seeds outside, so that what interrupts leaves whole pairs."""
+    """Train every variant with every seed; seeds outside, so that what interrupts leaves whole
+    pairs.
+    """
     entropy, digest = unigram_entropy(), text()[2]
     common = {
         "evidence": "measured",
@@ -235,30 +179,24 @@ def run_all(names: list[str], seeds: int, probe: Probe) -> list[dict[str, Any]]:
                 }
             )
             say(
-                f"seed {seed} {name}: {found['loss']:.4f} nats per byte, {found['loss'] - base:+.4f}, "
-                f"{found['ms_per_step']:.0f} ms a step"
+                f"seed {seed} {name}: {found['loss']:.4f} nats per byte, "
+                f"{found['loss'] - base:+.4f}, {found['ms_per_step']:.0f} ms a step"
             )
     return runs
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = OUT,
+    out: Out = OUT,
     seeds: Annotated[int, typer.Option(help="Seeds, from 0; at least 2.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimiser steps of a model.", min=1)] = Probe().steps,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Four variants, two seeds, few steps: for a test.")
-    ] = False,
+    quick: Quick = False,
 ) -> None:
     """Train tiny MoE language models and report how their losses differ by gate."""
     if seeds < 2:
         raise ConfigError(f"--seeds: expected at least 2, since one tells no spread, got {seeds}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot write to this output folder: {error.strerror}") from None
-    torch.set_num_threads(
-        1
-    )  # one thread: the same numbers every time, and tensors too small for more
+    writable_folder(out)
+    # one thread: the same numbers every time, and tensors too small for more
+    torch.set_num_threads(1)
     probe, names = Probe(steps=steps), list(VARIANTS)
     if quick:
         probe, names = (
@@ -269,17 +207,17 @@ def main(
     rows = summary(runs, probe)
     write_csv(out / "runs.csv", runs)
     write_csv(out / "deltas.csv", rows)
-    write_html(out / "deltas.html", figure(rows, runs))
+    write_html(out / "deltas.html", paired_differences(rows, runs, base=FLAT, same="null"))
     entropy = runs[0]["unigram_entropy"]
     print_table(
-        f"Held-out loss against flat top-k ({rows[0]['loss']:.3f} nats per byte; byte frequencies alone "
-        f"{entropy:.3f}), {rows[0]['seeds']} seeds, paired",
+        f"Held-out loss against flat top-k ({rows[0]['loss']:.3f} nats per byte; byte frequencies "
+        f"alone {entropy:.3f}), {rows[0]['seeds']} seeds, paired",
         rows[1:],
         COLUMNS,
     )
     print(
-        "tiny models do not transfer: this checks that the references train and how large the noise is; "
-        "nothing of it enters the table"
+        "tiny models do not transfer: this checks that the references train and how large the "
+        "noise is; nothing of it enters the table"
     )
     say(f"wrote {out}/runs.csv, deltas.csv and deltas.html")
 

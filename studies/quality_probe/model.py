@@ -1,11 +1,12 @@
-"""Tiny byte-level language models with MoE feed-forwards, for `quality_probe.py`: text, gates, model, training.
+"""Tiny byte-level language models with MoE feed-forwards, for the study beside it: text, gates,
+model, training.
 
-The MoE layer is `moesim_kernels.moe_layer` with its torch backend, given the routing of the torch reference of each
-gate. Every tensor is drawn from a generator of its own name and the seed, so that models that differ in their gate
-begin alike; batches depend on the seed alone.
+The MoE layer is `moesim_kernels.moe_layer` with its torch backend, given the routing of the torch
+reference of each gate. Every tensor is drawn from a generator of its own name and the seed, so that
+models that differ in their gate begin alike; batches depend on the seed alone.
 
-Shape suffixes as in `moesim_kernels`: T tokens, E experts, G groups, K experts a token uses, H hidden size; B windows
-of a batch, L bytes of a window.
+Shape suffixes as in `moesim_kernels`: T tokens, E experts, G groups, K experts a token uses, H
+hidden size; B windows of a batch, L bytes of a window.
 """
 
 import math
@@ -38,13 +39,14 @@ from moesim.model import Gate, MoELayer, Precision
 
 #: files of Python's standard library that have been there for decades; every eighth is held out
 _NAMES = (
-    "argparse ast bdb calendar cmd code codecs configparser copy csv datetime decimal difflib dis doctest "
-    "email/message email/utils enum fileinput filecmp fractions ftplib functools getopt gettext glob gzip heapq "
-    "http/client http/cookiejar http/server imaplib inspect json/decoder json/encoder locale logging/handlers "
-    "mailbox mimetypes ntpath optparse os pdb pickle pickletools platform plistlib poplib posixpath pprint "
-    "profile pstats random reprlib sched selectors shelve shlex shutil smtplib socket socketserver ssl "
-    "statistics string subprocess tarfile tempfile textwrap threading timeit token tokenize trace traceback "
-    "turtle typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings wave weakref "
+    "argparse ast bdb calendar cmd code codecs configparser copy csv datetime decimal difflib "
+    "dis doctest email/message email/utils enum fileinput filecmp fractions ftplib functools "
+    "getopt gettext glob gzip heapq http/client http/cookiejar http/server imaplib inspect "
+    "json/decoder json/encoder locale logging/handlers mailbox mimetypes ntpath optparse os pdb "
+    "pickle pickletools platform plistlib poplib posixpath pprint profile pstats random reprlib "
+    "sched selectors shelve shlex shutil smtplib socket socketserver ssl statistics string "
+    "subprocess tarfile tempfile textwrap threading timeit token tokenize trace traceback turtle "
+    "typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings wave weakref "
     "webbrowser zipapp"
 )
 
@@ -64,7 +66,8 @@ class Probe:
         window: Bytes a window predicts.
         batch: Windows of a step.
         held_out_batches: Batches the loss is measured on.
-        learning_rate: Peak of AdamW's; warm-up over a tenth of the steps, then a cosine to a tenth of it.
+        learning_rate: Peak of AdamW's; warm-up over a tenth of the steps, then a cosine to a tenth
+            of it.
         balance: Weight of the auxiliary loss (Switch, arXiv 2101.03961) where a gate uses one.
     """
 
@@ -89,11 +92,12 @@ class Variant:
     Attributes:
         gate: As text, see `moesim.model.gate.Gate.parse`.
         dense: One expert as wide as a token's experts together, instead of experts.
-        dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv 2101.03961).
+        dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv
+            2101.03961).
         capacity_factor: Slots over the mean load in training and after; choices beyond are dropped.
-        learns_groups: Whether the coarse keys of two levels learn from the loss, as in arXiv 1701.06538, where a
-            group's share multiplies its experts'; else they learn from the balance of groups alone, since the kernel
-            uses them to select only.
+        learns_groups: Whether the coarse keys of two levels learn from the loss, as in arXiv
+            1701.06538, where a group's share multiplies its experts'; else they learn from the
+            balance of groups alone, since the kernel uses them to select only.
         redraw: Another draw of the router's keys: what a change that changes nothing does.
     """
 
@@ -107,7 +111,9 @@ class Variant:
 
 @cache
 def text() -> tuple[Tensor, Tensor, str]:
-    """Bytes to train on, bytes held out, and a digest of both: files of the running Python's standard library."""
+    """Bytes to train on, bytes held out, and a digest of both: files of the running Python's
+    standard library.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
     there = [
         path.read_bytes() for name in _NAMES.split() if (path := folder / f"{name}.py").is_file()
@@ -222,7 +228,9 @@ class Moe(nn.Module):
         return gate_tokens_reference(x_TH, gate, weights, top_k)
 
     def _unbalance(self, x_TH: Tensor, ids_TK: Tensor) -> Tensor:
-        """E x sum of each expert's share of choices and score (arXiv 2101.03961); of groups, too, with two levels."""
+        """E x sum of each expert's share of choices and score (arXiv 2101.03961); of groups, too,
+        with two levels.
+        """
         gate = self.layer.gate
         if self.variant.dense or gate.selection == "hash" or gate.balancing == "bias":
             return torch.zeros(())
@@ -246,10 +254,12 @@ def normal(name: str, seed: int, *shape: int) -> Tensor:
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks of a causal mixer and an MoE feed-forward before which a norm stands, tied output.
+    """Embedding, blocks of a causal mixer and an MoE feed-forward before which a norm stands, tied
+    output.
 
-    The mixer is a gated causal convolution over the last bytes, channel by channel (as in Hyena, arXiv 2302.10866, with
-    short filters): unlike attention it leaves the statistics of byte pairs behind within the seconds there are.
+    The mixer is a gated causal convolution over the last bytes, channel by channel (as in Hyena,
+    arXiv 2302.10866, with short filters): unlike attention it leaves the statistics of byte pairs
+    behind within the seconds there are.
     """
 
     def __init__(self, probe: Probe, variant: Variant, seed: int) -> None:
@@ -295,7 +305,8 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
         seed: Of weights, batches and noise.
 
     Returns:
-        Held-out loss in nats per byte, the training loss at first and at last, imbalance, milliseconds a step.
+        Held-out loss in nats per byte, the training loss at first and at last, imbalance,
+        milliseconds a step.
     """
     training, held_out, _ = text()
     model = LanguageModel(probe, variant, seed)
