@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
-	@echo "make test       install, then run the tests (about 2 minutes)"
+	@echo "make test       install, then run the tests, two at a time (about 6 minutes)"
 	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      performance figures, as in the README"
