@@ -1,1 +1,3 @@
-"""Data: device and cluster profiles, calibration files, tile tables. One TOML per device and per cluster."""
+"""Data: device and cluster profiles, calibration files, tile tables. One TOML per device and per
+cluster.
+"""

@@ -13,11 +13,12 @@
 
 Imports go one way: tiles, cpu; ops; compile, timing, ranks; profile; sources.
 
-Shape suffixes: T tokens, E experts, G expert groups, S experts of one group, K experts a token uses, H hidden size,
-I expert width, N outputs of a grouped GEMM, P = T x K (token, expert) pairs, E1 = E + 1.
+Shape suffixes: T tokens, E experts, G expert groups, S experts of one group, K experts a token
+uses, H hidden size, I expert width, N outputs of a grouped GEMM, P = T x K (token, expert) pairs,
+E1 = E + 1.
 
-Importing this package imports neither torch nor triton; the names below load their module when they are first used.
-The references need torch alone.
+Importing this package imports neither torch nor triton; the names below load their module when they
+are first used. The references need torch alone.
 """
 
 from importlib import import_module

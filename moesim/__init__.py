@@ -20,6 +20,20 @@ from moesim.version import VERSION
 __version__ = VERSION
 
 __all__ = [
-    "Candidate", "Cluster", "DensePart", "Gate", "MoELayer", "MoesimError", "Parallelism", "Precision", "Profile",
-    "Result", "Workload", "__version__", "load_cluster", "load_preset", "load_profile", "simulate",
+    "Candidate",
+    "Cluster",
+    "DensePart",
+    "Gate",
+    "MoELayer",
+    "MoesimError",
+    "Parallelism",
+    "Precision",
+    "Profile",
+    "Result",
+    "Workload",
+    "__version__",
+    "load_cluster",
+    "load_preset",
+    "load_profile",
+    "simulate",
 ]

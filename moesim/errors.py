@@ -1,7 +1,7 @@
 """What a user did wrong, said in one line.
 
-Everything moesim raises on purpose for a user is a `MoesimError`; the command line prints its text and exits with
-code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+Everything moesim raises on purpose for a user is a `MoesimError`; the command line prints its text
+and exits with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,9 @@ class MoesimError(ValueError):
 
 
 class ConfigError(MoesimError):
-    """A file or an argument breaks a rule: names the file, the key path, the rule and what came instead."""
+    """A file or an argument breaks a rule: names the file, the key path, the rule and what came
+    instead.
+    """
 
 
 class UnknownNameError(ConfigError):
@@ -49,7 +51,9 @@ class MeasurementError(MoesimError):
 
 
 class UnreachableError(MoesimError):
-    """A server that cannot be reached, such as a scheduler or a database: its address without a password."""
+    """A server that cannot be reached, such as a scheduler or a database: its address without a
+    password.
+    """
 
     exit_code = 3
 

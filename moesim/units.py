@@ -1,7 +1,7 @@
 """Units: SI inside, converted once where a number enters (bytes, seconds, FLOP/s, bytes/s).
 
-``GB`` is the vendors' 1e9, ``GIB`` the allocators' 2**30. Multiply on the way in, divide on the way out:
-``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
+``GB`` is the vendors' 1e9, ``GIB`` the allocators' 2**30. Multiply on the way in, divide on the way
+out: ``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
 """
 
 US = 1e-6

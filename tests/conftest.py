@@ -34,8 +34,12 @@ def h100(hgx):
 @pytest.fixture(scope="session")
 def make_layer():
     """A small layer; anything can be said otherwise."""
+
     def make(**sizes):
-        return MoELayer(**{"hidden_size": 1024, "expert_intermediate_size": 512, "num_experts": 16, "top_k": 2} | sizes)
+        return MoELayer(
+            **{"hidden_size": 1024, "expert_intermediate_size": 512, "num_experts": 16, "top_k": 2}
+            | sizes
+        )
 
     return make
 
@@ -43,8 +47,14 @@ def make_layer():
 @pytest.fixture(scope="session")
 def make_candidate(make_layer):
     """A small layer on ``ep`` x ``tp`` devices."""
+
     def make(*, ep=8, tp=1, placement="contiguous", num_replicas=0, dense_part=None, **sizes):
-        return Candidate(layer=make_layer(**sizes), parallelism=Parallelism(ep=ep, tp=tp), placement=placement,
-                         num_replicas=num_replicas, dense_part=dense_part)
+        return Candidate(
+            layer=make_layer(**sizes),
+            parallelism=Parallelism(ep=ep, tp=tp),
+            placement=placement,
+            num_replicas=num_replicas,
+            dense_part=dense_part,
+        )
 
     return make

@@ -1,10 +1,19 @@
-"""Candidates nobody would write: each simulates, with all promises kept, or is refused in one line."""
-
+"""Candidates nobody would write: each simulates, with all promises kept, or is refused in one line.
+"""
 
 import numpy as np
 import pytest
 
-from moesim import Candidate, Gate, MoELayer, Parallelism, Workload, load_cluster, load_preset, simulate
+from moesim import (
+    Candidate,
+    Gate,
+    MoELayer,
+    Parallelism,
+    Workload,
+    load_cluster,
+    load_preset,
+    simulate,
+)
 from moesim.engines import ENGINES
 from moesim.errors import MoesimError
 from moesim.files import toml
@@ -33,22 +42,39 @@ def candidate_of(rng, devices):
         experts = ep**2 * int(rng.choice([1, 4]))
     widths = rng.choice([0, 5, 33, 512], size=experts, p=[0.1, 0.3, 0.3, 0.3]).tolist()
     layer = MoELayer(
-        hidden_size=int(rng.choice([1, 7, 16, 129, 2048, 7168])), num_experts=experts, gate=gate,
-        expert_intermediate_size=widths if rng.random() < 0.2 else int(rng.choice([1, 5, 33, 512, 2048])),
+        hidden_size=int(rng.choice([1, 7, 16, 129, 2048, 7168])),
+        num_experts=experts,
+        gate=gate,
+        expert_intermediate_size=widths
+        if rng.random() < 0.2
+        else int(rng.choice([1, 5, 33, 512, 2048])),
         top_k=int(rng.integers(1, min(experts, 12) + 1)),
-        num_shared_experts=int(rng.choice([0, 0, 1, 3])), gated=bool(rng.random() < 0.7),
-        capacity_factor=None if rng.random() < 0.6 else float(rng.choice([1e-9, 0.01, 0.5, 1.0, 1.25, 100.0])),
-        precision=Precision.named(str(rng.choice(list(RECIPES)))))
+        num_shared_experts=int(rng.choice([0, 0, 1, 3])),
+        gated=bool(rng.random() < 0.7),
+        capacity_factor=None
+        if rng.random() < 0.6
+        else float(rng.choice([1e-9, 0.01, 0.5, 1.0, 1.25, 100.0])),
+        precision=Precision.named(str(rng.choice(list(RECIPES)))),
+    )
     placement = str(rng.choice(["contiguous", "balanced", "eplb"]))
-    return Candidate(layer=layer, parallelism=Parallelism(ep=ep, tp=tp), placement=placement,
-                     num_replicas=ep * int(rng.integers(0, 3)) if placement == "eplb" else 0,
-                     dense_part=load_preset("qwen3-30b-a3b").dense_part if rng.random() < 0.3 else None)
+    return Candidate(
+        layer=layer,
+        parallelism=Parallelism(ep=ep, tp=tp),
+        placement=placement,
+        num_replicas=ep * int(rng.integers(0, 3)) if placement == "eplb" else 0,
+        dense_part=load_preset("qwen3-30b-a3b").dense_part if rng.random() < 0.3 else None,
+    )
 
 
 def check(candidate, cluster, work):
-    results = {engine: simulate(candidate, cluster, work, engine=engine, must_fit=False) for engine in ENGINES}
+    results = {
+        engine: simulate(candidate, cluster, work, engine=engine, must_fit=False)
+        for engine in ENGINES
+    }
     for result in results.values():
-        assert 0 < result.layer_time_low_s <= result.layer_time_s <= result.layer_time_high_s < np.inf
+        assert (
+            0 < result.layer_time_low_s <= result.layer_time_s <= result.layer_time_high_s < np.inf
+        )
         assert sum(result.phase_time_s.values()) == pytest.approx(result.layer_time_s, rel=1e-9)
         assert all(0 <= share <= 1 + 1e-9 for share in result.utilisation.values())
         assert 0 <= result.dropped_token_fraction < 1
@@ -65,8 +91,23 @@ def test_anything_simulates_or_is_refused_in_one_line():
         cluster = cluster_of(rng)
         if cluster.num_devices > 16:
             continue
-        work = Workload(num_tokens_per_device=int(rng.choice([1, 1, 2, 3, 17, 256])), seed=seed, routing=str(rng.choice(
-            ["uniform", "zipf:0.01", "zipf:1", "zipf:20", "power_law:0.01", "power_law:1.2", "power_law:30"])))
+        work = Workload(
+            num_tokens_per_device=int(rng.choice([1, 1, 2, 3, 17, 256])),
+            seed=seed,
+            routing=str(
+                rng.choice(
+                    [
+                        "uniform",
+                        "zipf:0.01",
+                        "zipf:1",
+                        "zipf:20",
+                        "power_law:0.01",
+                        "power_law:1.2",
+                        "power_law:30",
+                    ]
+                )
+            ),
+        )
         try:
             check(candidate_of(rng, cluster.num_devices), cluster, work)
         except MoesimError as error:
@@ -75,4 +116,6 @@ def test_anything_simulates_or_is_refused_in_one_line():
             simulated += 1
     assert simulated > 200
     assert len(refusals) > 50
-    assert all("\n" not in text and ("expected" in text or "no compute rate" in text) for text in refusals)
+    assert all(
+        "\n" not in text and ("expected" in text or "no compute rate" in text) for text in refusals
+    )

@@ -1,12 +1,13 @@
 """Imports go one way, and `import moesim` stays light.
 
-A wing is a folder of moesim/; a room is a folder of Python files, so `moesim.costs.comm` is a room of the wing `costs`.
-Between wings the order of `LAYERS` holds, between the folders of kernels/ that of `KERNEL_LAYERS`; between rooms, and
-between modules, there is no cycle.
+A wing is a folder of moesim/; a room is a folder of Python files, so `moesim.costs.comm` is a room
+of the wing `costs`. Between wings the order of `LAYERS` holds, between the folders of kernels/ that
+of `KERNEL_LAYERS`; between rooms, and between modules, there is no cycle.
 
-The order is the design's, with three things that imports demand: reports are below searches and measurements, which
-print and write through them, and above simulations, whose results they will show; model comes before hardware, routing
-and quality, which know gates and number formats; schedules (design) come after hardware, which owns the exchanges.
+The order is the design's, with three things that imports demand: reports are below searches and
+measurements, which print and write through them, and above simulations, whose results they will
+show; model comes before hardware, routing and quality, which know gates and number formats;
+schedules (design) come after hardware, which owns the exchanges.
 """
 
 import ast
@@ -25,7 +26,19 @@ import moesim
 
 ROOT = Path(moesim.__file__).parent
 KERNELS = ROOT.parent / "kernels"
-HEAVY = ("torch", "triton", "optuna", "pandas", "numba", "simpy", "scipy", "plotly", "rich", "typer", "pyarrow")
+HEAVY = (
+    "torch",
+    "triton",
+    "optuna",
+    "pandas",
+    "numba",
+    "simpy",
+    "scipy",
+    "plotly",
+    "rich",
+    "typer",
+    "pyarrow",
+)
 LAYERS = (
     ("errors", "units", "version"),
     ("files", "program"),
@@ -48,11 +61,19 @@ ONLY = {
     "program": {"errors", "units"},
     "engines": {"program", "errors", "units"},
 }
-KERNEL_LAYERS = (("tiles", "cpu"), ("ops",), ("compile", "timing", "ranks"), ("profile",), ("sources",))
+KERNEL_LAYERS = (
+    ("tiles", "cpu"),
+    ("ops",),
+    ("compile", "timing", "ranks"),
+    ("profile",),
+    ("sources",),
+)
 KERNEL_LEVEL = {folder: level for level, folders in enumerate(KERNEL_LAYERS) for folder in folders}
 #: modules that may import others of ours inside a function, since those load numba or simpy
 LAZY_OK = {
-    "moesim.engines.run": {f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")},
+    "moesim.engines.run": {
+        f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")
+    },
     "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
     "moesim.simulation.prepare": {"moesim.lowering.traffic"},
     "moesim.simulation.effects": {"moesim.lowering.traffic"},
@@ -86,8 +107,11 @@ def kernel_modules():
 def rooms():
     """Packages: folders of modules."""
     found = {"moesim": ROOT, "moesim_kernels": KERNELS}
-    return {".".join([top, *path.parent.relative_to(root).parts])
-            for top, root in found.items() for path in root.rglob("__init__.py")}
+    return {
+        ".".join([top, *path.parent.relative_to(root).parts])
+        for top, root in found.items()
+        for path in root.rglob("__init__.py")
+    }
 
 
 def imports(name, known, *, top_level_only=False):
@@ -106,8 +130,12 @@ def imports(name, known, *, top_level_only=False):
 def inner_edges(known):
     """(importer, imported, line) within a package, by module."""
     top = next(iter(known)).split(".")[0]
-    return [(name, target, line) for name in known for target, line in imports(name, known)
-            if target.split(".")[0] == top]
+    return [
+        (name, target, line)
+        for name in known
+        for target, line in imports(name, known)
+        if target.split(".")[0] == top
+    ]
 
 
 def wing(name):
@@ -130,7 +158,12 @@ def cyclic(graph):
 
 
 def test_the_top_has_four_files():
-    assert sorted(p.name for p in ROOT.glob("*.py")) == ["__init__.py", "errors.py", "units.py", "version.py"]
+    assert sorted(p.name for p in ROOT.glob("*.py")) == [
+        "__init__.py",
+        "errors.py",
+        "units.py",
+        "version.py",
+    ]
     assert [p.name for p in KERNELS.glob("*.py")] == ["__init__.py"]
 
 
@@ -140,23 +173,33 @@ def test_every_wing_has_a_layer():
 
 
 def test_imports_go_down():
-    upward = [f"{name}:{line} imports {target}"
-              for known, level in ((modules(), LEVEL), (kernel_modules(), KERNEL_LEVEL))
-              for name, target, line in inner_edges(known)
-              if wing(name) and wing(target) and level[wing(target)] > level[wing(name)]]
+    upward = [
+        f"{name}:{line} imports {target}"
+        for known, level in ((modules(), LEVEL), (kernel_modules(), KERNEL_LEVEL))
+        for name, target, line in inner_edges(known)
+        if wing(name) and wing(target) and level[wing(target)] > level[wing(name)]
+    ]
     assert upward == []
 
 
 def test_nothing_imports_the_facade_or_the_command_line():
     """The packages themselves are for users."""
-    assert [f"{n}:{line}" for n, target, line in inner_edges(modules()) if target == "moesim" and wing(n) != ""] == []
-    assert [n for n, target, _ in inner_edges(modules()) if wing(target) == "cli" and wing(n) != "cli"] == []
+    assert [
+        f"{n}:{line}"
+        for n, target, line in inner_edges(modules())
+        if target == "moesim" and wing(n) != ""
+    ] == []
+    assert [
+        n for n, target, _ in inner_edges(modules()) if wing(target) == "cli" and wing(n) != "cli"
+    ] == []
     assert [n for n, target, _ in inner_edges(kernel_modules()) if target == "moesim_kernels"] == []
 
 
 @pytest.mark.parametrize("name", ONLY)
 def test_some_wings_know_little(name):
-    known = {wing(target) for importer, target, _ in inner_edges(modules()) if wing(importer) == name}
+    known = {
+        wing(target) for importer, target, _ in inner_edges(modules()) if wing(importer) == name
+    }
     assert known <= {name} | ONLY[name]
 
 
@@ -175,45 +218,75 @@ def test_no_cycles_between_modules_nor_between_rooms_nor_between_wings(known):
 
 
 def test_faces_hold_no_code():
-    """A package's ``__init__`` re-exports, and hides none of its modules; that of the kernels loads them when asked."""
+    """A package's ``__init__`` re-exports, and hides none of its modules; that of the kernels loads
+    them when asked.
+    """
     for name, tree in modules().items():
         if name not in rooms():
             continue
         kinds = {type(node) for node in tree.body} - {ast.Expr, ast.ImportFrom, ast.Assign}
         assert kinds == set(), name
-        faces = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
-                 for alias in node.names}
+        faces = {
+            alias.asname or alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
         assert [face for face in faces if f"{name}.{face}" in modules()] == [], name
 
 
 @pytest.mark.parametrize("package", ["torch", "triton", "moesim_kernels"])
 def test_never_imports_kernels(package):
     """Not at the top and not inside a function: measurement sources come through entry points."""
-    found = [f"{name}:{line}" for name in modules() for target, line in imports(name, modules())
-             if target.split(".")[0] == package]
-    dynamic = [name for name, tree in modules().items() for node in ast.walk(tree) if isinstance(node, ast.Call)
-               and ast.unparse(node.func).endswith(("import_module", "__import__"))]
+    found = [
+        f"{name}:{line}"
+        for name in modules()
+        for target, line in imports(name, modules())
+        if target.split(".")[0] == package
+    ]
+    dynamic = [
+        name
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+    ]
     assert found == dynamic == []
 
 
 def test_optuna_only_in_search():
-    users = {wing(name) for name in modules() for target, _ in imports(name, modules())
-             if target.split(".")[0] == "optuna"}
+    users = {
+        wing(name)
+        for name in modules()
+        for target, _ in imports(name, modules())
+        if target.split(".")[0] == "optuna"
+    }
     assert users == {"search"}
 
 
 def test_inner_modules_are_imported_at_the_top():
-    """An import inside a function hides a cycle; only heavy or optional packages, and what needs them, may."""
+    """An import inside a function hides a cycle; only heavy or optional packages, and what needs
+    them, may.
+    """
     for name in modules():
         top = {target for target, _ in imports(name, modules(), top_level_only=True)}
-        hidden = {t for t, _ in imports(name, modules()) if t.startswith("moesim")} - top - LAZY_OK.get(name, set())
+        hidden = (
+            {t for t, _ in imports(name, modules()) if t.startswith("moesim")}
+            - top
+            - LAZY_OK.get(name, set())
+        )
         if wing(name) != "cli":  # a command loads what it runs
             assert hidden == set(), name
 
 
 def test_import_moesim_is_light():
-    script = "import sys, json, moesim; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, json, moesim; print(json.dumps(sorted({m.split('.')[0] for m in "
+        "sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     loaded = json.loads(done.stdout)
     assert "moesim" in loaded
     assert [name for name in HEAVY if name in loaded] == []
@@ -225,25 +298,44 @@ def test_public_names_exist():
         assert getattr(moesim, name) is not None
     for module in modules():
         tree = modules()[module]
-        listed = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-                  and any(isinstance(t, ast.Name) and t.id == "__all__" for t in n.targets)]
+        listed = [
+            ast.literal_eval(n.value)
+            for n in tree.body
+            if isinstance(n, ast.Assign)
+            and any(isinstance(t, ast.Name) and t.id == "__all__" for t in n.targets)
+        ]
         defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
-        defined |= {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom | ast.Import)
-                    for alias in n.names}
-        defined |= {t.id for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign)
-                    for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)}
+        defined |= {
+            alias.asname or alias.name
+            for n in tree.body
+            if isinstance(n, ast.ImportFrom | ast.Import)
+            for alias in n.names
+        }
+        defined |= {
+            t.id
+            for n in tree.body
+            if isinstance(n, ast.Assign | ast.AnnAssign)
+            for t in (n.targets if isinstance(n, ast.Assign) else [n.target])
+            if isinstance(t, ast.Name)
+        }
         assert set(chain.from_iterable(listed)) <= defined, module
 
 
 def test_modules_are_small():
-    lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py") if path.name != "__init__.py"}
+    lengths = {
+        path: len(path.read_text().splitlines())
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    }
     assert {str(path): n for path, n in lengths.items() if n > 400} == {}
     assert median(lengths.values()) <= 150
 
 
 def test_nothing_names_a_machine_of_ours():
     """Neither the checkout, nor a home, nor the folder of temporary files in what is shipped."""
-    ours = {f"{folder}/" for folder in (ROOT.parent, Path.home(), tempfile.gettempdir())} | {"/home/"}
+    ours = {f"{folder}/" for folder in (ROOT.parent, Path.home(), tempfile.gettempdir())} | {
+        "/home/"
+    }
     for path in sorted(ROOT.rglob("*")):
         if path.suffix in (".py", ".toml"):
             text = path.read_text(encoding="utf-8")

@@ -42,25 +42,39 @@ def test_version_is_the_installed_one():
 def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {"moesim": "moesim", "moesim_kernels": "kernels", "moesim_hw_profiles": "hw_profiles"}
-    found = [".".join([top, *path.parent.relative_to(ROOT / folder).parts])
-             for top, folder in folders.items() for path in (ROOT / folder).rglob("__init__.py")]
+    found = [
+        ".".join([top, *path.parent.relative_to(ROOT / folder).parts])
+        for top, folder in folders.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    ]
     assert sorted(listed) == sorted(found)
 
 
 @pytest.mark.full
 def test_wheel_works_outside_the_repository(tmp_path):
-    # from a copy: building writes into the folder it builds from, which tests that run meanwhile read
+    # from a copy: building writes into the folder it builds from, which tests that run meanwhile
+    # read
     source = tmp_path / "source"
     for folder in ("moesim", "kernels", "hw_profiles"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", str(source), "--no-deps", "--wheel-dir", str(tmp_path)], check=True)
+    subprocess.run(
+        [*pip, "wheel", str(source), "--no-deps", "--wheel-dir", str(tmp_path)], check=True
+    )
     [wheel] = tmp_path.glob("moesim-*.whl")
     place = tmp_path / "installed"
     subprocess.run([*pip, "install", str(wheel), "--no-deps", "--target", str(place)], check=True)
-    done = subprocess.run([sys.executable, "-c", PROBE.format(place=str(place))], cwd=tmp_path, capture_output=True,
-                          text=True, check=False, env=os.environ | {"PYTHONPATH": str(place)})
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(place=str(place))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(place)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "0.1.0"

@@ -27,7 +27,9 @@ def test_readme_has_snippets_and_commands():
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippet_runs(code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     if "readme/winners.csv" in code:
         assert len((tmp_path / "studies/out/readme/winners.csv").read_text().splitlines()) > 1

@@ -1,10 +1,12 @@
-"""The gate of a layer in torch on the CPU: what `moesim_kernels.cpu.layer` times as its first phase, and by itself.
+"""The gate of a layer in torch on the CPU: what `moesim_kernels.cpu.layer` times as its first
+phase, and by itself.
 
-Each kind does the work that `moesim.costs.phases.gate` prices, in torch's own operations: flat, group-limited,
-two-level with a grouped GEMM over the kept groups, product key without a score for every expert.
+Each kind does the work that `moesim.costs.phases.gate` prices, in torch's own operations: flat,
+group-limited, two-level with a grouped GEMM over the kept groups, product key without a score for
+every expert.
 
-Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups kept, S experts of one
-group, H hidden size.
+Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups
+kept, S experts of one group, H hidden size.
 """
 
 import math
@@ -16,7 +18,9 @@ from torch.nn.functional import grouped_mm
 from moesim.model import MoELayer
 
 
-def align(ids_P: torch.Tensor, num_experts: int, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def align(
+    ids_P: torch.Tensor, num_experts: int, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sort pairs by expert.
 
     Args:
@@ -25,16 +29,20 @@ def align(ids_P: torch.Tensor, num_experts: int, top_k: int) -> tuple[torch.Tens
         top_k: K.
 
     Returns:
-        Pair numbers in order of their expert, shape (P,), int64; tokens of these pairs; first pair after each
-        expert's, int32 of shape (E,).
+        Pair numbers in order of their expert, shape (P,), int64; tokens of these pairs; first pair
+        after each expert's, int32 of shape (E,).
     """
     order_P = torch.argsort(ids_P, stable=True)
     ends_E = torch.bincount(ids_P, minlength=num_experts).cumsum(0).int()
     return order_P, order_P // top_k, ends_E
 
 
-def choose(logits_TE: torch.Tensor, top_k: int, score: str = "softmax") -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of the best experts."""
+def choose(
+    logits_TE: torch.Tensor, top_k: int, score: str = "softmax"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of
+    the best experts.
+    """
     return _best(_scores(logits_TE, score), top_k)
 
 
@@ -47,23 +55,28 @@ def _best(scores_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tens
     return weights_TK.div_(weights_TK.sum(dim=1, keepdim=True)), ids_TK
 
 
-def product_key(x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int,
-                top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def product_key(
+    x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The best experts of each head of a product-key gate, without a score for every expert.
 
     Args:
         x_TH: Tokens, shape (T, H).
         query_QH: Projection to the queries of all heads, shape (heads x query_size, H).
-        keys_2Sq: Keys of both halves, shape (2, S, query_size / 2); expert i x S + j has row key i and column key j.
+        keys_2Sq: Keys of both halves, shape (2, S, query_size / 2); expert i x S + j has row key i
+            and column key j.
         heads: Queries of a token.
         top_k: Experts each head finds.
 
     Returns:
-        Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids, int64.
+        Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids,
+        int64.
     """
     keys = keys_2Sq.shape[1]
     halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, keys_2Sq.shape[2]).transpose(0, 1)
-    best_2Rk, at_2Rk = torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
+    best_2Rk, at_2Rk = (
+        torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
+    )
     if top_k == 1:  # the best pair is that of both bests
         return torch.ones(len(x_TH), heads), (at_2Rk[0] * keys + at_2Rk[1]).view(len(x_TH), heads)
     sums_RP = (best_2Rk[0][:, :, None] + best_2Rk[1][:, None, :]).flatten(1)
@@ -82,7 +95,9 @@ class Keys(Protocol):
     keys_2Sq: torch.Tensor | None
 
 
-def gate_by_torch(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+def gate_by_torch(
+    x_TH: torch.Tensor, layer: MoELayer, keys: Keys
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and ids as `choose` gives them, by the layer's kind of gate.
 
     Args:
@@ -96,8 +111,9 @@ def gate_by_torch(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torc
     if gate.kind == "product_key":
         assert keys.query_QH is not None
         assert keys.keys_2Sq is not None
-        weights_TF, ids_TF = product_key(x_TH, keys.query_QH, keys.keys_2Sq, gate.query_heads,
-                                         -(-top_k // gate.query_heads))
+        weights_TF, ids_TF = product_key(
+            x_TH, keys.query_QH, keys.keys_2Sq, gate.query_heads, -(-top_k // gate.query_heads)
+        )
         if ids_TF.shape[1] == top_k:
             return weights_TF.div_(gate.query_heads), ids_TF
         weights_TK, place_TK = _best(weights_TF, top_k)
@@ -112,7 +128,9 @@ def gate_by_torch(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torc
     return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
 
 
-def _two_level(x_TH: torch.Tensor, layer: MoELayer, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+def _two_level(
+    x_TH: torch.Tensor, layer: MoELayer, keys: Keys
+) -> tuple[torch.Tensor, torch.Tensor]:
     gate, top_k = layer.gate, layer.top_k
     groups, kept = gate.num_expert_groups, gate.num_limited_groups
     per_group = layer.num_experts // groups
@@ -141,14 +159,20 @@ class CpuGate:
         gate, hidden = layer.gate, layer.hidden_size
         product = gate.kind == "product_key"
         self.query_QH = self.normal(gate.query_heads * gate.query_size, hidden) if product else None
-        self.keys_2Sq = self.normal(2, math.isqrt(layer.num_experts), gate.query_size // 2) if product else None
-        self.coarse_GH = self.normal(gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
+        self.keys_2Sq = (
+            self.normal(2, math.isqrt(layer.num_experts), gate.query_size // 2) if product else None
+        )
+        self.coarse_GH = (
+            self.normal(gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
+        )
         self.fine_EH = self.normal(0 if product else layer.num_experts, hidden)
         self.x_TH = torch.empty(0, hidden, dtype=dtype)
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Random weights, those of one output of about unit length."""
-        return torch.empty(shape, dtype=self.dtype).normal_(0.0, shape[-1]**-0.5, generator=self.generator)
+        return torch.empty(shape, dtype=self.dtype).normal_(
+            0.0, shape[-1] ** -0.5, generator=self.generator
+        )
 
     def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`gate_by_torch` of its tokens."""

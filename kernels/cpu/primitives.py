@@ -1,8 +1,9 @@
-"""Random calls of the primitives that `moesim.costs.devices.serial` prices, and their times on this CPU.
+"""Random calls of the primitives that `moesim.costs.devices.serial` prices, and their times on this
+CPU.
 
-Caches are flushed and inputs written before each timing. Just before a timed call the same call runs on a few elements:
-that brings its code back, whose cost is measured once, as ``launch.call_s``, and not in every primitive again. Random
-sizes cover what layers ask for.
+Caches are flushed and inputs written before each timing. Just before a timed call the same call
+runs on a few elements: that brings its code back, whose cost is measured once, as
+``launch.call_s``, and not in every primitive again. Random sizes cover what layers ask for.
 """
 
 import math
@@ -38,7 +39,8 @@ class Case:
         small: The same call on a few elements.
         dtype: Format of its numbers.
         cold: Whether caches are flushed before it.
-        apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left the core's cache.
+        apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left
+            the core's cache.
     """
 
     features: dict[str, float]
@@ -50,7 +52,9 @@ class Case:
     apart: bool = False
 
 
-def time_call(call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> Array:
+def time_call(
+    call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None
+) -> Array:
     """Seconds of the thread of each repeat: ndarray of shape (repeats,)."""
     clock, seconds = thread_clock(), np.empty(repeats)
     for repeat in range(repeats):
@@ -67,23 +71,29 @@ class Bench:
     Args:
         seed: Of sizes and inputs.
         sentinel: Whose buffer flushes the caches.
-        peak_flops_per_s: Rate of the fastest GEMM by format: no timed one takes much longer than 4 ms at it.
+        peak_flops_per_s: Rate of the fastest GEMM by format: no timed one takes much longer than 4
+            ms at it.
         cache_bytes: The last-level cache, as far as one core fills it.
     """
 
-    def __init__(self, seed: int, sentinel: Sentinel, peak_flops_per_s: dict[str, float], cache_bytes: float) -> None:
+    def __init__(
+        self, seed: int, sentinel: Sentinel, peak_flops_per_s: dict[str, float], cache_bytes: float
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.sentinel, self.peak, self.cache_bytes = sentinel, peak_flops_per_s, cache_bytes
         self.weights = torch.ones(2 * _MAX_BYTES // 4)
 
     def case(self, table: str) -> Case:
-        """A random call of a table of `moesim.costs.devices.serial`, such as ``gemm_bfloat16`` or ``top_k``."""
+        """A random call of a table of `moesim.costs.devices.serial`, such as ``gemm_bfloat16`` or
+        ``top_k``.
+        """
         kind, _, name = table.partition("_") if table.startswith("gemm_") else (table, "", "")
         return getattr(self, kind)(name)
 
     def time_case(self, case: Case, repeats: int) -> float:
         """Median of some repeats, after a call that is not counted."""
+
         def before() -> None:
             self.sentinel.settle(case.dtype, flush=case.cold)
             case.write()
@@ -101,7 +111,9 @@ class Bench:
         return max(round(exact / multiple), 1) * multiple
 
     def gemm(self, name: str) -> Case:
-        """A grouped GEMM over ragged groups, some of them empty; a quarter with caches left as they are."""
+        """A grouped GEMM over ragged groups, some of them empty; a quarter with caches left as they
+        are.
+        """
         dtype, limit = DTYPES[name], 0.5 * _GEMM_S * self.peak[name]
         while True:
             depth, columns = self.size(32, 2048, 16), self.size(32, 2048, 16)
@@ -119,11 +131,17 @@ class Bench:
         weights = pool[first : first + num_weights].view(groups, columns, depth).transpose(1, 2)
         inputs = torch.randn(int(counts.sum()), depth, generator=self.generator).to(dtype)
         few, few_weights = torch.ones(16, 16, dtype=dtype), torch.ones(1, 16, 16, dtype=dtype)
-        bytes_touched = (np.count_nonzero(counts) * columns * depth + counts.sum() * (columns + depth)) * dtype.itemsize
+        bytes_touched = (
+            np.count_nonzero(counts) * columns * depth + counts.sum() * (columns + depth)
+        ) * dtype.itemsize
         away = 1.0 if cold else float(serial.missing(bytes_touched, self.cache_bytes))
         return Case(
-            features=serial.gemm_features(counts, columns, depth, weight_bytes=dtype.itemsize, away=away),
-            write=inputs.neg_, dtype=dtype, cold=cold,
+            features=serial.gemm_features(
+                counts, columns, depth, weight_bytes=dtype.itemsize, away=away
+            ),
+            write=inputs.neg_,
+            dtype=dtype,
+            cold=cold,
             call=partial(grouped_mm, inputs, weights, offs=torch.from_numpy(counts.cumsum()).int()),
             small=partial(grouped_mm, few, few_weights, offs=torch.tensor([16], dtype=torch.int32)),
         )
@@ -141,43 +159,66 @@ class Bench:
         rows, columns = self._logits()
         k = min(self.size(1, 16), columns)
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
-        return Case(features=serial.top_k_features(rows, columns, k, self.cache_bytes),
-                     call=partial(logits.topk, k, dim=1), small=partial(few.topk, 2, dim=1),
-                     write=lambda: logits.normal_(generator=self.generator))
+        return Case(
+            features=serial.top_k_features(rows, columns, k, self.cache_bytes),
+            call=partial(logits.topk, k, dim=1),
+            small=partial(few.topk, 2, dim=1),
+            write=lambda: logits.normal_(generator=self.generator),
+        )
 
     def softmax(self, _: str) -> Case:
         """Softmax of fresh random rows."""
         rows, columns = self._logits()
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
-        return Case(features=serial.softmax_features(rows, columns, self.cache_bytes),
-                     call=partial(torch.softmax, logits, 1), small=partial(torch.softmax, few, 1),
-                     write=lambda: logits.normal_(generator=self.generator))
+        return Case(
+            features=serial.softmax_features(rows, columns, self.cache_bytes),
+            call=partial(torch.softmax, logits, 1),
+            small=partial(torch.softmax, few, 1),
+            write=lambda: logits.normal_(generator=self.generator),
+        )
 
     def cast(self, _: str) -> Case:
         """bfloat16 logits to float32."""
         rows, columns = self._logits()
-        logits, few = torch.ones(rows, columns, dtype=torch.bfloat16), torch.ones(2, 4, dtype=torch.bfloat16)
-        return Case(features=serial.element_features(np.float64(rows * columns), 8.0, self.cache_bytes),
-                     call=logits.float, small=few.float, write=logits.neg_)
+        logits, few = (
+            torch.ones(rows, columns, dtype=torch.bfloat16),
+            torch.ones(2, 4, dtype=torch.bfloat16),
+        )
+        return Case(
+            features=serial.element_features(np.float64(rows * columns), 8.0, self.cache_bytes),
+            call=logits.float,
+            small=few.float,
+            write=logits.neg_,
+        )
 
     def mask(self, _: str) -> Case:
         """Logits of closed groups masked."""
         rows, columns = self._logits()
         groups = min(self.size(2, 32), columns)
         scores, few = torch.ones(rows, groups, columns // groups), torch.ones(2, 2, 2)
-        closed, shut = torch.ones(rows, groups, 1, dtype=torch.bool), torch.ones(2, 2, 1, dtype=torch.bool)
+        closed, shut = (
+            torch.ones(rows, groups, 1, dtype=torch.bool),
+            torch.ones(2, 2, 1, dtype=torch.bool),
+        )
         closed[:, ::2] = False
-        return Case(features=serial.element_features(np.float64(scores.numel()), 9.0, self.cache_bytes),
-                     call=partial(scores.masked_fill, closed, -1.0), small=partial(few.masked_fill, shut, -1.0),
-                     write=scores.neg_)
+        return Case(
+            features=serial.element_features(np.float64(scores.numel()), 9.0, self.cache_bytes),
+            call=partial(scores.masked_fill, closed, -1.0),
+            small=partial(few.masked_fill, shut, -1.0),
+            write=scores.neg_,
+        )
 
     def align(self, _: str) -> Case:
         """Sort and histogram of fresh random ids."""
         rows, experts = self.size(8, 32767), self.size(2, 1024)
         ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
-        return Case(features=serial.align_features(np.float64(rows), experts), small=partial(align, few, 8, 2),
-                     cold=False, write=lambda: ids.random_(0, experts, generator=self.generator),
-                     call=partial(align, ids, experts, 2))
+        return Case(
+            features=serial.align_features(np.float64(rows), experts),
+            small=partial(align, few, 8, 2),
+            cold=False,
+            write=lambda: ids.random_(0, experts, generator=self.generator),
+            call=partial(align, ids, experts, 2),
+        )
 
     def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
         """Tokens, pairs, hidden size, and the token of each pair in a random order."""
@@ -192,12 +233,19 @@ class Bench:
         dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
         tokens, rows, hidden, token = self._routed(dtype)
         source, few = torch.ones(tokens, hidden, dtype=dtype), torch.ones(4, 16, dtype=dtype)
-        return Case(features=serial.gather_features(rows, hidden * dtype.itemsize), write=source.neg_, dtype=dtype,
-                     apart=True, call=partial(source.index_select, 0, token),
-                     small=partial(few.index_select, 0, torch.arange(2)))
+        return Case(
+            features=serial.gather_features(rows, hidden * dtype.itemsize),
+            write=source.neg_,
+            dtype=dtype,
+            apart=True,
+            call=partial(source.index_select, 0, token),
+            small=partial(few.index_select, 0, torch.arange(2)),
+        )
 
     def stream(self, _: str) -> Case:
-        """Either element-wise pass of the expert phase, in either format, in the bytes by which that phase counts."""
+        """Either element-wise pass of the expert phase, in either format, in the bytes by which
+        that phase counts.
+        """
         dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
         return self._activation(dtype) if self.rng.random() < 0.5 else self._moved_rows(dtype)
 
@@ -209,29 +257,49 @@ class Bench:
                 break
         both = torch.empty(rows, 2 * width, dtype=dtype).normal_(generator=self.generator)
         few = torch.ones(2, 32, dtype=dtype)
-        return Case(features=serial.stream_features(2.0 * 3 * rows * width, self.cache_bytes), write=both.neg_,
-                     dtype=dtype, apart=True, call=partial(activate, both, width),
-                     small=partial(activate, few, 16))
+        return Case(
+            features=serial.stream_features(2.0 * 3 * rows * width, self.cache_bytes),
+            write=both.neg_,
+            dtype=dtype,
+            apart=True,
+            call=partial(activate, both, width),
+            small=partial(activate, few, 16),
+        )
 
     def _moved_rows(self, dtype: torch.dtype) -> Case:
-        """Rows of tokens to their experts, and the experts' rows times weights, added up by token."""
+        """Rows of tokens to their experts, and the experts' rows times weights, added up by token.
+        """
         tokens, rows, hidden, token = self._routed(dtype)
         weights = torch.rand(rows, generator=self.generator)
-        inputs, outputs = torch.ones(tokens, hidden, dtype=dtype), torch.ones(rows, hidden, dtype=dtype)
+        inputs, outputs = (
+            torch.ones(tokens, hidden, dtype=dtype),
+            torch.ones(rows, hidden, dtype=dtype),
+        )
         few, pairs = torch.ones(4, 16, dtype=dtype), torch.arange(4)
 
         def moved(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, to: torch.Tensor) -> None:
             x.index_select(0, to)
             add_up(y, w[to], to, len(x))
 
-        return Case(features=serial.stream_features(2.0 * (rows + tokens) * hidden, self.cache_bytes),
-                     dtype=dtype, apart=True, write=lambda: (inputs.neg_(), outputs.neg_()),
-                     call=partial(moved, inputs, outputs, weights, token),
-                     small=partial(moved, few, few.clone(), torch.ones(4), pairs))
+        return Case(
+            features=serial.stream_features(2.0 * (rows + tokens) * hidden, self.cache_bytes),
+            dtype=dtype,
+            apart=True,
+            write=lambda: (inputs.neg_(), outputs.neg_()),
+            call=partial(moved, inputs, outputs, weights, token),
+            small=partial(moved, few, few.clone(), torch.ones(4), pairs),
+        )
 
     def small_calls(self) -> Array:
-        """Seconds per call of the framework on a few elements, its code flushed: ndarray of repeats."""
-        logits, ids, rows, weights = torch.randn(2, 4), torch.arange(4), torch.ones(4, 32), torch.ones(4)
+        """Seconds per call of the framework on a few elements, its code flushed: ndarray of
+        repeats.
+        """
+        logits, ids, rows, weights = (
+            torch.randn(2, 4),
+            torch.arange(4),
+            torch.ones(4, 32),
+            torch.ones(4),
+        )
 
         def calls() -> None:
             torch.mm(rows, rows.T)

@@ -9,7 +9,9 @@ from moesim_kernels.ops.weights import EXPERTS, LayerWeights, shapes
 from moesim.model import MoELayer
 
 
-def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, local_experts: int | None = None) -> None:
+def check_shapes(
+    x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, local_experts: int | None = None
+) -> None:
     """Refuse tensors the layer's kernels cannot take.
 
     Args:
@@ -37,8 +39,10 @@ def check_shapes(x_TH: torch.Tensor, weights: LayerWeights, layer: MoELayer, loc
     if bias_E is not None:
         _check_tensor("weights.bias_E", bias_E, x_TH)
         if bias_E.dtype != torch.float32 or bias_E.shape != (layer.num_experts,):
-            raise ValueError(f"weights.bias_E: expected float32 of shape ({layer.num_experts},), got {bias_E.dtype} of "
-                             f"shape {tuple(bias_E.shape)}")
+            raise ValueError(
+                f"weights.bias_E: expected float32 of shape ({layer.num_experts},), got "
+                f"{bias_E.dtype} of shape {tuple(bias_E.shape)}"
+            )
     for name in wanted:
         if (operand := getattr(weights, name)) is not None:
             _check_weight(name, operand, x_TH, weights)
@@ -53,7 +57,9 @@ def _check_weight(name: str, operand: Operand, x_TH: torch.Tensor, weights: Laye
     require_float(f"weights.{name}", values(operand))
     like, want = ("x_TH", x_TH) if name in EXPERTS else ("weights.fine_EH", weights.fine_EH)
     if values(operand).dtype != want.dtype:
-        raise ValueError(f"weights.{name}: expected {want.dtype} as {like}, got {values(operand).dtype}")
+        raise ValueError(
+            f"weights.{name}: expected {want.dtype} as {like}, got {values(operand).dtype}"
+        )
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, x_TH: torch.Tensor) -> None:
@@ -69,13 +75,22 @@ def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
     Raises:
         ValueError: NaN or infinity among the tokens or the gate's keys.
     """
-    for name, tensor in (("x_TH", x_TH), *((f"weights.{name}", getattr(weights, name))
-                                           for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq", "bias_E"))):
+    for name, tensor in (
+        ("x_TH", x_TH),
+        *(
+            (f"weights.{name}", getattr(weights, name))
+            for name in ("fine_EH", "coarse_GH", "query_QH", "keys_2Sq", "bias_E")
+        ),
+    ):
         if tensor is not None and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits")
+            raise ValueError(
+                f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits"
+            )
 
 
-def check_routing(routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, layer: MoELayer, checked: bool) -> None:
+def check_routing(
+    routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, layer: MoELayer, checked: bool
+) -> None:
     """Refuse a routing that is not this layer's.
 
     Args:
@@ -85,14 +100,20 @@ def check_routing(routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, l
         checked: Look at the numbers, too; waits for the device.
 
     Raises:
-        ValueError: A shape, format or stride that does not fit; ids out of range, NaN or infinite weights.
+        ValueError: A shape, format or stride that does not fit; ids out of range, NaN or infinite
+            weights.
     """
     weights_TK, ids_TK = routing
     shape = (num_tokens, layer.top_k)
-    for name, tensor, dtype in (("weights", weights_TK, torch.float32), ("ids", ids_TK, torch.int32)):
+    for name, tensor, dtype in (
+        ("weights", weights_TK, torch.float32),
+        ("ids", ids_TK, torch.int32),
+    ):
         if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise ValueError(f"routing: expected contiguous {name} of {dtype} and shape {shape}, got {tensor.dtype} "
-                             f"of shape {tuple(tensor.shape)}")
+            raise ValueError(
+                f"routing: expected contiguous {name} of {dtype} and shape {shape}, got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
     if checked:
         check_ids(ids_TK, layer.num_experts)
         if not bool(weights_TK.isfinite().all()):

@@ -1,13 +1,15 @@
-"""Forward and backward of the expert phase, for training: gradients of tokens, router weights and expert weights.
+"""Forward and backward of the expert phase, for training: gradients of tokens, router weights and
+expert weights.
 
-Saved are the inputs and the plan; pre-activations are computed again. With g the gradient of a token's output, z =
-W_down^T g of each of its pairs gives both other factors of the down projection: a router weight's gradient is z . act,
-and that of the activation is the weight times z. So backward is three grouped GEMMs of rows (pre-activations again, z,
-dx) and two of outer products (`grouped_outer`), and no gradient is summed by atomics. Transposed weights are copied
-for the rows' GEMMs. Intermediates are rounded to the experts' format where they enter a matrix product.
+Saved are the inputs and the plan; pre-activations are computed again. With g the gradient of a
+token's output, z = W_down^T g of each of its pairs gives both other factors of the down projection:
+a router weight's gradient is z . act, and that of the activation is the weight times z. So backward
+is three grouped GEMMs of rows (pre-activations again, z, dx) and two of outer products
+(`grouped_outer`), and no gradient is summed by atomics. Transposed weights are copied for the rows'
+GEMMs. Intermediates are rounded to the experts' format where they enter a matrix product.
 
-Expert choices have no gradient, and gradients have none of their own. `gate_weights` makes the router's weights of
-given choices differentiable.
+Expert choices have no gradient, and gradients have none of their own. `gate_weights` makes the
+router's weights of given choices differentiable.
 """
 
 from dataclasses import replace
@@ -15,7 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from moesim_kernels.ops.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
+from moesim_kernels.ops.grouped_down import (
+    combine,
+    combine_reference,
+    grouped_down,
+    grouped_down_reference,
+)
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
@@ -26,16 +33,33 @@ from torch.autograd.function import once_differentiable
 
 from moesim.model import Gate
 
-_TRITON = SimpleNamespace(linear=grouped_linear, swiglu=grouped_swiglu, down=grouped_down, outer=grouped_outer,
-                          combine=combine)
-_TORCH = SimpleNamespace(linear=grouped_linear_reference, swiglu=grouped_swiglu_reference,
-                         down=grouped_down_reference, outer=grouped_outer_reference, combine=combine_reference)
+_TRITON = SimpleNamespace(
+    linear=grouped_linear,
+    swiglu=grouped_swiglu,
+    down=grouped_down,
+    outer=grouped_outer,
+    combine=combine,
+)
+_TORCH = SimpleNamespace(
+    linear=grouped_linear_reference,
+    swiglu=grouped_swiglu_reference,
+    down=grouped_down_reference,
+    outer=grouped_outer_reference,
+    combine=combine_reference,
+)
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-                plan: Plan, run: SimpleNamespace) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x_TH: torch.Tensor,
+        weights_TK: torch.Tensor,
+        w_gate_up: torch.Tensor,
+        w_down: torch.Tensor,
+        plan: Plan,
+        run: SimpleNamespace,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down)
         ctx.plan, ctx.run = plan, run
         return run.combine(run.down(run.swiglu(x_TH, w_gate_up, plan), w_down, plan), weights_TK)
@@ -52,15 +76,22 @@ class _Experts(torch.autograd.Function):
         sigmoid_PI = gate_PI.sigmoid()
         silu_PI = gate_PI * sigmoid_PI
         act_PI = (silu_PI * up_PI).to(dtype).float()
-        z_PI = run.linear(grad_TH, w_down.mT.contiguous(), plan, gather=True, out_dtype=torch.float32)
+        z_PI = run.linear(
+            grad_TH, w_down.mT.contiguous(), plan, gather=True, out_dtype=torch.float32
+        )
         d_act_PI = weight_P1 * z_PI
         d_gate_PI = d_act_PI * up_PI * sigmoid_PI * (1.0 + gate_PI * (1.0 - sigmoid_PI))
         d_gate_up_P2I = torch.cat([d_gate_PI, d_act_PI * silu_PI], dim=1).to(dtype)
         needs = ctx.needs_input_grad
         d_x_TH = d_w_gate_up = d_w_down = None
         if needs[0]:
-            d_x_PH = run.linear(d_gate_up_P2I, w_gate_up.mT.contiguous(), pairs_plan, gather=True,
-                                out_dtype=torch.float32)
+            d_x_PH = run.linear(
+                d_gate_up_P2I,
+                w_gate_up.mT.contiguous(),
+                pairs_plan,
+                gather=True,
+                out_dtype=torch.float32,
+            )
             d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK)).to(dtype)
         if needs[2]:
             d_w_gate_up = run.outer(d_gate_up_P2I, x_TH, plan)
@@ -70,8 +101,13 @@ class _Experts(torch.autograd.Function):
         return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None
 
 
-def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-            plan: Plan) -> torch.Tensor:
+def experts(
+    x_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    w_gate_up: torch.Tensor,
+    w_down: torch.Tensor,
+    plan: Plan,
+) -> torch.Tensor:
     """Routed experts and combine, with gradients of all four tensors.
 
     Args:
@@ -91,15 +127,22 @@ def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tenso
     return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TRITON)
 
 
-def experts_reference(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-                      plan: Plan) -> torch.Tensor:
+def experts_reference(
+    x_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    w_gate_up: torch.Tensor,
+    w_down: torch.Tensor,
+    plan: Plan,
+) -> torch.Tensor:
     """`experts` in torch: the same steps in both directions, roundings included."""
     return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH)
 
 
-def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: torch.Tensor, *,
-                 seed: int = 0) -> torch.Tensor:
-    """The router's weights of experts already chosen, differentiable in tokens and keys; torch, finite logits.
+def gate_weights(
+    x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: torch.Tensor, *, seed: int = 0
+) -> torch.Tensor:
+    """The router's weights of experts already chosen, differentiable in tokens and keys; torch,
+    finite logits.
 
     Args:
         x_TH: Tokens of shape (T, H).
@@ -119,11 +162,14 @@ def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: 
         if weights.query_QH is None or weights.keys_2Sq is None:
             raise ValueError("weights.query_QH: a product-key gate needs its projection and keys")
         keys_2Sq, side = weights.keys_2Sq.float(), weights.keys_2Sq.shape[1]
-        query_T2q = (x_TH @ weights.query_QH.float().T).view(len(x_TH), gate.query_heads, 1, 2,
-                                                            keys_2Sq.shape[2])
+        query_T2q = (x_TH @ weights.query_QH.float().T).view(
+            len(x_TH), gate.query_heads, 1, 2, keys_2Sq.shape[2]
+        )
         ids_TRk = ids_TK.unflatten(1, (gate.query_heads, -1))
-        logits_TRk = sum((query_T2q[:, :, :, i] * keys_2Sq[i][at]).sum(-1)
-                         for i, at in enumerate((ids_TRk // side, ids_TRk % side)))
+        logits_TRk = sum(
+            (query_T2q[:, :, :, i] * keys_2Sq[i][at]).sum(-1)
+            for i, at in enumerate((ids_TRk // side, ids_TRk % side))
+        )
         return (logits_TRk.softmax(2) / gate.query_heads).flatten(1)
     logits_TK = torch.einsum("th,tkh->tk", x_TH, weights.fine_EH.float()[ids_TK]) / gate.temperature
     if gate.noise_std:

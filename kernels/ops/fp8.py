@@ -1,18 +1,34 @@
 """Quantisers: tokens, activations and weights as block-scaled 8-bit floats.
 
-The convention of DeepSeek-V3 (arXiv 2412.19437, section 3.3.2): 128 consecutive elements of a token share one float32
-scale, 128 x 128 elements of a weight matrix share one; a product accumulates in float32, and the scales are applied to
-what each 128 elements of the depth add. Blocks at the end of a row or column may be shorter. A block's scale is its
-largest magnitude, taken as 2^-100 where it is less, over the format's largest number.
+The convention of DeepSeek-V3 (arXiv 2412.19437, section 3.3.2): 128 consecutive elements of a token
+share one float32 scale, 128 x 128 elements of a weight matrix share one; a product accumulates in
+float32, and the scales are applied to what each 128 elements of the depth add. Blocks at the end of
+a row or column may be shorter. A block's scale is its largest magnitude, taken as 2^-100 where it
+is less, over the format's largest number.
 
-Formats: OCP e4m3 (``torch.float8_e4m3fn``, up to 448) is what NVIDIA multiplies from compute capability 8.9 on and AMD
-from CDNA 4 on. CDNA 3 (gfx942) multiplies e4m3fnuz alone (up to 240; CDNA 3 instruction set architecture guide), so
-operands are made in that format there. Ampere multiplies neither.
+Formats: OCP e4m3 (``torch.float8_e4m3fn``, up to 448) is what NVIDIA multiplies from compute
+capability 8.9 on and AMD from CDNA 4 on. CDNA 3 (gfx942) multiplies e4m3fnuz alone (up to 240; CDNA
+3 instruction set architecture guide), so operands are made in that format there. Ampere multiplies
+neither.
 """
 
 import torch
-from moesim_kernels.ops.operands import LARGEST, SCALE_BLOCK, BlockScaled, blocks_of, expanded_blocks
-from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
+from moesim_kernels.ops.operands import (
+    LARGEST,
+    SCALE_BLOCK,
+    BlockScaled,
+    blocks_of,
+    expanded_blocks,
+)
+from moesim_kernels.ops.runtime import (
+    jit,
+    require_float,
+    require_triton,
+    store_dtype,
+    tile_rows,
+    tl,
+    triton,
+)
 
 #: blocks are scaled as if they had a magnitude of at least this
 SMALLEST = 2.0**-100
@@ -22,15 +38,25 @@ BLOCK_STEP = 16
 
 @jit
 def _quantised(x, largest, LARGEST: tl.constexpr):
-    # Divided as torch rounds, one division for a block: the usual one is off by a unit in the last place. Rounding may
-    # leave a product above the largest number, of which the cast would make NaN.
+    # Divided as torch rounds, one division for a block: the usual one is off by a unit in the last
+    # place. Rounding may leave a product above the largest number, of which the cast would make
+    # NaN.
     values = x * tl.div_rn(tl.zeros_like(largest) + LARGEST, largest)
     return tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
 
 
 @jit
-def _quantise_rows_kernel(x_ptr, values_ptr, scales_ptr, num_rows, num_columns, LARGEST: tl.constexpr,
-                          SMALLEST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+def _quantise_rows_kernel(
+    x_ptr,
+    values_ptr,
+    scales_ptr,
+    num_rows,
+    num_columns,
+    LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = r[:, None] * num_columns + c[None, :]
@@ -40,12 +66,23 @@ def _quantise_rows_kernel(x_ptr, values_ptr, scales_ptr, num_rows, num_columns, 
     values = _quantised(x, largest[:, None], LARGEST)
     tl.store(values_ptr + at, values.to(values_ptr.dtype.element_ty), mask=mask)
     scale = tl.div_rn(largest, tl.zeros_like(largest) + LARGEST)
-    tl.store(scales_ptr + r * tl.cdiv(num_columns, BLOCK_C) + tl.program_id(1), scale, mask=r < num_rows)
+    tl.store(
+        scales_ptr + r * tl.cdiv(num_columns, BLOCK_C) + tl.program_id(1), scale, mask=r < num_rows
+    )
 
 
 @jit
-def _quantise_blocks_kernel(x_ptr, values_ptr, scales_ptr, num_rows, num_columns, LARGEST: tl.constexpr,
-                            SMALLEST: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+def _quantise_blocks_kernel(
+    x_ptr,
+    values_ptr,
+    scales_ptr,
+    num_rows,
+    num_columns,
+    LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     matrix = tl.program_id(2).to(tl.int64)
     largest = tl.full((1,), SMALLEST, tl.float32)
@@ -62,15 +99,22 @@ def _quantise_blocks_kernel(x_ptr, values_ptr, scales_ptr, num_rows, num_columns
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         values = _quantised(x, largest[:, None], LARGEST)
         tl.store(values_ptr + at, values.to(values_ptr.dtype.element_ty), mask=mask)
-    scale_at = (matrix * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(scales_ptr + scale_at + tl.arange(0, 1), tl.div_rn(largest, tl.zeros_like(largest) + LARGEST))
+    scale_at = (matrix * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(
+        0
+    ) + tl.program_id(0)
+    tl.store(
+        scales_ptr + scale_at + tl.arange(0, 1),
+        tl.div_rn(largest, tl.zeros_like(largest) + LARGEST),
+    )
 
 
 def _check(name: str, x: torch.Tensor, dimensions: int, dtype: torch.dtype) -> None:
     require_float(name, x)
     if x.ndim != dimensions or 0 in x.shape[1:]:
-        raise ValueError(f"{name}: expected {dimensions} dimensions without an empty matrix, got shape "
-                         f"{tuple(x.shape)}")
+        raise ValueError(
+            f"{name}: expected {dimensions} dimensions without an empty matrix, got shape "
+            f"{tuple(x.shape)}"
+        )
     if dtype not in LARGEST:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, LARGEST))}, got {dtype}")
 
@@ -97,8 +141,16 @@ def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) 
     if rows:
         block_r = tile_rows(rows, SCALE_BLOCK)
         _quantise_rows_kernel[(triton.cdiv(rows, block_r), blocks)](
-            x_RC, values, scales, rows, columns, LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK_R=block_r,
-            BLOCK_C=SCALE_BLOCK)
+            x_RC,
+            values,
+            scales,
+            rows,
+            columns,
+            LARGEST=LARGEST[dtype],
+            SMALLEST=SMALLEST,
+            BLOCK_R=block_r,
+            BLOCK_C=SCALE_BLOCK,
+        )
     return BlockScaled(values.to(dtype), scales)
 
 
@@ -120,29 +172,49 @@ def quantise_blocks(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
     require_triton(w_ENC)
     experts, width, inner = w_ENC.shape
     values = torch.empty(experts, width, inner, dtype=store_dtype(dtype), device=w_ENC.device)
-    scales = torch.empty(experts, blocks_of(width), blocks_of(inner), dtype=torch.float32, device=w_ENC.device)
+    scales = torch.empty(
+        experts, blocks_of(width), blocks_of(inner), dtype=torch.float32, device=w_ENC.device
+    )
     if experts:
         _quantise_blocks_kernel[(blocks_of(inner), blocks_of(width), experts)](
-            w_ENC, values, scales, width, inner, LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK=SCALE_BLOCK,
-            STEP=BLOCK_STEP)
+            w_ENC,
+            values,
+            scales,
+            width,
+            inner,
+            LARGEST=LARGEST[dtype],
+            SMALLEST=SMALLEST,
+            BLOCK=SCALE_BLOCK,
+            STEP=BLOCK_STEP,
+        )
     return BlockScaled(values.to(dtype), scales)
 
 
-def quantise_rows_reference(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> BlockScaled:
+def quantise_rows_reference(
+    x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
+) -> BlockScaled:
     """`quantise_rows` in torch: the same bits."""
     _check("x_RC", x_RC, 2, dtype)
     padded = torch.nn.functional.pad(x_RC.float(), (0, -x_RC.shape[1] % SCALE_BLOCK))
     largest = padded.unflatten(1, (-1, SCALE_BLOCK)).abs().amax(2).clamp(min=SMALLEST)
-    inverse = (LARGEST[dtype] / largest).repeat_interleave(SCALE_BLOCK, 1)[:, :x_RC.shape[1]]
+    inverse = (LARGEST[dtype] / largest).repeat_interleave(SCALE_BLOCK, 1)[:, : x_RC.shape[1]]
     return BlockScaled(_rounded(x_RC.float() * inverse, dtype), largest / LARGEST[dtype])
 
 
-def quantise_blocks_reference(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> BlockScaled:
+def quantise_blocks_reference(
+    w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
+) -> BlockScaled:
     """`quantise_blocks` in torch: the same bits."""
     _check("w_ENC", w_ENC, 3, dtype)
     (_, width, inner), block = w_ENC.shape, SCALE_BLOCK
     padded = torch.nn.functional.pad(w_ENC.float(), (0, -inner % block, 0, -width % block))
-    largest = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block)).abs().amax((2, 4)).clamp(min=SMALLEST)
+    largest = (
+        padded.unflatten(2, (-1, block))
+        .unflatten(1, (-1, block))
+        .abs()
+        .amax((2, 4))
+        .clamp(min=SMALLEST)
+    )
     inverse = expanded_blocks(LARGEST[dtype] / largest, width, inner)
     return BlockScaled(_rounded(w_ENC.float() * inverse, dtype), largest / LARGEST[dtype])
 

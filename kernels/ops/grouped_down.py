@@ -1,7 +1,8 @@
 """Down projection and combine: the second half of the experts.
 
-The projection leaves one row per (token, expert) pair; the combine sums a token's K rows in float32, in the order the
-router listed them, with no atomics: the same routing gives the same bits every time.
+The projection leaves one row per (token, expert) pair; the combine sums a token's K rows in
+float32, in the order the router listed them, with no atomics: the same routing gives the same bits
+every time.
 """
 
 import torch
@@ -9,12 +10,27 @@ from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_ref
 from moesim_kernels.ops.operands import Operand
 from moesim_kernels.ops.persistent import Path
 from moesim_kernels.ops.plan import Plan
-from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
+from moesim_kernels.ops.runtime import (
+    jit,
+    require_float,
+    require_triton,
+    store_dtype,
+    tile_rows,
+    tl,
+    triton,
+)
 from moesim_kernels.tiles.tiles import Tile
 
 
-def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | None = None, *,
-                 out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
+def grouped_down(
+    act_PI: Operand,
+    w_down: Operand,
+    plan: Plan,
+    config: Tile | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """Project the activations back to the hidden size.
 
     Args:
@@ -23,7 +39,8 @@ def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | No
         plan: Plan of the routing.
         config: Tile; by default from the mean load. Its block_m gives way to the plan's.
         out_dtype: Format of the result; by default that of ``act_PI``, bfloat16 for scaled ones.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits the GPU.
+        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits
+            the GPU.
 
     Returns:
         Shape (P, H), row p for pair p = t x K + j.
@@ -32,18 +49,29 @@ def grouped_down(act_PI: Operand, w_down: Operand, plan: Plan, config: Tile | No
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    return grouped_linear(act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path)
+    return grouped_linear(
+        act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path
+    )
 
 
-def grouped_down_reference(act_PI: Operand, w_down: Operand, plan: Plan, *,
-                           out_dtype: torch.dtype | None = None) -> torch.Tensor:
+def grouped_down_reference(
+    act_PI: Operand, w_down: Operand, plan: Plan, *, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """`grouped_down` in torch."""
     return grouped_linear_reference(act_PI, w_down, plan, gather=False, out_dtype=out_dtype)
 
 
 @jit
-def _combine_kernel(y_ptr, weights_ptr, out_ptr, num_tokens, hidden, top_k, BLOCK_T: tl.constexpr,
-                    BLOCK_H: tl.constexpr):
+def _combine_kernel(
+    y_ptr,
+    weights_ptr,
+    out_ptr,
+    num_tokens,
+    hidden,
+    top_k,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (t < num_tokens)[:, None] & (h < hidden)[None, :]
@@ -53,14 +81,18 @@ def _combine_kernel(y_ptr, weights_ptr, out_ptr, num_tokens, hidden, top_k, BLOC
         weight = tl.load(weights_ptr + pair, mask=t < num_tokens, other=0.0)
         y = tl.load(y_ptr + pair[:, None] * hidden + h[None, :], mask=mask, other=0.0)
         total += weight[:, None] * y.to(tl.float32)
-    tl.store(out_ptr + t[:, None] * hidden + h[None, :], total.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        out_ptr + t[:, None] * hidden + h[None, :], total.to(out_ptr.dtype.element_ty), mask=mask
+    )
 
 
 def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
     require_float("y_PH", y_PH)
     if weights_TK.ndim != 2 or weights_TK.dtype != torch.float32:
-        raise ValueError(f"weights_TK: expected float32 of shape (T, K), got {weights_TK.dtype} of shape "
-                         f"{tuple(weights_TK.shape)}")
+        raise ValueError(
+            f"weights_TK: expected float32 of shape (T, K), got {weights_TK.dtype} of shape "
+            f"{tuple(weights_TK.shape)}"
+        )
     if y_PH.ndim != 2 or y_PH.shape[0] != weights_TK.numel():
         raise ValueError(f"y_PH: expected shape ({weights_TK.numel()}, H), got {tuple(y_PH.shape)}")
 
@@ -87,7 +119,8 @@ def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         block_h = min(1024, triton.next_power_of_2(hidden))
         block_t = tile_rows(num_tokens, block_h)
         _combine_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h))](
-            y_PH, weights_TK, out_TH, num_tokens, hidden, top_k, BLOCK_T=block_t, BLOCK_H=block_h)
+            y_PH, weights_TK, out_TH, num_tokens, hidden, top_k, BLOCK_T=block_t, BLOCK_H=block_h
+        )
     return out_TH.to(y_PH.dtype)
 
 

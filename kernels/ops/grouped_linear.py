@@ -1,7 +1,8 @@
 """Grouped GEMM: every row is multiplied with its own expert's matrix.
 
-The down projection reads rows in the plan's order; the gates read the tokens where they lie. Both write row p for pair
-p = t x K + j, so whatever comes next finds a token's results side by side. C is the inner dimension here.
+The down projection reads rows in the plan's order; the gates read the tokens where they lie. Both
+write row p for pair p = t x K + j, so whatever comes next finds a token's results side by side. C
+is the inner dimension here.
 """
 
 import torch
@@ -19,17 +20,53 @@ from moesim_kernels.ops.operands import (
 )
 from moesim_kernels.ops.persistent import Path, chosen_path, persistent_linear
 from moesim_kernels.ops.plan import Plan, work_tile
-from moesim_kernels.ops.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
+from moesim_kernels.ops.runtime import (
+    dot_dtype,
+    jit,
+    limits,
+    require_triton,
+    store_dtype,
+    tl,
+    triton,
+)
 from moesim_kernels.tiles.tiles import Tile, tile_bound, tile_config
 
 
 @jit
-def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
-                   tile_row_ptr, max_tiles, inner, width, TOP_K: tl.constexpr, GATHER: tl.constexpr,
-                   DOT: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
-    expert, rows, exists, pairs, block_n = work_tile(tl.program_id(0), sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
-                                                     tile_row_ptr, max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
+def _linear_kernel(
+    a_ptr,
+    a_scales_ptr,
+    w_ptr,
+    w_scales_ptr,
+    out_ptr,
+    sorted_pairs_ptr,
+    offsets_ptr,
+    tile_expert_ptr,
+    tile_row_ptr,
+    max_tiles,
+    inner,
+    width,
+    TOP_K: tl.constexpr,
+    GATHER: tl.constexpr,
+    DOT: tl.constexpr,
+    SCALED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    expert, rows, exists, pairs, block_n = work_tile(
+        tl.program_id(0),
+        sorted_pairs_ptr,
+        offsets_ptr,
+        tile_expert_ptr,
+        tile_row_ptr,
+        max_tiles,
+        tl.cdiv(width, BLOCK_N),
+        BLOCK_M,
+        GROUP_M,
+    )
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,7 +77,9 @@ def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
     if SCALED:
         blocks_k = tl.cdiv(inner, 128)
         a_scale_at = a_scales_ptr + source.to(tl.int64) * blocks_k
-        w_scale_at = w_scales_ptr + (expert * tl.cdiv(width, 128) + block_n * BLOCK_N // 128) * blocks_k
+        w_scale_at = (
+            w_scales_ptr + (expert * tl.cdiv(width, 128) + block_n * BLOCK_N // 128) * blocks_k
+        )
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
@@ -59,41 +98,59 @@ def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
         a_at += BLOCK_K
         w_at += BLOCK_K
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :])
+    tl.store(
+        out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :]
+    )
 
 
 def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
     check_operands("a", a, "w_ENC", w_ENC)
     rows = plan.num_rows // plan.top_k if gather else plan.num_rows
     shape, w_shape = tuple(values(a).shape), tuple(values(w_ENC).shape)
-    if len(shape) != 2 or len(w_shape) != 3 or w_shape[0] != plan.num_experts or w_shape[2] != shape[1]:
-        raise ValueError(f"expected a of shape (rows, C) and w_ENC of shape (E = {plan.num_experts}, N, C), got "
-                         f"{shape} and {w_shape}")
+    if (
+        len(shape) != 2
+        or len(w_shape) != 3
+        or w_shape[0] != plan.num_experts
+        or w_shape[2] != shape[1]
+    ):
+        raise ValueError(
+            f"expected a of shape (rows, C) and w_ENC of shape (E = {plan.num_experts}, N, C), got "
+            f"{shape} and {w_shape}"
+        )
     if shape[0] != rows:
         raise ValueError(f"a: expected {rows} rows as the plan, got {shape[0]}")
 
 
-def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None,
-                   config: Tile | None = None, path: Path | None = None) -> torch.Tensor:
+def grouped_linear(
+    a: Operand,
+    w_ENC: Operand,
+    plan: Plan,
+    *,
+    gather: bool,
+    out_dtype: torch.dtype | None = None,
+    config: Tile | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """Multiply every row with its expert's matrix, accumulating in float32.
 
     Args:
-        a: bfloat16, float16 or float32, contiguous, or `BlockScaled` by rows; tokens of shape (T, C) if ``gather``,
-            else rows in the plan's order of shape (P, C).
+        a: bfloat16, float16 or float32, contiguous, or `BlockScaled` by rows; tokens of shape (T,
+            C) if ``gather``, else rows in the plan's order of shape (P, C).
         w_ENC: Matrices in the same format, shape (E, N, C), contiguous, or `BlockScaled`.
         plan: Plan of the routing.
         gather: Whether row r's operand is the token of pair ``sorted_pairs[r]``.
         out_dtype: Format of the result; by default that of ``a``, bfloat16 for scaled operands.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
-            operands.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`), which rows to gather have not; by default
-            what suits the GPU.
+        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k
+            divides 128 for scaled operands.
+        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`), which rows to gather
+            have not; by default what suits the GPU.
 
     Returns:
         Shape (P, N), row p for pair p.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not multiply.
+        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not
+            multiply.
         RuntimeError: No Triton to launch with.
     """
     _check(a, w_ENC, plan, gather)
@@ -102,28 +159,61 @@ def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_
     _, width, inner = w.shape
     out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=rows.device)
     if out_PN.numel():
-        tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=rows.element_size() * 8,
-                                     result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, limits=limits())
+        tile = config or tile_config(
+            plan.num_rows / plan.num_experts,
+            width,
+            operand_bits=rows.element_size() * 8,
+            result_bits=out_dtype.itemsize * 8,
+            block_m=plan.block_m,
+            limits=limits(),
+        )
         require_product(a, tile)
         if not gather and chosen_path(path, a, w_ENC) == "descriptors":
             persistent_linear(a, w_ENC, out_PN, plan, tile)
             return out_PN.to(out_dtype)
         _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
-            rows, scales(a), w, scales(w_ENC), out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert,
-            plan.tile_row, plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(rows.dtype),
-            SCALED=isinstance(a, BlockScaled), EVEN_K=inner % tile.block_k == 0, BLOCK_M=plan.block_m,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
-            num_stages=tile.num_stages)
+            rows,
+            scales(a),
+            w,
+            scales(w_ENC),
+            out_PN,
+            plan.sorted_pairs,
+            plan.expert_offsets_E1,
+            plan.tile_expert,
+            plan.tile_row,
+            plan.max_tiles,
+            inner,
+            width,
+            TOP_K=plan.top_k,
+            GATHER=gather,
+            DOT=dot_dtype(rows.dtype),
+            SCALED=isinstance(a, BlockScaled),
+            EVEN_K=inner % tile.block_k == 0,
+            BLOCK_M=plan.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            GROUP_M=tile.group_m,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
     return out_PN.to(out_dtype)
 
 
-def grouped_linear_reference(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool,
-                             out_dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`grouped_linear` in torch: float32 products of the stored numbers, expert by expert, rounded once."""
+def grouped_linear_reference(
+    a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """`grouped_linear` in torch: float32 products of the stored numbers, expert by expert, rounded
+    once.
+    """
     _check(a, w_ENC, plan, gather)
     pairs, rows = plan.sorted_pairs.long(), float_rows(a)
-    parts = zip((rows[pairs // plan.top_k] if gather else rows).split(plan.expert_offsets_E1.diff().tolist()),
-                float_matrices(w_ENC), strict=True)
+    parts = zip(
+        (rows[pairs // plan.top_k] if gather else rows).split(
+            plan.expert_offsets_E1.diff().tolist()
+        ),
+        float_matrices(w_ENC),
+        strict=True,
+    )
     out_PN = torch.empty(plan.num_rows, values(w_ENC).shape[1], device=rows.device)
     out_PN[pairs] = torch.cat([part @ w.T for part, w in parts])
     return out_PN.to(out_dtype or result_dtype(a))
@@ -135,9 +225,15 @@ def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
     rows = torch.arange(num_rows, dtype=torch.int32, device=device)
     tiles = torch.arange(max_tiles, dtype=torch.int32, device=device)
     offsets_E1 = torch.arange(2, dtype=torch.int32, device=device) * num_rows
-    return Plan(sorted_pairs=rows, expert_offsets_E1=offsets_E1, tile_expert=torch.zeros_like(tiles),
-                tile_row=tiles * block_m, num_tiles=torch.full_like(offsets_E1[:1], max_tiles), block_m=block_m,
-                top_k=1)
+    return Plan(
+        sorted_pairs=rows,
+        expert_offsets_E1=offsets_E1,
+        tile_expert=torch.zeros_like(tiles),
+        tile_row=tiles * block_m,
+        num_tiles=torch.full_like(offsets_E1[:1], max_tiles),
+        block_m=block_m,
+        top_k=1,
+    )
 
 
 def gate_logits(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,43 @@
 """Gradients of expert weights: for every expert, the sum of its pairs' outer products.
 
-The third grouped GEMM of training: the forward pass and the gradients of activations multiply rows with matrices
-(`grouped_linear`); here each expert's rows are the inner dimension. A program owns a block of one expert's matrix and
-walks that expert's rows in the plan's order: no atomics, the same bits every time, zeros for experts without rows.
+The third grouped GEMM of training: the forward pass and the gradients of activations multiply rows
+with matrices (`grouped_linear`); here each expert's rows are the inner dimension. A program owns a
+block of one expert's matrix and walks that expert's rows in the plan's order: no atomics, the same
+bits every time, zeros for experts without rows.
 """
 
 import torch
 from moesim_kernels.ops.plan import Plan
-from moesim_kernels.ops.runtime import dot_dtype, jit, require_float, require_triton, store_dtype, tl, triton
+from moesim_kernels.ops.runtime import (
+    dot_dtype,
+    jit,
+    require_float,
+    require_triton,
+    store_dtype,
+    tl,
+    triton,
+)
 
 #: rows of a step, and the block of the matrix
 BLOCK_R, BLOCK_N, BLOCK_C = 32, 64, 64
 
 
 @jit
-def _outer_kernel(a_ptr, b_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, width, inner, A_TOP_K: tl.constexpr,
-                  B_TOP_K: tl.constexpr, DOT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-                  BLOCK_C: tl.constexpr):
+def _outer_kernel(
+    a_ptr,
+    b_ptr,
+    out_ptr,
+    sorted_pairs_ptr,
+    offsets_ptr,
+    width,
+    inner,
+    A_TOP_K: tl.constexpr,
+    B_TOP_K: tl.constexpr,
+    DOT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     blocks_c = tl.cdiv(inner, BLOCK_C)
     blocks = tl.cdiv(width, BLOCK_N) * blocks_c
     expert = (tl.program_id(0) // blocks).to(tl.int64)
@@ -29,22 +50,34 @@ def _outer_kernel(a_ptr, b_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, width, i
     for step in range(0, tl.cdiv(end - first, BLOCK_R)):
         r = first + step * BLOCK_R + tl.arange(0, BLOCK_R)
         pairs = tl.load(sorted_pairs_ptr + r, mask=r < end, other=0).to(tl.int64)
-        a = tl.load(a_ptr + (pairs // A_TOP_K)[None, :] * width + n[:, None],
-                    mask=(r < end)[None, :] & (n < width)[:, None], other=0.0).to(DOT)
-        b = tl.load(b_ptr + (pairs // B_TOP_K)[:, None] * inner + c[None, :],
-                    mask=(r < end)[:, None] & (c < inner)[None, :], other=0.0).to(DOT)
+        a = tl.load(
+            a_ptr + (pairs // A_TOP_K)[None, :] * width + n[:, None],
+            mask=(r < end)[None, :] & (n < width)[:, None],
+            other=0.0,
+        ).to(DOT)
+        b = tl.load(
+            b_ptr + (pairs // B_TOP_K)[:, None] * inner + c[None, :],
+            mask=(r < end)[:, None] & (c < inner)[None, :],
+            other=0.0,
+        ).to(DOT)
         total = tl.dot(a, b, total, input_precision="ieee")
     out_at = out_ptr + (expert * width + n)[:, None] * inner + c[None, :]
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=(n < width)[:, None] & (c < inner)[None, :])
+    tl.store(
+        out_at, total.to(out_ptr.dtype.element_ty), mask=(n < width)[:, None] & (c < inner)[None, :]
+    )
 
 
 def _rows_per_operand(name: str, operand: torch.Tensor, plan: Plan) -> int:
-    """Pairs that share a row of ``operand``: top_k where its rows are tokens, 1 where they are pairs."""
+    """Pairs that share a row of ``operand``: top_k where its rows are tokens, 1 where they are
+    pairs.
+    """
     require_float(name, operand)
     num_tokens = plan.num_rows // plan.top_k
     if operand.ndim != 2 or operand.shape[0] not in (num_tokens, plan.num_rows):
-        raise ValueError(f"{name}: expected {num_tokens} rows (tokens) or {plan.num_rows} (pairs), got shape "
-                         f"{tuple(operand.shape)}")
+        raise ValueError(
+            f"{name}: expected {num_tokens} rows (tokens) or {plan.num_rows} (pairs), got shape "
+            f"{tuple(operand.shape)}"
+        )
     return 1 if operand.shape[0] == plan.num_rows else plan.top_k
 
 
@@ -59,7 +92,8 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Sum a^T b over each expert's pairs, accumulating in float32.
 
     Args:
-        a: bfloat16, float16 or float32, contiguous; tokens of shape (T, N), or pairs p = t x K + j of shape (P, N).
+        a: bfloat16, float16 or float32, contiguous; tokens of shape (T, N), or pairs p = t x K + j
+            of shape (P, N).
         b: The other factors in the same format, likewise of shape (T, C) or (P, C), contiguous.
         plan: Plan of the routing.
 
@@ -73,17 +107,41 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
     a_top_k, b_top_k = _check(a, b, plan)
     require_triton(a, b, plan.sorted_pairs)
     width, inner = a.shape[1], b.shape[1]
-    out_ENC = torch.empty(plan.num_experts, width, inner, dtype=store_dtype(a.dtype), device=a.device)
+    out_ENC = torch.empty(
+        plan.num_experts, width, inner, dtype=store_dtype(a.dtype), device=a.device
+    )
     if out_ENC.numel():
-        _outer_kernel[(plan.num_experts * triton.cdiv(width, BLOCK_N) * triton.cdiv(inner, BLOCK_C),)](
-            a, b, out_ENC, plan.sorted_pairs, plan.expert_offsets_E1, width, inner, A_TOP_K=a_top_k, B_TOP_K=b_top_k,
-            DOT=dot_dtype(a.dtype), BLOCK_R=BLOCK_R, BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=4, num_stages=2)
+        _outer_kernel[
+            (plan.num_experts * triton.cdiv(width, BLOCK_N) * triton.cdiv(inner, BLOCK_C),)
+        ](
+            a,
+            b,
+            out_ENC,
+            plan.sorted_pairs,
+            plan.expert_offsets_E1,
+            width,
+            inner,
+            A_TOP_K=a_top_k,
+            B_TOP_K=b_top_k,
+            DOT=dot_dtype(a.dtype),
+            BLOCK_R=BLOCK_R,
+            BLOCK_N=BLOCK_N,
+            BLOCK_C=BLOCK_C,
+            num_warps=4,
+            num_stages=2,
+        )
     return out_ENC.to(a.dtype)
 
 
 def grouped_outer_reference(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """`grouped_outer` in torch: float32 products of the stored numbers, expert by expert, rounded once."""
+    """`grouped_outer` in torch: float32 products of the stored numbers, expert by expert, rounded
+    once.
+    """
     a_top_k, b_top_k = _check(a, b, plan)
     pairs, sizes = plan.sorted_pairs.long(), plan.expert_offsets_E1.diff().tolist()
-    parts = zip(a[pairs // a_top_k].float().split(sizes), b[pairs // b_top_k].float().split(sizes), strict=True)
+    parts = zip(
+        a[pairs // a_top_k].float().split(sizes),
+        b[pairs // b_top_k].float().split(sizes),
+        strict=True,
+    )
     return torch.stack([rows.T @ others for rows, others in parts]).to(a.dtype)

@@ -1,9 +1,10 @@
 """Gather, gate and up projections and SwiGLU of all experts in one kernel.
 
-Row r of the result belongs to pair ``plan.sorted_pairs[r]``: silu(x W_gate^T) * (x W_up^T) with that pair's token and
-expert. Rows 0..I-1 of an expert's ``w_gate_up`` are W_gate, rows I..2I-1 are W_up. Tokens are read where they lie (no
-permuted copy), both products accumulate in float32, and only the activation is rounded and stored. Operands may be
-`BlockScaled`: then each step of the depth lies inside one block of scales, which are applied to what the step adds.
+Row r of the result belongs to pair ``plan.sorted_pairs[r]``: silu(x W_gate^T) * (x W_up^T) with
+that pair's token and expert. Rows 0..I-1 of an expert's ``w_gate_up`` are W_gate, rows I..2I-1 are
+W_up. Tokens are read where they lie (no permuted copy), both products accumulate in float32, and
+only the activation is rounded and stored. Operands may be `BlockScaled`: then each step of the
+depth lies inside one block of scales, which are applied to what the step adds.
 """
 
 import torch
@@ -21,17 +22,52 @@ from moesim_kernels.ops.operands import (
 )
 from moesim_kernels.ops.persistent import Path, chosen_path, persistent_swiglu
 from moesim_kernels.ops.plan import Plan, work_tile
-from moesim_kernels.ops.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
+from moesim_kernels.ops.runtime import (
+    dot_dtype,
+    jit,
+    limits,
+    require_triton,
+    store_dtype,
+    tl,
+    triton,
+)
 from moesim_kernels.tiles.tiles import Tile, tile_config
 
 
 @jit
-def _swiglu_kernel(x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
-                   tile_row_ptr, max_tiles, hidden, width, TOP_K: tl.constexpr, DOT: tl.constexpr,
-                   SCALED: tl.constexpr, EVEN_H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
-    expert, rows, exists, pairs, block_n = work_tile(tl.program_id(0), sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
-                                                     tile_row_ptr, max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
+def _swiglu_kernel(
+    x_ptr,
+    x_scales_ptr,
+    w_ptr,
+    w_scales_ptr,
+    out_ptr,
+    sorted_pairs_ptr,
+    offsets_ptr,
+    tile_expert_ptr,
+    tile_row_ptr,
+    max_tiles,
+    hidden,
+    width,
+    TOP_K: tl.constexpr,
+    DOT: tl.constexpr,
+    SCALED: tl.constexpr,
+    EVEN_H: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    expert, rows, exists, pairs, block_n = work_tile(
+        tl.program_id(0),
+        sorted_pairs_ptr,
+        offsets_ptr,
+        tile_expert_ptr,
+        tile_row_ptr,
+        max_tiles,
+        tl.cdiv(width, BLOCK_N),
+        BLOCK_M,
+        GROUP_M,
+    )
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -42,13 +78,16 @@ def _swiglu_kernel(x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
     if SCALED:
         blocks_h = tl.cdiv(hidden, 128)
         x_scale_at = x_scales_ptr + (pairs // TOP_K).to(tl.int64) * blocks_h
-        # Columns of a block share their gate scales; up rows may begin inside a block of scales and so meet two.
+        # Columns of a block share their gate scales; up rows may begin inside a block of scales and
+        # so meet two.
         blocks_n = tl.cdiv(2 * width, 128)
         up_block = (width + block_n * BLOCK_N) // 128
         up_first = (width + n) // 128 == up_block
         gate_scale_at = w_scales_ptr + (expert * blocks_n + block_n * BLOCK_N // 128) * blocks_h
         up_scale_at = w_scales_ptr + (expert * blocks_n + up_block) * blocks_h
-        next_scale_at = w_scales_ptr + (expert * blocks_n + tl.minimum(up_block + 1, blocks_n - 1)) * blocks_h
+        next_scale_at = (
+            w_scales_ptr + (expert * blocks_n + tl.minimum(up_block + 1, blocks_n - 1)) * blocks_h
+        )
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, hidden, BLOCK_K):
@@ -64,7 +103,9 @@ def _swiglu_kernel(x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
         if SCALED:
             x_scale = tl.load(x_scale_at + start // 128, mask=exists, other=0.0)[:, None]
             gate += tl.dot(x, w_gate) * (x_scale * tl.load(gate_scale_at + start // 128))
-            up_scale = tl.where(up_first, tl.load(up_scale_at + start // 128), tl.load(next_scale_at + start // 128))
+            up_scale = tl.where(
+                up_first, tl.load(up_scale_at + start // 128), tl.load(next_scale_at + start // 128)
+            )
             up += tl.dot(x, w_up) * x_scale * up_scale[None, :]
         else:
             gate = tl.dot(x, w_gate, gate, input_precision="ieee")
@@ -81,32 +122,51 @@ def _check(x_TH: Operand, w_gate_up: Operand, plan: Plan) -> tuple[torch.Tensor,
     check_operands("x_TH", x_TH, "w_gate_up", w_gate_up)
     x, w = values(x_TH), values(w_gate_up)
     shape = tuple(w.shape)
-    if x.ndim != 2 or len(shape) != 3 or shape[0] != plan.num_experts or shape[1] % 2 or shape[2] != x.shape[1]:
-        raise ValueError(f"expected x_TH of shape (T, H) and w_gate_up of shape (E = {plan.num_experts}, 2I, H), got "
-                         f"{tuple(x.shape)} and {shape}")
+    if (
+        x.ndim != 2
+        or len(shape) != 3
+        or shape[0] != plan.num_experts
+        or shape[1] % 2
+        or shape[2] != x.shape[1]
+    ):
+        raise ValueError(
+            f"expected x_TH of shape (T, H) and w_gate_up of shape (E = {plan.num_experts}, 2I, "
+            f"H), got {tuple(x.shape)} and {shape}"
+        )
     if x.shape[0] * plan.top_k != plan.num_rows:
         raise ValueError(f"plan: expected {x.shape[0]} x {plan.top_k} pairs, got {plan.num_rows}")
     return x, w
 
 
-def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile | None = None, *,
-                   out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
+def grouped_swiglu(
+    x_TH: Operand,
+    w_gate_up: Operand,
+    plan: Plan,
+    config: Tile | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """The experts' activations, in the plan's order.
 
     Args:
-        x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous; or `BlockScaled` by rows.
-        w_gate_up: Weights in the same format, shape (E, 2I, H), contiguous; or `BlockScaled` by blocks of the 2I rows.
+        x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous; or `BlockScaled` by
+            rows.
+        w_gate_up: Weights in the same format, shape (E, 2I, H), contiguous; or `BlockScaled` by
+            blocks of the 2I rows.
         plan: Plan of the routing.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
-            operands.
+        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k
+            divides 128 for scaled operands.
         out_dtype: Format of the result; by default that of ``x_TH``, bfloat16 for scaled ones.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits the GPU.
+        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits
+            the GPU.
 
     Returns:
         Activations of shape (P, I).
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not multiply.
+        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not
+            multiply.
         RuntimeError: No Triton to launch with.
     """
     x, w = _check(x_TH, w_gate_up, plan)
@@ -115,28 +175,59 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
     out_dtype = out_dtype or result_dtype(x_TH)
     out_PI = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=x.device)
     if out_PI.numel():
-        tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=x.element_size() * 8,
-                                     num_accumulators=2, block_m=plan.block_m, limits=limits())
+        tile = config or tile_config(
+            plan.num_rows / plan.num_experts,
+            width,
+            operand_bits=x.element_size() * 8,
+            num_accumulators=2,
+            block_m=plan.block_m,
+            limits=limits(),
+        )
         require_product(x_TH, tile)
         if chosen_path(path, x_TH, w_gate_up) == "descriptors":
             persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
             return out_PI.to(out_dtype)
         _swiglu_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
-            x, scales(x_TH), w, scales(w_gate_up), out_PI, plan.sorted_pairs, plan.expert_offsets_E1,
-            plan.tile_expert, plan.tile_row, plan.max_tiles, hidden, width, TOP_K=plan.top_k, DOT=dot_dtype(x.dtype),
-            SCALED=isinstance(x_TH, BlockScaled), EVEN_H=hidden % tile.block_k == 0, BLOCK_M=plan.block_m,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
-            num_stages=tile.num_stages)
+            x,
+            scales(x_TH),
+            w,
+            scales(w_gate_up),
+            out_PI,
+            plan.sorted_pairs,
+            plan.expert_offsets_E1,
+            plan.tile_expert,
+            plan.tile_row,
+            plan.max_tiles,
+            hidden,
+            width,
+            TOP_K=plan.top_k,
+            DOT=dot_dtype(x.dtype),
+            SCALED=isinstance(x_TH, BlockScaled),
+            EVEN_H=hidden % tile.block_k == 0,
+            BLOCK_M=plan.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            GROUP_M=tile.group_m,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
     return out_PI.to(out_dtype)
 
 
-def grouped_swiglu_reference(x_TH: Operand, w_gate_up: Operand, plan: Plan, *,
-                             out_dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`grouped_swiglu` in torch: float32 products of the stored numbers, expert by expert, rounded where it rounds."""
+def grouped_swiglu_reference(
+    x_TH: Operand, w_gate_up: Operand, plan: Plan, *, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """`grouped_swiglu` in torch: float32 products of the stored numbers, expert by expert, rounded
+    where it rounds.
+    """
     _check(x_TH, w_gate_up, plan)
     rows_PH = float_rows(x_TH)[plan.sorted_pairs.long() // plan.top_k]
     parts = []
-    for rows, w in zip(rows_PH.split(plan.expert_offsets_E1.diff().tolist()), float_matrices(w_gate_up), strict=True):
+    for rows, w in zip(
+        rows_PH.split(plan.expert_offsets_E1.diff().tolist()),
+        float_matrices(w_gate_up),
+        strict=True,
+    ):
         gate, up = (rows @ w.T).chunk(2, dim=1)
         parts.append(torch.nn.functional.silu(gate) * up)
     return torch.cat(parts).to(out_dtype or result_dtype(x_TH))

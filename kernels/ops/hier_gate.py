@@ -1,15 +1,16 @@
 """The two-level gate: score groups of experts first, then only the experts of the groups kept.
 
-A token's coarse logits pick its ``num_limited_groups`` groups; fine logits are computed for those groups' experts alone
-and the top-k of them are its experts. Scored keys per token fall from E to G + g x S (G groups of S experts, g kept),
-the hierarchy of Shazeer et al. 2017 (arXiv 1701.06538).
+A token's coarse logits pick its ``num_limited_groups`` groups; fine logits are computed for those
+groups' experts alone and the top-k of them are its experts. Scored keys per token fall from E to
+G + g x S (G groups of S experts, g kept), the hierarchy of Shazeer et al. 2017 (arXiv 1701.06538).
 
-The fine level is itself a mixture of experts: a group is an "expert" whose matrix is its S keys, so the plan and the
-grouped GEMM do the scoring, and each group's keys are read once for all tokens that kept it.
+The fine level is itself a mixture of experts: a group is an "expert" whose matrix is its S keys, so
+the plan and the grouped GEMM do the scoring, and each group's keys are read once for all tokens
+that kept it.
 
-Rules: logits accumulate in float32; NaN, infinities and ties follow `moesim_kernels.ops.router` at both levels (lowest
-group, then lowest expert). Weights are the softmax over the chosen experts' fine logits; coarse logits choose groups
-and do not enter the weights.
+Rules: logits accumulate in float32; NaN, infinities and ties follow `moesim_kernels.ops.router` at
+both levels (lowest group, then lowest expert). Weights are the softmax over the chosen experts'
+fine logits; coarse logits choose groups and do not enter the weights.
 """
 
 import torch
@@ -19,42 +20,65 @@ from moesim_kernels.ops.router import UNCHECKED, route, route_reference
 from moesim_kernels.tiles.tiles import tile_config
 
 
-def _check(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.Tensor, top_k: int,
-           num_limited_groups: int) -> None:
+def _check(
+    x_TH: torch.Tensor,
+    coarse_GH: torch.Tensor,
+    fine_EH: torch.Tensor,
+    top_k: int,
+    num_limited_groups: int,
+) -> None:
     shapes = tuple(x_TH.shape), tuple(coarse_GH.shape), tuple(fine_EH.shape)
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
-        raise ValueError(f"expected x_TH, coarse_GH and fine_EH of one hidden size, got shapes {shapes}")
+        raise ValueError(
+            f"expected x_TH, coarse_GH and fine_EH of one hidden size, got shapes {shapes}"
+        )
     num_groups, num_experts = shapes[1][0], shapes[2][0]
     if num_groups < 1 or num_experts < 1 or num_experts % num_groups:
-        raise ValueError(f"coarse_GH: expected a number of groups that divides {num_experts} experts, got {num_groups}")
+        raise ValueError(
+            f"coarse_GH: expected a number of groups that divides {num_experts} experts, got "
+            f"{num_groups}"
+        )
     if not 1 <= num_limited_groups <= num_groups:
-        raise ValueError(f"num_limited_groups: expected 1 to {num_groups}, got {num_limited_groups}")
+        raise ValueError(
+            f"num_limited_groups: expected 1 to {num_groups}, got {num_limited_groups}"
+        )
     if not 1 <= top_k <= num_limited_groups * (num_experts // num_groups):
-        raise ValueError(f"top_k: expected 1 to the experts of {num_limited_groups} groups, got {top_k}")
+        raise ValueError(
+            f"top_k: expected 1 to the experts of {num_limited_groups} groups, got {top_k}"
+        )
 
 
 def _expert_ids(slots_TK: torch.Tensor, groups_Tg: torch.Tensor, per_group: int) -> torch.Tensor:
     """Ids of the experts at these columns of a token's kept groups, laid side by side."""
-    return (groups_Tg.gather(1, slots_TK.long() // per_group) * per_group + slots_TK % per_group).int()
+    return (
+        groups_Tg.gather(1, slots_TK.long() // per_group) * per_group + slots_TK % per_group
+    ).int()
 
 
-def two_level_gate(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.Tensor, top_k: int,
-                   num_limited_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def two_level_gate(
+    x_TH: torch.Tensor,
+    coarse_GH: torch.Tensor,
+    fine_EH: torch.Tensor,
+    top_k: int,
+    num_limited_groups: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts by groups, then inside them.
 
     Args:
         x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous.
         coarse_GH: Keys of the groups in the same format, shape (G, H), contiguous.
-        fine_EH: Keys of the experts in the same format, shape (E, H), contiguous; group g owns experts g x E/G onwards.
+        fine_EH: Keys of the experts in the same format, shape (E, H), contiguous; group g owns
+            experts g x E/G onwards.
         top_k: Experts a token uses.
         num_limited_groups: Groups a token keeps.
 
     Returns:
-        Weights, float32 of shape (T, K), softmax over the chosen fine logits; expert ids, int32 of shape (T, K).
+        Weights, float32 of shape (T, K), softmax over the chosen fine logits; expert ids, int32 of
+        shape (T, K).
 
     Raises:
-        ValueError: Shapes, formats or numbers that do not fit each other; more than 16,384 padded groups, or experts in
-            the kept groups.
+        ValueError: Shapes, formats or numbers that do not fit each other; more than 16,384 padded
+            groups, or experts in the kept groups.
         RuntimeError: No Triton to launch with.
     """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
@@ -64,18 +88,36 @@ def two_level_gate(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.T
     groups_Tg = groups_Tg.sort(dim=1).values.contiguous()
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
     plan = make_plan(groups_Tg, num_groups, tile.block_m)
-    fine = grouped_linear(x_TH, fine_EH.view(num_groups, per_group, hidden), plan, gather=True, out_dtype=torch.float32)
-    weights_TK, slots_TK = route(fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED)
+    fine = grouped_linear(
+        x_TH,
+        fine_EH.view(num_groups, per_group, hidden),
+        plan,
+        gather=True,
+        out_dtype=torch.float32,
+    )
+    weights_TK, slots_TK = route(
+        fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED
+    )
     return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)
 
 
-def two_level_gate_reference(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.Tensor, top_k: int,
-                             num_limited_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def two_level_gate_reference(
+    x_TH: torch.Tensor,
+    coarse_GH: torch.Tensor,
+    fine_EH: torch.Tensor,
+    top_k: int,
+    num_limited_groups: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`two_level_gate` in torch: scores all experts and looks only at those of the kept groups."""
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     num_groups, per_group = coarse_GH.shape[0], fine_EH.shape[0] // coarse_GH.shape[0]
     coarse_TG = x_TH.float() @ coarse_GH.float().T
-    groups_Tg = route_reference(coarse_TG, num_limited_groups, options=UNCHECKED)[1].long().sort(dim=1).values
+    groups_Tg = (
+        route_reference(coarse_TG, num_limited_groups, options=UNCHECKED)[1]
+        .long()
+        .sort(dim=1)
+        .values
+    )
     logits_TGS = (x_TH.float() @ fine_EH.float().T).view(x_TH.shape[0], num_groups, per_group)
     kept_TgS = logits_TGS.gather(1, groups_Tg[:, :, None].expand(-1, -1, per_group))
     weights_TK, slots_TK = route_reference(kept_TgS.flatten(1), top_k, options=UNCHECKED)

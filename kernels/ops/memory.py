@@ -1,4 +1,5 @@
-"""Kernels that move bytes and nothing else, to measure a GPU's memory: a stream, and a gather of random rows.
+"""Kernels that move bytes and nothing else, to measure a GPU's memory: a stream, and a gather of
+random rows.
 
 Both read and write: bytes moved are twice those of the result.
 """
@@ -18,8 +19,15 @@ def _stream_kernel(source_ptr, target_ptr, num_elements, BLOCK: tl.constexpr):
 
 
 @jit
-def _gather_kernel(source_ptr, rows_ptr, target_ptr, num_rows, num_columns, BLOCK_R: tl.constexpr,
-                   BLOCK_C: tl.constexpr):
+def _gather_kernel(
+    source_ptr,
+    rows_ptr,
+    target_ptr,
+    num_rows,
+    num_columns,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.load(rows_ptr + r, mask=r < num_rows, other=0).to(tl.int64)
@@ -30,8 +38,10 @@ def _gather_kernel(source_ptr, rows_ptr, target_ptr, num_rows, num_columns, BLOC
 
 def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, dimensions: int) -> None:
     if tensor.dtype != dtype or tensor.ndim != dimensions:
-        raise ValueError(f"{name}: expected {dtype} of {dimensions} dimensions, got {tensor.dtype} of shape "
-                         f"{tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name}: expected {dtype} of {dimensions} dimensions, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
 
 
 def stream(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
@@ -48,7 +58,9 @@ def stream(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
     _check("source_N", source_N, torch.float32, 1)
     _check("target_N", target_N, torch.float32, 1)
     if source_N.shape != target_N.shape:
-        raise ValueError(f"target_N: expected shape {tuple(source_N.shape)}, got {tuple(target_N.shape)}")
+        raise ValueError(
+            f"target_N: expected shape {tuple(source_N.shape)}, got {tuple(target_N.shape)}"
+        )
     require_triton(source_N, target_N)
     if len(source_N):
         grid = (triton.cdiv(len(source_N), BLOCK),)
@@ -84,9 +96,12 @@ def gather(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tenso
     columns = min(triton.next_power_of_2(shape[1]), BLOCK)
     rows = BLOCK // columns
     _gather_kernel[(triton.cdiv(shape[0], rows), triton.cdiv(shape[1], columns))](
-        source_SC, rows_R, target_RC, *shape, BLOCK_R=rows, BLOCK_C=columns, num_warps=WARPS)
+        source_SC, rows_R, target_RC, *shape, BLOCK_R=rows, BLOCK_C=columns, num_warps=WARPS
+    )
 
 
-def gather_reference(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tensor) -> None:
+def gather_reference(
+    source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tensor
+) -> None:
     """`gather` in torch."""
     torch.index_select(source_SC, 0, rows_R, out=target_RC)

@@ -1,7 +1,7 @@
 """Operands of the grouped GEMMs: plain numbers, or 8-bit ones with a scale for each block.
 
-A product of block-scaled operands accumulates in float32; the scales of row and weight are applied to what each 128
-elements of the depth add (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+A product of block-scaled operands accumulates in float32; the scales of row and weight are applied
+to what each 128 elements of the depth add (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,8 @@ class BlockScaled:
 
     Attributes:
         values: A format of `LARGEST`, shape (R, C) of rows, (E, N, C) of weights.
-        scales: float32, shape (R, ceil(C / 128)) of rows, (E, ceil(N / 128), ceil(C / 128)) of weights.
+        scales: float32, shape (R, ceil(C / 128)) of rows, (E, ceil(N / 128), ceil(C / 128)) of
+            weights.
     """
 
     values: torch.Tensor
@@ -50,21 +51,26 @@ def scales(operand: Operand) -> torch.Tensor | None:
 
 def tensors(*operands: Operand) -> list[torch.Tensor]:
     """Every tensor of these operands."""
-    return [t for o in operands for t in ((o.values, o.scales) if isinstance(o, BlockScaled) else (o,))]
+    return [
+        t for o in operands for t in ((o.values, o.scales) if isinstance(o, BlockScaled) else (o,))
+    ]
 
 
 def check_operands(name: str, rows: Operand, weights_name: str, weights: Operand) -> None:
     """Refuse a row operand and a weight operand that do not fit each other.
 
     Raises:
-        ValueError: Formats that the kernels do not know or that differ, or scales of another shape than theirs.
+        ValueError: Formats that the kernels do not know or that differ, or scales of another shape
+            than theirs.
     """
     if not isinstance(rows, BlockScaled):
         require_float(name, rows)
     if isinstance(rows, BlockScaled) != isinstance(weights, BlockScaled):
         raise ValueError(f"{name}, {weights_name}: expected both as BlockScaled or neither")
     if values(rows).dtype != values(weights).dtype:
-        raise ValueError(f"{weights_name}: expected {values(rows).dtype} as {name}, got {values(weights).dtype}")
+        raise ValueError(
+            f"{weights_name}: expected {values(rows).dtype} as {name}, got {values(weights).dtype}"
+        )
     if isinstance(rows, BlockScaled):
         check_scaled(name, rows, 2)
         check_scaled(weights_name, weights, 3)
@@ -79,31 +85,45 @@ def check_scaled(name: str, operand: Operand, dimensions: int) -> None:
     if not isinstance(operand, BlockScaled):
         raise ValueError(f"{name}: expected BlockScaled as the other operands, got {operand.dtype}")
     shape = operand.values.shape
-    if operand.values.dtype not in LARGEST or len(shape) != dimensions or operand.scales.dtype != torch.float32:
-        raise ValueError(f"{name}: expected 8-bit values of {dimensions} dimensions and float32 scales, got "
-                         f"{operand.values.dtype} of shape {tuple(shape)} and {operand.scales.dtype}")
+    if (
+        operand.values.dtype not in LARGEST
+        or len(shape) != dimensions
+        or operand.scales.dtype != torch.float32
+    ):
+        raise ValueError(
+            f"{name}: expected 8-bit values of {dimensions} dimensions and float32 scales, got "
+            f"{operand.values.dtype} of shape {tuple(shape)} and {operand.scales.dtype}"
+        )
     blocks = (shape[0], *(blocks_of(size) for size in shape[1:]))
     if operand.scales.shape != blocks:
-        raise ValueError(f"{name}: expected scales of shape {blocks}, one for each {SCALE_BLOCK} elements, got "
-                         f"{tuple(operand.scales.shape)}")
+        raise ValueError(
+            f"{name}: expected scales of shape {blocks}, one for each {SCALE_BLOCK} elements, got "
+            f"{tuple(operand.scales.shape)}"
+        )
 
 
 def require_product(operand: Operand, tile: Tile) -> None:
     """Refuse a product this GPU's matrix units, or this tile, cannot compute.
 
     Raises:
-        ValueError: An 8-bit format the GPU does not multiply, or a tile whose steps cross blocks of scales.
+        ValueError: An 8-bit format the GPU does not multiply, or a tile whose steps cross blocks of
+            scales.
     """
     if not isinstance(operand, BlockScaled):
         return
     can = limits().fp8 if triton_mode() == "gpu" else "float8_e4m3fn"
     if str(operand.values.dtype) != f"torch.{can}":
         wanted = f"{can} values" if can else "formats of 16 bits or more"
-        raise ValueError(f"expected {wanted} on this GPU, whose matrix units have no product of {operand.values.dtype}")
+        raise ValueError(
+            f"expected {wanted} on this GPU, whose matrix units have no product of "
+            f"{operand.values.dtype}"
+        )
     for name in ("block_n", "block_k"):
         if SCALE_BLOCK % getattr(tile, name):
-            raise ValueError(f"tile.{name}: expected a divisor of {SCALE_BLOCK} for scaled operands, got "
-                             f"{getattr(tile, name)}")
+            raise ValueError(
+                f"tile.{name}: expected a divisor of {SCALE_BLOCK} for scaled operands, got "
+                f"{getattr(tile, name)}"
+            )
 
 
 def result_dtype(operand: Operand) -> torch.dtype:
@@ -121,7 +141,10 @@ def float_rows(rows: Operand) -> torch.Tensor:
     """The float32 numbers that rows stand for."""
     if not isinstance(rows, BlockScaled):
         return rows.float()
-    return rows.values.float() * rows.scales.repeat_interleave(SCALE_BLOCK, 1)[:, :rows.values.shape[1]]
+    return (
+        rows.values.float()
+        * rows.scales.repeat_interleave(SCALE_BLOCK, 1)[:, : rows.values.shape[1]]
+    )
 
 
 def float_matrices(weights: Operand) -> Iterator[torch.Tensor]:

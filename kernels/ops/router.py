@@ -3,24 +3,28 @@
 The rules, the same to the letter in the kernel and in `route_reference`:
 
 1. NaN logits are refused where that is checked, else they are -inf; -0.0 equals 0.0.
-2. Experts are chosen by logit: both scores grow with it, and logits still differ where scores saturate. Ties go to the
-   lowest expert id, so a row of -inf alone chooses experts 0..K-1. Chosen experts are listed best first.
-3. With more than one group, only experts of a token's best ``num_limited_groups`` groups are eligible. A group's score
-   is the sum of its two best experts' scores (its only expert's score in groups of one), ties to the lowest group id:
-   node-limited routing of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2). The scores summed here are exp(logit - row
-   maximum) for softmax, which orders groups as the softmax itself does, and sigmoid(logit). They are float32: groups
+2. Experts are chosen by logit: both scores grow with it, and logits still differ where scores
+   saturate. Ties go to the lowest expert id, so a row of -inf alone chooses experts 0..K-1. Chosen
+   experts are listed best first.
+3. With more than one group, only experts of a token's best ``num_limited_groups`` groups are
+   eligible. A group's score is the sum of its two best experts' scores (its only expert's score in
+   groups of one), ties to the lowest group id: node-limited routing of DeepSeek-V3 (arXiv
+   2412.19437, section 2.1.2). The scores summed here are exp(logit - row maximum) for softmax,
+   which orders groups as the softmax itself does, and sigmoid(logit). They are float32: groups
    whose scores underflow tie at 0.
-4. Weights are the chosen experts' scores, divided by their sum. For softmax that is the softmax over the chosen logits.
-   Where a logit equals the row's maximum, exp(logit - maximum) is 1, even at infinity: +inf logits share the weight
-   equally and leave finite ones 0, and a row of -inf alone has equal weights. For sigmoid, +inf scores 1 and -inf
-   scores 0; weights are equal if all chosen scores are 0.
-5. Given a bias, experts and groups are chosen by score + bias (sigmoid(logit), or exp(logit - row maximum) over the
-   row's sum), weights know nothing of it (auxiliary-loss-free balancing, arXiv 2408.15664; DeepSeek-V3). A logit of
-   -inf stays behind every other, whatever its bias.
-6. Logits are first multiplied with 1 / temperature, then noise of a given deviation is added (noisy top-k, Shazeer et
-   al. 2017, arXiv 1701.06538). A logit's noise follows from seed, token and expert alone: the sum of twelve uniform
-   numbers less 6, nearly normal and cut off at 6 deviations, made of integers by a hash (MurmurHash3's finaliser), so
-   that it is the same number everywhere.
+4. Weights are the chosen experts' scores, divided by their sum. For softmax that is the softmax
+   over the chosen logits. Where a logit equals the row's maximum, exp(logit - maximum) is 1, even
+   at infinity: +inf logits share the weight equally and leave finite ones 0, and a row of -inf
+   alone has equal weights. For sigmoid, +inf scores 1 and -inf scores 0; weights are equal if all
+   chosen scores are 0.
+5. Given a bias, experts and groups are chosen by score + bias (sigmoid(logit), or exp(logit - row
+   maximum) over the row's sum), weights know nothing of it (auxiliary-loss-free balancing, arXiv
+   2408.15664; DeepSeek-V3). A logit of -inf stays behind every other, whatever its bias.
+6. Logits are first multiplied with 1 / temperature, then noise of a given deviation is added (noisy
+   top-k, Shazeer et al. 2017, arXiv 1701.06538). A logit's noise follows from seed, token and
+   expert alone: the sum of twelve uniform numbers less 6, nearly normal and cut off at 6
+   deviations, made of integers by a hash (MurmurHash3's finaliser), so that it is the same number
+   everywhere.
 """
 
 import math
@@ -35,7 +39,9 @@ MAX_ROW, MAX_OPTIONS_ROW = 2**14, 2**13
 
 @jit
 def order_key(logits):
-    """float32 -> int32 keys in the same order; no float's key is as low as INT_MIN, and NaN's is -inf's."""
+    """float32 -> int32 keys in the same order; no float's key is as low as INT_MIN, and NaN's is
+    -inf's.
+    """
     logits = tl.where(logits != logits, float("-inf"), logits)
     bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -63,10 +69,24 @@ def _hashed(h):
 
 
 @jit
-def _load_logits(logits_ptr, t, expert, mask, num_experts, inverse_temperature, noise_std, seed, NOISY: tl.constexpr):
-    logits = tl.load(logits_ptr + t * num_experts + expert, mask=mask, other=0.0) * inverse_temperature
+def _load_logits(
+    logits_ptr,
+    t,
+    expert,
+    mask,
+    num_experts,
+    inverse_temperature,
+    noise_std,
+    seed,
+    NOISY: tl.constexpr,
+):
+    logits = (
+        tl.load(logits_ptr + t * num_experts + expert, mask=mask, other=0.0) * inverse_temperature
+    )
     if NOISY:
-        state = _hashed(_hashed(t.to(tl.uint32) + _hashed(seed)) ^ (expert.to(tl.uint32) * 0x9E3779B9))
+        state = _hashed(
+            _hashed(t.to(tl.uint32) + _hashed(seed)) ^ (expert.to(tl.uint32) * 0x9E3779B9)
+        )
         total = tl.zeros_like(logits).to(tl.int32)
         for i in tl.static_range(6):
             word = _hashed(state + (i * 0x2545F491 + 1))
@@ -76,22 +96,52 @@ def _load_logits(logits_ptr, t, expert, mask, num_experts, inverse_temperature, 
 
 
 @jit
-def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_tokens, num_experts, num_groups,
-                  num_limited_groups, top_k, seed, inverse_temperature, noise_std, SIGMOID: tl.constexpr,
-                  GROUPED: tl.constexpr, BIASED: tl.constexpr, NOISY: tl.constexpr, COUNTED: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr):
+def _route_kernel(
+    logits_ptr,
+    bias_ptr,
+    weights_ptr,
+    ids_ptr,
+    counts_ptr,
+    num_tokens,
+    num_experts,
+    num_groups,
+    num_limited_groups,
+    top_k,
+    seed,
+    inverse_temperature,
+    noise_std,
+    SIGMOID: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BIASED: tl.constexpr,
+    NOISY: tl.constexpr,
+    COUNTED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     int_min: tl.constexpr = -2147483648
     per_group = num_experts // num_groups
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    # Every group starts a row of BLOCK_S lanes, so lanes keep the order of expert ids and a group is an axis.
+    # Every group starts a row of BLOCK_S lanes, so lanes keep the order of expert ids and a group
+    # is an axis.
     lane = tl.arange(0, BLOCK_G * BLOCK_S)
     group = lane // BLOCK_S
     member = lane % BLOCK_S
     expert = group * per_group + member
     is_expert = (group < num_groups) & (member < per_group)
     exists = (t[:, None] < num_tokens) & is_expert[None, :]
-    logits = _load_logits(logits_ptr, t[:, None], expert[None, :], exists, num_experts, inverse_temperature, noise_std,
-                          seed, NOISY)
+    logits = _load_logits(
+        logits_ptr,
+        t[:, None],
+        expert[None, :],
+        exists,
+        num_experts,
+        inverse_temperature,
+        noise_std,
+        seed,
+        NOISY,
+    )
     keys = tl.where(exists, order_key(logits), int_min)
     row_max = key_logit(tl.max(keys, axis=1))[:, None]
     if BIASED:
@@ -100,26 +150,36 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
         if not SIGMOID:
             score = score / tl.sum(tl.where(exists, score, 0.0), axis=1)[:, None]
         bias = tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
-        keys = tl.where(exists, order_key(tl.where(logits == float("-inf"), logits, score + bias)), int_min)
+        keys = tl.where(
+            exists, order_key(tl.where(logits == float("-inf"), logits, score + bias)), int_min
+        )
 
     if GROUPED:
         keys_TGS = tl.reshape(keys, (BLOCK_T, BLOCK_G, BLOCK_S))
-        best, best_at = tl.max(keys_TGS, axis=2, return_indices=True, return_indices_tie_break_left=True)
+        best, best_at = tl.max(
+            keys_TGS, axis=2, return_indices=True, return_indices_tie_break_left=True
+        )
         s = tl.arange(0, BLOCK_S)[None, None, :]
         second = tl.max(tl.where(s == best_at[:, :, None], int_min, keys_TGS), axis=2)
         if BIASED:
             group_score = key_logit(best) + tl.where(second == int_min, 0.0, key_logit(second))
         else:
             group_score = _score(key_logit(best), row_max, SIGMOID)
-            group_score += tl.where(second == int_min, 0.0, _score(key_logit(second), row_max, SIGMOID))
+            group_score += tl.where(
+                second == int_min, 0.0, _score(key_logit(second), row_max, SIGMOID)
+            )
         g = tl.arange(0, BLOCK_G)[None, :]
-        open_groups = tl.where((g < num_groups) & (best != int_min), order_key(group_score), int_min)
+        open_groups = tl.where(
+            (g < num_groups) & (best != int_min), order_key(group_score), int_min
+        )
         kept = tl.zeros((BLOCK_T, BLOCK_G), tl.int1)
         for _ in range(num_limited_groups):
             group_at = tl.argmax(open_groups, axis=1, tie_break_left=True)[:, None]
             kept = kept | (g == group_at)
             open_groups = tl.where(g == group_at, int_min, open_groups)
-        keys = tl.reshape(tl.where(kept[:, :, None], keys_TGS, int_min), (BLOCK_T, BLOCK_G * BLOCK_S))
+        keys = tl.reshape(
+            tl.where(kept[:, :, None], keys_TGS, int_min), (BLOCK_T, BLOCK_G * BLOCK_S)
+        )
 
     slot = tl.arange(0, BLOCK_K)[None, :]
     chosen_key = tl.full((BLOCK_T, BLOCK_K), int_min, tl.int32)
@@ -133,8 +193,17 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
 
     writes = (t[:, None] < num_tokens) & (slot < top_k)
     if BIASED:
-        logits = _load_logits(logits_ptr, t[:, None], chosen_id, writes, num_experts, inverse_temperature, noise_std,
-                              seed, NOISY)
+        logits = _load_logits(
+            logits_ptr,
+            t[:, None],
+            chosen_id,
+            writes,
+            num_experts,
+            inverse_temperature,
+            noise_std,
+            seed,
+            NOISY,
+        )
         chosen_key = tl.where(writes, order_key(logits), int_min)
     best_logit = key_logit(tl.max(chosen_key, axis=1))[:, None]
     score = tl.where(slot < top_k, _score(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
@@ -148,7 +217,9 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
 
 
 def route_warps(row_elements: int) -> int:
-    """Warps of a router program whose rows have this many lanes, a power of two: 4 to 16, 1,024 lanes each."""
+    """Warps of a router program whose rows have this many lanes, a power of two: 4 to 16, 1,024
+    lanes each.
+    """
     return min(max(row_elements // 1024, 4), 16)
 
 
@@ -157,11 +228,13 @@ class Options:
     """What a router does beside top-k.
 
     Attributes:
-        bias_E: Added to scores where experts are chosen, float32 of shape (E,), contiguous; None without.
+        bias_E: Added to scores where experts are chosen, float32 of shape (E,), contiguous; None
+            without.
         noise_std: Deviation of the noise on logits, 0 for none.
         seed: Of the noise.
         temperature: Logits are divided by it.
-        counts_E: int32 of shape (E,), contiguous: the number of tokens that chose each expert is added to it.
+        counts_E: int32 of shape (E,), contiguous: the number of tokens that chose each expert is
+            added to it.
         checked: Refuse NaN logits; on a GPU that is a wait.
 
     Raises:
@@ -191,9 +264,13 @@ class Options:
         """
         for name, dtype in (("bias_E", torch.float32), ("counts_E", torch.int32)):
             tensor = getattr(self, name)
-            if tensor is not None and (tensor.shape != logits_TE.shape[1:] or tensor.dtype != dtype):
-                raise ValueError(f"{name}: expected {dtype} of shape ({logits_TE.shape[1]},), got {tensor.dtype} of "
-                                 f"shape {tuple(tensor.shape)}")
+            if tensor is not None and (
+                tensor.shape != logits_TE.shape[1:] or tensor.dtype != dtype
+            ):
+                raise ValueError(
+                    f"{name}: expected {dtype} of shape ({logits_TE.shape[1]},), got "
+                    f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
         if self.checked and bool(logits_TE.isnan().any()):
             raise ValueError("logits_TE: expected numbers, got NaN")
         if self.checked and self.bias_E is not None and not bool(self.bias_E.isfinite().all()):
@@ -202,8 +279,11 @@ class Options:
     def logits(self, logits_TE: torch.Tensor) -> torch.Tensor:
         """Logits over the temperature, with noise: in torch."""
         logits_TE = logits_TE * (torch.ones((), device=logits_TE.device) / self.temperature)
-        return logits_TE + noise(*logits_TE.shape, self.seed, logits_TE.device) * self.noise_std if self.noise_std \
+        return (
+            logits_TE + noise(*logits_TE.shape, self.seed, logits_TE.device) * self.noise_std
+            if self.noise_std
             else logits_TE
+        )
 
 
 PLAIN = Options()
@@ -211,8 +291,12 @@ PLAIN = Options()
 UNCHECKED = Options(checked=False)
 
 
-def noise(num_tokens: int, num_experts: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The noise of a deviation of 1 on every logit, by the rules of this module: float32 of shape (T, E)."""
+def noise(
+    num_tokens: int, num_experts: int, seed: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """The noise of a deviation of 1 on every logit, by the rules of this module: float32 of shape
+    (T, E).
+    """
     mask = 2**32 - 1
 
     def hashed(h: torch.Tensor) -> torch.Tensor:
@@ -228,31 +312,53 @@ def noise(num_tokens: int, num_experts: int, seed: int, device: torch.device | s
     return (total_TE - 6 * 65535).float() * (1.0 / 65536)
 
 
-def _check(logits_TE: torch.Tensor, top_k: int, score: str, num_expert_groups: int, num_limited_groups: int,
-           options: Options) -> None:
+def _check(
+    logits_TE: torch.Tensor,
+    top_k: int,
+    score: str,
+    num_expert_groups: int,
+    num_limited_groups: int,
+    options: Options,
+) -> None:
     if logits_TE.ndim != 2 or logits_TE.dtype != torch.float32 or logits_TE.shape[1] < 1:
-        raise ValueError(f"logits_TE: expected float32 of shape (T, E >= 1), got {logits_TE.dtype} of shape "
-                         f"{tuple(logits_TE.shape)}")
+        raise ValueError(
+            f"logits_TE: expected float32 of shape (T, E >= 1), got {logits_TE.dtype} of shape "
+            f"{tuple(logits_TE.shape)}"
+        )
     num_experts = logits_TE.shape[1]
     if score not in ("softmax", "sigmoid"):
         raise ValueError(f"score: expected 'softmax' or 'sigmoid', got {score!r}")
     if num_expert_groups < 1 or num_experts % num_expert_groups:
-        raise ValueError(f"num_expert_groups: expected a divisor of {num_experts} experts, got {num_expert_groups}")
+        raise ValueError(
+            f"num_expert_groups: expected a divisor of {num_experts} experts, got "
+            f"{num_expert_groups}"
+        )
     if not 1 <= num_limited_groups <= num_expert_groups:
-        raise ValueError(f"num_limited_groups: expected 1 to {num_expert_groups}, got {num_limited_groups}")
+        raise ValueError(
+            f"num_limited_groups: expected 1 to {num_expert_groups}, got {num_limited_groups}"
+        )
     eligible = num_limited_groups * (num_experts // num_expert_groups)
     if not 1 <= top_k <= eligible:
-        raise ValueError(f"top_k: expected 1 to the {eligible} experts of the kept groups, got {top_k}")
+        raise ValueError(
+            f"top_k: expected 1 to the {eligible} experts of the kept groups, got {top_k}"
+        )
     options.check(logits_TE)
 
 
-def route(logits_TE: torch.Tensor, top_k: int, score: str = "softmax", num_expert_groups: int = 1,
-          num_limited_groups: int = 1, options: Options = PLAIN) -> tuple[torch.Tensor, torch.Tensor]:
+def route(
+    logits_TE: torch.Tensor,
+    top_k: int,
+    score: str = "softmax",
+    num_expert_groups: int = 1,
+    num_limited_groups: int = 1,
+    options: Options = PLAIN,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts and their weights by the rules of this module.
 
     Args:
-        logits_TE: float32 of shape (T, E), contiguous; at most 16,384 lanes after rounding the number of groups and the
-            experts per group up to powers of two; 8,192 with bias or noise.
+        logits_TE: float32 of shape (T, E), contiguous; at most 16,384 lanes after rounding the
+            number of groups and the experts per group up to powers of two; 8,192 with bias or
+            noise.
         top_k: Experts a token uses.
         score: "softmax" or "sigmoid".
         num_expert_groups: Groups of consecutive experts; 1 for a flat gate.
@@ -273,8 +379,10 @@ def route(logits_TE: torch.Tensor, top_k: int, score: str = "softmax", num_exper
     block_s = triton.next_power_of_2(num_experts // num_expert_groups)
     most = MAX_OPTIONS_ROW if options.bias_E is not None or options.noise_std else MAX_ROW
     if block_g * block_s > most:
-        raise ValueError(f"logits_TE: expected at most {most} padded experts in one row, got {block_g * block_s}; "
-                         "use the two-level gate")
+        raise ValueError(
+            f"logits_TE: expected at most {most} padded experts in one row, got "
+            f"{block_g * block_s}; use the two-level gate"
+        )
     weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits_TE.device)
     ids_TK = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits_TE.device)
     if num_tokens:
@@ -283,16 +391,42 @@ def route(logits_TE: torch.Tensor, top_k: int, score: str = "softmax", num_exper
         # A product fused with a sum would be rounded once where the reference rounds twice.
         fusion = {"enable_fp_fusion": False} if noisy else {}
         _route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            logits_TE, options.bias_E, weights_TK, ids_TK, options.counts_E, num_tokens, num_experts,
-            num_expert_groups, num_limited_groups, top_k, options.seed, 1.0 / options.temperature, options.noise_std,
-            SIGMOID=score == "sigmoid", GROUPED=num_limited_groups < num_expert_groups,
-            BIASED=biased, NOISY=noisy, COUNTED=options.counts_E is not None, BLOCK_T=block_t, BLOCK_G=block_g,
-            BLOCK_S=block_s, BLOCK_K=triton.next_power_of_2(top_k), num_warps=route_warps(block_g * block_s), **fusion)
+            logits_TE,
+            options.bias_E,
+            weights_TK,
+            ids_TK,
+            options.counts_E,
+            num_tokens,
+            num_experts,
+            num_expert_groups,
+            num_limited_groups,
+            top_k,
+            options.seed,
+            1.0 / options.temperature,
+            options.noise_std,
+            SIGMOID=score == "sigmoid",
+            GROUPED=num_limited_groups < num_expert_groups,
+            BIASED=biased,
+            NOISY=noisy,
+            COUNTED=options.counts_E is not None,
+            BLOCK_T=block_t,
+            BLOCK_G=block_g,
+            BLOCK_S=block_s,
+            BLOCK_K=triton.next_power_of_2(top_k),
+            num_warps=route_warps(block_g * block_s),
+            **fusion,
+        )
     return weights_TK, ids_TK
 
 
-def route_reference(logits_TE: torch.Tensor, top_k: int, score: str = "softmax", num_expert_groups: int = 1,
-                    num_limited_groups: int = 1, options: Options = PLAIN) -> tuple[torch.Tensor, torch.Tensor]:
+def route_reference(
+    logits_TE: torch.Tensor,
+    top_k: int,
+    score: str = "softmax",
+    num_expert_groups: int = 1,
+    num_limited_groups: int = 1,
+    options: Options = PLAIN,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`route` in torch: same rules, arguments, results and ValueErrors; any number of experts."""
     _check(logits_TE, top_k, score, num_expert_groups, num_limited_groups, options)
     num_tokens, num_experts = logits_TE.shape
@@ -313,10 +447,13 @@ def route_reference(logits_TE: torch.Tensor, top_k: int, score: str = "softmax",
     if num_limited_groups < num_expert_groups:
         scores_TGS = scores_TE.view(num_tokens, num_expert_groups, -1)
         group_score_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(2)
-        kept_TG = group_score_TG.sort(dim=1, descending=True, stable=True).indices[:, :num_limited_groups]
+        kept_TG = group_score_TG.sort(dim=1, descending=True, stable=True).indices[
+            :, :num_limited_groups
+        ]
         eligible_TG = torch.zeros_like(group_score_TG, dtype=torch.bool).scatter_(1, kept_TG, True)
         eligible_TE = eligible_TG.repeat_interleave(num_experts // num_expert_groups, dim=1)
-    # Two stable sorts: by what chooses, then eligible before the rest, which -inf would otherwise tie with.
+    # Two stable sorts: by what chooses, then eligible before the rest, which -inf would otherwise
+    # tie with.
     by_logit_TE = by_TE.sort(dim=1, descending=True, stable=True).indices
     eligible_by_logit_TE = eligible_TE.gather(1, by_logit_TE).to(torch.int8)
     eligible_first_TE = eligible_by_logit_TE.sort(dim=1, descending=True, stable=True).indices

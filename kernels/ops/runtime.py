@@ -1,13 +1,14 @@
 """Which Triton can run here, and the imports the kernels share.
 
-Three worlds: a GPU with an active Triton driver; Triton's interpreter on the CPU (``TRITON_INTERPRET=1`` in the
-environment before triton is first imported: setting it later leaves Triton's own functions compiled ones); neither, as
-on macOS, where no triton package exists. The kernels' modules import in all three, and their torch references run.
+Three worlds: a GPU with an active Triton driver; Triton's interpreter on the CPU
+(``TRITON_INTERPRET=1`` in the environment before triton is first imported: setting it later leaves
+Triton's own functions compiled ones); neither, as on macOS, where no triton package exists. The
+kernels' modules import in all three, and their torch references run.
 
-Two facts about the interpreter shape the kernels. It keeps a bfloat16 number as its 16 bits and computes with those as
-integers, without an error: operands are cast to float32 right after the load (`dot_dtype`). And its cast from float32
-to bfloat16 truncates instead of rounding, that to 8 bits does not round ties to even: there kernels store float32 and
-torch rounds (`store_dtype`).
+Two facts about the interpreter shape the kernels. It keeps a bfloat16 number as its 16 bits and
+computes with those as integers, without an error: operands are cast to float32 right after the load
+(`dot_dtype`). And its cast from float32 to bfloat16 truncates instead of rounding, that to 8 bits
+does not round ties to even: there kernels store float32 and torch rounds (`store_dtype`).
 """
 
 from functools import cache
@@ -24,12 +25,14 @@ try:
     from triton.runtime.jit import JITFunction
 except ImportError:
     triton = None
-    # Kernel signatures are evaluated when their module is imported and name nothing else of triton.language.
+    # Kernel signatures are evaluated when their module is imported and name nothing else of
+    # triton.language.
     tl = SimpleNamespace(constexpr=object)
 
 TritonMode = Literal["gpu", "interpreter", "none"]
 
-# Triton decides for its own functions when it is imported; ours must follow those, not the environment's latest word.
+# Triton decides for its own functions when it is imported; ours must follow those, not the
+# environment's latest word.
 _INTERPRETED = triton is not None and isinstance(tl.max, InterpretedFunction)
 
 
@@ -45,18 +48,23 @@ def jit(fn: Any) -> Any:
 
 @cache
 def active_backends() -> tuple[str, ...]:
-    """Names of the Triton backends whose driver is active: ("nvidia",), ("amd",) or (); asked once per process."""
+    """Names of the Triton backends whose driver is active: ("nvidia",), ("amd",) or (); asked once
+    per process.
+    """
     if triton is None:
         return ()
-    return tuple(name for name, backend in triton.backends.backends.items() if backend.driver.is_active())
+    return tuple(
+        name for name, backend in triton.backends.backends.items() if backend.driver.is_active()
+    )
 
 
 def triton_mode() -> TritonMode:
     """How a kernel launched now would run.
 
     Returns:
-        "interpreter" if triton was imported under ``TRITON_INTERPRET=1``, also on a machine with a GPU: the kernels are
-        interpreted then, whatever the machine has. Otherwise "gpu" if any backend's driver is active, else "none".
+        "interpreter" if triton was imported under ``TRITON_INTERPRET=1``, also on a machine with a
+        GPU: the kernels are interpreted then, whatever the machine has. Otherwise "gpu" if any
+        backend's driver is active, else "none".
     """
     if _INTERPRETED:
         return "interpreter"
@@ -78,20 +86,29 @@ def require_triton(*tensors: torch.Tensor) -> None:
 
     Raises:
         RuntimeError: Triton is not installed, or has neither a GPU nor the interpreter.
-        ValueError: A tensor that is not contiguous, on another device than the first, or on the CPU while kernels run
-            on a GPU.
+        ValueError: A tensor that is not contiguous, on another device than the first, or on the CPU
+            while kernels run on a GPU.
     """
     if triton is None:
-        raise RuntimeError("this needs Triton, which is not installed here (it exists for Linux only); "
-                           "the function's _reference twin runs on torch alone")
+        raise RuntimeError(
+            "this needs Triton, which is not installed here (it exists for Linux only); "
+            "the function's _reference twin runs on torch alone"
+        )
     if triton_mode() == "none":
-        raise RuntimeError("Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first imported to "
-                           "interpret kernels on the CPU, or call the function's _reference twin")
+        raise RuntimeError(
+            "Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first "
+            "imported to interpret kernels on the CPU, or call the function's _reference twin"
+        )
     for tensor in tensors:
         if tensor.device != tensors[0].device:
-            raise ValueError(f"expected all tensors on {tensors[0].device}, got one on {tensor.device}")
+            raise ValueError(
+                f"expected all tensors on {tensors[0].device}, got one on {tensor.device}"
+            )
         if not tensor.is_contiguous():
-            raise ValueError(f"expected contiguous tensors, got shape {tuple(tensor.shape)}, strides {tensor.stride()}")
+            raise ValueError(
+                f"expected contiguous tensors, got shape {tuple(tensor.shape)}, strides "
+                f"{tensor.stride()}"
+            )
         if triton_mode() == "gpu" and tensor.device.type == "cpu":
             raise ValueError("expected tensors on the GPU, got one on the CPU")
 
@@ -107,34 +124,55 @@ def require_float(name: str, tensor: torch.Tensor) -> None:
 
 
 def dot_dtype(dtype: torch.dtype) -> Any:
-    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own; float32 for interpreted bfloat16 and fp8."""
+    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own; float32 for interpreted
+    bfloat16 and fp8.
+    """
     if _INTERPRETED and store_dtype(dtype) == torch.float32:
         return tl.float32
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32,
-            torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e4m3fnuz: tl.float8e4b8}[dtype]
+    return {
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+        torch.float32: tl.float32,
+        torch.float8_e4m3fn: tl.float8e4nv,
+        torch.float8_e4m3fnuz: tl.float8e4b8,
+    }[dtype]
 
 
 def store_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted bfloat16 and fp8."""
-    return torch.float32 if _INTERPRETED and (dtype == torch.bfloat16 or dtype.itemsize == 1) else dtype
+    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted
+    bfloat16 and fp8.
+    """
+    return (
+        torch.float32
+        if _INTERPRETED and (dtype == torch.bfloat16 or dtype.itemsize == 1)
+        else dtype
+    )
 
 
 def fp8_dtype() -> torch.dtype:
-    """The 8-bit format operands are made in here: the active GPU's where it has one, else OCP e4m3."""
-    return getattr(torch, limits().fp8 or "float8_e4m3fn") if triton_mode() == "gpu" else torch.float8_e4m3fn
+    """The 8-bit format operands are made in here: the active GPU's where it has one, else OCP e4m3.
+    """
+    return (
+        getattr(torch, limits().fp8 or "float8_e4m3fn")
+        if triton_mode() == "gpu"
+        else torch.float8_e4m3fn
+    )
 
 
 def tile_rows(num_rows: int, row_elements: int) -> int:
     """Rows a program takes at once, each ``row_elements`` wide (a power of two): a power of two.
 
-    A GPU wants many programs with few registers; the interpreter pays per program and operation, not per element.
+    A GPU wants many programs with few registers; the interpreter pays per program and operation,
+    not per element.
     """
     budget = 2**18 if _INTERPRETED else 2**12
     return max(1, min(budget // row_elements, triton.next_power_of_2(num_rows)))
 
 
 def limits() -> Limits:
-    """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an unknown one."""
+    """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an
+    unknown one.
+    """
     if triton_mode() != "gpu":
         return LIMITS["sm_80"]
     return _gpu_limits(triton.runtime.driver.active.get_current_device())
@@ -156,11 +194,14 @@ def device_name() -> str:
 
 
 def num_sms() -> int:
-    """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too."""
+    """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too.
+    """
     if triton_mode() != "gpu":
         return 2
     driver = triton.runtime.driver.active
-    return int(driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"])
+    return int(
+        driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
+    )
 
 
 @cache
@@ -171,7 +212,11 @@ def _gpu_limits(index: int) -> Limits:
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
     fp8 = "float8_e4m3fn" if name.startswith("sm_") and int(name[3:]) >= 89 else ""
     # Of everything else the most careful that any GPU here needs.
-    careful = {"most_stages": min(limits.most_stages for limits in LIMITS.values()),
-               "whole_line_rows": min(limits.whole_line_rows for limits in LIMITS.values()),
-               "float32_per_warp": min(limits.float32_per_warp for limits in LIMITS.values())}
-    return Limits(shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8, **careful)
+    careful = {
+        "most_stages": min(limits.most_stages for limits in LIMITS.values()),
+        "whole_line_rows": min(limits.whole_line_rows for limits in LIMITS.values()),
+        "float32_per_warp": min(limits.float32_per_warp for limits in LIMITS.values()),
+    }
+    return Limits(
+        shared_bytes=properties["max_shared_mem"], elements_per_warp=2048, fp8=fp8, **careful
+    )

@@ -1,10 +1,11 @@
 """Experts of one to a few neurons, up to millions of them: gathered vectors in place of matrices.
 
-An expert of one neuron is a pair of vectors: it reads a token with one and writes with the other (PEER, arXiv
-2407.04153, section 2.2). Grouping tokens by expert has no point there, for hardly two tokens share one; each token
-gathers its experts' rows where they lie. Two kernels: the first makes a token's K x I activations, router weights
-included, in float32; the second sums its output rows in the order the router listed them, with no atomics, so the same
-routing gives the same bits every time. All products run on the vector units: the bytes of the rows are what it costs.
+An expert of one neuron is a pair of vectors: it reads a token with one and writes with the other
+(PEER, arXiv 2407.04153, section 2.2). Grouping tokens by expert has no point there, for hardly two
+tokens share one; each token gathers its experts' rows where they lie. Two kernels: the first makes
+a token's K x I activations, router weights included, in float32; the second sums its output rows in
+the order the router listed them, with no atomics, so the same routing gives the same bits every
+time. All products run on the vector units: the bytes of the rows are what it costs.
 """
 
 from typing import Literal
@@ -26,8 +27,20 @@ def _activated(first, second, GATED: tl.constexpr):
 
 
 @jit
-def _tiny_in_kernel(x_ptr, w_ptr, ids_ptr, weights_ptr, act_ptr, num_neurons, hidden, width, top_k,
-                    GATED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr):
+def _tiny_in_kernel(
+    x_ptr,
+    w_ptr,
+    ids_ptr,
+    weights_ptr,
+    act_ptr,
+    num_neurons,
+    hidden,
+    width,
+    top_k,
+    GATED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     t = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < num_neurons
@@ -51,8 +64,18 @@ def _tiny_in_kernel(x_ptr, w_ptr, ids_ptr, weights_ptr, act_ptr, num_neurons, hi
 
 
 @jit
-def _tiny_out_kernel(act_ptr, w_ptr, ids_ptr, out_ptr, num_neurons, hidden, width, top_k, BLOCK_P: tl.constexpr,
-                     BLOCK_H: tl.constexpr):
+def _tiny_out_kernel(
+    act_ptr,
+    w_ptr,
+    ids_ptr,
+    out_ptr,
+    num_neurons,
+    hidden,
+    width,
+    top_k,
+    BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -61,43 +84,81 @@ def _tiny_out_kernel(act_ptr, w_ptr, ids_ptr, out_ptr, num_neurons, hidden, widt
         exists = p < num_neurons
         expert = tl.load(ids_ptr + t * top_k + p // width, mask=exists, other=0).to(tl.int64)
         act = tl.load(act_ptr + t * num_neurons + p, mask=exists, other=0.0)
-        rows = tl.load(w_ptr + (expert * width + p % width)[:, None] * hidden + h[None, :],
-                       mask=exists[:, None] & (h < hidden)[None, :], other=0.0)
+        rows = tl.load(
+            w_ptr + (expert * width + p % width)[:, None] * hidden + h[None, :],
+            mask=exists[:, None] & (h < hidden)[None, :],
+            other=0.0,
+        )
         total += tl.sum(act[:, None] * rows.to(tl.float32), axis=0)
     tl.store(out_ptr + t * hidden + h, total.to(out_ptr.dtype.element_ty), mask=h < hidden)
 
 
-def _check(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
-           weights_TK: torch.Tensor, activation: str) -> None:
+def _check(
+    x_TH: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out_EIH: torch.Tensor,
+    ids_TK: torch.Tensor,
+    weights_TK: torch.Tensor,
+    activation: str,
+) -> None:
     require_float("x_TH", x_TH)
     if activation not in _ROWS:
-        raise ValueError(f"activation: expected {' or '.join(map(repr, _ROWS))}, got {activation!r}")
-    if x_TH.ndim != 2 or w_out_EIH.ndim != 3 or w_out_EIH.shape[2] != x_TH.shape[1] or 0 in w_out_EIH.shape:
-        raise ValueError(f"expected x_TH of shape (T, H) and w_out_EIH of shape (E, I, H), got {tuple(x_TH.shape)} and "
-                         f"{tuple(w_out_EIH.shape)}")
+        raise ValueError(
+            f"activation: expected {' or '.join(map(repr, _ROWS))}, got {activation!r}"
+        )
+    if (
+        x_TH.ndim != 2
+        or w_out_EIH.ndim != 3
+        or w_out_EIH.shape[2] != x_TH.shape[1]
+        or 0 in w_out_EIH.shape
+    ):
+        raise ValueError(
+            "expected x_TH of shape (T, H) and w_out_EIH of shape (E, I, H), got "
+            f"{tuple(x_TH.shape)} and {tuple(w_out_EIH.shape)}"
+        )
     experts, width, hidden = w_out_EIH.shape
     if w_in.shape != (experts, _ROWS[activation] * width, hidden):
-        raise ValueError(f"w_in: expected shape ({experts}, {_ROWS[activation] * width}, {hidden}), got "
-                         f"{tuple(w_in.shape)}")
+        raise ValueError(
+            f"w_in: expected shape ({experts}, {_ROWS[activation] * width}, {hidden}), got "
+            f"{tuple(w_in.shape)}"
+        )
     if not x_TH.dtype == w_in.dtype == w_out_EIH.dtype:
-        raise ValueError(f"w_in, w_out_EIH: expected {x_TH.dtype} as x_TH, got {w_in.dtype}, {w_out_EIH.dtype}")
-    for name, tensor, dtype in (("ids_TK", ids_TK, torch.int32), ("weights_TK", weights_TK, torch.float32)):
-        if tensor.dtype != dtype or tensor.ndim != 2 or tensor.shape != (len(x_TH), ids_TK.shape[1]):
-            raise ValueError(f"{name}: expected {dtype} of shape ({len(x_TH)}, K), got {tensor.dtype} of shape "
-                             f"{tuple(tensor.shape)}")
+        raise ValueError(
+            f"w_in, w_out_EIH: expected {x_TH.dtype} as x_TH, got {w_in.dtype}, {w_out_EIH.dtype}"
+        )
+    for name, tensor, dtype in (
+        ("ids_TK", ids_TK, torch.int32),
+        ("weights_TK", weights_TK, torch.float32),
+    ):
+        if (
+            tensor.dtype != dtype
+            or tensor.ndim != 2
+            or tensor.shape != (len(x_TH), ids_TK.shape[1])
+        ):
+            raise ValueError(
+                f"{name}: expected {dtype} of shape ({len(x_TH)}, K), got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}"
+            )
 
 
-def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
-                weights_TK: torch.Tensor, activation: Literal["swiglu", "gelu"] = "swiglu") -> torch.Tensor:
+def tiny_expert(
+    x_TH: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out_EIH: torch.Tensor,
+    ids_TK: torch.Tensor,
+    weights_TK: torch.Tensor,
+    activation: Literal["swiglu", "gelu"] = "swiglu",
+) -> torch.Tensor:
     """Sum of each token's tiny experts, weighted.
 
     Args:
         x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous.
-        w_in: Input rows in the same format, contiguous: gate rows, then up rows of every expert, shape (E, 2I, H); for
-            GELU shape (E, I, H).
-        w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous: the transpose of a down projection.
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU: that would be a
-            wait).
+        w_in: Input rows in the same format, contiguous: gate rows, then up rows of every expert,
+            shape (E, 2I, H); for GELU shape (E, I, H).
+        w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous: the transpose of a
+            down projection.
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU:
+            that would be a wait).
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
         activation: "swiglu", or "gelu" (exact) as in PEER.
 
@@ -120,16 +181,42 @@ def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor,
         block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
         if neurons:
             _tiny_in_kernel[(num_tokens, triton.cdiv(neurons, BLOCK_P))](
-                x_TH, w_in, ids_TK, weights_TK, act_TP, neurons, hidden, width, top_k, GATED=activation == "swiglu",
-                BLOCK_P=BLOCK_P, BLOCK_H=block_h)
+                x_TH,
+                w_in,
+                ids_TK,
+                weights_TK,
+                act_TP,
+                neurons,
+                hidden,
+                width,
+                top_k,
+                GATED=activation == "swiglu",
+                BLOCK_P=BLOCK_P,
+                BLOCK_H=block_h,
+            )
         _tiny_out_kernel[(num_tokens, triton.cdiv(hidden, block_h))](
-            act_TP, w_out_EIH, ids_TK, out_TH, neurons, hidden, width, top_k, BLOCK_P=BLOCK_P, BLOCK_H=block_h)
+            act_TP,
+            w_out_EIH,
+            ids_TK,
+            out_TH,
+            neurons,
+            hidden,
+            width,
+            top_k,
+            BLOCK_P=BLOCK_P,
+            BLOCK_H=block_h,
+        )
     return out_TH.to(x_TH.dtype)
 
 
-def tiny_expert_reference(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
-                          weights_TK: torch.Tensor,
-                          activation: Literal["swiglu", "gelu"] = "swiglu") -> torch.Tensor:
+def tiny_expert_reference(
+    x_TH: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out_EIH: torch.Tensor,
+    ids_TK: torch.Tensor,
+    weights_TK: torch.Tensor,
+    activation: Literal["swiglu", "gelu"] = "swiglu",
+) -> torch.Tensor:
     """`tiny_expert` in torch: copies the rows of all pairs."""
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     check_ids(ids_TK, len(w_in))

@@ -21,7 +21,9 @@ def torch_dtype(name: str) -> torch.dtype:
         ConfigError: A format the kernels do not compute in.
     """
     if name not in _DTYPES:
-        raise ConfigError(f"precision: expected one of {', '.join(_DTYPES)} for the Triton kernels, got {name!r}")
+        raise ConfigError(
+            f"precision: expected one of {', '.join(_DTYPES)} for the Triton kernels, got {name!r}"
+        )
     return _DTYPES[name]
 
 
@@ -32,16 +34,19 @@ class LayerWeights:
     Attributes:
         fine_EH: Keys of the experts, in the gate's format, shape (E, H).
         coarse_GH: Keys of the groups of a two-level gate, shape (G, H); None for other gates.
-        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x query_size, H); else None.
+        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x
+            query_size, H); else None.
         keys_2Sq: Its keys, shape (2, sqrt(E), query_size / 2); else None.
-        shared_gate_up: Gate rows, then up rows of all shared experts as one wide expert, shape (1, 2 n I, H) for n of
-            them; None without any.
+        shared_gate_up: Gate rows, then up rows of all shared experts as one wide expert, shape (1,
+            2 n I, H) for n of them; None without any.
         shared_down: Its down projection, shape (1, H, n I); None without any.
         w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
         w_down: Down projections, shape (E, H, I).
-        bias_E: What selection adds to the experts' scores, float32 of shape (E,); None for a gate without bias.
+        bias_E: What selection adds to the experts' scores, float32 of shape (E,); None for a gate
+            without bias.
 
-    The experts' four are plain tensors, or all `BlockScaled`: then tokens and activations are quantised on the way.
+    The experts' four are plain tensors, or all `BlockScaled`: then tokens and activations are
+    quantised on the way.
     """
 
     fine_EH: torch.Tensor
@@ -55,34 +60,59 @@ class LayerWeights:
     bias_E: torch.Tensor | None = None
 
     @classmethod
-    def random(cls, layer: MoELayer, seed: int, dtype: torch.dtype | None = None,
-               device: torch.device | str = "cpu") -> "LayerWeights":
-        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs); a bias of zeros.
+    def random(
+        cls,
+        layer: MoELayer,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "LayerWeights":
+        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs); a bias
+        of zeros.
 
         Args:
             layer: Sizes, gate and formats.
-            seed: Of a generator on ``device``; the same numbers on every machine with the same kind of device.
-            dtype: Format of the experts; by default the layer's, block-scaled 8-bit floats included.
+            seed: Of a generator on ``device``; the same numbers on every machine with the same kind
+                of device.
+            dtype: Format of the experts; by default the layer's, block-scaled 8-bit floats
+                included.
             device: Where the weights live.
 
         Raises:
-            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of different widths, a
-                two-level or product-key gate with sigmoid, heads that do not divide top_k, or a format they lack.
+            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of
+                different widths, a two-level or product-key gate with sigmoid, heads that do not
+                divide top_k, or a format they lack.
         """
         check_layer(layer)
         scaled = dtype is None and is_block_scaled(layer.precision)
         dtype = dtype or (torch.float32 if scaled else torch_dtype(layer.precision.weights))
-        gate_dtype, generator = torch_dtype(layer.gate.precision), torch.Generator(device).manual_seed(seed)
+        gate_dtype, generator = (
+            torch_dtype(layer.gate.precision),
+            torch.Generator(device).manual_seed(seed),
+        )
 
         def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, shape[-1]**-0.5, generator=generator)
+            return torch.empty(shape, dtype=dtype, device=device).normal_(
+                0.0, shape[-1] ** -0.5, generator=generator
+            )
 
-        drawn = {name: None if shape is None else normal(*shape, dtype=dtype if name in EXPERTS else gate_dtype)
-                 for name, shape in shapes(layer).items()}
+        drawn = {
+            name: None
+            if shape is None
+            else normal(*shape, dtype=dtype if name in EXPERTS else gate_dtype)
+            for name, shape in shapes(layer).items()
+        }
         if scaled:
-            drawn |= {name: quantise_blocks_reference(drawn[name], fp8_dtype()) for name in EXPERTS
-                      if drawn[name] is not None}
-        bias_E = torch.zeros(layer.num_experts, device=device) if layer.gate.balancing == "bias" else None
+            drawn |= {
+                name: quantise_blocks_reference(drawn[name], fp8_dtype())
+                for name in EXPERTS
+                if drawn[name] is not None
+            }
+        bias_E = (
+            torch.zeros(layer.num_experts, device=device)
+            if layer.gate.balancing == "bias"
+            else None
+        )
         return cls(**drawn, bias_E=bias_E)
 
 
@@ -94,14 +124,17 @@ def is_block_scaled(precision: Precision) -> bool:
     """Whether the experts multiply 8-bit numbers with a scale for each block.
 
     Raises:
-        ConfigError: 8-bit weights in another way than the kernels': with wider tokens, or blocks of another size.
+        ConfigError: 8-bit weights in another way than the kernels': with wider tokens, or blocks of
+            another size.
     """
     if precision.weights != "float8_e4m3":
         return False
     if precision.activations != "float8_e4m3" or precision.scale_block != SCALE_BLOCK:
-        raise ConfigError("precision: expected activations float8_e4m3 and scale_block "
-                          f"{SCALE_BLOCK} beside weights float8_e4m3 for the Triton kernels, got activations "
-                          f"{precision.activations} and scale_block {precision.scale_block}")
+        raise ConfigError(
+            "precision: expected activations float8_e4m3 and scale_block "
+            f"{SCALE_BLOCK} beside weights float8_e4m3 for the Triton kernels, got activations "
+            f"{precision.activations} and scale_block {precision.scale_block}"
+        )
     return True
 
 
@@ -110,27 +143,36 @@ def shapes(layer: MoELayer) -> dict[str, tuple[int, ...] | None]:
     experts, hidden, width = layer.num_experts, layer.hidden_size, layer.shared_width
     two_level, product_key = (layer.gate.kind == kind for kind in ("two_level", "product_key"))
     shared = layer.num_shared_experts * width
-    return {"fine_EH": (0 if product_key else experts, hidden),
-            "coarse_GH": (layer.gate.num_expert_groups, hidden) if two_level else None,
-            "w_gate_up": (experts, 2 * width, hidden), "w_down": (experts, hidden, width),
-            "query_QH": (layer.gate.query_heads * layer.gate.query_size, hidden) if product_key else None,
-            "keys_2Sq": (2, math.isqrt(experts), layer.gate.query_size // 2) if product_key else None,
-            "shared_gate_up": (1, 2 * shared, hidden) if shared else None,
-            "shared_down": (1, hidden, shared) if shared else None}
+    return {
+        "fine_EH": (0 if product_key else experts, hidden),
+        "coarse_GH": (layer.gate.num_expert_groups, hidden) if two_level else None,
+        "w_gate_up": (experts, 2 * width, hidden),
+        "w_down": (experts, hidden, width),
+        "query_QH": (layer.gate.query_heads * layer.gate.query_size, hidden)
+        if product_key
+        else None,
+        "keys_2Sq": (2, math.isqrt(experts), layer.gate.query_size // 2) if product_key else None,
+        "shared_gate_up": (1, 2 * shared, hidden) if shared else None,
+        "shared_down": (1, hidden, shared) if shared else None,
+    }
 
 
 def check_layer(layer: MoELayer) -> None:
     """Refuse layers the kernels do not compute.
 
     Raises:
-        ConfigError: Ungated, with a capacity or experts of different widths, a two-level or product-key gate with
-            sigmoid, or heads that do not divide top_k.
+        ConfigError: Ungated, with a capacity or experts of different widths, a two-level or
+            product-key gate with sigmoid, or heads that do not divide top_k.
     """
     if not layer.gated or layer.capacity_factor is not None:
-        raise ConfigError("layer: expected gated = true and no capacity_factor for the Triton kernels, got "
-                          f"gated = {layer.gated}, capacity_factor = {layer.capacity_factor}")
+        raise ConfigError(
+            "layer: expected gated = true and no capacity_factor for the Triton kernels, got "
+            f"gated = {layer.gated}, capacity_factor = {layer.capacity_factor}"
+        )
     if not isinstance(layer.expert_intermediate_size, int):
-        raise ConfigError("layer.expert_intermediate_size: expected one width for the Triton kernels, got several")
+        raise ConfigError(
+            "layer.expert_intermediate_size: expected one width for the Triton kernels, got several"
+        )
     check_gate(layer.gate, layer.top_k)
 
 
@@ -138,26 +180,40 @@ def check_gate(gate: Gate, top_k: int) -> None:
     """Refuse gates the kernels do not compute.
 
     Raises:
-        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide top_k.
+        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide
+            top_k.
     """
     if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
-        raise ConfigError(f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got {gate.score!r}")
+        raise ConfigError(
+            f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got "
+            f"{gate.score!r}"
+        )
     if gate.kind == "product_key" and top_k % gate.query_heads:
-        raise ConfigError(f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
-                          f"got {gate.query_heads}")
+        raise ConfigError(
+            f"gate.query_heads: expected a divisor of top_k = {top_k} for the Triton kernels, "
+            f"got {gate.query_heads}"
+        )
 
 
 def check_selection(gate: Gate) -> None:
     """Refuse ways of choosing that the kernels do not compute.
 
     Raises:
-        ConfigError: Expert choice, hashes, Sinkhorn, local routers or shared decisions; noise, a bias or a temperature
-            where a token does not see all experts' logits.
+        ConfigError: Expert choice, hashes, Sinkhorn, local routers or shared decisions; noise, a
+            bias or a temperature where a token does not see all experts' logits.
     """
-    if gate.selection not in ("top_k", "noisy_top_k") or gate.local_routers or gate.share_tokens > 1:
-        raise ConfigError("gate: expected top_k or noisy_top_k of every token for the Triton kernels, got "
-                          f"{str(gate)!r}; pass its choices as `routing`")
+    if (
+        gate.selection not in ("top_k", "noisy_top_k")
+        or gate.local_routers
+        or gate.share_tokens > 1
+    ):
+        raise ConfigError(
+            "gate: expected top_k or noisy_top_k of every token for the Triton kernels, got "
+            f"{str(gate)!r}; pass its choices as `routing`"
+        )
     plain = gate.selection == "top_k" and gate.balancing != "bias" and gate.temperature == 1.0
     if gate.kind in ("two_level", "product_key") and not plain:
-        raise ConfigError(f"gate: expected no noise, bias or temperature for a {gate.kind.replace('_', '-')} gate, got "
-                          f"{str(gate)!r}")
+        raise ConfigError(
+            f"gate: expected no noise, bias or temperature for a {gate.kind.replace('_', '-')} "
+            f"gate, got {str(gate)!r}"
+        )

@@ -1,7 +1,8 @@
-"""What one thread of this CPU reaches: GEMM rate by format and size, streams and gathers by size and working set.
+"""What one thread of this CPU reaches: GEMM rate by format and size, streams and gathers by size
+and working set.
 
-Each number is of at least 7 repeats after one that is not counted, by the thread's own time. What counts is the best:
-a disturbance only ever adds. Its minimum, median, P10 and P90 stand beside it.
+Each number is of at least 7 repeats after one that is not counted, by the thread's own time. What
+counts is the best: a disturbance only ever adds. Its minimum, median, P10 and P90 stand beside it.
 """
 
 import math
@@ -19,7 +20,8 @@ from moesim.units import GB, MIB, TERA, US
 
 Array = np.ndarray
 REPEATS = 7
-#: formats whose GEMMs are measured; one without a fast path is found out here, and nothing else uses it
+#: formats whose GEMMs are measured; one without a fast path is found out here, and nothing else
+#: uses it
 GEMM_DTYPES = DTYPES | {"float16": torch.float16}
 GEMM_SIZES = (64, 128, 256, 512, 1024, 2048)
 ACCESS_BYTES = (32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
@@ -29,9 +31,12 @@ _SHORTEST_S, _GATHER_BYTES = 2e-4, 2 << 20
 _SHARED_BYTES = 4 << 20
 
 
-def repeated(call: Callable[[], object], repeats: int = REPEATS,
-             before: Callable[[], object] = lambda: None) -> Array:
-    """Seconds of each repeat, several calls in one where a call is short: ndarray of shape (repeats,)."""
+def repeated(
+    call: Callable[[], object], repeats: int = REPEATS, before: Callable[[], object] = lambda: None
+) -> Array:
+    """Seconds of each repeat, several calls in one where a call is short: ndarray of shape
+    (repeats,).
+    """
     once = float(time_call(call, 1, before)[0])
     times = max(1, math.ceil(_SHORTEST_S / max(once, 1e-7)))
     if times == 1:
@@ -44,8 +49,12 @@ def repeated(call: Callable[[], object], repeats: int = REPEATS,
     return time_call(several, repeats, before) / times
 
 
-def gemm_rates(longest_s: float = 0.06, sizes: tuple[int, ...] = GEMM_SIZES) -> dict[str, dict[int, Array]]:
-    """FLOP/s of repeats of square products, by format and size; what would take over ``longest_s`` is left out."""
+def gemm_rates(
+    longest_s: float = 0.06, sizes: tuple[int, ...] = GEMM_SIZES
+) -> dict[str, dict[int, Array]]:
+    """FLOP/s of repeats of square products, by format and size; what would take over ``longest_s``
+    is left out.
+    """
     found: dict[str, dict[int, Array]] = {}
     for name, dtype in GEMM_DTYPES.items():
         best = 0.0
@@ -62,20 +71,28 @@ def gemm_rates(longest_s: float = 0.06, sizes: tuple[int, ...] = GEMM_SIZES) -> 
 
 
 def gemm_lines(rates: dict[str, dict[int, Array]]) -> list[str]:
-    """``[compute.peak_tflops]`` of the formats that primitives are measured in, and every ``[[compute.gemm]]``."""
+    """``[compute.peak_tflops]`` of the formats that primitives are measured in, and every
+    ``[[compute.gemm]]``.
+    """
     lines = ["[compute.peak_tflops]"]
     for name in DTYPES:
         fastest = max(rates[name].values(), key=np.max)
         lines.append(f"{name} = {spread(fastest / TERA, np.max)}")
     for name, by_size in rates.items():
         for size, repeats in by_size.items():
-            lines += ["[[compute.gemm]]", f'format = "{name}"', f"size = {size}",
-                      f"tflops = {spread(repeats / TERA, np.max)}"]
+            lines += [
+                "[[compute.gemm]]",
+                f'format = "{name}"',
+                f"size = {size}",
+                f"tflops = {spread(repeats / TERA, np.max)}",
+            ]
     return lines
 
 
 def stream_rates(sentinel: Sentinel) -> dict[int, Array]:
-    """Bytes/s, read and written, of passes over a working set: one half of it to the other, 256 KiB to 128 MiB."""
+    """Bytes/s, read and written, of passes over a working set: one half of it to the other, 256 KiB
+    to 128 MiB.
+    """
     found = {}
     size = 1 << 18
     while size <= sentinel.buffer.nbytes:
@@ -86,7 +103,8 @@ def stream_rates(sentinel: Sentinel) -> dict[int, Array]:
 
 
 def cache_bytes(rates: dict[int, Array]) -> float:
-    """The last cache: the working set up to which a pass is nearer to its rate than to the memory's (geometric mean).
+    """The last cache: the working set up to which a pass is nearer to its rate than to the memory's
+    (geometric mean).
 
     Its rate is the best beyond what a core has for itself, from 4 MiB on.
     """
@@ -116,20 +134,35 @@ def gather_rates(sentinel: Sentinel, working_set: int, *, cold: bool) -> dict[in
 
 
 def memory_lines(sentinel: Sentinel, streams: dict[int, Array], last_cache: float) -> list[str]:
-    """Lines of ``[hbm]`` but its capacity, and ``[l2]``; gathers from memory, the last cache and the core's own."""
+    """Lines of ``[hbm]`` but its capacity, and ``[l2]``; gathers from memory, the last cache and
+    the core's own.
+    """
     far = streams[max(streams)]
     bandwidth = float(far.max())
     lines = [f"bandwidth_gb_per_s = {spread(far / GB, np.max)}"]
     for access, rates in gather_rates(sentinel, sentinel.buffer.nbytes, cold=True).items():
         shares = np.minimum(rates / bandwidth, 1.0)
-        lines += ["[[hbm.gather]]", f"access_bytes = {float(access)}", f"efficiency = {spread(shares, np.max)}"]
-    for working_set in sorted({serial.OWN_CACHE_BYTES // 2, max(int(last_cache) // 2, serial.OWN_CACHE_BYTES // 2)}):
+        lines += [
+            "[[hbm.gather]]",
+            f"access_bytes = {float(access)}",
+            f"efficiency = {spread(shares, np.max)}",
+        ]
+    for working_set in sorted(
+        {serial.OWN_CACHE_BYTES // 2, max(int(last_cache) // 2, serial.OWN_CACHE_BYTES // 2)}
+    ):
         for access, rates in gather_rates(sentinel, working_set, cold=False).items():
-            lines += ["[[hbm.gather_cached]]", f"access_bytes = {float(access)}",
-                      f"working_set_mib = {working_set / MIB}", f"efficiency = {spread(rates / bandwidth, np.max)}"]
+            lines += [
+                "[[hbm.gather_cached]]",
+                f"access_bytes = {float(access)}",
+                f"working_set_mib = {working_set / MIB}",
+                f"efficiency = {spread(rates / bandwidth, np.max)}",
+            ]
     for size, rates in streams.items():
-        lines += ["[[hbm.streaming]]", f"working_set_mib = {size / MIB}",
-                  f"efficiency = {spread(rates / bandwidth, np.max)}"]
+        lines += [
+            "[[hbm.streaming]]",
+            f"working_set_mib = {size / MIB}",
+            f"efficiency = {spread(rates / bandwidth, np.max)}",
+        ]
     return [*lines, "[l2]", f"capacity_mib = {quantity(last_cache / MIB)}"]
 
 

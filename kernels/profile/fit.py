@@ -1,4 +1,6 @@
-"""Fits of measured calls: non-negative coefficients of their terms, and how far off they are on calls left out."""
+"""Fits of measured calls: non-negative coefficients of their terms, and how far off they are on
+calls left out.
+"""
 
 from collections.abc import Sequence
 
@@ -24,8 +26,14 @@ def _solve(terms: Array, seconds: Array) -> Array:
     scale = terms[:, used].max(axis=0)
     scaled = terms[:, used] / scale
     start = np.maximum(nnls(scaled / seconds[:, None], np.ones(len(seconds)))[0], 1e-9)
-    found = least_squares(lambda c: np.log(scaled @ c / seconds), start, bounds=(0.0, np.inf), loss="soft_l1",
-                          f_scale=0.1, x_scale=np.maximum(start, 1e-3 * start.max())).x
+    found = least_squares(
+        lambda c: np.log(scaled @ c / seconds),
+        start,
+        bounds=(0.0, np.inf),
+        loss="soft_l1",
+        f_scale=0.1,
+        x_scale=np.maximum(start, 1e-3 * start.max()),
+    ).x
     # the solver stays inside its bounds: what never makes up a thousandth of a call is a zero
     share = (scaled * found / (scaled @ found)[:, None]).max(axis=0)
     out = np.zeros(terms.shape[1])
@@ -33,10 +41,14 @@ def _solve(terms: Array, seconds: Array) -> Array:
     return out
 
 
-def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str, float], float, float]:
-    """Non-negative coefficients of calls' terms, with a robust loss on the log of measured over fitted time.
+def fit(
+    features: Sequence[dict[str, float]], seconds: Array
+) -> tuple[dict[str, float], float, float]:
+    """Non-negative coefficients of calls' terms, with a robust loss on the log of measured over
+    fitted time.
 
-    A constant is fitted along and dropped: what a call costs by itself is counted by ``launch.call_s``.
+    A constant is fitted along and dropped: what a call costs by itself is counted by
+    ``launch.call_s``.
 
     Args:
         features: Terms of each call, the same for all.
@@ -49,12 +61,15 @@ def fit(features: Sequence[dict[str, float]], seconds: Array) -> tuple[dict[str,
     found = _solve(terms, seconds)
     low, high = np.percentile(seconds / (terms @ found), (10, 90))
     kept = (found > 0) & (names != "call")
-    coefficients = {str(name): float(value) for name, value in zip(names[kept], found[kept], strict=True)}
+    coefficients = {
+        str(name): float(value) for name, value in zip(names[kept], found[kept], strict=True)
+    }
     return coefficients, float(low), float(high)
 
 
 def held_out_ratios(features: Sequence[dict[str, float]], seconds: Array) -> Array:
-    """Measured over predicted time of every call, predicted from a fit to three quarters of the others.
+    """Measured over predicted time of every call, predicted from a fit to three quarters of the
+    others.
 
     Args:
         features: Terms of each call.
@@ -69,13 +84,15 @@ def held_out_ratios(features: Sequence[dict[str, float]], seconds: Array) -> Arr
     for left_out in np.unique(fold):
         inside = fold != left_out
         predicted = terms[~inside] @ _solve(terms[inside], seconds[inside])
-        # a call whose only terms the others did not exercise is predicted as the cheapest that was seen
+        # a call whose only terms the others did not exercise is predicted as the cheapest that was
+        # seen
         ratios[~inside] = seconds[~inside] / np.maximum(predicted, seconds[inside].min())
     return ratios
 
 
 def fit_start_and_rate(amounts: Array, seconds: Array) -> tuple[float, float]:
-    """Start and rate of ``seconds = start + amounts / rate``, by least squares on the log: both > 0.
+    """Start and rate of ``seconds = start + amounts / rate``, by least squares on the log: both
+    > 0.
 
     Args:
         amounts: ndarray of shape (N,), > 0, of at least two sizes.
@@ -83,13 +100,19 @@ def fit_start_and_rate(amounts: Array, seconds: Array) -> tuple[float, float]:
     """
     order = np.argsort(amounts)
     first = np.log([max(seconds[order[0]], 1e-9), amounts[order[-1]] / seconds[order[-1]]])
-    found = least_squares(lambda p: np.log((np.exp(p[0]) + amounts / np.exp(p[1])) / seconds), first, loss="soft_l1",
-                          f_scale=0.2).x
+    found = least_squares(
+        lambda p: np.log((np.exp(p[0]) + amounts / np.exp(p[1])) / seconds),
+        first,
+        loss="soft_l1",
+        f_scale=0.2,
+    ).x
     return float(np.exp(found[0])), float(np.exp(found[1]))
 
 
 def start_and_rate_ratios(amounts: Array, seconds: Array) -> Array:
-    """Measured over predicted time of each point, predicted from a fit to the others: ndarray of shape (N,)."""
+    """Measured over predicted time of each point, predicted from a fit to the others: ndarray of
+    shape (N,).
+    """
     ratios = np.empty(len(seconds))
     for i in range(len(seconds)):
         others = np.arange(len(seconds)) != i

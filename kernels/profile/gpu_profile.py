@@ -1,13 +1,15 @@
-"""A device profile of this machine's GPU, measured: GEMMs, streams, gathers, launches, all-to-all between its GPUs.
+"""A device profile of this machine's GPU, measured: GEMMs, streams, gathers, launches, all-to-all
+between its GPUs.
 
-Peak rates and bandwidth of a profile are those of a data sheet, since calibrated prices are shares of them
-(`moesim.costs.devices.gpu`). A GPU that a shipped profile describes keeps that profile's figures; of another one they
-are
-derived: the figure at which the calibrated model reaches what was measured here. Measured rates by format and size,
-curves by access size and working set, and launch times stand beside them with minimum, median, P10 and P90.
+Peak rates and bandwidth of a profile are those of a data sheet, since calibrated prices are shares
+of them (`moesim.costs.devices.gpu`). A GPU that a shipped profile describes keeps that profile's
+figures; of another one they are derived: the figure at which the calibrated model reaches what was
+measured here. Measured rates by format and size, curves by access size and working set, and launch
+times stand beside them with minimum, median, P10 and P90.
 
-What counts is the best repeat. Nothing here has run on a GPU of the project's: the kernels are checked by the
-interpreter and the compiler, everything but the launches by tests with a timer that only calls.
+What counts is the best repeat. Nothing here has run on a GPU of the project's: the kernels are
+checked by the interpreter and the compiler, everything but the launches by tests with a timer that
+only calls.
 """
 
 import json
@@ -21,7 +23,14 @@ import numpy as np
 import torch
 from moesim_kernels.cpu.layer import CONTENDED
 from moesim_kernels.ops.runtime import triton
-from moesim_kernels.profile.gpu_curves import GEMM_SIZES, Timer, gather_rates, gemm_rates, launch_seconds, stream_rates
+from moesim_kernels.profile.gpu_curves import (
+    GEMM_SIZES,
+    Timer,
+    gather_rates,
+    gemm_rates,
+    launch_seconds,
+    stream_rates,
+)
 from moesim_kernels.profile.host_fabric import fabric_or_why, measure_nccl
 from moesim_kernels.profile.text import measurement, quantity, software, sources, spread
 from moesim_kernels.timing.bench import call_seconds
@@ -76,16 +85,25 @@ class Gpu:
         properties = torch.cuda.get_device_properties(driver.get_current_device())
         nvidia = driver.get_current_target().backend == "cuda"
         try:
-            return cls(name=properties.name, num_sms=told["multiprocessor_count"],
-                       compute_capability=properties.major + properties.minor / 10 if nvidia else None,
-                       clock_hz=told["sm_clock_rate"] * 1e3, memory_bytes=properties.total_memory,
-                       shared_bytes=getattr(properties, "shared_memory_per_multiprocessor", told["max_shared_mem"]),
-                       l2_bytes=properties.L2_cache_size, count=torch.cuda.device_count())
+            return cls(
+                name=properties.name,
+                num_sms=told["multiprocessor_count"],
+                compute_capability=properties.major + properties.minor / 10 if nvidia else None,
+                clock_hz=told["sm_clock_rate"] * 1e3,
+                memory_bytes=properties.total_memory,
+                shared_bytes=getattr(
+                    properties, "shared_memory_per_multiprocessor", told["max_shared_mem"]
+                ),
+                l2_bytes=properties.L2_cache_size,
+                count=torch.cuda.device_count(),
+            )
         except (AttributeError, KeyError) as error:
             raise MeasurementError(f"gpu: the driver does not tell {error}") from None
 
     def shipped(self) -> Profile | None:
-        """The shipped profile of this GPU: its name's first part is in the GPU's, and the multiprocessors agree."""
+        """The shipped profile of this GPU: its name's first part is in the GPU's, and the
+        multiprocessors agree.
+        """
         for name in toml.names("devices"):
             if name.split("-")[0] in self.name.lower().replace(" ", "-").split("-"):
                 profile = load_profile(name)
@@ -99,8 +117,17 @@ def _parameters() -> dict[str, float]:
     return toml.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name).parameters
 
 
-def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, largest_bytes: int = 4 << 30,
-                 sizes: Sequence[int] = GEMM_SIZES, graph: bool = True, host: Sequence[str] = ()) -> str:
+def profile_text(
+    gpu: Gpu,
+    timer: Timer,
+    device: torch.device,
+    *,
+    command: str,
+    largest_bytes: int = 4 << 30,
+    sizes: Sequence[int] = GEMM_SIZES,
+    graph: bool = True,
+    host: Sequence[str] = (),
+) -> str:
     """Measure and put together a profile.
 
     Args:
@@ -128,7 +155,9 @@ def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, 
 
     def figure(value: float, key: str) -> str:
         """A figure as certain as the shipped profile's."""
-        return quantity(value, kind=shipped.provenance[key][0] if shipped else "derived", source="figures")
+        return quantity(
+            value, kind=shipped.provenance[key][0] if shipped else "derived", source="figures"
+        )
 
     plain = launch_seconds(timer, device, graph=False)
     launch = launch_seconds(timer, device, graph=True) if graph else plain
@@ -138,37 +167,103 @@ def profile_text(gpu: Gpu, timer: Timer, device: torch.device, *, command: str, 
         return f"efficiency = {spread(measured / bandwidth, np.max)}"
 
     lines = [f"title = {json.dumps(f'This GPU: {gpu.name}')}", f'calibration = "{CALIBRATION}"']
-    lines += [f"compute_capability = {gpu.compute_capability}"] if gpu.compute_capability is not None else []
-    tables = ["[compute]", f"num_sms = {driver(gpu.num_sms)}", f"clock_ghz = {driver(gpu.clock_hz / 1e9)}",
-              f"shared_memory_per_sm_kib = {driver(gpu.shared_bytes / KIB)}", "[compute.peak_tflops]",
-              *(f"{name} = {figure(rate / TERA, f'compute.peak_tflops.{name}')}" for name, rate in peaks.items())]
-    tables += [line for name, by_size in rates.items() for size, r in by_size.items() for line in (
-        "[[compute.gemm]]", f'format = "{name}"', f"size = {size}", f"tflops = {spread(r / TERA, np.max)}")]
-    tables += ["[hbm]", f"capacity_gib = {driver(gpu.memory_bytes / GIB)}",
-               f"bandwidth_gb_per_s = {figure(bandwidth / GB, 'hbm.bandwidth_gb_per_s')}"]
+    lines += (
+        [f"compute_capability = {gpu.compute_capability}"]
+        if gpu.compute_capability is not None
+        else []
+    )
+    tables = [
+        "[compute]",
+        f"num_sms = {driver(gpu.num_sms)}",
+        f"clock_ghz = {driver(gpu.clock_hz / 1e9)}",
+        f"shared_memory_per_sm_kib = {driver(gpu.shared_bytes / KIB)}",
+        "[compute.peak_tflops]",
+        *(
+            f"{name} = {figure(rate / TERA, f'compute.peak_tflops.{name}')}"
+            for name, rate in peaks.items()
+        ),
+    ]
+    tables += [
+        line
+        for name, by_size in rates.items()
+        for size, r in by_size.items()
+        for line in (
+            "[[compute.gemm]]",
+            f'format = "{name}"',
+            f"size = {size}",
+            f"tflops = {spread(r / TERA, np.max)}",
+        )
+    ]
+    tables += [
+        "[hbm]",
+        f"capacity_gib = {driver(gpu.memory_bytes / GIB)}",
+        f"bandwidth_gb_per_s = {figure(bandwidth / GB, 'hbm.bandwidth_gb_per_s')}",
+    ]
     moved = max(largest // 8, 1 << 12)
-    tables += [line for access, r in gather_rates(timer, device, largest, moved, cold=True).items()
-               for line in ("[[hbm.gather]]", f"access_bytes = {float(access)}", shares(r))]
+    tables += [
+        line
+        for access, r in gather_rates(timer, device, largest, moved, cold=True).items()
+        for line in ("[[hbm.gather]]", f"access_bytes = {float(access)}", shares(r))
+    ]
     near = max(gpu.l2_bytes // 4, 1 << 12)
-    tables += [line for access, r in gather_rates(timer, device, near, near, cold=False).items() for line in (
-        "[[hbm.gather_cached]]", f"access_bytes = {float(access)}", f"working_set_mib = {near / MIB}", shares(r))]
-    tables += [line for size, r in streams.items()
-               for line in ("[[hbm.streaming]]", f"working_set_mib = {size / MIB}", shares(r))]
-    tables += ["[l2]", f"capacity_mib = {driver(gpu.l2_bytes / MIB)}", "[launch]",
-               f"kernel_us = {spread(launch / US, np.min)}", f"plain_kernel_us = {spread(plain / US, np.min)}", *host]
+    tables += [
+        line
+        for access, r in gather_rates(timer, device, near, near, cold=False).items()
+        for line in (
+            "[[hbm.gather_cached]]",
+            f"access_bytes = {float(access)}",
+            f"working_set_mib = {near / MIB}",
+            shares(r),
+        )
+    ]
+    tables += [
+        line
+        for size, r in streams.items()
+        for line in ("[[hbm.streaming]]", f"working_set_mib = {size / MIB}", shares(r))
+    ]
+    tables += [
+        "[l2]",
+        f"capacity_mib = {driver(gpu.l2_bytes / MIB)}",
+        "[launch]",
+        f"kernel_us = {spread(launch / US, np.min)}",
+        f"plain_kernel_us = {spread(plain / US, np.min)}",
+        *host,
+    ]
     where = f"{gpu.name}, {software()}"
-    described = [("protocol", "moesim_kernels: repeated calls by device events, after a warm-up", where),
-                 ("driver", "What the GPU's driver tells", gpu.name),
-                 ("figures", f"Figures of the shipped profile {shipped.name}" if shipped else
-                  "Figures at which the calibrated model reaches the best measured rate",
-                  "moesim profiles NAME shows their sources" if shipped else f"calibration {CALIBRATION}")]
+    described = [
+        ("protocol", "moesim_kernels: repeated calls by device events, after a warm-up", where),
+        ("driver", "What the GPU's driver tells", gpu.name),
+        (
+            "figures",
+            f"Figures of the shipped profile {shipped.name}"
+            if shipped
+            else "Figures at which the calibrated model reaches the best measured rate",
+            "moesim profiles NAME shows their sources" if shipped else f"calibration {CALIBRATION}",
+        ),
+    ]
     if host:
-        described.append(("fit", "moesim_kernels.profile.host_fabric: start and rate fitted to this host's all-to-alls",
-                          where))
+        described.append(
+            (
+                "fit",
+                (
+                    "moesim_kernels.profile.host_fabric: start and rate fitted to this host's "
+                    "all-to-alls"
+                ),
+                where,
+            )
+        )
     # the sentinel: the last stream once more, after everything else
-    slowdown = float(far.max() / stream_rates(timer, device, 4 * max(streams), max(streams))[max(streams)].max() - 1.0)
-    about = measurement(machine=gpu.name, command=command, seconds=time.perf_counter() - started, slowdown=slowdown,
-                        contended=slowdown > CONTENDED)
+    slowdown = float(
+        far.max() / stream_rates(timer, device, 4 * max(streams), max(streams))[max(streams)].max()
+        - 1.0
+    )
+    about = measurement(
+        machine=gpu.name,
+        command=command,
+        seconds=time.perf_counter() - started,
+        slowdown=slowdown,
+        contended=slowdown > CONTENDED,
+    )
     return "\n".join([*lines, *about, *tables, *sources(described), ""])
 
 
@@ -184,8 +279,11 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
     host = fabric_or_why("nccl", exchange) if gpu.count > 1 else []
 
     def timer(call: Callable[[], object], flush: bool) -> Array:
-        return np.array(call_seconds(call, flush_l2=flush, warmup_s=0.2 * _SHARE * seconds,
-                                     repeat_s=_SHARE * seconds))
+        return np.array(
+            call_seconds(
+                call, flush_l2=flush, warmup_s=0.2 * _SHARE * seconds, repeat_s=_SHARE * seconds
+            )
+        )
 
     text = profile_text(gpu, timer, torch.device("cuda"), command=command, host=host)
     Path(path).write_text(text, encoding="utf-8")

@@ -1,10 +1,11 @@
 """All-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL or RCCL.
 
-A timing is four calls back to back after a barrier, of the rank that took longest; all exchanges are timed in turn,
-several rounds of them, so that a machine that is slow for a while is slow for all. Between processes times have two
-modes, the upper one a wait for the other process to be woken: medians of the same exchange a few seconds apart differ
-by 10 to 30 %, the P10 of 24 timings by 6 to 8 %. That is what counts; minimum, median and P90 stand beside it. Ranks
-are started by `moesim_kernels.ranks`: no network is needed.
+A timing is four calls back to back after a barrier, of the rank that took longest; all exchanges
+are timed in turn, several rounds of them, so that a machine that is slow for a while is slow for
+all. Between processes times have two modes, the upper one a wait for the other process to be woken:
+medians of the same exchange a few seconds apart differ by 10 to 30 %, the P10 of 24 timings by 6 to
+8 %. That is what counts; minimum, median and P90 stand beside it. Ranks are started by
+`moesim_kernels.ranks`: no network is needed.
 """
 
 import json
@@ -59,7 +60,9 @@ def port_bytes(bytes_WW: Array) -> float:
     return float(max(between_WW.sum(axis=1).max(), between_WW.sum(axis=0).max()))
 
 
-def measure_gloo(ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_s: float = 30.0) -> list[AllToAll]:
+def measure_gloo(
+    ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_s: float = 30.0
+) -> list[AllToAll]:
     """Time all-to-alls between processes on this CPU, one thread each.
 
     Args:
@@ -73,13 +76,19 @@ def measure_gloo(ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_
     return _run("gloo", ranks, sizes, timeout_s)
 
 
-def measure_nccl(ranks: int, *, sizes: Sequence[int] = _NCCL_BYTES, timeout_s: float = 60.0) -> list[AllToAll]:
-    """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); else as `measure_gloo`."""
+def measure_nccl(
+    ranks: int, *, sizes: Sequence[int] = _NCCL_BYTES, timeout_s: float = 60.0
+) -> list[AllToAll]:
+    """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); else as
+    `measure_gloo`.
+    """
     return _run("nccl", ranks, sizes, timeout_s)
 
 
 def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[str]:
-    """`fabric_lines` of what ``measure`` returns; none, and a line on stderr, where the all-to-all does not work."""
+    """`fabric_lines` of what ``measure`` returns; none, and a line on stderr, where the all-to-all
+    does not work.
+    """
     try:
         return fabric_lines(backend, measure())
     except MeasurementError as error:
@@ -88,11 +97,18 @@ def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[s
 
 
 def _run(backend: str, ranks: int, sizes: Sequence[int], timeout_s: float) -> list[AllToAll]:
-    seconds = time_exchanges(backend, [np.full((ranks, ranks), size) for size in sizes], timeout_s=timeout_s)
-    return [AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row) for size, row in zip(sizes, seconds, strict=True)]
+    seconds = time_exchanges(
+        backend, [np.full((ranks, ranks), size) for size in sizes], timeout_s=timeout_s
+    )
+    return [
+        AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row)
+        for size, row in zip(sizes, seconds, strict=True)
+    ]
 
 
-def time_exchanges(backend: str, matrices: Sequence[Array], *, timeout_s: float = 30.0) -> list[Array]:
+def time_exchanges(
+    backend: str, matrices: Sequence[Array], *, timeout_s: float = 30.0
+) -> list[Array]:
     """Time uneven all-to-alls.
 
     Args:
@@ -107,8 +123,13 @@ def time_exchanges(backend: str, matrices: Sequence[Array], *, timeout_s: float 
         MeasurementError: A rank failed (its last line), or they did not finish in time.
     """
     task = {"matrices": [np.asarray(matrix).tolist() for matrix in matrices]}
-    answers = run_ranks([sys.executable, "-m", "moesim_kernels.profile.host_fabric"], len(matrices[0]), task,
-                        backend=backend, timeout_s=timeout_s)
+    answers = run_ranks(
+        [sys.executable, "-m", "moesim_kernels.profile.host_fabric"],
+        len(matrices[0]),
+        task,
+        backend=backend,
+        timeout_s=timeout_s,
+    )
     return list(np.array(answers).max(axis=0))
 
 
@@ -128,7 +149,9 @@ def time_rank(task: dict) -> list[list[float]]:
         for _ in range(_ROUNDS):
             for matrix, found in zip(task["matrices"], seconds, strict=True):
                 to, of = matrix[rank], [row[rank] for row in matrix]
-                sent, received = (torch.ones(sum(parts), dtype=torch.uint8, device=device) for parts in (to, of))
+                sent, received = (
+                    torch.ones(sum(parts), dtype=torch.uint8, device=device) for parts in (to, of)
+                )
                 for timing in range(-_WARM_UP, _TIMINGS):
                     dist.barrier()
                     wait()
@@ -152,16 +175,23 @@ def fabric_of(backend: str, measured: Sequence[AllToAll]) -> HostFabric:
     """What `fabric_lines` writes, as a profile holds it."""
     start, rate, ratios = _fitted(measured)
     low, high = np.percentile(ratios, (10, 90))
-    return HostFabric(backend=backend, start_s=start, port_bytes_per_s=rate,
-                      ranks=tuple(point.ranks for point in measured),
-                      bytes_per_pair=tuple(float(point.bytes_per_pair) for point in measured),
-                      time_s=tuple(counted(point.seconds) for point in measured), interval=(float(low), float(high)))
+    return HostFabric(
+        backend=backend,
+        start_s=start,
+        port_bytes_per_s=rate,
+        ranks=tuple(point.ranks for point in measured),
+        bytes_per_pair=tuple(float(point.bytes_per_pair) for point in measured),
+        time_s=tuple(counted(point.seconds) for point in measured),
+        interval=(float(low), float(high)),
+    )
 
 
 def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
-    """Lines of ``[host_fabric]``: start and port rate, every point, and residuals of points left out of the fit.
+    """Lines of ``[host_fabric]``: start and port rate, every point, and residuals of points left
+    out of the fit.
 
-    Fitted to time = start + (ranks - 1) x bytes / rate: what a rank sends to others passes its port once.
+    Fitted to time = start + (ranks - 1) x bytes / rate: what a rank sends to others passes its port
+    once.
 
     Args:
         backend: As the file names it.
@@ -169,13 +199,26 @@ def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
     """
     start, rate, ratios = _fitted(measured)
     low, high = np.percentile(ratios, (10, 90))
-    lines = ["[host_fabric]", f'backend = "{backend}"',
-             f"start_us = {quantity(start / US, source='fit', low=start * low / US, high=start * high / US)}",
-             f"gb_per_s = {quantity(rate / GB, source='fit', low=rate / high / GB, high=rate / low / GB)}"]
+    lines = [
+        "[host_fabric]",
+        f'backend = "{backend}"',
+        (
+            "start_us = "
+            f"{quantity(start / US, source='fit', low=start * low / US, high=start * high / US)}"
+        ),
+        (
+            "gb_per_s = "
+            f"{quantity(rate / GB, source='fit', low=rate / high / GB, high=rate / low / GB)}"
+        ),
+    ]
     lines += held_out("host_fabric.residuals", ratios)
     for point in measured:
-        lines += ["[[host_fabric.points]]", f"ranks = {point.ranks}", f"bytes_per_pair = {float(point.bytes_per_pair)}",
-                  f"time_us = {spread(point.seconds / US, counted)}"]
+        lines += [
+            "[[host_fabric.points]]",
+            f"ranks = {point.ranks}",
+            f"bytes_per_pair = {float(point.bytes_per_pair)}",
+            f"time_us = {spread(point.seconds / US, counted)}",
+        ]
     return lines
 
 

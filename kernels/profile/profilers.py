@@ -1,4 +1,5 @@
-"""What can measure this machine, for `moesim measure`: found through the entry points ``moesim.profilers``.
+"""What can measure this machine, for `moesim measure`: found through the entry points
+``moesim.profilers``.
 
 Importing this module loads neither torch nor triton; what cannot run here says why in one line.
 """

@@ -1,9 +1,11 @@
-"""Processes of this host as ranks of one torch.distributed group: over gloo on a CPU, over NCCL or RCCL on GPUs.
+"""Processes of this host as ranks of one torch.distributed group: over gloo on a CPU, over NCCL or
+RCCL on GPUs.
 
-Each rank is a process of its own, ``python -m MODULE`` (or another command), given its task as JSON on stdin, which
-answers with JSON on stdout. Ranks meet through a file and, for gloo, over the loopback interface: no network is needed.
-Ranks on a CPU have one thread each, on a core of their own while there are enough. If they do not finish in time they
-are ended, and the caller gets one line.
+Each rank is a process of its own, ``python -m MODULE`` (or another command), given its task as JSON
+on stdin, which answers with JSON on stdout. Ranks meet through a file and, for gloo, over the
+loopback interface: no network is needed. Ranks on a CPU have one thread each, on a core of their
+own while there are enough. If they do not finish in time they are ended, and the caller gets one
+line.
 """
 
 import json
@@ -23,14 +25,17 @@ from moesim.errors import MeasurementError
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
-def run_ranks(command: Sequence[str], ranks: int, task: dict[str, Any], *, backend: str,
-              timeout_s: float) -> list[Any]:
+def run_ranks(
+    command: Sequence[str], ranks: int, task: dict[str, Any], *, backend: str, timeout_s: float
+) -> list[Any]:
     """Run a command as every rank of a group.
 
     Args:
-        command: Of one rank, such as ``[sys.executable, "-m", "moesim_kernels.profile.host_fabric"]``.
+        command: Of one rank, such as
+            ``[sys.executable, "-m", "moesim_kernels.profile.host_fabric"]``.
         ranks: Processes.
-        task: What each gets, with ``backend``, ``rank``, ``ranks``, ``meet`` and ``timeout_s`` added.
+        task: What each gets, with ``backend``, ``rank``, ``ranks``, ``meet`` and ``timeout_s``
+            added.
         backend: ``gloo`` or ``nccl``.
         timeout_s: After which they are ended.
 
@@ -50,19 +55,40 @@ def run_ranks(command: Sequence[str], ranks: int, task: dict[str, Any], *, backe
         processes: list[subprocess.Popen[str]] = []
         try:
             for rank in range(ranks):
-                process = subprocess.Popen(command, text=True, env=environment, stdin=subprocess.PIPE,
-                                           stdout=subprocess.PIPE, stderr=_errors(folder, rank).open("w"))
+                process = subprocess.Popen(
+                    command,
+                    text=True,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=_errors(folder, rank).open("w"),
+                )
                 processes.append(process)
                 assert process.stdin is not None
-                json.dump(task | {"backend": backend, "rank": rank, "ranks": ranks, "timeout_s": timeout_s,
-                                  "meet": str(Path(folder) / "meet")}, process.stdin)
+                json.dump(
+                    task
+                    | {
+                        "backend": backend,
+                        "rank": rank,
+                        "ranks": ranks,
+                        "timeout_s": timeout_s,
+                        "meet": str(Path(folder) / "meet"),
+                    },
+                    process.stdin,
+                )
                 process.stdin.close()
                 process.stdin = None
             outputs = [_finish(process, until, backend) for process in processes]
-            told = [_last_line(_errors(folder, rank)) for rank, process in enumerate(processes) if process.returncode]
+            told = [
+                _last_line(_errors(folder, rank))
+                for rank, process in enumerate(processes)
+                if process.returncode
+            ]
             if told:
                 # a rank whose peer died knows no more than that
-                raise MeasurementError(f"{backend}: {min(told, key=lambda line: 'closed by peer' in line)}")
+                raise MeasurementError(
+                    f"{backend}: {min(told, key=lambda line: 'closed by peer' in line)}"
+                )
         finally:
             for process in processes:
                 process.kill()
@@ -89,12 +115,15 @@ def _finish(process: "subprocess.Popen[str]", until: float, backend: str) -> str
 
 
 def _last_line(errors: Path) -> str:
-    return (errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+    return (
+        errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+    )[-1]
 
 
 @contextmanager
 def rank_group(task: dict[str, Any]) -> Iterator[Any]:
-    """Join the group that `run_ranks` started this process for; yields the torch.device of this rank.
+    """Join the group that `run_ranks` started this process for; yields the torch.device of this
+    rank.
 
     Args:
         task: backend, rank, ranks, meet (a file all ranks name), timeout_s.
@@ -112,8 +141,13 @@ def rank_group(task: dict[str, Any]) -> Iterator[Any]:
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[rank % len(cores)]})
-    dist.init_process_group(task["backend"], init_method=f"file://{task['meet']}", rank=rank, world_size=ranks,
-                            timeout=timedelta(seconds=task["timeout_s"]))
+    dist.init_process_group(
+        task["backend"],
+        init_method=f"file://{task['meet']}",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=task["timeout_s"]),
+    )
     try:
         yield device
     finally:

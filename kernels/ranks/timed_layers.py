@@ -1,11 +1,13 @@
-"""Layers that really run on this CPU in processes of their own: each in one process, or over ranks joined by gloo.
+"""Layers that really run on this CPU in processes of their own: each in one process, or over ranks
+joined by gloo.
 
-One process times a layer as `moesim_kernels.cpu.layer` does. Ranks run `moesim_kernels.ranks.expert_parallel`, each on
-a core of its own, by the clock on the wall, since a rank that waits gets no thread time: caches are flushed and the
-clock settled on each rank, a barrier starts all of them, and a repeat takes as long as the slowest. Experts follow the
-choices that the simulator prices, in another order of tokens each time; the gate really scores. A core that others used
-meanwhile shows in computing phases that took longer than the thread got: such a run is marked contended, as is one
-whose sentinel became slower.
+One process times a layer as `moesim_kernels.cpu.layer` does. Ranks run
+`moesim_kernels.ranks.expert_parallel`, each on a core of its own, by the clock on the wall, since a
+rank that waits gets no thread time: caches are flushed and the clock settled on each rank, a
+barrier starts all of them, and a repeat takes as long as the slowest. Experts follow the choices
+that the simulator prices, in another order of tokens each time; the gate really scores. A core that
+others used meanwhile shows in computing phases that took longer than the thread got: such a run is
+marked contended, as is one whose sentinel became slower.
 
 Run as ``python -m moesim_kernels.ranks.timed_layers``, a rank of `moesim_kernels.ranks`.
 """
@@ -23,7 +25,12 @@ import torch.distributed as dist
 from moesim_kernels.cpu.gate import gate_by_torch
 from moesim_kernels.cpu.layer import CONTENDED, LayerTiming, Sentinel, measuring, time_layer
 from moesim_kernels.cpu.primitives import DTYPES
-from moesim_kernels.ranks.expert_parallel import PHASES, contiguous_placement, expert_parallel_layer, random_local
+from moesim_kernels.ranks.expert_parallel import (
+    PHASES,
+    contiguous_placement,
+    expert_parallel_layer,
+    random_local,
+)
 from moesim_kernels.ranks.group import rank_group, run_ranks
 
 from moesim.model import MoELayer, Precision
@@ -51,32 +58,61 @@ class LayerRun:
     seed: int = 0
 
     def ids_TK(self, ranks: int) -> Array:
-        """Experts of every rank's tokens in turn, as the simulator draws them: ndarray of shape (ranks x T, K)."""
+        """Experts of every rank's tokens in turn, as the simulator draws them: ndarray of shape
+        (ranks x T, K).
+        """
         layer = self.layer
-        return route(RoutingSpec.parse(self.routing), layer.gate, num_experts=layer.num_experts, top_k=layer.top_k,
-                     num_tokens_S=np.full(ranks, self.num_tokens), seed=self.seed).expert_ids_TK
+        return route(
+            RoutingSpec.parse(self.routing),
+            layer.gate,
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            num_tokens_S=np.full(ranks, self.num_tokens),
+            seed=self.seed,
+        ).expert_ids_TK
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         layer = self.layer
-        return {"hidden_size": layer.hidden_size, "expert_intermediate_size": layer.expert_intermediate_size,
-                "num_experts": layer.num_experts, "top_k": layer.top_k, "gated": layer.gated, "gate": str(layer.gate),
-                "format": layer.precision.activations, "num_tokens": self.num_tokens, "routing": self.routing,
-                "seed": self.seed}
+        return {
+            "hidden_size": layer.hidden_size,
+            "expert_intermediate_size": layer.expert_intermediate_size,
+            "num_experts": layer.num_experts,
+            "top_k": layer.top_k,
+            "gated": layer.gated,
+            "gate": str(layer.gate),
+            "format": layer.precision.activations,
+            "num_tokens": self.num_tokens,
+            "routing": self.routing,
+            "seed": self.seed,
+        }
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> "LayerRun":
         """The run that `as_json` told."""
         fmt = told["format"]
-        layer = MoELayer(precision=Precision(weights=fmt, activations=fmt, dispatch=fmt, combine=fmt),
-                         gate=replace(Gate.parse(told["gate"]), precision=fmt), **{
-                             name: told[name] for name in ("hidden_size", "expert_intermediate_size", "num_experts",
-                                                           "top_k", "gated")})
-        return cls(layer=layer, num_tokens=told["num_tokens"], routing=told["routing"], seed=told["seed"])
+        layer = MoELayer(
+            precision=Precision(weights=fmt, activations=fmt, dispatch=fmt, combine=fmt),
+            gate=replace(Gate.parse(told["gate"]), precision=fmt),
+            **{
+                name: told[name]
+                for name in (
+                    "hidden_size",
+                    "expert_intermediate_size",
+                    "num_experts",
+                    "top_k",
+                    "gated",
+                )
+            },
+        )
+        return cls(
+            layer=layer, num_tokens=told["num_tokens"], routing=told["routing"], seed=told["seed"]
+        )
 
 
-def time_layers(runs: Sequence[LayerRun], ranks: int = 1, *, seconds: float = 0.25,
-                timeout_s: float = 120.0) -> list[LayerTiming]:
+def time_layers(
+    runs: Sequence[LayerRun], ranks: int = 1, *, seconds: float = 0.25, timeout_s: float = 120.0
+) -> list[LayerTiming]:
     """Run layers one after the other, in one process or over several.
 
     Returns:
@@ -92,14 +128,26 @@ def time_layers(runs: Sequence[LayerRun], ranks: int = 1, *, seconds: float = 0.
         MeasurementError: A process failed (its last line), or they did not finish in time.
     """
     task = {"runs": [run.as_json() for run in runs], "seconds": seconds}
-    answers = run_ranks([sys.executable, "-m", "moesim_kernels.ranks.timed_layers"], ranks, task, backend="gloo",
-                        timeout_s=timeout_s)
+    answers = run_ranks(
+        [sys.executable, "-m", "moesim_kernels.ranks.timed_layers"],
+        ranks,
+        task,
+        backend="gloo",
+        timeout_s=timeout_s,
+    )
     found = []
     for of_ranks in zip(*answers, strict=True):
         slowdown = max(answer["slowdown"] for answer in of_ranks)
-        found.append(LayerTiming(slowdown=slowdown, contended=any(answer["contended"] for answer in of_ranks), seconds={
-            phase: np.max([answer["seconds"][phase] for answer in of_ranks], axis=0)
-            for phase in of_ranks[0]["seconds"]}))
+        found.append(
+            LayerTiming(
+                slowdown=slowdown,
+                contended=any(answer["contended"] for answer in of_ranks),
+                seconds={
+                    phase: np.max([answer["seconds"][phase] for answer in of_ranks], axis=0)
+                    for phase in of_ranks[0]["seconds"]
+                },
+            )
+        )
     return found
 
 
@@ -113,24 +161,46 @@ def run_rank(task: dict[str, Any]) -> list[dict[str, Any]]:
         sentinel, found = Sentinel(), []
         for run in map(LayerRun.from_json, task["runs"]):
             if task["ranks"] > 1:
-                found.append(_time_ranks(run, task["rank"], task["ranks"], sentinel, task["seconds"]))
+                found.append(
+                    _time_ranks(run, task["rank"], task["ranks"], sentinel, task["seconds"])
+                )
                 continue
-            timing = time_layer(run.layer, run.ids_TK(1), DTYPES[run.layer.precision.activations],
-                                seconds=task["seconds"], sentinel=sentinel, seed=run.seed)
-            found.append({"seconds": {name: times.tolist() for name, times in timing.seconds.items()},
-                          "slowdown": timing.slowdown, "contended": timing.contended})
+            timing = time_layer(
+                run.layer,
+                run.ids_TK(1),
+                DTYPES[run.layer.precision.activations],
+                seconds=task["seconds"],
+                sentinel=sentinel,
+                seed=run.seed,
+            )
+            found.append(
+                {
+                    "seconds": {name: times.tolist() for name, times in timing.seconds.items()},
+                    "slowdown": timing.slowdown,
+                    "contended": timing.contended,
+                }
+            )
     return found
 
 
-def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, seconds: float) -> dict[str, Any]:
+def _time_ranks(
+    run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, seconds: float
+) -> dict[str, Any]:
     """One layer over all ranks."""
     layer, dtype = run.layer, DTYPES[run.layer.precision.activations]
     placement = contiguous_placement(layer.num_experts, ranks)
     weights = random_local(layer, placement, rank, run.seed, dtype)
     generator = torch.Generator().manual_seed(run.seed + rank)
-    mine = torch.from_numpy(run.ids_TK(ranks)[rank * run.num_tokens:(rank + 1) * run.num_tokens].astype(np.int32))
-    inputs = [torch.randn(run.num_tokens, layer.hidden_size, generator=generator).to(dtype) for _ in range(_INPUTS)]
-    orders = [mine[torch.randperm(len(mine), generator=generator)].contiguous() for _ in range(_INPUTS)]
+    mine = torch.from_numpy(
+        run.ids_TK(ranks)[rank * run.num_tokens : (rank + 1) * run.num_tokens].astype(np.int32)
+    )
+    inputs = [
+        torch.randn(run.num_tokens, layer.hidden_size, generator=generator).to(dtype)
+        for _ in range(_INPUTS)
+    ]
+    orders = [
+        mine[torch.randperm(len(mine), generator=generator)].contiguous() for _ in range(_INPUTS)
+    ]
     x_TH = torch.empty_like(inputs[0])
 
     def repeat(number: int) -> np.ndarray:
@@ -139,9 +209,16 @@ def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, second
         dist.barrier()
         times = [both_clocks()]
         weights_TK, _ = gate_by_torch(x_TH, layer, weights)
-        expert_parallel_layer(x_TH, weights, layer, placement=placement, backend="grouped_mm", checked=False,
-                              routing=(weights_TK, orders[number % _INPUTS]),
-                              on_phase=lambda _: times.append(both_clocks()))
+        expert_parallel_layer(
+            x_TH,
+            weights,
+            layer,
+            placement=placement,
+            backend="grouped_mm",
+            checked=False,
+            routing=(weights_TK, orders[number % _INPUTS]),
+            on_phase=lambda _: times.append(both_clocks()),
+        )
         return np.diff(np.array(times), axis=0)
 
     before, once = sentinel.slowdown(), 1.0
@@ -156,8 +233,11 @@ def _time_ranks(run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, second
     wall_R, thread_R = rows[:, computing].sum(axis=1).T
     slowdown = max(before, sentinel.slowdown(), float(np.median(wall_R / thread_R)) - 1.0)
     phases = dict(zip(PHASES, rows[:, :, 0].T.tolist(), strict=True))
-    return {"seconds": phases | {"total": rows[:, :, 0].sum(axis=1).tolist()}, "slowdown": slowdown,
-            "contended": slowdown > CONTENDED}
+    return {
+        "seconds": phases | {"total": rows[:, :, 0].sum(axis=1).tolist()},
+        "slowdown": slowdown,
+        "contended": slowdown > CONTENDED,
+    }
 
 
 def both_clocks() -> tuple[float, float]:

@@ -1,10 +1,12 @@
-"""Check simulation against a real MoE layer on this machine's CPU: the loop that closes on any machine.
+"""Check simulation against a real MoE layer on this machine's CPU: the loop that closes on any
+machine.
 
-A candidate that was simulated on a measured profile of one CPU runs as it is, where it is small enough. Any other is
-scaled down until one core runs it in milliseconds: a profile of this CPU is measured from stand-alone primitives, the
-small layer is simulated on it by the same code as any other device, and the same layer with the same histogram of
-experts really runs. What is checked then is the simulator's way of composing a layer out of primitives and routing, not
-its numbers for a GPU. Times are those of the whole layer, of its gate, and of all that follows (``experts``).
+A candidate that was simulated on a measured profile of one CPU runs as it is, where it is small
+enough. Any other is scaled down until one core runs it in milliseconds: a profile of this CPU is
+measured from stand-alone primitives, the small layer is simulated on it by the same code as any
+other device, and the same layer with the same histogram of experts really runs. What is checked
+then is the simulator's way of composing a layer out of primitives and routing, not its numbers for
+a GPU. Times are those of the whole layer, of its gate, and of all that follows (``experts``).
 """
 
 import sys
@@ -63,29 +65,47 @@ def local_profile(budget_s: float) -> tuple[Profile, "Sentinel"]:
 
 
 def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
-    """The layer scaled down to one core: hidden 512, width an eighth, up to 64 experts; gate and top-k as they are.
+    """The layer scaled down to one core: hidden 512, width an eighth, up to 64 experts; gate and
+    top-k as they are.
 
     Args:
         layer: The candidate's.
         fmt: Format of weights, tokens and gate.
     """
+
     def scaled(size: int, most: int) -> int:
         return min(max(round(size / _MULTIPLE), 1) * _MULTIPLE, most)
 
-    return scaled_down(layer, num_experts=_EXPERTS, hidden_size=scaled(layer.hidden_size, _HIDDEN), fmt=fmt,
-                       width=scaled(round(layer.mean_width) // _WIDTH_SHARE, _HIDDEN))
+    return scaled_down(
+        layer,
+        num_experts=_EXPERTS,
+        hidden_size=scaled(layer.hidden_size, _HIDDEN),
+        fmt=fmt,
+        width=scaled(round(layer.mean_width) // _WIDTH_SHARE, _HIDDEN),
+    )
 
 
 def runs_as_it_is(layer: MoELayer, num_tokens: int) -> bool:
-    """Whether a CPU runs this very layer: of one width, format and kind of gate that the torch path has, and small."""
+    """Whether a CPU runs this very layer: of one width, format and kind of gate that the torch path
+    has, and small.
+    """
     fmt = layer.precision.activations
-    plain = (isinstance(layer.expert_intermediate_size, int) and not layer.num_shared_experts
-             and layer.capacity_factor is None and plain_gate(layer.gate) == layer.gate)
+    plain = (
+        isinstance(layer.expert_intermediate_size, int)
+        and not layer.num_shared_experts
+        and layer.capacity_factor is None
+        and plain_gate(layer.gate) == layer.gate
+    )
     one_format = fmt in _FORMATS and {layer.precision.weights, layer.gate.precision} == {fmt}
     multiple = 16 // (4 if fmt == "float32" else 2)
     fits = layer.hidden_size % multiple == layer.shared_width % multiple == 0
-    return (plain and one_format and fits and num_tokens * layer.top_k * layer.params_per_expert < _MOST_WORK
-            and layer.num_experts * layer.bytes_per_expert < _MOST_BYTES)
+    return (
+        plain
+        and one_format
+        and fits
+        and num_tokens * layer.top_k * layer.params_per_expert < _MOST_WORK
+        and layer.num_experts * layer.bytes_per_expert < _MOST_BYTES
+    )
 
 
 class TorchCpu:
@@ -107,12 +127,22 @@ class TorchCpu:
         return "needs Linux or macOS" if sys.platform == "win32" else None
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Time the layer and compare it with its simulation; a disturbed machine is reported, not refused."""
+        """Time the layer and compare it with its simulation; a disturbed machine is reported, not
+        refused.
+        """
         from moesim_kernels.cpu.layer import time_layer
         from moesim_kernels.cpu.primitives import DTYPES
 
-        layer, tokens, sentinel = candidate.layer, workload.num_tokens_per_device * cluster.num_devices, None
-        exact = (cluster.profile.execution == "serial" and cluster.num_devices == 1 and runs_as_it_is(layer, tokens))
+        layer, tokens, sentinel = (
+            candidate.layer,
+            workload.num_tokens_per_device * cluster.num_devices,
+            None,
+        )
+        exact = (
+            cluster.profile.execution == "serial"
+            and cluster.num_devices == 1
+            and runs_as_it_is(layer, tokens)
+        )
         if exact:
             profile, fmt = cluster.profile, layer.precision.activations
         else:
@@ -121,42 +151,91 @@ class TorchCpu:
             layer, tokens = small_layer(layer, fmt), min(_TOKENS, tokens)
         load = replace(workload, num_tokens_per_device=tokens, kv_tokens_per_device=None)
         result = simulate(Candidate(layer=layer), single_device(profile), load)
-        routing = route(RoutingSpec.parse(workload.routing), layer.gate, num_experts=layer.num_experts,
-                        top_k=layer.top_k, num_tokens_S=np.array([tokens]), seed=workload.seed)
-        timing = time_layer(layer, routing.expert_ids_TK, DTYPES[fmt], sentinel=sentinel, seed=workload.seed)
+        routing = route(
+            RoutingSpec.parse(workload.routing),
+            layer.gate,
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            num_tokens_S=np.array([tokens]),
+            seed=workload.seed,
+        )
+        timing = time_layer(
+            layer, routing.expert_ids_TK, DTYPES[fmt], sentinel=sentinel, seed=workload.seed
+        )
         intervals = phase_intervals(profile, fmt, fmt)
-        simulated = {"layer": (result.layer_time_s, result.layer_time_low_s, result.layer_time_high_s)} | {
-            phase: (seconds, *(factor * seconds for factor in intervals.get(phase, ASSUMED_INTERVAL)))
-            for phase, seconds in result.phase_time_s.items()}
+        simulated = {
+            "layer": (result.layer_time_s, result.layer_time_low_s, result.layer_time_high_s)
+        } | {
+            phase: (
+                seconds,
+                *(factor * seconds for factor in intervals.get(phase, ASSUMED_INTERVAL)),
+            )
+            for phase, seconds in result.phase_time_s.items()
+        }
         total, gate = timing.seconds["total"], timing.seconds["gate"]
         measured = {"layer": total, "gate": gate, "experts": total - gate}
         detail = self._detail(candidate, layer, tokens, fmt, timing, exact)
-        extra: dict[str, Any] = {"slowdown": timing.slowdown, "contended": timing.contended, "as_it_is": exact}
+        extra: dict[str, Any] = {
+            "slowdown": timing.slowdown,
+            "contended": timing.contended,
+            "as_it_is": exact,
+        }
         rows = []
         for phase, times in measured.items():
             value, low, high = (seconds / US for seconds in simulated[phase])
             p10, p90 = (float(part) / US for part in np.percentile(times, (10, 90)))
-            rows.append(CheckRow(
-                candidate=candidate.label, source=self.name, quantity=f"{phase}_time_us", status="checked",
-                simulated=value, simulated_low=low, simulated_high=high, measured=p10, measured_low=p10,
-                measured_high=p90, in_fit_set=False, calibration=result.calibration, engine=result.engine,
-                seed=workload.seed, profile_hash=result.profile_hash, extra=extra, detail=detail))
+            rows.append(
+                CheckRow(
+                    candidate=candidate.label,
+                    source=self.name,
+                    quantity=f"{phase}_time_us",
+                    status="checked",
+                    simulated=value,
+                    simulated_low=low,
+                    simulated_high=high,
+                    measured=p10,
+                    measured_low=p10,
+                    measured_high=p90,
+                    in_fit_set=False,
+                    calibration=result.calibration,
+                    engine=result.engine,
+                    seed=workload.seed,
+                    profile_hash=result.profile_hash,
+                    extra=extra,
+                    detail=detail,
+                )
+            )
         return rows
 
     @staticmethod
-    def _detail(candidate: Candidate, layer: MoELayer, tokens: int, fmt: str, timing: "LayerTiming",
-                exact: bool) -> str:
+    def _detail(
+        candidate: Candidate,
+        layer: MoELayer,
+        tokens: int,
+        fmt: str,
+        timing: "LayerTiming",
+        exact: bool,
+    ) -> str:
         whole = candidate.layer
-        parts = [f"{tokens} tokens, {fmt}, one thread of this CPU",
-                 f"measured is the P10 of {timing.repeats} repeats (high: P90), caches flushed, repeated routing"]
+        parts = [
+            f"{tokens} tokens, {fmt}, one thread of this CPU",
+            (
+                f"measured is the P10 of {timing.repeats} repeats (high: P90), caches flushed, "
+                "repeated routing"
+            ),
+        ]
         if not exact:
-            parts[0] = (f"scaled down from E{whole.num_experts} k{whole.top_k} H{whole.hidden_size} "
-                        f"I{short_text(whole.expert_intermediate_size)} to "
-                        f"E{layer.num_experts} k{layer.top_k} H{layer.hidden_size} "
-                        f"I{layer.expert_intermediate_size} {layer.gate}, {parts[0]}")
+            parts[0] = (
+                f"scaled down from E{whole.num_experts} k{whole.top_k} H{whole.hidden_size} "
+                f"I{short_text(whole.expert_intermediate_size)} to "
+                f"E{layer.num_experts} k{layer.top_k} H{layer.hidden_size} "
+                f"I{layer.expert_intermediate_size} {layer.gate}, {parts[0]}"
+            )
             parts += left_out(whole)
         if timing.contended:
-            parts.append(f"contended: the machine was {100 * timing.slowdown:.0f} % slower than before")
+            parts.append(
+                f"contended: the machine was {100 * timing.slowdown:.0f} % slower than before"
+            )
         return "; ".join(parts)
 
 

@@ -1,4 +1,5 @@
-"""Do the kernels compute the right numbers? A candidate's layer, scaled down, through Triton's interpreter.
+"""Do the kernels compute the right numbers? A candidate's layer, scaled down, through Triton's
+interpreter.
 
 Never a time: an interpreted kernel takes as long as the interpreter does.
 """
@@ -21,7 +22,8 @@ _TIMEOUT_S = 240
 
 
 class Interpret:
-    """The winner's gate and experts, scaled down, through Triton's interpreter against torch: are the kernels right?
+    """The winner's gate and experts, scaled down, through Triton's interpreter against torch: are
+    the kernels right?
 
     Runs in a process of its own, since triton must be imported under ``TRITON_INTERPRET=1``.
     """
@@ -31,13 +33,18 @@ class Interpret:
     def unavailable_because(self) -> str | None:
         """Without Triton there is no interpreter."""
         missing = [name for name in ("torch", "triton") if find_spec(name) is None]
-        return f"{' and '.join(missing)} not installed (Triton exists for Linux only)" if missing else None
+        return (
+            f"{' and '.join(missing)} not installed (Triton exists for Linux only)"
+            if missing
+            else None
+        )
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
         """Compare gate choices exactly and outputs within bf16 rounding.
 
         Raises:
-            MeasurementError: A gate the kernels do not compute; the interpreting process failed, with its last line.
+            MeasurementError: A gate the kernels do not compute; the interpreting process failed,
+                with its last line.
         """
         small = scaled_down(
             candidate.layer,
@@ -46,8 +53,10 @@ class Interpret:
             width=_SMALL["expert_intermediate_size"],
         )
         if small.gate.kind == "product_key" and small.top_k % small.gate.query_heads:
-            raise MeasurementError(f"the kernels' heads find equal shares: not {small.top_k} with "
-                                   f"{small.gate.query_heads} heads")
+            raise MeasurementError(
+                f"the kernels' heads find equal shares: not {small.top_k} with "
+                f"{small.gate.query_heads} heads"
+            )
         request = {
             "num_experts": small.num_experts,
             "top_k": small.top_k,
@@ -58,10 +67,15 @@ class Interpret:
             "seed": workload.seed,
         }
         try:
-            done = subprocess.run([sys.executable, "-m", "moesim_kernels.sources.interpreted"],
-                                  input=json.dumps(request),
-                                  text=True, capture_output=True, timeout=_TIMEOUT_S, check=False,
-                                  env=os.environ | {"TRITON_INTERPRET": "1"})
+            done = subprocess.run(
+                [sys.executable, "-m", "moesim_kernels.sources.interpreted"],
+                input=json.dumps(request),
+                text=True,
+                capture_output=True,
+                timeout=_TIMEOUT_S,
+                check=False,
+                env=os.environ | {"TRITON_INTERPRET": "1"},
+            )
         except subprocess.TimeoutExpired:
             raise MeasurementError(f"interpret: not done after {_TIMEOUT_S} s") from None
         if done.returncode:
@@ -75,16 +89,19 @@ class Interpret:
         )
         note += "; experts of equal width" if candidate.layer.uneven else ""
         note += "" if candidate.layer.gated else "; with SwiGLU"
-        return [CheckRow(
-            candidate=candidate.label,
-            source=self.name,
-            quantity="max_abs_error",
-            status="checked",
-            measured=found["max_abs_error"],
-            limit=found["limit"],
-            seed=workload.seed,
-            engine="triton_interpreter",
-            detail=f"scaled down to E{small.num_experts} k{small.top_k} H{small.hidden_size} "
-            f"I{small.expert_intermediate_size} {small.gate}, {request['num_tokens']} tokens: gate choices "
-            f"{'equal' if found['choices_equal'] else 'DIFFER'}, layer output against torch{note}",
-        )]
+        return [
+            CheckRow(
+                candidate=candidate.label,
+                source=self.name,
+                quantity="max_abs_error",
+                status="checked",
+                measured=found["max_abs_error"],
+                limit=found["limit"],
+                seed=workload.seed,
+                engine="triton_interpreter",
+                detail=f"scaled down to E{small.num_experts} k{small.top_k} H{small.hidden_size} "
+                f"I{small.expert_intermediate_size} {small.gate}, {request['num_tokens']} "
+                f"tokens: gate choices {'equal' if found['choices_equal'] else 'DIFFER'}, "
+                f"layer output against torch{note}",
+            )
+        ]

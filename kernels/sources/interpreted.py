@@ -1,7 +1,7 @@
 """One MoE layer through Triton's interpreter against torch, as a process: JSON in, JSON out.
 
-``TRITON_INTERPRET=1 python -m moesim_kernels.sources.interpreted < request.json``; the request has num_experts, top_k,
-gate, hidden_size, expert_intermediate_size, num_tokens and seed.
+``TRITON_INTERPRET=1 python -m moesim_kernels.sources.interpreted < request.json``; the request has
+num_experts, top_k, gate, hidden_size, expert_intermediate_size, num_tokens and seed.
 """
 
 import json
@@ -23,11 +23,16 @@ def compare(request: dict) -> dict[str, float | bool]:
         request: See the module.
 
     Returns:
-        ``choices_equal``: whether both gates chose the same experts; ``max_abs_error`` of the outputs, whose largest
-        value is about 1; ``limit``: the largest error allowed.
+        ``choices_equal``: whether both gates chose the same experts; ``max_abs_error`` of the
+        outputs, whose largest value is about 1; ``limit``: the largest error allowed.
     """
-    layer = MoELayer(hidden_size=request["hidden_size"], num_experts=request["num_experts"], top_k=request["top_k"],
-                     expert_intermediate_size=request["expert_intermediate_size"], gate=Gate.parse(request["gate"]))
+    layer = MoELayer(
+        hidden_size=request["hidden_size"],
+        num_experts=request["num_experts"],
+        top_k=request["top_k"],
+        expert_intermediate_size=request["expert_intermediate_size"],
+        gate=Gate.parse(request["gate"]),
+    )
     weights = LayerWeights.random(layer, request["seed"])
     generator = torch.Generator().manual_seed(request["seed"] + 1)
     x_TH = torch.randn(request["num_tokens"], layer.hidden_size, generator=generator).bfloat16()
@@ -35,8 +40,11 @@ def compare(request: dict) -> dict[str, float | bool]:
     _, expected = gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k)
     out = moe_layer(x_TH, weights, layer).float()
     reference = moe_layer(x_TH, weights, layer, "torch").float()
-    return {"choices_equal": bool(torch.equal(chosen, expected)), "limit": _LIMIT,
-            "max_abs_error": float((out - reference).abs().max())}
+    return {
+        "choices_equal": bool(torch.equal(chosen, expected)),
+        "limit": _LIMIT,
+        "max_abs_error": float((out - reference).abs().max()),
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the closed loop on this machine simulates, then really runs: layers, exchanges, layers on ranks, candidates.
+"""What the closed loop on this machine simulates, then really runs: layers, exchanges, layers on
+ranks, candidates.
 
-Everything is simulated on a profile of primitives measured here, before any of it runs; one dictionary per comparison,
-times in microseconds.
+Everything is simulated on a profile of primitives measured here, before any of it runs; one
+dictionary per comparison, times in microseconds.
 """
 
 from collections.abc import Sequence
@@ -37,13 +38,27 @@ def random_run(rng: np.random.Generator, fmt: str, ranks: int = 1) -> LayerRun:
         top_k = int(rng.choice([k for k in (1, 2, 4, 8) if k <= experts]))
         hidden, width = (int(64 * rng.integers(2, 17)) for _ in range(2))
         tokens = int(2 ** rng.uniform(4, 11)) // ranks
-        kind = str(rng.choice(["flat", "two_level:4:2"])) if experts >= 16 and top_k <= experts // 4 else "flat"
-        layer = MoELayer(hidden_size=hidden, expert_intermediate_size=width, num_experts=experts, top_k=top_k,
-                         gate=Gate.parse(kind), precision=Precision(weights=fmt, activations=fmt, dispatch=fmt,
-                                                                    combine=fmt))
-        if ranks * tokens * top_k * layer.params_per_expert < _WORK and experts * layer.bytes_per_expert < _WEIGHTS:
+        kind = (
+            str(rng.choice(["flat", "two_level:4:2"]))
+            if experts >= 16 and top_k <= experts // 4
+            else "flat"
+        )
+        layer = MoELayer(
+            hidden_size=hidden,
+            expert_intermediate_size=width,
+            num_experts=experts,
+            top_k=top_k,
+            gate=Gate.parse(kind),
+            precision=Precision(weights=fmt, activations=fmt, dispatch=fmt, combine=fmt),
+        )
+        if (
+            ranks * tokens * top_k * layer.params_per_expert < _WORK
+            and experts * layer.bytes_per_expert < _WEIGHTS
+        ):
             routing = str(rng.choice(["uniform", "zipf:0.8", "power_law:1.2"]))
-            return LayerRun(layer=layer, num_tokens=tokens, routing=routing, seed=int(rng.integers(1 << 16)))
+            return LayerRun(
+                layer=layer, num_tokens=tokens, routing=routing, seed=int(rng.integers(1 << 16))
+            )
 
 
 def random_runs(profile: Profile, count: int, seed: int, ranks: int = 1) -> list[LayerRun]:
@@ -61,23 +76,35 @@ def cluster_of(profile: Profile, ranks: int) -> Cluster:
 def foretold(run: LayerRun, cluster: Cluster) -> Result:
     """The run, simulated."""
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
-    return simulate(Candidate(layer=run.layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work)
+    return simulate(
+        Candidate(layer=run.layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work
+    )
 
 
 def roofline_s(run: LayerRun, cluster: Cluster) -> float:
-    """The usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes over bandwidth."""
+    """The usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes over
+    bandwidth.
+    """
     layer, profile = run.layer, cluster.profile
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
     candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices))
     traffic = prepare(candidate, cluster, work).traffic
     rows, active = traffic.counts_DL.sum(axis=1).max(), (traffic.counts_DL > 0).sum(axis=1).max()
     flops = 2.0 * (rows * layer.params_per_expert + run.num_tokens * layer.gate_params)
-    return max(flops / profile.peak(layer.precision.activations),
-               active * layer.bytes_per_expert / profile.hbm_bandwidth_bytes_per_s)
+    return max(
+        flops / profile.peak(layer.precision.activations),
+        active * layer.bytes_per_expert / profile.hbm_bandwidth_bytes_per_s,
+    )
 
 
-def layer_rows(profile: Profile, runs: Sequence[LayerRun], ranks: int = 1, *, seconds: float = 0.25,
-               timeout_s: float = 240.0) -> list[dict[str, Any]]:
+def layer_rows(
+    profile: Profile,
+    runs: Sequence[LayerRun],
+    ranks: int = 1,
+    *,
+    seconds: float = 0.25,
+    timeout_s: float = 240.0,
+) -> list[dict[str, Any]]:
     """Simulate layers, then run them in processes of their own.
 
     Raises:
@@ -88,25 +115,45 @@ def layer_rows(profile: Profile, runs: Sequence[LayerRun], ranks: int = 1, *, se
     plain = [roofline_s(run, cluster) for run in runs]
     timings = time_layers(runs, ranks, seconds=seconds, timeout_s=timeout_s)
     rows = []
-    for number, (run, result, timing, roofline) in enumerate(zip(runs, told, timings, plain, strict=True)):
+    for number, (run, result, timing, roofline) in enumerate(
+        zip(runs, told, timings, plain, strict=True)
+    ):
         layer, measured = run.layer, timing.phases["total"]
-        rows.append({
-            "layer": number, "ranks": ranks, "num_tokens": run.num_tokens, "num_experts": layer.num_experts,
-            "top_k": layer.top_k, "hidden_size": layer.hidden_size,
-            "expert_intermediate_size": layer.expert_intermediate_size, "gate": str(layer.gate),
-            "precision": layer.precision.activations, "routing": run.routing,
-            "simulated_us": result.layer_time_s / US, "simulated_low_us": result.layer_time_low_s / US,
-            "simulated_high_us": result.layer_time_high_s / US, "measured_us": measured.p10_s / US,
-            "measured_p90_us": measured.p90_s / US, "roofline_us": roofline / US,
-            "error_percent": 100 * (result.layer_time_s / measured.p10_s - 1), "contended": timing.contended,
-            "evidence": "measured", "calibration": result.calibration, "seed": run.seed, "version": VERSION,
-            "profile_hash": result.profile_hash})
+        rows.append(
+            {
+                "layer": number,
+                "ranks": ranks,
+                "num_tokens": run.num_tokens,
+                "num_experts": layer.num_experts,
+                "top_k": layer.top_k,
+                "hidden_size": layer.hidden_size,
+                "expert_intermediate_size": layer.expert_intermediate_size,
+                "gate": str(layer.gate),
+                "precision": layer.precision.activations,
+                "routing": run.routing,
+                "simulated_us": result.layer_time_s / US,
+                "simulated_low_us": result.layer_time_low_s / US,
+                "simulated_high_us": result.layer_time_high_s / US,
+                "measured_us": measured.p10_s / US,
+                "measured_p90_us": measured.p90_s / US,
+                "roofline_us": roofline / US,
+                "error_percent": 100 * (result.layer_time_s / measured.p10_s - 1),
+                "contended": timing.contended,
+                "evidence": "measured",
+                "calibration": result.calibration,
+                "seed": run.seed,
+                "version": VERSION,
+                "profile_hash": result.profile_hash,
+            }
+        )
     return rows
 
 
-def rank_rows(profile: Profile, count: int, seed: int, *, fitted_on: int = 8,
-              seconds: float = 0.25) -> tuple[list[dict[str, Any]], tuple[float, float]]:
-    """Random layers over two ranks; ``fitted_us`` is a + b x simulated, a and b of the first few, marked ``in_fit``.
+def rank_rows(
+    profile: Profile, count: int, seed: int, *, fitted_on: int = 8, seconds: float = 0.25
+) -> tuple[list[dict[str, Any]], tuple[float, float]]:
+    """Random layers over two ranks; ``fitted_us`` is a + b x simulated, a and b of the first few,
+    marked ``in_fit``.
 
     Returns:
         Rows; a in microseconds and b.
@@ -115,15 +162,20 @@ def rank_rows(profile: Profile, count: int, seed: int, *, fitted_on: int = 8,
         MeasurementError: The processes failed.
     """
     rows = layer_rows(profile, random_runs(profile, count, seed, 2), 2, seconds=seconds)
-    start, slope = fit_line(*(np.array([row[name] for row in rows[:fitted_on]])
-                              for name in ("simulated_us", "measured_us")))
+    start, slope = fit_line(
+        *(
+            np.array([row[name] for row in rows[:fitted_on]])
+            for name in ("simulated_us", "measured_us")
+        )
+    )
     for number, row in enumerate(rows):
         row |= {"fitted_us": start + slope * row["simulated_us"], "in_fit": number < fitted_on}
     return rows, (start, slope)
 
 
 def exchange_rows(profile: Profile) -> list[dict[str, Any]]:
-    """All-to-alls of two processes, at sizes that the profile's fit has not seen; none without a measured fabric.
+    """All-to-alls of two processes, at sizes that the profile's fit has not seen; none without a
+    measured fabric.
 
     Raises:
         MeasurementError: The processes failed.
@@ -133,12 +185,23 @@ def exchange_rows(profile: Profile) -> list[dict[str, Any]]:
         return []
     rows = []
     for point in measure_gloo(2, sizes=_EXCHANGES):
-        simulated = fabric.start_s + (point.ranks - 1) * point.bytes_per_pair / fabric.port_bytes_per_s
+        simulated = (
+            fabric.start_s + (point.ranks - 1) * point.bytes_per_pair / fabric.port_bytes_per_s
+        )
         measured = counted(point.seconds)
-        rows.append({"ranks": point.ranks, "bytes_per_pair": point.bytes_per_pair, "simulated_us": simulated / US,
-                     "simulated_low_us": simulated * fabric.interval[0] / US,
-                     "simulated_high_us": simulated * fabric.interval[1] / US, "measured_us": measured / US,
-                     "error_percent": 100 * (simulated / measured - 1), "evidence": "measured", "version": VERSION})
+        rows.append(
+            {
+                "ranks": point.ranks,
+                "bytes_per_pair": point.bytes_per_pair,
+                "simulated_us": simulated / US,
+                "simulated_low_us": simulated * fabric.interval[0] / US,
+                "simulated_high_us": simulated * fabric.interval[1] / US,
+                "measured_us": measured / US,
+                "error_percent": 100 * (simulated / measured - 1),
+                "evidence": "measured",
+                "version": VERSION,
+            }
+        )
     return rows
 
 

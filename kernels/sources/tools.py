@@ -55,8 +55,9 @@ class KernelTuner:
         """It needs torch, Triton and a GPU."""
         return GpuProfiler().unavailable_because()
 
-    def rows(self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float,
-             seed: int) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
+    ) -> Iterator[dict[str, Any]]:
         """Tune; see `moesim_kernels.timing.tune.tune`.
 
         Raises:
@@ -82,7 +83,8 @@ class KernelTuner:
         return table_file(name)
 
     def merged(self, table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of a table with these in place of those for the same layer; see `moesim_kernels.tiles.choice`.
+        """Rows of a table with these in place of those for the same layer; see
+        `moesim_kernels.tiles.choice`.
 
         Raises:
             ConfigError: A file that is no tuned table.

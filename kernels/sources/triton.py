@@ -1,10 +1,12 @@
 """Check simulation against this project's Triton kernels on this machine's GPU, phase by phase.
 
-A candidate's busiest device is run as it is: exactly the rows each of its local experts gets, its tokens' gate, and, if
-it is the only device, the whole layer. Each is captured in a CUDA graph (a kernel launched by itself would time the
-launch) and replayed with L2 overwritten before each replay, as for one of many layers, and the experts once more with
-L2 left as it is. With as many GPUs here as the candidate has devices, dispatch and combine are timed between them over
-NCCL, byte by byte. Values are medians, with P10 and P90 beside them. Never another GPU's in place of the candidate's.
+A candidate's busiest device is run as it is: exactly the rows each of its local experts gets, its
+tokens' gate, and, if it is the only device, the whole layer. Each is captured in a CUDA graph (a
+kernel launched by itself would time the launch) and replayed with L2 overwritten before each
+replay, as for one of many layers, and the experts once more with L2 left as it is. With as many
+GPUs here as the candidate has devices, dispatch and combine are timed between them over NCCL, byte
+by byte. Values are medians, with P10 and P90 beside them. Never another GPU's in place of the
+candidate's.
 
 What would be timed is prepared apart from the timer, so that all but the clock runs without a GPU.
 """
@@ -63,7 +65,9 @@ def graph_seconds(call: Callable[[], object], flush: bool) -> Array:
 
 
 def is_of(gpu: str, cluster: Cluster) -> bool:
-    """Whether a cluster's device is this GPU: its profile was measured on one of that name, or is named so."""
+    """Whether a cluster's device is this GPU: its profile was measured on one of that name, or is
+    named so.
+    """
     profile = cluster.profile
     if profile.machine:
         return profile.machine == gpu
@@ -81,13 +85,16 @@ class Triton:
             return f"{' and '.join(missing)} not installed"
         from moesim_kernels.ops.runtime import triton_mode
 
-        return None if triton_mode() == "gpu" else "no CUDA or ROCm GPU with an active Triton driver"
+        return (
+            None if triton_mode() == "gpu" else "no CUDA or ROCm GPU with an active Triton driver"
+        )
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
         """Time the phases this GPU, or these GPUs, can run.
 
         Raises:
-            MeasurementError: The candidate was simulated on another GPU, or the kernels refuse its sizes.
+            MeasurementError: The candidate was simulated on another GPU, or the kernels refuse its
+                sizes.
             ConfigError: A layer the kernels do not compute.
         """
         import torch
@@ -105,8 +112,14 @@ class Triton:
         return rows
 
 
-def timed_rows(candidate: Candidate, cluster: Cluster, workload: Workload, timer: Timer, device: "torch.device",
-               here: str) -> list[CheckRow]:
+def timed_rows(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    timer: Timer,
+    device: "torch.device",
+    here: str,
+) -> list[CheckRow]:
     """Rows of what one GPU runs: the layer of a single device, gate, and experts cold and warm.
 
     Args:
@@ -131,39 +144,91 @@ def timed_rows(candidate: Candidate, cluster: Cluster, workload: Workload, timer
     busiest = int(traffic.counts_DL.sum(axis=1).argmax())
     tokens = int(np.asarray(traffic.num_tokens_S)[busiest])
     low, high, level = trust_of(candidate, cluster, {"experts": 1.0})
-    about: dict[str, Any] = {"candidate": candidate.label, "source": Triton.name, "status": "checked",
-                             "in_fit_set": False, "seed": workload.seed, "profile_hash": cluster.digest}
+    about: dict[str, Any] = {
+        "candidate": candidate.label,
+        "source": Triton.name,
+        "status": "checked",
+        "in_fit_set": False,
+        "seed": workload.seed,
+        "profile_hash": cluster.digest,
+    }
 
-    def row(phase: str, simulated_s: float, factors: tuple[float, float], call: Callable[[], object], detail: str,
-            cold: bool = True) -> CheckRow:
+    def row(
+        phase: str,
+        simulated_s: float,
+        factors: tuple[float, float],
+        call: Callable[[], object],
+        detail: str,
+        cold: bool = True,
+    ) -> CheckRow:
         p10, median, p90 = np.percentile(timer(call, cold), (10, 50, 90)) / US
         simulated = simulated_s / US
         return CheckRow(
-            quantity=f"{phase}_time_us", simulated=simulated, simulated_low=simulated * factors[0],
-            simulated_high=simulated * factors[1], measured=float(median), measured_low=float(p10),
-            measured_high=float(p90), calibration=level if phase.startswith(("experts", "layer")) else "none",
+            quantity=f"{phase}_time_us",
+            simulated=simulated,
+            simulated_low=simulated * factors[0],
+            simulated_high=simulated * factors[1],
+            measured=float(median),
+            measured_low=float(p10),
+            measured_high=float(p90),
+            calibration=level if phase.startswith(("experts", "layer")) else "none",
             engine="flow" if phase == "layer" else "kernel_model",
-            detail=f"{here}: {detail}, in a graph, L2 {'overwritten' if cold else 'left as it is'}, median", **about)
+            detail=(
+                f"{here}: {detail}, in a graph, L2 {'overwritten' if cold else 'left as it is'}, "
+                "median"
+            ),
+            **about,
+        )
 
     rows = []
     generator = torch.Generator(device).manual_seed(workload.seed)
-    keys_only = LayerWeights.random(replace(layer, num_shared_experts=0, **_ONE_NEURON), workload.seed, torch.bfloat16,
-                                    device)
-    dtype = getattr(torch, layer.precision.activations) if layer.precision.activations in _WIDE else torch.bfloat16
-    x_TH = torch.empty(tokens, layer.hidden_size, dtype=dtype, device=device).normal_(generator=generator)
+    keys_only = LayerWeights.random(
+        replace(layer, num_shared_experts=0, **_ONE_NEURON), workload.seed, torch.bfloat16, device
+    )
+    dtype = (
+        getattr(torch, layer.precision.activations)
+        if layer.precision.activations in _WIDE
+        else torch.bfloat16
+    )
+    x_TH = torch.empty(tokens, layer.hidden_size, dtype=dtype, device=device).normal_(
+        generator=generator
+    )
     if cluster.num_devices == 1:
         weights = LayerWeights.random(layer, workload.seed, None, device)
-        shares = (result.layer_time_low_s / result.layer_time_s, result.layer_time_high_s / result.layer_time_s)
-        rows.append(row("layer", result.layer_time_s, shares,
-                        lambda: moe_layer(x_TH, weights, layer, checked=False), f"the layer, {tokens} tokens, random "
-                        "keys choose the experts"))
+        shares = (
+            result.layer_time_low_s / result.layer_time_s,
+            result.layer_time_high_s / result.layer_time_s,
+        )
+        rows.append(
+            row(
+                "layer",
+                result.layer_time_s,
+                shares,
+                lambda: moe_layer(x_TH, weights, layer, checked=False),
+                f"the layer, {tokens} tokens, random keys choose the experts",
+            )
+        )
     experts, prices = expert_phase_of(candidate, cluster, traffic, busiest, workload.seed, device)
-    count = f"busiest device's {int(traffic.counts_DL[busiest].sum())} rows over {traffic.counts_DL.shape[1]} experts"
+    count = (
+        f"busiest device's {int(traffic.counts_DL[busiest].sum())} rows over "
+        f"{traffic.counts_DL.shape[1]} experts"
+    )
     rows.append(row("experts", prices[False], (low, high), experts, f"{count}, top-1"))
-    rows.append(row("experts_warm", prices[True], (low, high), experts, f"{count}, top-1", cold=False))
-    gate_s = float(price_gate(kernels_for(cluster.profile), layer, np.array([tokens])).solo_s_D()[0])
-    rows.append(row("gate", gate_s, ASSUMED_INTERVAL, lambda: gate_tokens(x_TH, layer.gate, keys_only, layer.top_k),
-                    f"{layer.gate} gate of {tokens} tokens"))
+    rows.append(
+        row("experts_warm", prices[True], (low, high), experts, f"{count}, top-1", cold=False)
+    )
+    gate_s = float(
+        price_gate(kernels_for(cluster.profile), layer, np.array([tokens])).solo_s_D()[0]
+    )
+    rows.append(
+        row(
+            "gate",
+            gate_s,
+            ASSUMED_INTERVAL,
+            lambda: gate_tokens(x_TH, layer.gate, keys_only, layer.top_k),
+            f"{layer.gate} gate of {tokens} tokens",
+        )
+    )
     return rows
 
 
@@ -173,9 +238,16 @@ _WIDE = ("float32", "float16", "bfloat16")
 _ONE_NEURON: dict[str, Any] = {"expert_intermediate_size": 1}
 
 
-def expert_phase_of(candidate: Candidate, cluster: Cluster, traffic: Traffic, busiest: int, seed: int,
-                    device: "torch.device") -> tuple[Callable[[], object], dict[bool, float]]:
-    """The expert phase of the busiest device: the call, and its simulated seconds with L2 cold (False) and warm (True).
+def expert_phase_of(
+    candidate: Candidate,
+    cluster: Cluster,
+    traffic: Traffic,
+    busiest: int,
+    seed: int,
+    device: "torch.device",
+) -> tuple[Callable[[], object], dict[bool, float]]:
+    """The expert phase of the busiest device: the call, and its simulated seconds with L2 cold
+    (False) and warm (True).
 
     Raises:
         ConfigError: A layer the kernels do not compute.
@@ -187,20 +259,37 @@ def expert_phase_of(candidate: Candidate, cluster: Cluster, traffic: Traffic, bu
 
     counts_L, layer = traffic.counts_DL[busiest], candidate.layer
     shape = ExpertShape.of(layer, candidate.parallelism.tp)
-    local = MoELayer(hidden_size=layer.hidden_size, expert_intermediate_size=int(shape.width),
-                     num_experts=len(counts_L), top_k=1, precision=layer.precision)
-    ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[:, None].to(device)
-    tile = tile_config(float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits())
+    local = MoELayer(
+        hidden_size=layer.hidden_size,
+        expert_intermediate_size=int(shape.width),
+        num_experts=len(counts_L),
+        top_k=1,
+        precision=layer.precision,
+    )
+    ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[
+        :, None
+    ].to(device)
+    tile = tile_config(
+        float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits()
+    )
     call = prepare_expert_phase(local, ids, seed=seed, swiglu_tile=tile, down_tile=tile)
     rows = counts_L.sum(keepdims=True)
     load = Load.of(counts_L[None], rows, tile.block_m)
     kernels = kernels_for(cluster.profile)
-    prices = {warm: float(price_experts(kernels, replace(shape, top_k=1), load, rows, tile=tile,
-                                        warm=warm).solo_s_D()[0]) for warm in (False, True)}
+    prices = {
+        warm: float(
+            price_experts(
+                kernels, replace(shape, top_k=1), load, rows, tile=tile, warm=warm
+            ).solo_s_D()[0]
+        )
+        for warm in (False, True)
+    }
     return call, prices
 
 
-def exchange_rows(candidate: Candidate, cluster: Cluster, workload: Workload, here: str) -> list[CheckRow]:
+def exchange_rows(
+    candidate: Candidate, cluster: Cluster, workload: Workload, here: str
+) -> list[CheckRow]:
     """Dispatch and combine between this machine's GPUs over NCCL, against their simulated times.
 
     Raises:
@@ -211,18 +300,37 @@ def exchange_rows(candidate: Candidate, cluster: Cluster, workload: Workload, he
     prepared = prepare(candidate, cluster, workload)
     result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
     layer, copies_SD = candidate.layer, np.asarray(traffic.copies_SD)
-    matrices = {way: (moved * round(layer.precision.token_bytes(way, layer.hidden_size))).astype(np.int64)
-                for way, moved in (("dispatch", copies_SD), ("combine", copies_SD.T))}
+    matrices = {
+        way: (moved * round(layer.precision.token_bytes(way, layer.hidden_size))).astype(np.int64)
+        for way, moved in (("dispatch", copies_SD), ("combine", copies_SD.T))
+    }
     times = time_exchanges("nccl", list(matrices.values()), timeout_s=_TIMEOUT_S)
     rows = []
     for (way, matrix), seconds in zip(matrices.items(), times, strict=True):
         p10, median, p90 = np.percentile(seconds, (10, 50, 90)) / US
         low, high, level = trust_of(candidate, cluster, {way: 1.0})
         simulated = result.phase_time_s[way] / US
-        rows.append(CheckRow(
-            candidate=candidate.label, source=Triton.name, quantity=f"{way}_time_us", status="checked",
-            simulated=simulated, simulated_low=simulated * low, simulated_high=simulated * high, measured=float(median),
-            measured_low=float(p10), measured_high=float(p90), in_fit_set=False, calibration=level,
-            engine=result.engine, seed=workload.seed, profile_hash=result.profile_hash,
-            detail=f"{cluster.num_devices} x {here}: uneven all-to-all over NCCL of {int(matrix.sum())} bytes, median"))
+        rows.append(
+            CheckRow(
+                candidate=candidate.label,
+                source=Triton.name,
+                quantity=f"{way}_time_us",
+                status="checked",
+                simulated=simulated,
+                simulated_low=simulated * low,
+                simulated_high=simulated * high,
+                measured=float(median),
+                measured_low=float(p10),
+                measured_high=float(p90),
+                in_fit_set=False,
+                calibration=level,
+                engine=result.engine,
+                seed=workload.seed,
+                profile_hash=result.profile_hash,
+                detail=(
+                    f"{cluster.num_devices} x {here}: uneven all-to-all over NCCL of "
+                    f"{int(matrix.sum())} bytes, median"
+                ),
+            )
+        )
     return rows

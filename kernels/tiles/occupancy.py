@@ -1,9 +1,11 @@
-"""How many programs of a kernel one multiprocessor (AMD: compute unit) holds at once: no torch, no Triton.
+"""How many programs of a kernel one multiprocessor (AMD: compute unit) holds at once: no torch, no
+Triton.
 
-NVIDIA: registers are handed out to warps in blocks of 256, shared memory has 1 KiB reserved for each program (CUDA C++
-Programming Guide, "Technical Specifications per Compute Capability"). AMD: a SIMD unit has 512 vector registers for
-each lane, handed out in blocks of 8, and up to 8 waves; a compute unit has four of them (CDNA 3 and CDNA 4 instruction
-set architecture guides, "VGPR allocation").
+NVIDIA: registers are handed out to warps in blocks of 256, shared memory has 1 KiB reserved for
+each program (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"). AMD: a
+SIMD unit has 512 vector registers for each lane, handed out in blocks of 8, and up to 8 waves; a
+compute unit has four of them (CDNA 3 and CDNA 4 instruction set architecture guides, "VGPR
+allocation").
 """
 
 from dataclasses import dataclass
@@ -54,8 +56,10 @@ def ctas_per_sm(target: str, *, registers: int, shared_bytes: int, num_warps: in
     if target not in MULTIPROCESSORS:
         raise ValueError(f"target: expected one of {', '.join(MULTIPROCESSORS)}, got {target!r}")
     if min(registers, num_warps) < 1 or shared_bytes < 0:
-        raise ValueError(f"expected registers and num_warps >= 1 and shared_bytes >= 0, got {registers}, {num_warps}, "
-                         f"{shared_bytes}")
+        raise ValueError(
+            f"expected registers and num_warps >= 1 and shared_bytes >= 0, got {registers}, "
+            f"{num_warps}, {shared_bytes}"
+        )
     unit = MULTIPROCESSORS[target]
     if target.startswith("gfx"):
         by_registers = min(512 // _up(registers, 8), 8) * 4 // num_warps

@@ -1,7 +1,9 @@
-"""Tile sizes of the grouped GEMMs, and how many row tiles any routing needs: numpy only, no torch, no Triton.
+"""Tile sizes of the grouped GEMMs, and how many row tiles any routing needs: numpy only, no torch,
+no Triton.
 
-A row tile holds rows of one expert, so an expert with c rows fills ceil(c / block_m) tiles, the last one partly. A
-simulator that prices tiles and the plan on the device must count the same; `tiles_per_expert` is what both are held to.
+A row tile holds rows of one expert, so an expert with c rows fills ceil(c / block_m) tiles, the
+last one partly. A simulator that prices tiles and the plan on the device must count the same;
+`tiles_per_expert` is what both are held to.
 """
 
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ class Limits:
 
     Attributes:
         shared_bytes: Shared memory (NVIDIA) or LDS (AMD) of one program, bytes.
-        elements_per_warp: Accumulator elements a warp holds without spilling: 4,096 where the matrix unit reads its
-            operands from shared memory (Hopper, Blackwell data centre) or a wave has 64 lanes (AMD), else 2,048.
-            `moesim_kernels.compile.check` holds every default tile to it.
+        elements_per_warp: Accumulator elements a warp holds without spilling: 4,096 where the
+            matrix unit reads its operands from shared memory (Hopper, Blackwell data centre) or a
+            wave has 64 lanes (AMD), else 2,048. `moesim_kernels.compile.check` holds every default
+            tile to it.
         fp8: The 8-bit format its matrix units multiply, as torch names it; "" without one.
         most_stages: Stages of the software pipeline at most.
-        whole_line_rows: Rows of 16-bit operands up to which the fused projection takes a whole cache line of each at a
-            step; above, half of one.
+        whole_line_rows: Rows of 16-bit operands up to which the fused projection takes a whole
+            cache line of each at a step; above, half of one.
         float32_per_warp: Accumulator elements a warp gets of a float32 GEMM.
     """
 
@@ -36,13 +39,14 @@ class Limits:
     float32_per_warp: int = 1024
 
 
-#: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum shared memory per
-#: thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS of a compute unit. 8-bit formats: PTX
-#: ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA instructions (CDNA 3 has the fnuz encoding alone).
-#: The rest keeps what Triton 3.7 and 3.9 make of the tiles free of spills and legal. On gfx950, 3.9 pads shared memory,
-#: so four stages no longer fit, and its block ping-pong pass, which takes four stages for a chain of two products,
-#: fails on scaled ones. On sm_120 a persistent kernel gathers rows through registers, which a whole line of 128 rows
-#: overflows. On sm_80 3.9 spills float32 accumulators of 1,024 elements per warp.
+#: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum
+#: shared memory per thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS
+#: of a compute unit. 8-bit formats: PTX ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA
+#: instructions (CDNA 3 has the fnuz encoding alone). The rest keeps what Triton 3.7 and 3.9 make of
+#: the tiles free of spills and legal. On gfx950, 3.9 pads shared memory, so four stages no longer
+#: fit, and its block ping-pong pass, which takes four stages for a chain of two products, fails on
+#: scaled ones. On sm_120 a persistent kernel gathers rows through registers, which a whole line of
+#: 128 rows overflows. On sm_80 3.9 spills float32 accumulators of 1,024 elements per warp.
 LIMITS = {
     "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8="", float32_per_warp=512),
     "sm_89": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
@@ -55,7 +59,9 @@ LIMITS = {
 
 
 def _power_of_two(value: float, low: int, high: int) -> int:
-    """The smallest power of two >= ``value``, within ``low`` and ``high`` (powers of two themselves)."""
+    """The smallest power of two >= ``value``, within ``low`` and ``high`` (powers of two
+    themselves).
+    """
     return min(max(1 << max(int(np.ceil(value)) - 1, 0).bit_length(), low), high)
 
 
@@ -74,31 +80,44 @@ def tiles_per_expert(counts_E: ArrayLike, block_m: int) -> np.ndarray:
     """
     counts = np.asarray(counts_E, dtype=np.int64)
     if block_m < 1 or (counts < 0).any():
-        raise ValueError(f"expected block_m >= 1 and counts >= 0, got block_m = {block_m}, counts = {counts}")
+        raise ValueError(
+            f"expected block_m >= 1 and counts >= 0, got block_m = {block_m}, counts = {counts}"
+        )
     return -(-counts // block_m)
 
 
 def tile_bound(num_rows: int, num_experts: int, block_m: int) -> int:
     """Most row tiles that ``num_rows`` rows can need, however they fall on ``num_experts`` experts.
 
-    Every partly filled tile costs an expert of its own: one row on each of E - 1 experts and the rest on one expert is
-    the worst case, and a row per tile where there are fewer rows than experts.
+    Every partly filled tile costs an expert of its own: one row on each of E - 1 experts and the
+    rest on one expert is the worst case, and a row per tile where there are fewer rows than
+    experts.
 
     Raises:
         ValueError: A negative number of rows, or no experts, or block_m < 1.
     """
     if num_rows < 0 or num_experts < 1 or block_m < 1:
-        raise ValueError(f"expected num_rows >= 0, num_experts >= 1 and block_m >= 1, got {num_rows}, {num_experts}, "
-                         f"{block_m}")
+        raise ValueError(
+            f"expected num_rows >= 0, num_experts >= 1 and block_m >= 1, got {num_rows}, "
+            f"{num_experts}, {block_m}"
+        )
     if num_rows <= num_experts:
         return num_rows
     return -(-(num_rows - num_experts + 1) // block_m) + num_experts - 1
 
 
-def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int = 16, result_bits: int = 16,
-                num_accumulators: int = 1, block_m: int | None = None,
-                limits: Limits = LIMITS["sm_80"]) -> Tile:
-    """A good tile without a search, from the mean load: the histogram itself is on the device and stays there.
+def tile_config(
+    tokens_per_expert: float,
+    num_columns: int,
+    *,
+    operand_bits: int = 16,
+    result_bits: int = 16,
+    num_accumulators: int = 1,
+    block_m: int | None = None,
+    limits: Limits = LIMITS["sm_80"],
+) -> Tile:
+    """A good tile without a search, from the mean load: the histogram itself is on the device and
+    stays there.
 
     Args:
         tokens_per_expert: Mean rows per expert.
@@ -110,24 +129,33 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
         limits: What the GPU gives a program; by default an A100's.
 
     Returns:
-        block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is at most 256 (64 or
-        128 for 8-bit operands), less where a tile of 8 warps would spill; a row of block_k is 1,024 bits, one cache
-        line, or half of one (`Limits.whole_line_rows`); stages fill the shared memory, up to `Limits.most_stages`.
+        block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is
+        at most 256 (64 or 128 for 8-bit operands), less where a tile of 8 warps would spill; a row
+        of block_k is 1,024 bits, one cache line, or half of one (`Limits.whole_line_rows`); stages
+        fill the shared memory, up to `Limits.most_stages`.
 
     Raises:
         ValueError: A width or a size below 1.
     """
     if tokens_per_expert < 0 or min(num_columns, operand_bits, num_accumulators) < 1:
-        raise ValueError(f"expected tokens_per_expert >= 0 and positive sizes, got {tokens_per_expert}, {num_columns}, "
-                         f"{operand_bits}, {num_accumulators}")
+        raise ValueError(
+            f"expected tokens_per_expert >= 0 and positive sizes, got {tokens_per_expert}, "
+            f"{num_columns}, {operand_bits}, {num_accumulators}"
+        )
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
-    # float32 products run on the vector units and need registers for the operands too; float32 results need more
-    # addresses than fit beside a full accumulator; 8-bit products wait beside the accumulator for their scales.
+    # float32 products run on the vector units and need registers for the operands too; float32
+    # results need more addresses than fit beside a full accumulator; 8-bit products wait beside the
+    # accumulator for their scales.
     if operand_bits >= 32:
-        elements_per_warp, most_elements = limits.float32_per_warp, 4096 if num_accumulators > 1 else 8192
+        elements_per_warp, most_elements = (
+            limits.float32_per_warp,
+            4096 if num_accumulators > 1 else 8192,
+        )
     else:
-        elements_per_warp = min(limits.elements_per_warp // (2 if operand_bits <= 8 else 1),
-                                2048 if result_bits >= 32 else 4096)
+        elements_per_warp = min(
+            limits.elements_per_warp // (2 if operand_bits <= 8 else 1),
+            2048 if result_bits >= 32 else 4096,
+        )
         most_elements = 8 * elements_per_warp
     widest = limits.elements_per_warp // 32 if operand_bits <= 8 else 256
     widest = min(widest, most_elements // block_m) // num_accumulators
@@ -136,7 +164,10 @@ def tile_config(tokens_per_expert: float, num_columns: int, *, operand_bits: int
     block_k = max((512 if halved else 1024) // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8
     return Tile(
-        block_m=block_m, block_n=block_n, block_k=block_k,
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
         num_warps=_power_of_two(block_m * block_n * num_accumulators / elements_per_warp, 4, 8),
         num_stages=min(max(limits.shared_bytes // stage_bytes, 1), limits.most_stages),
-        group_m=int(min(max(np.ceil(tokens_per_expert / block_m), 1), 8)))
+        group_m=int(min(max(np.ceil(tokens_per_expert / block_m), 1), 8)),
+    )

@@ -1,9 +1,10 @@
 """Times of the expert phase on a GPU: plan, both grouped GEMMs and combine, as one call.
 
-Device events around each call, after a warm-up; with a flush, the L2 cache is overwritten before each call as
-`triton.testing.do_bench` does, without one the previous call leaves it warm. The truth for a layer inside a model lies
-between: weights rarely survive in L2 from one layer's turn to its next. Times of small layers contain the gaps between
-their dozen launches, as in a model that runs without graphs.
+Device events around each call, after a warm-up; with a flush, the L2 cache is overwritten before
+each call as `triton.testing.do_bench` does, without one the previous call leaves it warm. The truth
+for a layer inside a model lies between: weights rarely survive in L2 from one layer's turn to its
+next. Times of small layers contain the gaps between their dozen launches, as in a model that runs
+without graphs.
 """
 
 from collections.abc import Callable
@@ -40,14 +41,27 @@ class Timing:
     @classmethod
     def of(cls, times_s: list[float], flushed: bool) -> "Timing":
         """Quantiles (linear between neighbours) of at least one time."""
-        p10_s, median_s, p90_s = torch.tensor(times_s, dtype=torch.float64).quantile(
-            torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-        return cls(median_s=median_s, p10_s=p10_s, p90_s=p90_s, num_calls=len(times_s), flushed=flushed)
+        p10_s, median_s, p90_s = (
+            torch.tensor(times_s, dtype=torch.float64)
+            .quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+            .tolist()
+        )
+        return cls(
+            median_s=median_s, p10_s=p10_s, p90_s=p90_s, num_calls=len(times_s), flushed=flushed
+        )
 
 
-def random_ids(num_tokens: int, num_experts: int, top_k: int, *, skew: float = 0.0, seed: int = 0,
-               device: torch.device | str = "cpu") -> torch.Tensor:
-    """Distinct experts per token, the e-th most popular drawn in proportion to (e + 1)^-skew (Gumbel top-k).
+def random_ids(
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    *,
+    skew: float = 0.0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Distinct experts per token, the e-th most popular drawn in proportion to (e + 1)^-skew
+    (Gumbel top-k).
 
     Args:
         num_tokens: Tokens T.
@@ -71,9 +85,15 @@ def random_ids(num_tokens: int, num_experts: int, top_k: int, *, skew: float = 0
     return scores_TE.topk(top_k, dim=1).indices.int().to(device)
 
 
-def prepare_expert_phase(layer: MoELayer, ids_TK: torch.Tensor, *, seed: int = 0, dtype: torch.dtype | None = None,
-                         swiglu_tile: Tile | None = None,
-                         down_tile: Tile | None = None) -> Callable[[], torch.Tensor]:
+def prepare_expert_phase(
+    layer: MoELayer,
+    ids_TK: torch.Tensor,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    swiglu_tile: Tile | None = None,
+    down_tile: Tile | None = None,
+) -> Callable[[], torch.Tensor]:
     """Make random tokens and weights where ``ids_TK`` is, and the call to time.
 
     Args:
@@ -95,15 +115,26 @@ def prepare_expert_phase(layer: MoELayer, ids_TK: torch.Tensor, *, seed: int = 0
         raise ValueError(f"ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
     weights = LayerWeights.random(layer, seed, dtype, ids_TK.device)
     generator = torch.Generator(ids_TK.device).manual_seed(seed + 1)
-    x_TH = torch.empty(ids_TK.shape[0], layer.hidden_size, dtype=result_dtype(weights.w_gate_up),
-                       device=ids_TK.device)
+    x_TH = torch.empty(
+        ids_TK.shape[0],
+        layer.hidden_size,
+        dtype=result_dtype(weights.w_gate_up),
+        device=ids_TK.device,
+    )
     x_TH.normal_(generator=generator)
     weights_TK = torch.full(ids_TK.shape, 1.0 / layer.top_k, device=ids_TK.device)
-    return lambda: expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile)
+    return lambda: expert_phase(
+        x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile
+    )
 
 
-def time_calls(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: float = 0.025,
-               repeat_s: float = 0.1) -> Timing:
+def time_calls(
+    call: Callable[[], object],
+    *,
+    flush_l2: bool = True,
+    warmup_s: float = 0.025,
+    repeat_s: float = 0.1,
+) -> Timing:
     """Time a call on the GPU.
 
     Args:
@@ -115,14 +146,25 @@ def time_calls(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: f
     Raises:
         RuntimeError: No GPU with an active Triton driver, or an interpreting process.
     """
-    return Timing.of(call_seconds(call, flush_l2=flush_l2, warmup_s=warmup_s, repeat_s=repeat_s), flush_l2)
+    return Timing.of(
+        call_seconds(call, flush_l2=flush_l2, warmup_s=warmup_s, repeat_s=repeat_s), flush_l2
+    )
 
 
-def call_seconds(call: Callable[[], object], *, flush_l2: bool = True, warmup_s: float = 0.025,
-                 repeat_s: float = 0.1) -> list[float]:
-    """Times of repeated calls on the GPU, in seconds; arguments and errors are those of `time_calls`."""
+def call_seconds(
+    call: Callable[[], object],
+    *,
+    flush_l2: bool = True,
+    warmup_s: float = 0.025,
+    repeat_s: float = 0.1,
+) -> list[float]:
+    """Times of repeated calls on the GPU, in seconds; arguments and errors are those of
+    `time_calls`.
+    """
     if triton_mode() != "gpu":
-        raise RuntimeError(f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}")
+        raise RuntimeError(
+            f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}"
+        )
     driver = triton.runtime.driver.active
     gpu, cache = driver.get_device_interface(), driver.get_empty_cache_for_benchmark()
 
@@ -143,9 +185,17 @@ def call_seconds(call: Callable[[], object], *, flush_l2: bool = True, warmup_s:
     return run(max(10, int(repeat_s / estimate_s)))
 
 
-def time_expert_phase(layer: MoELayer, num_tokens: int, *, skew: float = 0.0, seed: int = 0,
-                      dtype: torch.dtype | None = None, flush_l2: bool = True, swiglu_tile: Tile | None = None,
-                      down_tile: Tile | None = None) -> Timing:
+def time_expert_phase(
+    layer: MoELayer,
+    num_tokens: int,
+    *,
+    skew: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    flush_l2: bool = True,
+    swiglu_tile: Tile | None = None,
+    down_tile: Tile | None = None,
+) -> Timing:
     """Time the expert phase of a layer on this GPU, for random tokens.
 
     Args:
@@ -163,7 +213,13 @@ def time_expert_phase(layer: MoELayer, num_tokens: int, *, skew: float = 0.0, se
         ConfigError: A layer the kernels do not compute.
     """
     if triton_mode() != "gpu":
-        raise RuntimeError(f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}")
-    ids_TK = random_ids(num_tokens, layer.num_experts, layer.top_k, skew=skew, seed=seed, device=kernel_device())
-    call = prepare_expert_phase(layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=swiglu_tile, down_tile=down_tile)
+        raise RuntimeError(
+            f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}"
+        )
+    ids_TK = random_ids(
+        num_tokens, layer.num_experts, layer.top_k, skew=skew, seed=seed, device=kernel_device()
+    )
+    call = prepare_expert_phase(
+        layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=swiglu_tile, down_tile=down_tile
+    )
     return time_calls(call, flush_l2=flush_l2)

@@ -1,11 +1,12 @@
 """Search tiles of the grouped GEMMs by timing them on this GPU, as ``moesim kernels tune`` does.
 
-First what static resources rule out goes: tiles that need more shared memory than a program gets, or more accumulators
-than its warps hold without spilling (`moesim_kernels.tiles`). The rest is timed as part of the expert phase at a fixed
-routing, the up projection's tile first, then the down projection's with the rows that one settled. What the compiler
-refuses all the same is skipped. The pair to beat is the best by the simulator's model, priced on the histogram itself
-(`moesim_kernels.tiles.choice`, which also finds the tables written here). A routing that is skewed wants other tiles
-than an even one: the table says which it was.
+First what static resources rule out goes: tiles that need more shared memory than a program gets,
+or more accumulators than its warps hold without spilling (`moesim_kernels.tiles`). The rest is
+timed as part of the expert phase at a fixed routing, the up projection's tile first, then the down
+projection's with the rows that one settled. What the compiler refuses all the same is skipped. The
+pair to beat is the best by the simulator's model, priced on the histogram itself
+(`moesim_kernels.tiles.choice`, which also finds the tables written here). A routing that is skewed
+wants other tiles than an even one: the table says which it was.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,14 @@ from moesim.model import MoELayer
 Timer = Callable[[Tile, Tile], float]
 
 
-def candidates(num_columns: int, *, operand_bits: int, num_accumulators: int, limits: Limits,
-               block_m: int | None = None) -> list[Tile]:
+def candidates(
+    num_columns: int,
+    *,
+    operand_bits: int,
+    num_accumulators: int,
+    limits: Limits,
+    block_m: int | None = None,
+) -> list[Tile]:
     """Tiles worth timing: those a program has shared memory and registers for.
 
     Args:
@@ -42,22 +49,37 @@ def candidates(num_columns: int, *, operand_bits: int, num_accumulators: int, li
     most = min(limits.elements_per_warp, 1024 if operand_bits >= 32 else 4096)
     found = []
     for rows, block_n, bits_k, num_warps, num_stages in product(
-            (block_m,) if block_m else (16, 32, 64, 128), (16, 32, 64, 128, 256), (512, 1024, 2048), (4, 8),
-            (2, 3, 4, 5)):
+        (block_m,) if block_m else (16, 32, 64, 128),
+        (16, 32, 64, 128, 256),
+        (512, 1024, 2048),
+        (4, 8),
+        (2, 3, 4, 5),
+    ):
         block_k = max(bits_k // operand_bits, 16)
         stage_bytes = (rows + num_accumulators * block_n) * block_k * operand_bits // 8
-        fits = (stage_bytes * num_stages <= limits.shared_bytes
-                and rows * block_n * num_accumulators <= most * num_warps
-                and rows * block_n * num_accumulators >= 256 * num_warps
-                and block_n < 2 * max(num_columns, 16))
+        fits = (
+            stage_bytes * num_stages <= limits.shared_bytes
+            and rows * block_n * num_accumulators <= most * num_warps
+            and rows * block_n * num_accumulators >= 256 * num_warps
+            and block_n < 2 * max(num_columns, 16)
+        )
         if fits:
-            found.append(Tile(block_m=rows, block_n=block_n, block_k=block_k, num_warps=num_warps,
-                              num_stages=num_stages, group_m=8))
+            found.append(
+                Tile(
+                    block_m=rows,
+                    block_n=block_n,
+                    block_k=block_k,
+                    num_warps=num_warps,
+                    num_stages=num_stages,
+                    group_m=8,
+                )
+            )
     return list(dict.fromkeys(found))
 
 
-def search(up: list[Tile], down: Callable[[int], list[Tile]], default: tuple[Tile, Tile],
-           seconds: Timer) -> tuple[Tile, Tile, float, float]:
+def search(
+    up: list[Tile], down: Callable[[int], list[Tile]], default: tuple[Tile, Tile], seconds: Timer
+) -> tuple[Tile, Tile, float, float]:
     """The fastest pair of tiles, one after the other.
 
     Args:
@@ -67,7 +89,8 @@ def search(up: list[Tile], down: Callable[[int], list[Tile]], default: tuple[Til
         seconds: Times a pair.
 
     Returns:
-        Tiles of the up and the down projection, their seconds, and those of the default, which wins ties.
+        Tiles of the up and the down projection, their seconds, and those of the default, which wins
+        ties.
     """
     best = default_s = seconds(*default)
     best_up, best_down = default
@@ -88,8 +111,11 @@ def _seconds(seconds: Timer, up: Tile, down: Tile) -> float:
     """
     try:
         return seconds(up, down)
-    except (triton.compiler.errors.CompilationError, triton.runtime.errors.OutOfResources,
-            triton.runtime.errors.PTXASError):
+    except (
+        triton.compiler.errors.CompilationError,
+        triton.runtime.errors.OutOfResources,
+        triton.runtime.errors.PTXASError,
+    ):
         return float("inf")
     except RuntimeError as error:
         # What MLIR's passes refuse has no class of its own.
@@ -98,8 +124,14 @@ def _seconds(seconds: Timer, up: Tile, down: Tile) -> float:
         return float("inf")
 
 
-def tune(layer: MoELayer, tokens: list[int], *, dtype: torch.dtype = torch.bfloat16, skew: float = 0.0,
-         seed: int = 0) -> Iterator[dict]:
+def tune(
+    layer: MoELayer,
+    tokens: list[int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    skew: float = 0.0,
+    seed: int = 0,
+) -> Iterator[dict]:
     """Search the tiles of a layer on this GPU.
 
     Args:
@@ -110,42 +142,79 @@ def tune(layer: MoELayer, tokens: list[int], *, dtype: torch.dtype = torch.bfloa
         seed: Of routing, tokens and weights.
 
     Yields:
-        For each number of tokens a row for each of the two GEMMs: what was tuned, the tile, and microseconds of the
-        expert phase with both tuned tiles and with the default ones.
+        For each number of tokens a row for each of the two GEMMs: what was tuned, the tile, and
+        microseconds of the expert phase with both tuned tiles and with the default ones.
 
     Raises:
         RuntimeError: No GPU with an active Triton driver, or an interpreting process.
         ConfigError: A layer the kernels do not compute.
     """
     if triton_mode() != "gpu":
-        raise RuntimeError(f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}")
+        raise RuntimeError(
+            f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}"
+        )
     limits, bits = gpu_limits(), dtype.itemsize * 8
     device = device_name()
     for num_tokens in tokens:
-        ids_TK = random_ids(num_tokens, layer.num_experts, layer.top_k, skew=skew, seed=seed, device=kernel_device())
+        ids_TK = random_ids(
+            num_tokens, layer.num_experts, layer.top_k, skew=skew, seed=seed, device=kernel_device()
+        )
         load, width = ids_TK.numel() / layer.num_experts, layer.shared_width
 
         def seconds(up: Tile, down: Tile, ids_TK: torch.Tensor = ids_TK) -> float:
-            call = prepare_expert_phase(layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=up, down_tile=down)
+            call = prepare_expert_phase(
+                layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=up, down_tile=down
+            )
             return time_calls(call).median_s
 
         profile, name = profile_of(device), str(dtype).removeprefix("torch.")
         if profile is not None and name in profile.peak_flops_per_s:
             counts_E = torch.bincount(ids_TK.flatten(), minlength=layer.num_experts).cpu().numpy()
-            default = best_tiles(counts_E, layer.hidden_size, width, profile=profile, limits=limits, operand_bits=bits)
+            default = best_tiles(
+                counts_E,
+                layer.hidden_size,
+                width,
+                profile=profile,
+                limits=limits,
+                operand_bits=bits,
+            )
         else:
             first = tile_config(load, width, operand_bits=bits, num_accumulators=2, limits=limits)
-            default = first, tile_config(load, layer.hidden_size, operand_bits=bits, block_m=first.block_m,
-                                         limits=limits)
+            default = (
+                first,
+                tile_config(
+                    load, layer.hidden_size, operand_bits=bits, block_m=first.block_m, limits=limits
+                ),
+            )
         up, down, tuned_s, default_s = search(
             candidates(width, operand_bits=bits, num_accumulators=2, limits=limits),
-            lambda rows: candidates(layer.hidden_size, operand_bits=bits, num_accumulators=1, limits=limits,
-                                    block_m=rows),
-            default, seconds)
+            lambda rows: candidates(
+                layer.hidden_size,
+                operand_bits=bits,
+                num_accumulators=1,
+                limits=limits,
+                block_m=rows,
+            ),
+            default,
+            seconds,
+        )
         for gemm, tile in (("swiglu", up), ("down", down)):
-            yield {"device": device, "num_experts": layer.num_experts, "top_k": layer.top_k,
-                   "hidden_size": layer.hidden_size, "expert_intermediate_size": width,
-                   "dtype": name, "skew": skew, "num_tokens": num_tokens, "gemm": gemm,
-                   "block_m": up.block_m, "block_n": tile.block_n, "block_k": tile.block_k, "group_m": tile.group_m,
-                   "num_warps": tile.num_warps, "num_stages": tile.num_stages, "tuned_us": tuned_s * 1e6,
-                   "default_us": default_s * 1e6}
+            yield {
+                "device": device,
+                "num_experts": layer.num_experts,
+                "top_k": layer.top_k,
+                "hidden_size": layer.hidden_size,
+                "expert_intermediate_size": width,
+                "dtype": name,
+                "skew": skew,
+                "num_tokens": num_tokens,
+                "gemm": gemm,
+                "block_m": up.block_m,
+                "block_n": tile.block_n,
+                "block_k": tile.block_k,
+                "group_m": tile.group_m,
+                "num_warps": tile.num_warps,
+                "num_stages": tile.num_stages,
+                "tuned_us": tuned_s * 1e6,
+                "default_us": default_s * 1e6,
+            }

@@ -94,7 +94,9 @@ class System:
         if not (plan or self.replan):
             return outcome(spread, cluster, work)
         own, tried, reason = self.cluster.exchange().name, [], None
-        others = [name for name in _EXCHANGES if name != own and exchange_named(name).runs_on(cluster)]
+        others = [
+            name for name in _EXCHANGES if name != own and exchange_named(name).runs_on(cluster)
+        ]
         for placement, exchange, parts in product(_PLACEMENTS, [own, *others], (1, 2)):
             schedule = Schedule(exchange=exchange, num_micro_batches=parts)
             design = replace(spread, placement=placement, schedule=schedule)

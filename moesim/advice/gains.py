@@ -1,13 +1,15 @@
-"""What a change of hardware or design is worth: ratios of simulated throughput, differences of estimated loss.
+"""What a change of hardware or design is worth: ratios of simulated throughput, differences of
+estimated loss.
 
-A ratio is surer than the times it is made of: what a calibration gets wrong of a phase it gets wrong before and after
-the change alike. So the interval of a gain lets each phase be off by one factor, anywhere in the phase's interval, in
-both times, and the time after the change by as much more as its interval is wider: hardware nobody measured. Only where
-the change brings other kernels (another number format, another exchange) are both free of each other. The extremes of
-such a ratio lie at the ends of the factors.
+A ratio is surer than the times it is made of: what a calibration gets wrong of a phase it gets
+wrong before and after the change alike. So the interval of a gain lets each phase be off by one
+factor, anywhere in the phase's interval, in both times, and the time after the change by as much
+more as its interval is wider: hardware nobody measured. Only where the change brings other kernels
+(another number format, another exchange) are both free of each other. The extremes of such a ratio
+lie at the ends of the factors.
 
-Likewise the interval of a difference in loss is how far the laws disagree about that step, not how far each loss may
-be off.
+Likewise the interval of a difference in loss is how far the laws disagree about that step, not how
+far each loss may be off.
 """
 
 import math
@@ -71,11 +73,14 @@ class Outcome:
         )
 
 
-def outcome(candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow") -> Outcome:
+def outcome(
+    candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow"
+) -> Outcome:
     """Simulate a design and keep what its interval is made of.
 
     Raises:
-        MoesimError: As `moesim.simulation.run.simulate`; a model that does not fit in memory included.
+        MoesimError: As `moesim.simulation.run.simulate`; a model that does not fit in memory
+            included.
     """
     result = simulate(candidate, cluster, workload, engine=engine)
     return Outcome(result=result, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
@@ -84,21 +89,31 @@ def outcome(candidate: Candidate, cluster: Cluster, workload: Workload, *, engin
 def gain(before: Outcome, after: Outcome) -> Span:
     """Throughput of all devices after a change over that before."""
     phases = list(before.result.phase_time_s)
-    was_P, becomes_P = (np.array([o.result.phase_time_s[p] for p in phases]) for o in (before, after))
-    own_P2, other_P2 = (np.array([o.intervals.get(p, ASSUMED_INTERVAL) for p in phases]) for o in (before, after))
+    was_P, becomes_P = (
+        np.array([o.result.phase_time_s[p] for p in phases]) for o in (before, after)
+    )
+    own_P2, other_P2 = (
+        np.array([o.intervals.get(p, ASSUMED_INTERVAL) for p in phases]) for o in (before, after)
+    )
     same_P = np.array([_same_kernels(p, before, after) for p in phases])
-    # a phase of the same kernels shares its factor, but for what its interval is wider than before; one of others is
-    # free. Which end of a shared factor is the worst depends on all others: try all corners
+    # a phase of the same kernels shares its factor, but for what its interval is wider than before;
+    # one of others is free. Which end of a shared factor is the worst depends on all others: try
+    # all corners
     corners_CP = np.array(list(product((0, 1), repeat=len(phases))))
     factor_CP = np.where(corners_CP, own_P2[:, 1], own_P2[:, 0])
     wider_P2 = np.where(same_P[:, None], other_P2 / own_P2, other_P2)
-    wider_P2[same_P] = np.stack([np.minimum(wider_P2[same_P, 0], 1.0), np.maximum(wider_P2[same_P, 1], 1.0)], axis=1)
+    wider_P2[same_P] = np.stack(
+        [np.minimum(wider_P2[same_P, 0], 1.0), np.maximum(wider_P2[same_P, 1], 1.0)], axis=1
+    )
     base_CP = np.where(same_P, factor_CP, 1.0)
     before_C = (factor_CP * was_P).sum(axis=1)
     slowest, fastest = ((base_CP * wider_P2[:, end] * becomes_P).sum(axis=1) for end in (1, 0))
     tokens = _tokens(after) / _tokens(before)
-    return Span(mid=after.result.tokens_per_s / before.result.tokens_per_s,
-                low=tokens * float((before_C / slowest).min()), high=tokens * float((before_C / fastest).max()))
+    return Span(
+        mid=after.result.tokens_per_s / before.result.tokens_per_s,
+        low=tokens * float((before_C / slowest).min()),
+        high=tokens * float((before_C / fastest).max()),
+    )
 
 
 def _tokens(found: Outcome) -> float:
@@ -107,7 +122,9 @@ def _tokens(found: Outcome) -> float:
 
 
 def _same_kernels(phase: str, before: Outcome, after: Outcome) -> bool:
-    """Whether a phase runs the same kernels in two designs, so that one calibration is wrong of both alike."""
+    """Whether a phase runs the same kernels in two designs, so that one calibration is wrong of
+    both alike.
+    """
     one, other = before.result.candidate, after.result.candidate
     if phase in ("dispatch", "combine"):
         across = [bool(o.cluster.nic_bytes_per_s) for o in (before, after)]
@@ -131,16 +148,20 @@ def elasticity(below: Outcome, above: Outcome, ratio: float) -> Span:
     if not ratio > 1:
         raise ConfigError(f"elasticity: expected a ratio of numbers > 1, got {ratio!r}")
     found = gain(below, above)
-    mid, low, high = (math.log(value) / math.log(ratio) for value in (found.mid, found.low, found.high))
+    mid, low, high = (
+        math.log(value) / math.log(ratio) for value in (found.mid, found.low, found.high)
+    )
     return Span(mid=mid, low=low, high=high)
 
 
 def loss_step(before: MoELayer, after: MoELayer, dense: DensePart, train_tokens: float) -> Span:
-    """Loss after a change of the layer less that before, in nats, and how far the laws disagree about it.
+    """Loss after a change of the layer less that before, in nats, and how far the laws disagree
+    about it.
 
     Between laws the step in experts and active parameters is that of the joint law or of any of
-    `moesim.quality.other_laws`, the step in granularity the fine-grained law's within a quarter of itself or the
-    leverage's, and measured differences of gates and formats lie within their intervals.
+    `moesim.quality.other_laws`, the step in granularity the fine-grained law's within a quarter of
+    itself or the leverage's, and measured differences of gates and formats lie within their
+    intervals.
 
     Args:
         before: The layer as it is.
@@ -148,30 +169,49 @@ def loss_step(before: MoELayer, after: MoELayer, dense: DensePart, train_tokens:
         dense: The rest of the model.
         train_tokens: Training tokens of both.
     """
-    mid = (estimate_loss(after, dense, train_tokens=train_tokens).loss
-           - estimate_loss(before, dense, train_tokens=train_tokens).loss)
-    one, two = ((layer.num_left / layer.top_k, float(dense.active_params(layer)),
-                 dense.dense_intermediate_size / layer.mean_width) for layer in (before, after))
+    mid = (
+        estimate_loss(after, dense, train_tokens=train_tokens).loss
+        - estimate_loss(before, dense, train_tokens=train_tokens).loss
+    )
+    one, two = (
+        (
+            layer.num_left / layer.top_k,
+            float(dense.active_params(layer)),
+            dense.dense_intermediate_size / layer.mean_width,
+        )
+        for layer in (before, after)
+    )
 
     def opinions(e_eff: float, active: float) -> dict[str, float]:
-        return {"joint": joint_loss(e_eff, active, train_tokens)} | expert_opinions(e_eff, active, train_tokens)
+        return {"joint": joint_loss(e_eff, active, train_tokens)} | expert_opinions(
+            e_eff, active, train_tokens
+        )
 
     was, becomes = opinions(*one[:2]), opinions(*two[:2])
     steps = [becomes[name] - was[name] for name in was]
-    fine = (granularity_term(two[1], two[2]) - granularity_term(two[1], 1.0)
-            - granularity_term(one[1], one[2]) + granularity_term(one[1], 1.0))
-    other = sum(sign * (leverage_loss(e, n, train_tokens, g) - leverage_loss(e, n, train_tokens, 1.0))
-                for sign, (e, n, g) in ((-1, one), (1, two)))
+    fine = (
+        granularity_term(two[1], two[2])
+        - granularity_term(two[1], 1.0)
+        - granularity_term(one[1], one[2])
+        + granularity_term(one[1], 1.0)
+    )
+    other = sum(
+        sign * (leverage_loss(e, n, train_tokens, g) - leverage_loss(e, n, train_tokens, 1.0))
+        for sign, (e, n, g) in ((-1, one), (1, two))
+    )
     grains = [share * fine for share in _STEP_SHARES] + ([other] if fine else [])
     old, new = layer_deltas(before), layer_deltas(after)
-    gone, come = (together([d for d in some if d not in others]) for some, others in ((old, new), (new, old)))
+    gone, come = (
+        together([d for d in some if d not in others]) for some, others in ((old, new), (new, old))
+    )
     low = min(steps) + min(grains) + come.low - gone.high
     high = max(steps) + max(grains) + come.high - gone.low
     return Span(mid=mid, low=min(low, mid), high=max(high, mid))
 
 
-def narrowed(layer: MoELayer, larger: MoELayer, dense: DensePart, train_tokens: float, *,
-             step: int = 128) -> dict[str, MoELayer]:
+def narrowed(
+    layer: MoELayer, larger: MoELayer, dense: DensePart, train_tokens: float, *, step: int = 128
+) -> dict[str, MoELayer]:
     """A larger layer, its experts narrowed as far as the loss is no more than the first's.
 
     Args:
@@ -182,9 +222,9 @@ def narrowed(layer: MoELayer, larger: MoELayer, dense: DensePart, train_tokens: 
         step: Widths are multiples of it.
 
     Returns:
-        ``mid``: by the central estimate of the difference in loss; ``low`` and ``high``: by its ends. Those are missing
-        by which not even the full width does. None is finer than the fine-grained law's range: what it says of still
-        narrower experts nobody measured.
+        ``mid``: by the central estimate of the difference in loss; ``low`` and ``high``: by its
+        ends. Those are missing by which not even the full width does. None is finer than the
+        fine-grained law's range: what it says of still narrower experts nobody measured.
     """
     finest = max(GRANULARITY_RANGE[1], dense.dense_intermediate_size / layer.mean_width)
     found: dict[str, MoELayer] = {}

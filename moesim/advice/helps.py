@@ -18,8 +18,12 @@ from moesim.simulation.trust import intervals_of
 from moesim.units import GIB
 
 #: key of `Cluster.with_` -> in words
-_LARGER = {"scale_up_gb_per_s": "links of twice the bandwidth", "scale_out_gb_per_s": "NICs of twice the bandwidth",
-           "hbm_gb_per_s": "memory of twice the bandwidth", "bf16_tflops": "twice the FLOP/s"}
+_LARGER = {
+    "scale_up_gb_per_s": "links of twice the bandwidth",
+    "scale_out_gb_per_s": "NICs of twice the bandwidth",
+    "hbm_gb_per_s": "memory of twice the bandwidth",
+    "bf16_tflops": "twice the FLOP/s",
+}
 #: tokens of all devices up to which twice the batch is tried: more take seconds
 _MOST_TOKENS = 1 << 20
 #: devices up to which a larger cluster is looked for
@@ -27,7 +31,8 @@ _MOST_DEVICES = 4096
 
 
 def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flow") -> list[Help]:
-    """What each change brings to a simulated design, everything else equal; changes of no effect (1 %) left out.
+    """What each change brings to a simulated design, everything else equal; changes of no effect (1
+    %) left out.
 
     Args:
         best: The design.
@@ -43,21 +48,30 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
         result = simulate(candidate, where, work, engine=engine, must_fit=False)
         if result.memory_over_bytes is not None and result.memory_over_bytes > 0:
             return
-        factor = gain(before, Outcome(result=result, cluster=where, intervals=intervals_of(candidate, where)[0]))
+        factor = gain(
+            before,
+            Outcome(result=result, cluster=where, intervals=intervals_of(candidate, where)[0]),
+        )
         if factor.mid > 1.01:
             found.append(Help(change=change, factor=factor))
 
     if cluster.profile.execution != "serial":
         for key, words in _LARGER.items():
-            there = {"scale_up_gb_per_s": cluster.scale_up_kind is not None and cluster.num_devices > 1,
-                     "scale_out_gb_per_s": cluster.has_scale_out and cluster.num_nodes > 1}
+            there = {
+                "scale_up_gb_per_s": cluster.scale_up_kind is not None and cluster.num_devices > 1,
+                "scale_out_gb_per_s": cluster.has_scale_out and cluster.num_nodes > 1,
+            }
             if there.get(key, True):
                 tried(words, cluster.with_(**{key: "2x"}), workload)
     if workload.routing != "uniform" and not workload.routing.startswith("trace:"):
         tried("experts chosen equally often", cluster, replace(workload, routing="uniform"))
     twice = 2 * workload.num_tokens_per_device
     if twice * cluster.num_devices <= _MOST_TOKENS:
-        tried(f"batches of {twice:,} tokens per device", cluster, replace(workload, num_tokens_per_device=twice))
+        tried(
+            f"batches of {twice:,} tokens per device",
+            cluster,
+            replace(workload, num_tokens_per_device=twice),
+        )
     return sorted(found, key=lambda h: -h.factor.mid)
 
 
@@ -71,7 +85,8 @@ def room_for_kv(best: Result, candidate: Candidate) -> int:
 
 
 def least_need(model: Model, devices: int, name: str, workload: Workload) -> MemoryNeed:
-    """Memory of a device where experts are spread evenly, without copies beyond those that fill every rank.
+    """Memory of a device where experts are spread evenly, without copies beyond those that fill
+    every rank.
 
     Args:
         model: What is held.
@@ -81,8 +96,15 @@ def least_need(model: Model, devices: int, name: str, workload: Workload) -> Mem
     """
     layer = replace(model.layer, precision=Precision.named(name))
     rows = float(workload.num_tokens_per_device * layer.top_k)
-    return memory_need(layer, model.dense_part, held_width=-(-layer.num_experts // devices) * layer.widest,
-                       kv_tokens=workload.kv_tokens, rows=rows, row_widths=rows * layer.widest, tokens=rows)
+    return memory_need(
+        layer,
+        model.dense_part,
+        held_width=-(-layer.num_experts // devices) * layer.widest,
+        kv_tokens=workload.kv_tokens,
+        rows=rows,
+        row_widths=rows * layer.widest,
+        tokens=rows,
+    )
 
 
 def would_hold(model: Model, cluster: Cluster, names: Iterable[str], workload: Workload) -> str:
@@ -92,11 +114,16 @@ def would_hold(model: Model, cluster: Cluster, names: Iterable[str], workload: W
     best: tuple[int, str] | None = None
     for name in names:
         sizes = [*range(1, per_node + 1), *range(2 * per_node, _MOST_DEVICES + 1, per_node)]
-        fitting = [d for d in sizes if np.all(least_need(model, d, name, workload).total_bytes <= usable)]
+        fitting = [
+            d for d in sizes if np.all(least_need(model, d, name, workload).total_bytes <= usable)
+        ]
         if fitting and (best is None or fitting[0] < best[0]):
             best = fitting[0], name
     if best is None:
         dense = model.dense_part.params * 2.0 / GIB
-        return (f"no number of {cluster.profile.name} up to {_MOST_DEVICES:,} would: every device holds the "
-                f"{dense:.0f} GiB of attention, embeddings and dense layers, and its KV cache")
+        return (
+            f"no number of {cluster.profile.name} up to {_MOST_DEVICES:,} would: every device "
+            f"holds the {dense:.0f} GiB of attention, embeddings and dense layers, and its KV "
+            "cache"
+        )
     return f"{best[0]} of {cluster.profile.name} would hold it in {best[1]}"

@@ -1,12 +1,15 @@
-"""``recommend``: parallelism, placement, redundancy and format for a model on a cluster, without writing a study.
+"""``recommend``: parallelism, placement, redundancy and format for a model on a cluster, without
+writing a study.
 
-Every design of `moesim.advice.designs` is bounded by `moesim.simulation.screening`; the best that fit are simulated by
-the ``flow`` engine, and the first of those again by ``event_compiled``. Of the designs that no other beats for certain
-(`moesim.advice.ties`) the simplest is recommended: the format that loses least on the published one, then whole
-experts (no tp), few copies, a plain placement, one micro-batch; of equals the fastest.
+Every design of `moesim.advice.designs` is bounded by `moesim.simulation.screening`; the best that
+fit are simulated by the ``flow`` engine, and the first of those again by ``event_compiled``. Of the
+designs that no other beats for certain (`moesim.advice.ties`) the simplest is recommended: the
+format that loses least on the published one, then whole experts (no tp), few copies, a plain
+placement, one micro-batch; of equals the fastest.
 
-What is simulated is the MoE layers; attention, embeddings and dense layers are counted in memory only. Placements are
-planned on the load they are scored on, so gains of EPLB are those of a load that is known.
+What is simulated is the MoE layers; attention, embeddings and dense layers are counted in memory
+only. Placements are planned on the load they are scored on, so gains of EPLB are those of a load
+that is known.
 """
 
 from collections import Counter
@@ -37,8 +40,8 @@ from moesim.units import GIB
 #: tokens of a device where none are named: those that DeepEP's README tables its two modes at
 USUAL_TOKENS: dict[str, int] = {"prefill": 4096, "decode": 128}
 USUAL_ROUTING = "power_law:1.2"
-#: designs that the flow engine simulates: the best, and of every kind; those that are placed by local search as well;
-#: those that the event engine confirms
+#: designs that the flow engine simulates: the best, and of every kind; those that are placed by
+#: local search as well; those that the event engine confirms
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
 #: times the latency that the quick look at a batch may take
 _ROOM = 2.0
@@ -87,18 +90,21 @@ def recommend(
         cluster: Its name, or itself.
         gpus: Devices, where they are not the cluster's: part of a node, or whole nodes.
         phase: ``prefill`` or ``decode``.
-        tokens: Tokens of each device in one forward pass; by default `USUAL_TOKENS`, or with a latency the largest
-            power of two that keeps it.
+        tokens: Tokens of each device in one forward pass; by default `USUAL_TOKENS`, or with a
+            latency the largest power of two that keeps it.
         kv_tokens: Tokens in each device's KV cache; by default those of the batch.
         routing: Load of the experts.
-        latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the other.
+        latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the
+            other.
         precision: ``auto`` (`moesim.advice.designs.formats`), or recipes with commas between.
-        objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of the MoE layers.
+        objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of
+            the MoE layers.
         economics: Cost and power model.
         seed: Of the routing.
 
     Raises:
-        CapacityError: Nothing fits in memory: the smallest need, and how many devices would hold it.
+        CapacityError: Nothing fits in memory: the smallest need, and how many devices would hold
+            it.
         ConfigError: Bad names or numbers; or nothing keeps the latency: the fastest found.
     """
     model = load_model(model) if isinstance(model, str) else model
@@ -109,10 +115,20 @@ def recommend(
     if tokens is not None:
         require_int("tokens", tokens, 1)
     task = _Task(
-        model=model, cluster=machine, names=formats(model, machine, precision), objective=objective,
-        economics=load_economics(economics), latency_s=None if latency_ms is None else latency_ms / 1e3,
-        workload=Workload(num_tokens_per_device=tokens or USUAL_TOKENS[phase], phase=phase, routing=routing,
-                          kv_tokens_per_device=kv_tokens, seed=seed))
+        model=model,
+        cluster=machine,
+        names=formats(model, machine, precision),
+        objective=objective,
+        economics=load_economics(economics),
+        latency_s=None if latency_ms is None else latency_ms / 1e3,
+        workload=Workload(
+            num_tokens_per_device=tokens or USUAL_TOKENS[phase],
+            phase=phase,
+            routing=routing,
+            kv_tokens_per_device=kv_tokens,
+            seed=seed,
+        ),
+    )
     task.per_second({})  # a missing price or power is said before the work
     if task.latency_s is not None and tokens is None:
         return _largest_batch(task)
@@ -128,7 +144,8 @@ def _largest_batch(task: _Task) -> Recommendation:
         if tokens * task.cluster.num_devices > 1 << 22:
             continue
         now = replace(task, workload=replace(task.workload, num_tokens_per_device=tokens))
-        # a quick look at one format and exchange; with room for better ones, since the rest is not looked at
+        # a quick look at one format and exchange; with room for better ones, since the rest is not
+        # looked at
         designs = _all(now)
         usual = designs[0].layer.precision, designs[0].schedule
         few = [c for c in designs if (c.layer.precision, c.schedule) == usual]
@@ -145,41 +162,67 @@ def _largest_batch(task: _Task) -> Recommendation:
 
 def _all(task: _Task) -> list[Candidate]:
     work = task.workload
-    return list(candidates(task.model, task.cluster, phase=work.phase, names=task.names,
-                           tokens=work.num_tokens_per_device))
+    return list(
+        candidates(
+            task.model,
+            task.cluster,
+            phase=work.phase,
+            names=task.names,
+            tokens=work.num_tokens_per_device,
+        )
+    )
 
 
 def _recommended(task: _Task) -> Recommendation:
     designs = _all(task)
     bounds = bounds_of(designs, task.cluster, task.workload)
     order = _fitting(task, designs, bounds)
-    results = [r for r in (_simulated(task, c) for c in _finalists([designs[i] for i in order])) if r is not None]
+    results = [
+        r
+        for r in (_simulated(task, c) for c in _finalists([designs[i] for i in order]))
+        if r is not None
+    ]
     ranked = sorted(results, key=lambda r: task.per_second(r.mean_utilisation) * r.layer_time_s)
     if not ranked:
-        raise ConfigError(f"recommend: expected a design that {task.cluster.name} runs, got none: "
-                          + "; ".join(sorted(set(bounds.reasons.values()))[:1]))
+        raise ConfigError(
+            f"recommend: expected a design that {task.cluster.name} runs, got none: "
+            + "; ".join(sorted(set(bounds.reasons.values()))[:1])
+        )
     if task.latency_s is not None:
         ranked = _within(task, ranked)
     priced = [Priced.of(r, task.cluster, task.per_second(r.mean_utilisation)) for r in ranked]
     choices = [_choice(task, r, g) for r, g in zip(ranked, groups(priced), strict=True)]
     best = min((c for c in choices if c.group == 0), key=_simplicity)
     again = {id(c) for c in (*choices[:_EVENT], best)}
-    choices = [replace(c, event_layer_time_s=_by_event(task, c)) if id(c) in again else c for c in choices]
+    choices = [
+        replace(c, event_layer_time_s=_by_event(task, c)) if id(c) in again else c for c in choices
+    ]
     best = next(c for c in choices if c.candidate == best.candidate)
     return Recommendation(
-        model=task.model, cluster=task.cluster, workload=task.workload, objective=task.objective, best=best,
-        choices=choices, helps=helps(best.result, task.cluster, task.workload),
-        num_screened=len(designs), num_fitting=len(order),
+        model=task.model,
+        cluster=task.cluster,
+        workload=task.workload,
+        objective=task.objective,
+        best=best,
+        choices=choices,
+        helps=helps(best.result, task.cluster, task.workload),
+        num_screened=len(designs),
+        num_fitting=len(order),
         exchange=exchange_of(prepare(best.candidate, task.cluster, task.workload)),
-        kv_tokens_left=room_for_kv(best.result, best.candidate), notes=task.model.notes)
+        kv_tokens_left=room_for_kv(best.result, best.candidate),
+        notes=task.model.notes,
+    )
 
 
 def _by_event(task: _Task, choice: Choice) -> float:
-    return simulate(choice.candidate, task.cluster, task.workload, engine="event_compiled").layer_time_s
+    return simulate(
+        choice.candidate, task.cluster, task.workload, engine="event_compiled"
+    ).layer_time_s
 
 
 def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
-    """What to simulate: the best, the best few of every kind (a tie with a simpler one must show), local searches.
+    """What to simulate: the best, the best few of every kind (a tie with a simpler one must show),
+    local searches.
 
     Args:
         designs: Those that fit, best bound first.
@@ -187,13 +230,20 @@ def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
     found = dict.fromkeys(designs[:_FLOW])
     seen: Counter[tuple[str, object]] = Counter()
     for c in designs:
-        kinds = [("format", c.layer.precision), ("tp", c.parallelism.tp), ("parts", c.schedule.num_micro_batches),
-                 ("exchange", c.schedule.exchange), ("placement", c.placement),
-                 ("copies", c.num_replicas // c.parallelism.ep)]
+        kinds = [
+            ("format", c.layer.precision),
+            ("tp", c.parallelism.tp),
+            ("parts", c.schedule.num_micro_batches),
+            ("exchange", c.schedule.exchange),
+            ("placement", c.placement),
+            ("copies", c.num_replicas // c.parallelism.ep),
+        ]
         if any(seen[kind] < _OF_A_KIND for kind in kinds):
             found[c] = None
         seen.update(kinds)
-    searched = dict.fromkeys(replace(c, placement=SEARCHED) for c in designs[:_FLOW] if c.parallelism.ep > 1)
+    searched = dict.fromkeys(
+        replace(c, placement=SEARCHED) for c in designs[:_FLOW] if c.parallelism.ep > 1
+    )
     return [*found, *list(searched)[:_SEARCH]]
 
 
@@ -206,18 +256,24 @@ def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[
     """
     over_N = bounds.memory_over_bytes_N
     if np.isnan(over_N).all():
-        raise ConfigError(f"{task.model.name} on {task.cluster.name}: {next(iter(bounds.reasons.values()))}")
+        raise ConfigError(
+            f"{task.model.name} on {task.cluster.name}: {next(iter(bounds.reasons.values()))}"
+        )
     if not (over_N <= 0).any():
         least = int(np.nanargmin(over_N))
         c = designs[least]
         need, over = bounds.memory_bytes_N[least] / GIB, over_N[least] / GIB
         raise CapacityError(
-            f"{task.model.name} does not fit on {task.cluster.name}: the fullest device needs at least {need:.1f} GiB "
-            f"of {need - over:.1f} usable ({c.layer.precision.name}, ep{c.parallelism.ep}tp{c.parallelism.tp}); "
-            + would_hold(task.model, task.cluster, task.names, task.workload))
+            f"{task.model.name} does not fit on {task.cluster.name}: the fullest device needs at "
+            f"least {need:.1f} GiB of {need - over:.1f} usable ({c.layer.precision.name}, "
+            f"ep{c.parallelism.ep}tp{c.parallelism.tp}); "
+            + would_hold(task.model, task.cluster, task.names, task.workload)
+        )
     utilisation = bounds.mean_utilisation
-    cost = [task.per_second({k: float(np.nan_to_num(v[i])) for k, v in utilisation.items()}) * t
-            for i, t in enumerate(bounds.layer_time_s_N)]
+    cost = [
+        task.per_second({k: float(np.nan_to_num(v[i])) for k, v in utilisation.items()}) * t
+        for i, t in enumerate(bounds.layer_time_s_N)
+    ]
     return sorted((i for i in range(len(designs)) if over_N[i] <= 0), key=lambda i: cost[i])
 
 
@@ -242,9 +298,15 @@ def _within(task: _Task, ranked: list[Result]) -> list[Result]:
         least = min(r.layer_time_s for r in ranked)
         tokens = task.workload.num_tokens_per_device
         raise ConfigError(
-            f"latency_ms: expected at least {layers * least * 1e3:,.1f} ms, which the {layers} MoE layers of "
-            f"{task.model.name} take at {tokens:,} tokens per device in the fastest design found, got {bound * 1e3:g}"
-            + ("; without a number of tokens the largest batch that keeps it is sought" if tokens > 1 else ""))
+            f"latency_ms: expected at least {layers * least * 1e3:,.1f} ms, which the {layers} "
+            f"MoE layers of {task.model.name} take at {tokens:,} tokens per device in the fastest "
+            f"design found, got {bound * 1e3:g}"
+            + (
+                "; without a number of tokens the largest batch that keeps it is sought"
+                if tokens > 1
+                else ""
+            )
+        )
     return kept
 
 
@@ -255,19 +317,29 @@ def _choice(task: _Task, result: Result, group: int) -> Choice:
         watts = float(economics.watts(cluster, result.mean_utilisation)) / cluster.num_devices
     delta = loss_delta(task.model, result.candidate.layer.precision.name)
     return Choice(
-        result=result, group=group, loss_delta=delta,
+        result=result,
+        group=group,
+        loss_delta=delta,
         loss_penalty=max(delta[0] - loss_delta(task.model, task.model.published_as)[0], 0.0),
-        watts_per_device=watts, moe_layers=task.model.dense_part.num_moe_layers,
+        watts_per_device=watts,
+        moe_layers=task.model.dense_part.num_moe_layers,
         usd_per_hour=None if economics.unknown_price(cluster) else economics.usd_per_hour(cluster),
-        cost_model=f"{economics.name}@{economics.digest}")
+        cost_model=f"{economics.name}@{economics.digest}",
+    )
 
 
 def _simplicity(choice: Choice) -> tuple:
     """Less is simpler."""
     c = choice.candidate
     strategy = PlacementSpec.parse(c.placement).strategy
-    return (choice.loss_penalty, c.parallelism.tp, c.num_replicas if strategy in REPLICATING else 0,
-            PLACEMENTS.index(strategy), c.schedule.num_micro_batches, choice.result.layer_time_s)
+    return (
+        choice.loss_penalty,
+        c.parallelism.tp,
+        c.num_replicas if strategy in REPLICATING else 0,
+        PLACEMENTS.index(strategy),
+        c.schedule.num_micro_batches,
+        choice.result.layer_time_s,
+    )
 
 
 __all__ = ["Choice", "Help", "Recommendation", "recommend"]

@@ -1,4 +1,5 @@
-"""What a recommendation says: the design, what else there is, what limits it and what would help."""
+"""What a recommendation says: the design, what else there is, what limits it and what would help.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,12 +23,14 @@ class Choice:
         group: 0: no other design is better for certain; 1: the same among the rest; and so on
             (`moesim.advice.ties.groups`).
         loss_delta: Nats over bf16: (middle, low, high).
-        loss_penalty: Nats over the format that the model is published in, >= 0: narrower weights cannot be undone.
+        loss_penalty: Nats over the format that the model is published in, >= 0: narrower weights
+            cannot be undone.
         watts_per_device: While the layer runs; None where the cost model has no figure.
         usd_per_hour: Of the whole cluster; None likewise.
         moe_layers: MoE layers of one forward pass.
         cost_model: Where power and price come from.
-        event_layer_time_s: The layer's time by the event engine, chunk by chunk, of the first few and the best.
+        event_layer_time_s: The layer's time by the event engine, chunk by chunk, of the first few
+            and the best.
     """
 
     result: Result
@@ -52,7 +55,9 @@ class Choice:
 
     @property
     def tokens_per_s_per_device(self) -> float:
-        """Tokens through all MoE layers, on each device: an upper bound of the model's, whose rest is not simulated."""
+        """Tokens through all MoE layers, on each device: an upper bound of the model's, whose rest
+        is not simulated.
+        """
         return self.result.workload.num_tokens_per_device / self.pass_time_s
 
     def row(self) -> dict[str, Any]:
@@ -62,22 +67,41 @@ class Choice:
         if result.peak_memory_bytes is not None and result.memory_over_bytes is not None:
             usable = (result.peak_memory_bytes - result.memory_over_bytes) / GIB
         tokens = result.workload.num_tokens_per_device
-        joules = None if self.watts_per_device is None else self.watts_per_device * self.pass_time_s / tokens
+        joules = (
+            None
+            if self.watts_per_device is None
+            else self.watts_per_device * self.pass_time_s / tokens
+        )
         usd = None
         if self.usd_per_hour is not None:
-            usd = self.usd_per_hour / 3600 * self.pass_time_s * 1e6 / (result.tokens_per_s * result.layer_time_s)
+            usd = (
+                self.usd_per_hour
+                / 3600
+                * self.pass_time_s
+                * 1e6
+                / (result.tokens_per_s * result.layer_time_s)
+            )
         return {
-            "group": self.group, **found,
-            "event_layer_time_us": None if self.event_layer_time_s is None else self.event_layer_time_s / US,
-            "moe_layers": self.moe_layers, "moe_layers_ms": self.pass_time_s * 1e3,
+            "group": self.group,
+            **found,
+            "event_layer_time_us": None
+            if self.event_layer_time_s is None
+            else self.event_layer_time_s / US,
+            "moe_layers": self.moe_layers,
+            "moe_layers_ms": self.pass_time_s * 1e3,
             "moe_layers_low_ms": self.moe_layers * result.layer_time_low_s * 1e3,
             "moe_layers_high_ms": self.moe_layers * result.layer_time_high_s * 1e3,
             "moe_layers_tokens_per_s_per_device": self.tokens_per_s_per_device,
-            "usable_memory_gib": usable, "loss_delta": self.loss_delta[0], "loss_delta_low": self.loss_delta[1],
-            "loss_delta_high": self.loss_delta[2], "loss_penalty": self.loss_penalty,
+            "usable_memory_gib": usable,
+            "loss_delta": self.loss_delta[0],
+            "loss_delta_low": self.loss_delta[1],
+            "loss_delta_high": self.loss_delta[2],
+            "loss_penalty": self.loss_penalty,
             "watts_per_device": self.watts_per_device,
-            "moe_layers_joules_per_token": joules, "usd_per_hour": self.usd_per_hour,
-            "moe_layers_usd_per_million_tokens": usd, "cost_model": self.cost_model,
+            "moe_layers_joules_per_token": joules,
+            "usd_per_hour": self.usd_per_hour,
+            "moe_layers_usd_per_million_tokens": usd,
+            "cost_model": self.cost_model,
         }
 
 
@@ -87,7 +111,8 @@ class Help:
 
     Attributes:
         change: In words.
-        factor: Layer tokens/s over those of the recommended design, with the interval of that ratio.
+        factor: Layer tokens/s over those of the recommended design, with the interval of that
+            ratio.
     """
 
     change: str
@@ -132,10 +157,18 @@ class Recommendation:
         return [choice for choice in self.choices if choice.group == 0]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of a table: the recommended design first (``rank`` 0), then the others, best first."""
+        """Rows of a table: the recommended design first (``rank`` 0), then the others, best first.
+        """
         others = [choice for choice in self.choices if choice is not self.best]
-        return [{"rank": rank, "model": self.model.name, "recommended": choice is self.best, **choice.row()}
-                for rank, choice in enumerate([self.best, *others])]
+        return [
+            {
+                "rank": rank,
+                "model": self.model.name,
+                "recommended": choice is self.best,
+                **choice.row(),
+            }
+            for rank, choice in enumerate([self.best, *others])
+        ]
 
 
 __all__ = ["Choice", "Help", "Objective", "Recommendation"]

@@ -1,9 +1,10 @@
 """Which of two simulated designs is better, as far as it can be told.
 
-A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert time, the factor on
-expert kernels cannot turn that around. So it is the interval of their ratio that decides (`moesim.advice.gains.gain`),
-not the overlap of two intervals that are off together. On top of it differences below `FLOOR` are ties: what transfers
-simulated per device, instead of per pair, were off at worst (`moesim.simulation.trust.granularity_of`).
+A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert
+time, the factor on expert kernels cannot turn that around. So it is the interval of their ratio
+that decides (`moesim.advice.gains.gain`), not the overlap of two intervals that are off together.
+On top of it differences below `FLOOR` are ties: what transfers simulated per device, instead of per
+pair, were off at worst (`moesim.simulation.trust.granularity_of`).
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,10 @@ class Priced:
     def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "Priced":
         """A result on its cluster."""
         intervals, _ = intervals_of(result.candidate, cluster)
-        return cls(outcome=Outcome(result=result, cluster=cluster, intervals=intervals), per_second=per_second)
+        return cls(
+            outcome=Outcome(result=result, cluster=cluster, intervals=intervals),
+            per_second=per_second,
+        )
 
     @property
     def cost(self) -> float:
@@ -43,7 +47,9 @@ class Priced:
 
 
 def told_apart(slow: Priced, fast: Priced) -> bool:
-    """Whether the first costs more than the second whatever the phases are off by, and by more than the floor."""
+    """Whether the first costs more than the second whatever the phases are off by, and by more than
+    the floor.
+    """
     loose = "device_loose" in (slow.outcome.result.granularity, fast.outcome.result.granularity)
     if slow.cost <= fast.cost * (1.0 + (LOOSE_FLOOR if loose else FLOOR)):
         return False
@@ -53,9 +59,9 @@ def told_apart(slow: Priced, fast: Priced) -> bool:
 def groups(designs: Sequence[Priced]) -> list[int]:
     """A group for each design, of those that cannot be told apart.
 
-    Group 0 are the designs that no other costs less than for certain; group 1 those of which this holds among the
-    rest; and so on. Against the cheapest alone would not do: a design with another exchange may well be its equal, and
-    yet be certain to lose to its own like with more copies.
+    Group 0 are the designs that no other costs less than for certain; group 1 those of which this
+    holds among the rest; and so on. Against the cheapest alone would not do: a design with another
+    exchange may well be its equal, and yet be certain to lose to its own like with more copies.
     """
     found = [-1] * len(designs)
     left, group = list(range(len(designs))), 0

@@ -2,8 +2,8 @@
 
 Elasticities are d ln(throughput) / d ln(number) from +-10 %. To compare hardware with design, the
 change "2x experts at equal loss" narrows the experts until the loss is what it was. Intervals, and
-groups that they do not tell apart, are those of `moesim.advice.gains`. A larger NVLink domain has no
-price in the economics file.
+groups that they do not tell apart, are those of `moesim.advice.gains`. A larger NVLink domain has
+no price in the economics file.
 """
 
 from collections.abc import Callable, Iterator

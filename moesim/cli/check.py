@@ -13,19 +13,31 @@ if TYPE_CHECKING:
 
 
 def check(
-    winners: Annotated[Path, typer.Argument(help="CSV of simulated candidates: a study's winners.csv.")],
-    sources: Annotated[str, typer.Option(help="auto: every source that is here; or names, comma-separated.")] = "auto",
+    winners: Annotated[
+        Path, typer.Argument(help="CSV of simulated candidates: a study's winners.csv.")
+    ],
+    sources: Annotated[
+        str, typer.Option(help="auto: every source that is here; or names, comma-separated.")
+    ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Write every comparison as CSV.")] = None,
     limit: Annotated[int, typer.Option(help="Check the first so many rows; 0: all.", min=0)] = 0,
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Fit the measured profile to half of the candidates, score the rest.")
+        bool,
+        typer.Option(
+            "--recalibrate",
+            help="Fit the measured profile to half of the candidates, score the rest.",
+        ),
     ] = False,
     profile_out: Annotated[
-        Path | None, typer.Option(help="With --recalibrate: write the profile here, if it is better.")
+        Path | None,
+        typer.Option(help="With --recalibrate: write the profile here, if it is better."),
     ] = None,
-    even_if_worse: Annotated[bool, typer.Option("--even-if-worse", help="Write it in any case.")] = False,
+    even_if_worse: Annotated[
+        bool, typer.Option("--even-if-worse", help="Write it in any case.")
+    ] = False,
 ) -> None:
-    """Check winners against every source of measurements: error, ranking, and a verdict for each."""
+    """Check winners against every source of measurements: error, ranking, and a verdict for each.
+    """
     from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
     from moesim.measured.sources import VERDICTS, installed_sources
     from moesim.measured.winners import read_winners
@@ -45,8 +57,11 @@ def check(
         reason = known[name].unavailable_because()
         say(f"check {name}: " + (f"not here ({reason})" if reason else f"{len(found)} candidates"))
         chosen = found[:1] if reason and sources == "auto" else found
-        checked += [(w, row) for w in chosen
-                    for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)]
+        checked += [
+            (w, row)
+            for w in chosen
+            for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)
+        ]
     rows = [row for _, row in checked]
     print_check([("winner", row) for row in rows])
     verdicts = winner_verdicts(rows)
@@ -61,7 +76,9 @@ def check(
         _recalibrate(checked, profile_out, even_if_worse)
 
 
-def _recalibrate(checked: "list[tuple[Case, CheckRow]]", out: Path | None, even_if_worse: bool) -> None:
+def _recalibrate(
+    checked: "list[tuple[Case, CheckRow]]", out: Path | None, even_if_worse: bool
+) -> None:
     """Fit, tell, and write where it helps or is asked for."""
     from moesim.measured.recalibrate import recalibrate, write_recalibrated
     from moesim.report.terminal import say
@@ -70,11 +87,16 @@ def _recalibrate(checked: "list[tuple[Case, CheckRow]]", out: Path | None, even_
     print("recalibrated on " + "; ".join(found.fitted_on))
     print("factors: " + ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items()))
     for when, scores in (("before", found.before), ("after", found.after)):
-        print(f"error on {len(found.kept_apart)} candidates kept apart, {when}: mean {scores['mape']:.1f} %, median "
-              f"{scores['median']:.1f} %, P90 {scores['p90']:.1f} %, bias {scores['bias']:+.1f} %")
+        print(
+            f"error on {len(found.kept_apart)} candidates kept apart, {when}: mean "
+            f"{scores['mape']:.1f} %, median {scores['median']:.1f} %, P90 {scores['p90']:.1f} %, "
+            f"bias {scores['bias']:+.1f} %"
+        )
     if not found.helps:
-        print("the factors do not help: the profile of primitives is the better one"
-              + ("" if even_if_worse else ", and is kept"))
+        print(
+            "the factors do not help: the profile of primitives is the better one"
+            + ("" if even_if_worse else ", and is kept")
+        )
     if out is not None and (found.helps or even_if_worse):
         write_recalibrated(out, checked[0][0].cluster.profile, found)
         say(f"wrote {out}")

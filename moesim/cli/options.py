@@ -1,7 +1,8 @@
 """Commands with many options: one dataclass that lists them, one function that takes it.
 
-The fields of the dataclass are the options, in order, with their types, help and defaults; a field without a default
-is required. So a command's options can be read, shared and handed on as one value.
+The fields of the dataclass are the options, in order, with their types, help and defaults; a field
+without a default is required. So a command's options can be read, shared and handed on as one
+value.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,23 @@ def parameters_of(kind: type, defaults: dict[str, Any] | None = None) -> list[Pa
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in fields(kind):
-        default = (defaults or {}).get(field.name, Parameter.empty if field.default is MISSING else field.default)
-        found.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]))
+        default = (defaults or {}).get(
+            field.name, Parameter.empty if field.default is MISSING else field.default
+        )
+        found.append(
+            Parameter(
+                field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+            )
+        )
     return found
 
 
-def with_parameters(command: Callable[..., object], parameters: list[Parameter], help_of: Callable[..., object]) -> None:
-    """Show typer a command's options: it reads them from the signature, and the help from the docstring."""
+def with_parameters(
+    command: Callable[..., object], parameters: list[Parameter], help_of: Callable[..., object]
+) -> None:
+    """Show typer a command's options: it reads them from the signature, and the help from the
+    docstring.
+    """
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = help_of.__doc__
@@ -42,6 +53,7 @@ def takes(kind: type) -> Callable[[Callable[[Any], object]], Callable[..., objec
     Returns:
         A decorator for the function, to stand below the one that registers the command.
     """
+
     def decorate(function: Callable[[Any], object]) -> Callable[..., object]:
         def command(**given: Any) -> object:
             return function(kind(**given))

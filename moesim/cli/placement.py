@@ -1,4 +1,6 @@
-"""``moesim placement``: plan, export, read and move placements; see `moesim.cli`, which registers it."""
+"""``moesim placement``: plan, export, read and move placements; see `moesim.cli`, which registers
+it.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +14,16 @@ from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
 from moesim.model.presets import load_preset
 
-placement_app = typer.Typer(no_args_is_help=True, help="Plan where experts go, for serving engines and over time.")
+placement_app = typer.Typer(
+    no_args_is_help=True, help="Plan where experts go, for serving engines and over time."
+)
 
 Preset = Annotated[str, typer.Option(help="Published model whose layers are placed.")]
 ClusterName = Annotated[str, typer.Option(help="Cluster, or path of a TOML file.")]
-Strategy = Annotated[str, typer.Option(help="Strategy, such as eplb, eplb_hierarchical, affinity or local_search:200.")]
+Strategy = Annotated[
+    str,
+    typer.Option(help="Strategy, such as eplb, eplb_hierarchical, affinity or local_search:200."),
+]
 Replicas = Annotated[int, typer.Option(help="Expert slots beyond one per expert.", min=0)]
 Tokens = Annotated[int, typer.Option(help="Tokens per device.")]
 Seed = Annotated[int, typer.Option(help="Seed of the routing.")]
@@ -24,8 +31,13 @@ Seed = Annotated[int, typer.Option(help="Seed of the routing.")]
 
 def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int = 1) -> Candidate:
     model = load_preset(preset)
-    return Candidate(layer=model.layer, parallelism=Parallelism(ep=ranks, tp=tp), placement=placement,
-                     num_replicas=replicas, dense_part=model.dense_part)
+    return Candidate(
+        layer=model.layer,
+        parallelism=Parallelism(ep=ranks, tp=tp),
+        placement=placement,
+        num_replicas=replicas,
+        dense_part=model.dense_part,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +49,19 @@ class ExportOptions:
     cluster: ClusterName = "h100-rail-8x8"
     placement: Strategy = "eplb"
     replicas: Replicas = 0
-    routing: Annotated[str, typer.Option(help="Loads to plan on, as --routing of simulate; a layer each by seed.")] = "zipf:0.8"
-    trace: Annotated[Path | None, typer.Option(help="Recorded trace: its loads, layer by layer.")] = None
+    routing: Annotated[
+        str, typer.Option(help="Loads to plan on, as --routing of simulate; a layer each by seed.")
+    ] = "zipf:0.8"
+    trace: Annotated[
+        Path | None, typer.Option(help="Recorded trace: its loads, layer by layer.")
+    ] = None
     layout: Annotated[str, typer.Option("--format", help="sglang, vllm or vllm_ascend.")] = "sglang"
-    dense_layers: Annotated[int | None, typer.Option(help="sglang: layers before the first MoE layer; default: the "
-                                                     "preset's.", min=0)] = None
+    dense_layers: Annotated[
+        int | None,
+        typer.Option(
+            help="sglang: layers before the first MoE layer; default: the preset's.", min=0
+        ),
+    ] = None
     tokens: Tokens = 256
     seed: Seed = 0
 
@@ -49,7 +69,9 @@ class ExportOptions:
 @placement_app.command("export")
 @takes(ExportOptions)
 def export_map(given: ExportOptions) -> None:
-    """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM loads."""
+    """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM
+    loads.
+    """
     from moesim.placement.files import write_map
     from moesim.report.terminal import say
     from moesim.simulation.prepare import prepare
@@ -58,23 +80,40 @@ def export_map(given: ExportOptions) -> None:
     candidate = _candidate(given.preset, given.placement, given.replicas, machine.num_devices)
     dense = candidate.dense_part
     assert dense is not None
-    texts = [given.routing] * dense.num_moe_layers if given.trace is None else [
-        f"trace:{given.trace}#{layer}" for layer in _layers(given.trace, dense.num_moe_layers)]
+    texts = (
+        [given.routing] * dense.num_moe_layers
+        if given.trace is None
+        else [
+            f"trace:{given.trace}#{layer}" for layer in _layers(given.trace, dense.num_moe_layers)
+        ]
+    )
     layers, before, after = [], [], []
     for number, text in enumerate(texts):
-        work = Workload(num_tokens_per_device=given.tokens, routing=text, seed=given.seed if given.trace else given.seed + number)
+        work = Workload(
+            num_tokens_per_device=given.tokens,
+            routing=text,
+            seed=given.seed if given.trace else given.seed + number,
+        )
         planned = prepare(candidate, machine, work)
         plain = prepare(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
         layers.append(planned.placement)
         before.append(plain.traffic.load_imbalance)
         after.append(planned.traffic.load_imbalance)
-    rows_before = dense.num_layers - dense.num_moe_layers if given.dense_layers is None else given.dense_layers
+    rows_before = (
+        dense.num_layers - dense.num_moe_layers
+        if given.dense_layers is None
+        else given.dense_layers
+    )
     write_map(given.out, layers, given.layout, num_dense_layers=rows_before)
     first = layers[0]
-    print(f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on {first.num_ranks} "
-          "ranks")
-    print(f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of layers), "
-          f"{sum(before) / len(before):.3f} in expert order")
+    print(
+        f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on "
+        f"{first.num_ranks} ranks"
+    )
+    print(
+        f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of "
+        f"layers), {sum(before) / len(before):.3f} in expert order"
+    )
     say(f"wrote {given.out} for {given.layout}")
 
 
@@ -92,9 +131,15 @@ def show_map(
     file: Annotated[Path, typer.Argument(help="Map in any of the formats.")],
     cluster: ClusterName = "h100-rail-8x8",
     preset: Preset = "deepseek-v3",
-    layer: Annotated[int, typer.Option(help="Row of the map to simulate; negative counts from the last.")] = -1,
-    routing: Annotated[str, typer.Option(help="Loads to score on, as --routing of simulate; a layer each by seed, as "
-                                         "in export.")] = "zipf:0.8",
+    layer: Annotated[
+        int, typer.Option(help="Row of the map to simulate; negative counts from the last.")
+    ] = -1,
+    routing: Annotated[
+        str,
+        typer.Option(
+            help="Loads to score on, as --routing of simulate; a layer each by seed, as in export."
+        ),
+    ] = "zipf:0.8",
     tokens: Tokens = 256,
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
@@ -110,19 +155,32 @@ def show_map(
     maps = read_map(file, machine.num_devices, candidate.layer.num_experts)
     if not -len(maps) <= layer < len(maps):
         raise ConfigError(f"--layer: expected a row of the {len(maps)} of {file}, got {layer}")
-    work = Workload(num_tokens_per_device=tokens, routing=routing, seed=_layer_seed(candidate, len(maps), layer,
-                                                                                  routing, seed))
+    work = Workload(
+        num_tokens_per_device=tokens,
+        routing=routing,
+        seed=_layer_seed(candidate, len(maps), layer, routing, seed),
+    )
     rows = []
     for name, given in (("expert order", None), (str(file), maps[layer])):
         found = simulate(candidate, machine, work, engine=engine, must_fit=False, placement=given)
         slots = candidate.layer.num_experts if given is None else given.num_slots
-        rows.append({"placement": name, "slots": slots, "imbalance": f"{found.load_imbalance:.3f}",
-                     "layer_us": f"{found.layer_time_s / US:,.0f}"})
-    print_table(f"{preset} on {machine.name}, {routing}, layer {layer} of {len(maps)}", rows, list(rows[0]))
+        rows.append(
+            {
+                "placement": name,
+                "slots": slots,
+                "imbalance": f"{found.load_imbalance:.3f}",
+                "layer_us": f"{found.layer_time_s / US:,.0f}",
+            }
+        )
+    print_table(
+        f"{preset} on {machine.name}, {routing}, layer {layer} of {len(maps)}", rows, list(rows[0])
+    )
 
 
 def _layer_seed(candidate: Candidate, num_rows: int, layer: int, routing: str, seed: int) -> int:
-    """Seed that `export_map` plans this row of a map with; rows before the last MoE layers are dense ones."""
+    """Seed that `export_map` plans this row of a map with; rows before the last MoE layers are
+    dense ones.
+    """
     dense = candidate.dense_part
     assert dense is not None
     number = layer % num_rows - max(num_rows - dense.num_moe_layers, 0)
@@ -141,15 +199,22 @@ def rebalance_once(
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
 ) -> None:
-    """What a new plan gains, what it costs to move the weights, and after how many passes that has paid back."""
+    """What a new plan gains, what it costs to move the weights, and after how many passes that has
+    paid back.
+    """
     from moesim.operations.rebalance import rebalance
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare
 
     machine = load_cluster(cluster)
     candidate = _candidate(preset, placement, replicas, machine.num_devices)
-    works = [Workload(num_tokens_per_device=tokens, routing=text, seed=seed) for text in (before, now)]
+    works = [
+        Workload(num_tokens_per_device=tokens, routing=text, seed=seed) for text in (before, now)
+    ]
     old = prepare(candidate, machine, works[0]).placement
     row = rebalance(candidate, machine, works[1], old, engine=engine).row()
-    print_table(f"{preset} on {machine.name}: {placement}+{replicas}, {before} to {now}",
-                [{"what": name, "value": f"{value:,.2f}"} for name, value in row.items()], ["what", "value"])
+    print_table(
+        f"{preset} on {machine.name}: {placement}+{replicas}, {before} to {now}",
+        [{"what": name, "value": f"{value:,.2f}"} for name, value in row.items()],
+        ["what", "value"],
+    )

@@ -1,4 +1,5 @@
-"""What study scripts and the command line share: options with one meaning each, and errors of one line.
+"""What study scripts and the command line share: options with one meaning each, and errors of one
+line.
 
 A study declares its options with these names, so that ``--trials``, ``--seed`` or ``--fresh`` mean
 the same in every study and read the same in every ``--help``.

@@ -8,19 +8,30 @@ import typer
 
 from moesim.errors import MoesimError
 
-trace_app = typer.Typer(no_args_is_help=True, help="Recorded choices of experts: what they are like.")
+trace_app = typer.Typer(
+    no_args_is_help=True, help="Recorded choices of experts: what they are like."
+)
 
 
 @trace_app.command("describe")
 def describe(
-    file: Annotated[Path, typer.Argument(help="Ids or counts as .npy, .csv, .parquet, or a recorder's dump as .pt.")],
-    kind: Annotated[str | None, typer.Option(help="ids or counts, where the file does not say.")] = None,
-    experts: Annotated[int | None, typer.Option(help="Experts the model has; ids beyond are refused.", min=1)] = None,
+    file: Annotated[
+        Path,
+        typer.Argument(help="Ids or counts as .npy, .csv, .parquet, or a recorder's dump as .pt."),
+    ],
+    kind: Annotated[
+        str | None, typer.Option(help="ids or counts, where the file does not say.")
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Experts the model has; ids beyond are refused.", min=1)
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts a token must have.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the statistics as CSV.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
-    """Statistics of every layer: tokens, max/mean, CV, Gini, imbalance of contiguous EP8, Zipf exponent."""
+    """Statistics of every layer: tokens, max/mean, CV, Gini, imbalance of contiguous EP8, Zipf
+    exponent.
+    """
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
     from moesim.routing.statistics import load_statistics
@@ -33,9 +44,16 @@ def describe(
     for layer, count_E in trace.counts().items():
         if not count_E.any():
             raise MoesimError(f"{file}: expected counts above 0 in layer {layer}")
-        rows.append({"layer": layer, "tokens": trace.num_tokens(layer) if trace.kind == "ids" else None,
-                     "top_k": trace.top_k, "experts": len(count_E), "choices": float(count_E.sum()),
-                     **load_statistics(count_E)})
+        rows.append(
+            {
+                "layer": layer,
+                "tokens": trace.num_tokens(layer) if trace.kind == "ids" else None,
+                "top_k": trace.top_k,
+                "experts": len(count_E),
+                "choices": float(count_E.sum()),
+                **load_statistics(count_E),
+            }
+        )
     if as_json:
         print(json.dumps(rows))
     else:

@@ -1,10 +1,11 @@
 """Calibrated efficiencies: fitted numbers, in a file of their own, with what they were fitted on.
 
-A calibration file states its parameters, the rows it was fitted on, the command that refits it, the cross-validated
-scores, and the P10 and P90 of measured over predicted time: the interval of everything priced with it. A device it
-was fitted on is ``calibrated``; one for which it knows ten measured rows gets factors of its own, ``few_shot``; any
-other is priced from its spec sheet, ``spec_sheet``, and its interval is that of a device left out of the fit, wider
-for another generation (another compute capability) than those fitted.
+A calibration file states its parameters, the rows it was fitted on, the command that refits it, the
+cross-validated scores, and the P10 and P90 of measured over predicted time: the interval of
+everything priced with it. A device it was fitted on is ``calibrated``; one for which it knows ten
+measured rows gets factors of its own, ``few_shot``; any other is priced from its spec sheet,
+``spec_sheet``, and its interval is that of a device left out of the fit, wider for another
+generation (another compute capability) than those fitted.
 """
 
 import hashlib
@@ -81,24 +82,31 @@ class Calibration:
     digest: str
 
     def interval(self, kind: str) -> tuple[float, float]:
-        """P10 and P90 of measured / predicted of a class of kernel; of a class never scored, the widest known.
+        """P10 and P90 of measured / predicted of a class of kernel; of a class never scored, the
+        widest known.
 
         Without any residuals at this level: a factor of 1.5 either way (assumed).
         """
         if kind in self.residuals:
             return self.residuals[kind]
-        low, high = zip(*self.residuals.values(), strict=True) if self.residuals else ((1 / 1.5,), (1.5,))
+        low, high = (
+            zip(*self.residuals.values(), strict=True) if self.residuals else ((1 / 1.5,), (1.5,))
+        )
         return min(low), max(high)
 
     def __getitem__(self, parameter: str) -> float:
         try:
             return self.parameters[parameter]
         except KeyError:
-            raise ConfigError(f"{self.name}: parameters.{parameter}: expected a number, got nothing") from None
+            raise ConfigError(
+                f"{self.name}: parameters.{parameter}: expected a number, got nothing"
+            ) from None
 
 
 @lru_cache(maxsize=256)
-def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: bool, changed: bool) -> Calibration:
+def _load(
+    path: str, modified_ns: int, device: str, generation: int, few_shot: bool, changed: bool
+) -> Calibration:
     file_path = toml.Path(path)
     text = toml.read_text(file_path)
     file = toml.parse(text, CalibrationFile, file_path.name)
@@ -107,26 +115,32 @@ def _load(path: str, modified_ns: int, device: str, generation: int, few_shot: b
     if few_shot and device in file.few_shot_factors:
         level = "few_shot"
         factors |= file.few_shot_factors[device]
-    if changed:  # its factors still describe the device best, but nobody measured it with these numbers
+    # its factors still describe the device best, but nobody measured it with these numbers
+    if changed:
         level = "spec_sheet"
     near = level == "calibrated" or generation in file.calibrated_generations
-    # ten rows moved the parameters, but what residuals look like on another generation they cannot tell, unless devices
-    # of different generations were fitted and each was predicted from the other and ten rows
+    # ten rows moved the parameters, but what residuals look like on another generation they cannot
+    # tell, unless devices of different generations were fitted and each was predicted from the
+    # other and ten rows
     prefix = f"{level}-" if near else "other_generation-"
     if not near and any(k.startswith(f"other_generation_{level}-") for k in file.residuals):
         prefix = f"other_generation_{level}-"
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},
-        residuals={k.removeprefix(prefix): (r.low, r.high) for k, r in file.residuals.items()
-                   if k.startswith(prefix)},
+        residuals={
+            k.removeprefix(prefix): (r.low, r.high)
+            for k, r in file.residuals.items()
+            if k.startswith(prefix)
+        },
         level=level,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
     )
 
 
 def generation_of(profile: Profile) -> int:
-    """Ten times the compute capability (80 for A100, 90 for H100 and H200), 0 where there is none."""
+    """Ten times the compute capability (80 for A100, 90 for H100 and H200), 0 where there is none.
+    """
     return round(10 * (profile.compute_capability or 0))
 
 
@@ -136,12 +150,14 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
     Args:
         name: Name or path of the calibration file.
         profile: The device, for its factors, its level and its intervals.
-        few_shot: Whether to use factors from a few measured rows of the device, where the file has them.
+        few_shot: Whether to use factors from a few measured rows of the device, where the file has
+            them.
 
     Raises:
         ConfigError: No such file, or a malformed one.
     """
     path = toml.find("calibration", name)
     generation = generation_of(profile)
-    return _load(str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot,
-                 bool(profile.growth))
+    return _load(
+        str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot, bool(profile.growth)
+    )

@@ -22,10 +22,14 @@ class Load:
         rows_D: Rows all local experts compute together.
         active_D: Local experts with at least one row.
         blocks_D: Row blocks: sum over experts of ceil(rows / block_m).
-        masked_rows_D: Choices of present tokens whose expert is elsewhere: the kernel carries them along.
-        idle_blocks_D: Row blocks that are launched, because the grid is sized for the worst case, and only return.
-        counts_DL: ndarray of shape (D, L): rows of each expert; None in a table whose rows have different L.
-        widths_DL: ndarray of shape (D, L): width of each expert on its device, 0 without one; None if all are alike.
+        masked_rows_D: Choices of present tokens whose expert is elsewhere: the kernel carries them
+            along.
+        idle_blocks_D: Row blocks that are launched, because the grid is sized for the worst case,
+            and only return.
+        counts_DL: ndarray of shape (D, L): rows of each expert; None in a table whose rows have
+            different L.
+        widths_DL: ndarray of shape (D, L): width of each expert on its device, 0 without one; None
+            if all are alike.
     """
 
     rows_D: Array
@@ -37,7 +41,9 @@ class Load:
     widths_DL: Array | None = None
 
     @classmethod
-    def of(cls, counts_DL: Array, slots_D: Array, block_m: int, widths_DL: Array | None = None) -> "Load":
+    def of(
+        cls, counts_DL: Array, slots_D: Array, block_m: int, widths_DL: Array | None = None
+    ) -> "Load":
         """Sums of a histogram for a tile of ``block_m`` rows.
 
         Args:
@@ -49,9 +55,15 @@ class Load:
         rows = counts_DL.sum(axis=-1)
         blocks = num_blocks(counts_DL, block_m)
         masked = np.maximum(slots_D - rows, 0.0)
-        return cls(rows_D=rows.astype(np.float64), active_D=(counts_DL > 0).sum(axis=-1), blocks_D=blocks,
-                   masked_rows_D=masked, counts_DL=counts_DL, widths_DL=widths_DL,
-                   idle_blocks_D=idle_blocks(blocks, rows + masked, masked, counts_DL.shape[-1], block_m))
+        return cls(
+            rows_D=rows.astype(np.float64),
+            active_D=(counts_DL > 0).sum(axis=-1),
+            blocks_D=blocks,
+            masked_rows_D=masked,
+            counts_DL=counts_DL,
+            widths_DL=widths_DL,
+            idle_blocks_D=idle_blocks(blocks, rows + masked, masked, counts_DL.shape[-1], block_m),
+        )
 
     def slot_widths_D(self, width: Size) -> Array:
         """Rows times their expert's width, masked rows at the widest's: ndarray of shape (D,).
@@ -62,7 +74,9 @@ class Load:
         if self.widths_DL is None:
             return np.asarray((self.rows_D + self.masked_rows_D) * width)
         assert self.counts_DL is not None
-        return (self.counts_DL * self.widths_DL).sum(axis=-1) + self.masked_rows_D * self.widths_DL.max(axis=-1)
+        return (self.counts_DL * self.widths_DL).sum(
+            axis=-1
+        ) + self.masked_rows_D * self.widths_DL.max(axis=-1)
 
     def active_widths_D(self, width: Size) -> Array:
         """Widths of the active experts together, likewise: ndarray of shape (D,)."""
@@ -72,11 +86,15 @@ class Load:
         return ((self.counts_DL > 0) * self.widths_DL).sum(axis=-1)
 
 
-def idle_blocks(blocks_D: Array, slots_D: Array, masked_D: Array, num_experts: Size, block_m: Size) -> Array:
+def idle_blocks(
+    blocks_D: Array, slots_D: Array, masked_D: Array, num_experts: Size, block_m: Size
+) -> Array:
     """Row blocks of the worst-case grid that hold nothing: ndarray of shape (D,).
 
-    The grid has room for slots + E (block_m - 1) rows, or a block for each slot if there are fewer slots than
-    experts (the bound of vLLM's and sglang's moe_align_block_size).
+    The grid has room for slots + E (block_m - 1) rows, or a block for each slot if there are fewer
+    slots than experts (the bound of vLLM's and sglang's moe_align_block_size).
     """
-    room = np.where(slots_D < num_experts, slots_D, -(-(slots_D + num_experts * (block_m - 1)) // block_m))
+    room = np.where(
+        slots_D < num_experts, slots_D, -(-(slots_D + num_experts * (block_m - 1)) // block_m)
+    )
     return np.maximum(room - blocks_D - np.ceil(masked_D / block_m), 0.0)

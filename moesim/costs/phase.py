@@ -1,6 +1,7 @@
 """What a phase demands of its device.
 
-Shape legend: D devices (or D rows of a table of measurements: every price is vectorised over its first axis).
+Shape legend: D devices (or D rows of a table of measurements: every price is vectorised over its
+first axis).
 """
 
 from dataclasses import dataclass
@@ -32,11 +33,14 @@ class PhaseCost:
 def sequence(*phases: PhaseCost) -> PhaseCost:
     """Kernels one after the other as one phase, with the sum of their solo times.
 
-    Demands add up. What ``max(sum of compute, sum of memory)`` would overlap between kernels that in truth follow one
-    another is added to the latency, so that the phase alone takes as long as its kernels in turn.
+    Demands add up. What ``max(sum of compute, sum of memory)`` would overlap between kernels that
+    in truth follow one another is added to the latency, so that the phase alone takes as long as
+    its kernels in turn.
     """
     compute = np.asarray(sum(p.compute_s_D for p in phases))
     memory = np.asarray(sum(p.memory_s_D for p in phases))
     apart = np.asarray(sum(np.maximum(p.compute_s_D, p.memory_s_D) for p in phases))
-    latency = np.asarray(sum(p.latency_s_D for p in phases)) + np.maximum(apart - np.maximum(compute, memory), 0.0)
+    latency = np.asarray(sum(p.latency_s_D for p in phases)) + np.maximum(
+        apart - np.maximum(compute, memory), 0.0
+    )
     return PhaseCost(compute_s_D=compute, memory_s_D=memory, latency_s_D=latency)

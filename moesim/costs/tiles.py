@@ -1,4 +1,6 @@
-"""Tile configurations of Triton grouped GEMMs, and what follows from them: tile counts and CTAs per SM."""
+"""Tile configurations of Triton grouped GEMMs, and what follows from them: tile counts and CTAs per
+SM.
+"""
 
 import csv
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ class Tile:
         num_warps: Warps of a CTA.
         num_stages: Stages of the software pipeline.
 
-    Fields may be arrays, one value per row of a table of measurements; only plain integers are checked.
+    Fields may be arrays, one value per row of a table of measurements; only plain integers are
+    checked.
 
     Raises:
         ConfigError: A block or a number of warps that is not a power of two, or a number below 1.
@@ -47,41 +50,49 @@ class Tile:
             power = name in ("block_m", "block_n", "block_k", "num_warps")
             if value < 1 or (power and value & (value - 1)):
                 raise ConfigError(
-                    f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, got {value}"
+                    f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, "
+                    f"got {value}"
                 )
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
 
-    def ctas_per_sm(self, element_bytes: float | np.ndarray, shared_memory_per_sm_bytes: float) -> np.ndarray:
+    def ctas_per_sm(
+        self, element_bytes: float | np.ndarray, shared_memory_per_sm_bytes: float
+    ) -> np.ndarray:
         """CTAs that fit on one SM at once.
 
-        The least of what registers (accumulator of block_m x block_n floats over the CTA's threads, about 64 more for
-        addresses and operands, 255 at most), shared memory (num_stages - 1 buffered pairs of operand blocks plus
-        1 KiB the driver keeps) and warps allow: CUDA C++ Programming Guide, compute capabilities.
+        The least of what registers (accumulator of block_m x block_n floats over the CTA's threads,
+        about 64 more for addresses and operands, 255 at most), shared memory (num_stages - 1
+        buffered pairs of operand blocks plus 1 KiB the driver keeps) and warps allow: CUDA C++
+        Programming Guide, compute capabilities.
         """
         threads = 32 * self.num_warps
         registers = np.minimum(255.0, self.block_m * self.block_n / threads + 64)
         buffers = np.maximum(self.num_stages - 1, 1)
         shared = buffers * (self.block_m + self.block_n) * self.block_k * element_bytes + KIB
         fit = np.minimum(
-            np.minimum(_REGISTERS_PER_SM / (registers * threads), shared_memory_per_sm_bytes / shared),
+            np.minimum(
+                _REGISTERS_PER_SM / (registers * threads), shared_memory_per_sm_bytes / shared
+            ),
             _WARPS_PER_SM / self.num_warps,
         )
         return np.maximum(1, np.floor(fit))
 
 
 def num_blocks(counts_DL: np.ndarray, block_m: int) -> np.ndarray:
-    """Row blocks of each device: sum over its experts of ceil(count / block_m). ndarray of shape (D,)."""
+    """Row blocks of each device: sum over its experts of ceil(count / block_m). ndarray of shape
+    (D,).
+    """
     return (-(-counts_DL // block_m)).sum(axis=-1)
 
 
 def heuristic_tile(tokens_per_expert: float, element_bytes: float) -> Tile:
     """The tile a tuned kernel of this kind tends to use.
 
-    block_m is the power of two at the mean load of an active expert, 16 to 128; block_n grows with it; block_k fills
-    128 bytes; more warps from 128 x 128 on. (The shape of sglang's tuned tables, of which `tuned_tile` has the exact
-    entries where they exist.)
+    block_m is the power of two at the mean load of an active expert, 16 to 128; block_n grows with
+    it; block_k fills 128 bytes; more warps from 128 x 128 on. (The shape of sglang's tuned tables,
+    of which `tuned_tile` has the exact entries where they exist.)
     """
     block_m = int(min(max(1 << int(np.ceil(np.log2(max(tokens_per_expert, 1.0)))), 16), 128))
     block_n = 128 if block_m >= 32 else 64
@@ -108,13 +119,16 @@ def _tuned() -> dict[tuple[str, str, int, int], dict[int, Tile]]:
                 int(row["local_intermediate_size"]),
             )
             numbers = {
-                name: int(row[name]) for name in ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+                name: int(row[name])
+                for name in ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
             }
             table.setdefault(key, {})[int(row["num_tokens"])] = Tile(**numbers)
     return table
 
 
-def tuned_tile(device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int) -> Tile | None:
+def tuned_tile(
+    device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int
+) -> Tile | None:
     """sglang's tuned configuration, of the nearest token count, or None where it has no table.
 
     Args:
@@ -130,11 +144,13 @@ def tuned_tile(device: str, moe_dtype: str, local_experts: int, local_width: int
     return table[min(table, key=lambda tokens: (abs(tokens - num_tokens), tokens))]
 
 
-def sglang_tile(device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int) -> Tile:
+def sglang_tile(
+    device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int
+) -> Tile:
     """What sglang 0.5.14 runs: its tuned table, else its default.
 
-    The defaults (bf16: 64x64x32, or 16x32x64 when no more tokens than experts; block fp8: 64x128x128) are those of
-    sglang 0.5.14's fused_moe_triton_config, Apache-2.0.
+    The defaults (bf16: 64x64x32, or 16x32x64 when no more tokens than experts; block fp8:
+    64x128x128) are those of sglang 0.5.14's fused_moe_triton_config, Apache-2.0.
     """
     tuned = tuned_tile(device, moe_dtype, local_experts, local_width, num_tokens)
     if tuned is not None:
@@ -163,7 +179,9 @@ def vllm_tile(moe_dtype: str, num_experts: int, num_tokens: int) -> Tile:
             num_warps=4,
             num_stages=3,
         )
-    block_m = 16 if num_tokens <= 32 else 32 if num_tokens <= 96 else 64 if num_tokens <= 512 else 128
+    block_m = (
+        16 if num_tokens <= 32 else 32 if num_tokens <= 96 else 64 if num_tokens <= 512 else 128
+    )
     return Tile(
         block_m=block_m,
         block_n=64 if num_tokens <= 64 else 128,

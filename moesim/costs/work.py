@@ -1,4 +1,5 @@
-"""What one grouped GEMM has to do: tiles, iterations and elements, for experts of one width or of many.
+"""What one grouped GEMM has to do: tiles, iterations and elements, for experts of one width or of
+many.
 
 Shape legend: D devices or rows of a table, L local experts.
 """
@@ -27,8 +28,10 @@ class GemmSpec:
         weight_bytes: Bytes of one weight, scales included.
         input_bytes: Bytes of one input element.
         output_bytes: Bytes of one output element.
-        warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None for cold.
-        block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs cycles).
+        warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None
+            for cold.
+        block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs
+            cycles).
         weight_only: Whether weights are widened in the kernel.
         gather_inputs: Whether input rows lie at random places.
         scatter_outputs: Whether output rows go to random places.
@@ -57,7 +60,8 @@ class GemmWork:
         columns_D: Tiles across the widest expert: what an idle or masked row block launches.
         weights_D: Elements of the active experts' weights.
         inputs_D: Elements read of the rows.
-        outputs_D: Elements written for the rows, and for masked ones, which are as wide as the widest expert.
+        outputs_D: Elements written for the rows, and for masked ones, which are as wide as the
+            widest expert.
         misaligned_D: Share of the iterations whose depth is no multiple of 16 elements.
     """
 
@@ -84,10 +88,16 @@ class GemmWork:
             return cls._uneven(load, n, k, tile)
         columns = -(-n // tile.block_n)
         iterations = -(-k // tile.block_k)
-        return cls(tiles_D=load.blocks_D * columns, iterations_D=iterations, longest_D=iterations, columns_D=columns,
-                   weights_D=load.active_D * (n * k), inputs_D=load.rows_D * k,
-                   outputs_D=(load.rows_D + load.masked_rows_D) * n,
-                   misaligned_D=np.where(np.asarray(k) % _ALIGNED != 0, 1.0, 0.0))
+        return cls(
+            tiles_D=load.blocks_D * columns,
+            iterations_D=iterations,
+            longest_D=iterations,
+            columns_D=columns,
+            weights_D=load.active_D * (n * k),
+            inputs_D=load.rows_D * k,
+            outputs_D=(load.rows_D + load.masked_rows_D) * n,
+            misaligned_D=np.where(np.asarray(k) % _ALIGNED != 0, 1.0, 0.0),
+        )
 
     @classmethod
     def _uneven(cls, load: Load, n: Size, k: Size, tile: Tile) -> "GemmWork":
@@ -100,15 +110,24 @@ class GemmWork:
         tiles = -(-counts // tile.block_m) * columns
         steps = tiles * iterations
         tiles_D, steps_D = tiles.sum(axis=-1), steps.sum(axis=-1)
-        return cls(tiles_D=tiles_D, iterations_D=steps_D / np.maximum(tiles_D, 1),
-                   longest_D=(active * iterations).max(axis=-1, initial=0), columns_D=columns.max(axis=-1, initial=0),
-                   weights_D=(active * n_DL * k_DL).sum(axis=-1), inputs_D=(counts * k_DL).sum(axis=-1),
-                   outputs_D=(counts * n_DL).sum(axis=-1) + load.masked_rows_D * n_DL.max(axis=-1, initial=0),
-                   misaligned_D=(steps * (k_DL % _ALIGNED != 0)).sum(axis=-1) / np.maximum(steps_D, 1))
+        return cls(
+            tiles_D=tiles_D,
+            iterations_D=steps_D / np.maximum(tiles_D, 1),
+            longest_D=(active * iterations).max(axis=-1, initial=0),
+            columns_D=columns.max(axis=-1, initial=0),
+            weights_D=(active * n_DL * k_DL).sum(axis=-1),
+            inputs_D=(counts * k_DL).sum(axis=-1),
+            outputs_D=(counts * n_DL).sum(axis=-1)
+            + load.masked_rows_D * n_DL.max(axis=-1, initial=0),
+            misaligned_D=(steps * (k_DL % _ALIGNED != 0)).sum(axis=-1) / np.maximum(steps_D, 1),
+        )
 
 
-def by_width(load: Load, n: Size, k: Size, price: Callable[[Load, Size, Size], PhaseCost]) -> PhaseCost:
-    """One grouped GEMM for each width of expert, one after the other: for devices whose kernels know one size.
+def by_width(
+    load: Load, n: Size, k: Size, price: Callable[[Load, Size, Size], PhaseCost]
+) -> PhaseCost:
+    """One grouped GEMM for each width of expert, one after the other: for devices whose kernels
+    know one size.
 
     Args:
         load: Rows of each expert.
@@ -125,7 +144,12 @@ def by_width(load: Load, n: Size, k: Size, price: Callable[[Load, Size, Size], P
     parts = []
     for columns, depth in sizes or [(1, 1)]:
         rows = counts * ((n_DL == columns) & (k_DL == depth))
-        part = replace(load, counts_DL=rows, rows_D=rows.sum(axis=-1).astype(np.float64),
-                       active_D=(rows > 0).sum(axis=-1), widths_DL=None)
+        part = replace(
+            load,
+            counts_DL=rows,
+            rows_D=rows.sum(axis=-1).astype(np.float64),
+            active_D=(rows > 0).sum(axis=-1),
+            widths_DL=None,
+        )
         parts.append(price(part, columns, depth))
     return parts[0] if len(parts) == 1 else sequence(*parts)

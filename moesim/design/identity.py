@@ -1,7 +1,9 @@
-"""What a design is, field by field: one flat table for files, keys and labels, made from the dataclasses themselves.
+"""What a design is, field by field: one flat table for files, keys and labels, made from the
+dataclasses themselves.
 
-Nobody lists fields by hand. A field that is added to a layer, a schedule or a workload is part of every table, key,
-cache and label from then on; one of a type that no codec below can write is refused where the class is defined.
+Nobody lists fields by hand. A field that is added to a layer, a schedule or a workload is part of
+every table, key, cache and label from then on; one of a type that no codec below can write is
+refused where the class is defined.
 """
 
 import hashlib
@@ -35,7 +37,9 @@ class Codec(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """One field of a design: its column, how it is written, and its default (`MISSING` where it has none)."""
+    """One field of a design: its column, how it is written, and its default (`MISSING` where it has
+    none).
+    """
 
     column: str
     codec: Codec
@@ -82,11 +86,18 @@ def _read_precision(value: Any) -> Precision:
 
 
 def _read_widths(value: Any) -> int | tuple[int, ...]:
-    return read_width(value) if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()) else _read_int(value)
+    return (
+        read_width(value)
+        if isinstance(value, str) and not _WHOLE.fullmatch(value.strip())
+        else _read_int(value)
+    )
 
 
 def _write_dense(value: DensePart) -> str:
-    return " ".join(f"{leaf.column}={leaf.codec.write(getattr(value, leaf.column))}" for leaf in leaves(DensePart))
+    return " ".join(
+        f"{leaf.column}={leaf.codec.write(getattr(value, leaf.column))}"
+        for leaf in leaves(DensePart)
+    )
 
 
 def _read_dense(value: Any) -> DensePart:
@@ -103,8 +114,10 @@ def _optional(codec: Codec) -> Codec:
     def nothing(value: Any) -> bool:
         return value is None or value == "" or (isinstance(value, float) and value != value)
 
-    return Codec(lambda value: None if value is None else codec.write(value),
-                 lambda value: None if nothing(value) else codec.read(value))
+    return Codec(
+        lambda value: None if value is None else codec.write(value),
+        lambda value: None if nothing(value) else codec.read(value),
+    )
 
 
 _CODECS: dict[Any, Codec] = {
@@ -143,8 +156,10 @@ def _leaves(kind: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
         elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
             yield from _leaves(annotation, here)
         else:
-            raise TypeError(f"{kind.__name__}.{field.name}: expected a type that moesim.design.identity can write, got "
-                            f"{field.type}")
+            raise TypeError(
+                f"{kind.__name__}.{field.name}: expected a type that moesim.design.identity can "
+                f"write, got {field.type}"
+            )
 
 
 def _default(field: Field) -> Any:
@@ -170,26 +185,37 @@ def read(kind: type[T], row: Mapping[str, Any]) -> T:
         row: Column -> value, typed or as text from a file.
 
     Raises:
-        ConfigError: A column is missing or holds something else: its name, what was expected and what came instead.
+        ConfigError: A column is missing or holds something else: its name, what was expected and
+            what came instead.
     """
     values = {}
     for leaf in leaves(kind):
         if leaf.column not in row:
-            raise ConfigError(f"{leaf.column}: expected this column, got {', '.join(map(str, row))}")
+            raise ConfigError(
+                f"{leaf.column}: expected this column, got {', '.join(map(str, row))}"
+            )
         try:
             values[leaf.path] = leaf.codec.read(row[leaf.column])
         except MoesimError:  # says already what is wrong
             raise
         except ValueError as error:
-            raise ConfigError(f"{leaf.column}: expected {error}, got {row[leaf.column]!r}") from None
+            raise ConfigError(
+                f"{leaf.column}: expected {error}, got {row[leaf.column]!r}"
+            ) from None
     return _built(kind, values, ())
 
 
 def _built(kind: Any, values: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
     """A dataclass of the values at its paths, those it is made of first."""
     here = {field.name: (*path, field.name) for field in fields(kind)}
-    return kind(**{field.name: values[here[field.name]] if here[field.name] in values
-                   else _built(field.type, values, here[field.name]) for field in fields(kind)})
+    return kind(
+        **{
+            field.name: values[here[field.name]]
+            if here[field.name] in values
+            else _built(field.type, values, here[field.name])
+            for field in fields(kind)
+        }
+    )
 
 
 def digest(row: Mapping[str, Any], length: int = 16) -> str:
@@ -209,7 +235,9 @@ def unusual(value: Any, words: Mapping[str, str], shown: frozenset[str]) -> list
     row = table(value)
     for leaf in leaves(type(value)):
         now = row[leaf.column]
-        if leaf.column in shown or (leaf.default is not MISSING and now == leaf.codec.write(leaf.default)):
+        if leaf.column in shown or (
+            leaf.default is not MISSING and now == leaf.codec.write(leaf.default)
+        ):
             continue
         text = short_number(now) if isinstance(now, float) else str(now)
         told.append(words.get(leaf.column, leaf.column + "={}").format(text))

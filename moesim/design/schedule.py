@@ -17,9 +17,10 @@ class Schedule:
         exchange: Name of an exchange, see `moesim.hardware.exchanges`; None: the cluster's own.
         num_comm_sms: SMs of DeepEP's normal mode; None: its default.
         num_micro_batches: Parts of the batch; with two, one travels while the other computes.
-        granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source and destination,
-            which shows send order and incast, for up to 256 devices.
-        send_order: Pair granularity: ``rotated`` (device s starts with s + 1) or ``naive`` (all start with device 0).
+        granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source
+            and destination, which shows send order and incast, for up to 256 devices.
+        send_order: Pair granularity: ``rotated`` (device s starts with s + 1) or ``naive`` (all
+            start with device 0).
         send_window: Pair granularity: messages a sender has under way at once; 0: all of them.
 
     Raises:
@@ -41,8 +42,18 @@ class Schedule:
             require_int("schedule.num_comm_sms", self.num_comm_sms, 1)
         require_int("schedule.num_micro_batches", self.num_micro_batches, 1)
         require_int("schedule.send_window", self.send_window, 0)
-        require(self.granularity in ("device", "pair"), "schedule.granularity", "device or pair", self.granularity)
-        require(self.send_order in ("rotated", "naive"), "schedule.send_order", "rotated or naive", self.send_order)
+        require(
+            self.granularity in ("device", "pair"),
+            "schedule.granularity",
+            "device or pair",
+            self.granularity,
+        )
+        require(
+            self.send_order in ("rotated", "naive"),
+            "schedule.send_order",
+            "rotated or naive",
+            self.send_order,
+        )
 
     def __str__(self) -> str:
         parts = [self.exchange or ""]

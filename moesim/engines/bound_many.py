@@ -12,29 +12,45 @@ from moesim.engines.bound import demands, ends, paths
 from moesim.program import Program
 
 
-def run_bound_many(program: Program, ops_V: np.ndarray, amount_BE: np.ndarray,
-                   latency_BV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def run_bound_many(
+    program: Program, ops_V: np.ndarray, amount_BE: np.ndarray, latency_BV: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a family of programs.
 
     Args:
         program: What they have in common.
         ops_V: Ops that differ, ascending.
-        amount_BE: ndarray of shape (B, E): their demand entries in each program, in the order of the program's.
+        amount_BE: ndarray of shape (B, E): their demand entries in each program, in the order of
+            the program's.
         latency_BV: ndarray of shape (B, V): their latencies.
 
     Returns:
-        Makespans, ndarray of shape (B,), those of `moesim.engines.bound.run_bound` but for rounding; seconds of work on
-        each resource, ndarray of shape (B, R).
+        Makespans, ndarray of shape (B,), those of `moesim.engines.bound.run_bound` but for
+        rounding; seconds of work on each resource, ndarray of shape (B, R).
     """
     assert not program.factored, "demands kept as rules have no entries to replace"
     fixed = program.demand_amount.copy()
-    entries_E = np.concatenate([np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops_V]
-                               or [np.zeros(0, dtype=np.int64)])
+    entries_E = np.concatenate(
+        [np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops_V]
+        or [np.zeros(0, dtype=np.int64)]
+    )
     fixed[entries_E] = 0.0
-    common = _Common(program.demand_ptr, program.demand_resource, fixed, program.capacity_R, program.latency_s_N,
-                     program.release_s_N, program.dep_ptr, program.dep_index)
-    return _run(common, np.asarray(ops_V, dtype=np.int64), np.ascontiguousarray(amount_BE, dtype=np.float64),
-                np.ascontiguousarray(latency_BV, dtype=np.float64))
+    common = _Common(
+        program.demand_ptr,
+        program.demand_resource,
+        fixed,
+        program.capacity_R,
+        program.latency_s_N,
+        program.release_s_N,
+        program.dep_ptr,
+        program.dep_index,
+    )
+    return _run(
+        common,
+        np.asarray(ops_V, dtype=np.int64),
+        np.ascontiguousarray(amount_BE, dtype=np.float64),
+        np.ascontiguousarray(latency_BV, dtype=np.float64),
+    )
 
 
 class _Common(NamedTuple):

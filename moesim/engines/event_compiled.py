@@ -1,12 +1,14 @@
-"""The compiled twin of `event`: the same chunks in the same order, without SimPy, for programs of size.
+"""The compiled twin of `event`: the same chunks in the same order, without SimPy, for programs of
+size.
 
-Every instant is computed by the arithmetic SimPy's clock does (a delay added to now), so the timelines are equal to
-the last bit where no two instants differ by rounding alone, and the tests ask 1e-9. Events are ordered by (time, op),
-as SimPy's heap orders them. One step fewer: when an op sends its last chunk the end is known, so what waits for it is
-told at once, and an op of one chunk costs one event.
+Every instant is computed by the arithmetic SimPy's clock does (a delay added to now), so the
+timelines are equal to the last bit where no two instants differ by rounding alone, and the tests
+ask 1e-9. Events are ordered by (time, op), as SimPy's heap orders them. One step fewer: when an op
+sends its last chunk the end is known, so what waits for it is told at once, and an op of one chunk
+costs one event.
 
-A heap with four children a node and replacement of its top: an op's next chunk, or the next message of its lane,
-usually takes the place of the one just sent.
+A heap with four children a node and replacement of its top: an op's next chunk, or the next message
+of its lane, usually takes the place of the one just sent.
 """
 
 import math
@@ -20,12 +22,15 @@ from moesim.errors import ConfigError
 from moesim.program.program import Program, Timeline, pointers
 
 
-def run_event_compiled(program: Program, *, quantum_s: float | None = None, min_chunks: int | None = None) -> Timeline:
+def run_event_compiled(
+    program: Program, *, quantum_s: float | None = None, min_chunks: int | None = None
+) -> Timeline:
     """Simulate a program chunk by chunk, compiled.
 
     Args:
         program: N ops over R resources.
-        quantum_s: Fair unit of one chunk in seconds, as in `run_event`; infinite: ``min_chunks`` for every op.
+        quantum_s: Fair unit of one chunk in seconds, as in `run_event`; infinite: ``min_chunks``
+            for every op.
         min_chunks: Fewest chunks of an op; by default as `run_event`.
 
     Returns:
@@ -37,8 +42,13 @@ def run_event_compiled(program: Program, *, quantum_s: float | None = None, min_
     """
     program = program.expanded()
     if program.num_ops == 0:
-        return Timeline(start_s_N=np.zeros(0), end_s_N=np.zeros(0), busy_s_R=program.busy_s_R(),
-                        engine="event_compiled", makespan_s=0.0)
+        return Timeline(
+            start_s_N=np.zeros(0),
+            end_s_N=np.zeros(0),
+            busy_s_R=program.busy_s_R(),
+            engine="event_compiled",
+            makespan_s=0.0,
+        )
     if quantum_s is None:
         quantum_s = max(run_bound(program).makespan_s / CHUNKS_PER_MAKESPAN, 1e-15)
     if not quantum_s > 0 or math.isnan(quantum_s):
@@ -48,12 +58,25 @@ def run_event_compiled(program: Program, *, quantum_s: float | None = None, min_
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     order = np.argsort(program.dep_index, kind="stable")
     start, end, busy, events = _run(
-        program.demand_ptr, program.demand_resource, program.demand_s(), chunks, program.latency_s_N,
-        program.release_s_N, np.diff(program.dep_ptr), pointers(np.bincount(program.dep_index, minlength=n)),
-        waiter[order].astype(np.int64), len(program.capacity_R),
+        program.demand_ptr,
+        program.demand_resource,
+        program.demand_s(),
+        chunks,
+        program.latency_s_N,
+        program.release_s_N,
+        np.diff(program.dep_ptr),
+        pointers(np.bincount(program.dep_index, minlength=n)),
+        waiter[order].astype(np.int64),
+        len(program.capacity_R),
     )
-    return Timeline(start_s_N=start, end_s_N=end, busy_s_R=busy, engine="event_compiled", events=int(events),
-                    makespan_s=float(end.max()))
+    return Timeline(
+        start_s_N=start,
+        end_s_N=end,
+        busy_s_R=busy,
+        engine="event_compiled",
+        events=int(events),
+        makespan_s=float(end.max()),
+    )
 
 
 @njit(cache=True)

@@ -1,12 +1,14 @@
 """Weighted max-min fair speeds: the inner loop of the fluid engine, compiled by numba.
 
-``share[e]`` is what op i takes of resource r at full speed; speeds ``y_i <= 1`` obey ``sum_i share_ir y_i <= 1`` and
-are filled level by level, ``y_i = min(1, L weight_i)``: at each level the resource that saturates first freezes its
-users (progressive filling; Bertsekas & Gallager, Data Networks, 6.5.2).
+``share[e]`` is what op i takes of resource r at full speed; speeds ``y_i <= 1`` obey
+``sum_i share_ir y_i <= 1`` and are filled level by level, ``y_i = min(1, L weight_i)``: at each
+level the resource that saturates first freezes its users (progressive filling; Bertsekas &
+Gallager, Data Networks, 6.5.2).
 
-Sums over the users of a resource are kept from event to event and from level to level: an op that freezes takes its
-row out of them. What subtraction would leave of a resource whose large users are gone is summed anew.
-Masks are bool or int64: numba 0.68.1 mis-vectorises loops that mask on int8 arrays on some new x86 CPUs.
+Sums over the users of a resource are kept from event to event and from level to level: an op that
+freezes takes its row out of them. What subtraction would leave of a resource whose large users are
+gone is summed anew. Masks are bool or int64: numba 0.68.1 mis-vectorises loops that mask on int8
+arrays on some new x86 CPUs.
 
 Shape legend: N ops, R resources, A active ops.
 """
@@ -22,13 +24,15 @@ _CANCELLED = 1e-6
 
 
 class Shares(NamedTuple):
-    """What every op takes of every resource at full speed, by rows and by columns, and how fast ops are in proportion.
+    """What every op takes of every resource at full speed, by rows and by columns, and how fast ops
+    are in proportion.
 
     Attributes:
         ptr: Rows of ``res`` and ``share`` by op.
         res: Resource of each entry.
         share: Share of it that the op takes at full speed.
-        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0) for others.
+        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0)
+            for others.
         col_ptr: Columns of ``col_entry`` and ``col_op`` by resource.
         col_entry: Place in ``share``.
         col_op: Op of that entry.
@@ -136,7 +140,8 @@ def fill(active, num_active, shares, sums, speed, scratch):
         num_hot = still_hot
         if level == 1e300:
             break  # nothing binds those that are left
-        # ops that reach full speed below that level freeze first; else the users of what saturates at it
+        # ops that reach full speed below that level freeze first; else the users of what saturates
+        # at it
         num_frozen = 0
         if heaviest * level >= 1.0:
             for a in range(left):

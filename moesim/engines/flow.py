@@ -1,16 +1,17 @@
 """The fluid model: ops that meet at a resource share it by weighted max-min fairness.
 
-``solo_i`` is op i's time alone and ``b_ir`` the share of resource r it takes at full speed. Speeds ``y_i <= 1`` obey
-``sum_i b_ir y_i <= 1`` and are filled level by level, ``y_i = min(1, L solo_i / n_i)`` with fair unit n_i: see
-`moesim.engines.fairness`.
+``solo_i`` is op i's time alone and ``b_ir`` the share of resource r it takes at full speed. Speeds
+``y_i <= 1`` obey ``sum_i b_ir y_i <= 1`` and are filled level by level,
+``y_i = min(1, L solo_i / n_i)`` with fair unit n_i: see `moesim.engines.fairness`.
 
-Fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can bind: an op that starts or ends
-without touching such a hot resource changes nobody's speed, and needs no re-solve (exact). With a tolerance, changes
-at hot resources within ``tolerance`` of each other share one re-solve; meanwhile a new op gets the capacity left over,
-so ends stay exact for the speeds used and no capacity is exceeded. Instants within 1e-12 of each other are one, ends
-before starts.
+Fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can bind: an op that
+starts or ends without touching such a hot resource changes nobody's speed, and needs no re-solve
+(exact). With a tolerance, changes at hot resources within ``tolerance`` of each other share one
+re-solve; meanwhile a new op gets the capacity left over, so ends stay exact for the speeds used and
+no capacity is exceeded. Instants within 1e-12 of each other are one, ends before starts.
 
-The kernel is compiled by numba (its plain Python stays reachable as ``_solve.py_func`` and the tests compare them).
+The kernel is compiled by numba (its plain Python stays reachable as ``_solve.py_func`` and the
+tests compare them).
 """
 
 from typing import NamedTuple
@@ -27,7 +28,8 @@ _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3
 _FILL = fill
 #: solves after which running sums are summed anew: rounding adds up
 _REFRESH = 256
-#: ops x resources up to which shares are kept as a dense matrix too: a level then costs its hot resources only
+#: ops x resources up to which shares are kept as a dense matrix too: a level then costs its hot
+#: resources only
 _DENSE = 1 << 19
 
 
@@ -36,8 +38,8 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
 
     Args:
         program: N ops over R resources.
-        tolerance_s: How long a re-solve may wait for more changes; 0 is exact. By default 0 up to 1024 ops, then 1e-4
-            of the bound, from 4096 ops 1e-3.
+        tolerance_s: How long a re-solve may wait for more changes; 0 is exact. By default 0 up to
+            1024 ops, then 1e-4 of the bound, from 4096 ops 1e-3.
 
     Returns:
         Timeline: starts (latency included) and ends of all ops, and the work every resource served.
@@ -51,8 +53,9 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
         share = 0.0 if n <= 1024 else 1e-4 if n < 4096 else 1e-3
         tolerance_s = share * run_bound(program).makespan_s if share else 0.0
     solo = program.solo_s_N()
-    share_e, col_ptr, col_entry, col_op = _columns(program.demand_ptr, program.demand_resource, program.demand_amount,
-                                                   program.capacity_R, solo)
+    share_e, col_ptr, col_entry, col_op = _columns(
+        program.demand_ptr, program.demand_resource, program.demand_amount, program.capacity_R, solo
+    )
     dense_NR = np.zeros((0, 0))
     if n * len(program.capacity_R) <= _DENSE:
         dense_NR = np.zeros((n, len(program.capacity_R)))
@@ -61,12 +64,28 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     order = np.argsort(program.dep_index, kind="stable")
     wake_ptr = pointers(np.bincount(program.dep_index, minlength=n))
-    shares = Shares(program.demand_ptr, program.demand_resource, share_e, dense_NR, col_ptr, col_entry, col_op, weight)
+    shares = Shares(
+        program.demand_ptr,
+        program.demand_resource,
+        share_e,
+        dense_NR,
+        col_ptr,
+        col_entry,
+        col_op,
+        weight,
+    )
     graph = _Graph(np.diff(program.dep_ptr), wake_ptr, waiter[order].astype(np.int64))
-    start, end, served, events = _solve(shares, graph, solo, program.latency_s_N, program.release_s_N,
-                                        float(tolerance_s))
-    return Timeline(start_s_N=start, end_s_N=end, busy_s_R=served, engine="flow", events=int(events),
-                    makespan_s=float(end.max()) if n else 0.0)
+    start, end, served, events = _solve(
+        shares, graph, solo, program.latency_s_N, program.release_s_N, float(tolerance_s)
+    )
+    return Timeline(
+        start_s_N=start,
+        end_s_N=end,
+        busy_s_R=served,
+        engine="flow",
+        events=int(events),
+        makespan_s=float(end.max()) if n else 0.0,
+    )
 
 
 class _Graph(NamedTuple):
@@ -85,7 +104,9 @@ class _Graph(NamedTuple):
 
 @njit(cache=True)
 def _columns(ptr, res, amount, capacity, solo):
-    """Shares of the entries, and the matrix by columns: (share, col_ptr, place of each entry, its op)."""
+    """Shares of the entries, and the matrix by columns: (share, col_ptr, place of each entry, its
+    op).
+    """
     share = np.empty(len(res))
     col_ptr = np.zeros(len(capacity) + 1, np.int64)
     for e in range(len(res)):
@@ -112,17 +133,29 @@ def _solve(shares, graph, solo, latency, release, tolerance):
     n, num_resources = len(solo), len(shares.col_ptr) - 1
     start, end, served = np.zeros(n), np.zeros(n), np.zeros(num_resources)
     state = np.zeros(n, np.int64)
-    serve_at = np.full(n, np.inf)  # latent: when service begins; active: when it ends at the present speed
+    # latent: when service begins; active: when it ends at the present speed
+    serve_at = np.full(n, np.inf)
     remaining, since, speed, old = np.ones(n), np.zeros(n), np.zeros(n), np.zeros(n)
     waits = waits_for.copy()
-    hot_sum, pull_sum, used = np.zeros(num_resources), np.zeros(num_resources), np.zeros(num_resources)
+    hot_sum, pull_sum, used = (
+        np.zeros(num_resources),
+        np.zeros(num_resources),
+        np.zeros(num_resources),
+    )
     users = np.zeros(num_resources, np.int64)
     used_known = tolerance == 0.0  # with no tolerance nobody asks
     live, num_live = np.zeros(n, np.int64), 0  # latent and active ops
     active = np.zeros(n, np.int64)
     sums = Sums(hot_sum, pull_sum, users)
-    scratch = Scratch(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(num_resources),
-                      np.zeros(num_resources), np.zeros(num_resources, np.int64), np.zeros(num_resources, np.int64))
+    scratch = Scratch(
+        np.zeros(n, np.bool_),
+        np.zeros(n, np.int64),
+        np.zeros(n, np.int64),
+        np.zeros(num_resources),
+        np.zeros(num_resources),
+        np.zeros(num_resources, np.int64),
+        np.zeros(num_resources, np.int64),
+    )
     done, events, solves = 0, 0, 0
     solve_at = np.inf
     for i in range(n):
@@ -140,7 +173,8 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         instant = now * (1.0 + _SAME_INSTANT)
         dirty = now >= solve_at
         # Stage 1, retire: ops that end now leave their resources and wake whoever waits for them;
-        # what is woken joins the end of the list, so one pass meets ops without demand that end within the instant
+        # what is woken joins the end of the list, so one pass meets ops without demand that end
+        # within the instant
         a = 0
         while a < num_live:
             i = live[a]
@@ -176,7 +210,8 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                     state[j] = _LATENT
                     live[num_live] = j
                     num_live += 1
-        # Stage 2, admit: ops whose latency has passed take their resources, at first with the capacity left over
+        # Stage 2, admit: ops whose latency has passed take their resources, at first with the
+        # capacity left over
         for a in range(num_live):
             i = live[a]
             if state[i] == _LATENT and serve_at[i] <= instant:
@@ -215,7 +250,8 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         if dirty and tolerance > 0.0 and now < solve_at:
             solve_at = min(solve_at, now + tolerance)
             continue
-        # Stage 4, re-solve: new speeds for all active ops, and new ends for those whose speed changed
+        # Stage 4, re-solve: new speeds for all active ops, and new ends for those whose speed
+        # changed
         if dirty:
             solve_at = np.inf
             num_active = 0
@@ -241,7 +277,11 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                 if speed[i] != old[i] or serve_at[i] == np.inf:
                     remaining[i] -= (now - since[i]) * old[i] / solo[i]
                     since[i] = now
-                    serve_at[i] = now + max(remaining[i], 0.0) * solo[i] / speed[i] if speed[i] > 0.0 else np.inf
+                    serve_at[i] = (
+                        now + max(remaining[i], 0.0) * solo[i] / speed[i]
+                        if speed[i] > 0.0
+                        else np.inf
+                    )
     for i in range(n):
         if state[i] == _DONE:
             for e in range(ptr[i], ptr[i + 1]):

@@ -14,8 +14,8 @@ def run(program: Program, engine: str) -> Timeline:
 
     Args:
         program: What to run.
-        engine: ``bound`` (a lower bound, closed form), ``flow`` (fluid, the default elsewhere), ``event`` (SimPy,
-            chunk by chunk) or ``event_compiled`` (the same timeline, compiled).
+        engine: ``bound`` (a lower bound, closed form), ``flow`` (fluid, the default elsewhere),
+            ``event`` (SimPy, chunk by chunk) or ``event_compiled`` (the same timeline, compiled).
 
     Raises:
         UnknownNameError: Another engine.

@@ -1,8 +1,9 @@
 """TOML files people write: where they are looked up, and what is said when one is wrong.
 
-A name is looked up as a path, then in ``$MOESIM_PROFILES``, then in the user's data folder, then among the shipped
-files. Files are validated strictly (unknown keys refused); an error names file, key path, rule and what came instead:
-``h100.toml: hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'``.
+A name is looked up as a path, then in ``$MOESIM_PROFILES``, then in the user's data folder, then
+among the shipped files. Files are validated strictly (unknown keys refused); an error names file,
+key path, rule and what came instead: ``h100.toml: hbm.bandwidth_gb_per_s.value: expected a number >
+0, got '3.35TB'``.
 """
 
 import json
@@ -25,16 +26,18 @@ Kind = Literal["datasheet", "measured", "derived", "assumed", "calibrated"]
 
 
 class Strict(BaseModel):
-    """Base of every file schema: no unknown keys, no silent conversions, no changes after loading."""
+    """Base of every file schema: no unknown keys, no silent conversions, no changes after loading.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Quantity(Strict):
-    """A number that says where it comes from: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
+    """A number that says where it comes from:
+    ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
 
-    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its ``repeats``, their ``min``
-    and their ``median``.
+    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its
+    ``repeats``, their ``min`` and their ``median``.
     """
 
     value: float = Field(gt=0)
@@ -63,8 +66,10 @@ class Sourced(Strict):
     def _sources_exist(self) -> "Sourced":
         for path, quantity in quantities(self):
             if quantity.source not in self.sources:
-                raise ValueError(f"@{path}.source@one of [sources]: {', '.join(self.sources) or '(none)'}"
-                                 f"@{quantity.source!r}")
+                raise ValueError(
+                    f"@{path}.source@one of [sources]: {', '.join(self.sources) or '(none)'}"
+                    f"@{quantity.source!r}"
+                )
         return self
 
 
@@ -96,7 +101,12 @@ _RULES = {
     "string_too_short": "a string that is not empty",
 }
 _NUMBER = ("float_type", "finite_number")
-_SIGNS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+_SIGNS = {
+    "greater_than": ">",
+    "greater_than_equal": ">=",
+    "less_than": "<",
+    "less_than_equal": "<=",
+}
 
 
 def _rule(error: ErrorDetails) -> str:
@@ -113,11 +123,15 @@ def _rule(error: ErrorDetails) -> str:
 
 
 def _path(loc: Iterable[int | str]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc
+    ).removeprefix(".")
 
 
 def describe(error: ValidationError, where: str) -> str:
-    """One line for the first thing wrong in a file (a missing or wrong value before an unknown key)."""
+    """One line for the first thing wrong in a file (a missing or wrong value before an unknown
+    key).
+    """
     problems = sorted(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
     first = problems[0]
     path = _path(first["loc"])
@@ -230,8 +244,13 @@ def _folders(kind: str, settings: tuple[str, ...]) -> list[str]:
 
 
 def _index(kind: str) -> dict[str, Path]:
-    """Lower-case name or alias -> file; the first folder of the search path wins, and there a name beats an alias."""
-    settings = tuple(os.environ.get(name, "") for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME"))
+    """Lower-case name or alias -> file; the first folder of the search path wins, and there a name
+    beats an alias.
+    """
+    settings = tuple(
+        os.environ.get(name, "")
+        for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME")
+    )
     there = []
     for folder in _folders(kind, settings):
         try:

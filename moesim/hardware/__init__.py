@@ -1,6 +1,12 @@
 """Hardware: devices, the clusters and fabrics that join them, exchanges, prices and power."""
 
-from moesim.hardware.cluster import Cluster, check_devices, load_cluster, ranks_of_host, single_device
+from moesim.hardware.cluster import (
+    Cluster,
+    check_devices,
+    load_cluster,
+    ranks_of_host,
+    single_device,
+)
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.profile import HostFabric, Profile, load_profile
 

@@ -1,4 +1,6 @@
-"""Clusters: which devices there are and what joins them, from a file, from a short name, or varied in code."""
+"""Clusters: which devices there are and what joins them, from a file, from a short name, or varied
+in code.
+"""
 
 import hashlib
 import math
@@ -19,18 +21,31 @@ from moesim.units import GB, US
 
 _WHAT_IF = "what-if"
 #: what `Cluster.with_` takes for numbers of the file that carry a unit
-_LINKS = {"scale_up_gb_per_s": ("scale_up", "link_gb_per_s"), "nvlink_gb_per_s": ("scale_up", "link_gb_per_s"),
-          "scale_out_gb_per_s": ("scale_out", "nic_gb_per_s"), "nic_gb_per_s": ("scale_out", "nic_gb_per_s"),
-          "uplink_gb_per_s": ("scale_up", "uplink_gb_per_s")}
-_TABLES = {"axes": "scale_up", "twisted": "scale_up", "routing": "scale_up", "wrap_multiple_of": "scale_up",
-           "devices_per_switch": "scale_up", "oversubscription": "scale_out", "nodes_per_leaf": "scale_out"}
+_LINKS = {
+    "scale_up_gb_per_s": ("scale_up", "link_gb_per_s"),
+    "nvlink_gb_per_s": ("scale_up", "link_gb_per_s"),
+    "scale_out_gb_per_s": ("scale_out", "nic_gb_per_s"),
+    "nic_gb_per_s": ("scale_out", "nic_gb_per_s"),
+    "uplink_gb_per_s": ("scale_up", "uplink_gb_per_s"),
+}
+_TABLES = {
+    "axes": "scale_up",
+    "twisted": "scale_up",
+    "routing": "scale_up",
+    "wrap_multiple_of": "scale_up",
+    "devices_per_switch": "scale_up",
+    "oversubscription": "scale_out",
+    "nodes_per_leaf": "scale_out",
+}
 #: changes that leave every number of the hardware as it was measured
 _SAME_HARDWARE = ("num_nodes", "exchange")
 _PLAIN = ("num_nodes", "devices_per_node", "profile", "exchange")
 
 
 class Scheduled(Protocol):
-    """What may name an exchange: `moesim.design.schedule.Schedule`, which knows more than a cluster needs to."""
+    """What may name an exchange: `moesim.design.schedule.Schedule`, which knows more than a cluster
+    needs to.
+    """
 
     @property
     def exchange(self) -> str | None:
@@ -45,7 +60,8 @@ class Cluster:
     Attributes:
         name: Name it was loaded by.
         file: What was written.
-        groups: (device, how many), in the order of their numbers; one entry unless the cluster is mixed.
+        groups: (device, how many), in the order of their numbers; one entry unless the cluster is
+            mixed.
         digest: Hash over cluster file and device profiles: the profile hash in results.
         provenance: Kind and source of every number of the cluster file, by key path.
         device_changes: What-if numbers of its devices.
@@ -98,11 +114,17 @@ class Cluster:
     @property
     def has_thin_uplinks(self) -> bool:
         """Whether traffic between leaves shares less than the rate of its NICs."""
-        return self.num_nodes > 1 and self.file.scale_out is not None and self.file.scale_out.oversubscription > 1
+        return (
+            self.num_nodes > 1
+            and self.file.scale_out is not None
+            and self.file.scale_out.oversubscription > 1
+        )
 
     def exchange(self, schedule: "Scheduled | None" = None) -> Exchange:
         """The exchange that a schedule names, else the cluster's own."""
-        return exchange_named((schedule.exchange if schedule is not None else None) or self.file.exchange)
+        return exchange_named(
+            (schedule.exchange if schedule is not None else None) or self.file.exchange
+        )
 
     @property
     def devices_per_domain(self) -> int:
@@ -111,44 +133,62 @@ class Cluster:
 
     @property
     def link_bytes_per_s(self) -> float:
-        """One direction of a device into its domain: its port, or all its links together; 0 for one device."""
+        """One direction of a device into its domain: its port, or all its links together; 0 for one
+        device.
+        """
         up = self.file.scale_up
         if up is None:
             return 0.0
-        links = {"mesh": self.devices_per_domain - 1, "torus": sum(min(n - 1, 2) for n in up.axes)}.get(up.kind, 1)
+        links = {
+            "mesh": self.devices_per_domain - 1,
+            "torus": sum(min(n - 1, 2) for n in up.axes),
+        }.get(up.kind, 1)
         return up.link_gb_per_s.value * GB * links
 
     @property
     def nic_bytes_per_s(self) -> float:
         """One direction of a device's NIC; 0 within one domain."""
-        return self.file.scale_out.nic_gb_per_s.value * GB if self.file.scale_out and self.file.num_nodes > 1 else 0.0
+        return (
+            self.file.scale_out.nic_gb_per_s.value * GB
+            if self.file.scale_out and self.file.num_nodes > 1
+            else 0.0
+        )
 
     @property
     def hop_s(self) -> float:
-        """Latency of one hop inside a domain that its communication kernels' calibration does not hold."""
+        """Latency of one hop inside a domain that its communication kernels' calibration does not
+        hold.
+        """
         up = self.file.scale_up
         return up.hop_us.value * US if up is not None and up.hop_us is not None else 0.0
 
     def usable_bytes_D(self) -> np.ndarray:
         """Memory of each device that a model may use: ndarray of shape (D,)."""
-        return np.repeat([profile.usable_bytes for profile, _ in self.groups], [count for _, count in self.groups])
+        return np.repeat(
+            [profile.usable_bytes for profile, _ in self.groups],
+            [count for _, count in self.groups],
+        )
 
     def with_(self, **changes: object) -> "Cluster":
         """The same cluster with other numbers, for what-if studies; they count as assumed.
 
         Args:
-            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``exchange``; ``scale_up_gb_per_s`` (also
-                ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
-                ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
-                ``nodes_per_leaf``; those of its devices, see `moesim.hardware.what_if.DEVICE_KEYS`. Other axes set
-                devices_per_node. Rates and device numbers may be factors as text, ``2x``.
+            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``exchange``;
+                ``scale_up_gb_per_s`` (also ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also
+                ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``, ``twisted``, ``routing``,
+                ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
+                ``nodes_per_leaf``; those of its devices, see `moesim.hardware.what_if.DEVICE_KEYS`.
+                Other axes set devices_per_node. Rates and device numbers may be factors as text,
+                ``2x``.
 
         Raises:
             ConfigError: An unknown key, or numbers that do not go together.
         """
         values = self.file.model_dump()
-        device_changes = (*(self.device_changes if "profile" not in changes else ()),
-                          *((key, value) for key, value in changes.items() if key in DEVICE_KEYS))
+        device_changes = (
+            *(self.device_changes if "profile" not in changes else ()),
+            *((key, value) for key, value in changes.items() if key in DEVICE_KEYS),
+        )
         growth = dict(self.growth)
         for key, value in changes.items():
             if key in DEVICE_KEYS:
@@ -170,7 +210,9 @@ class Cluster:
                 known = ", ".join(sorted([*_LINKS, *_TABLES, *_PLAIN, *DEVICE_KEYS]))
                 raise ConfigError(f"cluster.with_: expected one of {known}, got {key!r}")
             if values[table] is None:
-                raise ConfigError(f"cluster.with_: {key}: expected a cluster with [{table}], got {self.name}")
+                raise ConfigError(
+                    f"cluster.with_: {key}: expected a cluster with [{table}], got {self.name}"
+                )
             values[table][field] = written
         if "axes" in changes and "devices_per_node" not in changes:
             axes = changes["axes"]
@@ -182,16 +224,20 @@ class Cluster:
         if set(changes) - set(DEVICE_KEYS) - set(_SAME_HARDWARE):
             values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
-        return _build(f"{self.name} with {changed}", toml.validate(values, ClusterFile, "cluster.with_"),
-                      device_changes, growth)
+        return _build(
+            f"{self.name} with {changed}",
+            toml.validate(values, ClusterFile, "cluster.with_"),
+            device_changes,
+            growth,
+        )
 
 
 def load_cluster(name: str) -> Cluster:
     """Load a cluster by name, alias or path, or make one from a short name.
 
-    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a TPU v5p slice: bare
-    topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the host that `moesim measure` measured, and
-    the name of a device profile is that device alone.
+    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a
+    TPU v5p slice: bare topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the
+    host that `moesim measure` measured, and the name of a device profile is that device alone.
 
     Raises:
         ConfigError: No such cluster (with near matches), or a malformed file.
@@ -212,46 +258,81 @@ def load_cluster(name: str) -> Cluster:
 
 def single_device(profile: Profile) -> Cluster:
     """One device by itself: no fabric, no dispatch."""
-    file = ClusterFile(title=profile.name, profile=profile.name, num_nodes=1, devices_per_node=1, sources={})
-    return Cluster(name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={})
+    file = ClusterFile(
+        title=profile.name, profile=profile.name, num_nodes=1, devices_per_node=1, sources={}
+    )
+    return Cluster(
+        name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={}
+    )
 
 
-def _build(name: str, file: ClusterFile, device_changes: tuple[tuple[str, object], ...] = (),
-           growth: dict[str, float] | None = None, profiles: Mapping[str, Profile] | None = None) -> Cluster:
+def _build(
+    name: str,
+    file: ClusterFile,
+    device_changes: tuple[tuple[str, object], ...] = (),
+    growth: dict[str, float] | None = None,
+    profiles: Mapping[str, Profile] | None = None,
+) -> Cluster:
     """Look up the devices of a file; ``profiles``: those that are no files of their own."""
     exchange_named(file.exchange)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
         named = [(file.profile, file.num_nodes)]
-    groups = tuple(((profiles or {}).get(profile) or load_profile(profile), nodes * file.devices_per_node)
-                   for profile, nodes in named)
-    for change in device_changes:  # one by one: a later factor is one of what the earlier made of it
-        groups = tuple((changed_profile(profile, dict([change])), count) for profile, count in groups)
+    groups = tuple(
+        ((profiles or {}).get(profile) or load_profile(profile), nodes * file.devices_per_node)
+        for profile, nodes in named
+    )
+    # one by one: a later factor is one of what the earlier made of it
+    for change in device_changes:
+        groups = tuple(
+            (changed_profile(profile, dict([change])), count) for profile, count in groups
+        )
     text = file.model_dump_json(by_alias=True) + "".join(profile.digest for profile, _ in groups)
-    return Cluster(name=name, file=file, groups=groups, digest=hashlib.sha256(text.encode()).hexdigest()[:12],
-                   provenance={key: (q.kind, q.source) for key, q in toml.quantities(file)},
-                   device_changes=device_changes, growth=growth or {})
+    return Cluster(
+        name=name,
+        file=file,
+        groups=groups,
+        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        provenance={key: (q.kind, q.source) for key, q in toml.quantities(file)},
+        device_changes=device_changes,
+        growth=growth or {},
+    )
 
 
 def _by_shape(name: str) -> Cluster | None:
-    """``star-N``, ``rail-NODESxDEVICES``, ``torus-AxBxC`` of the shipped H100 and TPU v5p, ``local-N`` of this host."""
+    """``star-N``, ``rail-NODESxDEVICES``, ``torus-AxBxC`` of the shipped H100 and TPU v5p,
+    ``local-N`` of this host.
+    """
     if found := re.fullmatch(r"star-([1-9]\d*)", name):
-        base = load_cluster("hgx-h100-8").with_(num_nodes=1, devices_per_node=int(found[1]), exchange="ideal")
+        base = load_cluster("hgx-h100-8").with_(
+            num_nodes=1, devices_per_node=int(found[1]), exchange="ideal"
+        )
     elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
-        base = load_cluster("h100-rail-8x8").with_(num_nodes=int(found[1]), devices_per_node=int(found[2]),
-                                                    exchange="ideal")
+        base = load_cluster("h100-rail-8x8").with_(
+            num_nodes=int(found[1]), devices_per_node=int(found[2]), exchange="ideal"
+        )
     elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
         axes = [int(n) for n in name.removeprefix("torus-").split("x")]
-        base = load_cluster("tpu-v5p-4x4x4").with_(axes=axes, num_nodes=1, wrap_multiple_of=1, exchange="ideal")
+        base = load_cluster("tpu-v5p-4x4x4").with_(
+            axes=axes, num_nodes=1, wrap_multiple_of=1, exchange="ideal"
+        )
     elif found := re.fullmatch(r"(.+)-([1-9]\d*)", name):
         return _on_one_host(name, found[1], int(found[2]))
     else:
         return None
-    return Cluster(name=name, file=base.file, groups=base.groups, digest=base.digest, provenance=base.provenance)
+    return Cluster(
+        name=name,
+        file=base.file,
+        groups=base.groups,
+        digest=base.digest,
+        provenance=base.provenance,
+    )
 
 
 def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
-    """Ranks of one measured host, joined by what was measured between them; None if that is no such profile."""
+    """Ranks of one measured host, joined by what was measured between them; None if that is no such
+    profile.
+    """
     try:
         profile = load_profile(profile_name)
     except toml.UnknownNameError:
@@ -271,12 +352,24 @@ def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
         ConfigError: No all-to-all was measured.
     """
     if profile.host_fabric is None:
-        raise ConfigError(f"{profile.name}: expected a measured all-to-all, got none; `moesim measure` writes one")
+        raise ConfigError(
+            f"{profile.name}: expected a measured all-to-all, got none; `moesim measure` writes one"
+        )
     name = name or f"{profile.name}-{ranks}"
-    rate = {"value": profile.host_fabric.port_bytes_per_s / GB, "kind": "measured", "source": "profile"}
-    values = {"title": f"{ranks} ranks of {profile.name} on one host", "profile": profile.name, "num_nodes": 1,
-              "devices_per_node": ranks, "exchange": "host", "scale_up": {"kind": "switch", "link_gb_per_s": rate},
-              "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}}}
+    rate = {
+        "value": profile.host_fabric.port_bytes_per_s / GB,
+        "kind": "measured",
+        "source": "profile",
+    }
+    values = {
+        "title": f"{ranks} ranks of {profile.name} on one host",
+        "profile": profile.name,
+        "num_nodes": 1,
+        "devices_per_node": ranks,
+        "exchange": "host",
+        "scale_up": {"kind": "switch", "link_gb_per_s": rate},
+        "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}},
+    }
     return _build(name, toml.validate(values, ClusterFile, name), profiles={profile.name: profile})
 
 
@@ -287,7 +380,9 @@ def check_devices(cluster: Cluster, needed: int, what: str) -> None:
         ConfigError: ``needed`` is not the number of devices.
     """
     if needed != cluster.num_devices:
-        raise ConfigError(f"{what}: expected the {cluster.num_devices} devices of {cluster.name}, got {needed}")
+        raise ConfigError(
+            f"{what}: expected the {cluster.num_devices} devices of {cluster.name}, got {needed}"
+        )
 
 
 __all__ = ["Cluster", "check_devices", "load_cluster", "ranks_of_host", "single_device"]

@@ -1,6 +1,7 @@
 """A cluster as people write it: devices, what joins them inside a node, and what joins the nodes.
 
-*Scale-up* is the fabric of one domain (a node, an NVLink rack, a TPU slice); *scale-out* the network between domains.
+*Scale-up* is the fabric of one domain (a node, an NVLink rack, a TPU slice); *scale-out* the
+network between domains.
 """
 
 from typing import Literal
@@ -16,15 +17,17 @@ Routing = Literal["dimension_ordered", "multi_path", "single_path"]
 class ScaleUp(Strict):
     """``[scale_up]``: the fabric inside a domain.
 
-    ``switch``: one port per device into a non-blocking switch (NVSwitch, NVLink rack). ``mesh``: a link between every
-    two devices (xGMI). ``pcie``: ports into PCIe switches of ``devices_per_switch``, joined by ``uplink_gb_per_s``.
-    ``torus``: links to the neighbours on each axis (TPU); equally short ways share the traffic of a pair
-    (``dimension_ordered``, and in every order of axes with ``multi_path``), or each pair keeps to one of them, as
-    static route tables do (``single_path``).
+    ``switch``: one port per device into a non-blocking switch (NVSwitch, NVLink rack). ``mesh``: a
+    link between every two devices (xGMI). ``pcie``: ports into PCIe switches of
+    ``devices_per_switch``, joined by ``uplink_gb_per_s``. ``torus``: links to the neighbours on
+    each axis (TPU); equally short ways share the traffic of a pair (``dimension_ordered``, and in
+    every order of axes with ``multi_path``), or each pair keeps to one of them, as static route
+    tables do (``single_path``).
     """
 
     kind: ScaleUpKind
-    #: one direction, of a device's port (switch, pcie), of the link to one peer (mesh), of one link (torus)
+    #: one direction, of a device's port (switch, pcie), of the link to one peer (mesh), of one link
+    #: (torus)
     link_gb_per_s: Quantity
     hop_us: Quantity | None = None
     devices_per_switch: int | None = Field(default=None, ge=1)
@@ -32,7 +35,8 @@ class ScaleUp(Strict):
     axes: list[int] = []
     #: an axis whose size is a multiple of this closes to a ring; 0: none does
     wrap_multiple_of: int = Field(default=1, ge=0)
-    #: k x k x 2k torus whose short axes close with a shift of k along the long one (Camara et al. 2010)
+    #: k x k x 2k torus whose short axes close with a shift of k along the long one (Camara et
+    #: al. 2010)
     twisted: bool = False
     routing: Routing = "dimension_ordered"
 
@@ -46,7 +50,9 @@ class ScaleUp(Strict):
             short = sorted(self.axes)
             if len(short) != 3 or self.axes != short or not short[0] == short[1] == short[2] / 2:
                 raise ValueError(f"@axes@k x k x 2k for a twisted torus@{self.axes}")
-        if self.kind == "pcie" and (self.devices_per_switch is None or self.uplink_gb_per_s is None):
+        if self.kind == "pcie" and (
+            self.devices_per_switch is None or self.uplink_gb_per_s is None
+        ):
             raise ValueError("@devices_per_switch@it and uplink_gb_per_s for pcie@nothing")
         return self
 
@@ -54,9 +60,9 @@ class ScaleUp(Strict):
 class ScaleOut(Strict):
     """``[scale_out]``: the network between domains. Every device has a NIC of its own.
 
-    ``rail``: device i of every node meets at leaf switch i (rail-optimised). ``fat_tree``: the devices of
-    ``nodes_per_leaf`` nodes share a leaf. Traffic that leaves its leaf crosses an uplink of its devices' NICs together
-    over ``oversubscription``.
+    ``rail``: device i of every node meets at leaf switch i (rail-optimised). ``fat_tree``: the
+    devices of ``nodes_per_leaf`` nodes share a leaf. Traffic that leaves its leaf crosses an uplink
+    of its devices' NICs together over ``oversubscription``.
     """
 
     kind: Literal["rail", "fat_tree"] = "rail"
@@ -66,7 +72,9 @@ class ScaleOut(Strict):
 
 
 class Group(Strict):
-    """``[[groups]]``: nodes of one device in a mixed cluster, in order; with links of their own where they differ."""
+    """``[[groups]]``: nodes of one device in a mixed cluster, in order; with links of their own
+    where they differ.
+    """
 
     profile: str
     num_nodes: int = Field(ge=1)
@@ -83,21 +91,31 @@ class ClusterFile(Sourced):
     groups: list[Group] = []
     num_nodes: int = Field(ge=1)
     devices_per_node: int = Field(ge=1)
-    #: exchange that candidates use if they name none; files of before called it dispatch, and so does the digest
-    exchange: str = Field(default="nccl", validation_alias=AliasChoices("exchange", "dispatch"),
-                          serialization_alias="dispatch")
+    #: exchange that candidates use if they name none; files of before called it dispatch, and so
+    #: does the digest
+    exchange: str = Field(
+        default="nccl",
+        validation_alias=AliasChoices("exchange", "dispatch"),
+        serialization_alias="dispatch",
+    )
     scale_up: ScaleUp | None = None
     scale_out: ScaleOut | None = None
 
     @model_validator(mode="after")
     def _joined(self) -> "ClusterFile":
         if (self.profile is None) == (not self.groups):
-            raise ValueError("@profile@either a profile or [[groups]]@" + ("both" if self.groups else "neither"))
+            raise ValueError(
+                "@profile@either a profile or [[groups]]@" + ("both" if self.groups else "neither")
+            )
         if self.groups and sum(g.num_nodes for g in self.groups) != self.num_nodes:
-            raise ValueError(f"@num_nodes@the nodes of all groups, {sum(g.num_nodes for g in self.groups)}"
-                             f"@{self.num_nodes}")
+            raise ValueError(
+                f"@num_nodes@the nodes of all groups, {sum(g.num_nodes for g in self.groups)}"
+                f"@{self.num_nodes}"
+            )
         if self.devices_per_node > 1 and self.scale_up is None:
-            raise ValueError("@scale_up@a [scale_up] table that joins the devices of a node@nothing")
+            raise ValueError(
+                "@scale_up@a [scale_up] table that joins the devices of a node@nothing"
+            )
         if self.num_nodes > 1 and self.scale_out is None:
             raise ValueError("@scale_out@a [scale_out] table that joins the nodes@nothing")
         up = self.scale_up
@@ -106,9 +124,17 @@ class ClusterFile(Sourced):
             for axis in up.axes:
                 size *= axis
             if size != self.devices_per_node:
-                raise ValueError(f"@scale_up.axes@axes that multiply to devices_per_node = {self.devices_per_node}"
-                                 f"@{'x'.join(map(str, up.axes))} = {size}")
-        if up is not None and up.devices_per_switch and self.devices_per_node % up.devices_per_switch:
-            raise ValueError(f"@scale_up.devices_per_switch@a divisor of devices_per_node = {self.devices_per_node}"
-                             f"@{up.devices_per_switch}")
+                raise ValueError(
+                    "@scale_up.axes@axes that multiply to devices_per_node = "
+                    f"{self.devices_per_node}@{'x'.join(map(str, up.axes))} = {size}"
+                )
+        if (
+            up is not None
+            and up.devices_per_switch
+            and self.devices_per_node % up.devices_per_switch
+        ):
+            raise ValueError(
+                "@scale_up.devices_per_switch@a divisor of devices_per_node = "
+                f"{self.devices_per_node}@{up.devices_per_switch}"
+            )
         return self

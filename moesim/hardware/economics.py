@@ -1,13 +1,15 @@
 """What a cluster draws and costs: a model simple enough to edit.
 
-Power of a device is its rated power times an idle share plus, for compute, memory and scale-up links, a share each
-times their mean utilisation; the shares sum to 1, so that a device with everything busy draws what it is rated at.
-NICs come on top; every device of a mixed cluster counts at the mean utilisation. The same shares, and those of its
-price, say what a device with other numbers would draw and cost: twice the memory bandwidth makes the memory's share of
-power and of price twice as large.
+Power of a device is its rated power times an idle share plus, for compute, memory and scale-up
+links, a share each times their mean utilisation; the shares sum to 1, so that a device with
+everything busy draws what it is rated at. NICs come on top; every device of a mixed cluster counts
+at the mean utilisation. The same shares, and those of its price, say what a device with other
+numbers would draw and cost: twice the memory bandwidth makes the memory's share of power and of
+price twice as large.
 
-Rated power comes from the device profile; the rest from ``hw_profiles/economics/default.toml`` or a file of the
-user's. Every number there is an assumption with its source; results say so by ``cost_model`` beside them.
+Rated power comes from the device profile; the rest from ``hw_profiles/economics/default.toml`` or a
+file of the user's. Every number there is an assumption with its source; results say so by
+``cost_model`` beside them.
 
 Shape legend: the times and utilisations may be arrays of many candidates on one cluster.
 """
@@ -35,14 +37,19 @@ PRICED = (
     "cost_model",
 )
 #: device number -> (part that pays for it, how much of that part is in proportion to it)
-_PART_OF = {"num_sms": ("compute", 1.0), "bf16_tflops": ("compute", 1.0), "l2_mib": ("compute", 0.1),
-            "hbm_gb_per_s": ("memory_bandwidth", 1.0), "hbm_gib": ("memory_capacity", 1.0)}
+_PART_OF = {
+    "num_sms": ("compute", 1.0),
+    "bf16_tflops": ("compute", 1.0),
+    "l2_mib": ("compute", 0.1),
+    "hbm_gb_per_s": ("memory_bandwidth", 1.0),
+    "hbm_gib": ("memory_capacity", 1.0),
+}
 assert set(_PART_OF) == set(DEVICE_KEYS)
 
 
 class Shares(Strict):
-    """Of a device's power or price: what belongs to nothing that varies, to compute, memory bandwidth and capacity,
-    and scale-up links. They sum to 1."""
+    """Of a device's power or price: what belongs to nothing that varies, to compute, memory
+    bandwidth and capacity, and scale-up links. They sum to 1."""
 
     fixed: float = Field(ge=0, le=1)
     compute: float = Field(ge=0, le=1)
@@ -52,7 +59,9 @@ class Shares(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Shares":
-        total = self.fixed + self.compute + self.memory_bandwidth + self.memory_capacity + self.links
+        total = (
+            self.fixed + self.compute + self.memory_bandwidth + self.memory_capacity + self.links
+        )
         if abs(total - 1.0) > 1e-9:
             raise ValueError(f"@links@shares that sum to 1@{total:g}")
         return self
@@ -100,13 +109,21 @@ class Economics:
         """Which price is missing and where to write it; None if all are there."""
         known = self.file.price.usd_per_device_hour
         missing = [profile.name for profile, _ in cluster.groups if profile.name not in known]
-        return f"price.usd_per_device_hour: expected a price of {missing[0]}, got none" if missing else None
+        return (
+            f"price.usd_per_device_hour: expected a price of {missing[0]}, got none"
+            if missing
+            else None
+        )
 
     def unknown_power(self, cluster: Cluster) -> str | None:
         """Which rated power is missing and where to write it; None if all are there."""
         missing = [profile.name for profile, _ in cluster.groups if self._rated_w(profile) is None]
-        return (f"power.device_watt: expected the rated power of {missing[0]}, whose profile states none, got none"
-                if missing else None)
+        return (
+            f"power.device_watt: expected the rated power of {missing[0]}, whose profile states "
+            "none, got none"
+            if missing
+            else None
+        )
 
     def _rated_w(self, profile: Profile) -> float | None:
         stated = self.file.power.device_watt.get(profile.name)
@@ -114,7 +131,10 @@ class Economics:
 
     def _require(self, missing: str | None) -> None:
         if missing is not None:
-            raise ConfigError(f"economics {self.name}: {missing}; write a file that has it and name it as economics")
+            raise ConfigError(
+                f"economics {self.name}: {missing}; write a file that has it and name it as "
+                "economics"
+            )
 
     def usd_per_hour(self, cluster: Cluster) -> float:
         """Price of an hour of a whole cluster.
@@ -126,8 +146,14 @@ class Economics:
         prices, shares = self.file.price, self.file.price.shares
         total = 0.0
         for profile, count in cluster.groups:
-            total += count * prices.usd_per_device_hour[profile.name].value * _scaled(shares, cluster, profile)
-        nics = cluster.num_devices * prices.nic_usd_per_hour.value if cluster.nic_bytes_per_s else 0.0
+            total += (
+                count
+                * prices.usd_per_device_hour[profile.name].value
+                * _scaled(shares, cluster, profile)
+            )
+        nics = (
+            cluster.num_devices * prices.nic_usd_per_hour.value if cluster.nic_bytes_per_s else 0.0
+        )
         return total + nics * _growth(cluster, "nic_gb_per_s")
 
     def nodes_for_price(self, cluster: Cluster, usd_per_hour: float) -> int:
@@ -147,7 +173,8 @@ class Economics:
 
         Args:
             cluster: Which.
-            utilisation: Mean utilisation of each kind of resource: `moesim.simulation.result.Result.mean_utilisation`.
+            utilisation: Mean utilisation of each kind of resource:
+                `moesim.simulation.result.Result.mean_utilisation`.
 
         Raises:
             ConfigError: A device of unknown rated power.
@@ -155,7 +182,9 @@ class Economics:
         self._require(self.unknown_power(cluster))
         power = self.file.power
         compute, memory = utilisation.get("sm", 0.0), utilisation.get("hbm", 0.0)
-        links = _mean([utilisation[kind] for kind in ("egress", "ingress", "link") if kind in utilisation])
+        links = _mean(
+            [utilisation[kind] for kind in ("egress", "ingress", "link") if kind in utilisation]
+        )
         nics = _mean([utilisation[kind] for kind in ("nic_out", "nic_in") if kind in utilisation])
         shares = power.shares
         total: Any = 0.0
@@ -163,11 +192,20 @@ class Economics:
             rated = self._rated_w(profile) or 0.0
             sizes = _sizes(cluster, profile)
             idle = shares.fixed + shares.memory_capacity * sizes["memory_capacity"]
-            busy = (shares.compute * sizes["compute"] * compute + shares.links * sizes["links"] * links
-                    + shares.memory_bandwidth * sizes["memory_bandwidth"] * memory)
+            busy = (
+                shares.compute * sizes["compute"] * compute
+                + shares.links * sizes["links"] * links
+                + shares.memory_bandwidth * sizes["memory_bandwidth"] * memory
+            )
             total = total + count * rated * (idle + busy)
         if cluster.nic_bytes_per_s:
-            total = total + cluster.num_devices * power.nic_watt.value * _growth(cluster, "nic_gb_per_s") * nics
+            total = (
+                total
+                + cluster.num_devices
+                * power.nic_watt.value
+                * _growth(cluster, "nic_gb_per_s")
+                * nics
+            )
         return total * power.host_factor.value * power.pue.value
 
 
@@ -191,16 +229,24 @@ def _sizes(cluster: Cluster, profile: Profile) -> dict[str, float]:
 
 def _scaled(shares: Shares, cluster: Cluster, profile: Profile) -> float:
     sizes = _sizes(cluster, profile)
-    return (shares.fixed + shares.compute * sizes["compute"] + shares.memory_bandwidth * sizes["memory_bandwidth"]
-            + shares.memory_capacity * sizes["memory_capacity"] + shares.links * sizes["links"])
+    return (
+        shares.fixed
+        + shares.compute * sizes["compute"]
+        + shares.memory_bandwidth * sizes["memory_bandwidth"]
+        + shares.memory_capacity * sizes["memory_capacity"]
+        + shares.links * sizes["links"]
+    )
 
 
 @lru_cache(maxsize=16)
 def _load(path: str, modified_ns: int) -> Economics:
     file = toml.Path(path)
     text = toml.read_text(file)
-    return Economics(name=file.stem, file=toml.parse(text, EconomicsFile, file.name),
-                     digest=hashlib.sha256(text.encode()).hexdigest()[:12])
+    return Economics(
+        name=file.stem,
+        file=toml.parse(text, EconomicsFile, file.name),
+        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+    )
 
 
 def load_economics(name: str = "default") -> Economics:

@@ -1,8 +1,10 @@
-"""The fabric as resources: what each pair of devices passes, written as tables that `moesim.hardware.routes` walks.
+"""The fabric as resources: what each pair of devices passes, written as tables that
+`moesim.hardware.routes` walks.
 
-Inside a domain a byte passes the sender's port and the receiver's (a switch), with two uplinks more between PCIe
-switches; the link of the pair (a mesh); or the links of a way through a torus. Between domains it passes the sender's
-NIC and the receiver's, and between leaf switches, where these are oversubscribed, an uplink and a downlink.
+Inside a domain a byte passes the sender's port and the receiver's (a switch), with two uplinks more
+between PCIe switches; the link of the pair (a mesh); or the links of a way through a torus. Between
+domains it passes the sender's NIC and the receiver's, and between leaf switches, where these are
+oversubscribed, an uplink and a downlink.
 
 Shape legend: D devices, R resources, L nodes of a torus.
 """
@@ -25,7 +27,8 @@ _NO_GRID = np.zeros((1, 1), dtype=np.int64)
 
 
 class Tables(NamedTuple):
-    """What a route is found by; -1 stands for no such resource. All int64; read by compiled code."""
+    """What a route is found by; -1 stands for no such resource. All int64; read by compiled code.
+    """
 
     near_kind: int
     single_path: int
@@ -55,7 +58,8 @@ class Fabric:
     """Resources of a cluster's fabric, numbered from 0.
 
     Attributes:
-        runs: (name, capacity in bytes per second of each) of each kind of resource, in order of their numbers.
+        runs: (name, capacity in bytes per second of each) of each kind of resource, in order of
+            their numbers.
         tables: Routes.
         num_devices: D.
     """
@@ -114,41 +118,82 @@ def fabric_of(cluster: Cluster) -> Fabric:
         near_out = numbers.add("link", np.repeat(near_D, per_domain))[::per_domain]
     elif up is not None and up.kind == "torus":
         kind = TORUS
-        made = grid(up.axes, wraps(up.axes, up.wrap_multiple_of), twisted=up.twisted,
-                    multi_path=up.routing == "multi_path")
+        made = grid(
+            up.axes,
+            wraps(up.axes, up.wrap_multiple_of),
+            twisted=up.twisted,
+            multi_path=up.routing == "multi_path",
+        )
         links = 2 * len(up.axes)
         near_out = numbers.add("link", np.repeat(near_D, links))[::links]
-        tables = [made.coord_LA, made.next_LX, made.key_A, made.shift_A, made.steps_VCA, made.ways_V, made.orders_OA]
+        tables = [
+            made.coord_LA,
+            made.next_LX,
+            made.key_A,
+            made.shift_A,
+            made.steps_VCA,
+            made.ways_V,
+            made.orders_OA,
+        ]
     elif per_domain > 1:
         near_out, near_in = numbers.add("egress", near_D), numbers.add("ingress", near_D)
         if up is not None and up.devices_per_switch is not None and up.uplink_gb_per_s is not None:
             switch = device // up.devices_per_switch
             rate = np.full(int(switch.max()) + 1, up.uplink_gb_per_s.value * GB)
-            switch_up, switch_down = numbers.add("switch_up", rate), numbers.add("switch_down", rate)
+            switch_up, switch_down = (
+                numbers.add("switch_up", rate),
+                numbers.add("switch_down", rate),
+            )
     far_out, far_in, leaf, leaf_up, leaf_down = none, none, np.zeros(count, int), none[:1], none[:1]
     out = file.scale_out
     if file.num_nodes > 1:
         if out is None:
-            raise ConfigError(f"{cluster.name}: nothing joins device 0 and device {per_domain}: [scale_out] is missing")
+            raise ConfigError(
+                f"{cluster.name}: nothing joins device 0 and device {per_domain}: [scale_out] is "
+                "missing"
+            )
         far_out, far_in = numbers.add("nic_out", far_D), numbers.add("nic_in", far_D)
         leaf = local if out.kind == "rail" else domain // out.nodes_per_leaf
         if out.oversubscription > 1:
             rate = np.bincount(leaf, far_D) / out.oversubscription
             leaf_up, leaf_down = numbers.add("leaf_up", rate), numbers.add("leaf_down", rate)
-    columns = (domain, local, near_out, near_in, switch, switch_up, switch_down, far_out, far_in, leaf, leaf_up,
-               leaf_down, *tables)
+    columns = (
+        domain,
+        local,
+        near_out,
+        near_in,
+        switch,
+        switch_up,
+        switch_down,
+        far_out,
+        far_in,
+        leaf,
+        leaf_up,
+        leaf_down,
+        *tables,
+    )
     single_path = int(up is not None and up.routing == "single_path")
     arrays = (np.ascontiguousarray(column, dtype=np.int64) for column in columns)
-    return Fabric(runs=tuple(numbers.runs), num_devices=count, tables=Tables(kind, single_path, *arrays))
+    return Fabric(
+        runs=tuple(numbers.runs), num_devices=count, tables=Tables(kind, single_path, *arrays)
+    )
 
 
 def _rates(cluster: Cluster) -> tuple[Array, Array]:
-    """(scale-up rate of a link, NIC rate) of each device in bytes per second; a mixed cluster's groups may differ."""
+    """(scale-up rate of a link, NIC rate) of each device in bytes per second; a mixed cluster's
+    groups may differ.
+    """
     file = cluster.file
     near = file.scale_up.link_gb_per_s.value if file.scale_up else 0.0
     far = file.scale_out.nic_gb_per_s.value if file.scale_out else 0.0
     if not file.groups:
         return np.full(cluster.num_devices, near * GB), np.full(cluster.num_devices, far * GB)
     sizes = [group.num_nodes * file.devices_per_node for group in file.groups]
-    return (np.repeat([GB * (g.link_gb_per_s.value if g.link_gb_per_s else near) for g in file.groups], sizes),
-            np.repeat([GB * (g.nic_gb_per_s.value if g.nic_gb_per_s else far) for g in file.groups], sizes))
+    return (
+        np.repeat(
+            [GB * (g.link_gb_per_s.value if g.link_gb_per_s else near) for g in file.groups], sizes
+        ),
+        np.repeat(
+            [GB * (g.nic_gb_per_s.value if g.nic_gb_per_s else far) for g in file.groups], sizes
+        ),
+    )

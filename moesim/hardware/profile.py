@@ -1,8 +1,9 @@
 """Device profiles: what a chip can do, each number with its kind and its source.
 
-`moesim.hardware.profile_file.ProfileFile` is the file as people write it (units in the keys); `Profile` is what the
-rest of moesim reads, in SI units. A shipped profile never holds fitted efficiencies: those live in calibration files,
-with what they were fitted on. A profile measured on this machine holds its own fit, and how far off that is.
+`moesim.hardware.profile_file.ProfileFile` is the file as people write it (units in the keys);
+`Profile` is what the rest of moesim reads, in SI units. A shipped profile never holds fitted
+efficiencies: those live in calibration files, with what they were fitted on. A profile measured on
+this machine holds its own fit, and how far off that is.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HostFabric:
-    """Measured all-to-alls between the ranks of one host: time = start_s + (ranks - 1) x bytes / port rate.
+    """Measured all-to-alls between the ranks of one host: time = start_s + (ranks - 1) x bytes /
+    port rate.
 
     Attributes:
         backend: ``gloo`` (processes on a CPU), ``nccl`` (GPUs).
@@ -27,8 +29,8 @@ class HostFabric:
         ranks: Ranks of each measured point.
         bytes_per_pair: Bytes from each rank to each other, of each point.
         time_s: Measured time of each point.
-        interval: P10 and P90 of measured over fitted time, on points left out of the fit; a factor of 1.5 where the
-            file states none.
+        interval: P10 and P90 of measured over fitted time, on points left out of the fit; a factor
+            of 1.5 where the file states none.
     """
 
     backend: str
@@ -46,8 +48,8 @@ class Profile:
 
     Attributes:
         name: Name it was loaded by its file.
-        execution: ``waves`` (tiles on SMs, a GPU), ``serial`` (one group after another, a CPU) or ``systolic`` (padded
-            tiles on matrix units, a TPU).
+        execution: ``waves`` (tiles on SMs, a GPU), ``serial`` (one group after another, a CPU) or
+            ``systolic`` (padded tiles on matrix units, a TPU).
         compute_capability: NVIDIA's, or None.
         calibration: Name of the calibration file of its kernels.
         peak_flops_per_s: Dense peak by format.
@@ -60,12 +62,15 @@ class Profile:
         hbm_bandwidth_bytes_per_s: Its streaming bandwidth.
         gather_access_bytes: Access sizes of the gather curve, ascending.
         gather_efficiency: Useful share of the bandwidth at these sizes.
-        streaming_bytes: Working sets of the streaming curve, ascending; empty where it is not known.
+        streaming_bytes: Working sets of the streaming curve, ascending; empty where it is not
+            known.
         streaming_efficiency: Share of the datasheet bandwidth at these working sets.
-        l2_bytes: Last-level cache; for ``systolic``, the vector memory (VMEM) that products are tiled through.
+        l2_bytes: Last-level cache; for ``systolic``, the vector memory (VMEM) that products are
+            tiled through.
         kernel_launch_s: Time between two dependent small kernels.
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
-        residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls left out of the fit.
+        residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls
+            left out of the fit.
         host_fabric: All-to-all between the processes or devices of the host, where it was measured.
         contended: Whether the machine was disturbed while it was measured.
         machine: What it was measured on; empty for data sheets.
@@ -122,26 +127,38 @@ class Profile:
             ) from None
 
     def gather_share(self, access_bytes: float) -> float:
-        """Useful share of the bandwidth when rows of ``access_bytes`` are gathered (log-linear between points)."""
-        return float(np.interp(np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency))
+        """Useful share of the bandwidth when rows of ``access_bytes`` are gathered (log-linear
+        between points).
+        """
+        return float(
+            np.interp(
+                np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency
+            )
+        )
 
     def gather_slowdown(self, access_bytes: np.ndarray | float) -> np.ndarray | float:
-        """How much longer rows of ``access_bytes`` at random places take than rows of the curve's largest size.
+        """How much longer rows of ``access_bytes`` at random places take than rows of the curve's
+        largest size.
 
-        Those move as fast as a stream, whose achieved bandwidth a calibration knows: the curve only adds its shape.
-        Rows written at random places are taken to be as slow as rows read there (assumed: the same 32-byte sectors).
+        Those move as fast as a stream, whose achieved bandwidth a calibration knows: the curve only
+        adds its shape. Rows written at random places are taken to be as slow as rows read there
+        (assumed: the same 32-byte sectors).
         """
-        share = np.interp(np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency)
+        share = np.interp(
+            np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency
+        )
         return self.gather_efficiency[-1] / share
 
     def cache_speed_up(self, working_set_bytes: np.ndarray | float) -> np.ndarray:
-        """How much faster a working set is streamed than one far larger than the cache (log-linear between points).
+        """How much faster a working set is streamed than one far larger than the cache (log-linear
+        between points).
 
         Args:
             working_set_bytes: Bytes that are streamed again and again, any shape.
 
         Returns:
-            ndarray of the same shape, >= 1 where the curve falls with size; 1 where no curve is known.
+            ndarray of the same shape, >= 1 where the curve falls with size; 1 where no curve is
+            known.
         """
         size = np.maximum(np.asarray(working_set_bytes, dtype=np.float64), 1.0)
         if not self.streaming_bytes:
@@ -171,10 +188,16 @@ def _host_fabric(file: HostFabricFile | None) -> HostFabric | None:
 
 def _build(path_name: str, text: str, where: str) -> Profile:
     file = toml.parse(text, ProfileFile, where)
-    num_sms, shared, mxu = file.compute.num_sms.value, file.compute.shared_memory_per_sm_kib, file.compute.mxu_size
+    num_sms, shared, mxu = (
+        file.compute.num_sms.value,
+        file.compute.shared_memory_per_sm_kib,
+        file.compute.mxu_size,
+    )
     for key, value in (("num_sms", num_sms), ("mxu_size", mxu.value if mxu else 1.0)):
         if not value.is_integer():
-            raise toml.ConfigError(f"{where}: compute.{key}.value: expected an integer >= 1, got {value}")
+            raise toml.ConfigError(
+                f"{where}: compute.{key}.value: expected an integer >= 1, got {value}"
+            )
     points = sorted(file.hbm.gather, key=lambda p: p.access_bytes)
     streams = sorted(file.hbm.streaming, key=lambda p: p.working_set_mib)
     return Profile(
@@ -196,8 +219,13 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         streaming_efficiency=tuple(p.efficiency.value for p in streams),
         l2_bytes=file.l2.capacity_mib.value * MIB,
         kernel_launch_s=file.launch.kernel_us.value * US,
-        serial={phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()},
-        residuals={phase: (held_out.low.value, held_out.high.value) for phase, held_out in file.residuals.items()},
+        serial={
+            phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()
+        },
+        residuals={
+            phase: (held_out.low.value, held_out.high.value)
+            for phase, held_out in file.residuals.items()
+        },
         host_fabric=_host_fabric(file.host_fabric),
         contended=file.measurement is not None and file.measurement.contended,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
@@ -220,7 +248,8 @@ def load_profile(name: str) -> Profile:
         name: ``h100-sxm``, an alias such as ``h100_sxm``, or the path of a TOML file.
 
     Raises:
-        ConfigError: No such profile (with near matches), or a malformed file (file, key path, rule, what came).
+        ConfigError: No such profile (with near matches), or a malformed file (file, key path, rule,
+            what came).
     """
     path = toml.find("devices", name)
     return _load(str(path), path.stat().st_mtime_ns)

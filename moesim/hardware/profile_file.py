@@ -1,8 +1,10 @@
-"""Device profiles as people and `moesim measure` write them: units in the keys, every number with kind and source.
+"""Device profiles as people and `moesim measure` write them: units in the keys, every number with
+kind and source.
 
-`moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. Tables beyond the data sheet's numbers are those
-of a measured machine: what was run (``[measurement]``), rates by size, coefficients and their held-out residuals, and
-the all-to-all between processes or devices of the host (``[host_fabric]``).
+`moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. Tables beyond the data sheet's
+numbers are those of a measured machine: what was run (``[measurement]``), rates by size,
+coefficients and their held-out residuals, and the all-to-all between processes or devices of the
+host (``[host_fabric]``).
 """
 
 from typing import Literal
@@ -11,7 +13,8 @@ from pydantic import Field, model_validator
 
 from moesim.files.toml import Quantity, Sourced, Strict
 
-#: waves: tiles on SMs, a GPU. serial: one group after another, a CPU. systolic: padded tiles on matrix units, a TPU.
+#: waves: tiles on SMs, a GPU. serial: one group after another, a CPU. systolic: padded tiles on
+#: matrix units, a TPU.
 Execution = Literal["waves", "serial", "systolic"]
 
 
@@ -40,13 +43,17 @@ class AccessPoint(Strict):
 
 
 class CachedAccessPoint(AccessPoint):
-    """The same for rows of a table of ``working_set_mib`` that a cache may hold; above 1 inside the cache."""
+    """The same for rows of a table of ``working_set_mib`` that a cache may hold; above 1 inside the
+    cache.
+    """
 
     working_set_mib: float = Field(gt=0)
 
 
 class StreamPoint(Strict):
-    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1 inside the cache."""
+    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1
+    inside the cache.
+    """
 
     working_set_mib: float = Field(gt=0)
     efficiency: Quantity
@@ -85,7 +92,8 @@ class Measurement(Strict):
 
 
 class HeldOut(Strict):
-    """P10 and P90 of measured over predicted time, on points that the prediction was not fitted to."""
+    """P10 and P90 of measured over predicted time, on points that the prediction was not fitted to.
+    """
 
     low: Quantity
     high: Quantity
@@ -107,7 +115,9 @@ class AllToAllPoint(Strict):
 
 
 class HostFabricFile(Strict):
-    """All-to-alls between the processes or devices of one host: time = start + (ranks - 1) x bytes / rate."""
+    """All-to-alls between the processes or devices of one host: time = start + (ranks - 1) x bytes
+    / rate.
+    """
 
     backend: str
     start_us: Quantity
@@ -131,7 +141,8 @@ class ProfileFile(Sourced):
     power_watt: Quantity | None = None
     price_usd_per_hour: Quantity | None = None
     measurement: Measurement | None = None
-    #: Coefficients of the serial cost model, by phase and format: only in profiles measured on a CPU.
+    #: Coefficients of the serial cost model, by phase and format: only in profiles measured on a
+    #: CPU.
     serial: dict[str, dict[str, Quantity]] = {}
     #: How well they predict calls that they were not fitted to.
     residuals: dict[str, HeldOut] = {}
@@ -141,5 +152,7 @@ class ProfileFile(Sourced):
     def _complete(self) -> "ProfileFile":
         needed = "mxu_size" if self.execution == "systolic" else "shared_memory_per_sm_kib"
         if getattr(self.compute, needed) is None:
-            raise ValueError(f"@compute.{needed}@a value for execution = {self.execution!r}@nothing")
+            raise ValueError(
+                f"@compute.{needed}@a value for execution = {self.execution!r}@nothing"
+            )
         return self

@@ -1,6 +1,7 @@
 """Demands of transfers on a fabric's resources, walked pair by pair in compiled code.
 
-Nothing here grows with pairs x resources: a row is summed in one dense scratch of R numbers and written out.
+Nothing here grows with pairs x resources: a row is summed in one dense scratch of R numbers and
+written out.
 
 Shape legend: S senders = D receivers = devices, R resources, N ops.
 """
@@ -16,7 +17,8 @@ Array = np.ndarray
 
 
 class Factors(NamedTuple):
-    """Bytes a resource is busy for over bytes carried, by device, all >= 0: ndarrays of shape (D,)."""
+    """Bytes a resource is busy for over bytes carried, by device, all >= 0: ndarrays of shape (D,).
+    """
 
     near_out: Array
     near_in: Array
@@ -52,7 +54,8 @@ class Rows(NamedTuple):
 
 @njit(cache=True)
 def _scatter(s, d):
-    """A number that looks random, always the same for a pair: which of its ways a static route table holds.
+    """A number that looks random, always the same for a pair: which of its ways a static route
+    table holds.
 
     SplitMix64 (Steele, Lea and Flood 2014).
     """
@@ -141,7 +144,9 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
 
 @njit(cache=True)
 def _flush(acc, touched, count, mark, resource, amount, filled):
-    """Write the scratch as a row in ascending order of resources, and clear it; returns (arrays, entries so far)."""
+    """Write the scratch as a row in ascending order of resources, and clear it; returns (arrays,
+    entries so far).
+    """
     if filled + count > len(resource):
         size = max(2 * len(resource), filled + count)
         more_resource, more_amount = np.empty(size, np.int64), np.empty(size)
@@ -219,7 +224,8 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
             more_resource, more_amount = np.empty(size, np.int64), np.empty(size)
             more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
             resource, amount = more_resource, more_amount
-        for k in range(1, count):  # a handful: sorted in place, since scanning all resources would cost more
+        # a handful: sorted in place, since scanning all resources would cost more
+        for k in range(1, count):
             r, x = touched[k], k
             while x > 0 and touched[x - 1] > r:
                 touched[x] = touched[x - 1]
@@ -288,7 +294,9 @@ def _port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
     return ptr, resource[:filled], amount[:filled], total, flows, longest
 
 
-def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, land_D: Array) -> Rows:
+def device_rows(
+    fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, land_D: Array
+) -> Rows:
     """Demands of one op per receiver (``by="receiver"``) or per sender.
 
     Args:
@@ -296,25 +304,48 @@ def device_rows(fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, l
         bytes_SD: ndarray of shape (S, D): bytes of each pair; the diagonal stays at home.
         by: What an op stands for.
         factors: Overheads.
-        land_D: ndarray of shape (D,): resource that received bytes land on, uncorrected; -1 for none.
+        land_D: ndarray of shape (D,): resource that received bytes land on, uncorrected; -1 for
+            none.
     """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
-    sizes, land = np.ascontiguousarray(bytes_SD, dtype=np.float64), np.asarray(land_D, dtype=np.int64)
+    sizes, land = (
+        np.ascontiguousarray(bytes_SD, dtype=np.float64),
+        np.asarray(land_D, dtype=np.int64),
+    )
     rows_of = _port_rows if fabric.tables.near_kind == PORTS else _device_rows
     return Rows(*rows_of(fabric.tables, sizes, by == "receiver", factors, land, top))
 
 
-def pair_rows(fabric: Fabric, bytes_SD: Array, senders: Array, receivers: Array, *, factors: Factors,
-              land_D: Array) -> Rows:
-    """Demands of one op per pair, in the order of ``senders`` and ``receivers``; otherwise as `device_rows`."""
+def pair_rows(
+    fabric: Fabric,
+    bytes_SD: Array,
+    senders: Array,
+    receivers: Array,
+    *,
+    factors: Factors,
+    land_D: Array,
+) -> Rows:
+    """Demands of one op per pair, in the order of ``senders`` and ``receivers``; otherwise as
+    `device_rows`.
+    """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
-    return Rows(*_pair_rows(fabric.tables, np.ascontiguousarray(bytes_SD, dtype=np.float64),
-                            np.asarray(senders, dtype=np.int64), np.asarray(receivers, dtype=np.int64), factors,
-                            np.asarray(land_D, dtype=np.int64), top))
+    return Rows(
+        *_pair_rows(
+            fabric.tables,
+            np.ascontiguousarray(bytes_SD, dtype=np.float64),
+            np.asarray(senders, dtype=np.int64),
+            np.asarray(receivers, dtype=np.int64),
+            factors,
+            np.asarray(land_D, dtype=np.int64),
+            top,
+        )
+    )
 
 
 def link_bytes(fabric: Fabric, bytes_SD: Array) -> Array:
     """Bytes on every resource of the fabric: ndarray of shape (R,)."""
     count = fabric.num_devices
-    rows = device_rows(fabric, bytes_SD, by="sender", factors=Factors.ones(count), land_D=np.full(count, -1))
+    rows = device_rows(
+        fabric, bytes_SD, by="sender", factors=Factors.ones(count), land_D=np.full(count, -1)
+    )
     return np.bincount(rows.resource, rows.amount, len(fabric.capacity_R))

@@ -1,9 +1,10 @@
 """Ways between the nodes of a mesh, a torus, or a twisted torus.
 
-An axis of n nodes that closes to a ring is walked the short way round; at half of an even ring both ways are short
-and share the traffic. A k x k x 2k *twisted* torus closes its short axes with a shift of k along the long one (Camara
-et al. 2010, Twisted torus topologies for enhanced interconnection networks; TPU v4, Jouppi et al. 2023, arXiv
-2304.01433): its shortest ways are found among the ways of all equivalent displacements.
+An axis of n nodes that closes to a ring is walked the short way round; at half of an even ring both
+ways are short and share the traffic. A k x k x 2k *twisted* torus closes its short axes with a
+shift of k along the long one (Camara et al. 2010, Twisted torus topologies for enhanced
+interconnection networks; TPU v4, Jouppi et al. 2023, arXiv 2304.01433): its shortest ways are found
+among the ways of all equivalent displacements.
 
 Shape legend: L nodes, A axes, V displacements, C ways of one displacement, O orders of axes.
 """
@@ -22,12 +23,15 @@ class Grid:
 
     Attributes:
         coord_LA: ndarray of shape (L, A): place of each node.
-        next_LX: ndarray of shape (L, 2 A): neighbour along +axis 0, -axis 0, +axis 1, ...; -1 where there is none.
-        key_A: ndarray of shape (A,): weights that turn a displacement, shifted to >= 0, into its number.
+        next_LX: ndarray of shape (L, 2 A): neighbour along +axis 0, -axis 0, +axis 1, ...; -1 where
+            there is none.
+        key_A: ndarray of shape (A,): weights that turn a displacement, shifted to >= 0, into its
+            number.
         shift_A: What shifts it: n - 1 of each axis.
         steps_VCA: ndarray of shape (V, C, A): signed hops of each way of a displacement.
         ways_V: ndarray of shape (V,): how many ways it has.
-        orders_OA: ndarray of shape (O, A): orders in which axes are walked; traffic divides over them.
+        orders_OA: ndarray of shape (O, A): orders in which axes are walked; traffic divides over
+            them.
     """
 
     coord_LA: Array
@@ -40,7 +44,9 @@ class Grid:
 
 
 def wraps(axes: list[int], multiple_of: int) -> list[bool]:
-    """Which axes close to rings: those of more than two nodes whose size is a multiple of ``multiple_of`` (0: none)."""
+    """Which axes close to rings: those of more than two nodes whose size is a multiple of
+    ``multiple_of`` (0: none).
+    """
     return [multiple_of > 0 and n > 2 and n % multiple_of == 0 for n in axes]
 
 
@@ -51,13 +57,15 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
         axes: Size of each of A axes; the last axis varies fastest in node numbers.
         ring: Whether each closes to a ring.
         twisted: Short axes close with a shift along the last, k x k x 2k.
-        multi_path: Use every order of axes in equal parts; else axis 0 first (dimension-ordered routing).
+        multi_path: Use every order of axes in equal parts; else axis 0 first (dimension-ordered
+            routing).
     """
     size = np.array(axes)
     coord = np.stack(np.unravel_index(np.arange(size.prod()), axes), axis=1)
     closing = np.diag(size)
     if twisted:
-        # its short axes close whatever their size: the shift makes two nodes two different neighbours
+        # its short axes close whatever their size: the shift makes two nodes two different
+        # neighbours
         closing[0, -1] = closing[1, -1] = axes[0]
         ring = [True] * len(axes)
     following = np.full((len(coord), 2 * len(axes)), -1)
@@ -71,18 +79,28 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
         following[:, 2 * axis + way] = np.where(out & (not ring[axis]), -1, node)
     span = 2 * size - 1
     key = np.concatenate([np.cumprod(span[::-1])[::-1][1:], [1]])
-    ways = [_ways(tuple(d - size + 1), axes, ring, closing) for d in product(*(range(n) for n in span))]
+    ways = [
+        _ways(tuple(d - size + 1), axes, ring, closing) for d in product(*(range(n) for n in span))
+    ]
     most = max(map(len, ways))
     steps = np.zeros((len(ways), most, len(axes)), dtype=np.int64)
     for v, found in enumerate(ways):
         steps[v, : len(found)] = found
     orders = list(permutations(range(len(axes)))) if multi_path else [tuple(range(len(axes)))]
-    return Grid(coord_LA=coord.astype(np.int64), next_LX=following.astype(np.int64), key_A=key.astype(np.int64),
-                shift_A=(size - 1).astype(np.int64), steps_VCA=steps, ways_V=np.array([len(w) for w in ways]),
-                orders_OA=np.array(orders, dtype=np.int64))
+    return Grid(
+        coord_LA=coord.astype(np.int64),
+        next_LX=following.astype(np.int64),
+        key_A=key.astype(np.int64),
+        shift_A=(size - 1).astype(np.int64),
+        steps_VCA=steps,
+        ways_V=np.array([len(w) for w in ways]),
+        orders_OA=np.array(orders, dtype=np.int64),
+    )
 
 
-def _ways(displacement: tuple[int, ...], axes: list[int], ring: list[bool], closing: Array) -> list[tuple[int, ...]]:
+def _ways(
+    displacement: tuple[int, ...], axes: list[int], ring: list[bool], closing: Array
+) -> list[tuple[int, ...]]:
     """The shortest signed hops that lead from a node to the one ``displacement`` away."""
     if not (closing - np.diag(np.diag(closing))).any():
         each = []

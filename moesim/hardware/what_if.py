@@ -1,8 +1,10 @@
-"""Devices that do not exist: a profile with other numbers, for what-if studies and hardware co-design.
+"""Devices that do not exist: a profile with other numbers, for what-if studies and hardware
+co-design.
 
-A change is a number in the key's unit, or a factor of what is there as text, ``2x``. What hangs together moves
-together: more SMs bring their share of every peak rate, a larger L2 keeps larger working sets. Fitted efficiencies
-stay those of the device, which nobody has measured there: its prices count as ``spec_sheet``.
+A change is a number in the key's unit, or a factor of what is there as text, ``2x``. What hangs
+together moves together: more SMs bring their share of every peak rate, a larger L2 keeps larger
+working sets. Fitted efficiencies stay those of the device, which nobody has measured there: its
+prices count as ``spec_sheet``.
 """
 
 import hashlib
@@ -19,27 +21,43 @@ _BF16 = "bfloat16"
 
 
 def _sms(profile: Profile, factor: float) -> Profile:
-    return replace(profile, num_sms=max(round(profile.num_sms * factor), 1),
-                   peak_flops_per_s={fmt: rate * factor for fmt, rate in profile.peak_flops_per_s.items()})
+    return replace(
+        profile,
+        num_sms=max(round(profile.num_sms * factor), 1),
+        peak_flops_per_s={fmt: rate * factor for fmt, rate in profile.peak_flops_per_s.items()},
+    )
 
 
 def _peaks(profile: Profile, factor: float) -> Profile:
-    return replace(profile, peak_flops_per_s={fmt: rate * factor for fmt, rate in profile.peak_flops_per_s.items()})
+    return replace(
+        profile,
+        peak_flops_per_s={fmt: rate * factor for fmt, rate in profile.peak_flops_per_s.items()},
+    )
 
 
 def _l2(profile: Profile, factor: float) -> Profile:
-    return replace(profile, l2_bytes=profile.l2_bytes * factor,
-                   streaming_bytes=tuple(size * factor for size in profile.streaming_bytes))
+    return replace(
+        profile,
+        l2_bytes=profile.l2_bytes * factor,
+        streaming_bytes=tuple(size * factor for size in profile.streaming_bytes),
+    )
 
 
 #: key -> (what it is now, in the key's unit; the profile with it changed by a factor)
 DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, float], Profile]]] = {
-    "hbm_gb_per_s": (lambda p: p.hbm_bandwidth_bytes_per_s / GB,
-                     lambda p, f: replace(p, hbm_bandwidth_bytes_per_s=p.hbm_bandwidth_bytes_per_s * f)),
-    "hbm_gib": (lambda p: p.hbm_capacity_bytes / GIB,
-                lambda p, f: replace(p, hbm_capacity_bytes=p.hbm_capacity_bytes * f)),
+    "hbm_gb_per_s": (
+        lambda p: p.hbm_bandwidth_bytes_per_s / GB,
+        lambda p, f: replace(p, hbm_bandwidth_bytes_per_s=p.hbm_bandwidth_bytes_per_s * f),
+    ),
+    "hbm_gib": (
+        lambda p: p.hbm_capacity_bytes / GIB,
+        lambda p, f: replace(p, hbm_capacity_bytes=p.hbm_capacity_bytes * f),
+    ),
     "num_sms": (lambda p: float(p.num_sms), _sms),
-    "bf16_tflops": (lambda p: p.peak_flops_per_s.get(_BF16, max(p.peak_flops_per_s.values())) / TERA, _peaks),
+    "bf16_tflops": (
+        lambda p: p.peak_flops_per_s.get(_BF16, max(p.peak_flops_per_s.values())) / TERA,
+        _peaks,
+    ),
     "l2_mib": (lambda p: p.l2_bytes / MIB, _l2),
 }
 
@@ -59,7 +77,11 @@ def changed_number(key: str, now: float, change: object) -> float:
         factor = re.fullmatch(r"(\d+(?:\.\d+)?)x", change, re.ASCII)
         value = now * float(factor[1]) if factor else math.nan
     else:
-        value = float(change) if isinstance(change, int | float) and not isinstance(change, bool) else math.nan
+        value = (
+            float(change)
+            if isinstance(change, int | float) and not isinstance(change, bool)
+            else math.nan
+        )
     if not 0 < value < math.inf:
         raise ConfigError(f"{key}: expected a number > 0 or a factor such as '2x', got {change!r}")
     return value
@@ -74,11 +96,14 @@ def changed_profile(profile: Profile, changes: dict[str, object]) -> Profile:
 
     Raises:
         UnknownNameError: A key that is none of them.
-        ConfigError: Not a number > 0 nor a factor, or a CPU's profile, whose prices do not rest on such numbers.
+        ConfigError: Not a number > 0 nor a factor, or a CPU's profile, whose prices do not rest on
+            such numbers.
     """
     if changes and profile.execution == "serial":
-        raise ConfigError(f"{profile.name}: a measured CPU is priced from its own calls, whatever the numbers of "
-                          f"{', '.join(changes)}: expected a GPU or TPU")
+        raise ConfigError(
+            f"{profile.name}: a measured CPU is priced from its own calls, whatever the numbers of "
+            f"{', '.join(changes)}: expected a GPU or TPU"
+        )
     for key, change in changes.items():
         if key not in DEVICE_KEYS:
             raise UnknownNameError("device number", key, DEVICE_KEYS)

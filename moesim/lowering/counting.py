@@ -9,10 +9,12 @@ from numba import njit
 
 @njit(cache=True)
 def count_copies(slot_TK, rank_P, num_tokens_S, domain_W, num_ranks, num_domains):
-    """Count, for every source, tokens by rank, choices by rank, and tokens by domain; and rows by slot.
+    """Count, for every source, tokens by rank, choices by rank, and tokens by domain; and rows by
+    slot.
 
     Args:
-        slot_TK: ndarray of shape (T, K): slot of every choice, -1 for a dropped one; tokens source by source.
+        slot_TK: ndarray of shape (T, K): slot of every choice, -1 for a dropped one; tokens source
+            by source.
         rank_P: ndarray of shape (P,): rank of each slot.
         num_tokens_S: ndarray of shape (S,), summing to T.
         domain_W: ndarray of shape (W,): domain of each rank.

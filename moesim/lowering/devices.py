@@ -39,37 +39,55 @@ class Devices:
     groups: tuple[tuple[Kernels, slice], ...]
 
     @classmethod
-    def of(cls, cluster: Cluster, fmt: str, builder: ProgramBuilder, *, num_comm_sms: int = 0) -> "Devices":
+    def of(
+        cls, cluster: Cluster, fmt: str, builder: ProgramBuilder, *, num_comm_sms: int = 0
+    ) -> "Devices":
         """Add the devices of a cluster to a program.
 
         Args:
             cluster: Which devices.
             fmt: Format whose peak the compute resource counts in.
             builder: Where to add them.
-            num_comm_sms: SMs that communication kernels hold while compute runs: a fixed partition, since a demand
-                in proportion to progress would slow the transfer and undercount it when the fabric is congested.
+            num_comm_sms: SMs that communication kernels hold while compute runs: a fixed partition,
+                since a demand in proportion to progress would slow the transfer and undercount it
+                when the fabric is congested.
         """
         sizes = [count for _, count in cluster.groups]
         flops = np.repeat([profile.peak(fmt) for profile, _ in cluster.groups], sizes)
-        rate = np.repeat([profile.hbm_bandwidth_bytes_per_s for profile, _ in cluster.groups], sizes)
-        taken = np.repeat([min(num_comm_sms / profile.num_sms, 0.9) for profile, _ in cluster.groups], sizes)
+        rate = np.repeat(
+            [profile.hbm_bandwidth_bytes_per_s for profile, _ in cluster.groups], sizes
+        )
+        taken = np.repeat(
+            [min(num_comm_sms / profile.num_sms, 0.9) for profile, _ in cluster.groups], sizes
+        )
         ends = np.cumsum(sizes)
-        groups = tuple((kernels_for(profile), slice(int(end - size), int(end)))
-                       for (profile, _), size, end in zip(cluster.groups, sizes, ends, strict=True))
-        return cls(builder=builder, sm_D=builder.resources("sm", flops * (1.0 - taken)),
-                   hbm_D=builder.resources("hbm", rate), flops_per_s_D=flops, bytes_per_s_D=rate, groups=groups)
+        groups = tuple(
+            (kernels_for(profile), slice(int(end - size), int(end)))
+            for (profile, _), size, end in zip(cluster.groups, sizes, ends, strict=True)
+        )
+        return cls(
+            builder=builder,
+            sm_D=builder.resources("sm", flops * (1.0 - taken)),
+            hbm_D=builder.resources("hbm", rate),
+            flops_per_s_D=flops,
+            bytes_per_s_D=rate,
+            groups=groups,
+        )
 
     def price(self, priced: Callable[[Kernels, slice], PhaseCost]) -> PhaseCost:
         """A phase on all devices, each kind priced for its own."""
         parts = [priced(kernels, which) for kernels, which in self.groups]
         if len(parts) == 1:
             return parts[0]
-        return PhaseCost(compute_s_D=np.concatenate([p.compute_s_D for p in parts]),
-                         memory_s_D=np.concatenate([p.memory_s_D for p in parts]),
-                         latency_s_D=np.concatenate([p.latency_s_D for p in parts]))
+        return PhaseCost(
+            compute_s_D=np.concatenate([p.compute_s_D for p in parts]),
+            memory_s_D=np.concatenate([p.memory_s_D for p in parts]),
+            latency_s_D=np.concatenate([p.latency_s_D for p in parts]),
+        )
 
     def phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str = "") -> Array:
-        """One op per device: its compute as FLOPs at the device's peak, its memory as bytes at the data sheet's rate.
+        """One op per device: its compute as FLOPs at the device's peak, its memory as bytes at the
+        data sheet's rate.
 
         Args:
             name: Of the phase and its ops.
@@ -81,7 +99,16 @@ class Devices:
             ndarray of shape (D,): their numbers.
         """
         return self.builder.ops(
-            name + tag, len(self.sm_D), demands=Demands(
+            name + tag,
+            len(self.sm_D),
+            demands=Demands(
                 np.stack([self.sm_D, self.hbm_D], axis=1),
-                np.stack([cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D], axis=1)),
-            latency_s=cost.latency_s_D, after=after, phase=name)
+                np.stack(
+                    [cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D],
+                    axis=1,
+                ),
+            ),
+            latency_s=cost.latency_s_D,
+            after=after,
+            phase=name,
+        )

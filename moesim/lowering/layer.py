@@ -1,10 +1,10 @@
 """One MoE layer as a program.
 
-On each device gate, permute, then (while tokens travel) its shared experts; ``dispatch``; ``experts`` on a device as
-soon as its own tokens are there; ``combine`` as soon as its own experts are done; ``reduce`` when all have sent. One
-device by itself has neither dispatch nor combine. With several micro-batches each device runs its compute in one
-stream and its communication in another (all dispatches, then all combines), and communication kernels hold a fixed
-part of the SMs.
+On each device gate, permute, then (while tokens travel) its shared experts; ``dispatch``;
+``experts`` on a device as soon as its own tokens are there; ``combine`` as soon as its own experts
+are done; ``reduce`` when all have sent. One device by itself has neither dispatch nor combine. With
+several micro-batches each device runs its compute in one stream and its communication in another
+(all dispatches, then all combines), and communication kernels hold a fixed part of the SMs.
 
 Shape legend: S sources = D devices.
 """
@@ -17,7 +17,12 @@ from moesim.costs.comm.work import CommKernel
 from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
-from moesim.costs.phases.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
+from moesim.costs.phases.experts import (
+    ExpertShape,
+    price_experts,
+    price_layer_experts,
+    typical_tile,
+)
 from moesim.costs.phases.gate import price_gate
 from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.tiles import Tile
@@ -33,8 +38,15 @@ from moesim.program.builder import ProgramBuilder
 Array = np.ndarray
 
 
-def lower_layer(candidate: Candidate, cluster: Cluster, batches: Sequence[Traffic], kernel: CommKernel | None, *,
-                widths_DL: Array | None = None, tile: Tile | None = None) -> Program:
+def lower_layer(
+    candidate: Candidate,
+    cluster: Cluster,
+    batches: Sequence[Traffic],
+    kernel: CommKernel | None,
+    *,
+    widths_DL: Array | None = None,
+    tile: Tile | None = None,
+) -> Program:
     """Lower one forward pass of the layer.
 
     Args:
@@ -51,8 +63,15 @@ def lower_layer(candidate: Candidate, cluster: Cluster, batches: Sequence[Traffi
 class _Lowering:
     """A program in the making, and the last op of every device's two streams."""
 
-    def __init__(self, candidate: Candidate, cluster: Cluster, batches: Sequence[Traffic], kernel: CommKernel | None,
-                 widths_DL: Array | None, tile: Tile | None) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        cluster: Cluster,
+        batches: Sequence[Traffic],
+        kernel: CommKernel | None,
+        widths_DL: Array | None,
+        tile: Tile | None,
+    ) -> None:
         self.candidate, self.layer, self.batches = candidate, candidate.layer, batches
         self.widths_DL, self.tile = widths_DL, tile
         self.overlapped = len(batches) > 1
@@ -65,19 +84,43 @@ class _Lowering:
             for name, rates in fabric_of(cluster).runs:
                 self.builder.resources(name, rates)
             slots = batches[0].counts_DL.shape[1] * candidate.parallelism.ep
-            priced = [Priced.of(self.layer, traffic, kernel, cluster, num_experts=slots,
-                                exchange=cluster.exchange(candidate.schedule)) for traffic in batches]
+            priced = [
+                Priced.of(
+                    self.layer,
+                    traffic,
+                    kernel,
+                    cluster,
+                    num_experts=slots,
+                    exchange=cluster.exchange(candidate.schedule),
+                )
+                for traffic in batches
+            ]
         num_comm_sms = max((p.num_sms for p in priced), default=0) if self.overlapped else 0
-        self.devices = Devices.of(cluster, self.layer.precision.activations, self.builder, num_comm_sms=num_comm_sms)
-        self.exchanges = [LoweredExchange(builder=self.builder, fabric=fabric_of(cluster), cluster=cluster, priced=p,
-                                   land_D=self.devices.hbm_D, schedule=candidate.schedule, overlapped=self.overlapped)
-                          for p in priced]
+        self.devices = Devices.of(
+            cluster, self.layer.precision.activations, self.builder, num_comm_sms=num_comm_sms
+        )
+        self.exchanges = [
+            LoweredExchange(
+                builder=self.builder,
+                fabric=fabric_of(cluster),
+                cluster=cluster,
+                priced=p,
+                land_D=self.devices.hbm_D,
+                schedule=candidate.schedule,
+                overlapped=self.overlapped,
+            )
+            for p in priced
+        ]
 
     def run(self) -> Program:
         tags = [f"@{m}" if self.overlapped else "" for m in range(len(self.batches))]
-        prepared = [self._prepare(traffic, tag) for traffic, tag in zip(self.batches, tags, strict=True)]
+        prepared = [
+            self._prepare(traffic, tag) for traffic, tag in zip(self.batches, tags, strict=True)
+        ]
         stream_D: Array | None = None  # of communication: all dispatches, then all combines
-        arrived = [(ready_D if shared is None else shared)[:, None] for ready_D, _, shared in prepared]
+        arrived = [
+            (ready_D if shared is None else shared)[:, None] for ready_D, _, shared in prepared
+        ]
         for m, exchange in enumerate(self.exchanges):
             ready_D, ready_s, _ = prepared[m]
             arrived[m], ended = exchange.dispatch(ready_D, ready_s, stream_D, tags[m])
@@ -91,48 +134,83 @@ class _Lowering:
 
     def _phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str) -> Array:
         """One op per device, after the last of its compute stream."""
-        waits = [a.reshape(len(self.devices.sm_D), -1) for a in (after, self.compute_D) if a is not None]
+        waits = [
+            a.reshape(len(self.devices.sm_D), -1) for a in (after, self.compute_D) if a is not None
+        ]
         joined = _without_repeats(np.concatenate(waits, axis=1)) if waits else None
         numbers = self.devices.phase(name, cost, joined, tag)
         self.compute_D = numbers[:, None] if self.overlapped else None
         return numbers
 
     def _prepare(self, traffic: Traffic, tag: str) -> tuple[Array, Array, Array | None]:
-        """Gate, permute, shared experts: (op after which tokens are ready, when that is roughly, shared or None)."""
+        """Gate, permute, shared experts: (op after which tokens are ready, when that is roughly,
+        shared or None).
+        """
         tokens_S = np.asarray(traffic.num_tokens_S)
-        gate = self.devices.price(lambda kernels, which: price_gate(kernels, self.layer, tokens_S[which]))
+        gate = self.devices.price(
+            lambda kernels, which: price_gate(kernels, self.layer, tokens_S[which])
+        )
         ready_D, ready_s = self._phase("gate", gate, None, tag), gate.solo_s_D()
         if self.exchanges:
             copies_S = traffic.copies_SD.sum(axis=1)
             permute = self.devices.price(
-                lambda kernels, which: price_permute(kernels, self.layer, tokens_S[which], copies_S[which]))
-            ready_D, ready_s = self._phase("permute", permute, ready_D, tag), ready_s + permute.solo_s_D()
+                lambda kernels, which: price_permute(
+                    kernels, self.layer, tokens_S[which], copies_S[which]
+                )
+            )
+            ready_D, ready_s = (
+                self._phase("permute", permute, ready_D, tag),
+                ready_s + permute.solo_s_D(),
+            )
         shared = None
         if self.layer.num_shared_experts:
-            cost = self.devices.price(lambda kernels, which: price_shared(self.candidate, kernels, tokens_S[which]))
+            cost = self.devices.price(
+                lambda kernels, which: price_shared(self.candidate, kernels, tokens_S[which])
+            )
             shared = self._phase("shared", cost, ready_D, tag)
         return ready_D, ready_s, shared
 
     def _experts(self, batch: int, arrived_DM: Array, shared_D: Array | None, tag: str) -> Array:
         traffic = self.batches[batch]
         tile = self.tile or typical_tile(traffic.counts_DL, self.layer.precision.activations)
-        cost = self.devices.price(lambda kernels, which: price_layer_experts(
-            kernels, self.layer, self.candidate.parallelism.tp, traffic.counts_DL[which],
-            None if self.widths_DL is None else self.widths_DL[which], traffic.tokens_D[which], tile=tile)[0])
-        after = arrived_DM if shared_D is None else np.concatenate([arrived_DM, shared_D[:, None]], axis=1)
+        cost = self.devices.price(
+            lambda kernels, which: price_layer_experts(
+                kernels,
+                self.layer,
+                self.candidate.parallelism.tp,
+                traffic.counts_DL[which],
+                None if self.widths_DL is None else self.widths_DL[which],
+                traffic.tokens_D[which],
+                tile=tile,
+            )[0]
+        )
+        after = (
+            arrived_DM
+            if shared_D is None
+            else np.concatenate([arrived_DM, shared_D[:, None]], axis=1)
+        )
         return self._phase("experts", cost, after, tag)
 
     def _reduce(self, batch: int, returned_DM: Array, tag: str) -> None:
-        tokens_S, copies_S = np.asarray(self.batches[batch].num_tokens_S), self.exchanges[batch].movement.copies_S
+        tokens_S, copies_S = (
+            np.asarray(self.batches[batch].num_tokens_S),
+            self.exchanges[batch].movement.copies_S,
+        )
         cost = self.devices.price(
-            lambda kernels, which: price_reduce(kernels, self.layer, tokens_S[which], copies_S[which]))
+            lambda kernels, which: price_reduce(
+                kernels, self.layer, tokens_S[which], copies_S[which]
+            )
+        )
         self._phase("reduce", cost, returned_DM, tag)
 
 
 def _without_repeats(ops_DM: Array) -> Array:
     """Columns that say the same twice for every device, once."""
-    keep = [m for m in range(ops_DM.shape[1])
-            if not any((ops_DM[:, m] == ops_DM[:, n]).all() for n in range(m))]
+    keep = [
+        m
+        for m in range(ops_DM.shape[1])
+        if not any((ops_DM[:, m] == ops_DM[:, n]).all() for n in range(m))
+    ]
     return ops_DM[:, keep]
 
 
@@ -140,9 +218,19 @@ def price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) ->
     """Shared experts see every token of their device: one dense group of their joint width."""
     layer = candidate.layer
     whole = ExpertShape.of(layer, 1)
-    shape = ExpertShape(hidden=whole.hidden, width=layer.num_shared_experts * layer.shared_width,
-                        num_up=whole.num_up, top_k=1, fmt=whole.fmt, weight_bytes=whole.weight_bytes,
-                        input_bytes=whole.input_bytes, block_scaled=whole.block_scaled, weight_only=whole.weight_only)
+    shape = ExpertShape(
+        hidden=whole.hidden,
+        width=layer.num_shared_experts * layer.shared_width,
+        num_up=whole.num_up,
+        top_k=1,
+        fmt=whole.fmt,
+        weight_bytes=whole.weight_bytes,
+        input_bytes=whole.input_bytes,
+        block_scaled=whole.block_scaled,
+        weight_only=whole.weight_only,
+    )
     counts = np.asarray(num_tokens_S)[:, None]
     tile = typical_tile(counts, shape.fmt)
-    return price_experts(kernels, shape, Load.of(counts, counts[:, 0], tile.block_m), num_tokens_S, tile=tile)
+    return price_experts(
+        kernels, shape, Load.of(counts, counts[:, 0], tile.block_m), num_tokens_S, tile=tile
+    )

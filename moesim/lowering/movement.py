@@ -1,6 +1,7 @@
 """Which bytes take which hop: an exchange as legs, each a matrix of bytes between devices.
 
-The matrices are those of dispatch; combine sends the same copies back, every leg transposed and in reverse order.
+The matrices are those of dispatch; combine sends the same copies back, every leg transposed and in
+reverse order.
 
 Shape legend: S senders = D receivers = devices, G domains.
 """
@@ -23,7 +24,8 @@ class Leg:
     Attributes:
         name: Of its ops.
         copies_SD: ndarray of shape (S, D): copies from each device to each, the diagonal at home.
-        crosses: Whether it leaves the domain (its relays stand at the far end), for hops that run side by side.
+        crosses: Whether it leaves the domain (its relays stand at the far end), for hops that run
+            side by side.
     """
 
     name: str
@@ -38,7 +40,8 @@ class Movement:
     Attributes:
         legs: One, or two.
         serial: Whether the second begins when the first has ended, or both run side by side.
-        copies_S: ndarray of shape (S,): copies of each device's tokens that the kernel handles, own rank included.
+        copies_S: ndarray of shape (S,): copies of each device's tokens that the kernel handles, own
+            rank included.
         devices_per_domain: Consecutive devices of a domain.
     """
 
@@ -49,12 +52,16 @@ class Movement:
 
     @cached_property
     def near_far_D(self) -> tuple[Array, Array, Array, Array]:
-        """Copies that leave and enter each device inside its domain, and across: four ndarrays of shape (D,)."""
+        """Copies that leave and enter each device inside its domain, and across: four ndarrays of
+        shape (D,).
+        """
         total = np.sum([leg.copies_SD for leg in self.legs], axis=0)
         count, devices_per_domain = len(total), self.devices_per_domain
         domain = np.arange(count) // devices_per_domain
         out, into = total.sum(axis=1), total.sum(axis=0)
-        blocks = total.reshape(count // devices_per_domain, devices_per_domain, -1, devices_per_domain)
+        blocks = total.reshape(
+            count // devices_per_domain, devices_per_domain, -1, devices_per_domain
+        )
         own = blocks[domain[::devices_per_domain], :, domain[::devices_per_domain], :]
         stay = np.diag(total)
         near_out, near_in = own.sum(axis=2).ravel() - stay, own.sum(axis=1).ravel() - stay
@@ -79,26 +86,40 @@ def movement_of(exchange: Exchange, traffic: Traffic, devices_per_domain: int) -
 
 
 def _direct(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
-    return Movement(legs=(Leg(name="", copies_SD=copies),), serial=False, copies_S=copies.sum(axis=1),
-                    devices_per_domain=devices_per_domain)
+    return Movement(
+        legs=(Leg(name="", copies_SD=copies),),
+        serial=False,
+        copies_S=copies.sum(axis=1),
+        devices_per_domain=devices_per_domain,
+    )
 
 
 def _all_gather(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
-    everywhere = np.repeat(np.asarray(traffic.num_tokens_S, dtype=np.float64)[:, None], len(copies), axis=1)
+    everywhere = np.repeat(
+        np.asarray(traffic.num_tokens_S, dtype=np.float64)[:, None], len(copies), axis=1
+    )
     return _direct(traffic, everywhere, devices_per_domain)
 
 
 def _two_hop(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
-    """Across to the device of the own rail in every domain, one copy a token; thence to the devices that want it."""
+    """Across to the device of the own rail in every domain, one copy a token; thence to the devices
+    that want it.
+    """
     domain, rail, near = _places(len(copies), devices_per_domain)
-    over = np.where(near | (rail[:, None] != rail), 0.0, traffic.domains_SG.astype(np.float64)[:, domain])
+    over = np.where(
+        near | (rail[:, None] != rail), 0.0, traffic.domains_SG.astype(np.float64)[:, domain]
+    )
     by_rail = copies.reshape(-1, devices_per_domain, len(copies))
     own = np.where(near, copies, 0.0)
     # what a relay has from senders of its rail in other domains: all of its rail's less its own
     forwarded = np.where(near, by_rail.sum(axis=0)[rail] - copies, 0.0)
-    legs = Leg(name="_rdma", copies_SD=over, crosses=True), Leg(name="_nvlink", copies_SD=own + forwarded)
-    return Movement(legs=legs,
-                    serial=False, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain)
+    legs = (
+        Leg(name="_rdma", copies_SD=over, crosses=True),
+        Leg(name="_nvlink", copies_SD=own + forwarded),
+    )
+    return Movement(
+        legs=legs, serial=False, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain
+    )
 
 
 def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
@@ -115,8 +136,15 @@ def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movemen
         inside = domain == g
         sums = np.where(near, 0.0, copies)[inside].sum(axis=0)
         crossing[g * devices_per_domain + rail, device] = np.where(domain == g, 0.0, sums)
-    return Movement(legs=(Leg(name="_near", copies_SD=gathered), Leg(name="_far", copies_SD=crossing, crosses=True)),
-                    serial=True, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain)
+    return Movement(
+        legs=(
+            Leg(name="_near", copies_SD=gathered),
+            Leg(name="_far", copies_SD=crossing, crosses=True),
+        ),
+        serial=True,
+        copies_S=copies.sum(axis=1),
+        devices_per_domain=devices_per_domain,
+    )
 
 
 def _places(num_devices: int, devices_per_domain: int) -> tuple[Array, Array, Array]:

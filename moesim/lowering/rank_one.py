@@ -1,10 +1,12 @@
 """Rank-1 traffic, ``u_s v_d`` bytes from s to d, on a fabric without an entry for every pair.
 
-Ports (switches, NICs) are products as they stand. On a torus walked axis by axis, a byte on a ring of axis a has the
-destination's place on the axes before a and the source's on those after it, so the load of a ring's links is a matrix
-product of the sources summed over the axes before and the destinations summed over those after.
+Ports (switches, NICs) are products as they stand. On a torus walked axis by axis, a byte on a ring
+of axis a has the destination's place on the axes before a and the source's on those after it, so
+the load of a ring's links is a matrix product of the sources summed over the axes before and the
+destinations summed over those after.
 
-Shape legend: S = D devices, A axes; of axis a: n places, B places of the axes before it, F of those after it.
+Shape legend: S = D devices, A axes; of axis a: n places, B places of the axes before it, F of those
+after it.
 """
 
 from dataclasses import dataclass
@@ -23,11 +25,15 @@ Array = np.ndarray
 
 
 def can_factor(fabric: Fabric) -> bool:
-    """Whether rank-1 traffic has a closed form here: ports without shared uplinks, or an axis-ordered torus."""
+    """Whether rank-1 traffic has a closed form here: ports without shared uplinks, or an
+    axis-ordered torus.
+    """
     tables = fabric.tables
     if tables.near_kind == TORUS:
         several = int(tables.domain_D[-1]) > 0
-        twisted = not np.array_equal(tables.shift_A, tables.coord_LA.max(axis=0)) or _is_twisted(fabric)
+        twisted = not np.array_equal(tables.shift_A, tables.coord_LA.max(axis=0)) or _is_twisted(
+            fabric
+        )
         return not (several or twisted or tables.single_path or len(tables.orders_OA) > 1)
     return tables.near_kind != MESH and tables.leaf_up[0] < 0 and tables.switch_up[0] < 0
 
@@ -44,9 +50,16 @@ def _is_twisted(fabric: Fabric) -> bool:
     return False
 
 
-def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D: Array, name: str,
-                hop_s: float = 0.0) -> Array:
-    """One op per receiver for traffic ``sent_S[s] * share_D[d]``; resources of the fabric must come first.
+def receive_ops(
+    builder: ProgramBuilder,
+    fabric: Fabric,
+    sent_S: Array,
+    share_D: Array,
+    name: str,
+    hop_s: float = 0.0,
+) -> Array:
+    """One op per receiver for traffic ``sent_S[s] * share_D[d]``; resources of the fabric must come
+    first.
 
     Args:
         builder: The program.
@@ -62,7 +75,10 @@ def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D:
     count = fabric.num_devices
     for what, values in (("sent_S", sent_S), ("share_D", share_D)):
         if np.shape(values) != (count,):
-            raise ConfigError(f"traffic.{what}: expected {count} numbers, got an array of shape {np.shape(values)}")
+            raise ConfigError(
+                f"traffic.{what}: expected {count} numbers, got an array of shape "
+                f"{np.shape(values)}"
+            )
         if not (np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
             raise ConfigError(f"traffic.{what}: expected finite numbers >= 0")
     tables = fabric.tables
@@ -71,8 +87,13 @@ def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D:
     total = sent_S.sum() - sent_S
     if tables.near_kind == TORUS:
         load = TorusLoad(ops_I=ops, fabric=fabric, sent_S=sent_S, share_D=share_D)
-        builder.ops(name, count, latency_s=hop_s * load.hops_I(), bytes_per_flow=share_D * total / max(count - 1, 1),
-                    phase="dispatch")
+        builder.ops(
+            name,
+            count,
+            latency_s=hop_s * load.hops_I(),
+            bytes_per_flow=share_D * total / max(count - 1, 1),
+            phase="dispatch",
+        )
         builder.factored(load)
         return ops
     domain = tables.domain_D
@@ -80,16 +101,43 @@ def receive_ops(builder: ProgramBuilder, fabric: Fabric, sent_S: Array, share_D:
     near, far = share_D * (within - sent_S), share_D * (sent_S.sum() - within)
     own = [(tables.near_in_D, near)] if tables.near_in_D[0] >= 0 else []
     own += [(tables.far_in_D, far)] if tables.far_in_D[0] >= 0 else []
-    builder.ops(name, count, demands=Demands(
-                    np.stack([r for r, _ in own], axis=1), np.stack([a for _, a in own], axis=1)), latency_s=hop_s,
-                bytes_per_flow=share_D * total / max(count - 1, 1), phase="dispatch")
+    builder.ops(
+        name,
+        count,
+        demands=Demands(
+            np.stack([r for r, _ in own], axis=1), np.stack([a for _, a in own], axis=1)
+        ),
+        latency_s=hop_s,
+        bytes_per_flow=share_D * total / max(count - 1, 1),
+        phase="dispatch",
+    )
     device, whole = np.arange(count), np.zeros(count, dtype=np.int64)
     if tables.near_out_D[0] >= 0:
-        builder.factored(Factored(ops_I=ops, resources_J=tables.near_out_D, row_I=share_D, column_J=sent_S,
-                                  outer_I=domain, outer_J=domain, inner_I=device, inner_J=device))
+        builder.factored(
+            Factored(
+                ops_I=ops,
+                resources_J=tables.near_out_D,
+                row_I=share_D,
+                column_J=sent_S,
+                outer_I=domain,
+                outer_J=domain,
+                inner_I=device,
+                inner_J=device,
+            )
+        )
     if tables.far_out_D[0] >= 0:
-        builder.factored(Factored(ops_I=ops, resources_J=tables.far_out_D, row_I=share_D, column_J=sent_S,
-                                  outer_I=whole, outer_J=whole, inner_I=domain, inner_J=domain))
+        builder.factored(
+            Factored(
+                ops_I=ops,
+                resources_J=tables.far_out_D,
+                row_I=share_D,
+                column_J=sent_S,
+                outer_I=whole,
+                outer_J=whole,
+                inner_I=domain,
+                inner_J=domain,
+            )
+        )
     return ops
 
 
@@ -129,14 +177,19 @@ class TorusLoad:
             shares_Bn = self.share_D.reshape(before, n, after).sum(axis=2)
             use = self._use(a, n)  # (way, place of the link, from, to)
             for way in range(2):
-                to_nF = np.einsum("lpq,pf->lqf", use[way], sources_nF)  # bytes per link and destination's place
+                # bytes per link and destination's place
+                to_nF = np.einsum("lpq,pf->lqf", use[way], sources_nF)
                 links[:, 2 * a + way] = np.einsum("lqf,bq->blf", to_nF, shares_Bn).ravel()
                 most_n = to_nF.max(axis=(0, 2))
-                largest = np.maximum(largest, np.broadcast_to(most_n[None, :, None], (before, n, after)).ravel())
+                largest = np.maximum(
+                    largest, np.broadcast_to(most_n[None, :, None], (before, n, after)).ravel()
+                )
         return links.ravel(), largest
 
     def _use(self, axis: int, n: int) -> Array:
-        """Share of the traffic between two places of a ring that passes each of its links: (2, n, n, n)."""
+        """Share of the traffic between two places of a ring that passes each of its links: (2, n,
+        n, n).
+        """
         tables = self.fabric.tables
         use = np.zeros((2, n, n, n))
         shift = tables.shift_A @ tables.key_A
@@ -157,7 +210,8 @@ class TorusLoad:
         shift = tables.shift_A @ tables.key_A
         for a, n in enumerate(self._axes):
             place = np.arange(n)
-            gaps = tables.steps_VCA[shift + (place[:, None] - place) * tables.key_A[a], 0, a]  # (to, from)
+            # (to, from)
+            gaps = tables.steps_VCA[shift + (place[:, None] - place) * tables.key_A[a], 0, a]
             hops += np.abs(gaps).max(axis=1)[tables.coord_LA[:, a]]
         return hops
 
@@ -176,6 +230,11 @@ class TorusLoad:
     def entries(self) -> tuple[Array, Array, Array]:
         """(op, link, bytes) of every entry."""
         count = self.fabric.num_devices
-        rows = device_rows(self.fabric, np.outer(self.sent_S, self.share_D), by="receiver",
-                           factors=Factors.ones(count), land_D=np.full(count, -1))
+        rows = device_rows(
+            self.fabric,
+            np.outer(self.sent_S, self.share_D),
+            by="receiver",
+            factors=Factors.ones(count),
+            land_D=np.full(count, -1),
+        )
         return np.repeat(self.ops_I, np.diff(rows.ptr)), rows.resource, rows.amount

@@ -1,10 +1,11 @@
 """From choices and placement to who sends how many tokens to whom, and what every device computes.
 
-How many copies of a token travel is the exchange's choice, so all three counts are kept: one for each device that
-holds any of its experts, one for each choice, one for each domain it touches. Partial results for a token are added
-up where its copy went, so as many vectors return.
+How many copies of a token travel is the exchange's choice, so all three counts are kept: one for
+each device that holds any of its experts, one for each choice, one for each domain it touches.
+Partial results for a token are added up where its copy went, so as many vectors return.
 
-Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens, K choices.
+Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens,
+K choices.
 """
 
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ class Traffic:
 
     Attributes:
         num_tokens_S: ndarray of shape (S,): tokens of each source.
-        copies_SD: ndarray of shape (S, D): tokens of each source with an expert on each device, local ones included.
+        copies_SD: ndarray of shape (S, D): tokens of each source with an expert on each device,
+            local ones included.
         choices_SD: ndarray of shape (S, D): choices of each source on each device.
         domains_SG: ndarray of shape (S, G): tokens of each source with an expert in each domain.
-        counts_DL: ndarray of shape (D, L): rows of each expert slot; 0 where a rank has fewer slots.
+        counts_DL: ndarray of shape (D, L): rows of each expert slot; 0 where a rank has fewer
+            slots.
         dropped_fraction: Choices over an expert's capacity, over all choices.
     """
 
@@ -53,17 +56,27 @@ class Traffic:
         return float(rows.max() / rows.mean())
 
 
-def _within_capacity(routing: Routing, capacity_factor: float | None, num_left: int) -> Array | None:
-    """Choices that find room, in token order: ndarray of shape (T, K), bool; None if every choice does."""
+def _within_capacity(
+    routing: Routing, capacity_factor: float | None, num_left: int
+) -> Array | None:
+    """Choices that find room, in token order: ndarray of shape (T, K), bool; None if every choice
+    does.
+    """
     if capacity_factor is None:
         return None
     ids = routing.expert_ids_TK
     return turn_of_choice(ids, routing.num_experts) < places(capacity_factor, ids.size, num_left)
 
 
-def spread_tokens(routing: Routing, placement: Placement, parallelism: Parallelism,
-                  capacity_factor: float | None = None, *, devices_per_domain: int | None = None,
-                  num_left: int | None = None) -> Traffic:
+def spread_tokens(
+    routing: Routing,
+    placement: Placement,
+    parallelism: Parallelism,
+    capacity_factor: float | None = None,
+    *,
+    devices_per_domain: int | None = None,
+    num_left: int | None = None,
+) -> Traffic:
     """Send every choice to its slot.
 
     Args:
@@ -82,7 +95,13 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
     num_domains = -(-ranks * tp // devices_per_domain)
     slots = slot_TK if keep_TK is None else np.where(keep_TK, slot_TK, -1)
     copies_SW, choices_SW, domains_SG, counts_P = count_copies(
-        slots, placement.rank_of_slot_P.astype(np.int64), routing.num_tokens_S, domain_W, ranks, num_domains)
+        slots,
+        placement.rank_of_slot_P.astype(np.int64),
+        routing.num_tokens_S,
+        domain_W,
+        ranks,
+        num_domains,
+    )
     return Traffic(
         num_tokens_S=routing.num_tokens_S,
         copies_SD=np.repeat(copies_SW, tp, axis=1),
@@ -93,13 +112,14 @@ def spread_tokens(routing: Routing, placement: Placement, parallelism: Paralleli
     )
 
 
-def settled(routing: Routing, placement: Placement, tp: int,
-            capacity_factor: float | None) -> tuple[Routing, Placement]:
+def settled(
+    routing: Routing, placement: Placement, tp: int, capacity_factor: float | None
+) -> tuple[Routing, Placement]:
     """Choices as they go to slots, for a placement whose tokens prefer near replicas.
 
     Returns:
-        The routing with slots in the place of experts, and the placement of slots as experts of their own; both as
-        they were where replicas take turns.
+        The routing with slots in the place of experts, and the placement of slots as experts of
+        their own; both as they were where replicas take turns.
 
     Raises:
         ConfigError: A capacity, which is per expert and not per slot.
@@ -107,16 +127,30 @@ def settled(routing: Routing, placement: Placement, tp: int,
     if not placement.nearest_within:
         return routing, placement
     if capacity_factor is not None:
-        raise ConfigError(f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}")
+        raise ConfigError(
+            f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}"
+        )
     slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
     slots = placement.num_slots
-    return (replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
-            Placement(rank_of_slot_P=placement.rank_of_slot_P, expert_of_slot_P=np.arange(slots),
-                      num_ranks=placement.num_ranks, num_experts=slots))
+    return (
+        replace(routing, expert_ids_TK=slot_TK, num_experts=slots),
+        Placement(
+            rank_of_slot_P=placement.rank_of_slot_P,
+            expert_of_slot_P=np.arange(slots),
+            num_ranks=placement.num_ranks,
+            num_experts=slots,
+        ),
+    )
 
 
-def padded(traffic: Traffic, placement: Placement, tp: int, capacity: int, devices_per_domain: int,
-           left_E: np.ndarray | None = None) -> Traffic:
+def padded(
+    traffic: Traffic,
+    placement: Placement,
+    tp: int,
+    capacity: int,
+    devices_per_domain: int,
+    left_E: np.ndarray | None = None,
+) -> Traffic:
     """Traffic of experts whose places are all filled, with zeros where no choice is.
 
     Every source sends an equal share of each expert's places; replicas share them too.
@@ -134,10 +168,18 @@ def padded(traffic: Traffic, placement: Placement, tp: int, capacity: int, devic
     if left_E is not None:
         rows_P = rows_P * left_E[placement.expert_of_slot_P]
     sources = len(traffic.num_tokens_S)
-    sent_W = np.bincount(placement.rank_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks)
+    sent_W = np.bincount(
+        placement.rank_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks
+    )
     sent_SD = np.broadcast_to(np.repeat(sent_W.astype(np.int64), tp), traffic.copies_SD.shape)
     domain_W = np.arange(placement.num_ranks) * tp // devices_per_domain
-    sent_G = np.bincount(domain_W, weights=sent_W, minlength=traffic.domains_SG.shape[1]).astype(np.int64)
-    return replace(traffic, copies_SD=sent_SD, choices_SD=sent_SD,
-                   domains_SG=np.broadcast_to(sent_G, traffic.domains_SG.shape),
-                   counts_DL=np.repeat(placement.by_rank(rows_P), tp, axis=0))
+    sent_G = np.bincount(domain_W, weights=sent_W, minlength=traffic.domains_SG.shape[1]).astype(
+        np.int64
+    )
+    return replace(
+        traffic,
+        copies_SD=sent_SD,
+        choices_SD=sent_SD,
+        domains_SG=np.broadcast_to(sent_G, traffic.domains_SG.shape),
+        counts_DL=np.repeat(placement.by_rank(rows_P), tp, axis=0),
+    )

@@ -1,4 +1,5 @@
-"""What a layer's experts demand at many widths at once: rows of a screening, priced by the model that lowers one.
+"""What a layer's experts demand at many widths at once: rows of a screening, priced by the model
+that lowers one.
 
 Shape legend: B widths, D devices, L local experts; M = 2 demands, compute and memory.
 """
@@ -10,7 +11,12 @@ import numpy as np
 
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
-from moesim.costs.phases.experts import ExpertShape, price_experts, price_layer_experts, typical_tile
+from moesim.costs.phases.experts import (
+    ExpertShape,
+    price_experts,
+    price_layer_experts,
+    typical_tile,
+)
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.lowering.devices import Devices
@@ -22,8 +28,9 @@ Array = np.ndarray
 Demands = tuple[Array, Array]
 
 
-def demands_of_widths(members: Sequence[Candidate], cluster: Cluster,
-                      batches: Sequence[Traffic]) -> dict[str, list[Demands]]:
+def demands_of_widths(
+    members: Sequence[Candidate], cluster: Cluster, batches: Sequence[Traffic]
+) -> dict[str, list[Demands]]:
     """Demands of the phases that depend on the width of experts.
 
     Args:
@@ -55,40 +62,70 @@ def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -
             count, size = len(members), len(counts_DL)
             load = _repeated(Load.of(counts_DL, tokens_D[which] * layer.top_k, tile.block_m), count)
             width = np.repeat([-(-c.layer.widest // tp) for c in members], size)
-            cost = price_experts(kernels, replace(ExpertShape.of(layer, tp), width=width), load,
-                                 np.tile(tokens_D[which], count), tile=tile)
+            cost = price_experts(
+                kernels,
+                replace(ExpertShape.of(layer, tp), width=width),
+                load,
+                np.tile(tokens_D[which], count),
+                tile=tile,
+            )
             parts.append(_by_member(cost, count))
         else:
-            parts.append(_stacked([price_layer_experts(kernels, c.layer, tp, counts_DL, None, tokens_D[which],
-                                                       tile=tile)[0] for c in members]))
+            parts.append(
+                _stacked(
+                    [
+                        price_layer_experts(
+                            kernels, c.layer, tp, counts_DL, None, tokens_D[which], tile=tile
+                        )[0]
+                        for c in members
+                    ]
+                )
+            )
     return _demands(devices, parts)
 
 
 def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
     tokens_S = np.asarray(traffic.num_tokens_S)
-    return _demands(devices, [_stacked([price_shared(c, kernels, tokens_S[which]) for c in members])
-                              for kernels, which in devices.groups])
+    return _demands(
+        devices,
+        [
+            _stacked([price_shared(c, kernels, tokens_S[which]) for c in members])
+            for kernels, which in devices.groups
+        ],
+    )
 
 
 def _repeated(load: Load, count: int) -> Load:
     """The same histograms for every member."""
     assert load.counts_DL is not None
-    return Load(rows_D=np.tile(load.rows_D, count), active_D=np.tile(load.active_D, count),
-                blocks_D=np.tile(load.blocks_D, count), masked_rows_D=np.tile(load.masked_rows_D, count),
-                idle_blocks_D=np.tile(load.idle_blocks_D, count), counts_DL=np.tile(load.counts_DL, (count, 1)))
+    return Load(
+        rows_D=np.tile(load.rows_D, count),
+        active_D=np.tile(load.active_D, count),
+        blocks_D=np.tile(load.blocks_D, count),
+        masked_rows_D=np.tile(load.masked_rows_D, count),
+        idle_blocks_D=np.tile(load.idle_blocks_D, count),
+        counts_DL=np.tile(load.counts_DL, (count, 1)),
+    )
 
 
 def _by_member(cost: PhaseCost, count: int) -> tuple[Array, Array, Array]:
-    return tuple(np.asarray(a).reshape(count, -1)  # type: ignore[return-value]
-                 for a in (cost.compute_s_D, cost.memory_s_D, cost.latency_s_D))
+    return tuple(
+        np.asarray(a).reshape(count, -1)  # type: ignore[return-value]
+        for a in (cost.compute_s_D, cost.memory_s_D, cost.latency_s_D)
+    )
 
 
 def _stacked(costs: list[PhaseCost]) -> tuple[Array, Array, Array]:
-    return tuple(np.stack([np.asarray(getattr(c, name)) for c in costs])  # type: ignore[return-value]
-                 for name in ("compute_s_D", "memory_s_D", "latency_s_D"))
+    return tuple(
+        np.stack([np.asarray(getattr(c, name)) for c in costs])  # type: ignore[return-value]
+        for name in ("compute_s_D", "memory_s_D", "latency_s_D")
+    )
 
 
 def _demands(devices: Devices, parts: list[tuple[Array, Array, Array]]) -> Demands:
-    compute, memory, latency = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
-    return np.stack([compute * devices.flops_per_s_D, memory * devices.bytes_per_s_D], axis=2), latency
-
+    compute, memory, latency = (
+        np.concatenate(column, axis=1) for column in zip(*parts, strict=True)
+    )
+    return np.stack(
+        [compute * devices.flops_per_s_D, memory * devices.bytes_per_s_D], axis=2
+    ), latency

@@ -1,1 +1,3 @@
-"""Measurements: where they come from, what exactly each one times, and how simulation compares with them."""
+"""Measurements: where they come from, what exactly each one times, and how simulation compares with
+them.
+"""

@@ -1,8 +1,10 @@
-"""The check: winners and measured architectures against every source there is, and what became of the ranking.
+"""The check: winners and measured architectures against every source there is, and what became of
+the ranking.
 
-Measured rows and a GPU check every candidate. The interpreter, the CPU and its processes check scaled-down layers,
-which says the same for candidates that differ only in size: of a study's winners, each gate kind goes through the
-interpreter once, and one winner, the middle of the front, is timed on the CPU and exchanged between processes.
+Measured rows and a GPU check every candidate. The interpreter, the CPU and its processes check
+scaled-down layers, which says the same for candidates that differ only in size: of a study's
+winners, each gate kind goes through the interpreter once, and one winner, the middle of the front,
+is timed on the CPU and exchanged between processes.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,14 +52,19 @@ CHECK_COLUMNS = (
 )
 
 
-def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cluster,
-                    workload: Workload) -> list[CheckRow]:
+def check_candidate(
+    source: MeasurementSource, candidate: Candidate, cluster: Cluster, workload: Workload
+) -> list[CheckRow]:
     """One check. What a source refuses, and one that cannot run here, are rows that say why.
 
     Every row names an engine and a hash.
     """
-    about: dict[str, Any] = {"candidate": candidate.label, "source": source.name, "quantity": "none",
-                             "seed": workload.seed}
+    about: dict[str, Any] = {
+        "candidate": candidate.label,
+        "source": source.name,
+        "quantity": "none",
+        "seed": workload.seed,
+    }
     reason = source.unavailable_because()
     if reason is not None:
         rows = [CheckRow(status="unavailable", detail=reason, **about)]
@@ -66,9 +73,16 @@ def check_candidate(source: MeasurementSource, candidate: Candidate, cluster: Cl
             rows = source.check(candidate, cluster, workload)
         except MoesimError as error:
             rows = [CheckRow(status="not_measured", detail=str(error), **about)]
-    return [replace(row, engine=row.engine or source.name, profile_hash=row.profile_hash or basis_digest(cluster),
-                    design=candidate.key, workload=workload.label)
-            for row in rows]
+    return [
+        replace(
+            row,
+            engine=row.engine or source.name,
+            profile_hash=row.profile_hash or basis_digest(cluster),
+            design=candidate.key,
+            workload=workload.label,
+        )
+        for row in rows
+    ]
 
 
 def check_all(
@@ -104,16 +118,24 @@ def check_all(
             chosen = chosen[:1] if name != "silicon" else chosen
         else:
             say(f"check {name}: {len(chosen)} of {len(winners)} winners")
-        rows += [("winner", row) for c in chosen for row in check_candidate(source, c, cluster, workload)]
+        rows += [
+            ("winner", row) for c in chosen for row in check_candidate(source, c, cluster, workload)
+        ]
     known = {c.key for c in winners}
     if "silicon" in sources:
-        rows += [("measured", row) for c in measured if c.key not in known
-                 for row in check_candidate(sources["silicon"], c, cluster, workload)]
+        rows += [
+            ("measured", row)
+            for c in measured
+            if c.key not in known
+            for row in check_candidate(sources["silicon"], c, cluster, workload)
+        ]
     return rows
 
 
 def write_check(path: Path, rows: Iterable[tuple[str, CheckRow]]) -> None:
-    """Write check.csv: one row per comparison, each with its kind, status, evidence and calibration."""
+    """Write check.csv: one row per comparison, each with its kind, status, evidence and
+    calibration.
+    """
     write_csv(path, [csv_row(row, role) for role, row in rows], CHECK_COLUMNS)
 
 
@@ -128,8 +150,9 @@ def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
 def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
     """One verdict for each candidate and work, of the largest part of it that each source timed.
 
-    ``refuted`` if any source refutes it, or finds that its kernels compute something else; then ``inconclusive`` if
-    any is; ``confirmed`` if all that measured it confirm it; ``not_measured`` if none did.
+    ``refuted`` if any source refutes it, or finds that its kernels compute something else; then
+    ``inconclusive`` if any is; ``confirmed`` if all that measured it confirm it; ``not_measured``
+    if none did.
 
     Returns:
         Label of the candidate, with that of its work where rows of several are given -> verdict.
@@ -143,15 +166,19 @@ def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
         if row.is_time or row.verdict == "refuted":
             of_source.setdefault(row.source, row.verdict)
     order: tuple[Verdict, ...] = ("refuted", "inconclusive", "confirmed")
-    return {name: next((verdict for verdict in order if verdict in of_source.values()), "not_measured")
-            for name, of_source in verdicts.items()}
+    return {
+        name: next((verdict for verdict in order if verdict in of_source.values()), "not_measured")
+        for name, of_source in verdicts.items()
+    }
 
 
 def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
-    """Errors in percent of each source's quantities, and whether the ranking survived where there are four rows.
+    """Errors in percent of each source's quantities, and whether the ranking survived where there
+    are four rows.
 
     Returns:
-        Rows with source, quantity, rows, median, mape, p90, bias, and where known kendall_tau and regret.
+        Rows with source, quantity, rows, median, mape, p90, bias, and where known kendall_tau and
+        regret.
     """
     groups: dict[tuple[str, str], list[CheckRow]] = {}
     for row in rows:
@@ -159,10 +186,18 @@ def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
             groups.setdefault((row.source, row.quantity), []).append(row)
     found = []
     for (source, quantity), group in groups.items():
-        simulated, measured = (np.array([getattr(row, name) for row in group], dtype=np.float64)
-                               for name in ("simulated", "measured"))
-        found.append({"source": source, "quantity": quantity, **error_scores(simulated, measured),
-                      **(ranking(simulated, measured) or {})})
+        simulated, measured = (
+            np.array([getattr(row, name) for row in group], dtype=np.float64)
+            for name in ("simulated", "measured")
+        )
+        found.append(
+            {
+                "source": source,
+                "quantity": quantity,
+                **error_scores(simulated, measured),
+                **(ranking(simulated, measured) or {}),
+            }
+        )
     return found
 
 
@@ -170,8 +205,8 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
     """Error over the distinct measured rows that were checked, and whether the ranking survived.
 
     Returns:
-        ``rows``, ``median`` and ``p90`` of the error in percent, ``kendall_tau`` and ``regret``; ``n/a`` where there
-        are too few (none for errors, under four for the ranking).
+        ``rows``, ``median`` and ``p90`` of the error in percent, ``kendall_tau`` and ``regret``;
+        ``n/a`` where there are too few (none for errors, under four for the ranking).
     """
     distinct: dict[object, CheckRow] = {}
     for row in rows:
@@ -189,7 +224,9 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
 
 
 def print_check(rows: list[tuple[str, CheckRow]]) -> None:
-    """What the terminal shows at the end: times simulated and measured, numerical checks, and the ranking."""
+    """What the terminal shows at the end: times simulated and measured, numerical checks, and the
+    ranking.
+    """
     timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
     print_table(
         "Check: simulated against measured, us (* = winner)",
@@ -209,24 +246,40 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     for _, row in rows:
         if row.limit is not None and row.measured is not None:
             verdict = "ok" if row.measured <= row.limit else "WRONG"
-            print(f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); {row.detail}")
-    here = (row for _, row in rows if row.source != "silicon" and row.limit is None and row.status != "unavailable")
+            print(
+                f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); "
+                f"{row.detail}"
+            )
+    here = (
+        row
+        for _, row in rows
+        if row.source != "silicon" and row.limit is None and row.status != "unavailable"
+    )
     for told in dict.fromkeys(f"{row.source}: {row.detail}" for row in here):
         print(told)
-    for reason in sorted({f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}):
+    for reason in sorted(
+        {f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}
+    ):
         print(f"not checked here: {reason}")
     every = [row for _, row in rows]
     scores = [row for row in source_scores(every) if row["source"] != "silicon"]
     for score in scores:
-        print(f"{score['source']}, {score['quantity']}: {score['rows']:.0f}; error median {score['median']:.2f} %, "
-              f"mean {score['mape']:.2f} %; ranking: Kendall tau {_number(score.get('kendall_tau', 'n/a'))}, "
-              f"regret of the simulated best {_number(score.get('regret', 'n/a'), percent=True)}")
-    for title, chosen in (("all checked rows", every), ("rows never fitted", [r for r in every if not r.in_fit_set])):
+        print(
+            f"{score['source']}, {score['quantity']}: {score['rows']:.0f}; error median "
+            f"{score['median']:.2f} %, mean {score['mape']:.2f} %; ranking: Kendall tau "
+            f"{_number(score.get('kendall_tau', 'n/a'))}, regret of the simulated best "
+            f"{_number(score.get('regret', 'n/a'), percent=True)}"
+        )
+    for title, chosen in (
+        ("all checked rows", every),
+        ("rows never fitted", [r for r in every if not r.in_fit_set]),
+    ):
         s = silicon_summary(chosen)
         print(
-            f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} %, mean "
-            f"{_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau {_number(s['kendall_tau'])}, "
-            f"regret of the simulated best {_number(s['regret'], percent=True)}"
+            f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} "
+            f"%, mean {_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau "
+            f"{_number(s['kendall_tau'])}, regret of the simulated best "
+            f"{_number(s['regret'], percent=True)}"
         )
 
 
@@ -241,7 +294,9 @@ def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
         "quantity": row.quantity.removesuffix("_time_us"),
         "simulated": None if row.simulated is None else round(row.simulated),
         "interval": interval,
-        "measured": row.status if row.measured is None else f"{row.measured:,.0f}" + ("~" if row.interpolated else ""),
+        "measured": row.status
+        if row.measured is None
+        else f"{row.measured:,.0f}" + ("~" if row.interpolated else ""),
         "error": None if row.error_percent is None else f"{row.error_percent:+.1f}",
         "fitted": fitted,
         "verdict": row.verdict,

@@ -13,18 +13,23 @@ from moesim.version import VERSION
 
 #: name -> (first guess, lowest, highest)
 Bounds = dict[str, tuple[float, float, float]]
-#: log spread of rows around a model with the right parameters, and of a parameter between devices: of those tried, the
-#: pair that predicts an A100 best from an H100 and ten rows, and the other way round
+#: log spread of rows around a model with the right parameters, and of a parameter between devices:
+#: of those tried, the pair that predicts an A100 best from an H100 and ten rows, and the other way
+#: round
 _ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.2
 _CREATED = re.compile(r'^created = ".*"$', re.MULTILINE)
 
 
 def few_shot_fit(
-    log_errors: Callable[[dict[str, float]], np.ndarray], parameters: dict[str, float], names: tuple[str, ...]
+    log_errors: Callable[[dict[str, float]], np.ndarray],
+    parameters: dict[str, float],
+    names: tuple[str, ...],
 ) -> dict[str, float]:
-    """Factors of a few parameters from a few rows: the most probable ones if factors are near 1 beforehand.
+    """Factors of a few parameters from a few rows: the most probable ones if factors are near 1
+    beforehand.
 
-    Minimises the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors over `_FACTOR_SPREAD`.
+    Minimises the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors over
+    `_FACTOR_SPREAD`.
 
     Args:
         log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
@@ -37,7 +42,9 @@ def few_shot_fit(
     from scipy.optimize import least_squares
 
     def scaled(x: np.ndarray) -> dict[str, float]:
-        return parameters | {n: parameters[n] * float(np.exp(v)) for n, v in zip(names, x, strict=True)}
+        return parameters | {
+            n: parameters[n] * float(np.exp(v)) for n, v in zip(names, x, strict=True)
+        }
 
     def residuals(x: np.ndarray) -> np.ndarray:
         error = np.abs(log_errors(scaled(x))) / _ROW_SPREAD
@@ -50,7 +57,8 @@ def few_shot_fit(
 def robust_fit(
     log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray
 ) -> dict[str, float]:
-    """Minimise a soft-L1 loss of weighted log errors (scale 0.1: beyond 10 % an error counts linearly).
+    """Minimise a soft-L1 loss of weighted log errors (scale 0.1: beyond 10 % an error counts
+    linearly).
 
     Args:
         log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
@@ -70,7 +78,10 @@ def robust_fit(
         loss="soft_l1",
         f_scale=0.1,
         diff_step=1e-3,
-        bounds=(np.array([b[1] for b in bounds.values()]) / scale, np.array([b[2] for b in bounds.values()]) / scale),
+        bounds=(
+            np.array([b[1] for b in bounds.values()]) / scale,
+            np.array([b[2] for b in bounds.values()]) / scale,
+        ),
     )
     return dict(zip(bounds, (solution.x * scale).tolist(), strict=True))
 
@@ -85,7 +96,8 @@ def _text(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """What a fit found, as a calibration file states it: see `moesim.costs.calibration.CalibrationFile` for its keys.
+    """What a fit found, as a calibration file states it: see
+    `moesim.costs.calibration.CalibrationFile` for its keys.
 
     Attributes:
         title: What is calibrated.
@@ -138,9 +150,16 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
         "[parameters]",
         *(f"{name} = {_number(value)}" for name, value in found.parameters.items()),
     ]
-    for table, devices in (("device_factors", found.device_factors), ("few_shot_factors", found.few_shot_factors)):
+    for table, devices in (
+        ("device_factors", found.device_factors),
+        ("few_shot_factors", found.few_shot_factors),
+    ):
         for device, factors in devices.items():
-            lines += ["", f"[{table}.{device}]", *(f"{name} = {_number(v)}" for name, v in factors.items())]
+            lines += [
+                "",
+                f"[{table}.{device}]",
+                *(f"{name} = {_number(v)}" for name, v in factors.items()),
+            ]
     for name, spread in found.residuals.items():
         lines += [
             "",
@@ -162,7 +181,9 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
 
 
 def _dated(path: Path, lines: list[str]) -> str:
-    """The text; where the file or the shipped one of its name says the same, with that one's date: refits reproduce."""
+    """The text; where the file or the shipped one of its name says the same, with that one's date:
+    refits reproduce.
+    """
     text = "\n".join(lines) + "\n"
     for old in (path, Path(str(files("moesim_hw_profiles"))) / "calibration" / path.name):
         if old.is_file():

@@ -1,6 +1,7 @@
 """How well a machine's layers were foretold: scores of a closed loop, and what they ought to be.
 
-Targets are those this project set itself for an idle machine; a run on a disturbed one is reported as such beside them.
+Targets are those this project set itself for an idle machine; a run on a disturbed one is reported
+as such beside them.
 """
 
 import math
@@ -15,17 +16,23 @@ Array = np.ndarray
 _BEST_OF, _DRAWS = 8, 400
 #: what is scored, the score, whether it should be at most or at least, the bound
 TARGETS: tuple[tuple[str, str, str, float], ...] = (
-    ("layers", "mape", "<=", 9.0), ("layers", "p90", "<=", 20.0), ("layers", "kendall_tau", ">=", 0.95),
-    ("layers", "roofline_ratio", ">=", 4.0), ("layers", "best_of_8_regret_percent", "<=", 1.0),
-    ("all-to-all, 2 ranks", "median", "<=", 20.0), ("layers on 2 ranks, a + b x simulated", "mape", "<=", 10.0),
+    ("layers", "mape", "<=", 9.0),
+    ("layers", "p90", "<=", 20.0),
+    ("layers", "kendall_tau", ">=", 0.95),
+    ("layers", "roofline_ratio", ">=", 4.0),
+    ("layers", "best_of_8_regret_percent", "<=", 1.0),
+    ("all-to-all, 2 ranks", "median", "<=", 20.0),
+    ("layers on 2 ranks, a + b x simulated", "mape", "<=", 10.0),
     ("the whole run", "seconds", "<=", 120.0),
 )
 
 
 def fit_line(simulated: Array, measured: Array) -> tuple[float, float]:
-    """Start a >= 0 and slope b > 0 of measured = a + b x simulated, by a robust loss on the log of the ratio.
+    """Start a >= 0 and slope b > 0 of measured = a + b x simulated, by a robust loss on the log of
+    the ratio.
 
-    What ranks of one host add to the sum of their parts: waking each other up, and sharing caches and memory.
+    What ranks of one host add to the sum of their parts: waking each other up, and sharing caches
+    and memory.
 
     Args:
         simulated: ndarray of shape (N,), > 0, N >= 2.
@@ -34,13 +41,19 @@ def fit_line(simulated: Array, measured: Array) -> tuple[float, float]:
     from scipy.optimize import least_squares
 
     scale = float(np.median(measured))
-    found = least_squares(lambda p: np.log((p[0] + p[1] * simulated / scale) / (measured / scale)), (0.01, 1.0),
-                          bounds=((0.0, 1e-3), np.inf), loss="soft_l1", f_scale=0.1).x
+    found = least_squares(
+        lambda p: np.log((p[0] + p[1] * simulated / scale) / (measured / scale)),
+        (0.01, 1.0),
+        bounds=((0.0, 1e-3), np.inf),
+        loss="soft_l1",
+        f_scale=0.1,
+    ).x
     return float(found[0] * scale), float(found[1])
 
 
 def best_of_regret(simulated: Array, measured: Array, seed: int = 0) -> float:
-    """Mean regret, in percent, of the one that simulation calls best of eight, over many draws of eight.
+    """Mean regret, in percent, of the one that simulation calls best of eight, over many draws of
+    eight.
 
     Args:
         simulated: ndarray of shape (N,): cost of each, such as seconds per multiply-add.
@@ -56,17 +69,23 @@ def best_of_regret(simulated: Array, measured: Array, seed: int = 0) -> float:
 
 
 def scores(rows: Sequence[dict[str, Any]], simulated: str = "simulated_us") -> dict[str, float]:
-    """Errors in percent, rank correlation, share inside the interval, and how many rows were disturbed.
+    """Errors in percent, rank correlation, share inside the interval, and how many rows were
+    disturbed.
 
     Args:
-        rows: With ``measured_us``, a simulated column, and where known ``simulated_low_us``, ``simulated_high_us`` and
-            ``contended``.
+        rows: With ``measured_us``, a simulated column, and where known ``simulated_low_us``,
+            ``simulated_high_us`` and ``contended``.
         simulated: Name of the simulated column.
     """
-    predicted, measured = (np.array([row[name] for row in rows]) for name in (simulated, "measured_us"))
+    predicted, measured = (
+        np.array([row[name] for row in rows]) for name in (simulated, "measured_us")
+    )
     found = error_scores(predicted, measured) | (ranking(predicted, measured) or {})
     if "simulated_low_us" in rows[0] and simulated == "simulated_us":
-        inside = [row["simulated_low_us"] <= row["measured_us"] <= row["simulated_high_us"] for row in rows]
+        inside = [
+            row["simulated_low_us"] <= row["measured_us"] <= row["simulated_high_us"]
+            for row in rows
+        ]
         found["inside_percent"] = 100 * float(np.mean(inside))
     return found | {"contended": float(sum(bool(row.get("contended")) for row in rows))}
 
@@ -78,15 +97,23 @@ def against_targets(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         summary: Rows with ``what`` and scores.
 
     Returns:
-        Rows with what, score, target, found and met, in the order of `TARGETS`; found is None where it was not scored.
+        Rows with what, score, target, found and met, in the order of `TARGETS`; found is None where
+        it was not scored.
     """
     by_name = {row["what"]: row for row in summary}
     rows = []
     for what, score, sign, bound in TARGETS:
         found = by_name.get(what, {}).get(score)
         met = None if found is None else found <= bound if sign == "<=" else found >= bound
-        rows.append({"what": what, "score": score, "target": f"{sign} {bound:g}", "found": found,
-                     "met": {None: "not measured", True: "yes", False: "no"}[met]})
+        rows.append(
+            {
+                "what": what,
+                "score": score,
+                "target": f"{sign} {bound:g}",
+                "found": found,
+                "met": {None: "not measured", True: "yes", False: "no"}[met],
+            }
+        )
     return rows
 
 

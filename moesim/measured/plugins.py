@@ -1,4 +1,5 @@
-"""What `moesim kernels` runs: tools of installed packages, found through the entry point group ``moesim.kernel_tools``.
+"""What `moesim kernels` runs: tools of installed packages, found through the entry point group
+``moesim.kernel_tools``.
 
 They need torch and Triton, which `moesim` does not import.
 """
@@ -24,7 +25,9 @@ class KernelCompiler(Protocol):
         """Architectures it knows."""
 
     def rows(self, targets: Sequence[str], only: str) -> Iterator[dict[str, Any]]:
-        """One row per target and kernel whose name contains ``only``; key ``error`` says what is wrong with it."""
+        """One row per target and kernel whose name contains ``only``; key ``error`` says what is
+        wrong with it.
+        """
 
 
 class KernelTuner(Protocol):
@@ -33,15 +36,18 @@ class KernelTuner(Protocol):
     def unavailable_because(self) -> str | None:
         """Why it cannot run on this machine, in one line; None if it can."""
 
-    def rows(self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float,
-             seed: int) -> Iterator[dict[str, Any]]:
-        """A row for each number of tokens and grouped GEMM of the layer: the tile, and its time beside the default's.
+    def rows(
+        self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each number of tokens and grouped GEMM of the layer: the tile, and its time
+        beside the default's.
 
         Args:
             layer: Sizes.
             tokens: Numbers of tokens, each tuned for itself.
             dtype: Format of the experts.
-            skew: Of the experts' popularity: the e-th most popular is chosen in proportion to (e + 1)^-skew.
+            skew: Of the experts' popularity: the e-th most popular is chosen in proportion to (e +
+                1)^-skew.
             seed: Of routing, tokens and weights.
         """
 
@@ -63,8 +69,10 @@ def kernel_tool(name: str) -> Any:
     """
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
-        raise MeasurementError(f"kernels {name}: no installed package can; the kernels come with moesim itself: "
-                               "install it again")
+        raise MeasurementError(
+            f"kernels {name}: no installed package can; the kernels come with moesim itself: "
+            "install it again"
+        )
     tool = found[name].load()()
     if reason := tool.unavailable_because():
         raise MeasurementError(f"kernels {name}: {reason}")

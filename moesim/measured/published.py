@@ -1,7 +1,8 @@
 """Simulation against published figures: ``moesim validate published``.
 
-The list is ``hw_profiles/published/points.toml``: what was published, where, and which simulation answers for it. A
-point the simulator does not cover says why, and counts as a miss where it is one of those that are scored.
+The list is ``hw_profiles/published/points.toml``: what was published, where, and which simulation
+answers for it. A point the simulator does not cover says why, and counts as a miss where it is one
+of those that are scored.
 """
 
 from typing import Literal
@@ -39,8 +40,17 @@ class Point(Strict):
 
     name: str
     source: str
-    metric: Literal["us", "gb_per_s", "rdma_gb_per_s", "bus_gb_per_s", "ratio", "tokens_per_s_per_node",
-                    "tokens_per_s_per_gpu", "examples_per_s", "tokens_per_s"]
+    metric: Literal[
+        "us",
+        "gb_per_s",
+        "rdma_gb_per_s",
+        "bus_gb_per_s",
+        "ratio",
+        "tokens_per_s_per_node",
+        "tokens_per_s_per_gpu",
+        "examples_per_s",
+        "tokens_per_s",
+    ]
     value: float = Field(gt=0)
     scored: bool
     how: Literal["exchange", "speed_up", "torus_gain", "all_reduce"] | None = None
@@ -74,25 +84,41 @@ def compare() -> list[dict[str, object]]:
     """Every point with what the simulator says.
 
     Returns:
-        Rows: point, metric, published, simulated (None if not covered), error_percent, scored, note, evidence, source.
+        Rows: point, metric, published, simulated (None if not covered), error_percent, scored,
+        note, evidence, source.
     """
     file = load_points()
     rows: list[dict[str, object]] = []
     for point in file.points:
         simulated = _simulate(point) if point.how else None
         error = None if simulated is None else 100.0 * (simulated / point.value - 1.0)
-        rows.append({"point": point.name, "metric": point.metric, "published": point.value, "simulated": simulated,
-                     "error_percent": error, "scored": point.scored, "note": point.reason or point.note,
-                     "evidence": "" if simulated is None else "simulated", "source": file.sources[point.source].title})
+        rows.append(
+            {
+                "point": point.name,
+                "metric": point.metric,
+                "published": point.value,
+                "simulated": simulated,
+                "error_percent": error,
+                "scored": point.scored,
+                "note": point.reason or point.note,
+                "evidence": "" if simulated is None else "simulated",
+                "source": file.sources[point.source].title,
+            }
+        )
     return rows
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
-    """Scored points: how many, percent within 10, 15 and 30 %, points off by more than 2x; one not covered misses."""
+    """Scored points: how many, percent within 10, 15 and 30 %, points off by more than 2x; one not
+    covered misses.
+    """
     errors = [row["error_percent"] for row in rows if row["scored"]]
     known = np.array([e for e in errors if e is not None], dtype=np.float64)
     out = {"scored": float(len(errors)), "covered": float(len(known))}
-    out |= {f"within_{limit}_percent": 100.0 * float((np.abs(known) <= limit).sum()) / len(errors) for limit in WITHIN}
+    out |= {
+        f"within_{limit}_percent": 100.0 * float((np.abs(known) <= limit).sum()) / len(errors)
+        for limit in WITHIN
+    }
     return out | {"off_by_more_than_2x": float(((known > 100.0) | (known < -50.0)).sum())}
 
 
@@ -113,20 +139,39 @@ def _simulate(point: Point) -> float:
 
 
 def _exchange_s(point: Point) -> tuple[float, float, float]:
-    """(seconds, copies per device, copies per device by domain) of an exchange, by the flow engine."""
-    cluster = load_cluster(point.cluster).with_(num_nodes=point.num_nodes, devices_per_node=point.devices_per_node)
+    """(seconds, copies per device, copies per device by domain) of an exchange, by the flow engine.
+    """
+    cluster = load_cluster(point.cluster).with_(
+        num_nodes=point.num_nodes, devices_per_node=point.devices_per_node
+    )
     gate = Gate()
     if point.exchange == "deepep_normal" and point.num_nodes > 1:
-        gate = Gate(kind="group_limited", num_expert_groups=point.num_nodes,
-                    num_limited_groups=min(point.num_nodes, _LIMITED_NODES))
+        gate = Gate(
+            kind="group_limited",
+            num_expert_groups=point.num_nodes,
+            num_limited_groups=min(point.num_nodes, _LIMITED_NODES),
+        )
     precision = Precision.named("bf16" if point.token_format == "bfloat16" else "fp8")
     if point.token_format not in ("", "bfloat16"):
-        precision = Precision(weights="bfloat16", activations="bfloat16", combine="bfloat16",
-                              dispatch={"mxfp8": "float8_e4m3"}.get(point.token_format, point.token_format))
-    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=WIDTH, num_experts=EXPERTS, top_k=TOP_K, gate=gate,
-                     precision=precision)
-    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices),
-                          schedule=Schedule(exchange=point.exchange, num_comm_sms=point.num_sms))
+        precision = Precision(
+            weights="bfloat16",
+            activations="bfloat16",
+            combine="bfloat16",
+            dispatch={"mxfp8": "float8_e4m3"}.get(point.token_format, point.token_format),
+        )
+    layer = MoELayer(
+        hidden_size=HIDDEN,
+        expert_intermediate_size=WIDTH,
+        num_experts=EXPERTS,
+        top_k=TOP_K,
+        gate=gate,
+        precision=precision,
+    )
+    candidate = Candidate(
+        layer=layer,
+        parallelism=Parallelism(ep=cluster.num_devices),
+        schedule=Schedule(exchange=point.exchange, num_comm_sms=point.num_sms),
+    )
     workload = Workload(num_tokens_per_device=point.tokens)
     prepared = prepare(candidate, cluster, workload)
     program = lower(prepared)
@@ -134,12 +179,17 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
     ops = program.phase_N == program.phase_names.index(point.direction)
     served = ops & (program.solo_s_N() > 0)
     traffic = prepared.traffic
-    return (float(timeline.end_s_N[served].max() - timeline.start_s_N[served].min()),
-            float(traffic.copies_SD.sum(axis=1).mean()), float(traffic.domains_SG.sum(axis=1).mean()))
+    return (
+        float(timeline.end_s_N[served].max() - timeline.start_s_N[served].min()),
+        float(traffic.copies_SD.sum(axis=1).mean()),
+        float(traffic.domains_SG.sum(axis=1).mean()),
+    )
 
 
 def _torus_gain() -> float:
-    """All-to-all on the plain 4x4x8 over the twisted one; one static route per pair, as route tables hold."""
+    """All-to-all on the plain 4x4x8 over the twisted one; one static route per pair, as route
+    tables hold.
+    """
     times = []
     for twisted in (False, True):
         cluster = load_cluster("tpu-v4-4x4x8").with_(twisted=twisted, routing="single_path")
@@ -149,14 +199,28 @@ def _torus_gain() -> float:
 
 
 def _all_reduce(point: Point) -> float:
-    """Bus bandwidth of NCCL's all-reduce, 2 (R - 1) / R of the buffer over the time (nccl-tests' definition)."""
+    """Bus bandwidth of NCCL's all-reduce, 2 (R - 1) / R of the buffer over the time (nccl-tests'
+    definition).
+    """
     cluster: Cluster = load_cluster(point.cluster)
     direction: Direction = "dispatch"
     kernel = comm_kernel("nccl_all_reduce", ports_of(cluster), cluster.profile)
     ranks = cluster.num_devices
-    port = (ranks - 1) / ranks * point.num_bytes  # the kernel's unit: it counts both passes in its efficiency
+    # the kernel's unit: it counts both passes in its efficiency
+    port = (ranks - 1) / ranks * point.num_bytes
     one = np.ones(1)
-    price = kernel.price(direction, Work(tokens_D=one, copies_D=one, near_bytes_D=one * port, far_bytes_D=0.0 * one,
-                                         hidden_size=1, top_k=1, num_experts=1, copy_bytes=1.0))
+    price = kernel.price(
+        direction,
+        Work(
+            tokens_D=one,
+            copies_D=one,
+            near_bytes_D=one * port,
+            far_bytes_D=0.0 * one,
+            hidden_size=1,
+            top_k=1,
+            num_experts=1,
+            copy_bytes=1.0,
+        ),
+    )
     near_s = port * float(price.near_factor_D[0]) / cluster.link_bytes_per_s
     return 2.0 * port / (float(price.latency_s_D[0]) + near_s) / GB

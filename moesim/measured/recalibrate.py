@@ -1,10 +1,12 @@
-"""Move a measured profile of this machine to what layers and exchanges really took here, and see whether that helps.
+"""Move a measured profile of this machine to what layers and exchanges really took here, and see
+whether that helps.
 
-A profile is fitted to primitives, never to layers. `moesim check --recalibrate` asks what it would be worth to do more:
-one factor each for what GEMMs, selection, movement and calls of the framework cost, and for start and bytes of an
-exchange, fitted to half of the checked candidates (small factors are the likely ones, see
-`moesim.measured.fitting.few_shot_fit`) and scored on the other half. Which half a candidate is in depends on its name
-alone. On the CPUs tried, such factors did not help: what is left of the error is no matter of scale.
+A profile is fitted to primitives, never to layers. `moesim check --recalibrate` asks what it would
+be worth to do more: one factor each for what GEMMs, selection, movement and calls of the framework
+cost, and for start and bytes of an exchange, fitted to half of the checked candidates (small
+factors are the likely ones, see `moesim.measured.fitting.few_shot_fit`) and scored on the other
+half. Which half a candidate is in depends on its name alone. On the CPUs tried, such factors did
+not help: what is left of the error is no matter of scale.
 """
 
 import hashlib
@@ -27,8 +29,12 @@ from moesim.units import US
 
 Array = np.ndarray
 #: factor -> tables of ``[serial]`` that it multiplies
-GROUPS = {"gemm": ("gemm_float32", "gemm_bfloat16"), "select": ("top_k", "softmax", "cast", "mask"),
-          "move": ("stream", "gather", "align"), "launch": ("launch",)}
+GROUPS = {
+    "gemm": ("gemm_float32", "gemm_bfloat16"),
+    "select": ("top_k", "softmax", "cast", "mask"),
+    "move": ("stream", "gather", "align"),
+    "launch": ("launch",),
+}
 #: factors of ``[host_fabric]``: its start, and its seconds per byte
 EXCHANGE = ("exchange_start", "exchange_bytes")
 _FEWEST = 4
@@ -62,13 +68,24 @@ class Recalibration:
 
 def scaled(profile: Profile, factors: dict[str, float]) -> Profile:
     """The profile with factors of its serial tables and of its all-to-all."""
-    of_table = {table: factors[group] for group, tables in GROUPS.items() for table in tables if group in factors}
-    serial = {table: {name: value * of_table.get(table, 1.0) for name, value in terms.items()}
-              for table, terms in profile.serial.items()}
+    of_table = {
+        table: factors[group]
+        for group, tables in GROUPS.items()
+        for table in tables
+        if group in factors
+    }
+    serial = {
+        table: {name: value * of_table.get(table, 1.0) for name, value in terms.items()}
+        for table, terms in profile.serial.items()
+    }
     fabric = profile.host_fabric
     if fabric is not None:
         start, per_byte = (factors.get(name, 1.0) for name in EXCHANGE)
-        fabric = replace(fabric, start_s=fabric.start_s * start, port_bytes_per_s=fabric.port_bytes_per_s / per_byte)
+        fabric = replace(
+            fabric,
+            start_s=fabric.start_s * start,
+            port_bytes_per_s=fabric.port_bytes_per_s / per_byte,
+        )
     return replace(profile, serial=serial, host_fabric=fabric)
 
 
@@ -76,35 +93,47 @@ def recalibrate(checked: Sequence[tuple[Case, CheckRow]]) -> Recalibration:
     """Fit factors to half of the candidates and score them on the other half.
 
     Args:
-        checked: Winners on one measured profile of a CPU, and what sources that ran them as they are say of them.
+        checked: Winners on one measured profile of a CPU, and what sources that ran them as they
+            are say of them.
 
     Raises:
-        ConfigError: Not on such a profile, or on several, or too few candidates that were measured as they are.
+        ConfigError: Not on such a profile, or on several, or too few candidates that were measured
+            as they are.
     """
     profiles = {winner.cluster.profile.digest: winner.cluster.profile for winner, _ in checked}
     measured_here = [profile for profile in profiles.values() if profile.execution == "serial"]
     if len(profiles) != 1 or not measured_here:
         names = ", ".join(sorted({profile.name for profile in profiles.values()})) or "none"
-        raise ConfigError("--recalibrate: expected winners on one profile that `moesim measure` wrote of this CPU, got "
-                          f"{names}")
+        raise ConfigError(
+            "--recalibrate: expected winners on one profile that `moesim measure` wrote of this "
+            f"CPU, got {names}"
+        )
     (profile,) = measured_here
     used = [(winner, row) for winner, row in checked if _is_of_profile(winner, row)]
     halves = _halves(used)
     if not all(halves):
         count = len({winner.key for winner, _ in used})
-        raise ConfigError(f"--recalibrate: expected at least {_FEWEST} candidates that were measured as they are, got "
-                          f"{count}")
+        raise ConfigError(
+            f"--recalibrate: expected at least {_FEWEST} candidates that were measured as they "
+            f"are, got {count}"
+        )
     fitting, apart = halves
     free = _factors_in(fitting)
-    factors = few_shot_fit(lambda p: np.log(_ratios(fitting, profile, p)), dict.fromkeys(free, 1.0), free)
+    factors = few_shot_fit(
+        lambda p: np.log(_ratios(fitting, profile, p)), dict.fromkeys(free, 1.0), free
+    )
 
     def scored(chosen: dict[str, float]) -> dict[str, float]:
         ratios = _ratios(apart, profile, chosen)
         return error_scores(ratios, np.ones_like(ratios))
 
-    return Recalibration(factors=factors, before=scored({}), after=scored(factors),
-                         fitted_on=tuple(dict.fromkeys(w.candidate.label for w, _ in fitting)),
-                         kept_apart=tuple(dict.fromkeys(w.candidate.label for w, _ in apart)))
+    return Recalibration(
+        factors=factors,
+        before=scored({}),
+        after=scored(factors),
+        fitted_on=tuple(dict.fromkeys(w.candidate.label for w, _ in fitting)),
+        kept_apart=tuple(dict.fromkeys(w.candidate.label for w, _ in apart)),
+    )
 
 
 def _is_of_profile(winner: Case, row: CheckRow) -> bool:
@@ -118,21 +147,30 @@ def _is_of_profile(winner: Case, row: CheckRow) -> bool:
 
 def _halves(used: Sequence[tuple[Case, CheckRow]]) -> tuple[list, list]:
     """By turns, in the order of hashes of what is checked; both empty where there are too few."""
-    keys = sorted({winner.key for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest())
+    keys = sorted(
+        {winner.key for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest()
+    )
     if len(keys) < _FEWEST:
         return [], []
     fitted = set(keys[::2])
-    return ([pair for pair in used if pair[0].key in fitted], [pair for pair in used if pair[0].key not in fitted])
+    return (
+        [pair for pair in used if pair[0].key in fitted],
+        [pair for pair in used if pair[0].key not in fitted],
+    )
 
 
 def _factors_in(used: Sequence[tuple[Case, CheckRow]]) -> tuple[str, ...]:
     """Those that anything measured depends on."""
     layers = any("port_bytes" not in row.extra for _, row in used)
-    exchanges = any("port_bytes" in row.extra or winner.cluster.num_devices > 1 for winner, row in used)
+    exchanges = any(
+        "port_bytes" in row.extra or winner.cluster.num_devices > 1 for winner, row in used
+    )
     return (*(GROUPS if layers else ()), *(EXCHANGE if exchanges else ()))
 
 
-def _ratios(used: Sequence[tuple[Case, CheckRow]], profile: Profile, factors: dict[str, float]) -> Array:
+def _ratios(
+    used: Sequence[tuple[Case, CheckRow]], profile: Profile, factors: dict[str, float]
+) -> Array:
     """Simulated over measured with these factors: ndarray of shape (rows,)."""
     changed = scaled(profile, factors)
     clusters: dict[int, Cluster] = {}
@@ -145,15 +183,21 @@ def _ratios(used: Sequence[tuple[Case, CheckRow]], profile: Profile, factors: di
         else:
             ranks = winner.cluster.num_devices
             if ranks not in clusters:
-                clusters[ranks] = single_device(changed) if ranks == 1 else ranks_of_host(changed, ranks)
-            seconds = simulate(winner.candidate, clusters[ranks], winner.workload, must_fit=False).layer_time_s
+                clusters[ranks] = (
+                    single_device(changed) if ranks == 1 else ranks_of_host(changed, ranks)
+                )
+            seconds = simulate(
+                winner.candidate, clusters[ranks], winner.workload, must_fit=False
+            ).layer_time_s
         found.append(seconds / US / row.measured)
     return np.array(found)
 
 
 def _multiplied(line: str, factor: float) -> str:
     """A line's numbers, five digits each."""
-    return _NUMBER.sub(lambda number: f"{number[1]} = {float(f'{float(number[2]) * factor:.5g}')!r}", line)
+    return _NUMBER.sub(
+        lambda number: f"{number[1]} = {float(f'{float(number[2]) * factor:.5g}')!r}", line
+    )
 
 
 def recalibrated_text(text: str, found: Recalibration) -> str:
@@ -163,8 +207,11 @@ def recalibrated_text(text: str, found: Recalibration) -> str:
         text: As `moesim measure` wrote it.
         found: Factors, which the file then names as the source of what they changed.
     """
-    of_section = {f"serial.{table}": found.factors.get(group, 1.0)
-                  for group, tables in GROUPS.items() for table in tables}
+    of_section = {
+        f"serial.{table}": found.factors.get(group, 1.0)
+        for group, tables in GROUPS.items()
+        for table in tables
+    }
     start, per_byte = (found.factors.get(name, 1.0) for name in EXCHANGE)
     of_key = {"start_us": start, "gb_per_s": 1.0 / per_byte}
     section, lines = "", []
@@ -178,10 +225,14 @@ def recalibrated_text(text: str, found: Recalibration) -> str:
             line = re.sub(r'source = "[^"]*"', 'source = "recalibrated"', _multiplied(line, factor))
         lines.append(line)
     told = ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items())
-    lines += ["[sources.recalibrated]", 'title = "moesim check --recalibrate"',
-              f'locator = "factors {told}, fitted to {len(found.fitted_on)} candidates; mean error on '
-              f'{len(found.kept_apart)} others {found.before["mape"]:.1f} % before, {found.after["mape"]:.1f} % after"',
-              ""]
+    lines += [
+        "[sources.recalibrated]",
+        'title = "moesim check --recalibrate"',
+        f'locator = "factors {told}, fitted to {len(found.fitted_on)} candidates; mean error on '
+        f"{len(found.kept_apart)} others {found.before['mape']:.1f} % before, "
+        f'{found.after["mape"]:.1f} % after"',
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -189,7 +240,8 @@ def write_recalibrated(path: Path, profile: Profile, found: Recalibration) -> No
     """Write the profile with the factors beside, or over, the one it was.
 
     Raises:
-        ConfigError: The profile has no file that is found by its name, or the new one cannot be written.
+        ConfigError: The profile has no file that is found by its name, or the new one cannot be
+            written.
     """
     text = toml.read_text(toml.find("devices", profile.name))
     try:

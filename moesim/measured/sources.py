@@ -1,11 +1,12 @@
 """What a source of measurements is, and how the installed ones are found.
 
-A source checks one candidate and returns `CheckRow`s: what was simulated, what was measured, and of which kind; first
-the largest part of a layer that it knows, then that part by phase where it can. Where it substitutes another shape for
-the one asked, as a CPU must, the row says so, and where it cannot check, why. All are found through the entry point
-group ``moesim.measurement_sources``: ``silicon`` (measured tables), ``triton`` (this machine's GPU), ``torch-cpu`` and
-``gloo`` (this CPU, and processes on it), ``interpret`` (whether the kernels compute the right numbers, never a time).
-Those that need torch or Triton live in `moesim_kernels`.
+A source checks one candidate and returns `CheckRow`s: what was simulated, what was measured, and of
+which kind; first the largest part of a layer that it knows, then that part by phase where it can.
+Where it substitutes another shape for the one asked, as a CPU must, the row says so, and where it
+cannot check, why. All are found through the entry point group ``moesim.measurement_sources``:
+``silicon`` (measured tables), ``triton`` (this machine's GPU), ``torch-cpu`` and ``gloo`` (this
+CPU, and processes on it), ``interpret`` (whether the kernels compute the right numbers, never a
+time). Those that need torch or Triton live in `moesim_kernels`.
 """
 
 from dataclasses import dataclass, field
@@ -21,11 +22,20 @@ PROFILERS = "moesim.profilers"
 Status = Literal["checked", "not_measured", "unavailable"]
 Evidence = Literal["measured", "interpolated", "simulated"]
 STATUSES: tuple[Status, ...] = ("checked", "not_measured", "unavailable")
-QUANTITIES = ("layer_time_us", "gate_time_us", "dispatch_time_us", "experts_time_us", "experts_warm_time_us",
-              "combine_time_us", "max_abs_error", "none")
+QUANTITIES = (
+    "layer_time_us",
+    "gate_time_us",
+    "dispatch_time_us",
+    "experts_time_us",
+    "experts_warm_time_us",
+    "combine_time_us",
+    "max_abs_error",
+    "none",
+)
 Verdict = Literal["confirmed", "refuted", "inconclusive", "not_measured"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "inconclusive", "not_measured")
-#: percent of error within which a simulation is confirmed, and beyond which, outside its interval, it is refuted
+#: percent of error within which a simulation is confirmed, and beyond which, outside its interval,
+#: it is refuted
 CONFIRMED_WITHIN, REFUTED_BEYOND = 15.0, 30.0
 
 
@@ -37,22 +47,27 @@ class CheckRow:
         candidate: Label of the candidate that is checked.
         source: Name of the source.
         quantity: What is compared, with its unit, one of `QUANTITIES`; ``none`` where nothing is.
-        status: ``checked``; ``not_measured``: nobody measured exactly this; ``unavailable``: the source cannot run.
+        status: ``checked``; ``not_measured``: nobody measured exactly this; ``unavailable``: the
+            source cannot run.
         simulated: Simulated value; None for a numerical check.
         simulated_low: P10 of its interval.
         simulated_high: P90.
         measured: Measured value (a median, unless ``detail`` says otherwise); None without one.
-        measured_low: P10 of the repeats; None, as ``measured_high``, for tables that have a mean alone.
+        measured_low: P10 of the repeats; None, as ``measured_high``, for tables that have a mean
+            alone.
         measured_high: P90.
         limit: For a numerical check: the largest error allowed.
         detail: What exactly was run, or why not: one line.
-        in_fit_set: Whether the measured row may have been used to fit the model; None where nothing was fitted.
-        interpolated: Whether the measured value lies between two of a table that differ in tokens alone.
+        in_fit_set: Whether the measured row may have been used to fit the model; None where nothing
+            was fitted.
+        interpolated: Whether the measured value lies between two of a table that differ in tokens
+            alone.
         calibration: Of the simulated value.
         engine: Engine or model of the simulated value.
         seed: Seed.
         profile_hash: Hash of what the simulated value rests on.
-        design: Key of the candidate; filled in by `moesim.measured.check.check_candidate`, as the next.
+        design: Key of the candidate; filled in by `moesim.measured.check.check_candidate`, as the
+            next.
         workload: Label of the work it was given.
     """
 
@@ -101,9 +116,10 @@ class CheckRow:
     def verdict(self) -> Verdict:
         """What the comparison says of the simulated value.
 
-        ``confirmed``: measured inside the simulated 80 % interval, or within 15 %; a numerical check within its limit.
-        ``refuted``: off by more than 30 % and outside the interval; a numerical check beyond its limit.
-        ``inconclusive``: between the two. ``not_measured``: nothing was measured.
+        ``confirmed``: measured inside the simulated 80 % interval, or within 15 %; a numerical
+        check within its limit. ``refuted``: off by more than 30 % and outside the interval; a
+        numerical check beyond its limit. ``inconclusive``: between the two. ``not_measured``:
+        nothing was measured.
         """
         if self.measured is None:
             return "not_measured"
@@ -112,8 +128,11 @@ class CheckRow:
         error = self.error_percent
         if error is None:
             return "not_measured"
-        inside = (self.simulated_low is not None and self.simulated_high is not None
-                  and self.simulated_low <= self.measured <= self.simulated_high)
+        inside = (
+            self.simulated_low is not None
+            and self.simulated_high is not None
+            and self.simulated_low <= self.measured <= self.simulated_high
+        )
         if inside or abs(error) <= CONFIRMED_WITHIN:
             return "confirmed"
         return "refuted" if abs(error) > REFUTED_BEYOND else "inconclusive"
@@ -128,10 +147,12 @@ class MeasurementSource(Protocol):
         """Why it cannot run on this machine, in one line; None if it can."""
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Check one candidate: at least one row, the largest part of a layer first, then its phases.
+        """Check one candidate: at least one row, the largest part of a layer first, then its
+        phases.
 
         Raises:
-            MoesimError: It cannot check this one; `moesim.measured.check.check_candidate` makes a row of that.
+            MoesimError: It cannot check this one; `moesim.measured.check.check_candidate` makes a
+                row of that.
         """
 
 
@@ -154,4 +175,7 @@ def profilers() -> dict[str, Profiler]:
 
 def installed_sources() -> dict[str, MeasurementSource]:
     """Sources of all installed packages by name; importing them may load torch and Triton."""
-    return {point.name: point.load()() for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+    return {
+        point.name: point.load()()
+        for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)
+    }

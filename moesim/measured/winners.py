@@ -1,7 +1,7 @@
 """Winners read back from the tables that studies write: what to simulate and check again.
 
-A row of `Result.row` holds every field of its design and work, and the design's key to hold it to. What it does not
-hold is the hardware, which the cluster it names describes.
+A row of `Result.row` holds every field of its design and work, and the design's key to hold it to.
+What it does not hold is the hardware, which the cluster it names describes.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A design, where it ran, and the work it was given: what a check simulates again and measures."""
+    """A design, where it ran, and the work it was given: what a check simulates again and measures.
+    """
 
     candidate: Candidate
     cluster: Cluster
@@ -32,7 +33,8 @@ def read_winners(path: Path) -> list[Case]:
     """Read a CSV file of simulated candidates, such as a study's winners.csv or pareto.csv.
 
     Raises:
-        ConfigError: Unreadable, a column missing, no rows, or a row that is no candidate: column and first bad row.
+        ConfigError: Unreadable, a column missing, no rows, or a row that is no candidate: column
+            and first bad row.
     """
     import pandas as pd
 
@@ -43,7 +45,10 @@ def read_winners(path: Path) -> list[Case]:
         raise ConfigError(f"{path}: cannot read these winners: {reason}") from None
     missing = [name for name in NEEDED if name not in table]
     if missing:
-        raise ConfigError(f"{path.name}: {missing[0]}: expected this column, got {', '.join(map(str, table.columns))}")
+        raise ConfigError(
+            f"{path.name}: {missing[0]}: expected this column, got "
+            f"{', '.join(map(str, table.columns))}"
+        )
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
     return [_case(path.name, number, row) for number, row in enumerate(table.to_dict("records"))]
@@ -54,15 +59,19 @@ def _case(where: str, number: int, row: dict[str, str]) -> Case:
         row = _as_designed(row)
         candidate, workload = Candidate.from_dict(row), Workload.from_dict(row)
         if row["design"] not in ("", candidate.key):
-            raise ConfigError(f"design: expected {candidate.key}, the key of this row's values (or nothing, for a row "
-                              f"written by hand), got {row['design']!r}")
+            raise ConfigError(
+                f"design: expected {candidate.key}, the key of this row's values (or nothing, for "
+                f"a row written by hand), got {row['design']!r}"
+            )
         return Case(candidate=candidate, cluster=load_cluster(row["cluster"]), workload=workload)
     except ConfigError as error:
         raise ConfigError(f"{where}: row {number}: {error}") from None
 
 
 def _as_designed(row: dict[str, str]) -> dict[str, str]:
-    """A row of trials.csv or pareto.csv holds the point as it was asked; here is what its words stand for."""
+    """A row of trials.csv or pareto.csv holds the point as it was asked; here is what its words
+    stand for.
+    """
     found = dict(row)
     if row["exchange"] == "cluster":
         found["exchange"] = ""
@@ -70,5 +79,7 @@ def _as_designed(row: dict[str, str]) -> dict[str, str]:
         found["capacity_factor"] = ""
     kind, *options = row["gate"].split("+")
     if row.get("num_expert_groups") and ":" not in kind:
-        found["gate"] = "+".join([f"{kind}:{row['num_expert_groups']}:{row['num_limited_groups']}", *options])
+        found["gate"] = "+".join(
+            [f"{kind}:{row['num_expert_groups']}:{row['num_limited_groups']}", *options]
+        )
     return found

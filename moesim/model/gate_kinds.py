@@ -1,8 +1,9 @@
 """Kinds of gates: what distinguishes one from another, one record for each.
 
-A record says which numbers its text takes, which counts of experts it can choose among, how many weights it has and
-what it costs. Nothing else in moesim lists kinds. A new one is a record here, or anywhere else with `add_gate_kind`;
-its price is the name of one that `moesim.costs.phases.gate` has, or a function of one's own.
+A record says which numbers its text takes, which counts of experts it can choose among, how many
+weights it has and what it costs. Nothing else in moesim lists kinds. A new one is a record here, or
+anywhere else with `add_gate_kind`; its price is the name of one that `moesim.costs.phases.gate`
+has, or a function of one's own.
 """
 
 import math
@@ -42,8 +43,12 @@ def _any_experts(gate: Sizes, num_experts: int) -> None:
 
 
 def _square(gate: Sizes, num_experts: int) -> None:
-    require(math.isqrt(num_experts) ** 2 == num_experts, "layer.num_experts", "a perfect square for a product_key gate",
-            num_experts)
+    require(
+        math.isqrt(num_experts) ** 2 == num_experts,
+        "layer.num_experts",
+        "a perfect square for a product_key gate",
+        num_experts,
+    )
 
 
 def _key_of_each(gate: Sizes, hidden_size: int, num_experts: int) -> int:
@@ -60,7 +65,9 @@ def _keys_of_kept_groups(gate: Sizes, hidden_size: int, num_experts: int) -> int
 
 
 def _product_keys(gate: Sizes, hidden_size: int, num_experts: int) -> int:
-    """Two sets of sqrt(E) keys of half a query each, which all heads share (arXiv 2407.04153), and the projection."""
+    """Two sets of sqrt(E) keys of half a query each, which all heads share (arXiv 2407.04153), and
+    the projection.
+    """
     return (math.isqrt(num_experts) + hidden_size * gate.query_heads) * gate.query_size
 
 
@@ -71,9 +78,11 @@ class GateKind:
     Attributes:
         name: The name that gates use as text.
         about: What it does, in a line.
-        price: What a decision costs: a name of `moesim.costs.phases.gate.PRICES`, or a function of (primitives of a
-            device, layer, ndarray of shape (D,): tokens that decide) that returns a `moesim.costs.phase.PhaseCost`.
-        numbers: The two fields whose numbers stand after its name in text, such as ``two_level:16:4``; none for none.
+        price: What a decision costs: a name of `moesim.costs.phases.gate.PRICES`, or a function of
+            (primitives of a device, layer, ndarray of shape (D,): tokens that decide) that returns
+            a `moesim.costs.phase.PhaseCost`.
+        numbers: The two fields whose numbers stand after its name in text, such as
+            ``two_level:16:4``; none for none.
         needs_numbers: Whether text must name them.
         grouped: Whether it has groups of experts.
         any_selection: Whether it can select by other ways than the top k.
@@ -109,7 +118,9 @@ def add_gate_kind(kind: GateKind) -> GateKind:
     """
     known = GATE_KINDS.get(kind.name, kind)
     if known != kind:
-        raise ConfigError(f"gate kind {kind.name!r}: expected a new name, got that of {known.about!r}")
+        raise ConfigError(
+            f"gate kind {kind.name!r}: expected a new name, got that of {known.about!r}"
+        )
     GATE_KINDS[kind.name] = kind
     return kind
 
@@ -126,18 +137,49 @@ def gate_kind(name: str) -> GateKind:
 
 
 _GROUPS = ("num_expert_groups", "num_limited_groups")
-add_gate_kind(GateKind(
-    name="flat", about="scores every expert", price="flat", any_selection=True, loss_known=True))
-add_gate_kind(GateKind(
-    name="group_limited", about="scores every expert, keeps the best groups, chooses inside them (DeepSeek-V3, arXiv "
-    "2412.19437)", price="group_limited", numbers=_GROUPS, needs_numbers=True, grouped=True, loss_known=True))
-add_gate_kind(GateKind(
-    name="two_level",
-    about="scores the groups first and the experts of the kept groups only (hierarchical MoE, Shazeer "
-    "et al. 2017, arXiv 1701.06538)", price="two_level", numbers=_GROUPS, needs_numbers=True, grouped=True,
-    local_routers=True, params=_keys_of_two_levels, active_params=_keys_of_kept_groups, loss_known=True))
-add_gate_kind(GateKind(
-    name="product_key", about="gives expert (i, j) of a square grid the sum of a row's and a column's score, so that "
-    "the best k of sqrt(E) rows and the best k of sqrt(E) columns hold the best k of all E experts (Lample et al. 2019, "
-    "arXiv 1907.05242; PEER, He 2024, arXiv 2407.04153)", price="product_key", numbers=("query_heads", "query_size"),
-    check_experts=_square, params=_product_keys, loss_known=True))
+add_gate_kind(
+    GateKind(
+        name="flat", about="scores every expert", price="flat", any_selection=True, loss_known=True
+    )
+)
+add_gate_kind(
+    GateKind(
+        name="group_limited",
+        about="scores every expert, keeps the best groups, chooses inside them (DeepSeek-V3, arXiv "
+        "2412.19437)",
+        price="group_limited",
+        numbers=_GROUPS,
+        needs_numbers=True,
+        grouped=True,
+        loss_known=True,
+    )
+)
+add_gate_kind(
+    GateKind(
+        name="two_level",
+        about="scores the groups first and the experts of the kept groups only (hierarchical "
+        "MoE, Shazeer et al. 2017, arXiv 1701.06538)",
+        price="two_level",
+        numbers=_GROUPS,
+        needs_numbers=True,
+        grouped=True,
+        local_routers=True,
+        params=_keys_of_two_levels,
+        active_params=_keys_of_kept_groups,
+        loss_known=True,
+    )
+)
+add_gate_kind(
+    GateKind(
+        name="product_key",
+        about="gives expert (i, j) of a square grid the sum of a row's and a column's score, so "
+        "that the best k of sqrt(E) rows and the best k of sqrt(E) columns hold the best k "
+        "of all E experts (Lample et al. 2019, arXiv 1907.05242; PEER, He 2024, arXiv "
+        "2407.04153)",
+        price="product_key",
+        numbers=("query_heads", "query_size"),
+        check_experts=_square,
+        params=_product_keys,
+        loss_known=True,
+    )
+)

@@ -21,9 +21,10 @@ class Format:
     scale_elements: int = 1
 
 
-#: mxfp4: OCP Microscaling Formats 1.0, a one-byte scale for 32 elements. nvfp4: NVIDIA Blackwell, a one-byte scale for
-#: 16. int4: weight-only as GPTQ and AWQ store it, a two-byte scale for 128. int8 has one scale per column or token,
-#: under 0.1 % of the bytes and not counted. float8_e4m3 takes its block from `Precision.scale_block`.
+#: mxfp4: OCP Microscaling Formats 1.0, a one-byte scale for 32 elements. nvfp4: NVIDIA Blackwell, a
+#: one-byte scale for 16. int4: weight-only as GPTQ and AWQ store it, a two-byte scale for 128. int8
+#: has one scale per column or token, under 0.1 % of the bytes and not counted. float8_e4m3 takes
+#: its block from `Precision.scale_block`.
 FORMATS = {
     "float32": Format(4.0),
     "bfloat16": Format(2.0),
@@ -45,15 +46,16 @@ class Precision:
 
     Attributes:
         weights: Format of the expert weights.
-        activations: Format of the tokens inside the experts; the grouped GEMMs run at this format's rate. Weights
-            narrower than it are widened inside the kernel (weight-only quantisation).
+        activations: Format of the tokens inside the experts; the grouped GEMMs run at this format's
+            rate. Weights narrower than it are widened inside the kernel (weight-only quantisation).
         dispatch: Format of a token on its way to an expert.
         combine: Format of an expert's output on its way back.
-        scale_block: For float8_e4m3: elements that share one 4-byte scale, scale_block x scale_block of the weights,
-            scale_block of a token; 0 for one scale per tensor.
+        scale_block: For float8_e4m3: elements that share one 4-byte scale, scale_block x
+            scale_block of the weights, scale_block of a token; 0 for one scale per tensor.
 
     Raises:
-        ConfigError: A format nobody knows, a block below 0, or activations narrower than the weights.
+        ConfigError: A format nobody knows, a block below 0, or activations narrower than the
+            weights.
     """
 
     weights: str = "bfloat16"
@@ -64,11 +66,19 @@ class Precision:
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations", "dispatch", "combine"):
-            require(getattr(self, name) in FORMATS, f"precision.{name}", f"one of {', '.join(FORMATS)}",
-                    getattr(self, name))
+            require(
+                getattr(self, name) in FORMATS,
+                f"precision.{name}",
+                f"one of {', '.join(FORMATS)}",
+                getattr(self, name),
+            )
         require_int("precision.scale_block", self.scale_block, 0)
-        require(BYTES_PER_ELEMENT[self.activations] >= BYTES_PER_ELEMENT[self.weights], "precision.activations",
-                f"a format at least as wide as the weights' {self.weights}", self.activations)
+        require(
+            BYTES_PER_ELEMENT[self.activations] >= BYTES_PER_ELEMENT[self.weights],
+            "precision.activations",
+            f"a format at least as wide as the weights' {self.weights}",
+            self.activations,
+        )
 
     @classmethod
     def named(cls, name: str) -> "Precision":
@@ -81,15 +91,27 @@ class Precision:
             require(name in RECIPES, "precision", f"one of {', '.join(RECIPES)}", name)
             return RECIPES[name]
         *formats, block = name.split("/")
-        require(len(formats) == 4 and block.isascii() and block.isdigit(), "precision",
-                "'WEIGHTS/ACTIVATIONS/DISPATCH/COMBINE/SCALE_BLOCK'", name)
+        require(
+            len(formats) == 4 and block.isascii() and block.isdigit(),
+            "precision",
+            "'WEIGHTS/ACTIVATIONS/DISPATCH/COMBINE/SCALE_BLOCK'",
+            name,
+        )
         weights, activations, dispatch, combine = formats
-        return cls(weights=weights, activations=activations, dispatch=dispatch, combine=combine, scale_block=int(block))
+        return cls(
+            weights=weights,
+            activations=activations,
+            dispatch=dispatch,
+            combine=combine,
+            scale_block=int(block),
+        )
 
     @property
     def name(self) -> str:
         """The recipe's name; where it is none, its formats and block as `named` reads them."""
-        formats = f"{self.weights}/{self.activations}/{self.dispatch}/{self.combine}/{self.scale_block}"
+        formats = (
+            f"{self.weights}/{self.activations}/{self.dispatch}/{self.combine}/{self.scale_block}"
+        )
         return next((name for name, recipe in RECIPES.items() if recipe == self), formats)
 
     @property
@@ -102,8 +124,12 @@ class Precision:
         """Whether the kernel widens the weights before it multiplies."""
         return BYTES_PER_ELEMENT[self.weights] < BYTES_PER_ELEMENT[self.activations]
 
-    def token_bytes(self, which: Literal["activations", "dispatch", "combine"], num_elements: int) -> float:
-        """Bytes of one token of ``num_elements`` numbers, with its scales where the format has them."""
+    def token_bytes(
+        self, which: Literal["activations", "dispatch", "combine"], num_elements: int
+    ) -> float:
+        """Bytes of one token of ``num_elements`` numbers, with its scales where the format has
+        them.
+        """
         fmt = FORMATS[getattr(self, which)]
         scales = fmt.scale_bytes * -(-num_elements // fmt.scale_elements)
         if getattr(self, which) == _FP8 and self.scale_block:
@@ -120,11 +146,14 @@ class Precision:
         return fmt.bytes + scale
 
 
-#: bf16, fp16: throughout. fp8: weights, tokens and dispatch, 128 x 128 blocks (DeepSeek-V3, arXiv 2412.19437);
-#: fp8_tensor: one scale per tensor. int8: weights and tokens. int4, mxfp4, nvfp4: weights only, bf16 tokens.
+#: bf16, fp16: throughout. fp8: weights, tokens and dispatch, 128 x 128 blocks (DeepSeek-V3, arXiv
+#: 2412.19437); fp8_tensor: one scale per tensor. int8: weights and tokens. int4, mxfp4, nvfp4:
+#: weights only, bf16 tokens.
 RECIPES = {
     "bf16": Precision(),
-    "fp16": Precision(weights="float16", activations="float16", dispatch="float16", combine="float16"),
+    "fp16": Precision(
+        weights="float16", activations="float16", dispatch="float16", combine="float16"
+    ),
     "fp8": Precision(weights=_FP8, activations=_FP8, dispatch=_FP8),
     "fp8_tensor": Precision(weights=_FP8, activations=_FP8, dispatch=_FP8, scale_block=0),
     "int8": Precision(weights="int8", activations="int8", dispatch="int8"),

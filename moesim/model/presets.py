@@ -17,7 +17,9 @@ _KV_BYTES_PER_ELEMENT = 2.0
 
 
 class Attention(Strict):
-    """What an attention block's sizes are; ``kv_rank`` and on are those of multi-head latent attention."""
+    """What an attention block's sizes are; ``kv_rank`` and on are those of multi-head latent
+    attention.
+    """
 
     num_heads: int = Field(ge=1)
     head_size: int = Field(ge=1)
@@ -38,7 +40,10 @@ class Attention(Strict):
             query = (self.q_rank or hidden) * self.num_heads * (self.head_size + self.rope_size)
             key_value = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * (heads + values)
             return hidden * self.q_rank + query + key_value + values * hidden
-        return int(self.blocks_per_layer * (2 * hidden * heads + 2 * hidden * self.num_kv_heads * self.head_size))
+        return int(
+            self.blocks_per_layer
+            * (2 * hidden * heads + 2 * hidden * self.num_kv_heads * self.head_size)
+        )
 
     def kv_bytes(self) -> float:
         """Bytes a token leaves in one layer's cache, in bf16."""
@@ -113,11 +118,25 @@ def load_preset(name: str, precision: Precision | None = None) -> Preset:
         raise UnknownNameError("preset", name, presets)
     p = presets[name]
     gate = replace(Gate.parse(p.gate), score=p.score)  # type: ignore[arg-type]
-    layer = MoELayer(hidden_size=p.hidden_size, expert_intermediate_size=p.expert_intermediate_size,
-                     num_experts=p.num_experts, top_k=p.top_k, num_shared_experts=p.num_shared_experts,
-                     capacity_factor=p.capacity_factor, gated=p.gated, gate=gate, precision=precision or Precision())
-    dense = DensePart(num_layers=p.num_layers, num_moe_layers=p.num_moe_layers, hidden_size=p.hidden_size,
-                      vocab_size=p.vocab_size, attention_params_per_layer=p.attention.params(p.hidden_size),
-                      kv_bytes_per_token_per_layer=p.attention.kv_bytes(),
-                      dense_intermediate_size=p.dense_intermediate_size, tied_embeddings=p.tied_embeddings)
+    layer = MoELayer(
+        hidden_size=p.hidden_size,
+        expert_intermediate_size=p.expert_intermediate_size,
+        num_experts=p.num_experts,
+        top_k=p.top_k,
+        num_shared_experts=p.num_shared_experts,
+        capacity_factor=p.capacity_factor,
+        gated=p.gated,
+        gate=gate,
+        precision=precision or Precision(),
+    )
+    dense = DensePart(
+        num_layers=p.num_layers,
+        num_moe_layers=p.num_moe_layers,
+        hidden_size=p.hidden_size,
+        vocab_size=p.vocab_size,
+        attention_params_per_layer=p.attention.params(p.hidden_size),
+        kv_bytes_per_token_per_layer=p.attention.kv_bytes(),
+        dense_intermediate_size=p.dense_intermediate_size,
+        tied_embeddings=p.tied_embeddings,
+    )
     return Preset(name=name, layer=layer, dense_part=dense, source=p.source)

@@ -1,6 +1,7 @@
 """Widths of experts that differ: as numbers, and as text that a table or a storage can hold.
 
-``"64x256+64x1024"`` is 64 experts of width 256, then 64 of width 1024; ``"56x512+8x0"`` has its last eight pruned.
+``"64x256+64x1024"`` is 64 experts of width 256, then 64 of width 1024; ``"56x512+8x0"`` has its
+last eight pruned.
 """
 
 import hashlib
@@ -28,7 +29,10 @@ def checked_widths(widths: object, num_experts: int) -> int | tuple[int, ...]:
         return int(widths)  # type: ignore[call-overload]
     each = tuple(widths)
     if len(each) != num_experts:
-        raise ConfigError(f"{_WHERE}: expected one width, or one for each of {num_experts} experts, got {len(each)}")
+        raise ConfigError(
+            f"{_WHERE}: expected one width, or one for each of {num_experts} experts, got "
+            f"{len(each)}"
+        )
     for e, width in enumerate(each):
         require_int(f"{_WHERE}[{e}]", width, 0)
     require(any(each), _WHERE, "an expert that is not pruned", "width 0 for all")
@@ -44,8 +48,10 @@ def parse_widths(text: str) -> tuple[int, ...]:
     runs = [_RUN.fullmatch(run) for run in text.split("+")]
     found = [(int(run[1]), int(run[2])) for run in runs if run is not None]
     if len(found) < len(runs) or sum(count for count, _ in found) > _MOST:
-        raise ConfigError("expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as "
-                          f"'64x256+64x1024', got {text!r}")
+        raise ConfigError(
+            "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as "
+            f"'64x256+64x1024', got {text!r}"
+        )
     return tuple(width for count, width in found for _ in range(count))
 
 

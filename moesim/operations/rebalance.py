@@ -1,7 +1,9 @@
-"""Re-balancing: what a new placement gains in each pass, what it costs to move there, and when that has paid back.
+"""Re-balancing: what a new placement gains in each pass, what it costs to move there, and when that
+has paid back.
 
-Weights move over the cluster's network as one exchange (`moesim.lowering.alltoall`), all MoE layers of the model
-together, while nothing else runs: the cost is an upper bound for engines that hide it behind inference.
+Weights move over the cluster's network as one exchange (`moesim.lowering.alltoall`), all MoE layers
+of the model together, while nothing else runs: the cost is an upper bound for engines that hide it
+behind inference.
 
 Shape legend: D devices, W ranks, E experts.
 """
@@ -46,15 +48,27 @@ class Rebalance:
 
     @property
     def payback_passes(self) -> float:
-        """Forward passes of the whole model until the gain has made up for the move; infinite without a gain."""
+        """Forward passes of the whole model until the gain has made up for the move; infinite
+        without a gain.
+        """
         gain_s = (self.before_s - self.after_s) * self.num_layers
-        return self.migration_s / gain_s if gain_s > 0 else (0.0 if self.migration_s == 0 else math.inf)
+        return (
+            self.migration_s / gain_s
+            if gain_s > 0
+            else (0.0 if self.migration_s == 0 else math.inf)
+        )
 
     def row(self) -> dict[str, float]:
         """Flat row."""
-        return {"before_us": self.before_s / US, "after_us": self.after_s / US, "moved_gib": self.moved_bytes / GIB,
-                "migration_us": self.migration_s / US, "payback_passes": self.payback_passes,
-                "payback_s": self.payback_passes * self.after_s * self.num_layers, "num_layers": self.num_layers}
+        return {
+            "before_us": self.before_s / US,
+            "after_us": self.after_s / US,
+            "moved_gib": self.moved_bytes / GIB,
+            "migration_us": self.migration_s / US,
+            "payback_passes": self.payback_passes,
+            "payback_s": self.payback_passes * self.after_s * self.num_layers,
+            "num_layers": self.num_layers,
+        }
 
 
 def migration_s(cluster: Cluster, bytes_WW: Array, tp: int = 1, engine: str = "flow") -> float:
@@ -71,8 +85,16 @@ def migration_s(cluster: Cluster, bytes_WW: Array, tp: int = 1, engine: str = "f
     return run(exchange_program(cluster, np.kron(bytes_WW / tp, np.eye(tp))), engine).makespan_s
 
 
-def rebalance(candidate: Candidate, cluster: Cluster, workload: Workload, old: Placement, new: Placement | None = None,
-              *, num_layers: int | None = None, engine: str = "flow") -> Rebalance:
+def rebalance(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    old: Placement,
+    new: Placement | None = None,
+    *,
+    num_layers: int | None = None,
+    engine: str = "flow",
+) -> Rebalance:
     """Score a move on a workload.
 
     Args:
@@ -88,20 +110,33 @@ def rebalance(candidate: Candidate, cluster: Cluster, workload: Workload, old: P
         ConfigError: A placement of other ranks or experts.
     """
     planned = new if new is not None else renewed(candidate, cluster, workload, old)
-    layers = num_layers or (candidate.dense_part.num_moe_layers if candidate.dense_part is not None else 1)
+    layers = num_layers or (
+        candidate.dense_part.num_moe_layers if candidate.dense_part is not None else 1
+    )
     size_E = candidate.layer.width_E() * candidate.layer.bytes_per_width * layers
     tp = candidate.parallelism.tp
     bytes_WW = migration_bytes(old, planned, size_E, max(cluster.devices_per_domain // tp, 1))
-    before, after = (simulate(candidate, cluster, workload, engine=engine, placement=p).layer_time_s
-                     for p in (old, planned))
-    return Rebalance(before_s=before, after_s=after, moved_bytes=float(bytes_WW.sum()), num_layers=layers,
-                     migration_s=migration_s(cluster, bytes_WW, tp, engine))
+    before, after = (
+        simulate(candidate, cluster, workload, engine=engine, placement=p).layer_time_s
+        for p in (old, planned)
+    )
+    return Rebalance(
+        before_s=before,
+        after_s=after,
+        moved_bytes=float(bytes_WW.sum()),
+        num_layers=layers,
+        migration_s=migration_s(cluster, bytes_WW, tp, engine),
+    )
 
 
-def renewed(candidate: Candidate, cluster: Cluster, workload: Workload, old: Placement) -> Placement:
-    """What the candidate's strategy plans on a workload, with ranks exchanged so that most experts stay.
+def renewed(
+    candidate: Candidate, cluster: Cluster, workload: Workload, old: Placement
+) -> Placement:
+    """What the candidate's strategy plans on a workload, with ranks exchanged so that most experts
+    stay.
 
-    Ranks keep their names where devices differ, and where the strategy looks at which rank tokens come from.
+    Ranks keep their names where devices differ, and where the strategy looks at which rank tokens
+    come from.
     """
     new = prepare(candidate, cluster, workload).placement
     spec = PlacementSpec.parse(candidate.placement)
@@ -111,9 +146,19 @@ def renewed(candidate: Candidate, cluster: Cluster, workload: Workload, old: Pla
     return renamed(old, new, per_node if candidate.parallelism.ep % per_node == 0 else None)
 
 
-def rebalanced(candidate: Candidate, cluster: Cluster, workload: Workload, steps: Sequence[int], *, every: int,
-               passes_per_step: float, num_layers: int | None = None, engine: str = "flow") -> list[dict[str, float]]:
-    """A workload that drifts, with plans that are renewed: each on the step before the one it first serves.
+def rebalanced(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    steps: Sequence[int],
+    *,
+    every: int,
+    passes_per_step: float,
+    num_layers: int | None = None,
+    engine: str = "flow",
+) -> list[dict[str, float]]:
+    """A workload that drifts, with plans that are renewed: each on the step before the one it first
+    serves.
 
     Args:
         candidate: The design; its strategy plans.
@@ -121,20 +166,24 @@ def rebalanced(candidate: Candidate, cluster: Cluster, workload: Workload, steps
         workload: Its routing without a step, such as ``zipf:0.9+drift:0.02``.
         steps: Steps to simulate, ascending; the first is only planned on.
         every: Steps between new plans; 0 keeps the first plan.
-        passes_per_step: Forward passes of the whole model in a step, which share the cost of a move.
+        passes_per_step: Forward passes of the whole model in a step, which share the cost of a
+            move.
         num_layers: MoE layers of the model, as `rebalance`.
         engine: As `moesim.simulate`.
 
     Returns:
-        A row for each step from the second: layer time with the plan in force, with the first plan, and with one that
-        knew the step; bytes moved and time of the move; layer time with the move's share added.
+        A row for each step from the second: layer time with the plan in force, with the first plan,
+        and with one that knew the step; bytes moved and time of the move; layer time with the
+        move's share added.
 
     Raises:
         ConfigError: A routing with a step, or fewer than two steps.
     """
     if "@" in workload.routing or len(steps) < 2:
-        raise ConfigError(f"rebalance: expected a routing without '@STEP' and at least two steps, got "
-                          f"{workload.routing!r} and {len(steps)}")
+        raise ConfigError(
+            f"rebalance: expected a routing without '@STEP' and at least two steps, got "
+            f"{workload.routing!r} and {len(steps)}"
+        )
     works = [replace(workload, routing=f"{workload.routing}@{step}") for step in steps]
     plans = [prepare(candidate, cluster, work).placement for work in works]
     current, rows = plans[0], []
@@ -142,12 +191,24 @@ def rebalanced(candidate: Candidate, cluster: Cluster, workload: Workload, steps
         planned = current
         if every > 0 and n > 1 and (n - 1) % every == 0:
             planned = renewed(candidate, cluster, works[n - 1], current)
-        move = rebalance(candidate, cluster, works[n], current, planned, num_layers=num_layers, engine=engine)
-        known, first = (simulate(candidate, cluster, works[n], engine=engine, placement=p).layer_time_s
-                        for p in (plans[n], plans[0]))
+        move = rebalance(
+            candidate, cluster, works[n], current, planned, num_layers=num_layers, engine=engine
+        )
+        known, first = (
+            simulate(candidate, cluster, works[n], engine=engine, placement=p).layer_time_s
+            for p in (plans[n], plans[0])
+        )
         share_s = move.migration_s / (passes_per_step * move.num_layers)
-        rows.append({"step": steps[n], "layer_time_us": move.after_s / US, "first_plan_us": first / US,
-                     "known_us": known / US, "moved_gib": move.moved_bytes / GIB,
-                     "migration_us": move.migration_s / US, "with_migration_us": (move.after_s + share_s) / US})
+        rows.append(
+            {
+                "step": steps[n],
+                "layer_time_us": move.after_s / US,
+                "first_plan_us": first / US,
+                "known_us": known / US,
+                "moved_gib": move.moved_bytes / GIB,
+                "migration_us": move.migration_s / US,
+                "with_migration_us": (move.after_s + share_s) / US,
+            }
+        )
         current = planned
     return rows

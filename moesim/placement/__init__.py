@@ -5,5 +5,15 @@ from moesim.placement.slots import Placement, replica_loads, turn_of_choice
 from moesim.placement.spec import OF_ROUTING, REPLICATING, STRATEGIES, PlacementSpec
 from moesim.placement.strategies import place
 
-__all__ = ["OF_ROUTING", "PLAIN", "REPLICATING", "STRATEGIES", "Placement", "PlacementSpec", "Setting", "place",
-           "replica_loads", "turn_of_choice"]
+__all__ = [
+    "OF_ROUTING",
+    "PLAIN",
+    "REPLICATING",
+    "STRATEGIES",
+    "Placement",
+    "PlacementSpec",
+    "Setting",
+    "place",
+    "replica_loads",
+    "turn_of_choice",
+]

@@ -1,11 +1,12 @@
-"""Placements that follow the tokens: experts near those they are chosen with, near their tokens' sources, or near the
-experts of the layer before.
+"""Placements that follow the tokens: experts near those they are chosen with, near their tokens'
+sources, or near the experts of the layer before.
 
-Attraction is counted in choices. Between two experts of a layer it is the tokens that choose both (co-activation: one
-copy then serves two choices); between an expert and a rank it is the choices of that rank's sources (data domains), or
-the tokens that were on that rank in the layer before (transitions, as in ExFlow, arXiv:2401.08383). Heaviest first,
-each slot goes to the node, then to the rank in it, that attracts it most among those that stay within the tolerance of
-their fair share of load; if none does, to the one with the least load.
+Attraction is counted in choices. Between two experts of a layer it is the tokens that choose both
+(co-activation: one copy then serves two choices); between an expert and a rank it is the choices of
+that rank's sources (data domains), or the tokens that were on that rank in the layer before
+(transitions, as in ExFlow, arXiv:2401.08383). Heaviest first, each slot goes to the node, then to
+the rank in it, that attracts it most among those that stay within the tolerance of their fair share
+of load; if none does, to the one with the least load.
 
 Shape legend: T tokens, K choices, E experts, P slots, W ranks, N nodes, S sources.
 """
@@ -54,14 +55,18 @@ def transitions(before_TK: Array, after_TK: Array, num_experts: int) -> Array:
         ndarray of shape (E, E): from, to.
     """
     if len(before_TK) != len(after_TK):
-        raise ConfigError(f"placement: expected the same tokens in both layers, got {len(before_TK)} and "
-                          f"{len(after_TK)}")
+        raise ConfigError(
+            f"placement: expected the same tokens in both layers, got {len(before_TK)} and "
+            f"{len(after_TK)}"
+        )
     return _pairs(before_TK, after_TK, num_experts, same=False)
 
 
 def _pairs(one_TK: Array, two_TK: Array, num_experts: int, *, same: bool) -> Array:
     if num_experts > MOST_EXPERTS:
-        raise ConfigError(f"placement: affinity counts pairs of at most {MOST_EXPERTS} experts, got {num_experts}")
+        raise ConfigError(
+            f"placement: affinity counts pairs of at most {MOST_EXPERTS} experts, got {num_experts}"
+        )
     step = -(-len(one_TK) // _MOST_TOKENS)
     one, two = one_TK[::step].astype(np.int64), two_TK[::step].astype(np.int64)
     counts = np.zeros(num_experts * num_experts)
@@ -72,8 +77,16 @@ def _pairs(one_TK: Array, two_TK: Array, num_experts: int, *, same: bool) -> Arr
     return counts.reshape(num_experts, num_experts) * step
 
 
-def attracted(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, *, tolerance: float,
-              pair_EE: Array | None = None, pull_EW: Array | None = None) -> tuple[Array, Array]:
+def attracted(
+    load_E: Array,
+    num_ranks: int,
+    num_replicas: int,
+    setting: Setting,
+    *,
+    tolerance: float,
+    pair_EE: Array | None = None,
+    pull_EW: Array | None = None,
+) -> tuple[Array, Array]:
     """Place by attraction within a tolerance of balance.
 
     Args:
@@ -119,8 +132,12 @@ def attracted(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting
         node_load = np.bincount(node_W, weights=load_W, minlength=nodes)
         node_held = np.bincount(node_W, weights=held_W, minlength=nodes)
         open_N = np.bincount(node_W, weights=fits, minlength=nodes) > 0
-        node = _choose(np.bincount(node_W, weights=pull_W, minlength=nodes), node_load + load, node_fair,
-                       open_N & (node_held < node_room))
+        node = _choose(
+            np.bincount(node_W, weights=pull_W, minlength=nodes),
+            node_load + load,
+            node_fair,
+            open_N & (node_held < node_room),
+        )
         rank = _choose(pull_W, load_W + load, fair_W, fits & (node_W == node))
         rank_P[p] = rank
         on_EW[e, rank] += 1.0 / np.count_nonzero(expert_P == e)
@@ -153,8 +170,15 @@ def source_pull(num_tokens_SE: Array, num_ranks: int, tp: int = 1) -> Array:
     return pull_EW
 
 
-def place_layers(expert_ids_LTK: Sequence[Array], num_experts: int, num_ranks: int, *, num_replicas: int = 0,
-                 setting: Setting | None = None, tolerance: float = 0.05) -> list[Placement]:
+def place_layers(
+    expert_ids_LTK: Sequence[Array],
+    num_experts: int,
+    num_ranks: int,
+    *,
+    num_replicas: int = 0,
+    setting: Setting | None = None,
+    tolerance: float = 0.05,
+) -> list[Placement]:
     """Placements of consecutive layers, each near the experts its tokens come from.
 
     Args:
@@ -175,20 +199,37 @@ def place_layers(expert_ids_LTK: Sequence[Array], num_experts: int, num_ranks: i
         pull = None
         if found:
             pull = transitions(expert_ids_LTK[layer - 1], ids, num_experts).T @ _share_EW(found[-1])
-        expert_P, rank_P = attracted(load_E, num_ranks, num_replicas, setting, tolerance=tolerance, pull_EW=pull,
-                                     pair_EE=None if found else coactivation(ids, num_experts))
-        found.append(Placement(rank_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks,
-                               num_experts=num_experts))
+        expert_P, rank_P = attracted(
+            load_E,
+            num_ranks,
+            num_replicas,
+            setting,
+            tolerance=tolerance,
+            pull_EW=pull,
+            pair_EE=None if found else coactivation(ids, num_experts),
+        )
+        found.append(
+            Placement(
+                rank_of_slot_P=rank_P,
+                expert_of_slot_P=expert_P,
+                num_ranks=num_ranks,
+                num_experts=num_experts,
+            )
+        )
     return found
 
 
-def stay_fraction(before: Placement, after: Placement, transition_EE: Array, ranks_per_node: int = 1) -> float:
+def stay_fraction(
+    before: Placement, after: Placement, transition_EE: Array, ranks_per_node: int = 1
+) -> float:
     """Share of transitions that stay on their rank, or in their node of several ranks."""
     nodes = -(-before.num_ranks // ranks_per_node)
 
     def by_node(placement: Placement) -> Array:
         share_NE = np.zeros((nodes, placement.num_experts))
-        np.add.at(share_NE, np.arange(placement.num_ranks) // ranks_per_node, _share_EW(placement).T)
+        np.add.at(
+            share_NE, np.arange(placement.num_ranks) // ranks_per_node, _share_EW(placement).T
+        )
         return share_NE
 
     stay = np.einsum("nf,fe,ne->", by_node(before), transition_EE, by_node(after))
@@ -196,7 +237,8 @@ def stay_fraction(before: Placement, after: Placement, transition_EE: Array, ran
 
 
 def _share_EW(placement: Placement) -> Array:
-    """Share of each expert's tokens that each rank serves: ndarray of shape (E, W), rows sum to 1."""
+    """Share of each expert's tokens that each rank serves: ndarray of shape (E, W), rows sum to 1.
+    """
     on_EW = np.zeros((placement.num_experts, placement.num_ranks))
     np.add.at(on_EW, (placement.expert_of_slot_P, placement.rank_of_slot_P), 1.0)
     return on_EW / on_EW.sum(axis=1, keepdims=True)

@@ -1,7 +1,9 @@
-"""EPLB's policies: replicate, then pack; node by node where the gate's groups divide over the nodes.
+"""EPLB's policies: replicate, then pack; node by node where the gate's groups divide over the
+nodes.
 
-Does what deepseek-ai/EPLB's ``rebalance_experts`` does (MIT licence; reimplemented): its README's example comes out
-exactly. Hierarchical: groups are packed onto nodes, experts replicated inside their node, slots packed onto its ranks.
+Does what deepseek-ai/EPLB's ``rebalance_experts`` does (MIT licence; reimplemented): its README's
+example comes out exactly. Hierarchical: groups are packed onto nodes, experts replicated inside
+their node, slots packed onto its ranks.
 
 Shape legend: E experts, P slots, W ranks.
 """
@@ -15,8 +17,9 @@ from moesim.placement.setting import Setting
 Array = np.ndarray
 
 
-def eplb_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
-               num_groups: int) -> tuple[Array, Array]:
+def eplb_slots(
+    load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, num_groups: int
+) -> tuple[Array, Array]:
     """Expert and rank of each slot, in order of ranks.
 
     Args:
@@ -24,8 +27,8 @@ def eplb_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Settin
         num_ranks: W.
         num_replicas: Slots beyond E.
         setting: Nodes, speeds and memory.
-        num_groups: Groups of consecutive experts that stay together in a node; where the nodes do not divide them,
-            nodes are ignored.
+        num_groups: Groups of consecutive experts that stay together in a node; where the nodes do
+            not divide them, nodes are ignored.
 
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,).
@@ -36,12 +39,16 @@ def eplb_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Settin
     """
     num_experts = len(load_E)
     if num_experts % num_groups:
-        raise ConfigError(f"placement: expected experts divisible into {num_groups} groups, got {num_experts}")
+        raise ConfigError(
+            f"placement: expected experts divisible into {num_groups} groups, got {num_experts}"
+        )
     nodes = setting.nodes(num_ranks)
     if num_groups % nodes:
         nodes, num_groups = 1, 1
     if num_replicas % nodes:
-        raise ConfigError(f"placement: expected replicas divisible by the {nodes} nodes, got {num_replicas}")
+        raise ConfigError(
+            f"placement: expected replicas divisible by the {nodes} nodes, got {num_replicas}"
+        )
     members = _by_node(load_E, nodes, num_groups, setting, num_ranks)
     per_node = num_ranks // nodes
     experts, ranks = [], []
@@ -50,22 +57,30 @@ def eplb_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Settin
         expert_P = replicate(load_E[expert_X], num_replicas // nodes)
         load_P = shared(load_E[expert_X], expert_P)
         expert_P = expert_X[expert_P]
-        rank_P, place_P = pack(load_P, setting.rooms(len(expert_P), per_node), **limits(setting, expert_P, which))
+        rank_P, place_P = pack(
+            load_P, setting.rooms(len(expert_P), per_node), **limits(setting, expert_P, which)
+        )
         order = np.lexsort((place_P, rank_P))
         experts.append(expert_P[order])
         ranks.append(rank_P[order] + node * per_node)
     return np.concatenate(experts), np.concatenate(ranks)
 
 
-def limits(setting: Setting, expert_P: Array, ranks: slice = slice(None)) -> dict[str, Array | None]:
+def limits(
+    setting: Setting, expert_P: Array, ranks: slice = slice(None)
+) -> dict[str, Array | None]:
     """What `pack` must respect for these slots and ranks."""
     bounded = setting.room_bytes is not None
-    return {"speed_W": np.array(setting.speed)[ranks] if setting.unequal else None,
-            "bytes_P": np.array(setting.expert_bytes)[expert_P] if bounded else None,
-            "room_bytes_W": np.array(setting.room_bytes)[ranks] if bounded else None}
+    return {
+        "speed_W": np.array(setting.speed)[ranks] if setting.unequal else None,
+        "bytes_P": np.array(setting.expert_bytes)[expert_P] if bounded else None,
+        "room_bytes_W": np.array(setting.room_bytes)[ranks] if bounded else None,
+    }
 
 
-def _by_node(load_E: Array, nodes: int, num_groups: int, setting: Setting, num_ranks: int) -> list[Array]:
+def _by_node(
+    load_E: Array, nodes: int, num_groups: int, setting: Setting, num_ranks: int
+) -> list[Array]:
     """Experts of each node: whole groups, equally many."""
     load_G = load_E.reshape(num_groups, -1).sum(axis=1)
     expert_GX = np.arange(len(load_E)).reshape(num_groups, -1)
@@ -76,4 +91,7 @@ def _by_node(load_E: Array, nodes: int, num_groups: int, setting: Setting, num_r
         sizes = np.array(setting.expert_bytes).reshape(num_groups, -1).sum(axis=1)
         room = np.array(setting.room_bytes).reshape(nodes, -1).sum(axis=1)
     node_G, place_G = pack(load_G, room_N, speed_W=speed, bytes_P=sizes, room_bytes_W=room)
-    return [expert_GX[np.flatnonzero(node_G == n)[np.argsort(place_G[node_G == n])]].ravel() for n in range(nodes)]
+    return [
+        expert_GX[np.flatnonzero(node_G == n)[np.argsort(place_G[node_G == n])]].ravel()
+        for n in range(nodes)
+    ]

@@ -1,4 +1,5 @@
-"""The best balance there is, by integer programming (HiGHS through SciPy): the yardstick for small cases.
+"""The best balance there is, by integer programming (HiGHS through SciPy): the yardstick for small
+cases.
 
 x[e, r, c] is how many of expert e's c copies sit on rank r, y[e, c] whether e has c copies:
 minimise M, so that for every rank sum of x[e, r, c] * load_e / c <= M * speed_r.
@@ -37,7 +38,9 @@ class Exact:
     optimal: bool
 
 
-def exact_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, *, seconds: float = 60.0) -> Exact:
+def exact_slots(
+    load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, *, seconds: float = 60.0
+) -> Exact:
     """Solve for the least load of the busiest rank.
 
     Args:
@@ -57,9 +60,14 @@ def exact_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Setti
     num_experts, most = len(load_E), num_replicas + 1
     num_x = num_experts * num_ranks * most
     if num_x > _MOST_VARIABLES:
-        raise ConfigError(f"placement: exact takes experts x ranks x (replicas + 1) up to {_MOST_VARIABLES}, "
-                          f"got {num_x}")
-    speed_W, room_W = setting.speeds(num_ranks), setting.rooms(num_experts + num_replicas, num_ranks)
+        raise ConfigError(
+            f"placement: exact takes experts x ranks x (replicas + 1) up to {_MOST_VARIABLES}, "
+            f"got {num_x}"
+        )
+    speed_W, room_W = (
+        setting.speeds(num_ranks),
+        setting.rooms(num_experts + num_replicas, num_ranks),
+    )
     scale = max(float(load_E.sum()) / float(speed_W.sum()), 1e-300)
     x = np.arange(num_x).reshape(num_experts, num_ranks, most)
     y = num_x + np.arange(num_experts * most).reshape(num_experts, most)
@@ -82,14 +90,26 @@ def exact_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Setti
     if num_replicas:
         add(y, np.tile(copies, num_experts), num_experts + num_replicas, num_experts + num_replicas)
     for r in range(num_ranks):
-        add(np.append(x[:, r, :].ravel(), total - 1), np.append(share_EC.ravel(), -speed_W[r]), -np.inf, 0)
+        add(
+            np.append(x[:, r, :].ravel(), total - 1),
+            np.append(share_EC.ravel(), -speed_W[r]),
+            -np.inf,
+            0,
+        )
         if setting.unequal:
             add(x[:, r, :], np.ones(num_experts * most), 0, room_W[r])
         else:
             add(x[:, r, :], np.ones(num_experts * most), room_W[r], room_W[r])
         if setting.room_bytes is not None:
-            size = np.repeat(np.array(setting.expert_bytes) / max(max(setting.room_bytes), 1.0), most)
-            add(x[:, r, :], size, 0, max(setting.room_bytes[r], 0.0) / max(max(setting.room_bytes), 1.0))
+            size = np.repeat(
+                np.array(setting.expert_bytes) / max(max(setting.room_bytes), 1.0), most
+            )
+            add(
+                x[:, r, :],
+                size,
+                0,
+                max(setting.room_bytes[r], 0.0) / max(max(setting.room_bytes), 1.0),
+            )
     upper = np.concatenate([np.broadcast_to(copies, x.shape).ravel(), np.ones(y.size), [np.inf]])
     lower = np.zeros(total)
     lower[-1] = 1.0  # nobody is done before the mean
@@ -98,20 +118,33 @@ def exact_slots(load_E: Array, num_ranks: int, num_replicas: int, setting: Setti
         heaviest = int(np.argmax(load_E))
         add(x[heaviest, 0], np.ones(most), 1, np.inf)
     pointers = np.concatenate([[0], np.cumsum([len(index) for index, _ in rows])])
-    matrix = csr_array((np.concatenate([v for _, v in rows]), np.concatenate([i for i, _ in rows]), pointers),
-                       shape=(len(rows), total))
-    found = milp(np.append(np.zeros(total - 1), 1.0), integrality=np.append(np.ones(total - 1), 0),
-                 bounds=Bounds(lower, upper), constraints=LinearConstraint(matrix, np.array(low), np.array(high)),
-                 options={"time_limit": seconds, "mip_rel_gap": 1e-4})
+    matrix = csr_array(
+        (np.concatenate([v for _, v in rows]), np.concatenate([i for i, _ in rows]), pointers),
+        shape=(len(rows), total),
+    )
+    found = milp(
+        np.append(np.zeros(total - 1), 1.0),
+        integrality=np.append(np.ones(total - 1), 0),
+        bounds=Bounds(lower, upper),
+        constraints=LinearConstraint(matrix, np.array(low), np.array(high)),
+        options={"time_limit": seconds, "mip_rel_gap": 1e-4},
+    )
     if found.x is None:
         if found.status == 2:
-            raise CapacityError(f"placement: no placement of {num_experts} + {num_replicas} slots on {num_ranks} ranks "
-                                "fits in memory")
+            raise CapacityError(
+                f"placement: no placement of {num_experts} + {num_replicas} slots on {num_ranks} "
+                "ranks fits in memory"
+            )
         raise ConfigError(f"placement: exact found nothing in {seconds:g} s: {found.message}")
     count_ER = np.rint(found.x[:num_x]).astype(np.int64).reshape(x.shape).sum(axis=2)
     rank_P = np.repeat(np.tile(np.arange(num_ranks), num_experts), count_ER.ravel())
     expert_P = np.repeat(np.repeat(np.arange(num_experts), num_ranks), count_ER.ravel())
     order = np.argsort(rank_P, kind="stable")
     bound = (found.mip_dual_bound if found.mip_dual_bound is not None else 1.0) * scale
-    return Exact(expert_P=expert_P[order], rank_P=rank_P[order], makespan=float(found.x[-1]) * scale, bound=bound,
-                 optimal=found.status == 0)
+    return Exact(
+        expert_P=expert_P[order],
+        rank_P=rank_P[order],
+        makespan=float(found.x[-1]) * scale,
+        bound=bound,
+        optimal=found.status == 0,
+    )

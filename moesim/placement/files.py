@@ -1,10 +1,11 @@
 """Placements of all layers as files that serving engines load, and back.
 
-``sglang``: an object with one key, ``physical_to_logical_map`` (layers x slots), for ``--init-expert-location FILE``;
-its loader takes no other key and wants a row for every layer of the model, dense ones included. ``vllm``: the list of
-lists alone, one row per MoE layer, the layout of vLLM's ``physical_to_logical_map`` (its loader is proposed in
-vllm-project/vllm pull request 49572, option ``initial_expert_map_path``). ``vllm_ascend``: experts device by device,
-for vllm-project/vllm-ascend's ``expert_map_path``. What `moesim study export` writes may also hold
+``sglang``: an object with one key, ``physical_to_logical_map`` (layers x slots), for
+``--init-expert-location FILE``; its loader takes no other key and wants a row for every layer of
+the model, dense ones included. ``vllm``: the list of lists alone, one row per MoE layer, the layout
+of vLLM's ``physical_to_logical_map`` (its loader is proposed in vllm-project/vllm pull request
+49572, option ``initial_expert_map_path``). ``vllm_ascend``: experts device by device, for
+vllm-project/vllm-ascend's ``expert_map_path``. What `moesim study export` writes may also hold
 ``nearest_within``, ranks inside which tokens prefer replicas.
 
 Slots are numbered rank by rank, equally many each: the engines compute a slot's rank by division.
@@ -32,7 +33,10 @@ def slot_map(placement: Placement) -> list[int]:
     """
     held = placement.slots_of_rank()
     if held.min() != held.max():
-        raise ConfigError(f"placement: engines load equally many slots on every rank, got {held.min()} to {held.max()}")
+        raise ConfigError(
+            f"placement: engines load equally many slots on every rank, got {held.min()} to "
+            f"{held.max()}"
+        )
     return [int(e) for e in placement.expert_of_slot_P]
 
 
@@ -42,7 +46,8 @@ def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int 
     Args:
         layers: One placement per MoE layer, of the same ranks, slots and experts.
         layout: One of `FORMATS`.
-        num_dense_layers: ``sglang``: layers before the first MoE layer; their rows are never looked at.
+        num_dense_layers: ``sglang``: layers before the first MoE layer; their rows are never looked
+            at.
 
     Raises:
         UnknownNameError: Another layout.
@@ -52,7 +57,10 @@ def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int 
         raise UnknownNameError("placement format", layout, FORMATS)
     sizes = {(p.num_ranks, p.num_slots, p.num_experts) for p in layers}
     if len(sizes) != 1:
-        raise ConfigError(f"placement: expected layers of the same ranks, slots and experts, got {len(sizes)} kinds")
+        raise ConfigError(
+            f"placement: expected layers of the same ranks, slots and experts, got {len(sizes)} "
+            "kinds"
+        )
     rows = [slot_map(p) for p in layers]
     ranks, slots, experts = sizes.pop()
     if layout == "sglang":
@@ -61,13 +69,30 @@ def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int 
     if layout == "vllm":
         return json.dumps(rows)
     per_rank = slots // ranks
-    return json.dumps({"moe_layer_count": len(rows), "layer_list": [
-        {"layer_id": layer, "device_count": ranks, "device_list": [
-            {"device_id": rank, "device_expert": row[rank * per_rank:(rank + 1) * per_rank]} for rank in range(ranks)]}
-        for layer, row in enumerate(rows)]})
+    return json.dumps(
+        {
+            "moe_layer_count": len(rows),
+            "layer_list": [
+                {
+                    "layer_id": layer,
+                    "device_count": ranks,
+                    "device_list": [
+                        {
+                            "device_id": rank,
+                            "device_expert": row[rank * per_rank : (rank + 1) * per_rank],
+                        }
+                        for rank in range(ranks)
+                    ],
+                }
+                for layer, row in enumerate(rows)
+            ],
+        }
+    )
 
 
-def write_map(path: Path, layers: Sequence[Placement], layout: str, *, num_dense_layers: int = 0) -> Path:
+def write_map(
+    path: Path, layers: Sequence[Placement], layout: str, *, num_dense_layers: int = 0
+) -> Path:
     """Write `map_text`, whole file or nothing.
 
     Raises:
@@ -101,7 +126,8 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
         num_experts: E; by default one more than the highest that appears.
 
     Raises:
-        ConfigError: Not such a file; or slots that do not divide, or an expert without a slot: file, layer and number.
+        ConfigError: Not such a file; or slots that do not divide, or an expert without a slot:
+            file, layer and number.
     """
     data = toml.read_json(path)
     rows = _rows(path, data, num_ranks)
@@ -112,11 +138,20 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
     layers = []
     for number, row in enumerate(rows):
         if len(row) % num_ranks:
-            raise ConfigError(f"{path}: layer {number}: expected slots divisible by {num_ranks} ranks, got {len(row)}")
+            raise ConfigError(
+                f"{path}: layer {number}: expected slots divisible by {num_ranks} ranks, got "
+                f"{len(row)}"
+            )
         try:
-            layers.append(Placement(rank_of_slot_P=np.arange(len(row)) // (len(row) // num_ranks),
-                                    expert_of_slot_P=np.array(row), num_ranks=num_ranks, num_experts=experts,
-                                    nearest_within=nearest))
+            layers.append(
+                Placement(
+                    rank_of_slot_P=np.arange(len(row)) // (len(row) // num_ranks),
+                    expert_of_slot_P=np.array(row),
+                    num_ranks=num_ranks,
+                    num_experts=experts,
+                    nearest_within=nearest,
+                )
+            )
         except ConfigError as error:
             raise ConfigError(f"{path}: layer {number}: {error}") from None
     return layers
@@ -126,18 +161,31 @@ def _rows(path: Path, data: Any, num_ranks: int) -> list[list[int]]:
     """Experts of each layer's slots."""
     if isinstance(data, dict) and "layer_list" in data:
         try:
-            layers = [[d["device_expert"] for d in layer["device_list"]] for layer in data["layer_list"]]
+            layers = [
+                [d["device_expert"] for d in layer["device_list"]] for layer in data["layer_list"]
+            ]
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: expected layer_list[].device_list[].device_expert, missing {error}") from None
+            raise ConfigError(
+                f"{path}: expected layer_list[].device_list[].device_expert, missing {error}"
+            ) from None
         for number, devices in enumerate(layers):
             if len(devices) != num_ranks:
-                raise ConfigError(f"{path}: layer {number}: expected {num_ranks} devices, got {len(devices)}")
+                raise ConfigError(
+                    f"{path}: layer {number}: expected {num_ranks} devices, got {len(devices)}"
+                )
         data = [[e for device in devices for e in device] for devices in layers]
     elif isinstance(data, dict):
         data = data.get("physical_to_logical_map")
     if isinstance(data, list) and data and all(isinstance(e, int) for e in data):
         data = [data]  # one map for every layer
-    if not (isinstance(data, list) and data and all(isinstance(row, list) and row for row in data)
-            and all(type(e) is int for row in data for e in row)):
-        raise ConfigError(f"{path}: expected physical_to_logical_map, a list of lists of expert numbers, or layer_list")
+    if not (
+        isinstance(data, list)
+        and data
+        and all(isinstance(row, list) and row for row in data)
+        and all(type(e) is int for row in data for e in row)
+    ):
+        raise ConfigError(
+            f"{path}: expected physical_to_logical_map, a list of lists of expert numbers, or "
+            "layer_list"
+        )
     return data

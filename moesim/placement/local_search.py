@@ -1,7 +1,9 @@
-"""Local search: swaps, moves and other replicas for the costliest rank, on the model of `moesim.placement.state`.
+"""Local search: swaps, moves and other replicas for the costliest rank, on the model of
+`moesim.placement.state`.
 
-Each step takes the exchange that most lowers the costlier of the two ranks it touches; where none helps, a few random
-exchanges start again from the best so far (iterated local search; Lourenco, Martin and Stuetzle 2003).
+Each step takes the exchange that most lowers the costlier of the two ranks it touches; where none
+helps, a few random exchanges start again from the best so far (iterated local search; Lourenco,
+Martin and Stuetzle 2003).
 
 Shape legend: P slots, E experts, W ranks.
 """
@@ -17,8 +19,16 @@ from moesim.routing import Routing
 Array = np.ndarray
 
 
-def searched(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, routing: Routing | None = None, *,
-             steps: int = 200, seed: int = 0) -> tuple[Array, Array]:
+def searched(
+    load_E: Array,
+    num_ranks: int,
+    num_replicas: int,
+    setting: Setting,
+    routing: Routing | None = None,
+    *,
+    steps: int = 200,
+    seed: int = 0,
+) -> tuple[Array, Array]:
     """Search from the best of the planned placements.
 
     Args:
@@ -34,7 +44,9 @@ def searched(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
         (expert_P, rank_P), ndarrays of shape (P,), in order of ranks.
     """
     model = Model(load_E, num_ranks, setting, routing)
-    states = [State(model, *start) for start in _starts(load_E, num_ranks, num_replicas, setting, routing)]
+    states = [
+        State(model, *start) for start in _starts(load_E, num_ranks, num_replicas, setting, routing)
+    ]
     state = min(states, key=lambda s: s.score)
     best = state.copy()
     rng = np.random.default_rng([seed, num_ranks, len(load_E)])
@@ -51,8 +63,14 @@ def searched(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
     return best.expert_P[order], best.rank_P[order]
 
 
-def levelled(load_E: Array, expert_P: Array, rank_P: Array, setting: Setting, num_ranks: int,
-             tolerance: float) -> tuple[Array, Array]:
+def levelled(
+    load_E: Array,
+    expert_P: Array,
+    rank_P: Array,
+    setting: Setting,
+    num_ranks: int,
+    tolerance: float,
+) -> tuple[Array, Array]:
     """Swap slots until no rank exceeds its fair share by more than the tolerance, or no swap helps.
 
     Returns:
@@ -67,18 +85,32 @@ def levelled(load_E: Array, expert_P: Array, rank_P: Array, setting: Setting, nu
     return state.expert_P[order], state.rank_P[order]
 
 
-def _starts(load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
-            routing: Routing | None) -> list[tuple[Array, Array]]:
+def _starts(
+    load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, routing: Routing | None
+) -> list[tuple[Array, Array]]:
     """The planned placements; expert order, too, where it may be used."""
     starts = [eplb_slots(load_E, num_ranks, num_replicas, setting.one_node(), 1)]
     nodes = setting.nodes(num_ranks)
     if nodes > 1 and num_replicas % nodes == 0 and len(load_E) % nodes == 0:
         groups = setting.num_expert_groups
-        starts.append(eplb_slots(load_E, num_ranks, num_replicas, setting,
-                                 groups if groups % nodes == 0 and len(load_E) % groups == 0 else len(load_E)))
-    if routing is not None and len(load_E) <= MOST_EXPERTS and setting.copy_work + setting.node_copy_work > 0:
+        starts.append(
+            eplb_slots(
+                load_E,
+                num_ranks,
+                num_replicas,
+                setting,
+                groups if groups % nodes == 0 and len(load_E) % groups == 0 else len(load_E),
+            )
+        )
+    if (
+        routing is not None
+        and len(load_E) <= MOST_EXPERTS
+        and setting.copy_work + setting.node_copy_work > 0
+    ):
         pair = coactivation(routing.expert_ids_TK, len(load_E))
         for tolerance in (0.02, 0.1):
-            found = attracted(load_E, num_ranks, num_replicas, setting, tolerance=tolerance, pair_EE=pair)
+            found = attracted(
+                load_E, num_ranks, num_replicas, setting, tolerance=tolerance, pair_EE=pair
+            )
             starts.append(levelled(load_E, *found, setting, num_ranks, tolerance))
     return starts

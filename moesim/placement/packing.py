@@ -1,7 +1,8 @@
-"""Replicating hot experts and packing slots onto ranks: the two steps that planned placements share.
+"""Replicating hot experts and packing slots onto ranks: the two steps that planned placements
+share.
 
-`replicate` and `pack` do what deepseek-ai/EPLB's ``replicate_experts`` and ``balanced_packing`` do (MIT licence;
-reimplemented), ties included: the lowest expert, the lowest rank.
+`replicate` and `pack` do what deepseek-ai/EPLB's ``replicate_experts`` and ``balanced_packing`` do
+(MIT licence; reimplemented), ties included: the lowest expert, the lowest rank.
 
 Shape legend: P slots, E experts, W ranks.
 """
@@ -39,12 +40,18 @@ def shared(load_E: Array, expert_P: Array) -> Array:
     return (load_E / np.bincount(expert_P, minlength=len(load_E)))[expert_P]
 
 
-def pack(load_P: Array, room_W: Array, *, speed_W: Array | None = None, bytes_P: Array | None = None,
-         room_bytes_W: Array | None = None) -> tuple[Array, Array]:
+def pack(
+    load_P: Array,
+    room_W: Array,
+    *,
+    speed_W: Array | None = None,
+    bytes_P: Array | None = None,
+    room_bytes_W: Array | None = None,
+) -> tuple[Array, Array]:
     """Heaviest first onto the rank that is done with it first, among those that have room.
 
-    Longest processing time (Graham 1969); on ranks that differ, its form for uniform machines (Gonzalez, Ibarra and
-    Sahni 1977).
+    Longest processing time (Graham 1969); on ranks that differ, its form for uniform machines
+    (Gonzalez, Ibarra and Sahni 1977).
 
     Args:
         load_P: ndarray of shape (P,).
@@ -54,7 +61,8 @@ def pack(load_P: Array, room_W: Array, *, speed_W: Array | None = None, bytes_P:
         room_bytes_W: ndarray of shape (W,): memory of each rank; None: unlimited.
 
     Returns:
-        Rank of each slot, and its place in the rank, in the order they were packed: ndarrays of shape (P,).
+        Rank of each slot, and its place in the rank, in the order they were packed: ndarrays of
+        shape (P,).
 
     Raises:
         CapacityError: A slot that fits nowhere.
@@ -63,7 +71,11 @@ def pack(load_P: Array, room_W: Array, *, speed_W: Array | None = None, bytes_P:
         return _pack_alike(load_P, room_W)
     speed = np.ones(len(room_W)) if speed_W is None else speed_W
     size_P = np.zeros(len(load_P)) if bytes_P is None else bytes_P
-    free_W = np.full(len(room_W), np.inf) if room_bytes_W is None else np.asarray(room_bytes_W, dtype=float)
+    free_W = (
+        np.full(len(room_W), np.inf)
+        if room_bytes_W is None
+        else np.asarray(room_bytes_W, dtype=float)
+    )
     by_load = np.argsort(-load_P, kind="stable")
     stuck = _pack_unlike(by_load, load_P, size_P, room_W, free_W, speed)
     if isinstance(stuck, tuple):
@@ -73,9 +85,11 @@ def pack(load_P: Array, room_W: Array, *, speed_W: Array | None = None, bytes_P:
     found = _pack_unlike(by_size, load_P, size_P, room_W, free_W, speed)
     if isinstance(found, tuple):
         return found
-    raise CapacityError(f"placement: a slot of {size_P[found] / GIB:.2f} GiB fits on no rank: {len(load_P)} slots need "
-                        f"{size_P.sum() / GIB:.2f} GiB, the {len(room_W)} ranks have "
-                        f"{np.maximum(free_W, 0).sum() / GIB:.2f}, none more than {free_W.max() / GIB:.2f}")
+    raise CapacityError(
+        f"placement: a slot of {size_P[found] / GIB:.2f} GiB fits on no rank: {len(load_P)} slots "
+        f"need {size_P.sum() / GIB:.2f} GiB, the {len(room_W)} ranks have "
+        f"{np.maximum(free_W, 0).sum() / GIB:.2f}, none more than {free_W.max() / GIB:.2f}"
+    )
 
 
 def _pack_alike(load_P: Array, room_W: Array) -> tuple[Array, Array]:
@@ -96,11 +110,16 @@ def _pack_alike(load_P: Array, room_W: Array) -> tuple[Array, Array]:
     return np.array(rank_P), np.array(place_P)
 
 
-def _pack_unlike(order: Array, load_P: Array, size_P: Array, room_W: Array, free_W: Array,
-                 speed_W: Array) -> tuple[Array, Array] | int:
+def _pack_unlike(
+    order: Array, load_P: Array, size_P: Array, room_W: Array, free_W: Array, speed_W: Array
+) -> tuple[Array, Array] | int:
     """Ranks and places, or the slot that fits nowhere."""
     rank_P, place_P = np.zeros(len(load_P), dtype=np.int64), np.zeros(len(load_P), dtype=np.int64)
-    load_W, held_W, left_W = np.zeros(len(room_W)), np.zeros(len(room_W), dtype=np.int64), free_W.copy()
+    load_W, held_W, left_W = (
+        np.zeros(len(room_W)),
+        np.zeros(len(room_W), dtype=np.int64),
+        free_W.copy(),
+    )
     for p in order:
         fits = (held_W < room_W) & (size_P[p] <= left_W)
         if not fits.any():

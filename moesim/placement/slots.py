@@ -19,10 +19,12 @@ class Placement:
         expert_of_slot_P: ndarray of shape (P,): expert of each slot; every expert at least once.
         num_ranks: W.
         num_experts: E.
-        nearest_within: Ranks of a node, inside which a token prefers its expert's replicas; 0: all take turns.
+        nearest_within: Ranks of a node, inside which a token prefers its expert's replicas; 0: all
+            take turns.
 
     Raises:
-        ConfigError: An expert without a slot, a rank out of range, or slots not in order of their ranks.
+        ConfigError: An expert without a slot, a rank out of range, or slots not in order of their
+            ranks.
     """
 
     rank_of_slot_P: np.ndarray
@@ -34,20 +36,28 @@ class Placement:
     def __post_init__(self) -> None:
         experts, ranks = self.expert_of_slot_P, self.rank_of_slot_P
         if len(experts) != len(ranks):
-            raise ConfigError(f"placement: expected a rank for each of {len(experts)} slots, got {len(ranks)}")
+            raise ConfigError(
+                f"placement: expected a rank for each of {len(experts)} slots, got {len(ranks)}"
+            )
         missing = np.setdiff1d(np.arange(self.num_experts), experts)
         if len(missing):
-            raise ConfigError(f"placement: expected every expert in a slot, expert {missing[0]} has none")
+            raise ConfigError(
+                f"placement: expected every expert in a slot, expert {missing[0]} has none"
+            )
         for expert in (experts.min(), experts.max()):
             if not 0 <= expert < self.num_experts:
-                raise ConfigError(f"placement: expected experts below {self.num_experts}, got {expert}")
+                raise ConfigError(
+                    f"placement: expected experts below {self.num_experts}, got {expert}"
+                )
         for rank in (ranks.min(), ranks.max()):
             if not 0 <= rank < self.num_ranks:
                 raise ConfigError(f"placement: expected ranks below {self.num_ranks}, got {rank}")
         back = np.flatnonzero(np.diff(ranks) < 0)
         if len(back):
             first, then = ranks[back[0]], ranks[back[0] + 1]
-            raise ConfigError(f"placement: expected slots in order of their ranks, got rank {then} after {first}")
+            raise ConfigError(
+                f"placement: expected slots in order of their ranks, got rank {then} after {first}"
+            )
 
     @property
     def num_slots(self) -> int:
@@ -65,7 +75,8 @@ class Placement:
             value_P: ndarray of shape (P,).
 
         Returns:
-            ndarray of shape (W, L), L the most slots of a rank: slots in order; 0 where a rank has fewer.
+            ndarray of shape (W, L), L the most slots of a rank: slots in order; 0 where a rank has
+            fewer.
         """
         first_W = np.searchsorted(self.rank_of_slot_P, np.arange(self.num_ranks))
         out = np.zeros((self.num_ranks, int(self.slots_of_rank().max())), dtype=value_P.dtype)
@@ -93,9 +104,11 @@ class Placement:
         return slots_in_turn(flat, order, first_E, copies_E).reshape(expert_ids_TK.shape)
 
     def nearest_slot_of_choice(self, expert_ids_TK: np.ndarray, rank_T: np.ndarray) -> np.ndarray:
-        """The slot every choice goes to when tokens prefer their own rank's replica, then their own node's.
+        """The slot every choice goes to when tokens prefer their own rank's replica, then their own
+        node's.
 
-        Among equally near replicas a source's tokens take turns, as the static dispatch of SGLang does.
+        Among equally near replicas a source's tokens take turns, as the static dispatch of SGLang
+        does.
 
         Args:
             expert_ids_TK: ndarray of shape (T, K).
@@ -116,17 +129,22 @@ class Placement:
             copies_E = np.bincount(self.expert_of_slot_P[near], minlength=self.num_experts)
             first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
             ids = expert_ids_TK[rank_T == rank]
-            # every rank begins with another replica, so that few tokens do not all meet at the first
+            # every rank begins with another replica, so that few tokens do not all meet at the
+            # first
             turn = turn_of_choice(ids, self.num_experts) + rank
             slot_TK[rank_T == rank] = order[first_E[ids] + turn % copies_E[ids]]
         return slot_TK
 
 
 def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
-    """How many choices of the same expert came before each, in token order: ndarray of shape (T, K)."""
+    """How many choices of the same expert came before each, in token order: ndarray of shape (T,
+    K).
+    """
     from moesim.placement.turns import turns
 
-    return turns(np.ascontiguousarray(expert_ids_TK).ravel(), num_experts).reshape(expert_ids_TK.shape)
+    return turns(np.ascontiguousarray(expert_ids_TK).ravel(), num_experts).reshape(
+        expert_ids_TK.shape
+    )
 
 
 def replica_loads(placement: Placement, num_tokens_E: np.ndarray) -> np.ndarray:

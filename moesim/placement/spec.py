@@ -1,4 +1,6 @@
-"""A strategy and its number as text: ``eplb``, ``random:7``, ``local_search:200``, ``eplb_hierarchical/nearest``."""
+"""A strategy and its number as text: ``eplb``, ``random:7``, ``local_search:200``,
+``eplb_hierarchical/nearest``.
+"""
 
 import math
 import re
@@ -22,7 +24,15 @@ NUMBERS: dict[str, tuple[str, float, bool] | None] = {
 }
 STRATEGIES = tuple(NUMBERS)
 #: strategies that place copies of experts
-REPLICATING = ("eplb", "eplb_hierarchical", "hierarchical", "affinity", "domain", "local_search", "exact")
+REPLICATING = (
+    "eplb",
+    "eplb_hierarchical",
+    "hierarchical",
+    "affinity",
+    "domain",
+    "local_search",
+    "exact",
+)
 #: strategies that look at which choices meet in a token, or at which sources they come from
 OF_ROUTING = ("affinity", "domain", "local_search")
 
@@ -34,7 +44,8 @@ class PlacementSpec:
     Attributes:
         strategy: One of `STRATEGIES`.
         number: Seed, steps, groups, tolerance or seconds; the default where none was written.
-        nearest: Tokens prefer the replicas of their own node; else replicas take an expert's tokens in turn.
+        nearest: Tokens prefer the replicas of their own node; else replicas take an expert's tokens
+            in turn.
     """
 
     strategy: str
@@ -65,6 +76,8 @@ class PlacementSpec:
             form = r"\d{1,9}" if whole else r"\d{1,9}(\.\d{1,9})?"
             number = float(written) if re.fullmatch(form, written, re.ASCII) else math.nan
             if math.isnan(number):
-                raise ConfigError(f"placement: expected '{name}' or '{name}:{what}' with "
-                                  f"{'an integer' if whole else 'a number'} >= 0, got {text!r}")
+                raise ConfigError(
+                    f"placement: expected '{name}' or '{name}:{what}' with "
+                    f"{'an integer' if whole else 'a number'} >= 0, got {text!r}"
+                )
         return cls(strategy=name, number=number, nearest=bool(how))

@@ -1,10 +1,13 @@
-"""A placement under change: what it costs on a model of load and traffic, and the exchanges that lower it.
+"""A placement under change: what it costs on a model of load and traffic, and the exchanges that
+lower it.
 
-A rank's cost is its load over its speed, plus the copies of tokens it receives and its part of those its node
-receives, in the same unit (`Setting.copy_work`, `Setting.node_copy_work`); without a routing it is the load alone.
-Copies are rows times copies per choice among sampled tokens, a ratio that does not bend to the sample.
+A rank's cost is its load over its speed, plus the copies of tokens it receives and its part of
+those its node receives, in the same unit (`Setting.copy_work`, `Setting.node_copy_work`); without a
+routing it is the load alone. Copies are rows times copies per choice among sampled tokens, a ratio
+that does not bend to the sample.
 
-Shape legend: P slots, E experts, W ranks, N nodes, T sampled tokens, I slots of the busiest rank, Q the others.
+Shape legend: P slots, E experts, W ranks, N nodes, T sampled tokens, I slots of the busiest rank, Q
+the others.
 """
 
 from copy import copy
@@ -26,7 +29,9 @@ _PAIRS = 64
 class Model:
     """What a placement costs."""
 
-    def __init__(self, load_E: Array, num_ranks: int, setting: Setting, routing: Routing | None) -> None:
+    def __init__(
+        self, load_E: Array, num_ranks: int, setting: Setting, routing: Routing | None
+    ) -> None:
         self.load_E, self.num_ranks, self.setting = load_E, num_ranks, setting
         self.speed_W = setting.speeds(num_ranks)
         self.node_W = np.arange(num_ranks) // (setting.ranks_per_node or num_ranks)
@@ -61,8 +66,12 @@ class State:
         self.load_W = np.bincount(self.rank_P, weights=self.load_P, minlength=model.num_ranks)
         self.uses_PT: Array | None = None
         if model.ids_TK is not None:
-            placed = Placement(rank_of_slot_P=np.zeros_like(self.rank_P), expert_of_slot_P=self.expert_P,
-                               num_ranks=1, num_experts=len(model.load_E))
+            placed = Placement(
+                rank_of_slot_P=np.zeros_like(self.rank_P),
+                expert_of_slot_P=self.expert_P,
+                num_ranks=1,
+                num_experts=len(model.load_E),
+            )
             slot_TK = placed.slot_of_choice(model.ids_TK)
             self.uses_PT = np.zeros((len(self.rank_P), len(slot_TK)), dtype=np.int16)
             self.uses_PT[slot_TK, np.arange(len(slot_TK))[:, None]] = 1
@@ -70,9 +79,14 @@ class State:
             for slot, rank in enumerate(self.rank_P.tolist()):
                 self.held_WT[rank] += self.uses_PT[slot]
             self.copies_W = np.count_nonzero(self.held_WT, axis=1)
-            self.rows_P, self.chosen_P = shared(model.rows_E, self.expert_P), self.uses_PT.sum(axis=1)
+            self.rows_P, self.chosen_P = (
+                shared(model.rows_E, self.expert_P),
+                self.uses_PT.sum(axis=1),
+            )
             self.rows_W = np.bincount(self.rank_P, weights=self.rows_P, minlength=model.num_ranks)
-            self.chosen_W = np.bincount(self.rank_P, weights=self.chosen_P, minlength=model.num_ranks)
+            self.chosen_W = np.bincount(
+                self.rank_P, weights=self.chosen_P, minlength=model.num_ranks
+            )
         self.recount()
 
     def recount(self) -> None:
@@ -83,14 +97,22 @@ class State:
             cost = cost + model.copy * self.rows_W * self.copies_W / np.maximum(self.chosen_W, 1)
             if model.node_copy > 0:
                 first = np.flatnonzero(np.diff(model.node_W, prepend=-1))
-                rows_N, chosen_N = np.add.reduceat(self.rows_W, first), np.add.reduceat(self.chosen_W, first)
+                rows_N, chosen_N = (
+                    np.add.reduceat(self.rows_W, first),
+                    np.add.reduceat(self.chosen_W, first),
+                )
                 copies_N = np.count_nonzero(np.add.reduceat(self.held_WT, first, axis=0), axis=1)
-                cost = cost + (model.node_copy * rows_N * copies_N / np.maximum(chosen_N, 1))[model.node_W]
+                cost = (
+                    cost
+                    + (model.node_copy * rows_N * copies_N / np.maximum(chosen_N, 1))[model.node_W]
+                )
         self.cost_W = cost
         self.score = (float(cost.max()), float((cost**2).sum()))
 
     def improve(self, *, swaps_only: bool = False) -> bool:
-        """Take the best exchange of the busiest rank; False, and nothing changed, if none lowers the score."""
+        """Take the best exchange of the busiest rank; False, and nothing changed, if none lowers
+        the score.
+        """
         before, busiest = self.score, int(self.cost_W.argmax())
         own = np.flatnonzero(self.rank_P == busiest)
         for i, j in self._swaps(own, busiest):
@@ -118,14 +140,18 @@ class State:
         self.recount()
 
     def _swaps(self, own: Array, busiest: int) -> list[tuple[int, int]]:
-        """The most promising pairs of a slot of the busiest rank and one elsewhere, by estimated cost."""
+        """The most promising pairs of a slot of the busiest rank and one elsewhere, by estimated
+        cost.
+        """
         model, others = self.model, np.flatnonzero(self.rank_P != busiest)
         if not len(own) or not len(others):
             return []
         rank_Q = self.rank_P[others]
         change = self.load_P[others][None] - self.load_P[own][:, None]
-        worse = np.maximum(self.cost_W[busiest] + change / model.speed_W[busiest],
-                           self.cost_W[rank_Q] - change / model.speed_W[rank_Q])
+        worse = np.maximum(
+            self.cost_W[busiest] + change / model.speed_W[busiest],
+            self.cost_W[rank_Q] - change / model.speed_W[rank_Q],
+        )
         if model.setting.room_bytes is not None:
             worse = np.where(self._fits(own, others, busiest, rank_Q), worse, np.inf)
         if self.uses_PT is None:
@@ -147,10 +173,14 @@ class State:
             copies = np.count_nonzero(held - out + into, axis=1)
             rows = self.rows_W[rank] + self.rows_P[comes] - self.rows_P[leaves]
             chosen = self.chosen_W[rank] + self.chosen_P[comes] - self.chosen_P[leaves]
-            load = (self.load_W[rank] + self.load_P[comes] - self.load_P[leaves]) / model.speed_W[rank]
+            load = (self.load_W[rank] + self.load_P[comes] - self.load_P[leaves]) / model.speed_W[
+                rank
+            ]
             now = self.rows_W[rank] * self.copies_W[rank] / np.maximum(self.chosen_W[rank], 1)
             rest = self.cost_W[rank] - self.load_W[rank] / model.speed_W[rank] - model.copy * now
-            cost_X = np.maximum(cost_X, rest + load + model.copy * rows * copies / np.maximum(chosen, 1))
+            cost_X = np.maximum(
+                cost_X, rest + load + model.copy * rows * copies / np.maximum(chosen, 1)
+            )
         return cost_X
 
     def _fits(self, own: Array, others: Array, busiest: int, rank_Q: Array) -> Array:
@@ -164,7 +194,9 @@ class State:
         size_P, room_W = bounds["bytes_P"], bounds["room_bytes_W"]
         if size_P is None or room_W is None:
             return np.zeros(len(self.rank_P)), np.full(self.model.num_ranks, np.inf)
-        return size_P, room_W - np.bincount(self.rank_P, weights=size_P, minlength=self.model.num_ranks)
+        return size_P, room_W - np.bincount(
+            self.rank_P, weights=size_P, minlength=self.model.num_ranks
+        )
 
     def _move(self, own: Array, busiest: int, before: tuple[float, float]) -> bool:
         """Where ranks may hold unequally many: the best slot of the busiest to another rank."""
@@ -189,9 +221,13 @@ class State:
         return False
 
     def _replicate(self, own: Array, before: tuple[float, float]) -> bool:
-        """A redundant slot elsewhere takes over an expert of the busiest rank: the best such change by load."""
+        """A redundant slot elsewhere takes over an expert of the busiest rank: the best such change
+        by load.
+        """
         copies_E = np.bincount(self.expert_P, minlength=len(self.model.load_E))
-        spare = np.flatnonzero((copies_E[self.expert_P] > 1) & ~np.isin(np.arange(len(self.expert_P)), own))
+        spare = np.flatnonzero(
+            (copies_E[self.expert_P] > 1) & ~np.isin(np.arange(len(self.expert_P)), own)
+        )
         if not len(spare):
             return False
         load_E, speed_W, num_ranks = self.model.load_E, self.model.speed_W, self.model.num_ranks
@@ -203,8 +239,9 @@ class State:
             step_e = load_E[e] / (copies_E[e] + 1) - load_E[e] / copies_E[e]
             step_Q = load_E[f_Q] / np.maximum(copies_E[f_Q] - 1, 1) - load_E[f_Q] / copies_E[f_Q]
             load_QW = self.load_W + on_EW[e] * step_e + on_EW[f_Q] * step_Q[:, None]
-            load_QW[np.arange(len(spare)), rank_Q] += (load_E[e] / (copies_E[e] + 1)
-                                                       - load_E[f_Q] / np.maximum(copies_E[f_Q] - 1, 1))
+            load_QW[np.arange(len(spare)), rank_Q] += load_E[e] / (copies_E[e] + 1) - load_E[
+                f_Q
+            ] / np.maximum(copies_E[f_Q] - 1, 1)
             worst_Q = np.where(f_Q == e, np.inf, (load_QW / speed_W).max(axis=1))
             if worst_Q.min() < best:
                 best, found = float(worst_Q.min()), (int(spare[worst_Q.argmin()]), int(e))
@@ -223,8 +260,11 @@ class State:
         """A few random swaps that fit, one of them of the busiest rank."""
         busiest = int(self.cost_W.argmax())
         for number in range(_KICKS):
-            i = int(rng.choice(np.flatnonzero(self.rank_P == busiest))) if not number else int(
-                rng.integers(len(self.rank_P)))
+            i = (
+                int(rng.choice(np.flatnonzero(self.rank_P == busiest)))
+                if not number
+                else int(rng.integers(len(self.rank_P)))
+            )
             j = int(rng.integers(len(self.rank_P)))
             if self.rank_P[i] == self.rank_P[j]:
                 continue

@@ -1,15 +1,17 @@
 """Strategies that place experts on ranks, by name: `place`.
 
-``contiguous``: expert order. ``round_robin``: dealt out one by one. ``random:SEED``. ``balanced``: heaviest first onto
-the least loaded rank with room (longest processing time, Graham 1969). ``eplb``: replicate the expert with the highest
-load per replica, then pack as balanced does. ``eplb_hierarchical:GROUPS``: the gate's groups, whole, onto nodes first
-(deepseek-ai/EPLB's hierarchical policy). ``hierarchical``: the same with every expert a group of its own.
-``affinity:TOLERANCE``: experts chosen together stay together. ``domain:TOLERANCE``: experts near their tokens' sources.
-``local_search:STEPS``: from the best of those, moves and swaps. ``exact:SECONDS``: an integer program, for small cases.
+``contiguous``: expert order. ``round_robin``: dealt out one by one. ``random:SEED``. ``balanced``:
+heaviest first onto the least loaded rank with room (longest processing time, Graham 1969).
+``eplb``: replicate the expert with the highest load per replica, then pack as balanced does.
+``eplb_hierarchical:GROUPS``: the gate's groups, whole, onto nodes first (deepseek-ai/EPLB's
+hierarchical policy). ``hierarchical``: the same with every expert a group of its own.
+``affinity:TOLERANCE``: experts chosen together stay together. ``domain:TOLERANCE``: experts near
+their tokens' sources. ``local_search:STEPS``: from the best of those, moves and swaps.
+``exact:SECONDS``: an integer program, for small cases.
 
 They plan on the loads they are given, so they are optimistic wherever the distribution drifts (see
-`moesim.placement.forecast`). Being greedy, ``balanced`` and ``eplb`` can lose to ``contiguous`` (about 1 % of random
-Zipf loads, by under 5 %).
+`moesim.placement.forecast`). Being greedy, ``balanced`` and ``eplb`` can lose to ``contiguous``
+(about 1 % of random Zipf loads, by under 5 %).
 
 Shape legend: E experts, P slots, W ranks.
 """
@@ -35,24 +37,35 @@ _plans: OrderedDict[bytes, Placement] = OrderedDict()
 _MOST_PLANS = 1024
 
 
-def place(strategy: str, num_tokens_E: Array, num_ranks: int, num_replicas: int = 0, *, setting: Setting = PLAIN,
-          routing: Routing | None = None) -> Placement:
+def place(
+    strategy: str,
+    num_tokens_E: Array,
+    num_ranks: int,
+    num_replicas: int = 0,
+    *,
+    setting: Setting = PLAIN,
+    routing: Routing | None = None,
+) -> Placement:
     """Place E experts, and ``num_replicas`` copies, on ranks with equally many slots each.
 
-    Where the setting's ranks differ in speed, strategies that plan on loads give them unequally many. Plans are cached
-    by content.
+    Where the setting's ranks differ in speed, strategies that plan on loads give them unequally
+    many. Plans are cached by content.
 
     Args:
-        strategy: One of `STRATEGIES`, with its number if it takes one; those of `REPLICATING` place replicas.
-        num_tokens_E: ndarray of shape (E,): expected load of each expert, in tokens or in any other unit of work.
+        strategy: One of `STRATEGIES`, with its number if it takes one; those of `REPLICATING` place
+            replicas.
+        num_tokens_E: ndarray of shape (E,): expected load of each expert, in tokens or in any other
+            unit of work.
         num_ranks: W; must divide E + num_replicas, unless ranks differ in speed.
         num_replicas: Slots beyond one per expert.
         setting: Nodes, speeds and memory of the ranks.
-        routing: Choices behind the loads; ``affinity`` and ``domain`` need them, ``local_search`` uses them.
+        routing: Choices behind the loads; ``affinity`` and ``domain`` need them, ``local_search``
+            uses them.
 
     Raises:
         UnknownNameError: Another strategy.
-        ConfigError: Slots that do not divide over the ranks, or replicas for a strategy that has none.
+        ConfigError: Slots that do not divide over the ranks, or replicas for a strategy that has
+            none.
         CapacityError: More than memory holds.
     """
     spec = PlacementSpec.parse(strategy)
@@ -65,16 +78,27 @@ def place(strategy: str, num_tokens_E: Array, num_ranks: int, num_replicas: int 
     _check(spec, load_E, num_ranks, num_replicas, setting)
     expert_P, rank_P = _planned(spec, load_E, num_ranks, num_replicas, setting, routing)
     expert_P.flags.writeable = rank_P.flags.writeable = False
-    found = Placement(rank_of_slot_P=rank_P, expert_of_slot_P=expert_P, num_ranks=num_ranks, num_experts=len(load_E),
-                      nearest_within=(setting.ranks_per_node or num_ranks) if spec.nearest else 0)
+    found = Placement(
+        rank_of_slot_P=rank_P,
+        expert_of_slot_P=expert_P,
+        num_ranks=num_ranks,
+        num_experts=len(load_E),
+        nearest_within=(setting.ranks_per_node or num_ranks) if spec.nearest else 0,
+    )
     _plans[key] = found
     if len(_plans) > _MOST_PLANS:
         _plans.popitem(last=False)
     return found
 
 
-def _digest(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
-            routing: Routing | None) -> bytes:
+def _digest(
+    spec: PlacementSpec,
+    load_E: Array,
+    num_ranks: int,
+    num_replicas: int,
+    setting: Setting,
+    routing: Routing | None,
+) -> bytes:
     text = hashlib.blake2b(repr((spec, num_ranks, num_replicas, setting)).encode(), digest_size=16)
     text.update(load_E.tobytes())
     if routing is not None:
@@ -83,26 +107,42 @@ def _digest(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: in
     return text.digest()
 
 
-def _check(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting) -> None:
+def _check(
+    spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting
+) -> None:
     num_experts, strategy = len(load_E), spec.strategy
     wrong = ~(np.isfinite(load_E) & (load_E >= 0))
     if wrong.any():
-        raise ConfigError(f"placement: expected loads >= 0, got {load_E[wrong][0]} for expert "
-                          f"{int(np.flatnonzero(wrong)[0])}")
+        raise ConfigError(
+            f"placement: expected loads >= 0, got {load_E[wrong][0]} for expert "
+            f"{int(np.flatnonzero(wrong)[0])}"
+        )
     if num_replicas < 0:
         raise ConfigError(f"placement.num_replicas: expected an integer >= 0, got {num_replicas}")
     if num_replicas and strategy not in REPLICATING:
-        raise ConfigError(f"placement.num_replicas: {strategy} places no replicas, got {num_replicas}: use one of "
-                          f"{', '.join(REPLICATING)}")
+        raise ConfigError(
+            f"placement.num_replicas: {strategy} places no replicas, got {num_replicas}: use one "
+            f"of {', '.join(REPLICATING)}"
+        )
     setting.check(num_experts, num_ranks)
     divided = (num_experts + num_replicas) % num_ranks == 0
-    if not divided and not (setting.unequal and strategy not in ("contiguous", "round_robin", "random")):
-        raise ConfigError(f"placement: expected experts + replicas divisible by the {num_ranks} expert-parallel ranks, "
-                          f"got {num_experts} + {num_replicas}")
+    if not divided and not (
+        setting.unequal and strategy not in ("contiguous", "round_robin", "random")
+    ):
+        raise ConfigError(
+            f"placement: expected experts + replicas divisible by the {num_ranks} expert-parallel "
+            f"ranks, got {num_experts} + {num_replicas}"
+        )
 
 
-def _planned(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting,
-             routing: Routing | None) -> tuple[Array, Array]:
+def _planned(
+    spec: PlacementSpec,
+    load_E: Array,
+    num_ranks: int,
+    num_replicas: int,
+    setting: Setting,
+    routing: Routing | None,
+) -> tuple[Array, Array]:
     """Expert and rank of each slot, in order of ranks."""
     name, num_experts = spec.strategy, len(load_E)
     experts = np.arange(num_experts)
@@ -114,7 +154,9 @@ def _planned(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: i
             experts = experts.reshape(-1, num_ranks).T.ravel()
         return experts, rank_P
     if name == "balanced":
-        rank_P, place_P = pack(load_E, setting.rooms(num_experts, num_ranks), **limits(setting, experts))
+        rank_P, place_P = pack(
+            load_E, setting.rooms(num_experts, num_ranks), **limits(setting, experts)
+        )
         order = np.lexsort((place_P, rank_P))
         return experts[order], rank_P[order]
     if name == "eplb":
@@ -134,8 +176,9 @@ def _planned(spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: i
         raise ConfigError(f"placement: {name} needs a routing, got loads alone")
     pair = coactivation(routing.expert_ids_TK, num_experts) if name == "affinity" else None
     pull = source_pull(routing.num_tokens_SE(), num_ranks, setting.tp) if name == "domain" else None
-    expert_P, rank_P = attracted(load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pair_EE=pair,
-                                 pull_EW=pull)
+    expert_P, rank_P = attracted(
+        load_E, num_ranks, num_replicas, setting, tolerance=spec.number, pair_EE=pair, pull_EW=pull
+    )
     return levelled(load_E, expert_P, rank_P, setting, num_ranks, spec.number)
 
 

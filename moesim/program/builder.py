@@ -1,7 +1,7 @@
 """Collects resources and ops, checks them, and freezes them into a `Program`.
 
-Ops come in batches of like ones (one per device), since a call per op would cost more than simulating a small
-program.
+Ops come in batches of like ones (one per device), since a call per op would cost more than
+simulating a small program.
 
 Shape legend: N ops, R resources; in a batch I ops with M demands each.
 """
@@ -24,10 +24,11 @@ class Demands(NamedTuple):
     """What I ops take of resources.
 
     Attributes:
-        resources: ndarray of shape (I, M): resources each op demands, no one twice; flat with ``row_ptr``.
+        resources: ndarray of shape (I, M): resources each op demands, no one twice; flat with
+            ``row_ptr``.
         amounts: How much of each; zeros are dropped. `ProgramBuilder.build` checks them.
-        row_ptr: ndarray of shape (I + 1,): where each op's entries begin, if their numbers differ; None if all demand
-            M resources.
+        row_ptr: ndarray of shape (I + 1,): where each op's entries begin, if their numbers differ;
+            None if all demand M resources.
     """
 
     resources: Array | None = None
@@ -40,7 +41,8 @@ class Waits(NamedTuple):
 
     Attributes:
         ops: Flat array of ops.
-        row_ptr: ndarray of shape (I + 1,): where each op's entries begin; None if all wait for all of ``ops``.
+        row_ptr: ndarray of shape (I + 1,): where each op's entries begin; None if all wait for all
+            of ``ops``.
     """
 
     ops: Array | None
@@ -76,7 +78,9 @@ class ProgramBuilder:
         """
         return int(self.resources(name, [capacity], numbered=False)[0])
 
-    def resources(self, name: str, capacity: Sequence[float] | Array, *, numbered: bool = True) -> Array:
+    def resources(
+        self, name: str, capacity: Sequence[float] | Array, *, numbered: bool = True
+    ) -> Array:
         """Add a resource for each capacity, named ``name[0], name[1], ...``; returns their numbers.
 
         Raises:
@@ -87,46 +91,88 @@ class ProgramBuilder:
         if wrong.any():
             which = int(wrong.argmax())
             label = f"{name}[{which}]" if numbered else name
-            raise ConfigError(f"resource {label}: expected a finite capacity > 0, got {rates[which].item()!r}")
+            raise ConfigError(
+                f"resource {label}: expected a finite capacity > 0, got {rates[which].item()!r}"
+            )
         first = self._num_resources
         self._capacity.append(rates)
         self._resource_runs.append((name, len(rates), numbered))
         self._num_resources += len(rates)
         return np.arange(first, self._num_resources)
 
-    def op(self, label: str, *, resources: Sequence[int] | Array = (), amounts: Sequence[float] | Array = (),
-           latency_s: float = 0.0, release_s: float = 0.0, after: Sequence[int] | Array = (),
-           bytes_per_flow: float = 0.0, phase: str = "") -> int:
+    def op(
+        self,
+        label: str,
+        *,
+        resources: Sequence[int] | Array = (),
+        amounts: Sequence[float] | Array = (),
+        latency_s: float = 0.0,
+        release_s: float = 0.0,
+        after: Sequence[int] | Array = (),
+        bytes_per_flow: float = 0.0,
+        phase: str = "",
+    ) -> int:
         """Add one op; returns its number. Arguments as in `ops`, ``after`` a list of ops."""
         if len(resources) != len(amounts):
-            raise ConfigError(f"op {label}: expected one amount per resource, got {len(amounts)} for {len(resources)}")
+            raise ConfigError(
+                f"op {label}: expected one amount per resource, got {len(amounts)} for "
+                f"{len(resources)}"
+            )
         deps = np.asarray(after, dtype=np.int64).reshape(1, -1)
-        demands = Demands(np.asarray(resources, dtype=np.int64).reshape(1, -1),
-                          np.asarray(amounts, dtype=np.float64).reshape(1, -1))
-        return int(self.ops(label, 1, demands=demands, latency_s=latency_s, release_s=release_s, after=deps,
-                            bytes_per_flow=bytes_per_flow, phase=phase, numbered=False)[0])
+        demands = Demands(
+            np.asarray(resources, dtype=np.int64).reshape(1, -1),
+            np.asarray(amounts, dtype=np.float64).reshape(1, -1),
+        )
+        return int(
+            self.ops(
+                label,
+                1,
+                demands=demands,
+                latency_s=latency_s,
+                release_s=release_s,
+                after=deps,
+                bytes_per_flow=bytes_per_flow,
+                phase=phase,
+                numbered=False,
+            )[0]
+        )
 
-    def ops(self, label: str, count: int, *, demands: Demands | None = None, latency_s: Numbers = 0.0,
-            release_s: Numbers = 0.0, after: Array | Waits | None = None, bytes_per_flow: Numbers = 0.0,
-            phase: str = "", numbered: bool = True, own_batch: bool = False) -> Array:
+    def ops(
+        self,
+        label: str,
+        count: int,
+        *,
+        demands: Demands | None = None,
+        latency_s: Numbers = 0.0,
+        release_s: Numbers = 0.0,
+        after: Array | Waits | None = None,
+        bytes_per_flow: Numbers = 0.0,
+        phase: str = "",
+        numbered: bool = True,
+        own_batch: bool = False,
+    ) -> Array:
         """Add ``count`` like ops, named ``label[0], label[1], ...``; returns their numbers.
 
         Args:
             label: What they are.
             count: I.
             demands: What each takes of which resources; None for nothing.
-            latency_s: Elapses before the demand is served; one for all or one each, as the next ones.
+            latency_s: Elapses before the demand is served; one for all or one each, as the next
+                ones.
             release_s: Earliest start.
-            after: Ops waited for, added before: ndarray of shape (K,) if all wait for the same, (I, K) if each waits
-                for its own; or `Waits`, where their numbers differ.
-            bytes_per_flow: For communication: bytes at an op's largest port over its source-destination pairs. Every
-                flow then gets equal bytes per second at a port it shares. 0 for compute.
+            after: Ops waited for, added before: ndarray of shape (K,) if all wait for the same, (I,
+                K) if each waits for its own; or `Waits`, where their numbers differ.
+            bytes_per_flow: For communication: bytes at an op's largest port over its
+                source-destination pairs. Every flow then gets equal bytes per second at a port it
+                shares. 0 for compute.
             phase: Name of the phase they belong to.
             numbered: Whether names carry a number.
-            own_batch: Whether ops may wait for earlier ones of the same batch, such as the messages of a sender.
+            own_batch: Whether ops may wait for earlier ones of the same batch, such as the messages
+                of a sender.
 
         Raises:
-            ConfigError: A negative or non-finite latency or release, or an unknown dependency (demands: see `build`).
+            ConfigError: A negative or non-finite latency or release, or an unknown dependency
+                (demands: see `build`).
         """
         first = self._num_ops
         latency, release, flow = (_each(v, count) for v in (latency_s, release_s, bytes_per_flow))
@@ -135,9 +181,15 @@ class ProgramBuilder:
             return f"op {label}[{i}]" if numbered else f"op {label}"
 
         if not (_sound(latency) and _sound(release)):
-            i = int((~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))).argmax())
-            raise ConfigError(f"{name(i)}: expected latency and release >= 0, got {latency[i].item()!r} and "
-                              f"{release[i].item()!r}")
+            i = int(
+                (
+                    ~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))
+                ).argmax()
+            )
+            raise ConfigError(
+                f"{name(i)}: expected latency and release >= 0, got {latency[i].item()!r} and "
+                f"{release[i].item()!r}"
+            )
         if not _sound(flow):
             i = int((~((flow >= 0) & (flow < math.inf))).argmax())
             raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
@@ -148,12 +200,16 @@ class ProgramBuilder:
             which = int(((deps < 0) | (deps >= below)).argmax())
             i = int(np.searchsorted(np.cumsum(num_deps), which, side="right"))
             end = int(np.cumsum(num_deps)[i])
-            raise ConfigError(f"{name(i)}: expected dependencies among the {first} ops before it, got "
-                              f"{deps[end - int(num_deps[i]):end].tolist()}")
+            raise ConfigError(
+                f"{name(i)}: expected dependencies among the {first} ops before it, got "
+                f"{deps[end - int(num_deps[i]) : end].tolist()}"
+            )
         resources, amounts, row_ptr = demands or Demands()
         flat, lengths = _rows(resources, row_ptr, count)
         self._resource.append(flat)
-        self._amount.append(np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel())
+        self._amount.append(
+            np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel()
+        )
         self._lengths.append(lengths)
         self._latency.append(latency)
         self._release.append(release)
@@ -176,10 +232,12 @@ class ProgramBuilder:
         self._factored.append(block)
 
     def build(self) -> Program:
-        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per flow.
+        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per
+        flow.
 
         Raises:
-            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one resource twice.
+            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one
+                resource twice.
         """
         ptr = pointers(_joined(self._lengths, np.int64))
         resource, amount = _joined(self._resource, np.int64), _joined(self._amount, np.float64)
@@ -235,7 +293,9 @@ class ProgramBuilder:
     def _refuse(self, entry: int, rule: str, ptr: Array, resource: Array, amount: Array) -> None:
         op = int(np.searchsorted(ptr, entry, side="right")) - 1
         label = Names(runs=tuple(self._op_runs)).expand()[op]
-        raise ConfigError(f"op {label}: expected {rule}, got {amount[entry]} of resource {resource[entry]}")
+        raise ConfigError(
+            f"op {label}: expected {rule}, got {amount[entry]} of resource {resource[entry]}"
+        )
 
 
 def _each(value: Numbers, count: int) -> Array:
@@ -253,7 +313,9 @@ def _sound(values: Array) -> bool:
 
 
 def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:
-    """(flat values, length of each of ``count`` rows) of a matrix, a common row, or rows of different length."""
+    """(flat values, length of each of ``count`` rows) of a matrix, a common row, or rows of
+    different length.
+    """
     if values is None:
         return np.zeros(0, dtype=np.int64), np.zeros(count, dtype=np.int64)
     array = np.asarray(values, dtype=np.int64)
@@ -269,10 +331,11 @@ def _joined(parts: list[Array], dtype: type) -> Array:
 
 
 def _fair_units(solo_s_N: Array, bytes_per_flow_N: Array) -> Array:
-    """Fair units: the solo time, and for communication ``c * bytes per flow`` with c keeping the sum of units.
+    """Fair units: the solo time, and for communication ``c * bytes per flow`` with c keeping the
+    sum of units.
 
-    Dominant-resource fairness (the solo time for all) throttles a transfer by a port it hardly uses; equal bytes per
-    second and flow is what packet switches and round-robin NIC queues give.
+    Dominant-resource fairness (the solo time for all) throttles a transfer by a port it hardly
+    uses; equal bytes per second and flow is what packet switches and round-robin NIC queues give.
     """
     flow = (bytes_per_flow_N > 0) & (solo_s_N > 0)
     unit = solo_s_N.copy()

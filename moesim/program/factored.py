@@ -1,7 +1,9 @@
-"""Demands whose amounts are a product of a number per op and a number per resource, kept as these numbers.
+"""Demands whose amounts are a product of a number per op and a number per resource, kept as these
+numbers.
 
-Traffic in which every source spreads its tokens alike (tokens of the source x share of the destination) would fill
-N x N entries with 2 N numbers. These blocks answer what a bound asks, totals and maxima, from the numbers alone.
+Traffic in which every source spreads its tokens alike (tokens of the source x share of the
+destination) would fill N x N entries with 2 N numbers. These blocks answer what a bound asks,
+totals and maxima, from the numbers alone.
 
 Shape legend: I ops, J resources of the block.
 """
@@ -19,8 +21,9 @@ Array = np.ndarray
 class Factored:
     """Demands ``row_I[i] * column_J[j]`` of ops i on resources j, where both belong together.
 
-    An entry is there if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``: ports of one node without the
-    device's own, NICs of all nodes without the own node's. Inner groups lie within outer groups.
+    An entry is there if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``: ports of one
+    node without the device's own, NICs of all nodes without the own node's. Inner groups lie within
+    outer groups.
 
     Attributes:
         ops_I: Ops.
@@ -42,7 +45,9 @@ class Factored:
 
     def demand_J(self) -> Array:
         """Total demand on each of its resources: ndarray of shape (J,)."""
-        outer, inner = _group_sums(self.outer_I, self.inner_I, self.row_I, self.outer_J, self.inner_J)
+        outer, inner = _group_sums(
+            self.outer_I, self.inner_I, self.row_I, self.outer_J, self.inner_J
+        )
         return self.column_J * (outer - inner)
 
     def largest_s_I(self, capacity_R: Array) -> Array:
@@ -70,8 +75,12 @@ class Factored:
         return self.ops_I[i], self.resources_J[j], self.row_I[i] * self.column_J[j]
 
 
-def _group_sums(outer_I: Array, inner_I: Array, amount_I: Array, outer_J: Array, inner_J: Array) -> tuple[Array, Array]:
-    """Sums of amounts over each j's outer group, and over its inner group: two ndarrays of shape (J,)."""
+def _group_sums(
+    outer_I: Array, inner_I: Array, amount_I: Array, outer_J: Array, inner_J: Array
+) -> tuple[Array, Array]:
+    """Sums of amounts over each j's outer group, and over its inner group: two ndarrays of shape
+    (J,).
+    """
     outers = int(max(outer_I.max(), outer_J.max())) + 1
     inners = int(max(inner_I.max(), inner_J.max())) + 1
     by_outer = np.bincount(outer_I, amount_I, outers)

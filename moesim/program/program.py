@@ -1,15 +1,17 @@
 """A program: ops that demand rate-limited resources, wait for one another, and know nothing of MoE.
 
-An op is a demand vector (bytes or FLOPs on some resources), a latency, a release time, the ops it waits for and a
-fair unit. ``start = max(release, ends of what it waits for)``; the latency elapses first, holding nothing; then the
-demand is served. Alone, an op takes ``max_r demand_r / capacity_r``: the roofline.
+An op is a demand vector (bytes or FLOPs on some resources), a latency, a release time, the ops it
+waits for and a fair unit. ``start = max(release, ends of what it waits for)``; the latency elapses
+first, holding nothing; then the demand is served. Alone, an op takes
+``max_r demand_r / capacity_r``: the roofline.
 
-Demands are a sparse matrix, ops x resources. Traffic whose bytes are a product, tokens of the sender x share of the
-receiver, would fill N x N of it with 2 N numbers: such demands may stay *factored*, and engines that need single
-entries (`flow`, `event`) expand them, which is refused beforehand where memory would not hold it.
+Demands are a sparse matrix, ops x resources. Traffic whose bytes are a product, tokens of the
+sender x share of the receiver, would fill N x N of it with 2 N numbers: such demands may stay
+*factored*, and engines that need single entries (`flow`, `event`) expand them, which is refused
+beforehand where memory would not hold it.
 
-Shape legend: N ops, R resources, nnz demand entries. Ops are numbered so that every dependency has a smaller number,
-which makes a program acyclic by construction.
+Shape legend: N ops, R resources, nnz demand entries. Ops are numbered so that every dependency has
+a smaller number, which makes a program acyclic by construction.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,8 @@ ENTRY_BYTES = 40.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Names:
-    """Names of many like things without a string for each: runs of ``name[0], name[1], ...``, or one bare ``name``.
+    """Names of many like things without a string for each: runs of ``name[0], name[1], ...``, or
+    one bare ``name``.
 
     Attributes:
         runs: (name, how many, whether they are numbered).
@@ -43,9 +46,12 @@ class Names:
 
     def expand(self) -> tuple[str, ...]:
         """Every name."""
-        return tuple(chain.from_iterable(
-            (f"{name}[{i}]" for i in range(count)) if numbered else (name,) * count
-            for name, count, numbered in self.runs))
+        return tuple(
+            chain.from_iterable(
+                (f"{name}[{i}]" for i in range(count)) if numbered else (name,) * count
+                for name, count, numbered in self.runs
+            )
+        )
 
 
 class Block(Protocol):
@@ -79,14 +85,16 @@ class Program:
     Attributes:
         capacity_R: Units per second of each resource, all > 0.
         resources: Names of the resources.
-        demand_ptr: ndarray of shape (N + 1,): op i's demands are entries ``demand_ptr[i]:demand_ptr[i + 1]``.
+        demand_ptr: ndarray of shape (N + 1,): op i's demands are entries
+            ``demand_ptr[i]:demand_ptr[i + 1]``.
         demand_resource: Resource of each entry.
         demand_amount: Amount of each entry (bytes or FLOPs), all > 0.
         factored: Demands beyond these, as rules.
         latency_s_N: Time that elapses before an op's demand is served.
         release_s_N: Earliest start.
-        fair_unit_s_N: Share weight: of ops that meet at a resource, each is served in proportion to 1 / fair unit of
-            its solo time; equal to the solo time, every op progresses at one relative rate.
+        fair_unit_s_N: Share weight: of ops that meet at a resource, each is served in proportion to
+            1 / fair unit of its solo time; equal to the solo time, every op progresses at one
+            relative rate.
         dep_ptr: ndarray of shape (N + 1,): op i waits for ``dep_index[dep_ptr[i]:dep_ptr[i + 1]]``.
         dep_index: The ops waited for.
         ops: Names of the ops, for timelines.
@@ -134,7 +142,9 @@ class Program:
         return self.demand_amount / self.capacity_R[self.demand_resource]
 
     def solo_s_N(self) -> Array:
-        """Service time of each op alone, without its latency: the largest of its demands in seconds."""
+        """Service time of each op alone, without its latency: the largest of its demands in
+        seconds.
+        """
         solo = row_largest(self.demand_ptr, self.demand_s())
         for block in self.factored:
             solo[block.ops_I] = np.maximum(solo[block.ops_I], block.largest_s_I(self.capacity_R))
@@ -143,7 +153,9 @@ class Program:
     def demand_R(self) -> Array:
         """Total demand on each resource in its own unit (bytes or FLOPs)."""
         # counting nothing gives integers, whatever the weights
-        total = np.bincount(self.demand_resource, self.demand_amount, len(self.capacity_R)).astype(np.float64)
+        total = np.bincount(self.demand_resource, self.demand_amount, len(self.capacity_R)).astype(
+            np.float64
+        )
         for block in self.factored:
             np.add.at(total, block.resources_J, block.demand_J())
         return total
@@ -164,19 +176,34 @@ class Program:
         """
         if not self.factored:
             return self
-        need = ENTRY_BYTES * len(self.demand_amount) + sum(block.expanded_bytes() for block in self.factored)
+        need = ENTRY_BYTES * len(self.demand_amount) + sum(
+            block.expanded_bytes() for block in self.factored
+        )
         if need > memory_bytes:
-            raise CapacityError(f"program: {self.num_ops} ops would take {need / GIB:.1f} GiB expanded, more than the "
-                                f"{memory_bytes / GIB:.0f} GiB it may: use engine bound, which needs no expansion")
-        parts = [(self.op_of_entry(), self.demand_resource, self.demand_amount), *(b.entries() for b in self.factored)]
+            raise CapacityError(
+                f"program: {self.num_ops} ops would take {need / GIB:.1f} GiB expanded, more than "
+                f"the {memory_bytes / GIB:.0f} GiB it may: use engine bound, which needs no "
+                "expansion"
+            )
+        parts = [
+            (self.op_of_entry(), self.demand_resource, self.demand_amount),
+            *(b.entries() for b in self.factored),
+        ]
         op, resource, amount = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.lexsort((resource, op))
         op, resource, amount = op[order], resource[order], amount[order]
         # blocks may name an entry twice: a level of the fabric each
-        first = np.flatnonzero(np.concatenate([[True], (np.diff(op) != 0) | (np.diff(resource) != 0)]))
+        first = np.flatnonzero(
+            np.concatenate([[True], (np.diff(op) != 0) | (np.diff(resource) != 0)])
+        )
         counts = np.bincount(op[first], minlength=self.num_ops)
-        return replace(self, factored=(), demand_ptr=pointers(counts), demand_resource=resource[first],
-                       demand_amount=np.add.reduceat(amount, first))
+        return replace(
+            self,
+            factored=(),
+            demand_ptr=pointers(counts),
+            demand_resource=resource[first],
+            demand_amount=np.add.reduceat(amount, first),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -189,7 +216,8 @@ class Timeline:
         busy_s_R: Seconds of work each resource served.
         engine: Engine that made it.
         makespan_s: End of the last op, or the bound.
-        events: Times the clock advanced: op starts and ends (flow) or chunks (event); 0 in closed form.
+        events: Times the clock advanced: op starts and ends (flow) or chunks (event); 0 in closed
+            form.
         exact: False for a bound, whose times are earliest times and not a schedule.
     """
 
@@ -210,7 +238,8 @@ def pointers(counts: Array | Sequence[int]) -> Array:
 
 
 def row_largest(ptr: Array, values: Array) -> Array:
-    """Largest value (>= 0) of each row of a CSR matrix, 0 for an empty one: ndarray of shape (N,)."""
+    """Largest value (>= 0) of each row of a CSR matrix, 0 for an empty one: ndarray of shape (N,).
+    """
     out = np.zeros(len(ptr) - 1)
     filled = np.flatnonzero(np.diff(ptr) > 0)
     if len(filled):

@@ -1,4 +1,6 @@
-"""Loss proxies: scaling laws and measured deltas, with the ranges they hold in; refitted to points of a user's own."""
+"""Loss proxies: scaling laws and measured deltas, with the ranges they hold in; refitted to points
+of a user's own.
+"""
 
 from moesim.quality.law_file import save_law
 from moesim.quality.layers import layer_delta
@@ -7,5 +9,19 @@ from moesim.quality.loss_law import PUBLISHED, LossLaw
 from moesim.quality.points import Points, read_points
 from moesim.quality.refitting import Refit, load_law, refit
 
-__all__ = ["PUBLISHED", "LossBand", "LossEstimate", "LossLaw", "Points", "Refit", "estimate_loss", "estimate_losses",
-           "layer_delta", "load_law", "loss_mid", "read_points", "refit", "save_law"]
+__all__ = [
+    "PUBLISHED",
+    "LossBand",
+    "LossEstimate",
+    "LossLaw",
+    "Points",
+    "Refit",
+    "estimate_loss",
+    "estimate_losses",
+    "layer_delta",
+    "load_law",
+    "loss_mid",
+    "read_points",
+    "refit",
+    "save_law",
+]

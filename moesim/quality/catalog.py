@@ -1,4 +1,6 @@
-"""What the estimate rests on, to be listed: every law with its range and where its coefficients come from."""
+"""What the estimate rests on, to be listed: every law with its range and where its coefficients
+come from.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +16,8 @@ class Law:
         name: Short name.
         source: Paper.
         fitted_on: Range and kind of models, in words.
-        kind: ``published`` where we read the coefficients in the paper; ``assumed`` where at second hand.
+        kind: ``published`` where we read the coefficients in the paper; ``assumed`` where at second
+            hand.
         used_for: Its part in the estimate.
         ranges: Range of each variable, where it is known.
     """
@@ -28,19 +31,44 @@ class Law:
 
 
 LAWS = (
-    Law(name="joint", source="Ludziejewski et al. 2025, arXiv 2502.05172", kind="published",
-        used_for="central estimate", fitted_on="top-1 Switch, up to 32 experts, 79M-2.7B active, 0.5-80B tokens",
-        ranges=JOINT_RANGE),
-    Law(name="fine_grained", source="Krajewski et al. 2024, arXiv 2402.07871", kind="assumed",
-        used_for="step of granularity", fitted_on="64 experts, granularity 1-16",
-        ranges={"granularity": GRANULARITY_RANGE}),
-    Law(name="clark", source="Clark et al. 2022, arXiv 2202.01169", kind="assumed",
+    Law(
+        name="joint",
+        source="Ludziejewski et al. 2025, arXiv 2502.05172",
+        kind="published",
+        used_for="central estimate",
+        fitted_on="top-1 Switch, up to 32 experts, 79M-2.7B active, 0.5-80B tokens",
+        ranges=JOINT_RANGE,
+    ),
+    Law(
+        name="fine_grained",
+        source="Krajewski et al. 2024, arXiv 2402.07871",
+        kind="assumed",
+        used_for="step of granularity",
+        fitted_on="64 experts, granularity 1-16",
+        ranges={"granularity": GRANULARITY_RANGE},
+    ),
+    Law(
+        name="clark",
+        source="Clark et al. 2022, arXiv 2202.01169",
+        kind="assumed",
         used_for="second opinion beyond the joint law's experts; hash and RL routing",
-        fitted_on="top-1, up to 512 experts, 130B tokens; S-BASE, RL-R, HASH", ranges={"E_eff": (1.0, 512.0)}),
-    Law(name="abnar", source="Abnar et al. 2025, arXiv 2501.12370", kind="assumed",
-        used_for="second opinion beyond the joint law's experts", ranges={},
-        fitted_on="total parameters and sparsity; R² 68 % on sparsity held out"),
-    Law(name="leverage", source="Tian et al. 2025, arXiv 2507.17702", kind="published",
+        fitted_on="top-1, up to 512 experts, 130B tokens; S-BASE, RL-R, HASH",
+        ranges={"E_eff": (1.0, 512.0)},
+    ),
+    Law(
+        name="abnar",
+        source="Abnar et al. 2025, arXiv 2501.12370",
+        kind="assumed",
+        used_for="second opinion beyond the joint law's experts",
+        ranges={},
+        fitted_on="total parameters and sparsity; R² 68 % on sparsity held out",
+    ),
+    Law(
+        name="leverage",
+        source="Tian et al. 2025, arXiv 2507.17702",
+        kind="published",
         used_for="second opinion on experts and granularity",
-        fitted_on="up to 28B total parameters; bases of its logarithms inferred", ranges={}),
+        fitted_on="up to 28B total parameters; bases of its logarithms inferred",
+        ranges={},
+    ),
 )

@@ -1,5 +1,6 @@
-"""What a gate costs in loss against a flat top-k gate trained with an auxiliary loss: rows of `DELTAS`, choice by
-choice. A gate that states no balancing is taken to be trained with the usual one.
+"""What a gate costs in loss against a flat top-k gate trained with an auxiliary loss: rows of
+`DELTAS`, choice by choice. A gate that states no balancing is taken to be trained with the usual
+one.
 """
 
 from dataclasses import replace
@@ -13,12 +14,20 @@ __all__ = ["WORST_NATS", "Delta", "gate_delta", "gate_deltas", "together"]
 
 def gate_deltas(gate: Gate) -> list[Delta]:
     """Differences of a gate, one for each choice that is not the usual."""
-    names = [name for name, there in (
-        ("two_level", gate.kind == "two_level"), ("local_routers", gate.local_routers),
-        ("product_key", gate.kind == "product_key"), ("sigmoid", gate.score == "sigmoid"),
-        ("temperature", gate.temperature != 1.0), ("bias", gate.balancing == "bias"),
-        ("float8_gate", gate.precision == "float8_e4m3"), (gate.selection, gate.selection != "top_k"),
-    ) if there]
+    names = [
+        name
+        for name, there in (
+            ("two_level", gate.kind == "two_level"),
+            ("local_routers", gate.local_routers),
+            ("product_key", gate.kind == "product_key"),
+            ("sigmoid", gate.score == "sigmoid"),
+            ("temperature", gate.temperature != 1.0),
+            ("bias", gate.balancing == "bias"),
+            ("float8_gate", gate.precision == "float8_e4m3"),
+            (gate.selection, gate.selection != "top_k"),
+        )
+        if there
+    ]
     deltas = [DELTAS[name] for name in names]
     if not gate_kind(gate.kind).loss_known:
         deltas.append(replace(DELTAS["product_key"], unknown=f"gate {gate.kind}"))
@@ -31,7 +40,9 @@ def gate_deltas(gate: Gate) -> list[Delta]:
 
 
 def _limited(gate: Gate) -> Delta:
-    """4 of 8 groups is measured; other limits of 3 groups and more are taken for it, within nothing and twice that."""
+    """4 of 8 groups is measured; other limits of 3 groups and more are taken for it, within nothing
+    and twice that.
+    """
     if (gate.num_expert_groups, gate.num_limited_groups) == (8, 4):
         return DELTAS["group_limited"]
     if gate.num_limited_groups < 3:
@@ -42,9 +53,13 @@ def _limited(gate: Gate) -> Delta:
 
 def together(deltas: list[Delta]) -> Delta:
     """Their sum; ``unknown`` names those without a figure."""
-    return Delta(sum(d.nats for d in deltas), sum(d.low for d in deltas), sum(d.high for d in deltas),
-                 "; ".join(d.unknown for d in deltas if d.unknown),
-                 "; ".join(dict.fromkeys(d.source for d in deltas)))
+    return Delta(
+        sum(d.nats for d in deltas),
+        sum(d.low for d in deltas),
+        sum(d.high for d in deltas),
+        "; ".join(d.unknown for d in deltas if d.unknown),
+        "; ".join(dict.fromkeys(d.source for d in deltas)),
+    )
 
 
 def gate_delta(gate: Gate) -> Delta:

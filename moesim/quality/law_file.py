@@ -45,10 +45,16 @@ def read_law(path: str | Path) -> LossLaw:
     """
     found = parse(read_text(Path(path)), _File, Path(path).name)
     each = [getattr(found, name) for name in VARIABLES]
-    return LossLaw(name=found.name, offset=found.offset, slopes=tuple(v.slope for v in each),
-                   centre=tuple(v.centre for v in each), base_nats=found.base_nats, num_points=found.num_points,
-                   ranges=tuple((name, v.low, v.high) for name, v in zip(VARIABLES, each, strict=True)),
-                   digest=found.digest)
+    return LossLaw(
+        name=found.name,
+        offset=found.offset,
+        slopes=tuple(v.slope for v in each),
+        centre=tuple(v.centre for v in each),
+        base_nats=found.base_nats,
+        num_points=found.num_points,
+        ranges=tuple((name, v.low, v.high) for name, v in zip(VARIABLES, each, strict=True)),
+        digest=found.digest,
+    )
 
 
 def save_law(path: str | Path, law: LossLaw) -> Path:
@@ -58,11 +64,27 @@ def save_law(path: str | Path, law: LossLaw) -> Path:
         ConfigError: The file cannot be written.
     """
     path = Path(path)
-    lines = ["# Added to ln L of the joint law and its step of granularity: offset + sum of slope x ln(x / centre).",
-             f'name = "{_escaped(law.name)}"', 'corrects = "joint"', f'digest = "{law.digest}"',
-             f"num_points = {law.num_points}", f"offset = {law.offset!r}", f"base_nats = {law.base_nats!r}"]
+    lines = [
+        (
+            "# Added to ln L of the joint law and its step of granularity: offset + sum of slope "
+            "x ln(x / centre)."
+        ),
+        f'name = "{_escaped(law.name)}"',
+        'corrects = "joint"',
+        f'digest = "{law.digest}"',
+        f"num_points = {law.num_points}",
+        f"offset = {law.offset!r}",
+        f"base_nats = {law.base_nats!r}",
+    ]
     for (name, low, high), slope, centre in zip(law.ranges, law.slopes, law.centre, strict=True):
-        lines += ["", f"[{name}]", f"slope = {slope!r}", f"centre = {centre!r}", f"low = {low!r}", f"high = {high!r}"]
+        lines += [
+            "",
+            f"[{name}]",
+            f"slope = {slope!r}",
+            f"centre = {centre!r}",
+            f"low = {low!r}",
+            f"high = {high!r}",
+        ]
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

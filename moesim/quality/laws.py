@@ -1,8 +1,8 @@
 """Scaling laws of MoE pre-training loss, in nats per token, with the ranges they were fitted in.
 
-Losses of different laws are not comparable; differences within one law are what a search may use. The two laws the
-estimate is made of are here, second opinions in `moesim.quality.other_laws`, all of them listed in
-`moesim.quality.catalog`. Arguments are floats or arrays; floats stay fast.
+Losses of different laws are not comparable; differences within one law are what a search may use.
+The two laws the estimate is made of are here, second opinions in `moesim.quality.other_laws`, all
+of them listed in `moesim.quality.catalog`. Arguments are floats or arrays; floats stay fast.
 """
 
 import math
@@ -13,13 +13,18 @@ import numpy as np
 #: a float, or an array of floats
 Number = TypeVar("Number", float, np.ndarray)
 
-#: ranges of the joint law's fit (arXiv 2502.05172): experts, active parameters, tokens, tokens per active parameter
-JOINT_RANGE = {"E_eff": (1.0, 32.0), "active_params": (79e6, 2.7e9), "train_tokens": (0.5e9, 80e9),
-               "tokens_per_param": (0.0, 414.0)}
+#: ranges of the joint law's fit (arXiv 2502.05172): experts, active parameters, tokens, tokens per
+#: active parameter
+JOINT_RANGE = {
+    "E_eff": (1.0, 32.0),
+    "active_params": (79e6, 2.7e9),
+    "train_tokens": (0.5e9, 80e9),
+    "tokens_per_param": (0.0, 414.0),
+}
 #: range of granularity in the fine-grained law's fit (arXiv 2402.07871)
 GRANULARITY_RANGE = (1.0, 16.0)
-#: The fine-grained law counts total parameters; at its 64 experts these are 37 times the active ones (our fit of the
-#: paper's own table 2, which its N reproduces only with this factor).
+#: The fine-grained law counts total parameters; at its 64 experts these are 37 times the active
+#: ones (our fit of the paper's own table 2, which its N reproduces only with this factor).
 _TOTAL_PER_ACTIVE = 37.0
 
 
@@ -29,7 +34,8 @@ def log(x: Number) -> Number:
 
 
 def saturated(x: Number, start: float, largest: float, unit: float = 1.0) -> Number:
-    """``1 / (1 / (x - unit + (1 / start - 1 / largest)**-1) + 1 / largest)``: from start at x = unit to largest.
+    """``1 / (1 / (x - unit + (1 / start - 1 / largest)**-1) + 1 / largest)``: from start at x =
+    unit to largest.
 
     The transformation of Clark et al. 2022 (arXiv 2202.01169), which both later laws took over.
     """
@@ -37,7 +43,8 @@ def saturated(x: Number, start: float, largest: float, unit: float = 1.0) -> Num
 
 
 def saturated_experts(experts: Number) -> Number:
-    """E-hat of the joint law: expert count with saturation at both ends (Ludziejewski et al. 2025, arXiv 2502.05172).
+    """E-hat of the joint law: expert count with saturation at both ends (Ludziejewski et al. 2025,
+    arXiv 2502.05172).
 
     E_start is 2.0732, E_max 290.4521.
     """
@@ -47,8 +54,8 @@ def saturated_experts(experts: Number) -> Number:
 def joint_loss(experts: Number, active_params: Number, train_tokens: Number) -> Number:
     """Loss of the joint MoE law (Ludziejewski et al. 2025, arXiv 2502.05172).
 
-    ``35.91 E^-0.2285 N^(-0.1889 + 0.0098 ln E) + 35.98 E^0.5529 D^(-0.1775 - 0.0259 ln E) + 1.3637`` with E the
-    saturated expert count. Fitted on top-1 Switch models; see `JOINT_RANGE`.
+    ``35.91 E^-0.2285 N^(-0.1889 + 0.0098 ln E) + 35.98 E^0.5529 D^(-0.1775 - 0.0259 ln E) +
+    1.3637`` with E the saturated expert count. Fitted on top-1 Switch models; see `JOINT_RANGE`.
 
     Args:
         experts: Experts E, >= 1.
@@ -63,7 +70,8 @@ def joint_loss(experts: Number, active_params: Number, train_tokens: Number) -> 
 
 
 def fine_grained_loss(active_params: Number, train_tokens: Number, granularity: Number) -> Number:
-    """Loss of the fine-grained law at 64 experts (Krajewski et al. 2024, arXiv 2402.07871; coefficients second hand).
+    """Loss of the fine-grained law at 64 experts (Krajewski et al. 2024, arXiv 2402.07871;
+    coefficients second hand).
 
     ``0.47 + (2.1 / G^0.58 + 18.1) / N^0.115 + 30.8 / D^0.147``. They reproduce the paper's table 2.
 
@@ -72,8 +80,12 @@ def fine_grained_loss(active_params: Number, train_tokens: Number, granularity: 
         train_tokens: D.
         granularity: G, width of a dense feed-forward over the width of an expert.
     """
-    return 0.47 + 18.1 / _params(active_params) + granularity_term(active_params, granularity) + (
-        30.8 / train_tokens**0.147)
+    return (
+        0.47
+        + 18.1 / _params(active_params)
+        + granularity_term(active_params, granularity)
+        + (30.8 / train_tokens**0.147)
+    )
 
 
 def granularity_term(active_params: Number, granularity: Number) -> Number:

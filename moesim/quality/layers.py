@@ -1,4 +1,6 @@
-"""What a layer's choices cost in loss beside its size: gate, formats, capacity, shared experts, widths, pruning."""
+"""What a layer's choices cost in loss beside its size: gate, formats, capacity, shared experts,
+widths, pruning.
+"""
 
 import math
 from functools import lru_cache
@@ -19,19 +21,28 @@ def layer_deltas(layer: MoELayer) -> list[Delta]:
     if layer.widths_key is not None and len(set(layer.widths_key) - {0}) > 1:
         deltas.append(DELTAS["widths"])
     if layer.has_pruned:
-        # after training, 5 % of one model's 512 experts cost 13 times the perplexity; trained without them, nothing:
-        # in between, in proportion up to these 5 %
+        # after training, 5 % of one model's 512 experts cost 13 times the perplexity; trained
+        # without them, nothing: in between, in proportion up to these 5 %
         share = min((1.0 - layer.num_left / layer.num_experts) / 0.05, 1.0)
-        deltas.append(Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts"))
+        deltas.append(
+            Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts")
+        )
     if layer.capacity_factor is not None:
-        deltas.append(capacity_delta(layer.capacity_factor, layer.top_k, reroute=layer.overflow == "reroute"))
+        deltas.append(
+            capacity_delta(layer.capacity_factor, layer.top_k, reroute=layer.overflow == "reroute")
+        )
     return deltas
 
 
 def _precision(precision: Precision) -> list[Delta]:
     if precision.weights in _WEIGHTS:
         return [DELTAS[_WEIGHTS[precision.weights]]]
-    eight_bit = "float8_e4m3" in (precision.weights, precision.activations, precision.dispatch, precision.combine)
+    eight_bit = "float8_e4m3" in (
+        precision.weights,
+        precision.activations,
+        precision.dispatch,
+        precision.combine,
+    )
     return [DELTAS["float8"]] if eight_bit else []
 
 

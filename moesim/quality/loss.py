@@ -1,12 +1,14 @@
-"""The loss a candidate would train to: a law at its sizes, and measured deltas of its choices, with an interval.
+"""The loss a candidate would train to: a law at its sizes, and measured deltas of its choices, with
+an interval.
 
 ``loss = joint law at E_eff = num_experts / top_k and N = active parameters
        + fine-grained law at its granularity - the same at granularity 1 + deltas``
 
-Both steps (E_eff, and adding the second law's difference) are assumptions of ours, and every published MoE of today is
-larger than the laws' range. So the estimate carries an interval (`moesim.quality.loss_law`), and says ``extrapolated``
-and why. Candidates whose intervals overlap are ties. Of some choices no trustworthy figure is known
-(`moesim.quality.deltas`): they too are ``extrapolated``.
+Both steps (E_eff, and adding the second law's difference) are assumptions of ours, and every
+published MoE of today is larger than the laws' range. So the estimate carries an interval
+(`moesim.quality.loss_law`), and says ``extrapolated`` and why. Candidates whose intervals overlap
+are ties. Of some choices no trustworthy figure is known (`moesim.quality.deltas`): they too are
+``extrapolated``.
 
 Points of a user's own move the law: `moesim.quality.refit`.
 """
@@ -30,7 +32,8 @@ class LossEstimate:
         loss: Central estimate.
         low: Low end of its interval.
         high: High end.
-        extrapolated: Whether any input lies outside its law's range, or a choice has no measured delta.
+        extrapolated: Whether any input lies outside its law's range, or a choice has no measured
+            delta.
         outside: Which, and by how much, in words; empty if none.
         law: The law's name: ``published``, or the points it was fitted to.
     """
@@ -64,8 +67,13 @@ class LossBand:
     extrapolated_N: np.ndarray
 
 
-def loss_mid(e_eff_N: np.ndarray, active_params_N: np.ndarray, train_tokens_N: np.ndarray,
-             granularity_N: np.ndarray, law: LossLaw = PUBLISHED) -> np.ndarray:
+def loss_mid(
+    e_eff_N: np.ndarray,
+    active_params_N: np.ndarray,
+    train_tokens_N: np.ndarray,
+    granularity_N: np.ndarray,
+    law: LossLaw = PUBLISHED,
+) -> np.ndarray:
     """Central estimates without deltas: arrays that broadcast, of float.
 
     Args:
@@ -78,9 +86,16 @@ def loss_mid(e_eff_N: np.ndarray, active_params_N: np.ndarray, train_tokens_N: n
     return law.mid(*_floats(e_eff_N, active_params_N, train_tokens_N, granularity_N))
 
 
-def estimate_losses(e_eff_N: np.ndarray, active_params_N: np.ndarray, train_tokens_N: np.ndarray,
-                    granularity_N: np.ndarray, *, law: LossLaw = PUBLISHED) -> LossBand:
-    """Estimates without deltas; add those of `moesim.quality.layer_delta`, once for each distinct choice.
+def estimate_losses(
+    e_eff_N: np.ndarray,
+    active_params_N: np.ndarray,
+    train_tokens_N: np.ndarray,
+    granularity_N: np.ndarray,
+    *,
+    law: LossLaw = PUBLISHED,
+) -> LossBand:
+    """Estimates without deltas; add those of `moesim.quality.layer_delta`, once for each distinct
+    choice.
 
     Args:
         e_eff_N: As `loss_mid`.
@@ -99,15 +114,22 @@ def _floats(*given: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _of_sizes(law: LossLaw, e_eff: float, active_params: float, train_tokens: float,
-              granularity: float) -> tuple[tuple[float, float, float], tuple[str, ...]]:
-    """Interval, and what lies outside: a search meets the same sizes with many gates, placements and formats."""
+def _of_sizes(
+    law: LossLaw, e_eff: float, active_params: float, train_tokens: float, granularity: float
+) -> tuple[tuple[float, float, float], tuple[str, ...]]:
+    """Interval, and what lies outside: a search meets the same sizes with many gates, placements
+    and formats.
+    """
     sizes = e_eff, active_params, train_tokens, granularity
     return law.interval(*sizes), law.outside(*sizes)
 
 
 def estimate_loss(
-    layer: MoELayer, dense_part: DensePart, *, train_tokens: float | None = None, train_flops: float | None = None,
+    layer: MoELayer,
+    dense_part: DensePart,
+    *,
+    train_tokens: float | None = None,
+    train_flops: float | None = None,
     law: LossLaw = PUBLISHED,
 ) -> LossEstimate:
     """Estimate the pre-training loss of a model.
@@ -125,14 +147,30 @@ def estimate_loss(
     if (train_tokens is None) == (train_flops is None):
         raise ConfigError("loss: expected exactly one of train_tokens and train_flops")
     active = float(dense_part.active_params(layer))
-    tokens = float(train_tokens if train_tokens is not None else (train_flops or 0.0) / (6.0 * active))
+    tokens = float(
+        train_tokens if train_tokens is not None else (train_flops or 0.0) / (6.0 * active)
+    )
     if not tokens > 0:
         raise ConfigError(
-            f"loss: expected a training budget > 0, got {train_tokens if train_tokens is not None else train_flops!r}"
+            "loss: expected a training budget > 0, got "
+            f"{train_tokens if train_tokens is not None else train_flops!r}"
         )
-    sizes = layer.num_left / layer.top_k, active, tokens, dense_part.dense_intermediate_size / layer.mean_width
+    sizes = (
+        layer.num_left / layer.top_k,
+        active,
+        tokens,
+        dense_part.dense_intermediate_size / layer.mean_width,
+    )
     (low, mid, high), outside = _of_sizes(law, *sizes)
     delta = layer_delta(layer)
-    outside += tuple(f"{unknown}: no measured figure" for unknown in delta.unknown.split("; ") if unknown)
-    return LossEstimate(loss=mid + delta.nats, low=low + delta.low, high=high + delta.high,
-                        extrapolated=bool(outside), outside=outside, law=law.name)
+    outside += tuple(
+        f"{unknown}: no measured figure" for unknown in delta.unknown.split("; ") if unknown
+    )
+    return LossEstimate(
+        loss=mid + delta.nats,
+        low=low + delta.low,
+        high=high + delta.high,
+        extrapolated=bool(outside),
+        outside=outside,
+        law=law.name,
+    )

@@ -1,10 +1,13 @@
-"""The law an estimate uses: the joint law, a step of granularity, a correction fitted to a user's points, an interval.
+"""The law an estimate uses: the joint law, a step of granularity, a correction fitted to a user's
+points, an interval.
 
-``mid = (joint law + fine-grained law's step from granularity 1) x exp(offset + slopes . ln(x / centre))``
+``mid = (joint law + fine-grained law's step from granularity 1) x exp(offset + slopes . ln(x /
+centre))``
 
-The interval is the law's own error, and more for each doubling outside its range. Beyond the range of experts it
-reaches as far as any other law's step from the edge of that range (`moesim.quality.other_laws`): no law covers 10^4 to
-10^6 experts. The step of granularity is uncertain by a quarter of itself, or as far as the leverage's step goes.
+The interval is the law's own error, and more for each doubling outside its range. Beyond the range
+of experts it reaches as far as any other law's step from the edge of that range
+(`moesim.quality.other_laws`): no law covers 10^4 to 10^6 experts. The step of granularity is
+uncertain by a quarter of itself, or as far as the leverage's step goes.
 
 Floats and arrays take the same path: what screens 10^5 candidates is what estimates one.
 """
@@ -33,7 +36,10 @@ BASE_NATS = 0.005
 _OUTSIDE_NATS_PER_DOUBLING = 0.005
 #: share of the granularity step that is uncertain (assumed: another law, one expert count)
 STEP_UNCERTAINTY = 0.25
-_PUBLISHED = (*((name, *JOINT_RANGE[name]) for name in VARIABLES[:3]), ("granularity", *GRANULARITY_RANGE))
+_PUBLISHED = (
+    *((name, *JOINT_RANGE[name]) for name in VARIABLES[:3]),
+    ("granularity", *GRANULARITY_RANGE),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,8 @@ class LossLaw:
         slopes: Added to d ln L / d ln x, for each of `VARIABLES`.
         centre: Where the offset holds, for each of `VARIABLES`.
         base_nats: Half width inside all ranges.
-        ranges: Name, low and high of each of `VARIABLES`; tokens per parameter are always held to the joint law's.
+        ranges: Name, low and high of each of `VARIABLES`; tokens per parameter are always held to
+            the joint law's.
         num_points: Points it was fitted to.
         digest: Of those points' file.
     """
@@ -60,7 +67,9 @@ class LossLaw:
     num_points: int = 0
     digest: str = ""
 
-    def mid(self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number) -> Number:
+    def mid(
+        self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number
+    ) -> Number:
         """Central estimate, in nats.
 
         Args:
@@ -73,30 +82,48 @@ class LossLaw:
         if not self.offset and not any(self.slopes):
             return base
         given = (e_eff, active_params, train_tokens, granularity)
-        shift = sum(slope * log(x / at) for slope, x, at in zip(self.slopes, given, self.centre, strict=True))
+        shift = sum(
+            slope * log(x / at)
+            for slope, x, at in zip(self.slopes, given, self.centre, strict=True)
+        )
         return base * math.e ** (self.offset + shift)
 
-    def interval(self, e_eff: Number, active_params: Number, train_tokens: Number,
-                 granularity: Number) -> tuple[Number, Number, Number]:
+    def interval(
+        self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number
+    ) -> tuple[Number, Number, Number]:
         """Low end, central estimate and high end of `mid`'s interval."""
         mid = self.mid(e_eff, active_params, train_tokens, granularity)
-        doublings = sum(abs(log(value / _clip(value, low, high))) for _, value, low, high in self._checks(
-            e_eff, active_params, train_tokens, granularity)) / math.log(2.0)
+        doublings = sum(
+            abs(log(value / _clip(value, low, high)))
+            for _, value, low, high in self._checks(e_eff, active_params, train_tokens, granularity)
+        ) / math.log(2.0)
         half = self.base_nats + _OUTSIDE_NATS_PER_DOUBLING * doublings
         below, above = self._disagreement(e_eff, active_params, train_tokens)
-        at = 0.0 * granularity + self.centre[3]  # the published laws' step is from 1, a user's from where they measured
+        # the published laws' step is from 1, a user's from where they measured
+        at = 0.0 * granularity + self.centre[3]
         step = granularity_term(active_params, granularity) - granularity_term(active_params, at)
-        other = (leverage_loss(e_eff, active_params, train_tokens, granularity)
-                 - leverage_loss(e_eff, active_params, train_tokens, at))
+        other = leverage_loss(e_eff, active_params, train_tokens, granularity) - leverage_loss(
+            e_eff, active_params, train_tokens, at
+        )
         share = STEP_UNCERTAINTY * abs(step)
-        return (mid - half - below - _most(share, step - other), mid, mid + half + above + _most(share, other - step))
+        return (
+            mid - half - below - _most(share, step - other),
+            mid,
+            mid + half + above + _most(share, other - step),
+        )
 
-    def _disagreement(self, e_eff: Number, active_params: Number, train_tokens: Number) -> tuple[Any, Any]:
-        """How much lower and higher than ours the other laws' steps from the edge of the range of experts go."""
+    def _disagreement(
+        self, e_eff: Number, active_params: Number, train_tokens: Number
+    ) -> tuple[Any, Any]:
+        """How much lower and higher than ours the other laws' steps from the edge of the range of
+        experts go.
+        """
         edge = _clip(e_eff, *self.ranges[0][1:])
         if isinstance(e_eff, float) and edge == e_eff:
             return 0.0, 0.0
-        ours = joint_loss(e_eff, active_params, train_tokens) - joint_loss(edge, active_params, train_tokens)
+        ours = joint_loss(e_eff, active_params, train_tokens) - joint_loss(
+            edge, active_params, train_tokens
+        )
         there = expert_opinions(e_eff, active_params, train_tokens)
         here = expert_opinions(edge, active_params, train_tokens)
         below = above = 0.0 * e_eff
@@ -105,22 +132,39 @@ class LossLaw:
             below, above = _most(below, -further), _most(above, further)
         return below, above
 
-    def _checks(self, e_eff: Number, active_params: Number, train_tokens: Number,
-                granularity: Number) -> list[tuple[str, Any, float, float]]:
+    def _checks(
+        self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number
+    ) -> list[tuple[str, Any, float, float]]:
         given = (e_eff, active_params, train_tokens, granularity, train_tokens / active_params)
         ranges = (*self.ranges, ("tokens_per_param", *JOINT_RANGE["tokens_per_param"]))
-        return [(name, value, low, high) for (name, low, high), value in zip(ranges, given, strict=True)]
+        return [
+            (name, value, low, high) for (name, low, high), value in zip(ranges, given, strict=True)
+        ]
 
-    def outside(self, e_eff: float, active_params: float, train_tokens: float, granularity: float) -> tuple[str, ...]:
+    def outside(
+        self, e_eff: float, active_params: float, train_tokens: float, granularity: float
+    ) -> tuple[str, ...]:
         """Which inputs lie outside the law's ranges, in words."""
-        return tuple(f"{name} {value:.4g} outside {low:g}-{high:g}" for name, value, low, high
-                     in self._checks(e_eff, active_params, train_tokens, granularity) if not low <= value <= high)
+        return tuple(
+            f"{name} {value:.4g} outside {low:g}-{high:g}"
+            for name, value, low, high in self._checks(
+                e_eff, active_params, train_tokens, granularity
+            )
+            if not low <= value <= high
+        )
 
-    def is_outside(self, e_eff: np.ndarray, active_params: np.ndarray, train_tokens: np.ndarray,
-                   granularity: np.ndarray) -> np.ndarray:
+    def is_outside(
+        self,
+        e_eff: np.ndarray,
+        active_params: np.ndarray,
+        train_tokens: np.ndarray,
+        granularity: np.ndarray,
+    ) -> np.ndarray:
         """Whether any input lies outside, for arrays: bool of their shape."""
         checks = self._checks(e_eff, active_params, train_tokens, granularity)
-        return np.logical_or.reduce([(value < low) | (value > high) for _, value, low, high in checks])
+        return np.logical_or.reduce(
+            [(value < low) | (value > high) for _, value, low, high in checks]
+        )
 
 
 PUBLISHED = LossLaw()
@@ -128,7 +172,9 @@ PUBLISHED = LossLaw()
 
 def _step(active_params: Number, granularity: Number) -> Number:
     """The fine-grained law's difference in granularity, from 1."""
-    return granularity_term(active_params, granularity) - granularity_term(active_params, 0.0 * granularity + 1.0)
+    return granularity_term(active_params, granularity) - granularity_term(
+        active_params, 0.0 * granularity + 1.0
+    )
 
 
 def _clip(x: Any, low: float, high: float) -> Any:

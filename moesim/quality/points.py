@@ -1,8 +1,9 @@
 """A user's measured losses: a CSV file, checked line by line.
 
-Columns ``num_experts``, ``top_k``, ``active_params`` (with embeddings), ``train_tokens``, ``granularity`` (width of a
-dense feed-forward over that of an expert), ``loss`` in nats a token, and, if some count for more, ``weight``. Others
-are ignored. Models should differ in nothing else: their other choices stand as the estimate's deltas.
+Columns ``num_experts``, ``top_k``, ``active_params`` (with embeddings), ``train_tokens``,
+``granularity`` (width of a dense feed-forward over that of an expert), ``loss`` in nats a token,
+and, if some count for more, ``weight``. Others are ignored. Models should differ in nothing else:
+their other choices stand as the estimate's deltas.
 """
 
 import csv
@@ -58,29 +59,53 @@ def read_points(path: str | Path) -> Points:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     header = [name.strip() for name in reader.fieldnames or ()]
     if missing := [name for name in COLUMNS if name not in header]:
-        raise ConfigError(f"{path.name}: expected columns {', '.join(COLUMNS)}, without {', '.join(missing)}")
+        raise ConfigError(
+            f"{path.name}: expected columns {', '.join(COLUMNS)}, without {', '.join(missing)}"
+        )
     reader.fieldnames = header
-    rows = [(*_read(row, f"{path.name}:{reader.line_num}"), reader.line_num) for row in reader
-            if any(isinstance(value, str) and value.strip() for value in row.values())]
+    rows = [
+        (*_read(row, f"{path.name}:{reader.line_num}"), reader.line_num)
+        for row in reader
+        if any(isinstance(value, str) and value.strip() for value in row.values())
+    ]
     if len(rows) < MIN_POINTS:
         raise ConfigError(f"{path.name}: expected at least {MIN_POINTS} points, got {len(rows)}")
     sizes, losses, weights, lines = zip(*rows, strict=True)
     weight_P = np.array(weights)
-    return Points(name=path.name, digest=hashlib.sha256(text.encode()).hexdigest()[:12], sizes_PV=np.array(sizes),
-                  loss_P=np.array(losses), weight_P=weight_P / weight_P.mean(), line_P=lines)
+    return Points(
+        name=path.name,
+        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        sizes_PV=np.array(sizes),
+        loss_P=np.array(losses),
+        weight_P=weight_P / weight_P.mean(),
+        line_P=lines,
+    )
 
 
-def _read(row: dict[str, str | None], where: str) -> tuple[tuple[float, float, float, float], float, float]:
+def _read(
+    row: dict[str, str | None], where: str
+) -> tuple[tuple[float, float, float, float], float, float]:
     found = {name: _number(row.get(name), f"{where}: {name}") for name in COLUMNS}
     for name in ("num_experts", "top_k"):
         if found[name] % 1 or found[name] < 1:
             raise ConfigError(f"{where}: {name}: expected an integer >= 1, got {row[name]!r}")
     if found["top_k"] > found["num_experts"]:
-        raise ConfigError(f"{where}: top_k: expected at most num_experts = {found['num_experts']:g}, "
-                          f"got {row['top_k']!r}")
+        raise ConfigError(
+            f"{where}: top_k: expected at most num_experts = {found['num_experts']:g}, "
+            f"got {row['top_k']!r}"
+        )
     weight = row.get("weight")
-    sizes = (found["num_experts"] / found["top_k"], found["active_params"], found["train_tokens"], found["granularity"])
-    return sizes, found["loss"], _number(weight, f"{where}: weight") if weight and weight.strip() else 1.0
+    sizes = (
+        found["num_experts"] / found["top_k"],
+        found["active_params"],
+        found["train_tokens"],
+        found["granularity"],
+    )
+    return (
+        sizes,
+        found["loss"],
+        _number(weight, f"{where}: weight") if weight and weight.strip() else 1.0,
+    )
 
 
 def _number(text: str | None, where: str) -> float:

@@ -1,12 +1,14 @@
 """The published laws moved to a user's measured points, as far as these bear it.
 
-``ln L = ln L_published + offset + sum over E_eff, N, D, G of slope x ln(x / centre)``: one offset (data and tokenizer
-differ) and up to four slopes, found by least squares in which a ridge holds each slope to the published one (0). The
-ridge is a prior of 0.01 for a slope, about two thirds of what ln L of the joint law changes with ln E_eff at 1B
-parameters, against noise of 0.2 % of a loss (both assumed). Slopes stay only where they predict points left out better
-than the offset alone does.
+``ln L = ln L_published + offset + sum over E_eff, N, D, G of slope x ln(x / centre)``: one offset
+(data and tokenizer differ) and up to four slopes, found by least squares in which a ridge holds
+each slope to the published one (0). The ridge is a prior of 0.01 for a slope, about two thirds of
+what ln L of the joint law changes with ln E_eff at 1B parameters, against noise of 0.2 % of a loss
+(both assumed). Slopes stay only where they predict points left out better than the offset alone
+does.
 
-The fitted law holds in the range of the points; its interval is that of about 90 % of the points left out.
+The fitted law holds in the range of the points; its interval is that of about 90 % of the points
+left out.
 """
 
 import math
@@ -32,7 +34,8 @@ class Refit:
 
     Attributes:
         law: The law.
-        rows: A row per point: sizes, loss, prediction as published, fitted, and fitted without that point.
+        rows: A row per point: sizes, loss, prediction as published, fitted, and fitted without that
+            point.
         published_rms: Root mean square error of the published law, in nats.
         offset_rms: Of an offset alone, each point predicted by the others.
         left_out_rms: Of the law as chosen, likewise.
@@ -56,32 +59,68 @@ def refit(points: Points) -> Refit:
     published_P = PUBLISHED.mid(*points.sizes_PV.T)
     log_ratio_P = np.log(points.loss_P / published_P)
     log_PV = np.log(points.sizes_PV)
-    candidates = [(with_slopes, _left_out(log_PV, log_ratio_P, points.weight_P, with_slopes))
-                  for with_slopes in (False, True)]
-    errors = [_rms(published_P * np.exp(left_P) - points.loss_P, points.weight_P) for _, left_P in candidates]
+    candidates = [
+        (with_slopes, _left_out(log_PV, log_ratio_P, points.weight_P, with_slopes))
+        for with_slopes in (False, True)
+    ]
+    errors = [
+        _rms(published_P * np.exp(left_P) - points.loss_P, points.weight_P)
+        for _, left_P in candidates
+    ]
     best = int(errors[1] < errors[0])
     with_slopes, left_P = candidates[best]
     offset, slopes, centre = _fit(log_PV, log_ratio_P, points.weight_P, with_slopes)
-    ranges = tuple((name, float(column.min()), float(column.max()))
-                   for name, column in zip(VARIABLES, points.sizes_PV.T, strict=True))
-    law = LossLaw(name=points.name, offset=offset, slopes=tuple(slopes.tolist()),
-                  centre=tuple(np.exp(centre).tolist()), base_nats=max(BASE_NATS, _NINETY * errors[best]),
-                  ranges=ranges, num_points=len(points.loss_P), digest=points.digest)
+    ranges = tuple(
+        (name, float(column.min()), float(column.max()))
+        for name, column in zip(VARIABLES, points.sizes_PV.T, strict=True)
+    )
+    law = LossLaw(
+        name=points.name,
+        offset=offset,
+        slopes=tuple(slopes.tolist()),
+        centre=tuple(np.exp(centre).tolist()),
+        base_nats=max(BASE_NATS, _NINETY * errors[best]),
+        ranges=ranges,
+        num_points=len(points.loss_P),
+        digest=points.digest,
+    )
     fitted_P, left_loss_P = law.mid(*points.sizes_PV.T), published_P * np.exp(left_P)
     rows: list[dict[str, object]] = [
-        {"line": line, **dict(zip(VARIABLES, sizes, strict=True)), "weight": weight, "loss": loss,
-         "published": published, "fitted": fitted, "residual": loss - fitted, "left_out": left,
-         "left_out_error": left - loss}
+        {
+            "line": line,
+            **dict(zip(VARIABLES, sizes, strict=True)),
+            "weight": weight,
+            "loss": loss,
+            "published": published,
+            "fitted": fitted,
+            "residual": loss - fitted,
+            "left_out": left,
+            "left_out_error": left - loss,
+        }
         for line, sizes, weight, loss, published, fitted, left in zip(
-            points.line_P, points.sizes_PV.tolist(), points.weight_P.tolist(), points.loss_P.tolist(),
-            published_P.tolist(), fitted_P.tolist(), left_loss_P.tolist(), strict=True)]
-    return Refit(law=law, rows=rows, published_rms=_rms(published_P - points.loss_P, points.weight_P),
-                 offset_rms=errors[0], left_out_rms=errors[best],
-                 residual_rms=_rms(fitted_P - points.loss_P, points.weight_P))
+            points.line_P,
+            points.sizes_PV.tolist(),
+            points.weight_P.tolist(),
+            points.loss_P.tolist(),
+            published_P.tolist(),
+            fitted_P.tolist(),
+            left_loss_P.tolist(),
+            strict=True,
+        )
+    ]
+    return Refit(
+        law=law,
+        rows=rows,
+        published_rms=_rms(published_P - points.loss_P, points.weight_P),
+        offset_rms=errors[0],
+        left_out_rms=errors[best],
+        residual_rms=_rms(fitted_P - points.loss_P, points.weight_P),
+    )
 
 
 def load_law(path: str | Path) -> LossLaw:
-    """A law from a file: ``.csv`` points are fitted, ``.toml`` is what `moesim.quality.save_law` wrote.
+    """A law from a file: ``.csv`` points are fitted, ``.toml`` is what `moesim.quality.save_law`
+    wrote.
 
     Raises:
         ConfigError: Another ending, or a file that breaks a rule.
@@ -91,12 +130,15 @@ def load_law(path: str | Path) -> LossLaw:
         return refit(read_points(path)).law
     if path.suffix.lower() == ".toml":
         return read_law(path)
-    raise ConfigError(f"{path}: expected measured points as .csv, or a fitted law as .toml, got "
-                      f"{path.suffix or 'no ending'!r}")
+    raise ConfigError(
+        f"{path}: expected measured points as .csv, or a fitted law as .toml, got "
+        f"{path.suffix or 'no ending'!r}"
+    )
 
 
-def _fit(log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray,
-         with_slopes: bool) -> tuple[float, np.ndarray, np.ndarray]:
+def _fit(
+    log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray, with_slopes: bool
+) -> tuple[float, np.ndarray, np.ndarray]:
     """Offset, slopes and the centre of the logarithms, where the offset holds."""
     from scipy.optimize import lsq_linear
 
@@ -111,12 +153,16 @@ def _fit(log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray,
     return offset, lsq_linear(rows, target).x, centre
 
 
-def _left_out(log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray, with_slopes: bool) -> np.ndarray:
+def _left_out(
+    log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray, with_slopes: bool
+) -> np.ndarray:
     """ln of loss over the published one at each point, predicted from the others."""
     found = np.empty(len(log_ratio_P))
     for p in range(len(found)):
         others = np.arange(len(found)) != p
-        offset, slopes, centre = _fit(log_PV[others], log_ratio_P[others], weight_P[others], with_slopes)
+        offset, slopes, centre = _fit(
+            log_PV[others], log_ratio_P[others], weight_P[others], with_slopes
+        )
         found[p] = offset + (log_PV[p] - centre) @ slopes
     return found
 

@@ -12,12 +12,16 @@ import numpy as np
 from moesim.errors import ConfigError
 
 
-def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
-    """Write rows as CSV: UTF-8, header first, full precision, empty for None, whole file or nothing.
+def write_csv(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> Path:
+    """Write rows as CSV: UTF-8, header first, full precision, empty for None, whole file or
+    nothing.
 
     Args:
         path: File; its folder is created.
-        rows: Flat mappings. Without ``columns`` the header is the union of their keys in order of appearance.
+        rows: Flat mappings. Without ``columns`` the header is the union of their keys in order of
+            appearance.
         columns: Header; keys outside it are an error of the caller.
 
     Raises:
@@ -37,7 +41,8 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     except OSError as error:
         raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
     finally:
-        with suppress(OSError):  # nothing half-written stays; where nothing was written there is nothing to remove
+        # nothing half-written stays; where nothing was written there is nothing to remove
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
 
@@ -88,5 +93,7 @@ def writable_folder(folder: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, which write themselves in full precision and without their type's name."""
+    """NumPy's scalars as Python's, which write themselves in full precision and without their
+    type's name.
+    """
     return value.item() if isinstance(value, np.generic) else value

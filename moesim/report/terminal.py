@@ -32,7 +32,9 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def print_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> None:
+def print_table(
+    title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]
+) -> None:
     """Print rows as a table.
 
     Args:
@@ -45,7 +47,12 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Sequence
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for key, heading in headings.items():
         numeric = all(isinstance(row.get(key), int | float) or row.get(key) is None for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=key == "candidate")
+        table.add_column(
+            heading,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=key == "candidate",
+        )
     for row in rows:
         table.add_row(*(cell(row.get(key)) for key in headings))
     out = console()
@@ -60,10 +67,18 @@ def say(text: str) -> None:
 
 @contextmanager
 def trial_progress(total: int) -> Iterator[Any]:
-    """A progress bar over trials; yields a function to call with each trial and a text about the best so far."""
+    """A progress bar over trials; yields a function to call with each trial and a text about the
+    best so far.
+    """
     shown = Progress(
-        TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), TextColumn("{task.fields[best]}"), console=console(stderr=True), transient=False,
+        TextColumn("search"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=console(stderr=True),
+        transient=False,
     )
     with shown:
         task = shown.add_task("trials", total=total, rate="", best="")

@@ -1,13 +1,14 @@
 """Distributions of load over experts: how many of the T x k choices each expert gets.
 
-A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][@STEP]``. The base is a shape (`moesim.routing.shapes`), a
-measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for layer 15 (`moesim.routing.measured`), a named skew ``w0``
-to ``w7`` (`moesim.routing.workloads`), or ``trace:PATH``, ``trace:PATH#LAYER`` (`moesim.routing.trace`). ``drift``
-lets a share of the experts exchange their loads in every step, ``burst`` makes some experts hotter by a factor, others
-in each step; both leave the seed's first step as the base has it, but for the burst.
+A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][@STEP]``. The base is a shape
+(`moesim.routing.shapes`), a measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for layer 15
+(`moesim.routing.measured`), a named skew ``w0`` to ``w7`` (`moesim.routing.workloads`), or
+``trace:PATH``, ``trace:PATH#LAYER`` (`moesim.routing.trace`). ``drift`` lets a share of the experts
+exchange their loads in every step, ``burst`` makes some experts hotter by a factor, others in each
+step; both leave the seed's first step as the base has it, but for the burst.
 
-``domains:N:ALPHA``, ``olmoe-domains`` and ``mixtral-domains`` map data to experts: source s serves domain s modulo N,
-and each domain has its own profile of experts.
+``domains:N:ALPHA``, ``olmoe-domains`` and ``mixtral-domains`` map data to experts: source s serves
+domain s modulo N, and each domain has its own profile of experts.
 
 Shape legend: E experts, T tokens, k choices per token, N domains.
 """
@@ -26,9 +27,11 @@ from moesim.routing.workloads import WORKLOADS, workload_weights
 #: steps that may be simulated: each is drawn after those before it
 MAX_STEP = 100_000
 MAX_DOMAINS = 1024
-_FORM = ("'uniform', 'zipf:ALPHA', 'power_law:ALPHA', 'lognormal:SIGMA', 'dirichlet:ALPHA', 'domains:N:ALPHA', 'w0' to "
-         "'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', with numbers > 0, then '+drift:RATE', "
-         "'+burst:COUNT:FACTOR' or '@STEP'")
+_FORM = (
+    "'uniform', 'zipf:ALPHA', 'power_law:ALPHA', 'lognormal:SIGMA', 'dirichlet:ALPHA', "
+    "'domains:N:ALPHA', 'w0' to 'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', "
+    "with numbers > 0, then '+drift:RATE', '+burst:COUNT:FACTOR' or '@STEP'"
+)
 #: apportioned as it is drawn: the definition of measured data
 _NOT_CAPPED = ("power_law",)
 
@@ -85,7 +88,11 @@ class RoutingSpec:
             if name == "drift" and len(numbers) == 1:
                 fields |= {"drift": _number(numbers[0], 1.0)}
             elif name == "burst" and len(numbers) == 2:
-                fields |= {"burst": 0, "burst_count": _whole(numbers[0], 1), "burst_factor": _number(numbers[1])}
+                fields |= {
+                    "burst": 0,
+                    "burst_count": _whole(numbers[0], 1),
+                    "burst_factor": _number(numbers[1]),
+                }
         if fields is None or None in fields.values():
             raise ConfigError(f"routing: expected {_FORM}, got {text!r}")
         fields.pop("burst", None)
@@ -105,7 +112,9 @@ class RoutingSpec:
         text += f"+burst:{self.burst_count}:{self.burst_factor:g}" if self.burst_count else ""
         return text + (f"@{self.step}" if self.step else "")
 
-    def weights_NE(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+    def weights_NE(
+        self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator
+    ) -> np.ndarray:
         """Draw the weight of every expert in every domain.
 
         Args:
@@ -118,16 +127,27 @@ class RoutingSpec:
             ndarray of shape (N, E), >= 0, no row all 0.
         """
         if self.kind == "domains":
-            weight = np.stack([shape_weights("dirichlet", self.alpha, num_experts, 0, 0, rng)
-                               for _ in range(self.num_domains)])
+            weight = np.stack(
+                [
+                    shape_weights("dirichlet", self.alpha, num_experts, 0, 0, rng)
+                    for _ in range(self.num_domains)
+                ]
+            )
         elif self.kind in measured.PRESETS:
             counts = measured.counts_NE(self.kind, self.layer)
             order = rng.integers(2**62)  # the same order of experts in every domain
-            weight = np.stack([measured.stretched(row, num_experts, np.random.default_rng(order)) for row in counts])
+            weight = np.stack(
+                [
+                    measured.stretched(row, num_experts, np.random.default_rng(order))
+                    for row in counts
+                ]
+            )
         elif self.kind in WORKLOADS:
             weight = workload_weights(self.kind, num_experts, top_k, self.step, rng)[None]
         else:
-            weight = shape_weights(self.kind, self.alpha, num_experts, num_tokens * top_k, num_tokens, rng)[None]
+            weight = shape_weights(
+                self.kind, self.alpha, num_experts, num_tokens * top_k, num_tokens, rng
+            )[None]
         if self.drift or self.burst_count:
             own = rng.spawn(1)[0]
             if self.drift and num_experts > 1:
@@ -136,8 +156,14 @@ class RoutingSpec:
                 weight = burst(weight, self.burst_count, self.burst_factor, self.step, own)
         return weight
 
-    def loads(self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator,
-              left_E: np.ndarray | None = None) -> np.ndarray:
+    def loads(
+        self,
+        num_experts: int,
+        top_k: int,
+        num_tokens: int,
+        rng: np.random.Generator,
+        left_E: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Draw the load of every expert, all domains alike in tokens.
 
         Pruned experts leave their share to the others, in proportion to these.
@@ -147,7 +173,8 @@ class RoutingSpec:
             top_k: k.
             num_tokens: T.
             rng: Source of randomness.
-            left_E: ndarray of shape (E,), bool: experts that are not pruned, at least top_k; None for all.
+            left_E: ndarray of shape (E,), bool: experts that are not pruned, at least top_k; None
+                for all.
 
         Returns:
             ndarray of shape (E,), int64: sums to T * k, none above T.
@@ -156,12 +183,20 @@ class RoutingSpec:
             ConfigError: A trace has no distribution: `moesim.routing.route` reads it.
         """
         if self.kind == "trace":
-            raise ConfigError(f"routing: {self}: a trace says where each token goes; it is not drawn")
+            raise ConfigError(
+                f"routing: {self}: a trace says where each token goes; it is not drawn"
+            )
         weight_NE = self.weights_NE(num_experts, top_k, num_tokens, rng)
-        weight = (weight_NE / weight_NE.sum(axis=1, keepdims=True)).mean(axis=0) if len(weight_NE) > 1 else weight_NE[0]
+        weight = (
+            (weight_NE / weight_NE.sum(axis=1, keepdims=True)).mean(axis=0)
+            if len(weight_NE) > 1
+            else weight_NE[0]
+        )
         return self.spread(weight, top_k, num_tokens, left_E)
 
-    def spread(self, weight_E: np.ndarray, top_k: int, num_tokens: int, left_E: np.ndarray | None = None) -> np.ndarray:
+    def spread(
+        self, weight_E: np.ndarray, top_k: int, num_tokens: int, left_E: np.ndarray | None = None
+    ) -> np.ndarray:
         """Loads in proportion to weights: as `loads`, of weights that are drawn already."""
         left = np.ones(len(weight_E), dtype=bool) if left_E is None else left_E
         weight = weight_E[left]
@@ -178,7 +213,11 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
     if kind in ONE_NUMBER and len(numbers) == 1:
         return {"kind": kind, "alpha": _number(numbers[0])}
     if kind == "domains" and len(numbers) == 2:
-        return {"kind": kind, "num_domains": _whole(numbers[0], 1, MAX_DOMAINS), "alpha": _number(numbers[1])}
+        return {
+            "kind": kind,
+            "num_domains": _whole(numbers[0], 1, MAX_DOMAINS),
+            "alpha": _number(numbers[1]),
+        }
     if (kind == "uniform" or kind in WORKLOADS) and not numbers:
         return {"kind": kind}
     if kind in measured.PRESETS and len(numbers) < 2:
@@ -202,4 +241,8 @@ def _number(text: str, most: float = math.inf) -> float | None:
 
 def _whole(text: str, low: int, high: int = 10**9) -> int | None:
     """A whole number between these; else None."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high else None
+    return (
+        int(text)
+        if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high
+        else None
+    )

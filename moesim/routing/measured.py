@@ -1,8 +1,10 @@
-"""Loads that were measured: how often every expert of OLMoE and of Mixtral was chosen, by domain and layer.
+"""Loads that were measured: how often every expert of OLMoE and of Mixtral was chosen, by domain
+and layer.
 
-Counts of allenai/OLMoE (Apache-2.0, ``routing_output``): 208,896 tokens of each of five domains; OLMoE-1B-7B (64
-experts, top 8) in layers 0, 7 and 15, Mixtral-8x7B (8 experts, top 2) in layers 0, 15 and 31. Max/mean over these
-counts: OLMoE 2.5-7.8 in one domain, 2.1-2.8 over all five; Mixtral 1.08-1.33.
+Counts of allenai/OLMoE (Apache-2.0, ``routing_output``): 208,896 tokens of each of five domains;
+OLMoE-1B-7B (64 experts, top 8) in layers 0, 7 and 15, Mixtral-8x7B (8 experts, top 2) in layers 0,
+15 and 31. Max/mean over these counts: OLMoE 2.5-7.8 in one domain, 2.1-2.8 over all five; Mixtral
+1.08-1.33.
 
 Shape legend: E experts, N domains.
 """
@@ -34,7 +36,9 @@ DEFAULT_LAYER = {"olmoe": 7, "mixtral": 15}
 
 @cache
 def _models() -> dict:
-    return json.loads((files("moesim.routing") / "data" / "expert_counts.json").read_text(encoding="utf-8"))["models"]
+    return json.loads(
+        (files("moesim.routing") / "data" / "expert_counts.json").read_text(encoding="utf-8")
+    )["models"]
 
 
 def layers(preset: str) -> tuple[int, ...]:
@@ -59,7 +63,9 @@ def counts_NE(preset: str, layer: int | None = None) -> np.ndarray:
     model, domains = PRESETS[preset]
     layer = DEFAULT_LAYER[model] if layer is None else layer
     if layer not in layers(preset):
-        raise ConfigError(f"routing: {preset}: expected layer {', '.join(map(str, layers(preset)))}, got {layer}")
+        raise ConfigError(
+            f"routing: {preset}: expected layer {', '.join(map(str, layers(preset)))}, got {layer}"
+        )
     counts = _models()[model]["counts"]
     found = np.array([counts[name][str(layer)] for name in domains or counts], dtype=np.int64)
     return found if domains else found.sum(axis=0, keepdims=True)

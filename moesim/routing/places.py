@@ -9,7 +9,9 @@ from numba import njit
 
 @njit(cache=True)
 def _next_with_room(after_E, e):
-    """First expert from ``e`` on that has room, E if none: follows and shortens the chain of full ones."""
+    """First expert from ``e`` on that has room, E if none: follows and shortens the chain of full
+    ones.
+    """
     root = e
     while after_E[root] != root:
         root = after_E[root]

@@ -1,8 +1,9 @@
 """From loads to choices: every token gets top_k different experts, and the loads are met exactly.
 
-How choices are drawn is in `moesim.routing.systematic`, what a gate's selection makes of the loads in
-`moesim.routing.selection`. A gate that shares decisions between tokens draws one for each run of ``share_tokens``
-tokens of a source. A trace is not drawn: its tokens are taken as they come, from a place that the seed says.
+How choices are drawn is in `moesim.routing.systematic`, what a gate's selection makes of the loads
+in `moesim.routing.selection`. A gate that shares decisions between tokens draws one for each run of
+``share_tokens`` tokens of a source. A trace is not drawn: its tokens are taken as they come, from a
+place that the seed says.
 
 Shape legend: S sources (devices), T tokens of all sources, K choices, E experts, N domains.
 """
@@ -29,10 +30,12 @@ class Routing:
     """Who sends what to whom, before experts have a place.
 
     Attributes:
-        expert_ids_TK: ndarray of shape (T, K), int32: the experts of every token, all sources one after another.
+        expert_ids_TK: ndarray of shape (T, K), int32: the experts of every token, all sources one
+            after another.
         num_tokens_S: ndarray of shape (S,): tokens of each source.
         num_experts: E.
-        num_rerouted: Choices that went elsewhere because their expert was full; see `moesim.routing.capacity`.
+        num_rerouted: Choices that went elsewhere because their expert was full; see
+            `moesim.routing.capacity`.
         domain_S: ndarray of shape (S,): domain of data each source serves; None if there is one.
     """
 
@@ -56,8 +59,12 @@ class Routing:
         begin_S = first_S + self.num_tokens_S * number // parts
         end_S = first_S + self.num_tokens_S * (number + 1) // parts
         rows = np.concatenate([np.arange(b, e) for b, e in zip(begin_S, end_S, strict=True)])
-        return Routing(expert_ids_TK=self.expert_ids_TK[rows], num_tokens_S=end_S - begin_S,
-                       num_experts=self.num_experts, domain_S=self.domain_S)
+        return Routing(
+            expert_ids_TK=self.expert_ids_TK[rows],
+            num_tokens_S=end_S - begin_S,
+            num_experts=self.num_experts,
+            domain_S=self.domain_S,
+        )
 
     def source_T(self) -> np.ndarray:
         """Source of each token: ndarray of shape (T,)."""
@@ -86,25 +93,30 @@ def route(
 ) -> Routing:
     """Draw the experts of every token.
 
-    A product-key gate finds the best k of all experts, so its tokens choose like a flat gate's: any top_k may meet.
+    A product-key gate finds the best k of all experts, so its tokens choose like a flat gate's: any
+    top_k may meet.
 
     Args:
         spec: Distribution of load.
-        gate: Its groups limit which experts a token may combine; its selection and balancing shape the loads.
+        gate: Its groups limit which experts a token may combine; its selection and balancing shape
+            the loads.
         num_experts: E.
         top_k: K.
         num_tokens_S: ndarray of shape (S,): tokens of each source, at least one in all.
         seed: Same seed, same choices.
-        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all. The others get no token.
+        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all. The others
+            get no token.
 
     Raises:
-        ConfigError: No tokens, more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`), or a trace of another
-            model.
+        ConfigError: No tokens, more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`), or
+            a trace of another model.
     """
     num_tokens_S = np.asarray(num_tokens_S, dtype=np.int64)
     total = int(num_tokens_S.sum())
     if not 1 <= total <= MAX_SAMPLED_TOKENS:
-        raise ConfigError(f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}")
+        raise ConfigError(
+            f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}"
+        )
     rng = np.random.default_rng([seed, num_experts, top_k])
     left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
     num_tokens_S = _ragged(spec, num_tokens_S)
@@ -113,8 +125,11 @@ def route(
         ids = trace.window(spec.layer, total, seed)
         _check_trace(spec, ids, num_experts, top_k, gate, left)
         return Routing(expert_ids_TK=ids, num_tokens_S=num_tokens_S, num_experts=num_experts)
-    weight_NE = (spec.weights_NE(num_experts, top_k, total, rng) if trace is None
-                 else trace.weights_NE(spec.layer, num_experts))
+    weight_NE = (
+        spec.weights_NE(num_experts, top_k, total, rng)
+        if trace is None
+        else trace.weights_NE(spec.layer, num_experts)
+    )
     weight_NE = selected_weights(weight_NE, gate, rng)
     decisions_S = -(-num_tokens_S // gate.share_tokens)
     domain_S = np.arange(len(num_tokens_S)) % len(weight_NE)
@@ -125,26 +140,50 @@ def route(
         count = len(domain_T[rows])
         if count:
             loads = spec.spread(weight_E, top_k, count, left_E)
-            ids[rows] = (limited(loads, left, top_k, count, gate, rng) if gate.num_expert_groups > 1
-                         else systematic(loads, count, rng))
+            ids[rows] = (
+                limited(loads, left, top_k, count, gate, rng)
+                if gate.num_expert_groups > 1
+                else systematic(loads, count, rng)
+            )
     if gate.share_tokens > 1:
         ids = np.repeat(ids, _run_lengths(num_tokens_S, decisions_S, gate.share_tokens), axis=0)
-    return Routing(expert_ids_TK=ids, num_tokens_S=num_tokens_S, num_experts=num_experts,
-                   domain_S=domain_S if len(weight_NE) > 1 else None)
+    return Routing(
+        expert_ids_TK=ids,
+        num_tokens_S=num_tokens_S,
+        num_experts=num_experts,
+        domain_S=domain_S if len(weight_NE) > 1 else None,
+    )
 
 
-def sample_counts(spec: RoutingSpec, gate: Gate, *, num_experts: int, top_k: int, num_tokens: int, seed: int,
-                  left_E: np.ndarray | None = None) -> np.ndarray:
-    """Choices of each expert without drawing who makes them: of a gate whose groups and sharing do not change them.
+def sample_counts(
+    spec: RoutingSpec,
+    gate: Gate,
+    *,
+    num_experts: int,
+    top_k: int,
+    num_tokens: int,
+    seed: int,
+    left_E: np.ndarray | None = None,
+) -> np.ndarray:
+    """Choices of each expert without drawing who makes them: of a gate whose groups and sharing do
+    not change them.
 
     Args: as `route`, of ``num_tokens`` tokens.
 
     Returns:
-        ndarray of shape (E,), int64: sums to T x K; for one source without groups the counts of `route`.
+        ndarray of shape (E,), int64: sums to T x K; for one source without groups the counts of
+        `route`.
     """
     if spec.kind == "trace" or gate.num_expert_groups > 1 or spec.num_domains > 1:
-        return route(spec, gate, num_experts=num_experts, top_k=top_k, num_tokens_S=np.array([num_tokens]), seed=seed,
-                     left_E=left_E).num_tokens_E()
+        return route(
+            spec,
+            gate,
+            num_experts=num_experts,
+            top_k=top_k,
+            num_tokens_S=np.array([num_tokens]),
+            seed=seed,
+            left_E=left_E,
+        ).num_tokens_E()
     rng = np.random.default_rng([seed, num_experts, top_k])
     weight_NE = selected_weights(spec.weights_NE(num_experts, top_k, num_tokens, rng), gate, rng)
     return spec.spread(weight_NE[0], top_k, num_tokens, left_E)
@@ -159,27 +198,43 @@ def _ragged(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
 
 
 def _run_lengths(num_tokens_S: np.ndarray, decisions_S: np.ndarray, share: int) -> np.ndarray:
-    """Tokens that each decision stands for: ``share``, and what is left for the last of a source."""
+    """Tokens that each decision stands for: ``share``, and what is left for the last of a source.
+    """
     lengths = np.full(int(decisions_S.sum()), share, dtype=np.int64)
     last = np.cumsum(decisions_S)[decisions_S > 0] - 1
     lengths[last] -= (decisions_S * share - num_tokens_S)[decisions_S > 0]
     return lengths
 
 
-def _check_trace(spec: RoutingSpec, ids_TK: np.ndarray, num_experts: int, top_k: int, gate: Gate,
-                 left_E: np.ndarray) -> None:
+def _check_trace(
+    spec: RoutingSpec,
+    ids_TK: np.ndarray,
+    num_experts: int,
+    top_k: int,
+    gate: Gate,
+    left_E: np.ndarray,
+) -> None:
     """Refuse a trace that another layer made."""
     if ids_TK.shape[1] != top_k:
-        raise ConfigError(f"routing: {spec}: expected {top_k} experts a token (layer.top_k), got {ids_TK.shape[1]}")
+        raise ConfigError(
+            f"routing: {spec}: expected {top_k} experts a token (layer.top_k), got "
+            f"{ids_TK.shape[1]}"
+        )
     if ids_TK.max() >= num_experts:
-        raise ConfigError(f"routing: {spec}: expected expert ids below layer.num_experts = {num_experts}, "
-                          f"got {ids_TK.max()}")
+        raise ConfigError(
+            f"routing: {spec}: expected expert ids below layer.num_experts = {num_experts}, "
+            f"got {ids_TK.max()}"
+        )
     if not left_E[ids_TK].all():
-        raise ConfigError(f"routing: {spec}: expected experts that are not pruned, got "
-                          f"{ids_TK[~left_E[ids_TK]][0]}")
+        raise ConfigError(
+            f"routing: {spec}: expected experts that are not pruned, got "
+            f"{ids_TK[~left_E[ids_TK]][0]}"
+        )
     if gate.num_limited_groups < gate.num_expert_groups:
         groups = np.sort(ids_TK // (num_experts // gate.num_expert_groups), axis=1)
         used = 1 + (np.diff(groups, axis=1) > 0).sum(axis=1)
         if used.max() > gate.num_limited_groups:
-            raise ConfigError(f"routing: {spec}: expected tokens in at most {gate.num_limited_groups} groups "
-                              f"(layer.gate), token {used.argmax()} uses {used.max()}")
+            raise ConfigError(
+                f"routing: {spec}: expected tokens in at most {gate.num_limited_groups} groups "
+                f"(layer.gate), token {used.argmax()} uses {used.max()}"
+            )

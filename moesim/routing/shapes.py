@@ -1,10 +1,11 @@
 """Shapes of load: weights of experts by the name of their distribution.
 
-``zipf:A``: expert ranked r gets r**-A. ``power_law:A``: weights drawn from a truncated power law of exponent A, the
-definition of NVIDIA's aiconfigurator data (aiconfigurator-core 0.12, column ``distribution``). ``lognormal:S``: the
-logarithms are normal with deviation S (per-rank loads of DeepSeek-V3 fit it best, deepseek-ai/DeepEP pull request 393).
-``dirichlet:A``: a symmetric Dirichlet draw of concentration A (measured loads: 0.5-9). ``domains:N:A``: N such draws,
-one for each domain of data.
+``zipf:A``: expert ranked r gets r**-A. ``power_law:A``: weights drawn from a truncated power law of
+exponent A, the definition of NVIDIA's aiconfigurator data (aiconfigurator-core 0.12, column
+``distribution``). ``lognormal:S``: the logarithms are normal with deviation S (per-rank loads of
+DeepSeek-V3 fit it best, deepseek-ai/DeepEP pull request 393). ``dirichlet:A``: a symmetric
+Dirichlet draw of concentration A (measured loads: 0.5-9). ``domains:N:A``: N such draws, one for
+each domain of data.
 
 Shape legend: E experts, N domains.
 """
@@ -16,22 +17,30 @@ ONE_NUMBER = {"zipf": "ALPHA", "power_law": "ALPHA", "lognormal": "SIGMA", "diri
 
 
 def truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -> np.ndarray:
-    """Inverse of the distribution function of density ~ x**-alpha on [low, high], at u in [0, 1)."""
+    """Inverse of the distribution function of density ~ x**-alpha on [low, high], at u in [0, 1).
+    """
     if abs(alpha - 1.0) < 1e-9:
         return low * (high / low) ** u
     power = 1.0 - alpha
     return ((high**power - low**power) * u + low**power) ** (1.0 / power)
 
 
-def shape_weights(kind: str, alpha: float, num_experts: int, choices: int, num_tokens: int,
-                  rng: np.random.Generator) -> np.ndarray:
+def shape_weights(
+    kind: str,
+    alpha: float,
+    num_experts: int,
+    choices: int,
+    num_tokens: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Weights of one draw.
 
     Args:
         kind: ``uniform`` or one of `ONE_NUMBER`.
         alpha: Its number.
         num_experts: E.
-        choices: All choices, T x K: where they are fewer than the experts a power law is cut elsewhere.
+        choices: All choices, T x K: where they are fewer than the experts a power law is cut
+            elsewhere.
         num_tokens: T.
         rng: Source of randomness.
 
@@ -53,7 +62,8 @@ def shape_weights(kind: str, alpha: float, num_experts: int, choices: int, num_t
 def drifted(weight_NE: np.ndarray, rate: float, steps: int, rng: np.random.Generator) -> np.ndarray:
     """Weights after some steps in each of which a share of the experts exchange theirs, in pairs.
 
-    The distribution stays as skewed as it was; who is hot changes. The same steps come before whatever follows them.
+    The distribution stays as skewed as it was; who is hot changes. The same steps come before
+    whatever follows them.
 
     Args:
         weight_NE: ndarray of shape (N, E).
@@ -69,7 +79,9 @@ def drifted(weight_NE: np.ndarray, rate: float, steps: int, rng: np.random.Gener
     return weight_NE[:, at]
 
 
-def burst(weight_NE: np.ndarray, count: int, factor: float, step: int, rng: np.random.Generator) -> np.ndarray:
+def burst(
+    weight_NE: np.ndarray, count: int, factor: float, step: int, rng: np.random.Generator
+) -> np.ndarray:
     """Weights with some experts hotter by a factor: others in every step.
 
     Args:
@@ -79,7 +91,9 @@ def burst(weight_NE: np.ndarray, count: int, factor: float, step: int, rng: np.r
         step: Which.
         rng: Source of randomness, the same for all steps.
     """
-    which = np.random.default_rng([int(rng.integers(2**62)), step]).permutation(weight_NE.shape[1])[:count]
+    which = np.random.default_rng([int(rng.integers(2**62)), step]).permutation(weight_NE.shape[1])[
+        :count
+    ]
     hot = weight_NE.copy()
     hot[:, which] *= factor
     return hot

@@ -14,14 +14,18 @@ def gini(count_E: np.ndarray) -> float:
 
 
 def contiguous_imbalance(count_E: np.ndarray, num_ranks: int = 8) -> float:
-    """Load of the busiest rank over the mean, experts on ranks in order; of as many experts as divide evenly."""
+    """Load of the busiest rank over the mean, experts on ranks in order; of as many experts as
+    divide evenly.
+    """
     ranks = min(num_ranks, len(count_E))
     load_W = [part.sum() for part in np.array_split(np.asarray(count_E, dtype=np.float64), ranks)]
     return float(max(load_W) / np.mean(load_W))
 
 
 def zipf_exponent(count_E: np.ndarray) -> float:
-    """Exponent of the Zipf law whose max/mean is the same, by bisection: 0 for equal loads, at most 4."""
+    """Exponent of the Zipf law whose max/mean is the same, by bisection: 0 for equal loads, at
+    most 4.
+    """
     count = np.asarray(count_E, dtype=np.float64)
     target, ranks = count.max() / count.mean(), np.arange(1.0, len(count) + 1)
     low, high = 0.0, 4.0
@@ -33,7 +37,8 @@ def zipf_exponent(count_E: np.ndarray) -> float:
 
 
 def load_statistics(count_E: np.ndarray) -> dict[str, float]:
-    """max/mean, coefficient of variation (population), Gini, contiguous EP8 max/mean, Zipf exponent, share unused.
+    """max/mean, coefficient of variation (population), Gini, contiguous EP8 max/mean, Zipf
+    exponent, share unused.
 
     Args:
         count_E: ndarray of shape (E,): >= 0, not all 0.
@@ -50,9 +55,11 @@ def load_statistics(count_E: np.ndarray) -> dict[str, float]:
 
 
 def shared_information(first_TK: np.ndarray, second_TK: np.ndarray, num_experts: int) -> float:
-    """Mutual information, in bits, between an expert of a token in one layer and one of the same token in another.
+    """Mutual information, in bits, between an expert of a token in one layer and one of the same
+    token in another.
 
-    Over all pairs of choices; the bias of finite samples, (E - 1)^2 / (2 T ln 2) for top-1, is not removed.
+    Over all pairs of choices; the bias of finite samples, (E - 1)^2 / (2 T ln 2) for top-1, is not
+    removed.
 
     Args:
         first_TK: ndarray of shape (T, K).

@@ -1,4 +1,5 @@
-"""Exchanges of choices between tokens, compiled; loaded when routing is drawn, since it brings numba.
+"""Exchanges of choices between tokens, compiled; loaded when routing is drawn, since it brings
+numba.
 
 Shape legend: T tokens, K choices, I pairs of tokens.
 """
@@ -8,7 +9,8 @@ from numba import njit
 
 @njit(cache=True)
 def exchange(one_IK, two_IK, shift, give, take):
-    """Token i of the first half and token i - shift of the second exchange a choice where neither then has it twice.
+    """Token i of the first half and token i - shift of the second exchange a choice where neither
+    then has it twice.
 
     Args:
         one_IK: ndarray of shape (I, K), int32; changed in place.
@@ -35,7 +37,8 @@ def exchange(one_IK, two_IK, shift, give, take):
 
 @njit(cache=True)
 def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
-    """Experts in ``order_E``, each repeated by its count, dealt to the tokens ``rows_T`` column by column.
+    """Experts in ``order_E``, each repeated by its count, dealt to the tokens ``rows_T`` column by
+    column.
 
     Args:
         order_E: ndarray of shape (E,): order of the experts.

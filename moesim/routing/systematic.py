@@ -1,10 +1,11 @@
 """Choices that meet given loads exactly: every token gets top_k different experts.
 
-Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load times, form a line
-of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load exceeds T, no token meets an expert
-twice, and the loads hold exactly. Exchanges between tokens then make it chance which experts meet in one. A gate that
-limits a token to some groups is sampled in two stages the same way: first which groups, then which experts inside
-them. Its loads are those of the distribution as far as the limit allows: a group is never used by more than T tokens.
+Choices are drawn by systematic sampling (Madow 1949): experts in random order, each repeated load
+times, form a line of T * k places; token t takes the places t, t + T, t + 2T, ... Since no load
+exceeds T, no token meets an expert twice, and the loads hold exactly. Exchanges between tokens then
+make it chance which experts meet in one. A gate that limits a token to some groups is sampled in
+two stages the same way: first which groups, then which experts inside them. Its loads are those of
+the distribution as far as the limit allows: a group is never used by more than T tokens.
 
 Shape legend: T tokens, K choices, E experts, G groups, P experts of a group, M groups of a token.
 """
@@ -44,10 +45,12 @@ def systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator) 
 
 
 def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Let chance decide which experts meet in a token: pairs of tokens exchange a choice where neither meets it twice.
+    """Let chance decide which experts meet in a token: pairs of tokens exchange a choice where
+    neither meets it twice.
 
-    Exchanges keep every load and every token's number of choices (the swap chain on bipartite graphs with given
-    degrees; Rao, Jana and Bandyopadhyay 1996). Without it equal loads leave only E / k different sets of experts.
+    Exchanges keep every load and every token's number of choices (the swap chain on bipartite
+    graphs with given degrees; Rao, Jana and Bandyopadhyay 1996). Without it equal loads leave only
+    E / k different sets of experts.
     """
     from moesim.routing.swaps import exchange
 
@@ -56,7 +59,8 @@ def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     one, two = ids_TK[:half], ids_TK[tokens - half :]
     shift = 0
     for sweep in range(_SWEEPS * top_k):
-        # the first half meets the second at a random distance: every pair may meet, and rows stay in memory order
+        # the first half meets the second at a random distance: every pair may meet, and rows stay
+        # in memory order
         if half > 1:
             shift = (shift + int(rng.integers(1, half))) % half
         exchange(one, two, shift, sweep % top_k, int(rng.integers(top_k)))
@@ -64,8 +68,14 @@ def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ids_TK[rng.permutation(tokens)]
 
 
-def limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int, gate: Gate,
-            rng: np.random.Generator) -> np.ndarray:
+def limited(
+    loads_E: np.ndarray,
+    left_E: np.ndarray,
+    top_k: int,
+    num_tokens: int,
+    gate: Gate,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Choices of tokens that may use some groups only: ndarray of shape (T, K), int32.
 
     Args:
@@ -81,7 +91,9 @@ def limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int
     groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
     loads_GP, left_GP = loads_E.reshape(groups, -1), left_E.reshape(groups, -1)
     per_group = loads_GP.shape[1]
-    slots_G = _apportion_left(loads_GP.sum(axis=1), np.asarray(left_GP.any(axis=1)), num_tokens * kept, num_tokens)
+    slots_G = _apportion_left(
+        loads_GP.sum(axis=1), np.asarray(left_GP.any(axis=1)), num_tokens * kept, num_tokens
+    )
     # in random order, since the first groups of a token may give it one expert more than the last
     group_ids_TM = rng.permuted(systematic(slots_G, num_tokens, rng), axis=1)
     ids_TK = np.empty((num_tokens, top_k), dtype=np.int32)
@@ -92,7 +104,9 @@ def limited(loads_E: np.ndarray, left_E: np.ndarray, top_k: int, num_tokens: int
         slots = np.array([m for m in range(kept) if share[m] == size])
         group_X = group_ids_TM[:, slots].ravel()
         # 16-bit keys are sorted by radix, several times faster
-        by_group_X = np.argsort(group_X.astype(np.uint16) if groups <= 1 << 16 else group_X, kind="stable")
+        by_group_X = np.argsort(
+            group_X.astype(np.uint16) if groups <= 1 << 16 else group_X, kind="stable"
+        )
         ends = np.cumsum(np.bincount(group_X, minlength=groups))
         for g, (begin, end) in enumerate(pairwise([0, *ends.tolist()])):
             if begin == end:

@@ -1,7 +1,9 @@
-"""Files of ``torch.save``, read without torch: tensors become memory-mapped arrays, and nothing in them is executed.
+"""Files of ``torch.save``, read without torch: tensors become memory-mapped arrays, and nothing in
+them is executed.
 
-The format (PyTorch 1.6 and later): a zip archive, uncompressed, of ``*/data.pkl``, a pickle that names storages by key,
-and ``*/data/KEY``, their bytes. Of the pickle only plain containers, numbers, text and tensors are accepted.
+The format (PyTorch 1.6 and later): a zip archive, uncompressed, of ``*/data.pkl``, a pickle that
+names storages by key, and ``*/data/KEY``, their bytes. Of the pickle only plain containers,
+numbers, text and tensors are accepted.
 """
 
 import pickle
@@ -15,8 +17,17 @@ import numpy as np
 
 from moesim.errors import ConfigError
 
-_DTYPES = {"FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
-           "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}
+_DTYPES = {
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
 _LOCAL_HEADER = 30
 
 
@@ -42,14 +53,20 @@ class _Reader(pickle.Unpickler):
             return _Kind(_DTYPES[name])
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        raise ConfigError(f"{self.path}: expected tensors, numbers, text, lists and dicts only, got {module}.{name}")
+        raise ConfigError(
+            f"{self.path}: expected tensors, numbers, text, lists and dicts only, got "
+            f"{module}.{name}"
+        )
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage, mapped: one-dimensional."""
         _, kind, key, _, length = pid
         info = self.archive.getinfo(f"{self.root}data/{key}")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise ConfigError(f"{self.path}: expected an uncompressed archive, got compression {info.compress_type}")
+            raise ConfigError(
+                f"{self.path}: expected an uncompressed archive, got compression "
+                f"{info.compress_type}"
+            )
         with self.path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(_LOCAL_HEADER)
@@ -60,28 +77,48 @@ class _Reader(pickle.Unpickler):
         return np.memmap(self.path, dtype=kind.dtype, mode="r", offset=start, shape=(length,))
 
 
-def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset
+def _tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> np.ndarray:
+    last = (
+        offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if all(size)
+        else offset
+    )
     if not 0 <= offset <= last < max(len(storage), 1) or min((*stride, 0)) < 0:
         raise ValueError(f"a tensor of {size} in a storage of {len(storage)}")
     return np.lib.stride_tricks.as_strided(
-        storage[offset:], size, [s * storage.itemsize for s in stride], writeable=False)
+        storage[offset:], size, [s * storage.itemsize for s in stride], writeable=False
+    )
 
 
 def load_torch_file(path: Path) -> Any:
     """What a file of ``torch.save`` holds, tensors as ndarrays.
 
     Raises:
-        ConfigError: Not such a file, truncated, or one that holds anything else than containers, numbers and tensors.
+        ConfigError: Not such a file, truncated, or one that holds anything else than containers,
+            numbers and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            pickled = next(
+                (name for name in archive.namelist() if name.endswith("/data.pkl")), None
+            )
             if pickled is None:
-                raise ConfigError(f"{path}: expected a file of torch.save, got a zip archive without data.pkl")
+                raise ConfigError(
+                    f"{path}: expected a file of torch.save, got a zip archive without data.pkl"
+                )
             return _Reader(archive, path, pickled).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError,
-            IndexError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: expected a whole file of torch.save: {error}") from None

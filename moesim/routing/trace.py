@@ -1,7 +1,7 @@
 """Traces: choices or counts that somebody recorded, checked as they are read, a block at a time.
 
-Formats are in `moesim.routing.trace_files`. A trace is read in blocks of 262,144 tokens, arrays are mapped, so that a
-trace larger than memory is described and simulated.
+Formats are in `moesim.routing.trace_files`. A trace is read in blocks of 262,144 tokens, arrays are
+mapped, so that a trace larger than memory is described and simulated.
 
 Shape legend: T tokens, K choices, E experts, N = 1 domain.
 """
@@ -48,7 +48,8 @@ class Trace:
             layer: Only this one; by default all.
 
         Raises:
-            ConfigError: An id out of range, an expert twice a token, or another number of choices: which token.
+            ConfigError: An id out of range, an expert twice a token, or another number of choices:
+                which token.
         """
         at: dict[int, int] = {}
         for number, ids in self.file.blocks():
@@ -62,18 +63,25 @@ class Trace:
         if self.top_k is None:
             self.top_k = ids_TK.shape[1]
         if ids_TK.shape[1] != self.top_k:
-            raise ConfigError(f"{path}: layer {layer}: expected {self.top_k} experts a token, got {ids_TK.shape[1]}")
+            raise ConfigError(
+                f"{path}: layer {layer}: expected {self.top_k} experts a token, got "
+                f"{ids_TK.shape[1]}"
+            )
         most = self.num_experts or _MOST_EXPERTS
         if len(ids_TK) and not 0 <= ids_TK.min() <= ids_TK.max() < most:
             row, column = np.argwhere((ids_TK < 0) | (ids_TK >= most))[0]
-            raise ConfigError(f"{path}: layer {layer}, token {first + row}: expected expert ids from 0 to {most - 1}, "
-                              f"got {ids_TK[row, column]}")
+            raise ConfigError(
+                f"{path}: layer {layer}, token {first + row}: expected expert ids from 0 to "
+                f"{most - 1}, got {ids_TK[row, column]}"
+            )
         if self.top_k > 1:
             twice = (np.diff(np.sort(ids_TK, axis=1), axis=1) == 0).any(axis=1)
             if twice.any():
                 row = int(twice.argmax())
-                raise ConfigError(f"{path}: layer {layer}, token {first + row}: expected {self.top_k} different "
-                                  f"experts, got {ids_TK[row].tolist()}")
+                raise ConfigError(
+                    f"{path}: layer {layer}, token {first + row}: expected {self.top_k} different "
+                    f"experts, got {ids_TK[row].tolist()}"
+                )
 
     def counts(self) -> dict[int, np.ndarray]:
         """Choices of each expert by layer: layer -> ndarray of shape (E,)."""
@@ -90,7 +98,9 @@ class Trace:
             raise ConfigError(f"{self.file.path}: expected at least one token, got none")
         if self.num_experts is not None and most > self.num_experts:
             raise ConfigError(f"{self.file.path}: expected {self.num_experts} experts, got {most}")
-        self._counts = {layer: np.pad(count, (0, most - len(count))) for layer, count in sorted(found.items())}
+        self._counts = {
+            layer: np.pad(count, (0, most - len(count))) for layer, count in sorted(found.items())
+        }
         return self._counts
 
     def layers(self) -> list[int]:
@@ -105,8 +115,10 @@ class Trace:
         """
         there = self.layers()
         if layer is not None and layer not in there:
-            raise ConfigError(f"{self.file.path}: expected one of its {len(there)} layers, {there[0]} to {there[-1]}, "
-                              f"got {layer}")
+            raise ConfigError(
+                f"{self.file.path}: expected one of its {len(there)} layers, {there[0]} to "
+                f"{there[-1]}, got {layer}"
+            )
         return there[0] if layer is None else layer
 
     def num_tokens(self, layer: int) -> int:
@@ -133,8 +145,10 @@ class Trace:
         layer = self.chosen_layer(layer)
         there = self.num_tokens(layer)
         if there < num_tokens:
-            raise ConfigError(f"{self.file.path}: expected at least the {num_tokens} tokens of the workload in layer "
-                              f"{layer}, got {there}")
+            raise ConfigError(
+                f"{self.file.path}: expected at least the {num_tokens} tokens of the workload in "
+                f"layer {layer}, got {there}"
+            )
         skip, parts, missing = seed * num_tokens % (there - num_tokens + 1), [], num_tokens
         for _, ids in self.blocks(layer):
             taken = ids[skip : skip + missing]
@@ -153,14 +167,18 @@ class Trace:
         """
         count = self.counts()[self.chosen_layer(layer)]
         if len(count) != num_experts:
-            raise ConfigError(f"{self.file.path}: expected counts of layer.num_experts = {num_experts} experts, got "
-                              f"{len(count)}")
+            raise ConfigError(
+                f"{self.file.path}: expected counts of layer.num_experts = {num_experts} experts, "
+                f"got {len(count)}"
+            )
         if not count.any():
             raise ConfigError(f"{self.file.path}: expected counts above 0 in layer {layer}")
         return count[None].astype(np.float64)
 
 
-def open_trace(path: str, kind: str | None = None, num_experts: int | None = None, top_k: int | None = None) -> Trace:
+def open_trace(
+    path: str, kind: str | None = None, num_experts: int | None = None, top_k: int | None = None
+) -> Trace:
     """Open a trace; the same file, unchanged, is opened once.
 
     Args:
@@ -181,5 +199,7 @@ def open_trace(path: str, kind: str | None = None, num_experts: int | None = Non
 
 
 @lru_cache(maxsize=16)
-def _open(path: Path, _changed: int, kind: str | None, num_experts: int | None, top_k: int | None) -> Trace:
+def _open(
+    path: Path, _changed: int, kind: str | None, num_experts: int | None, top_k: int | None
+) -> Trace:
     return Trace(file=open_file(path, kind), num_experts=num_experts, top_k=top_k)

@@ -86,7 +86,9 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
         return _open_torch(path)
     if suffix in (".csv", ".parquet"):
         return _open_table(path)
-    raise ConfigError(f"{path}: expected a trace as .npy, .csv, .parquet or .pt, got {suffix or 'no ending'!r}")
+    raise ConfigError(
+        f"{path}: expected a trace as .npy, .csv, .parquet or .pt, got {suffix or 'no ending'!r}"
+    )
 
 
 def _open_npy(path: Path, kind: str | None) -> TraceFile:
@@ -96,13 +98,21 @@ def _open_npy(path: Path, kind: str | None) -> TraceFile:
         raise ConfigError(f"{path}: expected a whole .npy file: {error}") from None
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{path}: expected integers or floats, got {array.dtype}")
-    counted = array.dtype.kind == "f" or array.ndim == 1 or bool(_COUNTS_NAME.search(path.stem.lower()))
+    counted = (
+        array.dtype.kind == "f" or array.ndim == 1 or bool(_COUNTS_NAME.search(path.stem.lower()))
+    )
     if (kind or ("counts" if counted else "ids")) == "counts":
         return _of_counts(path, array)
     if array.dtype.kind == "f" or array.ndim not in (2, 3):
-        raise ConfigError(f"{path}: expected integer ids of shape (tokens, k) or (tokens, layers, k), got "
-                          f"{array.dtype} of shape {array.shape}")
-    layers = {0: [array]} if array.ndim == 2 else {layer: [array[:, layer]] for layer in range(array.shape[1])}
+        raise ConfigError(
+            f"{path}: expected integer ids of shape (tokens, k) or (tokens, layers, k), got "
+            f"{array.dtype} of shape {array.shape}"
+        )
+    layers = (
+        {0: [array]}
+        if array.ndim == 2
+        else {layer: [array[:, layer]] for layer in range(array.shape[1])}
+    )
     return TraceFile(path=path, kind="ids", arrays=layers)
 
 
@@ -111,8 +121,10 @@ def _of_counts(path: Path, array: np.ndarray) -> TraceFile:
     if array.ndim == 3:
         array = array.sum(axis=0, dtype=np.float64 if array.dtype.kind == "f" else np.int64)
     if array.ndim not in (1, 2) or not array.size:
-        raise ConfigError(f"{path}: expected counts of shape (experts,), (layers, experts) or (steps, layers, "
-                          f"experts), got {array.shape}")
+        raise ConfigError(
+            f"{path}: expected counts of shape (experts,), (layers, experts) or (steps, layers, "
+            f"experts), got {array.shape}"
+        )
     rows = np.atleast_2d(np.asarray(array))
     if not np.isfinite(rows).all() or (rows < 0).any():
         raise ConfigError(f"{path}: expected counts >= 0, got {rows[~(rows >= 0)].ravel()[:1]}")
@@ -124,9 +136,14 @@ def _open_torch(path: Path) -> TraceFile:
     if isinstance(found, dict) and "records" in found:
         return _of_records(path, found)
     if isinstance(found, dict):
-        found = found.get("logical_count", next((v for v in found.values() if isinstance(v, np.ndarray)), None))
+        found = found.get(
+            "logical_count", next((v for v in found.values() if isinstance(v, np.ndarray)), None)
+        )
     if not isinstance(found, np.ndarray):
-        raise ConfigError(f"{path}: expected logical_count, records or a tensor of loads, got {type(found).__name__}")
+        raise ConfigError(
+            f"{path}: expected logical_count, records or a tensor of loads, got "
+            f"{type(found).__name__}"
+        )
     return _of_counts(path, found)
 
 
@@ -141,7 +158,10 @@ def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
         for record in records:
             ids_LTK = np.asarray(record["topk_ids_of_layer"])
             if ids_LTK.max(initial=-1) >= logical_LP.shape[1]:
-                raise ConfigError(f"{path}: expected physical experts below {logical_LP.shape[1]}, got {ids_LTK.max()}")
+                raise ConfigError(
+                    f"{path}: expected physical experts below {logical_LP.shape[1]}, got "
+                    f"{ids_LTK.max()}"
+                )
             for layer, ids_TK in enumerate(ids_LTK):
                 there = ids_TK[(ids_TK >= 0).any(axis=1)]  # padded tokens are -1 throughout
                 mapped = np.where(there >= 0, logical_LP[layer][there], -1)
@@ -150,7 +170,9 @@ def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
     counts = np.zeros((len(logical_LP), num_experts), dtype=np.int64)
     for record in records:
         for layer, count_P in enumerate(np.asarray(record["global_physical_count"])):
-            counts[layer] += np.bincount(logical_LP[layer], weights=count_P, minlength=num_experts).astype(np.int64)
+            counts[layer] += np.bincount(
+                logical_LP[layer], weights=count_P, minlength=num_experts
+            ).astype(np.int64)
     return TraceFile(path=path, kind="counts", counts=dict(enumerate(counts)))
 
 
@@ -163,10 +185,14 @@ def _id_columns(path: Path, columns: list[str]) -> list[str]:
     ids = [name for name in columns if re.fullmatch(r"expert_\d+", name)]
     ids.sort(key=lambda name: int(name[7:]))
     if ids and ids != [f"expert_{k}" for k in range(len(ids))]:
-        raise ConfigError(f"{path}: expected columns expert_0 to expert_{len(ids) - 1}, got {', '.join(ids)}")
+        raise ConfigError(
+            f"{path}: expected columns expert_0 to expert_{len(ids) - 1}, got {', '.join(ids)}"
+        )
     if not ids and not {"expert", "count"} <= set(columns):
-        raise ConfigError(f"{path}: expected columns expert_0, expert_1, ... or expert and count, got "
-                          f"{', '.join(columns[:8])}")
+        raise ConfigError(
+            f"{path}: expected columns expert_0, expert_1, ... or expert and count, got "
+            f"{', '.join(columns[:8])}"
+        )
     return ids
 
 
@@ -176,7 +202,11 @@ def _open_table(path: Path) -> TraceFile:
         return TraceFile(path=path, kind="ids", table=True)
     counts: dict[int, np.ndarray] = {}
     for frame in _frames(path, BLOCK):
-        layers = _whole(path, frame["layer"]) if "layer" in frame else np.zeros(len(frame), dtype=np.int64)
+        layers = (
+            _whole(path, frame["layer"])
+            if "layer" in frame
+            else np.zeros(len(frame), dtype=np.int64)
+        )
         experts, values = _whole(path, frame["expert"]), frame["count"].to_numpy(dtype=np.float64)
         if experts.min(initial=0) < 0 or not (values >= 0).all():
             raise ConfigError(f"{path}: expected experts and counts >= 0")
@@ -187,15 +217,25 @@ def _open_table(path: Path) -> TraceFile:
             new[: len(counts.get(layer, ()))] += counts.get(layer, 0)
             counts[layer] = new
     most = max((len(c) for c in counts.values()), default=0)
-    return TraceFile(path=path, kind="counts",
-                     counts={layer: np.pad(c, (0, most - len(c))) for layer, c in sorted(counts.items())})
+    return TraceFile(
+        path=path,
+        kind="counts",
+        counts={layer: np.pad(c, (0, most - len(c))) for layer, c in sorted(counts.items())},
+    )
 
 
 def _table_ids(path: Path) -> Iterator[Block]:
     first = 1
     for frame in _frames(path, BLOCK):
-        ids = np.stack([_whole(path, frame[name], first) for name in _id_columns(path, list(frame.columns))], axis=1)
-        layers = _whole(path, frame["layer"], first) if "layer" in frame else np.zeros(len(frame), dtype=np.int64)
+        ids = np.stack(
+            [_whole(path, frame[name], first) for name in _id_columns(path, list(frame.columns))],
+            axis=1,
+        )
+        layers = (
+            _whole(path, frame["layer"], first)
+            if "layer" in frame
+            else np.zeros(len(frame), dtype=np.int64)
+        )
         for layer in np.unique(layers).tolist():
             yield layer, ids[layers == layer]
         first += len(frame)
@@ -212,8 +252,10 @@ def _whole(path: Path, column: Any, first_row: int = 1) -> np.ndarray:
         numbers = np.full(len(values), np.nan)
     wrong = ~(numbers == np.rint(numbers))
     if wrong.any():
-        raise ConfigError(f"{path}: row {first_row + int(wrong.argmax())}: expected an integer in column "
-                          f"{column.name}, got {values[wrong.argmax()]!r} (is the file whole?)")
+        raise ConfigError(
+            f"{path}: row {first_row + int(wrong.argmax())}: expected an integer in column "
+            f"{column.name}, got {values[wrong.argmax()]!r} (is the file whole?)"
+        )
     return numbers.astype(np.int64)
 
 

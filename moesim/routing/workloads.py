@@ -1,11 +1,13 @@
-"""The named skews W0-W7, after the token-imbalance benchmark of NVIDIA/Megatron-LM pull request 7488.
+"""The named skews W0-W7, after the token-imbalance benchmark of NVIDIA/Megatron-LM pull
+request 7488.
 
-Each isolates one thing: W0 nothing (balanced), W1 a hot set of experts, W2 a hot rank, W3 the same heat spread over
-ranks, W4 sources with different numbers of tokens, W5 experts and ranks without load, W6 a hot spot that moves every
-three steps, W7 a burst in every fourth step. As there, the hot set is a quarter of the experts (at least top_k), and of
-four tokens three choose within it; in W7's burst every other token does; W3's hot set is every other expert. Unlike
-there, W1's hot experts are drawn by the seed, so that W2's, the first quarter, differ from them by place alone. How
-uneven W4's sources are is ours: source s of S has a share in proportion to s + 1.
+Each isolates one thing: W0 nothing (balanced), W1 a hot set of experts, W2 a hot rank, W3 the same
+heat spread over ranks, W4 sources with different numbers of tokens, W5 experts and ranks without
+load, W6 a hot spot that moves every three steps, W7 a burst in every fourth step. As there, the hot
+set is a quarter of the experts (at least top_k), and of four tokens three choose within it; in W7's
+burst every other token does; W3's hot set is every other expert. Unlike there, W1's hot experts are
+drawn by the seed, so that W2's, the first quarter, differ from them by place alone. How uneven W4's
+sources are is ours: source s of S has a share in proportion to s + 1.
 
 Weights here are expected choices per token; shares above one choice a token are cut by the sampler.
 
@@ -20,7 +22,9 @@ _HOT_OF = 4
 _STEPS_PER_SPOT, _BURST_EVERY = 3, 4
 
 
-def workload_weights(name: str, num_experts: int, top_k: int, step: int, rng: np.random.Generator) -> np.ndarray:
+def workload_weights(
+    name: str, num_experts: int, top_k: int, step: int, rng: np.random.Generator
+) -> np.ndarray:
     """Expected choices of each expert, per token.
 
     Args:

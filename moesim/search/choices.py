@@ -23,7 +23,9 @@ def width_choice(value: object) -> object:
     if isinstance(value, str):
         return width_text(parse_widths(value))
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}")
+        raise ValueError(
+            f"expected an integer, a list of them or text such as '64x256+64x1024', got {value!r}"
+        )
     return value
 
 
@@ -31,7 +33,8 @@ def expanded(value: Any) -> Any:
     """A range as the list of its numbers; anything else as it is.
 
     Args:
-        value: ``{low = 8, high = 64, step = 8}``, or with ``factor = 2`` instead of a step; both ends count.
+        value: ``{low = 8, high = 64, step = 8}``, or with ``factor = 2`` instead of a step; both
+            ends count.
 
     Raises:
         ValueError: Another form, or more than 4,096 numbers.
@@ -40,13 +43,21 @@ def expanded(value: Any) -> Any:
         return value
     keys = set(value)
     if keys not in ({"low", "high", "step"}, {"low", "high", "factor"}):
-        raise ValueError(f"expected a list, or low, high and one of step and factor, got {', '.join(sorted(keys))}")
+        raise ValueError(
+            "expected a list, or low, high and one of step and factor, got "
+            f"{', '.join(sorted(keys))}"
+        )
     low, high = value["low"], value["high"]
     by = value["step"] if "step" in keys else value["factor"]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (low, high, by)):
+    if not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)
+        for n in (low, high, by)
+    ):
         raise ValueError(f"expected numbers, got {value!r}")
     if low > high or by <= (0 if "step" in keys else 1) or ("factor" in keys and low <= 0):
-        raise ValueError(f"expected low <= high, and a step > 0 or a factor > 1 from a low > 0, got {value!r}")
+        raise ValueError(
+            f"expected low <= high, and a step > 0 or a factor > 1 from a low > 0, got {value!r}"
+        )
     found: list[int | float] = []
     now = low
     while now <= high * (1 + 1e-12):
@@ -73,7 +84,8 @@ def without_repeats(values: list) -> list:
 
 
 def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:
-    """Read ``ep8``, ``ep4tp2``, or ``tp2``: two devices to an expert, and as many ranks as the cluster then has.
+    """Read ``ep8``, ``ep4tp2``, or ``tp2``: two devices to an expert, and as many ranks as the
+    cluster then has.
 
     Args:
         text: Layout.
@@ -84,12 +96,16 @@ def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:
     """
     match = re.fullmatch(r"ep(\d+)(?:tp(\d+))?|tp([1-9]\d*)", text, re.ASCII)
     if match is None:
-        raise ConfigError(f"parallelism: expected 'epN', 'epNtpM' or 'tpM' such as 'ep4tp2', got {text!r}")
+        raise ConfigError(
+            f"parallelism: expected 'epN', 'epNtpM' or 'tpM' such as 'ep4tp2', got {text!r}"
+        )
     if match[3] is None:
         return Parallelism(ep=int(match[1]), tp=int(match[2] or 1))
     tp = int(match[3])
     if num_devices is None:
         return Parallelism(tp=tp)
     if num_devices % tp:
-        raise ConfigError(f"parallelism: expected tp to divide the cluster's {num_devices} devices, got {text!r}")
+        raise ConfigError(
+            f"parallelism: expected tp to divide the cluster's {num_devices} devices, got {text!r}"
+        )
     return Parallelism(ep=num_devices // tp, tp=tp)

@@ -1,4 +1,6 @@
-"""One point of a space: its objectives, its constraints, and its row. A pure function of its arguments."""
+"""One point of a space: its objectives, its constraints, and its row. A pure function of its
+arguments.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -26,10 +28,12 @@ class Evaluation:
     """What a trial found.
 
     Attributes:
-        row: Flat row for trials.csv: the simulation's and the loss's columns; without a candidate, where it came from.
-        violations: Constraint -> by how much it is broken, <= 0 where it is kept: GiB over the device's memory, and
-            shares of their bounds.
-        reason: Why there is no such candidate, or why its evaluation failed; empty where there is a result.
+        row: Flat row for trials.csv: the simulation's and the loss's columns; without a candidate,
+            where it came from.
+        violations: Constraint -> by how much it is broken, <= 0 where it is kept: GiB over the
+            device's memory, and shares of their bounds.
+        reason: Why there is no such candidate, or why its evaluation failed; empty where there is a
+            result.
         failed: Whether the evaluation broke: a defect or a lost worker, not a finding.
     """
 
@@ -70,7 +74,8 @@ class Problem:
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
         """Simulate a point, estimate its loss, its power and its price.
 
-        A point whose choices do not go together has a reason instead of a result: that is a finding, not an error.
+        A point whose choices do not go together has a reason instead of a result: that is a
+        finding, not an error.
         """
         cluster, workload = self.cluster, self.workload
         try:
@@ -78,20 +83,41 @@ class Problem:
             result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(cluster), reason=str(error))
-        loss = estimate_loss(candidate.layer, self.space.dense(), train_tokens=self.space.train_tokens,
-                             train_flops=self.space.train_flops, law=self.law)
+        loss = estimate_loss(
+            candidate.layer,
+            self.space.dense(),
+            train_tokens=self.space.train_tokens,
+            train_flops=self.space.train_flops,
+            law=self.law,
+        )
         assert result.memory_over_bytes is not None, "candidates of a space have a dense part"
-        row: dict[str, Any] = result.row() | loss.row() | priced(
-            self.economics, cluster, result.layer_time_s, workload.num_tokens_per_device * cluster.num_devices,
-            result.mean_utilisation)
+        row: dict[str, Any] = (
+            result.row()
+            | loss.row()
+            | priced(
+                self.economics,
+                cluster,
+                result.layer_time_s,
+                workload.num_tokens_per_device * cluster.num_devices,
+                result.mean_utilisation,
+            )
+        )
         violations = {MEMORY: result.memory_over_bytes / GIB}
         for constraint in self.constraints:
             value = row[constraint.name]
-            violations[str(constraint)] = float(constraint.violation(math.nan if value is None else float(value)))
+            violations[str(constraint)] = float(
+                constraint.violation(math.nan if value is None else float(value))
+            )
         return Evaluation(row=row, violations=violations)
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """The row of a point without a result: where it came from."""
         return dict.fromkeys(RESULT_COLUMNS) | {
-            "cluster": cluster.name, "evidence": "simulated", "calibration": "none", "engine": self.engine,
-            "seed": self.workload.seed, "version": VERSION, "profile_hash": basis_digest(cluster)}
+            "cluster": cluster.name,
+            "evidence": "simulated",
+            "calibration": "none",
+            "engine": self.engine,
+            "seed": self.workload.seed,
+            "version": VERSION,
+            "profile_hash": basis_digest(cluster),
+        }

@@ -1,8 +1,9 @@
 """Where points are evaluated: in this process, in a pool of processes, or on a Dask cluster.
 
-Every place is a `concurrent.futures.Executor` that is given chunks of points. A worker that dies takes its chunk with
-it: chunks that were lost are run once more, each by itself, and a chunk that is lost again becomes failed trials that
-say so. An evaluation that raises what it should not is a failed trial with the error; nothing stops the search.
+Every place is a `concurrent.futures.Executor` that is given chunks of points. A worker that dies
+takes its chunk with it: chunks that were lost are run once more, each by itself, and a chunk that
+is lost again becomes failed trials that say so. An evaluation that raises what it should not is a
+failed trial with the error; nothing stops the search.
 """
 
 import multiprocessing
@@ -19,7 +20,8 @@ from urllib.parse import urlsplit
 from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.search.evaluate import Evaluation, Problem
 
-#: points that travel together: few enough that a lost worker costs little, enough that travel does not
+#: points that travel together: few enough that a lost worker costs little, enough that travel does
+#: not
 CHUNK = 5
 _DASK_TIMEOUT_S = 10
 Found = tuple[Evaluation, float, float]
@@ -27,7 +29,8 @@ Found = tuple[Evaluation, float, float]
 
 @lru_cache(maxsize=2)
 def _problem(packed: bytes) -> Problem:
-    """The problem once per worker: caches of routings and placements live as long as its cluster."""
+    """The problem once per worker: caches of routings and placements live as long as its cluster.
+    """
     return pickle.loads(packed)
 
 
@@ -57,7 +60,11 @@ def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:
 
 def _failed(problem: Problem, error: BaseException) -> Evaluation:
     text = " ".join(str(error).split()) or "no message"
-    return Evaluation(row=problem.blank_row(problem.cluster), reason=f"{type(error).__name__}: {text}", failed=True)
+    return Evaluation(
+        row=problem.blank_row(problem.cluster),
+        reason=f"{type(error).__name__}: {text}",
+        failed=True,
+    )
 
 
 class Evaluator:
@@ -85,7 +92,8 @@ class Evaluator:
         """Apply a function of the problem to pieces of work, in order.
 
         Raises:
-            MoesimError: A worker was lost twice with the same piece. The function's own errors are raised as they are.
+            MoesimError: A worker was lost twice with the same piece. The function's own errors are
+                raised as they are.
         """
         if self._make is None:
             yield from (function(self._problem, piece) for piece in pieces)
@@ -101,7 +109,9 @@ class Evaluator:
                 try:
                     yield future.result()
                 except BrokenExecutor as error:
-                    raise MoesimError(f"executor: a worker died twice at the same piece of work: {error}") from None
+                    raise MoesimError(
+                        f"executor: a worker died twice at the same piece of work: {error}"
+                    ) from None
 
     def _start(self, function: Callable[..., Any], *work: Any) -> tuple[Executor, Future]:
         for retry in (False, True):
@@ -127,7 +137,8 @@ class Evaluator:
             chunk, (executor, future) = waiting.popleft()
             try:
                 yield future.result()
-            except Exception as error:  # an executor's own: the worker is gone, and the chunk with it
+            # an executor's own: the worker is gone, and the chunk with it
+            except Exception as error:
                 if isinstance(error, BrokenExecutor):
                     self._forget(executor)
                 yield self._again(chunk)
@@ -149,12 +160,15 @@ class Evaluator:
 
 
 @contextmanager
-def evaluator(problem: Problem, executor: str | Executor | None, num_workers: int) -> Iterator[Evaluator]:
+def evaluator(
+    problem: Problem, executor: str | Executor | None, num_workers: int
+) -> Iterator[Evaluator]:
     """An evaluator, closed at the end.
 
     Args:
         problem: What points are evaluated on.
-        executor: An executor, ``dask://HOST:PORT`` for a scheduler, or None for processes of this machine.
+        executor: An executor, ``dask://HOST:PORT`` for a scheduler, or None for processes of this
+            machine.
         num_workers: How many of these; 1 evaluates in this process.
 
     Raises:
@@ -197,4 +211,6 @@ def _dask(address: str) -> Any:
     try:
         return Client(where, timeout=_DASK_TIMEOUT_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise UnreachableError(f"executor: no Dask scheduler answers at {where} ({type(error).__name__})") from None
+        raise UnreachableError(
+            f"executor: no Dask scheduler answers at {where} ({type(error).__name__})"
+        ) from None

@@ -1,7 +1,7 @@
 """What a search may ask for: objectives to improve, and constraints to keep.
 
-All are columns of a trial's row. Those of the MoE layer say so in their names: what the layer takes, draws and costs,
-not the whole model; ``loss`` and ``peak_memory_gib`` are the whole model's.
+All are columns of a trial's row. Those of the MoE layer say so in their names: what the layer
+takes, draws and costs, not the whole model; ``loss`` and ``peak_memory_gib`` are the whole model's.
 """
 
 import math
@@ -62,16 +62,25 @@ class Constraint:
         except ValueError:
             bound = math.nan
         if match is None or not math.isfinite(bound):
-            raise ConfigError(f"constraint: expected 'NAME <= NUMBER' or 'NAME >= NUMBER', got {text!r}")
+            raise ConfigError(
+                f"constraint: expected 'NAME <= NUMBER' or 'NAME >= NUMBER', got {text!r}"
+            )
         if match[1] not in (*OBJECTIVES, *_BOUNDED):
             raise UnknownNameError("constraint", match[1], (*OBJECTIVES, *_BOUNDED))
         return cls(name=match[1], sign=match[2], bound=bound)
 
     def violation(self, value: float | np.ndarray) -> float | np.ndarray:
-        """By how much of the bound a value breaks it; <= 0 where it is kept. NaN breaks every bound."""
-        over = (value - self.bound if self.sign == "<=" else self.bound - value) / max(abs(self.bound), 1e-12)
-        return np.where(np.isnan(over), np.inf, over) if isinstance(over, np.ndarray) else (
-            math.inf if math.isnan(over) else over)
+        """By how much of the bound a value breaks it; <= 0 where it is kept. NaN breaks every
+        bound.
+        """
+        over = (value - self.bound if self.sign == "<=" else self.bound - value) / max(
+            abs(self.bound), 1e-12
+        )
+        return (
+            np.where(np.isnan(over), np.inf, over)
+            if isinstance(over, np.ndarray)
+            else (math.inf if math.isnan(over) else over)
+        )
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.bound:g}"
@@ -85,7 +94,9 @@ def check_objectives(objectives: list[str]) -> None:
         UnknownNameError: With the near matches.
     """
     if not objectives:
-        raise ConfigError(f"study: expected at least one objective of {', '.join(OBJECTIVES)}, got none")
+        raise ConfigError(
+            f"study: expected at least one objective of {', '.join(OBJECTIVES)}, got none"
+        )
     for name in objectives:
         if name not in OBJECTIVES:
             raise UnknownNameError("objective", name, OBJECTIVES)
@@ -100,7 +111,9 @@ def costs_of(objectives: list[str], columns: Any) -> list:
         objectives: Names.
         columns: Mapping of columns, numbers or arrays.
     """
-    return [columns[name] if OBJECTIVES[name] == "minimize" else -columns[name] for name in objectives]
+    return [
+        columns[name] if OBJECTIVES[name] == "minimize" else -columns[name] for name in objectives
+    ]
 
 
 def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> None:
@@ -117,4 +130,7 @@ def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> No
 
 def layer_columns(layer_time_s: Any, tokens_per_device: int) -> dict[str, Any]:
     """Columns of time, of one simulated layer or of arrays of them."""
-    return {"layer_time_us": layer_time_s / US, "layer_tokens_per_s_per_device": tokens_per_device / layer_time_s}
+    return {
+        "layer_time_us": layer_time_s / US,
+        "layer_tokens_per_s_per_device": tokens_per_device / layer_time_s,
+    }

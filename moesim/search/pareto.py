@@ -39,16 +39,21 @@ def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
     # in this order whoever dominates a row comes before it
     order = np.lexsort(costs.T[::-1])
     rank = np.empty(count, dtype=np.int64)
-    rank[order] = _ranks(np.ascontiguousarray(costs[order], dtype=np.float64), count if most is None else most)
+    rank[order] = _ranks(
+        np.ascontiguousarray(costs[order], dtype=np.float64), count if most is None else most
+    )
     return rank
 
 
 @njit(cache=True)
 def _ranks(costs, most):
-    """Ranks of rows in lexicographic order: the first front without a row that dominates (Zhang et al. 2015)."""
+    """Ranks of rows in lexicographic order: the first front without a row that dominates (Zhang et
+    al. 2015).
+    """
     count, objectives = costs.shape
     rank = np.full(count, most)
-    last = np.full(most + 1, -1)  # newest row of each front, and before each row the next older of its front
+    # newest row of each front, and before each row the next older of its front
+    last = np.full(most + 1, -1)
     older = np.full(count, -1)
     for i in range(count):
         for number in range(most):
@@ -89,7 +94,8 @@ def crowding(costs: np.ndarray) -> np.ndarray:
 
 
 def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
-    """The rows that a generation keeps: fronts in order, the last one's by crowding; then whoever breaks least.
+    """The rows that a generation keeps: fronts in order, the last one's by crowding; then whoever
+    breaks least.
 
     Args:
         costs: ndarray of shape (N, M).
@@ -103,12 +109,17 @@ def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
         on = feasible[rank == number]
         if not len(on) or len(kept) == size:
             break
-        # the ends first, then where it is least crowded: what is tried first of a screening is in this order
-        kept += [int(i) for i in on[np.argsort(-crowding(costs[on]), kind="stable")][: size - len(kept)]]
+        # the ends first, then where it is least crowded: what is tried first of a screening is in
+        # this order
+        kept += [
+            int(i) for i in on[np.argsort(-crowding(costs[on]), kind="stable")][: size - len(kept)]
+        ]
     if len(kept) == size:
         return kept
     others = np.flatnonzero(broken > 0)
-    return kept + [int(i) for i in others[np.argsort(broken[others], kind="stable")][: size - len(kept)]]
+    return kept + [
+        int(i) for i in others[np.argsort(broken[others], kind="stable")][: size - len(kept)]
+    ]
 
 
 def hypervolume(costs: np.ndarray, reference: np.ndarray) -> float:

@@ -1,7 +1,8 @@
-"""Local search on the simulated time: exchanges that the cheap model finds promising, kept if the program gets faster.
+"""Local search on the simulated time: exchanges that the cheap model finds promising, kept if the
+program gets faster.
 
-Starts from the strategies that `moesim.placement` plans with, simulated; then swaps slots of the device whose experts
-end last with slots of the others, by the bound or any other engine.
+Starts from the strategies that `moesim.placement` plans with, simulated; then swaps slots of the
+device whose experts end last with slots of the others, by the bound or any other engine.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +18,16 @@ from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
 #: planned placements that are simulated first
-STARTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "hierarchical", "affinity", "domain", "local_search")
+STARTS = (
+    "contiguous",
+    "balanced",
+    "eplb",
+    "eplb_hierarchical",
+    "hierarchical",
+    "affinity",
+    "domain",
+    "local_search",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,12 +49,21 @@ class Refined:
     simulated: int
 
 
-def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps: int = 50, engine: str = "bound",
-           starts: tuple[str, ...] = STARTS, seed: int = 0) -> Refined:
+def refine(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    steps: int = 50,
+    engine: str = "bound",
+    starts: tuple[str, ...] = STARTS,
+    seed: int = 0,
+) -> Refined:
     """Search for the placement with the least simulated layer time.
 
     Args:
-        candidate: The design; its own strategy is one of the starts, its number of replicas that of all.
+        candidate: The design; its own strategy is one of the starts, its number of replicas that of
+            all.
         cluster: Where it runs.
         workload: Tokens to plan for.
         steps: Exchanges to simulate.
@@ -55,14 +74,18 @@ def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps:
     Raises:
         MoesimError: The candidate's own placement cannot be simulated.
     """
+
     def time_of(placement: Placement) -> float:
-        return run(lower(prepare(candidate, cluster, workload, placement=placement)), engine).makespan_s
+        return run(
+            lower(prepare(candidate, cluster, workload, placement=placement)), engine
+        ).makespan_s
 
     best = prepare(candidate, cluster, workload).placement
     best_s, start, simulated = time_of(best), candidate.placement, 1
     for name in starts:
-        if name == candidate.placement or (candidate.num_replicas
-                                           and PlacementSpec.parse(name).strategy not in REPLICATING):
+        if name == candidate.placement or (
+            candidate.num_replicas and PlacementSpec.parse(name).strategy not in REPLICATING
+        ):
             continue
         try:
             placed = prepare(replace(candidate, placement=name), cluster, workload).placement
@@ -77,16 +100,28 @@ def refine(candidate: Candidate, cluster: Cluster, workload: Workload, *, steps:
         simulated += 1
         if (seconds := time_of(placed)) < best_s:
             best, best_s = placed, seconds
-    return Refined(placement=best, layer_time_s=best_s, start=start, start_s=start_s, simulated=simulated)
+    return Refined(
+        placement=best, layer_time_s=best_s, start=start, start_s=start_s, simulated=simulated
+    )
 
 
-def _neighbour(candidate: Candidate, cluster: Cluster, workload: Workload, placement: Placement,
-               rng: np.random.Generator) -> Placement:
-    """Swap a slot of a busy rank with a slightly lighter one elsewhere, or in one case of four any two."""
+def _neighbour(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    placement: Placement,
+    rng: np.random.Generator,
+) -> Placement:
+    """Swap a slot of a busy rank with a slightly lighter one elsewhere, or in one case of four any
+    two.
+    """
     traffic = prepare(candidate, cluster, workload, placement=placement).traffic
     tp, width_E = candidate.parallelism.tp, candidate.layer.width_E()
-    rows_E = np.bincount(placement.expert_of_slot_P, weights=placement_rows(placement, traffic.counts_DL[::tp]),
-                         minlength=placement.num_experts)
+    rows_E = np.bincount(
+        placement.expert_of_slot_P,
+        weights=placement_rows(placement, traffic.counts_DL[::tp]),
+        minlength=placement.num_experts,
+    )
     load_P = replica_loads(placement, rows_E * width_E)
     rank_P = placement.rank_of_slot_P
     busy = traffic.counts_DL[::tp].sum(axis=1).argmax()

@@ -1,10 +1,12 @@
 """What to try next: Optuna's samplers, asked for batches of points that nobody tried.
 
-A batch depends on the seed, its number and the trials it may know, nothing else: each is asked of a fresh study in
-memory that holds those trials (for the genetic sampler, the survivors among them), so that a search that was stopped
-continues with the same points and shared searches need no state but their trials.
+A batch depends on the seed, its number and the trials it may know, nothing else: each is asked of a
+fresh study in memory that holds those trials (for the genetic sampler, the survivors among them),
+so that a search that was stopped continues with the same points and shared searches need no state
+but their trials.
 
-Numbers are asked for by their place in ascending order, since steps of a range seldom have equal size.
+Numbers are asked for by their place in ascending order, since steps of a range seldom have equal
+size.
 """
 
 from collections.abc import Iterable
@@ -39,8 +41,9 @@ def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
     """The sampler that a name stands for.
 
     Args:
-        name: One of `BATCH`, or ``auto``: every point where the budget allows, TPE for up to a hundred trials, NSGA-II
-            beyond (a trial costs them some 5 and 1 ms; Gaussian processes, over a second, come by name only).
+        name: One of `BATCH`, or ``auto``: every point where the budget allows, TPE for up to a
+            hundred trials, NSGA-II beyond (a trial costs them some 5 and 1 ms; Gaussian processes,
+            over a second, come by name only).
         num_trials: Budget.
         size: Points of the space.
 
@@ -78,17 +81,29 @@ class Proposer:
         screened: Points that a screening found best, best first.
     """
 
-    def __init__(self, space: Space, objectives: list[str], sampler: SamplerName, seed: int,
-                 enqueue: Iterable[dict[str, Any]] = (), screened: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        space: Space,
+        objectives: list[str],
+        sampler: SamplerName,
+        seed: int,
+        enqueue: Iterable[dict[str, Any]] = (),
+        screened: Iterable[dict[str, Any]] = (),
+    ) -> None:
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
         self._first, self._screened = list(enqueue), list(screened)
         self._known: list[Trial] = []
         self._seen: set[tuple] = set()
         self._next_screened = 0
         self._ordered = {name for name, choices in space.choices().items() if _are_numbers(choices)}
-        self._choices = {name: sorted(choices) if name in self._ordered else choices
-                         for name, choices in space.choices().items()}
-        self._place = {name: {value: i for i, value in enumerate(self._choices[name])} for name in self._ordered}
+        self._choices = {
+            name: sorted(choices) if name in self._ordered else choices
+            for name, choices in space.choices().items()
+        }
+        self._place = {
+            name: {value: i for i, value in enumerate(self._choices[name])}
+            for name in self._ordered
+        }
 
     @property
     def batch_size(self) -> int:
@@ -142,8 +157,10 @@ class Proposer:
         return points
 
     def _completed(self, point: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return {name: point[name] if name in point else choices[int(rng.integers(len(choices)))]
-                for name, choices in self._choices.items()}
+        return {
+            name: point[name] if name in point else choices[int(rng.integers(len(choices)))]
+            for name, choices in self._choices.items()
+        }
 
     def _left(self, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
         """Points left of a space that is nearly exhausted."""
@@ -152,7 +169,9 @@ class Proposer:
         found: list[dict[str, Any]] = []
         for flat in rng.permutation(self.space.size):
             places = np.unravel_index(int(flat), sizes)
-            found += self._new([{n: self._choices[n][int(p)] for n, p in zip(names, places, strict=True)}])
+            found += self._new(
+                [{n: self._choices[n][int(p)] for n, p in zip(names, places, strict=True)}]
+            )
             if len(found) == count:
                 break
         return found
@@ -162,25 +181,39 @@ class Proposer:
         # what only one choice is left of cannot be learned from
         varied = {name: choices for name, choices in self._choices.items() if len(choices) > 1}
         distributions: dict[str, BaseDistribution] = {
-            name: IntDistribution(0, len(choices) - 1) if name in self._ordered else CategoricalDistribution(choices)
-            for name, choices in varied.items()}
+            name: IntDistribution(0, len(choices) - 1)
+            if name in self._ordered
+            else CategoricalDistribution(choices)
+            for name, choices in varied.items()
+        }
         directions = [OBJECTIVES[name] for name in self.objectives]
         study = optuna.create_study(directions=directions, sampler=self._make(seed))
         for trial in self._known:
-            # what does not apply stands at its first choice: samplers learn from points that all have the same names
+            # what does not apply stands at its first choice: samplers learn from points that all
+            # have the same names
             at = {name: trial.params.get(name, choices[0]) for name, choices in varied.items()}
-            study.add_trial(create_trial(
-                params={name: self._place[name][value] if name in self._ordered else value
-                        for name, value in at.items()},
-                distributions=distributions, values=trial.evaluation.values(self.objectives),
-                constraints=trial.evaluation.violations))
+            study.add_trial(
+                create_trial(
+                    params={
+                        name: self._place[name][value] if name in self._ordered else value
+                        for name, value in at.items()
+                    },
+                    distributions=distributions,
+                    values=trial.evaluation.values(self.objectives),
+                    constraints=trial.evaluation.violations,
+                )
+            )
         points: list[dict[str, Any]] = []
         for _ in range(_ASKS * count):
             if len(points) == count:
                 break
             asked = study.ask(distributions)
-            point = {name: choices[asked.params[name]] if name in varied and name in self._ordered
-                     else asked.params.get(name, choices[0]) for name, choices in self._choices.items()}
+            point = {
+                name: choices[asked.params[name]]
+                if name in varied and name in self._ordered
+                else asked.params.get(name, choices[0])
+                for name, choices in self._choices.items()
+            }
             new = self._new([point])
             points += new
             if not new:

@@ -1,8 +1,9 @@
 """Screening: the bound of every point, or of many drawn by chance, picks what the search simulates.
 
-The bound engine is some twenty times cheaper than the fluid one and ranks candidates nearly as it does; how nearly is
-reported at the end of every study that used it (`fidelity`). Points go by their number in the space: the choice of
-width changes fastest, so that points that share a program (`moesim.simulation.screening`) come together.
+The bound engine is some twenty times cheaper than the fluid one and ranks candidates nearly as it
+does; how nearly is reported at the end of every study that used it (`fidelity`). Points go by their
+number in the space: the choice of width changes fastest, so that points that share a program
+(`moesim.simulation.screening`) come together.
 
 Shape legend: N points, M objectives.
 """
@@ -33,12 +34,26 @@ _CHUNK = 2000
 #: trials that a screening is compared with
 _COMPARED = 1000
 #: what decides routing, then placement, then the rest: the slowest to change first
-_ORDER = ("gate", "num_expert_groups", "num_limited_groups", "num_experts", "top_k", "capacity_factor", "overflow",
-          "placement", "num_replicas", "parallelism", "exchange", "num_micro_batches", "precision")
+_ORDER = (
+    "gate",
+    "num_expert_groups",
+    "num_limited_groups",
+    "num_experts",
+    "top_k",
+    "capacity_factor",
+    "overflow",
+    "placement",
+    "num_replicas",
+    "parallelism",
+    "exchange",
+    "num_micro_batches",
+    "precision",
+)
 
 
-def screened_points(problem: Problem, num_points: int, keep: int, seed: int,
-                    evaluates: Evaluator) -> list[dict[str, Any]]:
+def screened_points(
+    problem: Problem, num_points: int, keep: int, seed: int, evaluates: Evaluator
+) -> list[dict[str, Any]]:
     """The best points of a space by the bound engine.
 
     Args:
@@ -49,16 +64,22 @@ def screened_points(problem: Problem, num_points: int, keep: int, seed: int,
         evaluates: Where to run.
 
     Returns:
-        Points that keep every constraint first, front by front, each front's ends and sparse places first.
+        Points that keep every constraint first, front by front, each front's ends and sparse places
+        first.
     """
     size = problem.space.size
     if num_points >= size:
         flat = np.arange(size)
     else:
         rng = np.random.default_rng([seed, size])
-        flat = np.sort(rng.choice(size, num_points, replace=False) if size < 1 << 26 else
-                       np.unique(rng.integers(size, size=num_points)))
-    found = list(evaluates.map(screen_chunk, [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)]))
+        flat = np.sort(
+            rng.choice(size, num_points, replace=False)
+            if size < 1 << 26
+            else np.unique(rng.integers(size, size=num_points))
+        )
+    found = list(
+        evaluates.map(screen_chunk, [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)])
+    )
     places, costs, broken = (np.concatenate(parts) for parts in zip(*found, strict=True))
     kept = survivors(costs, broken, min(keep, len(costs)))
     points = point_maker(problem.space)
@@ -86,8 +107,8 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
     """Bound some points of a space.
 
     Returns:
-        Numbers of those that are candidates, each design once; costs, ndarray of shape (N, M); sums of broken
-        constraints, ndarray of shape (N,).
+        Numbers of those that are candidates, each design once; costs, ndarray of shape (N, M); sums
+        of broken constraints, ndarray of shape (N,).
     """
     space, points = problem.space, point_maker(problem.space)
     first = {name: choices[0] for name, choices in space.choices().items()}
@@ -107,8 +128,13 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
     broken: list[np.ndarray] = [np.zeros(0)]
     for cluster, members in of_cluster.items():
         columns, over = _columns(problem, cluster, [c for _, c in members])
-        value = np.stack([np.broadcast_to(np.asarray(v, dtype=np.float64), over.shape)
-                          for v in costs_of(problem.objectives, columns)], axis=1)
+        value = np.stack(
+            [
+                np.broadcast_to(np.asarray(v, dtype=np.float64), over.shape)
+                for v in costs_of(problem.objectives, columns)
+            ],
+            axis=1,
+        )
         good = np.isfinite(value).all(axis=1)
         numbers.append(np.array([n for n, _ in members])[good])
         costs.append(value[good])
@@ -116,55 +142,85 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.concatenate(numbers), np.concatenate(costs), np.concatenate(broken)
 
 
-def _columns(problem: Problem, cluster: Cluster, candidates: list[Candidate]) -> tuple[dict[str, Any], np.ndarray]:
-    """(columns that objectives and constraints name, sum of broken constraints) of candidates on one cluster."""
+def _columns(
+    problem: Problem, cluster: Cluster, candidates: list[Candidate]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """(columns that objectives and constraints name, sum of broken constraints) of candidates on
+    one cluster.
+    """
     space, workload = problem.space, problem.workload
     bounds = bounds_of(candidates, cluster, workload)
     time_s = bounds.layer_time_s_N
     tokens = workload.num_tokens_per_device
-    columns = layer_columns(time_s, tokens) | priced(problem.economics, cluster, time_s, tokens * cluster.num_devices,
-                                                     {k: np.nan_to_num(v) for k, v in bounds.mean_utilisation.items()})
+    columns = layer_columns(time_s, tokens) | priced(
+        problem.economics,
+        cluster,
+        time_s,
+        tokens * cluster.num_devices,
+        {k: np.nan_to_num(v) for k, v in bounds.mean_utilisation.items()},
+    )
     losses: dict[MoELayer, tuple[float, float]] = {}
     loss = np.empty((len(candidates), 2))
     for i, layer in enumerate(c.layer for c in candidates):
         if layer not in losses:
-            estimate = estimate_loss(layer, space.dense(), train_tokens=space.train_tokens,
-                                     train_flops=space.train_flops, law=problem.law)
+            estimate = estimate_loss(
+                layer,
+                space.dense(),
+                train_tokens=space.train_tokens,
+                train_flops=space.train_flops,
+                law=problem.law,
+            )
             losses[layer] = estimate.loss, estimate.high
         loss[i] = losses[layer]
-    columns |= {"loss": loss[:, 0], "loss_high": loss[:, 1], "peak_memory_gib": bounds.memory_bytes_N / GIB}
+    columns |= {
+        "loss": loss[:, 0],
+        "loss_high": loss[:, 1],
+        "peak_memory_gib": bounds.memory_bytes_N / GIB,
+    }
     broken = np.maximum(np.nan_to_num(bounds.memory_over_bytes_N / GIB, nan=np.inf), 0.0)
     for constraint in problem.constraints:
         # what a bound does not know (its interval, the load) is left to the engine that does
         if columns.get(constraint.name) is not None:
-            broken = broken + np.maximum(constraint.violation(np.asarray(columns[constraint.name])), 0.0)
+            broken = broken + np.maximum(
+                constraint.violation(np.asarray(columns[constraint.name])), 0.0
+            )
     return columns, broken
 
 
 def fidelity(problem: Problem, trials: list[Trial]) -> dict[str, float]:
     """How far the bound was off what the search's engine then said of trials that are candidates.
 
-    At most a thousand of them, evenly spread: more would say the same, and take as long as a part of the search.
+    At most a thousand of them, evenly spread: more would say the same, and take as long as a part
+    of the search.
 
     Returns:
-        ``trials``; bound over simulated layer time: ``ratio_p10``, ``ratio_median``, ``ratio_p90``; ``spearman``: rank
-        correlation of both. Empty with fewer than two such trials.
+        ``trials``; bound over simulated layer time: ``ratio_p10``, ``ratio_median``, ``ratio_p90``;
+        ``spearman``: rank correlation of both. Empty with fewer than two such trials.
     """
     from scipy.stats import spearmanr
 
     of_cluster: dict[Cluster, list[tuple[Candidate, float]]] = {}
     for trial in spread([t for t in trials if not t.evaluation.reason], _COMPARED):
         candidate, cluster = problem.space.decode(trial.params, problem.cluster)
-        of_cluster.setdefault(cluster, []).append((candidate, trial.evaluation.row["layer_time_us"] * US))
+        of_cluster.setdefault(cluster, []).append(
+            (candidate, trial.evaluation.row["layer_time_us"] * US)
+        )
     bound: list[float] = []
     simulated: list[float] = []
     for cluster, members in of_cluster.items():
-        bound += bounds_of([c for c, _ in members], cluster, problem.workload).layer_time_s_N.tolist()
+        bound += bounds_of(
+            [c for c, _ in members], cluster, problem.workload
+        ).layer_time_s_N.tolist()
         simulated += [seconds for _, seconds in members]
     if len(bound) < 2:
         return {}
     ratio = np.array(bound) / np.array(simulated)
     low, middle, high = np.quantile(ratio, [0.1, 0.5, 0.9])
     found = float(spearmanr(bound, simulated).statistic)
-    return {"trials": len(bound), "ratio_p10": float(low), "ratio_median": float(middle), "ratio_p90": float(high),
-            "spearman": found if math.isfinite(found) else 1.0}
+    return {
+        "trials": len(bound),
+        "ratio_p10": float(low),
+        "ratio_median": float(middle),
+        "ratio_p90": float(high),
+        "spearman": found if math.isfinite(found) else 1.0,
+    }

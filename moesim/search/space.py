@@ -1,11 +1,12 @@
 """What may vary, and what a point of it means.
 
-A space lists choices; a point is one choice of each that applies, as plain numbers and strings that a storage can
-hold. `decode` makes a `Candidate` and its `Cluster` of it, or says why there is none.
+A space lists choices; a point is one choice of each that applies, as plain numbers and strings that
+a storage can hold. `decode` makes a `Candidate` and its `Cluster` of it, or says why there is none.
 
-Some choices depend on others: expert groups only where the gate has them, replicas only where a strategy places them,
-an overflow rule only where experts have a capacity. Samplers see every choice (a genetic one crosses what all points
-share); `applicable` leaves out of a point what does not apply, so that no two points are one design.
+Some choices depend on others: expert groups only where the gate has them, replicas only where a
+strategy places them, an overflow rule only where experts have a capacity. Samplers see every choice
+(a genetic one crosses what all points share); `applicable` leaves out of a point what does not
+apply, so that no two points are one design.
 """
 
 from dataclasses import replace
@@ -13,7 +14,14 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
@@ -38,7 +46,8 @@ _TRIES = 4096
 
 
 class Space(Strict):
-    """Choices of a search; every list needs at least one entry, numbers may be a range (see `expanded`).
+    """Choices of a search; every list needs at least one entry, numbers may be a range (see
+    `expanded`).
 
     Attributes:
         dense_part: Preset whose dense part surrounds the experts.
@@ -46,27 +55,30 @@ class Space(Strict):
         hidden_size: Width of a token; must be the preset's, stated so that nobody is surprised.
         train_tokens: Training budget in tokens, or
         train_flops: in FLOPs: exactly one.
-        quality: Loss points of your own (CSV), or a law fitted to such (TOML): see `moesim quality fit`.
+        quality: Loss points of your own (CSV), or a law fitted to such (TOML): see
+            `moesim quality fit`.
         num_experts: Choices.
         top_k: Choices.
-        expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or as text such as
-            ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0 prunes). Points hold the text.
-        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``; ``group_limited``
-            or ``two_level`` alone take their groups from the next two.
+        expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or
+            as text such as ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0
+            prunes). Points hold the text.
+        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``;
+            ``group_limited`` or ``two_level`` alone take their groups from the next two.
         num_expert_groups: Choices for such gates.
         num_limited_groups: Choices for such gates.
-        placement: Choices of strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or ``eplb/nearest``; see
-            `moesim.placement.strategies`.
+        placement: Choices of strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or
+            ``eplb/nearest``; see `moesim.placement.strategies`.
         num_replicas: Choices, for strategies that place replicas.
         parallelism: Choices such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices of the cluster.
         precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
-        exchange: Choices, see `moesim.hardware.exchanges`; ``cluster``: the cluster's own. Files of before called it
-            dispatch.
+        exchange: Choices, see `moesim.hardware.exchanges`; ``cluster``: the cluster's own. Files of
+            before called it dispatch.
         num_micro_batches: Choices.
         capacity_factor: Choices; 0: dropless.
         overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
-        hardware: What the cluster and its devices may be changed to: key of `moesim.hardware.cluster.Cluster.with_` ->
-            choices, numbers in the key's unit or factors such as ``2x``.
+        hardware: What the cluster and its devices may be changed to: key of
+            `moesim.hardware.cluster.Cluster.with_` -> choices, numbers in the key's unit or factors
+            such as ``2x``.
         num_shared_experts: Shared experts of every candidate.
 
     Raises:
@@ -89,7 +101,9 @@ class Space(Strict):
     num_replicas: _Some[int] = [0]
     parallelism: _Some[str] = ["tp1"]
     precision: _Some[str] = ["bf16"]
-    exchange: _Some[str] = Field(default=[_OWN], validation_alias=AliasChoices("exchange", "dispatch"))
+    exchange: _Some[str] = Field(
+        default=[_OWN], validation_alias=AliasChoices("exchange", "dispatch")
+    )
     num_micro_batches: _Some[int] = [1]
     capacity_factor: _Some[float] = [0.0]
     overflow: _Some[str] = ["drop"]
@@ -112,18 +126,24 @@ class Space(Strict):
             PlacementSpec.parse(strategy)
         for name in self.hardware:
             if name in type(self).model_fields:
-                raise ConfigError(f"space: hardware.{name}: expected a number of the cluster, {name} is a choice of "
-                                  "its own")
+                raise ConfigError(
+                    f"space: hardware.{name}: expected a number of the cluster, {name} is a "
+                    "choice of its own"
+                )
         hidden = load_preset(self.dense_part).dense_part.hidden_size
         if hidden != self.hidden_size:
-            raise ConfigError(f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
-                              f"got {self.hidden_size}")
+            raise ConfigError(
+                f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
+                f"got {self.hidden_size}"
+            )
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Space":
         if (self.train_tokens is None) == (self.train_flops is None):
-            raise ValueError("@train_tokens@exactly one of train_tokens and train_flops@"
-                             + ("neither" if self.train_tokens is None else "both"))
+            raise ValueError(
+                "@train_tokens@exactly one of train_tokens and train_flops@"
+                + ("neither" if self.train_tokens is None else "both")
+            )
         return self
 
     def _check_gate(self, gate: str) -> None:
@@ -132,8 +152,10 @@ class Space(Strict):
             return
         for name in ("num_expert_groups", "num_limited_groups"):
             if not getattr(self, name):
-                raise ConfigError(f"space: {name}: expected choices for the gate {gate!r} (or write its groups, as in "
-                                  f"'{gate.split('+')[0]}:8:4'), got none")
+                raise ConfigError(
+                    f"space: {name}: expected choices for the gate {gate!r} (or write its groups, "
+                    f"as in '{gate.split('+')[0]}:8:4'), got none"
+                )
 
     @cached_property
     def _choices(self) -> dict[str, list]:
@@ -159,7 +181,10 @@ class Space(Strict):
         leave = set()
         if not _takes_groups(params.get("gate", self.gate[0])):
             leave |= set(GROUPS)
-        if PlacementSpec.parse(params.get("placement", self.placement[0])).strategy not in REPLICATING:
+        if (
+            PlacementSpec.parse(params.get("placement", self.placement[0])).strategy
+            not in REPLICATING
+        ):
             leave.add("num_replicas")
         if not params.get("capacity_factor", self.capacity_factor[0]):
             leave.add("overflow")
@@ -177,7 +202,10 @@ class Space(Strict):
             if name not in choices:
                 raise UnknownNameError("parameter", name, choices)
             if value not in choices[name]:
-                raise ConfigError(f"space: {name}: expected one of {', '.join(map(str, choices[name]))}, got {value!r}")
+                raise ConfigError(
+                    f"space: {name}: expected one of {', '.join(map(str, choices[name]))}, got "
+                    f"{value!r}"
+                )
 
     def check(self, cluster: Cluster) -> None:
         """Refuse a space none of whose points is a candidate on a cluster.
@@ -186,30 +214,49 @@ class Space(Strict):
             ConfigError: None of the first thousands is; with the reason of the first.
         """
         reason = ""
-        ruling = [name for name in self.choices()
-                  if name not in ("expert_intermediate_size", "precision", "exchange", "num_micro_batches", "overflow")
-                  or isinstance(self.choices()[name][0], str)]
+        ruling = [
+            name
+            for name in self.choices()
+            if name
+            not in (
+                "expert_intermediate_size",
+                "precision",
+                "exchange",
+                "num_micro_batches",
+                "overflow",
+            )
+            or isinstance(self.choices()[name][0], str)
+        ]
         fixed = {name: choices[0] for name, choices in self.choices().items()}
         for tried, point in enumerate(product(*(self.choices()[name] for name in ruling))):
             if tried == _TRIES:
                 return
             try:
-                self._check_whole(*self.decode(fixed | dict(zip(ruling, point, strict=True)), cluster))
+                self._check_whole(
+                    *self.decode(fixed | dict(zip(ruling, point, strict=True)), cluster)
+                )
                 return
             except MoesimError as error:
                 reason = reason or str(error)
-        raise ConfigError(f"space: expected at least one point that is a candidate on {cluster.name}, got none; the "
-                          f"first: {reason}")
+        raise ConfigError(
+            f"space: expected at least one point that is a candidate on {cluster.name}, got none; "
+            f"the first: {reason}"
+        )
 
     @staticmethod
     def _check_whole(candidate: Candidate, cluster: Cluster) -> None:
         spread = candidate.parallelism
         if spread.num_devices != cluster.num_devices:
-            raise ConfigError(f"parallelism: ep x tp: expected the {cluster.num_devices} devices of {cluster.name}, "
-                              f"got {spread.num_devices}")
+            raise ConfigError(
+                f"parallelism: ep x tp: expected the {cluster.num_devices} devices of "
+                f"{cluster.name}, got {spread.num_devices}"
+            )
         if (candidate.layer.num_experts + candidate.num_replicas) % spread.ep:
-            raise ConfigError(f"placement: expected experts + replicas divisible by the {spread.ep} expert-parallel "
-                              f"ranks, got {candidate.layer.num_experts} + {candidate.num_replicas}")
+            raise ConfigError(
+                f"placement: expected experts + replicas divisible by the {spread.ep} "
+                f"expert-parallel ranks, got {candidate.layer.num_experts} + "
+                f"{candidate.num_replicas}"
+            )
 
     def law(self) -> LossLaw:
         """The loss law: the published one, or the user's.
@@ -231,7 +278,8 @@ class Space(Strict):
             cluster: What the space's hardware choices change.
 
         Raises:
-            ConfigError: The choices do not go together (top_k > num_experts, experts not divisible into groups).
+            ConfigError: The choices do not go together (top_k > num_experts, experts not divisible
+                into groups).
         """
         point = {name: getattr(self, name)[0] for name in (*PARAMETERS, *OPTIONAL)} | params
         hardware = tuple((name, params[name]) for name in self.hardware if name in params)
@@ -260,14 +308,24 @@ class Space(Strict):
             placement=point["placement"],
             num_replicas=point["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
-            schedule=Schedule(exchange=None if point["exchange"] == _OWN else point["exchange"],
-                              num_micro_batches=point["num_micro_batches"]),
+            schedule=Schedule(
+                exchange=None if point["exchange"] == _OWN else point["exchange"],
+                num_micro_batches=point["num_micro_batches"],
+            ),
         )
         return candidate, cluster
 
 
-PARAMETERS = ("num_experts", "top_k", "expert_intermediate_size", "gate", "placement", "num_replicas", "parallelism",
-              "precision")
+PARAMETERS = (
+    "num_experts",
+    "top_k",
+    "expert_intermediate_size",
+    "gate",
+    "placement",
+    "num_replicas",
+    "parallelism",
+    "precision",
+)
 #: parameters only where a gate takes them
 GROUPS = ("num_expert_groups", "num_limited_groups")
 #: parameters only where a space lists more than one choice
@@ -300,5 +358,8 @@ def _dense(preset: str, num_layers: int | None) -> DensePart:
 @lru_cache(maxsize=1024)
 def _changed(cluster: Cluster, changes: tuple[tuple[str, Any], ...]) -> Cluster:
     """The cluster with the choices of a point; axes are written ``4x4x8``."""
-    values = {name: [int(n) for n in value.split("x")] if name == "axes" else value for name, value in changes}
+    values = {
+        name: [int(n) for n in value.split("x")] if name == "axes" else value
+        for name, value in changes
+    }
     return cluster.with_(**values)

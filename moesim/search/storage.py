@@ -1,12 +1,15 @@
-"""Where finished trials live: an Optuna journal in a folder, or any Optuna storage that several machines share.
+"""Where finished trials live: an Optuna journal in a folder, or any Optuna storage that several
+machines share.
 
-A folder has one writer at a time, which a lock holds; a chunk of finished trials is one write, handed to the kernel
-before the next is collected. Lines are not forced to disk one by one (3.5 ms each, more than a trial): a killed
-process loses nothing it was told, a power cut may lose the last second. ``optuna.storages.journal.JournalFileBackend``
-reads the file, so Optuna's dashboard does too.
+A folder has one writer at a time, which a lock holds; a chunk of finished trials is one write,
+handed to the kernel before the next is collected. Lines are not forced to disk one by one (3.5 ms
+each, more than a trial): a killed process loses nothing it was told, a power cut may lose the last
+second. ``optuna.storages.journal.JournalFileBackend`` reads the file, so Optuna's dashboard does
+too.
 
-A URL (``postgresql://``, ``sqlite:///``) is opened by Optuna as it is. Everything a search depends on is written into
-the study, so that one that differs is refused and `moesim study worker` needs the URL alone.
+A URL (``postgresql://``, ``sqlite:///``) is opened by Optuna as it is. Everything a search depends
+on is written into the study, so that one that differs is refused and `moesim study worker` needs
+the URL alone.
 """
 
 import fcntl
@@ -38,7 +41,9 @@ class _SingleWriterBackend(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append each log as a line and hand it to the kernel."""
         with open(self._file_path, "ab") as file:
-            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+            file.write(
+                "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+            )
 
 
 def is_url(where: str | Path) -> bool:
@@ -52,18 +57,22 @@ def without_password(url: str) -> str:
 
 
 @contextmanager
-def open_study(where: str | Path, directions: list[Direction], settings: dict[str, Any], *,
-               fresh: bool) -> Iterator[optuna.Study]:
+def open_study(
+    where: str | Path, directions: list[Direction], settings: dict[str, Any], *, fresh: bool
+) -> Iterator[optuna.Study]:
     """Open (or begin) a study.
 
     Args:
-        where: Folder, created if need be and held by this process alone; or the URL of a shared storage.
+        where: Folder, created if need be and held by this process alone; or the URL of a shared
+            storage.
         directions: Optuna's direction of each objective.
-        settings: Everything the trials depend on but their number, as plain tables; another study's are refused.
+        settings: Everything the trials depend on but their number, as plain tables; another study's
+            are refused.
         fresh: Discard what is there.
 
     Raises:
-        ConfigError: Not writable, in use by another run, damaged, or holding a study of other settings.
+        ConfigError: Not writable, in use by another run, damaged, or holding a study of other
+            settings.
         UnreachableError: A storage that does not answer.
     """
     if is_url(where):
@@ -84,7 +93,9 @@ def open_study(where: str | Path, directions: list[Direction], settings: dict[st
             path.unlink(missing_ok=True)
         _drop_torn_line(path)
         with _readable(path):
-            study = _matching(JournalStorage(_SingleWriterBackend(str(path))), str(folder), directions, settings)
+            study = _matching(
+                JournalStorage(_SingleWriterBackend(str(path))), str(folder), directions, settings
+            )
         yield study
 
 
@@ -103,23 +114,33 @@ def read_study(where: str | Path) -> Iterator[tuple[optuna.Study, dict[str, Any]
         else:
             path = Path(where) / "study.journal"
             if not path.is_file():
-                raise ConfigError(f"{where}: expected the output folder of a study, got one without study.journal")
+                raise ConfigError(
+                    f"{where}: expected the output folder of a study, got one without study.journal"
+                )
             storage = JournalStorage(JournalFileBackend(str(path)))
         if _STUDY not in optuna.get_all_study_names(storage):
             raise ConfigError(f"{shown}: expected a study that `moesim study run` began, got none")
         study = optuna.load_study(study_name=_STUDY, storage=storage)
         settings = study.user_attrs.get(_SETTINGS)
         if settings is None:
-            raise ConfigError(f"{shown}: holds a study of another version of moesim, or one that only began")
+            raise ConfigError(
+                f"{shown}: holds a study of another version of moesim, or one that only began"
+            )
     yield study, settings
 
 
-def _matching(storage: optuna.storages.BaseStorage, shown: str, directions: list[Direction],
-              settings: dict[str, Any]) -> optuna.Study:
+def _matching(
+    storage: optuna.storages.BaseStorage,
+    shown: str,
+    directions: list[Direction],
+    settings: dict[str, Any],
+) -> optuna.Study:
     if _STUDY in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=_STUDY, storage=storage)
     else:  # where others share the storage, one of them may be faster
-        study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True
+        )
     there = study.user_attrs.get(_SETTINGS)
     if there is None:
         study.set_user_attr(_SETTINGS, settings)
@@ -127,8 +148,10 @@ def _matching(storage: optuna.storages.BaseStorage, shown: str, directions: list
     settings = json.loads(json.dumps(settings))  # as a storage gives them back
     if there != settings:
         name, was, now = _difference(there, settings)
-        raise ConfigError(f"{shown}: holds a study with other settings ({name}: {was!r} there, {now!r} now): "
-                          "use --fresh or another --out")
+        raise ConfigError(
+            f"{shown}: holds a study with other settings ({name}: {was!r} there, {now!r} now): "
+            "use --fresh or another --out"
+        )
     return study
 
 
@@ -148,7 +171,9 @@ def _readable(path: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, KeyError, AssertionError) as error:
-        raise ConfigError(f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh") from None
+        raise ConfigError(
+            f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh"
+        ) from None
 
 
 @contextmanager
@@ -158,15 +183,20 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, NoSuchModuleError):
-        raise ConfigError(f"storage: expected a folder or a URL such as postgresql://USER@HOST/NAME, got {shown}"
-                          ) from None
+        raise ConfigError(
+            f"storage: expected a folder or a URL such as postgresql://USER@HOST/NAME, got {shown}"
+        ) from None
     except ImportError as error:
         hint = ": pip install 'moesim[postgres]'" if url.startswith("postgresql") else ""
-        raise ConfigError(f"storage {shown}: its driver is not installed ({error.name}){hint}") from None
+        raise ConfigError(
+            f"storage {shown}: its driver is not installed ({error.name}){hint}"
+        ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         said = (str(error.__cause__ or error).strip().splitlines() or ["no answer"])[0]
         password = urlsplit(url).password
-        raise UnreachableError(f"storage {shown}: {said.replace(password, '***') if password else said}") from None
+        raise UnreachableError(
+            f"storage {shown}: {said.replace(password, '***') if password else said}"
+        ) from None
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -1,12 +1,13 @@
 """Multi-objective studies: deterministic, parallel, shared between machines, and able to continue.
 
-Trials come in batches. What batch b asks for depends on the seed and on the trials of batches up to b - 2 only (the
-batch before is still being evaluated while b is made, so that workers never wait): not on the number of workers, nor
-on when a run was stopped. To continue, the recorded trials are learned again, batch by batch; a batch that differs
-from the record means that the storage is another study's, and is refused.
+Trials come in batches. What batch b asks for depends on the seed and on the trials of batches up to
+b - 2 only (the batch before is still being evaluated while b is made, so that workers never wait):
+not on the number of workers, nor on when a run was stopped. To continue, the recorded trials are
+learned again, batch by batch; a batch that differs from the record means that the storage is
+another study's, and is refused.
 
-In a storage that several processes share, each asks from all trials that are there when it begins a batch; batches of
-different processes differ by their seeds.
+In a storage that several processes share, each asks from all trials that are there when it begins a
+batch; batches of different processes differ by their seeds.
 """
 
 import hashlib
@@ -29,7 +30,13 @@ from moesim.hardware import Cluster
 from moesim.hardware.economics import load_economics
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
-from moesim.search.objectives import OBJECTIVES, Constraint, check_objectives, check_priced, costs_of
+from moesim.search.objectives import (
+    OBJECTIVES,
+    Constraint,
+    check_objectives,
+    check_priced,
+    costs_of,
+)
 from moesim.search.pareto import front, spread
 from moesim.search.samplers import Proposer, sampler_for
 from moesim.search.screen import screened_points
@@ -72,35 +79,47 @@ class Study:
                 row = trial.evaluation.row
                 distinct.setdefault((row["design"], row["cluster"]), trial)
         trials = list(distinct.values())
-        values = np.array([self._costs(t) for t in trials]).reshape(len(trials), len(self.objectives))
+        values = np.array([self._costs(t) for t in trials]).reshape(
+            len(trials), len(self.objectives)
+        )
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
 
     def pareto(self, limit: int | None = None) -> list[Candidate]:
-        """Candidates of the Pareto front; with a limit, spread evenly along it, both ends included."""
+        """Candidates of the Pareto front; with a limit, spread evenly along it, both ends included.
+        """
         return [candidate for candidate, _ in self.designs(limit)]
 
     def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
-        """The same with the cluster each runs on: that of the study, unless its space varies the hardware."""
+        """The same with the cluster each runs on: that of the study, unless its space varies the
+        hardware.
+        """
         trials = self.pareto_trials()
-        return [self.space.decode(t.params, self.problem.cluster) for t in (spread(trials, limit) if limit else trials)]
+        return [
+            self.space.decode(t.params, self.problem.cluster)
+            for t in (spread(trials, limit) if limit else trials)
+        ]
 
     def groups(self, trials: list[Trial]) -> list[int]:
         """Which trials cannot be told apart: a group for each, 0 the first's.
 
-        In order, a trial joins the first group whose leader (the trial that began it) has overlapping intervals of
-        loss and of layer time; otherwise it begins one.
+        In order, a trial joins the first group whose leader (the trial that began it) has
+        overlapping intervals of loss and of layer time; otherwise it begins one.
         """
         leaders: list[Trial] = []
         found = []
         for trial in trials:
-            place = next((i for i, leader in enumerate(leaders) if _tied(trial, leader)), len(leaders))
+            place = next(
+                (i for i, leader in enumerate(leaders) if _tied(trial, leader)), len(leaders)
+            )
             if place == len(leaders):
                 leaders.append(trial)
             found.append(place)
         return found
 
     def num_ties(self, trial: Trial, among: list[Trial]) -> int:
-        """Others whose loss interval and layer-time interval both overlap this one's: not told apart."""
+        """Others whose loss interval and layer-time interval both overlap this one's: not told
+        apart.
+        """
         return sum(other is not trial and _tied(trial, other) for other in among)
 
     def _costs(self, trial: Trial) -> list[float]:
@@ -110,8 +129,10 @@ class Study:
 def _tied(one: Trial, other: Trial) -> bool:
     """Whether intervals of loss and of layer time both overlap."""
     a, b = one.evaluation.row, other.evaluation.row
-    return all(a[low] <= b[high] and b[low] <= a[high]
-               for low, high in (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us")))
+    return all(
+        a[low] <= b[high] and b[low] <= a[high]
+        for low, high in (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
+    )
 
 
 def run_study(
@@ -142,14 +163,16 @@ def run_study(
         cluster: Hardware.
         workload: Tokens and routing.
         objectives: Names from `moesim.search.objectives.OBJECTIVES`.
-        num_trials: Trials in all, those of earlier runs in the same storage included; fewer if the space has no more
-            points.
+        num_trials: Trials in all, those of earlier runs in the same storage included; fewer if the
+            space has no more points.
         constraints: Such as ``layer_time_us <= 500``; that the model fits in memory is always one.
-        sampler: ``random``, ``tpe``, ``nsga2``, ``gp``, or ``auto``: see `moesim.search.samplers.sampler_for`.
-        screen: Points that the bound engine looks at first (`moesim.search.screen`); the best of them are what is
-            simulated. 0: none.
+        sampler: ``random``, ``tpe``, ``nsga2``, ``gp``, or ``auto``: see
+            `moesim.search.samplers.sampler_for`.
+        screen: Points that the bound engine looks at first (`moesim.search.screen`); the best of
+            them are what is simulated. 0: none.
         seed: Same seed and number of trials, same trials.
-        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that processes share.
+        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that
+            processes share.
         enqueue: Points, or parts of points, to try first.
         engine: Engine of the search.
         economics: Cost and power model: a name or a file, see `moesim.hardware.economics`.
@@ -160,24 +183,36 @@ def run_study(
         member: Of the processes that share a storage, which this is: its batches are its own.
 
     Raises:
-        ConfigError: Bad objectives or numbers, a space without a candidate, a storage that cannot be written or holds
-            another study.
+        ConfigError: Bad objectives or numbers, a space without a candidate, a storage that cannot
+            be written or holds another study.
         UnreachableError: A scheduler or database that does not answer.
     """
-    problem = Problem(space=space, cluster=cluster, workload=workload, objectives=list(objectives),
-                      constraints=tuple(Constraint.parse(text) for text in constraints),
-                      economics=load_economics(economics), engine=engine, law=space.law())
+    problem = Problem(
+        space=space,
+        cluster=cluster,
+        workload=workload,
+        objectives=list(objectives),
+        constraints=tuple(Constraint.parse(text) for text in constraints),
+        economics=load_economics(economics),
+        engine=engine,
+        law=space.law(),
+    )
     points = list(enqueue)
     _check(problem, points, num_trials, num_workers, seed, screen)
     settings = _settings(problem, points, seed, screen, economics)
     settings["sampler"] = _sampler(sampler, storage, fresh, num_trials, space)
     directions = [OBJECTIVES[name] for name in problem.objectives]
-    with (evaluator(problem, executor, num_workers) as evaluates,
-          open_study(storage, directions, settings, fresh=fresh) as study):
+    with (
+        evaluator(problem, executor, num_workers) as evaluates,
+        open_study(storage, directions, settings, fresh=fresh) as study,
+    ):
         screened = _screened(study, evaluates, problem, screen, num_trials, seed)
         proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
-        found = (_shared(study, evaluates, proposer, num_trials, member) if is_url(storage)
-                 else _alone(study, evaluates, proposer, num_trials))
+        found = (
+            _shared(study, evaluates, proposer, num_trials, member)
+            if is_url(storage)
+            else _alone(study, evaluates, proposer, num_trials)
+        )
         trials: list[Trial] = []
         for trial in found:
             trials.append(trial)
@@ -186,8 +221,14 @@ def run_study(
         return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
 
 
-def _check(problem: Problem, points: list[dict[str, Any]], num_trials: int, num_workers: int, seed: int,
-           screen: int) -> None:
+def _check(
+    problem: Problem,
+    points: list[dict[str, Any]],
+    num_trials: int,
+    num_workers: int,
+    seed: int,
+    screen: int,
+) -> None:
     check_objectives(problem.objectives)
     names = [*problem.objectives, *(c.name for c in problem.constraints)]
     check_priced(names, problem.economics, problem.cluster)
@@ -198,11 +239,15 @@ def _check(problem: Problem, points: list[dict[str, Any]], num_trials: int, num_
     for point in points:
         problem.space.check_point(point)
     if num_trials < 1 or num_workers < 1:
-        raise ConfigError(f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}")
+        raise ConfigError(
+            f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}"
+        )
     problem.space.check(problem.cluster)
 
 
-def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen: int, economics: str) -> dict[str, Any]:
+def _settings(
+    problem: Problem, points: list[dict[str, Any]], seed: int, screen: int, economics: str
+) -> dict[str, Any]:
     """Everything the trials depend on, as plain tables that name what differs."""
     return {
         "space": problem.space.model_dump(),
@@ -224,7 +269,11 @@ def _settings(problem: Problem, points: list[dict[str, Any]], seed: int, screen:
 
 def digest_of(points: list[dict[str, Any]]) -> str:
     """Hash of points that a study tries first; empty for none."""
-    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12] if points else ""
+    return (
+        hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12]
+        if points
+        else ""
+    )
 
 
 def _sampler(name: str, storage: str | Path, fresh: bool, num_trials: int, space: Space) -> str:
@@ -236,12 +285,19 @@ def _sampler(name: str, storage: str | Path, fresh: bool, num_trials: int, space
     try:
         with read_study(storage) as (_, settings):
             return settings["sampler"]
-    except ConfigError:  # nothing to continue; opening it to write says what is wrong, if anything is
+    # nothing to continue; opening it to write says what is wrong, if anything is
+    except ConfigError:
         return chosen
 
 
-def _screened(study: optuna.Study, evaluates: Evaluator, problem: Problem, screen: int, num_trials: int,
-              seed: int) -> list[dict[str, Any]]:
+def _screened(
+    study: optuna.Study,
+    evaluates: Evaluator,
+    problem: Problem,
+    screen: int,
+    num_trials: int,
+    seed: int,
+) -> list[dict[str, Any]]:
     """What a screening found best: made once, then kept with the study."""
     if not screen:
         return []
@@ -252,22 +308,42 @@ def _screened(study: optuna.Study, evaluates: Evaluator, problem: Problem, scree
     return known
 
 
-def _recorded(study: optuna.Study, proposer: Proposer, points: list[dict[str, Any]],
-              findings: Iterator[list[Found]], first: int = 0) -> Iterator[Trial]:
-    """Trials of points, numbered from ``first``, once they are in the storage: a chunk at a time."""
+def _recorded(
+    study: optuna.Study,
+    proposer: Proposer,
+    points: list[dict[str, Any]],
+    findings: Iterator[list[Found]],
+    first: int = 0,
+) -> Iterator[Trial]:
+    """Trials of points, numbered from ``first``, once they are in the storage: a chunk at a time.
+    """
     done = 0
     for chunk in findings:
-        made = [Trial(number=first + done + i, params=points[done + i], evaluation=found, wall_s=wall_s, ended=when)
-                for i, (found, wall_s, when) in enumerate(chunk)]
+        made = [
+            Trial(
+                number=first + done + i,
+                params=points[done + i],
+                evaluation=found,
+                wall_s=wall_s,
+                ended=when,
+            )
+            for i, (found, wall_s, when) in enumerate(chunk)
+        ]
         study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
         done += len(made)
         yield from made
 
 
-def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int) -> Iterator[Trial]:
-    """Trials of a storage that nobody else writes to, recorded ones first; two batches are under way at a time."""
+def _alone(
+    study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int
+) -> Iterator[Trial]:
+    """Trials of a storage that nobody else writes to, recorded ones first; two batches are under
+    way at a time.
+    """
     recorded = deque(from_record(t) for t in study.get_trials(deepcopy=False))
-    under_way: deque[tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]] = deque()
+    under_way: deque[
+        tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]
+    ] = deque()
     number = asked = ended = 0
     while True:
         while len(under_way) < 2 and asked < num_trials:
@@ -276,36 +352,49 @@ def _alone(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_tr
                 break
             known = [recorded.popleft() for _ in range(min(len(points), len(recorded)))]
             if any(t.params != p for t, p in zip(known, points, strict=False)):
-                raise ConfigError(f"storage: trial {asked} and on are of another study: use --fresh")
-            under_way.append((points, known, evaluates.submit(points[len(known):])))
+                raise ConfigError(
+                    f"storage: trial {asked} and on are of another study: use --fresh"
+                )
+            under_way.append((points, known, evaluates.submit(points[len(known) :])))
             number, asked = number + 1, asked + len(points)
         if not under_way:
             return
         points, known, findings = under_way.popleft()
         batch = list(known)
         yield from known
-        for trial in _recorded(study, proposer, points[len(known):], findings(), ended + len(known)):
+        for trial in _recorded(
+            study, proposer, points[len(known) :], findings(), ended + len(known)
+        ):
             batch.append(trial)
             yield trial
         ended += len(batch)
         proposer.learn(batch)
 
 
-def _shared(study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int,
-            member: int) -> Iterator[Trial]:
-    """Trials of a storage that others write to as well: after each batch, whatever has come meanwhile."""
+def _shared(
+    study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int, member: int
+) -> Iterator[Trial]:
+    """Trials of a storage that others write to as well: after each batch, whatever has come
+    meanwhile.
+    """
     seen: set[int] = set()
     number = 0
     while True:
-        new = [from_record(t) for t in study.get_trials(deepcopy=False)
-               if t.state.is_finished() and t.number not in seen]
+        new = [
+            from_record(t)
+            for t in study.get_trials(deepcopy=False)
+            if t.state.is_finished() and t.number not in seen
+        ]
         seen |= {t.number for t in new}
         proposer.learn(new)
         yield from new
         if len(seen) >= num_trials:
             return
-        # a number of this member's own for each batch: after a restart, the trials seen tell it apart from the last
-        points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[: num_trials - len(seen)]
+        # a number of this member's own for each batch: after a restart, the trials seen tell it
+        # apart from the last
+        points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[
+            : num_trials - len(seen)
+        ]
         if not points:
             return
         for _ in _recorded(study, proposer, points, evaluates.submit(points)()):

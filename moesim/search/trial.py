@@ -12,11 +12,26 @@ from moesim.search.evaluate import MEMORY, Evaluation
 from moesim.search.space import GROUPS, Space
 from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 
-#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts; those of a space's
-#: hardware follow after these
+#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts;
+#: those of a space's hardware follow after these
 TRIAL_COLUMNS = (
-    "number", "state", "parallelism", *FOUND_COLUMNS, *GROUPS, MEMORY, "broken_constraints", "loss", "loss_low",
-    "loss_high", "loss_extrapolated", "loss_outside", "loss_law", *PRICED, "reason", *PROVENANCE_COLUMNS, "wall_s",
+    "number",
+    "state",
+    "parallelism",
+    *FOUND_COLUMNS,
+    *GROUPS,
+    MEMORY,
+    "broken_constraints",
+    "loss",
+    "loss_low",
+    "loss_high",
+    "loss_extrapolated",
+    "loss_outside",
+    "loss_law",
+    *PRICED,
+    "reason",
+    *PROVENANCE_COLUMNS,
+    "wall_s",
 )
 
 
@@ -50,7 +65,9 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """``fits``, ``over_memory``, ``over_constraint``, ``infeasible`` (no candidate) or ``failed``."""
+        """``fits``, ``over_memory``, ``over_constraint``, ``infeasible`` (no candidate) or
+        ``failed``.
+        """
         found = self.evaluation
         if found.reason:
             return "failed" if found.failed else "infeasible"
@@ -61,12 +78,17 @@ class Trial:
     def row(self) -> dict[str, Any]:
         """Flat row for trials.csv; wall-clock columns begin with ``wall_``."""
         found = self.evaluation
-        # the point as it was asked, also where there is no candidate; what it became (ep, tp) stands beside it
+        # the point as it was asked, also where there is no candidate; what it became (ep, tp)
+        # stands beside it
         row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
         broken = [name for name, value in found.violations.items() if value > 0 and name != MEMORY]
         return row | {
-            "number": self.number, "state": self.state, "reason": found.reason, "wall_s": self.wall_s,
-            MEMORY: found.violations.get(MEMORY), "broken_constraints": "; ".join(broken),
+            "number": self.number,
+            "state": self.state,
+            "reason": found.reason,
+            "wall_s": self.wall_s,
+            MEMORY: found.violations.get(MEMORY),
+            "broken_constraints": "; ".join(broken),
         }
 
 
@@ -75,14 +97,25 @@ def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
     found = trial.evaluation
     choices = space.choices()
     distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(choices[name])) for name in trial.params}
-    attrs = {"row": found.row, "violations": found.violations, "reason": found.reason, "failed": found.failed,
-             "wall_s": trial.wall_s, "number": trial.number}
+        name: CategoricalDistribution(tuple(choices[name])) for name in trial.params
+    }
+    attrs = {
+        "row": found.row,
+        "violations": found.violations,
+        "reason": found.reason,
+        "failed": found.failed,
+        "wall_s": trial.wall_s,
+        "number": trial.number,
+    }
     state = TrialState.FAIL if found.reason else TrialState.COMPLETE
     record = create_trial(
-        state=state, params=trial.params, distributions=distributions, user_attrs=attrs,
+        state=state,
+        params=trial.params,
+        distributions=distributions,
+        user_attrs=attrs,
         values=None if found.reason else found.values(objectives),
-        constraints=None if found.reason else found.violations)
+        constraints=None if found.reason else found.violations,
+    )
     record.datetime_start = datetime.fromtimestamp(trial.ended - trial.wall_s, UTC)
     record.datetime_complete = datetime.fromtimestamp(trial.ended, UTC)
     return record
@@ -91,7 +124,16 @@ def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
 def from_record(record: FrozenTrial) -> Trial:
     """The trial that a record holds."""
     attrs = record.user_attrs
-    evaluation = Evaluation(row=attrs["row"], violations=attrs["violations"], reason=attrs["reason"],
-                            failed=attrs["failed"])
-    return Trial(number=record.number, params=dict(record.params), evaluation=evaluation, wall_s=attrs["wall_s"],
-                 ended=record.datetime_complete.timestamp() if record.datetime_complete else 0.0)
+    evaluation = Evaluation(
+        row=attrs["row"],
+        violations=attrs["violations"],
+        reason=attrs["reason"],
+        failed=attrs["failed"],
+    )
+    return Trial(
+        number=record.number,
+        params=dict(record.params),
+        evaluation=evaluation,
+        wall_s=attrs["wall_s"],
+        ended=record.datetime_complete.timestamp() if record.datetime_complete else 0.0,
+    )

@@ -1,7 +1,8 @@
 """Two machines at equal loss: the most tokens per dollar on each, and which of them wins.
 
 Loss depends on the model alone, so fronts that were searched on different machines meet at the
-losses that either of them reaches. Where the intervals of two designs overlap, the verdict is a tie.
+losses that either of them reaches. Where the intervals of two designs overlap, the verdict is a
+tie.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,3 @@
-"""One forward pass of one MoE layer: prepare a design once, lower it, run it, say how far to trust it."""
+"""One forward pass of one MoE layer: prepare a design once, lower it, run it, say how far to trust
+it.
+"""

@@ -89,19 +89,27 @@ def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
         share = shares(asked.routing, machine.num_devices, asked.seed)
         if engine == "bound" and chosen == "device":
             return rank_one_program(machine, sent, share)
-        return exchange_program(machine, np.outer(sent, share), granularity=chosen, order=asked.order,
-                                window=asked.window)
+        return exchange_program(
+            machine,
+            np.outer(sent, share),
+            granularity=chosen,
+            order=asked.order,
+            window=asked.window,
+        )
 
     def run(program: Program) -> Timeline:
         if engine == "bound":
             return run_bound(program)
         if engine == "flow":
-            wait = None if asked.tolerance is None else asked.tolerance * run_bound(program).makespan_s
+            wait = (
+                None if asked.tolerance is None else asked.tolerance * run_bound(program).makespan_s
+            )
             return run_flow(program, tolerance_s=wait)
         event = run_event if engine == "event" else run_event_compiled
         return event(program, quantum_s=math.inf, min_chunks=asked.chunks)
 
-    check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")  # before anything is made
+    # before anything is made
+    check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")
     ports = cluster.scale_up_kind in (None, "switch", "pcie")
     run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles
     began = time.perf_counter()
@@ -114,5 +122,10 @@ def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
         walls.append(time.perf_counter() - began)
         if len(walls) == _REPEATS or sum(walls) > _ENOUGH_S:
             break
-    return Timed(makespan_s=timeline.makespan_s, events=timeline.events, wall_s=min(walls), build_s=build_s,
-                 granularity=chosen)
+    return Timed(
+        makespan_s=timeline.makespan_s,
+        events=timeline.events,
+        wall_s=min(walls),
+        build_s=build_s,
+        granularity=chosen,
+    )

@@ -1,4 +1,5 @@
-"""What a gate and its capacity do to one layer, beside its time: where tokens go, what is re-routed, padded or stale.
+"""What a gate and its capacity do to one layer, beside its time: where tokens go, what is
+re-routed, padded or stale.
 
 Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 """
@@ -17,9 +18,18 @@ if TYPE_CHECKING:
     from moesim.lowering.traffic import Traffic
 
 #: columns of `GateEffects.row`
-COLUMNS = ("devices_per_token", "domains_per_token", "groups_per_token", "rerouted_token_fraction",
-           "padded_row_fraction", "gate_staleness", "gate_loss_delta", "gate_loss_delta_low", "gate_loss_delta_high",
-           "gate_loss_unknown")
+COLUMNS = (
+    "devices_per_token",
+    "domains_per_token",
+    "groups_per_token",
+    "rerouted_token_fraction",
+    "padded_row_fraction",
+    "gate_staleness",
+    "gate_loss_delta",
+    "gate_loss_delta_low",
+    "gate_loss_delta_high",
+    "gate_loss_unknown",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +64,32 @@ class GateEffects:
         """
         tokens, choices = routing.expert_ids_TK.shape[0], routing.expert_ids_TK.size
         rows = traffic.counts_DL.sum() / tp
-        return cls(devices_per_token=float(traffic.copies_SD.sum() / tp / tokens),
-                   domains_per_token=float(traffic.domains_SG.sum() / tokens),
-                   groups_per_token=_groups_per_token(routing, gate.num_expert_groups),
-                   rerouted_token_fraction=routing.num_rerouted / choices,
-                   padded_row_fraction=float(max(1.0 - (1.0 - traffic.dropped_fraction) * choices / rows, 0.0)),
-                   gate=gate)
+        return cls(
+            devices_per_token=float(traffic.copies_SD.sum() / tp / tokens),
+            domains_per_token=float(traffic.domains_SG.sum() / tokens),
+            groups_per_token=_groups_per_token(routing, gate.num_expert_groups),
+            rerouted_token_fraction=routing.num_rerouted / choices,
+            padded_row_fraction=float(
+                max(1.0 - (1.0 - traffic.dropped_fraction) * choices / rows, 0.0)
+            ),
+            gate=gate,
+        )
 
     def row(self) -> dict[str, object]:
         """Flat columns, losses in nats; ``gate_loss_unknown`` names what has no measured figure."""
         delta = gate_delta(self.gate)
-        values = (self.devices_per_token, self.domains_per_token, self.groups_per_token, self.rerouted_token_fraction,
-                  self.padded_row_fraction, self.gate.staleness, delta.nats, delta.low, delta.high, delta.unknown)
+        values = (
+            self.devices_per_token,
+            self.domains_per_token,
+            self.groups_per_token,
+            self.rerouted_token_fraction,
+            self.padded_row_fraction,
+            self.gate.staleness,
+            delta.nats,
+            delta.low,
+            delta.high,
+            delta.unknown,
+        )
         return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -174,7 +174,9 @@ def compare(case: Comparison) -> Row:
         lowered(
             cluster,
             routing,
-            Schedule(granularity=each, num_micro_batches=case.micro_batches, exchange=case.exchange),
+            Schedule(
+                granularity=each, num_micro_batches=case.micro_batches, exchange=case.exchange
+            ),
         )
         for each in ("device", "pair")
     )

@@ -1,4 +1,5 @@
-"""Memory of a prepared design: the device with the least room left, and how many sequences a decoder can hold.
+"""Memory of a prepared design: the device with the least room left, and how many sequences a
+decoder can hold.
 
 Shape legend: D devices, L slots of a device.
 """
@@ -51,21 +52,32 @@ class FullestDevice:
 
 
 def memory_of(prepared: Prepared) -> FullestDevice | None:
-    """Memory needed on the device with the least headroom; None for a design without a dense part."""
+    """Memory needed on the device with the least headroom; None for a design without a dense part.
+    """
     candidate, traffic = prepared.candidate, prepared.traffic
     if candidate.dense_part is None:
         return None
     widths_DL = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp)
     counts_DL = traffic.counts_DL
-    needs = memory_need(candidate.layer, candidate.dense_part, held_width=widths_DL.sum(axis=1),
-                        kv_tokens=prepared.workload.kv_tokens, rows=counts_DL.sum(axis=1),
-                        row_widths=(counts_DL * widths_DL).sum(axis=1), tokens=np.asarray(traffic.tokens_D))
+    needs = memory_need(
+        candidate.layer,
+        candidate.dense_part,
+        held_width=widths_DL.sum(axis=1),
+        kv_tokens=prepared.workload.kv_tokens,
+        rows=counts_DL.sum(axis=1),
+        row_widths=(counts_DL * widths_DL).sum(axis=1),
+        tokens=np.asarray(traffic.tokens_D),
+    )
     usable_D = prepared.cluster.usable_bytes_D()
     device = int((needs.total_bytes - usable_D).argmax())
-    return FullestDevice(device=device, need=needs.of_device(device), usable_bytes=float(usable_D[device]))
+    return FullestDevice(
+        device=device, need=needs.of_device(device), usable_bytes=float(usable_D[device])
+    )
 
 
-def decode_workload(candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0) -> Workload:
+def decode_workload(
+    candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0
+) -> Workload:
     """As many sequences on each device as their KV cache leaves room for, one token of each.
 
     Args:
@@ -85,8 +97,13 @@ def decode_workload(candidate: Candidate, cluster: Cluster, context: int, *, rou
         raise ConfigError(f"decode: expected a model with a KV cache, got {candidate.label}")
 
     def work(sequences: int) -> Workload:
-        return Workload(num_tokens_per_device=sequences, phase="decode", routing=routing, seed=seed,
-                        kv_tokens_per_device=sequences * context)
+        return Workload(
+            num_tokens_per_device=sequences,
+            phase="decode",
+            routing=routing,
+            seed=seed,
+            kv_tokens_per_device=sequences * context,
+        )
 
     def over(sequences: int) -> float:
         found = memory_of(prepare(candidate, cluster, work(sequences)))
@@ -95,8 +112,10 @@ def decode_workload(candidate: Candidate, cluster: Cluster, context: int, *, rou
 
     least = over(1)
     if least > 0:
-        raise CapacityError(f"decode: expected room for one sequence of {context} tokens, got {least / GIB:.1f} GiB "
-                            "too few")
+        raise CapacityError(
+            f"decode: expected room for one sequence of {context} tokens, got {least / GIB:.1f} "
+            "GiB too few"
+        )
     sequences = 1 + int(-least / each)
     while sequences > 1 and (more := over(sequences)) > 0:
         sequences = max(sequences - math.ceil(more / each), 1)

@@ -1,4 +1,6 @@
-"""Where the time of a simulated program went: its critical path by phase, and how busy its resources were."""
+"""Where the time of a simulated program went: its critical path by phase, and how busy its
+resources were.
+"""
 
 import numpy as np
 
@@ -6,10 +8,12 @@ from moesim.program import Program, Timeline
 
 
 def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
-    """Time of each phase along the critical path: walk back from the last end, always to the latest dependency.
+    """Time of each phase along the critical path: walk back from the last end, always to the latest
+    dependency.
 
     Returns:
-        Phase -> seconds; waits are counted to the op that waited, so the values sum to the makespan.
+        Phase -> seconds; waits are counted to the op that waited, so the values sum to the
+        makespan.
     """
     end, share = timeline.end_s_N, dict.fromkeys(program.phase_names, 0.0)
     op, until = int(end.argmax()), timeline.makespan_s
@@ -34,7 +38,11 @@ def busiest_utilisation(program: Program, timeline: Timeline) -> dict[str, float
     found: dict[str, float] = {}
     first = 0
     for kind, count in program.resources.kinds():
-        busiest = float(timeline.busy_s_R[first : first + count].max()) / timeline.makespan_s if count else 0.0
+        busiest = (
+            float(timeline.busy_s_R[first : first + count].max()) / timeline.makespan_s
+            if count
+            else 0.0
+        )
         found[kind] = max(found.get(kind, 0.0), busiest)
         first += count
     return found

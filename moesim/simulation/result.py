@@ -1,4 +1,5 @@
-"""What a simulation says: times with their interval, where the time went, and how far to trust it."""
+"""What a simulation says: times with their interval, where the time went, and how far to trust it.
+"""
 
 from dataclasses import dataclass
 
@@ -10,12 +11,27 @@ PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce
 RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
 #: what a row rests on, the last columns of every table
 PROVENANCE_COLUMNS = ("evidence", "calibration", "engine", "seed", "version", "profile_hash")
-#: columns of `Result.row` before these: the design and its work, every field of them, then what was found
+#: columns of `Result.row` before these: the design and its work, every field of them, then what was
+#: found
 FOUND_COLUMNS = (
-    "candidate", "design", "cluster", *DESIGN_COLUMNS, *(name for name in WORKLOAD_COLUMNS if name != "seed"),
-    "layer_time_us", "layer_time_low_us", "layer_time_high_us", "layer_tokens_per_s_per_device",
-    *(f"{phase}_us" for phase in PHASES), "bottleneck", *(f"{resource}_utilisation" for resource in RESOURCES),
-    "load_imbalance", "dropped_token_fraction", *COLUMNS, "peak_memory_gib", "tile", "granularity",
+    "candidate",
+    "design",
+    "cluster",
+    *DESIGN_COLUMNS,
+    *(name for name in WORKLOAD_COLUMNS if name != "seed"),
+    "layer_time_us",
+    "layer_time_low_us",
+    "layer_time_high_us",
+    "layer_tokens_per_s_per_device",
+    *(f"{phase}_us" for phase in PHASES),
+    "bottleneck",
+    *(f"{resource}_utilisation" for resource in RESOURCES),
+    "load_imbalance",
+    "dropped_token_fraction",
+    *COLUMNS,
+    "peak_memory_gib",
+    "tile",
+    "granularity",
 )
 #: columns of `Result.row`, in order: frozen by a test, since people read the files with scripts
 RESULT_COLUMNS = (*FOUND_COLUMNS, *PROVENANCE_COLUMNS)
@@ -29,7 +45,8 @@ class Result:
         candidate: What was simulated.
         cluster: Name of the cluster.
         layer_time_s: Time of the layer; a lower bound with engine ``bound``.
-        layer_time_low_s: P10 of its interval: each phase on the critical path by its calibration's residuals.
+        layer_time_low_s: P10 of its interval: each phase on the critical path by its calibration's
+            residuals.
         layer_time_high_s: P90 likewise.
         tokens_per_s: Tokens of all devices over the layer time.
         tokens_per_s_per_device: The same per device.
@@ -50,8 +67,8 @@ class Result:
         version: moesim's version.
         profile_hash: Hash over cluster, device and calibration files.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
-        granularity: ``device`` or ``pair``, as transfers were simulated; ``device_loose`` where one transfer per device
-            is known to be loose: see `moesim.simulation.trust.granularity_of`.
+        granularity: ``device`` or ``pair``, as transfers were simulated; ``device_loose`` where one
+            transfer per device is known to be loose: see `moesim.simulation.trust.granularity_of`.
     """
 
     candidate: Candidate
@@ -98,7 +115,9 @@ class Result:
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
             **self.effects.row(),
-            "peak_memory_gib": None if self.peak_memory_bytes is None else self.peak_memory_bytes / GIB,
+            "peak_memory_gib": None
+            if self.peak_memory_bytes is None
+            else self.peak_memory_bytes / GIB,
             "tile": self.tile,
             "granularity": self.granularity,
             "evidence": self.evidence,

@@ -1,4 +1,6 @@
-"""Simulate one design on one workload: prepare it, check its memory, lower it, run it, and say how far to trust it."""
+"""Simulate one design on one workload: prepare it, check its memory, lower it, run it, and say how
+far to trust it.
+"""
 
 from typing import TypedDict, Unpack
 
@@ -13,7 +15,12 @@ from moesim.placement import Placement
 from moesim.program import Program
 from moesim.simulation.effects import GateEffects
 from moesim.simulation.memory import memory_of
-from moesim.simulation.phases import busiest_utilisation, critical_phases, experts_time_s, mean_utilisation
+from moesim.simulation.phases import (
+    busiest_utilisation,
+    critical_phases,
+    experts_time_s,
+    mean_utilisation,
+)
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.result import Result
 from moesim.simulation.trust import basis_digest, granularity_of, trust_of
@@ -26,23 +33,30 @@ class RunOptions(TypedDict, total=False):
 
     Attributes:
         engine: ``bound``, ``flow``, ``event`` or ``event_compiled``; by default ``flow``.
-        must_fit: Whether to refuse a design (with a dense part) whose model does not fit in memory; by default so.
+        must_fit: Whether to refuse a design (with a dense part) whose model does not fit in memory;
+            by default so.
     """
 
     engine: str
     must_fit: bool
 
 
-def simulate(candidate: Candidate, cluster: Cluster, workload: Workload, *, placement: Placement | None = None,
-             **options: Unpack[RunOptions]) -> Result:
+def simulate(
+    candidate: Candidate,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    placement: Placement | None = None,
+    **options: Unpack[RunOptions],
+) -> Result:
     """Simulate one forward pass of the candidate's MoE layer.
 
     Args:
         candidate: The design.
         cluster: Where it runs; ep x tp must be its number of devices.
         workload: Tokens and routing.
-        placement: Slots as they are, such as those planned on an earlier window or read from a serving engine's map;
-            by default what the candidate's strategy plans on this workload.
+        placement: Slots as they are, such as those planned on an earlier window or read from a
+            serving engine's map; by default what the candidate's strategy plans on this workload.
         **options: Engine, and whether the model must fit: see `RunOptions`.
 
     Raises:
@@ -97,9 +111,13 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         workload=workload,
         version=VERSION,
         profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
-        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations)) if waves else "",
+        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
+        if waves
+        else "",
         granularity=granularity_of(cluster, candidate.schedule),
-        effects=GateEffects.of(candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp),
+        effects=GateEffects.of(
+            candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp
+        ),
     )
 
 
@@ -112,8 +130,11 @@ def lower(prepared: Prepared) -> Program:
     kernel = None
     if cluster.num_devices > 1:
         kernel = exchange_kernel(cluster, cluster.exchange(schedule), schedule.num_comm_sms)
-    widths = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp) if candidate.layer.uneven \
+    widths = (
+        slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp)
+        if candidate.layer.uneven
         else None
+    )
     return lower_layer(candidate, cluster, prepared.batches, kernel, widths_DL=widths)
 
 
@@ -121,8 +142,9 @@ def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
     """What dispatch and combine of the whole batch move, and what holds them back.
 
     Returns:
-        A row for each direction: exchange, copies per token (own rank included), MB in or out of the busiest device,
-        near and far, SMs that the kernel holds, the limiting stage of most devices; none for one device.
+        A row for each direction: exchange, copies per token (own rank included), MB in or out of
+        the busiest device, near and far, SMs that the kernel holds, the limiting stage of most
+        devices; none for one device.
     """
     candidate, cluster, traffic = prepared.candidate, prepared.cluster, prepared.traffic
     if cluster.num_devices == 1:
@@ -131,16 +153,30 @@ def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
 
     schedule, layer = candidate.schedule, candidate.layer
     exchange = cluster.exchange(schedule)
-    priced = Priced.of(layer, traffic, exchange_kernel(cluster, exchange, schedule.num_comm_sms), cluster,
-                       exchange=exchange, num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep)
+    priced = Priced.of(
+        layer,
+        traffic,
+        exchange_kernel(cluster, exchange, schedule.num_comm_sms),
+        cluster,
+        exchange=exchange,
+        num_experts=traffic.counts_DL.shape[1] * candidate.parallelism.ep,
+    )
     near_out, near_in, far_out, far_in = priced.movement.near_far_D
     rows = []
     for direction, price in priced.prices.items():
         stages, counts = np.unique(price.limiting_D, return_counts=True)
         size = priced.copy_bytes[direction]
-        rows.append({"direction": direction, "exchange": exchange.name,
-                     "copies_per_token": float(priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()),
-                     "near_mb": float(np.maximum(near_out, near_in).max()) * size / MB,
-                     "far_mb": float(np.maximum(far_out, far_in).max()) * size / MB,
-                     "num_sms": price.num_sms, "limited_by": str(stages[counts.argmax()])})
+        rows.append(
+            {
+                "direction": direction,
+                "exchange": exchange.name,
+                "copies_per_token": float(
+                    priced.movement.copies_S.sum() / traffic.num_tokens_S.sum()
+                ),
+                "near_mb": float(np.maximum(near_out, near_in).max()) * size / MB,
+                "far_mb": float(np.maximum(far_out, far_in).max()) * size / MB,
+                "num_sms": price.num_sms,
+                "limited_by": str(stages[counts.argmax()]),
+            }
+        )
     return rows

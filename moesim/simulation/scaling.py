@@ -1,8 +1,9 @@
-"""What simulating an all-to-all costs as clusters grow: wall time and memory, each point on its own.
+"""What simulating an all-to-all costs as clusters grow: wall time and memory, each point on its
+own.
 
-Every point is a process of its own, ``moesim bench alltoall --json``, so that its peak memory is its
-own. A point that would take too long or too much memory, judged by how the ones before it grew, is
-left out and says so; so does one that moesim refuses.
+Every point is a process of its own, ``moesim bench alltoall --json``, so that its peak memory is
+its own. A point that would take too long or too much memory, judged by how the ones before it grew,
+is left out and says so; so does one that moesim refuses.
 """
 
 import json

@@ -1,11 +1,14 @@
-"""The bound of thousands of candidates on one cluster: lowered once for all that differ in the width of experts only.
+"""The bound of thousands of candidates on one cluster: lowered once for all that differ in the
+width of experts only.
 
-What a width changes is what the experts (and shared experts) of a layer demand; everything else of the program, and
-the routing, placement and traffic it rests on, is that of another width. So candidates are grouped into *frames*, one
-program each; the demands of a frame's widths are priced at once, by the same cost model that lowers, and the bounds of
-the family come from one compiled loop. Results equal those of `moesim.simulation.run.simulate` with engine ``bound``.
+What a width changes is what the experts (and shared experts) of a layer demand; everything else of
+the program, and the routing, placement and traffic it rests on, is that of another width. So
+candidates are grouped into *frames*, one program each; the demands of a frame's widths are priced
+at once, by the same cost model that lowers, and the bounds of the family come from one compiled
+loop. Results equal those of `moesim.simulation.run.simulate` with engine ``bound``.
 
-Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an op, V ops, E entries, R resources.
+Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an op, V ops, E entries,
+R resources.
 """
 
 from collections.abc import Sequence
@@ -34,7 +37,8 @@ class Bounds:
         layer_time_s_N: Lower bound of the layer's time; NaN where there is no such candidate.
         memory_bytes_N: Bytes of the device with the least left.
         memory_over_bytes_N: By how much these exceed what it has.
-        mean_utilisation: Kind of resource -> its mean utilisation, ndarray of shape (N,); NaN where it has none.
+        mean_utilisation: Kind of resource -> its mean utilisation, ndarray of shape (N,); NaN where
+            it has none.
         reasons: Candidate's place -> why there is no such candidate.
     """
 
@@ -54,8 +58,13 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
         workload: Tokens and routing.
     """
     count = len(candidates)
-    found = Bounds(layer_time_s_N=np.full(count, np.nan), memory_bytes_N=np.full(count, np.nan),
-                   memory_over_bytes_N=np.full(count, np.nan), mean_utilisation={}, reasons={})
+    found = Bounds(
+        layer_time_s_N=np.full(count, np.nan),
+        memory_bytes_N=np.full(count, np.nan),
+        memory_over_bytes_N=np.full(count, np.nan),
+        mean_utilisation={},
+        reasons={},
+    )
     for places in _frames(candidates).values():
         members = [candidates[i] for i in places]
         try:
@@ -66,7 +75,9 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
 
 
 def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
-    """Places of the candidates that differ in their width only; experts of several widths are alone."""
+    """Places of the candidates that differ in their width only; experts of several widths are
+    alone.
+    """
     frames: dict[Candidate, list[int]] = {}
     for i, candidate in enumerate(candidates):
         frames.setdefault(_without_width(candidate), []).append(i)
@@ -80,7 +91,9 @@ def _without_width(candidate: Candidate) -> Candidate:
     return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
 
 
-def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds) -> None:
+def _bound_frame(
+    members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds
+) -> None:
     prepared = prepare(members[0], cluster, workload)
     program = lower(prepared)
     if members[0].layer.uneven or program.factored:
@@ -97,7 +110,9 @@ def _bound_frame(members: list[Candidate], places: Array, cluster: Cluster, work
         first_R += number
     for kind, (busy, number) in sums.items():
         if number:
-            column = found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))
+            column = found.mean_utilisation.setdefault(
+                kind, np.full(len(found.layer_time_s_N), np.nan)
+            )
             column[places] = busy / (number * makespan_B)
     _memory(members, places, prepared, found)
 
@@ -111,17 +126,25 @@ def _one(prepared: Prepared, place: int, found: Bounds) -> None:
     found.memory_bytes_N[place] = result.peak_memory_bytes
     found.memory_over_bytes_N[place] = result.memory_over_bytes
     for kind, value in result.mean_utilisation.items():
-        found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[place] = value
+        found.mean_utilisation.setdefault(kind, np.full(len(found.layer_time_s_N), np.nan))[
+            place
+        ] = value
 
 
-def _experts(members: list[Candidate], prepared: Prepared, program: Program) -> tuple[Array, Array, Array]:
-    """Ops whose price depends on the width, ascending; their demands and latencies at the width of each member."""
+def _experts(
+    members: list[Candidate], prepared: Prepared, program: Program
+) -> tuple[Array, Array, Array]:
+    """Ops whose price depends on the width, ascending; their demands and latencies at the width of
+    each member.
+    """
     batches = prepared.batches
     ops: list[Array] = []
     amounts: list[Array] = []
     latencies: list[Array] = []
     for phase, parts in demands_of_widths(members, prepared.cluster, batches).items():
-        of_phase = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(len(batches), -1)
+        of_phase = np.flatnonzero(program.phase_N == program.phase_names.index(phase)).reshape(
+            len(batches), -1
+        )
         for ops_D, (amounts_BDM, latency_BD) in zip(of_phase, parts, strict=True):
             ops.append(ops_D)
             latencies.append(latency_BD)
@@ -133,9 +156,13 @@ def _experts(members: list[Candidate], prepared: Prepared, program: Program) -> 
 
 
 def _used(amount_BM: Array, program: Program, op: int) -> Array:
-    """Demands of one op without those that are zero, which programs leave out: ndarray of shape (B, entries)."""
+    """Demands of one op without those that are zero, which programs leave out: ndarray of shape (B,
+    entries).
+    """
     there = amount_BM[0] > 0
-    assert there.sum() == program.demand_ptr[op + 1] - program.demand_ptr[op], "a width does not decide what is used"
+    assert there.sum() == program.demand_ptr[op + 1] - program.demand_ptr[op], (
+        "a width does not decide what is used"
+    )
     return amount_BM[:, there]
 
 
@@ -147,10 +174,26 @@ def _memory(members: list[Candidate], places: Array, prepared: Prepared, found: 
     rows_D = counts_DL.sum(axis=1)
     usable_D = prepared.cluster.usable_bytes_D()
     # shared experts are as wide as the routed ones; nothing else of a member differs from the first
-    need_BD = np.array([np.broadcast_to(np.asarray(memory_need(
-        c.layer, dense, held_width=slots_D * width, kv_tokens=prepared.workload.kv_tokens, rows=rows_D,
-        row_widths=rows_D * width, tokens=np.asarray(traffic.tokens_D)).total_bytes), usable_D.shape)
-        for c in members for width in (-(-c.layer.widest // tp),)])
+    need_BD = np.array(
+        [
+            np.broadcast_to(
+                np.asarray(
+                    memory_need(
+                        c.layer,
+                        dense,
+                        held_width=slots_D * width,
+                        kv_tokens=prepared.workload.kv_tokens,
+                        rows=rows_D,
+                        row_widths=rows_D * width,
+                        tokens=np.asarray(traffic.tokens_D),
+                    ).total_bytes
+                ),
+                usable_D.shape,
+            )
+            for c in members
+            for width in (-(-c.layer.widest // tp),)
+        ]
+    )
     fullest = (need_BD - usable_D).argmax(axis=1)
     found.memory_bytes_N[places] = need_BD[np.arange(len(members)), fullest]
     found.memory_over_bytes_N[places] = (need_BD - usable_D)[np.arange(len(members)), fullest]

@@ -1,4 +1,5 @@
-"""What a candidate's ranks are to a placement: their nodes, speeds, memory, and what a copy costs beside work.
+"""What a candidate's ranks are to a placement: their nodes, speeds, memory, and what a copy costs
+beside work.
 
 Work is rows x width of an expert, as in `moesim.simulate`.
 
@@ -20,46 +21,66 @@ Array = np.ndarray
 def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Setting:
     """The setting in which a candidate's experts are placed.
 
-    Speeds and memory are given where they matter: speeds where devices differ, memory where devices or experts do
-    (else every plan needs the same, and `moesim.simulate` checks it).
+    Speeds and memory are given where they matter: speeds where devices differ, memory where devices
+    or experts do (else every plan needs the same, and `moesim.simulate` checks it).
     """
     tp, ranks = candidate.parallelism.tp, candidate.parallelism.ep
     strategy = PlacementSpec.parse(candidate.placement).strategy
     per_node = max(cluster.devices_per_domain // tp, 1)
     layer, mixed = candidate.layer, len(cluster.groups) > 1
-    setting = Setting(ranks_per_node=per_node if per_node < ranks and ranks % per_node == 0 else None,
-                      num_expert_groups=layer.gate.num_expert_groups, tp=tp)
+    setting = Setting(
+        ranks_per_node=per_node if per_node < ranks and ranks % per_node == 0 else None,
+        num_expert_groups=layer.gate.num_expert_groups,
+        tp=tp,
+    )
     sizes = [count for _, count in cluster.groups]
     if mixed:
-        speed_D = np.repeat([_work_per_s(candidate, workload, profile) for profile, _ in cluster.groups], sizes)
+        speed_D = np.repeat(
+            [_work_per_s(candidate, workload, profile) for profile, _ in cluster.groups], sizes
+        )
         # devices of a rank end together
         setting = replace(setting, speed=_of_ranks(speed_D / speed_D.max(), tp))
     if candidate.dense_part is not None and (mixed or layer.uneven):
-        rest = memory_need(layer, candidate.dense_part, held_width=0, kv_tokens=workload.kv_tokens, rows=0,
-                           row_widths=0, tokens=0).total_bytes
+        rest = memory_need(
+            layer,
+            candidate.dense_part,
+            held_width=0,
+            kv_tokens=workload.kv_tokens,
+            rows=0,
+            row_widths=0,
+            tokens=0,
+        ).total_bytes
         usable_D = np.repeat([profile.usable_bytes for profile, _ in cluster.groups], sizes)
         size_E = layer.width_E() * layer.bytes_per_width * candidate.dense_part.num_moe_layers
-        setting = replace(setting, room_bytes=tuple(tp * np.array(_of_ranks(usable_D - rest, tp))),
-                          expert_bytes=tuple(size_E.tolist()))
+        setting = replace(
+            setting,
+            room_bytes=tuple(tp * np.array(_of_ranks(usable_D - rest, tp))),
+            expert_bytes=tuple(size_E.tolist()),
+        )
     if strategy == "local_search" and cluster.num_devices > 1:
         copy_s, node_copy_s = _copy_s(candidate, cluster)
         work_per_s = _work_per_s(candidate, workload, cluster.profile) * tp
-        setting = replace(setting, copy_work=copy_s * work_per_s, node_copy_work=node_copy_s * work_per_s)
+        setting = replace(
+            setting, copy_work=copy_s * work_per_s, node_copy_work=node_copy_s * work_per_s
+        )
     return setting
 
 
 def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
-    """Time that a copy of a token takes there and back at the ports of its rank, and at those of its node together.
+    """Time that a copy of a token takes there and back at the ports of its rank, and at those of
+    its node together.
 
-    Where a copy travels straight to its rank, those from other nodes come over its NIC; with two hops a node receives
-    one, spread over its NICs. A copy for each choice is as many as the load, and all-gather does not ask where experts
-    are: both cost nothing here.
+    Where a copy travels straight to its rank, those from other nodes come over its NIC; with two
+    hops a node receives one, spread over its NICs. A copy for each choice is as many as the load,
+    and all-gather does not ask where experts are: both cost nothing here.
     """
     layer, schedule = candidate.layer, candidate.schedule
     exchange = cluster.exchange(schedule)
     if not exchange.follows_placement:
         return 0.0, 0.0
-    size = sum(layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine"))
+    size = sum(
+        layer.precision.token_bytes(way, layer.hidden_size) for way in ("dispatch", "combine")
+    )
     near, far = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
     copy_s = size / near if near else 0.0
     if not far:
@@ -71,9 +92,17 @@ def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
 
 
 def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> float:
-    """Rows x width per second of one device at the mean load of an expert: the roofline of its GEMMs."""
+    """Rows x width per second of one device at the mean load of an expert: the roofline of its
+    GEMMs.
+    """
     layer = candidate.layer
-    rows = max(workload.num_tokens_per_device * candidate.parallelism.num_devices * layer.top_k / layer.num_left, 1.0)
+    rows = max(
+        workload.num_tokens_per_device
+        * candidate.parallelism.num_devices
+        * layer.top_k
+        / layer.num_left,
+        1.0,
+    )
     flops_s = 2.0 * layer.params_per_width / profile.peak(layer.precision.activations)
     weights_s = layer.bytes_per_width / profile.hbm_bandwidth_bytes_per_s / rows
     return 1.0 / max(flops_s, weights_s)

@@ -1,4 +1,6 @@
-"""How far to trust a simulated time: its interval, the calibration it rests on, and a hash over all of that."""
+"""How far to trust a simulated time: its interval, the calibration it rests on, and a hash over all
+of that.
+"""
 
 import hashlib
 
@@ -10,21 +12,24 @@ from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
 
-#: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a factor of 1.5.
+#: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a
+#: factor of 1.5.
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
 #: recipe -> class of measured kernels that its calibration rests on; the others rest on none
 _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
-#: devices up to which one transfer op per device stood for pairs within 4 % on any fabric without thin uplinks
-#: (studies/granularity.py); beyond them, tori and exchanges of two hops were up to 7 and 14 % off
+#: devices up to which one transfer op per device stood for pairs within 4 % on any fabric without
+#: thin uplinks (studies/granularity.py); beyond them, tori and exchanges of two hops were up to 7
+#: and 14 % off
 _LOOSE_BEYOND = 64
 
 
 def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
     """What transfers were simulated as, and whether that is known to be loose here.
 
-    ``device_loose``: on oversubscribed leaves (up to 10 %), mixed clusters (8 %), and beyond 64 devices tori (7 %) and
-    exchanges of two hops (14 %, where sources keep to domains of their own): worst layer times found as
-    studies/granularity.py does. Elsewhere the worst were 6 %, the mean below 1 %.
+    ``device_loose``: on oversubscribed leaves (up to 10 %), mixed clusters (8 %), and beyond 64
+    devices tori (7 %) and exchanges of two hops (14 %, where sources keep to domains of their own):
+    worst layer times found as studies/granularity.py does. Elsewhere the worst were 6 %, the mean
+    below 1 %.
 
     Returns:
         ``pair``, ``device`` or ``device_loose``.
@@ -33,26 +38,37 @@ def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
         return schedule.granularity
     hops = cluster.num_nodes > 1 and cluster.exchange(schedule).hops_across
     far_reaching = cluster.is_torus or hops
-    loose = cluster.has_thin_uplinks or len(cluster.groups) > 1 or (
-        far_reaching and cluster.num_devices > _LOOSE_BEYOND)
+    loose = (
+        cluster.has_thin_uplinks
+        or len(cluster.groups) > 1
+        or (far_reaching and cluster.num_devices > _LOOSE_BEYOND)
+    )
     return "device_loose" if loose else "device"
 
 
 def calibration_digests(cluster: Cluster, exchange: Exchange | None = None) -> list[str]:
     """Hashes of the calibration files that prices on this cluster, by this exchange, rest on."""
-    found = [load_calibration(profile.calibration, profile).digest
-             for profile, _ in cluster.groups if profile.execution != "serial"]
+    found = [
+        load_calibration(profile.calibration, profile).digest
+        for profile, _ in cluster.groups
+        if profile.execution != "serial"
+    ]
     if cluster.num_devices > 1:
         found.append(exchange_digest(cluster, exchange or cluster.exchange()))
     return found
 
 
 def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
-    """Hash over everything a price on this cluster rests on: cluster, device and calibration files."""
-    return hashlib.sha256("".join([cluster.digest, *calibration_digests(cluster, exchange)]).encode()).hexdigest()[:12]
+    """Hash over everything a price on this cluster rests on: cluster, device and calibration files.
+    """
+    return hashlib.sha256(
+        "".join([cluster.digest, *calibration_digests(cluster, exchange)]).encode()
+    ).hexdigest()[:12]
 
 
-def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -> tuple[float, float, str]:
+def trust_of(
+    candidate: Candidate, cluster: Cluster, phases: dict[str, float]
+) -> tuple[float, float, str]:
     """Interval and calibration of a simulated layer.
 
     Args:
@@ -61,7 +77,8 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
         phases: Seconds of each phase on the critical path: each brings its own interval.
 
     Returns:
-        (low, high, level): factors of the layer time, and the weaker calibration of all that it rests on.
+        (low, high, level): factors of the layer time, and the weaker calibration of all that it
+        rests on.
     """
     intervals, level = intervals_of(candidate, cluster)
     total = sum(phases.values())
@@ -70,7 +87,9 @@ def trust_of(candidate: Candidate, cluster: Cluster, phases: dict[str, float]) -
     return low, high, level
 
 
-def intervals_of(candidate: Candidate, cluster: Cluster) -> tuple[dict[str, tuple[float, float]], str]:
+def intervals_of(
+    candidate: Candidate, cluster: Cluster
+) -> tuple[dict[str, tuple[float, float]], str]:
     """Interval of each phase, and the calibration it all rests on.
 
     Args:
@@ -78,8 +97,8 @@ def intervals_of(candidate: Candidate, cluster: Cluster) -> tuple[dict[str, tupl
         cluster: Where.
 
     Returns:
-        Phase -> factors of its time, P10 and P90 (those that are not named: `ASSUMED_INTERVAL`); and the weaker
-        calibration of all that the layer rests on.
+        Phase -> factors of its time, P10 and P90 (those that are not named: `ASSUMED_INTERVAL`);
+        and the weaker calibration of all that the layer rests on.
     """
     intervals: dict[str, tuple[float, float]] = {}
     levels = []
@@ -91,19 +110,29 @@ def intervals_of(candidate: Candidate, cluster: Cluster) -> tuple[dict[str, tupl
             continue
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        alike = isinstance(layer.expert_intermediate_size, int) or len(set(layer.expert_intermediate_size)) == 1
+        alike = (
+            isinstance(layer.expert_intermediate_size, int)
+            or len(set(layer.expert_intermediate_size)) == 1
+        )
         # no measured row has experts of different widths
-        measured_as = _MEASURED_AS.get(layer.precision.name, "unmeasured") if alike else "unmeasured"
+        measured_as = (
+            _MEASURED_AS.get(layer.precision.name, "unmeasured") if alike else "unmeasured"
+        )
         low, high = kernels.interval(f"{measured_as}-{spread}")
         before = intervals.get("experts", (low, high))
         intervals["experts"] = (min(low, before[0]), max(high, before[1]))
         # a calibration without residuals was fitted to nothing: its efficiencies are assumed
-        levels.append(kernels.level if measured_as != "unmeasured" and kernels.residuals else "none")
+        levels.append(
+            kernels.level if measured_as != "unmeasured" and kernels.residuals else "none"
+        )
     if cluster.num_devices > 1:
         exchange = cluster.exchange(candidate.schedule)
         kernel = exchange_kernel(cluster, exchange)
         if exchange.runs_on(cluster):
-            intervals["dispatch"], intervals["combine"] = kernel.interval("dispatch"), kernel.interval("combine")
+            intervals["dispatch"], intervals["combine"] = (
+                kernel.interval("dispatch"),
+                kernel.interval("combine"),
+            )
             levels.append(kernel.level)
         else:
             levels.append("none")

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from moesim import Workload, load_cluster, simulate
-from moesim.advice.designs import candidates, exchanges, formats, loss_delta, placements, sized, splits
+from moesim.advice.designs import (
+    candidates,
+    exchanges,
+    formats,
+    loss_delta,
+    placements,
+    sized,
+    splits,
+)
 from moesim.advice.recommend import recommend
 from moesim.advice.ties import FLOOR, Priced, groups, told_apart
 from moesim.errors import CapacityError, ConfigError
@@ -23,12 +31,17 @@ def found(hgx):
 @pytest.fixture
 def priced(hgx, found):
     """The recommended design with other phase times, exchange, or price of a second."""
+
     def make(exchange="nccl", per_second=1.0, **seconds):
         result = found.best.result
         c = result.candidate
-        result = replace(result, candidate=replace(c, schedule=replace(c.schedule, exchange=exchange)),
-                         phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
-                         layer_time_s=sum(seconds.values()), tokens_per_s=4096 / sum(seconds.values()))
+        result = replace(
+            result,
+            candidate=replace(c, schedule=replace(c.schedule, exchange=exchange)),
+            phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
+            layer_time_s=sum(seconds.values()),
+            tokens_per_s=4096 / sum(seconds.values()),
+        )
         return Priced.of(result, hgx, per_second)
 
     return make
@@ -37,9 +50,14 @@ def priced(hgx, found):
 def test_the_best_is_the_simplest_that_no_other_beats(hgx, found):
     best = found.best
     assert best in found.tied
-    assert not any(told_apart(Priced.of(best.result, hgx), Priced.of(c.result, hgx)) for c in found.choices)
+    assert not any(
+        told_apart(Priced.of(best.result, hgx), Priced.of(c.result, hgx)) for c in found.choices
+    )
     for other in found.tied:
-        if other.loss_penalty == best.loss_penalty and other.candidate.parallelism == best.candidate.parallelism:
+        if (
+            other.loss_penalty == best.loss_penalty
+            and other.candidate.parallelism == best.candidate.parallelism
+        ):
             assert best.candidate.num_replicas <= other.candidate.num_replicas
 
 
@@ -49,7 +67,10 @@ def test_what_it_says_is_what_a_simulation_says(hgx, found):
     assert again.layer_time_s == best.result.layer_time_s
     assert best.pass_time_s == 48 * again.layer_time_s
     assert best.tokens_per_s_per_device == pytest.approx(512 / (48 * again.layer_time_s))
-    assert best.event_layer_time_s == simulate(best.candidate, hgx, found.workload, engine="event").layer_time_s
+    assert (
+        best.event_layer_time_s
+        == simulate(best.candidate, hgx, found.workload, engine="event").layer_time_s
+    )
     times = [c.result.layer_time_s for c in found.choices]
     assert times == sorted(times)
     assert len({c.candidate for c in found.choices}) == len(times)
@@ -61,14 +82,18 @@ def test_rows_begin_with_the_recommended(found):
     assert [row["rank"] for row in rows] == list(range(len(found.choices)))
     assert [row["recommended"] for row in rows] == [True] + [False] * (len(rows) - 1)
     assert rows[0]["candidate"] == found.best.candidate.label
-    assert {"evidence", "calibration", "seed", "engine", "version", "profile_hash"} <= rows[0].keys()
+    assert {"evidence", "calibration", "seed", "engine", "version", "profile_hash"} <= rows[
+        0
+    ].keys()
     assert rows[0]["moe_layers_ms"] == pytest.approx(48e-3 * rows[0]["layer_time_us"])
     assert rows[0]["usable_memory_gib"] == pytest.approx(76.1)
     seconds_per_million = 48 * found.best.result.layer_time_s * 1e6 / (8 * 512)
     assert rows[0]["moe_layers_usd_per_million_tokens"] == pytest.approx(
-        rows[0]["usd_per_hour"] / 3600 * seconds_per_million)
+        rows[0]["usd_per_hour"] / 3600 * seconds_per_million
+    )
     assert rows[0]["moe_layers_joules_per_token"] * 1e6 == pytest.approx(
-        8 * rows[0]["watts_per_device"] * seconds_per_million)
+        8 * rows[0]["watts_per_device"] * seconds_per_million
+    )
 
 
 def test_the_same_seed_says_the_same(hgx, found):
@@ -83,18 +108,29 @@ def test_helps_are_sorted_and_matter(found):
     assert "memory of twice the bandwidth" in {h.change for h in found.helps}
 
 
-@pytest.mark.parametrize(("slow", "fast", "apart"), [
-    # a shared kernel cannot turn around what it does less of
-    ({"experts": 12e-6, "dispatch": 5e-6}, {"experts": 10e-6, "dispatch": 5e-6}, True),
-    ({"experts": (1 + 0.9 * FLOOR) * 1e-5}, {"experts": 1e-5}, False),
-    # more experts against less travel: each may be off its own way
-    ({"experts": 14e-6, "dispatch": 5e-6}, {"experts": 10e-6, "dispatch": 8e-6}, False),
-    # another exchange: independent of the first
-    ({"experts": 2e-6, "dispatch": 10.9e-6}, {"experts": 2e-6, "dispatch": 10e-6, "exchange": "deepep_normal"}, False),
-    ({"experts": 10e-6, "dispatch": 40e-6}, {"experts": 10e-6, "dispatch": 10e-6, "exchange": "deepep_normal"}, True),
-    # twice the price of a second is twice the cost
-    ({"experts": 10e-6, "per_second": 2.0}, {"experts": 10e-6}, True),
-])
+@pytest.mark.parametrize(
+    ("slow", "fast", "apart"),
+    [
+        # a shared kernel cannot turn around what it does less of
+        ({"experts": 12e-6, "dispatch": 5e-6}, {"experts": 10e-6, "dispatch": 5e-6}, True),
+        ({"experts": (1 + 0.9 * FLOOR) * 1e-5}, {"experts": 1e-5}, False),
+        # more experts against less travel: each may be off its own way
+        ({"experts": 14e-6, "dispatch": 5e-6}, {"experts": 10e-6, "dispatch": 8e-6}, False),
+        # another exchange: independent of the first
+        (
+            {"experts": 2e-6, "dispatch": 10.9e-6},
+            {"experts": 2e-6, "dispatch": 10e-6, "exchange": "deepep_normal"},
+            False,
+        ),
+        (
+            {"experts": 10e-6, "dispatch": 40e-6},
+            {"experts": 10e-6, "dispatch": 10e-6, "exchange": "deepep_normal"},
+            True,
+        ),
+        # twice the price of a second is twice the cost
+        ({"experts": 10e-6, "per_second": 2.0}, {"experts": 10e-6}, True),
+    ],
+)
 def test_told_apart(priced, slow, fast, apart):
     one, other = priced(**slow), priced(**fast)
     assert told_apart(one, other) is apart
@@ -102,26 +138,47 @@ def test_told_apart(priced, slow, fast, apart):
 
 
 def test_groups_are_those_that_nothing_beats(priced):
-    """The third has an exchange of its own and equals the first, but its like with less to compute beats it."""
-    designs = [priced(experts=10e-6, dispatch=10e-6),
-               priced(experts=10e-6, dispatch=11.5e-6, exchange="deepep_normal"),
-               priced(experts=12e-6, dispatch=11.5e-6, exchange="deepep_normal"), priced(experts=40e-6, dispatch=10e-6)]
+    """The third has an exchange of its own and equals the first, but its like with less to compute
+    beats it.
+    """
+    designs = [
+        priced(experts=10e-6, dispatch=10e-6),
+        priced(experts=10e-6, dispatch=11.5e-6, exchange="deepep_normal"),
+        priced(experts=12e-6, dispatch=11.5e-6, exchange="deepep_normal"),
+        priced(experts=40e-6, dispatch=10e-6),
+    ]
     assert not told_apart(designs[2], designs[0]) or told_apart(designs[2], designs[1])
     assert groups(designs) == [0, 0, 1, 2]
 
 
 def test_placements_give_every_rank_equally_many_slots():
     assert placements(128, 8, several_nodes=False) == [
-        ("contiguous", 0), ("balanced", 0), ("eplb", 8), ("eplb", 16), ("eplb", 32)]
+        ("contiguous", 0),
+        ("balanced", 0),
+        ("eplb", 8),
+        ("eplb", 16),
+        ("eplb", 32),
+    ]
     for ep in (1, 3, 6, 64, 96):
-        assert all((128 + replicas) % ep == 0 for _, replicas in placements(128, ep, several_nodes=True))
+        assert all(
+            (128 + replicas) % ep == 0 for _, replicas in placements(128, ep, several_nodes=True)
+        )
     assert ("eplb", 16) in placements(128, 48, several_nodes=True)
     assert placements(8, 1, several_nodes=False) == [("contiguous", 0)]
 
 
 def test_exchanges_belong_to_the_fabric():
-    assert exchanges(load_cluster("hgx-h100-8"), "prefill") == ["nccl", "deepep_normal", "all_gather"]
-    assert exchanges(load_cluster("h100-rail-8x8"), "decode") == ["nccl", "deepep_ll", "hierarchical", "all_gather"]
+    assert exchanges(load_cluster("hgx-h100-8"), "prefill") == [
+        "nccl",
+        "deepep_normal",
+        "all_gather",
+    ]
+    assert exchanges(load_cluster("h100-rail-8x8"), "decode") == [
+        "nccl",
+        "deepep_ll",
+        "hierarchical",
+        "all_gather",
+    ]
     assert exchanges(load_cluster("mi300x-8"), "prefill") == ["nccl", "all_gather"]
     assert exchanges(load_cluster("tpu-v5p-4x4x4"), "prefill") == ["ici"]
     assert exchanges(load_cluster("gb200-nvl72"), "prefill")[0] == "nvl72"
@@ -129,7 +186,12 @@ def test_exchanges_belong_to_the_fabric():
 
 
 def test_splits_keep_tp_within_a_node():
-    assert [(s.ep, s.tp) for s in splits(load_cluster("h100-rail-8x8"))] == [(64, 1), (32, 2), (16, 4), (8, 8)]
+    assert [(s.ep, s.tp) for s in splits(load_cluster("h100-rail-8x8"))] == [
+        (64, 1),
+        (32, 2),
+        (16, 4),
+        (8, 8),
+    ]
 
 
 def test_formats_are_those_the_device_runs(hgx):
@@ -139,27 +201,61 @@ def test_formats_are_those_the_device_runs(hgx):
     assert formats(oss, load_cluster("hgx-a100-8")) == ["mxfp4", "bf16"]
     assert formats(oss, hgx, "int4, fp8,int4") == ["int4", "fp8"]
     assert loss_delta(oss, "fp8") == pytest.approx((0.0015, 0.0, 0.005))
-    with pytest.raises(ConfigError, match=r"a100-sxm has no rate for float8_e4m3, which fp8 multiplies in: it has "):
+    with pytest.raises(
+        ConfigError, match=r"a100-sxm has no rate for float8_e4m3, which fp8 multiplies in: it has "
+    ):
         formats(deepseek, load_cluster("hgx-a100-8"), "fp8")
     with pytest.raises(ConfigError, match="unknown precision 'fp9': did you mean fp"):
         formats(deepseek, hgx, "fp9")
 
 
-@pytest.mark.parametrize(("name", "gpus", "devices", "nodes"), [
-    ("h100-rail-8x8", 16, 16, 2), ("h100-rail-8x8", 4, 4, 1), ("hgx-h100-8", None, 8, 1), ("gb200-nvl72", 36, 36, 1)])
+@pytest.mark.parametrize(
+    ("name", "gpus", "devices", "nodes"),
+    [
+        ("h100-rail-8x8", 16, 16, 2),
+        ("h100-rail-8x8", 4, 4, 1),
+        ("hgx-h100-8", None, 8, 1),
+        ("gb200-nvl72", 36, 36, 1),
+    ],
+)
 def test_sizes(name, gpus, devices, nodes):
     cluster = sized(load_cluster(name), gpus)
     assert (cluster.num_devices, cluster.num_nodes) == (devices, nodes)
 
 
-@pytest.mark.parametrize(("name", "gpus", "line"), [
-    ("hgx-h100-8", 16, "gpus: expected at most 8, since hgx-h100-8 is one node without a network"),
-    ("h100-rail-8x8", 12, "gpus: expected a multiple of the 8 devices of a node of h100-rail-8x8, or fewer, got 12"),
-    ("h100-rail-8x8", 0, "gpus: expected a number >= 1, got 0"),
-    ("tpu-v5e-4x4", 8, "gpus: expected a cluster of other axes, such as torus-4x4x8, since tpu-v5e-4x4 is a torus of"),
-    ("mixed-h100-b200", 8, "gpus: expected the 64 devices of mixed-h100-b200, which mixes devices, got 8"),
-    ("h100-sxm", 2, "gpus: expected at most 1, since h100-sxm is one node without a network"),
-])
+@pytest.mark.parametrize(
+    ("name", "gpus", "line"),
+    [
+        (
+            "hgx-h100-8",
+            16,
+            "gpus: expected at most 8, since hgx-h100-8 is one node without a network",
+        ),
+        (
+            "h100-rail-8x8",
+            12,
+            (
+                "gpus: expected a multiple of the 8 devices of a node of h100-rail-8x8, or "
+                "fewer, got 12"
+            ),
+        ),
+        ("h100-rail-8x8", 0, "gpus: expected a number >= 1, got 0"),
+        (
+            "tpu-v5e-4x4",
+            8,
+            (
+                "gpus: expected a cluster of other axes, such as torus-4x4x8, since tpu-v5e-4x4 "
+                "is a torus of"
+            ),
+        ),
+        (
+            "mixed-h100-b200",
+            8,
+            "gpus: expected the 64 devices of mixed-h100-b200, which mixes devices, got 8",
+        ),
+        ("h100-sxm", 2, "gpus: expected at most 1, since h100-sxm is one node without a network"),
+    ],
+)
 def test_sizes_that_no_cluster_has(name, gpus, line):
     with pytest.raises(ConfigError) as caught:
         sized(load_cluster(name), gpus)
@@ -168,7 +264,9 @@ def test_sizes_that_no_cluster_has(name, gpus, line):
 
 def test_one_device_has_one_layout():
     found = recommend("olmoe-1b-7b", "h100-sxm", tokens=256)
-    assert {(c.candidate.parallelism.num_devices, c.candidate.placement) for c in found.choices} == {(1, "contiguous")}
+    assert {
+        (c.candidate.parallelism.num_devices, c.candidate.placement) for c in found.choices
+    } == {(1, "contiguous")}
     assert found.exchange == []
 
 
@@ -176,7 +274,9 @@ def test_a_model_that_does_not_fit_says_what_would_hold_it():
     with pytest.raises(CapacityError) as caught:
         recommend("deepseek-v3", "hgx-h100-8", tokens=256)
     line = str(caught.value)
-    assert line.startswith("deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 10")
+    assert line.startswith(
+        "deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 10"
+    )
     assert line.endswith(" GiB of 76.1 usable (fp8, ep8tp1); 16 of h100-sxm would hold it in fp8")
     sixteen = recommend("deepseek-v3", "h100-rail-8x8", gpus=16, tokens=256)
     assert sixteen.best.result.memory_over_bytes <= 0
@@ -184,7 +284,9 @@ def test_a_model_that_does_not_fit_says_what_would_hold_it():
 
 
 def test_a_cache_too_large_for_any_number_of_devices():
-    with pytest.raises(CapacityError, match="no number of h100-sxm up to 4,096 would: every device holds"):
+    with pytest.raises(
+        CapacityError, match="no number of h100-sxm up to 4,096 would: every device holds"
+    ):
         recommend(QWEN, "hgx-h100-8", tokens=64, kv_tokens=2_000_000)
 
 
@@ -196,50 +298,78 @@ def test_a_latency_finds_the_largest_batch(hgx):
     with pytest.raises(ConfigError) as caught:
         recommend(QWEN, hgx, latency_ms=20, precision="fp8", tokens=2 * tokens)
     assert str(caught.value).startswith("latency_ms: expected at least 30")
-    assert f"the 48 MoE layers of {QWEN} take at {2 * tokens:,} tokens per device" in str(caught.value)
+    assert f"the 48 MoE layers of {QWEN} take at {2 * tokens:,} tokens per device" in str(
+        caught.value
+    )
 
 
 def test_a_latency_that_nothing_keeps(hgx):
-    with pytest.raises(ConfigError, match=r"latency_ms: expected at least .* ms, which the 48 MoE layers .*at 1 tok"):
+    with pytest.raises(
+        ConfigError,
+        match=r"latency_ms: expected at least .* ms, which the 48 MoE layers .*at 1 tok",
+    ):
         recommend(QWEN, hgx, latency_ms=0.01, precision="fp8")
 
 
 def test_cost_ranks_as_throughput_does_and_energy_by_joules(hgx, found):
     assert recommend(QWEN, hgx, tokens=512, objective="cost").best.candidate == found.best.candidate
-    joules = [c.row()["moe_layers_joules_per_token"]
-              for c in recommend(QWEN, hgx, tokens=512, objective="energy").choices]
+    joules = [
+        c.row()["moe_layers_joules_per_token"]
+        for c in recommend(QWEN, hgx, tokens=512, objective="energy").choices
+    ]
     assert joules == sorted(joules)
 
 
 def test_narrower_than_published_is_a_penalty_and_wider_is_none(hgx):
-    of = {c.candidate.layer.precision.name: c.loss_penalty
-          for c in recommend(QWEN, hgx, tokens=64, precision="bf16,fp8,int4").choices}
+    of = {
+        c.candidate.layer.precision.name: c.loss_penalty
+        for c in recommend(QWEN, hgx, tokens=64, precision="bf16,fp8,int4").choices
+    }
     assert of == pytest.approx({"bf16": 0.0, "fp8": 0.0015, "int4": 0.04})
     assert {c.loss_penalty for c in recommend("gpt-oss-120b", hgx, tokens=64).choices} == {0.0}
 
 
-@pytest.mark.parametrize(("cluster", "phase"), [("mi300x-8", "decode"), ("tpu-v5e-4x4", "prefill"),
-                                                ("l40s-pcie-8", "prefill"), ("mixed-h100-b200", "decode")])
+@pytest.mark.parametrize(
+    ("cluster", "phase"),
+    [
+        ("mi300x-8", "decode"),
+        ("tpu-v5e-4x4", "prefill"),
+        ("l40s-pcie-8", "prefill"),
+        ("mixed-h100-b200", "decode"),
+    ],
+)
 def test_other_machines(cluster, phase):
     found = recommend("olmoe-1b-7b", cluster, phase=phase, tokens=64)
-    assert found.best.result.layer_time_low_s <= found.best.result.layer_time_s <= found.best.result.layer_time_high_s
+    assert (
+        found.best.result.layer_time_low_s
+        <= found.best.result.layer_time_s
+        <= found.best.result.layer_time_high_s
+    )
 
 
 def test_no_design_is_tried_twice(hgx):
-    designs = list(candidates(load_model(QWEN), hgx, phase="prefill", names=["bf16", "fp8"], tokens=512))
+    designs = list(
+        candidates(load_model(QWEN), hgx, phase="prefill", names=["bf16", "fp8"], tokens=512)
+    )
     assert len(designs) == len(set(designs))
     assert len({c.parallelism for c in designs}) == 4
 
 
-@pytest.mark.parametrize(("options", "line"), [
-    ({"objective": "speed"}, "objective: expected throughput, cost or energy, got 'speed'"),
-    ({"phase": "train"}, "phase: expected prefill or decode, got 'train'"),
-    ({"latency_ms": -1.0}, "latency_ms: expected a number > 0, got -1.0"),
-    ({"tokens": 0}, "tokens: expected an integer >= 1, got 0"),
-    ({"routing": "zipf"}, "routing: expected 'uniform'"),
-    ({"kv_tokens": -1}, "workload.kv_tokens_per_device: expected an integer >= 0, got -1"),
-    ({"tokens": 10_000_000}, "qwen3-30b-a3b on hgx-h100-8: workload: expected 1 to 4194304 tokens over all devices"),
-])
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"objective": "speed"}, "objective: expected throughput, cost or energy, got 'speed'"),
+        ({"phase": "train"}, "phase: expected prefill or decode, got 'train'"),
+        ({"latency_ms": -1.0}, "latency_ms: expected a number > 0, got -1.0"),
+        ({"tokens": 0}, "tokens: expected an integer >= 1, got 0"),
+        ({"routing": "zipf"}, "routing: expected 'uniform'"),
+        ({"kv_tokens": -1}, "workload.kv_tokens_per_device: expected an integer >= 0, got -1"),
+        (
+            {"tokens": 10_000_000},
+            "qwen3-30b-a3b on hgx-h100-8: workload: expected 1 to 4194304 tokens over all devices",
+        ),
+    ],
+)
 def test_bad_requests(hgx, options, line):
     with pytest.raises(ConfigError) as caught:
         recommend(QWEN, hgx, **options)
@@ -251,7 +381,10 @@ def test_a_cost_without_a_price(hgx, tmp_path):
     path = tmp_path / "mine.toml"
     lines = toml.find("economics", "default").read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("h100-sxm")))
-    with pytest.raises(ConfigError, match=r"economics mine: price\.usd_per_device_hour: expected a price of h100-sxm"):
+    with pytest.raises(
+        ConfigError,
+        match=r"economics mine: price\.usd_per_device_hour: expected a price of h100-sxm",
+    ):
         recommend(QWEN, hgx, objective="cost", economics=str(path))
     row = recommend("olmoe-1b-7b", hgx, tokens=64, economics=str(path)).rows()[0]
     assert (row["usd_per_hour"], row["moe_layers_usd_per_million_tokens"]) == (None, None)
@@ -260,5 +393,10 @@ def test_a_cost_without_a_price(hgx, tmp_path):
 
 def test_workload_is_what_was_asked(hgx):
     found = recommend("olmoe-1b-7b", hgx, phase="decode", routing="uniform", kv_tokens=1000, seed=3)
-    assert found.workload == Workload(num_tokens_per_device=128, phase="decode", routing="uniform", seed=3,
-                                      kv_tokens_per_device=1000)
+    assert found.workload == Workload(
+        num_tokens_per_device=128,
+        phase="decode",
+        routing="uniform",
+        seed=3,
+        kv_tokens_per_device=1000,
+    )

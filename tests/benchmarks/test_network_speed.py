@@ -1,6 +1,7 @@
 """Speed of the engines on networks, one core. Nothing is asserted about time here.
 
-Programs are built beforehand, as ``moesim bench alltoall`` does, except where the lowering is part of the figure.
+Programs are built beforehand, as ``moesim bench alltoall`` does, except where the lowering is part
+of the figure.
 """
 
 import math
@@ -19,25 +20,41 @@ from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
 MB = 1e6
-NAMES = {64: {"star": "star-64", "rail": "rail-8x8"}, 256: {"star": "star-256", "rail": "rail-32x8"},
-         1024: {"star": "star-1024", "rail": "rail-128x8"}}
+NAMES = {
+    64: {"star": "star-64", "rail": "rail-8x8"},
+    256: {"star": "star-256", "rail": "rail-32x8"},
+    1024: {"star": "star-1024", "rail": "rail-128x8"},
+}
 
 
 def skewed(count):
     """Another amount for every pair, on top of hot and cold receivers."""
     rng = np.random.default_rng(0)
-    return np.outer(np.full(count, MB), shares("zipf:0.8", count)) * rng.lognormal(0.0, 0.5, (count, count))
+    return np.outer(np.full(count, MB), shares("zipf:0.8", count)) * rng.lognormal(
+        0.0, 0.5, (count, count)
+    )
 
 
 @pytest.fixture(scope="module")
 def layer_case():
-    """A skewed layer on so many devices: candidate, cluster, workload; routing and placement cached."""
+    """A skewed layer on so many devices: candidate, cluster, workload; routing and placement
+    cached.
+    """
+
     def make(topology, count, micro_batches=1):
-        layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=max(128, count), top_k=8)
-        candidate = Candidate(layer=layer, parallelism=Parallelism(ep=count),
-                              schedule=Schedule(num_micro_batches=micro_batches))
-        case = candidate, load_cluster(NAMES[count][topology]), Workload(num_tokens_per_device=256,
-                                                                         routing="power_law:1.2")
+        layer = MoELayer(
+            hidden_size=4096, expert_intermediate_size=1536, num_experts=max(128, count), top_k=8
+        )
+        candidate = Candidate(
+            layer=layer,
+            parallelism=Parallelism(ep=count),
+            schedule=Schedule(num_micro_batches=micro_batches),
+        )
+        case = (
+            candidate,
+            load_cluster(NAMES[count][topology]),
+            Workload(num_tokens_per_device=256, routing="power_law:1.2"),
+        )
         prepare(*case)
         return case
 
@@ -48,8 +65,11 @@ def layer_case():
 @pytest.mark.parametrize("traffic", ["matrix", "rank_1"])
 def test_bound_1024_devices_skewed(benchmark, topology, traffic):
     cluster = load_cluster(NAMES[1024][topology])
-    program = (exchange_program(cluster, skewed(1024)) if traffic == "matrix"
-               else rank_one_program(cluster, np.full(1024, MB), shares("zipf:0.8", 1024)))
+    program = (
+        exchange_program(cluster, skewed(1024))
+        if traffic == "matrix"
+        else rank_one_program(cluster, np.full(1024, MB), shares("zipf:0.8", 1024))
+    )
     run_bound(program)
     benchmark(lambda: run_bound(program))
 
@@ -64,7 +84,9 @@ def test_bound_16384_devices_rank_1_building_included(benchmark, name):
 @pytest.mark.parametrize("topology", ["star", "rail"])
 @pytest.mark.parametrize("count", [256, 1024])
 def test_event_compiled_of_pairs_one_chunk_each(benchmark, topology, count):
-    program = exchange_program(load_cluster(NAMES[count][topology]), skewed(count), granularity="pair")
+    program = exchange_program(
+        load_cluster(NAMES[count][topology]), skewed(count), granularity="pair"
+    )
     run = lambda: run_event_compiled(program, quantum_s=math.inf, min_chunks=1)  # noqa: E731
     benchmark.extra_info["chunks"] = run().events
     benchmark.pedantic(run, rounds=5)
@@ -72,7 +94,9 @@ def test_event_compiled_of_pairs_one_chunk_each(benchmark, topology, count):
 
 @pytest.mark.parametrize("topology", ["star", "rail"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_flow_one_layer_64_devices_exact_lowering_included(benchmark, layer_case, topology, micro_batches):
+def test_flow_one_layer_64_devices_exact_lowering_included(
+    benchmark, layer_case, topology, micro_batches
+):
     case = layer_case(topology, 64, micro_batches)
     run_flow(lower(prepare(*case)), tolerance_s=0.0)
     benchmark(lambda: run_flow(lower(prepare(*case)), tolerance_s=0.0))
@@ -87,7 +111,9 @@ def test_lowering_one_layer_64_devices(benchmark, layer_case, topology):
 
 @pytest.mark.parametrize("topology", ["star", "rail"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_flow_one_layer_1024_devices_at_1e_3_lowering_included(benchmark, layer_case, topology, micro_batches):
+def test_flow_one_layer_1024_devices_at_1e_3_lowering_included(
+    benchmark, layer_case, topology, micro_batches
+):
     case = layer_case(topology, 1024, micro_batches)
 
     def run():

@@ -12,7 +12,9 @@ MODEL = load_preset("qwen3-235b-a22b")
 
 def test_estimate_loss_of_new_sizes(benchmark):
     layers = iter([replace(MODEL.layer, num_experts=128 + i) for i in range(2000)])
-    benchmark.pedantic(lambda: estimate_loss(next(layers), MODEL.dense_part, train_tokens=2e12), rounds=2000)
+    benchmark.pedantic(
+        lambda: estimate_loss(next(layers), MODEL.dense_part, train_tokens=2e12), rounds=2000
+    )
 
 
 def test_estimate_loss_of_known_sizes(benchmark):

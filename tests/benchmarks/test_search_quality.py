@@ -20,10 +20,19 @@ from moesim.search.trial import Trial
 
 OBJECTIVES = ["loss", "layer_tokens_per_s_per_device"]
 SPACE = Space(
-    dense_part="qwen3-235b-a22b", num_layers=32, train_tokens=2e12, hidden_size=4096,
-    num_experts=[16, 32, 64, 128, 256], top_k=[2, 4, 6, 8], expert_intermediate_size=[1024, 1536, 2048, 2688, 4096],
-    gate=["flat", "group_limited:8:4", "two_level:8:4"], placement=["contiguous", "balanced", "eplb"],
-    num_replicas=[0, 8], parallelism=["tp1", "tp2"], precision=["bf16", "fp8"])
+    dense_part="qwen3-235b-a22b",
+    num_layers=32,
+    train_tokens=2e12,
+    hidden_size=4096,
+    num_experts=[16, 32, 64, 128, 256],
+    top_k=[2, 4, 6, 8],
+    expert_intermediate_size=[1024, 1536, 2048, 2688, 4096],
+    gate=["flat", "group_limited:8:4", "two_level:8:4"],
+    placement=["contiguous", "balanced", "eplb"],
+    num_replicas=[0, 8],
+    parallelism=["tp1", "tp2"],
+    precision=["bf16", "fp8"],
+)
 SEEDS = range(10)
 
 
@@ -33,8 +42,12 @@ def text(point):
 
 @pytest.fixture(scope="module")
 def problem():
-    work = Workload(num_tokens_per_device=1024, routing="power_law:1.2", kv_tokens_per_device=131072, seed=0)
-    return Problem(space=SPACE, cluster=load_cluster("hgx-h100-8"), workload=work, objectives=OBJECTIVES)
+    work = Workload(
+        num_tokens_per_device=1024, routing="power_law:1.2", kv_tokens_per_device=131072, seed=0
+    )
+    return Problem(
+        space=SPACE, cluster=load_cluster("hgx-h100-8"), workload=work, objectives=OBJECTIVES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +57,16 @@ def every(problem):
     for choice in itertools.product(*SPACE.choices().values()):
         point = SPACE.applicable(dict(zip(SPACE.choices(), choice, strict=True)))
         if text(point) not in found:
-            found[text(point)] = Trial(number=len(found), params=point, evaluation=problem.evaluate(point), wall_s=0.0)
+            found[text(point)] = Trial(
+                number=len(found), params=point, evaluation=problem.evaluate(point), wall_s=0.0
+            )
     return found
 
 
 def search(every, sampler, seed, budget, objectives=OBJECTIVES, screened=()):
-    """The first trials of a search, as `run_study` would make them: a batch is asked before the last is known."""
+    """The first trials of a search, as `run_study` would make them: a batch is asked before the
+    last is known.
+    """
     proposer = Proposer(SPACE, objectives, sampler, seed, screened=screened)
     trials, under_way, number = [], [], 0
     while len(trials) < budget:
@@ -63,10 +80,13 @@ def search(every, sampler, seed, budget, objectives=OBJECTIVES, screened=()):
 
 
 def test_gap_of_the_hypervolume(problem, every, benchmark):
-    """At 1,000 evaluations NSGA-II's gap to the exhaustive front is at most half of random search's."""
+    """At 1,000 evaluations NSGA-II's gap to the exhaustive front is at most half of random
+    search's.
+    """
     feasible = [t for t in every.values() if t.feasible]
     costs = np.array([costs_of(OBJECTIVES, t.evaluation.row) for t in feasible])
-    worst, span = costs.max(axis=0), np.ptp(costs, axis=0)  # the reference: the worst of the space in each
+    # the reference: the worst of the space in each
+    worst, span = costs.max(axis=0), np.ptp(costs, axis=0)
 
     def volume(trials):
         values = np.array([costs_of(OBJECTIVES, t.evaluation.row) for t in trials if t.feasible])
@@ -84,22 +104,36 @@ def test_gap_of_the_hypervolume(problem, every, benchmark):
 
 
 def test_best_under_a_cap_of_loss(problem, every, benchmark):
-    """500 evaluations of what the bound picked find the best throughput under a cap within 1 %, and beat 500 random."""
+    """500 evaluations of what the bound picked find the best throughput under a cap within 1 %, and
+    beat 500 random.
+    """
     objective = ["layer_tokens_per_s_per_device"]
     losses = [t.evaluation.row["loss"] for t in every.values() if t.feasible]
     cap = float(np.quantile(losses, 0.25))
-    capped = Problem(space=SPACE, cluster=problem.cluster, workload=problem.workload, objectives=objective,
-                     constraints=(Constraint.parse(f"loss <= {cap}"),))
+    capped = Problem(
+        space=SPACE,
+        cluster=problem.cluster,
+        workload=problem.workload,
+        objectives=objective,
+        constraints=(Constraint.parse(f"loss <= {cap}"),),
+    )
 
     def best(trials):
-        return max((t.evaluation.row[objective[0]] for t in trials
-                    if t.feasible and t.evaluation.row["loss"] <= cap), default=0.0)
+        return max(
+            (
+                t.evaluation.row[objective[0]]
+                for t in trials
+                if t.feasible and t.evaluation.row["loss"] <= cap
+            ),
+            default=0.0,
+        )
 
     true = best(every.values())
 
     def screened(seed):
         with evaluator(capped, None, 1) as evaluates:
-            points = screened_points(capped, 2400, 1000, seed, evaluates)  # half of the space, drawn by the seed
+            # half of the space, drawn by the seed
+            points = screened_points(capped, 2400, 1000, seed, evaluates)
         return best(search(every, "random", seed, 500, objective, points)) / true
 
     found = benchmark.pedantic(lambda: [screened(seed) for seed in SEEDS], rounds=1)

@@ -1,4 +1,5 @@
-"""How fast a search is: 10,000 candidates of eight nodes of eight H100, a screening from cold, the closed form alone.
+"""How fast a search is: 10,000 candidates of eight nodes of eight H100, a screening from cold, the
+closed form alone.
 
 Figures of the README: `extra_info` holds candidates per second, memory and what is not evaluation.
 """
@@ -17,12 +18,25 @@ from moesim.search.evaluate import Problem
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
-SPACE = {"dense_part": "qwen3-235b-a22b", "num_layers": 32, "train_tokens": 2e12, "hidden_size": 4096,
-         "num_experts": [64, 128, 256, 512], "top_k": [2, 4, 6, 8],
-         "expert_intermediate_size": [1024, 1536, 2048, 2688, 4096],
-         "gate": ["flat", "group_limited:8:4", "two_level:8:4"], "placement": ["contiguous", "balanced", "eplb"],
-         "parallelism": ["tp1", "tp2", "tp4"], "precision": ["bf16", "fp8"]}
-WORK = {"num_tokens_per_device": 1024, "routing": "power_law:1.2", "kv_tokens_per_device": 131072, "seed": 0}
+SPACE = {
+    "dense_part": "qwen3-235b-a22b",
+    "num_layers": 32,
+    "train_tokens": 2e12,
+    "hidden_size": 4096,
+    "num_experts": [64, 128, 256, 512],
+    "top_k": [2, 4, 6, 8],
+    "expert_intermediate_size": [1024, 1536, 2048, 2688, 4096],
+    "gate": ["flat", "group_limited:8:4", "two_level:8:4"],
+    "placement": ["contiguous", "balanced", "eplb"],
+    "parallelism": ["tp1", "tp2", "tp4"],
+    "precision": ["bf16", "fp8"],
+}
+WORK = {
+    "num_tokens_per_device": 1024,
+    "routing": "power_law:1.2",
+    "kv_tokens_per_device": 131072,
+    "seed": 0,
+}
 
 STUDY = f"""
 import json, resource, sys, tempfile, time
@@ -81,14 +95,18 @@ if __name__ == "__main__":
 def run(code, tmp_path, *words):
     path = tmp_path / "timed.py"
     path.write_text(code)
-    done = subprocess.run([sys.executable, str(path), *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(path), *words], capture_output=True, text=True, check=True
+    )
     import json
 
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_ten_thousand_candidates(benchmark, tmp_path):
-    """Evaluated, stored and exported with the fluid engine: at most 60 s and 2 GiB on two idle cores."""
+    """Evaluated, stored and exported with the fluid engine: at most 60 s and 2 GiB on two idle
+    cores.
+    """
     found = benchmark.pedantic(run, args=(STUDY, tmp_path), rounds=1)
     benchmark.extra_info.update(found)
     assert found["trials"] == 10_000
@@ -98,18 +116,24 @@ def test_ten_thousand_candidates(benchmark, tmp_path):
 @pytest.mark.parametrize("cluster", ["hgx-h100-8", "h100-rail-8x8"])
 def test_screening_from_cold(benchmark, tmp_path, cluster):
     """A whole space, from the start of the process: routing, placement and lowering included."""
-    benchmark.extra_info.update(benchmark.pedantic(run, args=(SCREENING, tmp_path, cluster), rounds=1))
+    benchmark.extra_info.update(
+        benchmark.pedantic(run, args=(SCREENING, tmp_path, cluster), rounds=1)
+    )
 
 
 @pytest.mark.parametrize("cluster", ["hgx-h100-8", "h100-rail-8x8"])
 def test_closed_form_alone(benchmark, cluster):
     """Bounds of lowered candidates."""
     machine = load_cluster(cluster)
-    problem = Problem(space=Space(**SPACE), cluster=machine, workload=Workload(**WORK), objectives=["loss"])
+    problem = Problem(
+        space=Space(**SPACE), cluster=machine, workload=Workload(**WORK), objectives=["loss"]
+    )
     point = {"num_experts": 256, "top_k": 8, "placement": "eplb"}
     program = lower(prepare(problem.space.decode(point, machine)[0], machine, problem.workload))
     ops, count = np.flatnonzero(program.phase_N == program.phase_names.index("experts")), 1000
-    entries = np.concatenate([np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops])
+    entries = np.concatenate(
+        [np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops]
+    )
     amounts = program.demand_amount[entries] * np.linspace(0.5, 2.0, count)[:, None]
     latencies = np.tile(program.latency_s_N[ops], (count, 1))
     benchmark(run_bound_many, program, ops, amounts, latencies)

@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
+from moesim import (
+    Candidate,
+    Parallelism,
+    Workload,
+    load_cluster,
+    load_preset,
+    load_profile,
+    simulate,
+)
 from moesim.costs.devices.primitives import kernels_for
 from moesim.engines.run import run
 from moesim.measured.kernels import table as silicon
@@ -19,12 +27,20 @@ from moesim.simulation.run import lower
 @pytest.fixture
 def case():
     layer = load_preset("qwen3-235b-a22b").layer
-    candidate = Candidate(layer=layer, parallelism=Parallelism(ep=8), placement="eplb", num_replicas=8)
-    return candidate, load_cluster("hgx-h100-8"), Workload(num_tokens_per_device=1024, routing="power_law:1.2")
+    candidate = Candidate(
+        layer=layer, parallelism=Parallelism(ep=8), placement="eplb", num_replicas=8
+    )
+    return (
+        candidate,
+        load_cluster("hgx-h100-8"),
+        Workload(num_tokens_per_device=1024, routing="power_law:1.2"),
+    )
 
 
 def test_import_moesim(benchmark):
-    benchmark.pedantic(lambda: subprocess.run([sys.executable, "-c", "import moesim"], check=True), rounds=10)
+    benchmark.pedantic(
+        lambda: subprocess.run([sys.executable, "-c", "import moesim"], check=True), rounds=10
+    )
 
 
 @pytest.mark.parametrize("engine", ["bound", "flow", "event"])
@@ -42,8 +58,17 @@ def test_engine_alone_on_8_devices(benchmark, case, engine):
 
 def test_evaluate_a_fresh_point(benchmark, case):
     """Routing, placement and traffic included: every round another seed."""
-    space = Space(dense_part="qwen3-235b-a22b", num_layers=32, train_tokens=2e12, hidden_size=4096, num_experts=[256],
-                  top_k=[8], expert_intermediate_size=[2048], placement=["eplb"], num_replicas=[8])
+    space = Space(
+        dense_part="qwen3-235b-a22b",
+        num_layers=32,
+        train_tokens=2e12,
+        hidden_size=4096,
+        num_experts=[256],
+        top_k=[8],
+        expert_intermediate_size=[2048],
+        placement=["eplb"],
+        num_replicas=[8],
+    )
     point = {name: choices[0] for name, choices in space.choices().items()}
     seeds = iter(range(10**9))
 

@@ -45,12 +45,18 @@ def test_cluster_shows_its_links(moesim):
 
 def test_simulate_writes_its_row(moesim, tmp_path):
     path = tmp_path / "row.csv"
-    code, out, _ = moesim("simulate", "--preset", "mixtral-8x7b", "--engine", "event", "--out", str(path))
+    code, out, _ = moesim(
+        "simulate", "--preset", "mixtral-8x7b", "--engine", "event", "--out", str(path)
+    )
     assert code == 0
     assert "layer tokens/s per device" in out
     [row] = list(csv.DictReader(path.open()))
     assert row["engine"] == "event"
-    assert float(row["layer_time_low_us"]) < float(row["layer_time_us"]) < float(row["layer_time_high_us"])
+    assert (
+        float(row["layer_time_low_us"])
+        < float(row["layer_time_us"])
+        < float(row["layer_time_high_us"])
+    )
 
 
 def test_replicas_lower_the_imbalance(moesim, tmp_path):
@@ -66,9 +72,18 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["simulate", "--preset", "mixtral"], "unknown preset 'mixtral': did you mean mixtral-8x7b?"),
-        (["simulate", "--cluster", "hgx-h300-8"], "unknown cluster 'hgx-h300-8': did you mean hgx-"),
-        (["simulate", "--top-k", "300"], "layer.top_k: expected at most num_experts = 128, got 300"),
+        (
+            ["simulate", "--preset", "mixtral"],
+            "unknown preset 'mixtral': did you mean mixtral-8x7b?",
+        ),
+        (
+            ["simulate", "--cluster", "hgx-h300-8"],
+            "unknown cluster 'hgx-h300-8': did you mean hgx-",
+        ),
+        (
+            ["simulate", "--top-k", "300"],
+            "layer.top_k: expected at most num_experts = 128, got 300",
+        ),
         (
             ["simulate", "--gate", "group_limited:7:4"],
             "layer.gate.num_expert_groups: expected a divisor of num_experts = 128, got 7",
@@ -79,27 +94,57 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
         ),
         (
             ["simulate", "--expert-intermediate-size", "64x256"],
-            "layer.expert_intermediate_size: expected one width, or one for each of 128 experts, got 64",
+            (
+                "layer.expert_intermediate_size: expected one width, or one for each of 128 "
+                "experts, got 64"
+            ),
         ),
         (
             ["simulate", "--expert-intermediate-size", "128x0"],
-            "layer.expert_intermediate_size: expected an expert that is not pruned, got 'width 0 for all'",
+            (
+                "layer.expert_intermediate_size: expected an expert that is not pruned, got "
+                "'width 0 for all'"
+            ),
         ),
-        (["simulate", "--expert-intermediate-size", "1k"], "expert_intermediate_size: expected a width or 'EXPERTSx"),
-        (["simulate", "--ep", "3"], "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3"),
+        (
+            ["simulate", "--expert-intermediate-size", "1k"],
+            "expert_intermediate_size: expected a width or 'EXPERTSx",
+        ),
+        (
+            ["simulate", "--ep", "3"],
+            "parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 3",
+        ),
         (
             ["simulate", "--precision", "int3"],
-            "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, nvfp4, got 'int3'",
+            (
+                "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, "
+                "nvfp4, got 'int3'"
+            ),
         ),
-        (["simulate", "--routing", "zipf"], "routing: expected 'uniform', 'zipf:ALPHA', 'power_law:ALPHA'"),
+        (
+            ["simulate", "--routing", "zipf"],
+            "routing: expected 'uniform', 'zipf:ALPHA', 'power_law:ALPHA'",
+        ),
         (["simulate", "--engine", "fluid"], "unknown engine 'fluid'"),
         (["simulate", "--placement", "sorted"], "unknown placement 'sorted'"),
         (["simulate", "--preset", "deepseek-v3"], "model does not fit: device 0 needs"),
-        (["simulate", "--tokens", "0"], "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
-        (["simulate", "--tokens", "999999"], "workload: expected 1 to 4194304 tokens over all devices, got 7999992"),
+        (
+            ["simulate", "--tokens", "0"],
+            "workload.num_tokens_per_device: expected an integer >= 1, got 0",
+        ),
+        (
+            ["simulate", "--tokens", "999999"],
+            "workload: expected 1 to 4194304 tokens over all devices, got 7999992",
+        ),
         (["profiles", "h900"], "unknown cluster 'h900'"),
-        (["study", "run", "/nowhere/x.toml"], "/nowhere/x.toml: cannot read this file: No such file or directory"),
-        (["validate", "kernels", "--system", "b900_sxm"], "measured rows: expected one of a100_sxm"),
+        (
+            ["study", "run", "/nowhere/x.toml"],
+            "/nowhere/x.toml: cannot read this file: No such file or directory",
+        ),
+        (
+            ["validate", "kernels", "--system", "b900_sxm"],
+            "measured rows: expected one of a100_sxm",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):
@@ -113,12 +158,22 @@ def test_bad_input_is_one_line_and_code_2(moesim, arguments, line):
 
 def test_simulate_takes_product_keys_and_widths(moesim, tmp_path):
     path = tmp_path / "row.csv"
-    layer = "--gate", "product_key", "--num-experts", "1024", "--expert-intermediate-size", "1000x64+16x512+8x0"
+    layer = (
+        "--gate",
+        "product_key",
+        "--num-experts",
+        "1024",
+        "--expert-intermediate-size",
+        "1000x64+16x512+8x0",
+    )
     code, out, _ = moesim("simulate", *layer, "--layer-only", "--out", str(path))
     assert code == 0
     assert "E1024 k8 I1000x64+16x512+8x0 bf16 product_key:8:256 ep8tp1" in " ".join(out.split())
     (row,) = csv.DictReader(path.open())
-    assert (row["gate"], row["expert_intermediate_size"]) == ("product_key:8:256", "1000x64+16x512+8x0")
+    assert (row["gate"], row["expert_intermediate_size"]) == (
+        "product_key:8:256",
+        "1000x64+16x512+8x0",
+    )
 
 
 def test_model_that_does_not_fit_says_how_many_gib_over(moesim):
@@ -131,13 +186,22 @@ def test_study_file_with_a_wrong_key_names_file_and_key(moesim, tmp_path):
     path.write_text('cluster = "hgx-h100-8"\n[workload]\nnum_tokens_per_devise = 3\n[space]\n')
     code, _, err = moesim("study", "run", str(path))
     assert code == 2
-    assert err.startswith("error: study.toml: workload.num_tokens_per_device: expected a value, got nothing")
+    assert err.startswith(
+        "error: study.toml: workload.num_tokens_per_device: expected a value, got nothing"
+    )
 
 
 def test_output_folder_that_cannot_be_written(moesim, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = moesim("study", "run", "studies/small_study.toml", "--trials", "2", "--out",
-                          str(tmp_path / "file" / "out"))
+    code, _, err = moesim(
+        "study",
+        "run",
+        "studies/small_study.toml",
+        "--trials",
+        "2",
+        "--out",
+        str(tmp_path / "file" / "out"),
+    )
     assert code == 2
     assert "cannot write to this output folder: Not a directory" in err
 

@@ -12,10 +12,13 @@ from moesim.cli.root import app, run_command
 @pytest.fixture
 def moesim_trace(capsys):
     """Runs the command; gives exit code, stdout and stderr."""
+
     def run(*arguments):
         code = 0
         try:
-            run_command(lambda: app(["trace", "describe", *map(str, arguments)], standalone_mode=False))
+            run_command(
+                lambda: app(["trace", "describe", *map(str, arguments)], standalone_mode=False)
+            )
         except SystemExit as stopped:
             code = stopped.code
         return code, *capsys.readouterr()
@@ -29,20 +32,27 @@ def test_statistics_of_every_layer(moesim_trace, tmp_path):
     code, out, _ = moesim_trace(tmp_path / "t.npy", "--json", "--out", tmp_path / "t.csv")
     rows = json.loads(out)
     assert code == 0
-    assert [(r["layer"], r["tokens"], r["top_k"], r["experts"], r["choices"]) for r in rows] == [(0, 40, 2, 6, 80.0),
-                                                                                           (1, 40, 2, 6, 80.0)]
+    assert [(r["layer"], r["tokens"], r["top_k"], r["experts"], r["choices"]) for r in rows] == [
+        (0, 40, 2, 6, 80.0),
+        (1, 40, 2, 6, 80.0),
+    ]
     assert rows[0]["max_over_mean"] == pytest.approx(20 / (80 / 6))
-    assert pd.read_csv(tmp_path / "t.csv")["gini"].tolist() == pytest.approx([r["gini"] for r in rows])
+    assert pd.read_csv(tmp_path / "t.csv")["gini"].tolist() == pytest.approx(
+        [r["gini"] for r in rows]
+    )
     code, out, _ = moesim_trace(tmp_path / "t.npy")
     assert code == 0
     assert "ids of 2 layers" in out
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (("--experts", "5"), "layer 0, token 1: expected expert ids from 0 to 4, got 5"),
-    (("--top-k", "3"), "layer 0: expected 3 experts a token, got 2"),
-    (("--kind", "loads"), "--kind: expected ids or counts, got 'loads'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--experts", "5"), "layer 0, token 1: expected expert ids from 0 to 4, got 5"),
+        (("--top-k", "3"), "layer 0: expected 3 experts a token, got 2"),
+        (("--kind", "loads"), "--kind: expected ids or counts, got 'loads'"),
+    ],
+)
 def test_errors_are_one_line_and_code_2(moesim_trace, tmp_path, options, message):
     np.save(tmp_path / "t.npy", np.stack([np.arange(40) % 4, np.arange(40) % 2 + 4], axis=1))
     code, out, err = moesim_trace(tmp_path / "t.npy", *options)

@@ -8,7 +8,7 @@ from moesim.costs.calibration import CalibrationFile, load_calibration
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
 
-TEXT = '''
+TEXT = """
 title = "T"
 created = "2026-01-01"
 moesim_version = "0"
@@ -23,7 +23,7 @@ rate = 0.5
 start_us = 0.25
 [residuals]
 calibrated-alltoall = {low = 0.9, high = 1.2, kind = "k", rows = 3}
-'''
+"""
 
 
 @pytest.fixture
@@ -38,7 +38,11 @@ def load(tmp_path, h100):
 
 def test_device_factors_multiply(load):
     calibration = load()
-    assert (calibration["start_us"], calibration["rate"], calibration.level) == (2.0, 0.5, "calibrated")
+    assert (calibration["start_us"], calibration["rate"], calibration.level) == (
+        2.0,
+        0.5,
+        "calibrated",
+    )
     assert calibration.interval("alltoall") == (0.9, 1.2)
 
 
@@ -49,13 +53,23 @@ def test_another_device_has_no_factors_and_the_level_of_a_spec_sheet(load):
     assert (calibration["start_us"], calibration.level) == (8.0, "spec_sheet")
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("rate = 0.5", "rate = 'x'", "c.toml: parameters.rate: expected a number, got 'x'"),
-    ("low = 0.9, high = 1.2", "low = 1.3, high = 1.2",
-     "c.toml: residuals.calibrated-alltoall.high: expected a number >= low = 1.3, got 1.2"),
-    ("rows = 3", "rows = -3", "c.toml: residuals.calibrated-alltoall.rows: expected a number >= 0, got -3"),
-    ('title = "T"', 'titel = "T"', "c.toml: title: expected a value, got nothing"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rate = 0.5", "rate = 'x'", "c.toml: parameters.rate: expected a number, got 'x'"),
+        (
+            "low = 0.9, high = 1.2",
+            "low = 1.3, high = 1.2",
+            "c.toml: residuals.calibrated-alltoall.high: expected a number >= low = 1.3, got 1.2",
+        ),
+        (
+            "rows = 3",
+            "rows = -3",
+            "c.toml: residuals.calibrated-alltoall.rows: expected a number >= 0, got -3",
+        ),
+        ('title = "T"', 'titel = "T"', "c.toml: title: expected a value, got nothing"),
+    ],
+)
 def test_one_line_errors(load, old, new, message):
     with pytest.raises(ConfigError) as caught:
         load(old, new)
@@ -69,7 +83,9 @@ def test_a_parameter_the_model_needs_and_the_file_lacks(load):
 
 
 def test_unknown_calibration_comes_with_near_ones(h100):
-    with pytest.raises(UnknownNameError, match=r"^unknown calibration 'triton-mo': did you mean triton-moe"):
+    with pytest.raises(
+        UnknownNameError, match=r"^unknown calibration 'triton-mo': did you mean triton-moe"
+    ):
         load_calibration("triton-mo", h100)
 
 
@@ -78,7 +94,8 @@ def test_shipped_ones_are_plausible(name):
     path = toml.find("calibration", name)
     file = toml.parse(path.read_text(encoding="utf-8"), CalibrationFile, path.name)
     assert file.fitted_on
-    # what was fitted to nothing is called so, calibrates nothing, and its interval is the assumed one
+    # what was fitted to nothing is called so, calibrates nothing, and its interval is the assumed
+    # one
     assumed = name.endswith("-assumed")
     assert bool(file.residuals) != assumed
     assert not (assumed and file.calibrated_profiles)

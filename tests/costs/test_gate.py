@@ -1,4 +1,6 @@
-"""FLOPs, weight elements and logits of the four gates, as the formulas count them; and what it takes to count them."""
+"""FLOPs, weight elements and logits of the four gates, as the formulas count them; and what it
+takes to count them.
+"""
 
 import tracemalloc
 from dataclasses import dataclass, field
@@ -44,8 +46,13 @@ class Counter:
 
 def count(h100, gate, experts, tokens=TOKENS, top_k=4):
     counter = Counter(kernels_for(h100))
-    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=experts, top_k=top_k,
-                     gate=Gate.parse(gate))
+    layer = MoELayer(
+        hidden_size=HIDDEN,
+        expert_intermediate_size=64,
+        num_experts=experts,
+        top_k=top_k,
+        gate=Gate.parse(gate),
+    )
     price_gate(counter, layer, np.array([tokens]))
     return counter
 
@@ -60,7 +67,8 @@ def test_flat(h100, experts):
 @pytest.mark.parametrize(("experts", "side"), [(64, 8), (4096, 64)])
 @pytest.mark.parametrize("tokens", [2, TOKENS])
 def test_two_level(h100, experts, side, tokens):
-    """A batch that touches all groups saves no weight bytes; which a small one touches is chance."""
+    """A batch that touches all groups saves no weight bytes; which a small one touches is chance.
+    """
     found = count(h100, f"two_level:{side}:{KEPT}", experts, tokens)
     touched = round(side * (1 - (1 - KEPT / side) ** tokens))
     assert touched <= min(tokens * KEPT, side)
@@ -71,27 +79,42 @@ def test_two_level(h100, experts, side, tokens):
 
 @pytest.mark.parametrize(("experts", "side"), [(64, 8), (4096, 64), (1 << 20, 1024)])
 def test_product_key(h100, experts, side):
-    """One head whose query is as wide as a token: d sqrt(E) weights, 2 d sqrt(E) FLOPs, 8 T sqrt(E) bytes of logits."""
+    """One head whose query is as wide as a token: d sqrt(E) weights, 2 d sqrt(E) FLOPs, 8 T sqrt(E)
+    bytes of logits.
+    """
     found = count(h100, f"product_key:1:{HIDDEN}", experts)
-    assert found.gemms == [(2.0 * HIDDEN * HIDDEN * TOKENS, HIDDEN * HIDDEN),
-                           (2.0 * HIDDEN * side * TOKENS, HIDDEN * side)]
+    assert found.gemms == [
+        (2.0 * HIDDEN * HIDDEN * TOKENS, HIDDEN * HIDDEN),
+        (2.0 * HIDDEN * side * TOKENS, HIDDEN * side),
+    ]
     assert found.logits_written == 8 * TOKENS * side
-    assert found.logits_read == 8 * TOKENS * side + 4 * TOKENS * 4**2, "the sums of 4 x 4 pairs as well"
+    assert found.logits_read == 8 * TOKENS * side + 4 * TOKENS * 4**2, (
+        "the sums of 4 x 4 pairs as well"
+    )
 
 
 def test_heads_share_the_keys(h100):
     found = count(h100, "product_key:8:256", 4096, top_k=16)
-    assert found.gemms == [(2.0 * HIDDEN * 2048 * TOKENS, HIDDEN * 2048),
-                           (2.0 * 8 * 256 * 64 * TOKENS, 256 * 64)]
+    assert found.gemms == [
+        (2.0 * HIDDEN * 2048 * TOKENS, HIDDEN * 2048),
+        (2.0 * 8 * 256 * 64 * TOKENS, 256 * 64),
+    ]
 
 
 @pytest.mark.parametrize("device", ["h100-sxm", "tpu-v5e"])
 @pytest.mark.parametrize("gate", ["flat", "two_level:1024:4", "product_key"])
 def test_a_million_experts_are_counted_not_listed(device, gate):
-    """Scores of 65,536 tokens with a million experts would be 256 GiB; the price needs none of them."""
+    """Scores of 65,536 tokens with a million experts would be 256 GiB; the price needs none of
+    them.
+    """
     kernels = kernels_for(load_profile(device))
-    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=1 << 20, top_k=8,
-                     gate=Gate.parse(gate))
+    layer = MoELayer(
+        hidden_size=HIDDEN,
+        expert_intermediate_size=64,
+        num_experts=1 << 20,
+        top_k=8,
+        gate=Gate.parse(gate),
+    )
     tracemalloc.start()
     cost = price_gate(kernels, layer, np.full(8, 65536))
     peak = tracemalloc.get_traced_memory()[1]
@@ -101,14 +124,34 @@ def test_a_million_experts_are_counted_not_listed(device, gate):
 
 
 def price(h100, gate, tokens=4096, **changes):
-    layer = MoELayer(**{"hidden_size": HIDDEN, "expert_intermediate_size": 64, "num_experts": 1024, "top_k": 8,
-                        "gate": Gate.parse(gate)} | changes)
+    layer = MoELayer(
+        **{
+            "hidden_size": HIDDEN,
+            "expert_intermediate_size": 64,
+            "num_experts": 1024,
+            "top_k": 8,
+            "gate": Gate.parse(gate),
+        }
+        | changes
+    )
     return price_gate(kernels_for(h100), layer, np.array([tokens, 0])).solo_s_D()
 
 
-@pytest.mark.parametrize("gate", ["flat", "flat+sinkhorn", "flat+noisy_top_k:1", "flat+expert_choice", "flat+hash",
-                                  "two_level:32:4+noisy_top_k:1", "two_level:32:4+local", "product_key+noisy_top_k:1",
-                                  "flat+share_tokens:4", "group_limited:8:4+share_layers:3"])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "flat",
+        "flat+sinkhorn",
+        "flat+noisy_top_k:1",
+        "flat+expert_choice",
+        "flat+hash",
+        "two_level:32:4+noisy_top_k:1",
+        "two_level:32:4+local",
+        "product_key+noisy_top_k:1",
+        "flat+share_tokens:4",
+        "group_limited:8:4+share_layers:3",
+    ],
+)
 def test_every_gate_has_a_price_and_costs_nothing_without_tokens(h100, gate):
     assert price(h100, gate)[0] > 0
     if "local" not in gate:  # its groups may serve other devices' tokens
@@ -116,8 +159,12 @@ def test_every_gate_has_a_price_and_costs_nothing_without_tokens(h100, gate):
 
 
 def test_what_costs_more_than_top_k(h100):
-    """A table is cheaper than scores; noise is two passes, Sinkhorn sixteen; a bias or a temperature is nothing."""
-    flat, hashed, noisy, sinkhorn = (price(h100, f"flat{x}")[0] for x in ("", "+hash", "+noisy_top_k:1", "+sinkhorn"))
+    """A table is cheaper than scores; noise is two passes, Sinkhorn sixteen; a bias or a
+    temperature is nothing.
+    """
+    flat, hashed, noisy, sinkhorn = (
+        price(h100, f"flat{x}")[0] for x in ("", "+hash", "+noisy_top_k:1", "+sinkhorn")
+    )
     assert hashed < flat < noisy < sinkhorn
     assert sinkhorn - flat == pytest.approx(8 * (noisy - flat), rel=1e-6)
     assert price(h100, "flat+bias+temperature:2+sigmoid")[0] == flat
@@ -126,16 +173,32 @@ def test_what_costs_more_than_top_k(h100):
 def test_local_routers_read_their_own_groups_only(h100):
     """On eight devices each reads an eighth of the fine keys, for all devices' tokens."""
     counter = Counter(kernels_for(h100))
-    layer = MoELayer(hidden_size=HIDDEN, expert_intermediate_size=64, num_experts=1024, top_k=4,
-                     gate=Gate.parse("two_level:32:4+local"))
+    layer = MoELayer(
+        hidden_size=HIDDEN,
+        expert_intermediate_size=64,
+        num_experts=1024,
+        top_k=4,
+        gate=Gate.parse("two_level:32:4+local"),
+    )
     price_gate(counter, layer, np.full(8, TOKENS))
     fine_flops, fine_weights = counter.gemms[1]
     assert fine_flops == 8 * TOKENS * 4 * 2.0 * HIDDEN * 32
     assert fine_weights == HIDDEN * 1024, "together they read each once"
 
 
-@pytest.mark.parametrize(("tokens", "groups", "kept"), [(1, 8, 1), (2, 64, 4), (300, 64, 4), (300, 8, 8), (7, 1024, 3),
-                                                        (65536, 1024, 4), (0, 8, 2), (5, 2, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "groups", "kept"),
+    [
+        (1, 8, 1),
+        (2, 64, 4),
+        (300, 64, 4),
+        (300, 8, 8),
+        (7, 1024, 3),
+        (65536, 1024, 4),
+        (0, 8, 2),
+        (5, 2, 1),
+    ],
+)
 def test_rows_of_groups_by_chance(tokens, groups, kept):
     rows = _quantiles(tokens, groups, kept)
     assert rows.sum() == tokens * kept

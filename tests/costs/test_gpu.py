@@ -1,4 +1,6 @@
-"""Kernel prices on a GPU: nothing for nothing, never cheaper on a slower chip, and in proportion where it must be."""
+"""Kernel prices on a GPU: nothing for nothing, never cheaper on a slower chip, and in proportion
+where it must be.
+"""
 
 from dataclasses import replace
 
@@ -21,10 +23,14 @@ SIZES = {
     "expert_intermediate_size": st.sampled_from([256, 768, 2048, (256, 0, 768, 2048) * 16]),
     "num_experts": st.sampled_from([16, 64, 256]),
     "top_k": st.sampled_from([1, 2, 8]),
-    "gate": st.sampled_from(["flat", "group_limited:8:8", "two_level:8:8", "product_key", "product_key:2:64"]),
+    "gate": st.sampled_from(
+        ["flat", "group_limited:8:8", "two_level:8:8", "product_key", "product_key:2:64"]
+    ),
     "precision": st.sampled_from(["bf16", "fp8", "int4"]),
 }
-COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(lambda rows: np.array(rows).reshape(2, 8))
+COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(
+    lambda rows: np.array(rows).reshape(2, 8)
+)
 
 
 def phases(kernels, layer, counts_DL, tokens_D):
@@ -35,7 +41,12 @@ def phases(kernels, layer, counts_DL, tokens_D):
     if layer.uneven:  # each device holds the first eight experts
         widths_DL = np.repeat(layer.width_E()[None, :8], 2, axis=0)
         counts_DL = np.where(widths_DL > 0, counts_DL, 0)
-    load = Load.of(counts_DL, np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)), tile.block_m, widths_DL)
+    load = Load.of(
+        counts_DL,
+        np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)),
+        tile.block_m,
+        widths_DL,
+    )
     return {
         "gate": price_gate(kernels, layer, tokens_D),
         "permute": price_permute(kernels, layer, tokens_D, tokens_D),
@@ -49,7 +60,10 @@ def layers(draw, make):
     sizes = {name: draw(values) for name, values in SIZES.items()}
     if isinstance(sizes["expert_intermediate_size"], tuple):
         sizes |= {"num_experts": 64, "top_k": min(sizes["top_k"], 6)}
-    return make(**sizes | {"gate": Gate.parse(sizes["gate"]), "precision": Precision.named(sizes["precision"])})
+    return make(
+        **sizes
+        | {"gate": Gate.parse(sizes["gate"]), "precision": Precision.named(sizes["precision"])}
+    )
 
 
 @given(data=st.data())
@@ -68,7 +82,9 @@ def test_a_faster_chip_is_never_slower(h100, make_layer, data, factor):
     tokens = counts.max(axis=1)
     slow = phases(kernels_for(h100), layer, counts, tokens)
     wide = replace(h100, hbm_bandwidth_bytes_per_s=h100.hbm_bandwidth_bytes_per_s * factor)
-    strong = replace(h100, peak_flops_per_s={fmt: rate * factor for fmt, rate in h100.peak_flops_per_s.items()})
+    strong = replace(
+        h100, peak_flops_per_s={fmt: rate * factor for fmt, rate in h100.peak_flops_per_s.items()}
+    )
     for chip in (wide, strong):
         for name, cost in phases(kernels_for(chip), layer, counts, tokens).items():
             assert (cost.solo_s_D() <= slow[name].solo_s_D() * (1 + 1e-12)).all(), name
@@ -100,7 +116,9 @@ def test_devices_are_priced_independently(h100, make_layer):
 
 
 def test_weights_are_read_once_and_at_best_at_full_bandwidth(h100, make_layer):
-    """Decode: the expert phase cannot be faster than its active experts' weights at the datasheet's bandwidth."""
+    """Decode: the expert phase cannot be faster than its active experts' weights at the datasheet's
+    bandwidth.
+    """
     layer = make_layer(hidden_size=4096, expert_intermediate_size=1536)
     kernels, shape = kernels_for(h100), ExpertShape.of(layer, 1)
     for active in (1, 4, 16):
@@ -108,7 +126,11 @@ def test_weights_are_read_once_and_at_best_at_full_bandwidth(h100, make_layer):
         counts[0, :active] = 1
         tile = typical_tile(counts, "bfloat16")
         cost = price_experts(
-            kernels, shape, Load.of(counts, counts.sum(axis=1), tile.block_m), counts.sum(axis=1), tile=tile
+            kernels,
+            shape,
+            Load.of(counts, counts.sum(axis=1), tile.block_m),
+            counts.sum(axis=1),
+            tile=tile,
         )
         weights_s = active * layer.bytes_per_expert / h100.hbm_bandwidth_bytes_per_s
         assert weights_s <= cost.memory_s_D[0] <= 2.5 * weights_s
@@ -118,7 +140,12 @@ def test_large_gemms_approach_the_peak_and_never_pass_it(h100):
     kernels, tile = kernels_for(h100), heuristic_tile(128, 2.0)
     for rows in (16, 256, 4096, 65536):
         counts = np.full((1, 8), rows)
-        cost = kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), tile.block_m), 4096, 4096, GemmSpec(tile=tile, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0))
+        cost = kernels.grouped_gemm(
+            Load.of(counts, counts.sum(axis=1), tile.block_m),
+            4096,
+            4096,
+            GemmSpec(tile=tile, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0),
+        )
         share = 2.0 * 8 * rows * 4096 * 4096 / h100.peak("bfloat16") / cost.solo_s_D()[0]
         assert 0 < share < 1, rows
     assert share > 0.3
@@ -129,18 +156,28 @@ def test_warm_weights_are_not_slower_than_cold(h100, make_layer):
     shape, counts = ExpertShape.of(layer, 1), np.full((1, 16), 4)
     load = Load.of(counts, counts.sum(axis=1), 16)
     cold, warm = (
-        price_experts(kernels, shape, load, np.array([32]), tile=heuristic_tile(4, 2.0), warm=w).solo_s_D()[0]
+        price_experts(
+            kernels, shape, load, np.array([32]), tile=heuristic_tile(4, 2.0), warm=w
+        ).solo_s_D()[0]
         for w in (False, True)
     )
     assert warm <= cold
 
 
 @pytest.mark.parametrize(("experts", "groups", "kept"), [(1024, 32, 2), (4096, 64, 4)])
-def test_at_many_experts_a_two_level_gate_computes_less_and_a_limited_one_more(h100, make_layer, experts, groups, kept):
-    """2 H (G + M E / G) FLOPs per token against 2 H E; a group-limited gate scores all experts and then some."""
+def test_at_many_experts_a_two_level_gate_computes_less_and_a_limited_one_more(
+    h100, make_layer, experts, groups, kept
+):
+    """2 H (G + M E / G) FLOPs per token against 2 H E; a group-limited gate scores all experts and
+    then some.
+    """
     tokens, kernels = np.array([16384]), kernels_for(h100)
     flat, limited, two_level = (
-        price_gate(kernels, make_layer(hidden_size=4096, num_experts=experts, gate=Gate.parse(gate)), tokens)
+        price_gate(
+            kernels,
+            make_layer(hidden_size=4096, num_experts=experts, gate=Gate.parse(gate)),
+            tokens,
+        )
         for gate in ("flat", f"group_limited:{groups}:{kept}", f"two_level:{groups}:{kept}")
     )
     ratio = (groups + kept * experts / groups) / experts
@@ -153,7 +190,11 @@ def test_at_a_million_experts_product_keys_score_a_thousandth(h100, make_layer):
     """2 sqrt(E) keys of half a query against E: 100 times cheaper than a flat gate."""
     tokens, kernels = np.array([4096]), kernels_for(h100)
     flat, two_level, product_key = (
-        price_gate(kernels, make_layer(hidden_size=7168, num_experts=1 << 20, top_k=8, gate=Gate.parse(gate)), tokens)
+        price_gate(
+            kernels,
+            make_layer(hidden_size=7168, num_experts=1 << 20, top_k=8, gate=Gate.parse(gate)),
+            tokens,
+        )
         for gate in ("flat", "two_level:1024:4", "product_key")
     )
     assert flat.solo_s_D()[0] > 100 * product_key.solo_s_D()[0]
@@ -170,7 +211,11 @@ def test_at_few_experts_a_flat_gate_is_the_cheapest(h100, make_layer):
 
 
 def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
-    layer, kernels, tile = make_layer(num_experts=8, top_k=1), kernels_for(h100), heuristic_tile(64, 2.0)
+    layer, kernels, tile = (
+        make_layer(num_experts=8, top_k=1),
+        kernels_for(h100),
+        heuristic_tile(64, 2.0),
+    )
     shape, times = ExpertShape.of(layer, 1), []
     for rows in range(0, 2000, 37):
         counts, tokens = np.full((1, 8), rows), np.array([8 * rows])

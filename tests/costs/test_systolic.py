@@ -23,19 +23,40 @@ LAUNCH_S, STEP_S = 1e-6, 1e-7
 
 @pytest.fixture(scope="module")
 def plain():
-    """One 128 x 128 unit at 1 GHz (32.768 TFLOP/s), 1 GB/s, 512 KiB of VMEM of which half may be used."""
+    """One 128 x 128 unit at 1 GHz (32.768 TFLOP/s), 1 GB/s, 512 KiB of VMEM of which half may be
+    used.
+    """
     chip = load_profile("tpu-v5e")
-    chip = replace(chip, num_sms=1, clock_hz=1e9, mxu_size=128, hbm_bandwidth_bytes_per_s=1e9, l2_bytes=2**19,
-                   peak_flops_per_s={"bfloat16": 2.0 * 128**2 * 1e9}, kernel_launch_s=LAUNCH_S,
-                   gather_access_bytes=(512.0, 1e6), gather_efficiency=(0.5, 1.0))
+    chip = replace(
+        chip,
+        num_sms=1,
+        clock_hz=1e9,
+        mxu_size=128,
+        hbm_bandwidth_bytes_per_s=1e9,
+        l2_bytes=2**19,
+        peak_flops_per_s={"bfloat16": 2.0 * 128**2 * 1e9},
+        kernel_launch_s=LAUNCH_S,
+        gather_access_bytes=(512.0, 1e6),
+        gather_efficiency=(0.5, 1.0),
+    )
     calibration = load_calibration("tpu-assumed", chip)
-    parameters = {"mxu_efficiency": 0.5, "hbm_efficiency": 1.0, "vmem_share": 0.5, "step_overhead_s": STEP_S}
+    parameters = {
+        "mxu_efficiency": 0.5,
+        "hbm_efficiency": 1.0,
+        "vmem_share": 0.5,
+        "step_overhead_s": STEP_S,
+    }
     return SystolicKernels(profile=chip, calibration=replace(calibration, parameters=parameters))
 
 
 def gemm(kernels, counts, n=128, k=128, fmt="bfloat16", **options):
     counts = np.atleast_2d(counts)
-    return kernels.grouped_gemm(Load.of(counts, counts.sum(axis=1), 128), n, k, GemmSpec(tile=None, fmt=fmt, **{"weight_bytes": 2.0, "input_bytes": 2.0} | options))
+    return kernels.grouped_gemm(
+        Load.of(counts, counts.sum(axis=1), 128),
+        n,
+        k,
+        GemmSpec(tile=None, fmt=fmt, **{"weight_bytes": 2.0, "input_bytes": 2.0} | options),
+    )
 
 
 def test_the_five_chips_are_there():
@@ -51,9 +72,9 @@ def test_the_five_chips_are_there():
 def test_gemm_by_hand(plain):
     """129 rows and 1 row are 2 + 1 tiles of 128; 100 columns are one tile, 130 deep are two.
 
-    Each tile streams 128 rows past two units' worth of weights: 256 ns at the peak, 512 at half of it. Memory: weights
-    of two experts with depth 256 and 128 columns in lanes; 129 and 1 rows of bf16 fill 9 and 1 sublane tiles of 16.
-    Each tile is one step.
+    Each tile streams 128 rows past two units' worth of weights: 256 ns at the peak, 512 at half of
+    it. Memory: weights of two experts with depth 256 and 128 columns in lanes; 129 and 1 rows of
+    bf16 fill 9 and 1 sublane tiles of 16. Each tile is one step.
     """
     cost = gemm(plain, [129, 0, 1], n=100, k=130)
     assert cost.compute_s_D == pytest.approx(3 * 2 * 128 / 1e9 / 0.5)
@@ -63,9 +84,11 @@ def test_gemm_by_hand(plain):
 
 
 def test_column_blocks_by_hand(plain):
-    """256 KiB hold two buffers of 128 x 128 inputs (64 KiB) and, per column, 512 bytes of weights and of sums.
+    """256 KiB hold two buffers of 128 x 128 inputs (64 KiB) and, per column, 512 bytes of weights
+    and of sums.
 
-    (262,144 - 65,536) / 1,024 = 192 columns, cut to one unit of 128: four blocks of 512 columns, inputs read in each.
+    (262,144 - 65,536) / 1,024 = 192 columns, cut to one unit of 128: four blocks of 512 columns,
+    inputs read in each.
     """
     one, four = gemm(plain, [128], n=128), gemm(plain, [128], n=512)
     assert one.memory_s_D == pytest.approx((3 * 128 * 128 * 2) / 1e9)
@@ -86,13 +109,23 @@ def test_padding():
 
 
 def test_vector_work_by_hand(plain):
-    """1,024 operations per nanosecond: widened weights, block scales, top-k over lanes, a bitonic sort of 8."""
+    """1,024 operations per nanosecond: widened weights, block scales, top-k over lanes, a bitonic
+    sort of 8.
+    """
     base = gemm(plain, [128]).compute_s_D
-    assert gemm(plain, [128], weight_only=True).compute_s_D - base == pytest.approx(2 * 128 * 128 / 1024 / 1e9)
-    assert gemm(plain, [128], block_scaled=True).compute_s_D - base == pytest.approx(2 * 128 * 128 / 1024 / 1e9)
+    assert gemm(plain, [128], weight_only=True).compute_s_D - base == pytest.approx(
+        2 * 128 * 128 / 1024 / 1e9
+    )
+    assert gemm(plain, [128], block_scaled=True).compute_s_D - base == pytest.approx(
+        2 * 128 * 128 / 1024 / 1e9
+    )
     assert plain.top_k(np.array([1024]), 64, 8).compute_s_D == pytest.approx(128 * 8 / 1e9)
-    assert plain.top_k(np.array([1000]), 64, 8).memory_s_D == pytest.approx(1000 * (4 * 128 + 8 * 8) / 1e9)
-    assert plain.align(np.array([8]), 4).compute_s_D == pytest.approx(6 * 4 / 1024 / 1e9), "6 rounds of 4 comparisons"
+    assert plain.top_k(np.array([1000]), 64, 8).memory_s_D == pytest.approx(
+        1000 * (4 * 128 + 8 * 8) / 1e9
+    )
+    assert plain.align(np.array([8]), 4).compute_s_D == pytest.approx(6 * 4 / 1024 / 1e9), (
+        "6 rounds of 4 comparisons"
+    )
     assert plain.align(np.array([8]), 4).memory_s_D == pytest.approx(96 / 1e9)
 
 
@@ -107,9 +140,15 @@ def test_experts_of_different_width_cost_what_each_costs(plain):
 def test_rows_at_random_places_are_a_pass_of_their_own(plain):
     """Half the bandwidth: 100 rows of 128 inputs, or 128 outputs, of 2 bytes."""
     base = gemm(plain, [100]).memory_s_D
-    assert gemm(plain, [100], gather_inputs=True).memory_s_D - base == pytest.approx(100 * 128 * 2 / 0.5 / 1e9)
-    assert gemm(plain, [100], scatter_outputs=True).memory_s_D - base == pytest.approx(100 * 128 * 2 / 0.5 / 1e9)
-    assert plain.gather_sum(np.array([100]), np.array([40]), 256.0).memory_s_D == pytest.approx((200 + 40) * 256 / 1e9)
+    assert gemm(plain, [100], gather_inputs=True).memory_s_D - base == pytest.approx(
+        100 * 128 * 2 / 0.5 / 1e9
+    )
+    assert gemm(plain, [100], scatter_outputs=True).memory_s_D - base == pytest.approx(
+        100 * 128 * 2 / 0.5 / 1e9
+    )
+    assert plain.gather_sum(np.array([100]), np.array([40]), 256.0).memory_s_D == pytest.approx(
+        (200 + 40) * 256 / 1e9
+    )
 
 
 def test_stream_gather_launch(plain):
@@ -120,16 +159,26 @@ def test_stream_gather_launch(plain):
 
 def test_no_tokens_cost_no_more_than_their_launches(plain):
     none = np.array([0])
-    for cost in (gemm(plain, [0, 0]), plain.top_k(none, 64, 4), plain.align(none, 64), plain.stream(none),
-                 plain.gather(none, 64.0)):
+    for cost in (
+        gemm(plain, [0, 0]),
+        plain.top_k(none, 64, 4),
+        plain.align(none, 64),
+        plain.stream(none),
+        plain.gather(none, 64.0),
+    ):
         assert cost.solo_s_D().tolist() == [0.0]
     assert plain.launches(np.array([2])).solo_s_D() == pytest.approx(2 * LAUNCH_S)
 
 
 @pytest.mark.parametrize("name", TPUS)
 @settings(max_examples=25, deadline=None)
-@given(counts=st.lists(st.integers(0, 3000), min_size=1, max_size=9), n=st.integers(1, 9000), k=st.integers(1, 9000),
-       more=st.integers(1, 3000), data=st.data())
+@given(
+    counts=st.lists(st.integers(0, 3000), min_size=1, max_size=9),
+    n=st.integers(1, 9000),
+    k=st.integers(1, 9000),
+    more=st.integers(1, 3000),
+    data=st.data(),
+)
 def test_more_work_or_a_lesser_chip_never_costs_less(name, counts, n, k, more, data):
     kernels = kernels_for(load_profile(name))
     seconds = gemm(kernels, counts, n=n, k=k).solo_s_D()[0]
@@ -139,32 +188,46 @@ def test_more_work_or_a_lesser_chip_never_costs_less(name, counts, n, k, more, d
     assert seconds >= flops
     grown = list(counts)
     grown[data.draw(st.integers(0, len(counts) - 1))] += more
-    for other in (gemm(kernels, grown, n=n, k=k), gemm(kernels, counts, n=n + more, k=k),
-                  gemm(kernels, counts, n=n, k=k + more)):
+    for other in (
+        gemm(kernels, grown, n=n, k=k),
+        gemm(kernels, counts, n=n + more, k=k),
+        gemm(kernels, counts, n=n, k=k + more),
+    ):
         assert other.solo_s_D()[0] >= seconds
     profile = kernels.profile
-    halves = {"hbm_bandwidth_bytes_per_s": profile.hbm_bandwidth_bytes_per_s / 2, "l2_bytes": profile.l2_bytes / 2,
-              "peak_flops_per_s": {"bfloat16": profile.peak("bfloat16") / 2}}
+    halves = {
+        "hbm_bandwidth_bytes_per_s": profile.hbm_bandwidth_bytes_per_s / 2,
+        "l2_bytes": profile.l2_bytes / 2,
+        "peak_flops_per_s": {"bfloat16": profile.peak("bfloat16") / 2},
+    }
     for change in ({key: value} for key, value in halves.items()):
         lesser = replace(kernels, profile=replace(profile, **change))
         assert gemm(lesser, counts, n=n, k=k).solo_s_D()[0] >= seconds
 
 
 def test_a_format_without_a_rate_is_refused():
-    with pytest.raises(ConfigError, match=r"^tpu-v4: no compute rate for float8_e4m3; it has float32, bfloat16, int8$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^tpu-v4: no compute rate for float8_e4m3; it has float32, bfloat16, int8$",
+    ):
         gemm(kernels_for(load_profile("tpu-v4")), [1], fmt="float8_e4m3")
 
 
 def test_a_table_of_rows_is_refused(plain):
     load = replace(Load.of(np.array([[3]]), np.array([3]), 16), counts_DL=None)
     with pytest.raises(ConfigError, match="rows of each expert only"):
-        plain.grouped_gemm(load, 8, 8, GemmSpec(tile=None, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0))
+        plain.grouped_gemm(
+            load, 8, 8, GemmSpec(tile=None, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0)
+        )
 
 
 @pytest.mark.parametrize("name", TPUS)
 def test_a_simulation_says_that_nothing_was_measured(name, make_layer):
-    result = simulate(Candidate(layer=make_layer()), single_device(load_profile(name)),
-                      Workload(num_tokens_per_device=256))
+    result = simulate(
+        Candidate(layer=make_layer()),
+        single_device(load_profile(name)),
+        Workload(num_tokens_per_device=256),
+    )
     assert result.calibration == "none"
     assert result.layer_time_low_s == pytest.approx(result.layer_time_s / 1.5)
     assert result.layer_time_high_s == pytest.approx(result.layer_time_s * 1.5)
@@ -173,7 +236,12 @@ def test_a_simulation_says_that_nothing_was_measured(name, make_layer):
 def test_a_chip_without_a_matrix_unit_is_no_tpu(tmp_path):
     text = toml.find("devices", "tpu-v4").read_text(encoding="utf-8")
     path = tmp_path / "chip.toml"
-    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("mxu_size")))
+    path.write_text(
+        "\n".join(line for line in text.splitlines() if not line.startswith("mxu_size"))
+    )
     with pytest.raises(ConfigError) as caught:
         load_profile(str(path))
-    assert str(caught.value) == "chip.toml: compute.mxu_size: expected a value for execution = 'systolic', got nothing"
+    assert (
+        str(caught.value)
+        == "chip.toml: compute.mxu_size: expected a value for execution = 'systolic', got nothing"
+    )

@@ -7,20 +7,38 @@ from moesim.errors import ConfigError
 from moesim.routing.distributions import _FORM
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: Parallelism(ep=0), "parallelism.ep: expected an integer >= 1, got 0"),
-    (lambda: Parallelism(tp=-2), "parallelism.tp: expected an integer >= 1, got -2"),
-    (lambda: Parallelism(ep=1.5), "parallelism.ep: expected an integer >= 1, got 1.5"),
-    (lambda: Workload(num_tokens_per_device=0), "workload.num_tokens_per_device: expected an integer >= 1, got 0"),
-    (lambda: Workload(num_tokens_per_device=1.5), "workload.num_tokens_per_device: expected an integer >= 1, got 1.5"),
-    (lambda: Workload(num_tokens_per_device=1, phase="train"),
-     "workload.phase: expected prefill or decode, got 'train'"),
-    (lambda: Workload(num_tokens_per_device=1, kv_tokens_per_device=-1),
-     "workload.kv_tokens_per_device: expected an integer >= 0, got -1"),
-    (lambda: Workload(num_tokens_per_device=1, seed=-1), "workload.seed: expected an integer >= 0, got -1"),
-    (lambda: Workload(num_tokens_per_device=1, routing="zipf"),
-     f"routing: expected {_FORM}, got 'zipf'"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Parallelism(ep=0), "parallelism.ep: expected an integer >= 1, got 0"),
+        (lambda: Parallelism(tp=-2), "parallelism.tp: expected an integer >= 1, got -2"),
+        (lambda: Parallelism(ep=1.5), "parallelism.ep: expected an integer >= 1, got 1.5"),
+        (
+            lambda: Workload(num_tokens_per_device=0),
+            "workload.num_tokens_per_device: expected an integer >= 1, got 0",
+        ),
+        (
+            lambda: Workload(num_tokens_per_device=1.5),
+            "workload.num_tokens_per_device: expected an integer >= 1, got 1.5",
+        ),
+        (
+            lambda: Workload(num_tokens_per_device=1, phase="train"),
+            "workload.phase: expected prefill or decode, got 'train'",
+        ),
+        (
+            lambda: Workload(num_tokens_per_device=1, kv_tokens_per_device=-1),
+            "workload.kv_tokens_per_device: expected an integer >= 0, got -1",
+        ),
+        (
+            lambda: Workload(num_tokens_per_device=1, seed=-1),
+            "workload.seed: expected an integer >= 0, got -1",
+        ),
+        (
+            lambda: Workload(num_tokens_per_device=1, routing="zipf"),
+            f"routing: expected {_FORM}, got 'zipf'",
+        ),
+    ],
+)
 def test_wrong_ones(make, message):
     with pytest.raises(ConfigError) as caught:
         make()

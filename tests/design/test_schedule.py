@@ -17,16 +17,21 @@ WORK = Workload(num_tokens_per_device=256, routing="power_law:1.2")
 
 
 def candidate(devices, **schedule):
-    return Candidate(layer=LAYER, parallelism=Parallelism(ep=devices), schedule=Schedule(**schedule))
+    return Candidate(
+        layer=LAYER, parallelism=Parallelism(ep=devices), schedule=Schedule(**schedule)
+    )
 
 
-@pytest.mark.parametrize(("choices", "message"), [
-    ({"num_micro_batches": 0}, "schedule.num_micro_batches"),
-    ({"num_micro_batches": 1.5}, "schedule.num_micro_batches"),
-    ({"send_window": -1}, "schedule.send_window"),
-    ({"granularity": "atom"}, "schedule.granularity: expected device or pair, got 'atom'"),
-    ({"send_order": "random"}, "schedule.send_order: expected rotated or naive, got 'random'"),
-])
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"num_micro_batches": 0}, "schedule.num_micro_batches"),
+        ({"num_micro_batches": 1.5}, "schedule.num_micro_batches"),
+        ({"send_window": -1}, "schedule.send_window"),
+        ({"granularity": "atom"}, "schedule.granularity: expected device or pair, got 'atom'"),
+        ({"send_order": "random"}, "schedule.send_order: expected rotated or naive, got 'random'"),
+    ],
+)
 def test_refused_choices(choices, message):
     with pytest.raises(ConfigError) as caught:
         Schedule(**choices)
@@ -50,7 +55,14 @@ def test_what_a_schedule_is_called():
 def test_parts_of_a_batch_are_the_whole(parts):
     """Source by source in order; parts differ by one token at most."""
     tokens_S = np.array([7, 1, 0, 20])
-    whole = route(RoutingSpec.parse("zipf:0.8"), Gate(), num_experts=16, top_k=2, num_tokens_S=tokens_S, seed=0)
+    whole = route(
+        RoutingSpec.parse("zipf:0.8"),
+        Gate(),
+        num_experts=16,
+        top_k=2,
+        num_tokens_S=tokens_S,
+        seed=0,
+    )
     pieces = [whole.part(m, parts) for m in range(parts)]
     assert (sum(piece.num_tokens_S for piece in pieces) == tokens_S).all()
     assert sum(piece.num_tokens_SE() for piece in pieces) == pytest.approx(whole.num_tokens_SE())
@@ -65,7 +77,9 @@ def test_parts_of_a_batch_are_the_whole(parts):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_engines_agree_on_micro_batches(name, parts):
     cluster, case = load_cluster(name), candidate(8, num_micro_batches=parts)
-    times = {engine: simulate(case, cluster, WORK, engine=engine).layer_time_s for engine in ENGINES}
+    times = {
+        engine: simulate(case, cluster, WORK, engine=engine).layer_time_s for engine in ENGINES
+    }
     assert times["bound"] <= min(times.values()) * (1 + 1e-9)
     assert times["event"] == pytest.approx(times["flow"], rel=0.01)
     assert times["event_compiled"] == pytest.approx(times["event"], rel=1e-9)
@@ -75,7 +89,9 @@ def test_engines_agree_on_micro_batches(name, parts):
 def test_micro_batches_move_what_the_batch_moves(parts):
     """Bytes on every port are the same; on memory there is more: weights are read again."""
     cluster = load_cluster("rail-2x4")
-    whole, split = (lower(prepare(candidate(8, num_micro_batches=m), cluster, WORK)) for m in (1, parts))
+    whole, split = (
+        lower(prepare(candidate(8, num_micro_batches=m), cluster, WORK)) for m in (1, parts)
+    )
     names = whole.resource_names
     assert names == split.resource_names
     for name, once, again in zip(names, whole.demand_R(), split.demand_R(), strict=True):
@@ -90,20 +106,38 @@ def test_streams_keep_their_order():
     program = lower(prepare(candidate(8, num_micro_batches=2), load_cluster("rail-2x4"), WORK))
     timeline, labels = run(program, "flow"), program.labels_N
     for d in range(8):
-        at = {label: labels.index(f"{label[:-2]}{label[-2:]}[{d}]")
-              for label in ("dispatch@0", "dispatch@1", "combine@0", "combine@1", "experts@0", "experts@1")}
-        for before, after in (("dispatch@0", "dispatch@1"), ("dispatch@1", "combine@0"), ("combine@0", "combine@1"),
-                              ("experts@0", "experts@1"), ("experts@1", "combine@1")):
+        at = {
+            label: labels.index(f"{label[:-2]}{label[-2:]}[{d}]")
+            for label in (
+                "dispatch@0",
+                "dispatch@1",
+                "combine@0",
+                "combine@1",
+                "experts@0",
+                "experts@1",
+            )
+        }
+        for before, after in (
+            ("dispatch@0", "dispatch@1"),
+            ("dispatch@1", "combine@0"),
+            ("combine@0", "combine@1"),
+            ("experts@0", "experts@1"),
+            ("experts@1", "combine@1"),
+        ):
             assert timeline.start_s_N[at[after]] >= timeline.end_s_N[at[before]] * (1 - 1e-12)
 
 
 def test_overlap_hides_an_exchange_behind_experts():
-    """Where both weigh alike, two micro-batches beat one; where tokens are few, reading weights twice costs more."""
+    """Where both weigh alike, two micro-batches beat one; where tokens are few, reading weights
+    twice costs more.
+    """
     cluster = load_cluster("star-8")
     layer = MoELayer(hidden_size=4096, expert_intermediate_size=1024, num_experts=64, top_k=8)
 
     def time(tokens, parts):
-        case = Candidate(layer=layer, parallelism=Parallelism(ep=8), schedule=Schedule(num_micro_batches=parts))
+        case = Candidate(
+            layer=layer, parallelism=Parallelism(ep=8), schedule=Schedule(num_micro_batches=parts)
+        )
         return simulate(case, cluster, Workload(num_tokens_per_device=tokens)).layer_time_s
 
     assert time(8192, 2) < 0.95 * time(8192, 1)
@@ -111,8 +145,15 @@ def test_overlap_hides_an_exchange_behind_experts():
 
 
 def test_more_micro_batches_than_tokens():
-    with pytest.raises(ConfigError, match=r"^schedule.num_micro_batches: expected at most the 2 tokens of a device, "):
-        simulate(candidate(8, num_micro_batches=3), load_cluster("star-8"), Workload(num_tokens_per_device=2))
+    with pytest.raises(
+        ConfigError,
+        match=r"^schedule.num_micro_batches: expected at most the 2 tokens of a device, ",
+    ):
+        simulate(
+            candidate(8, num_micro_batches=3),
+            load_cluster("star-8"),
+            Workload(num_tokens_per_device=2),
+        )
 
 
 def test_a_device_of_its_own_may_have_micro_batches():
@@ -121,29 +162,43 @@ def test_a_device_of_its_own_may_have_micro_batches():
     alone = Candidate(layer=layer, schedule=Schedule(num_micro_batches=2))
     found = simulate(alone, load_cluster("h100-sxm"), WORK)
     assert found.phase_time_s.get("dispatch", 0.0) == 0.0
-    assert found.layer_time_s > simulate(Candidate(layer=layer), load_cluster("h100-sxm"), WORK).layer_time_s
+    assert (
+        found.layer_time_s
+        > simulate(Candidate(layer=layer), load_cluster("h100-sxm"), WORK).layer_time_s
+    )
 
 
 def test_send_order_shows_through_simulate():
-    """Naive order with one message under way holds a layer up; device granularity knows no order."""
+    """Naive order with one message under way holds a layer up; device granularity knows no order.
+    """
     cluster = load_cluster("star-32")
     times = {}
     for order in ("rotated", "naive"):
         layer = MoELayer(hidden_size=4096, expert_intermediate_size=256, num_experts=32, top_k=8)
-        case = Candidate(layer=layer, parallelism=Parallelism(ep=32),
-                         schedule=Schedule(granularity="pair", send_order=order, send_window=1))
-        times[order] = simulate(case, cluster, Workload(num_tokens_per_device=512), engine="event_compiled")
+        case = Candidate(
+            layer=layer,
+            parallelism=Parallelism(ep=32),
+            schedule=Schedule(granularity="pair", send_order=order, send_window=1),
+        )
+        times[order] = simulate(
+            case, cluster, Workload(num_tokens_per_device=512), engine="event_compiled"
+        )
     slow, fast = times["naive"].phase_time_s, times["rotated"].phase_time_s
     assert slow["dispatch"] + slow["combine"] > 1.5 * (fast["dispatch"] + fast["combine"])
 
 
 def test_mixed_clusters():
-    """The slower half is the bottleneck: no slower than if all were slow, no faster than if all were fast."""
+    """The slower half is the bottleneck: no slower than if all were slow, no faster than if all
+    were fast.
+    """
     mixed = load_cluster("mixed-h100-b200").with_()
     devices = mixed.num_devices
     work = Workload(num_tokens_per_device=64)
     case = candidate(devices)
-    found = {engine: simulate(case, mixed, work, engine=engine).layer_time_s for engine in ("bound", "flow", "event")}
+    found = {
+        engine: simulate(case, mixed, work, engine=engine).layer_time_s
+        for engine in ("bound", "flow", "event")
+    }
     assert found["bound"] <= found["flow"] * (1 + 1e-9)
     assert found["event"] == pytest.approx(found["flow"], rel=0.01)
     slow = simulate(case, load_cluster("h100-rail-8x8"), work).layer_time_s

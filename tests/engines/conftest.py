@@ -14,7 +14,10 @@ from moesim.routing import RoutingSpec, route
 
 @pytest.fixture(scope="session")
 def random_program():
-    """40 ops over 6 resources: up to three demands and two dependencies each, some latencies, releases and flows."""
+    """40 ops over 6 resources: up to three demands and two dependencies each, some latencies,
+    releases and flows.
+    """
+
     def make(seed, num_ops=40, num_resources=6):
         rng = np.random.default_rng(seed)
         builder = ProgramBuilder()
@@ -38,15 +41,21 @@ def random_program():
 
 @pytest.fixture(scope="session")
 def exchange_program():
-    """Dispatch, compute, combine and reduce written by hand: 2 to 16 devices, random token matrix and loads."""
+    """Dispatch, compute, combine and reduce written by hand: 2 to 16 devices, random token matrix
+    and loads.
+    """
+
     def make(seed):
         rng = np.random.default_rng(seed)
         count = int(rng.integers(2, 17))
         builder = ProgramBuilder()
         egress, ingress, sm, hbm = (
             [builder.resource(f"{kind}{d}", rate) for d in range(count)]
-            for kind, rate in (("egress", 1.0), ("ingress", 1.0), ("sm", 1.0), ("hbm", 7.0)))
-        sent_SD = rng.lognormal(0.0, rng.uniform(0.2, 1.2), (count, count)) * (rng.random((count, count)) < 0.8)
+            for kind, rate in (("egress", 1.0), ("ingress", 1.0), ("sm", 1.0), ("hbm", 7.0))
+        )
+        sent_SD = rng.lognormal(0.0, rng.uniform(0.2, 1.2), (count, count)) * (
+            rng.random((count, count)) < 0.8
+        )
         np.fill_diagonal(sent_SD, 0.0)
         compute_D = rng.lognormal(0.0, 0.7, count) * count * rng.uniform(0.2, 3.0)
 
@@ -54,15 +63,27 @@ def exchange_program():
             peers = np.flatnonzero(sent_SD[:, d])
             total, parts = sent_SD[:, d].sum(), sent_SD[peers, d]
             landed = ([hbm[d]], [total]) if landing == "own" else ([hbm[p] for p in peers], parts)
-            return builder.op(f"{name}{d}", resources=[own[d], *(peer[p] for p in peers), *landed[0]],
-                              amounts=np.concatenate([[total], parts, landed[1]]), latency_s=0.1, after=[after],
-                              bytes_per_flow=float(total / max(len(peers), 1)), phase=name)
+            return builder.op(
+                f"{name}{d}",
+                resources=[own[d], *(peer[p] for p in peers), *landed[0]],
+                amounts=np.concatenate([[total], parts, landed[1]]),
+                latency_s=0.1,
+                after=[after],
+                bytes_per_flow=float(total / max(len(peers), 1)),
+                phase=name,
+            )
 
         ready = builder.op("ready")
         arrived = [exchange("dispatch", d, ingress, egress, "own", ready) for d in range(count)]
-        computed = [builder.op(f"experts{d}", resources=[sm[d], hbm[d]],
-                               amounts=[compute_D[d], compute_D[d] * rng.uniform(0.1, 7.0)], after=[arrived[d]])
-                    for d in range(count)]
+        computed = [
+            builder.op(
+                f"experts{d}",
+                resources=[sm[d], hbm[d]],
+                amounts=[compute_D[d], compute_D[d] * rng.uniform(0.1, 7.0)],
+                after=[arrived[d]],
+            )
+            for d in range(count)
+        ]
         sent = [exchange("combine", d, egress, ingress, "peers", computed[d]) for d in range(count)]
         done = builder.op("all sent", after=sent)
         for d in range(count):
@@ -74,24 +95,39 @@ def exchange_program():
 
 @pytest.fixture(scope="session")
 def lowered_program(hgx, make_candidate):
-    """A random layer, with tokens of random numbers on 2 to 16 devices, through the real lowering."""
+    """A random layer, with tokens of random numbers on 2 to 16 devices, through the real lowering.
+    """
+
     def make(seed):
         rng = np.random.default_rng(seed)
         devices = int(rng.choice([2, 4, 8, 16]))
         tp = int(rng.choice([1, 1, 2])) if devices > 2 else 1
         candidate = make_candidate(
-            ep=devices // tp, tp=tp, placement=str(rng.choice(["contiguous", "balanced"])),
-            hidden_size=int(rng.choice([1024, 4096])), expert_intermediate_size=int(rng.choice([512, 2048])),
-            num_experts=int(rng.choice([16, 32, 128])), top_k=int(rng.choice([1, 2, 8])),
-            num_shared_experts=int(rng.choice([0, 1])))
+            ep=devices // tp,
+            tp=tp,
+            placement=str(rng.choice(["contiguous", "balanced"])),
+            hidden_size=int(rng.choice([1024, 4096])),
+            expert_intermediate_size=int(rng.choice([512, 2048])),
+            num_experts=int(rng.choice([16, 32, 128])),
+            top_k=int(rng.choice([1, 2, 8])),
+            num_shared_experts=int(rng.choice([0, 1])),
+        )
         layer = candidate.layer
         tokens_S = rng.integers(1, 2000, devices)
         spec = RoutingSpec.parse(str(rng.choice(["uniform", "zipf:0.8", "power_law:1.2"])))
-        routing = route(spec, Gate(), num_experts=layer.num_experts, top_k=layer.top_k, num_tokens_S=tokens_S,
-                        seed=seed)
+        routing = route(
+            spec,
+            Gate(),
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            num_tokens_S=tokens_S,
+            seed=seed,
+        )
         placed = place(candidate.placement, routing.num_tokens_E(), candidate.parallelism.ep)
         traffic = spread_tokens(routing, placed, candidate.parallelism)
         cluster = hgx.with_(devices_per_node=devices)
-        return lower_layer(candidate, cluster, [traffic], exchange_kernel(cluster, cluster.exchange()))
+        return lower_layer(
+            candidate, cluster, [traffic], exchange_kernel(cluster, cluster.exchange())
+        )
 
     return make

@@ -1,4 +1,6 @@
-"""Every engine keeps the contract of `moesim.testing.engines`, and the contract catches engines that do not."""
+"""Every engine keeps the contract of `moesim.testing.engines`, and the contract catches engines
+that do not.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -56,12 +58,24 @@ def boastful(program):
     return replace(run(program, "flow"), exact=False)
 
 
-@pytest.mark.parametrize(("engine", "message"), [
-    (late, "expected a resource that nobody uses: start and end of each op at (0, 1) to be 0.25, got 0.250001"),
-    (lost, "expected roofline of one op: the work of each resource at (0,) to be 8, got 4"),
-    (whole_seconds, r"expected empty: start_s_N to be float64 of shape (0,), got ('int64', (0,))"),
-    (boastful, "expected empty: Timeline.exact to be True, got False"),
-])
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (
+            late,
+            (
+                "expected a resource that nobody uses: start and end of each op at (0, 1) to be "
+                "0.25, got 0.250001"
+            ),
+        ),
+        (lost, "expected roofline of one op: the work of each resource at (0,) to be 8, got 4"),
+        (
+            whole_seconds,
+            r"expected empty: start_s_N to be float64 of shape (0,), got ('int64', (0,))",
+        ),
+        (boastful, "expected empty: Timeline.exact to be True, got False"),
+    ],
+)
 def test_the_suite_catches(engine, message):
     with pytest.raises(AssertionError) as caught:
         check_engine(engine, kind="fluid")
@@ -70,7 +84,9 @@ def test_the_suite_catches(engine, message):
 
 def test_the_whole_suite_at_once():
     check_engine(partial(run, engine="flow"), kind="fluid")
-    with pytest.raises(ValueError, match=r"^kind: expected one of bound, fluid, chunked, got 'fast'$"):
+    with pytest.raises(
+        ValueError, match=r"^kind: expected one of bound, fluid, chunked, got 'fast'$"
+    ):
         check_engine(partial(run, engine="flow"), kind="fast")
 
 

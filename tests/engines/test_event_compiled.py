@@ -19,8 +19,13 @@ def test_it_equals_simpy(request, shape):
         program = request.getfixturevalue(shape)(seed)
         expected, got = run_event(program), run_event_compiled(program)
         for name in TIMES:
-            assert getattr(got, name) == pytest.approx(getattr(expected, name), rel=1e-9, abs=1e-18), (name, seed)
-        assert (got.makespan_s, got.events) == (pytest.approx(expected.makespan_s, rel=1e-9), expected.events)
+            assert getattr(got, name) == pytest.approx(
+                getattr(expected, name), rel=1e-9, abs=1e-18
+            ), (name, seed)
+        assert (got.makespan_s, got.events) == (
+            pytest.approx(expected.makespan_s, rel=1e-9),
+            expected.events,
+        )
 
 
 @pytest.mark.parametrize("chunks", [1, 3])

@@ -1,4 +1,6 @@
-"""The fluid engine by itself: fairness, coalescing, and the compiled functions against their plain Python."""
+"""The fluid engine by itself: fairness, coalescing, and the compiled functions against their plain
+Python.
+"""
 
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from moesim.engines.bound import run_bound
 from moesim.program.builder import ProgramBuilder
 from moesim.program.program import pointers
 
-#: largest relative error of a makespan, per unit of tolerance relative to the bound; 1.5 to 5.4 were seen on 100 seeds
+#: largest relative error of a makespan, per unit of tolerance relative to the bound; 1.5 to 5.4
+#: were seen on 100 seeds
 ERROR_PER_TOLERANCE = 10.0
 
 
@@ -27,30 +30,48 @@ def fill(function, ptr, res, share, weight, num_resources, *, small=False):
         dense = np.zeros((n, num_resources))
         dense[op, res] = share
     taken = fairness.Shares(ptr, res, share, dense, pointers(users), order, op[order], weight)
-    sums = fairness.Sums(np.bincount(res, share, num_resources), np.bincount(res, share * weight[op], num_resources),
-                         users)
+    sums = fairness.Sums(
+        np.bincount(res, share, num_resources),
+        np.bincount(res, share * weight[op], num_resources),
+        users,
+    )
     numbers, integers = np.zeros(num_resources), np.zeros(num_resources, np.int64)
-    scratch = fairness.Scratch(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), numbers,
-                               numbers.copy(), integers, integers.copy())
+    scratch = fairness.Scratch(
+        np.zeros(n, np.bool_),
+        np.zeros(n, np.int64),
+        np.zeros(n, np.int64),
+        numbers,
+        numbers.copy(),
+        integers,
+        integers.copy(),
+    )
     function(np.arange(n), n, taken, sums, speed, scratch)
     return speed
 
 
 @st.composite
 def shares(draw):
-    """Up to 12 active ops over 4 resources: largest share of each op is 1, weights within a factor of 100."""
+    """Up to 12 active ops over 4 resources: largest share of each op is 1, weights within a factor
+    of 100.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = [rng.choice(4, rng.integers(1, 5), replace=False) for _ in range(rng.integers(1, 13))]
     share = [rng.uniform(0.01, 1.0, len(row)) for row in rows]
     ptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return (ptr, np.concatenate(rows).astype(np.int64), np.concatenate([s / s.max() for s in share]),
-            10.0 ** rng.uniform(-1.0, 1.0, len(rows)), 4)
+    return (
+        ptr,
+        np.concatenate(rows).astype(np.int64),
+        np.concatenate([s / s.max() for s in share]),
+        10.0 ** rng.uniform(-1.0, 1.0, len(rows)),
+        4,
+    )
 
 
 @given(case=shares())
 def test_speeds_are_weighted_max_min_fair(case):
-    """No capacity exceeded, and each op runs at full speed or has a bottleneck: a full resource on which no op has a
-    higher level (speed over weight). That characterises the one fair allocation (Bertsekas & Gallager, 6.5.2)."""
+    """No capacity exceeded, and each op runs at full speed or has a bottleneck: a full resource
+    on which no op has a higher level (speed over weight). That characterises the one fair
+    allocation (Bertsekas & Gallager, 6.5.2)."""
     ptr, res, share, weight, num_resources = case
     speed = fill(fairness.fill, *case)
     op = np.repeat(np.arange(len(weight)), np.diff(ptr))
@@ -60,7 +81,10 @@ def test_speeds_are_weighted_max_min_fair(case):
     for i in np.flatnonzero(speed < 1.0 - 1e-9):
         level = speed / weight
         mine = res[ptr[i] : ptr[i + 1]]
-        assert any(used[r] >= 1.0 - 1e-6 and level[op[res == r]].max() <= level[i] * (1 + 1e-6) for r in mine)
+        assert any(
+            used[r] >= 1.0 - 1e-6 and level[op[res == r]].max() <= level[i] * (1 + 1e-6)
+            for r in mine
+        )
 
 
 @given(case=shares())
@@ -82,19 +106,25 @@ def test_compiled_solve_equals_its_python(request, monkeypatch, shape, share_of_
     for program, tolerance, expected in zip(programs, tolerances, compiled, strict=True):
         timeline = flow.run_flow(program, tolerance_s=tolerance)
         for name in ("start_s_N", "end_s_N", "busy_s_R"):
-            assert getattr(timeline, name) == pytest.approx(getattr(expected, name), rel=1e-12, abs=0), name
+            assert getattr(timeline, name) == pytest.approx(
+                getattr(expected, name), rel=1e-12, abs=0
+            ), name
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-3])
 @pytest.mark.parametrize("shape", ["random_program", "exchange_program", "lowered_program"])
 def test_coalescing_is_near_the_exact_model(request, shape, tolerance):
-    """The defaults, 1e-4 and 1e-3 of the bound: no resource is overrun, and times stay within ten tolerances."""
+    """The defaults, 1e-4 and 1e-3 of the bound: no resource is overrun, and times stay within ten
+    tolerances.
+    """
     for seed in range(40):
         program = request.getfixturevalue(shape)(seed)
         bound = run_bound(program).makespan_s
         exact = flow.run_flow(program, tolerance_s=0.0)
         near = flow.run_flow(program, tolerance_s=tolerance * bound)
-        assert near.makespan_s == pytest.approx(exact.makespan_s, rel=ERROR_PER_TOLERANCE * tolerance), seed
+        assert near.makespan_s == pytest.approx(
+            exact.makespan_s, rel=ERROR_PER_TOLERANCE * tolerance
+        ), seed
         assert near.makespan_s >= bound * (1 - 1e-9)
         assert near.busy_s_R == pytest.approx(exact.busy_s_R, rel=1e-9)
 
@@ -102,7 +132,10 @@ def test_coalescing_is_near_the_exact_model(request, shape, tolerance):
 def test_tolerance_is_zero_up_to_1024_ops(exchange_program, lowered_program):
     for program in (exchange_program(1), lowered_program(1)):
         assert program.num_ops <= 1024
-        assert flow.run_flow(program).end_s_N.tobytes() == flow.run_flow(program, tolerance_s=0.0).end_s_N.tobytes()
+        assert (
+            flow.run_flow(program).end_s_N.tobytes()
+            == flow.run_flow(program, tolerance_s=0.0).end_s_N.tobytes()
+        )
 
 
 @pytest.mark.parametrize(("num_ops", "share"), [(1025, 1e-4), (4096, 1e-3)])
@@ -123,15 +156,23 @@ def test_order_of_resources_does_not_matter(exchange_program):
             part = slice(program.demand_ptr[i], program.demand_ptr[i + 1])
             waited = program.dep_index[program.dep_ptr[i] : program.dep_ptr[i + 1]].tolist()
             flows = program.fair_unit_s_N[i] if "experts" not in program.labels_N[i] else 0.0
-            builder.op(program.labels_N[i], resources=(count - 1 - program.demand_resource[part])[::-1],
-                       amounts=program.demand_amount[part][::-1], latency_s=program.latency_s_N[i], after=waited[::-1],
-                       bytes_per_flow=flows if len(program.demand_resource[part]) > 1 else 0.0)
+            builder.op(
+                program.labels_N[i],
+                resources=(count - 1 - program.demand_resource[part])[::-1],
+                amounts=program.demand_amount[part][::-1],
+                latency_s=program.latency_s_N[i],
+                after=waited[::-1],
+                bytes_per_flow=flows if len(program.demand_resource[part]) > 1 else 0.0,
+            )
         mirrored = builder.build()
         assert mirrored.fair_unit_s_N == pytest.approx(program.fair_unit_s_N, rel=1e-9)
-        assert flow.run_flow(mirrored).end_s_N == pytest.approx(flow.run_flow(program).end_s_N, rel=1e-9)
+        assert flow.run_flow(mirrored).end_s_N == pytest.approx(
+            flow.run_flow(program).end_s_N, rel=1e-9
+        )
 
 
-#: demands over 12 decades, fair units over 12 more; a loop that does not end must fail and not hang the tests
+#: demands over 12 decades, fair units over 12 more; a loop that does not end must fail and not hang
+#: the tests
 EXTREME = """
 import numpy as np
 from moesim.engines.bound import run_bound
@@ -160,5 +201,7 @@ print("all ended")
 
 
 def test_extreme_shares_and_fair_units_end():
-    done = subprocess.run([sys.executable, "-c", EXTREME], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", EXTREME], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout == "all ended\n", done.stderr[-2000:]

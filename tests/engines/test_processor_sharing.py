@@ -1,7 +1,7 @@
 """Flow as a queue: M/M/1 with processor sharing, whose mean sojourn time is E[S] / (1 - load).
 
-Kleinrock 1967, Time-shared systems: a theoretical treatment. The mean depends on sizes by their mean alone, and a job
-of size x stays x / (1 - load) on average.
+Kleinrock 1967, Time-shared systems: a theoretical treatment. The mean depends on sizes by their
+mean alone, and a job of size x stays x / (1 - load) on average.
 """
 
 import numpy as np
@@ -19,8 +19,13 @@ def queue(load, size_J, rng):
     arrive_J = np.cumsum(rng.exponential(size_J.mean() / load, len(size_J)))
     builder = ProgramBuilder()
     server = builder.resource("server", 1.0)
-    builder.ops("job", len(size_J), demands=Demands(np.full((len(size_J), 1), server), size_J[:, None]),
-                release_s=arrive_J, bytes_per_flow=size_J)
+    builder.ops(
+        "job",
+        len(size_J),
+        demands=Demands(np.full((len(size_J), 1), server), size_J[:, None]),
+        release_s=arrive_J,
+        bytes_per_flow=size_J,
+    )
     return builder.build(), arrive_J
 
 
@@ -57,4 +62,6 @@ def test_chunks_share_like_the_fluid():
     rng = np.random.default_rng(3)
     program, arrive_J = queue(0.6, rng.exponential(1.0, 1000), rng)
     fluid, chunks = run_flow(program, tolerance_s=0.0), run_event_compiled(program, quantum_s=0.01)
-    assert (chunks.end_s_N - arrive_J).mean() == pytest.approx((fluid.end_s_N - arrive_J).mean(), rel=0.01)
+    assert (chunks.end_s_N - arrive_J).mean() == pytest.approx(
+        (fluid.end_s_N - arrive_J).mean(), rel=0.01
+    )

@@ -1,4 +1,6 @@
-"""What holds of every program, on random ones: work is conserved, no engine beats the bound, reruns are identical."""
+"""What holds of every program, on random ones: work is conserved, no engine beats the bound, reruns
+are identical.
+"""
 
 from dataclasses import replace
 
@@ -57,7 +59,8 @@ def test_reruns_are_identical_bit_for_bit(request, make, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_time_scales_with_demand_and_latency(engine, random_program):
-    """All times twice as long, the schedule twice as long: no absolute constant hides in an engine."""
+    """All times twice as long, the schedule twice as long: no absolute constant hides in an engine.
+    """
     for seed in range(20):
         program = random_program(seed)
         once = run(program, engine)
@@ -67,12 +70,17 @@ def test_time_scales_with_demand_and_latency(engine, random_program):
                 builder.resource(f"r{r}", float(capacity))
             for i in range(program.num_ops):
                 part = slice(program.demand_ptr[i], program.demand_ptr[i + 1])
-                builder.op(f"op{i}", resources=program.demand_resource[part],
-                           amounts=program.demand_amount[part] * factor, latency_s=program.latency_s_N[i] * factor,
-                           release_s=program.release_s_N[i] * factor,
-                           after=program.dep_index[program.dep_ptr[i] : program.dep_ptr[i + 1]].tolist())
+                builder.op(
+                    f"op{i}",
+                    resources=program.demand_resource[part],
+                    amounts=program.demand_amount[part] * factor,
+                    latency_s=program.latency_s_N[i] * factor,
+                    release_s=program.release_s_N[i] * factor,
+                    after=program.dep_index[program.dep_ptr[i] : program.dep_ptr[i + 1]].tolist(),
+                )
             assert run(builder.build(), engine).makespan_s == pytest.approx(
-                factor * run(_without_flows(program), engine).makespan_s, rel=1e-9)
+                factor * run(_without_flows(program), engine).makespan_s, rel=1e-9
+            )
         assert once.makespan_s > 0
 
 

@@ -1,4 +1,6 @@
-"""TOML files people write: what is said when one is wrong, word by word, and where names are looked up."""
+"""TOML files people write: what is said when one is wrong, word by word, and where names are looked
+up.
+"""
 
 import pytest
 from pydantic import Field
@@ -7,7 +9,7 @@ from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Quantity, Sourced, Strict
 
-GOOD = '''
+GOOD = """
 title = "T"
 count = 3
 rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 2.0}
@@ -18,7 +20,7 @@ share = {value = 0.5, kind = "assumed", source = "s"}
 a = {value = 2.0, kind = "datasheet", source = "s"}
 [sources.s]
 title = "S"
-'''
+"""
 
 
 class Point(Strict):
@@ -38,48 +40,98 @@ class File(Sourced):
 def test_good_file():
     file = toml.parse(GOOD, File, "f.toml")
     assert [path for path, _ in toml.quantities(file)] == ["rate", "points[0].share", "by_name.a"]
-    assert (file.rate.value, file.rate.low, file.rate.high, file.points[0].size) == (1.5, 1.0, 2.0, 32.0)
+    assert (file.rate.value, file.rate.low, file.rate.high, file.points[0].size) == (
+        1.5,
+        1.0,
+        2.0,
+        32.0,
+    )
 
 
 RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 2.0}'
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("count = 3", "count =", "not valid TOML: Invalid value (at line 3, column 8)"),
-    ("count = 3", "count = 3\ncount = 4", "not valid TOML: Cannot overwrite a value (at line 4, column 10)"),
-    ("count = 3", "count = 3\ncuont = 4", "cuont: no such key (remove it or check its spelling)"),
-    ("count = 3\n", "", "count: expected a value, got nothing"),
-    ("count = 3", "count = 3.5", "count: expected an integer, got 3.5"),
-    ("count = 3", "count = true", "count: expected an integer, got True"),
-    ("count = 3", "count = '3'", "count: expected an integer, got '3'"),
-    ("count = 3", "count = 0", "count: expected a number >= 1, got 0"),
-    ('title = "T"', "title = 7", "title: expected a string, got 7"),
-    ("count = 3", "count = 3\nflag = 1", "flag: expected true or false, got 1"),
-    ("value = 1.5", "value = '3.35TB'", "rate.value: expected a number > 0, got '3.35TB'"),
-    ("value = 1.5", "value = true", "rate.value: expected a number > 0, got True"),
-    ("value = 1.5", "value = 0", "rate.value: expected a number > 0, got 0"),
-    ("value = 1.5", "value = -3.0", "rate.value: expected a number > 0, got -3.0"),
-    ("value = 1.5", "value = nan", "rate.value: expected a number > 0, got nan"),
-    ("value = 1.5", "value = inf", "rate.value: expected a number > 0, got inf"),
-    ("value = 1.5, ", "", "rate.value: expected a value, got nothing"),
-    (RATE, "rate = 1.5", "rate: expected a table, got 1.5"),
-    (RATE, 'rate = {value = 1.5, kind = "measured"}', "rate.source: expected a value, got nothing"),
-    (RATE, 'rate = {value = 1.5, source = "s"}', "rate.kind: expected a value, got nothing"),
-    ('kind = "measured"', 'kind = "guess"',
-     "rate.kind: expected one of datasheet, measured, derived, assumed or calibrated, got 'guess'"),
-    ('kind = "measured", source = "s"', 'kind = "measured", source = "t"',
-     "rate.source: expected one of [sources]: s, got 't'"),
-    ("low = 1.0", "low = 0.0", "rate.low: expected a number > 0, got 0.0"),
-    ('kind = "assumed", source = "s"', 'kind = "assumed", source = "x@y"',
-     "points[0].share.source: expected one of [sources]: s, got 'x@y'"),
-    ("size = 32", "size = 'x'", "points[0].size: expected a number, got 'x'"),
-    ('a = {value = 2.0, kind = "datasheet", source = "s"}', "a = 2", "by_name.a: expected a table, got 2"),
-    ("[by_name]", "[[by_name]]",
-     "by_name: expected a table, got [{'a': {'value': 2.0, 'kind': 'datasheet', 'source': 's'}}]"),
-    ('[sources.s]\ntitle = "S"', "", "sources: expected a value, got nothing"),
-    ('[sources.s]\ntitle = "S"', "[sources]", "rate.source: expected one of [sources]: (none), got 's'"),
-    ('[sources.s]\ntitle = "S"', "[sources.s]", "sources.s.title: expected a value, got nothing"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("count = 3", "count =", "not valid TOML: Invalid value (at line 3, column 8)"),
+        (
+            "count = 3",
+            "count = 3\ncount = 4",
+            "not valid TOML: Cannot overwrite a value (at line 4, column 10)",
+        ),
+        (
+            "count = 3",
+            "count = 3\ncuont = 4",
+            "cuont: no such key (remove it or check its spelling)",
+        ),
+        ("count = 3\n", "", "count: expected a value, got nothing"),
+        ("count = 3", "count = 3.5", "count: expected an integer, got 3.5"),
+        ("count = 3", "count = true", "count: expected an integer, got True"),
+        ("count = 3", "count = '3'", "count: expected an integer, got '3'"),
+        ("count = 3", "count = 0", "count: expected a number >= 1, got 0"),
+        ('title = "T"', "title = 7", "title: expected a string, got 7"),
+        ("count = 3", "count = 3\nflag = 1", "flag: expected true or false, got 1"),
+        ("value = 1.5", "value = '3.35TB'", "rate.value: expected a number > 0, got '3.35TB'"),
+        ("value = 1.5", "value = true", "rate.value: expected a number > 0, got True"),
+        ("value = 1.5", "value = 0", "rate.value: expected a number > 0, got 0"),
+        ("value = 1.5", "value = -3.0", "rate.value: expected a number > 0, got -3.0"),
+        ("value = 1.5", "value = nan", "rate.value: expected a number > 0, got nan"),
+        ("value = 1.5", "value = inf", "rate.value: expected a number > 0, got inf"),
+        ("value = 1.5, ", "", "rate.value: expected a value, got nothing"),
+        (RATE, "rate = 1.5", "rate: expected a table, got 1.5"),
+        (
+            RATE,
+            'rate = {value = 1.5, kind = "measured"}',
+            "rate.source: expected a value, got nothing",
+        ),
+        (RATE, 'rate = {value = 1.5, source = "s"}', "rate.kind: expected a value, got nothing"),
+        (
+            'kind = "measured"',
+            'kind = "guess"',
+            (
+                "rate.kind: expected one of datasheet, measured, derived, assumed or calibrated, "
+                "got 'guess'"
+            ),
+        ),
+        (
+            'kind = "measured", source = "s"',
+            'kind = "measured", source = "t"',
+            "rate.source: expected one of [sources]: s, got 't'",
+        ),
+        ("low = 1.0", "low = 0.0", "rate.low: expected a number > 0, got 0.0"),
+        (
+            'kind = "assumed", source = "s"',
+            'kind = "assumed", source = "x@y"',
+            "points[0].share.source: expected one of [sources]: s, got 'x@y'",
+        ),
+        ("size = 32", "size = 'x'", "points[0].size: expected a number, got 'x'"),
+        (
+            'a = {value = 2.0, kind = "datasheet", source = "s"}',
+            "a = 2",
+            "by_name.a: expected a table, got 2",
+        ),
+        (
+            "[by_name]",
+            "[[by_name]]",
+            (
+                "by_name: expected a table, got [{'a': {'value': 2.0, 'kind': 'datasheet', "
+                "'source': 's'}}]"
+            ),
+        ),
+        ('[sources.s]\ntitle = "S"', "", "sources: expected a value, got nothing"),
+        (
+            '[sources.s]\ntitle = "S"',
+            "[sources]",
+            "rate.source: expected one of [sources]: (none), got 's'",
+        ),
+        (
+            '[sources.s]\ntitle = "S"',
+            "[sources.s]",
+            "sources.s.title: expected a value, got nothing",
+        ),
+    ],
+)
 def test_one_line_names_file_key_rule_and_what_came(old, new, message):
     assert GOOD.count(old) == 1
     with pytest.raises(ConfigError) as caught:
@@ -93,12 +145,17 @@ def test_a_wrong_value_is_told_before_an_unknown_key():
         toml.parse(text, File, "f.toml")
 
 
-@pytest.mark.parametrize(("old", "new", "key", "got"), [
-    (GOOD[GOOD.index("[[points]]") : GOOD.index("[by_name]")], "points = []\n", "points", "[]"),
-    ('kind = "measured", source = "s"', 'kind = "measured", source = ""', "rate.source", "''"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "key", "got"),
+    [
+        (GOOD[GOOD.index("[[points]]") : GOOD.index("[by_name]")], "points = []\n", "points", "[]"),
+        ('kind = "measured", source = "s"', 'kind = "measured", source = ""', "rate.source", "''"),
+    ],
+)
 def test_what_is_empty_is_told_in_our_words(old, new, key, got):
-    """The rule and not the validation library's sentence: 'expected List should have at least 1 item ...'."""
+    """The rule and not the validation library's sentence: 'expected List should have at least 1
+    item ...'.
+    """
     text = GOOD.replace(old, "")
     text = new + text if key == "points" else GOOD.replace(old, new)
     with pytest.raises(ConfigError) as caught:
@@ -114,12 +171,15 @@ def test_files_do_not_change_after_loading():
         file.count = 4
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("h100_smx", "unknown thing 'h100_smx': did you mean h100_sxm?"),
-    ("H100_SXN", "unknown thing 'H100_SXN': did you mean h100_sxm?"),
-    ("zzz", "unknown thing 'zzz': known: h100_sxm, tpu-v5"),
-    ("", "unknown thing '': known: h100_sxm, tpu-v5"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h100_smx", "unknown thing 'h100_smx': did you mean h100_sxm?"),
+        ("H100_SXN", "unknown thing 'H100_SXN': did you mean h100_sxm?"),
+        ("zzz", "unknown thing 'zzz': known: h100_sxm, tpu-v5"),
+        ("", "unknown thing '': known: h100_sxm, tpu-v5"),
+    ],
+)
 def test_unknown_names_come_with_near_ones(name, message):
     assert str(UnknownNameError("thing", name, ["tpu-v5", "h100_sxm"])) == message
     assert issubclass(UnknownNameError, MoesimError)
@@ -152,7 +212,9 @@ def test_the_first_folder_of_several_wins(tmp_path, monkeypatch):
         (tmp_path / base / "devices").mkdir(parents=True)
         (tmp_path / base / "devices" / "chip.toml").write_text("")
     (tmp_path / "two" / "devices" / "other.toml").write_text("")
-    monkeypatch.setenv("MOESIM_PROFILES", f"{tmp_path / 'one'}:{tmp_path / 'two'}:{tmp_path / 'absent'}")
+    monkeypatch.setenv(
+        "MOESIM_PROFILES", f"{tmp_path / 'one'}:{tmp_path / 'two'}:{tmp_path / 'absent'}"
+    )
     assert toml.find("devices", "chip") == tmp_path / "one" / "devices" / "chip.toml"
     assert toml.find("devices", "other") == tmp_path / "two" / "devices" / "other.toml"
 

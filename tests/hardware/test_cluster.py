@@ -13,7 +13,7 @@ from moesim.hardware import ClusterFile, check_devices, load_cluster, load_profi
 from moesim.hardware.fabric import fabric_of
 from moesim.hardware.routes import link_bytes
 
-CLUSTER = '''
+CLUSTER = """
 title = "Four of them"
 profile = "h100-sxm"
 num_nodes = 1
@@ -23,7 +23,7 @@ kind = "switch"
 link_gb_per_s = {value = 450.0, kind = "datasheet", source = "s"}
 [sources.s]
 title = "A datasheet"
-'''
+"""
 FABRIC = CLUSTER[CLUSTER.index("[scale_up]") : CLUSTER.index("[sources.s]")]
 
 
@@ -39,7 +39,12 @@ def write(tmp_path):
 
 def test_cluster(write):
     four = write()
-    assert (four.name, four.num_devices, four.file.scale_up.kind, four.link_bytes_per_s) == ("four", 4, "switch", 450e9)
+    assert (four.name, four.num_devices, four.file.scale_up.kind, four.link_bytes_per_s) == (
+        "four",
+        4,
+        "switch",
+        450e9,
+    )
     assert four.profile is load_profile("h100-sxm")
     assert four.provenance == {"scale_up.link_gb_per_s": ("datasheet", "s")}
 
@@ -54,33 +59,104 @@ def test_the_digest_changes_with_cluster_and_with_device(write, tmp_path, monkey
     assert write().digest != first
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("[scale_up]", "[scale_up",
-     "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at line 6, column 10)"),
-    ("num_nodes = 1", "num_node = 1", "four.toml: num_nodes: expected a value, got nothing"),
-    ("num_nodes = 1", "num_nodes = 1\nnodes = 1", "four.toml: nodes: no such key (remove it or check its spelling)"),
-    ("devices_per_node = 4", "devices_per_node = 0", "four.toml: devices_per_node: expected a number >= 1, got 0"),
-    ("devices_per_node = 4", "devices_per_node = '4'", "four.toml: devices_per_node: expected an integer, got '4'"),
-    ("num_nodes = 1", "num_nodes = 2",
-     "four.toml: scale_out: expected a [scale_out] table that joins the nodes, got nothing"),
-    (FABRIC, "", "four.toml: scale_up: expected a [scale_up] table that joins the devices of a node, got nothing"),
-    ('kind = "switch"', 'kind = "nvlink"',
-     "four.toml: scale_up.kind: expected one of switch, mesh, pcie or torus, got 'nvlink'"),
-    ('kind = "switch"', 'kind = "torus"',
-     "four.toml: scale_up.axes: expected the size of every axis, such as [4, 4, 8], got []"),
-    ('kind = "switch"', 'kind = "torus"\naxes = [2, 3]',
-     "four.toml: scale_up.axes: expected axes that multiply to devices_per_node = 4, got 2x3 = 6"),
-    ('kind = "switch"', 'kind = "torus"\naxes = [2, 2]\ntwisted = true',
-     "four.toml: scale_up.axes: expected k x k x 2k for a twisted torus, got [2, 2]"),
-    ('kind = "switch"', 'kind = "pcie"',
-     "four.toml: scale_up.devices_per_switch: expected it and uplink_gb_per_s for pcie, got nothing"),
-    ("value = 450.0", "value = 0.0", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got 0.0"),
-    ("value = 450.0", "value = -1.0", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got -1.0"),
-    ('profile = "h100-sxm"\n', "", "four.toml: profile: expected either a profile or [[groups]], got neither"),
-    ("value = 450.0", "value = '450GB'", "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got '450GB'"),
-    ('"datasheet", source = "s"', '"datasheet", source = "t"',
-     "four.toml: scale_up.link_gb_per_s.source: expected one of [sources]: s, got 't'"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[scale_up]",
+            "[scale_up",
+            (
+                "four.toml: not valid TOML: Expected ']' at the end of a table declaration (at "
+                "line 6, column 10)"
+            ),
+        ),
+        ("num_nodes = 1", "num_node = 1", "four.toml: num_nodes: expected a value, got nothing"),
+        (
+            "num_nodes = 1",
+            "num_nodes = 1\nnodes = 1",
+            "four.toml: nodes: no such key (remove it or check its spelling)",
+        ),
+        (
+            "devices_per_node = 4",
+            "devices_per_node = 0",
+            "four.toml: devices_per_node: expected a number >= 1, got 0",
+        ),
+        (
+            "devices_per_node = 4",
+            "devices_per_node = '4'",
+            "four.toml: devices_per_node: expected an integer, got '4'",
+        ),
+        (
+            "num_nodes = 1",
+            "num_nodes = 2",
+            "four.toml: scale_out: expected a [scale_out] table that joins the nodes, got nothing",
+        ),
+        (
+            FABRIC,
+            "",
+            (
+                "four.toml: scale_up: expected a [scale_up] table that joins the devices of a "
+                "node, got nothing"
+            ),
+        ),
+        (
+            'kind = "switch"',
+            'kind = "nvlink"',
+            "four.toml: scale_up.kind: expected one of switch, mesh, pcie or torus, got 'nvlink'",
+        ),
+        (
+            'kind = "switch"',
+            'kind = "torus"',
+            "four.toml: scale_up.axes: expected the size of every axis, such as [4, 4, 8], got []",
+        ),
+        (
+            'kind = "switch"',
+            'kind = "torus"\naxes = [2, 3]',
+            (
+                "four.toml: scale_up.axes: expected axes that multiply to devices_per_node = 4, "
+                "got 2x3 = 6"
+            ),
+        ),
+        (
+            'kind = "switch"',
+            'kind = "torus"\naxes = [2, 2]\ntwisted = true',
+            "four.toml: scale_up.axes: expected k x k x 2k for a twisted torus, got [2, 2]",
+        ),
+        (
+            'kind = "switch"',
+            'kind = "pcie"',
+            (
+                "four.toml: scale_up.devices_per_switch: expected it and uplink_gb_per_s for "
+                "pcie, got nothing"
+            ),
+        ),
+        (
+            "value = 450.0",
+            "value = 0.0",
+            "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got 0.0",
+        ),
+        (
+            "value = 450.0",
+            "value = -1.0",
+            "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got -1.0",
+        ),
+        (
+            'profile = "h100-sxm"\n',
+            "",
+            "four.toml: profile: expected either a profile or [[groups]], got neither",
+        ),
+        (
+            "value = 450.0",
+            "value = '450GB'",
+            "four.toml: scale_up.link_gb_per_s.value: expected a number > 0, got '450GB'",
+        ),
+        (
+            '"datasheet", source = "s"',
+            '"datasheet", source = "t"',
+            "four.toml: scale_up.link_gb_per_s.source: expected one of [sources]: s, got 't'",
+        ),
+    ],
+)
 def test_one_line_errors(write, old, new, message):
     with pytest.raises(ConfigError) as caught:
         write(old, new)
@@ -88,18 +164,24 @@ def test_one_line_errors(write, old, new, message):
 
 
 def test_unknown_device_of_a_cluster(write):
-    with pytest.raises(UnknownNameError, match=r"unknown profile 'h100-smx': did you mean h100-sxm"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown profile 'h100-smx': did you mean h100-sxm"
+    ):
         write('profile = "h100-sxm"', 'profile = "h100-smx"')
 
 
 def test_unknown_cluster_comes_with_near_ones():
-    with pytest.raises(UnknownNameError, match=r"^unknown cluster 'hgx-h100-9': did you mean hgx-h100-8"):
+    with pytest.raises(
+        UnknownNameError, match=r"^unknown cluster 'hgx-h100-9': did you mean hgx-h100-8"
+    ):
         load_cluster("hgx-h100-9")
 
 
 def test_a_misspelt_device_is_told_the_device():
     """A device's name stands for that device alone, so the near matches are devices too."""
-    with pytest.raises(UnknownNameError, match=r"^unknown cluster 'h100-smx': did you mean .*h100-sxm"):
+    with pytest.raises(
+        UnknownNameError, match=r"^unknown cluster 'h100-smx': did you mean .*h100-sxm"
+    ):
         load_cluster("h100-smx")
 
 
@@ -111,7 +193,9 @@ def test_name_of_a_device_is_that_device_alone():
 
 def test_a_layout_must_use_all_devices(hgx):
     check_devices(hgx, 8, "parallelism: ep x tp")
-    with pytest.raises(ConfigError, match=r"^parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4$"):
+    with pytest.raises(
+        ConfigError, match=r"^parallelism: ep x tp: expected the 8 devices of hgx-h100-8, got 4$"
+    ):
         check_devices(hgx, 4, "parallelism: ep x tp")
 
 
@@ -125,7 +209,12 @@ def test_shipped_clusters_load_and_every_number_has_kind_and_source(name):
         assert quantity.kind in get_args(Kind), key
         assert file.sources[quantity.source].title, key
     assert 1e9 < cluster.link_bytes_per_s < 1e13
-    assert exchange_kernel(cluster, cluster.exchange()).level in ("calibrated", "few_shot", "spec_sheet", "none")
+    assert exchange_kernel(cluster, cluster.exchange()).level in (
+        "calibrated",
+        "few_shot",
+        "spec_sheet",
+        "none",
+    )
     bytes_SD = 1.0 - np.eye(cluster.num_devices)
     assert (link_bytes(fabric_of(cluster), bytes_SD) >= 0).all()
     for alias in file.aliases:
@@ -143,15 +232,32 @@ def test_a_cluster_varied_in_code(hgx):
     assert load_cluster("tpu-v5p-4x4x4").with_(axes=[4, 8, 8]).num_devices == 256
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"links": 3}, "cluster.with_: expected one of .*, got 'links'"),
-    ({"nic_gb_per_s": 50.0}, r"cluster.with_: nic_gb_per_s: expected a cluster with \[scale_out\], got hgx-h100-8"),
-    ({"axes": 4}, "cluster.with_: axes: expected a list of integers, got 4"),
-    ({"axes": [2.5, 4]}, r"cluster.with_: axes: expected a list of integers, got \[2.5, 4\]"),
-    ({"scale_up_gb_per_s": -1.0},
-     "cluster.with_: scale_up_gb_per_s: expected a number > 0 or a factor such as .2x., got -1.0"),
-    ({"num_nodes": 2}, r"cluster.with_: scale_out: expected a \[scale_out\] table that joins the nodes, got nothing"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"links": 3}, "cluster.with_: expected one of .*, got 'links'"),
+        (
+            {"nic_gb_per_s": 50.0},
+            r"cluster.with_: nic_gb_per_s: expected a cluster with \[scale_out\], got hgx-h100-8",
+        ),
+        ({"axes": 4}, "cluster.with_: axes: expected a list of integers, got 4"),
+        ({"axes": [2.5, 4]}, r"cluster.with_: axes: expected a list of integers, got \[2.5, 4\]"),
+        (
+            {"scale_up_gb_per_s": -1.0},
+            (
+                "cluster.with_: scale_up_gb_per_s: expected a number > 0 or a factor such as "
+                ".2x., got -1.0"
+            ),
+        ),
+        (
+            {"num_nodes": 2},
+            (
+                r"cluster.with_: scale_out: expected a \[scale_out\] table that joins the nodes, "
+                r"got nothing"
+            ),
+        ),
+    ],
+)
 def test_refused_variations(hgx, changes, message):
     with pytest.raises(ConfigError, match=message):
         hgx.with_(**changes)
@@ -168,6 +274,9 @@ def test_short_names():
 
 def test_mixed_clusters_have_devices_of_both_kinds():
     mixed = load_cluster("mixed-h100-b200")
-    assert [(profile.name, count) for profile, count in mixed.groups] == [("h100-sxm", 32), ("b200-sxm", 32)]
+    assert [(profile.name, count) for profile, count in mixed.groups] == [
+        ("h100-sxm", 32),
+        ("b200-sxm", 32),
+    ]
     egress = dict(fabric_of(mixed).runs)["egress"]
     assert (egress[0], egress[-1]) == (450e9, 900e9)

@@ -18,15 +18,24 @@ def test_busy_devices_draw_what_they_are_rated_at(hgx):
     assert model.watts(hgx, {}) == pytest.approx(8 * 700.0 * idle * factor)
 
 
-@pytest.mark.parametrize(("key", "share"), [("hbm_gb_per_s", "memory_bandwidth"), ("hbm_gib", "memory_capacity"),
-                                            ("num_sms", "compute"), ("nvlink_gb_per_s", "links")])
+@pytest.mark.parametrize(
+    ("key", "share"),
+    [
+        ("hbm_gb_per_s", "memory_bandwidth"),
+        ("hbm_gib", "memory_capacity"),
+        ("num_sms", "compute"),
+        ("nvlink_gb_per_s", "links"),
+    ],
+)
 def test_twice_of_a_part_costs_and_draws_its_share_more(hgx, key, share):
     model = load_economics()
     grown = hgx.with_(**{key: "2x"})
     assert model.usd_per_hour(grown) / model.usd_per_hour(hgx) == pytest.approx(
-        1 + getattr(model.file.price.shares, share))
+        1 + getattr(model.file.price.shares, share)
+    )
     assert model.watts(grown, BUSY) / model.watts(hgx, BUSY) == pytest.approx(
-        1 + getattr(model.file.power.shares, share))
+        1 + getattr(model.file.power.shares, share)
+    )
 
 
 def test_every_shipped_cluster_has_a_price_and_a_power():
@@ -50,18 +59,31 @@ def test_a_missing_figure_is_named(tmp_path, hgx):
     text = shipped("economics", "default.toml").read_text().replace("h100-sxm = ", "h100-sxm-x = ")
     (tmp_path / "own.toml").write_text(text)
     model = load_economics(str(tmp_path / "own.toml"))
-    with pytest.raises(ConfigError, match=r"economics own: price.usd_per_device_hour: expected a price of h100-sxm"):
+    with pytest.raises(
+        ConfigError, match=r"economics own: price.usd_per_device_hour: expected a price of h100-sxm"
+    ):
         model.usd_per_hour(hgx)
     assert model.watts(hgx, {}) > 0
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (("compute = 0.25", "compute = 0.30"), r"price.shares.links: expected shares that sum to 1, got 1.05"),
-    (("pue = {value = 1.2", "pue = {value = 0.0"), r"power.pue.value: expected a number > 0, got 0"),
-    (("[power.shares]", "[power.share]"), r"power"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("compute = 0.25", "compute = 0.30"),
+            r"price.shares.links: expected shares that sum to 1, got 1.05",
+        ),
+        (
+            ("pue = {value = 1.2", "pue = {value = 0.0"),
+            r"power.pue.value: expected a number > 0, got 0",
+        ),
+        (("[power.shares]", "[power.share]"), r"power"),
+    ],
+)
 def test_malformed_files(tmp_path, change, message):
-    (tmp_path / "own.toml").write_text(shipped("economics", "default.toml").read_text().replace(*change))
+    (tmp_path / "own.toml").write_text(
+        shipped("economics", "default.toml").read_text().replace(*change)
+    )
     with pytest.raises(ConfigError, match=message):
         load_economics(str(tmp_path / "own.toml"))
 

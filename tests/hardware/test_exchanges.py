@@ -20,15 +20,26 @@ WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8")
 @pytest.fixture
 def toy():
     """A kernel and a pattern of its own: half the wire, and every token to everyone."""
+
     def kernel(cluster, num_sms):
         return Wire(ports=exchange_ports(cluster), efficiency=0.5)
 
     def pattern(traffic, devices_per_domain):
-        copies_SD = np.repeat(np.asarray(traffic.num_tokens_S, dtype=float)[:, None], len(traffic.num_tokens_S), axis=1)
-        return Movement(legs=(Leg(name="", copies_SD=copies_SD),), serial=False, copies_S=copies_SD.sum(axis=1),
-                        devices_per_domain=devices_per_domain)
+        copies_SD = np.repeat(
+            np.asarray(traffic.num_tokens_S, dtype=float)[:, None],
+            len(traffic.num_tokens_S),
+            axis=1,
+        )
+        return Movement(
+            legs=(Leg(name="", copies_SD=copies_SD),),
+            serial=False,
+            copies_S=copies_SD.sum(axis=1),
+            devices_per_domain=devices_per_domain,
+        )
 
-    yield add_exchange(Exchange(name="toy", about="everything to everyone, slowly", kernel=kernel, pattern=pattern))
+    yield add_exchange(
+        Exchange(name="toy", about="everything to everyone, slowly", kernel=kernel, pattern=pattern)
+    )
     del EXCHANGES["toy"]
 
 
@@ -40,27 +51,46 @@ def exchange_ports(cluster: Cluster):
 
 def test_a_toy_exchange_is_simulated_searched_and_named(hgx, make_candidate, toy):
     candidate = replace(make_candidate(num_experts=32, top_k=2), schedule=Schedule(exchange="toy"))
-    slow, usual = (simulate(c, hgx, WORK) for c in (candidate, replace(candidate, schedule=Schedule(exchange="ideal"))))
+    slow, usual = (
+        simulate(c, hgx, WORK)
+        for c in (candidate, replace(candidate, schedule=Schedule(exchange="ideal")))
+    )
     assert slow.row()["exchange"] == "toy"
     assert "toy" in candidate.label
     assert slow.phase_time_s["dispatch"] > 2 * usual.phase_time_s["dispatch"] > 0
-    space = Space(dense_part="qwen3-30b-a3b", train_tokens=1e11, hidden_size=2048, num_experts=[8], top_k=[2],
-                  expert_intermediate_size=[512], exchange=["cluster", "toy"])
+    space = Space(
+        dense_part="qwen3-30b-a3b",
+        train_tokens=1e11,
+        hidden_size=2048,
+        num_experts=[8],
+        top_k=[2],
+        expert_intermediate_size=[512],
+        exchange=["cluster", "toy"],
+    )
     assert space.decode({"exchange": "toy"}, hgx)[0].schedule.exchange == "toy"
 
 
 def test_a_name_is_taken_once(toy):
     assert add_exchange(toy) is toy
-    with pytest.raises(ConfigError, match="exchange 'toy': expected a new name, got that of 'everything to everyone"):
+    with pytest.raises(
+        ConfigError,
+        match="exchange 'toy': expected a new name, got that of 'everything to everyone",
+    ):
         add_exchange(replace(toy, about="another"))
 
 
 def test_unknown_names_and_kernels(hgx, make_candidate, toy):
-    with pytest.raises(UnknownNameError, match="unknown exchange 'deepep_lo': did you mean deepep_ll"):
+    with pytest.raises(
+        UnknownNameError, match="unknown exchange 'deepep_lo': did you mean deepep_ll"
+    ):
         exchange_named("deepep_lo")
     add_exchange(replace(toy, name="broken", kernel="ncl"))
-    candidate = replace(make_candidate(num_experts=32, top_k=2), schedule=Schedule(exchange="broken"))
-    with pytest.raises(UnknownNameError, match="unknown kernel of exchange broken 'ncl': did you mean nccl"):
+    candidate = replace(
+        make_candidate(num_experts=32, top_k=2), schedule=Schedule(exchange="broken")
+    )
+    with pytest.raises(
+        UnknownNameError, match="unknown kernel of exchange broken 'ncl': did you mean nccl"
+    ):
         simulate(candidate, hgx, WORK)
     del EXCHANGES["broken"]
 
@@ -70,8 +100,15 @@ class Named:
     exchange: str | None
 
 
-@pytest.mark.parametrize(("cluster", "own"), [("hgx-h100-8", "nccl"), ("gb200-nvl72", "nvl72"),
-                                              ("tpu-v5p-4x4x4", "ici"), ("star-16", "ideal")])
+@pytest.mark.parametrize(
+    ("cluster", "own"),
+    [
+        ("hgx-h100-8", "nccl"),
+        ("gb200-nvl72", "nvl72"),
+        ("tpu-v5p-4x4x4", "ici"),
+        ("star-16", "ideal"),
+    ],
+)
 def test_a_cluster_resolves_what_a_schedule_leaves_open(cluster, own):
     machine = load_cluster(cluster)
     assert machine.exchange().name == machine.exchange(Schedule()).name == own
@@ -80,12 +117,17 @@ def test_a_cluster_resolves_what_a_schedule_leaves_open(cluster, own):
 
 
 def test_where_kernels_belong():
-    torus, node, rail = (load_cluster(name) for name in ("tpu-v5p-4x4x4", "hgx-h100-8", "h100-rail-8x8"))
+    torus, node, rail = (
+        load_cluster(name) for name in ("tpu-v5p-4x4x4", "hgx-h100-8", "h100-rail-8x8")
+    )
     belongs = {name: [e.runs_on(c) for c in (torus, node, rail)] for name, e in EXCHANGES.items()}
     assert belongs["nvl72"] == [False, True, False]
     assert belongs["ici"] == [True, False, False]
     assert belongs["host"] == belongs["ideal"] == [True, True, True]
-    assert all(belongs[name] == [False, True, True] for name in ("nccl", "deepep_normal", "deepep_ll", "all_gather"))
+    assert all(
+        belongs[name] == [False, True, True]
+        for name in ("nccl", "deepep_normal", "deepep_ll", "all_gather")
+    )
 
 
 def test_cluster_files_of_before_call_it_dispatch(tmp_path):

@@ -1,4 +1,6 @@
-"""Device profiles: SI units inside, one-line errors outside, and every shipped number with kind and source."""
+"""Device profiles: SI units inside, one-line errors outside, and every shipped number with kind and
+source.
+"""
 
 from typing import get_args
 
@@ -9,7 +11,7 @@ from moesim.files import toml
 from moesim.files.toml import Kind
 from moesim.hardware.profile import ProfileFile, load_profile
 
-DEVICE = '''
+DEVICE = """
 title = "A chip"
 aliases = ["chip-one"]
 compute_capability = 9.0
@@ -35,7 +37,7 @@ capacity_mib = {value = 50.0, kind = "datasheet", source = "s"}
 kernel_us = {value = 2.0, kind = "measured", source = "s"}
 [sources.s]
 title = "A datasheet"
-'''
+"""
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def write(tmp_path, monkeypatch):
 
     def make(old="", new="", name="a-chip"):
         assert old in DEVICE
-        (tmp_path / "devices" / f"{name}.toml").write_text(DEVICE.replace(old, new) if old else DEVICE)
+        (tmp_path / "devices" / f"{name}.toml").write_text(
+            DEVICE.replace(old, new) if old else DEVICE
+        )
         return load_profile(name)
 
     return make
@@ -79,20 +83,51 @@ def test_a_changed_file_is_read_again_and_has_another_digest(write):
     assert len(second.digest) == 12
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("[hbm]", "[hbm", "not valid TOML: Expected ']' at the end of a table declaration (at line 12, column 5)"),
-    ("[hbm]", "[hbm]\nbandwith = 3", "hbm.bandwith: no such key (remove it or check its spelling)"),
-    ("value = 3350.0", "value = '3.35TB'", "hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'"),
-    ("value = 3350.0", "value = -1.0", "hbm.bandwidth_gb_per_s.value: expected a number > 0, got -1.0"),
-    ('{value = 3350.0, kind = "datasheet", source = "s"}', "3350.0",
-     "hbm.bandwidth_gb_per_s: expected a table, got 3350.0"),
-    ('3350.0, kind = "datasheet", source = "s"', '3350.0, kind = "datasheet"',
-     "hbm.bandwidth_gb_per_s.source: expected a value, got nothing"),
-    ('3350.0, kind = "datasheet", source = "s"', '3350.0, kind = "datasheet", source = "flyer"',
-     "hbm.bandwidth_gb_per_s.source: expected one of [sources]: s, got 'flyer'"),
-    ("compute_capability = 9.0", 'execution = "wave"',
-     "execution: expected one of waves, serial or systolic, got 'wave'"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[hbm]",
+            "[hbm",
+            "not valid TOML: Expected ']' at the end of a table declaration (at line 12, column 5)",
+        ),
+        (
+            "[hbm]",
+            "[hbm]\nbandwith = 3",
+            "hbm.bandwith: no such key (remove it or check its spelling)",
+        ),
+        (
+            "value = 3350.0",
+            "value = '3.35TB'",
+            "hbm.bandwidth_gb_per_s.value: expected a number > 0, got '3.35TB'",
+        ),
+        (
+            "value = 3350.0",
+            "value = -1.0",
+            "hbm.bandwidth_gb_per_s.value: expected a number > 0, got -1.0",
+        ),
+        (
+            '{value = 3350.0, kind = "datasheet", source = "s"}',
+            "3350.0",
+            "hbm.bandwidth_gb_per_s: expected a table, got 3350.0",
+        ),
+        (
+            '3350.0, kind = "datasheet", source = "s"',
+            '3350.0, kind = "datasheet"',
+            "hbm.bandwidth_gb_per_s.source: expected a value, got nothing",
+        ),
+        (
+            '3350.0, kind = "datasheet", source = "s"',
+            '3350.0, kind = "datasheet", source = "flyer"',
+            "hbm.bandwidth_gb_per_s.source: expected one of [sources]: s, got 'flyer'",
+        ),
+        (
+            "compute_capability = 9.0",
+            'execution = "wave"',
+            "execution: expected one of waves, serial or systolic, got 'wave'",
+        ),
+    ],
+)
 def test_one_line_errors(write, old, new, message):
     with pytest.raises(ConfigError) as caught:
         write(old, new)
@@ -106,7 +141,7 @@ def test_a_device_has_a_whole_number_of_sms(write, number):
         write("value = 100,", f"value = {number},")
 
 
-MEASURED = '''
+MEASURED = """
 [measurement]
 command = "moesim measure"
 created = "2026-11-22"
@@ -131,16 +166,25 @@ time_us = {value = 52.0, kind = "measured", source = "s", min = 48.0, median = 5
 low = {value = 0.7, kind = "measured", source = "s"}
 high = {value = 1.9, kind = "measured", source = "s"}
 points = 14
-'''
+"""
 
 
 def test_what_a_measured_profile_adds(write):
     plain = write()
-    assert (plain.host_fabric, plain.residuals, plain.contended, plain.mxu_size) == (None, {}, False, 0)
+    assert (plain.host_fabric, plain.residuals, plain.contended, plain.mxu_size) == (
+        None,
+        {},
+        False,
+        0,
+    )
     chip = write("[sources.s]", MEASURED + "[sources.s]")
     assert (chip.residuals, chip.contended) == ({"gemm_float32": (0.8, 1.3)}, True)
     fabric = chip.host_fabric
-    assert (fabric.backend, fabric.start_s, fabric.port_bytes_per_s) == ("gloo", pytest.approx(50e-6), 3e9)
+    assert (fabric.backend, fabric.start_s, fabric.port_bytes_per_s) == (
+        "gloo",
+        pytest.approx(50e-6),
+        3e9,
+    )
     assert (fabric.ranks, fabric.bytes_per_pair, fabric.interval) == ((2,), (1024.0,), (0.7, 1.9))
     assert fabric.time_s == pytest.approx((52e-6,))
     assert chip.provenance["host_fabric.points[0].time_us"] == ("measured", "s")
@@ -148,17 +192,33 @@ def test_what_a_measured_profile_adds(write):
 
 def test_an_all_to_all_without_residuals_has_an_assumed_interval(write):
     text = MEASURED[: MEASURED.index("[host_fabric.residuals]")]
-    assert write("[sources.s]", text + "[sources.s]").host_fabric.interval == pytest.approx((1 / 1.5, 1.5))
+    assert write("[sources.s]", text + "[sources.s]").host_fabric.interval == pytest.approx(
+        (1 / 1.5, 1.5)
+    )
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("value = 1.3", "value = 0.5", "residuals.gemm_float32.high.value: expected a number >= low = 0.8, got 0.5"),
-    ("ranks = 2", "ranks = 1", "host_fabric.points[0].ranks: expected a number >= 2, got 1"),
-    ("bytes_per_pair = 1024.0", "bytes_per_pair = 0.0",
-     "host_fabric.points[0].bytes_per_pair: expected a number > 0, got 0.0"),
-    ('backend = "gloo"', "", "host_fabric.backend: expected a value, got nothing"),
-    ("contended = true", "contended = 1", "measurement.contended: expected true or false, got 1"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "value = 1.3",
+            "value = 0.5",
+            "residuals.gemm_float32.high.value: expected a number >= low = 0.8, got 0.5",
+        ),
+        ("ranks = 2", "ranks = 1", "host_fabric.points[0].ranks: expected a number >= 2, got 1"),
+        (
+            "bytes_per_pair = 1024.0",
+            "bytes_per_pair = 0.0",
+            "host_fabric.points[0].bytes_per_pair: expected a number > 0, got 0.0",
+        ),
+        ('backend = "gloo"', "", "host_fabric.backend: expected a value, got nothing"),
+        (
+            "contended = true",
+            "contended = 1",
+            "measurement.contended: expected true or false, got 1",
+        ),
+    ],
+)
 def test_one_line_errors_of_what_was_measured(write, old, new, message):
     assert old in MEASURED
     with pytest.raises(ConfigError) as caught:
@@ -173,12 +233,16 @@ def test_a_file_that_is_not_text(tmp_path):
 
 
 def test_unknown_format(write):
-    with pytest.raises(ConfigError, match=r"^a-chip: no compute rate for float8_e4m3; it has bfloat16$"):
+    with pytest.raises(
+        ConfigError, match=r"^a-chip: no compute rate for float8_e4m3; it has bfloat16$"
+    ):
         write().peak("float8_e4m3")
 
 
 def test_unknown_profile_comes_with_near_ones():
-    with pytest.raises(UnknownNameError, match=r"^unknown profile 'h100-smx': did you mean h100-sxm"):
+    with pytest.raises(
+        UnknownNameError, match=r"^unknown profile 'h100-smx': did you mean h100-sxm"
+    ):
         load_profile("h100-smx")
 
 
@@ -235,22 +299,35 @@ GPUS = [name for name in toml.names("devices") if not name.startswith("tpu")]
 
 @pytest.mark.parametrize("name", GPUS)
 def test_gpus_know_what_short_rows_cost(name):
-    """32 B to 64 KiB, within what sector physics allows, all assumed; rows of 1 KiB and more move like a stream."""
+    """32 B to 64 KiB, within what sector physics allows, all assumed; rows of 1 KiB and more move
+    like a stream.
+    """
     chip = load_profile(name)
     assert chip.gather_access_bytes[0] == 32
     assert chip.gather_access_bytes[-1] == 65536
-    for size, (low, high) in {32: (0.27, 0.38), 64: (0.5, 0.76), 128: (0.8, 0.95), 4096: (0.8, 0.95)}.items():
+    for size, (low, high) in {
+        32: (0.27, 0.38),
+        64: (0.5, 0.76),
+        128: (0.8, 0.95),
+        4096: (0.8, 0.95),
+    }.items():
         assert low <= chip.gather_share(size) <= high
     assert list(chip.gather_efficiency) == sorted(chip.gather_efficiency)
     kinds = {kind for key, (kind, _) in chip.provenance.items() if key.startswith("hbm.gather")}
     assert kinds == {"assumed"}
     assert chip.gather_slowdown(32) > 2
-    assert (chip.gather_slowdown(1024), chip.gather_slowdown(7168), chip.gather_slowdown(1e9)) == (1.0, 1.0, 1.0)
+    assert (chip.gather_slowdown(1024), chip.gather_slowdown(7168), chip.gather_slowdown(1e9)) == (
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("name", GPUS)
 def test_gpus_know_what_their_cache_is_worth(name):
-    """A working set well inside the L2 streams faster than HBM, one far larger at what HBM achieves."""
+    """A working set well inside the L2 streams faster than HBM, one far larger at what HBM
+    achieves.
+    """
     chip = load_profile(name)
     assert chip.streaming_bytes[0] < chip.l2_bytes < chip.streaming_bytes[-1]
     assert 0.8 <= chip.streaming_efficiency[-1] < 1 < chip.streaming_efficiency[0]

@@ -2,7 +2,15 @@
 
 import pytest
 
-from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, load_profile, simulate
+from moesim import (
+    Candidate,
+    Parallelism,
+    Workload,
+    load_cluster,
+    load_preset,
+    load_profile,
+    simulate,
+)
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware.what_if import DEVICE_KEYS, changed_number, changed_profile
 
@@ -24,7 +32,9 @@ def test_a_factor_of_one_changes_no_time(hgx, key):
 
 @pytest.mark.parametrize("key", ["hbm_gb_per_s", "num_sms", "bf16_tflops", "nvlink_gb_per_s"])
 def test_more_is_never_slower(hgx, key):
-    times = [time_of(hgx.with_(**{key: factor})).layer_time_s for factor in ("0.5x", "1x", "2x", "4x")]
+    times = [
+        time_of(hgx.with_(**{key: factor})).layer_time_s for factor in ("0.5x", "1x", "2x", "4x")
+    ]
     assert times == sorted(times, reverse=True)
     assert times[0] > times[-1]
 
@@ -39,15 +49,26 @@ def test_sms_bring_their_share_of_every_peak(h100):
 def test_changes_add_up_and_keep(hgx):
     grown = hgx.with_(hbm_gb_per_s="2x").with_(nvlink_gb_per_s=900.0).with_(hbm_gb_per_s="1.5x")
     assert grown.profile.growth == {"hbm_gb_per_s": 3.0}
-    assert grown.profile.hbm_bandwidth_bytes_per_s == pytest.approx(3 * hgx.profile.hbm_bandwidth_bytes_per_s)
+    assert grown.profile.hbm_bandwidth_bytes_per_s == pytest.approx(
+        3 * hgx.profile.hbm_bandwidth_bytes_per_s
+    )
     assert grown.growth == {"link_gb_per_s": 2.0}
     assert grown.with_(profile="h200-sxm").profile.growth == {}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ("2", "expected a number > 0 or a factor such as '2x', got '2'"), (0, "got 0"), (-1.0, "got -1.0"),
-    (True, "got True"), (None, "got None"), ("0x", "got '0x'"), (float("nan"), "got nan"), ("x", "got 'x'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("2", "expected a number > 0 or a factor such as '2x', got '2'"),
+        (0, "got 0"),
+        (-1.0, "got -1.0"),
+        (True, "got True"),
+        (None, "got None"),
+        ("0x", "got '0x'"),
+        (float("nan"), "got nan"),
+        ("x", "got 'x'"),
+    ],
+)
 def test_wrong_numbers(hgx, change, message):
     with pytest.raises(ConfigError) as caught:
         hgx.with_(hbm_gb_per_s=change)
@@ -66,4 +87,5 @@ def test_unknown_numbers_and_cpus(h100, hgx):
 def test_alone_in_a_torus_too():
     pod = load_cluster("tpu-v5p-4x4x4")
     assert pod.with_(hbm_gb_per_s="2x").profile.hbm_bandwidth_bytes_per_s == pytest.approx(
-        2 * load_profile("tpu-v5p").hbm_bandwidth_bytes_per_s)
+        2 * load_profile("tpu-v5p").hbm_bandwidth_bytes_per_s
+    )

@@ -1,7 +1,8 @@
 """The kernels' tests run on a GPU where there is one and in Triton's interpreter elsewhere.
 
-The interpreter's variable must be set before triton is first imported and stay set, for triton reads it again at the
-first launch. Where torch or triton do not exist there is nothing to collect here, and the summary says so.
+The interpreter's variable must be set before triton is first imported and stay set, for triton
+reads it again at the first launch. Where torch or triton do not exist there is nothing to collect
+here, and the summary says so.
 """
 
 import os
@@ -18,8 +19,10 @@ def _import_triton() -> None:
 
     if not torch.cuda.is_available():
         if sys.modules.get("triton") and os.environ.get("TRITON_INTERPRET") != "1":
-            raise pytest.UsageError("tests/kernels: triton was imported before TRITON_INTERPRET=1 was set; set it for "
-                                    "the whole run")
+            raise pytest.UsageError(
+                "tests/kernels: triton was imported before TRITON_INTERPRET=1 was set; set it for "
+                "the whole run"
+            )
         os.environ["TRITON_INTERPRET"] = "1"
     import triton.language  # noqa: F401
 
@@ -33,7 +36,9 @@ except ImportError as error:
 else:
     from moesim_kernels.ops import runtime
 
-    collect_ignore_glob.append("test_no_gpu.py" if runtime.triton_mode() == "gpu" else "test_gpu.py")
+    collect_ignore_glob.append(
+        "test_no_gpu.py" if runtime.triton_mode() == "gpu" else "test_gpu.py"
+    )
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -45,4 +45,6 @@ def test_random_ids_refuse():
 
 def test_timing_quantiles():
     timing = Timing.of([float(i) for i in range(11)], flushed=True)
-    assert (timing.p10_s, timing.median_s, timing.p90_s, timing.num_calls) == pytest.approx((1.0, 5.0, 9.0, 11))
+    assert (timing.p10_s, timing.median_s, timing.p90_s, timing.num_calls) == pytest.approx(
+        (1.0, 5.0, 9.0, 11)
+    )

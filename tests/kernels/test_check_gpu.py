@@ -1,4 +1,6 @@
-"""The GPU's closed loop with everything but the GPU: search, the source's rows, report; and one line without one."""
+"""The GPU's closed loop with everything but the GPU: search, the source's rows, report; and one
+line without one.
+"""
 
 import csv
 import importlib.util
@@ -51,8 +53,16 @@ class Interpreted:
 
 def test_search_run_and_report(study, tmp_path, capsys):
     cluster, work = load_cluster("h100-sxm"), Workload(num_tokens_per_device=4, routing="uniform")
-    space = study.SPACE.model_copy(update={"dense_part": "switch-base-128", "hidden_size": 768, "num_experts": [8, 16],
-                                           "top_k": [1, 2], "expert_intermediate_size": [16], "gate": ["flat"]})
+    space = study.SPACE.model_copy(
+        update={
+            "dense_part": "switch-base-128",
+            "hidden_size": 768,
+            "num_experts": [8, 16],
+            "top_k": [1, 2],
+            "expert_intermediate_size": [16],
+            "gate": ["flat"],
+        }
+    )
     found = winners_and_drawn(space, cluster, work, trials=4, winners=8, drawn=2, seed=0)
     candidates = [(one.role, one.candidate) for one in found]
     assert {role for role, _ in candidates} <= {"winner", "random"}
@@ -64,19 +74,27 @@ def test_search_run_and_report(study, tmp_path, capsys):
     assert {row["candidate"] for row in written} == {candidate.label for _, candidate in candidates}
     assert {row["status"] for row in written} == {"checked", "not_measured"}
     assert {"layer_time_us", "gate_time_us", "experts_time_us", "experts_warm_time_us", "none"} == {
-        row["quantity"] for row in written}
+        row["quantity"] for row in written
+    }
     assert (tmp_path / "summary.csv").is_file()
     assert "plotly" in (tmp_path / "simulated_against_measured.html").read_text(encoding="utf-8")
     assert "layer: not this one" in capsys.readouterr().out
 
 
-@pytest.mark.skipif("__import__('torch').cuda.is_available()",
-                    reason="what machines without a GPU are told")
+@pytest.mark.skipif(
+    "__import__('torch').cuda.is_available()", reason="what machines without a GPU are told"
+)
 def test_without_a_gpu_one_line_and_exit_code_2(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, str(STUDY), "--out", str(tmp_path)], capture_output=True, text=True,
-                          env=environment)
+    done = subprocess.run(
+        [sys.executable, str(STUDY), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == 2
-    assert done.stderr == ("error: check_gpu: no CUDA or ROCm GPU with an active Triton driver; studies/check_local.py "
-                           "does the same on a CPU\n")
+    assert done.stderr == (
+        "error: check_gpu: no CUDA or ROCm GPU with an active Triton driver; "
+        "studies/check_local.py does the same on a CPU\n"
+    )
     assert list(tmp_path.iterdir()) == []

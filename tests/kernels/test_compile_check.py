@@ -1,5 +1,5 @@
-"""Every kernel compiles for every target without spills, within shared memory and, with the Triton that recorded them,
-within its budgets. No GPU needed, but minutes of a compiler."""
+"""Every kernel compiles for every target without spills, within shared memory and, with the
+Triton that recorded them, within its budgets. No GPU needed, but minutes of a compiler."""
 
 from dataclasses import replace
 
@@ -16,7 +16,10 @@ def test_shared_memory_budgets_are_the_vendors():
     kib = {target: limits.shared_bytes // 1024 for target, limits in LIMITS.items()}
     assert (kib["sm_80"], kib["sm_90"], kib["sm_100"]) == (163, 227, 227)
     assert MULTIPROCESSORS.keys() == LIMITS.keys()
-    assert all(MULTIPROCESSORS[target].shared_bytes >= limits.shared_bytes for target, limits in LIMITS.items())
+    assert all(
+        MULTIPROCESSORS[target].shared_bytes >= limits.shared_bytes
+        for target, limits in LIMITS.items()
+    )
 
 
 @pytest.mark.parametrize("target", LIMITS)
@@ -24,7 +27,8 @@ def test_names_tell_cases_apart_and_each_has_a_budget(target):
     names = [(target, case.kernel, case.dtype, case.tile) for case in cases(target)]
     assert len(set(names)) == len(names) >= 40
     assert {name for name, case in zip(names, cases(target), strict=True) if case.supported} == {
-        name for name in Budgets.load("").rows if name[0] == target}
+        name for name in Budgets.load("").rows if name[0] == target
+    }
 
 
 @pytest.mark.full
@@ -42,14 +46,18 @@ def test_budgets(target):
 
 @pytest.mark.full
 def test_the_big_gemms_use_the_tensor_cores_shared_memory():
-    rows = {(row.kernel, row.dtype, row.tile): row for row in check.compile_target("sm_90", "swiglu")}
+    rows = {
+        (row.kernel, row.dtype, row.tile): row for row in check.compile_target("sm_90", "swiglu")
+    }
     assert rows["swiglu", "bf16", "128x128x64"].shared_bytes == 192 * 1024
 
 
 def test_one_kernel_compiles_quickly():
     rows = list(check.compile_all(["sm_90"], "stream"))
     assert [(row.kernel, row.status, row.spills, row.shared_bytes) for row in rows] == [
-        ("stream", "ok", 0, 0), ("stream sizes of 1", "ok", 0, 0)]
+        ("stream", "ok", 0, 0),
+        ("stream sizes of 1", "ok", 0, 0),
+    ]
     assert all(row.registers > 0 and row.ctas_per_sm >= 1 and row.compile_s > 0 for row in rows)
 
 
@@ -64,8 +72,10 @@ def test_refuses_unknown_names():
 
 def test_a_crash_costs_one_row(monkeypatch):
     head = '"target": "sm_90", "dtype": "i32", "tile": "1"'
-    outputs = [f'{{{head}, "kernel": "a", "registers": 3}}\n{{"begin": {{{head}, "kernel": "b"}}}}\n',
-               f'{{"begin": {{}}}}\n{{{head}, "kernel": "c", "registers": 4}}\n']
+    outputs = [
+        f'{{{head}, "kernel": "a", "registers": 3}}\n{{"begin": {{{head}, "kernel": "b"}}}}\n',
+        f'{{"begin": {{}}}}\n{{{head}, "kernel": "c", "registers": 4}}\n',
+    ]
     first = []
 
     class Done:
@@ -73,13 +83,18 @@ def test_a_crash_costs_one_row(monkeypatch):
 
     def run(command, **_):
         first.append(command[-1])
-        Done.stdout, Done.returncode = (outputs.pop(0), -6 if outputs else 0) if outputs else ("", 1)
+        Done.stdout, Done.returncode = (
+            (outputs.pop(0), -6 if outputs else 0) if outputs else ("", 1)
+        )
         return Done
 
     monkeypatch.setattr(check.subprocess, "run", run)
     rows = check.compile_target("sm_90")
-    assert [(row.kernel, row.status, row.registers) for row in rows] == [("a", "ok", 3), ("b", "failed", 0),
-                                                                       ("c", "ok", 4)]
+    assert [(row.kernel, row.status, row.registers) for row in rows] == [
+        ("a", "ok", 3),
+        ("b", "failed", 0),
+        ("c", "ok", 4),
+    ]
     assert rows[1].error == "the compiler ended with code -6"
     assert first == ["0", "2"]
     with pytest.raises(RuntimeError, match="compiling for sm_90 failed: no module"):
@@ -87,11 +102,32 @@ def test_a_crash_costs_one_row(monkeypatch):
 
 
 def test_budgets_hold_for_the_version_they_were_recorded_with_and_physics_for_all(tmp_path):
-    row = CompileResult(target="sm_80", kernel="k", dtype="f32", tile="1", registers=80, shared_bytes=800,
-                        ctas_per_sm=3)
+    row = CompileResult(
+        target="sm_80",
+        kernel="k",
+        dtype="f32",
+        tile="1",
+        registers=80,
+        shared_bytes=800,
+        ctas_per_sm=3,
+    )
     file = tmp_path / "budgets.csv"
-    write_budgets([{"target": "sm_80", "kernel": "k", "dtype": "f32", "tile": "1", "registers": 80, "spills": 0,
-                    "shared_bytes": 800, "ctas_per_sm": 3}], "3.7.1", path=file)
+    write_budgets(
+        [
+            {
+                "target": "sm_80",
+                "kernel": "k",
+                "dtype": "f32",
+                "tile": "1",
+                "registers": 80,
+                "spills": 0,
+                "shared_bytes": 800,
+                "ctas_per_sm": 3,
+            }
+        ],
+        "3.7.1",
+        path=file,
+    )
     same, newer = Budgets.load("3.7.1", file), Budgets.load("3.9.0", file)
     assert (same.held_to, newer.held_to, newer.triton_version) == ("budget", "physical", "3.7.1")
     assert same.broken_by(row) == newer.broken_by(row) == ""
@@ -105,21 +141,29 @@ def test_budgets_hold_for_the_version_they_were_recorded_with_and_physics_for_al
         assert "too much for a multiprocessor" in budgets.broken_by(replace(row, ctas_per_sm=0))
 
 
-@pytest.mark.parametrize(("target", "numbers", "programs"), [
-    ("sm_90", {"registers": 168, "shared_bytes": 100 * 1024, "num_warps": 4}, 2),
-    ("sm_90", {"registers": 255, "shared_bytes": 0, "num_warps": 8}, 1),
-    ("sm_90", {"registers": 10, "shared_bytes": 0, "num_warps": 4}, 16),
-    ("sm_89", {"registers": 10, "shared_bytes": 0, "num_warps": 4}, 12),
-    ("sm_80", {"registers": 32, "shared_bytes": 164 * 1024, "num_warps": 4}, 0),
-    ("gfx942", {"registers": 128, "shared_bytes": 0, "num_warps": 4}, 4),
-    ("gfx942", {"registers": 20, "shared_bytes": 32 * 1024, "num_warps": 4}, 2),
-])
+@pytest.mark.parametrize(
+    ("target", "numbers", "programs"),
+    [
+        ("sm_90", {"registers": 168, "shared_bytes": 100 * 1024, "num_warps": 4}, 2),
+        ("sm_90", {"registers": 255, "shared_bytes": 0, "num_warps": 8}, 1),
+        ("sm_90", {"registers": 10, "shared_bytes": 0, "num_warps": 4}, 16),
+        ("sm_89", {"registers": 10, "shared_bytes": 0, "num_warps": 4}, 12),
+        ("sm_80", {"registers": 32, "shared_bytes": 164 * 1024, "num_warps": 4}, 0),
+        ("gfx942", {"registers": 128, "shared_bytes": 0, "num_warps": 4}, 4),
+        ("gfx942", {"registers": 20, "shared_bytes": 32 * 1024, "num_warps": 4}, 2),
+    ],
+)
 def test_programs_of_a_multiprocessor(target, numbers, programs):
     assert ctas_per_sm(target, **numbers) == programs
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("sm_10", 1, 0, 1), "target: expected one of sm_80"), (("sm_90", 0, 0, 1), "registers and num_warps >= 1")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sm_10", 1, 0, 1), "target: expected one of sm_80"),
+        (("sm_90", 0, 0, 1), "registers and num_warps >= 1"),
+    ],
+)
 def test_occupancy_refuses(arguments, message):
     target, registers, shared_bytes, num_warps = arguments
     with pytest.raises(ValueError, match=message):

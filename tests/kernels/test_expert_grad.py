@@ -14,8 +14,14 @@ from moesim.model import Gate, MoELayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # tokens, experts, top_k, hidden, width, skew
-SIZES = [(0, 4, 2, 32, 16, 0.0), (1, 1, 1, 37, 129, 0.0), (1, 61, 4, 33, 1, 0.0), (131, 7, 3, 65, 37, 1.2),
-         (64, 5, 5, 96, 64, 0.0), (50, 11, 1, 129, 70, 2.0)]
+SIZES = [
+    (0, 4, 2, 32, 16, 0.0),
+    (1, 1, 1, 37, 129, 0.0),
+    (1, 61, 4, 33, 1, 0.0),
+    (131, 7, 3, 65, 37, 1.2),
+    (64, 5, 5, 96, 64, 0.0),
+    (50, 11, 1, 129, 70, 2.0),
+]
 
 
 def _normal(*shape, seed, scale=1.0, device="cpu"):
@@ -23,18 +29,24 @@ def _normal(*shape, seed, scale=1.0, device="cpu"):
 
 
 def _operands(tokens, experts, top_k, hidden, width, skew, device, dtype=torch.float32):
-    plan = make_plan_reference(random_ids(tokens, experts, top_k, skew=skew, device=device), experts, 16)
-    tensors = (_normal(tokens, hidden, seed=1, device=device).to(dtype),
-               _normal(tokens, top_k, seed=2, device=device).abs(),
-               _normal(experts, 2 * width, hidden, seed=3, scale=hidden**-0.5, device=device).to(dtype),
-               _normal(experts, hidden, width, seed=4, scale=width**-0.5, device=device).to(dtype))
+    plan = make_plan_reference(
+        random_ids(tokens, experts, top_k, skew=skew, device=device), experts, 16
+    )
+    tensors = (
+        _normal(tokens, hidden, seed=1, device=device).to(dtype),
+        _normal(tokens, top_k, seed=2, device=device).abs(),
+        _normal(experts, 2 * width, hidden, seed=3, scale=hidden**-0.5, device=device).to(dtype),
+        _normal(experts, hidden, width, seed=4, scale=width**-0.5, device=device).to(dtype),
+    )
     return plan, [tensor.requires_grad_() for tensor in tensors]
 
 
 def _textbook(x_TH, weights_TK, w_gate_up, w_down, plan):
     """Pair by pair, in plain operations that torch differentiates."""
     expert_P = torch.empty(plan.num_rows, dtype=torch.long, device=x_TH.device)
-    expert_P[plan.sorted_pairs.long()] = torch.repeat_interleave(plan.expert_offsets_E1.diff().long())
+    expert_P[plan.sorted_pairs.long()] = torch.repeat_interleave(
+        plan.expert_offsets_E1.diff().long()
+    )
     x_PH = x_TH.float().repeat_interleave(plan.top_k, dim=0)
     gate, up = torch.einsum("pih,ph->pi", w_gate_up.float()[expert_P], x_PH).chunk(2, dim=1)
     y_PH = torch.einsum("phi,pi->ph", w_down.float()[expert_P], torch.nn.functional.silu(gate) * up)
@@ -78,7 +90,9 @@ def test_only_what_is_asked_for(device):
 
 def test_second_derivatives_are_refused(device):
     plan, tensors = _operands(5, 4, 2, 16, 16, 0.0, device)
-    [grad_TH] = torch.autograd.grad(experts(*tensors, plan).square().sum(), tensors[:1], create_graph=True)
+    [grad_TH] = torch.autograd.grad(
+        experts(*tensors, plan).square().sum(), tensors[:1], create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad_TH.sum().backward()
 
@@ -86,11 +100,15 @@ def test_second_derivatives_are_refused(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outer_products(device, dtype):
     plan = make_plan_reference(random_ids(90, 9, 2, skew=1.5, device=device), 9, 16)
-    tokens, pairs = (_normal(*shape, seed=1, device=device).to(dtype) for shape in ((90, 70), (180, 37)))
+    tokens, pairs = (
+        _normal(*shape, seed=1, device=device).to(dtype) for shape in ((90, 70), (180, 37))
+    )
     for a, b in ((tokens, pairs), (pairs, tokens), (pairs, pairs)):
         got, want = grouped_outer(a, b, plan).float(), grouped_outer_reference(a, b, plan).float()
         assert got.shape == (9, a.shape[1], b.shape[1])
-        assert (got - want).abs().max() <= {torch.float32: 2e-6, torch.bfloat16: 8e-3}[dtype] * want.abs().max()
+        assert (got - want).abs().max() <= {torch.float32: 2e-6, torch.bfloat16: 8e-3}[
+            dtype
+        ] * want.abs().max()
 
 
 def test_an_expert_without_rows_has_no_gradient(device):
@@ -99,10 +117,15 @@ def test_an_expert_without_rows_has_no_gradient(device):
     assert grouped_outer(ones, ones, plan)[:, 0, 0].tolist() == [0, 0, 5, 0]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda a, b: (a.double(), b), "a: expected bfloat16"), (lambda a, b: (a[:2], b), "a: expected 5 rows"),
-    (lambda a, b: (a, b.half()), "b: expected torch.float32 as a"),
-    (lambda a, b: (a.T.contiguous().T, b), "contiguous")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: (a.double(), b), "a: expected bfloat16"),
+        (lambda a, b: (a[:2], b), "a: expected 5 rows"),
+        (lambda a, b: (a, b.half()), "b: expected torch.float32 as a"),
+        (lambda a, b: (a.T.contiguous().T, b), "contiguous"),
+    ],
+)
 def test_refuses(device, change, message):
     plan = make_plan_reference(random_ids(5, 4, 2, device=device), 4, 16)
     a, b = change(_normal(5, 3, seed=0, device=device), _normal(10, 3, seed=0, device=device))
@@ -110,24 +133,50 @@ def test_refuses(device, change, message):
         grouped_outer(a, b, plan)
 
 
-@pytest.mark.parametrize("gate", [Gate(precision="float32"), Gate(score="sigmoid", precision="float32"),
-                                  replace(Gate.parse("group_limited:4:2"), precision="float32"),
-                                  replace(Gate.parse("two_level:4:2"), precision="float32"),
-                                  replace(Gate.parse("product_key:2:16"), precision="float32")], ids=str)
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(precision="float32"),
+        Gate(score="sigmoid", precision="float32"),
+        replace(Gate.parse("group_limited:4:2"), precision="float32"),
+        replace(Gate.parse("two_level:4:2"), precision="float32"),
+        replace(Gate.parse("product_key:2:16"), precision="float32"),
+    ],
+    ids=str,
+)
 def test_a_whole_layer_trains(device, gate):
     """Through shared experts and gate, too: both backends give the same gradients of everything."""
-    layer = MoELayer(hidden_size=48, expert_intermediate_size=20, num_experts=16, top_k=4, gate=gate,
-                     num_shared_experts=1)
+    layer = MoELayer(
+        hidden_size=48,
+        expert_intermediate_size=20,
+        num_experts=16,
+        top_k=4,
+        gate=gate,
+        num_shared_experts=1,
+    )
     weights = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
-    names = ("fine_EH", "query_QH", "keys_2Sq", "w_gate_up", "w_down", "shared_gate_up", "shared_down")
+    names = (
+        "fine_EH",
+        "query_QH",
+        "keys_2Sq",
+        "w_gate_up",
+        "w_down",
+        "shared_gate_up",
+        "shared_down",
+    )
     tensors = {name: getattr(weights, name) for name in names}
-    tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()
-               if tensor is not None and tensor.numel()}
+    tensors = {
+        name: tensor.requires_grad_()
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.numel()
+    }
     x_TH = _normal(23, 48, seed=1, device=device).requires_grad_()
     gradients = []
     for backend in ("triton", "torch"):
         out_TH = moe_layer(x_TH, weights, layer, backend)
-        gradients.append(torch.autograd.grad(out_TH, [x_TH, *tensors.values()], torch.ones_like(out_TH)))
+        gradients.append(
+            torch.autograd.grad(out_TH, [x_TH, *tensors.values()], torch.ones_like(out_TH))
+        )
     for name, got, want in zip(("x_TH", *tensors), *gradients, strict=True):
         assert want.abs().max() > 0, name
         assert (got - want).abs().max() <= 1e-5 * want.abs().max(), name

@@ -1,15 +1,28 @@
-"""Block-scaled 8-bit floats: quantisers to the bit, products against torch on the same numbers, errors to float32."""
+"""Block-scaled 8-bit floats: quantisers to the bit, products against torch on the same numbers,
+errors to float32.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from moesim_kernels.ops.fp8 import quantise_blocks, quantise_blocks_reference, quantise_rows, quantise_rows_reference
+from moesim_kernels.ops.fp8 import (
+    quantise_blocks,
+    quantise_blocks_reference,
+    quantise_rows,
+    quantise_rows_reference,
+)
 from moesim_kernels.ops.grouped_down import grouped_down, grouped_down_reference
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.ops.layer import LayerWeights, moe_layer
-from moesim_kernels.ops.operands import LARGEST, BlockScaled, float_matrices, float_rows, require_product
+from moesim_kernels.ops.operands import (
+    LARGEST,
+    BlockScaled,
+    float_matrices,
+    float_rows,
+    require_product,
+)
 from moesim_kernels.ops.plan import make_plan, make_plan_reference
 from moesim_kernels.tiles.tiles import LIMITS, Tile
 from moesim_kernels.timing.bench import random_ids
@@ -21,8 +34,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 E4M3, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 # tokens, experts, top_k, hidden, width, skew
-CASES = [(0, 4, 2, 128, 32, 0.0), (1, 1, 1, 37, 129, 0.0), (50, 61, 4, 129, 37, 1.2), (37, 5, 5, 256, 64, 0.0),
-         (200, 3, 1, 300, 130, 2.0), (20, 8, 1, 1, 1, 0.0)]
+CASES = [
+    (0, 4, 2, 128, 32, 0.0),
+    (1, 1, 1, 37, 129, 0.0),
+    (50, 61, 4, 129, 37, 1.2),
+    (37, 5, 5, 256, 64, 0.0),
+    (200, 3, 1, 300, 130, 2.0),
+    (20, 8, 1, 1, 1, 0.0),
+]
 
 
 def _normal(*shape, dtype=torch.float32, device="cpu", seed=0):
@@ -31,8 +50,9 @@ def _normal(*shape, dtype=torch.float32, device="cpu", seed=0):
 
 
 def _same_bits(one, other):
-    return torch.equal(one.values.view(torch.uint8), other.values.view(torch.uint8)) and torch.equal(
-        one.scales, other.scales)
+    return torch.equal(
+        one.values.view(torch.uint8), other.values.view(torch.uint8)
+    ) and torch.equal(one.scales, other.scales)
 
 
 @pytest.mark.parametrize("dtype", LARGEST)
@@ -54,16 +74,24 @@ def test_quantising_keeps_three_bits_and_the_largest_number(device, dtype):
     scaled, largest = quantise_rows(x, dtype), x.float().unflatten(1, (-1, 128)).abs().amax(2)
     back = float_rows(scaled)
     # Half a step of 3 bits, or of the smallest subnormal (2^-9; fnuz 2^-10) for small ones.
-    bound = torch.maximum(x.float().abs() * 2**-4, (scaled.scales * 2**-10).repeat_interleave(128, 1))
+    bound = torch.maximum(
+        x.float().abs() * 2**-4, (scaled.scales * 2**-10).repeat_interleave(128, 1)
+    )
     assert ((back - x.float()).abs() <= bound * 1.0001).all()
-    torch.testing.assert_close(back.unflatten(1, (-1, 128)).abs().amax(2), largest, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        back.unflatten(1, (-1, 128)).abs().amax(2), largest, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k", "hidden", "width", "skew"), CASES)
 def test_products_equal_references(device, tokens, experts, top_k, hidden, width, skew):
     x = quantise_rows_reference(_normal(tokens, hidden, seed=1, device=device))
-    w_gate_up = quantise_blocks_reference(_normal(experts, 2 * width, hidden, seed=2, device=device) * hidden**-0.5)
-    w_down = quantise_blocks_reference(_normal(experts, hidden, width, seed=3, device=device) * width**-0.5)
+    w_gate_up = quantise_blocks_reference(
+        _normal(experts, 2 * width, hidden, seed=2, device=device) * hidden**-0.5
+    )
+    w_down = quantise_blocks_reference(
+        _normal(experts, hidden, width, seed=3, device=device) * width**-0.5
+    )
     plan = make_plan(random_ids(tokens, experts, top_k, skew=skew, device=device), experts, 32)
     act_PI = grouped_swiglu(x, w_gate_up, plan)
     want_PI = grouped_swiglu_reference(x, w_gate_up, plan)
@@ -86,20 +114,38 @@ def test_steps_may_be_shorter_than_a_block_of_scales(device):
     w = quantise_blocks_reference(_normal(3, 70, 200, device=device, seed=1))
     plan = make_plan(random_ids(40, 3, 2, device=device), 3, 16)
     tile = Tile(block_m=16, block_n=32, block_k=64)
-    got, want = (call(x, w, plan, gather=True, out_dtype=torch.float32, **config)
-                 for call, config in ((grouped_linear, {"config": tile}), (grouped_linear_reference, {})))
+    got, want = (
+        call(x, w, plan, gather=True, out_dtype=torch.float32, **config)
+        for call, config in ((grouped_linear, {"config": tile}), (grouped_linear_reference, {}))
+    )
     assert (got - want).abs().max() <= 2e-6 * want.abs().max()
-    with pytest.raises(ValueError, match=r"tile.block_k: expected a divisor of 128 for scaled operands, got 256"):
+    with pytest.raises(
+        ValueError, match=r"tile.block_k: expected a divisor of 128 for scaled operands, got 256"
+    ):
         grouped_linear(x, w, plan, gather=True, config=replace(tile, block_k=256))
 
 
 def _layer(**options):
-    return MoELayer(**{"hidden_size": 256, "expert_intermediate_size": 192, "num_experts": 8, "top_k": 2,
-                       "precision": Precision.named("fp8")} | options)
+    return MoELayer(
+        **{
+            "hidden_size": 256,
+            "expert_intermediate_size": 192,
+            "num_experts": 8,
+            "top_k": 2,
+            "precision": Precision.named("fp8"),
+        }
+        | options
+    )
 
 
-@pytest.mark.parametrize("layer", [_layer(), _layer(hidden_size=129, expert_intermediate_size=37, num_shared_experts=1),
-                                   _layer(num_experts=6, gate=Gate.parse("two_level:3:2"))])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        _layer(),
+        _layer(hidden_size=129, expert_intermediate_size=37, num_shared_experts=1),
+        _layer(num_experts=6, gate=Gate.parse("two_level:3:2")),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_layer_equals_reference_and_stays_near_float32(device, layer, dtype):
     weights = LayerWeights.random(layer, seed=0, device=device)
@@ -107,13 +153,14 @@ def test_layer_equals_reference_and_stays_near_float32(device, layer, dtype):
     x_TH = _normal(70, layer.hidden_size, dtype=dtype, device=device)
     out_TH, want_TH = moe_layer(x_TH, weights, layer), moe_layer(x_TH, weights, layer, "torch")
     assert out_TH.dtype == dtype
-    # Sums in another order round some activations to the neighbouring number, and where that is the largest of a
-    # bfloat16 block, all of the block's are scaled by another number.
+    # Sums in another order round some activations to the neighbouring number, and where that is the
+    # largest of a bfloat16 block, all of the block's are scaled by another number.
     bound = 2e-2 if dtype == torch.bfloat16 else 5e-3
     assert (out_TH - want_TH).float().norm() <= bound * want_TH.float().norm()
     plain = LayerWeights.random(layer, seed=0, dtype=torch.float32, device=device)
     exact_TH = moe_layer(x_TH.float(), plain, layer, "torch")
-    # Each operand is off by 2.6 % (root mean square): tokens and weights of both products, one after the other.
+    # Each operand is off by 2.6 % (root mean square): tokens and weights of both products, one
+    # after the other.
     assert 0.02 < (out_TH.float() - exact_TH).norm() / exact_TH.norm() < 0.08
 
 
@@ -131,28 +178,54 @@ def test_refuses(device):
     x, w = _normal(4, 8, device=device), _normal(3, 6, 8, device=device)
     x8, w8 = quantise_rows_reference(x), quantise_blocks_reference(w)
     for call, message in [
-        (lambda: grouped_swiglu(x8, w, plan), "x_TH, w_gate_up: expected both as BlockScaled or neither"),
-        (lambda: grouped_swiglu(x8, quantise_blocks_reference(w, FNUZ), plan),
-         "w_gate_up: expected torch.float8_e4m3fn as x_TH, got torch.float8_e4m3fnuz"),
-        (lambda: grouped_linear(BlockScaled(x8.values, x8.scales[:, :0]), w8, plan, gather=True),
-         r"a: expected scales of shape \(4, 1\), one for each 128 elements, got \(4, 0\)"),
-        (lambda: grouped_linear(x8, BlockScaled(w8.values, w8.scales.double()), plan, gather=True),
-         "w_ENC: expected 8-bit values of 3 dimensions and float32 scales"),
-        (lambda: grouped_swiglu(BlockScaled(x, x8.scales), BlockScaled(w, w8.scales), plan), "expected 8-bit values"),
+        (
+            lambda: grouped_swiglu(x8, w, plan),
+            "x_TH, w_gate_up: expected both as BlockScaled or neither",
+        ),
+        (
+            lambda: grouped_swiglu(x8, quantise_blocks_reference(w, FNUZ), plan),
+            "w_gate_up: expected torch.float8_e4m3fn as x_TH, got torch.float8_e4m3fnuz",
+        ),
+        (
+            lambda: grouped_linear(BlockScaled(x8.values, x8.scales[:, :0]), w8, plan, gather=True),
+            r"a: expected scales of shape \(4, 1\), one for each 128 elements, got \(4, 0\)",
+        ),
+        (
+            lambda: grouped_linear(
+                x8, BlockScaled(w8.values, w8.scales.double()), plan, gather=True
+            ),
+            "w_ENC: expected 8-bit values of 3 dimensions and float32 scales",
+        ),
+        (
+            lambda: grouped_swiglu(BlockScaled(x, x8.scales), BlockScaled(w, w8.scales), plan),
+            "expected 8-bit values",
+        ),
         (lambda: quantise_rows(x.double()), "x_RC: expected bfloat16"),
         (lambda: quantise_rows(w), "x_RC: expected 2 dimensions"),
         (lambda: quantise_rows(x, torch.float8_e5m2), "dtype: expected one of torch.float8_e4m3fn"),
-        (lambda: grouped_swiglu(x.to(E4M3), w.to(E4M3), plan), "x_TH: expected bfloat16, float16 or float32"),
+        (
+            lambda: grouped_swiglu(x.to(E4M3), w.to(E4M3), plan),
+            "x_TH: expected bfloat16, float16 or float32",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
 
 
-@pytest.mark.parametrize(("precision", "message"), [
-    (Precision.named("fp8_tensor"), "scale_block 128 beside weights float8_e4m3 .* got .* scale_block 0"),
-    (Precision(weights="float8_e4m3"), "expected activations float8_e4m3 .* got activations bfloat16"),
-    (Precision.named("int8"), "expected one of bfloat16"),
-])
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (
+            Precision.named("fp8_tensor"),
+            "scale_block 128 beside weights float8_e4m3 .* got .* scale_block 0",
+        ),
+        (
+            Precision(weights="float8_e4m3"),
+            "expected activations float8_e4m3 .* got activations bfloat16",
+        ),
+        (Precision.named("int8"), "expected one of bfloat16"),
+    ],
+)
 def test_refuses_other_8_bit_layers(precision, message):
     with pytest.raises(ConfigError, match=message):
         LayerWeights.random(_layer(precision=precision), seed=0)
@@ -168,8 +241,16 @@ def test_has_no_gradients(device):
         assert moe_layer(x_TH, weights, layer).isfinite().all()
 
 
-@pytest.mark.parametrize(("target", "can"), [("sm_80", ""), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn"),
-                                             ("gfx942", "float8_e4m3fnuz"), ("gfx950", "float8_e4m3fn")])
+@pytest.mark.parametrize(
+    ("target", "can"),
+    [
+        ("sm_80", ""),
+        ("sm_89", "float8_e4m3fn"),
+        ("sm_90", "float8_e4m3fn"),
+        ("gfx942", "float8_e4m3fnuz"),
+        ("gfx950", "float8_e4m3fn"),
+    ],
+)
 def test_a_gpu_multiplies_its_own_format_only(monkeypatch, target, can):
     monkeypatch.setattr("moesim_kernels.ops.operands.triton_mode", lambda: "gpu")
     monkeypatch.setattr("moesim_kernels.ops.operands.limits", lambda: LIMITS[target])

@@ -1,4 +1,6 @@
-"""What only a GPU can show: that launches work at real sizes, and that times come out. Not collected without one."""
+"""What only a GPU can show: that launches work at real sizes, and that times come out. Not
+collected without one.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""A GPU's profile without a GPU: all but the times of launches is real; the timer only calls what it would time."""
+"""A GPU's profile without a GPU: all but the times of launches is real; the timer only calls what
+it would time.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,8 +18,16 @@ from moesim.files import toml
 from moesim.hardware import single_device
 from moesim.hardware.profile import ProfileFile
 
-UNKNOWN = Gpu(name="ACME Z9", compute_capability=None, num_sms=30, clock_hz=2e9, shared_bytes=64 << 10,
-              memory_bytes=8 << 30, l2_bytes=1 << 15, count=1)
+UNKNOWN = Gpu(
+    name="ACME Z9",
+    compute_capability=None,
+    num_sms=30,
+    clock_hz=2e9,
+    shared_bytes=64 << 10,
+    memory_bytes=8 << 30,
+    l2_bytes=1 << 15,
+    count=1,
+)
 H100 = replace(UNKNOWN, name="NVIDIA H100 80GB HBM3", compute_capability=9.0, num_sms=132)
 CPU = torch.device("cpu")
 
@@ -35,8 +45,16 @@ class Timer:
 
 
 def write(path, gpu, **options):
-    text = profile_text(gpu, Timer(), CPU, command="a test", largest_bytes=1 << 17, sizes=(16, 32), graph=False,
-                        **options)
+    text = profile_text(
+        gpu,
+        Timer(),
+        CPU,
+        command="a test",
+        largest_bytes=1 << 17,
+        sizes=(16, 32),
+        graph=False,
+        **options,
+    )
     path.write_text(text, encoding="utf-8")
     return toml.parse(text, ProfileFile, path.name), load_profile(str(path))
 
@@ -46,8 +64,12 @@ def test_an_unknown_gpu_gets_figures_at_which_the_model_reaches_what_was_measure
     assert (profile.execution, profile.compute_capability, profile.num_sms) == ("waves", None, 30)
     assert profile.calibration == "triton-moe"
     calibration = toml.find("calibration", "triton-moe")
-    parameters = toml.parse(calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, "").parameters
-    assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(2 * 32**3 / 1e-3, rel=1e-3)
+    parameters = toml.parse(
+        calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, ""
+    ).parameters
+    assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(
+        2 * 32**3 / 1e-3, rel=1e-3
+    )
     share = parameters["activation_bandwidth_efficiency"]
     assert profile.hbm_bandwidth_bytes_per_s * share == pytest.approx((1 << 17) / 1e-3, rel=1e-3)
     assert file.compute.peak_tflops["bfloat16"].kind == "derived"
@@ -75,7 +97,10 @@ def test_every_measured_number_has_its_spread(tmp_path):
     assert [point.access_bytes for point in file.hbm.gather] == list(gpu_curves.ACCESS_BYTES)
     assert [point.working_set_mib * 1024 for point in file.hbm.streaming] == [8, 16, 32, 64, 128]
     points = [point.tflops for point in file.compute.gemm]
-    points += [point.efficiency for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)]
+    points += [
+        point.efficiency
+        for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)
+    ]
     for number in points:
         assert number.kind == "measured"
         assert number.min <= number.low <= number.median <= number.high <= number.value
@@ -88,7 +113,9 @@ def test_every_measured_number_has_its_spread(tmp_path):
 
 def test_a_simulation_runs_on_it_and_is_no_calibrated_one(tmp_path, make_layer):
     _, profile = write(tmp_path / "z9.toml", UNKNOWN)
-    result = simulate(Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64))
+    result = simulate(
+        Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64)
+    )
     assert result.layer_time_low_s < result.layer_time_s < result.layer_time_high_s
     assert result.calibration == "spec_sheet"
 
@@ -98,7 +125,9 @@ def test_a_slower_machine_afterwards_is_told(tmp_path):
         def __call__(self, call, flush):
             return super().__call__(call, flush) * (1.0 + 0.01 * len(self.flushed))
 
-    text = profile_text(UNKNOWN, Slowing(), CPU, command="", largest_bytes=1 << 17, sizes=(16,), graph=False)
+    text = profile_text(
+        UNKNOWN, Slowing(), CPU, command="", largest_bytes=1 << 17, sizes=(16,), graph=False
+    )
     assert "contended = true" in text
 
 
@@ -125,8 +154,13 @@ def test_sizes_beyond_the_memory_end_a_format(monkeypatch):
     assert set(gpu_curves.gemm_rates(Timer(), CPU, (32, 64, 128))["int8"]) == {32}
 
 
-@pytest.mark.parametrize(("message", "from_size"), [("an illegal memory access was encountered", 0),
-                                                    ("products of this size are not supported", 64)])
+@pytest.mark.parametrize(
+    ("message", "from_size"),
+    [
+        ("an illegal memory access was encountered", 0),
+        ("products of this size are not supported", 64),
+    ],
+)
 def test_other_failures_are_not_taken_for_a_missing_format(monkeypatch, message, from_size):
     _raise(monkeypatch, RuntimeError(message), from_size)
     with pytest.raises(RuntimeError, match=message):
@@ -134,7 +168,10 @@ def test_other_failures_are_not_taken_for_a_missing_format(monkeypatch, message,
 
 
 def test_a_format_without_products_is_left_out(monkeypatch):
-    _raise(monkeypatch, RuntimeError("_int_mm is only supported on devices of compute capability 8.0 and later"))
+    _raise(
+        monkeypatch,
+        RuntimeError("_int_mm is only supported on devices of compute capability 8.0 and later"),
+    )
     found = gpu_curves.gemm_rates(Timer(), CPU, (16, 32))
     assert "int8" not in found
     assert set(found["bfloat16"]) == {16, 32}
@@ -142,7 +179,9 @@ def test_a_format_without_products_is_left_out(monkeypatch):
 
 
 def test_products_that_would_take_too_long_are_left_out():
-    """2 x 32^3 FLOP take a millisecond: at twice that rate 64 times the work takes 32, and 20 are the limit."""
+    """2 x 32^3 FLOP take a millisecond: at twice that rate 64 times the work takes 32, and 20 are
+    the limit.
+    """
     assert set(gpu_curves.gemm_rates(Timer(), CPU, (32, 128))["float32"]) == {32}
 
 
@@ -153,13 +192,24 @@ class FakeDriver:
     def get_current_target(self):
         return SimpleNamespace(backend="cuda", arch=90)
 
-    utils = SimpleNamespace(get_device_properties=lambda _: {
-        "multiprocessor_count": 132, "sm_clock_rate": 1980000, "max_shared_mem": 232448})
+    utils = SimpleNamespace(
+        get_device_properties=lambda _: {
+            "multiprocessor_count": 132,
+            "sm_clock_rate": 1980000,
+            "max_shared_mem": 232448,
+        }
+    )
 
 
 def test_what_the_driver_tells(monkeypatch):
-    told = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=80 << 30,
-                           L2_cache_size=50 << 20, shared_memory_per_multiprocessor=233472)
+    told = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        minor=0,
+        total_memory=80 << 30,
+        L2_cache_size=50 << 20,
+        shared_memory_per_multiprocessor=233472,
+    )
     monkeypatch.setattr(gpu_profile.triton.runtime.driver, "_active", FakeDriver(), raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

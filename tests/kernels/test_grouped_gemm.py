@@ -4,8 +4,18 @@ import math
 
 import pytest
 import torch
-from moesim_kernels.ops.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
-from moesim_kernels.ops.grouped_linear import dense_plan, gate_logits, grouped_linear, grouped_linear_reference
+from moesim_kernels.ops.grouped_down import (
+    combine,
+    combine_reference,
+    grouped_down,
+    grouped_down_reference,
+)
+from moesim_kernels.ops.grouped_linear import (
+    dense_plan,
+    gate_logits,
+    grouped_linear,
+    grouped_linear_reference,
+)
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.tiles.tiles import Tile
@@ -14,13 +24,19 @@ from moesim_kernels.timing.bench import random_ids
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # One unit in the last place of each format, and a little for the order of float32 sums.
-TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float16: {"rtol": 2e-3, "atol": 1e-3},
-             torch.bfloat16: {"rtol": 1.6e-2, "atol": 8e-3}}
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.float16: {"rtol": 2e-3, "atol": 1e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 8e-3},
+}
 # tokens, experts, top_k, hidden, width, dtype, skew
 CASES = [
-    (0, 4, 2, 32, 32, torch.bfloat16, 0.0), (1, 1, 1, 37, 129, torch.float32, 0.0),
-    (50, 61, 4, 129, 37, torch.bfloat16, 1.2), (37, 5, 5, 64, 37, torch.float16, 0.0),
-    (200, 3, 1, 160, 130, torch.float32, 2.0), (90, 2, 2, 128, 300, torch.bfloat16, 0.0),
+    (0, 4, 2, 32, 32, torch.bfloat16, 0.0),
+    (1, 1, 1, 37, 129, torch.float32, 0.0),
+    (50, 61, 4, 129, 37, torch.bfloat16, 1.2),
+    (37, 5, 5, 64, 37, torch.float16, 0.0),
+    (200, 3, 1, 160, 130, torch.float32, 2.0),
+    (90, 2, 2, 128, 300, torch.bfloat16, 0.0),
     (20, 8, 1, 1, 1, torch.float32, 0.0),
 ]
 
@@ -60,25 +76,52 @@ def test_equals_reference(device, tokens, experts, top_k, hidden, width, dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_hot_expert(device, dtype):
-    x_TH, w = _tokens(150, 40, dtype=dtype, device=device), _normal(61, 34, 40, dtype=dtype, device=device)
+    x_TH, w = (
+        _tokens(150, 40, dtype=dtype, device=device),
+        _normal(61, 34, 40, dtype=dtype, device=device),
+    )
     plan = make_plan_reference(torch.full((150, 1), 60, dtype=torch.int32, device=device), 61, 64)
-    torch.testing.assert_close(grouped_swiglu(x_TH, w, plan), grouped_swiglu_reference(x_TH, w, plan),
-                               **TOLERANCE[dtype])
+    torch.testing.assert_close(
+        grouped_swiglu(x_TH, w, plan), grouped_swiglu_reference(x_TH, w, plan), **TOLERANCE[dtype]
+    )
 
 
-@pytest.mark.parametrize("tile", [Tile(block_m=64, block_n=16, block_k=32, group_m=3),
-                                  Tile(block_m=64, block_n=64, block_k=128, group_m=8)])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(block_m=64, block_n=16, block_k=32, group_m=3),
+        Tile(block_m=64, block_n=64, block_k=128, group_m=8),
+    ],
+)
 def test_any_tile_gives_the_same_numbers(device, tile):
-    x_TH, w = _tokens(130, 96, dtype=torch.float32, device=device), _normal(3, 80, 96, device=device)
+    x_TH, w = (
+        _tokens(130, 96, dtype=torch.float32, device=device),
+        _normal(3, 80, 96, device=device),
+    )
     plan = make_plan(random_ids(130, 3, 2, device=device), 3, 16)
-    torch.testing.assert_close(grouped_swiglu(x_TH, w, plan, tile), grouped_swiglu_reference(x_TH, w, plan),
-                               rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grouped_linear(x_TH, w, plan, gather=True, config=tile),
-                               grouped_linear_reference(x_TH, w, plan, gather=True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        grouped_swiglu(x_TH, w, plan, tile),
+        grouped_swiglu_reference(x_TH, w, plan),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    torch.testing.assert_close(
+        grouped_linear(x_TH, w, plan, gather=True, config=tile),
+        grouped_linear_reference(x_TH, w, plan, gather=True),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
-@pytest.mark.parametrize(("tokens", "experts", "hidden", "dtype"), [
-    (0, 3, 16, torch.float32), (1, 1, 37, torch.bfloat16), (77, 61, 129, torch.bfloat16), (300, 5, 64, torch.float16)])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "hidden", "dtype"),
+    [
+        (0, 3, 16, torch.float32),
+        (1, 1, 37, torch.bfloat16),
+        (77, 61, 129, torch.bfloat16),
+        (300, 5, 64, torch.float16),
+    ],
+)
 def test_gate_logits(device, tokens, experts, hidden, dtype):
     x_TH = _tokens(tokens, hidden, dtype=dtype, device=device)
     keys_EH = _normal(experts, hidden, dtype=dtype, device=device)
@@ -97,8 +140,10 @@ def test_dense_plan_is_the_plan_of_one_expert():
 def _inside_nan(tensor):
     """A contiguous copy of ``tensor`` with NaN before and after it."""
     guard = 4096
-    buffer = torch.full((tensor.numel() + 2 * guard,), float("nan"), dtype=tensor.dtype, device=tensor.device)
-    inner = buffer[guard:guard + tensor.numel()].view(tensor.shape)
+    buffer = torch.full(
+        (tensor.numel() + 2 * guard,), float("nan"), dtype=tensor.dtype, device=tensor.device
+    )
+    inner = buffer[guard : guard + tensor.numel()].view(tensor.shape)
     return inner.copy_(tensor)
 
 
@@ -110,7 +155,7 @@ def test_reads_and_writes_nothing_beside_its_tensors(device, monkeypatch):
         size = math.prod(shape)
         buffer = torch.full((size + 2 * guard,), 77, dtype=dtype, device=device)
         buffers.append(buffer)
-        return buffer[guard:guard + size].view(shape)
+        return buffer[guard : guard + size].view(shape)
 
     x_TH = _inside_nan(_tokens(21, 37, dtype=torch.float32, device=device))
     w_gate_up = _inside_nan(_normal(5, 2 * 13, 37, device=device))
@@ -141,14 +186,26 @@ def test_offsets_beyond_two_to_the_31(device):
 
     offsets_E1 = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
     offsets_E1[-1] = rows
-    shared = {"sorted_pairs": ints(0, 1, 2), "tile_row": ints(0, -1), "num_tiles": ints(1), "block_m": 16, "top_k": 1}
+    shared = {
+        "sorted_pairs": ints(0, 1, 2),
+        "tile_row": ints(0, -1),
+        "num_tiles": ints(1),
+        "block_m": 16,
+        "top_k": 1,
+    }
     plan = Plan(expert_offsets_E1=offsets_E1, tile_expert=ints(num_experts - 1, -1), **shared)
     small = Plan(expert_offsets_E1=ints(0, rows), tile_expert=ints(0, -1), **shared)
-    torch.testing.assert_close(grouped_swiglu(x_TH, w_gate_up, plan),
-                               grouped_swiglu_reference(x_TH, w_gate_up[-1:], small), **TOLERANCE[torch.float16])
+    torch.testing.assert_close(
+        grouped_swiglu(x_TH, w_gate_up, plan),
+        grouped_swiglu_reference(x_TH, w_gate_up[-1:], small),
+        **TOLERANCE[torch.float16],
+    )
     linear = grouped_linear(x_TH, w_gate_up, plan, gather=False)
-    torch.testing.assert_close(linear, grouped_linear_reference(x_TH, w_gate_up[-1:], small, gather=False),
-                               **TOLERANCE[torch.float16])
+    torch.testing.assert_close(
+        linear,
+        grouped_linear_reference(x_TH, w_gate_up[-1:], small, gather=False),
+        **TOLERANCE[torch.float16],
+    )
 
 
 def test_refuses(device):
@@ -161,9 +218,15 @@ def test_refuses(device):
         (lambda: grouped_swiglu(x_TH.int(), w, plan), "x_TH: expected bfloat16"),
         (lambda: grouped_linear(x_TH, w, plan, gather=False), "expected 8 rows"),
         (lambda: grouped_linear(x_TH, w[:2], plan, gather=True), "E = 3"),
-        (lambda: grouped_linear(x_TH, w.half(), plan, gather=True), "w_ENC: expected torch.float32"),
+        (
+            lambda: grouped_linear(x_TH, w.half(), plan, gather=True),
+            "w_ENC: expected torch.float32",
+        ),
         (lambda: combine(x_TH, torch.ones(4, 2, device=device)), r"expected shape \(8, H\)"),
-        (lambda: combine(x_TH, torch.ones(4, 1, device=device).half()), "weights_TK: expected float32"),
+        (
+            lambda: combine(x_TH, torch.ones(4, 1, device=device).half()),
+            "weights_TK: expected float32",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -20,7 +20,9 @@ def test_mode_is_the_interpreter():
 def test_timing_refuses():
     layer = MoELayer(hidden_size=48, expert_intermediate_size=40, num_experts=6, top_k=2)
     for call in (lambda: time_expert_phase(layer, 16), lambda: time_calls(lambda: None)):
-        with pytest.raises(RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"):
+        with pytest.raises(
+            RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"
+        ):
             call()
 
 
@@ -35,7 +37,11 @@ except RuntimeError as error:
     print(error)
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     mode, error = done.stdout.splitlines()
     assert mode == "none"
-    assert error.startswith("Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first imported")
+    assert error.startswith(
+        "Triton has no active GPU driver; set TRITON_INTERPRET=1 before triton is first imported"
+    )

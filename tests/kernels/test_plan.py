@@ -3,12 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.ops.plan import is_sparse, make_plan, make_plan_reference, tile_bound, tiles_per_expert
+from moesim_kernels.ops.plan import (
+    is_sparse,
+    make_plan,
+    make_plan_reference,
+    tile_bound,
+    tiles_per_expert,
+)
 from moesim_kernels.timing.bench import random_ids
 
 TENSORS = ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles")
-CASES = [(0, 8, 2, 16, 0.0), (1, 1, 1, 16, 0.0), (255, 61, 8, 16, 1.2), (37, 61, 61, 64, 0.0), (371, 64, 2, 128, 0.0),
-         (3, 4096, 4, 16, 0.0), (300, 3, 1, 16, 1.0), (1025, 1, 1, 32, 0.0), (911, 7, 2, 128, 2.0)]
+CASES = [
+    (0, 8, 2, 16, 0.0),
+    (1, 1, 1, 16, 0.0),
+    (255, 61, 8, 16, 1.2),
+    (37, 61, 61, 64, 0.0),
+    (371, 64, 2, 128, 0.0),
+    (3, 4096, 4, 16, 0.0),
+    (300, 3, 1, 16, 1.0),
+    (1025, 1, 1, 32, 0.0),
+    (911, 7, 2, 128, 2.0),
+]
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k", "block_m", "skew"), CASES)
@@ -27,7 +42,9 @@ def test_plan(device, tokens, experts, top_k, block_m, skew):
     assert plan.expert_offsets_E1.diff().tolist() == counts.tolist()
     tiles = tiles_per_expert(counts, block_m)
     num_tiles = int(plan.num_tiles)
-    assert num_tiles == tiles.sum() <= plan.max_tiles == tile_bound(tokens * top_k, experts, block_m)
+    assert (
+        num_tiles == tiles.sum() <= plan.max_tiles == tile_bound(tokens * top_k, experts, block_m)
+    )
     experts_of_tiles = plan.tile_expert.cpu().numpy()
     assert np.bincount(experts_of_tiles[:num_tiles], minlength=experts).tolist() == tiles.tolist()
     assert (experts_of_tiles[num_tiles:] == -1).all()
@@ -60,14 +77,27 @@ def test_refuses(plan, device):
         plan(torch.zeros(2, 2, dtype=torch.int32, device=device), 0, 16)
 
 
-@pytest.mark.parametrize(("tokens", "experts", "top_k", "skew", "block_m"), [
-    (1, 61, 1, 0.0, 16), (1, 1_000_003, 8, 0.0, 16), (16, 997, 8, 1.2, 16), (150, 4_096, 2, 3.0, 32),
-    (40, 1_300, 8, 4.0, 2), (1, 8, 2, 0.0, 16)])
-def test_far_more_experts_than_pairs_give_the_same_plan(device, tokens, experts, top_k, skew, block_m):
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "skew", "block_m"),
+    [
+        (1, 61, 1, 0.0, 16),
+        (1, 1_000_003, 8, 0.0, 16),
+        (16, 997, 8, 1.2, 16),
+        (150, 4_096, 2, 3.0, 32),
+        (40, 1_300, 8, 4.0, 2),
+        (1, 8, 2, 0.0, 16),
+    ],
+)
+def test_far_more_experts_than_pairs_give_the_same_plan(
+    device, tokens, experts, top_k, skew, block_m
+):
     drawn = random_ids(tokens, min(experts, 4096), top_k, skew=skew, device=device)
     for ids_TK in (drawn, drawn * 0 + experts - 1, (drawn * 0 + experts - 1 - drawn).int()):
         assert is_sparse(ids_TK.numel(), experts)
-        plan, want = make_plan(ids_TK, experts, block_m), make_plan_reference(ids_TK, experts, block_m)
+        plan, want = (
+            make_plan(ids_TK, experts, block_m),
+            make_plan_reference(ids_TK, experts, block_m),
+        )
         for name in ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles"):
             assert torch.equal(getattr(plan, name), getattr(want, name)), name
     assert not is_sparse(experts // 4 + 1, experts)

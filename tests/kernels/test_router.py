@@ -7,7 +7,8 @@ from moesim_kernels.ops.router import MAX_ROW, UNCHECKED, Options, noise, route,
 INF, NAN = float("inf"), float("nan")
 
 
-# The interpreter computes inf - inf in lanes that are then not selected, as a GPU would, but numpy says so.
+# The interpreter computes inf - inf in lanes that are then not selected, as a GPU would, but numpy
+# says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -30,11 +31,25 @@ def _awkward_logits(num_tokens, num_experts, seed=0):
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-@pytest.mark.parametrize(("tokens", "experts", "top_k", "groups", "kept"), [
-    (0, 8, 2, 1, 1), (1, 1, 1, 1, 1), (1, 61, 8, 1, 1), (255, 61, 1, 1, 1), (37, 61, 61, 1, 1), (1023, 8, 2, 1, 1),
-    (100, 64, 8, 8, 4), (100, 60, 6, 5, 2), (50, 12, 3, 12, 3), (50, 12, 4, 1, 1), (40, 1500, 10, 1, 1),
-    (40, 61 * 3, 5, 61, 2), (30, 24, 24, 4, 4), (30, 24, 6, 4, 1),
-])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "groups", "kept"),
+    [
+        (0, 8, 2, 1, 1),
+        (1, 1, 1, 1, 1),
+        (1, 61, 8, 1, 1),
+        (255, 61, 1, 1, 1),
+        (37, 61, 61, 1, 1),
+        (1023, 8, 2, 1, 1),
+        (100, 64, 8, 8, 4),
+        (100, 60, 6, 5, 2),
+        (50, 12, 3, 12, 3),
+        (50, 12, 4, 1, 1),
+        (40, 1500, 10, 1, 1),
+        (40, 61 * 3, 5, 61, 2),
+        (30, 24, 24, 4, 4),
+        (30, 24, 6, 4, 1),
+    ],
+)
 def test_equals_reference(device, tokens, experts, top_k, groups, kept, score):
     logits_TE = _awkward_logits(tokens, experts).to(device)
     weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept, UNCHECKED)
@@ -42,14 +57,19 @@ def test_equals_reference(device, tokens, experts, top_k, groups, kept, score):
     assert (ids_TK.dtype, weights_TK.dtype) == (torch.int32, torch.float32)
     assert torch.equal(ids_TK, want_ids_TK)
     torch.testing.assert_close(weights_TK, want_weights_TK, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(weights_TK.sum(1), torch.ones(tokens, device=device), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        weights_TK.sum(1), torch.ones(tokens, device=device), rtol=1e-5, atol=0
+    )
 
 
 @pytest.fixture(params=[route, route_reference], ids=["kernel", "reference"])
 def router(request, device):
     def call(row, top_k, *args, options=UNCHECKED, **more):
-        weights_TK, ids_TK = request.param(torch.tensor([row], device=device), top_k, *args, options=options, **more)
+        weights_TK, ids_TK = request.param(
+            torch.tensor([row], device=device), top_k, *args, options=options, **more
+        )
         return weights_TK[0].tolist(), ids_TK[0].tolist()
+
     return call
 
 
@@ -96,7 +116,8 @@ def test_plus_infinity_takes_all(router):
 
 
 def test_groups_rank_by_their_two_best(router):
-    # Sums of the two best sigmoids: group 0 wins with two good experts over group 1's single best one.
+    # Sums of the two best sigmoids: group 0 wins with two good experts over group 1's single best
+    # one.
     row = [1.0, 1.0, -9.0, 2.0, -9.0, -9.0, 0.0, 0.0, 0.0]
     assert router(row, 2, "sigmoid", 3, 1)[1] == [0, 1]
     assert router(row, 3, "sigmoid", 3, 2)[1] == [0, 1, 6]
@@ -116,11 +137,17 @@ def test_experts_of_dropped_groups_stay_out_even_at_minus_infinity(router):
     assert router([NAN] * 6, 2, "softmax", 3, 1)[1] == [0, 1]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((9,), "top_k: expected 1 to the 8 experts"), ((0,), "top_k"), ((2, "relu"), "score: expected"),
-    ((2, "softmax", 3), "num_expert_groups: expected a divisor of 8"), ((2, "softmax", 4, 5), "num_limited_groups"),
-    ((3, "softmax", 4, 1), "top_k: expected 1 to the 2 experts"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9,), "top_k: expected 1 to the 8 experts"),
+        ((0,), "top_k"),
+        ((2, "relu"), "score: expected"),
+        ((2, "softmax", 3), "num_expert_groups: expected a divisor of 8"),
+        ((2, "softmax", 4, 5), "num_limited_groups"),
+        ((3, "softmax", 4, 1), "top_k: expected 1 to the 2 experts"),
+    ],
+)
 @pytest.mark.parametrize("call", [route, route_reference])
 def test_refuses(call, arguments, message, device):
     with pytest.raises(ValueError, match=message):
@@ -134,20 +161,35 @@ def test_refuses_other_logits(device):
         route(torch.zeros(1, MAX_ROW + 1, device=device), 2)
 
 
-@pytest.mark.parametrize(("tokens", "experts", "top_k", "groups", "kept"), [
-    (0, 8, 2, 1, 1), (1, 1, 1, 1, 1), (37, 61, 8, 1, 1), (100, 64, 8, 8, 4), (100, 60, 6, 5, 2), (50, 12, 12, 1, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "groups", "kept"),
+    [
+        (0, 8, 2, 1, 1),
+        (1, 1, 1, 1, 1),
+        (37, 61, 8, 1, 1),
+        (100, 64, 8, 8, 4),
+        (100, 60, 6, 5, 2),
+        (50, 12, 12, 1, 1),
+    ],
+)
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("kind", ["bias", "noise", "both"])
 def test_options_equal_reference(device, tokens, experts, top_k, groups, kept, score, kind):
     logits_TE = _awkward_logits(tokens, experts).to(device)
     bias_E = torch.randn(experts, generator=torch.Generator().manual_seed(7)).to(device) * 0.3
     counts_E = torch.full((experts,), 5, dtype=torch.int32, device=device)
-    options = {"checked": False, "temperature": 1.7} | ({} if kind == "noise" else {"bias_E": bias_E}) | (
-        {} if kind == "bias" else {"noise_std": 0.8, "seed": 123})
-    weights_TK, ids_TK = route(logits_TE, top_k, score, groups, kept, Options(counts_E=counts_E, **options))
+    options = (
+        {"checked": False, "temperature": 1.7}
+        | ({} if kind == "noise" else {"bias_E": bias_E})
+        | ({} if kind == "bias" else {"noise_std": 0.8, "seed": 123})
+    )
+    weights_TK, ids_TK = route(
+        logits_TE, top_k, score, groups, kept, Options(counts_E=counts_E, **options)
+    )
     want_counts_E = torch.full_like(counts_E, 5)
-    want_weights_TK, want_ids_TK = route_reference(logits_TE, top_k, score, groups, kept,
-                                                   Options(counts_E=want_counts_E, **options))
+    want_weights_TK, want_ids_TK = route_reference(
+        logits_TE, top_k, score, groups, kept, Options(counts_E=want_counts_E, **options)
+    )
     assert torch.equal(ids_TK, want_ids_TK)
     torch.testing.assert_close(weights_TK, want_weights_TK, rtol=1e-5, atol=1e-7)
     assert torch.equal(counts_E, want_counts_E)
@@ -193,10 +235,13 @@ def test_refuses_nan_and_options_that_do_not_fit(call, device):
     with pytest.raises(ValueError, match="logits_TE: expected numbers, got NaN"):
         call(bad, 2)
     assert call(torch.where(bad.isnan(), INF, bad), 1)[1].tolist() == [[0], [3]]
-    for options, message in (({"bias_E": torch.zeros(7)}, r"bias_E: expected torch.float32 of shape \(8,\)"),
-                             ({"bias_E": torch.full((8,), NAN)}, "bias_E: expected finite numbers"),
-                             ({"counts_E": torch.zeros(8)}, "counts_E: expected torch.int32"),
-                             ({"noise_std": -1.0}, "noise_std"), ({"temperature": 0.0}, "temperature"),
-                             ({"seed": 2**31}, "seed: expected an integer from 0")):
+    for options, message in (
+        ({"bias_E": torch.zeros(7)}, r"bias_E: expected torch.float32 of shape \(8,\)"),
+        ({"bias_E": torch.full((8,), NAN)}, "bias_E: expected finite numbers"),
+        ({"counts_E": torch.zeros(8)}, "counts_E: expected torch.int32"),
+        ({"noise_std": -1.0}, "noise_std"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"seed": 2**31}, "seed: expected an integer from 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             call(logits_TE, 2, options=Options(**options))

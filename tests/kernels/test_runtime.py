@@ -11,7 +11,9 @@ from moesim_kernels.ops import runtime
 
 def _python(code: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -23,7 +25,10 @@ def test_mode_matches_the_machine():
 
 
 def test_importing_the_package_is_light():
-    code = "import moesim_kernels, sys; print([name for name in ('torch', 'triton') if name in sys.modules])"
+    code = (
+        "import moesim_kernels, sys; print([name for name in ('torch', 'triton') if name in "
+        "sys.modules])"
+    )
     assert _python(code) == "[]"
 
 
@@ -61,7 +66,10 @@ for call in (lambda: moe_layer(x, weights, layer), lambda: compile_check.compile
 
 
 def test_kernels_follow_triton_not_a_later_environment():
-    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels.ops import router; "
+    late = (
+        "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from moesim_kernels.ops import "
+        "router; "
+    )
     assert _python(late + "print(type(router.order_key).__name__)") == "JITFunction"
 
 
@@ -71,5 +79,7 @@ def test_require_triton_refuses_strided_tensors(device):
 
 
 def test_require_float_refuses_integers():
-    with pytest.raises(ValueError, match=r"x: expected bfloat16, float16 or float32, got torch\.int32"):
+    with pytest.raises(
+        ValueError, match=r"x: expected bfloat16, float16 or float32, got torch\.int32"
+    ):
         runtime.require_float("x", torch.zeros(1, dtype=torch.int32))

@@ -31,11 +31,19 @@ from moesim.errors import ConfigError
 from moesim.hardware import load_profile
 from moesim.model import MoELayer
 
-SHAPE = Shape(num_experts=8, top_k=2, hidden_size=64, expert_intermediate_size=48, dtype="bfloat16", operand_bits=16)
+SHAPE = Shape(
+    num_experts=8,
+    top_k=2,
+    hidden_size=64,
+    expert_intermediate_size=48,
+    dtype="bfloat16",
+    operand_bits=16,
+)
 
 
-@pytest.mark.parametrize(("rows", "experts"),
-                         [(0, 4), (1, 1), (2, 256), (300, 61), (8192, 128), (10**6, 8), (7, 10**6)])
+@pytest.mark.parametrize(
+    ("rows", "experts"), [(0, 4), (1, 1), (2, 256), (300, 61), (8192, 128), (10**6, 8), (7, 10**6)]
+)
 def test_expected_counts_are_those_of_random_routing(rows, experts):
     counts = expected_counts(rows, experts)
     assert counts.shape == (experts,)
@@ -51,7 +59,9 @@ def test_expected_counts_refuse():
         expected_counts(-1, 4)
 
 
-@pytest.mark.parametrize(("name", "target"), [("h100-sxm", "sm_90"), ("a100-sxm", "sm_80"), ("mi300x", "gfx942")])
+@pytest.mark.parametrize(
+    ("name", "target"), [("h100-sxm", "sm_90"), ("a100-sxm", "sm_80"), ("mi300x", "gfx942")]
+)
 @pytest.mark.parametrize("skew", [0.0, 1.5])
 @pytest.mark.parametrize("tokens", [1, 40, 3000])
 def test_the_best_tile_is_the_models_least(name, target, skew, tokens):
@@ -59,17 +69,27 @@ def test_the_best_tile_is_the_models_least(name, target, skew, tokens):
     counts_E = torch.bincount(random_ids(tokens, 16, 2, skew=skew).flatten(), minlength=16).numpy()
     best = best_tile(counts_E, 1536, 2048, profile=profile, limits=limits, num_accumulators=2)
     tiles = shipped_tiles(1536, num_accumulators=2, limits=limits)
-    seconds = [tile_seconds(counts_E, 1536, 2048, tile, profile=profile, num_accumulators=2) for tile in tiles]
+    seconds = [
+        tile_seconds(counts_E, 1536, 2048, tile, profile=profile, num_accumulators=2)
+        for tile in tiles
+    ]
     assert best == tiles[int(np.argmin(seconds))]
     up, down = best_tiles(counts_E, 2048, 1536, profile=profile, limits=limits)
     assert up in tiles
     assert up.block_m == down.block_m
     # The model's own price of both accumulators' columns as one GEMM.
     load = Load.of(counts_E[None], np.array([tokens * 2]), best.block_m)
-    wide = Tile(block_m=best.block_m, block_n=2 * best.block_n, block_k=best.block_k, group_m=best.group_m,
-                num_warps=best.num_warps, num_stages=best.num_stages)
-    cost = kernels_for(profile).grouped_gemm(load, 3072, 2048, GemmSpec(tile=wide, fmt="bfloat16", weight_bytes=2.0,
-                                                                        input_bytes=2.0))
+    wide = Tile(
+        block_m=best.block_m,
+        block_n=2 * best.block_n,
+        block_k=best.block_k,
+        group_m=best.group_m,
+        num_warps=best.num_warps,
+        num_stages=best.num_stages,
+    )
+    cost = kernels_for(profile).grouped_gemm(
+        load, 3072, 2048, GemmSpec(tile=wide, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0)
+    )
     assert min(seconds) == float(cost.solo_s_D()[0])
 
 
@@ -78,27 +98,51 @@ def test_the_histogram_decides_where_the_mean_does_not():
     even = np.full(128, 16)
     skewed = np.zeros(128, dtype=int)
     skewed[0] = even.sum()
-    tiles = [best_tiles(counts, 4096, 1536, profile=profile, limits=limits)[0].block_m for counts in (even, skewed)]
+    tiles = [
+        best_tiles(counts, 4096, 1536, profile=profile, limits=limits)[0].block_m
+        for counts in (even, skewed)
+    ]
     assert tiles[0] == 16 < tiles[1]
 
 
 def test_only_gpus_are_priced():
     with pytest.raises(ConfigError, match="expected a GPU that runs tiles in waves"):
-        tile_seconds(np.ones(4, dtype=int), 64, 64, tile_config(1, 64), profile=load_profile("tpu-v5p"))
+        tile_seconds(
+            np.ones(4, dtype=int), 64, 64, tile_config(1, 64), profile=load_profile("tpu-v5p")
+        )
 
 
 def test_profiles_are_found_by_what_drivers_call_gpus():
-    for name, profile in (("NVIDIA H100 80GB HBM3", "h100-sxm"), ("NVIDIA A100-SXM4-80GB", "a100-sxm"),
-                          ("NVIDIA L40S", "l40s"), ("AMD Instinct MI300X", "mi300x")):
+    for name, profile in (
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm"),
+        ("NVIDIA L40S", "l40s"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ):
         assert profile_of(name).name == profile
     assert profile_of("h100").name == profile_of("NVIDIA H100 SXM5 80GB").name == "h100-sxm"
-    assert profile_of("NVIDIA RTX PRO 6000 Blackwell Server Edition").name == profile_of("rtx-pro-6000").name
+    assert (
+        profile_of("NVIDIA RTX PRO 6000 Blackwell Server Edition").name
+        == profile_of("rtx-pro-6000").name
+    )
 
 
-@pytest.mark.parametrize("name", [
-    "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100", "NVIDIA H100 80GB HBM2e", "NVIDIA H200 NVL",
-    "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H800 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
-    "NVIDIA GeForce RTX 4090", "Voodoo 2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA H100",
+        "NVIDIA H100 80GB HBM2e",
+        "NVIDIA H200 NVL",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA H800 PCIe",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090",
+        "Voodoo 2",
+    ],
+)
 def test_a_card_or_a_slice_is_not_the_module_of_its_name(name):
     assert profile_of(name) is None
     tiles = choose_tiles(name, SHAPE, 4096, LIMITS["sm_90"])
@@ -106,9 +150,25 @@ def test_a_card_or_a_slice_is_not_the_module_of_its_name(name):
 
 
 def _row(tokens, gemm, block_m=32, **changes):
-    return {"device": "Some GPU", "num_experts": 8, "top_k": 2, "hidden_size": 64, "expert_intermediate_size": 48,
-            "dtype": "bfloat16", "skew": 0.0, "num_tokens": tokens, "gemm": gemm, "block_m": block_m, "block_n": 16,
-            "block_k": 64, "group_m": 1, "num_warps": 4, "num_stages": 2, "tuned_us": 1.0, "default_us": 2.0} | changes
+    return {
+        "device": "Some GPU",
+        "num_experts": 8,
+        "top_k": 2,
+        "hidden_size": 64,
+        "expert_intermediate_size": 48,
+        "dtype": "bfloat16",
+        "skew": 0.0,
+        "num_tokens": tokens,
+        "gemm": gemm,
+        "block_m": block_m,
+        "block_n": 16,
+        "block_k": 64,
+        "group_m": 1,
+        "num_warps": 4,
+        "num_stages": 2,
+        "tuned_us": 1.0,
+        "default_us": 2.0,
+    } | changes
 
 
 def _write(path, rows):
@@ -130,10 +190,19 @@ def tables(monkeypatch, tmp_path):
 
 def test_tuned_tiles_are_found_by_layer_and_nearest_tokens(tables):
     assert table_file("Some GPU (TM)") == tables / "kernel_tiles" / "some-gpu-tm.csv"
-    _write(table_file("Some GPU"), [_row(16, "swiglu", 16), _row(16, "down", 16), _row(256, "swiglu", 64),
-                                    _row(256, "down", 64)])
-    assert [tuned_tile("Some GPU", SHAPE, "swiglu", tokens).block_m for tokens in (1, 16, 136, 137, 9999)] == [
-        16, 16, 16, 64, 64]
+    _write(
+        table_file("Some GPU"),
+        [
+            _row(16, "swiglu", 16),
+            _row(16, "down", 16),
+            _row(256, "swiglu", 64),
+            _row(256, "down", 64),
+        ],
+    )
+    assert [
+        tuned_tile("Some GPU", SHAPE, "swiglu", tokens).block_m
+        for tokens in (1, 16, 136, 137, 9999)
+    ] == [16, 16, 16, 64, 64]
     assert tuned_tile("Another GPU", SHAPE, "swiglu", 16) is None
     up, down = choose_tiles("Some GPU", SHAPE, 300, LIMITS["sm_80"])
     assert (up.block_m, up.block_n, down.block_m, down.num_stages) == (64, 16, 64, 2)
@@ -161,7 +230,10 @@ def test_rows_of_the_same_layer_are_replaced(tables):
     _write(path, [_row(16, "swiglu"), _row(16, "down")])
     merged = merged_rows(path, [_row(16, "down", 128), _row(16, "down", 64, skew=1.0)])
     assert [(row["gemm"], row["block_m"], float(row["skew"])) for row in merged] == [
-        ("swiglu", 32, 0.0), ("down", 128, 0.0), ("down", 64, 1.0)]
+        ("swiglu", 32, 0.0),
+        ("down", 128, 0.0),
+        ("down", 64, 1.0),
+    ]
 
 
 def test_without_a_gpu_tiles_follow_the_mean_load(tables):
@@ -174,12 +246,19 @@ def test_without_a_gpu_tiles_follow_the_mean_load(tables):
 
 def test_a_known_gpu_gets_the_models_tiles_without_a_look_at_the_routing(tables):
     profile, limits = load_profile("h100-sxm"), LIMITS["sm_90"]
-    shape = Shape(num_experts=128, top_k=8, hidden_size=4096, expert_intermediate_size=1536, dtype="bfloat16",
-                  operand_bits=16)
+    shape = Shape(
+        num_experts=128,
+        top_k=8,
+        hidden_size=4096,
+        expert_intermediate_size=1536,
+        dtype="bfloat16",
+        operand_bits=16,
+    )
     for tokens in (1, 700, 1024):
         counts_E = expected_counts((1024 if tokens > 64 else tokens) * 8, 128)
         assert choose_tiles("NVIDIA H100 80GB HBM3", shape, tokens, limits) == best_tiles(
-            counts_E, 4096, 1536, profile=profile, limits=limits)
+            counts_E, 4096, 1536, profile=profile, limits=limits
+        )
 
 
 def test_layers_run_with_the_tuned_tile(tables, monkeypatch, device):
@@ -189,8 +268,11 @@ def test_layers_run_with_the_tuned_tile(tables, monkeypatch, device):
     monkeypatch.setattr("moesim_kernels.ops.layer.device_name", lambda: "Some GPU")
     planned = []
     from moesim_kernels.ops import layer as layer_module
+
     make_plan = layer_module.make_plan
-    monkeypatch.setattr(layer_module, "make_plan", lambda *args: planned.append(make_plan(*args)) or planned[-1])
+    monkeypatch.setattr(
+        layer_module, "make_plan", lambda *args: planned.append(make_plan(*args)) or planned[-1]
+    )
     x_TH = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
     expert_phase(x_TH, random_ids(5, 8, 2, device=device), torch.ones(5, 2, device=device), weights)
     assert [plan.block_m for plan in planned] == [128]

@@ -34,7 +34,9 @@ def test_tile_bound_refuses():
         tile_bound(4, 0, 16)
 
 
-@pytest.mark.parametrize(("tokens", "block_m"), [(0, 16), (16, 16), (16.1, 32), (33, 64), (100, 128), (1e6, 128)])
+@pytest.mark.parametrize(
+    ("tokens", "block_m"), [(0, 16), (16, 16), (16.1, 32), (33, 64), (100, 128), (1e6, 128)]
+)
 def test_block_m_follows_the_load(tokens, block_m):
     assert tile_config(tokens, 4096).block_m == block_m
 
@@ -44,10 +46,14 @@ def test_block_m_follows_the_load(tokens, block_m):
 def test_tile_fits_its_gpu(target, bits, accumulators):
     limits = LIMITS[target]
     for tokens, columns in itertools.product((1, 64, 1000), (1, 37, 4096)):
-        tile = tile_config(tokens, columns, operand_bits=bits, num_accumulators=accumulators, limits=limits)
+        tile = tile_config(
+            tokens, columns, operand_bits=bits, num_accumulators=accumulators, limits=limits
+        )
         stage = (tile.block_m + accumulators * tile.block_n) * tile.block_k * bits // 8
         assert stage * tile.num_stages <= limits.shared_bytes
-        assert tile.block_m * tile.block_n * accumulators <= limits.elements_per_warp * tile.num_warps
+        assert (
+            tile.block_m * tile.block_n * accumulators <= limits.elements_per_warp * tile.num_warps
+        )
         halved = target == "sm_120" and bits == 16 and accumulators == 2 and tile.block_m == 128
         assert tile.block_k * bits == (512 if halved else 1024)
         assert tile.num_stages <= limits.most_stages

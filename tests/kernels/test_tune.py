@@ -20,25 +20,46 @@ def test_candidates_fit_their_gpu(target, bits, accumulators):
     for tile in found:
         stage = (tile.block_m + accumulators * tile.block_n) * tile.block_k * bits // 8
         assert stage * tile.num_stages <= limits.shared_bytes
-        assert tile.block_m * tile.block_n * accumulators <= limits.elements_per_warp * tile.num_warps
+        assert (
+            tile.block_m * tile.block_n * accumulators <= limits.elements_per_warp * tile.num_warps
+        )
     assert {tile.block_m for tile in found} == {16, 32, 64, 128}
-    narrow = tune.candidates(20, operand_bits=bits, num_accumulators=accumulators, limits=limits, block_m=32)
+    narrow = tune.candidates(
+        20, operand_bits=bits, num_accumulators=accumulators, limits=limits, block_m=32
+    )
     assert {tile.block_m for tile in narrow} == {32}
     assert max(tile.block_n for tile in narrow) == 32
 
 
 def _search(seconds):
     def down(rows):
-        return tune.candidates(512, operand_bits=16, num_accumulators=1, limits=LIMITS["sm_90"], block_m=rows)
+        return tune.candidates(
+            512, operand_bits=16, num_accumulators=1, limits=LIMITS["sm_90"], block_m=rows
+        )
 
     up = tune.candidates(512, operand_bits=16, num_accumulators=2, limits=LIMITS["sm_90"])
-    return tune.search(up, down, (tile_config(16, 512, num_accumulators=2), tile_config(16, 512)), seconds)
+    return tune.search(
+        up, down, (tile_config(16, 512, num_accumulators=2), tile_config(16, 512)), seconds
+    )
 
 
 def test_the_fastest_pair_wins():
     up, down, tuned_s, default_s = _search(
-        lambda up, down: 1 + abs(up.block_m - 64) + abs(up.block_n - 32) + abs(down.block_n - 128) + down.num_stages)
-    assert (up.block_m, up.block_n, down.block_m, down.block_n, down.num_stages) == (64, 32, 64, 128, 2)
+        lambda up, down: (
+            1
+            + abs(up.block_m - 64)
+            + abs(up.block_n - 32)
+            + abs(down.block_n - 128)
+            + down.num_stages
+        )
+    )
+    assert (up.block_m, up.block_n, down.block_m, down.block_n, down.num_stages) == (
+        64,
+        32,
+        64,
+        128,
+        2,
+    )
     assert tuned_s == 3 < default_s
 
 
@@ -73,9 +94,10 @@ def test_candidates_compute_the_layer(device):
     weights_TK = torch.full((70, 2), 0.5, device=device)
     want_TH = expert_phase_reference(x_TH, ids_TK, weights_TK, weights)
     ups = tune.candidates(48, operand_bits=32, num_accumulators=2, limits=LIMITS["sm_80"])
-    for up in ups[::len(ups) // 4]:
-        [down, *_] = tune.candidates(64, operand_bits=32, num_accumulators=1, limits=LIMITS["sm_80"],
-                                     block_m=up.block_m)
+    for up in ups[:: len(ups) // 4]:
+        [down, *_] = tune.candidates(
+            64, operand_bits=32, num_accumulators=1, limits=LIMITS["sm_80"], block_m=up.block_m
+        )
         out_TH = expert_phase(x_TH, ids_TK, weights_TK, weights, swiglu_tile=up, down_tile=down)
         torch.testing.assert_close(out_TH, want_TH, rtol=1e-5, atol=1e-5)
 
@@ -84,5 +106,7 @@ def test_refuses_without_a_gpu(device):
     if device.type != "cpu":
         pytest.skip("there is a GPU: this is what machines without one are told")
     layer = MoELayer(hidden_size=64, expert_intermediate_size=48, num_experts=5, top_k=2)
-    with pytest.raises(RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"):
+    with pytest.raises(
+        RuntimeError, match="needs a GPU with an active Triton driver, got mode 'interpreter'"
+    ):
         next(tune.tune(layer, [16]))

@@ -1,4 +1,6 @@
-"""These tests run torch. Where it is not installed there is nothing to collect here, and the summary says so."""
+"""These tests run torch. Where it is not installed there is nothing to collect here, and the
+summary says so.
+"""
 
 from importlib.util import find_spec
 

@@ -14,8 +14,12 @@ FILES = ("layers.csv", "alltoall.csv", "ranks.csv", "candidates.csv", "summary.c
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("check_local")
-    done = subprocess.run([sys.executable, str(STUDY), "--quick", "--out", str(out)], capture_output=True, text=True,
-                          timeout=480)
+    done = subprocess.run(
+        [sys.executable, str(STUDY), "--quick", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=480,
+    )
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -59,8 +63,16 @@ def test_winners_and_random_candidates_ran_on_one_rank_and_on_two(written):
 
 def test_summary_targets_and_page(written):
     summary = {row["what"]: row for row in rows(written[0] / "summary.csv")}
-    assert {"layers", "layers, roofline", "all-to-all, 2 ranks", "layers on 2 ranks", "candidates on 2 ranks",
-            "layers on 2 ranks, a + b x simulated", "candidates on 1 rank", "the whole run"} == set(summary)
+    assert {
+        "layers",
+        "layers, roofline",
+        "all-to-all, 2 ranks",
+        "layers on 2 ranks",
+        "candidates on 2 ranks",
+        "layers on 2 ranks, a + b x simulated",
+        "candidates on 1 rank",
+        "the whole run",
+    } == set(summary)
     assert float(summary["layers"]["rows"]) == 5
     assert float(summary["layers on 2 ranks"]["rows"]) == 2
     targets = rows(written[0] / "targets.csv")

@@ -1,13 +1,23 @@
-"""Fits find what was put in, drop what nothing exercised, and say how far off they are on what they did not see."""
+"""Fits find what was put in, drop what nothing exercised, and say how far off they are on what they
+did not see.
+"""
 
 import numpy as np
 import pytest
-from moesim_kernels.profile.fit import fit, fit_start_and_rate, held_out_ratios, start_and_rate_ratios
+from moesim_kernels.profile.fit import (
+    fit,
+    fit_start_and_rate,
+    held_out_ratios,
+    start_and_rate_ratios,
+)
 
 
 def calls(count, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
-    features = [{"a_s": rng.uniform(1, 100), "b_s": rng.uniform(1, 1000), "rare_s": 0.0} for _ in range(count)]
+    features = [
+        {"a_s": rng.uniform(1, 100), "b_s": rng.uniform(1, 1000), "rare_s": 0.0}
+        for _ in range(count)
+    ]
     seconds = np.array([1e-5 + 2e-6 * f["a_s"] + 3e-7 * f["b_s"] for f in features])
     return features, seconds * np.exp(rng.normal(0.0, noise, count))
 

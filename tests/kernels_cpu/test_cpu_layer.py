@@ -1,4 +1,5 @@
-"""The timed layer computes what it says, and its timing has every phase; never how long it takes."""
+"""The timed layer computes what it says, and its timing has every phase; never how long it takes.
+"""
 
 import numpy as np
 import pytest
@@ -11,13 +12,25 @@ from moesim.routing import RoutingSpec, route
 
 
 def layer_of(experts, top_k, hidden=48, width=32, gate="flat", gated=True):
-    return MoELayer(hidden_size=hidden, expert_intermediate_size=width, num_experts=experts, top_k=top_k, gated=gated,
-                    gate=Gate.parse(gate))
+    return MoELayer(
+        hidden_size=hidden,
+        expert_intermediate_size=width,
+        num_experts=experts,
+        top_k=top_k,
+        gated=gated,
+        gate=Gate.parse(gate),
+    )
 
 
 def ids_of(layer, tokens, routing="uniform", seed=0):
-    return route(RoutingSpec.parse(routing), layer.gate, num_experts=layer.num_experts, top_k=layer.top_k,
-                 num_tokens_S=np.array([tokens]), seed=seed).expert_ids_TK
+    return route(
+        RoutingSpec.parse(routing),
+        layer.gate,
+        num_experts=layer.num_experts,
+        top_k=layer.top_k,
+        num_tokens_S=np.array([tokens]),
+        seed=seed,
+    ).expert_ids_TK
 
 
 def naive_layer(case):
@@ -36,7 +49,9 @@ def naive_layer(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 8, 2), (33, 1, 1), (29, 7, 3), (20, 5, 5), (64, 31, 4)])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k"), [(1, 8, 2), (33, 1, 1), (29, 7, 3), (20, 5, 5), (64, 31, 4)]
+)
 def test_layer_is_the_naive_loop(tokens, experts, top_k, dtype):
     layer = layer_of(experts, top_k)
     case = CpuLayer(layer, ids_of(layer, tokens), dtype, seed=1)
@@ -71,7 +86,10 @@ def test_repeats_change_order_but_not_histogram():
     case.select(1)
     assert not torch.equal(first, case.ids_TK)
     for ids in (first, case.ids_TK):
-        assert ids.flatten().bincount(minlength=6).tolist() == np.bincount(ids_TK.ravel(), minlength=6).tolist()
+        assert (
+            ids.flatten().bincount(minlength=6).tolist()
+            == np.bincount(ids_TK.ravel(), minlength=6).tolist()
+        )
 
 
 def test_align_sorts_stably():
@@ -93,19 +111,32 @@ def test_gate_is_the_naive_gate(gate):
         coarse = logits_TX[t, :groups] if layer.gate.kind == "two_level" else None
         fine_GS = logits_TX[t, -12:].view(groups, -1)
         if coarse is None and groups > 1:
-            coarse = fine_GS.flatten().softmax(0).view(groups, -1).topk(min(2, fine_GS.shape[1])).values.sum(1)
+            coarse = (
+                fine_GS.flatten()
+                .softmax(0)
+                .view(groups, -1)
+                .topk(min(2, fine_GS.shape[1]))
+                .values.sum(1)
+            )
         logits_E = fine_GS.clone()
         if coarse is not None:
-            logits_E[[g for g in range(groups) if g not in coarse.topk(kept).indices.tolist()]] = -torch.inf
+            logits_E[
+                [g for g in range(groups) if g not in coarse.topk(kept).indices.tolist()]
+            ] = -torch.inf
         best = logits_E.flatten().topk(3)
         assert set(ids_TK[t].tolist()) == set(best.indices.tolist())
-        torch.testing.assert_close(weights_TK[t].sort(descending=True).values, best.values.softmax(0),
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            weights_TK[t].sort(descending=True).values, best.values.softmax(0), rtol=1e-4, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize(("experts", "top_k", "heads"), [(16, 3, 1), (49, 4, 2), (49, 6, 3), (1, 1, 1), (4, 4, 1)])
+@pytest.mark.parametrize(
+    ("experts", "top_k", "heads"), [(16, 3, 1), (49, 4, 2), (49, 6, 3), (1, 1, 1), (4, 4, 1)]
+)
 def test_product_keys_find_the_best_of_all_experts(experts, top_k, heads):
-    """Each head's finds are the best sums over all rows and columns, as if every expert had been scored."""
+    """Each head's finds are the best sums over all rows and columns, as if every expert had been
+    scored.
+    """
     layer = layer_of(experts, top_k, gate=f"product_key:{heads}:8")
     case = CpuLayer(layer, ids_of(layer, 25), torch.float32, seed=2)
     weights_TK, ids_TK = case.gate()
@@ -114,10 +145,14 @@ def test_product_keys_find_the_best_of_all_experts(experts, top_k, heads):
     for t in range(25):
         for h in range(heads):
             rows, columns = (case.keys_2Sq[i] @ queries[t, h, i] for i in range(2))
-            best = torch.tensor([rows[e // side] + columns[e % side] for e in range(experts)]).topk(top_k // heads)
+            best = torch.tensor([rows[e // side] + columns[e % side] for e in range(experts)]).topk(
+                top_k // heads
+            )
             mine = slice(h * top_k // heads, (h + 1) * top_k // heads)
             assert ids_TK[t, mine].tolist() == best.indices.tolist()
-            torch.testing.assert_close(weights_TK[t, mine], best.values.softmax(0) / heads, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                weights_TK[t, mine], best.values.softmax(0) / heads, rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("gate", ["product_key", "product_key:3:8"])

@@ -17,7 +17,18 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware.profile import ProfileFile, load_profile
 
-TABLES = {"launch", "stream", "gather", "align", "top_k", "softmax", "cast", "mask", "gemm_float32", "gemm_bfloat16"}
+TABLES = {
+    "launch",
+    "stream",
+    "gather",
+    "align",
+    "top_k",
+    "softmax",
+    "cast",
+    "mask",
+    "gemm_float32",
+    "gemm_bfloat16",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,10 @@ def test_curves_have_their_spread(path):
     assert len({point.working_set_mib for point in file.hbm.gather_cached}) >= 1
     assert [point.working_set_mib for point in file.hbm.streaming] == [2.0**i for i in range(-2, 8)]
     rates = [point.tflops for point in file.compute.gemm]
-    rates += [point.efficiency for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)]
+    rates += [
+        point.efficiency
+        for point in (*file.hbm.gather, *file.hbm.gather_cached, *file.hbm.streaming)
+    ]
     for rate in (*rates, file.hbm.bandwidth_gb_per_s):
         assert rate.min <= rate.low <= rate.median <= rate.high <= rate.value
         assert rate.repeats >= 7
@@ -43,7 +57,10 @@ def test_curves_have_their_spread(path):
 
 def test_the_last_cache_is_where_streams_become_slow():
     mib = 1 << 20
-    rates = {size * mib: np.array([rate]) for size, rate in ((1, 90e9), (4, 30e9), (16, 30e9), (32, 20e9), (64, 10e9))}
+    rates = {
+        size * mib: np.array([rate])
+        for size, rate in ((1, 90e9), (4, 30e9), (16, 30e9), (32, 20e9), (64, 10e9))
+    }
     assert cpu_curves.cache_bytes(rates) == 32 * mib
     assert cpu_curves.cache_bytes({size * mib: np.array([1e10]) for size in (4, 8)}) == 8 * mib
 
@@ -58,10 +75,18 @@ class Sentinel:
         return self.slowdowns.pop(0)
 
 
-@pytest.mark.parametrize(("slowdowns", "runs", "contended", "worst"), [
-    ((0.0, 0.05), 1, False, 0.05), ((0.0, 0.2, 0.01), 2, False, 0.01), ((0.0, 0.2, 0.3), 2, True, 0.3),
-    ((0.1, 0.0), 1, True, 0.1)])
-def test_a_disturbed_part_is_measured_once_more_and_then_reported(slowdowns, runs, contended, worst):
+@pytest.mark.parametrize(
+    ("slowdowns", "runs", "contended", "worst"),
+    [
+        ((0.0, 0.05), 1, False, 0.05),
+        ((0.0, 0.2, 0.01), 2, False, 0.01),
+        ((0.0, 0.2, 0.3), 2, True, 0.3),
+        ((0.1, 0.0), 1, True, 0.1),
+    ],
+)
+def test_a_disturbed_part_is_measured_once_more_and_then_reported(
+    slowdowns, runs, contended, worst
+):
     watch, seen = cpu_profile._Watch(Sentinel(*slowdowns), until=np.inf), []
     assert watch.run(lambda: seen.append(1) or len(seen)) == runs
     assert (watch.contended, watch.slowdown) == (contended, worst)
@@ -83,7 +108,9 @@ def test_profile_is_valid_and_sourced(path):
     assert set(file.compute.peak_tflops) == {"float32", "bfloat16"}
     for key, quantity in toml.quantities(file):
         rate = key.startswith(("compute.peak", "compute.gemm"))
-        assert quantity.kind == ("measured" if rate or not key.startswith("compute.") else "assumed"), key
+        assert quantity.kind == (
+            "measured" if rate or not key.startswith("compute.") else "assumed"
+        ), key
         assert quantity.value > 0
     assert f"torch {torch.__version__}" in file.sources["protocol"].locator
     assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
@@ -112,17 +139,30 @@ def seconds_of(cost):
 
 def gemm(kernels, counts, n=256, k=256, **options):
     counts = np.asarray(counts)[None]
-    return seconds_of(kernels.grouped_gemm(Load.of(counts, counts.sum(axis=-1), 16), n, k, GemmSpec(tile=None, fmt="float32", weight_bytes=4.0, input_bytes=4.0, **options)))
+    return seconds_of(
+        kernels.grouped_gemm(
+            Load.of(counts, counts.sum(axis=-1), 16),
+            n,
+            k,
+            GemmSpec(tile=None, fmt="float32", weight_bytes=4.0, input_bytes=4.0, **options),
+        )
+    )
 
 
 def test_cost_grows_with_the_work(path):
     kernels = SerialKernels(profile=load_profile(str(path)))
     one = np.array([1])
     prices_of = [
-        lambda x: gemm(kernels, [x, 0, x]), lambda x: gemm(kernels, [7, 3], n=x), lambda x: gemm(kernels, [7], k=x),
-        lambda x: gemm(kernels, [5] * x), lambda x: seconds_of(kernels.top_k(x * one, 64, 4)),
-        lambda x: seconds_of(kernels.align(x * one, 64)), lambda x: seconds_of(kernels.stream(x * 1e4 * one)),
-        lambda x: seconds_of(kernels.gather(x * 1e4 * one, 1e3)), lambda x: seconds_of(kernels.launches(x * one))]
+        lambda x: gemm(kernels, [x, 0, x]),
+        lambda x: gemm(kernels, [7, 3], n=x),
+        lambda x: gemm(kernels, [7], k=x),
+        lambda x: gemm(kernels, [5] * x),
+        lambda x: seconds_of(kernels.top_k(x * one, 64, 4)),
+        lambda x: seconds_of(kernels.align(x * one, 64)),
+        lambda x: seconds_of(kernels.stream(x * 1e4 * one)),
+        lambda x: seconds_of(kernels.gather(x * 1e4 * one, 1e3)),
+        lambda x: seconds_of(kernels.launches(x * one)),
+    ]
     for price in prices_of:
         prices = [price(x) for x in (1, 2, 16, 128, 1024, 8192, 65536)]
         assert all(0 <= a <= b < np.inf for a, b in pairwise(prices))
@@ -133,7 +173,12 @@ def test_no_work_costs_nothing(path):
     kernels = SerialKernels(profile=load_profile(str(path)))
     none = np.array([0])
     assert gemm(kernels, [0, 0]) == 0.0
-    for cost in (kernels.top_k(none, 64, 4), kernels.align(none, 64), kernels.stream(none), kernels.gather(none, 64.0)):
+    for cost in (
+        kernels.top_k(none, 64, 4),
+        kernels.align(none, 64),
+        kernels.stream(none),
+        kernels.gather(none, 64.0),
+    ):
         assert seconds_of(cost) == 0.0
 
 
@@ -144,8 +189,12 @@ def test_warm_is_never_dearer_than_cold(path):
 
 
 def test_missing_table_says_so():
-    kernels = SerialKernels(profile=SimpleNamespace(name="cpu-local", serial={"launch": {"call_s": 1e-5}}))
-    with pytest.raises(ConfigError, match=r"cpu-local: serial\.align: expected measured coefficients"):
+    kernels = SerialKernels(
+        profile=SimpleNamespace(name="cpu-local", serial={"launch": {"call_s": 1e-5}})
+    )
+    with pytest.raises(
+        ConfigError, match=r"cpu-local: serial\.align: expected measured coefficients"
+    ):
         kernels.align(np.array([3]), 4)
 
 

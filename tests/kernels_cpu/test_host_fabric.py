@@ -1,4 +1,6 @@
-"""All-to-alls between processes really run, over loopback; what does not work ends in one line and leaves nothing."""
+"""All-to-alls between processes really run, over loopback; what does not work ends in one line and
+leaves nothing.
+"""
 
 import os
 import subprocess
@@ -37,7 +39,9 @@ def children():
 def test_two_processes_exchange():
     sizes = (1024, 1 << 16, 1 << 18)
     measured = measure_gloo(sizes=sizes, timeout_s=120.0)
-    assert [(point.ranks, point.bytes_per_pair) for point in measured] == [(2, size) for size in sizes]
+    assert [(point.ranks, point.bytes_per_pair) for point in measured] == [
+        (2, size) for size in sizes
+    ]
     for point in measured:
         assert len(point.seconds) >= 7
         assert (point.seconds > 0).all()
@@ -58,8 +62,9 @@ def test_ranks_that_do_not_finish_are_ended():
     assert children() == []
 
 
-@pytest.mark.skipif("__import__('torch').cuda.is_available()",
-                    reason="what machines without a GPU are told")
+@pytest.mark.skipif(
+    "__import__('torch').cuda.is_available()", reason="what machines without a GPU are told"
+)
 def test_without_gpus_nccl_says_why_in_one_line():
     with pytest.raises(MeasurementError, match=r"^nccl: .+") as caught:
         measure_nccl(2, sizes=(1024,), timeout_s=120.0)
@@ -70,7 +75,10 @@ def test_a_rank_that_dies_is_reported(monkeypatch):
     real = subprocess.Popen
 
     def dies(command, **options):
-        return real([sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit('no loopback')"], **options)
+        return real(
+            [sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit('no loopback')"],
+            **options,
+        )
 
     monkeypatch.setattr(group.subprocess, "Popen", dies)
     with pytest.raises(MeasurementError, match=r"^gloo: no loopback$"):
@@ -87,12 +95,18 @@ def test_a_profile_is_written_without_what_does_not_work(capsys):
 
 def test_lines_state_start_rate_points_and_spread():
     noise = np.array([1.0, 1.0, 1.0, 2.0, 9.0])  # P10 and median are the same
-    measured = [AllToAll(ranks=2, bytes_per_pair=size, seconds=noise * (1e-4 + size / 1e9))
-                for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22)]
+    measured = [
+        AllToAll(ranks=2, bytes_per_pair=size, seconds=noise * (1e-4 + size / 1e9))
+        for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22)
+    ]
     lines = fabric_lines("gloo", measured)
     assert lines[:2] == ["[host_fabric]", 'backend = "gloo"']
-    assert lines[2].startswith('start_us = {value = 100.0, kind = "measured", source = "fit", low = ')
+    assert lines[2].startswith(
+        'start_us = {value = 100.0, kind = "measured", source = "fit", low = '
+    )
     assert lines[3].startswith('gb_per_s = {value = 1.0, kind = "measured", source = "fit"')
     assert lines.count("[[host_fabric.points]]") == 4
     assert "bytes_per_pair = 1024.0" in lines
-    assert any("repeats = 5" in line and line.startswith("time_us = {value = 101.02,") for line in lines)
+    assert any(
+        "repeats = 5" in line and line.startswith("time_us = {value = 101.02,") for line in lines
+    )

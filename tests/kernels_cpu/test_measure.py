@@ -37,22 +37,39 @@ def test_a_measured_cpu_is_a_cluster_of_its_own(moesim, monkeypatch, tmp_path):
     assert len(profile.host_fabric.time_s) == len(profile.host_fabric.bytes_per_pair) >= 8
     text = (tmp_path / "devices" / "local.toml").read_text(encoding="utf-8")
     assert 'command = "moesim measure --device cpu --seconds 1"' in text
-    code, out, _ = moesim("simulate", "--cluster", "local", "--preset", "olmoe-1b-7b", "--tokens", "16", "--layer-only")
+    code, out, _ = moesim(
+        "simulate",
+        "--cluster",
+        "local",
+        "--preset",
+        "olmoe-1b-7b",
+        "--tokens",
+        "16",
+        "--layer-only",
+    )
     assert code == 0
     assert "on local:" in out
     assert "simulated, calibrated" in out
 
 
 def test_the_interval_is_that_of_calls_left_out_of_the_fit(cpu_profile_path, make_layer):
-    profile = replace(load_profile(str(cpu_profile_path)), residuals={"gemm_bfloat16": (0.5, 2.0), "top_k": (0.4, 1.5)})
-    result = simulate(Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64))
+    profile = replace(
+        load_profile(str(cpu_profile_path)),
+        residuals={"gemm_bfloat16": (0.5, 2.0), "top_k": (0.4, 1.5)},
+    )
+    result = simulate(
+        Candidate(layer=make_layer()), single_device(profile), Workload(num_tokens_per_device=64)
+    )
     gate, experts = result.phase_time_s["gate"], result.phase_time_s["experts"]
     root = (5 / 9) ** 0.5
     assert result.layer_time_low_s == pytest.approx(0.4 * gate + 0.5**root * experts)
     assert result.layer_time_high_s == pytest.approx(2.0 * gate + 2.0**root * experts)
     assert result.calibration == "calibrated"
-    unknown = simulate(Candidate(layer=make_layer()), single_device(replace(profile, residuals={})),
-                       Workload(num_tokens_per_device=64))
+    unknown = simulate(
+        Candidate(layer=make_layer()),
+        single_device(replace(profile, residuals={})),
+        Workload(num_tokens_per_device=64),
+    )
     assert unknown.calibration == "none"
     assert unknown.layer_time_high_s == pytest.approx(1.5 * unknown.layer_time_s)
 
@@ -78,7 +95,9 @@ def test_a_device_that_is_not_here_is_one_line(moesim, monkeypatch):
 def test_both_profilers_are_installed_and_say_whether_they_can():
     found = sources.profilers()
     assert {"cpu", "gpu"} <= set(found)
-    assert {name: profiler.name for name, profiler in found.items()} == {name: name for name in found}
+    assert {name: profiler.name for name, profiler in found.items()} == {
+        name: name for name in found
+    }
     assert found["cpu"].unavailable_because() is None
     reason = found["gpu"].unavailable_because()
     assert reason is None or "\n" not in reason
@@ -86,6 +105,8 @@ def test_both_profilers_are_installed_and_say_whether_they_can():
 
 def test_a_profile_that_cannot_be_written(moesim, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = moesim("measure", "--device", "cpu", "--seconds", "1", "--out", str(tmp_path / "file" / "x.toml"))
+    code, _, err = moesim(
+        "measure", "--device", "cpu", "--seconds", "1", "--out", str(tmp_path / "file" / "x.toml")
+    )
     assert code == 2
     assert err.splitlines()[-1].endswith("x.toml: cannot write this profile: File exists")

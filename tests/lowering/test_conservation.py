@@ -1,4 +1,6 @@
-"""Every exchange on every fabric in every engine: bytes are conserved end to end, and engines agree."""
+"""Every exchange on every fabric in every engine: bytes are conserved end to end, and engines
+agree.
+"""
 
 import re
 from dataclasses import replace
@@ -40,10 +42,15 @@ def lowered(cluster, schedule, **options):
 @pytest.mark.parametrize("dispatch", NAMES)
 @pytest.mark.parametrize("cluster", FABRICS)
 def test_contract_on_every_fabric_and_every_engine_agrees(cluster, dispatch):
-    """What lands in memories is what the movement says, whole, by either granularity, in one or two micro-batches."""
+    """What lands in memories is what the movement says, whole, by either granularity, in one or two
+    micro-batches.
+    """
     machine = FABRICS[cluster]()
     if dispatch == "all_gather" and machine.file.scale_up.kind == "torus":
-        assert re.match("exchange all_gather: .* is a torus, which gathers ring by ring", refusal(dispatch, machine))
+        assert re.match(
+            "exchange all_gather: .* is a torus, which gathers ring by ring",
+            refusal(dispatch, machine),
+        )
         return
     is_deterministic(dispatch, machine)
     for found in lowerings(dispatch, machine):
@@ -65,12 +72,16 @@ def test_contract_on_every_fabric_and_every_engine_agrees(cluster, dispatch):
 def test_the_suite_as_a_whole_and_what_it_catches(monkeypatch):
     small = {name: FABRICS[name] for name in ("star", "torus")}
     check_exchange("nccl", small)
-    with pytest.raises(AssertionError, match=r"^expected all_gather to run on at least one of torus$"):
+    with pytest.raises(
+        AssertionError, match=r"^expected all_gather to run on at least one of torus$"
+    ):
         check_exchange("all_gather", {"torus": FABRICS["torus"]})
     with pytest.raises(UnknownNameError, match=r"^unknown exchange 'pigeon'"):
         check_exchange("pigeon", small)
     found = next(lowerings("nccl", FABRICS["star"]()))
-    with pytest.raises(AssertionError, match=r"^expected nccl on star-4, device .* the bytes that land to be "):
+    with pytest.raises(
+        AssertionError, match=r"^expected nccl on star-4, device .* the bytes that land to be "
+    ):
         CHECKS[0](replace(found, priced=found.priced * 2))
 
 
@@ -81,17 +92,26 @@ def test_the_compiled_twin_gives_simpy_s_timeline_on_every_fabric(cluster):
         if granularity == "pair" and machine.num_devices > 16:
             continue
         for parts, window in ((1, 0), (2, 0), (1, 2)):
-            program, _ = lowered(machine, Schedule(granularity=granularity, num_micro_batches=parts,
-                                                   send_window=window), seed=parts)
+            program, _ = lowered(
+                machine,
+                Schedule(granularity=granularity, num_micro_batches=parts, send_window=window),
+                seed=parts,
+            )
             expected, got = run(program, "event"), run(program, "event_compiled")
             for name in ("start_s_N", "end_s_N", "busy_s_R"):
-                assert getattr(got, name) == pytest.approx(getattr(expected, name), rel=1e-9, abs=1e-18)
+                assert getattr(got, name) == pytest.approx(
+                    getattr(expected, name), rel=1e-9, abs=1e-18
+                )
             assert got.events == expected.events
 
 
 @settings(max_examples=25)
-@given(cluster=st.sampled_from(sorted(set(FABRICS) - {"mixed"})), seed=st.integers(0, 10**6),
-       zeros=st.floats(0.0, 0.95), factor=st.floats(1.0, 2.0))
+@given(
+    cluster=st.sampled_from(sorted(set(FABRICS) - {"mixed"})),
+    seed=st.integers(0, 10**6),
+    zeros=st.floats(0.0, 0.95),
+    factor=st.floats(1.0, 2.0),
+)
 def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed, zeros, factor):
     """Resource by resource; and what enters the fabric leaves it."""
     machine = FABRICS[cluster]()
@@ -102,7 +122,10 @@ def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed,
     factors = Factors(*(np.full(count, factor) for _ in Factors._fields))
     total = fabric.num_resources + count
     senders, receivers = np.nonzero(bytes_SD * (1 - np.eye(count)))
-    rows = {by: device_rows(fabric, bytes_SD, by=by, factors=factors, land_D=land) for by in ("receiver", "sender")}
+    rows = {
+        by: device_rows(fabric, bytes_SD, by=by, factors=factors, land_D=land)
+        for by in ("receiver", "sender")
+    }
     rows["pair"] = pair_rows(fabric, bytes_SD, senders, receivers, factors=factors, land_D=land)
     away = bytes_SD * (1 - np.eye(count))
     loads = {by: np.bincount(found.resource, found.amount, total) for by, found in rows.items()}
@@ -113,28 +136,39 @@ def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed,
         assert rows[by].flows_N.sum() == len(senders)
         for i in range(len(rows[by].ptr) - 1):
             assert (np.diff(rows[by].resource[rows[by].ptr[i] : rows[by].ptr[i + 1]]) > 0).all()
-    assert link_bytes(fabric, bytes_SD) * factor == pytest.approx(loads["pair"][: fabric.num_resources], rel=1e-9)
+    assert link_bytes(fabric, bytes_SD) * factor == pytest.approx(
+        loads["pair"][: fabric.num_resources], rel=1e-9
+    )
     runs, first = {}, 0
     for name, rates in fabric.runs:
         runs[name] = loads["pair"][first : first + len(rates)].sum() / factor
         first += len(rates)
-    for out, into in (("egress", "ingress"), ("nic_out", "nic_in"), ("leaf_up", "leaf_down"),
-                      ("switch_up", "switch_down")):
+    for out, into in (
+        ("egress", "ingress"),
+        ("nic_out", "nic_in"),
+        ("leaf_up", "leaf_down"),
+        ("switch_up", "switch_down"),
+    ):
         assert runs.get(out, 0.0) == pytest.approx(runs.get(into, 0.0), rel=1e-9)
     if "link" not in runs:
-        assert runs.get("egress", 0.0) + runs.get("nic_out", 0.0) == pytest.approx(away.sum(), rel=1e-9)
+        assert runs.get("egress", 0.0) + runs.get("nic_out", 0.0) == pytest.approx(
+            away.sum(), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("cluster", ["rail", "oversubscribed rail", "meshes"])
 def test_two_hops_side_by_side_and_one_after_the_other(cluster):
-    """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum of both."""
+    """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum of both.
+    """
     machine = FABRICS[cluster]()
     for dispatch in ("deepep_normal", "hierarchical"):
         program, (priced,) = lowered(machine, Schedule(exchange=dispatch), tokens=400)
         timeline = run(program, "flow")
         labels = program.labels_N
-        leg = {name: [i for i, label in enumerate(labels) if label.startswith(f"dispatch{name}[")]
-               for name in ("_rdma", "_nvlink", "_near", "_far")}
+        leg = {
+            name: [i for i, label in enumerate(labels) if label.startswith(f"dispatch{name}[")]
+            for name in ("_rdma", "_nvlink", "_near", "_far")
+        }
         first, second = ("_rdma", "_nvlink") if dispatch == "deepep_normal" else ("_near", "_far")
         begin = timeline.start_s_N[leg[second]].min()
         if priced.movement.serial:
@@ -145,19 +179,32 @@ def test_two_hops_side_by_side_and_one_after_the_other(cluster):
         for d, i in enumerate(experts):
             assert timeline.start_s_N[i] >= timeline.end_s_N[leg[second][d]] * (1 - 1e-12)
             domain = d // machine.devices_per_domain
-            relays = [r for r in range(machine.num_devices) if r // machine.devices_per_domain == domain]
-            if dispatch == "deepep_normal":  # what a relay has still to receive, it has still to forward
-                assert timeline.start_s_N[i] >= timeline.end_s_N[[leg[first][r] for r in relays]].max() * (1 - 1e-12)
+            relays = [
+                r for r in range(machine.num_devices) if r // machine.devices_per_domain == domain
+            ]
+            # what a relay has still to receive, it has still to forward
+            if dispatch == "deepep_normal":
+                assert timeline.start_s_N[i] >= timeline.end_s_N[
+                    [leg[first][r] for r in relays]
+                ].max() * (1 - 1e-12)
 
 
 def test_one_copy_per_domain_and_limited_groups_save_bytes_between_nodes():
-    """NCCL sends a copy for each device, DeepEP one a node; group-limited routing touches fewer nodes."""
+    """NCCL sends a copy for each device, DeepEP one a node; group-limited routing touches fewer
+    nodes.
+    """
     machine = load_cluster("rail-4x4")
 
     def crossing(dispatch, gate=None):
-        program, _ = lowered(machine, Schedule(exchange=dispatch), gate=gate, spec="uniform", tokens=200)
+        program, _ = lowered(
+            machine, Schedule(exchange=dispatch), gate=gate, spec="uniform", tokens=200
+        )
         names = program.resource_names
-        return sum(d for name, d in zip(names, program.demand_R(), strict=True) if name.startswith("nic_out"))
+        return sum(
+            d
+            for name, d in zip(names, program.demand_R(), strict=True)
+            if name.startswith("nic_out")
+        )
 
     limited = Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=2)
     assert crossing("deepep_normal") < 0.95 * crossing("nccl")
@@ -167,8 +214,12 @@ def test_one_copy_per_domain_and_limited_groups_save_bytes_between_nodes():
 
 @pytest.mark.parametrize("granularity", ["device", "pair"])
 def test_nobody_computes_or_sums_before_its_own_tokens_are_ready(granularity):
-    """Also a device that receives nothing, or whose peers are long ready: its own tokens are there, too."""
-    program, _ = lowered(load_cluster("star-16"), Schedule(granularity=granularity), tokens=1, spec="zipf:2")
+    """Also a device that receives nothing, or whose peers are long ready: its own tokens are there,
+    too.
+    """
+    program, _ = lowered(
+        load_cluster("star-16"), Schedule(granularity=granularity), tokens=1, spec="zipf:2"
+    )
     timeline, labels = run(program, "flow"), program.labels_N
     for d in range(16):
         at = {name: labels.index(f"{name}[{d}]") for name in ("permute", "experts", "reduce")}

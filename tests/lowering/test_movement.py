@@ -15,10 +15,20 @@ DEVICES, PER_DOMAIN = 16, 4
 
 
 def traffic(gate=None, top_k=4, spec="power_law:1.1", tokens=300, seed=0):
-    routing = route(RoutingSpec.parse(spec), gate or Gate(), num_experts=64, top_k=top_k,
-                    num_tokens_S=np.full(DEVICES, tokens), seed=seed)
+    routing = route(
+        RoutingSpec.parse(spec),
+        gate or Gate(),
+        num_experts=64,
+        top_k=top_k,
+        num_tokens_S=np.full(DEVICES, tokens),
+        seed=seed,
+    )
     placement = place("contiguous", routing.num_tokens_E(), DEVICES, 0)
-    return spread_tokens(routing, placement, Parallelism(ep=DEVICES), devices_per_domain=PER_DOMAIN), routing, placement
+    return (
+        spread_tokens(routing, placement, Parallelism(ep=DEVICES), devices_per_domain=PER_DOMAIN),
+        routing,
+        placement,
+    )
 
 
 def test_counts_of_copies_by_hand():
@@ -31,7 +41,9 @@ def test_counts_of_copies_by_hand():
             assert found.copies_SD[s, d] == sum(d in row for row in mine.tolist())
             assert found.choices_SD[s, d] == (mine == d).sum()
         for g in range(4):
-            assert found.domains_SG[s, g] == sum(any(r // PER_DOMAIN == g for r in row) for row in mine.tolist())
+            assert found.domains_SG[s, g] == sum(
+                any(r // PER_DOMAIN == g for r in row) for row in mine.tolist()
+            )
 
 
 @pytest.mark.parametrize("dispatch", EXCHANGES)
@@ -52,7 +64,9 @@ def test_every_copy_arrives(dispatch):
         # forwarded by relays of its domain; what a relay keeps for itself stands on the diagonal
         assert (forward.sum(axis=0) == wanted.sum(axis=0)).all()
         # one copy a token and domain
-        assert over.sum() == sum(made.domains_SG[s, g] for s in range(DEVICES) for g in range(4) if g != domain[s])
+        assert over.sum() == sum(
+            made.domains_SG[s, g] for s in range(DEVICES) for g in range(4) if g != domain[s]
+        )
         return
     if dispatch == "hierarchical":
         first, second = (leg.copies_SD for leg in movement.legs)
@@ -66,12 +80,18 @@ def test_every_copy_arrives(dispatch):
 
 
 def test_group_limited_routing_sends_less_across_domains():
-    """4 groups of 16 experts are the 4 domains: tokens limited to 1 or 2 of them cross less often."""
+    """4 groups of 16 experts are the 4 domains: tokens limited to 1 or 2 of them cross less often.
+    """
     crossing = []
-    for gate in (Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=1),
-                 Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=2), Gate()):
+    for gate in (
+        Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=1),
+        Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=2),
+        Gate(),
+    ):
         made, _, _ = traffic(gate, spec="uniform")
-        crossing.append(movement_of(exchange_named("deepep_normal"), made, PER_DOMAIN).legs[0].copies_SD.sum())
+        crossing.append(
+            movement_of(exchange_named("deepep_normal"), made, PER_DOMAIN).legs[0].copies_SD.sum()
+        )
     assert crossing[0] == pytest.approx(DEVICES * 300 * 0.75, rel=0.05)  # 3 of 4 domains are others
     assert crossing[1] == pytest.approx(2 * crossing[0], rel=0.05)
     assert crossing[2] > 1.3 * crossing[1]

@@ -125,41 +125,83 @@ class Refuses:
 def test_what_a_source_refuses_is_a_row():
     workload = Workload(num_tokens_per_device=8, seed=3)
     (found,) = check_candidate(Refuses(), candidate(), load_cluster("hgx-h100-8"), workload)
-    assert (found.status, found.verdict, found.detail) == ("not_measured", "not_measured",
-                                                           "layer: expected one width, got several")
-    assert (found.candidate, found.source, found.engine, found.seed) == (candidate().label, "torch-cpu", "torch-cpu", 3)
+    assert (found.status, found.verdict, found.detail) == (
+        "not_measured",
+        "not_measured",
+        "layer: expected one width, got several",
+    )
+    assert (found.candidate, found.source, found.engine, found.seed) == (
+        candidate().label,
+        "torch-cpu",
+        "torch-cpu",
+        3,
+    )
     assert len(found.profile_hash) == 12
 
 
 def timed(name, source, simulated, measured, quantity="layer_time_us", **more):
-    return CheckRow(candidate=name, source=source, quantity=quantity, status="checked", simulated=simulated,
-                    measured=measured, **more)
+    return CheckRow(
+        candidate=name,
+        source=source,
+        quantity=quantity,
+        status="checked",
+        simulated=simulated,
+        measured=measured,
+        **more,
+    )
 
 
 def numerical(name, error):
-    return CheckRow(candidate=name, source="interpret", quantity="max_abs_error", status="checked", measured=error,
-                    limit=1.0)
+    return CheckRow(
+        candidate=name,
+        source="interpret",
+        quantity="max_abs_error",
+        status="checked",
+        measured=error,
+        limit=1.0,
+    )
 
 
 def test_one_verdict_for_each_winner():
     rows = [
-        timed("a", "torch-cpu", 100, 104), timed("a", "torch-cpu", 9, 90, "gate_time_us"),  # a phase does not decide
-        timed("b", "torch-cpu", 100, 104), timed("b", "silicon", 100, 200, "experts_time_us"),
-        timed("c", "torch-cpu", 100, 120), timed("c", "silicon", 100, 101, "experts_time_us"),
-        numerical("d", 0.0), numerical("e", 2.0),
+        # a phase does not decide
+        timed("a", "torch-cpu", 100, 104),
+        timed("a", "torch-cpu", 9, 90, "gate_time_us"),
+        timed("b", "torch-cpu", 100, 104),
+        timed("b", "silicon", 100, 200, "experts_time_us"),
+        timed("c", "torch-cpu", 100, 120),
+        timed("c", "silicon", 100, 101, "experts_time_us"),
+        numerical("d", 0.0),
+        numerical("e", 2.0),
         timed("e", "torch-cpu", 100, 101),
-        CheckRow(candidate="f", source="silicon", quantity="experts_time_us", status="not_measured"),
+        CheckRow(
+            candidate="f", source="silicon", quantity="experts_time_us", status="not_measured"
+        ),
     ]
-    assert winner_verdicts(rows) == {"a": "confirmed", "b": "refuted", "c": "inconclusive", "d": "not_measured",
-                                     "e": "refuted", "f": "not_measured"}
+    assert winner_verdicts(rows) == {
+        "a": "confirmed",
+        "b": "refuted",
+        "c": "inconclusive",
+        "d": "not_measured",
+        "e": "refuted",
+        "f": "not_measured",
+    }
 
 
 def test_scores_by_source_and_quantity():
     rows = [timed(str(i), "torch-cpu", 110.0 * i, 100.0 * i) for i in range(1, 5)]
     rows += [timed("1", "gloo", 90.0, 100.0, "dispatch_time_us")]
     layers, exchanges = source_scores(rows)
-    assert (layers["source"], layers["quantity"], layers["rows"], layers["kendall_tau"], layers["regret"]) == (
-        "torch-cpu", "layer_time_us", 4, 1.0, 0.0)
+    assert (
+        layers["source"],
+        layers["quantity"],
+        layers["rows"],
+        layers["kendall_tau"],
+        layers["regret"],
+    ) == ("torch-cpu", "layer_time_us", 4, 1.0, 0.0)
     assert round(layers["mape"], 6) == 10.0
     assert (exchanges["quantity"], round(exchanges["bias"], 6), "kendall_tau" in exchanges) == (
-        "dispatch_time_us", -10.0, False)
+        "dispatch_time_us",
+        -10.0,
+        False,
+    )

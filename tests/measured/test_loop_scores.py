@@ -25,8 +25,17 @@ def test_regret_of_the_best_of_eight():
 
 
 def test_scores():
-    rows = [{"simulated_us": 110.0 * i, "measured_us": 100.0 * i, "roofline_us": 50.0, "simulated_low_us": 100.0 * i,
-             "simulated_high_us": 120.0, "contended": i == 1} for i in range(1, 5)]
+    rows = [
+        {
+            "simulated_us": 110.0 * i,
+            "measured_us": 100.0 * i,
+            "roofline_us": 50.0,
+            "simulated_low_us": 100.0 * i,
+            "simulated_high_us": 120.0,
+            "contended": i == 1,
+        }
+        for i in range(1, 5)
+    ]
     found = scores(rows)
     assert found["mape"] == pytest.approx(10)
     assert (found["kendall_tau"], found["inside_percent"], found["contended"]) == (1.0, 25.0, 1.0)
@@ -36,5 +45,11 @@ def test_scores():
 def test_targets_beside_what_was_found():
     rows = against_targets([{"what": "layers", "mape": 9.0, "p90": 20.1, "kendall_tau": 0.96}])
     assert [row["met"] for row in rows[:4]] == ["yes", "no", "yes", "not measured"]
-    assert rows[0] == {"what": "layers", "score": "mape", "target": "<= 9", "found": 9.0, "met": "yes"}
+    assert rows[0] == {
+        "what": "layers",
+        "score": "mape",
+        "target": "<= 9",
+        "found": 9.0,
+        "met": "yes",
+    }
     assert len(rows) == len(TARGETS)

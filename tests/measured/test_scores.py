@@ -6,7 +6,9 @@ from moesim.measured.scores import error_scores, ranking
 
 def test_error_scores_by_hand():
     scores = error_scores(np.array([1.1, 0.8, 1.0, 2.0]), np.ones(4))
-    assert scores == pytest.approx({"rows": 4, "median": 15.0, "mape": 32.5, "p90": 76.0, "bias": 5.0})
+    assert scores == pytest.approx(
+        {"rows": 4, "median": 15.0, "mape": 32.5, "p90": 76.0, "bias": 5.0}
+    )
 
 
 def test_ranking_needs_four():

@@ -26,9 +26,12 @@ def test_experts_make_a_square(experts):
     with pytest.raises(ConfigError) as caught:
         MoELayer(**SIZES | {"num_experts": experts}, gate=Gate.parse("product_key"))
     assert str(caught.value) == (
-        f"layer.num_experts: expected a perfect square for a product_key gate, got {experts}")
+        f"layer.num_experts: expected a perfect square for a product_key gate, got {experts}"
+    )
 
 
 def test_groups_belong_to_other_gates():
-    with pytest.raises(ConfigError, match=r"^gate.num_expert_groups: expected 1 for a product_key gate, got 4$"):
+    with pytest.raises(
+        ConfigError, match=r"^gate.num_expert_groups: expected 1 for a product_key gate, got 4$"
+    ):
         Gate(kind="product_key", num_expert_groups=4)

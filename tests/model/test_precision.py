@@ -1,4 +1,6 @@
-"""Number formats: bytes by hand, one line for what is wrong, and every recipe through the whole simulator."""
+"""Number formats: bytes by hand, one line for what is wrong, and every recipe through the whole
+simulator.
+"""
 
 import pytest
 
@@ -8,17 +10,20 @@ from moesim.files import toml
 from moesim.model.precision import FORMATS, RECIPES, Precision
 
 
-@pytest.mark.parametrize(("recipe", "elements", "dispatch", "combine", "weight"), [
-    ("bf16", 7168, 2 * 7168, 2 * 7168, 2.0),
-    ("fp16", 7168, 2 * 7168, 2 * 7168, 2.0),
-    ("fp8", 7168, 7168 + 4 * 56, 2 * 7168, 1 + 4 / 128**2),
-    ("fp8", 129, 129 + 4 * 2, 2 * 129, 1 + 4 / 128**2),
-    ("fp8_tensor", 7168, 7168, 2 * 7168, 1.0),
-    ("int8", 7168, 7168, 2 * 7168, 1.0),
-    ("int4", 7168, 2 * 7168, 2 * 7168, 0.5 + 2 / 128),
-    ("mxfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 32),
-    ("nvfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 16),
-])
+@pytest.mark.parametrize(
+    ("recipe", "elements", "dispatch", "combine", "weight"),
+    [
+        ("bf16", 7168, 2 * 7168, 2 * 7168, 2.0),
+        ("fp16", 7168, 2 * 7168, 2 * 7168, 2.0),
+        ("fp8", 7168, 7168 + 4 * 56, 2 * 7168, 1 + 4 / 128**2),
+        ("fp8", 129, 129 + 4 * 2, 2 * 129, 1 + 4 / 128**2),
+        ("fp8_tensor", 7168, 7168, 2 * 7168, 1.0),
+        ("int8", 7168, 7168, 2 * 7168, 1.0),
+        ("int4", 7168, 2 * 7168, 2 * 7168, 0.5 + 2 / 128),
+        ("mxfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 32),
+        ("nvfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 16),
+    ],
+)
 def test_bytes_count_their_scales(recipe, elements, dispatch, combine, weight):
     precision = Precision.named(recipe)
     assert precision.token_bytes("dispatch", elements) == dispatch
@@ -39,15 +44,38 @@ def test_what_a_recipe_does_to_the_kernels():
     assert len(set(RECIPES.values())) == len(RECIPES)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: Precision(weights="int3"), f"precision.weights: expected one of {', '.join(FORMATS)}, got 'int3'"),
-    (lambda: Precision(combine="bf16"), f"precision.combine: expected one of {', '.join(FORMATS)}, got 'bf16'"),
-    (lambda: Precision(scale_block=-1), "precision.scale_block: expected an integer >= 0, got -1"),
-    (lambda: Precision(scale_block=1.5), "precision.scale_block: expected an integer >= 0, got 1.5"),
-    (lambda: Precision(activations="float8_e4m3"),
-     "precision.activations: expected a format at least as wide as the weights' bfloat16, got 'float8_e4m3'"),
-    (lambda: Precision.named("int3"), f"precision: expected one of {', '.join(RECIPES)}, got 'int3'"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Precision(weights="int3"),
+            f"precision.weights: expected one of {', '.join(FORMATS)}, got 'int3'",
+        ),
+        (
+            lambda: Precision(combine="bf16"),
+            f"precision.combine: expected one of {', '.join(FORMATS)}, got 'bf16'",
+        ),
+        (
+            lambda: Precision(scale_block=-1),
+            "precision.scale_block: expected an integer >= 0, got -1",
+        ),
+        (
+            lambda: Precision(scale_block=1.5),
+            "precision.scale_block: expected an integer >= 0, got 1.5",
+        ),
+        (
+            lambda: Precision(activations="float8_e4m3"),
+            (
+                "precision.activations: expected a format at least as wide as the weights' "
+                "bfloat16, got 'float8_e4m3'"
+            ),
+        ),
+        (
+            lambda: Precision.named("int3"),
+            f"precision: expected one of {', '.join(RECIPES)}, got 'int3'",
+        ),
+    ],
+)
 def test_wrong_ones(make, message):
     with pytest.raises(ConfigError) as caught:
         make()
@@ -59,16 +87,19 @@ def test_wrong_ones(make, message):
 def test_every_recipe_on_every_shipped_cluster_runs_or_says_why_not(cluster, recipe, make_layer):
     cluster = load_cluster(cluster)
     precision = Precision.named(recipe)
-    candidate = Candidate(layer=make_layer(num_experts=4 * cluster.num_devices, precision=precision),
-                          parallelism=Parallelism(ep=cluster.num_devices))
+    candidate = Candidate(
+        layer=make_layer(num_experts=4 * cluster.num_devices, precision=precision),
+        parallelism=Parallelism(ep=cluster.num_devices),
+    )
     lacks = [p.name for p, _ in cluster.groups if precision.activations not in p.peak_flops_per_s]
     if not lacks:
         result = simulate(candidate, cluster, Workload(num_tokens_per_device=64))
         assert result.layer_time_low_s < result.layer_time_s < result.layer_time_high_s
         assert result.row()["precision"] == recipe
     else:
-        with pytest.raises(ConfigError,
-                           match=f"^{lacks[0]}: no compute rate for {precision.activations}; it has "):
+        with pytest.raises(
+            ConfigError, match=f"^{lacks[0]}: no compute rate for {precision.activations}; it has "
+        ):
             simulate(candidate, cluster, Workload(num_tokens_per_device=64))
 
 
@@ -76,6 +107,8 @@ def test_narrower_weights_read_faster_in_decode(hgx, make_candidate):
     """Few tokens, many experts: time is weights, so fewer bytes are faster."""
     work = Workload(num_tokens_per_device=16, phase="decode")
     sizes = {"hidden_size": 4096, "expert_intermediate_size": 4096, "num_experts": 64, "top_k": 8}
-    wide, narrow = (simulate(make_candidate(**sizes, precision=Precision.named(r)), hgx, work).experts_time_s
-                    for r in ("bf16", "int4"))
+    wide, narrow = (
+        simulate(make_candidate(**sizes, precision=Precision.named(r)), hgx, work).experts_time_s
+        for r in ("bf16", "int4")
+    )
     assert narrow < wide

@@ -12,8 +12,10 @@ PUBLISHED = {
     "qwen3-235b-a22b": (235.0, 22.0, 0.01),  # arXiv 2505.09388
     "qwen3-30b-a3b": (30.5, 3.3, 0.02),
     "olmoe-1b-7b": (6.9, 1.3, 0.02),  # arXiv 2409.02060
-    "deepseek-v3": (671.0, 37.0, 0.02),  # arXiv 2412.19437; our active count has both embedding and head
-    "gpt-oss-120b": (116.8, 5.13 + 0.58, 0.005),  # arXiv 2508.10925; its active count leaves the input embedding out
+    # arXiv 2412.19437; our active count has both embedding and head
+    "deepseek-v3": (671.0, 37.0, 0.02),
+    # arXiv 2508.10925; its active count leaves the input embedding out
+    "gpt-oss-120b": (116.8, 5.13 + 0.58, 0.005),
     "switch-base-128": (7.4, None, 0.01),  # model card of google/switch-base-128
 }
 
@@ -24,8 +26,9 @@ def test_parameters_are_those_published(name):
     preset = load_preset(name)
     layer, dense = preset.layer, preset.dense_part
     experts = (layer.num_experts + layer.num_shared_experts) * layer.params_per_expert
-    assert dense.params + dense.num_moe_layers * (experts + layer.gate_params) == pytest.approx(total * 1e9,
-                                                                                                rel=tolerance)
+    assert dense.params + dense.num_moe_layers * (experts + layer.gate_params) == pytest.approx(
+        total * 1e9, rel=tolerance
+    )
     if active:
         assert dense.active_params(layer) == pytest.approx(active * 1e9, rel=tolerance)
 
@@ -63,10 +66,16 @@ def test_precision_is_the_caller_s():
     assert load_preset("mixtral-8x7b", fp8).layer.precision == fp8
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("mixtral-8x7", "unknown preset 'mixtral-8x7': did you mean mixtral-8x7b?"),
-    ("qwen3-235b", "unknown preset 'qwen3-235b': did you mean qwen3-235b-a22b or qwen3-30b-a3b?"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixtral-8x7", "unknown preset 'mixtral-8x7': did you mean mixtral-8x7b?"),
+        (
+            "qwen3-235b",
+            "unknown preset 'qwen3-235b': did you mean qwen3-235b-a22b or qwen3-30b-a3b?",
+        ),
+    ],
+)
 def test_unknown_preset_comes_with_near_ones(name, message):
     with pytest.raises(UnknownNameError) as caught:
         load_preset(name)

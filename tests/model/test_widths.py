@@ -27,23 +27,31 @@ def test_a_name_stays_short_and_tells_widths_apart():
     assert short_text(many) != short_text(other)
 
 
-@pytest.mark.parametrize("text", ["", "x", "4", "4x", "x4", "0x4", "4x4+", "4x-4", "4x4 + 4x8", "999999999x1", "4X4",
-                                  "²x4"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "4", "4x", "x4", "0x4", "4x4+", "4x-4", "4x4 + 4x8", "999999999x1", "4X4", "²x4"],
+)
 def test_wrong_text(text):
     with pytest.raises(ConfigError) as caught:
         parse_widths(text)
-    assert str(caught.value) == ("expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as "
-                                 f"'64x256+64x1024', got {text!r}")
+    assert str(caught.value) == (
+        "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as "
+        f"'64x256+64x1024', got {text!r}"
+    )
 
 
-@pytest.mark.parametrize(("widths", "message"), [
-    (0, ": expected an integer >= 1, got 0"), ("4x4", ": expected an integer >= 1, got '4x4'"),
-    (2.5, ": expected an integer >= 1, got 2.5"),
-    ((1, 2, 3), ": expected one width, or one for each of 4 experts, got 3"),
-    ((1, 2, -3, 4), "[2]: expected an integer >= 0, got -3"),
-    ((1, 2, True, 4), "[2]: expected an integer >= 0, got True"),
-    ([0, 0, 0, 0], ": expected an expert that is not pruned, got 'width 0 for all'"),
-])
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        (0, ": expected an integer >= 1, got 0"),
+        ("4x4", ": expected an integer >= 1, got '4x4'"),
+        (2.5, ": expected an integer >= 1, got 2.5"),
+        ((1, 2, 3), ": expected one width, or one for each of 4 experts, got 3"),
+        ((1, 2, -3, 4), "[2]: expected an integer >= 0, got -3"),
+        ((1, 2, True, 4), "[2]: expected an integer >= 0, got True"),
+        ([0, 0, 0, 0], ": expected an expert that is not pruned, got 'width 0 for all'"),
+    ],
+)
 def test_wrong_widths(widths, message):
     with pytest.raises(ConfigError) as caught:
         checked_widths(widths, 4)

@@ -14,7 +14,9 @@ WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8+drift:0.1")
 
 
 def test_migration_is_bytes_over_the_fabric(hgx):
-    """One rank sends 45 GB to another over NVLink at 450 GB/s: 0.1 s; in shares of two devices half of it."""
+    """One rank sends 45 GB to another over NVLink at 450 GB/s: 0.1 s; in shares of two devices half
+    of it.
+    """
     moved = np.zeros((8, 8))
     moved[0, 1] = 45e9
     assert migration_s(hgx, moved) == pytest.approx(0.1, rel=1e-3)
@@ -32,8 +34,14 @@ def test_payback_by_hand():
 
 def test_a_new_plan_for_a_workload_that_drifted(hgx, make_candidate):
     dense = load_preset("qwen3-30b-a3b").dense_part
-    candidate = make_candidate(hidden_size=2048, num_experts=64, top_k=4, placement="eplb", num_replicas=8,
-                               dense_part=dense)
+    candidate = make_candidate(
+        hidden_size=2048,
+        num_experts=64,
+        top_k=4,
+        placement="eplb",
+        num_replicas=8,
+        dense_part=dense,
+    )
     now = replace(WORK, routing=WORK.routing + "@20")
     old = prepare(candidate, hgx, WORK).placement
     move = rebalance(candidate, hgx, now, old)
@@ -59,5 +67,7 @@ def test_plans_renewed_step_by_step(hgx, make_candidate):
 
 
 def test_wrong_steps(hgx, make_candidate):
-    with pytest.raises(ConfigError, match="expected a routing without '@STEP' and at least two steps"):
+    with pytest.raises(
+        ConfigError, match="expected a routing without '@STEP' and at least two steps"
+    ):
         rebalanced(make_candidate(), hgx, WORK, [0], every=1, passes_per_step=1)

@@ -1,4 +1,6 @@
-"""Affinity: experts chosen together meet, experts follow their tokens, and balance stays within the tolerance."""
+"""Affinity: experts chosen together meet, experts follow their tokens, and balance stays within the
+tolerance.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from moesim.routing import Routing
 
 
 def clustered(seed=0, tokens=400, experts=16, cluster=4):
-    """Every token chooses two experts of one cluster; clusters are scattered over the experts' numbers."""
+    """Every token chooses two experts of one cluster; clusters are scattered over the experts'
+    numbers.
+    """
     rng = np.random.default_rng(seed)
     members = rng.permutation(experts).reshape(-1, cluster)
     which = np.arange(tokens) % len(members)
@@ -33,11 +37,18 @@ def copies(placement, ids_TK):
 
 
 def test_coactivation_by_hand():
-    assert coactivation(np.array([[0, 1], [0, 2], [1, 0]]), 3).tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
+    assert coactivation(np.array([[0, 1], [0, 2], [1, 0]]), 3).tolist() == [
+        [0, 2, 1],
+        [2, 0, 0],
+        [1, 0, 0],
+    ]
 
 
 def test_transitions_by_hand():
-    assert transitions(np.array([[0], [1], [1]]), np.array([[1], [0], [0]]), 2).tolist() == [[0, 1], [2, 0]]
+    assert transitions(np.array([[0], [1], [1]]), np.array([[1], [0], [0]]), 2).tolist() == [
+        [0, 1],
+        [2, 0],
+    ]
 
 
 def test_clusters_come_together_and_ranks_stay_balanced():
@@ -46,7 +57,10 @@ def test_clusters_come_together_and_ranks_stay_balanced():
     load = routing.num_tokens_E()
     found, balanced = (place(s, load, 4, routing=routing) for s in ("affinity:0.2", "balanced"))
     assert copies(found, ids) < 1.15 < copies(balanced, ids)
-    assert np.bincount(found.rank_of_slot_P, weights=load[found.expert_of_slot_P]).max() <= 1.2 * load.sum() / 4
+    assert (
+        np.bincount(found.rank_of_slot_P, weights=load[found.expert_of_slot_P]).max()
+        <= 1.2 * load.sum() / 4
+    )
     searched = place("local_search", load, 4, routing=routing, setting=Setting(copy_work=1.0))
     assert copies(searched, ids) < 1.15
 
@@ -55,7 +69,13 @@ def test_nodes_attract_before_ranks():
     """A cluster larger than a rank stays in its node."""
     ids, _, _ = clustered(cluster=8)
     routing = Routing(expert_ids_TK=ids, num_tokens_S=np.full(4, 100), num_experts=16)
-    found = place("affinity:0.3", routing.num_tokens_E(), 4, routing=routing, setting=Setting(ranks_per_node=2))
+    found = place(
+        "affinity:0.3",
+        routing.num_tokens_E(),
+        4,
+        routing=routing,
+        setting=Setting(ranks_per_node=2),
+    )
     node_E = np.zeros(16, dtype=int)
     node_E[found.expert_of_slot_P] = found.rank_of_slot_P // 2
     crossing = (node_E[ids[:, 0]] != node_E[ids[:, 1]]).mean()
@@ -63,27 +83,36 @@ def test_nodes_attract_before_ranks():
 
 
 def test_domains_are_served_at_home():
-    """Each of four sources uses its own experts: all tokens stay, where expert order sends three quarters away."""
+    """Each of four sources uses its own experts: all tokens stay, where expert order sends three
+    quarters away.
+    """
     ids, _, which = clustered()
     order = np.argsort(which, kind="stable")
     routing = Routing(expert_ids_TK=ids[order], num_tokens_S=np.full(4, 100), num_experts=16)
     load = routing.num_tokens_E()
 
     def at_home(placement):
-        return (placement.rank_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
-                == routing.source_T()[:, None]).mean()
+        return (
+            placement.rank_of_slot_P[placement.slot_of_choice(routing.expert_ids_TK)]
+            == routing.source_T()[:, None]
+        ).mean()
 
     assert at_home(place("domain:0.3", load, 4, routing=routing)) > 0.95
     assert at_home(place("contiguous", load, 4)) < 0.5
 
 
 def test_pull_of_ranks_of_two_devices():
-    assert source_pull(np.array([[1, 0], [2, 0], [0, 5], [0, 0]]), 2, tp=2).tolist() == [[3, 0], [0, 5]]
+    assert source_pull(np.array([[1, 0], [2, 0], [0, 5], [0, 0]]), 2, tp=2).tolist() == [
+        [3, 0],
+        [0, 5],
+    ]
 
 
 def test_copies_of_an_expert_avoid_each_other():
     pair = np.zeros((4, 4))
-    expert_P, rank_P = attracted(np.array([3.5, 1, 1, 1]), 4, 4, Setting(), tolerance=0.5, pair_EE=pair)
+    expert_P, rank_P = attracted(
+        np.array([3.5, 1, 1, 1]), 4, 4, Setting(), tolerance=0.5, pair_EE=pair
+    )
     own = rank_P[expert_P == 0]
     assert len(set(own.tolist())) == len(own) == 4
 
@@ -102,7 +131,9 @@ def test_layers_follow_each_other():
 
 
 def test_too_many_experts_and_layers_of_other_tokens():
-    with pytest.raises(ConfigError, match=f"at most {MOST_EXPERTS} experts, got {MOST_EXPERTS + 1}"):
+    with pytest.raises(
+        ConfigError, match=f"at most {MOST_EXPERTS} experts, got {MOST_EXPERTS + 1}"
+    ):
         coactivation(np.zeros((1, 2), dtype=int), MOST_EXPERTS + 1)
     with pytest.raises(ConfigError, match="expected the same tokens in both layers, got 1 and 2"):
         transitions(np.zeros((1, 1), dtype=int), np.zeros((2, 1), dtype=int), 4)

@@ -1,4 +1,5 @@
-"""Moves between placements, and plans on the past: bytes by hand, conservation, and what is gained."""
+"""Moves between placements, and plans on the past: bytes by hand, conservation, and what is gained.
+"""
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ from moesim.placement.migration import forecast, imbalance, migration_bytes, pre
 
 def placed(*ranks):
     experts_P = [e for rank in ranks for e in rank]
-    return Placement(rank_of_slot_P=np.repeat(np.arange(len(ranks)), [len(r) for r in ranks]),
-                     expert_of_slot_P=np.array(experts_P), num_ranks=len(ranks), num_experts=max(experts_P) + 1)
+    return Placement(
+        rank_of_slot_P=np.repeat(np.arange(len(ranks)), [len(r) for r in ranks]),
+        expert_of_slot_P=np.array(experts_P),
+        num_ranks=len(ranks),
+        num_experts=max(experts_P) + 1,
+    )
 
 
 def test_bytes_by_hand():
-    """Rank 1 fetches expert 0 from rank 0; rank 3 expert 2 from its own node's rank 2, not from rank 1."""
+    """Rank 1 fetches expert 0 from rank 0; rank 3 expert 2 from its own node's rank 2, not from
+    rank 1.
+    """
     old = placed([0, 1], [1, 2], [2, 3], [3, 0])
     new = placed([0, 1], [1, 0], [2, 3], [3, 2])
     moved = migration_bytes(old, new, np.array([10.0, 20, 30, 40]), ranks_per_node=2)
@@ -28,11 +35,15 @@ def test_bytes_by_hand():
 @given(seed=st.integers(0, 2**32 - 1), ranks=st.sampled_from([2, 4, 8]), extra=st.integers(0, 2))
 def test_every_missing_expert_arrives_once_from_a_holder(seed, ranks, extra):
     rng = np.random.default_rng(seed)
-    old, new = (place("eplb", rng.integers(1, 100, ranks * 3), ranks, ranks * extra) for _ in range(2))
+    old, new = (
+        place("eplb", rng.integers(1, 100, ranks * 3), ranks, ranks * extra) for _ in range(2)
+    )
     size = rng.integers(1, 5, ranks * 3).astype(float)
     moved = migration_bytes(old, new, size)
     for rank in range(ranks):
-        had, wants = (set(p.expert_of_slot_P[p.rank_of_slot_P == rank].tolist()) for p in (old, new))
+        had, wants = (
+            set(p.expert_of_slot_P[p.rank_of_slot_P == rank].tolist()) for p in (old, new)
+        )
         assert moved[:, rank].sum() == pytest.approx(sum(size[e] for e in wants - had))
     assert (np.diag(moved) == 0).all()
     assert migration_bytes(old, old, size).sum() == 0
@@ -47,8 +58,10 @@ def test_renaming_moves_less_and_keeps_the_plan(seed, nodes):
     size = np.ones(32)
     assert migration_bytes(old, found, size).sum() <= migration_bytes(old, new, size).sum()
     assert imbalance(found, load) == pytest.approx(imbalance(new, load))
-    kinds = [sorted(tuple(sorted(p.expert_of_slot_P[p.rank_of_slot_P == r].tolist())) for r in range(4))
-             for p in (new, found)]
+    kinds = [
+        sorted(tuple(sorted(p.expert_of_slot_P[p.rank_of_slot_P == r].tolist())) for r in range(4))
+        for p in (new, found)
+    ]
     assert kinds[0] == kinds[1]
 
 
@@ -59,7 +72,9 @@ def test_renaming_finds_a_mere_exchange_of_ranks():
 
 def test_imbalance_counts_speed():
     assert imbalance(placed([0, 1], [2, 3]), np.array([1, 1, 3, 3])) == pytest.approx(1.5)
-    assert imbalance(placed([0, 1], [2, 3]), np.array([1, 1, 3, 3]), np.array([1.0, 3.0])) == pytest.approx(1.0)
+    assert imbalance(
+        placed([0, 1], [2, 3]), np.array([1, 1, 3, 3]), np.array([1.0, 3.0])
+    ) == pytest.approx(1.0)
 
 
 def test_prediction_by_hand():
@@ -70,7 +85,8 @@ def test_prediction_by_hand():
 
 
 def test_forecast_of_a_workload_that_drifts():
-    """New plans follow slow drift; a plan kept for ever falls behind; knowing the window is best."""
+    """New plans follow slow drift; a plan kept for ever falls behind; knowing the window is best.
+    """
     rng = np.random.default_rng(0)
     load = rng.lognormal(0, 1, 64)
     windows = []
@@ -84,7 +100,9 @@ def test_forecast_of_a_workload_that_drifts():
     assert mean["imbalance_known"] <= mean["imbalance"] < mean["imbalance_first"]
     assert 0 < mean["moved_experts"] < 72
     kept = forecast(np.array(windows), lambda load: place("eplb", load, 8, 8), every=100)
-    assert all(row["imbalance"] == row["imbalance_first"] and row["moved_experts"] == 0 for row in kept)
+    assert all(
+        row["imbalance"] == row["imbalance_first"] and row["moved_experts"] == 0 for row in kept
+    )
 
 
 def test_wrong_moves_and_forecasts():

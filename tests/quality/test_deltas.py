@@ -40,26 +40,35 @@ def test_rounding_between_points_and_at_the_ends():
         weight_bits_delta(2)
 
 
-@pytest.mark.parametrize(("change", "nats", "unknown"), [
-    ({}, 0.0, ""),
-    ({"gate": Gate.parse("group_limited:8:4")}, 0.0028, ""),
-    ({"gate": Gate.parse("group_limited:16:4")}, 0.0028, ""),
-    ({"gate": Gate.parse("group_limited:8:2")}, 0.008, "fewer than 3 groups a token"),
-    ({"gate": Gate.parse("group_limited:8:8")}, 0.0, ""),
-    ({"gate": Gate.parse("flat+bias")}, -0.006, ""),
-    ({"gate": Gate.parse("flat+sigmoid+bias")}, -0.006, "sigmoid score"),
-    ({"gate": Gate.parse("flat+aux_loss")}, 0.0, ""),
-    ({"gate": Gate.parse("flat+hash")}, 0.025, "hash routing against top-k"),
-    ({"gate": Gate.parse("flat+share_tokens:4")}, 0.01875, "shared gate decisions"),
-    ({"gate": replace(Gate(), precision="float8_e4m3")}, 0.0, "8-bit gate"),
-    ({"num_shared_experts": 1}, 0.0, "shared experts"),
-    ({"precision": Precision.named("int8")}, 0.0015, ""), ({"precision": Precision.named("int4")}, 0.040, ""),
-    ({"precision": Precision.named("nvfp4")}, 0.024, "block-scaled 4-bit floats"),
-    ({"precision": Precision(dispatch="float8_e4m3")}, 0.0015, ""),
-    ({"capacity_factor": 1.25}, 0.012, ""), ({"capacity_factor": 0.5}, 0.025, "capacity factor below 1"),
-    ({"capacity_factor": 1.0, "overflow": "reroute"}, 0.0125, "re-routed tokens"),
-    ({"gate": Gate.parse("two_level:8:4+local"), "capacity_factor": 2.0}, 0.0114, "local routers"),
-])
+@pytest.mark.parametrize(
+    ("change", "nats", "unknown"),
+    [
+        ({}, 0.0, ""),
+        ({"gate": Gate.parse("group_limited:8:4")}, 0.0028, ""),
+        ({"gate": Gate.parse("group_limited:16:4")}, 0.0028, ""),
+        ({"gate": Gate.parse("group_limited:8:2")}, 0.008, "fewer than 3 groups a token"),
+        ({"gate": Gate.parse("group_limited:8:8")}, 0.0, ""),
+        ({"gate": Gate.parse("flat+bias")}, -0.006, ""),
+        ({"gate": Gate.parse("flat+sigmoid+bias")}, -0.006, "sigmoid score"),
+        ({"gate": Gate.parse("flat+aux_loss")}, 0.0, ""),
+        ({"gate": Gate.parse("flat+hash")}, 0.025, "hash routing against top-k"),
+        ({"gate": Gate.parse("flat+share_tokens:4")}, 0.01875, "shared gate decisions"),
+        ({"gate": replace(Gate(), precision="float8_e4m3")}, 0.0, "8-bit gate"),
+        ({"num_shared_experts": 1}, 0.0, "shared experts"),
+        ({"precision": Precision.named("int8")}, 0.0015, ""),
+        ({"precision": Precision.named("int4")}, 0.040, ""),
+        ({"precision": Precision.named("nvfp4")}, 0.024, "block-scaled 4-bit floats"),
+        ({"precision": Precision(dispatch="float8_e4m3")}, 0.0015, ""),
+        ({"capacity_factor": 1.25}, 0.012, ""),
+        ({"capacity_factor": 0.5}, 0.025, "capacity factor below 1"),
+        ({"capacity_factor": 1.0, "overflow": "reroute"}, 0.0125, "re-routed tokens"),
+        (
+            {"gate": Gate.parse("two_level:8:4+local"), "capacity_factor": 2.0},
+            0.0114,
+            "local routers",
+        ),
+    ],
+)
 def test_choices(change, nats, unknown):
     delta = layer_delta(replace(LAYER, **change))
     assert delta.nats == pytest.approx(nats)
@@ -68,11 +77,20 @@ def test_choices(change, nats, unknown):
 
 
 def test_unknown_choices_add_up_and_are_all_named():
-    layer = replace(LAYER, gate=Gate.parse("flat+sigmoid+noisy_top_k:1+temperature:2"), num_shared_experts=2,
-                    precision=Precision.named("mxfp4"))
+    layer = replace(
+        LAYER,
+        gate=Gate.parse("flat+sigmoid+noisy_top_k:1+temperature:2"),
+        num_shared_experts=2,
+        precision=Precision.named("mxfp4"),
+    )
     delta = layer_delta(layer)
-    assert delta.unknown.split("; ") == ["sigmoid score", "gating temperature", "noisy top-k",
-                                         "block-scaled 4-bit floats", "shared experts"]
+    assert delta.unknown.split("; ") == [
+        "sigmoid score",
+        "gating temperature",
+        "noisy top-k",
+        "block-scaled 4-bit floats",
+        "shared experts",
+    ]
     assert delta.high == pytest.approx(sum(d.high for d in layer_deltas(layer)))
 
 

@@ -1,4 +1,6 @@
-"""Second opinions against points their papers print, and every law against the one data set beyond 10^4 experts."""
+"""Second opinions against points their papers print, and every law against the one data set beyond
+10^4 experts.
+"""
 
 import math
 
@@ -9,11 +11,20 @@ from moesim.quality import PUBLISHED
 from moesim.quality.catalog import LAWS
 from moesim.quality.deltas import DELTAS
 from moesim.quality.laws import joint_loss, saturated
-from moesim.quality.other_laws import CLARK, abnar_loss, clark_loss, expert_opinions, leverage, leverage_loss
+from moesim.quality.other_laws import (
+    CLARK,
+    abnar_loss,
+    clark_loss,
+    expert_opinions,
+    leverage,
+    leverage_loss,
+)
 
 
 def test_leverage_s_published_point_and_best_granularity():
-    """More than 7 at an activation of 3.1 %, G = 12 and 1e22 FLOPs; best near 11 to 12: arXiv 2507.17702."""
+    """More than 7 at an activation of 3.1 %, G = 12 and 1e22 FLOPs; best near 11 to 12: arXiv
+    2507.17702.
+    """
     assert leverage(0.031, 12.0, 1e22) == pytest.approx(7.24, abs=0.01)
     fine = np.linspace(1, 32, 3101)
     assert 11 <= fine[np.argmax(leverage(0.031, fine, 1e22))] <= 12
@@ -40,11 +51,15 @@ def test_clark_saturates_between_its_bounds_and_falls_in_between(routing):
 def test_hash_and_reinforcement_against_sinkhorn_are_where_the_deltas_come_from():
     base = clark_loss(64, 1.3e9)
     assert clark_loss(64, 1.3e9, "hash") - base == pytest.approx(DELTAS["hash"].nats, abs=0.002)
-    assert clark_loss(64, 1.3e9, "rl_r") - base == pytest.approx(DELTAS["reinforce"].nats, abs=0.002)
+    assert clark_loss(64, 1.3e9, "rl_r") - base == pytest.approx(
+        DELTAS["reinforce"].nats, abs=0.002
+    )
 
 
 def test_abnar_prefers_more_sparsity_in_larger_models():
-    """Its finding, the only part of it that can be checked without its data: no table of losses is known to us."""
+    """Its finding, the only part of it that can be checked without its data: no table of losses is
+    known to us.
+    """
     sparsity = np.linspace(0, 0.99, 991)
     best = [sparsity[np.argmin(abnar_loss(n, 1e11, sparsity))] for n in (1e10, 1e11, 1e12)]
     assert best == sorted(set(best))
@@ -52,30 +67,40 @@ def test_abnar_prefers_more_sparsity_in_larger_models():
     assert abnar_loss(2e10, 1e11, 0.9) < abnar_loss(1e10, 1e11, 0.9)
 
 
-#: 100B words, 8M multiply-adds a word outside softmax, four experts of each word: arXiv 1701.06538, perplexity
+#: 100B words, 8M multiply-adds a word outside softmax, four experts of each word: arXiv 1701.06538,
+#: perplexity
 SHAZEER = {4096: 30.9, 65536: 28.9, 131072: 29.2}
 DENSE_PERPLEXITY = 47.0
-#: their words in tokens of today's vocabularies, about; parameters without and with half of their embeddings
+#: their words in tokens of today's vocabularies, about; parameters without and with half of their
+#: embeddings
 TOKENS, SIZES = 1.3e11, (8e6, 4e8)
 
 
 @pytest.mark.parametrize("active", SIZES)
 @pytest.mark.parametrize(("few", "many"), [(4096, 65536), (4096, 131072), (65536, 131072)])
 def test_beyond_ten_thousand_experts_intervals_hold_what_was_measured(active, few, many):
-    """Of LSTMs of 2017, so no law's own kind: a step from 4,096 experts on must lie in the interval all the same."""
+    """Of LSTMs of 2017, so no law's own kind: a step from 4,096 experts on must lie in the interval
+    all the same.
+    """
     step = math.log(SHAZEER[many] / SHAZEER[few])
     base = PUBLISHED.mid(few / 4, active, TOKENS, 1.0)
     low, mid, high = PUBLISHED.interval(many / 4, active, TOKENS, 1.0)
     assert low <= base + step <= high
     assert mid <= base
-    assert any(text.startswith("E_eff") for text in PUBLISHED.outside(many / 4, active, TOKENS, 1.0))
+    assert any(
+        text.startswith("E_eff") for text in PUBLISHED.outside(many / 4, active, TOKENS, 1.0)
+    )
 
 
 def test_how_far_the_laws_are_off_there():
-    """From 4,096 to 65,536 experts -0.067 nats were measured: the laws that saturate miss most of it."""
+    """From 4,096 to 65,536 experts -0.067 nats were measured: the laws that saturate miss most of
+    it.
+    """
     measured = math.log(SHAZEER[65536] / SHAZEER[4096])
-    few, many = (expert_opinions(e / 4, SIZES[0], TOKENS) | {"joint": joint_loss(e / 4, SIZES[0], TOKENS)}
-                 for e in (4096, 65536))
+    few, many = (
+        expert_opinions(e / 4, SIZES[0], TOKENS) | {"joint": joint_loss(e / 4, SIZES[0], TOKENS)}
+        for e in (4096, 65536)
+    )
     steps = {name: many[name] - few[name] for name in few}
     assert measured == pytest.approx(-0.067, abs=0.001)
     assert steps["joint"] == pytest.approx(-0.025, abs=0.001)
@@ -89,6 +114,10 @@ def test_how_far_the_laws_are_off_there():
 
 def test_the_catalog_marks_second_hand_coefficients():
     assert {law.name: law.kind for law in LAWS} == {
-        "joint": "published", "fine_grained": "assumed", "clark": "assumed", "abnar": "assumed",
-        "leverage": "published"}
+        "joint": "published",
+        "fine_grained": "assumed",
+        "clark": "assumed",
+        "abnar": "assumed",
+        "leverage": "published",
+    }
     assert all("arXiv" in law.source for law in LAWS)

@@ -24,8 +24,12 @@ def test_columns_set_the_header_and_its_order(tmp_path):
 
 
 def test_integers_stay_integers_beside_nothing(tmp_path):
-    """A trial without a candidate has no ep and no seed; that must not make 8 into 8.0 in all other rows."""
-    path = write_csv(tmp_path / "t.csv", [{"ep": 8, "seed": 0}, {"ep": None, "seed": 0}, {"ep": 4, "seed": None}])
+    """A trial without a candidate has no ep and no seed; that must not make 8 into 8.0 in all other
+    rows.
+    """
+    path = write_csv(
+        tmp_path / "t.csv", [{"ep": 8, "seed": 0}, {"ep": None, "seed": 0}, {"ep": 4, "seed": None}]
+    )
     assert read(path)[1:] == [["8", "0"], ["", "0"], ["4", ""]]
 
 
@@ -41,8 +45,9 @@ def test_texts_survive(tmp_path):
 
 
 def test_truth_values_and_nothing(tmp_path):
-    assert read(write_csv(tmp_path / "t.csv", [{"a": True, "b": None}, {"a": False, "b": None}]))[1:] == [
-        ["True", ""], ["False", ""]]
+    assert read(write_csv(tmp_path / "t.csv", [{"a": True, "b": None}, {"a": False, "b": None}]))[
+        1:
+    ] == [["True", ""], ["False", ""]]
 
 
 def test_no_rows(tmp_path):
@@ -57,13 +62,20 @@ def test_a_generator_and_a_new_folder(tmp_path):
 
 def test_same_rows_same_bytes(tmp_path):
     rows = [{"x": 0.1, "y": "z"}]
-    assert write_csv(tmp_path / "1.csv", rows).read_bytes() == write_csv(tmp_path / "2.csv", rows).read_bytes()
-    assert write_csv(tmp_path / "1.csv", rows).read_bytes() == (tmp_path / "2.csv").read_bytes(), "written over"
+    assert (
+        write_csv(tmp_path / "1.csv", rows).read_bytes()
+        == write_csv(tmp_path / "2.csv", rows).read_bytes()
+    )
+    assert write_csv(tmp_path / "1.csv", rows).read_bytes() == (tmp_path / "2.csv").read_bytes(), (
+        "written over"
+    )
 
 
 def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match=r"file/t.csv: cannot write this file: (Not a directory|File exists)$"):
+    with pytest.raises(
+        ConfigError, match=r"file/t.csv: cannot write this file: (Not a directory|File exists)$"
+    ):
         write_csv(tmp_path / "file" / "t.csv", [{"a": 1}])
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ConfigError, match=r"folder.csv: cannot write this file: Is a directory$"):

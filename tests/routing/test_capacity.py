@@ -1,4 +1,5 @@
-"""Full experts: every choice is served, re-routed or dropped, sums agree, and no limit is broken."""
+"""Full experts: every choice is served, re-routed or dropped, sums agree, and no limit is broken.
+"""
 
 import numpy as np
 import pytest
@@ -16,14 +17,27 @@ from moesim.routing.places import fill
 
 @st.composite
 def overflows(draw):
-    """Choices, a gate with or without groups among them, and a capacity that may be far too small."""
+    """Choices, a gate with or without groups among them, and a capacity that may be far too small.
+    """
     groups, per_group = draw(st.sampled_from([1, 2, 4, 8])), draw(st.integers(1, 8))
     kept = draw(st.integers(1, groups))
     top_k = draw(st.integers(1, min(kept * per_group, 6)))
-    gate = Gate() if groups == 1 else Gate(kind="group_limited", num_expert_groups=groups, num_limited_groups=kept)
-    spec = RoutingSpec.parse(draw(st.sampled_from(["uniform", "zipf:1.5", "w2", "dirichlet:0.1", "olmoe-github"])))
-    routing = route(spec, gate, num_experts=groups * per_group, top_k=top_k, seed=draw(st.integers(0, 99)),
-                    num_tokens_S=np.array(draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))))
+    gate = (
+        Gate()
+        if groups == 1
+        else Gate(kind="group_limited", num_expert_groups=groups, num_limited_groups=kept)
+    )
+    spec = RoutingSpec.parse(
+        draw(st.sampled_from(["uniform", "zipf:1.5", "w2", "dirichlet:0.1", "olmoe-github"]))
+    )
+    routing = route(
+        spec,
+        gate,
+        num_experts=groups * per_group,
+        top_k=top_k,
+        seed=draw(st.integers(0, 99)),
+        num_tokens_S=np.array(draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))),
+    )
     return routing, gate, draw(st.floats(0.05, 2.5)), draw(st.booleans())
 
 
@@ -56,13 +70,18 @@ def test_rerouting_drops_no_more_and_only_where_nobody_has_room(case):
     found = serve(routing.expert_ids_TK, routing.num_experts, capacity, reroute=True, gate=gate)
     assert found.num_dropped <= without.num_dropped
     assert found.num_dropped == without.num_dropped - found.num_rerouted
-    room = capacity - np.bincount(found.expert_ids_TK[found.served_TK], minlength=routing.num_experts)
+    room = capacity - np.bincount(
+        found.expert_ids_TK[found.served_TK], minlength=routing.num_experts
+    )
     per_group = routing.num_experts // gate.num_expert_groups
     limited = gate.num_limited_groups < gate.num_expert_groups
     for t, k in np.argwhere(~found.served_TK):
         mine = found.expert_ids_TK[t]
-        others = [e for e in np.flatnonzero(room > 0)
-                  if e not in mine and (not limited or e // per_group in mine // per_group)]
+        others = [
+            e
+            for e in np.flatnonzero(room > 0)
+            if e not in mine and (not limited or e // per_group in mine // per_group)
+        ]
         assert others == [], (t, k)
 
 
@@ -108,7 +127,11 @@ def test_pruned_experts_serve_nobody():
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_capacities(factor):
-    with pytest.raises(ConfigError, match=rf"^layer.capacity_factor: expected a number > 0, got {factor}$"):
+    with pytest.raises(
+        ConfigError, match=rf"^layer.capacity_factor: expected a number > 0, got {factor}$"
+    ):
         places(factor, 100, 10)
-    with pytest.raises(ConfigError, match=r"^capacity: expected at least one place an expert, got 0$"):
+    with pytest.raises(
+        ConfigError, match=r"^capacity: expected at least one place an expert, got 0$"
+    ):
         serve(np.zeros((1, 1), dtype=np.int32), 1, 0)

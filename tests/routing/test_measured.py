@@ -22,8 +22,14 @@ FIFTEEN = ((2.5, 7.8), (0.32, 1.35), (0.14, 0.63), (1.09, 2.14))
 
 
 def counts(text, experts=64, top_k=8, tokens=TOKENS, gate="flat", seed=0):
-    return sample_counts(RoutingSpec.parse(text), Gate.parse(gate), num_experts=experts, top_k=top_k, num_tokens=tokens,
-                         seed=seed)
+    return sample_counts(
+        RoutingSpec.parse(text),
+        Gate.parse(gate),
+        num_experts=experts,
+        top_k=top_k,
+        num_tokens=tokens,
+        seed=seed,
+    )
 
 
 def check(found, ranges):
@@ -35,7 +41,9 @@ def check(found, ranges):
             assert bounds[0] <= round(statistics[name], digits) <= bounds[1], name
 
 
-@pytest.mark.parametrize(("name", "layer"), [(name, layer) for name in TABLE for layer in layers(name)])
+@pytest.mark.parametrize(
+    ("name", "layer"), [(name, layer) for name in TABLE for layer in layers(name)]
+)
 @pytest.mark.parametrize("tokens", [TOKENS, 4096])
 def test_profiles_have_the_statistics_that_were_measured(name, layer, tokens):
     experts, top_k = (8, 2) if name == "mixtral" else (64, 8)
@@ -43,8 +51,11 @@ def test_profiles_have_the_statistics_that_were_measured(name, layer, tokens):
 
 
 def test_all_fifteen_domain_layers():
-    rows = [counts(f"olmoe-{domain}:{layer}") for domain in ("c4", "github", "arxiv", "book", "wikipedia")
-            for layer in (0, 7, 15)]
+    rows = [
+        counts(f"olmoe-{domain}:{layer}")
+        for domain in ("c4", "github", "arxiv", "book", "wikipedia")
+        for layer in (0, 7, 15)
+    ]
     assert len(rows) == 15
     for found in rows:
         check(found, FIFTEEN)
@@ -56,42 +67,71 @@ def test_at_as_many_experts_the_counts_are_the_measured_ones():
 
 @pytest.mark.parametrize("experts", [32, 128, 256])
 def test_other_numbers_of_experts_are_about_as_skewed(experts):
-    one, other = load_statistics(counts("olmoe-c4")), load_statistics(counts("olmoe-c4", experts, 4))
+    one, other = (
+        load_statistics(counts("olmoe-c4")),
+        load_statistics(counts("olmoe-c4", experts, 4)),
+    )
     assert other["cv"] == pytest.approx(one["cv"], rel=0.25)
     assert other["gini"] == pytest.approx(one["gini"], rel=0.25)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_a_layer_nobody_counted(name):
-    with pytest.raises(ConfigError, match=rf"^routing: {name}: expected layer \d+, \d+, \d+, got 3$"):
+    with pytest.raises(
+        ConfigError, match=rf"^routing: {name}: expected layer \d+, \d+, \d+, got 3$"
+    ):
         counts_NE(name, 3)
 
 
 def test_domains_have_profiles_of_their_own():
     """Source s serves domain s modulo five, and its experts are that domain's."""
-    routing = route(RoutingSpec.parse("olmoe-domains:7"), Gate(), num_experts=64, top_k=8, seed=0,
-                    num_tokens_S=np.full(10, 2000))
+    routing = route(
+        RoutingSpec.parse("olmoe-domains:7"),
+        Gate(),
+        num_experts=64,
+        top_k=8,
+        seed=0,
+        num_tokens_S=np.full(10, 2000),
+    )
     per_source = routing.num_tokens_SE()
     assert routing.domain_S.tolist() == [0, 1, 2, 3, 4] * 2
     profiles = counts_NE("olmoe-domains", 7) / TOKENS
     for s in range(10):
         assert np.corrcoef(per_source[s], profiles[s % 5])[0, 1] > 0.99
-    flat = route(RoutingSpec.parse("olmoe-mix"), Gate(), num_experts=64, top_k=8, seed=0,
-                 num_tokens_S=np.full(10, 2000))
+    flat = route(
+        RoutingSpec.parse("olmoe-mix"),
+        Gate(),
+        num_experts=64,
+        top_k=8,
+        seed=0,
+        num_tokens_S=np.full(10, 2000),
+    )
     assert flat.domain_S is None
 
 
 def test_sharper_domains_are_less_alike():
     def likeness(alpha):
-        weights = RoutingSpec.parse(f"domains:2:{alpha}").weights_NE(256, 8, 1, np.random.default_rng(0))
+        weights = RoutingSpec.parse(f"domains:2:{alpha}").weights_NE(
+            256, 8, 1, np.random.default_rng(0)
+        )
         return weights[0] @ weights[1] / np.linalg.norm(weights[0]) / np.linalg.norm(weights[1])
 
     assert likeness(0.2) < likeness(1) < likeness(9)
 
 
-@pytest.mark.parametrize(("name", "max_over_mean", "rank_imbalance"), [
-    ("w0", 1.0, 1.0), ("w2", 3.25, 3.25), ("w3", 1.75, 1.0), ("w4", 1.0, 1.0), ("w5", 2.0, 2.0), ("w6", 3.25, 3.25),
-    ("w7", 1.0, 1.0), ("w7@3", 2.5, 2.5)])
+@pytest.mark.parametrize(
+    ("name", "max_over_mean", "rank_imbalance"),
+    [
+        ("w0", 1.0, 1.0),
+        ("w2", 3.25, 3.25),
+        ("w3", 1.75, 1.0),
+        ("w4", 1.0, 1.0),
+        ("w5", 2.0, 2.0),
+        ("w6", 3.25, 3.25),
+        ("w7", 1.0, 1.0),
+        ("w7@3", 2.5, 2.5),
+    ],
+)
 def test_named_skews_isolate_one_thing(name, max_over_mean, rank_imbalance):
     found = counts(name, tokens=20_000)
     assert found.max() / found.mean() == pytest.approx(max_over_mean, abs=0.01)
@@ -105,12 +145,22 @@ def test_w1_is_as_hot_as_w2_elsewhere():
 
 
 def test_w4_has_sources_of_different_sizes():
-    routing = route(RoutingSpec.parse("w4"), Gate(), num_experts=16, top_k=2, num_tokens_S=np.full(4, 100), seed=0)
+    routing = route(
+        RoutingSpec.parse("w4"),
+        Gate(),
+        num_experts=16,
+        top_k=2,
+        num_tokens_S=np.full(4, 100),
+        seed=0,
+    )
     assert routing.num_tokens_S.tolist() == [40, 80, 120, 160]
 
 
 def test_w6_moves_every_three_steps():
-    hot = [int(counts(f"w6@{step}", tokens=1000).reshape(4, 16).sum(axis=1).argmax()) for step in range(15)]
+    hot = [
+        int(counts(f"w6@{step}", tokens=1000).reshape(4, 16).sum(axis=1).argmax())
+        for step in range(15)
+    ]
     assert hot == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [0] * 3
 
 
@@ -119,8 +169,10 @@ def test_named_skews_fit_few_experts(name):
     assert counts(name, 2, 2, 10).tolist() == [10, 10]
 
 
-@pytest.mark.parametrize(("text", "cv"), [("lognormal:0.5", np.sqrt(np.exp(0.25) - 1)),
-                                          ("dirichlet:4", 0.5), ("dirichlet:25", 0.2)])
+@pytest.mark.parametrize(
+    ("text", "cv"),
+    [("lognormal:0.5", np.sqrt(np.exp(0.25) - 1)), ("dirichlet:4", 0.5), ("dirichlet:25", 0.2)],
+)
 def test_drawn_shapes_have_their_spread(text, cv):
     """A log-normal's CV is sqrt(exp(s^2) - 1); of many weights of a Dirichlet, 1 / sqrt(alpha)."""
     assert load_statistics(counts(text, 4096, 1, 10**7))["cv"] == pytest.approx(cv, rel=0.1)
@@ -133,4 +185,8 @@ def test_statistics_by_hand():
     ranks = np.arange(1, 65.0)
     assert zipf_exponent(ranks**-0.7) == pytest.approx(0.7, abs=1e-6)
     found = load_statistics(np.array([0, 2, 4, 2]))
-    assert (found["max_over_mean"], found["cv"], found["unused_fraction"]) == (2, pytest.approx(np.sqrt(0.5)), 0.25)
+    assert (found["max_over_mean"], found["cv"], found["unused_fraction"]) == (
+        2,
+        pytest.approx(np.sqrt(0.5)),
+        0.25,
+    )

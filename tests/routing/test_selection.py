@@ -14,8 +14,14 @@ from moesim.routing.swaps import exchange, lay_out, put
 
 
 def loads(gate, spec="olmoe-github", seed=0):
-    return sample_counts(RoutingSpec.parse(spec), Gate.parse(gate), num_experts=64, top_k=8, num_tokens=16384,
-    seed=seed)
+    return sample_counts(
+        RoutingSpec.parse(spec),
+        Gate.parse(gate),
+        num_experts=64,
+        top_k=8,
+        num_tokens=16384,
+        seed=seed,
+    )
 
 
 def over(counts):
@@ -28,26 +34,43 @@ def test_each_way_of_selecting_flattens_as_it_says():
     assert over(loads("flat+aux_loss")) == pytest.approx(VIOLATION["aux_loss"], abs=0.01)
     assert over(loads("flat+aux_loss", "mixtral")) <= VIOLATION["aux_loss"]
     assert plain > over(loads("flat+noisy_top_k:0.5")) > over(loads("flat+noisy_top_k:2")) > 0
-    assert loads("flat+noisy_top_k:0.5+temperature:4").tolist() == loads("flat+noisy_top_k:2").tolist()
-    assert over(loads("flat+temperature:4")) == plain, "without noise it changes weights, not choices"
+    assert (
+        loads("flat+noisy_top_k:0.5+temperature:4").tolist() == loads("flat+noisy_top_k:2").tolist()
+    )
+    assert over(loads("flat+temperature:4")) == plain, (
+        "without noise it changes weights, not choices"
+    )
     for balanced in ("expert_choice", "sinkhorn"):
         assert loads(f"flat+{balanced}").tolist() == [2048] * 64
     assert over(loads("flat+hash", "uniform")) > 0.1, "words decide, whatever the distribution"
     assert loads("flat+hash").tolist() != loads("flat+hash", seed=1).tolist()
 
 
-@pytest.mark.parametrize("gate", ["flat", "flat+bias", "flat+hash", "two_level:8:2+aux_loss", "flat+noisy_top_k:1"])
+@pytest.mark.parametrize(
+    "gate", ["flat", "flat+bias", "flat+hash", "two_level:8:2+aux_loss", "flat+noisy_top_k:1"]
+)
 def test_counts_are_those_of_the_choices(gate):
     spec = RoutingSpec.parse("zipf:0.9")
-    routing = route(spec, Gate.parse(gate), num_experts=64, top_k=8, num_tokens_S=np.array([3000]), seed=5)
+    routing = route(
+        spec, Gate.parse(gate), num_experts=64, top_k=8, num_tokens_S=np.array([3000]), seed=5
+    )
     counts = sample_counts(spec, Gate.parse(gate), num_experts=64, top_k=8, num_tokens=3000, seed=5)
     assert routing.num_tokens_E().tolist() == counts.tolist()
 
 
-@given(share=st.integers(1, 9), tokens=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any))
+@given(
+    share=st.integers(1, 9), tokens=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any)
+)
 def test_tokens_of_a_run_choose_alike(share, tokens):
     gate = Gate(share_tokens=share)
-    routing = route(RoutingSpec.parse("uniform"), gate, num_experts=16, top_k=2, num_tokens_S=np.array(tokens), seed=1)
+    routing = route(
+        RoutingSpec.parse("uniform"),
+        gate,
+        num_experts=16,
+        top_k=2,
+        num_tokens_S=np.array(tokens),
+        seed=1,
+    )
     assert len(routing.expert_ids_TK) == sum(tokens)
     first = 0
     for count in tokens:
@@ -75,15 +98,24 @@ def test_compiled_as_written():
     assert sorted(results[-1].ravel().tolist()) == [0] * 5 + [1] + [2] * 6
     for function in (put, put.py_func):
         out = np.zeros((4, 4), dtype=np.int32)
-        function(out, np.array([0, 3, 6]), np.array([0, 2]), np.array([[1, 2], [3, 4], [5, 6]], dtype=np.int32), 8)
+        function(
+            out,
+            np.array([0, 3, 6]),
+            np.array([0, 2]),
+            np.array([[1, 2], [3, 4], [5, 6]], dtype=np.int32),
+            8,
+        )
         assert out.tolist() == [[9, 10, 0, 0], [0, 0, 11, 12], [0, 0, 0, 0], [13, 14, 0, 0]]
 
 
 # the torch references
 
+
 @pytest.fixture
 def logits():
-    return torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 2, 16)
+    return torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) + torch.linspace(
+        0, 2, 16
+    )
 
 
 def counts_of(ids, experts=16):
@@ -143,4 +175,6 @@ def test_shared_and_local_gates():
     weights, ids = reference.local_two_level(x, coarse, keys, 4, 2)
     assert torch.allclose(weights.sum(dim=1), torch.ones(10))
     groups = (ids // 4).tolist()
-    assert all(row[0] == row[1] and row[2] == row[3] and row[0] != row[2] for row in groups), "two of each group"
+    assert all(row[0] == row[1] and row[2] == row[3] and row[0] != row[2] for row in groups), (
+        "two of each group"
+    )

@@ -10,8 +10,16 @@ from moesim.routing.statistics import shared_information
 
 
 def layers(affinity, gate="flat", num_layers=2, spec="olmoe-c4", seed=0):
-    return route_layers(RoutingSpec.parse(spec), Gate.parse(gate), num_layers=num_layers, affinity=affinity,
-                        num_experts=64, top_k=8, num_tokens_S=np.full(4, 5000), seed=seed)
+    return route_layers(
+        RoutingSpec.parse(spec),
+        Gate.parse(gate),
+        num_layers=num_layers,
+        affinity=affinity,
+        num_experts=64,
+        top_k=8,
+        num_tokens_S=np.full(4, 5000),
+        seed=seed,
+    )
 
 
 def information(affinity):
@@ -45,8 +53,18 @@ def test_layers_that_share_a_decision_choose_alike():
 
 
 def steps(spec, which, seed=0):
-    return [r.num_tokens_E() for r in route_steps(
-        RoutingSpec.parse(spec), Gate(), which, num_experts=64, top_k=2, num_tokens_S=np.array([10_000]), seed=seed)]
+    return [
+        r.num_tokens_E()
+        for r in route_steps(
+            RoutingSpec.parse(spec),
+            Gate(),
+            which,
+            num_experts=64,
+            top_k=2,
+            num_tokens_S=np.array([10_000]),
+            seed=seed,
+        )
+    ]
 
 
 def test_drift_keeps_the_skew_and_changes_who_is_hot():
@@ -59,7 +77,10 @@ def test_drift_keeps_the_skew_and_changes_who_is_hot():
 
 def test_bursts_are_others_in_each_step():
     base = steps("uniform", (0,))[0]
-    hot = [np.flatnonzero(found > 2 * base.mean()).tolist() for found in steps("uniform+burst:3:5", range(6))]
+    hot = [
+        np.flatnonzero(found > 2 * base.mean()).tolist()
+        for found in steps("uniform+burst:3:5", range(6))
+    ]
     assert all(len(which) == 3 for which in hot)
     assert len({tuple(which) for which in hot}) > 4
 

@@ -1,4 +1,6 @@
-"""Traces: every format gives the same counts, wrong ones are refused in one line, and long ones are read in blocks."""
+"""Traces: every format gives the same counts, wrong ones are refused in one line, and long ones are
+read in blocks.
+"""
 
 import numpy as np
 import pandas as pd
@@ -22,8 +24,14 @@ def ids_TLK():
 
 
 def table_of(ids_TLK):
-    return pd.concat([pd.DataFrame(ids_TLK[:, layer], columns=[f"expert_{k}" for k in range(TOP_K)]).assign(layer=layer)
-                      for layer in range(ids_TLK.shape[1])])
+    return pd.concat(
+        [
+            pd.DataFrame(ids_TLK[:, layer], columns=[f"expert_{k}" for k in range(TOP_K)]).assign(
+                layer=layer
+            )
+            for layer in range(ids_TLK.shape[1])
+        ]
+    )
 
 
 def write(path, ids_TLK):
@@ -34,14 +42,35 @@ def write(path, ids_TLK):
         table_of(ids_TLK).to_csv(path, index=False)
     elif path.suffix == ".parquet":
         table_of(ids_TLK).to_parquet(path)
-    else:  # SGLang's per_token mode: physical ids, padded tokens, half of the tokens in each of two passes
-        physical_LP = np.stack([np.random.default_rng(layer).permutation(EXPERTS) for layer in range(2)])
-        physical = np.stack([np.argsort(physical_LP[layer])[ids_TLK[:, layer]] for layer in range(2)])
-        passes = [np.pad(part, ((0, 0), (0, 7), (0, 0)), constant_values=-1) for part in np.array_split(physical, 2, 1)]
-        torch.save({"records": [{"forward_pass_id": i, "rank": 0, "gatherer_key": "primary", "input_ids": [1, 2],
-                                 "topk_ids_of_layer": torch.from_numpy(part).int(), "misc_objects": []}
-                                for i, part in enumerate(passes)],
-                    "last_physical_to_logical_map": torch.from_numpy(physical_LP)}, path)
+    # SGLang's per_token mode: physical ids, padded tokens, half of the tokens in each of two passes
+    else:
+        physical_LP = np.stack(
+            [np.random.default_rng(layer).permutation(EXPERTS) for layer in range(2)]
+        )
+        physical = np.stack(
+            [np.argsort(physical_LP[layer])[ids_TLK[:, layer]] for layer in range(2)]
+        )
+        passes = [
+            np.pad(part, ((0, 0), (0, 7), (0, 0)), constant_values=-1)
+            for part in np.array_split(physical, 2, 1)
+        ]
+        torch.save(
+            {
+                "records": [
+                    {
+                        "forward_pass_id": i,
+                        "rank": 0,
+                        "gatherer_key": "primary",
+                        "input_ids": [1, 2],
+                        "topk_ids_of_layer": torch.from_numpy(part).int(),
+                        "misc_objects": [],
+                    }
+                    for i, part in enumerate(passes)
+                ],
+                "last_physical_to_logical_map": torch.from_numpy(physical_LP),
+            },
+            path,
+        )
     return path
 
 
@@ -66,23 +95,45 @@ def test_counts_by_layer(tmp_path, name):
     if name == "loads.npy":
         np.save(path, counts)
     elif name == "t.csv":
-        pd.DataFrame([(layer, e, counts[layer, e]) for layer in range(3) for e in range(EXPERTS)],
-                     columns=["layer", "expert", "count"]).to_csv(path, index=False)
+        pd.DataFrame(
+            [(layer, e, counts[layer, e]) for layer in range(3) for e in range(EXPERTS)],
+            columns=["layer", "expert", "count"],
+        ).to_csv(path, index=False)
     elif name == "stat.pt":
-        torch.save({"rank": 0, "logical_count": torch.from_numpy(np.stack([counts - 1, np.ones_like(counts)])),
-                    "average_utilization_rate_over_window": None}, path)
+        torch.save(
+            {
+                "rank": 0,
+                "logical_count": torch.from_numpy(np.stack([counts - 1, np.ones_like(counts)])),
+                "average_utilization_rate_over_window": None,
+            },
+            path,
+        )
     elif name == "vllm.pt":
         torch.save({"model": torch.from_numpy(counts).float()}, path)
     else:
         maps = torch.stack([torch.randperm(EXPERTS) for _ in range(3)])
         physical = torch.from_numpy(counts).gather(1, maps).int()
-        torch.save({"records": [{"rank": r, "global_physical_count": physical // 2 + r * (physical % 2)}
-                                for r in range(2)], "last_physical_to_logical_map": maps}, path)
+        torch.save(
+            {
+                "records": [
+                    {"rank": r, "global_physical_count": physical // 2 + r * (physical % 2)}
+                    for r in range(2)
+                ],
+                "last_physical_to_logical_map": maps,
+            },
+            path,
+        )
     trace = open_trace(str(path))
     assert trace.kind == "counts"
     assert [c.tolist() for c in trace.counts().values()] == counts.tolist()
-    loads = route(RoutingSpec.parse(f"trace:{path}#2"), Gate(), num_experts=EXPERTS, top_k=2, seed=0,
-                  num_tokens_S=np.array([counts[2].sum() // 2])).num_tokens_E()
+    loads = route(
+        RoutingSpec.parse(f"trace:{path}#2"),
+        Gate(),
+        num_experts=EXPERTS,
+        top_k=2,
+        seed=0,
+        num_tokens_S=np.array([counts[2].sum() // 2]),
+    ).num_tokens_E()
     assert np.abs(loads - counts[2]).max() <= 2
 
 
@@ -96,11 +147,23 @@ def test_a_layer_simulates_from_a_trace(tmp_path, ids_TLK, make_candidate, hgx):
     assert simulate(candidate, hgx, work).load_imbalance == pytest.approx(rows.max() / rows.mean())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda ids: ids.__setitem__((70, 1, 2), 16), "layer 1, token 70: expected expert ids from 0 to 15, got 16"),
-    (lambda ids: ids.__setitem__((5, 0, 0), -1), "layer 0, token 5: expected expert ids from 0 to 15, got -1"),
-    (lambda ids: ids.__setitem__((9, 0), 4), r"layer 0, token 9: expected 3 different experts, got \[4, 4, 4\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda ids: ids.__setitem__((70, 1, 2), 16),
+            "layer 1, token 70: expected expert ids from 0 to 15, got 16",
+        ),
+        (
+            lambda ids: ids.__setitem__((5, 0, 0), -1),
+            "layer 0, token 5: expected expert ids from 0 to 15, got -1",
+        ),
+        (
+            lambda ids: ids.__setitem__((9, 0), 4),
+            r"layer 0, token 9: expected 3 different experts, got \[4, 4, 4\]",
+        ),
+    ],
+)
 def test_wrong_ids_say_which_token(tmp_path, ids_TLK, change, message, monkeypatch):
     monkeypatch.setattr(trace_files, "BLOCK", 64)
     change(ids_TLK)
@@ -113,28 +176,48 @@ def test_another_model_s_trace_is_refused(tmp_path, ids_TLK):
     path = write(tmp_path / "t.npy", ids_TLK)
 
     def drawn(experts=EXPERTS, top_k=TOP_K, tokens=10, gate="flat", layer="", left=None):
-        return route(RoutingSpec.parse(f"trace:{path}{layer}"), Gate.parse(gate), num_experts=experts, top_k=top_k,
-                     num_tokens_S=np.array([tokens]), seed=0, left_E=left)
+        return route(
+            RoutingSpec.parse(f"trace:{path}{layer}"),
+            Gate.parse(gate),
+            num_experts=experts,
+            top_k=top_k,
+            num_tokens_S=np.array([tokens]),
+            seed=0,
+            left_E=left,
+        )
 
     assert drawn().expert_ids_TK.shape == (10, TOP_K)
     left = np.ones(EXPERTS, dtype=bool)
     left[ids_TLK[0, 0, 0]] = False
-    for changes, message in (({"experts": 8}, r"expected expert ids below layer.num_experts = 8, got 1\d"),
-                             ({"top_k": 2}, r"expected 2 experts a token \(layer.top_k\), got 3"),
-                             ({"tokens": 300}, "expected at least the 300 tokens of the workload in layer 0, got 200"),
-                             ({"layer": "#2"}, "expected one of its 2 layers, 0 to 1, got 2"),
-                             ({"left": left}, f"expected experts that are not pruned, got {ids_TLK[0, 0, 0]}"),
-                             ({"gate": "group_limited:8:2"},
-                              r"expected tokens in at most 2 groups \(layer.gate\), token \d+ uses 3")):
+    for changes, message in (
+        ({"experts": 8}, r"expected expert ids below layer.num_experts = 8, got 1\d"),
+        ({"top_k": 2}, r"expected 2 experts a token \(layer.top_k\), got 3"),
+        ({"tokens": 300}, "expected at least the 300 tokens of the workload in layer 0, got 200"),
+        ({"layer": "#2"}, "expected one of its 2 layers, 0 to 1, got 2"),
+        ({"left": left}, f"expected experts that are not pruned, got {ids_TLK[0, 0, 0]}"),
+        (
+            {"gate": "group_limited:8:2"},
+            r"expected tokens in at most 2 groups \(layer.gate\), token \d+ uses 3",
+        ),
+    ):
         with pytest.raises(ConfigError, match=message):
             drawn(**changes)
 
 
 def test_broken_files_are_one_line(tmp_path, ids_TLK):
-    whole = {name: write(tmp_path / name, ids_TLK).read_bytes() for name in ("t.npy", "t.pt", "t.csv")}
-    cases = [("cut.npy", whole["t.npy"][:-100]), ("cut.pt", whole["t.pt"][:-100]), ("empty.npy", b""),
-             ("cut.csv", whole["t.csv"].rstrip()[: whole["t.csv"].rstrip().rfind(b",")]), ("no.txt", b"x"),
-             ("no.csv", b"a,b\n1,2\n"), ("gap.csv", b"expert_0,expert_2\n1,2\n"), ("text.csv", b"expert_0\nx\n")]
+    whole = {
+        name: write(tmp_path / name, ids_TLK).read_bytes() for name in ("t.npy", "t.pt", "t.csv")
+    }
+    cases = [
+        ("cut.npy", whole["t.npy"][:-100]),
+        ("cut.pt", whole["t.pt"][:-100]),
+        ("empty.npy", b""),
+        ("cut.csv", whole["t.csv"].rstrip()[: whole["t.csv"].rstrip().rfind(b",")]),
+        ("no.txt", b"x"),
+        ("no.csv", b"a,b\n1,2\n"),
+        ("gap.csv", b"expert_0,expert_2\n1,2\n"),
+        ("text.csv", b"expert_0\nx\n"),
+    ]
     for name, content in cases:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError) as caught:
@@ -147,13 +230,20 @@ def test_broken_files_are_one_line(tmp_path, ids_TLK):
 
 def test_a_torch_file_runs_nothing(tmp_path):
     torch.save({"logical_count": print}, tmp_path / "t.pt")
-    with pytest.raises(ConfigError, match=r"expected tensors, numbers, text, lists and dicts only, got \w+[.]print$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected tensors, numbers, text, lists and dicts only, got \w+[.]print$",
+    ):
         load_torch_file(tmp_path / "t.pt")
 
 
 def test_torch_files_as_torch_reads_them(tmp_path):
     whole = torch.arange(60).view(3, 4, 5)
-    saved = {"a": whole.transpose(0, 2), "b": [whole[1:, ::2].half(), torch.tensor(3.5)], "c": torch.zeros(0, 2)}
+    saved = {
+        "a": whole.transpose(0, 2),
+        "b": [whole[1:, ::2].half(), torch.tensor(3.5)],
+        "c": torch.zeros(0, 2),
+    }
     torch.save(saved, tmp_path / "t.pt")
     found = load_torch_file(tmp_path / "t.pt")
     assert found["a"].tolist() == saved["a"].tolist()

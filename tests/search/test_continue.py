@@ -1,4 +1,6 @@
-"""Studies that were stopped: killed, torn, continued from fewer trials; and folders that must be refused."""
+"""Studies that were stopped: killed, torn, continued from fewer trials; and folders that must be
+refused.
+"""
 
 import fcntl
 import json
@@ -32,15 +34,28 @@ run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload), obje
 
 @pytest.mark.parametrize(("last", "workers"), [(0, 1), (49, 1), (72, 2)])
 def test_killed_and_continued(study, rows, whole, tmp_path, make_space, last, workers):
-    """kill -9 in the first batch, at its end, and in the second: nothing is lost, nothing comes twice."""
+    """kill -9 in the first batch, at its end, and in the second: nothing is lost, nothing comes
+    twice.
+    """
     space = make_space().model_dump()
-    settings = [space, {"num_tokens_per_device": 32, "phase": "decode", "routing": "zipf:0.8"}, whole.objectives,
-                str(tmp_path), last]
-    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], capture_output=True, text=True,
-                          check=False)
+    settings = [
+        space,
+        {"num_tokens_per_device": 32, "phase": "decode", "routing": "zipf:0.8"},
+        whole.objectives,
+        str(tmp_path),
+        last,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     seen = []
-    found = study(tmp_path, num_trials=120, num_workers=workers, on_trial=lambda t: seen.append(t.wall_s))
+    found = study(
+        tmp_path, num_trials=120, num_workers=workers, on_trial=lambda t: seen.append(t.wall_s)
+    )
     assert rows(found) == rows(whole)
     assert len(set(_numbers(tmp_path))) == len(_numbers(tmp_path)) == 120
 
@@ -106,16 +121,25 @@ def test_fresh_discards(study, rows, whole, tmp_path):
     assert rows(study(tmp_path, num_trials=20, fresh=True)) == rows(whole)[:20]
 
 
-@pytest.mark.parametrize("change", ["seed", "space", "workload", "objectives", "engine", "enqueued", "cluster"])
+@pytest.mark.parametrize(
+    "change", ["seed", "space", "workload", "objectives", "engine", "enqueued", "cluster"]
+)
 def test_other_settings_are_refused(study, make_space, hgx, tmp_path, change):
     study(tmp_path, num_trials=2)
     before = (tmp_path / "study.journal").read_bytes()
-    option = {"seed": {"seed": 4}, "space": {"space": make_space(top_k=[2, 4])},
-              "workload": {"workload": Workload(num_tokens_per_device=33)}, "objectives": {"objectives": ["loss"]},
-              "engine": {"engine": "bound"}, "enqueued": {"enqueue": [{"num_experts": 8}]},
-              "cluster": {"cluster": replace(hgx, digest="0" * 12)}}[change]
-    with pytest.raises(ConfigError,
-                       match=rf"holds a study with other settings \({change}[^ ]*: .* --fresh or another --out$"):
+    option = {
+        "seed": {"seed": 4},
+        "space": {"space": make_space(top_k=[2, 4])},
+        "workload": {"workload": Workload(num_tokens_per_device=33)},
+        "objectives": {"objectives": ["loss"]},
+        "engine": {"engine": "bound"},
+        "enqueued": {"enqueue": [{"num_experts": 8}]},
+        "cluster": {"cluster": replace(hgx, digest="0" * 12)},
+    }[change]
+    with pytest.raises(
+        ConfigError,
+        match=rf"holds a study with other settings \({change}[^ ]*: .* --fresh or another --out$",
+    ):
         study(tmp_path, num_trials=3, **option)
     assert (tmp_path / "study.journal").read_bytes() == before
 
@@ -134,7 +158,9 @@ def test_another_calibration_is_refused(study, hgx, tmp_path, monkeypatch):
 
 def test_a_tuple_of_objectives_is_the_same_study(study, rows, whole, tmp_path):
     study(tmp_path, num_trials=2, objectives=tuple(whole.objectives))
-    assert rows(study(tmp_path, num_trials=4, objectives=tuple(whole.objectives))) == rows(whole)[:4]
+    assert (
+        rows(study(tmp_path, num_trials=4, objectives=tuple(whole.objectives))) == rows(whole)[:4]
+    )
 
 
 def test_one_run_at_a_time(study, tmp_path):
@@ -150,5 +176,7 @@ def test_one_run_at_a_time(study, tmp_path):
 def test_a_folder_that_cannot_be_written(study, tmp_path, below):
     """Below a regular file nobody can write, not even root."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match=r"cannot write to this output folder: (Not a directory|File exists)$"):
+    with pytest.raises(
+        ConfigError, match=r"cannot write to this output folder: (Not a directory|File exists)$"
+    ):
         study(tmp_path / "file" / below, num_trials=2)

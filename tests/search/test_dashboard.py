@@ -14,8 +14,18 @@ import pytest
 def test_the_dashboard_shows_a_study(study, tmp_path, free_port):
     found = study(tmp_path, num_trials=60, constraints=["layer_time_us <= 1e5"])
     server = subprocess.Popen(
-        [sys.executable, "-m", "optuna_dashboard._cli", str(tmp_path / "study.journal"), "--port", str(free_port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "optuna_dashboard._cli",
+            str(tmp_path / "study.journal"),
+            "--port",
+            str(free_port),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         whole = _get(free_port, "/api/studies", server)["study_summaries"]
         assert [s["study_name"] for s in whole] == ["moesim"]

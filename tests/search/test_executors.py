@@ -102,7 +102,12 @@ class Breaking(Flaky):
 
 @pytest.mark.parametrize(("breaks", "lost"), [({2}, False), ({3, 4}, True)])
 def test_a_piece_of_a_screening_is_run_once_more_too(make_space, hgx, breaks, lost):
-    problem = Problem(space=make_space(), cluster=hgx, workload=Workload(num_tokens_per_device=8), objectives=["loss"])
+    problem = Problem(
+        space=make_space(),
+        cluster=hgx,
+        workload=Workload(num_tokens_per_device=8),
+        objectives=["loss"],
+    )
     pool = Breaking(breaks)
     with executors.evaluator(problem, pool, 1) as evaluates:
         if lost:
@@ -121,7 +126,9 @@ def test_wrong_addresses(study, tmp_path, address):
 
 def test_no_scheduler(study, tmp_path, monkeypatch, free_port):
     monkeypatch.setattr(executors, "_DASK_TIMEOUT_S", 1)
-    with pytest.raises(UnreachableError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{free_port}"):
+    with pytest.raises(
+        UnreachableError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{free_port}"
+    ):
         study(tmp_path, executor=f"dask://127.0.0.1:{free_port}")
 
 

@@ -1,4 +1,6 @@
-"""Winners out of a study: maps that simulate to the study's own time, and commands that start an engine so."""
+"""Winners out of a study: maps that simulate to the study's own time, and commands that start an
+engine so.
+"""
 
 import json
 import shlex
@@ -15,18 +17,34 @@ from moesim.search.session.join import load_study
 from moesim.units import US
 
 #: what a study of one layer and several layouts chooses among
-ONE = {"num_experts": [64], "top_k": [8], "expert_intermediate_size": [1024], "gate": ["flat"], "precision": ["fp8"],
-       "parallelism": ["ep8"], "placement": ["contiguous"], "num_replicas": [0]}
+ONE = {
+    "num_experts": [64],
+    "top_k": [8],
+    "expert_intermediate_size": [1024],
+    "gate": ["flat"],
+    "precision": ["fp8"],
+    "parallelism": ["ep8"],
+    "placement": ["contiguous"],
+    "num_replicas": [0],
+}
 
 
 @pytest.fixture
 def one(study, make_space, tmp_path):
     """The only point of a space, as a winner, from its folder."""
+
     def make(cluster=None, workload=None, **choices):
         space = make_space(**ONE | {name: [value] for name, value in choices.items()})
         options = {} if cluster is None else {"cluster": cluster}
-        study(tmp_path / "one", space=space, num_trials=1, workload=workload, sampler="random",
-              fresh=True, **options)
+        study(
+            tmp_path / "one",
+            space=space,
+            num_trials=1,
+            workload=workload,
+            sampler="random",
+            fresh=True,
+            **options,
+        )
         return winner_of(load_study(str(tmp_path / "one")))
 
     return make
@@ -56,7 +74,9 @@ def test_a_map_simulates_to_the_row_it_is_of(one, tmp_path, layout, placement):
     assert len(layers) == winner.num_layers == 24
     work = Workload(num_tokens_per_device=32, phase="decode", routing="zipf:0.8")
     if placement.endswith("nearest") and layout != "placement-json":
-        assert layers[0].nearest_within == 0, "engines' maps have no room for it: their flags say it"
+        assert layers[0].nearest_within == 0, (
+            "engines' maps have no room for it: their flags say it"
+        )
         return
     for number in (0, 23):
         again = simulate(winner.candidate, winner.cluster, work, placement=layers[number])
@@ -70,15 +90,37 @@ def test_placement_json_says_what_it_is_of(one):
 
 
 def test_sglang_with_copies_over_nodes(one):
-    flags, notes = command(one(cluster=load_cluster("h100-rail-8x8"), parallelism="ep64", placement="eplb",
-                               num_replicas=64, exchange="deepep_ll", num_micro_batches=2), "sglang")
+    flags, notes = command(
+        one(
+            cluster=load_cluster("h100-rail-8x8"),
+            parallelism="ep64",
+            placement="eplb",
+            num_replicas=64,
+            exchange="deepep_ll",
+            num_micro_batches=2,
+        ),
+        "sglang",
+    )
     assert flags == {
-        "--model-path": "org/model", "--tp-size": "64", "--dp-size": "64", "--enable-dp-attention": True,
-        "--moe-dense-tp-size": "1", "--ep-size": "64", "--nnodes": "8", "--node-rank": "$NODE",
-        "--dist-init-addr": "$HEAD:5000", "--moe-a2a-backend": "deepep", "--deepep-mode": "low_latency",
-        "--ep-num-redundant-experts": "64", "--init-expert-location": "map.json", "--ep-dispatch-algorithm": "dynamic",
-        "--enable-two-batch-overlap": True}
-    assert notes[-1] == "# fp8: of a checkpoint quantised so; for one in bf16 add --quantization fp8"
+        "--model-path": "org/model",
+        "--tp-size": "64",
+        "--dp-size": "64",
+        "--enable-dp-attention": True,
+        "--moe-dense-tp-size": "1",
+        "--ep-size": "64",
+        "--nnodes": "8",
+        "--node-rank": "$NODE",
+        "--dist-init-addr": "$HEAD:5000",
+        "--moe-a2a-backend": "deepep",
+        "--deepep-mode": "low_latency",
+        "--ep-num-redundant-experts": "64",
+        "--init-expert-location": "map.json",
+        "--ep-dispatch-algorithm": "dynamic",
+        "--enable-two-batch-overlap": True,
+    }
+    assert (
+        notes[-1] == "# fp8: of a checkpoint quantised so; for one in bf16 add --quantization fp8"
+    )
 
 
 def test_sglang_without_deepep_gathers_and_says_so(one):
@@ -86,22 +128,48 @@ def test_sglang_without_deepep_gathers_and_says_so(one):
     assert "--moe-a2a-backend" not in flags
     assert "--init-expert-location" not in flags
     assert flags["--ep-size"] == "4"
-    assert notes[-1].startswith("# exchange nccl at tp2 has no backend here: the command gathers instead")
-    flags, notes = command(one(parallelism="ep8", exchange="all_gather", placement="eplb/nearest", num_replicas=8,
-                               precision="bf16"), "sglang")
+    assert notes[-1].startswith(
+        "# exchange nccl at tp2 has no backend here: the command gathers instead"
+    )
+    flags, notes = command(
+        one(
+            parallelism="ep8",
+            exchange="all_gather",
+            placement="eplb/nearest",
+            num_replicas=8,
+            precision="bf16",
+        ),
+        "sglang",
+    )
     assert flags["--ep-dispatch-algorithm"] == "static"
     assert len(notes) == 2
 
 
 def test_vllm_with_copies_over_nodes(one):
-    flags, notes = command(one(cluster=load_cluster("h100-rail-8x8"), parallelism="ep64", placement="eplb",
-                               num_replicas=64, exchange="deepep_normal", num_micro_batches=2), "vllm")
+    flags, notes = command(
+        one(
+            cluster=load_cluster("h100-rail-8x8"),
+            parallelism="ep64",
+            placement="eplb",
+            num_replicas=64,
+            exchange="deepep_normal",
+            num_micro_batches=2,
+        ),
+        "vllm",
+    )
     assert flags == {
-        "--tensor-parallel-size": "1", "--data-parallel-size": "64", "--data-parallel-size-local": "8",
-        "--data-parallel-start-rank": "$(($NODE * 8))", "--data-parallel-address": "$HEAD",
-        "--data-parallel-rpc-port": "13345", "--enable-expert-parallel": True,
-        "--all2all-backend": "deepep_high_throughput", "--enable-eplb": True,
-        "--eplb-config": '{"num_redundant_experts": 64}', "--enable-dbo": True}
+        "--tensor-parallel-size": "1",
+        "--data-parallel-size": "64",
+        "--data-parallel-size-local": "8",
+        "--data-parallel-start-rank": "$(($NODE * 8))",
+        "--data-parallel-address": "$HEAD",
+        "--data-parallel-rpc-port": "13345",
+        "--enable-expert-parallel": True,
+        "--all2all-backend": "deepep_high_throughput",
+        "--enable-eplb": True,
+        "--eplb-config": '{"num_redundant_experts": 64}',
+        "--enable-dbo": True,
+    }
     assert any("EPLB plans one like it" in note for note in notes)
 
 
@@ -115,15 +183,22 @@ def test_vllm_cuts_experts_over_all_devices_or_none(one):
 def test_winners_are_those_of_pareto_csv(whole):
     front = whole.pareto_trials()
     assert [winner_of(whole, i).row["candidate"] for i in range(len(front))] == [
-        t.evaluation.row["candidate"] for t in front]
+        t.evaluation.row["candidate"] for t in front
+    ]
     for rank in (-1, len(front)):
-        with pytest.raises(ConfigError, match=rf"rank: expected 0 to {len(front) - 1}, a row of .*, got {rank}"):
+        with pytest.raises(
+            ConfigError, match=rf"rank: expected 0 to {len(front) - 1}, a row of .*, got {rank}"
+        ):
             winner_of(whole, rank)
 
 
 def test_a_study_without_a_winner(study, make_space, tmp_path):
-    found = study(tmp_path / "none", space=make_space(**ONE), num_trials=1, constraints=["layer_time_us <= 1"])
-    with pytest.raises(ConfigError, match="study: expected a winner to export, got none: of 1 trials"):
+    found = study(
+        tmp_path / "none", space=make_space(**ONE), num_trials=1, constraints=["layer_time_us <= 1"]
+    )
+    with pytest.raises(
+        ConfigError, match="study: expected a winner to export, got none: of 1 trials"
+    ):
         winner_of(found)
 
 
@@ -135,6 +210,7 @@ def test_unknown_format(one):
 @pytest.fixture
 def moesim(monkeypatch, capsys):
     """Run a command line in this process: (exit code, stdout, stderr)."""
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["moesim", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -147,24 +223,38 @@ def moesim(monkeypatch, capsys):
 def test_command_line(moesim, one, tmp_path):
     winner = one(placement="eplb", num_replicas=8, exchange="deepep_normal")
     path = tmp_path / "map.json"
-    code, out, err = moesim("study", "export", tmp_path / "one", "--format", "sglang", "--out", path)
+    code, out, err = moesim(
+        "study", "export", tmp_path / "one", "--format", "sglang", "--out", path
+    )
     assert code == 0
     assert out.splitlines() == "\n".join(launch_lines(winner, "sglang", str(path))).splitlines()
     assert list(json.loads(path.read_text())) == ["physical_to_logical_map"]
     assert err.startswith(f"wrote {path}: 24 layers of 72 slots on 8 ranks, E64 k8")
     code, out, err = moesim("study", "export", tmp_path / "one", "--out", path)
     assert (code, out) == (0, "")
-    code, out, _ = moesim("placement", "show", path, "--preset", "olmoe-1b-7b", "--cluster", "hgx-h100-8",
-                          "--tokens", "64")
+    code, out, _ = moesim(
+        "placement",
+        "show",
+        path,
+        "--preset",
+        "olmoe-1b-7b",
+        "--cluster",
+        "hgx-h100-8",
+        "--tokens",
+        "64",
+    )
     assert code == 0
     assert "72" in out
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["--format", "onnx"], "unknown export format 'onnx': known: placement-json, sglang, vllm"),
-    (["--rank", "7"], "rank: expected 0 to 0, a row of pareto.csv, got 7"),
-    (["--out", "/proc/nowhere/map.json"], "/proc/nowhere/map.json: cannot write this file"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--format", "onnx"], "unknown export format 'onnx': known: placement-json, sglang, vllm"),
+        (["--rank", "7"], "rank: expected 0 to 0, a row of pareto.csv, got 7"),
+        (["--out", "/proc/nowhere/map.json"], "/proc/nowhere/map.json: cannot write this file"),
+    ],
+)
 def test_bad_input_is_one_line(moesim, one, tmp_path, arguments, line):
     one()
     code, out, err = moesim("study", "export", tmp_path / "one", *arguments)
@@ -176,4 +266,6 @@ def test_bad_input_is_one_line(moesim, one, tmp_path, arguments, line):
 def test_where_there_is_no_study(moesim, tmp_path):
     code, _, err = moesim("study", "export", tmp_path)
     assert code == 2
-    assert err.startswith(f"error: {tmp_path}: expected the output folder of a study, got one without study.journal")
+    assert err.startswith(
+        f"error: {tmp_path}: expected the output folder of a study, got one without study.journal"
+    )

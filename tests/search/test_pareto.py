@@ -12,7 +12,9 @@ def test_front_is_what_nothing_dominates(costs):
     def dominates(a, b):
         return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
 
-    expected = [i for i, row in enumerate(costs) if not any(dominates(other, row) for other in costs)]
+    expected = [
+        i for i, row in enumerate(costs) if not any(dominates(other, row) for other in costs)
+    ]
     assert front(np.array(costs, dtype=float)) == expected
 
 
@@ -50,8 +52,12 @@ def test_ranks_are_fronts_peeled_off_one_by_one(costs):
 @given(costs=st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=12))
 def test_hypervolume_counts_cells(costs):
     """Of unit cells below the reference, those that some row dominates."""
-    cells = sum(any(c[0] <= x and c[1] <= y and c[2] <= z for c in costs)
-                for x in range(5) for y in range(5) for z in range(5))
+    cells = sum(
+        any(c[0] <= x and c[1] <= y and c[2] <= z for c in costs)
+        for x in range(5)
+        for y in range(5)
+        for z in range(5)
+    )
     assert hypervolume(np.array(costs, dtype=float), np.full(3, 5.0)) == cells
 
 

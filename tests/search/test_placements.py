@@ -1,4 +1,6 @@
-"""Local search on the simulated time: never slower than where it began, and what it found is what it says."""
+"""Local search on the simulated time: never slower than where it began, and what it found is what
+it says.
+"""
 
 from dataclasses import replace
 
@@ -21,7 +23,9 @@ def test_refined_is_at_least_as_fast_as_every_strategy(hgx, make_candidate, repl
     again = lower(prepare(candidate, hgx, WORK, placement=found.placement))
     assert found.layer_time_s == run(again, "bound").makespan_s
     for strategy in ("eplb", "local_search"):
-        planned = simulate(replace(candidate, placement=strategy), hgx, WORK, engine="bound").layer_time_s
+        planned = simulate(
+            replace(candidate, placement=strategy), hgx, WORK, engine="bound"
+        ).layer_time_s
         assert found.layer_time_s <= planned * (1 + 1e-12)
 
 
@@ -30,5 +34,7 @@ def test_what_it_found_is_no_worse_by_flow(make_candidate):
     candidate = make_candidate(num_experts=32, top_k=4, placement="contiguous")
     found = refine(candidate, rail, WORK, steps=15)
     assert found.simulated == 15 + 8
-    assert simulate(candidate, rail, WORK, placement=found.placement).layer_time_s < simulate(
-        candidate, rail, WORK).layer_time_s
+    assert (
+        simulate(candidate, rail, WORK, placement=found.placement).layer_time_s
+        < simulate(candidate, rail, WORK).layer_time_s
+    )

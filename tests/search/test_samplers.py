@@ -21,7 +21,9 @@ def evaluated(number, point):
     loss = 3.0 - 0.1 * point["num_experts"] ** 0.3 + 0.01 * point["top_k"]
     speed = 1e5 / point["top_k"] - 10.0 * point["num_experts"] ** 0.5
     over = 1.0 if point["expert_intermediate_size"] == 8192 else -1.0
-    found = Evaluation(row={"loss": loss, OBJECTIVES[1]: speed}, violations={"memory_over_gib": over})
+    found = Evaluation(
+        row={"loss": loss, OBJECTIVES[1]: speed}, violations={"memory_over_gib": over}
+    )
     if point["num_experts"] == 8 and point["top_k"] == 16:
         found = Evaluation(row={}, reason="no candidate")
     return Trial(number=number, params=point, evaluation=found, wall_s=0.0)
@@ -40,7 +42,9 @@ def text(point):
     return json.dumps(point, sort_keys=True)
 
 
-@pytest.mark.parametrize("sampler", ["random", "nsga2", "tpe", pytest.param("gp", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "sampler", ["random", "nsga2", "tpe", pytest.param("gp", marks=pytest.mark.full)]
+)
 def test_no_point_twice_and_the_same_again(make_space, sampler):
     batches = {"random": 5, "nsga2": 5, "tpe": 6, "gp": 2}[sampler]
     first, second = (run(Proposer(make_space(), OBJECTIVES, sampler, 1), batches) for _ in range(2))
@@ -54,8 +58,10 @@ def test_a_space_is_exhausted_and_then_nothing_is_left(make_space, sampler):
     space = make_space(expert_intermediate_size=[512, 8192], top_k=[2, 16])
     proposer = Proposer(space, OBJECTIVES, sampler, 0)
     trials = run(proposer, 10)
-    every = {text(space.applicable(dict(zip(space.choices(), point, strict=True))))
-             for point in itertools.product(*space.choices().values())}
+    every = {
+        text(space.applicable(dict(zip(space.choices(), point, strict=True))))
+        for point in itertools.product(*space.choices().values())
+    }
     assert {text(t.params) for t in trials} == every
     assert len(trials) == len(every) < space.size
     assert proposer.batch(11) == []
@@ -64,17 +70,34 @@ def test_a_space_is_exhausted_and_then_nothing_is_left(make_space, sampler):
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
 def test_learning_beats_chance(make_space, sampler):
     """Two bowls in 32,768 points: between their bottoms lies the front."""
-    space = make_space(num_experts={"low": 1, "high": 64, "step": 1}, top_k={"low": 1, "high": 16, "step": 1},
-                       expert_intermediate_size=list(range(1, 33)), gate=["flat"], placement=["contiguous"],
-                       precision=["bf16"])
+    space = make_space(
+        num_experts={"low": 1, "high": 64, "step": 1},
+        top_k={"low": 1, "high": 16, "step": 1},
+        expert_intermediate_size=list(range(1, 33)),
+        gate=["flat"],
+        placement=["contiguous"],
+        precision=["bf16"],
+    )
 
     def bowl(point, at):
-        return sum((point[name] / size - x) ** 2 for name, size, x in zip(
-            ("num_experts", "top_k", "expert_intermediate_size"), (64, 16, 32), at, strict=True))
+        return sum(
+            (point[name] / size - x) ** 2
+            for name, size, x in zip(
+                ("num_experts", "top_k", "expert_intermediate_size"), (64, 16, 32), at, strict=True
+            )
+        )
 
-    every = np.array([[bowl(p, (0.3, 0.3, 0.3)), bowl(p, (0.5, 0.6, 0.7))] for p in (
-        {"num_experts": e, "top_k": k, "expert_intermediate_size": i}
-        for e in range(1, 65) for k in range(1, 17) for i in range(1, 33))])
+    every = np.array(
+        [
+            [bowl(p, (0.3, 0.3, 0.3)), bowl(p, (0.5, 0.6, 0.7))]
+            for p in (
+                {"num_experts": e, "top_k": k, "expert_intermediate_size": i}
+                for e in range(1, 65)
+                for k in range(1, 17)
+                for i in range(1, 33)
+            )
+        ]
+    )
     reference = np.full(2, 0.5)
     whole = hypervolume(every, reference)
 
@@ -82,9 +105,21 @@ def test_learning_beats_chance(make_space, sampler):
         proposer = Proposer(space, OBJECTIVES, name, seed)
         costs = []
         for number in range(300 // BATCH[name]):
-            batch = [Trial(number=0, params=p, wall_s=0.0, evaluation=Evaluation(
-                row={"loss": bowl(p, (0.3, 0.3, 0.3)), OBJECTIVES[1]: -bowl(p, (0.5, 0.6, 0.7))},
-                violations={"memory_over_gib": -1.0})) for p in proposer.batch(number)]
+            batch = [
+                Trial(
+                    number=0,
+                    params=p,
+                    wall_s=0.0,
+                    evaluation=Evaluation(
+                        row={
+                            "loss": bowl(p, (0.3, 0.3, 0.3)),
+                            OBJECTIVES[1]: -bowl(p, (0.5, 0.6, 0.7)),
+                        },
+                        violations={"memory_over_gib": -1.0},
+                    ),
+                )
+                for p in proposer.batch(number)
+            ]
             proposer.learn(batch)
             costs += [costs_of(OBJECTIVES, t.evaluation.row) for t in batch]
         return 1.0 - hypervolume(np.array(costs), reference) / whole
@@ -94,8 +129,16 @@ def test_learning_beats_chance(make_space, sampler):
 
 
 def test_enqueued_and_screened_points_come_first(make_space):
-    point = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "flat", "placement": "eplb",
-             "num_replicas": 8, "parallelism": "tp1", "precision": "fp8"}
+    point = {
+        "num_experts": 64,
+        "top_k": 4,
+        "expert_intermediate_size": 512,
+        "gate": "flat",
+        "placement": "eplb",
+        "num_replicas": 8,
+        "parallelism": "tp1",
+        "precision": "fp8",
+    }
     screened = [point | {"top_k": 8}, point | {"top_k": 2}, point]
     proposer = Proposer(make_space(), OBJECTIVES, "nsga2", 0, [point, {"num_experts": 8}], screened)
     batch = proposer.batch(0)
@@ -112,7 +155,12 @@ def test_what_does_not_apply_is_left_out(make_space):
 
 def test_samplers_by_budget():
     assert [sampler_for("auto", trials, 10_000) for trials in (10, 100, 101, 9_999, 10_000)] == [
-        "tpe", "tpe", "nsga2", "nsga2", "random"]
+        "tpe",
+        "tpe",
+        "nsga2",
+        "nsga2",
+        "random",
+    ]
     assert sampler_for("tpe", 10**6, 10) == "tpe"
 
 

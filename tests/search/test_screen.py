@@ -1,4 +1,6 @@
-"""Screening: the same best points as simulating everything, fewer simulations, and how far off it was."""
+"""Screening: the same best points as simulating everything, fewer simulations, and how far off it
+was.
+"""
 
 import itertools
 import json
@@ -19,9 +21,15 @@ OBJECTIVES = ["loss", "layer_tokens_per_s_per_device"]
 
 @pytest.fixture(scope="module")
 def problem(make_space, hgx):
-    space = make_space(num_experts=[8, 64, 256], top_k=[2, 4, 16], expert_intermediate_size=[512, 1024, 4096])
-    return Problem(space=space, cluster=hgx, workload=Workload(num_tokens_per_device=64, routing="zipf:0.8"),
-                   objectives=OBJECTIVES)
+    space = make_space(
+        num_experts=[8, 64, 256], top_k=[2, 4, 16], expert_intermediate_size=[512, 1024, 4096]
+    )
+    return Problem(
+        space=space,
+        cluster=hgx,
+        workload=Workload(num_tokens_per_device=64, routing="zipf:0.8"),
+        objectives=OBJECTIVES,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +40,10 @@ def every(problem):
     for choice in itertools.product(*space.choices().values()):
         point = space.applicable(dict(zip(space.choices(), choice, strict=True)))
         points[str(point)] = point
-    return [Trial(number=i, params=p, evaluation=problem.evaluate(p), wall_s=0.0)
-            for i, p in enumerate(points.values())]
+    return [
+        Trial(number=i, params=p, evaluation=problem.evaluate(p), wall_s=0.0)
+        for i, p in enumerate(points.values())
+    ]
 
 
 def screened(problem, num_points, keep, workers=1, seed=0):
@@ -65,12 +75,23 @@ def test_workers_and_order_change_nothing(problem):
 def test_constraints_come_before_what_is_best(problem, every):
     times = [t.evaluation.row["layer_time_us"] for t in every if t.feasible]
     bound = float(np.quantile(times, 0.3))
-    capped = Problem(space=problem.space, cluster=problem.cluster, workload=problem.workload, objectives=["loss"],
-                     constraints=(Constraint.parse(f"layer_time_us <= {bound}"),))
+    capped = Problem(
+        space=problem.space,
+        cluster=problem.cluster,
+        workload=problem.workload,
+        objectives=["loss"],
+        constraints=(Constraint.parse(f"layer_time_us <= {bound}"),),
+    )
     [first] = screened(capped, capped.space.size, 1)
     found = capped.evaluate(first)
-    assert found.violations[f"layer_time_us <= {bound:g}"] <= 0.02, "the bound may be a little below the simulation"
-    best = min(t.evaluation.row["loss"] for t in every if t.feasible and t.evaluation.row["layer_time_us"] <= bound)
+    assert found.violations[f"layer_time_us <= {bound:g}"] <= 0.02, (
+        "the bound may be a little below the simulation"
+    )
+    best = min(
+        t.evaluation.row["loss"]
+        for t in every
+        if t.feasible and t.evaluation.row["layer_time_us"] <= bound
+    )
     assert found.row["loss"] <= best + 1e-9
 
 
@@ -85,18 +106,27 @@ def test_fidelity_is_that_of_the_bound(problem, every):
 
 def test_a_screened_study_beats_the_same_without(study, tmp_path):
     """Its first fifty trials hold a better best throughput than fifty by chance."""
+
     def best(found):
-        return max(t.evaluation.row["layer_tokens_per_s_per_device"] for t in found.trials[:50] if t.feasible)
+        return max(
+            t.evaluation.row["layer_tokens_per_s_per_device"]
+            for t in found.trials[:50]
+            if t.feasible
+        )
 
     options = {"objectives": ["layer_tokens_per_s_per_device"], "num_trials": 50}
-    assert best(study(tmp_path / "a", screen=2000, **options)) >= best(study(tmp_path / "b", **options))
+    assert best(study(tmp_path / "a", screen=2000, **options)) >= best(
+        study(tmp_path / "b", **options)
+    )
 
 
 def test_hardware_is_screened_too(study, make_space, tmp_path):
     space = make_space(hardware={"hbm_gb_per_s": ["1x", "2x"], "nvlink_gb_per_s": [225.0, 450.0]})
     found = study(tmp_path, space=space, screen=500, num_trials=60)
     assert {"hbm_gb_per_s", "nvlink_gb_per_s"} <= set(found.trials[0].params)
-    clusters = {t.evaluation.row["cluster"] for t in found.trials if t.evaluation.row.get("layer_time_us")}
+    clusters = {
+        t.evaluation.row["cluster"] for t in found.trials if t.evaluation.row.get("layer_time_us")
+    }
     assert len(clusters) > 1
     assert all(t.row()["calibration"] == "spec_sheet" for t in found.trials if t.feasible)
     candidate, cluster = found.designs(1)[0]

@@ -1,4 +1,6 @@
-"""Studies that several processes share, in a real PostgreSQL server; and storages that do not answer."""
+"""Studies that several processes share, in a real PostgreSQL server; and storages that do not
+answer.
+"""
 
 import json
 import os
@@ -34,16 +36,35 @@ precision = ["bf16", "fp8"]
 
 
 def moesim(*words, **options):
-    return subprocess.Popen([sys.executable, "-m", "moesim.cli", *map(str, words)], text=True, stderr=subprocess.PIPE,
-                            stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "160"}, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "moesim.cli", *map(str, words)],
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"COLUMNS": "160"},
+        **options,
+    )
 
 
 @pytest.mark.full
 def test_two_processes_share_a_study(postgres_url, tmp_path):
-    """One begins it, one joins with the URL alone; no trial is lost, none asked twice by the same process."""
+    """One begins it, one joins with the URL alone; no trial is lost, none asked twice by the same
+    process.
+    """
     (tmp_path / "study.toml").write_text(STUDY)
-    first = moesim("study", "run", tmp_path / "study.toml", "--storage", postgres_url, "--trials", 160, "--sampler",
-                   "nsga2", "--out", tmp_path / "out")
+    first = moesim(
+        "study",
+        "run",
+        tmp_path / "study.toml",
+        "--storage",
+        postgres_url,
+        "--trials",
+        160,
+        "--sampler",
+        "nsga2",
+        "--out",
+        tmp_path / "out",
+    )
     while True:
         time.sleep(0.5)
         try:
@@ -71,8 +92,18 @@ def test_two_processes_share_a_study(postgres_url, tmp_path):
 @pytest.mark.full
 def test_a_killed_process_of_a_shared_study_loses_its_batch_only(postgres_url, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY.replace("1e11", "2e11"))
-    run = ["study", "run", tmp_path / "study.toml", "--storage", postgres_url, "--fresh", "--sampler", "random",
-           "--out", tmp_path / "out"]
+    run = [
+        "study",
+        "run",
+        tmp_path / "study.toml",
+        "--storage",
+        postgres_url,
+        "--fresh",
+        "--sampler",
+        "random",
+        "--out",
+        tmp_path / "out",
+    ]
     first = moesim(*run, "--trials", 400)
     while not 60 <= len(_trials(postgres_url)) < 150:  # the study before had more
         time.sleep(0.2)
@@ -97,12 +128,31 @@ def _trials(url):
 @pytest.mark.full
 def test_another_space_is_refused_with_what_differs(postgres_url, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY)
-    done = moesim("study", "run", tmp_path / "study.toml", "--storage", postgres_url, "--fresh", "--trials", 2, "--out",
-                  tmp_path / "out")
+    done = moesim(
+        "study",
+        "run",
+        tmp_path / "study.toml",
+        "--storage",
+        postgres_url,
+        "--fresh",
+        "--trials",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     assert done.wait(100) == 0
     (tmp_path / "study.toml").write_text(STUDY.replace("[8, 64, 1024]", "[8, 64]"))
-    done = moesim("study", "run", tmp_path / "study.toml", "--storage", postgres_url, "--trials", 3, "--out",
-                  tmp_path / "out")
+    done = moesim(
+        "study",
+        "run",
+        tmp_path / "study.toml",
+        "--storage",
+        postgres_url,
+        "--trials",
+        3,
+        "--out",
+        tmp_path / "out",
+    )
     _, err = done.communicate(timeout=100)
     assert done.returncode == 2
     assert "space.num_experts: [8, 64, 1024] there, [8, 64] now" in err
@@ -113,7 +163,17 @@ def test_another_space_is_refused_with_what_differs(postgres_url, tmp_path):
 def test_a_database_that_does_not_answer_is_one_line_and_code_3(free_port, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY)
     url = f"postgresql://moesim:{PASSWORD}@127.0.0.1:{free_port}/studies"
-    done = moesim("study", "run", tmp_path / "study.toml", "--storage", url, "--trials", 2, "--out", tmp_path / "out")
+    done = moesim(
+        "study",
+        "run",
+        tmp_path / "study.toml",
+        "--storage",
+        url,
+        "--trials",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     _, err = done.communicate(timeout=100)
     assert done.returncode == 3, err
     assert len(err.strip().splitlines()) == 1
@@ -121,8 +181,14 @@ def test_a_database_that_does_not_answer_is_one_line_and_code_3(free_port, tmp_p
     assert PASSWORD not in err
 
 
-@pytest.mark.parametrize(("url", "error"), [("nosuch://x/y", ConfigError), ("postgresql:/x", ConfigError),
-                                            ("sqlite:////nowhere/at/all.db", UnreachableError)])
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("nosuch://x/y", ConfigError),
+        ("postgresql:/x", ConfigError),
+        ("sqlite:////nowhere/at/all.db", UnreachableError),
+    ],
+)
 def test_storages_that_are_none(url, error):
     with pytest.raises(error) as caught:
         load_study(url)

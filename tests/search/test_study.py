@@ -38,8 +38,10 @@ def test_all_three_states_occur_and_say_what_they_mean(whole):
 
 
 def test_points_that_do_not_go_together_are_rows_with_the_reason(whole):
-    reasons = {(t.params["num_experts"], t.params["top_k"], t.params["gate"]): t.evaluation.reason
-               for t in whole.trials}
+    reasons = {
+        (t.params["num_experts"], t.params["top_k"], t.params["gate"]): t.evaluation.reason
+        for t in whole.trials
+    }
     assert reasons[8, 16, "flat"] == "layer.top_k: expected at most num_experts = 8, got 16"
     for (experts, top_k, gate), reason in reasons.items():
         kept = experts // 2 if gate != "flat" else experts
@@ -52,7 +54,9 @@ def test_points_that_do_not_go_together_are_rows_with_the_reason(whole):
 def test_rows_are_those_of_the_simulation(whole, hgx):
     trial = next(t for t in whole.trials if t.feasible)
     candidate, _ = whole.space.decode(trial.params, hgx)
-    expected = simulate(candidate, hgx, Workload(num_tokens_per_device=32, phase="decode", routing="zipf:0.8")).row()
+    expected = simulate(
+        candidate, hgx, Workload(num_tokens_per_device=32, phase="decode", routing="zipf:0.8")
+    ).row()
     row = trial.row()
     for name, value in expected.items():
         assert row[name] == value or name == "num_replicas", name
@@ -60,8 +64,10 @@ def test_rows_are_those_of_the_simulation(whole, hgx):
 
 def test_the_journal_is_optuna_s_and_holds_the_memory_constraint(study, whole, tmp_path):
     study(tmp_path)
-    kept = load_study(study_name="moesim",
-                      storage=JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))).trials
+    kept = load_study(
+        study_name="moesim",
+        storage=JournalStorage(JournalFileBackend(str(tmp_path / "study.journal"))),
+    ).trials
     assert len(kept) == 60
     for record, trial in zip(kept, whole.trials, strict=False):
         assert record.params == trial.params
@@ -70,16 +76,23 @@ def test_the_journal_is_optuna_s_and_holds_the_memory_constraint(study, whole, t
         else:
             assert record.state == TrialState.COMPLETE
             assert record.constraints == trial.evaluation.violations
-            assert record.values == trial.evaluation.values(["loss", "layer_tokens_per_s_per_device"])
+            assert record.values == trial.evaluation.values(
+                ["loss", "layer_tokens_per_s_per_device"]
+            )
     assert any(r.constraints.get("memory_over_gib", 0) > 0 for r in kept)
 
 
 def test_pareto_front_against_brute_force(whole):
     feasible = [t for t in whole.trials if t.row()["state"] == "fits"]
     best = set()
-    points = [(t.evaluation.row["loss"], -t.evaluation.row["layer_tokens_per_s_per_device"]) for t in feasible]
+    points = [
+        (t.evaluation.row["loss"], -t.evaluation.row["layer_tokens_per_s_per_device"])
+        for t in feasible
+    ]
     for trial, (loss, cost) in zip(feasible, points, strict=True):
-        if not any(other[0] <= loss and other[1] <= cost and other != (loss, cost) for other in points):
+        if not any(
+            other[0] <= loss and other[1] <= cost and other != (loss, cost) for other in points
+        ):
             best.add(trial.evaluation.row["candidate"])
     found = whole.pareto_trials()
     assert {t.evaluation.row["candidate"] for t in found} == best
@@ -100,9 +113,12 @@ def test_ties_are_what_the_intervals_do_not_tell_apart(whole):
     for trial in among:
         row, ties = trial.evaluation.row, 0
         for other in (t.evaluation.row for t in among if t is not trial):
-            apart = (other["loss_low"] > row["loss_high"] or other["loss_high"] < row["loss_low"]
-                     or other["layer_time_low_us"] > row["layer_time_high_us"]
-                     or other["layer_time_high_us"] < row["layer_time_low_us"])
+            apart = (
+                other["loss_low"] > row["loss_high"]
+                or other["loss_high"] < row["loss_low"]
+                or other["layer_time_low_us"] > row["layer_time_high_us"]
+                or other["layer_time_high_us"] < row["layer_time_low_us"]
+            )
             ties += not apart
         assert whole.num_ties(trial, among) == ties
 
@@ -115,8 +131,16 @@ def test_on_trial_sees_every_trial_in_order_recorded_ones_too(study, tmp_path):
 
 
 def test_enqueued_points_come_first(study, tmp_path):
-    point = {"num_experts": 64, "top_k": 4, "expert_intermediate_size": 512, "gate": "flat", "placement": "eplb",
-             "num_replicas": 8, "parallelism": "tp1", "precision": "fp8"}
+    point = {
+        "num_experts": 64,
+        "top_k": 4,
+        "expert_intermediate_size": 512,
+        "gate": "flat",
+        "placement": "eplb",
+        "num_replicas": 8,
+        "parallelism": "tp1",
+        "precision": "fp8",
+    }
     found = study(tmp_path, enqueue=[point, {"num_experts": 8, "top_k": 2}], num_trials=3)
     assert found.trials[0].params == point
     assert (found.trials[1].params["num_experts"], found.trials[1].params["top_k"]) == (8, 2)
@@ -129,19 +153,27 @@ def test_the_search_prefers_what_fits(study, tmp_path):
     assert over[:100].mean() > 1.2 * over[-100:].mean()
 
 
-@pytest.mark.parametrize(("options", "error", "message"), [
-    ({"objectives": ["loss", "layer_time"]}, UnknownNameError,
-     "unknown objective 'layer_time': did you mean layer_time_us?"),
-    ({"objectives": []}, ConfigError, None),
-    ({"num_trials": 0}, ConfigError, "study: expected trials and workers >= 1, got 0 and 1"),
-    ({"num_workers": 0}, ConfigError, "study: expected trials and workers >= 1, got 60 and 0"),
-    ({"engine": "flwo"}, UnknownNameError, "unknown engine 'flwo': did you mean flow?"),
-    ({"seed": -1}, ConfigError, None),
-    ({"enqueue": [{"num_experts": 7}]}, ConfigError, None),
-    ({"enqueue": [{"num_expert": 8}]}, ConfigError, None),
-])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"objectives": ["loss", "layer_time"]},
+            UnknownNameError,
+            "unknown objective 'layer_time': did you mean layer_time_us?",
+        ),
+        ({"objectives": []}, ConfigError, None),
+        ({"num_trials": 0}, ConfigError, "study: expected trials and workers >= 1, got 0 and 1"),
+        ({"num_workers": 0}, ConfigError, "study: expected trials and workers >= 1, got 60 and 0"),
+        ({"engine": "flwo"}, UnknownNameError, "unknown engine 'flwo': did you mean flow?"),
+        ({"seed": -1}, ConfigError, None),
+        ({"enqueue": [{"num_experts": 7}]}, ConfigError, None),
+        ({"enqueue": [{"num_expert": 8}]}, ConfigError, None),
+    ],
+)
 def test_wrong_options(study, tmp_path, options, error, message):
-    """Said before the first trial, in one line, and not recorded as 60 points that cannot be simulated."""
+    """Said before the first trial, in one line, and not recorded as 60 points that cannot be
+    simulated.
+    """
     with pytest.raises(error) as caught:
         study(tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
@@ -149,9 +181,19 @@ def test_wrong_options(study, tmp_path, options, error, message):
 
 
 def test_designs_that_differ_in_one_choice_are_all_on_the_front(study, tmp_path, make_space):
-    """Dropless, capacity 1 and capacity 1.25 trade loss against throughput; their label once left the capacity out."""
-    space = make_space(capacity_factor=[0.0, 1.0, 1.25], num_experts=[64], top_k=[8], expert_intermediate_size=[1024],
-                       gate=["flat"], placement=["contiguous"], num_replicas=[0], precision=["bf16"])
+    """Dropless, capacity 1 and capacity 1.25 trade loss against throughput; their label once left
+    the capacity out.
+    """
+    space = make_space(
+        capacity_factor=[0.0, 1.0, 1.25],
+        num_experts=[64],
+        top_k=[8],
+        expert_intermediate_size=[1024],
+        gate=["flat"],
+        placement=["contiguous"],
+        num_replicas=[0],
+        precision=["bf16"],
+    )
     workload = Workload(num_tokens_per_device=2048, routing="zipf:0.8")
     found = study(tmp_path, space=space, num_trials=3, workload=workload)
     front = found.pareto()
@@ -160,9 +202,18 @@ def test_designs_that_differ_in_one_choice_are_all_on_the_front(study, tmp_path,
 
 
 def test_what_does_not_decide_the_design_is_no_second_winner(study, tmp_path, make_space):
-    """A point that spells the cluster's own layout in words is the design that names it in numbers."""
-    space = make_space(parallelism=["ep8", "tp1"], num_experts=[64], top_k=[8], expert_intermediate_size=[1024],
-                       gate=["flat"], placement=["contiguous"], num_replicas=[0], precision=["bf16"])
+    """A point that spells the cluster's own layout in words is the design that names it in numbers.
+    """
+    space = make_space(
+        parallelism=["ep8", "tp1"],
+        num_experts=[64],
+        top_k=[8],
+        expert_intermediate_size=[1024],
+        gate=["flat"],
+        placement=["contiguous"],
+        num_replicas=[0],
+        precision=["bf16"],
+    )
     found = study(tmp_path, space=space, num_trials=2)
     assert len(found.trials) == 2
     assert len(found.pareto()) == 1

@@ -13,15 +13,27 @@ DENSE = load_preset("qwen3-30b-a3b").dense_part
 
 
 def candidate_with(make_candidate, widths, **changes):
-    return make_candidate(**{"hidden_size": 2048, "num_experts": 32, "top_k": 4, "expert_intermediate_size": widths}
-                          | changes)
+    return make_candidate(
+        **{"hidden_size": 2048, "num_experts": 32, "top_k": 4, "expert_intermediate_size": widths}
+        | changes
+    )
 
 
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("placement", ["contiguous", "balanced", "eplb"])
 def test_equal_widths_are_one_width(hgx, make_candidate, tp, placement):
-    one, each = (candidate_with(make_candidate, widths, ep=8 // tp, tp=tp, placement=placement, num_shared_experts=1,
-                                dense_part=DENSE) for widths in (768, (768,) * 32))
+    one, each = (
+        candidate_with(
+            make_candidate,
+            widths,
+            ep=8 // tp,
+            tp=tp,
+            placement=placement,
+            num_shared_experts=1,
+            dense_part=DENSE,
+        )
+        for widths in (768, (768,) * 32)
+    )
     rows = [simulate(c, hgx, WORK).row() for c in (one, each)]
     different = {k for k in rows[0] if rows[0][k] != pytest.approx(rows[1][k])}
     assert different == {"candidate", "design", "expert_intermediate_size"}
@@ -29,11 +41,17 @@ def test_equal_widths_are_one_width(hgx, make_candidate, tp, placement):
 
 
 def test_narrow_experts_take_less_time_and_memory(hgx, make_candidate):
-    wide, mixed = (candidate_with(make_candidate, widths, dense_part=DENSE) for widths in (2048, (2048, 256) * 16))
+    wide, mixed = (
+        candidate_with(make_candidate, widths, dense_part=DENSE)
+        for widths in (2048, (2048, 256) * 16)
+    )
     slow, fast = (simulate(c, hgx, WORK) for c in (wide, mixed))
     assert fast.experts_time_s < slow.experts_time_s
     assert fast.peak_memory_bytes < slow.peak_memory_bytes
-    assert (fast.phase_time_s["gate"], fast.load_imbalance) == (slow.phase_time_s["gate"], slow.load_imbalance)
+    assert (fast.phase_time_s["gate"], fast.load_imbalance) == (
+        slow.phase_time_s["gate"],
+        slow.load_imbalance,
+    )
 
 
 def test_pruned_experts_get_no_rows_and_hold_no_weights(hgx, make_candidate):
@@ -52,20 +70,32 @@ def test_pruned_experts_get_no_rows_and_hold_no_weights(hgx, make_candidate):
 
 
 def test_work_is_balanced_not_rows(hgx, make_candidate):
-    """Uniform rows, one expert in four eight times as wide: a plan by rows x width spreads the wide ones."""
+    """Uniform rows, one expert in four eight times as wide: a plan by rows x width spreads the wide
+    ones.
+    """
     candidate = candidate_with(make_candidate, (2048,) * 8 + (256,) * 24, placement="balanced")
     work = replace(WORK, routing="uniform")
     placement = prepare(candidate, hgx, work).placement
     wide = placement.rank_of_slot_P[placement.expert_of_slot_P < 8]
     assert sorted(wide.tolist()) == list(range(8))
     apart = simulate(candidate, hgx, work).experts_time_s
-    assert apart < 0.75 * simulate(replace(candidate, placement="contiguous"), hgx, work).experts_time_s
+    assert (
+        apart
+        < 0.75 * simulate(replace(candidate, placement="contiguous"), hgx, work).experts_time_s
+    )
 
 
 @pytest.mark.parametrize("engine", ["bound", "flow", "event"])
 def test_product_keys_from_gate_to_result(hgx, make_candidate, engine):
-    flat, keys = (simulate(candidate_with(make_candidate, 64, num_experts=65536, gate=Gate.parse(gate)), hgx, WORK,
-                           engine=engine) for gate in ("flat", "product_key"))
+    flat, keys = (
+        simulate(
+            candidate_with(make_candidate, 64, num_experts=65536, gate=Gate.parse(gate)),
+            hgx,
+            WORK,
+            engine=engine,
+        )
+        for gate in ("flat", "product_key")
+    )
     assert keys.phase_time_s["gate"] < 0.2 * flat.phase_time_s["gate"]
     assert keys.row()["gate"] == "product_key:8:256"
     assert keys.load_imbalance == flat.load_imbalance

@@ -1,4 +1,5 @@
-"""Results: that their parts add up, what their row holds, and how far they say they can be trusted."""
+"""Results: that their parts add up, what their row holds, and how far they say they can be trusted.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -38,7 +39,10 @@ def test_row_has_the_columns_people_rely_on(hgx, candidate):
     row = simulate(candidate, hgx, WORK).row()
     assert tuple(row) == RESULT_COLUMNS
     assert row["layer_time_us"] == pytest.approx(
-        sum(row[f"{p}_us"] for p in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce"))
+        sum(
+            row[f"{p}_us"]
+            for p in ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
+        )
     )
     assert row["candidate"] == candidate.label
 
@@ -74,23 +78,29 @@ def test_the_weaker_calibration_counts(hgx, candidate, tmp_path, monkeypatch):
     assert simulate(candidate, hgx, WORK).calibration == "spec_sheet"
 
 
-@pytest.mark.parametrize(("name", "changes", "schedule", "flag"), [
-    ("hgx-h100-8", {}, {}, "device"),
-    ("hgx-h100-8", {}, {"granularity": "pair"}, "pair"),
-    ("rail-8x8", {}, {"exchange": "deepep_normal"}, "device"),
-    ("rail-16x8", {}, {"exchange": "nccl"}, "device"),
-    ("rail-16x8", {}, {"exchange": "deepep_normal"}, "device_loose"),
-    ("rail-16x8", {}, {"exchange": "deepep_normal", "granularity": "pair"}, "pair"),
-    ("star-256", {}, {"exchange": "hierarchical"}, "device"),
-    ("rail-2x4", {"oversubscription": 2.0}, {}, "device_loose"),
-    ("torus-4x4x4", {}, {}, "device"),
-    ("torus-8x16", {}, {}, "device_loose"),
-    ("mixed-h100-b200", {}, {}, "device_loose"),
-    ("h100-sxm", {}, {}, "device"),
-])
+@pytest.mark.parametrize(
+    ("name", "changes", "schedule", "flag"),
+    [
+        ("hgx-h100-8", {}, {}, "device"),
+        ("hgx-h100-8", {}, {"granularity": "pair"}, "pair"),
+        ("rail-8x8", {}, {"exchange": "deepep_normal"}, "device"),
+        ("rail-16x8", {}, {"exchange": "nccl"}, "device"),
+        ("rail-16x8", {}, {"exchange": "deepep_normal"}, "device_loose"),
+        ("rail-16x8", {}, {"exchange": "deepep_normal", "granularity": "pair"}, "pair"),
+        ("star-256", {}, {"exchange": "hierarchical"}, "device"),
+        ("rail-2x4", {"oversubscription": 2.0}, {}, "device_loose"),
+        ("torus-4x4x4", {}, {}, "device"),
+        ("torus-8x16", {}, {}, "device_loose"),
+        ("mixed-h100-b200", {}, {}, "device_loose"),
+        ("h100-sxm", {}, {}, "device"),
+    ],
+)
 def test_where_one_transfer_per_device_is_loose(name, changes, schedule, flag):
     cluster = load_cluster(name)
-    assert granularity_of(cluster.with_(**changes) if changes else cluster, Schedule(**schedule)) == flag
+    assert (
+        granularity_of(cluster.with_(**changes) if changes else cluster, Schedule(**schedule))
+        == flag
+    )
 
 
 def test_results_carry_how_transfers_were_simulated(make_candidate):
@@ -102,12 +112,22 @@ def test_results_carry_how_transfers_were_simulated(make_candidate):
     assert simulate(pairs, thin, WORK).row()["granularity"] == "pair"
 
 
-@pytest.mark.parametrize(("name", "dispatch", "level"), [
-    ("h100-rail-8x8", "nvl72", "none"), ("tpu-v5p-4x4x4", "nccl", "none"), ("hgx-h100-8", "ici", "none"),
-    ("hgx-h100-8", "nccl", "calibrated"), ("gb200-nvl72", "nvl72", "spec_sheet"),
-])
-def test_an_exchange_priced_elsewhere_than_it_runs_rests_on_nothing(make_candidate, name, dispatch, level):
+@pytest.mark.parametrize(
+    ("name", "dispatch", "level"),
+    [
+        ("h100-rail-8x8", "nvl72", "none"),
+        ("tpu-v5p-4x4x4", "nccl", "none"),
+        ("hgx-h100-8", "ici", "none"),
+        ("hgx-h100-8", "nccl", "calibrated"),
+        ("gb200-nvl72", "nvl72", "spec_sheet"),
+    ],
+)
+def test_an_exchange_priced_elsewhere_than_it_runs_rests_on_nothing(
+    make_candidate, name, dispatch, level
+):
     cluster = load_cluster(name)
-    candidate = replace(make_candidate(num_experts=cluster.num_devices * 2, top_k=2, ep=cluster.num_devices),
-                        schedule=Schedule(exchange=dispatch))
+    candidate = replace(
+        make_candidate(num_experts=cluster.num_devices * 2, top_k=2, ep=cluster.num_devices),
+        schedule=Schedule(exchange=dispatch),
+    )
     assert simulate(candidate, cluster, WORK).calibration == level

@@ -18,7 +18,12 @@ WORK = Workload(num_tokens_per_device=64, routing="zipf:0.8")
 
 def test_plain_setting_of_one_node(hgx, make_candidate):
     setting = setting_of(make_candidate(), hgx, WORK)
-    assert (setting.ranks_per_node, setting.speed, setting.room_bytes, setting.copy_work) == (None, None, None, 0.0)
+    assert (setting.ranks_per_node, setting.speed, setting.room_bytes, setting.copy_work) == (
+        None,
+        None,
+        None,
+        0.0,
+    )
 
 
 def test_nodes_and_costs_of_copies(make_candidate):
@@ -26,9 +31,12 @@ def test_nodes_and_costs_of_copies(make_candidate):
     plain = setting_of(make_candidate(ep=32, tp=2, placement="eplb_hierarchical"), rail, WORK)
     assert (plain.ranks_per_node, plain.tp, plain.copy_work) == (4, 2, 0.0)
     searched = make_candidate(ep=64, placement="local_search")
-    two_hop, direct, each = (setting_of(replace(searched, schedule=Schedule(exchange=d)), rail, WORK)
-                             for d in ("deepep_normal", "nccl", "deepep_ll"))
-    # eight NICs of 50 GB/s a node against 450 GB/s into one device; straight, seven copies of eight by its own NIC
+    two_hop, direct, each = (
+        setting_of(replace(searched, schedule=Schedule(exchange=d)), rail, WORK)
+        for d in ("deepep_normal", "nccl", "deepep_ll")
+    )
+    # eight NICs of 50 GB/s a node against 450 GB/s into one device; straight, seven copies of eight
+    # by its own NIC
     assert two_hop.node_copy_work / two_hop.copy_work == pytest.approx(450 / (8 * 50))
     assert direct.copy_work / two_hop.copy_work == pytest.approx(7 / 8 * 450 / 50)
     assert (direct.node_copy_work, each.copy_work, each.node_copy_work) == (0.0, 0.0, 0.0)
@@ -50,7 +58,10 @@ def test_given_placement_is_used(hgx, make_candidate):
     candidate = make_candidate(num_experts=64, top_k=4)
     planned = prepare(replace(candidate, placement="balanced"), hgx, WORK).placement
     given = simulate(candidate, hgx, WORK, placement=planned)
-    assert given.layer_time_s == simulate(replace(candidate, placement="balanced"), hgx, WORK).layer_time_s
+    assert (
+        given.layer_time_s
+        == simulate(replace(candidate, placement="balanced"), hgx, WORK).layer_time_s
+    )
     with pytest.raises(ConfigError) as caught:
         simulate(candidate, hgx, WORK, placement=place("contiguous", np.ones(32), 8))
     assert str(caught.value) == "placement: expected 64 experts on 8 ranks, got 32 on 8"
@@ -58,8 +69,10 @@ def test_given_placement_is_used(hgx, make_candidate):
 
 def test_nearest_replicas_send_less_between_nodes(make_candidate):
     rail = load_cluster("h100-rail-8x8")
-    turns, near = (make_candidate(ep=64, num_experts=64, top_k=4, placement=p, num_replicas=64)
-                   for p in ("eplb", "eplb/nearest"))
+    turns, near = (
+        make_candidate(ep=64, num_experts=64, top_k=4, placement=p, num_replicas=64)
+        for p in ("eplb", "eplb/nearest")
+    )
     far = []
     for candidate in (turns, near):
         traffic = prepare(candidate, rail, WORK).traffic
@@ -72,14 +85,32 @@ def test_nearest_replicas_send_less_between_nodes(make_candidate):
 def test_nearest_takes_no_capacity(make_candidate, hgx):
     candidate = make_candidate(placement="eplb/nearest", num_replicas=8)
     dropping = replace(candidate, layer=replace(candidate.layer, capacity_factor=1.0))
-    with pytest.raises(ConfigError, match="placement: nearest replicas take no capacity_factor, got 1"):
+    with pytest.raises(
+        ConfigError, match="placement: nearest replicas take no capacity_factor, got 1"
+    ):
         simulate(dropping, hgx, WORK)
 
 
 def test_every_strategy_is_a_choice_of_a_search():
-    names = ["contiguous", "random:3", "hierarchical", "affinity", "domain", "local_search:20", "eplb/nearest"]
-    space = Space(dense_part="qwen3-235b-a22b", train_tokens=2e12, hidden_size=4096, num_experts=[64], top_k=[4],
-                  expert_intermediate_size=[1024], placement=names, num_replicas=[8])
+    names = [
+        "contiguous",
+        "random:3",
+        "hierarchical",
+        "affinity",
+        "domain",
+        "local_search:20",
+        "eplb/nearest",
+    ]
+    space = Space(
+        dense_part="qwen3-235b-a22b",
+        train_tokens=2e12,
+        hidden_size=4096,
+        num_experts=[64],
+        top_k=[4],
+        expert_intermediate_size=[1024],
+        placement=names,
+        num_replicas=[8],
+    )
     replicas = []
     for name in names:
         point = {key: choices[0] for key, choices in space.choices().items()} | {"placement": name}
@@ -88,18 +119,33 @@ def test_every_strategy_is_a_choice_of_a_search():
         replicas.append(candidate.num_replicas)
     assert replicas == [0, 0, 8, 8, 8, 8, 8]
     with pytest.raises(ConfigError, match="placement: eplb takes no number"):
-        Space(dense_part="qwen3-235b-a22b", train_tokens=2e12, hidden_size=4096, num_experts=[64], top_k=[4],
-              expert_intermediate_size=[1024], placement=["eplb:1"])
+        Space(
+            dense_part="qwen3-235b-a22b",
+            train_tokens=2e12,
+            hidden_size=4096,
+            num_experts=[64],
+            top_k=[4],
+            expert_intermediate_size=[1024],
+            placement=["eplb:1"],
+        )
 
 
 def test_memory_is_shared_out_where_experts_differ(hgx, make_candidate):
     """Wide experts without load would pile up on the rank of the hot narrow ones."""
     dense = load_preset("qwen3-30b-a3b").dense_part
-    candidate = make_candidate(hidden_size=2048, num_experts=32, top_k=4, placement="balanced", dense_part=dense,
-                               expert_intermediate_size=(4096, 256) * 16)
+    candidate = make_candidate(
+        hidden_size=2048,
+        num_experts=32,
+        top_k=4,
+        placement="balanced",
+        dense_part=dense,
+        expert_intermediate_size=(4096, 256) * 16,
+    )
     setting = setting_of(candidate, hgx, WORK)
     assert len(setting.room_bytes) == 8
     assert setting.expert_bytes[0] == 16 * setting.expert_bytes[1]
     placement = prepare(candidate, hgx, WORK).placement
-    held = np.bincount(placement.rank_of_slot_P, weights=np.array(setting.expert_bytes)[placement.expert_of_slot_P])
+    held = np.bincount(
+        placement.rank_of_slot_P, weights=np.array(setting.expert_bytes)[placement.expert_of_slot_P]
+    )
     assert (held <= setting.room_bytes).all()

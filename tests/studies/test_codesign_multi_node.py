@@ -1,4 +1,6 @@
-"""The multi-node search, small: its files, the published design among its points, hardware that varies, continuing."""
+"""The multi-node search, small: its files, the published design among its points, hardware that
+varies, continuing.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,9 @@ SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "codesign_multi_n
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +29,30 @@ def study(tmp_path_factory):
 def test_files_and_what_it_says(study):
     done, out = study
     names = {path.name for path in out.iterdir()}
-    assert {"trials.csv", "pareto.csv", "importance.csv", "winners.csv", "front.html", "plotly.min.js"} <= names
+    assert {
+        "trials.csv",
+        "pareto.csv",
+        "importance.csv",
+        "winners.csv",
+        "front.html",
+        "plotly.min.js",
+    } <= names
     assert "published design: loss" in done.stdout
     assert "rank correlation" in done.stderr
     assert "event engine over the search's" in done.stderr
     trials = pd.read_csv(out / "trials.csv")
     assert len(trials) == 40
     first = trials.iloc[0]
-    assert (first["num_experts"], first["top_k"], first["expert_intermediate_size"]) == (256, 8, 2048)
-    assert trials[["evidence", "calibration", "engine", "seed", "version", "profile_hash"]].notna().all(axis=None)
+    assert (first["num_experts"], first["top_k"], first["expert_intermediate_size"]) == (
+        256,
+        8,
+        2048,
+    )
+    assert (
+        trials[["evidence", "calibration", "engine", "seed", "version", "profile_hash"]]
+        .notna()
+        .all(axis=None)
+    )
 
 
 def test_hardware_is_part_of_the_points(study):
@@ -55,4 +74,6 @@ def test_winners_are_of_the_event_engine(study):
 def test_an_unknown_phase_is_one_line(tmp_path):
     done = run("--phase", "train", "--out", str(tmp_path))
     assert (done.returncode, done.stderr.strip()) == (
-        2, "error: --phase: expected prefill or decode, got 'train'")
+        2,
+        "error: --phase: expected prefill or decode, got 'train'",
+    )

@@ -12,8 +12,13 @@ SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "gating_hierarchy
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False,
-                          env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,14 @@ def study(tmp_path_factory):
 def test_writes_these_files_and_nothing_else(study):
     done, out = study
     assert {path.name for path in out.iterdir()} == {
-        "gates.csv", "summary.csv", "pairs.csv", "gate_time.html", "gate_share.html", "simulated_against_measured.html",
-        "plotly.min.js"}
+        "gates.csv",
+        "summary.csv",
+        "pairs.csv",
+        "gate_time.html",
+        "gate_share.html",
+        "simulated_against_measured.html",
+        "plotly.min.js",
+    }
     assert "the faster gate named right in" in done.stdout
 
 
@@ -45,11 +56,16 @@ def test_rows_hold_simulated_and_measured_gates(study):
     assert many["flat"] < many["group_limited:8:4"]
     summary = pd.read_csv(study[1] / "summary.csv").set_index("gate")
     assert summary.loc["all", "points"] == 10
-    assert pd.read_csv(study[1] / "pairs.csv")["pairs"][0] + pd.read_csv(study[1] / "pairs.csv")["ties"][0] == 20
+    assert (
+        pd.read_csv(study[1] / "pairs.csv")["pairs"][0]
+        + pd.read_csv(study[1] / "pairs.csv")["ties"][0]
+        == 20
+    )
 
 
 def test_a_gpu_s_profile_cannot_be_measured_here(tmp_path):
     done = run("--profile", "a100-sxm", "--out", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
-        "error: --profile: expected a profile of a CPU, got a100-sxm, whose execution is waves")
+        "error: --profile: expected a profile of a CPU, got a100-sxm, whose execution is waves"
+    )

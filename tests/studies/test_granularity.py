@@ -1,4 +1,6 @@
-"""The granularity study on eight devices: its files, and that device granularity is within what it promises."""
+"""The granularity study on eight devices: its files, and that device granularity is within what it
+promises.
+"""
 
 import csv
 import subprocess
@@ -12,7 +14,9 @@ TRAFFIC = {"uniform", "skewed", "sparse", "node_limited", "domain_per_source", "
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +33,28 @@ def rows(path):
 
 
 def test_it_writes_a_row_per_case_a_summary_and_a_page(study):
-    assert {path.name for path in study.iterdir()} == {"granularity.csv", "summary.csv", "granularity.html",
-                                                       "plotly.min.js"}
+    assert {path.name for path in study.iterdir()} == {
+        "granularity.csv",
+        "summary.csv",
+        "granularity.html",
+        "plotly.min.js",
+    }
     cases = rows(study / "granularity.csv")
     assert {(row["topology"], row["traffic"], row["micro_batches"]) for row in cases} == {
-        (topology, traffic, parts) for topology in ("star", "rail", "torus") for traffic in TRAFFIC for parts in "12"}
+        (topology, traffic, parts)
+        for topology in ("star", "rail", "torus")
+        for traffic in TRAFFIC
+        for parts in "12"
+    }
     for row in cases:
         expected = 100 * (float(row["device_us"]) / float(row["pair_us"]) - 1)
         assert float(row["error_percent"]) == pytest.approx(expected)
     for row in rows(study / "summary.csv"):
-        errors = [abs(float(c["error_percent"])) for c in cases if c["topology"] == row["topology"]
-                  and row["traffic"] in ("all", c["traffic"])]
+        errors = [
+            abs(float(c["error_percent"]))
+            for c in cases
+            if c["topology"] == row["topology"] and row["traffic"] in ("all", c["traffic"])
+        ]
         assert int(row["cases"]) == len(errors)
         assert float(row["worst_error_percent"]) == pytest.approx(max(errors))
         assert float(row["mean_error_percent"]) == pytest.approx(sum(errors) / len(errors))
@@ -52,12 +67,21 @@ def test_device_granularity_keeps_its_promise_on_eight_devices(study):
         assert float(row["worst_error_percent"]) <= worst
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--reference", "bound"), "--reference: expected event_compiled or flow, got 'bound'"),
-    (("--tokens", "1"), "--tokens, --seeds: expected at least 8 tokens and 1 seed, got 1 and 2"),
-    (("--exchange", "pigeon"), "unknown exchange 'pigeon'"),
-    (("--out", "/dev/null/x"), "/dev/null/x: cannot write to this output folder: Not a directory"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--reference", "bound"), "--reference: expected event_compiled or flow, got 'bound'"),
+        (
+            ("--tokens", "1"),
+            "--tokens, --seeds: expected at least 8 tokens and 1 seed, got 1 and 2",
+        ),
+        (("--exchange", "pigeon"), "unknown exchange 'pigeon'"),
+        (
+            ("--out", "/dev/null/x"),
+            "/dev/null/x: cannot write to this output folder: Not a directory",
+        ),
+    ],
+)
 def test_bad_options_are_one_line(arguments, message):
     done = run("--quick", *arguments)
     assert done.returncode == 2

@@ -20,8 +20,13 @@ PAGES = ("error_by_tokens.html", "error_by_shape.html", "predicted_against_measu
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False,
-                          env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +41,34 @@ def study(tmp_path_factory):
 def test_writes_these_files_and_nothing_else(study):
     _, out = study
     assert {path.name for path in out.iterdir()} == {
-        "rows.csv", "scoreboard.csv", "ranking.csv", "error_by_tokens.csv", "error_by_shape.csv", "error_by_tile.csv",
-        "plotly.min.js", *PAGES}
+        "rows.csv",
+        "scoreboard.csv",
+        "ranking.csv",
+        "error_by_tokens.csv",
+        "error_by_shape.csv",
+        "error_by_tile.csv",
+        "plotly.min.js",
+        *PAGES,
+    }
 
 
 def test_rows_hold_every_class_of_every_system_and_its_predictions(study):
     rows = pd.read_csv(study[1] / "rows.csv")
-    assert list(rows.columns) == [*silicon.COLUMNS, "latency_ms", "fitted", *PREDICTED, "tile", "mode", "version"]
+    assert list(rows.columns) == [
+        *silicon.COLUMNS,
+        "latency_ms",
+        "fitted",
+        *PREDICTED,
+        "tile",
+        "mode",
+        "version",
+    ]
     assert set(rows["system"]) == set(silicon.systems())
-    sizes = rows.groupby(["system", "dataset", "moe_dtype", rows["moe_ep_size"] > 1, "fitted"]).size()
-    few = rows["fitted"] & rows["system"].isin(["b200_sxm", "l40s"])  # no more than the ten few-shot rows
+    sizes = rows.groupby(
+        ["system", "dataset", "moe_dtype", rows["moe_ep_size"] > 1, "fitted"]
+    ).size()
+    # no more than the ten few-shot rows
+    few = rows["fitted"] & rows["system"].isin(["b200_sxm", "l40s"])
     assert (sizes[~sizes.index.isin(sizes.index[sizes < 20])] == 20).all()
     assert sizes[sizes < 20].sum() == few.sum() > 0
     assert rows.notna().all(axis=None)
@@ -66,14 +89,27 @@ def test_errors_by_bucket_are_those_of_the_rows(study, bucket):
     rows = pd.read_csv(study[1] / "rows.csv")
     rows = rows[rows["latency_ms"] >= 0.05].assign(
         error=lambda r: 100 * (r["predicted_latency_ms"] / r["latency_ms"] - 1),
-        shape=lambda r: r["hidden_size"].astype(str) + "x" + r["inter_size"].astype(str) + ", "
-        + r["topk"].astype(str) + " of " + r["num_experts"].astype(str))
+        shape=lambda r: (
+            r["hidden_size"].astype(str)
+            + "x"
+            + r["inter_size"].astype(str)
+            + ", "
+            + r["topk"].astype(str)
+            + " of "
+            + r["num_experts"].astype(str)
+        ),
+    )
     assert table["rows"].sum() == len(rows)
     one = table.loc[table["rows"].idxmax()]
     spread = rows["moe_ep_size"] > 1 if one["ep"] == "EP>1" else rows["moe_ep_size"] == 1
-    own = rows[(rows["system"] == one["system"]) & (rows["dataset"] == one["dataset"]) & spread
-               & (rows["moe_dtype"] == one["precision"]) & (rows["fitted"] == one["fitted"])
-               & (rows[column] == one[column])]["error"]
+    own = rows[
+        (rows["system"] == one["system"])
+        & (rows["dataset"] == one["dataset"])
+        & spread
+        & (rows["moe_dtype"] == one["precision"])
+        & (rows["fitted"] == one["fitted"])
+        & (rows[column] == one[column])
+    ]["error"]
     assert len(own) == one["rows"]
     assert one["bias"] == pytest.approx(own.median())
     assert one["mape"] == pytest.approx(own.abs().mean())
@@ -87,9 +123,19 @@ def test_scoreboard_and_ranking_say_how_each_was_predicted(study):
     assert scores.notna().all(axis=None)
     assert scores["rows"].sum() == len(pd.read_csv(out / "rows.csv"))
     ranks = pd.read_csv(out / "ranking.csv")
-    assert {"system", "dataset", "precision", "groups", "kendall_tau", "regret_percent", *SOURCED} <= set(ranks.columns)
+    assert {
+        "system",
+        "dataset",
+        "precision",
+        "groups",
+        "kendall_tau",
+        "regret_percent",
+        *SOURCED,
+    } <= set(ranks.columns)
     # twenty rows of a class hardly ever share their conditions, and it says so
-    assert len(ranks) or "no ranking: no six of the rows drawn share their conditions" in done.stderr
+    assert (
+        len(ranks) or "no ranking: no six of the rows drawn share their conditions" in done.stderr
+    )
 
 
 def test_prints_rows_of_at_least_50_us_only(study):
@@ -114,7 +160,14 @@ def test_pages_need_no_network(study, page):
 def test_spec_mode_ranks_and_uses_no_few_shot_factors(tmp_path):
     done = run("--limit", "300", "--mode", "spec", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    for name in ("rows", "scoreboard", "ranking", "error_by_tokens", "error_by_shape", "error_by_tile"):
+    for name in (
+        "rows",
+        "scoreboard",
+        "ranking",
+        "error_by_tokens",
+        "error_by_shape",
+        "error_by_tile",
+    ):
         table = pd.read_csv(tmp_path / f"{name}.csv")
         assert len(table)
         assert set(table["mode"]) == {"spec"}
@@ -123,10 +176,16 @@ def test_spec_mode_ranks_and_uses_no_few_shot_factors(tmp_path):
     assert "Ranking of architecture x TP x EP" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["--mode", "best"], "error: --mode: expected calibrated or spec, got 'best'"),
-    (["--out", "{file}/x"], "error: {file}/x: cannot write to this output folder: Not a directory"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--mode", "best"], "error: --mode: expected calibrated or spec, got 'best'"),
+        (
+            ["--out", "{file}/x"],
+            "error: {file}/x: cannot write to this output folder: Not a directory",
+        ),
+    ],
+)
 def test_bad_options_are_one_line(tmp_path, arguments, line):
     file = tmp_path / "file"
     file.write_text("")

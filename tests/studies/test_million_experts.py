@@ -1,4 +1,6 @@
-"""The study of very many experts, small: what breaks is what the numbers say, and remedies are compared."""
+"""The study of very many experts, small: what breaks is what the numbers say, and remedies are
+compared.
+"""
 
 import subprocess
 import sys
@@ -13,20 +15,33 @@ SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "million_experts.
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("million")
-    done = subprocess.run([sys.executable, SCRIPT, "--quick", "--out", str(out)], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--quick", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done, out
 
 
 def test_files_and_provenance(study):
     done, out = study
-    assert {p.name for p in out.iterdir()} == {"points.csv", "breaks.csv", "remedies.csv", "million_experts.html",
-                                               "plotly.min.js"}
+    assert {p.name for p in out.iterdir()} == {
+        "points.csv",
+        "breaks.csv",
+        "remedies.csv",
+        "million_experts.html",
+        "plotly.min.js",
+    }
     assert "against Shazeer et al. 2017" in done.stdout
     rows = pd.read_csv(out / "points.csv")
     assert len(rows) == 12
-    assert rows[["evidence", "calibration", "engine", "seed", "version", "profile_hash"]].notna().all(axis=None)
+    assert (
+        rows[["evidence", "calibration", "engine", "seed", "version", "profile_hash"]]
+        .notna()
+        .all(axis=None)
+    )
     assert rows["loss_extrapolated"].all()
     assert (rows["loss_low"] <= rows["loss"]).all()
 
@@ -44,8 +59,14 @@ def test_breaks_follow_from_points(study):
 
 def test_gates_cost_what_they_should_at_a_million(study):
     rows = pd.read_csv(study[1] / "points.csv")
-    many = rows[(rows["num_experts"] == 1048576) & (rows["cluster"] == "64 H100, rail")].set_index("gate_kind")
-    assert many.loc["flat", "gate_us"] > many.loc["two_level", "gate_us"] > many.loc["product_key", "gate_us"]
+    many = rows[(rows["num_experts"] == 1048576) & (rows["cluster"] == "64 H100, rail")].set_index(
+        "gate_kind"
+    )
+    assert (
+        many.loc["flat", "gate_us"]
+        > many.loc["two_level", "gate_us"]
+        > many.loc["product_key", "gate_us"]
+    )
     assert many.loc["flat", "gate_gib"] > 100 * many.loc["product_key", "gate_gib"]
     assert many["loss"].nunique() == 1  # of the same keys
     assert (many["total_params"] > 2.5e12).all()

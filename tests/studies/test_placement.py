@@ -1,4 +1,6 @@
-"""The placement study in its quick form: its tables, what they must say, and pages that need no network."""
+"""The placement study in its quick form: its tables, what they must say, and pages that need no
+network.
+"""
 
 import os
 import subprocess
@@ -15,8 +17,13 @@ PAGES = ("imbalance.html", "layer_time.html", "drift.html")
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False,
-                          env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,13 @@ def out(tmp_path_factory):
 
 
 def test_writes_these_files_and_nothing_else(out):
-    assert {path.name for path in out.iterdir()} == {"placements.csv", "best.csv", "drift.csv", "plotly.min.js", *PAGES}
+    assert {path.name for path in out.iterdir()} == {
+        "placements.csv",
+        "best.csv",
+        "drift.csv",
+        "plotly.min.js",
+        *PAGES,
+    }
 
 
 def test_every_strategy_that_may_is_there_and_simulated(out):
@@ -40,10 +53,22 @@ def test_every_strategy_that_may_is_there_and_simulated(out):
     sizes = planned.groupby(["cluster", "distribution", "num_replicas"]).size()
     assert set(sizes.loc[:, :, 0]) == {13}
     assert set(sizes.loc[:, :, 64]) == {9}
-    names = planned.loc[planned["num_replicas"] == 64, "placement"].str.split("[:/]", regex=True).str[0]
+    names = (
+        planned.loc[planned["num_replicas"] == 64, "placement"].str.split("[:/]", regex=True).str[0]
+    )
     assert set(names) == set(REPLICATING) - {"exact"}
-    columns = ["load_imbalance", "layer_time_us", "layer_time_next_step_us", "speed_up", "evidence", "calibration",
-               "engine", "seed", "version", "profile_hash"]
+    columns = [
+        "load_imbalance",
+        "layer_time_us",
+        "layer_time_next_step_us",
+        "speed_up",
+        "evidence",
+        "calibration",
+        "engine",
+        "seed",
+        "version",
+        "profile_hash",
+    ]
     assert planned[columns].notna().all(axis=None)
     assert (planned["load_imbalance"] >= 1).all()
 
@@ -52,7 +77,9 @@ def test_refined_is_at_least_as_fast_as_where_it_may_begin(out):
     rows = pd.read_csv(out / "placements.csv")
     for _, part in rows.groupby(["cluster", "distribution", "num_replicas"]):
         refined = part.loc[part["placement"] == "refined", "layer_time_us"].item()
-        assert refined <= part.loc[part["placement"].isin(["eplb", "balanced"]), "layer_time_us"].min() * (1 + 1e-9)
+        assert refined <= part.loc[
+            part["placement"].isin(["eplb", "balanced"]), "layer_time_us"
+        ].min() * (1 + 1e-9)
 
 
 def test_best_is_the_fastest(out):

@@ -1,4 +1,6 @@
-"""The probe on four variants: it trains, differences are paired, and what it says of the table follows from both."""
+"""The probe on four variants: it trains, differences are paired, and what it says of the table
+follows from both.
+"""
 
 import csv
 import subprocess
@@ -13,7 +15,9 @@ SCRIPT = str(FOLDER / "run.py")
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,10 @@ def rows(path):
 def test_models_learn_more_than_how_often_bytes_occur(study):
     runs = rows(study / "runs.csv")
     assert {(row["variant"], row["seed"]) for row in runs} == {
-        (name, seed) for name in ("flat", "two_level", "noisy_top_k", "expert_dropout") for seed in "01"}
+        (name, seed)
+        for name in ("flat", "two_level", "noisy_top_k", "expert_dropout")
+        for seed in "01"
+    }
     for row in runs:
         assert float(row["last_loss"]) < float(row["first_loss"]) - 2
         assert float(row["loss"]) < float(row["unigram_entropy"]) - 0.1
@@ -63,12 +70,18 @@ def test_differences_are_paired_by_seed(study):
         assert float(row["delta"]) == pytest.approx(sum(deltas) / 2)
         assert float(row["deviation"]) == pytest.approx(abs(deltas[0] - deltas[1]) / 2**0.5)
         # 90 % of Student's t with one degree of freedom: 6.314 standard errors
-        assert float(row["high"]) - float(row["delta"]) == pytest.approx(6.3138 * abs(deltas[0] - deltas[1]) / 2,
-                                                                         rel=1e-3)
+        assert float(row["high"]) - float(row["delta"]) == pytest.approx(
+            6.3138 * abs(deltas[0] - deltas[1]) / 2, rel=1e-3
+        )
 
 
 def test_files(study):
-    assert {path.name for path in study.iterdir()} == {"runs.csv", "deltas.csv", "deltas.html", "plotly.min.js"}
+    assert {path.name for path in study.iterdir()} == {
+        "runs.csv",
+        "deltas.csv",
+        "deltas.html",
+        "plotly.min.js",
+    }
     page = (study / "deltas.html").read_text()
     assert "expert_dropout" in page
     assert "table's interval" in page or "table\\u0027s interval" in page
@@ -77,21 +90,45 @@ def test_files(study):
 def test_variants_begin_alike_and_differ_where_they_should(probe):
     model, _ = probe
     sizes = model.Probe(hidden_size=32, window=16, batch=2)
-    flat, noisy, null, dense = (model.LanguageModel(sizes, variant, 3).eval() for variant in (
-        model.Variant(), model.Variant(gate="flat+noisy_top_k:1"), model.Variant(redraw=1), model.Variant(dense=True)))
+    flat, noisy, null, dense = (
+        model.LanguageModel(sizes, variant, 3).eval()
+        for variant in (
+            model.Variant(),
+            model.Variant(gate="flat+noisy_top_k:1"),
+            model.Variant(redraw=1),
+            model.Variant(dense=True),
+        )
+    )
     batch = model.windows(model.text()[0], sizes, 0)
     assert (batch == model.windows(model.text()[0], sizes, 0)).all()
     # without noise, noisy top-k is flat
     assert torch.allclose(flat(batch[:, :-1]), noisy(batch[:, :-1]), atol=1e-5)
     assert not torch.allclose(flat(batch[:, :-1]), null(batch[:, :-1]), atol=1e-2)
     ours, other = dict(flat.named_parameters()), dict(null.named_parameters())
-    assert {name for name in ours if not torch.equal(ours[name], other[name])} == {"moe.0.fine_EH", "moe.1.fine_EH"}
+    assert {name for name in ours if not torch.equal(ours[name], other[name])} == {
+        "moe.0.fine_EH",
+        "moe.1.fine_EH",
+    }
     # a dense model uses as many parameters, but for the router's
     assert model.active_params(flat) - model.active_params(dense) == 2 * (16 - 1) * 32
 
 
-@pytest.mark.parametrize("name", ["flat", "two_level", "two_level_selects", "group_limited", "hash", "bias",
-                                  "noisy_top_k", "share_tokens", "capacity_1", "expert_dropout", "dense"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flat",
+        "two_level",
+        "two_level_selects",
+        "group_limited",
+        "hash",
+        "bias",
+        "noisy_top_k",
+        "share_tokens",
+        "capacity_1",
+        "expert_dropout",
+        "dense",
+    ],
+)
 def test_every_variant_runs_both_ways_and_never_sees_the_future(probe, name):
     model, study = probe
     sizes = model.Probe(hidden_size=32, window=16, batch=2, expert_width=16)
@@ -124,10 +161,16 @@ def test_verdicts(probe):
     assert study.verdict(0.01, 0.02, study.DELTAS["noisy_top_k"]) == "table has no sign"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--seeds", "1"), "error: --seeds: expected at least 2, since one tells no spread, got 1"),
-    (("--out", "/dev/null/x"), "error: /dev/null/x: cannot write to this output folder: Not a directory"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", "1"), "error: --seeds: expected at least 2, since one tells no spread, got 1"),
+        (
+            ("--out", "/dev/null/x"),
+            "error: /dev/null/x: cannot write to this output folder: Not a directory",
+        ),
+    ],
+)
 def test_bad_options_are_one_line(arguments, message):
     done = run(*arguments)
     assert (done.returncode, done.stderr.strip()) == (2, message)

@@ -1,4 +1,6 @@
-"""The scaling study on 8 and 64 devices: its files, and that what does not fit is left out with the reason."""
+"""The scaling study on 8 and 64 devices: its files, and that what does not fit is left out with the
+reason.
+"""
 
 import csv
 import subprocess
@@ -11,7 +13,9 @@ SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "scaling.py")
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_every_point_or_why_there_is_none(tmp_path):
@@ -19,8 +23,11 @@ def test_every_point_or_why_there_is_none(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "new" / "scaling.csv").open()))
     assert {(row["topology"], row["engine"], row["num_devices"]) for row in rows} == {
-        (topology, engine, size) for topology in ("star", "rail", "torus")
-        for engine in ("bound", "flow", "event_compiled") for size in ("8", "64")}
+        (topology, engine, size)
+        for topology in ("star", "rail", "torus")
+        for engine in ("bound", "flow", "event_compiled")
+        for size in ("8", "64")
+    }
     for row in rows:
         if row["num_devices"] == "8":
             assert float(row["time_us"]) > 0
@@ -30,8 +37,11 @@ def test_every_point_or_why_there_is_none(tmp_path):
             assert row["left_out"].startswith("would take about ")
             assert row["time_us"] == ""
     for topology in ("star", "rail", "torus"):
-        bound, flow, _ = (float(row["time_us"]) for row in rows
-                          if (row["topology"], row["num_devices"]) == (topology, "8"))
+        bound, flow, _ = (
+            float(row["time_us"])
+            for row in rows
+            if (row["topology"], row["num_devices"]) == (topology, "8")
+        )
         assert bound <= flow * (1 + 1e-9)
     assert "left out" in done.stderr
     assert (tmp_path / "new" / "scaling.html").stat().st_size > 1000
@@ -40,11 +50,15 @@ def test_every_point_or_why_there_is_none(tmp_path):
 def test_a_bad_folder_is_one_line():
     done = run("--quick", "--out", "/dev/null/x")
     assert (done.returncode, done.stderr.strip()) == (
-        2, "error: /dev/null/x: cannot write to this output folder: Not a directory")
+        2,
+        "error: /dev/null/x: cannot write to this output folder: Not a directory",
+    )
 
 
 @pytest.mark.full
 def test_64_devices_too(tmp_path):
     done = run("--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert all(float(row["wall_s"]) > 0 for row in csv.DictReader((tmp_path / "scaling.csv").open()))
+    assert all(
+        float(row["wall_s"]) > 0 for row in csv.DictReader((tmp_path / "scaling.csv").open())
+    )

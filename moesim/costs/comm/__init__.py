@@ -1,1 +1,2 @@
-"""Communication kernels: what one exchange of tokens demands of ports and SMs, and what it waits."""
+"""Communication kernels: what one exchange of tokens demands of ports and SMs, and what it waits.
+"""

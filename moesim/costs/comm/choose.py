@@ -30,7 +30,9 @@ class _Pair:
     def level(self) -> str:
         return weakest([self.there.level, self.back.level])
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
         return self._of(direction).copy_bytes(direction, hidden_size, top_k, element_bytes)
 
     def price(self, direction: Direction, work: Work) -> Price:
@@ -45,9 +47,13 @@ class _Pair:
 
 def ports_of(cluster: Cluster) -> Ports:
     """A device's side of a cluster's fabric; of a mixed cluster the first device's."""
-    return Ports(near_bytes_per_s=cluster.link_bytes_per_s, far_bytes_per_s=cluster.nic_bytes_per_s,
-                 num_ranks=cluster.num_devices, ranks_per_domain=cluster.devices_per_domain,
-                 num_sms=cluster.profile.num_sms)
+    return Ports(
+        near_bytes_per_s=cluster.link_bytes_per_s,
+        far_bytes_per_s=cluster.nic_bytes_per_s,
+        num_ranks=cluster.num_devices,
+        ranks_per_domain=cluster.devices_per_domain,
+        num_sms=cluster.profile.num_sms,
+    )
 
 
 def _ideal(cluster: Cluster, num_sms: int | None) -> CommKernel:
@@ -57,32 +63,49 @@ def _ideal(cluster: Cluster, num_sms: int | None) -> CommKernel:
 def _host(cluster: Cluster, num_sms: int | None) -> CommKernel:
     fabric = cluster.profile.host_fabric
     if fabric is None:
-        raise ConfigError(f"exchange host: {cluster.profile.name} has no measured all-to-all; `moesim measure` writes "
-                          "a profile that has")
-    return Wire(ports=ports_of(cluster), start_s=fabric.start_s, level="calibrated", spread=fabric.interval)
+        raise ConfigError(
+            f"exchange host: {cluster.profile.name} has no measured all-to-all; `moesim measure` "
+            "writes a profile that has"
+        )
+    return Wire(
+        ports=ports_of(cluster), start_s=fabric.start_s, level="calibrated", spread=fabric.interval
+    )
 
 
 def _ici(cluster: Cluster, num_sms: int | None) -> CommKernel:
     assumed = load_calibration("ici-assumed", cluster.profile)
-    return Wire(ports=ports_of(cluster), efficiency=assumed["link_efficiency"], start_s=assumed["start_us"] * US)
+    return Wire(
+        ports=ports_of(cluster),
+        efficiency=assumed["link_efficiency"],
+        start_s=assumed["start_us"] * US,
+    )
 
 
 def _all_gather(cluster: Cluster, num_sms: int | None) -> CommKernel:
     if cluster.is_torus:
-        raise ConfigError(f"exchange all_gather: {cluster.name} is a torus, which gathers ring by ring; that is not "
-                          "modelled: use ici")
+        raise ConfigError(
+            f"exchange all_gather: {cluster.name} is a torus, which gathers ring by ring; that is "
+            "not modelled: use ici"
+        )
     ports = ports_of(cluster)
-    return _Pair(there=comm_kernel("nccl_all_gather", ports, cluster.profile),
-                 back=comm_kernel("nccl_reduce_scatter", ports, cluster.profile))
+    return _Pair(
+        there=comm_kernel("nccl_all_gather", ports, cluster.profile),
+        back=comm_kernel("nccl_reduce_scatter", ports, cluster.profile),
+    )
 
 
 def _calibrated(name: str) -> Callable[[Cluster, int | None], CommKernel]:
-    return lambda cluster, num_sms: comm_kernel(name, ports_of(cluster), cluster.profile, num_sms=num_sms)
+    return lambda cluster, num_sms: comm_kernel(
+        name, ports_of(cluster), cluster.profile, num_sms=num_sms
+    )
 
 
 #: kernel that an exchange names -> what makes it on a cluster
 KERNELS: dict[str, Callable[[Cluster, int | None], CommKernel]] = {
-    "ideal": _ideal, "host": _host, "ici": _ici, "all_gather": _all_gather,
+    "ideal": _ideal,
+    "host": _host,
+    "ici": _ici,
+    "all_gather": _all_gather,
     **{name: _calibrated(name) for name in NAMES},
 }
 
@@ -96,8 +119,8 @@ def exchange_kernel(cluster: Cluster, exchange: Exchange, num_sms: int | None = 
         num_sms: SMs of DeepEP's normal mode, where they are not its default.
 
     Raises:
-        ConfigError: A calibration file is missing or malformed, a host without a measured all-to-all, an all-gather on
-            a torus, or a kernel that does not exist.
+        ConfigError: A calibration file is missing or malformed, a host without a measured
+            all-to-all, an all-gather on a torus, or a kernel that does not exist.
     """
     make = exchange.kernel
     if isinstance(make, str):
@@ -109,4 +132,8 @@ def exchange_kernel(cluster: Cluster, exchange: Exchange, num_sms: int | None = 
 
 def exchange_digest(cluster: Cluster, exchange: Exchange) -> str:
     """Hash of the calibration file that an exchange's prices rest on; empty for none."""
-    return load_calibration(exchange.calibration, cluster.profile).digest if exchange.calibration else ""
+    return (
+        load_calibration(exchange.calibration, cluster.profile).digest
+        if exchange.calibration
+        else ""
+    )

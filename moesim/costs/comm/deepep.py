@@ -1,15 +1,18 @@
 """DeepEP's two modes: normal (training, prefill) and low latency (decoding).
 
-Structure, per device with N tokens of which b bytes travel per copy. *Normal*: one copy per rank that holds any of a
-token's experts, handled by ``num_sms`` SMs. In dispatch every sender warp scans all tokens, then copies; in combine
-an SM reads a token's copies and writes their sum. SMs, port and NIC are stages side by side (4-norm), the pipeline's
-fill comes on top. Across domains a token crosses the NIC once per domain and is forwarded there, so the SMs handle
-copies twice (``hop_factor``). *Low latency*: one copy per choice into the expert's slot; the SMs follow from the
-experts, one group of warps each (g = ceil(E / SMs of the device), ceil(E / g) SMs); in dispatch an SM takes one token
-after the other. Across domains every copy crosses the NIC by itself. Each doubling of domains costs a step.
+Structure, per device with N tokens of which b bytes travel per copy. *Normal*: one copy per rank
+that holds any of a token's experts, handled by ``num_sms`` SMs. In dispatch every sender warp scans
+all tokens, then copies; in combine an SM reads a token's copies and writes their sum. SMs, port and
+NIC are stages side by side (4-norm), the pipeline's fill comes on top. Across domains a token
+crosses the NIC once per domain and is forwarded there, so the SMs handle copies twice
+(``hop_factor``). *Low latency*: one copy per choice into the expert's slot; the SMs follow from the
+experts, one group of warps each (g = ceil(E / SMs of the device), ceil(E / g) SMs); in dispatch an
+SM takes one token after the other. Across domains every copy crosses the NIC by itself. Each
+doubling of domains costs a step.
 
-Data: aiconfigurator-core 0.12, wideep_deepep_{normal,ll}_perf of H100, kernel time without the notify kernel
-(calibrations ``deepep-normal``, ``deepep-ll``); the code is deepseek-ai/DeepEP, its README has the published figures.
+Data: aiconfigurator-core 0.12, wideep_deepep_{normal,ll}_perf of H100, kernel time without the
+notify kernel (calibrations ``deepep-normal``, ``deepep-ll``); the code is deepseek-ai/DeepEP, its
+README has the published figures.
 """
 
 from dataclasses import dataclass
@@ -64,9 +67,16 @@ class _DeepEp:
 
     def _price(self, direction: Direction, work: Work, stages: _Stages, num_sms: int) -> Price:
         c = self.calibration
-        return priced(stages.time_s, work, sm_s=stages.sm, near_s=stages.near, far_s=stages.far,
-                      near_factor=1.0 / c[f"{direction}_port_efficiency"],
-                      far_factor=1.0 / c[f"{direction}_nic_efficiency"], num_sms=num_sms)
+        return priced(
+            stages.time_s,
+            work,
+            sm_s=stages.sm,
+            near_s=stages.near,
+            far_s=stages.far,
+            near_factor=1.0 / c[f"{direction}_port_efficiency"],
+            far_factor=1.0 / c[f"{direction}_nic_efficiency"],
+            num_sms=num_sms,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,14 +90,22 @@ class DeepEpNormal(_DeepEp):
     num_sms: int = 20
     copies: Literal["per_rank", "per_choice"] = "per_rank"
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
-        """Elements with scales; in dispatch 4 B, and 12 B of index and weight per choice; in combine its weight."""
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
+        """Elements with scales; in dispatch 4 B, and 12 B of index and weight per choice; in
+        combine its weight.
+        """
         payload = hidden_size * payload_bytes(element_bytes)
         return payload + (12.0 * top_k + 4.0 if direction == "dispatch" else 4.0 * top_k)
 
     def stages(self, direction: Direction, work: Work) -> _Stages:
         """Start, stages and depth of one exchange, each of shape (D,)."""
-        c, sms, b = self.calibration, np.asarray(self.num_sms, dtype=np.float64), work.copy_bytes / KB
+        c, sms, b = (
+            self.calibration,
+            np.asarray(self.num_sms, dtype=np.float64),
+            work.copy_bytes / KB,
+        )
         domains = num_domains(self.ports)
         hop = np.where(domains > 1.0, c[f"{direction}_hop_factor"], 1.0)
         node_s = c[f"{direction}_node_us"] * US * np.log2(domains)
@@ -96,15 +114,26 @@ class DeepEpNormal(_DeepEp):
         if direction == "dispatch":
             copy_us = c["dispatch_copy_us"] + b / _kb_per_us(c["dispatch_copy_gb_per_s"])
             sm = (work.tokens_D * c["dispatch_scan_us"] + work.copies_D * copy_us) / sms * hop * US
-            return _Stages(start=(c["dispatch_start_us"] + c["dispatch_start_us_per_kb"] * b) * US + node_s,
-                           sm=sm, near=near, far=far,
-                           depth=(c["dispatch_fill_us"] + c["dispatch_fill_us_per_kb"] * per_token * b / sms) * US)
-        read_us = b * (1.0 / _kb_per_us(c["combine_token_gb_per_s"])
-                       + per_token / _kb_per_us(c["combine_copy_gb_per_s"]))
+            return _Stages(
+                start=(c["dispatch_start_us"] + c["dispatch_start_us_per_kb"] * b) * US + node_s,
+                sm=sm,
+                near=near,
+                far=far,
+                depth=(c["dispatch_fill_us"] + c["dispatch_fill_us_per_kb"] * per_token * b / sms)
+                * US,
+            )
+        read_us = b * (
+            1.0 / _kb_per_us(c["combine_token_gb_per_s"])
+            + per_token / _kb_per_us(c["combine_copy_gb_per_s"])
+        )
         send_us = work.copies_D * b / _kb_per_us(c["combine_send_gb_per_s"])
         sm = soft_maximum(work.tokens_D * read_us, send_us) / sms * hop * US
-        start_us = c["combine_start_us"] + c["combine_start_tokens"] * np.where(per_token > 0.0, read_us, 0.0)
-        return _Stages(start=start_us * US + node_s, sm=sm, near=near, far=far, depth=c["combine_fill_us"] * US)
+        start_us = c["combine_start_us"] + c["combine_start_tokens"] * np.where(
+            per_token > 0.0, read_us, 0.0
+        )
+        return _Stages(
+            start=start_us * US + node_s, sm=sm, near=near, far=far, depth=c["combine_fill_us"] * US
+        )
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange."""
@@ -115,14 +144,19 @@ class DeepEpNormal(_DeepEp):
 class DeepEpLowLatency(_DeepEp):
     """DeepEP's low-latency mode; `CommKernel`.
 
-    It takes no SMs from compute: where the two overlap, a hook receives, which occupies none (DeepEP README).
+    It takes no SMs from compute: where the two overlap, a hook receives, which occupies none
+    (DeepEP README).
     """
 
     copies: Literal["per_rank", "per_choice"] = "per_choice"
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
         """Elements and scales, and 16 B of source in dispatch."""
-        return hidden_size * payload_bytes(element_bytes) + (16.0 if direction == "dispatch" else 0.0)
+        return hidden_size * payload_bytes(element_bytes) + (
+            16.0 if direction == "dispatch" else 0.0
+        )
 
     def stages(self, direction: Direction, work: Work) -> _Stages:
         """Start and stages of one exchange, each of shape (D,)."""
@@ -130,10 +164,19 @@ class DeepEpLowLatency(_DeepEp):
         groups = np.ceil(np.asarray(work.num_experts) / self.ports.num_sms)
         sms = np.ceil(work.num_experts / groups)
         near, far = self._links(direction, work)
-        start_us = (c[f"{direction}_start_us"] + c[f"{direction}_expert_us"] * (work.num_experts / 256.0)
-                    + c[f"{direction}_node_us"] * np.log2(num_domains(self.ports)))
+        start_us = (
+            c[f"{direction}_start_us"]
+            + c[f"{direction}_expert_us"] * (work.num_experts / 256.0)
+            + c[f"{direction}_node_us"] * np.log2(num_domains(self.ports))
+        )
         sm = work.tokens_D / sms * c[f"{direction}_token_us"] * US
-        return _Stages(start=np.broadcast_to(start_us * US, np.shape(near)), sm=sm, near=near, far=far, depth=0.0)
+        return _Stages(
+            start=np.broadcast_to(start_us * US, np.shape(near)),
+            sm=sm,
+            near=near,
+            far=far,
+            depth=0.0,
+        )
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange."""

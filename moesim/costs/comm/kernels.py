@@ -14,18 +14,20 @@ _RINGS = {f"nccl_{c}": c for c in COLLECTIVES if c != "alltoall"}
 NAMES = ("nccl", *_RINGS, "deepep_normal", "deepep_ll", "nvl72", "nvl72_two_sided")
 
 
-def comm_kernel(name: str, ports: Ports, profile: Profile, *, few_shot: bool = True,
-                num_sms: int | None = None) -> CommKernel:
+def comm_kernel(
+    name: str, ports: Ports, profile: Profile, *, few_shot: bool = True, num_sms: int | None = None
+) -> CommKernel:
     """A communication kernel, calibrated for a device as far as it can be.
 
-    On a device nobody measured (MI300X with RCCL, say) the parameters of H100 meet that device's own port rates: level
-    ``spec_sheet``.
+    On a device nobody measured (MI300X with RCCL, say) the parameters of H100 meet that device's
+    own port rates: level ``spec_sheet``.
 
     Args:
         name: One of `NAMES`; ``nccl`` is its all-to-all, ``nvl72`` the one-sided form.
         ports: The device's side of the fabric.
         profile: The device.
-        few_shot: Whether to use factors from a few measured rows of the device, where there are any.
+        few_shot: Whether to use factors from a few measured rows of the device, where there are
+            any.
         num_sms: SMs of DeepEP's normal mode, where they are not DeepEP's default of 20.
 
     Raises:
@@ -36,11 +38,19 @@ def comm_kernel(name: str, ports: Ports, profile: Profile, *, few_shot: bool = T
         calibration = load_calibration("nccl", profile, few_shot=few_shot)
         return Nccl(ports=ports, calibration=calibration, collective=_RINGS.get(name, "alltoall"))
     if name == "deepep_normal":
-        normal = DeepEpNormal(ports=ports, calibration=load_calibration("deepep-normal", profile, few_shot=few_shot))
+        normal = DeepEpNormal(
+            ports=ports, calibration=load_calibration("deepep-normal", profile, few_shot=few_shot)
+        )
         return normal if num_sms is None else replace(normal, num_sms=num_sms)
     if name == "deepep_ll":
-        return DeepEpLowLatency(ports=ports, calibration=load_calibration("deepep-ll", profile, few_shot=few_shot))
+        return DeepEpLowLatency(
+            ports=ports, calibration=load_calibration("deepep-ll", profile, few_shot=few_shot)
+        )
     if name in ("nvl72", "nvl72_two_sided"):
         calibration = load_calibration("nvl72", profile, few_shot=few_shot)
-        return Nvl72(ports=ports, calibration=calibration, variant="one_sided" if name == "nvl72" else "two_sided")
+        return Nvl72(
+            ports=ports,
+            calibration=calibration,
+            variant="one_sided" if name == "nvl72" else "two_sided",
+        )
     raise UnknownNameError("communication kernel", name, NAMES)

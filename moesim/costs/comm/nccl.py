@@ -1,12 +1,15 @@
-"""NCCL's collectives: the all-to-all of expert parallelism, and the collectives that price a dispatch under TP.
+"""NCCL's collectives: the all-to-all of expert parallelism, and the collectives that price a
+dispatch under TP.
 
-Structure, per device with w bytes over its port and R ranks (v = one way of the port, every other letter fitted):
-two protocols of which the slower decides (8-norm). *Bandwidth*: start + (w + ramp w / (w + knee)) / (v efficiency),
-the ramp being bytes that could have been sent while channels and pipeline slots filled; the efficiency counts headers
-and falls with few peers, (R-1)/(R-1+few). *Low latency*: start + bytes per peer / protocol rate, up to a ceiling
-that is the start of the other protocol. Ring collectives start hop after hop, so their starts and ceilings grow with
-R-1. The all-to-all of NCCL up to 2.24 left the low-latency protocol at a lower ceiling (``legacy``). Across nodes
-nothing was measured: the NIC is a stage beside the port, with DeepEP's NIC efficiency and step per doubling of nodes.
+Structure, per device with w bytes over its port and R ranks (v = one way of the port, every other
+letter fitted): two protocols of which the slower decides (8-norm). *Bandwidth*: start + (w + ramp w
+/ (w + knee)) / (v efficiency), the ramp being bytes that could have been sent while channels and
+pipeline slots filled; the efficiency counts headers and falls with few peers, (R-1)/(R-1+few). *Low
+latency*: start + bytes per peer / protocol rate, up to a ceiling that is the start of the other
+protocol. Ring collectives start hop after hop, so their starts and ceilings grow with R-1. The
+all-to-all of NCCL up to 2.24 left the low-latency protocol at a lower ceiling (``legacy``). Across
+nodes nothing was measured: the NIC is a stage beside the port, with DeepEP's NIC efficiency and
+step per doubling of nodes.
 
 Data: aiconfigurator-core 0.12, nccl_perf tables of A100 and H100 (calibration ``nccl``).
 """
@@ -50,7 +53,9 @@ class Nccl:
     def _c(self, name: str) -> float:
         return self.calibration[f"{self.collective}_{name}"]
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
         """Bytes of one copy: the token's elements with their scales."""
         return hidden_size * payload_bytes(element_bytes)
 
@@ -58,7 +63,9 @@ class Nccl:
         """Seconds of the port per byte, times its rate: >= 1, less for more bytes."""
         peers = np.maximum(self.ports.num_ranks - 1.0, 1.0)
         efficiency = self._c("port_efficiency") * peers / (peers + self._c("few_peers"))
-        return (1.0 + self._c("ramp_kb") * KB / (near_bytes + self._c("ramp_knee_kb") * KB)) / efficiency
+        return (
+            1.0 + self._c("ramp_kb") * KB / (near_bytes + self._c("ramp_knee_kb") * KB)
+        ) / efficiency
 
     def time_s(self, near_bytes: Array | float, far_bytes: Array | float = 0.0) -> Array:
         """The closed form.
@@ -69,28 +76,48 @@ class Nccl:
         """
         ports = self.ports
         peers = np.maximum(ports.num_ranks - 1.0, 1.0)
-        steps = self._c("hop_us") * US * peers + self._c("node_us") * US * np.log2(num_domains(ports))
+        steps = self._c("hop_us") * US * peers + self._c("node_us") * US * np.log2(
+            num_domains(ports)
+        )
         start = self._c("start_us") * US + steps
-        near = np.asarray(near_bytes) * self.port_factor(np.asarray(near_bytes)) / ports.near_bytes_per_s
+        near = (
+            np.asarray(near_bytes)
+            * self.port_factor(np.asarray(near_bytes))
+            / ports.near_bytes_per_s
+        )
         far = self._far_s(far_bytes)
         ceiling: Array = self._c("ceiling_us") * US + steps
         if self.collective == "alltoall":
-            ceiling = np.where(self.legacy, np.minimum(ceiling, self._c("legacy_ceiling_us") * US + steps), ceiling)
+            ceiling = np.where(
+                self.legacy, np.minimum(ceiling, self._c("legacy_ceiling_us") * US + steps), ceiling
+            )
         per_peer = (near_bytes + np.asarray(far_bytes)) / peers
-        protocol = np.minimum(start + per_peer / (self._c("protocol_gb_per_s") * GB), np.maximum(ceiling, start))
+        protocol = np.minimum(
+            start + per_peer / (self._c("protocol_gb_per_s") * GB), np.maximum(ceiling, start)
+        )
         return soft_maximum(start + soft_maximum(near, far), protocol, norm=PROTOCOL_NORM)
 
     def _far_s(self, far_bytes: Array | float) -> Array:
         rate = self.ports.far_bytes_per_s * self._c("nic_efficiency")
-        return np.asarray(far_bytes) / rate if rate else np.zeros_like(np.asarray(far_bytes, dtype=np.float64))
+        return (
+            np.asarray(far_bytes) / rate
+            if rate
+            else np.zeros_like(np.asarray(far_bytes, dtype=np.float64))
+        )
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange; the same in both directions."""
         factor = self.port_factor(work.near_bytes_D)
-        return priced(self.time_s(work.near_bytes_D, work.far_bytes_D), work, sm_s=0.0,
-                      near_s=work.near_bytes_D * factor / self.ports.near_bytes_per_s,
-                      far_s=self._far_s(work.far_bytes_D), near_factor=factor,
-                      far_factor=1.0 / self._c("nic_efficiency"), num_sms=int(self._c("channels")))
+        return priced(
+            self.time_s(work.near_bytes_D, work.far_bytes_D),
+            work,
+            sm_s=0.0,
+            near_s=work.near_bytes_D * factor / self.ports.near_bytes_per_s,
+            far_s=self._far_s(work.far_bytes_D),
+            near_factor=factor,
+            far_factor=1.0 / self._c("nic_efficiency"),
+            num_sms=int(self._c("channels")),
+        )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """P10 and P90 of measured / predicted."""
@@ -98,7 +125,9 @@ class Nccl:
 
 
 def payload_bytes(element_bytes: float) -> float:
-    """Bytes of an element with its share of the scales: fp8 a float32 per 128, four bits one byte per 16, else none."""
+    """Bytes of an element with its share of the scales: fp8 a float32 per 128, four bits one byte
+    per 16, else none.
+    """
     if element_bytes >= 2.0:
         return element_bytes
     return element_bytes + (4.0 / 128.0 if element_bytes >= 1.0 else 1.0 / 16.0)

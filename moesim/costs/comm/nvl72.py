@@ -1,12 +1,14 @@
-"""TensorRT-LLM's all-to-all inside an NVL72 domain, one-sided (puts) and two-sided (send and receive).
+"""TensorRT-LLM's all-to-all inside an NVL72 domain, one-sided (puts) and two-sided (send and
+receive).
 
-Structure, per device with N tokens of b bytes per copy: a start that grows with log2 of the ranks, then port and local
-work side by side (4-norm): bytes over the port at a share of its rate, and per token a fixed cost and a byte cost
-(packing, reading, reducing). ``prepare`` exchanges counts and indices and has local work alone; the low-precision
-combine quantises and restores on the way. It was measured within one domain; between domains the NIC is a stage more,
-at its full rate (assumed).
+Structure, per device with N tokens of b bytes per copy: a start that grows with log2 of the ranks,
+then port and local work side by side (4-norm): bytes over the port at a share of its rate, and per
+token a fixed cost and a byte cost (packing, reading, reducing). ``prepare`` exchanges counts and
+indices and has local work alone; the low-precision combine quantises and restores on the way. It
+was measured within one domain; between domains the NIC is a stage more, at its full rate (assumed).
 
-Data: aiconfigurator-core 0.12, trtllm_alltoall_perf of GB200 at EP 4, 8 and 16 (calibration ``nvl72``).
+Data: aiconfigurator-core 0.12, trtllm_alltoall_perf of GB200 at EP 4, 8 and 16 (calibration
+``nvl72``).
 """
 
 from dataclasses import dataclass
@@ -20,10 +22,22 @@ from moesim.costs.comm.nccl import payload_bytes
 from moesim.costs.comm.work import Array, Direction, Ports, Price, Work
 from moesim.units import KB, US
 
-Phase = Literal["dispatch_one_sided", "combine_one_sided", "dispatch_two_sided", "combine_two_sided",
-                "combine_low_precision", "prepare"]
-PHASES: tuple[Phase, ...] = ("dispatch_one_sided", "combine_one_sided", "dispatch_two_sided", "combine_two_sided",
-                             "combine_low_precision", "prepare")
+Phase = Literal[
+    "dispatch_one_sided",
+    "combine_one_sided",
+    "dispatch_two_sided",
+    "combine_two_sided",
+    "combine_low_precision",
+    "prepare",
+]
+PHASES: tuple[Phase, ...] = (
+    "dispatch_one_sided",
+    "combine_one_sided",
+    "dispatch_two_sided",
+    "combine_two_sided",
+    "combine_low_precision",
+    "prepare",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +60,9 @@ class Nvl72:
         """``calibrated``, ``few_shot`` or ``spec_sheet``."""
         return self.calibration.level
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
         """Bytes of one copy: the token's elements with their scales."""
         return hidden_size * payload_bytes(element_bytes)
 
@@ -54,8 +70,16 @@ class Nvl72:
         """(start, local work, port, NIC) in seconds."""
         c, ports = self.calibration, self.ports
         near = work.near_bytes_D / (c[f"{phase}_port_efficiency"] * ports.near_bytes_per_s)
-        far = work.far_bytes_D / ports.far_bytes_per_s if ports.far_bytes_per_s else np.zeros_like(near)
-        local = work.tokens_D * (c[f"{phase}_token_us"] + work.copy_bytes / KB * c[f"{phase}_local_us_per_kb"]) * US
+        far = (
+            work.far_bytes_D / ports.far_bytes_per_s
+            if ports.far_bytes_per_s
+            else np.zeros_like(near)
+        )
+        local = (
+            work.tokens_D
+            * (c[f"{phase}_token_us"] + work.copy_bytes / KB * c[f"{phase}_local_us_per_kb"])
+            * US
+        )
         start = (c[f"{phase}_start_us"] + c[f"{phase}_rank_us"] * np.log2(ports.num_ranks)) * US
         return start, local, near, far
 
@@ -68,8 +92,16 @@ class Nvl72:
         """Price one exchange."""
         phase: Phase = f"{direction}_{self.variant}"  # type: ignore[assignment]
         _, local, near, far = self._stages(phase, work)
-        return priced(self.time_s(phase, work), work, sm_s=local, near_s=near, far_s=far,
-                      near_factor=1.0 / self.calibration[f"{phase}_port_efficiency"], far_factor=1.0, num_sms=0)
+        return priced(
+            self.time_s(phase, work),
+            work,
+            sm_s=local,
+            near_s=near,
+            far_s=far,
+            near_factor=1.0 / self.calibration[f"{phase}_port_efficiency"],
+            far_factor=1.0,
+            num_sms=0,
+        )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """P10 and P90 of measured / predicted."""

@@ -1,8 +1,9 @@
 """Fabrics without a measured kernel: bytes over an achieved share of the link, after a start.
 
-``ideal`` is the data sheet's rate and no start: what the topology alone would do. ``ici`` is a TPU's torus, with the
-share of the link rate that the JAX scaling book works with (45 of 50 GB/s and 90 of 100, part 2) and an assumed start;
-its parameters are in the calibration file ``ici-assumed``, fitted to nothing.
+``ideal`` is the data sheet's rate and no start: what the topology alone would do. ``ici`` is a
+TPU's torus, with the share of the link rate that the JAX scaling book works with (45 of 50 GB/s and
+90 of 100, part 2) and an assumed start; its parameters are in the calibration file ``ici-assumed``,
+fitted to nothing.
 
 Shape legend: D devices.
 """
@@ -34,7 +35,9 @@ class Wire:
     spread: tuple[float, float] = (1 / 1.5, 1.5)
     copies: Literal["per_rank", "per_choice"] = "per_rank"
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
         """The token's own bytes."""
         return hidden_size * element_bytes
 
@@ -42,12 +45,24 @@ class Wire:
         """Price one exchange; the start is spent even with nothing to send."""
         devices = len(np.asarray(work.tokens_D))
         factor = np.full(devices, 1.0 / self.efficiency)
-        near_s, far_s = (np.asarray(moved) / rate if rate > 0 else np.zeros(devices) for moved, rate in (
-            (work.near_bytes_D, self.ports.near_bytes_per_s), (work.far_bytes_D, self.ports.far_bytes_per_s)))
+        near_s, far_s = (
+            np.asarray(moved) / rate if rate > 0 else np.zeros(devices)
+            for moved, rate in (
+                (work.near_bytes_D, self.ports.near_bytes_per_s),
+                (work.far_bytes_D, self.ports.far_bytes_per_s),
+            )
+        )
         longest = np.where(near_s >= far_s, "near", "far")
-        return Price(latency_s_D=np.full(devices, self.start_s), sm_s_D=np.zeros(devices), near_factor_D=factor,
-                     far_factor_D=factor, num_sms=0,
-                     limiting_D=np.where(np.maximum(near_s, far_s) / self.efficiency > self.start_s, longest, "start"))
+        return Price(
+            latency_s_D=np.full(devices, self.start_s),
+            sm_s_D=np.zeros(devices),
+            near_factor_D=factor,
+            far_factor_D=factor,
+            num_sms=0,
+            limiting_D=np.where(
+                np.maximum(near_s, far_s) / self.efficiency > self.start_s, longest, "start"
+            ),
+        )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """The assumed spread."""

@@ -1,9 +1,10 @@
 """What a communication kernel is asked, and what it answers.
 
-A kernel (NCCL's all-to-all, DeepEP's two modes, NVL72's one-sided writes) is priced per device from that device's own
-share of the exchange, so that uneven traffic is uneven here too. Its closed form is a start, a p-norm (a smooth
-maximum) over stages that run side by side - SMs that handle copies, the port to near devices, the NIC to far ones -
-and the fill of its pipeline. The engines share the stages; all that a fluid port would not show is latency.
+A kernel (NCCL's all-to-all, DeepEP's two modes, NVL72's one-sided writes) is priced per device from
+that device's own share of the exchange, so that uneven traffic is uneven here too. Its closed form
+is a start, a p-norm (a smooth maximum) over stages that run side by side - SMs that handle copies,
+the port to near devices, the NIC to far ones - and the fill of its pipeline. The engines share the
+stages; all that a fluid port would not show is latency.
 
 Shape legend: D devices.
 """
@@ -66,7 +67,8 @@ class Price:
     """Demands of one exchange on each device.
 
     Attributes:
-        latency_s_D: Elapses first and holds nothing: closed form less the largest of the three stages.
+        latency_s_D: Elapses first and holds nothing: closed form less the largest of the three
+            stages.
         sm_s_D: Seconds that the kernel's SMs need for their copies.
         near_factor_D: Seconds of the near port per byte, times its rate: >= 1.
         far_factor_D: The same of the NIC.
@@ -98,14 +100,20 @@ class CommKernel(Protocol):
 
     @property
     def copies(self) -> Literal["per_rank", "per_choice"]:
-        """How many copies of a token travel: one per rank that holds any of its experts, or one per choice."""
+        """How many copies of a token travel: one per rank that holds any of its experts, or one per
+        choice.
+        """
 
     @property
     def level(self) -> str:
         """``calibrated``, ``few_shot`` or ``spec_sheet``."""
 
-    def copy_bytes(self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float) -> float:
-        """Bytes of one copy on the wire, scales and metadata included; ``element_bytes`` is the payload's alone."""
+    def copy_bytes(
+        self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
+    ) -> float:
+        """Bytes of one copy on the wire, scales and metadata included; ``element_bytes`` is the
+        payload's alone.
+        """
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange."""

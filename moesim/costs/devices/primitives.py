@@ -41,19 +41,26 @@ class Kernels(Protocol):
         """Sorting choices by expert."""
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Top-k of float32 rows; ``scored``: of their softmax, in one kernel where a device fuses them."""
+        """Top-k of float32 rows; ``scored``: of their softmax, in one kernel where a device fuses
+        them.
+        """
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """Scores of groups by their two best experts, the best groups, and the others' experts masked."""
+        """Scores of groups by their two best experts, the best groups, and the others' experts
+        masked.
+        """
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
         """Sums and numbers of all pairs of two lists, where that is work of its own."""
 
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
-        """Passes over float32 logits that a gate makes beside scores and top-k, such as noise or normalisation."""
+        """Passes over float32 logits that a gate makes beside scores and top-k, such as noise or
+        normalisation.
+        """
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
-        """For each expert, (count x k) times (k x n); n or k of shape (D, L) where experts differ."""
+        """For each expert, (count x k) times (k x n); n or k of shape (D, L) where experts differ.
+        """
 
 
 def kernels_for(profile: Profile) -> Kernels:

@@ -1,14 +1,16 @@
-"""Kernel prices on a device that runs one group after another: a CPU, priced from primitives measured on it.
+"""Kernel prices on a device that runs one group after another: a CPU, priced from primitives
+measured on it.
 
-Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted with non-negative
-coefficients to the log error of stand-alone primitives (`moesim_kernels.profile.cpu_profile`); a coefficient that is
-absent is
-0. Each ``*_features`` function is both halves of that bargain: the terms of one primitive as they are fitted, and as
-they are priced.
+Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted
+with non-negative coefficients to the log error of stand-alone primitives
+(`moesim_kernels.profile.cpu_profile`); a coefficient that is absent is 0. Each ``*_features``
+function is both halves of that bargain: the terms of one primitive as they are fitted, and as they
+are priced.
 
-Caches are cold, as for one of many layers: weights, buffers and the framework's code come from memory, and only what
-the primitive before has just written is near. The first use of a piece of code is therefore most of what a small call
-costs; ``launch.call_s`` is that cost, averaged over calls of the framework.
+Caches are cold, as for one of many layers: weights, buffers and the framework's code come from
+memory, and only what the primitive before has just written is near. The first use of a piece of
+code is therefore most of what a small call costs; ``launch.call_s`` is that cost, averaged over
+calls of the framework.
 
 Shape legend: D devices or rows, L local experts.
 """
@@ -36,26 +38,38 @@ OWN_CACHE_BYTES = 2**20
 _LOGIT_BYTES = 4.0
 #: calls of the framework in a primitive, beyond those its callers count as launches
 _MORE_CALLS = {"top_k": 1, "softmax": 2, "align": 3, "stream": 3}
-#: tables that profiles measured before they were told apart lack: their work is in ``top_k`` and ``stream`` there
+#: tables that profiles measured before they were told apart lack: their work is in ``top_k`` and
+#: ``stream`` there
 _NEWER = ("softmax", "cast", "mask")
-#: share of one GEMM's spread that is left in the sum of an up and a down projection whose errors are independent
+#: share of one GEMM's spread that is left in the sum of an up and a down projection whose errors
+#: are independent
 _TWO_GEMMS = ((2 / 3) ** 2 + (1 / 3) ** 2) ** 0.5
 #: phase -> primitives that make up most of it
-_MOSTLY = {"gate": ("gemm", "top_k"), "experts": ("gemm",), "shared": ("gemm",),
-           "permute": ("align", "gather", "stream"), "reduce": ("gather", "stream")}
+_MOSTLY = {
+    "gate": ("gemm", "top_k"),
+    "experts": ("gemm",),
+    "shared": ("gemm",),
+    "permute": ("align", "gather", "stream"),
+    "reduce": ("gather", "stream"),
+}
 
 
 def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
-    """Share not found in a cache when ``num_bytes`` are used in turn: 0 up to half of its size, 1 from twice on."""
+    """Share not found in a cache when ``num_bytes`` are used in turn: 0 up to half of its size, 1
+    from twice on.
+    """
     return np.clip(np.log2(np.maximum(num_bytes, 1.0) / (0.5 * cache_bytes)) / 2.0, 0.0, 1.0)
 
 
-def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, away: Array | float) -> dict[str, Array]:
+def gemm_features(
+    m: Array, n: Size, k: Size, *, weight_bytes: float, away: Array | float
+) -> dict[str, Array]:
     """Terms of the groups of a grouped GEMM, (m x k) times (k x n).
 
-    A constant, and one for each different number of rows (libraries compile a kernel for each, and fetch its code);
-    multiply-adds; weights once, as a whole and in proportion to few rows (a library packs them only from some rows
-    on); columns, each of which begins elsewhere; weights from memory; inputs; outputs, and those not in the cache.
+    A constant, and one for each different number of rows (libraries compile a kernel for each, and
+    fetch its code); multiply-adds; weights once, as a whole and in proportion to few rows (a
+    library packs them only from some rows on); columns, each of which begins elsewhere; weights
+    from memory; inputs; outputs, and those not in the cache.
 
     Args:
         m: ndarray of shape (..., L): rows of each group; groups without rows cost nothing.
@@ -68,7 +82,11 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, away: Arra
         Term -> ndarray of shape (...), summed over the groups.
     """
     m = np.asarray(m, dtype=np.float64)
-    groups, rows, few = (m > 0).sum(axis=-1), m.sum(axis=-1), (np.minimum(m, _FEW_ROWS) / _FEW_ROWS).sum(axis=-1)
+    groups, rows, few = (
+        (m > 0).sum(axis=-1),
+        m.sum(axis=-1),
+        (np.minimum(m, _FEW_ROWS) / _FEW_ROWS).sum(axis=-1),
+    )
     kinds = (np.diff(np.sort(m, axis=-1), axis=-1, prepend=0.0) > 0).sum(axis=-1)
     return {
         "call_away_s": away * (rows > 0),
@@ -86,18 +104,28 @@ def gemm_features(m: Array, n: Size, k: Size, *, weight_bytes: float, away: Arra
 
 
 def element_features(elements: Array, bytes_each: float, cache_bytes: float) -> dict[str, Array]:
-    """Terms of a pass over all elements: elements, and those that are not in a cache, by the bytes it touches."""
-    return {"element_s": elements, "missing_element_s": elements * missing(elements * bytes_each, cache_bytes)}
+    """Terms of a pass over all elements: elements, and those that are not in a cache, by the bytes
+    it touches.
+    """
+    return {
+        "element_s": elements,
+        "missing_element_s": elements * missing(elements * bytes_each, cache_bytes),
+    }
 
 
 def softmax_features(rows: Array, columns: Size, cache_bytes: float) -> dict[str, Array]:
     """Terms of a softmax of rows: that of a short row is not vectorised."""
     elements = rows * columns
-    return {"row_s": rows, "short_element_s": elements * np.asarray(columns < _SHORT_ROW),
-            **element_features(elements, 8.0, cache_bytes)}
+    return {
+        "row_s": rows,
+        "short_element_s": elements * np.asarray(columns < _SHORT_ROW),
+        **element_features(elements, 8.0, cache_bytes),
+    }
 
 
-def top_k_features(rows: Array, columns: Size, k: Size, cache_bytes: float = 1e18) -> dict[str, Array]:
+def top_k_features(
+    rows: Array, columns: Size, k: Size, cache_bytes: float = 1e18
+) -> dict[str, Array]:
     """Terms of top-k of rows: torch.topk has two algorithms."""
     partial = np.asarray(_PARTIAL_SORT * k <= columns)
     return {
@@ -117,12 +145,19 @@ def gather_features(rows: Array, row_bytes: float) -> dict[str, Array]:
 
 
 def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
-    """Terms of a stable merge sort of expert ids and their histogram; from 32,768 rows on torch is faster by radix."""
-    return {"element_s": rows, "level_s": rows * np.log2(np.clip(num_experts, 1, np.maximum(rows, 1)))}
+    """Terms of a stable merge sort of expert ids and their histogram; from 32,768 rows on torch is
+    faster by radix.
+    """
+    return {
+        "element_s": rows,
+        "level_s": rows * np.log2(np.clip(num_experts, 1, np.maximum(rows, 1))),
+    }
 
 
 def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
-    """Terms of an element-wise pass: bytes, those beyond the core's own cache, those beyond the last one."""
+    """Terms of an element-wise pass: bytes, those beyond the core's own cache, those beyond the
+    last one.
+    """
     return {
         "byte_s": num_bytes,
         "far_byte_s": num_bytes * missing(num_bytes, OWN_CACHE_BYTES),
@@ -131,11 +166,13 @@ def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
 
 
 def phase_intervals(profile: Profile, fmt: str, gate_fmt: str) -> dict[str, tuple[float, float]]:
-    """P10 and P90 of measured over predicted time of phases, from the residuals of calls left out of the fit.
+    """P10 and P90 of measured over predicted time of phases, from the residuals of calls left out
+    of the fit.
 
-    A phase is taken to be as far off as the worst of the primitives that make up most of it; the experts less so, since
-    errors of their two GEMMs, with two thirds and one third of the work, add up in quadrature. (On one machine, 103
-    of 120 random layers took a time within the interval that follows.)
+    A phase is taken to be as far off as the worst of the primitives that make up most of it; the
+    experts less so, since errors of their two GEMMs, with two thirds and one third of the work, add
+    up in quadrature. (On one machine, 103 of 120 random layers took a time within the interval that
+    follows.)
 
     Args:
         profile: A measured one; without residuals there are no intervals.
@@ -144,11 +181,17 @@ def phase_intervals(profile: Profile, fmt: str, gate_fmt: str) -> dict[str, tupl
     """
     found = {}
     for phase, parts in _MOSTLY.items():
-        tables = [f"gemm_{gate_fmt if phase == 'gate' else fmt}" if part == "gemm" else part for part in parts]
+        tables = [
+            f"gemm_{gate_fmt if phase == 'gate' else fmt}" if part == "gemm" else part
+            for part in parts
+        ]
         known = [profile.residuals[table] for table in tables if table in profile.residuals]
         if len(known) == len(tables):
             power = _TWO_GEMMS if phase == "experts" else 1.0
-            found[phase] = min(low for low, _ in known) ** power, max(high for _, high in known) ** power
+            found[phase] = (
+                min(low for low, _ in known) ** power,
+                max(high for _, high in known) ** power,
+            )
     return found
 
 
@@ -184,14 +227,18 @@ class SerialKernels:
         return self._sum("launch", {}, np.asarray(count, dtype=np.float64))
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """An element-wise pass of the expert phase: activation, or rows to their experts and weighted sums back.
+        """An element-wise pass of the expert phase: activation, or rows to their experts and
+        weighted sums back.
 
-        ``num_bytes_D`` counts 2 bytes per element read or written, as that phase does; the passes it was measured on
-        are counted alike, in either format. Copies that only a CPU makes are part of them.
+        ``num_bytes_D`` counts 2 bytes per element read or written, as that phase does; the passes
+        it was measured on are counted alike, in either format. Copies that only a CPU makes are
+        part of them.
         """
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
         return self._sum(
-            "stream", stream_features(num_bytes, self.profile.l2_bytes), _MORE_CALLS["stream"] * (num_bytes > 0)
+            "stream",
+            stream_features(num_bytes, self.profile.l2_bytes),
+            _MORE_CALLS["stream"] * (num_bytes > 0),
         )
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
@@ -206,23 +253,36 @@ class SerialKernels:
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
         """A stable sort of the choices and a histogram."""
         rows = np.asarray(rows_D, dtype=np.float64)
-        return self._sum("align", align_features(rows, num_experts), _MORE_CALLS["align"] * (rows > 0))
+        return self._sum(
+            "align", align_features(rows, num_experts), _MORE_CALLS["align"] * (rows > 0)
+        )
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
         """Top-k of float32 rows, ``scored``: of their softmax, which is a pass of its own."""
         rows, cache = np.asarray(rows_D, dtype=np.float64), self.profile.l2_bytes
-        cost = self._sum("top_k", top_k_features(rows, columns, k, cache), _MORE_CALLS["top_k"] * (rows > 0))
+        cost = self._sum(
+            "top_k", top_k_features(rows, columns, k, cache), _MORE_CALLS["top_k"] * (rows > 0)
+        )
         if not scored:
             return cost
-        return sequence(cost, self._sum("softmax", softmax_features(rows, columns, cache),
-                                        _MORE_CALLS["softmax"] * (rows > 0)))
+        return sequence(
+            cost,
+            self._sum(
+                "softmax",
+                softmax_features(rows, columns, cache),
+                _MORE_CALLS["softmax"] * (rows > 0),
+            ),
+        )
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
         """Two best of each group, their sum, the best groups, and a mask over all logits."""
         rows = np.asarray(rows_D, dtype=np.float64)
         mask = element_features(rows * groups * per_group, 9.0, self.profile.l2_bytes)
-        return sequence(self.top_k(rows * groups, per_group, min(2, per_group), scored=False),
-                        self.top_k(rows, groups, kept, scored=False), self._sum("mask", mask, 4.0 * (rows > 0)))
+        return sequence(
+            self.top_k(rows * groups, per_group, min(2, per_group), scored=False),
+            self.top_k(rows, groups, kept, scored=False),
+            self._sum("mask", mask, 4.0 * (rows > 0)),
+        )
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
         """Sums of float32, and numbers of experts by a product and a sum: three passes."""
@@ -235,29 +295,52 @@ class SerialKernels:
 
     def _passes(self, elements: Array, passes: float) -> PhaseCost:
         features = element_features(elements, 8.0, self.profile.l2_bytes)
-        return self._sum("cast", {name: passes * value for name, value in features.items()}, passes * (elements > 0))
+        return self._sum(
+            "cast",
+            {name: passes * value for name, value in features.items()},
+            passes * (elements > 0),
+        )
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         """Groups in turn, each by `gemm_features`; a tile means nothing here.
 
-        Float32 results are logits: of a format of two bytes a pass makes them so; where rows are gathered and logits
-        scattered, both are copied. Weights come from memory, or with ``gemm.warm_bytes_D``, what calls back to back
-        touch, as far as it does not fit.
-        Experts of different widths are a call for each width. Rows are gathered by a pass of its own, not here.
+        Float32 results are logits: of a format of two bytes a pass makes them so; where rows are
+        gathered and logits scattered, both are copied. Weights come from memory, or with
+        ``gemm.warm_bytes_D``, what calls back to back touch, as far as it does not fit. Experts of
+        different widths are a call for each width. Rows are gathered by a pass of its own, not
+        here.
         """
 
         def call(part: Load, columns: Size, depth: Size) -> PhaseCost:
             assert part.counts_DL is not None
             touched = part.rows_D * (depth * gemm.input_bytes + columns * gemm.output_bytes)
-            away = 1.0 if gemm.warm_bytes_D is None else missing(gemm.warm_bytes_D + touched, self.profile.l2_bytes)
-            features = gemm_features(part.counts_DL, columns, depth, weight_bytes=gemm.weight_bytes, away=away)
+            away = (
+                1.0
+                if gemm.warm_bytes_D is None
+                else missing(gemm.warm_bytes_D + touched, self.profile.l2_bytes)
+            )
+            features = gemm_features(
+                part.counts_DL, columns, depth, weight_bytes=gemm.weight_bytes, away=away
+            )
             cost = self._sum(f"gemm_{gemm.fmt}", features)
-            return sequence(cost, *logits(part, columns)) if gemm.output_bytes == _LOGIT_BYTES else cost
+            return (
+                sequence(cost, *logits(part, columns))
+                if gemm.output_bytes == _LOGIT_BYTES
+                else cost
+            )
 
         def logits(part: Load, columns: Size) -> list[PhaseCost]:
-            phases = [self._passes(part.rows_D * columns, 1.0)] if gemm.weight_bytes < _LOGIT_BYTES else []
+            phases = (
+                [self._passes(part.rows_D * columns, 1.0)]
+                if gemm.weight_bytes < _LOGIT_BYTES
+                else []
+            )
             if gemm.gather_inputs:
-                phases.append(self.gather(part.rows_D * k * gemm.input_bytes, float(np.max(k * gemm.input_bytes))))
+                phases.append(
+                    self.gather(
+                        part.rows_D * k * gemm.input_bytes, float(np.max(k * gemm.input_bytes))
+                    )
+                )
             if gemm.scatter_outputs:
                 row_bytes = float(np.max(columns)) * gemm.weight_bytes
                 phases.append(self.gather(part.rows_D * row_bytes, row_bytes))

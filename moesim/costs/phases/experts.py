@@ -1,7 +1,8 @@
 """The expert phase: from tokens on their device to weighted outputs on the same device.
 
-Align (sort choices by expert), up GEMM (gate and up for SwiGLU), activation, down GEMM, weighted sum over a token's
-local choices: the kernels a fused MoE of vLLM or sglang launches, and what their benchmarks time.
+Align (sort choices by expert), up GEMM (gate and up for SwiGLU), activation, down GEMM, weighted
+sum over a token's local choices: the kernels a fused MoE of vLLM or sglang launches, and what their
+benchmarks time.
 
 Shape legend: D devices or rows, L local experts (slots).
 """
@@ -33,8 +34,8 @@ class ExpertShape:
 
     Attributes:
         hidden: H.
-        width: Expert width on this device: the layer's over its tensor parallelism; the widest's where they differ,
-            each of which is then in the `Load`.
+        width: Expert width on this device: the layer's over its tensor parallelism; the widest's
+            where they differ, each of which is then in the `Load`.
         num_up: Up projections: 2 for SwiGLU, else 1.
         top_k: Experts of a token.
         fmt: Format of the GEMMs.
@@ -72,13 +73,15 @@ class ExpertShape:
 
 
 def typical_tile(counts_DL: Array, fmt: str) -> Tile:
-    """The tile a tuned kernel would use for this histogram: by the mean load of an active expert."""
+    """The tile a tuned kernel would use for this histogram: by the mean load of an active expert.
+    """
     active = max(int((counts_DL > 0).sum()), 1)
     return heuristic_tile(float(counts_DL.sum()) / active, BYTES_PER_ELEMENT[fmt])
 
 
 def slot_widths(layer: MoELayer, placement: Placement, tp: int) -> Array:
-    """Width of the expert in each slot of each device, its share where ``tp`` devices hold it together.
+    """Width of the expert in each slot of each device, its share where ``tp`` devices hold it
+    together.
 
     Args:
         layer: Whose experts.
@@ -86,16 +89,24 @@ def slot_widths(layer: MoELayer, placement: Placement, tp: int) -> Array:
         tp: Devices of a rank, numbered together.
 
     Returns:
-        ndarray of shape (D, L), int64: slots as `Placement.by_rank` lays them out; 0 where there is none or its
-        expert is pruned.
+        ndarray of shape (D, L), int64: slots as `Placement.by_rank` lays them out; 0 where there is
+        none or its expert is pruned.
     """
     width_P = layer.width_E()[placement.expert_of_slot_P]
     return np.repeat(placement.by_rank(-(-width_P // tp)), tp, axis=0)
 
 
-def price_layer_experts(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array, widths_DL: Array | None,
-                        num_tokens_D: Array, *, tile: Tile | None = None,
-                        warm: bool = False) -> tuple[PhaseCost, Tile]:
+def price_layer_experts(
+    kernels: Kernels,
+    layer: MoELayer,
+    tp: int,
+    counts_DL: Array,
+    widths_DL: Array | None,
+    num_tokens_D: Array,
+    *,
+    tile: Tile | None = None,
+    warm: bool = False,
+) -> tuple[PhaseCost, Tile]:
     """Price the routed experts of a layer, of one width or of many.
 
     Args:
@@ -103,7 +114,8 @@ def price_layer_experts(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: A
         layer: Sizes and formats.
         tp: Devices that share each expert's width.
         counts_DL: ndarray of shape (D, L): rows of each slot, 0 for a pruned expert.
-        widths_DL: ndarray of shape (D, L): `slot_widths`; None if the layer's experts are all alike.
+        widths_DL: ndarray of shape (D, L): `slot_widths`; None if the layer's experts are all
+            alike.
         num_tokens_D: ndarray of shape (D,): distinct tokens present.
         tile: Configuration of both GEMMs; by default what a tuned kernel would use.
         warm: See `price_experts`.
@@ -117,17 +129,26 @@ def price_layer_experts(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: A
     return price_experts(kernels, shape, load, num_tokens_D, tile=tile, warm=warm), tile
 
 
-def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D: Array, *, tile: Tile,
-                  warm: bool = False) -> PhaseCost:
+def price_experts(
+    kernels: Kernels,
+    shape: ExpertShape,
+    load: Load,
+    num_tokens_D: Array,
+    *,
+    tile: Tile,
+    warm: bool = False,
+) -> PhaseCost:
     """Price the expert phase on every device.
 
     Args:
         kernels: Primitives of the device.
         shape: Sizes and formats of the experts.
         load: What they compute.
-        num_tokens_D: ndarray of shape (D,): distinct tokens present, whose local outputs are summed.
+        num_tokens_D: ndarray of shape (D,): distinct tokens present, whose local outputs are
+            summed.
         tile: Configuration of both GEMMs.
-        warm: Whether back-to-back calls find weights in L2 (a benchmark) or not (one of many layers).
+        warm: Whether back-to-back calls find weights in L2 (a benchmark) or not (one of many
+            layers).
 
     Returns:
         PhaseCost of shape (D,).
@@ -136,12 +157,34 @@ def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D
     width = shape.width if load.widths_DL is None else load.widths_DL
     up_columns = shape.num_up * width
     per_width = shape.num_up + 1
-    warm_bytes = load.active_widths_D(shape.width) * (per_width * hidden * shape.weight_bytes) if warm else None
+    warm_bytes = (
+        load.active_widths_D(shape.width) * (per_width * hidden * shape.weight_bytes)
+        if warm
+        else None
+    )
     quantised = BYTES_PER_ELEMENT[shape.fmt] < _OUTPUT_BYTES
-    launches = np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1) + quantised * _QUANTISE_KERNELS
+    launches = (
+        np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1)
+        + quantised * _QUANTISE_KERNELS
+    )
 
     def gemm(n: Size, k: Size, *, gather: bool = False, scatter: bool = False) -> PhaseCost:
-        return kernels.grouped_gemm(load, n, k, GemmSpec(tile=tile, fmt=shape.fmt, weight_bytes=shape.weight_bytes, input_bytes=shape.input_bytes, warm_bytes_D=warm_bytes, block_scaled=shape.block_scaled, weight_only=shape.weight_only, gather_inputs=gather, scatter_outputs=scatter))
+        return kernels.grouped_gemm(
+            load,
+            n,
+            k,
+            GemmSpec(
+                tile=tile,
+                fmt=shape.fmt,
+                weight_bytes=shape.weight_bytes,
+                input_bytes=shape.input_bytes,
+                warm_bytes_D=warm_bytes,
+                block_scaled=shape.block_scaled,
+                weight_only=shape.weight_only,
+                gather_inputs=gather,
+                scatter_outputs=scatter,
+            ),
+        )
 
     tokens = np.asarray(num_tokens_D, dtype=np.float64)
     # activation and sum run over all slots of the tokens present, masked ones included
@@ -155,5 +198,7 @@ def price_experts(kernels: Kernels, shape: ExpertShape, load: Load, num_tokens_D
         kernels.launches((load.rows_D > 0) * launches),
     ]
     if quantised:
-        phases.append(kernels.stream((tokens * hidden + slot_widths) * (_OUTPUT_BYTES + shape.input_bytes)))
+        phases.append(
+            kernels.stream((tokens * hidden + slot_widths) * (_OUTPUT_BYTES + shape.input_bytes))
+        )
     return sequence(*phases)

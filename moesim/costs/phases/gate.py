@@ -1,11 +1,12 @@
 """The gate as a pipeline: what it takes to know where tokens go, before any of them leaves.
 
-FLOPs per token: flat and group-limited 2 H E; two-level 2 H (G + M E / G) for G groups of which M are kept
-(Shazeer et al. 2017, arXiv 1701.06538, appendix B). Weights read by a batch of T tokens: flat H E; two-level
-H (G + E / G x groups touched), so a batch that touches all groups saves no weight bytes, only FLOPs and logits.
-Product key with n queries of width Q: 2 n Q sqrt(E) for both sets of half-width keys, and 2 H n Q for the queries;
-weights Q sqrt(E) and H n Q, float32 logits 8 n sqrt(E) bytes each way, and the sums of k'^2 pairs, k' = top_k / n
-(Lample et al. 2019, arXiv 1907.05242, section 3.1; PEER, He 2024, arXiv 2407.04153).
+FLOPs per token: flat and group-limited 2 H E; two-level 2 H (G + M E / G) for G groups of which M
+are kept (Shazeer et al. 2017, arXiv 1701.06538, appendix B). Weights read by a batch of T tokens:
+flat H E; two-level H (G + E / G x groups touched), so a batch that touches all groups saves no
+weight bytes, only FLOPs and logits. Product key with n queries of width Q: 2 n Q sqrt(E) for both
+sets of half-width keys, and 2 H n Q for the queries; weights Q sqrt(E) and H n Q, float32 logits 8
+n sqrt(E) bytes each way, and the sums of k'^2 pairs, k' = top_k / n (Lample et al. 2019, arXiv
+1907.05242, section 3.1; PEER, He 2024, arXiv 2407.04153).
 
 Shape legend: D devices.
 """
@@ -27,25 +28,29 @@ from moesim.model.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 _LOGIT_BYTES = 4.0
-#: passes over the logits that draw noise and add it; rounds of Sinkhorn, each over rows and columns (assumed)
+#: passes over the logits that draw noise and add it; rounds of Sinkhorn, each over rows and columns
+#: (assumed)
 _NOISE_PASSES, _SINKHORN_ROUNDS = 2.0, 8
 
 
 def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseCost:
     """Price the gate on every device.
 
-    ``flat``: score GEMM, fused softmax and top-k. ``group_limited``: the same logits, then group scores (the two best
-    of each group), the best groups, and top-k with the others masked: one more kernel over all logits.
-    ``two_level``: GEMM over groups, top groups, tokens sorted by group, a grouped GEMM over the kept groups' experts
-    (tokens gathered, logits scattered back), top-k over kept logits; which groups a batch touches is chance. With local
-    routers the fine level runs on the groups' devices, each with its share of the groups and of all devices' tokens.
-    ``product_key``: GEMM to queries, a GEMM of all heads' half queries with each set of keys, top-k of both, top-k of
-    the pairs' sums; where top_k is no multiple of the heads, the best of all heads' finds.
+    ``flat``: score GEMM, fused softmax and top-k. ``group_limited``: the same logits, then group
+    scores (the two best of each group), the best groups, and top-k with the others masked: one more
+    kernel over all logits. ``two_level``: GEMM over groups, top groups, tokens sorted by group, a
+    grouped GEMM over the kept groups' experts (tokens gathered, logits scattered back), top-k over
+    kept logits; which groups a batch touches is chance. With local routers the fine level runs on
+    the groups' devices, each with its share of the groups and of all devices' tokens.
+    ``product_key``: GEMM to queries, a GEMM of all heads' half queries with each set of keys, top-k
+    of both, top-k of the pairs' sums; where top_k is no multiple of the heads, the best of all
+    heads' finds.
 
-    Beside top-k: noise is drawn and added in two passes over the logits, its scale a number for each expert;
-    ``sinkhorn`` normalises rows and columns eight times (assumed); ``expert_choice`` is a top-k of tokens for each
-    expert; ``hash`` looks each token's experts up. A bias or a temperature is part of the kernels. A gate that shares
-    decisions runs on the first of each run of tokens, and its time is spread over the layers that share it.
+    Beside top-k: noise is drawn and added in two passes over the logits, its scale a number for
+    each expert; ``sinkhorn`` normalises rows and columns eight times (assumed); ``expert_choice``
+    is a top-k of tokens for each expert; ``hash`` looks each token's experts up. A bias or a
+    temperature is part of the kernels. A gate that shares decisions runs on the first of each run
+    of tokens, and its time is spread over the layers that share it.
 
     Args:
         kernels: Primitives of the device.
@@ -58,10 +63,14 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     gate, tokens = layer.gate, np.asarray(num_tokens_D, dtype=np.int64)
     if gate.share_tokens == gate.share_layers == 1:
         return _decide(kernels, layer, tokens)
-    # of each run the first token decides: the mean of a run would read every token, most of what a small gate costs
+    # of each run the first token decides: the mean of a run would read every token, most of what a
+    # small gate costs
     cost = _decide(kernels, layer, -(-tokens // gate.share_tokens))
-    return PhaseCost(compute_s_D=cost.compute_s_D / gate.share_layers, memory_s_D=cost.memory_s_D / gate.share_layers,
-                     latency_s_D=cost.latency_s_D / gate.share_layers)
+    return PhaseCost(
+        compute_s_D=cost.compute_s_D / gate.share_layers,
+        memory_s_D=cost.memory_s_D / gate.share_layers,
+        latency_s_D=cost.latency_s_D / gate.share_layers,
+    )
 
 
 def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
@@ -78,50 +87,77 @@ def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
     """Every expert's score, then a selection; with groups, the best of those kept."""
     gate, experts = layer.gate, layer.num_experts
     if gate.selection == "hash":
-        return sequence(kernels.gather(tokens * (4.0 * layer.top_k), 4.0 * layer.top_k),
-                        kernels.launches(1.0 * (tokens > 0)))
+        return sequence(
+            kernels.gather(tokens * (4.0 * layer.top_k), 4.0 * layer.top_k),
+            kernels.launches(1.0 * (tokens > 0)),
+        )
     phases = [_scores(kernels, layer, tokens[:, None], experts)]
     if gate.selection == "expert_choice":
         phases += _expert_choice(kernels, layer, tokens)
     else:
-        phases += [*_beside(kernels, layer, tokens * float(experts)), kernels.top_k(tokens, experts, layer.top_k)]
+        phases += [
+            *_beside(kernels, layer, tokens * float(experts)),
+            kernels.top_k(tokens, experts, layer.top_k),
+        ]
     phases.append(kernels.launches(2.0 * (tokens > 0)))
     if gate_kind(gate.kind).grouped:
         groups = gate.num_expert_groups
-        phases.append(kernels.limit_groups(tokens, groups, experts // groups, gate.num_limited_groups))
+        phases.append(
+            kernels.limit_groups(tokens, groups, experts // groups, gate.num_limited_groups)
+        )
     return sequence(*phases)
 
 
 def _beside(kernels: Kernels, layer: MoELayer, elements_D: Array) -> list[PhaseCost]:
     """What a way of selecting does with the logits before their top-k."""
-    passes = {"noisy_top_k": _NOISE_PASSES, "sinkhorn": 2.0 * _SINKHORN_ROUNDS}.get(layer.gate.selection, 0.0)
+    passes = {"noisy_top_k": _NOISE_PASSES, "sinkhorn": 2.0 * _SINKHORN_ROUNDS}.get(
+        layer.gate.selection, 0.0
+    )
     return [kernels.weighted_logits(elements_D, passes)] if passes else []
 
 
 def _expert_choice(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> list[PhaseCost]:
-    """Softmax over experts, then each expert's best tokens: as many as make top_k a token in the mean."""
+    """Softmax over experts, then each expert's best tokens: as many as make top_k a token in the
+    mean.
+    """
     takes_D = -(-tokens_D * layer.top_k // layer.num_experts)
     experts_D = np.full(len(tokens_D), layer.num_experts)
-    each = [kernels.top_k(experts_D[d : d + 1] * (tokens > 0), max(int(tokens), 1), max(int(takes), 1), scored=False)
-            for d, (tokens, takes) in enumerate(zip(tokens_D, takes_D, strict=True))]
-    best = PhaseCost(compute_s_D=np.concatenate([c.compute_s_D for c in each]),
-                     memory_s_D=np.concatenate([c.memory_s_D for c in each]),
-                     latency_s_D=np.concatenate([c.latency_s_D for c in each]))
+    each = [
+        kernels.top_k(
+            experts_D[d : d + 1] * (tokens > 0),
+            max(int(tokens), 1),
+            max(int(takes), 1),
+            scored=False,
+        )
+        for d, (tokens, takes) in enumerate(zip(tokens_D, takes_D, strict=True))
+    ]
+    best = PhaseCost(
+        compute_s_D=np.concatenate([c.compute_s_D for c in each]),
+        memory_s_D=np.concatenate([c.memory_s_D for c in each]),
+        latency_s_D=np.concatenate([c.latency_s_D for c in each]),
+    )
     return [kernels.weighted_logits(tokens_D * float(layer.num_experts), 1.0), best]
 
 
 def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
-    """Groups, then the experts of those kept: where the token is, or with local routers where the groups are."""
+    """Groups, then the experts of those kept: where the token is, or with local routers where the
+    groups are.
+    """
     gate = layer.gate
     groups, kept = gate.num_expert_groups, gate.num_limited_groups
     per_group = layer.num_experts // groups
-    coarse = [_scores(kernels, layer, tokens[:, None], groups), *_beside(kernels, layer, tokens * float(groups)),
-              kernels.top_k(tokens, groups, kept)]
+    coarse = [
+        _scores(kernels, layer, tokens[:, None], groups),
+        *_beside(kernels, layer, tokens * float(groups)),
+        kernels.top_k(tokens, groups, kept),
+    ]
     if gate.local_routers:
         fine_DG = _by_chance(np.full(1, tokens.sum()), groups, kept)
         fine_DG = np.pad(fine_DG[0], (0, -groups % len(tokens))).reshape(-1, len(tokens)).T
         here = fine_DG.sum(axis=1)
-        select = kernels.top_k(here, per_group, min(layer.top_k // min(kept, layer.top_k), per_group))
+        select = kernels.top_k(
+            here, per_group, min(layer.top_k // min(kept, layer.top_k), per_group)
+        )
     else:
         fine_DG, here = _by_chance(tokens, groups, kept), tokens * kept
         select = kernels.top_k(tokens, kept * per_group, layer.top_k)
@@ -136,7 +172,8 @@ def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
 
 
 def _by_chance(tokens_D: Array, groups: int, kept: int) -> Array:
-    """Rows of each group when every token keeps some by chance: quantiles of the binomial distribution, summing up.
+    """Rows of each group when every token keeps some by chance: quantiles of the binomial
+    distribution, summing up.
 
     Args:
         tokens_D: ndarray of shape (D,).
@@ -157,10 +194,19 @@ def _quantiles(tokens: int, groups: int, kept: int) -> Array:
     if kept == groups or not tokens:
         return np.full(groups, tokens, dtype=np.int64)
     spread = 8.0 * math.sqrt(total / groups) + 8.0
-    count = np.arange(max(int(total / groups - spread), 0), min(int(total / groups + spread), tokens) + 1)
-    ways = [math.lgamma(tokens + 1) - math.lgamma(n + 1) - math.lgamma(tokens - n + 1) for n in count.tolist()]
-    below = np.cumsum(np.exp(ways + count * math.log(share) + (tokens - count) * math.log1p(-share)))
-    found = count[np.minimum(np.searchsorted(below, (np.arange(groups) + 0.5) / groups), len(count) - 1)]
+    count = np.arange(
+        max(int(total / groups - spread), 0), min(int(total / groups + spread), tokens) + 1
+    )
+    ways = [
+        math.lgamma(tokens + 1) - math.lgamma(n + 1) - math.lgamma(tokens - n + 1)
+        for n in count.tolist()
+    ]
+    below = np.cumsum(
+        np.exp(ways + count * math.log(share) + (tokens - count) * math.log1p(-share))
+    )
+    found = count[
+        np.minimum(np.searchsorted(below, (np.arange(groups) + 0.5) / groups), len(count) - 1)
+    ]
     # what rounding left over goes to, or comes from, the fullest, so that no empty group is touched
     left, at = total - int(found.sum()), groups - 1
     while left:
@@ -179,30 +225,72 @@ def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCos
     queries_D = tokens_D * gate.query_heads
     pairs, merged = found > 1, found * gate.query_heads > layer.top_k
     phases = [
-        _scores(kernels, layer, tokens_D[:, None], gate.query_heads * gate.query_size,
-                output_bytes=BYTES_PER_ELEMENT[gate.precision]),
-        _scores(kernels, layer, np.stack([queries_D, queries_D], axis=-1), keys, depth=gate.query_size // 2),
+        _scores(
+            kernels,
+            layer,
+            tokens_D[:, None],
+            gate.query_heads * gate.query_size,
+            output_bytes=BYTES_PER_ELEMENT[gate.precision],
+        ),
+        _scores(
+            kernels,
+            layer,
+            np.stack([queries_D, queries_D], axis=-1),
+            keys,
+            depth=gate.query_size // 2,
+        ),
         *_beside(kernels, layer, queries_D * 2.0 * keys),
         kernels.top_k(2 * queries_D, keys, halves, scored=False),
         kernels.launches((3.0 + pairs + merged) * (tokens_D > 0)),
     ]
     if pairs:  # of a head that finds one expert, the best pair is that of both bests
-        phases += [kernels.pairs(queries_D, halves), kernels.top_k(queries_D, halves**2, found, scored=False)]
+        phases += [
+            kernels.pairs(queries_D, halves),
+            kernels.top_k(queries_D, halves**2, found, scored=False),
+        ]
     if merged:
         phases.append(kernels.top_k(tokens_D, found * gate.query_heads, layer.top_k, scored=False))
     return sequence(*phases)
 
 
-def _scores(kernels: Kernels, layer: MoELayer, counts_DG: Array, columns: int, *, depth: int | None = None,
-            output_bytes: float = _LOGIT_BYTES, routed: bool = False) -> PhaseCost:
-    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep, float32 out.
+def _scores(
+    kernels: Kernels,
+    layer: MoELayer,
+    counts_DG: Array,
+    columns: int,
+    *,
+    depth: int | None = None,
+    output_bytes: float = _LOGIT_BYTES,
+    routed: bool = False,
+) -> PhaseCost:
+    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep,
+    float32 out.
 
-    ``routed``: tokens are gathered by group and logits scattered back, in the kernel where a device's kernels do so.
+    ``routed``: tokens are gathered by group and logits scattered back, in the kernel where a
+    device's kernels do so.
     """
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
-    return kernels.grouped_gemm(Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m), columns, depth or layer.hidden_size, GemmSpec(tile=tile, fmt=layer.gate.precision, weight_bytes=element, input_bytes=element, output_bytes=output_bytes, gather_inputs=routed, scatter_outputs=routed))
+    return kernels.grouped_gemm(
+        Load.of(counts_DG, counts_DG.sum(axis=-1), tile.block_m),
+        columns,
+        depth or layer.hidden_size,
+        GemmSpec(
+            tile=tile,
+            fmt=layer.gate.precision,
+            weight_bytes=element,
+            input_bytes=element,
+            output_bytes=output_bytes,
+            gather_inputs=routed,
+            scatter_outputs=routed,
+        ),
+    )
 
 
 #: price that a kind of gate names -> what prices one decision for each of the tokens
-PRICES = {"flat": _all_logits, "group_limited": _all_logits, "two_level": _two_level, "product_key": _product_key}
+PRICES = {
+    "flat": _all_logits,
+    "group_limited": _all_logits,
+    "two_level": _two_level,
+    "product_key": _product_key,
+}

@@ -20,7 +20,8 @@ class MemoryNeed:
 
     Attributes:
         experts_bytes: Expert slots of all MoE layers.
-        dense_bytes: Everything every device holds: embeddings, attention, dense layers, gates, shared experts (bf16).
+        dense_bytes: Everything every device holds: embeddings, attention, dense layers, gates,
+            shared experts (bf16).
         kv_bytes: KV cache.
         buffer_bytes: Tokens received and intermediate activations of one layer.
     """
@@ -37,8 +38,12 @@ class MemoryNeed:
 
     def of_device(self, device: int) -> "MemoryNeed":
         """One device's of several."""
-        return MemoryNeed(experts_bytes=float(np.asarray(self.experts_bytes)[device]), dense_bytes=self.dense_bytes,
-                          kv_bytes=self.kv_bytes, buffer_bytes=float(np.asarray(self.buffer_bytes)[device]))
+        return MemoryNeed(
+            experts_bytes=float(np.asarray(self.experts_bytes)[device]),
+            dense_bytes=self.dense_bytes,
+            kv_bytes=self.kv_bytes,
+            buffer_bytes=float(np.asarray(self.buffer_bytes)[device]),
+        )
 
 
 def memory_need(
@@ -56,7 +61,8 @@ def memory_need(
     Args:
         layer: The MoE layer, one of ``dense_part.num_moe_layers``.
         dense_part: The rest of the model; held whole by every device (data-parallel attention).
-        held_width: Widths of the experts in its slots together, its share of each; a pruned one has none.
+        held_width: Widths of the experts in its slots together, its share of each; a pruned one has
+            none.
         kv_tokens: Tokens in the KV cache.
         rows: Rows it computes in one layer.
         row_widths: Rows times the width of their expert here.
@@ -69,8 +75,12 @@ def memory_need(
         experts_bytes=layers * held_width * layer.bytes_per_width,
         dense_bytes=dense_part.params * _DENSE_BYTES + layers * per_layer_bytes,
         kv_bytes=kv_tokens * dense_part.num_layers * dense_part.kv_bytes_per_token_per_layer,
-        buffer_bytes=(2.0 * tokens * layer.hidden_size + layer.num_matrices * row_widths
-                      + rows * layer.hidden_size) * _DENSE_BYTES,
+        buffer_bytes=(
+            2.0 * tokens * layer.hidden_size
+            + layer.num_matrices * row_widths
+            + rows * layer.hidden_size
+        )
+        * _DENSE_BYTES,
     )
 
 

@@ -1,4 +1,5 @@
-"""What happens to tokens around the experts: packing before they leave, adding up when results return.
+"""What happens to tokens around the experts: packing before they leave, adding up when results
+return.
 
 Shape legend: D devices.
 """
@@ -13,8 +14,11 @@ Array = np.ndarray
 _TOKEN_BYTES = 2.0
 
 
-def price_permute(kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array) -> PhaseCost:
-    """Order a device's tokens by destination and write the send buffer, quantised to the dispatch format.
+def price_permute(
+    kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array
+) -> PhaseCost:
+    """Order a device's tokens by destination and write the send buffer, quantised to the dispatch
+    format.
 
     Sorts the choices, gathers each token's row once per copy that leaves or stays, writes it.
 
@@ -28,12 +32,16 @@ def price_permute(kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies
     return sequence(
         kernels.align(np.asarray(num_tokens_D) * layer.top_k, layer.num_experts),
         kernels.gather(np.asarray(copies_D) * row, row),
-        kernels.stream(np.asarray(copies_D) * layer.precision.token_bytes("dispatch", layer.hidden_size)),
+        kernels.stream(
+            np.asarray(copies_D) * layer.precision.token_bytes("dispatch", layer.hidden_size)
+        ),
         kernels.launches(3.0 * (np.asarray(copies_D) > 0)),
     )
 
 
-def price_reduce(kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array) -> PhaseCost:
+def price_reduce(
+    kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array
+) -> PhaseCost:
     """Add up what returned for each token: read every copy where it landed, write the token.
 
     Args:

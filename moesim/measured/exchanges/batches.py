@@ -1,7 +1,8 @@
 """Measured communication rows as prices: the only place that says what a row asks of a kernel.
 
-Fitting and predicting both go through `batches`, so there is one model of a row. A batch is all rows of one system
-and one class (collective, direction or phase); its fields are arrays over rows, which the kernels take elementwise.
+Fitting and predicting both go through `batches`, so there is one model of a row. A batch is all
+rows of one system and one class (collective, direction or phase); its fields are arrays over rows,
+which the kernels take elementwise.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,12 @@ from moesim.costs.comm.work import Direction, Work
 from moesim.measured.exchanges.table import System, systems
 
 #: calibration file of a family
-CALIBRATION = {"nccl": "nccl", "deepep_normal": "deepep-normal", "deepep_ll": "deepep-ll", "nvl72_alltoall": "nvl72"}
+CALIBRATION = {
+    "nccl": "nccl",
+    "deepep_normal": "deepep-normal",
+    "deepep_ll": "deepep-ll",
+    "nvl72_alltoall": "nvl72",
+}
 #: payload bytes per element as the rows name them
 NCCL_BYTES = {"half": 2.0, "int8": 1.0}
 MOE_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5}
@@ -59,29 +65,37 @@ def batches(rows) -> list[Batch]:
     """Split checked rows of one family into batches.
 
     Args:
-        rows: DataFrame of one family with its `table.COLUMNS`, ``system`` and, for NCCL if known, ``version`` or
-            ``dataset``.
+        rows: DataFrame of one family with its `table.COLUMNS`, ``system`` and, for NCCL if known,
+            ``version`` or ``dataset``.
     """
     family, found = rows["family"].iloc[0], []
-    rows = rows.assign(_at=np.arange(len(rows)), _legacy=_legacy(rows) if family == "nccl" else False)
+    rows = rows.assign(
+        _at=np.arange(len(rows)), _legacy=_legacy(rows) if family == "nccl" else False
+    )
     for name, part in rows.groupby("system"):
         system = systems()[str(name)]
         if family == "nccl":
             for collective, some in part.groupby("op_name"):
                 found.append(_batch(some, name, "", collective, _nccl(some, system, collective)))
         elif family == "nvl72_alltoall":
-            phases = [PHASES[key] for key in zip(part["op_name"], part["kernel_source"], strict=True)]
+            phases = [
+                PHASES[key] for key in zip(part["op_name"], part["kernel_source"], strict=True)
+            ]
             for phase, some in part.groupby(np.array(phases)):
                 found.append(_batch(some, name, "", phase, _nvl72(some, system, phase)))
         else:
             make = _normal if family == "deepep_normal" else _low_latency
-            found += [_batch(part, name, direction, direction, make(part, system, direction))
-                      for direction in ("dispatch", "combine")]
+            found += [
+                _batch(part, name, direction, direction, make(part, system, direction))
+                for direction in ("dispatch", "combine")
+            ]
     return found
 
 
 def _batch(part, system: str, quantity: str, kind: str, seconds) -> Batch:
-    return Batch(at=part["_at"].to_numpy(), system=str(system), quantity=quantity, kind=kind, seconds=seconds)
+    return Batch(
+        at=part["_at"].to_numpy(), system=str(system), quantity=quantity, kind=kind, seconds=seconds
+    )
 
 
 def _numbers(part, *columns: str) -> list[np.ndarray]:
@@ -101,33 +115,47 @@ def _nccl(part, system: System, collective) -> Callable[[Calibration], np.ndarra
     near_peers = np.minimum(ranks, system.ranks_per_domain) - 1
     near, far = sent * near_peers / ranks, sent * (ranks - 1 - near_peers) / ranks
     legacy: Any = part["_legacy"].to_numpy(dtype=bool)
-    return lambda calibration: Nccl(ports=system.ports(ranks), calibration=calibration, collective=collective,
-                                    legacy=legacy).time_s(near, far)
+    return lambda calibration: Nccl(
+        ports=system.ports(ranks), calibration=calibration, collective=collective, legacy=legacy
+    ).time_s(near, far)
 
 
 def _legacy(rows) -> np.ndarray:
     """Which NCCL rows ran a version before 2.25: ndarray of bool, shape (rows,).
 
-    By column ``version``; folders are named after versions, too, but some hold another. The package's tables of NCCL
-    2.23 have no such column: empty there where other rows have it, ``dataset`` decides, and without that it is old.
+    By column ``version``; folders are named after versions, too, but some hold another. The
+    package's tables of NCCL 2.23 have no such column: empty there where other rows have it,
+    ``dataset`` decides, and without that it is old.
     """
     versions = [_version(v) for v in rows["version"]] if "version" in rows else [None] * len(rows)
-    folders = [_version(str(d).removeprefix("nccl/")) for d in rows["dataset"]] if "dataset" in rows else versions
+    folders = (
+        [_version(str(d).removeprefix("nccl/")) for d in rows["dataset"]]
+        if "dataset" in rows
+        else versions
+    )
     fallback = (0, 0) if any(versions) else (99, 0)
-    return np.array([(v or f or fallback) < _LEGACY_BEFORE for v, f in zip(versions, folders, strict=True)])
+    return np.array(
+        [(v or f or fallback) < _LEGACY_BEFORE for v, f in zip(versions, folders, strict=True)]
+    )
 
 
 def _version(text: object) -> tuple[int, int] | None:
     """(2, 27) of ``2.27.3``; None of anything else."""
     digits = str(text).split(".")
-    return (int(digits[0]), int(digits[1])) if len(digits) > 1 and all(d.isdigit() for d in digits[:2]) else None
+    return (
+        (int(digits[0]), int(digits[1]))
+        if len(digits) > 1 and all(d.isdigit() for d in digits[:2])
+        else None
+    )
 
 
 def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:
-    """Expected distinct ranks among uniformly random choices without repetition: R (1 - C(E - E/R, k) / C(E, k)).
+    """Expected distinct ranks among uniformly random choices without repetition: R (1 - C(E - E/R,
+    k) / C(E, k)).
 
     Args:
-        num_experts: Experts E of all ranks; ``top_k`` choices k, ``num_ranks`` R: arrays that broadcast.
+        num_experts: Experts E of all ranks; ``top_k`` choices k, ``num_ranks`` R: arrays that
+            broadcast.
     """
     from scipy.special import gammaln
 
@@ -143,32 +171,41 @@ def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:
 
 
 def _normal(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
-    nodes, hidden, tokens, top_k, experts, sms = _numbers(part, "node_num", "hidden_size", "num_token", "num_topk",
-                                                          "num_experts", f"{direction}_sms")
+    nodes, hidden, tokens, top_k, experts, sms = _numbers(
+        part, "node_num", "hidden_size", "num_token", "num_topk", "num_experts", f"{direction}_sms"
+    )
     per_node, ranks = system.ranks_per_node, nodes * system.ranks_per_node
     hit = np.minimum(nodes, _NODE_LIMIT)
     copies = tokens * distinct_ranks(experts * hit / nodes, top_k, hit * per_node)
     # each domain that a token reaches beyond its own costs one crossing of the NIC
     domains = np.maximum(ranks / system.ranks_per_domain, 1.0)
     reached = np.minimum(domains, _NODE_LIMIT)
-    reached = np.where(domains > _NODE_LIMIT, reached, distinct_ranks(1e6 * reached, top_k, reached))
+    reached = np.where(
+        domains > _NODE_LIMIT, reached, distinct_ranks(1e6 * reached, top_k, reached)
+    )
     crossings = tokens * reached * (1.0 - 1.0 / domains)
     near_ranks = np.minimum(ranks, system.ranks_per_domain)
     element = 1.0 if direction == "dispatch" else 2.0
 
     def seconds(calibration: Calibration) -> np.ndarray:
-        kernel = DeepEpNormal(ports=system.ports(ranks), calibration=calibration,
-                              num_sms=sms)  # type: ignore[arg-type]
+        kernel = DeepEpNormal(ports=system.ports(ranks), calibration=calibration, num_sms=sms)  # type: ignore[arg-type]
         size: Any = kernel.copy_bytes(direction, hidden, top_k, element)  # type: ignore[arg-type]
-        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=copies * size * (near_ranks - 1) / near_ranks,
-                     far_bytes_D=crossings * size, copy_bytes=size)
+        work = _work(
+            tokens_D=tokens,
+            copies_D=copies,
+            near_bytes_D=copies * size * (near_ranks - 1) / near_ranks,
+            far_bytes_D=crossings * size,
+            copy_bytes=size,
+        )
         return kernel.stages(direction, work).time_s
+
     return seconds
 
 
 def _low_latency(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
-    nodes, hidden, tokens, top_k, experts = _numbers(part, "node_num", "hidden_size", "num_token", "num_topk",
-                                                     "num_experts")
+    nodes, hidden, tokens, top_k, experts = _numbers(
+        part, "node_num", "hidden_size", "num_token", "num_topk", "num_experts"
+    )
     ranks, copies = nodes * system.ranks_per_node, tokens * top_k
     near_ranks = np.minimum(ranks, system.ranks_per_domain)
     element = 1.0 if direction == "dispatch" else 2.0
@@ -176,14 +213,23 @@ def _low_latency(part, system: System, direction: Direction) -> Callable[[Calibr
     def seconds(calibration: Calibration) -> np.ndarray:
         kernel = DeepEpLowLatency(ports=system.ports(ranks), calibration=calibration)
         size: Any = kernel.copy_bytes(direction, hidden, 1, element)  # type: ignore[arg-type]
-        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=copies * size * (near_ranks - 1) / ranks,
-                     far_bytes_D=copies * size * (ranks - near_ranks) / ranks, num_experts=experts, copy_bytes=size)
+        work = _work(
+            tokens_D=tokens,
+            copies_D=copies,
+            near_bytes_D=copies * size * (near_ranks - 1) / ranks,
+            far_bytes_D=copies * size * (ranks - near_ranks) / ranks,
+            num_experts=experts,
+            copy_bytes=size,
+        )
         return kernel.stages(direction, work).time_s
+
     return seconds
 
 
 def balanced_copies(num_experts: int, top_k: int, num_ranks: int) -> tuple[float, float]:
-    """(copies per token, of them to other ranks) when token t's choice j is expert (t + j ceil(E/k)) mod E."""
+    """(copies per token, of them to other ranks) when token t's choice j is expert (t + j
+    ceil(E/k)) mod E.
+    """
     stride = -(-num_experts // top_k)
     chosen = (np.arange(num_experts)[:, None] + stride * np.arange(top_k)) % num_experts
     hit = np.zeros((num_experts, num_ranks), dtype=bool)
@@ -194,8 +240,14 @@ def balanced_copies(num_experts: int, top_k: int, num_ranks: int) -> tuple[float
 
 def _nvl72(part, system: System, phase: Phase) -> Callable[[Calibration], np.ndarray]:
     tokens, ranks, hidden = _numbers(part, "num_tokens", "moe_ep_size", "hidden_size")
-    shapes = list(zip(part["num_experts"].astype(int), part["topk"].astype(int), part["moe_ep_size"].astype(int),
-                      strict=True))
+    shapes = list(
+        zip(
+            part["num_experts"].astype(int),
+            part["topk"].astype(int),
+            part["moe_ep_size"].astype(int),
+            strict=True,
+        )
+    )
     known = {shape: balanced_copies(*shape) for shape in set(shapes)}
     copies, remote = tokens * np.array([known[s] for s in shapes]).T
     element = np.full(len(part), 0.5 if phase == "combine_low_precision" else 2.0)
@@ -210,7 +262,13 @@ def _nvl72(part, system: System, phase: Phase) -> Callable[[Calibration], np.nda
             size = np.zeros(len(part))
         near_ranks = np.minimum(ranks, system.ranks_per_domain)
         near = remote * size * (near_ranks - 1) / np.maximum(ranks - 1, 1)
-        work = _work(tokens_D=tokens, copies_D=copies, near_bytes_D=near, far_bytes_D=remote * size - near,
-                     copy_bytes=size)
+        work = _work(
+            tokens_D=tokens,
+            copies_D=copies,
+            near_bytes_D=near,
+            far_bytes_D=remote * size - near,
+            copy_bytes=size,
+        )
         return kernel.time_s(phase, work)
+
     return seconds

@@ -1,4 +1,6 @@
-"""Fitting one measured quantity of a communication kernel: its parameters, factors of devices, cross-validation."""
+"""Fitting one measured quantity of a communication kernel: its parameters, factors of devices,
+cross-validation.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ class Quantity:
         kind: Class: a collective, a direction, a phase; also the prefix of its parameters.
         bounds: First guess and limits of the parameters, without the prefix.
         fixed: Parameters that are not fitted, without the prefix.
-        factors: System -> parameters (without the prefix) of which that system gets a factor of its own.
+        factors: System -> parameters (without the prefix) of which that system gets a factor of its
+            own.
     """
 
     rows: Any
@@ -53,8 +56,13 @@ class Quantity:
         """The same of some rows; systems that are gone need no factors."""
         rows = self.rows[chosen].reset_index(drop=True)
         left = set(rows["system"])
-        return Quantity(rows=rows, kind=self.kind, bounds=self.bounds, fixed=self.fixed,
-                        factors={s: n for s, n in self.factors.items() if s in left and len(left) > 1})
+        return Quantity(
+            rows=rows,
+            kind=self.kind,
+            bounds=self.bounds,
+            fixed=self.fixed,
+            factors={s: n for s, n in self.factors.items() if s in left and len(left) > 1},
+        )
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -70,13 +78,22 @@ class Quantity:
 
     def fit(self) -> tuple[Parameters, Factors]:
         """Fit parameters and factors; names carry the prefix."""
-        extra = {f"{system}:{name}": (1.0, 0.3, 4.0) for system, names in self.factors.items() for name in names}
-        found = robust_fit(lambda p: np.log(self.predict(*self._split(p)) / self.measured), self.bounds | extra,
-                           np.ones(len(self.rows)))
+        extra = {
+            f"{system}:{name}": (1.0, 0.3, 4.0)
+            for system, names in self.factors.items()
+            for name in names
+        }
+        found = robust_fit(
+            lambda p: np.log(self.predict(*self._split(p)) / self.measured),
+            self.bounds | extra,
+            np.ones(len(self.rows)),
+        )
         return self._split(found)
 
     def _split(self, found: Parameters) -> tuple[Parameters, Factors]:
-        parameters = {f"{self.kind}_{n}": v for n, v in (found | self.fixed).items() if ":" not in n}
+        parameters = {
+            f"{self.kind}_{n}": v for n, v in (found | self.fixed).items() if ":" not in n
+        }
         factors: Factors = {}
         for name, value in found.items():
             system, colon, parameter = name.partition(":")
@@ -85,7 +102,9 @@ class Quantity:
         return parameters, factors
 
     def cross_validate(self, groups: Sequence | np.ndarray) -> np.ndarray:
-        """Predicted seconds of each row by a fit to all groups but its own: ndarray of shape (rows,)."""
+        """Predicted seconds of each row by a fit to all groups but its own: ndarray of shape
+        (rows,).
+        """
         groups = np.asarray(groups)
         out = np.empty(len(self.rows))
         for group in np.unique(groups):
@@ -112,7 +131,9 @@ def spread(ratios: np.ndarray) -> tuple[float, float]:
 
 
 def symmetric_spread(ratios: np.ndarray) -> tuple[float, float]:
-    """An interval around 1 with 80 % of measured / predicted: for what is off one way below and the other way above."""
+    """An interval around 1 with 80 % of measured / predicted: for what is off one way below and the
+    other way above.
+    """
     width = float(np.percentile(np.abs(np.log(ratios)), 80))
     return float(np.exp(-width)), float(np.exp(width))
 
@@ -129,10 +150,11 @@ def in_quadrature(one: tuple[float, float], two: tuple[float, float]) -> tuple[f
 
 
 def release_spread(rows, quantity: Quantity) -> tuple[float, float]:
-    """How far one release of a kernel lies from another on one device, P10 to P90, from rows that two have measured.
+    """How far one release of a kernel lies from another on one device, P10 to P90, from rows that
+    two have measured.
 
-    That is also the least that two devices of one generation may differ. From the median of the absolute log ratios, as
-    if they were normal and each release had half of their variance.
+    That is also the least that two devices of one generation may differ. From the median of the
+    absolute log ratios, as if they were normal and each release had half of their variance.
     """
     keys = list(COLUMNS[rows["family"].iloc[0]])
     timed = rows.assign(_seconds=quantity.measured).groupby(keys)["_seconds"]
@@ -149,4 +171,6 @@ def scores_by(rows, predicted: np.ndarray, measured: np.ndarray, label: Callable
         label: DataFrame -> class of each row.
     """
     names = np.asarray(label(rows))
-    return {str(n): error_scores(predicted[names == n], measured[names == n]) for n in np.unique(names)}
+    return {
+        str(n): error_scores(predicted[names == n], measured[names == n]) for n in np.unique(names)
+    }

@@ -1,7 +1,9 @@
-"""Predict a table of measured exchanges that somebody hands in: ``moesim validate comm --rows FILE``.
+"""Predict a table of measured exchanges that somebody hands in:
+``moesim validate comm --rows FILE``.
 
-Each row names its family and has that family's columns (`moesim.measured.exchanges.table.COLUMNS`); columns of other
-families are ignored in it. A latency column is never looked at for predicting: it is only scored afterwards.
+Each row names its family and has that family's columns (`moesim.measured.exchanges.table.COLUMNS`);
+columns of other families are ignored in it. A latency column is never looked at for predicting: it
+is only scored afterwards.
 """
 
 from pathlib import Path
@@ -29,10 +31,21 @@ _MOST_EXPERTS = 1 << 16
 
 
 def predicted_columns(families) -> list[str]:
-    """Columns that a prediction of these families adds: evidence, calibration, predictions, their 80 % interval."""
-    names = dict.fromkeys(q for family in COLUMNS if family in set(families) for q in quantities(family))
-    return ["evidence", "calibration", *(f"{kind}_{name}us" for name in (f"{q}_" if q else "" for q in names)
-                                         for kind in ("predicted", "low", "high"))]
+    """Columns that a prediction of these families adds: evidence, calibration, predictions, their
+    80 % interval.
+    """
+    names = dict.fromkeys(
+        q for family in COLUMNS if family in set(families) for q in quantities(family)
+    )
+    return [
+        "evidence",
+        "calibration",
+        *(
+            f"{kind}_{name}us"
+            for name in (f"{q}_" if q else "" for q in names)
+            for kind in ("predicted", "low", "high")
+        ),
+    ]
 
 
 def read_comm_rows(path: Path):
@@ -42,8 +55,9 @@ def read_comm_rows(path: Path):
         pandas DataFrame as it was, index 0 to N - 1.
 
     Raises:
-        ConfigError: Unreadable, a column missing, an unknown family, system, collective, kernel or format, or a size
-            that is not an integer > 0 in a family's own column: column and first bad row.
+        ConfigError: Unreadable, a column missing, an unknown family, system, collective, kernel or
+            format, or a size that is not an integer > 0 in a family's own column: column and first
+            bad row.
     """
     import pandas as pd
 
@@ -51,20 +65,40 @@ def read_comm_rows(path: Path):
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, ImportError) as error:
         # pandas gives a missing parquet file no errno
-        reason = "No such file or directory" if isinstance(error, FileNotFoundError) else str(error).partition("\n")[0]
+        reason = (
+            "No such file or directory"
+            if isinstance(error, FileNotFoundError)
+            else str(error).partition("\n")[0]
+        )
         raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
     table = table.reset_index(drop=True)
     for column in ("family", "system"):
         if column not in table:
-            raise ConfigError(f"{path.name}: {column}: expected this column, got {', '.join(map(str, table.columns))}")
+            raise ConfigError(
+                f"{path.name}: {column}: expected this column, got "
+                f"{', '.join(map(str, table.columns))}"
+            )
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
     everywhere = np.ones(len(table), dtype=bool)
-    _refuse(path, table, "family", everywhere & ~table["family"].isin(COLUMNS), f"one of {', '.join(COLUMNS)}")
+    _refuse(
+        path,
+        table,
+        "family",
+        everywhere & ~table["family"].isin(COLUMNS),
+        f"one of {', '.join(COLUMNS)}",
+    )
     for name in table["system"].unique():
         if name not in systems():
-            row = int((table["system"].isna() if pd.isna(name) else table["system"] == name).to_numpy().argmax())
-            raise ConfigError(f"{path.name}: system, row {row}: {UnknownNameError('system', str(name), systems())}")
+            row = int(
+                (table["system"].isna() if pd.isna(name) else table["system"] == name)
+                .to_numpy()
+                .argmax()
+            )
+            raise ConfigError(
+                f"{path.name}: system, row {row}: "
+                f"{UnknownNameError('system', str(name), systems())}"
+            )
     for family in COLUMNS:
         here = (table["family"] == family).to_numpy()
         if here.any():
@@ -77,13 +111,21 @@ def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
 
     missing = [c for c in COLUMNS[family] if c not in table]
     if missing:
-        raise ConfigError(f"{path.name}: {missing[0]}: expected this column for family {family}, "
-                          f"got {', '.join(map(str, table.columns))}")
+        raise ConfigError(
+            f"{path.name}: {missing[0]}: expected this column for family {family}, "
+            f"got {', '.join(map(str, table.columns))}"
+        )
     numbers = {}
     for column in COLUMNS[family]:
         if column in TEXT:
             allowed = _ALLOWED[family, column]
-            _refuse(path, table, column, here & ~table[column].isin(allowed), f"one of {', '.join(allowed)}")
+            _refuse(
+                path,
+                table,
+                column,
+                here & ~table[column].isin(allowed),
+                f"one of {', '.join(allowed)}",
+            )
             continue
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
         whole = (values > 0) & (values <= _LARGEST) & (values == np.round(values))
@@ -93,10 +135,17 @@ def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
     for column in ("num_topk", "topk"):
         if column in numbers:
             rules.append((column, numbers[column] > numbers["num_experts"], "at most num_experts"))
-            rules.append(("num_experts", numbers["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}"))
+            rules.append(
+                ("num_experts", numbers["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}")
+            )
     if "moe_ep_size" in numbers:
-        rules.append(("moe_ep_size", numbers["moe_ep_size"] > numbers["num_experts"], "at most num_experts"))
-        pairs = [tuple(pair) in PHASES for pair in table[["op_name", "kernel_source"]].itertuples(index=False)]
+        rules.append(
+            ("moe_ep_size", numbers["moe_ep_size"] > numbers["num_experts"], "at most num_experts")
+        )
+        pairs = [
+            tuple(pair) in PHASES
+            for pair in table[["op_name", "kernel_source"]].itertuples(index=False)
+        ]
         rules.append(("kernel_source", ~np.array(pairs), "a kernel that has this op_name"))
     for column in ("dispatch_sms", "combine_sms"):
         if column in numbers:
@@ -119,20 +168,23 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     """Predict every row of a checked table.
 
     Args:
-        table: DataFrame of `read_comm_rows` or `moesim.measured.exchanges.table.load_family`, index 0 to N - 1.
-        few_shot: Use factors from ten measured rows of a device where the calibration has them; else its spec sheet
-            alone.
+        table: DataFrame of `read_comm_rows` or `moesim.measured.exchanges.table.load_family`, index
+            0 to N - 1.
+        few_shot: Use factors from ten measured rows of a device where the calibration has them;
+            else its spec sheet alone.
 
     Returns:
-        The columns `predicted_columns`, each an ndarray of shape (N,), in the table's order; NaN where a column does
-        not apply.
+        The columns `predicted_columns`, each an ndarray of shape (N,), in the table's order; NaN
+        where a column does not apply.
     """
     columns = predicted_columns(table["family"].unique())
     out: dict[str, np.ndarray] = {c: np.full(len(table), np.nan) for c in columns[2:]}
     out = {c: np.full(len(table), "", dtype=object) for c in columns[:2]} | out
     for family in table["family"].unique():
         positions = np.flatnonzero((table["family"] == family).to_numpy())
-        keep = [c for c in ("family", "system", "dataset", "version", *COLUMNS[family]) if c in table]
+        keep = [
+            c for c in ("family", "system", "dataset", "version", *COLUMNS[family]) if c in table
+        ]
         for batch in batches(table.iloc[positions][keep].reset_index(drop=True)):
             profile = systems()[batch.system].profile
             calibration = load_calibration(CALIBRATION[family], profile, few_shot=few_shot)
@@ -140,6 +192,9 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
             name = f"{batch.quantity}_us" if batch.quantity else "us"
             low, high = calibration.interval(batch.kind)
             out[f"predicted_{name}"][at] = seconds / US
-            out[f"low_{name}"][at], out[f"high_{name}"][at] = seconds * low / US, seconds * high / US
+            out[f"low_{name}"][at], out[f"high_{name}"][at] = (
+                seconds * low / US,
+                seconds * high / US,
+            )
             out["evidence"][at], out["calibration"][at] = "simulated", calibration.level
     return out

@@ -1,4 +1,6 @@
-"""The scoreboard of communication kernels: predicted against measured exchanges, rows that were fitted left out."""
+"""The scoreboard of communication kernels: predicted against measured exchanges, rows that were
+fitted left out.
+"""
 
 from typing import Any
 
@@ -6,7 +8,15 @@ import numpy as np
 
 from moesim.measured.exchanges.batches import NCCL_BYTES
 from moesim.measured.exchanges.predict import predict_comm_rows
-from moesim.measured.exchanges.table import COLUMNS, MEASURED, load_comm_rows, may_fit, quantities, systems, was_shot
+from moesim.measured.exchanges.table import (
+    COLUMNS,
+    MEASURED,
+    load_comm_rows,
+    may_fit,
+    quantities,
+    systems,
+    was_shot,
+)
 from moesim.measured.scores import error_scores
 from moesim.units import KIB
 
@@ -17,7 +27,8 @@ _COPY = 0.9
 
 
 def measured_comm_rows():
-    """All rows of all families and systems in one DataFrame; ``fitted`` also where a row copies another system's.
+    """All rows of all families and systems in one DataFrame; ``fitted`` also where a row copies
+    another system's.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -34,7 +45,9 @@ def measured_comm_rows():
 
 
 def _copied(family: str, rows) -> np.ndarray:
-    """Rows that repeat, to the last digit, an earlier system's file: H200's DeepEP of sglang 0.5.6.post2 is H100's."""
+    """Rows that repeat, to the last digit, an earlier system's file: H200's DeepEP of sglang
+    0.5.6.post2 is H100's.
+    """
     figures = ["dataset", *COLUMNS[family], *MEASURED[family]]
     copied = rows.duplicated(figures)
     whole = copied.groupby([rows["system"], rows["dataset"]]).transform("mean") > _COPY
@@ -45,7 +58,9 @@ def _subclass(family: str, rows) -> np.ndarray:
     """What is scored apart within a family: ndarray of str, shape (rows,)."""
     if family == "nccl":
         sent = rows["message_size"].astype(float) * rows["nccl_dtype"].map(NCCL_BYTES)
-        return np.where(sent < _SMALL_BYTES, rows["op_name"] + " < 64 KiB", rows["op_name"] + " >= 64 KiB")
+        return np.where(
+            sent < _SMALL_BYTES, rows["op_name"] + " < 64 KiB", rows["op_name"] + " >= 64 KiB"
+        )
     if family == "nvl72_alltoall":
         return ("EP" + rows["moe_ep_size"].astype(int).astype(str)).to_numpy()
     per_node = np.array([systems()[name].ranks_per_node for name in rows["system"]])
@@ -58,11 +73,13 @@ def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]
     """Errors by family, quantity, system and class, of rows whose measured columns are there.
 
     Args:
-        rows: DataFrame with the families' columns, index 0 to N - 1; rows whose ``fitted`` is true are left out.
+        rows: DataFrame with the families' columns, index 0 to N - 1; rows whose ``fitted`` is true
+            are left out.
         predictions: Columns of `moesim.measured.exchanges.predict.predict_comm_rows`.
 
     Returns:
-        One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 % interval.
+        One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 %
+        interval.
     """
     import pandas as pd
 
@@ -83,13 +100,20 @@ def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]
             for system, label in sorted(set(zip(*keys, strict=True))):
                 where = at[(keys[0] == system) & (keys[1] == label)]
                 real = values[where]
-                inside = (real >= predictions[f"low_{name}"][where]) & (real <= predictions[f"high_{name}"][where])
-                table.append({
-                    "family": family, "quantity": quantity or "-", "system": system, "class": label,
-                    **error_scores(predictions[f"predicted_{name}"][where], real),
-                    "inside": 100.0 * float(inside.mean()),
-                    "calibration": predictions["calibration"][where[0]],
-                })
+                inside = (real >= predictions[f"low_{name}"][where]) & (
+                    real <= predictions[f"high_{name}"][where]
+                )
+                table.append(
+                    {
+                        "family": family,
+                        "quantity": quantity or "-",
+                        "system": system,
+                        "class": label,
+                        **error_scores(predictions[f"predicted_{name}"][where], real),
+                        "inside": 100.0 * float(inside.mean()),
+                        "calibration": predictions["calibration"][where[0]],
+                    }
+                )
     return table
 
 

@@ -1,9 +1,12 @@
-"""Measured communication kernels: the rows of NVIDIA's aiconfigurator-core, and which of them may be fitted.
+"""Measured communication kernels: the rows of NVIDIA's aiconfigurator-core, and which of them may
+be fitted.
 
-A family is one kernel's table, with that table's own columns: ``nccl`` (collectives; ``message_size`` elements of the
-larger buffer, own chunk included, latency in ms), ``deepep_normal`` and ``deepep_ll`` (tokens per rank, fp8 dispatch
-and bf16 combine of uniformly random choices, kernel time in us), ``nvl72_alltoall`` (TensorRT-LLM on GB200, tokens per
-rank, balanced choices, latency in ms). aiconfigurator-core 0.12 (Apache-2.0); only its parquet files are read.
+A family is one kernel's table, with that table's own columns: ``nccl`` (collectives;
+``message_size`` elements of the larger buffer, own chunk included, latency in ms),
+``deepep_normal`` and ``deepep_ll`` (tokens per rank, fp8 dispatch and bf16 combine of uniformly
+random choices, kernel time in us), ``nvl72_alltoall`` (TensorRT-LLM on GB200, tokens per rank,
+balanced choices, latency in ms). aiconfigurator-core 0.12 (Apache-2.0); only its parquet files are
+read.
 """
 
 import tomllib
@@ -22,11 +25,27 @@ from moesim.units import GB
 #: columns a row needs, by family; all but those of `TEXT` are integers > 0
 COLUMNS: dict[str, tuple[str, ...]] = {
     "nccl": ("op_name", "nccl_dtype", "num_gpus", "message_size"),
-    "deepep_normal": ("node_num", "hidden_size", "num_token", "num_topk", "num_experts", "dispatch_sms",
-                      "combine_sms"),
+    "deepep_normal": (
+        "node_num",
+        "hidden_size",
+        "num_token",
+        "num_topk",
+        "num_experts",
+        "dispatch_sms",
+        "combine_sms",
+    ),
     "deepep_ll": ("node_num", "hidden_size", "num_token", "num_topk", "num_experts"),
-    "nvl72_alltoall": ("op_name", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "topk", "num_experts",
-                       "moe_ep_size", "distribution"),
+    "nvl72_alltoall": (
+        "op_name",
+        "kernel_source",
+        "moe_dtype",
+        "num_tokens",
+        "hidden_size",
+        "topk",
+        "num_experts",
+        "moe_ep_size",
+        "distribution",
+    ),
 }
 TEXT = ("op_name", "nccl_dtype", "kernel_source", "moe_dtype", "distribution")
 #: measured columns of a family and microseconds in their unit, in the order of `quantities`
@@ -36,8 +55,12 @@ MEASURED: dict[str, dict[str, float]] = {
     "deepep_ll": {"dispatch_avg_t_us": 1.0, "combine_avg_t_us": 1.0},
     "nvl72_alltoall": {"latency": 1e3},
 }
-_FILES = {"nccl": "nccl_perf", "deepep_normal": "wideep_deepep_normal_perf", "deepep_ll": "wideep_deepep_ll_perf",
-          "nvl72_alltoall": "trtllm_alltoall_perf"}
+_FILES = {
+    "nccl": "nccl_perf",
+    "deepep_normal": "wideep_deepep_normal_perf",
+    "deepep_ll": "wideep_deepep_ll_perf",
+    "nvl72_alltoall": "trtllm_alltoall_perf",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,18 +83,31 @@ class System:
 
     def ports(self, num_ranks) -> Ports:
         """Ports when ``num_ranks`` take part: a number, or an ndarray for as many rows."""
-        return Ports(near_bytes_per_s=self.near_bytes_per_s, far_bytes_per_s=self.far_bytes_per_s,
-                     num_ranks=num_ranks, ranks_per_domain=self.ranks_per_domain, num_sms=self.profile.num_sms)
+        return Ports(
+            near_bytes_per_s=self.near_bytes_per_s,
+            far_bytes_per_s=self.far_bytes_per_s,
+            num_ranks=num_ranks,
+            ranks_per_domain=self.ranks_per_domain,
+            num_sms=self.profile.num_sms,
+        )
 
 
 @cache
 def systems() -> dict[str, System]:
     """Systems by the package's name, from ``hw_profiles/silicon/comm_systems.toml``."""
-    text = (files("moesim_hw_profiles") / "silicon" / "comm_systems.toml").read_text(encoding="utf-8")
-    return {name: System(profile=load_profile(s["profile"]), near_bytes_per_s=s["near_gb_per_s"] * GB,
-                         far_bytes_per_s=s["nic_gb_per_s"] * GB, ranks_per_domain=s["ranks_per_domain"],
-                         ranks_per_node=s["ranks_per_node"])
-            for name, s in tomllib.loads(text)["systems"].items()}
+    text = (files("moesim_hw_profiles") / "silicon" / "comm_systems.toml").read_text(
+        encoding="utf-8"
+    )
+    return {
+        name: System(
+            profile=load_profile(s["profile"]),
+            near_bytes_per_s=s["near_gb_per_s"] * GB,
+            far_bytes_per_s=s["nic_gb_per_s"] * GB,
+            ranks_per_domain=s["ranks_per_domain"],
+            ranks_per_node=s["ranks_per_node"],
+        )
+        for name, s in tomllib.loads(text)["systems"].items()
+    }
 
 
 def quantities(family: str) -> tuple[str, ...]:
@@ -84,8 +120,8 @@ def load_comm_rows(family: str, system: str):
     """All rows of a family on one system, several measurements of one row as their median.
 
     Returns:
-        pandas DataFrame with ``family``, ``system``, ``dataset``, ``version``, `COLUMNS` and `MEASURED` of the family;
-        empty where the package has none.
+        pandas DataFrame with ``family``, ``system``, ``dataset``, ``version``, `COLUMNS` and
+        `MEASURED` of the family; empty where the package has none.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -96,7 +132,11 @@ def load_comm_rows(family: str, system: str):
     for path in silicon.find_tables(system, f"comm/*/*/{_FILES[family]}.parquet"):
         table = silicon.read_table(path)
         version = table.get("version")
-        tables.append(table.assign(family=family, system=system, dataset="/".join(path.parts[-3:-1]), version=version))
+        tables.append(
+            table.assign(
+                family=family, system=system, dataset="/".join(path.parts[-3:-1]), version=version
+            )
+        )
     keys = ["family", "system", "dataset", "version", *COLUMNS[family]]
     if not tables:
         return pd.DataFrame(columns=[*keys, *MEASURED[family]])
@@ -114,15 +154,18 @@ def load_family(family: str, names: tuple[str, ...] | None = None):
 
     tables = [t for name in names or tuple(systems()) if len(t := load_comm_rows(family, name))]
     if not tables:
-        raise MeasurementError(f"measured rows: aiconfigurator-core has none of {family} on {', '.join(names or ())}")
+        raise MeasurementError(
+            f"measured rows: aiconfigurator-core has none of {family} on {', '.join(names or ())}"
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 def may_fit(rows) -> np.ndarray:
     """Which rows of one family may be fitted: ndarray of bool, shape (rows,).
 
-    NCCL on A100 and H100; DeepEP on H100 with top-k not 1, 2 or 22, across nodes two nodes (EP16) only; NVL72 on GB200
-    at EP 4, 8 and 16. Ten NCCL rows of other devices, in few-shot mode, are listed in ``few_shot_comm_rows.csv``.
+    NCCL on A100 and H100; DeepEP on H100 with top-k not 1, 2 or 22, across nodes two nodes (EP16)
+    only; NVL72 on GB200 at EP 4, 8 and 16. Ten NCCL rows of other devices, in few-shot mode, are
+    listed in ``few_shot_comm_rows.csv``.
     """
     family = rows["family"].iloc[0]
     system = rows["system"]
@@ -130,14 +173,20 @@ def may_fit(rows) -> np.ndarray:
         return system.isin(["a100_sxm", "h100_sxm"]).to_numpy()
     if family == "nvl72_alltoall":
         return ((system == "gb200") & rows["moe_ep_size"].isin([4, 8, 16])).to_numpy()
-    return ((system == "h100_sxm") & ~rows["num_topk"].isin([1, 2, 22]) & (rows["node_num"] <= 2)).to_numpy()
+    return (
+        (system == "h100_sxm") & ~rows["num_topk"].isin([1, 2, 22]) & (rows["node_num"] <= 2)
+    ).to_numpy()
 
 
 def few_shot_rows():
-    """Ten NCCL rows each of B200, B300 and GB200 as a DataFrame with the columns of `load_comm_rows`."""
+    """Ten NCCL rows each of B200, B300 and GB200 as a DataFrame with the columns of
+    `load_comm_rows`.
+    """
     import pandas as pd
 
-    with (files("moesim_hw_profiles") / "silicon" / "few_shot_comm_rows.csv").open(encoding="utf-8") as file:
+    with (files("moesim_hw_profiles") / "silicon" / "few_shot_comm_rows.csv").open(
+        encoding="utf-8"
+    ) as file:
         rows = pd.read_csv(file)
     return rows.rename(columns={"latency_ms": "latency"}).assign(family="nccl")
 
@@ -146,4 +195,6 @@ def was_shot(rows) -> np.ndarray:
     """Which NCCL rows are among `few_shot_rows`: ndarray of bool, shape (rows,)."""
     keys = ["system", "dataset", *COLUMNS["nccl"]]
     known = set(few_shot_rows()[keys].itertuples(index=False, name=None))
-    return np.array([row in known for row in rows[keys].itertuples(index=False, name=None)], dtype=bool)
+    return np.array(
+        [row in known for row in rows[keys].itertuples(index=False, name=None)], dtype=bool
+    )

@@ -1,11 +1,12 @@
 """Fit the kernel cost model's parameters to measured rows: ``moesim calibrate kernels``.
 
-One file per framework, since sglang's and vLLM's kernels differ in more than their tiles (and vLLM's benchmark
-includes the router's top-k): the simulator prices with sglang's, ``triton-moe``; ``triton-moe-vllm`` predicts vLLM's
-rows.
-Only rows of the groups in ``hw_profiles/silicon/fit_groups.csv`` (A100 and H100) are used, none under 50 us; every
-other row of the package stays for scoring. The fit is robust; the scores and the P10 and P90 that become intervals
-come from cross validation that leaves out whole shapes. Refitting draws the same rows again and gives the same file.
+One file per framework, since sglang's and vLLM's kernels differ in more than their tiles (and
+vLLM's benchmark includes the router's top-k): the simulator prices with sglang's, ``triton-moe``;
+``triton-moe-vllm`` predicts vLLM's rows. Only rows of the groups in
+``hw_profiles/silicon/fit_groups.csv`` (A100 and H100) are used, none under 50 us; every other row
+of the package stays for scoring. The fit is robust; the scores and the P10 and P90 that become
+intervals come from cross validation that leaves out whole shapes. Refitting draws the same rows
+again and gives the same file.
 """
 
 import csv
@@ -44,7 +45,8 @@ BOUNDS: Bounds = {
     "misaligned_factor": (2.0, 1.0, 6.0),
     "a100_launch": (1.1, 0.5, 3.0),
 }
-#: parameter of the fit -> device profile and the parameter it multiplies there: what clocks do not explain
+#: parameter of the fit -> device profile and the parameter it multiplies there: what clocks do not
+#: explain
 _DEVICE_FACTORS = {"a100_launch": ("a100-sxm", "kernel_launch_cycles")}
 FLOOR_MS = 0.05
 FRAMEWORKS = ("sglang", "vllm")
@@ -90,7 +92,10 @@ class FitGroup:
         """One row of the group, drawn."""
         chosen = int(np.random.default_rng(seed).integers(len(self.measured_s)))
         return replace(
-            self, draws=self.draws.only(chosen), spread=self.spread[[chosen]], measured_s=self.measured_s[[chosen]]
+            self,
+            draws=self.draws.only(chosen),
+            spread=self.spread[[chosen]],
+            measured_s=self.measured_s[[chosen]],
         )
 
 
@@ -100,15 +105,22 @@ Predictions = list[tuple[FitGroup, np.ndarray]]
 
 @cache
 def fit_groups() -> dict[tuple, str]:
-    """(system, dataset, kernel, precision, *shape) -> which moe_ep_size may be fitted: ``any`` or a number."""
-    with (files("moesim_hw_profiles") / "silicon" / "fit_groups.csv").open(encoding="utf-8") as handle:
+    """(system, dataset, kernel, precision, *shape) -> which moe_ep_size may be fitted: ``any`` or a
+    number.
+    """
+    with (files("moesim_hw_profiles") / "silicon" / "fit_groups.csv").open(
+        encoding="utf-8"
+    ) as handle:
         return {
-            tuple(int(row[c]) if c in SHAPE else row[c] for c in _GROUP): row["ep"] for row in csv.DictReader(handle)
+            tuple(int(row[c]) if c in SHAPE else row[c] for c in _GROUP): row["ep"]
+            for row in csv.DictReader(handle)
         }
 
 
 def may_fit(row: dict) -> bool:
-    """Whether a measured row belongs to the groups that may be fitted, or is one of the few-shot rows."""
+    """Whether a measured row belongs to the groups that may be fitted, or is one of the few-shot
+    rows.
+    """
     ep = fit_groups().get(tuple(row[c] for c in _GROUP))
     if ep is not None and (ep == "any" or int(ep) == row["moe_ep_size"]):
         return True
@@ -121,13 +133,21 @@ def _few_shot_keys() -> set[tuple]:
 
 
 def few_shot_rows() -> list[dict[str, Any]]:
-    """The rows of ``few_shot_rows.csv``: ten measured rows of each device that has factors of its own."""
-    with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(encoding="utf-8") as handle:
-        return [{k: int(v) if v.isdigit() else v for k, v in row.items()} for row in csv.DictReader(handle)]
+    """The rows of ``few_shot_rows.csv``: ten measured rows of each device that has factors of its
+    own.
+    """
+    with (files("moesim_hw_profiles") / "silicon" / "few_shot_rows.csv").open(
+        encoding="utf-8"
+    ) as handle:
+        return [
+            {k: int(v) if v.isdigit() else v for k, v in row.items()}
+            for row in csv.DictReader(handle)
+        ]
 
 
 def collect(framework: str) -> list[FitGroup]:
-    """Read and draw up to 200 rows of each group of a framework that may be fitted, none under 50 us.
+    """Read and draw up to 200 rows of each group of a framework that may be fitted, none under 50
+    us.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -200,14 +220,18 @@ def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict
 
 
 def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
-    """Each device by a fit that saw none of its rows: as it is, and with ten rows of it (bf16, as in few-shot mode).
+    """Each device by a fit that saw none of its rows: as it is, and with ten rows of it (bf16, as
+    in few-shot mode).
 
     One device only leaves nothing to fit on: both are empty.
     """
     by_spec_sheet: Predictions = []
     by_ten_rows: Predictions = []
     for system in sorted({g.system for g in groups}):
-        others, own = [g for g in groups if g.system != system], [g for g in groups if g.system == system]
+        others, own = (
+            [g for g in groups if g.system != system],
+            [g for g in groups if g.system == system],
+        )
         if not others:
             continue
         parameters = fit(others)
@@ -223,20 +247,27 @@ def few_shot_groups() -> dict[str, FitGroup]:
     """The few-shot rows by system, ready to be priced."""
     rows = few_shot_rows()
     return {
-        system: _group([r for r in rows if r["system"] == system]) for system in sorted({r["system"] for r in rows})
+        system: _group([r for r in rows if r["system"] == system])
+        for system in sorted({r["system"] for r in rows})
     }
 
 
-def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predictions) -> dict[str, dict]:
+def all_residuals(
+    held_out: Predictions, elsewhere: Predictions, with_ten: Predictions
+) -> dict[str, dict]:
     """Intervals of all three levels.
 
-    Only one device has fp8 rows that may be fitted, so none can be left out: its interval away from home is the
-    cross-validated one, widened as much as bf16's is.
+    Only one device has fp8 rows that may be fitted, so none can be left out: its interval away from
+    home is the cross-validated one, widened as much as bf16's is.
     """
     out = residual_classes("calibrated", held_out)
     for level, predictions in (("spec_sheet", elsewhere), ("few_shot", with_ten)):
-        away = residual_classes(level, [(g, p) for g, p in predictions if g.precision == "bfloat16"])
-        home = residual_classes("calibrated", [(g, p) for g, p in held_out if g.precision == "bfloat16"])
+        away = residual_classes(
+            level, [(g, p) for g, p in predictions if g.precision == "bfloat16"]
+        )
+        home = residual_classes(
+            "calibrated", [(g, p) for g, p in held_out if g.precision == "bfloat16"]
+        )
         out |= away
         for name, cls in residual_classes("calibrated", held_out).items():
             if "fp8" not in name:
@@ -244,9 +275,17 @@ def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predi
             twin = name.replace("fp8_block", "bfloat16")
             reference = away.get(twin.replace("calibrated", level)), home.get(twin)
             if reference[0] and reference[1]:
-                wider = {end: cls[end] * reference[0][end] / reference[1][end] for end in ("low", "high")}
+                wider = {
+                    end: cls[end] * reference[0][end] / reference[1][end] for end in ("low", "high")
+                }
                 out[name.replace("calibrated", level)] = (
-                    cls | wider | {"kind": "cross-validated by shape, widened as bfloat16 is from device to device"}
+                    cls
+                    | wider
+                    | {
+                        "kind": (
+                            "cross-validated by shape, widened as bfloat16 is from device to device"
+                        )
+                    }
                 )
     return out
 
@@ -254,17 +293,23 @@ def all_residuals(held_out: Predictions, elsewhere: Predictions, with_ten: Predi
 def other_generation(elsewhere: Predictions) -> dict[str, dict]:
     """Intervals on a device of another generation than those fitted: its bias is drawn like theirs.
 
-    Each device left out has a median log error of its own; their root mean square is the spread s of biases, and the
-    80 % interval of the next device's bias is t s sqrt(1 + 1 / n), t from Student's distribution with n - 1 degrees of
-    freedom (n = 2 devices: wide, as it must be). Added in quadrature to the spread of rows within a device.
+    Each device left out has a median log error of its own; their root mean square is the spread s
+    of biases, and the 80 % interval of the next device's bias is t s sqrt(1 + 1 / n), t from
+    Student's distribution with n - 1 degrees of freedom (n = 2 devices: wide, as it must be). Added
+    in quadrature to the spread of rows within a device.
     """
     from scipy.stats import t
 
     rows = [(g, p) for g, p in elsewhere if g.precision == "bfloat16"]
     systems = sorted({g.system for g, _ in rows})
-    medians = [np.median(np.concatenate([np.log(g.measured_s / p) for g, p in rows if g.system == s])) for s in systems]
+    medians = [
+        np.median(np.concatenate([np.log(g.measured_s / p) for g, p in rows if g.system == s]))
+        for s in systems
+    ]
     count = len(systems)
-    bias = t.ppf(0.9, max(count - 1, 1)) * float(np.sqrt(np.mean(np.square(medians)) * (1 + 1 / count)))
+    bias = t.ppf(0.9, max(count - 1, 1)) * float(
+        np.sqrt(np.mean(np.square(medians)) * (1 + 1 / count))
+    )
     out = {}
     for name, cls in residual_classes("other_generation", rows).items():
         low, high = np.log(cls["low"]), np.log(cls["high"])
@@ -284,7 +329,11 @@ def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
     for precision in sorted({g.precision for g, _ in predictions}):
         for spread, name in ((False, "ep1"), (True, "epn")):
             ratio = np.concatenate(
-                [(g.measured_s / p)[g.spread == spread] for g, p in predictions if g.precision == precision]
+                [
+                    (g.measured_s / p)[g.spread == spread]
+                    for g, p in predictions
+                    if g.precision == precision
+                ]
             )
             if len(ratio):
                 low, high = np.percentile(ratio, [10, 90])
@@ -298,7 +347,8 @@ def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
 
 
 def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, float]]:
-    """Fit, cross-validate and write a framework's calibration file; returns the cross-validated scores by class.
+    """Fit, cross-validate and write a framework's calibration file; returns the cross-validated
+    scores by class.
 
     Raises:
         UnknownNameError: A framework other than sglang and vllm.
@@ -316,25 +366,39 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
     few = (
         {}
         if framework != FRAMEWORKS[0]
-        else {system.replace("_", "-"): few_shot_factors([g], fitted) for system, g in few_shot_groups().items()}
+        else {
+            system.replace("_", "-"): few_shot_factors([g], fitted)
+            for system, g in few_shot_groups().items()
+        }
     )
     scores = {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
         chosen = [(g, p) for g, p in held_out if (g.system, g.precision) == (system, precision)]
         scores[f"{system.replace('_', '-')}-{precision}"] = error_scores(
-            np.concatenate([p for _, p in chosen]), np.concatenate([g.measured_s for g, _ in chosen])
+            np.concatenate([p for _, p in chosen]),
+            np.concatenate([g.measured_s for g, _ in chosen]),
         )
     own = {key: ep for key, ep in fit_groups().items() if key[1].startswith(framework)}
     found = Fitted(
-        title=f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams",
-        fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, at most "
-        f"{_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of the device each",
-        sources=[f"aiconfigurator-core 0.12, moe_perf.parquet: {', '.join(sorted({key[2] for key in own}))}"],
+        title=(
+            f"{framework}'s Triton fused MoE kernels: waves of tiles, weight and activation streams"
+        ),
+        fitted_on=f"{sum(len(g.measured_s) for g in groups)} rows of {len(groups)} shape groups, "
+        f"at most {_ROWS_PER_GROUP} of each, none under 50 us; few-shot factors: ten rows of "
+        "the device each",
+        sources=[
+            (
+                "aiconfigurator-core 0.12, moe_perf.parquet: "
+                f"{', '.join(sorted({key[2] for key in own}))}"
+            )
+        ],
         profiles=profiles,
         generations=sorted({generation_of(load_profile(p)) for p in profiles}),
         parameters=parameters,
         device_factors={
-            device: {scaled: fitted[name]} for name, (device, scaled) in _DEVICE_FACTORS.items() if device in profiles
+            device: {scaled: fitted[name]}
+            for name, (device, scaled) in _DEVICE_FACTORS.items()
+            if device in profiles
         },
         few_shot_factors=few,
         residuals=all_residuals(held_out, elsewhere, with_ten) | other_generation(elsewhere),

@@ -1,7 +1,7 @@
 """Predict measured rows: one price per row, at the row's own semantics, vectorised over the table.
 
-Each row becomes Monte-Carlo draws of its expert histogram; the sums a price needs are taken once, then all draws of
-one system and format are priced in a single call.
+Each row becomes Monte-Carlo draws of its expert histogram; the sums a price needs are taken once,
+then all draws of one system and format are priced in a single call.
 """
 
 from dataclasses import dataclass, fields
@@ -48,14 +48,24 @@ class RowDraws:
 
         def cut(part: Any) -> Any:
             values = {f.name: getattr(part, f.name) for f in fields(part)}
-            return type(part)(**{n: v[keep] if isinstance(v, np.ndarray) else v for n, v in values.items()})
+            return type(part)(
+                **{n: v[keep] if isinstance(v, np.ndarray) else v for n, v in values.items()}
+            )
 
-        return RowDraws(row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64), num_rows=1, shape=cut(self.shape),
-                        load=cut(self.load), tokens=self.tokens[keep], tile=cut(self.tile))
+        return RowDraws(
+            row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64),
+            num_rows=1,
+            shape=cut(self.shape),
+            load=cut(self.load),
+            tokens=self.tokens[keep],
+            tile=cut(self.tile),
+        )
 
     def price(self, kernels: WaveKernels) -> np.ndarray:
         """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
-        solo = price_experts(kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True).solo_s_D()
+        solo = price_experts(
+            kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True
+        ).solo_s_D()
         total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
 
@@ -63,7 +73,9 @@ class RowDraws:
 def row_kernels(dataset: str, profile: Profile, *, few_shot: bool = True) -> WaveKernels:
     """The kernel model calibrated on the framework that a dataset's rows ran."""
     name = profile.calibration + ("-vllm" if dataset.startswith("vllm") else "")
-    return WaveKernels(profile=profile, calibration=load_calibration(name, profile, few_shot=few_shot))
+    return WaveKernels(
+        profile=profile, calibration=load_calibration(name, profile, few_shot=few_shot)
+    )
 
 
 def residual_class(moe_dtype: str, moe_ep_size: int) -> str:
@@ -72,7 +84,9 @@ def residual_class(moe_dtype: str, moe_ep_size: int) -> str:
 
 
 def row_tile(row: dict, device: str) -> Tile:
-    """The tile the measured kernel ran: the row's own columns, else its framework's table or default."""
+    """The tile the measured kernel ran: the row's own columns, else its framework's table or
+    default.
+    """
     if row.get("block_m", 0) > 0:  # not where it is empty (NaN)
         return Tile(**{name: int(row[name]) for name in TILE_FIELDS})
     local_experts = row["num_experts"] // row["moe_ep_size"]
@@ -102,19 +116,33 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
             sums.append((rows_here, (counts > 0).sum(), blocks, masked, idle, tokens))
             tiles.append([getattr(tile, name) for name in TILE_FIELDS])
             width = row["inter_size"] // row["moe_tp_size"]
-            sizes.append((row["hidden_size"], width, 2 if silicon.is_gated(row) else 1, row["topk"]))
+            sizes.append(
+                (row["hidden_size"], width, 2 if silicon.is_gated(row) else 1, row["topk"])
+            )
     summed, size, tile_fields = np.array(sums, dtype=np.float64), np.array(sizes), np.array(tiles)
     hidden = size[:, 0]
     return RowDraws(
         row_of_draw=np.array(of_draw),
         num_rows=len(rows),
-        shape=ExpertShape(hidden=hidden, width=size[:, 1], num_up=size[:, 2], top_k=size[:, 3],
-                          fmt=precision.activations, weight_bytes=precision.weight_bytes,
-                          input_bytes=precision.token_bytes("activations", 4096) / 4096,
-                          block_scaled=precision.block_scaled),
-        load=Load(rows_D=summed[:, 0], active_D=summed[:, 1], blocks_D=summed[:, 2],
-                  masked_rows_D=summed[:, 3], idle_blocks_D=summed[:, 4]),
+        shape=ExpertShape(
+            hidden=hidden,
+            width=size[:, 1],
+            num_up=size[:, 2],
+            top_k=size[:, 3],
+            fmt=precision.activations,
+            weight_bytes=precision.weight_bytes,
+            input_bytes=precision.token_bytes("activations", 4096) / 4096,
+            block_scaled=precision.block_scaled,
+        ),
+        load=Load(
+            rows_D=summed[:, 0],
+            active_D=summed[:, 1],
+            blocks_D=summed[:, 2],
+            masked_rows_D=summed[:, 3],
+            idle_blocks_D=summed[:, 4],
+        ),
         tokens=summed[:, 5],
-        # a tile of arrays: one configuration per draw, which the price broadcasts like any other size
+        # a tile of arrays: one configuration per draw, which the price broadcasts like any other
+        # size
         tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(TILE_FIELDS)}),  # type: ignore[arg-type]
     )

@@ -1,7 +1,9 @@
-"""Predict a table of measured kernels that somebody hands in: ``moesim validate kernels --rows FILE``.
+"""Predict a table of measured kernels that somebody hands in:
+``moesim validate kernels --rows FILE``.
 
-The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns are used if they are
-there. A latency column is never looked at for predicting: it is only scored afterwards.
+The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns are
+used if they are there. A latency column is never looked at for predicting: it is only scored
+afterwards.
 """
 
 from pathlib import Path
@@ -13,10 +15,24 @@ from moesim.errors import ConfigError
 from moesim.files.toml import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.draws import PRECISION, TILE_FIELDS, draw_rows, residual_class, row_kernels
+from moesim.measured.kernels.draws import (
+    PRECISION,
+    TILE_FIELDS,
+    draw_rows,
+    residual_class,
+    row_kernels,
+)
 from moesim.measured.kernels.scoreboard import roofline_s
 
-_SIZES = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+_SIZES = (
+    "num_tokens",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "num_experts",
+    "moe_tp_size",
+    "moe_ep_size",
+)
 _POWERS = ("block_m", "block_n", "block_k", "num_warps")
 #: beyond these nothing was measured, and histograms would not fit into memory or floats
 _MOST_TOKENS, _MOST_EXPERTS, _LARGEST, _LARGEST_ALPHA = 1 << 24, 1 << 16, 1 << 48, 10
@@ -32,8 +48,9 @@ def read_rows(path: Path):
         pandas DataFrame as it was, index 0 to N - 1.
 
     Raises:
-        ConfigError: Unreadable, a column missing, an unknown system, format or distribution, a size that is not an
-            integer > 0, more kept than there is, or a latency that is not a number > 0: column and first bad row.
+        ConfigError: Unreadable, a column missing, an unknown system, format or distribution, a size
+            that is not an integer > 0, more kept than there is, or a latency that is not a number >
+            0: column and first bad row.
     """
     import pandas as pd
 
@@ -41,13 +58,20 @@ def read_rows(path: Path):
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, ImportError) as error:
         # pandas gives a missing parquet file no errno
-        reason = "No such file or directory" if isinstance(error, FileNotFoundError) else str(error).partition("\n")[0]
+        reason = (
+            "No such file or directory"
+            if isinstance(error, FileNotFoundError)
+            else str(error).partition("\n")[0]
+        )
         raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
     table = table.reset_index(drop=True)
     needed = [*silicon.COLUMNS, *(TILE_FIELDS if "block_m" in table else ())]
     missing = [c for c in needed if c not in table]
     if missing:
-        raise ConfigError(f"{path.name}: {missing[0]}: expected this column, got {', '.join(map(str, table.columns))}")
+        raise ConfigError(
+            f"{path.name}: {missing[0]}: expected this column, got "
+            f"{', '.join(map(str, table.columns))}"
+        )
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
     for column in _SIZES:
@@ -59,35 +83,84 @@ def read_rows(path: Path):
         for column in TILE_FIELDS:
             values = pd.to_numeric(table[column], errors="coerce")
             power = column in _POWERS
-            right = _whole(values) & ((np.log2(values.where(values > 0)) % 1 == 0) if power else True)
-            _refuse(path, table, column, ~(untiled | right), "a power of two" if power else "an integer > 0")
+            right = _whole(values) & (
+                (np.log2(values.where(values > 0)) % 1 == 0) if power else True
+            )
+            _refuse(
+                path,
+                table,
+                column,
+                ~(untiled | right),
+                "a power of two" if power else "an integer > 0",
+            )
             table[column] = values
     for column in _LATENCIES:
         if column in table:
             values = pd.to_numeric(table[column], errors="coerce")
             _refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
-    _refuse(path, table, "moe_dtype", ~table["moe_dtype"].isin(PRECISION), f"one of {', '.join(PRECISION)}")
+    _refuse(
+        path,
+        table,
+        "moe_dtype",
+        ~table["moe_dtype"].isin(PRECISION),
+        f"one of {', '.join(PRECISION)}",
+    )
     _refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
     power_law = table["distribution"].astype(str).str.fullmatch(r"power_law_\d+(\.\d+)?")
-    _refuse(path, table, "distribution", ~((table["distribution"] == "balanced") | power_law),
-            "balanced or power_law_ALPHA")
+    _refuse(
+        path,
+        table,
+        "distribution",
+        ~((table["distribution"] == "balanced") | power_law),
+        "balanced or power_law_ALPHA",
+    )
     _refuse(path, table, "topk", table["topk"] > table["num_experts"], "at most num_experts")
-    _refuse(path, table, "moe_ep_size", table["num_experts"] % table["moe_ep_size"] != 0, "a divisor of num_experts")
-    _refuse(path, table, "moe_tp_size", table["inter_size"] // table["moe_tp_size"] < 1, "at most inter_size")
-    _refuse(path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}")
-    _refuse(path, table, "num_experts", table["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}")
+    _refuse(
+        path,
+        table,
+        "moe_ep_size",
+        table["num_experts"] % table["moe_ep_size"] != 0,
+        "a divisor of num_experts",
+    )
+    _refuse(
+        path,
+        table,
+        "moe_tp_size",
+        table["inter_size"] // table["moe_tp_size"] < 1,
+        "at most inter_size",
+    )
+    _refuse(
+        path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}"
+    )
+    _refuse(
+        path, table, "num_experts", table["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}"
+    )
     known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm)/.+")
     _refuse(path, table, "dataset", ~known, "sglang/VERSION or vllm/VERSION")
-    alphas = pd.to_numeric(table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce")
-    _refuse(path, table, "distribution", alphas > _LARGEST_ALPHA, f"an ALPHA of at most {_LARGEST_ALPHA}")
+    alphas = pd.to_numeric(
+        table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce"
+    )
+    _refuse(
+        path,
+        table,
+        "distribution",
+        alphas > _LARGEST_ALPHA,
+        f"an ALPHA of at most {_LARGEST_ALPHA}",
+    )
     for system in table["system"].unique():
         try:
             profile = load_profile(str(system))
         except UnknownNameError as error:
-            row = int((table["system"].isna() if pd.isna(system) else table["system"] == system).to_numpy().argmax())
+            row = int(
+                (table["system"].isna() if pd.isna(system) else table["system"] == system)
+                .to_numpy()
+                .argmax()
+            )
             raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
         if profile.execution != "waves":
-            _refuse(path, table, "system", table["system"] == system, "a GPU, which runs Triton kernels")
+            _refuse(
+                path, table, "system", table["system"] == system, "a GPU, which runs Triton kernels"
+            )
     return table
 
 
@@ -108,8 +181,8 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
 
     Args:
         table: DataFrame of `read_rows`.
-        few_shot: Use factors from a few measured rows of a device where the calibration has them; else its spec
-            sheet alone.
+        few_shot: Use factors from a few measured rows of a device where the calibration has them;
+            else its spec sheet alone.
 
     Returns:
         The columns `PREDICTED`, each an ndarray of shape (N,), in the table's order.
@@ -123,7 +196,9 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
         draws = draw_rows(records, profile)
         at = part.index.to_numpy()
         predicted = draws.price(kernels) * 1e3
-        factors = np.array([kernels.calibration.interval(residual_class(dtype, r["moe_ep_size"])) for r in records])
+        factors = np.array(
+            [kernels.calibration.interval(residual_class(dtype, r["moe_ep_size"])) for r in records]
+        )
         out["predicted_latency_ms"][at] = predicted
         out["low_ms"][at], out["high_ms"][at] = predicted * factors[:, 0], predicted * factors[:, 1]
         out["roofline_ms"][at] = roofline_s(draws, profile) * 1e3

@@ -1,4 +1,6 @@
-"""The scoreboard: predicted against measured kernels, fitted and not fitted apart, beside a plain roofline."""
+"""The scoreboard: predicted against measured kernels, fitted and not fitted apart, beside a plain
+roofline.
+"""
 
 from typing import Any
 
@@ -10,19 +12,24 @@ from moesim.measured.scores import error_scores, ranking
 
 FLOOR_MS = 0.05
 _GROUP = ("system", "dataset", "moe_dtype", "ep", "fitted", "short")
-#: candidates that ran under the same conditions: architecture x TP x EP at one hidden size, tokens and distribution
+#: candidates that ran under the same conditions: architecture x TP x EP at one hidden size, tokens
+#: and distribution
 _CONDITIONS = ("system", "dataset", "moe_dtype", "hidden_size", "num_tokens", "distribution")
 _MIN_CANDIDATES = 6
 _SAME = 0.05
 
 
 def roofline_s(draws: RowDraws, profile: Profile) -> np.ndarray:
-    """A plain roofline of each row, no efficiencies: the larger of FLOPs over peak and bytes over bandwidth."""
+    """A plain roofline of each row, no efficiencies: the larger of FLOPs over peak and bytes over
+    bandwidth.
+    """
     shape, load = draws.shape, draws.load
     per_row = (shape.num_up + 1) * shape.hidden * shape.width
     flops = 2.0 * load.rows_D * per_row / profile.peak(shape.fmt)
     moved = load.active_D * per_row * shape.weight_bytes
-    moved = moved + load.rows_D * (2 * shape.hidden * shape.input_bytes + (shape.num_up + 1) * shape.width * 2.0)
+    moved = moved + load.rows_D * (
+        2 * shape.hidden * shape.input_bytes + (shape.num_up + 1) * shape.width * 2.0
+    )
     solo = np.maximum(flops, moved / profile.hbm_bandwidth_bytes_per_s)
     return np.bincount(draws.row_of_draw, weights=solo) / np.bincount(draws.row_of_draw)
 
@@ -36,29 +43,38 @@ def error_table(rows) -> list[dict[str, Any]]:
     Returns:
         One row per class, with the share of measurements inside the 80 % interval.
     """
-    rows = rows.assign(ep=np.where(rows["moe_ep_size"] > 1, "EP>1", "EP=1"), short=rows["latency_ms"] < FLOOR_MS)
+    rows = rows.assign(
+        ep=np.where(rows["moe_ep_size"] > 1, "EP>1", "EP=1"), short=rows["latency_ms"] < FLOOR_MS
+    )
     table = []
     for key, part in rows.groupby(list(_GROUP)):
         measured = part["latency_ms"].to_numpy()
         named = dict(zip(_GROUP, key, strict=True))
         inside = (measured >= part["low_ms"]) & (measured <= part["high_ms"])
-        table.append({
-            "system": named["system"], "dataset": named["dataset"], "precision": named["moe_dtype"], "ep": named["ep"],
-            "us": "< 50" if named["short"] else ">= 50", "fitted": bool(named["fitted"]),
-            **error_scores(part["predicted_latency_ms"].to_numpy(), measured),
-            "inside": 100.0 * float(inside.mean()),
-            "roofline_mape": error_scores(part["roofline_ms"].to_numpy(), measured)["mape"],
-            "calibration": part["calibration"].iloc[0],
-        })
+        table.append(
+            {
+                "system": named["system"],
+                "dataset": named["dataset"],
+                "precision": named["moe_dtype"],
+                "ep": named["ep"],
+                "us": "< 50" if named["short"] else ">= 50",
+                "fitted": bool(named["fitted"]),
+                **error_scores(part["predicted_latency_ms"].to_numpy(), measured),
+                "inside": 100.0 * float(inside.mean()),
+                "roofline_mape": error_scores(part["roofline_ms"].to_numpy(), measured)["mape"],
+                "calibration": part["calibration"].iloc[0],
+            }
+        )
     return table
 
 
 def ranking_table(rows) -> list[dict[str, Any]]:
-    """How well candidates are ranked under equal conditions, by system, dataset and precision, beside the roofline.
+    """How well candidates are ranked under equal conditions, by system, dataset and precision,
+    beside the roofline.
 
-    Candidates are architecture x TP x EP at one hidden size, token count and distribution, at least six; pairs closer
-    than 5 % count as ties and are ignored. Regret is in GPU-seconds: latency x TP x EP of the predicted best over the
-    best measured.
+    Candidates are architecture x TP x EP at one hidden size, token count and distribution, at least
+    six; pairs closer than 5 % count as ties and are ignored. Regret is in GPU-seconds: latency x TP
+    x EP of the predicted best over the best measured.
     """
     rows = rows[rows["latency_ms"] >= FLOOR_MS]
     found: dict[tuple, list[tuple[float, ...]]] = {}
@@ -77,12 +93,19 @@ def ranking_table(rows) -> list[dict[str, Any]]:
     table = []
     for (system, dataset, precision), values in sorted(found.items()):
         array = np.array(values)
-        table.append({
-            "system": system, "dataset": dataset, "precision": precision, "groups": len(array),
-            "kendall_tau": _mean(array[:, 0]), "regret_percent": 100 * float(array[:, 1].mean()),
-            "regret_p90_percent": 100 * float(np.percentile(array[:, 1], 90)),
-            "roofline_tau": _mean(array[:, 2]), "roofline_regret_percent": 100 * float(array[:, 3].mean()),
-        })
+        table.append(
+            {
+                "system": system,
+                "dataset": dataset,
+                "precision": precision,
+                "groups": len(array),
+                "kendall_tau": _mean(array[:, 0]),
+                "regret_percent": 100 * float(array[:, 1].mean()),
+                "regret_p90_percent": 100 * float(np.percentile(array[:, 1], 90)),
+                "roofline_tau": _mean(array[:, 2]),
+                "roofline_regret_percent": 100 * float(array[:, 3].mean()),
+            }
+        )
     return table
 
 

@@ -1,11 +1,14 @@
-"""Check candidates against measured Triton rows: expert phase against expert phase, exact shapes only.
+"""Check candidates against measured Triton rows: expert phase against expert phase, exact shapes
+only.
 
-A candidate on D devices with T tokens each meets D x T tokens in all; the row that times its kernel has that many
-tokens, the same experts, top-k, width, format, tp and ep, and the same distribution of load. Where only the number of
-tokens was not measured, but fewer and more, the time lies on the line between both in logarithms, and the row is marked
-``interpolated``; nothing else is interpolated, and nothing extrapolated. The row is predicted at
-its *own* semantics (`moesim.measured.kernels.table`): experts contiguous, the hottest rank, no gate limits, warm L2,
-the tile that framework ran. A candidate's placement and gate are therefore not what is checked here; its kernel is.
+A candidate on D devices with T tokens each meets D x T tokens in all; the row that times its kernel
+has that many tokens, the same experts, top-k, width, format, tp and ep, and the same distribution
+of load. Where only the number of tokens was not measured, but fewer and more, the time lies on the
+line between both in logarithms, and the row is marked ``interpolated``; nothing else is
+interpolated, and nothing extrapolated. The row is predicted at its *own* semantics
+(`moesim.measured.kernels.table`): experts contiguous, the hottest rank, no gate limits, warm L2,
+the tile that framework ran. A candidate's placement and gate are therefore not what is checked
+here; its kernel is.
 """
 
 from typing import Any
@@ -16,27 +19,42 @@ from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.calibrate import may_fit
-from moesim.measured.kernels.draws import PRECISION, draw_rows, residual_class, row_kernels, row_tile
+from moesim.measured.kernels.draws import (
+    PRECISION,
+    draw_rows,
+    residual_class,
+    row_kernels,
+    row_tile,
+)
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.units import US
 
 #: datasets by device profile, the one to trust first
-DATASETS = {"h100-sxm": ("sglang/0.5.14", "sglang/0.5.10", "vllm/0.24.0"), "a100-sxm": ("sglang/0.5.10",)}
+DATASETS = {
+    "h100-sxm": ("sglang/0.5.14", "sglang/0.5.10", "vllm/0.24.0"),
+    "a100-sxm": ("sglang/0.5.10",),
+}
 _PRECISION_NAMES = {dtype: precision.name for dtype, precision in PRECISION.items()}
 
 
 def distribution_of(routing: str) -> str:
-    """The dataset's name of a routing: ``balanced`` for uniform, ``power_law_1.2`` for ``power_law:1.2``."""
+    """The dataset's name of a routing: ``balanced`` for uniform, ``power_law_1.2`` for
+    ``power_law:1.2``.
+    """
     return "balanced" if routing == "uniform" else routing.replace(":", "_")
 
 
-def measured_architectures(cluster: Cluster, workload: Workload, hidden_size: int) -> list[dict[str, Any]]:
-    """Every architecture of one hidden size that the data measured on this device under this workload.
+def measured_architectures(
+    cluster: Cluster, workload: Workload, hidden_size: int
+) -> list[dict[str, Any]]:
+    """Every architecture of one hidden size that the data measured on this device under this
+    workload.
 
     Returns:
-        Points as `moesim.search.Space` knows them (num_experts, top_k, expert_intermediate_size, parallelism,
-        precision), each once, ordered; empty without the extra ``silicon`` or without rows of the device.
+        Points as `moesim.search.Space` knows them (num_experts, top_k, expert_intermediate_size,
+        parallelism, precision), each once, ordered; empty without the extra ``silicon`` or without
+        rows of the device.
     """
     if silicon.unavailable_because():
         return []
@@ -73,7 +91,8 @@ class Silicon:
         return silicon.unavailable_because()
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Look up the exact row, or interpolate along tokens, and predict it at its own semantics."""
+        """Look up the exact row, or interpolate along tokens, and predict it at its own semantics.
+        """
         return [self._check(candidate, cluster, workload)]
 
     def _check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> CheckRow:
@@ -88,8 +107,10 @@ class Silicon:
         row = self._row(candidate.layer, candidate, cluster, workload)
         if row is None:
             return CheckRow(
-                status="not_measured", detail=f"no row of exactly this shape on {cluster.profile.name}, nor rows "
-                "of fewer and more tokens", **about
+                status="not_measured",
+                detail=f"no row of exactly this shape on {cluster.profile.name}, nor rows "
+                "of fewer and more tokens",
+                **about,
             )
         profile = cluster.profile
         kernels = row_kernels(row["dataset"], profile)
@@ -108,10 +129,15 @@ class Silicon:
             calibration=calibration.level,
             engine="kernel_model",
             profile_hash=calibration.digest,
-            detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, {row['distribution']}, "
-            f"tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile {tile}: contiguous experts, hottest rank, "
-            "no gate limits, warm L2; measured is a mean of back-to-back calls"
-            + (", interpolated between {} and {} tokens".format(*row["between"]) if "between" in row else ""),
+            detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, "
+            f"{row['distribution']}, tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile "
+            f"{tile}: contiguous experts, hottest rank, no gate limits, warm L2; measured is "
+            "a mean of back-to-back calls"
+            + (
+                ", interpolated between {} and {} tokens".format(*row["between"])
+                if "between" in row
+                else ""
+            ),
             extra={
                 "row": (
                     row["dataset"],
@@ -127,8 +153,15 @@ class Silicon:
             **about,
         )
 
-    def _row(self, layer: MoELayer, candidate: Candidate, cluster: Cluster, workload: Workload) -> dict | None:
-        if not layer.gated or layer.num_shared_experts or layer.capacity_factor is not None or layer.uneven:
+    def _row(
+        self, layer: MoELayer, candidate: Candidate, cluster: Cluster, workload: Workload
+    ) -> dict | None:
+        if (
+            not layer.gated
+            or layer.num_shared_experts
+            or layer.capacity_factor is not None
+            or layer.uneven
+        ):
             return None
         dtypes = {name: dtype for dtype, name in _PRECISION_NAMES.items()}
         num_tokens = cluster.num_devices * workload.num_tokens_per_device
@@ -154,16 +187,30 @@ class Silicon:
 
 
 def _at_tokens(rows: list[dict[str, Any]], num_tokens: int) -> dict[str, Any] | None:
-    """The row of this many tokens, or one between those of the next fewer and more, which its ``between`` names."""
+    """The row of this many tokens, or one between those of the next fewer and more, which its
+    ``between`` names.
+    """
     by_tokens: dict[int, dict[str, Any]] = {}
     for row in rows:
         by_tokens.setdefault(row["num_tokens"], row)
     if num_tokens in by_tokens:
         return by_tokens[num_tokens]
-    below, above = [n for n in by_tokens if n < num_tokens], [n for n in by_tokens if n > num_tokens]
+    below, above = (
+        [n for n in by_tokens if n < num_tokens],
+        [n for n in by_tokens if n > num_tokens],
+    )
     if not below or not above:
         return None
     low, high = max(below), min(above)
-    latency = np.exp(np.interp(np.log(num_tokens), np.log([low, high]),
-                               np.log([by_tokens[n]["latency_ms"] for n in (low, high)])))
-    return by_tokens[low] | {"num_tokens": num_tokens, "latency_ms": float(latency), "between": (low, high)}
+    latency = np.exp(
+        np.interp(
+            np.log(num_tokens),
+            np.log([low, high]),
+            np.log([by_tokens[n]["latency_ms"] for n in (low, high)]),
+        )
+    )
+    return by_tokens[low] | {
+        "num_tokens": num_tokens,
+        "latency_ms": float(latency),
+        "between": (low, high),
+    }

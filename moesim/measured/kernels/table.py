@@ -1,9 +1,11 @@
-"""Measured Triton MoE kernels: the rows of NVIDIA's aiconfigurator-core (extra ``silicon``), and what each row times.
+"""Measured Triton MoE kernels: the rows of NVIDIA's aiconfigurator-core (extra ``silicon``), and
+what each row times.
 
-aiconfigurator-core 0.12 (Apache-2.0) carries operator timings as parquet files; only these are read, never its code.
-One row of kernel ``sglang_fused_moe_triton`` or ``vllm_*_tritonexperts`` is the mean latency of a fused expert phase
-on one GPU, back to back in a CUDA graph, L2 not flushed: rows are warm. Experts lie contiguously on the ranks and the
-rank with the largest load is the one timed. What enters for EP > 1 depends on version and path; see `num_rows`.
+aiconfigurator-core 0.12 (Apache-2.0) carries operator timings as parquet files; only these are
+read, never its code. One row of kernel ``sglang_fused_moe_triton`` or ``vllm_*_tritonexperts`` is
+the mean latency of a fused expert phase on one GPU, back to back in a CUDA graph, L2 not flushed:
+rows are warm. Experts lie contiguously on the ranks and the rank with the largest load is the one
+timed. What enters for EP > 1 depends on version and path; see `num_rows`.
 """
 
 import tomllib
@@ -20,21 +22,39 @@ from moesim.errors import ConfigError, MeasurementError
 from moesim.files import toml
 from moesim.routing.distributions import RoutingSpec
 
-#: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row was found
-COLUMNS = ("system", "dataset", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk",
-           "num_experts", "moe_tp_size", "moe_ep_size", "distribution")
+#: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row
+#: was found
+COLUMNS = (
+    "system",
+    "dataset",
+    "kernel_source",
+    "moe_dtype",
+    "num_tokens",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "num_experts",
+    "moe_tp_size",
+    "moe_ep_size",
+    "distribution",
+)
 _DRAWS = 4
 
 
 def unavailable_because() -> str | None:
     """Why measured rows cannot be read here, or None."""
     missing = [name for name in ("aiconfigurator_core", "pyarrow") if find_spec(name) is None]
-    return f"{', '.join(missing)} not installed: pip install 'moesim[silicon]' (Python < 3.14)" if missing else None
+    return (
+        f"{', '.join(missing)} not installed: pip install 'moesim[silicon]' (Python < 3.14)"
+        if missing
+        else None
+    )
 
 
 @cache
 def load_rows(system: str, dataset: str):
-    """All Triton rows of one system and dataset as a pandas DataFrame with columns `COLUMNS` and ``latency_ms``.
+    """All Triton rows of one system and dataset as a pandas DataFrame with columns `COLUMNS` and
+    ``latency_ms``.
 
     Args:
         system: ``h100_sxm`` and so on.
@@ -45,7 +65,9 @@ def load_rows(system: str, dataset: str):
     """
     path = _data(system) / "moe" / dataset / "moe_perf.parquet"
     if not path.is_file():
-        raise MeasurementError(f"measured rows: aiconfigurator-core has none of {dataset} on {system}")
+        raise MeasurementError(
+            f"measured rows: aiconfigurator-core has none of {dataset} on {system}"
+        )
     table = _read(path)
     table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
@@ -55,12 +77,17 @@ def load_rows(system: str, dataset: str):
 def systems() -> list[str]:
     """Systems with Triton MoE rows and a profile here."""
     known = set(toml.index_names("devices"))
-    return [path.name for path in sorted(_data("").iterdir())
-            if path.name.replace("_", "-") in known or path.name in known]
+    return [
+        path.name
+        for path in sorted(_data("").iterdir())
+        if path.name.replace("_", "-") in known or path.name in known
+    ]
 
 
 def datasets(system: str) -> list[str]:
-    """Datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's Triton kernels."""
+    """Datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's Triton
+    kernels.
+    """
     found = []
     for path in sorted((_data(system) / "moe").glob("*/*/moe_perf.parquet")):
         dataset = "/".join(path.parts[-3:-1])
@@ -101,7 +128,9 @@ def _read(path: Path):
 @cache
 def _shapes() -> dict[tuple[int, int, int, int], dict]:
     """(hidden, width, top_k, experts) -> how the collector ran that shape."""
-    text = (files("moesim_hw_profiles") / "silicon" / "collector_paths.toml").read_text(encoding="utf-8")
+    text = (files("moesim_hw_profiles") / "silicon" / "collector_paths.toml").read_text(
+        encoding="utf-8"
+    )
     return {tuple(s["shape"]): s for s in tomllib.loads(text)["shapes"]}
 
 
@@ -113,15 +142,17 @@ def _path(row: Mapping[str, Any]) -> dict:
 def is_gated(row: Mapping[str, Any]) -> bool:
     """Whether a row's experts have a gate projection.
 
-    Shapes that a collector called directly ran the gated kernel whatever their model has; sglang 0.5.10's collector
-    called all directly.
+    Shapes that a collector called directly ran the gated kernel whatever their model has; sglang
+    0.5.10's collector called all directly.
     """
     path = _path(row)
     return path["gated"] or not path["layer_path"] or row["dataset"] == "sglang/0.5.10"
 
 
 def masks_remote(row: Mapping[str, Any]) -> bool:
-    """Whether, for EP > 1, all tokens enter and choices of other ranks are masked (else they are clamped)."""
+    """Whether, for EP > 1, all tokens enter and choices of other ranks are masked (else they are
+    clamped).
+    """
     path = _path(row)
     layer = path["layer_path"] or path.get("masked_ep", False)
     return row["dataset"].startswith("vllm") or (row["dataset"] == "sglang/0.5.14" and layer)
@@ -152,19 +183,26 @@ def loads(distribution: str, num_tokens: int, experts: int, top_k: int, draw: in
     if distribution == "balanced":
         return _balanced(num_tokens, experts, top_k)
     if not distribution.startswith("power_law_"):
-        raise ConfigError(f"distribution: expected balanced or power_law_ALPHA, got {distribution!r}")
+        raise ConfigError(
+            f"distribution: expected balanced or power_law_ALPHA, got {distribution!r}"
+        )
     spec = RoutingSpec(kind="power_law", alpha=float(distribution.removeprefix("power_law_")))
-    return spec.loads(experts, top_k, num_tokens, np.random.default_rng([draw, experts, top_k, num_tokens]))
+    return spec.loads(
+        experts, top_k, num_tokens, np.random.default_rng([draw, experts, top_k, num_tokens])
+    )
 
 
 def hottest_rank(loads_E: np.ndarray, ranks: int) -> np.ndarray:
-    """Loads of the rank that is timed, experts placed contiguously: ndarray of shape (E / ranks,)."""
+    """Loads of the rank that is timed, experts placed contiguously: ndarray of shape (E / ranks,).
+    """
     loads_WL = loads_E.reshape(ranks, -1)
     return loads_WL[loads_WL.sum(axis=1).argmax()]
 
 
 def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int) -> float:
-    """Expected distinct tokens with a choice on this rank, choices independent: T (1 - prod(1 - load / T))."""
+    """Expected distinct tokens with a choice on this rank, choices independent: T (1 - prod(1 -
+    load / T)).
+    """
     if ranks == 1:
         return float(num_tokens)
     return float(num_tokens * (1.0 - np.prod(1.0 - np.minimum(local_L / num_tokens, 1.0))))
@@ -173,9 +211,9 @@ def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int
 def local_counts(row: Mapping[str, Any], draw: int) -> tuple[np.ndarray, float]:
     """Rows per local expert that the timed kernel computes, and the tokens that enter it.
 
-    With EP = 1 all loads. With EP > 1 and masking, the hottest rank's loads while all tokens enter. With clamping
-    (sglang 0.5.10, and the direct path of 0.5.14) only tokens that touch the rank enter, and their remote choices are
-    computed by local expert 0.
+    With EP = 1 all loads. With EP > 1 and masking, the hottest rank's loads while all tokens enter.
+    With clamping (sglang 0.5.10, and the direct path of 0.5.14) only tokens that touch the rank
+    enter, and their remote choices are computed by local expert 0.
 
     Args:
         row: One row as a dict with `COLUMNS`.
@@ -184,7 +222,12 @@ def local_counts(row: Mapping[str, Any], draw: int) -> tuple[np.ndarray, float]:
     Returns:
         (ndarray of shape (L,), tokens that enter).
     """
-    tokens, experts, top_k, ranks = row["num_tokens"], row["num_experts"], row["topk"], row["moe_ep_size"]
+    tokens, experts, top_k, ranks = (
+        row["num_tokens"],
+        row["num_experts"],
+        row["topk"],
+        row["moe_ep_size"],
+    )
     local = hottest_rank(loads(row["distribution"], tokens, experts, top_k, draw), ranks)
     if ranks == 1:
         return local, float(tokens)

@@ -25,7 +25,9 @@ def measured_rows(system: str, limit: int):
 
     known = silicon.systems()
     if system != "all" and system not in known:
-        raise MeasurementError(f"measured rows: expected one of {', '.join(known)} or all, got {system!r}")
+        raise MeasurementError(
+            f"measured rows: expected one of {', '.join(known)} or all, got {system!r}"
+        )
     parts = []
     for name in known if system == "all" else [system]:
         for dataset in silicon.datasets(name):
@@ -33,7 +35,9 @@ def measured_rows(system: str, limit: int):
             table = table[table["moe_dtype"].isin(PRECISION)]
             table = table.assign(fitted=[may_fit(r) for r in table.to_dict("records")])
             for _, part in table.groupby(["moe_dtype", table["moe_ep_size"] > 1, "fitted"]):
-                parts.append(part.sample(limit, random_state=_SEED) if 0 < limit < len(part) else part)
+                parts.append(
+                    part.sample(limit, random_state=_SEED) if 0 < limit < len(part) else part
+                )
     return pd.concat(parts, ignore_index=True)
 
 

@@ -21,7 +21,8 @@ _PANELS = ("precision", "ep")
 
 
 def write_html(path: Path, figure) -> Path:
-    """Write a plotly figure as a page, whole file or nothing; ``plotly.min.js`` is put beside it once.
+    """Write a plotly figure as a page, whole file or nothing; ``plotly.min.js`` is put beside it
+    once.
 
     Args:
         path: File; its folder is created.
@@ -41,10 +42,12 @@ def write_html(path: Path, figure) -> Path:
 
 
 def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
-    """Mean absolute error by token count: a panel per precision and EP class, a line per system and dataset.
+    """Mean absolute error by token count: a panel per precision and EP class, a line per system and
+    dataset.
 
     Args:
-        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``num_tokens`` and ``mape``, ascending tokens.
+        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``num_tokens`` and
+            ``mape``, ascending tokens.
 
     Returns:
         plotly Figure.
@@ -58,28 +61,51 @@ def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
     shown = set()
     for panel, (row, col) in panels.items():
         for line in lines:
-            points = [e for e in errors if _panel(e) == panel and (e["system"], e["dataset"]) == line]
+            points = [
+                e for e in errors if _panel(e) == panel and (e["system"], e["dataset"]) == line
+            ]
             if not points:
                 continue
             color, dash = styles[line]
             name = " ".join(line)
-            figure.add_trace(go.Scatter(
-                x=[p["num_tokens"] for p in points], y=[p["mape"] for p in points], mode="lines+markers", name=name,
-                legendgroup=name, showlegend=line not in shown, line={"color": color, "dash": dash},
-                marker={"size": 4}, customdata=[p["rows"] for p in points],
-                hovertemplate=f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<br>%{{customdata}} rows<extra></extra>"),
-                row=row, col=col)
+            figure.add_trace(
+                go.Scatter(
+                    x=[p["num_tokens"] for p in points],
+                    y=[p["mape"] for p in points],
+                    mode="lines+markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=line not in shown,
+                    line={"color": color, "dash": dash},
+                    marker={"size": 4},
+                    customdata=[p["rows"] for p in points],
+                    hovertemplate=(
+                        f"{name}<br>%{{x}} tokens: %{{y:.1f}} %<br>%{{customdata}} "
+                        "rows<extra></extra>"
+                    ),
+                ),
+                row=row,
+                col=col,
+            )
             shown.add(line)
     ticks = [4**i for i in range(8)]
-    figure.update_xaxes(type="log", title="tokens", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    figure.update_xaxes(
+        type="log", title="tokens", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks]
+    )
     figure.update_yaxes(title="mean |error|, %", rangemode="tozero")
-    figure.update_layout(title="Error of predicted kernel latency by token count: rows of at least 50 us, never fitted",
-                         template="plotly_white", height=850)
+    figure.update_layout(
+        title=(
+            "Error of predicted kernel latency by token count: rows of at least 50 us, never fitted"
+        ),
+        template="plotly_white",
+        height=850,
+    )
     return figure
 
 
 def predicted_against_measured(rows):
-    """Predicted against measured latency, both logarithmic; at most 5,000 rows, drawn with a fixed seed.
+    """Predicted against measured latency, both logarithmic; at most 5,000 rows, drawn with a fixed
+    seed.
 
     Args:
         rows: DataFrame of predicted rows with ``latency_ms``.
@@ -96,33 +122,62 @@ def predicted_against_measured(rows):
     styles = _styles([(system, "") for system in systems])
     for system in systems:
         part = rows[rows["system"] == system]
-        words = [f"{r['dataset']} {r['moe_dtype']} T={r['num_tokens']} h={r['hidden_size']} w={r['inter_size']} "
-                 f"{r['topk']} of {r['num_experts']} tp{r['moe_tp_size']} ep{r['moe_ep_size']}"
-                 for r in part.to_dict("records")]
-        figure.add_trace(go.Scatter(
-            x=part["latency_ms"].tolist(), y=part["predicted_latency_ms"].tolist(), mode="markers", name=system,
-            marker={"size": 4, "opacity": 0.6, "color": styles[system, ""][0]}, text=words,
-            hovertemplate="%{text}<br>measured %{x:.4f} ms, predicted %{y:.4f} ms<extra>%{fullData.name}</extra>"))
+        words = [
+            f"{r['dataset']} {r['moe_dtype']} T={r['num_tokens']} h={r['hidden_size']} "
+            f"w={r['inter_size']} {r['topk']} of {r['num_experts']} tp{r['moe_tp_size']} "
+            f"ep{r['moe_ep_size']}"
+            for r in part.to_dict("records")
+        ]
+        figure.add_trace(
+            go.Scatter(
+                x=part["latency_ms"].tolist(),
+                y=part["predicted_latency_ms"].tolist(),
+                mode="markers",
+                name=system,
+                marker={"size": 4, "opacity": 0.6, "color": styles[system, ""][0]},
+                text=words,
+                hovertemplate=(
+                    "%{text}<br>measured %{x:.4f} ms, predicted %{y:.4f} "
+                    "ms<extra>%{fullData.name}</extra>"
+                ),
+            )
+        )
     ends = [float(rows["latency_ms"].min()), float(rows["latency_ms"].max())]
     for factor, dash in ((1.0, "solid"), (0.8, "dot"), (1.25, "dot")):
         name = "equal" if factor == 1 else f"x {factor:g}"
-        figure.add_trace(go.Scatter(x=ends, y=[factor * end for end in ends], mode="lines", name=name,
-                                    line={"color": "black", "width": 1, "dash": dash}, hoverinfo="skip"))
+        figure.add_trace(
+            go.Scatter(
+                x=ends,
+                y=[factor * end for end in ends],
+                mode="lines",
+                name=name,
+                line={"color": "black", "width": 1, "dash": dash},
+                hoverinfo="skip",
+            )
+        )
     figure.add_vline(x=_FLOOR_MS, line={"color": "grey", "width": 1, "dash": "dash"})
     # an annotation on a logarithmic axis is placed by its exponent
-    figure.add_annotation(x=log10(_FLOOR_MS), y=1, yref="paper", xanchor="left", showarrow=False, text="50 us")
+    figure.add_annotation(
+        x=log10(_FLOOR_MS), y=1, yref="paper", xanchor="left", showarrow=False, text="50 us"
+    )
     figure.update_xaxes(type="log", title="measured, ms", exponentformat="none", dtick=1)
     figure.update_yaxes(type="log", title="predicted, ms", exponentformat="none", dtick=1)
-    figure.update_layout(title=f"Predicted against measured latency: {len(rows):,} rows drawn of all",
-                         template="plotly_white", height=850, legend={"itemsizing": "constant"})
+    figure.update_layout(
+        title=f"Predicted against measured latency: {len(rows):,} rows drawn of all",
+        template="plotly_white",
+        height=850,
+        legend={"itemsizing": "constant"},
+    )
     return figure
 
 
 def error_by_shape(errors: Iterable[Mapping[str, Any]]):
-    """Median signed error as a heatmap, a panel per precision and EP class: shapes down, systems and datasets across.
+    """Median signed error as a heatmap, a panel per precision and EP class: shapes down, systems
+    and datasets across.
 
     Args:
-        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``shape``, ``rows`` and ``bias``.
+        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``shape``, ``rows`` and
+            ``bias``.
 
     Returns:
         plotly Figure.
@@ -130,25 +185,51 @@ def error_by_shape(errors: Iterable[Mapping[str, Any]]):
     import plotly.graph_objects as go
 
     errors = list(errors)
-    figure, panels = _panels(errors, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.05,
-                             horizontal_spacing=0.03)
+    figure, panels = _panels(
+        errors, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.05, horizontal_spacing=0.03
+    )
     shapes = sorted({e["shape"] for e in errors}, key=_natural)
     columns = sorted({f"{e['system']} {e['dataset']}" for e in errors})
     for panel, (row, col) in panels.items():
-        found = {(e["shape"], f"{e['system']} {e['dataset']}"): e for e in errors if _panel(e) == panel}
+        found = {
+            (e["shape"], f"{e['system']} {e['dataset']}"): e for e in errors if _panel(e) == panel
+        }
         cells = [[found.get((shape, column)) for column in columns] for shape in shapes]
-        figure.add_trace(go.Heatmap(
-            z=[[None if cell is None else cell["bias"] for cell in line] for line in cells],
-            x=columns, y=shapes, coloraxis="coloraxis", texttemplate="%{z:.0f}", textfont={"size": 9},
-            customdata=[[None if cell is None else cell["rows"] for cell in line] for line in cells],
-            hovertemplate="%{y}<br>%{x}<br>median %{z:+.1f} %<br>%{customdata} rows<extra></extra>"), row=row, col=col)
+        figure.add_trace(
+            go.Heatmap(
+                z=[[None if cell is None else cell["bias"] for cell in line] for line in cells],
+                x=columns,
+                y=shapes,
+                coloraxis="coloraxis",
+                texttemplate="%{z:.0f}",
+                textfont={"size": 9},
+                customdata=[
+                    [None if cell is None else cell["rows"] for cell in line] for line in cells
+                ],
+                hovertemplate=(
+                    "%{y}<br>%{x}<br>median %{z:+.1f} %<br>%{customdata} rows<extra></extra>"
+                ),
+            ),
+            row=row,
+            col=col,
+        )
     figure.update_xaxes(tickangle=-90)
     figure.update_yaxes(autorange="reversed", dtick=1)
     figure.update_layout(
-        title="Median signed error by shape, %: rows of at least 50 us, never fitted; red predicts too slow",
-        template="plotly_white", height=1300,
-        coloraxis={"colorscale": "RdBu_r", "cmin": -_SCALE_PERCENT, "cmax": _SCALE_PERCENT, "cmid": 0,
-                   "colorbar": {"title": "%"}})
+        title=(
+            "Median signed error by shape, %: rows of at least 50 us, never fitted; red predicts "
+            "too slow"
+        ),
+        template="plotly_white",
+        height=1300,
+        coloraxis={
+            "colorscale": "RdBu_r",
+            "cmin": -_SCALE_PERCENT,
+            "cmax": _SCALE_PERCENT,
+            "cmid": 0,
+            "colorbar": {"title": "%"},
+        },
+    )
     return figure
 
 
@@ -161,9 +242,15 @@ def _panels(errors: Sequence[Mapping[str, Any]], **options: Any):
     from plotly.subplots import make_subplots
 
     down, across = (sorted({e[key] for e in errors}) for key in _PANELS)
-    figure = make_subplots(rows=max(len(down), 1), cols=max(len(across), 1),
-                           subplot_titles=[f"{p}, {e}" for p in down for e in across] or None, **options)
-    return figure, {(p, e): (i + 1, j + 1) for i, p in enumerate(down) for j, e in enumerate(across)}
+    figure = make_subplots(
+        rows=max(len(down), 1),
+        cols=max(len(across), 1),
+        subplot_titles=[f"{p}, {e}" for p in down for e in across] or None,
+        **options,
+    )
+    return figure, {
+        (p, e): (i + 1, j + 1) for i, p in enumerate(down) for j, e in enumerate(across)
+    }
 
 
 def _styles(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
@@ -173,7 +260,9 @@ def _styles(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str
     systems = sorted({system for system, _ in lines})
     colors = dict(zip(systems, qualitative.Dark24, strict=False))
     own = {system: [line for line in lines if line[0] == system] for system in systems}
-    return {line: (colors[line[0]], _DASHES[own[line[0]].index(line) % len(_DASHES)]) for line in lines}
+    return {
+        line: (colors[line[0]], _DASHES[own[line[0]].index(line) % len(_DASHES)]) for line in lines
+    }
 
 
 def _natural(shape: str) -> tuple[tuple[int, str], ...]:

@@ -1,4 +1,6 @@
-"""What a study found, as files and on the screen: tables, winners by the event engine, and the front as a figure."""
+"""What a study found, as files and on the screen: tables, winners by the event engine, and the
+front as a figure.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,21 @@ from moesim.search.session.watch import confirmed_rows, say_fidelity, write_stud
 from moesim.search.study import Study
 
 #: columns of the winners that are shown: key -> heading
-_WINNERS = {"group": "group", "candidate": "candidate", "loss": "loss", "layer_time_us": "layer us",
-            "interval": "interval", "layer_tokens_per_s_per_device": "tokens/s", "layer_joules_per_token": "J/token",
-            "layer_usd_per_million_tokens": "USD/M"}
+_WINNERS = {
+    "group": "group",
+    "candidate": "candidate",
+    "loss": "loss",
+    "layer_time_us": "layer us",
+    "interval": "interval",
+    "layer_tokens_per_s_per_device": "tokens/s",
+    "layer_joules_per_token": "J/token",
+    "layer_usd_per_million_tokens": "USD/M",
+}
 
 
 def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list[dict[str, Any]]:
-    """Write trials.csv, pareto.csv, importance.csv, winners.csv and front.html, and say what they hold.
+    """Write trials.csv, pareto.csv, importance.csv, winners.csv and front.html, and say what they
+    hold.
 
     Args:
         study: A finished one.
@@ -34,17 +44,31 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
         write_csv(folder / "winners.csv", rows)
     pareto = study.pareto_trials()
     found = [t.row() | {"group": g} for t, g in zip(pareto, study.groups(pareto), strict=True)]
-    write_html(folder / "front.html", fronts({title: ([t.row() for t in study.trials if t.feasible], found)}))
-    shown = [row | {"interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
-                    "loss": f"{row['loss']:.4f}"} for row in rows]
-    print_table(f"{title}: Pareto winners, simulated with the event engine; tokens per second and device", shown,
-                _WINNERS)
+    write_html(
+        folder / "front.html",
+        fronts({title: ([t.row() for t in study.trials if t.feasible], found)}),
+    )
+    shown = [
+        row
+        | {
+            "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
+            "loss": f"{row['loss']:.4f}",
+        }
+        for row in rows
+    ]
+    print_table(
+        f"{title}: Pareto winners, simulated with the event engine; tokens per second and device",
+        shown,
+        _WINNERS,
+    )
     say_fidelity(study)
     if rows:
         off = [row["event_over_search"] for row in rows]
-        say(f"event engine over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} winners")
+        say(
+            f"event engine over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} "
+            "winners"
+        )
     return rows
-
 
 
 def against_trial(study: Study, number: int, name: str) -> str:

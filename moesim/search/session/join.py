@@ -30,20 +30,31 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
         UnreachableError: The storage does not answer.
     """
     if not is_url(where):
-        raise ConfigError(f"storage: expected the URL of a shared storage, got {where!r}; a folder has one writer")
+        raise ConfigError(
+            f"storage: expected the URL of a shared storage, got {where!r}; a folder has one writer"
+        )
     with read_study(where) as (_, settings):
         cluster = load_cluster(settings["cluster"]["name"])
     if cluster.digest != settings["cluster"]["digest"]:
-        raise ConfigError(f"cluster {cluster.name}: expected the files that the study began with (hash "
-                          f"{settings['cluster']['digest']}), got others here ({cluster.digest})")
+        raise ConfigError(
+            f"cluster {cluster.name}: expected the files that the study began with (hash "
+            f"{settings['cluster']['digest']}), got others here ({cluster.digest})"
+        )
     space = Space(**settings["space"])
     known = known_points(space, cluster) if settings["enqueued"] else []
     if settings["enqueued"] != digest_of(known):
-        raise ConfigError("storage: expected a study that a study file began, got one with points of a script's own; "
-                          "run that script here instead")
-    options = {key: settings[key] for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")}
-    return ((space, cluster, Workload.from_dict(settings["workload"])),
-            options | {"enqueue": known, "economics": settings["economics"]["name"]})
+        raise ConfigError(
+            "storage: expected a study that a study file began, got one with points of a "
+            "script's own; run that script here instead"
+        )
+    options = {
+        key: settings[key]
+        for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")
+    }
+    return (
+        (space, cluster, Workload.from_dict(settings["workload"])),
+        options | {"enqueue": known, "economics": settings["economics"]["name"]},
+    )
 
 
 def load_study(where: str) -> Study:
@@ -56,11 +67,16 @@ def load_study(where: str) -> Study:
     with read_study(where) as (study, settings):
         records = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
     space = Space(**settings["space"])
-    problem = Problem(space=space, cluster=load_cluster(settings["cluster"]["name"]),
-                      workload=Workload.from_dict(settings["workload"]), objectives=settings["objectives"],
-                      engine=settings["engine"], law=space.law(),
-                      constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
-                      economics=load_economics(settings["economics"]["name"]))
+    problem = Problem(
+        space=space,
+        cluster=load_cluster(settings["cluster"]["name"]),
+        workload=Workload.from_dict(settings["workload"]),
+        objectives=settings["objectives"],
+        engine=settings["engine"],
+        law=space.law(),
+        constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
+        economics=load_economics(settings["economics"]["name"]),
+    )
     return Study(problem=problem, trials=[from_record(t) for t in records])
 
 
@@ -69,18 +85,31 @@ def status_rows(where: str) -> list[dict[str, Any]]:
     study = load_study(where)
     trials = study.trials
     rows: list[dict[str, Any]] = [{"what": "trials", "value": len(trials)}]
-    rows += [{"what": f"  {state}", "value": count} for state, count in counts_of(trials).items() if count]
+    rows += [
+        {"what": f"  {state}", "value": count}
+        for state, count in counts_of(trials).items()
+        if count
+    ]
     ended = [t.ended for t in trials]
     if len(trials) > 1 and max(ended) > min(ended):
-        rows.append({"what": "trials per second", "value": (len(trials) - 1) / (max(ended) - min(ended))})
+        rows.append(
+            {"what": "trials per second", "value": (len(trials) - 1) / (max(ended) - min(ended))}
+        )
     front = Front(study.objectives)
     front.add(trials)
     pareto = study.pareto_trials()
-    rows += [{"what": "Pareto front", "value": len(pareto)},
-             {"what": "groups that intervals tell apart", "value": len(set(study.groups(pareto)))},
-             {"what": "hypervolume", "value": front.hypervolume()}]
+    rows += [
+        {"what": "Pareto front", "value": len(pareto)},
+        {"what": "groups that intervals tell apart", "value": len(set(study.groups(pareto)))},
+        {"what": "hypervolume", "value": front.hypervolume()},
+    ]
     for name in study.objectives:
         values = [t.evaluation.row[name] for t in pareto]
         if values:
-            rows.append({"what": f"{name} on the front", "value": f"{min(values):,.5g} to {max(values):,.5g}"})
+            rows.append(
+                {
+                    "what": f"{name} on the front",
+                    "value": f"{min(values):,.5g} to {max(values):,.5g}",
+                }
+            )
     return rows

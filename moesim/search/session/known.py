@@ -13,11 +13,13 @@ from moesim.search.space import GROUPS, Space
 
 
 def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
-    """Points, or parts of points, that are published models: for ``enqueue`` of `moesim.search.run_study`.
+    """Points, or parts of points, that are published models: for ``enqueue`` of
+    `moesim.search.run_study`.
 
-    A model is one if its width of a token, its experts (routed, shared, their width), its top-k and its gate are
-    choices of the space; how its gate scores (softmax or sigmoid) moves no token and is the space's. Of the layouts the
-    first that uses the cluster's devices is named; what else a point needs is left to the search.
+    A model is one if its width of a token, its experts (routed, shared, their width), its top-k and
+    its gate are choices of the space; how its gate scores (softmax or sigmoid) moves no token and
+    is the space's. Of the layouts the first that uses the cluster's devices is named; what else a
+    point needs is left to the search.
 
     Args:
         space: Whose points.
@@ -29,12 +31,21 @@ def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
         layer = load_preset(name).layer
         gate, capacity = _gate_choices(space, layer.gate), layer.capacity_factor or 0.0
         sizes = layer.hidden_size, layer.num_shared_experts, layer.gated
-        if sizes != (space.hidden_size, space.num_shared_experts, True) or gate is None or not layouts:
+        if (
+            sizes != (space.hidden_size, space.num_shared_experts, True)
+            or gate is None
+            or not layouts
+        ):
             continue
         if capacity not in space.capacity_factor:
             continue
-        point = {"num_experts": layer.num_experts, "top_k": layer.top_k,
-                 "expert_intermediate_size": layer.expert_intermediate_size, "parallelism": layouts[0], **gate}
+        point = {
+            "num_experts": layer.num_experts,
+            "top_k": layer.top_k,
+            "expert_intermediate_size": layer.expert_intermediate_size,
+            "parallelism": layouts[0],
+            **gate,
+        }
         if "capacity_factor" in space.choices():
             point["capacity_factor"] = capacity
         try:
@@ -58,7 +69,11 @@ def _gate_choices(space: Space, gate: Gate) -> dict[str, Any] | None:
     for text in space.gate:
         base, *options = text.split("+")
         grouped = base in GATE_KINDS and GATE_KINDS[base].grouped
-        groups = dict(zip(GROUPS, (gate.num_expert_groups, gate.num_limited_groups), strict=True)) if grouped else {}
+        groups = (
+            dict(zip(GROUPS, (gate.num_expert_groups, gate.num_limited_groups), strict=True))
+            if grouped
+            else {}
+        )
         if any(value not in getattr(space, name) for name, value in groups.items()):
             continue
         written = "+".join([":".join([base, *map(str, groups.values())]), *options])

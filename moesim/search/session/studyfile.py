@@ -56,6 +56,10 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
     return StudyDescription(
-        cluster=load_cluster(file.cluster), objectives=file.objectives, constraints=file.constraints,
-        economics=file.economics, workload=workload, space=space
+        cluster=load_cluster(file.cluster),
+        objectives=file.objectives,
+        constraints=file.constraints,
+        economics=file.economics,
+        workload=workload,
+        space=space,
     )

@@ -26,8 +26,8 @@ _LOOK = 25
 class Front:
     """The front so far, and how much it dominates of the box that the first feasible trials span.
 
-    Hypervolume is in units of that box: 0 at its worst corner, 1 where one trial has the best of everything in it;
-    above 1 once trials are better than the first ones in all.
+    Hypervolume is in units of that box: 0 at its worst corner, 1 where one trial has the best of
+    everything in it; above 1 once trials are better than the first ones in all.
     """
 
     def __init__(self, objectives: list[str]) -> None:
@@ -57,19 +57,24 @@ class Front:
 
 
 def watched_study(*args: Any, num_trials: int, objectives: list[str], **options: Any) -> Study:
-    """`run_study` with a progress bar on stderr: trials and their rate, time left, front, best of each objective."""
+    """`run_study` with a progress bar on stderr: trials and their rate, time left, front, best of
+    each objective.
+    """
     best: dict[str, float] = {}
     so_far = Front(objectives)
     waiting: list[Trial] = []
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
     with ExitStack() as shown:
-        bar: list[Callable[[str], None]] = []  # begins with the first trial: what is refused before is one line
+        # begins with the first trial: what is refused before is one line
+        bar: list[Callable[[str], None]] = []
 
         def show(trial: Trial) -> None:
             if not bar:
                 bar.append(shown.enter_context(trial_progress(num_trials)))
             if trial.feasible:
-                for name, value in zip(objectives, trial.evaluation.values(objectives), strict=True):
+                for name, value in zip(
+                    objectives, trial.evaluation.values(objectives), strict=True
+                ):
                     better = min if OBJECTIVES[name] == "minimize" else max
                     best[name] = better(best.get(name, value), value)
             waiting.append(trial)
@@ -79,7 +84,9 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
             text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
             bar[0](f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
 
-        return run_study(*args, num_trials=num_trials, objectives=objectives, on_trial=show, **options)
+        return run_study(
+            *args, num_trials=num_trials, objectives=objectives, on_trial=show, **options
+        )
 
 
 def counts_of(trials: list[Trial]) -> dict[str, int]:
@@ -88,37 +95,49 @@ def counts_of(trials: list[Trial]) -> dict[str, int]:
 
 
 def write_study(study: Study, folder: Path) -> None:
-    """Write trials.csv (every trial, by number), pareto.csv (the front in groups that cannot be told apart) and
-    importance.csv (what each parameter decides), and say what was found."""
+    """Write trials.csv (every trial, by number), pareto.csv (the front in groups that cannot be
+    told apart) and importance.csv (what each parameter decides), and say what was found."""
     columns = (*TRIAL_COLUMNS, *study.space.hardware)
     write_csv(folder / "trials.csv", [t.row() for t in study.trials], columns)
     pareto = study.pareto_trials()
-    rows = [{"rank": i, "group": group, "num_ties": study.num_ties(t, pareto), **t.row()}
-            for i, (t, group) in enumerate(zip(pareto, study.groups(pareto), strict=True))]
+    rows = [
+        {"rank": i, "group": group, "num_ties": study.num_ties(t, pareto), **t.row()}
+        for i, (t, group) in enumerate(zip(pareto, study.groups(pareto), strict=True))
+    ]
     write_csv(folder / "pareto.csv", rows, ("rank", "group", "num_ties", *columns))
-    write_csv(folder / "importance.csv", importances(study), ("objective", "parameter", "importance"))
+    write_csv(
+        folder / "importance.csv", importances(study), ("objective", "parameter", "importance")
+    )
     counts = counts_of(study.trials)
-    found = (f"{len(study.trials)} trials: {counts['fits']} fit, {counts['over_memory']} over memory, "
-             f"{counts['over_constraint']} over a constraint, {counts['infeasible']} not a candidate")
+    found = (
+        f"{len(study.trials)} trials: {counts['fits']} fit, {counts['over_memory']} over memory, "
+        f"{counts['over_constraint']} over a constraint, {counts['infeasible']} not a candidate"
+    )
     if counts["failed"]:
         first = next(t for t in study.trials if t.state == "failed")
         found += f", {counts['failed']} FAILED (trial {first.number}: {first.evaluation.reason})"
     groups = len({row["group"] for row in rows})
-    say(f"{found}; {len(pareto)} on the Pareto front in {groups} groups that intervals tell apart "
-        f"-> {folder}/trials.csv, pareto.csv, importance.csv")
+    say(
+        f"{found}; {len(pareto)} on the Pareto front in {groups} groups that intervals tell apart "
+        f"-> {folder}/trials.csv, pareto.csv, importance.csv"
+    )
 
 
 def say_fidelity(study: Study) -> None:
     """Say how far the screening's bound was off the trials that were simulated."""
     found = fidelity(study.problem, study.trials)
     if found:
-        say(f"screening: over {found['trials']} trials the bound was {found['ratio_median']:.3f} of the simulated "
-            f"layer time (P10 {found['ratio_p10']:.3f}, P90 {found['ratio_p90']:.3f}), rank correlation "
-            f"{found['spearman']:.4f}")
+        say(
+            f"screening: over {found['trials']} trials the bound was {found['ratio_median']:.3f} "
+            f"of the simulated layer time (P10 {found['ratio_p10']:.3f}, P90 "
+            f"{found['ratio_p90']:.3f}), rank correlation {found['spearman']:.4f}"
+        )
 
 
 def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Winners simulated again with the event engine, chunk by chunk, beside what the search's engine said."""
+    """Winners simulated again with the event engine, chunk by chunk, beside what the search's
+    engine said.
+    """
     winners = study.pareto_trials()
     groups = study.groups(winners)
     rows = []
@@ -126,16 +145,25 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
         candidate, cluster = study.space.decode(trial.params, study.problem.cluster)
         row = simulate(candidate, cluster, study.problem.workload, engine="event").row()
         searched = trial.evaluation.row
-        rows.append({"rank": rank, "group": groups[winners.index(trial)], **searched, **row,
-                     "searched_layer_time_us": searched["layer_time_us"],
-                     "event_over_search": row["layer_time_us"] / searched["layer_time_us"]})
+        rows.append(
+            {
+                "rank": rank,
+                "group": groups[winners.index(trial)],
+                **searched,
+                **row,
+                "searched_layer_time_us": searched["layer_time_us"],
+                "event_over_search": row["layer_time_us"] / searched["layer_time_us"],
+            }
+        )
     return rows
 
 
 def importances(study: Study) -> list[dict[str, Any]]:
-    """What share of each objective's best tenth every parameter explains (PED-ANOVA, Watanabe et al. 2023).
+    """What share of each objective's best tenth every parameter explains (PED-ANOVA, Watanabe et
+    al. 2023).
 
-    Parameters that apply to some points only are left out, and so is everything with fewer than 20 feasible trials.
+    Parameters that apply to some points only are left out, and so is everything with fewer than 20
+    feasible trials.
     """
     kept = [t for t in study.trials if t.feasible]
     if len(kept) < 20:
@@ -155,6 +183,11 @@ def importances(study: Study) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             # it reminds of what `cost` does: that less must be better
             warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes", UserWarning)
-            found = optuna.importance.get_param_importances(memory, evaluator=evaluator, target=cost)
-        rows += [{"objective": objective, "parameter": name, "importance": value} for name, value in found.items()]
+            found = optuna.importance.get_param_importances(
+                memory, evaluator=evaluator, target=cost
+            )
+        rows += [
+            {"objective": objective, "parameter": name, "importance": value}
+            for name, value in found.items()
+        ]
     return rows

@@ -17,10 +17,20 @@ from moesim.measured.exchanges.fit import (
     symmetric_spread,
 )
 from moesim.measured.exchanges.scoreboard import measured_comm_rows
-from moesim.measured.exchanges.table import COLUMNS, MEASURED, few_shot_rows, load_family, may_fit, systems, was_shot
+from moesim.measured.exchanges.table import (
+    COLUMNS,
+    MEASURED,
+    few_shot_rows,
+    load_family,
+    may_fit,
+    systems,
+    was_shot,
+)
 from moesim.measured.kernels import table as silicon
 
-installed = pytest.mark.skipif(silicon.unavailable_because() is not None, reason="extra silicon not installed")
+installed = pytest.mark.skipif(
+    silicon.unavailable_because() is not None, reason="extra silicon not installed"
+)
 
 
 def test_systems_have_a_profile_and_ports():
@@ -44,7 +54,9 @@ def test_rows_of_every_family(family):
 @pytest.mark.parametrize("family", list(COLUMNS))
 def test_forbidden_rows_are_never_fitted(family):
     chosen = fitted_rows(family)
-    allowed = {"nccl": {"a100_sxm", "h100_sxm"}, "nvl72_alltoall": {"gb200"}}.get(family, {"h100_sxm"})
+    allowed = {"nccl": {"a100_sxm", "h100_sxm"}, "nvl72_alltoall": {"gb200"}}.get(
+        family, {"h100_sxm"}
+    )
     assert set(chosen["system"]) == allowed
     if family.startswith("deepep"):
         assert not set(chosen["num_topk"]) & {1, 2, 22}
@@ -63,7 +75,9 @@ def test_few_shot_rows_are_ten_of_each_and_known_again():
 
 @installed
 def test_copied_files_count_as_fitted():
-    """H200's DeepEP rows of sglang 0.5.6.post2 are H100's to the last digit: no test of a prediction for H200."""
+    """H200's DeepEP rows of sglang 0.5.6.post2 are H100's to the last digit: no test of a
+    prediction for H200.
+    """
     rows = measured_comm_rows()
     copied = rows[(rows["system"] == "h200_sxm") & (rows["dataset"] == "sglang/0.5.6.post2")]
     assert len(copied) == 437 + 95
@@ -97,26 +111,62 @@ def test_spreads():
     assert spread(np.linspace(0.9, 1.1, 101)) == pytest.approx((0.92, 1.08))
     low, high = symmetric_spread(np.exp(np.linspace(-1.0, 0.0, 101)))
     assert (low, high) == pytest.approx((math.exp(-0.8), math.exp(0.8)))
-    assert in_quadrature((math.exp(-0.3), math.exp(0.3)), (math.exp(-0.4), 1.0)) \
-        == pytest.approx((math.exp(-0.5), math.exp(0.3)))
+    assert in_quadrature((math.exp(-0.3), math.exp(0.3)), (math.exp(-0.4), 1.0)) == pytest.approx(
+        (math.exp(-0.5), math.exp(0.3))
+    )
     assert residual((1.02, 1.1), 3, "k")["low"] == 1.0
 
 
 def made_up(scale=1.0):
-    """Low-latency rows as a known kernel would time them, twice: the second release takes ``scale`` as long."""
-    rows = pd.DataFrame([{"family": "deepep_ll", "system": "h100_sxm", "dataset": dataset, "node_num": nodes,
-                          "hidden_size": hidden, "num_token": tokens, "num_topk": 8, "num_experts": experts}
-                         for dataset in ("one", "two") for nodes in (1, 2) for hidden in (2048, 7168)
-                         for experts in (128, 256) for tokens in (1, 16, 128, 1024)])
-    bounds = {"start_us": (8.0, 1.0, 40.0), "expert_us": (4.0, 0.01, 20.0), "port_efficiency": (0.6, 0.2, 1.0),
-              "nic_efficiency": (0.9, 0.5, 1.0), "node_us": (8.0, 0.1, 30.0)}
-    quantity = Quantity(rows=rows.assign(combine_avg_t_us=1.0), kind="combine", bounds=bounds,
-                        fixed={"token_us": 0.0}, factors={})
-    truth = {"combine_start_us": 10.0, "combine_expert_us": 2.0, "combine_port_efficiency": 0.5,
-             "combine_nic_efficiency": 0.95, "combine_node_us": 12.0, "combine_token_us": 0.0}
+    """Low-latency rows as a known kernel would time them, twice: the second release takes ``scale``
+    as long.
+    """
+    rows = pd.DataFrame(
+        [
+            {
+                "family": "deepep_ll",
+                "system": "h100_sxm",
+                "dataset": dataset,
+                "node_num": nodes,
+                "hidden_size": hidden,
+                "num_token": tokens,
+                "num_topk": 8,
+                "num_experts": experts,
+            }
+            for dataset in ("one", "two")
+            for nodes in (1, 2)
+            for hidden in (2048, 7168)
+            for experts in (128, 256)
+            for tokens in (1, 16, 128, 1024)
+        ]
+    )
+    bounds = {
+        "start_us": (8.0, 1.0, 40.0),
+        "expert_us": (4.0, 0.01, 20.0),
+        "port_efficiency": (0.6, 0.2, 1.0),
+        "nic_efficiency": (0.9, 0.5, 1.0),
+        "node_us": (8.0, 0.1, 30.0),
+    }
+    quantity = Quantity(
+        rows=rows.assign(combine_avg_t_us=1.0),
+        kind="combine",
+        bounds=bounds,
+        fixed={"token_us": 0.0},
+        factors={},
+    )
+    truth = {
+        "combine_start_us": 10.0,
+        "combine_expert_us": 2.0,
+        "combine_port_efficiency": 0.5,
+        "combine_nic_efficiency": 0.95,
+        "combine_node_us": 12.0,
+        "combine_token_us": 0.0,
+    }
     seconds = quantity.predict(truth, {}) * np.where(rows["dataset"] == "two", scale, 1.0)
     timed = rows.assign(dispatch_avg_t_us=1.0, combine_avg_t_us=seconds * 1e6)
-    return Quantity(rows=timed, kind="combine", bounds=bounds, fixed={"token_us": 0.0}, factors={}), truth
+    return Quantity(
+        rows=timed, kind="combine", bounds=bounds, fixed={"token_us": 0.0}, factors={}
+    ), truth
 
 
 def test_a_fit_finds_what_made_the_rows():
@@ -131,12 +181,24 @@ def test_a_fit_finds_what_made_the_rows():
 def test_factors_of_a_device_are_found():
     quantity, truth = made_up()
     slow = quantity.rows["num_token"] > 0
-    rows = pd.concat([quantity.rows, quantity.rows.assign(system="h200_sxm")[slow]], ignore_index=True)
-    both = Quantity(rows=rows, kind="combine", bounds=quantity.bounds, fixed=quantity.fixed,
-                    factors={"h200_sxm": ("start_us",)})
+    rows = pd.concat(
+        [quantity.rows, quantity.rows.assign(system="h200_sxm")[slow]], ignore_index=True
+    )
+    both = Quantity(
+        rows=rows,
+        kind="combine",
+        bounds=quantity.bounds,
+        fixed=quantity.fixed,
+        factors={"h200_sxm": ("start_us",)},
+    )
     seconds = both.predict(truth, {"h200_sxm": {"combine_start_us": 1.7}})
-    both = Quantity(rows=rows.assign(combine_avg_t_us=seconds * 1e6), kind="combine", bounds=both.bounds,
-                    fixed=both.fixed, factors=both.factors)
+    both = Quantity(
+        rows=rows.assign(combine_avg_t_us=seconds * 1e6),
+        kind="combine",
+        bounds=both.bounds,
+        fixed=both.fixed,
+        factors=both.factors,
+    )
     found, factors = both.fit()
     assert found == pytest.approx(truth, rel=1e-3)
     assert factors == {"h200_sxm": {"combine_start_us": pytest.approx(1.7, rel=1e-3)}}

@@ -1,4 +1,6 @@
-"""Rows somebody hands in: predicted in their order, without a look at their latency, or refused in one line."""
+"""Rows somebody hands in: predicted in their order, without a look at their latency, or refused in
+one line.
+"""
 
 import sys
 
@@ -9,10 +11,28 @@ import pytest
 from moesim.cli import main
 from moesim.measured.kernels.predict import PREDICTED, predict_rows, read_rows
 
-ROW = {"system": "h100_sxm", "dataset": "sglang/0.5.14", "kernel_source": "sglang_fused_moe_triton",
-       "moe_dtype": "bfloat16", "num_tokens": 64, "hidden_size": 4096, "inter_size": 1536, "topk": 8,
-       "num_experts": 128, "moe_tp_size": 1, "moe_ep_size": 1, "distribution": "power_law_1.2"}
-TILE = {"block_m": 128, "block_n": 128, "block_k": 64, "group_m": 1, "num_warps": 8, "num_stages": 4}
+ROW = {
+    "system": "h100_sxm",
+    "dataset": "sglang/0.5.14",
+    "kernel_source": "sglang_fused_moe_triton",
+    "moe_dtype": "bfloat16",
+    "num_tokens": 64,
+    "hidden_size": 4096,
+    "inter_size": 1536,
+    "topk": 8,
+    "num_experts": 128,
+    "moe_tp_size": 1,
+    "moe_ep_size": 1,
+    "distribution": "power_law_1.2",
+}
+TILE = {
+    "block_m": 128,
+    "block_n": 128,
+    "block_k": 64,
+    "group_m": 1,
+    "num_warps": 8,
+    "num_stages": 4,
+}
 
 
 def table(*changes):
@@ -21,10 +41,18 @@ def table(*changes):
 
 def mixed():
     """Rows of several systems, formats and frameworks that do not come sorted."""
-    return table({"system": "l40s"}, {}, {"system": "b200_sxm", "moe_dtype": "fp8_block"}, {"num_tokens": 1},
-                 {"dataset": "vllm/0.24.0", "kernel_source": "vllm_unquantized_tritonexperts"},
-                 {"system": "a100_sxm", "dataset": "sglang/0.5.10"}, {"moe_ep_size": 8, "num_tokens": 4096},
-                 {"system": "h200_sxm", "moe_tp_size": 4}, {"system": "b200_sxm"}, {"num_tokens": 4096})
+    return table(
+        {"system": "l40s"},
+        {},
+        {"system": "b200_sxm", "moe_dtype": "fp8_block"},
+        {"num_tokens": 1},
+        {"dataset": "vllm/0.24.0", "kernel_source": "vllm_unquantized_tritonexperts"},
+        {"system": "a100_sxm", "dataset": "sglang/0.5.10"},
+        {"moe_ep_size": 8, "num_tokens": 4096},
+        {"system": "h200_sxm", "moe_tp_size": 4},
+        {"system": "b200_sxm"},
+        {"num_tokens": 4096},
+    )
 
 
 def predictions(rows, *, few_shot=True):
@@ -33,20 +61,27 @@ def predictions(rows, *, few_shot=True):
 
 @pytest.fixture
 def validate(monkeypatch, capsys, tmp_path):
-    """``moesim validate kernels --rows`` on a table: (exit code, stderr, the table it wrote or None)."""
+    """``moesim validate kernels --rows`` on a table: (exit code, stderr, the table it wrote or
+    None).
+    """
+
     def run(rows, *options, name="rows.csv"):
         path, out = tmp_path / name, tmp_path / "out" / "predicted.csv"
         if isinstance(rows, pd.DataFrame):
             rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path)
         elif rows is not None:
             path.write_bytes(rows)
-        monkeypatch.setattr(sys, "argv", ["moesim", "validate", "kernels", "--rows", str(path), "--out", str(out),
-                                          *options])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["moesim", "validate", "kernels", "--rows", str(path), "--out", str(out), *options],
+        )
         with pytest.raises(SystemExit) as stopped:
             main()
         written = pd.read_csv(out) if out.exists() else None
         assert written is not None or not out.parent.exists() or not list(out.parent.iterdir())
         return stopped.value.code or 0, capsys.readouterr().err, written
+
     return run
 
 
@@ -94,7 +129,9 @@ def test_interval_encloses_the_prediction_and_roofline_is_below():
 def test_tile_columns_are_used():
     plain, tiled = table({}, {"num_tokens": 4096}), table(TILE, TILE | {"num_tokens": 4096})
     other = predictions(tiled.assign(block_m=16, num_warps=4))
-    assert (predictions(plain)["predicted_latency_ms"] != predictions(tiled)["predicted_latency_ms"]).all()
+    assert (
+        predictions(plain)["predicted_latency_ms"] != predictions(tiled)["predicted_latency_ms"]
+    ).all()
     assert (other["predicted_latency_ms"] != predictions(tiled)["predicted_latency_ms"]).all()
     assert (other["roofline_ms"] == predictions(plain)["roofline_ms"]).all()
 
@@ -102,18 +139,37 @@ def test_tile_columns_are_used():
 def test_tile_columns_that_say_what_the_framework_runs_change_nothing():
     # vLLM's default for 4,096 tokens of bf16
     row = {"dataset": "vllm/0.24.0", "num_tokens": 4096}
-    pd.testing.assert_frame_equal(predictions(table(row)), predictions(table(row | TILE | {"num_stages": 3})))
+    pd.testing.assert_frame_equal(
+        predictions(table(row)), predictions(table(row | TILE | {"num_stages": 3}))
+    )
 
 
 def test_modes_differ_only_where_the_calibration_knows_ten_rows(validate):
-    rows = table(*({"system": system} for system in (
-        "h100_sxm", "a100_sxm", "h200_sxm", "b200_sxm", "l40s", "b300_sxm", "gb200", "gb300", "rtx_pro_6000_server")))
+    rows = table(
+        *(
+            {"system": system}
+            for system in (
+                "h100_sxm",
+                "a100_sxm",
+                "h200_sxm",
+                "b200_sxm",
+                "l40s",
+                "b300_sxm",
+                "gb200",
+                "gb300",
+                "rtx_pro_6000_server",
+            )
+        )
+    )
     few, spec = predictions(rows), predictions(rows, few_shot=False)
     differ = few["predicted_latency_ms"] != spec["predicted_latency_ms"]
     assert set(rows["system"][differ]) == {"b200_sxm", "l40s"}
     fitted = rows["system"].isin(["h100_sxm", "a100_sxm"])
     known = rows["system"].isin(["b200_sxm", "l40s"])
-    assert few["calibration"].tolist() == np.select([fitted, known], ["calibrated", "few_shot"], "spec_sheet").tolist()
+    assert (
+        few["calibration"].tolist()
+        == np.select([fitted, known], ["calibrated", "few_shot"], "spec_sheet").tolist()
+    )
     assert spec["calibration"].tolist() == np.where(fitted, "calibrated", "spec_sheet").tolist()
     assert (few["roofline_ms"] == spec["roofline_ms"]).all()
     for mode, expected in (("calibrated", few), ("spec", spec)):
@@ -127,7 +183,15 @@ def test_ten_rows_of_sglang_say_nothing_about_vllm():
 
 
 def test_numbers_may_be_written_as_floats_or_text(tmp_path):
-    sizes = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"]
+    sizes = [
+        "num_tokens",
+        "hidden_size",
+        "inter_size",
+        "topk",
+        "num_experts",
+        "moe_tp_size",
+        "moe_ep_size",
+    ]
     expected = predictions(mixed())
     for kind in (float, str):
         path = tmp_path / "rows.parquet"
@@ -153,33 +217,36 @@ def bad(column, value):
     return rows
 
 
-@pytest.mark.parametrize(("column", "value", "message"), [
-    ("num_tokens", 0, "expected an integer > 0, got 0"),
-    ("hidden_size", -4096, "expected an integer > 0, got -4096"),
-    ("inter_size", 1.5, "expected an integer > 0, got 1.5"),
-    ("topk", None, "expected an integer > 0, got nan"),
-    ("num_tokens", "many", "expected an integer > 0, got 'many'"),
-    ("num_tokens", float("inf"), "expected an integer > 0, got inf"),
-    ("num_tokens", 1e30, "expected an integer > 0, got 1e+30"),
-    ("num_experts", 1 << 20, "expected at most 65536, got 1048576"),
-    ("moe_tp_size", 0, "expected an integer > 0, got 0"),
-    ("moe_tp_size", 4096, "expected at most inter_size, got 4096"),
-    ("topk", 129, "expected at most num_experts, got 129"),
-    ("moe_ep_size", 3, "expected a divisor of num_experts, got 3"),
-    ("latency_ms", None, "expected a number > 0, got nan"),
-    ("latency", None, "expected a number > 0, got nan"),
-    ("latency_ms", 0.0, "expected a number > 0, got 0.0"),
-    ("latency_ms", -0.5, "expected a number > 0, got -0.5"),
-    ("latency_ms", "slow", "expected a number > 0, got 'slow'"),
-    ("distribution", "zipf", "expected balanced or power_law_ALPHA, got 'zipf'"),
-    ("distribution", "power_law_", "expected balanced or power_law_ALPHA, got 'power_law_'"),
-    ("distribution", None, "expected balanced or power_law_ALPHA, got nan"),
-    ("moe_dtype", "w4a16_mxfp4", "expected one of bfloat16, fp8_block, got 'w4a16_mxfp4'"),
-    ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
-    ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
-    ("system", None, "unknown profile 'nan'"),
-    ("system", "tpu-v5p", "expected a GPU, which runs Triton kernels, got 'tpu-v5p'"),
-])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("num_tokens", 0, "expected an integer > 0, got 0"),
+        ("hidden_size", -4096, "expected an integer > 0, got -4096"),
+        ("inter_size", 1.5, "expected an integer > 0, got 1.5"),
+        ("topk", None, "expected an integer > 0, got nan"),
+        ("num_tokens", "many", "expected an integer > 0, got 'many'"),
+        ("num_tokens", float("inf"), "expected an integer > 0, got inf"),
+        ("num_tokens", 1e30, "expected an integer > 0, got 1e+30"),
+        ("num_experts", 1 << 20, "expected at most 65536, got 1048576"),
+        ("moe_tp_size", 0, "expected an integer > 0, got 0"),
+        ("moe_tp_size", 4096, "expected at most inter_size, got 4096"),
+        ("topk", 129, "expected at most num_experts, got 129"),
+        ("moe_ep_size", 3, "expected a divisor of num_experts, got 3"),
+        ("latency_ms", None, "expected a number > 0, got nan"),
+        ("latency", None, "expected a number > 0, got nan"),
+        ("latency_ms", 0.0, "expected a number > 0, got 0.0"),
+        ("latency_ms", -0.5, "expected a number > 0, got -0.5"),
+        ("latency_ms", "slow", "expected a number > 0, got 'slow'"),
+        ("distribution", "zipf", "expected balanced or power_law_ALPHA, got 'zipf'"),
+        ("distribution", "power_law_", "expected balanced or power_law_ALPHA, got 'power_law_'"),
+        ("distribution", None, "expected balanced or power_law_ALPHA, got nan"),
+        ("moe_dtype", "w4a16_mxfp4", "expected one of bfloat16, fp8_block, got 'w4a16_mxfp4'"),
+        ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
+        ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
+        ("system", None, "unknown profile 'nan'"),
+        ("system", "tpu-v5p", "expected a GPU, which runs Triton kernels, got 'tpu-v5p'"),
+    ],
+)
 def test_bad_value_names_column_and_first_row(validate, column, value, message):
     code, err, written = validate(bad(column, value))
     assert code == 2
@@ -191,15 +258,20 @@ def test_bad_value_names_column_and_first_row(validate, column, value, message):
         assert err == f"error: rows.csv: {column}, row 1: {message}\n"
 
 
-@pytest.mark.parametrize(("column", "value", "message"), [
-    ("block_m", 48, "expected a power of two, got 48"),
-    ("block_m", -16, "expected a power of two, got -16"),
-    ("num_warps", 3, "expected a power of two, got 3"),
-    ("num_stages", 0, "expected an integer > 0, got 0"),
-    ("group_m", "x", "expected an integer > 0, got 'x'"),
-])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("block_m", 48, "expected a power of two, got 48"),
+        ("block_m", -16, "expected a power of two, got -16"),
+        ("num_warps", 3, "expected a power of two, got 3"),
+        ("num_stages", 0, "expected an integer > 0, got 0"),
+        ("group_m", "x", "expected an integer > 0, got 'x'"),
+    ],
+)
 def test_bad_tile_names_column_and_first_row(validate, column, value, message):
-    code, err, written = validate(bad(column, value).assign(**{k: v for k, v in TILE.items() if k != column}))
+    code, err, written = validate(
+        bad(column, value).assign(**{k: v for k, v in TILE.items() if k != column})
+    )
     assert (code, err) == (2, f"error: rows.csv: {column}, row 1: {message}\n")
     assert written is None
 
@@ -209,14 +281,19 @@ def test_missing_column_is_named(validate, column):
     rows = table({}).drop(columns=column)
     code, err, written = validate(rows)
     assert code == 2
-    assert err == f"error: rows.csv: {column}: expected this column, got {', '.join(rows.columns)}\n"
+    assert (
+        err == f"error: rows.csv: {column}: expected this column, got {', '.join(rows.columns)}\n"
+    )
     assert written is None
 
 
 def test_part_of_a_tile_is_refused(validate):
     rows = table({"block_m": 64})
     code, err, written = validate(rows)
-    assert (code, err) == (2, f"error: rows.csv: block_n: expected this column, got {', '.join(rows.columns)}\n")
+    assert (code, err) == (
+        2,
+        f"error: rows.csv: block_n: expected this column, got {', '.join(rows.columns)}\n",
+    )
     assert written is None
 
 
@@ -230,14 +307,23 @@ def test_a_table_without_rows_is_refused(validate, name):
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
 def test_missing_file_is_one_line(validate, tmp_path, name):
     code, err, written = validate(None, name=name)
-    assert (code, err) == (2, f"error: {tmp_path / name}: cannot read these rows: No such file or directory\n")
+    assert (code, err) == (
+        2,
+        f"error: {tmp_path / name}: cannot read these rows: No such file or directory\n",
+    )
     assert written is None
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("rows.csv", b""), ("rows.csv", b"\xff\xfe\x00"), ("rows.csv", b'a,b\n1,2,3\n1,"\n'), ("rows.parquet", b"PAR1"),
-    ("rows.parquet", b""),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", b""),
+        ("rows.csv", b"\xff\xfe\x00"),
+        ("rows.csv", b'a,b\n1,2,3\n1,"\n'),
+        ("rows.parquet", b"PAR1"),
+        ("rows.parquet", b""),
+    ],
+)
 def test_unreadable_file_is_one_line(validate, tmp_path, name, content):
     code, err, written = validate(content, name=name)
     assert code == 2

@@ -12,9 +12,20 @@ from moesim.measured.kernels.scoreboard import roofline_s
 from moesim.measured.kernels.source import Silicon, measured_architectures
 from moesim.measured.scores import error_scores
 
-ROW = {"system": "h100_sxm", "dataset": "sglang/0.5.14", "kernel_source": "sglang_fused_moe_triton",
-       "moe_dtype": "bfloat16", "num_tokens": 64, "hidden_size": 4096, "inter_size": 14336, "topk": 2, "num_experts": 8,
-       "moe_tp_size": 1, "moe_ep_size": 1, "distribution": "balanced"}
+ROW = {
+    "system": "h100_sxm",
+    "dataset": "sglang/0.5.14",
+    "kernel_source": "sglang_fused_moe_triton",
+    "moe_dtype": "bfloat16",
+    "num_tokens": 64,
+    "hidden_size": 4096,
+    "inter_size": 14336,
+    "topk": 2,
+    "num_experts": 8,
+    "moe_tp_size": 1,
+    "moe_ep_size": 1,
+    "distribution": "balanced",
+}
 
 
 def test_balanced_routing_as_the_collector_defines_it():
@@ -38,8 +49,15 @@ def test_clamped_path_computes_every_choice_of_the_tokens_that_enter():
 
 
 def test_masked_path_lets_all_tokens_in_but_computes_local_choices_only():
-    row = ROW | {"hidden_size": 4096, "inter_size": 2048, "topk": 8, "num_experts": 256, "moe_ep_size": 8,
-                 "num_tokens": 512, "distribution": "power_law_1.2"}
+    row = ROW | {
+        "hidden_size": 4096,
+        "inter_size": 2048,
+        "topk": 8,
+        "num_experts": 256,
+        "moe_ep_size": 8,
+        "num_tokens": 512,
+        "distribution": "power_law_1.2",
+    }
     counts, tokens = silicon.local_counts(row, 0)
     assert tokens == 512
     loads = silicon.loads("power_law_1.2", 512, 256, 8, 0).reshape(8, 32)
@@ -65,7 +83,9 @@ def test_what_is_collected_for_a_fit_is_permitted():
 def test_predictions_beat_the_roofline_by_far_on_rows_never_fitted():
     profile = load_profile("h100-sxm")
     rows = silicon.load_rows("h100_sxm", "sglang/0.5.14")
-    rows = rows[(rows["latency_ms"] >= 0.05) & (rows["inter_size"] == 1536) & (rows["hidden_size"] == 4096)]
+    rows = rows[
+        (rows["latency_ms"] >= 0.05) & (rows["inter_size"] == 1536) & (rows["hidden_size"] == 4096)
+    ]
     rows = rows[rows["moe_dtype"] == "bfloat16"].sample(300, random_state=3)
     records = rows.to_dict("records")
     assert not any(may_fit(r) for r in records)
@@ -80,20 +100,27 @@ def test_source_checks_exact_shapes_and_never_substitutes():
     cluster = load_cluster("hgx-h100-8")
     workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2")
     layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=128, top_k=8)
-    (exact,) = Silicon().check(Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, workload)
+    (exact,) = Silicon().check(
+        Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, workload
+    )
     assert exact.status == "checked"
     assert exact.evidence == "measured"
     assert exact.in_fit_set is False
     assert exact.simulated_low < exact.simulated < exact.simulated_high
     nearly = MoELayer(hidden_size=4096, expert_intermediate_size=1552, num_experts=128, top_k=8)
-    (other,) = Silicon().check(Candidate(layer=nearly, parallelism=Parallelism(ep=8)), cluster, workload)
+    (other,) = Silicon().check(
+        Candidate(layer=nearly, parallelism=Parallelism(ep=8)), cluster, workload
+    )
     assert other.status == "not_measured"
     assert other.measured is None
 
 
 def test_measured_architectures_cover_both_formats_and_all_layouts():
-    points = measured_architectures(load_cluster("hgx-h100-8"),
-                                    Workload(num_tokens_per_device=1024, routing="power_law:1.2"), 4096)
+    points = measured_architectures(
+        load_cluster("hgx-h100-8"),
+        Workload(num_tokens_per_device=1024, routing="power_law:1.2"),
+        4096,
+    )
     assert {p["precision"] for p in points} == {"bf16", "fp8"}
     assert {p["parallelism"] for p in points} >= {"ep8tp1", "ep1tp8"}
     assert len({tuple(p.values()) for p in points}) == len(points)
@@ -102,9 +129,25 @@ def test_measured_architectures_cover_both_formats_and_all_layouts():
 def test_fp8_weights_are_priced_below_bf16():
     cluster = load_cluster("hgx-h100-8")
     workload = Workload(num_tokens_per_device=64)
-    times = [Silicon().check(Candidate(parallelism=Parallelism(ep=8), layer=MoELayer(
-        hidden_size=4096, expert_intermediate_size=2048, num_experts=256, top_k=8, precision=Precision.named(p))),
-        cluster, workload)[0].simulated for p in ("fp8", "bf16")]
+    times = [
+        Silicon()
+        .check(
+            Candidate(
+                parallelism=Parallelism(ep=8),
+                layer=MoELayer(
+                    hidden_size=4096,
+                    expert_intermediate_size=2048,
+                    num_experts=256,
+                    top_k=8,
+                    precision=Precision.named(p),
+                ),
+            ),
+            cluster,
+            workload,
+        )[0]
+        .simulated
+        for p in ("fp8", "bf16")
+    ]
     assert times[0] < times[1]
     assert np.isfinite(times).all()
 
@@ -116,11 +159,17 @@ def test_only_tokens_are_interpolated_and_the_row_says_so():
     candidate = Candidate(layer=layer, parallelism=Parallelism(ep=8))
 
     def at(tokens):
-        (found,) = Silicon().check(candidate, cluster, Workload(num_tokens_per_device=tokens, routing="power_law:1.2"))
+        (found,) = Silicon().check(
+            candidate, cluster, Workload(num_tokens_per_device=tokens, routing="power_law:1.2")
+        )
         return found
 
     low, between, high = at(512), at(600), at(1024)
-    assert [row.evidence for row in (low, between, high)] == ["measured", "interpolated", "measured"]
+    assert [row.evidence for row in (low, between, high)] == [
+        "measured",
+        "interpolated",
+        "measured",
+    ]
     assert low.measured < between.measured < high.measured
     assert between.detail.endswith("interpolated between 4096 and 6144 tokens")
     assert low.simulated < between.simulated < high.simulated
