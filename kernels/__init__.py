@@ -1,11 +1,11 @@
-"""Triton kernels of one Mixture-of-Experts layer, each beside its torch reference.
+"""Triton kernels of one Mixture-of-Experts layer, each with its torch reference.
 
 | folder | holds |
 |---|---|
-| `tiles` | tile sizes, the choice among them, what a multiprocessor holds, budgets of registers and shared memory |
-| `ops` | the kernels in the order of a token's way (router, plan, swiglu, down, combine), the layer made of them |
-| `compile` | compiles every kernel for GPUs that are not here |
-| `timing` | times on the GPU that is here, and tiles found by timing |
+| `tiles` | tile sizes, the choice among them, multiprocessor limits, register and memory budgets |
+| `ops` | the kernels in a token's order (router, plan, swiglu, down, combine), and the layer |
+| `compile` | compilation of every kernel for GPUs that are not in this machine |
+| `timing` | times on the GPU of this machine, and tiles found by timing |
 | `cpu` | a whole layer on this CPU, timed by phase |
 | `ranks` | processes or GPUs of this host, and a layer that is spread over them |
 | `profile` | device profiles, measured on this machine |

@@ -1,7 +1,8 @@
-"""What a user did wrong, said in one line.
+"""Errors that tell a user, in one line, what to change.
 
-Everything moesim raises on purpose for a user is a `MoesimError`; the command line prints its text
-and exits with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+Every error that moesim raises on purpose for a user is a `MoesimError`; the command line prints its
+text and exits with code 2. Any other exception that escapes is a defect in moesim and keeps its
+traceback.
 """
 
 from collections.abc import Iterable
@@ -11,27 +12,27 @@ import numpy as np
 
 
 class MoesimError(ValueError):
-    """Base of all errors meant for a user: the text is one line and says what to change.
+    """Base class of all errors meant for a user. The text is one line and says what to change.
 
     Attributes:
-        exit_code: What the command line ends with.
+        exit_code: The exit code of the command line.
     """
 
     exit_code = 2
 
 
 class ConfigError(MoesimError):
-    """A file or an argument breaks a rule: names the file, the key path, the rule and what came
-    instead.
+    """A file or an argument breaks a rule. The text names the file, the key path, the rule and the
+    value found instead.
     """
 
 
 class UnknownNameError(ConfigError):
-    """A name nobody defined, with the near matches.
+    """A name is not defined. The text lists the near matches.
 
     Args:
-        what: What kind of thing was looked for ("preset", "profile").
-        name: What the user wrote.
+        what: The kind of thing that was looked up ("preset", "profile").
+        name: The name that the user wrote.
         known: The names that exist.
     """
 
@@ -43,36 +44,37 @@ class UnknownNameError(ConfigError):
 
 
 class CapacityError(MoesimError):
-    """A model that does not fit: which device, and how many GiB over."""
+    """A model does not fit in memory. The text names the device and the GiB it lacks."""
 
 
 class MeasurementError(MoesimError):
-    """A measurement source cannot do what was asked here, and why."""
+    """A measurement source cannot do what was asked. The text says why."""
 
 
 class UnreachableError(MoesimError):
-    """A server that cannot be reached, such as a scheduler or a database: its address without a
-    password.
+    """A server, such as a scheduler or a database, cannot be reached. The text holds its address
+    without a password.
     """
 
     exit_code = 3
 
 
 def require(condition: bool, where: str, rule: str, got: object) -> None:
-    """Refuse a value in one line.
+    """Raise a one-line error unless a condition holds.
 
     Raises:
-        ConfigError: The condition does not hold.
+        ConfigError: The condition is false.
     """
     if not condition:
         raise ConfigError(f"{where}: expected {rule}, got {got!r}")
 
 
 def require_int(where: str, value: object, low: int) -> None:
-    """Refuse what is not an integer of at least ``low``; True and 2.0 are none.
+    """Raise an error unless the value is an integer >= ``low``; True and 2.0 do not count as
+    integers.
 
     Raises:
-        ConfigError: In one line.
+        ConfigError: The value is not such an integer.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]

@@ -1,7 +1,8 @@
-"""Units: SI inside, converted once where a number enters (bytes, seconds, FLOP/s, bytes/s).
+"""Units: the code uses SI units and converts once, where a number enters (bytes, seconds, FLOP/s,
+bytes/s).
 
-``GB`` is the vendors' 1e9, ``GIB`` the allocators' 2**30. Multiply on the way in, divide on the way
-out: ``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
+``GB`` is 1e9, as vendors count; ``GIB`` is 2**30, as allocators count. Multiply on the way in,
+divide on the way out: ``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
 """
 
 US = 1e-6
@@ -15,6 +16,8 @@ GIB = 2**30
 
 
 def short_number(value: float) -> str:
-    """The shortest text that reads back as the same number: ``1.25``, ``1e+20``, ``0.1234567``."""
+    """Return the shortest text that reads back as the same number: ``1.25``, ``1e+20``,
+    ``0.1234567``.
+    """
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))

@@ -1,8 +1,8 @@
-"""The version, in one place of its own so that anything may import it."""
+"""The version has a module of its own, so that every module may import it."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     VERSION = version("moesim")
-except PackageNotFoundError:  # a source tree on the path, not installed
+except PackageNotFoundError:  # moesim runs from a source tree that is not installed
     VERSION = "0+unknown"

@@ -1,10 +1,10 @@
-"""The closed loop on a GPU: measure it, search for it, run what was found, say how far off it was.
+"""Close the loop on a GPU: measure it, search designs for it, run them, and report the errors.
 
 A profile of this GPU is measured first (GEMMs, streams, gathers, launches; no layer), then experts,
-width, top-k and kind of gate are searched on it. Winners and candidates drawn at random are run
-through this project's kernels, in CUDA graphs, as a whole and by phase, L2 cold and warm: the
-measurement source ``triton``. Beside each measured time stand the simulated one, its interval and a
-verdict, and below them errors, rank correlation and the regret of the simulated best.
+width, top-k and kind of gate are searched on it. The measurement source ``triton`` runs winners and
+randomly drawn candidates through this project's kernels in CUDA graphs, as a whole and by phase,
+with the L2 cold and warm. Tables show each measured time next to the simulated one, its interval
+and a verdict, and then errors, rank correlation and the regret of the simulated best.
 
 Writes winners.csv, candidates.csv, check.csv, summary.csv and simulated_against_measured.html.
 Without a GPU it says so and stops with exit code 2.
@@ -48,7 +48,7 @@ def main(
     seed: Seed = 0,
     out: Out = OUT,
 ) -> None:
-    """Measure, search, run, compare; four CSV files and a page."""
+    """Measure, search, run and compare; write four CSV files and a page."""
     profiler, source = profilers()["gpu"], installed_sources()["triton"]
     for what in (profiler, source):
         if reason := what.unavailable_because():

@@ -1,11 +1,11 @@
-"""The closed loop on any machine: measure this CPU, search it, run what was found, say how far off.
+"""Close the loop on any machine: measure this CPU, search designs, run them, report the errors.
 
-A profile of primitives is measured in about 20 seconds, fitted to no layer. Random layers,
-all-to-alls, layers over two ranks and the winners of a search are simulated on it, and only then
-run for real: `moesim_kernels.sources.closed_loop` describes the four parts.
+A profile of primitives is measured in about 20 seconds and is not fitted to any layer. Random
+layers, all-to-alls, layers over two ranks and the winners of a search are simulated on it, and only
+then run for real: `moesim_kernels.sources.closed_loop` describes the four parts.
 
 Writes layers.csv, alltoall.csv, ranks.csv, candidates.csv, summary.csv, targets.csv and
-simulated_against_measured.html. A machine that was disturbed is reported, never failed on.
+simulated_against_measured.html. A disturbed machine is reported but is not an error.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ Seconds = Annotated[float, typer.Option(help="About how long to measure the prof
 
 
 def main(seconds: Seconds = 20.0, seed: Seed = 0, out: Out = OUT, quick: Quick = False) -> None:
-    """Measure, simulate, search, run, compare; CSV files and a page."""
+    """Measure, simulate, search, run and compare; write CSV files and a page."""
     sizes = QUICK if quick else replace(LoopSizes(), profile_seconds=seconds)
     found = run_loop(SPACE, WORK, sizes, seed, say)
     targets = against_targets(found.summary)

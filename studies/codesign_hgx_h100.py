@@ -1,4 +1,4 @@
-"""Expert count, placement and gating hierarchy for one HGX H100 node, checked on real kernels.
+"""Choose expert count, placement and gating hierarchy for an HGX H100 node; check on real kernels.
 
 Searches loss, layer throughput and energy for a model of hidden size 4096 with 32 MoE layers,
 trained on 2e12 tokens, served with 1,024 tokens and 131,072 tokens of KV cache per device under a
@@ -10,8 +10,8 @@ architecture of this width that was measured on an H100 is tried first, so there
 to compare), on this machine's GPU if it has one, and, scaled down, numerically through the Triton
 interpreter and by the clock on this CPU.
 
-Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and front.html. The same
-command again continues where it stopped.
+Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and front.html. Run the same
+command again to continue.
 """
 
 from pathlib import Path

@@ -1,16 +1,16 @@
 """A TPU v5p torus or a cluster of H100s, for the same money?
 
 The same models are searched on a v5p slice and on as many nodes of 8 H100 as cost the same per hour
-by the economics file (the residual is printed), with the same tokens and KV cache over the whole
-cluster, each machine with its own parallelism, placement and exchange. By default 4x4x12 chips
-stand against 256 GPUs. `moesim.search.versus` compares the two fronts at equal loss.
+according to the economics file (the residual is printed), with the same tokens and KV cache over
+the whole cluster, each machine with its own parallelism, placement and exchange. By default 4x4x12
+chips stand against 256 GPUs. `moesim.search.versus` compares the two fronts at equal loss.
 
-No measured rows stand behind the TPU: its kernels and its links (an assumed share of the data
+The TPU has no measured rows: its kernels and its links (an assumed share of the data
 sheet's rate) are calibration ``none`` with an assumed interval of a factor of 1.5. Prices are
-assumptions, too, so a verdict here is one about assumptions. Beyond 64 devices one transfer per
+assumptions, too, so a verdict here is about assumptions. Beyond 64 devices one transfer per
 device is known to be loose on a torus, by up to 7 %.
 
-Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables beside them. Run
+Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables next to them. Run
 again to continue.
 """
 

@@ -2,10 +2,10 @@
 
 Gate times are simulated on an H100 and on this machine's CPU, and measured on the CPU: the same
 torch code that a layer there uses, one thread, caches flushed. The profile of the CPU is measured
-first, from stand-alone primitives; ``--profile`` takes one that `moesim measure` wrote.
+first, from stand-alone primitives; ``--profile`` names one that `moesim measure` wrote.
 
 Writes gates.csv, summary.csv (error on the CPU by gate), pairs.csv (how often the faster of two
-gates is named right), gate_time.html, gate_share.html and simulated_against_measured.html.
+gates is predicted right), gate_time.html, gate_share.html and simulated_against_measured.html.
 """
 
 from pathlib import Path

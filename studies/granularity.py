@@ -1,4 +1,4 @@
-"""How far does one transfer per device stand for one per pair: the layer's time, and expert starts?
+"""How well does one transfer per device stand for one per pair, in layer time and expert starts?
 
 Lowers the same layer at device and at pair granularity and compares the exact fluid model of the
 first with the second, chunk by chunk (``event_compiled``; ``--reference flow`` up to 64 devices),
@@ -22,20 +22,12 @@ from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import granularity_errors
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
-from moesim.simulation.granularity import (
-    MOST_FLOW_DEVICES,
-    TRAFFIC,
-    Comparison,
-    compare,
-    error_summary,
-)
+from moesim.simulation import granularity as grains
 
 OUT = Path(__file__).parent / "out" / "granularity"
-CLUSTERS = dict(
-    star="star-8 star-16 star-64 star-256",
-    rail="rail-2x8 rail-4x8 rail-8x8 rail-16x8 rail-32x8",
-    torus="torus-4x4 torus-8x8 torus-4x4x4 torus-8x16 torus-4x8x8",
-)
+CLUSTERS = dict(star="star-8 star-16 star-64 star-256")
+CLUSTERS |= dict(rail="rail-2x8 rail-4x8 rail-8x8 rail-16x8 rail-32x8")
+CLUSTERS |= dict(torus="torus-4x4 torus-8x8 torus-4x4x4 torus-8x16 torus-4x8x8")
 QUICK = dict(star="star-8", rail="rail-2x4", torus="torus-2x4")
 SUMMARY = dict(topology="topology", traffic="traffic", cases="cases")
 SUMMARY |= dict(mean_error_percent="mean %", worst_error_percent="worst %")
@@ -65,17 +57,17 @@ def main(
     rows, common = [], dict(tokens=tokens, engine=reference, exchange=exchange)
     for topology, names in (QUICK if quick else CLUSTERS).items():
         for name in names.split():
-            if reference == "flow" and load_cluster(name).num_devices > MOST_FLOW_DEVICES:
+            if reference == "flow" and load_cluster(name).num_devices > grains.MOST_FLOW_DEVICES:
                 say(f"{name}: left out: flow at pair granularity takes minutes; use {ENGINES[0]}")
                 continue
-            cases = product(TRAFFIC, (1, 2), range(seeds))
+            cases = product(grains.TRAFFIC, (1, 2), range(seeds))
             base = dict(topology=topology, cluster=name) | common
             asked = [base | dict(zip(VARIED, case, strict=True)) for case in cases]
-            found = [compare(Comparison(**case)) for case in asked]
+            found = [grains.compare(grains.Comparison(**case)) for case in asked]
             errors = [abs(row["error_percent"]) for row in found]
             say(f"{name}: mean {np.mean(errors):.2f} %, worst {max(errors):.2f} %")
             rows += found
-    table = error_summary(rows)
+    table = grains.error_summary(rows)
     write_csv(out / "granularity.csv", rows)
     write_csv(out / "summary.csv", table)
     write_html(out / "granularity.html", granularity_errors(rows))

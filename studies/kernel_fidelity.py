@@ -1,9 +1,9 @@
 """How well are measured Triton MoE kernels predicted, on every system that has any?
 
 Predicts the measured rows of all systems (``--limit`` rows per system, dataset, format, EP class
-and fit class; 0 for all of them, which takes minutes) and scores them beside a plain roofline. No
-row is used for fitting here. With fewer rows fewer candidates share their conditions: rankings to
-be cited want ``--limit 0``.
+and fit class; 0 for all of them, which takes minutes) and scores them next to a plain roofline. No
+row is used for fitting here. With fewer rows, fewer candidates share their conditions: use
+``--limit 0`` for rankings to cite.
 
 Writes rows.csv (every row with its prediction), scoreboard.csv and ranking.csv, the errors of rows
 of at least 50 us by token count, shape and tile (error_by_tokens.csv, error_by_shape.csv,

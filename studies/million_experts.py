@@ -1,9 +1,9 @@
-"""Where a thousand to a million experts break: memory, gate, dispatch, or the experts' own kernels?
+"""What breaks first with a thousand to a million experts: memory, gate, dispatch or the kernels?
 
 Splits the width of all experts of a published model's layer into 1,024 to 1,048,576 experts, at the
-model's own size, 100 and 1,000 times it. Every point is simulated with three gates on 8, 64 and
-1,024 H100s, rails between nodes of 8, and, with product keys, as if all 1,024 were one NVLink
-domain. Then every remedy is tried by itself. `moesim.advice.limits` says what counts as broken.
+model's own size and at 100 and 1,000 times that size. Every point is simulated with three gates on
+8, 64 and 1,024 H100s, rails between nodes of 8, and, with product keys, as if all 1,024 were one
+NVLink domain. Then every remedy is tried alone. `moesim.advice.limits` says what counts as broken.
 Writes points.csv, breaks.csv, remedies.csv and million_experts.html.
 """
 

@@ -1,8 +1,8 @@
-"""Imbalance and layer time of every placement under every distribution, with and without replicas.
+"""Score every placement under every distribution by imbalance and layer time, also with replicas.
 
-One MoE layer of DeepSeek-V3 (256 experts, 8 of them per token), on one HGX H100 node of 8 and on 8
-nodes of 8 joined by rails, with 0 and 64 redundant experts for the strategies that place copies.
-`moesim.advice.placements` scores each plan on its own loads and one step of drift later.
+Simulates one MoE layer of DeepSeek-V3 (256 experts, 8 of them per token) on one HGX H100 node of 8
+and on 8 nodes of 8 joined by rails, with 0 and 64 redundant experts for the strategies that place
+copies. `moesim.advice.placements` scores each plan on its own loads and one step of drift later.
 
 Writes placements.csv (a row per cluster, distribution, strategy and redundancy), drift.csv (layer
 time step by step under new plans, with what moving the weights costs), best.csv (the fastest

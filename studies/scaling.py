@@ -1,9 +1,10 @@
-"""What simulating an all-to-all costs, from 8 to 16,384 devices: wall time and memory against size.
+"""What do simulations of all-to-alls cost in time and memory, from 8 to 16,384 devices?
 
-NVLink domains of any size (star), nodes of 8 joined by rails (rail), and TPU tori, by the engines
-``bound``, ``flow`` (one transfer per device) and ``event_compiled`` (one per pair, one chunk each).
-Every point is a process of its own. A point that would take more than ``--seconds`` or ``--gib``,
-going by how the ones before it grew, is left out and says so (`moesim.simulation.scaling`).
+Simulates NVLink domains of any size (star), nodes of 8 joined by rails (rail), and TPU tori with
+the engines ``bound``, ``flow`` (one transfer per device) and ``event_compiled`` (one per pair, one
+chunk each). Every point runs in its own process. A point that would take more than ``--seconds`` or
+``--gib``, judging by the growth of smaller ones, is left out, and its row says so
+(`moesim.simulation.scaling`).
 
 Writes scaling.csv and scaling.html.
 """

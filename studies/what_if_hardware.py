@@ -1,12 +1,12 @@
 """What is worth more for this model: twice the NVLink, twice the HBM, or twice the experts?
 
-For a published model and a cluster, every number of the hardware and of the design is changed by
-itself: elasticities from +-10 %, the gain of twice as much, what that does to price and power by
-the economics file, and, where the design changes, to the loss (`moesim.advice.worth`). The
-workloads are prefill, and decoding as many sequences as memory holds (`moesim.advice.doubled`).
+For a published model and a cluster, every number of the hardware and of the design is changed
+alone: elasticities from +-10 %, the gain of twice as much, what that does to price and power
+according to the economics file, and, where the design changes, to the loss (`moesim.advice.worth`).
+The workloads are prefill, and decoding as many sequences as memory holds (`moesim.advice.doubled`).
 
-Placement, exchange and micro-batches are the fastest for the unchanged model, and stay so unless
-``--replan``. Hardware that nobody built counts as ``spec_sheet``.
+Placement, exchange and micro-batches are the fastest for the unchanged model, and stay the same
+unless ``--replan`` is given. Hardware that nobody built counts as ``spec_sheet``.
 
 Writes what_if.csv (a row per change) and what_if.html.
 """
@@ -44,7 +44,7 @@ def main(
     quick: Quick = False,
     out: Out = OUT,
 ) -> None:
-    """Change every number of hardware and design by itself and rank what it is worth."""
+    """Change every number of hardware and design alone, and rank what the changes are worth."""
     if bool(model) != bool(cluster):
         given = model or cluster
         raise ConfigError(f"--model and --cluster: expected both or neither, got {given!r} alone")

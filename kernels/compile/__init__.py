@@ -1,1 +1,1 @@
-"""Compiles every kernel for GPUs that are not here."""
+"""Compile every kernel for GPUs that are not in this machine."""

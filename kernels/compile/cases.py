@@ -1,12 +1,12 @@
-"""What is compiled ahead of time: every kernel, the GEMMs with every block of rows and format
-`tile_config` ships.
+"""List what is compiled ahead of time: every kernel, and the GEMMs with every block of rows and
+format that `tile_config` ships.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from moesim_kernels.compile.specialization import FORMATS, FP8_NAMES, Case
 from moesim_kernels.ops.fp8 import (
     BLOCK_STEP,
     SMALLEST,
@@ -25,7 +25,7 @@ from moesim_kernels.ops.persistent import (
     gathers_by_descriptor,
     gemm_path,
 )
-from moesim_kernels.ops.plan import (
+from moesim_kernels.ops.plan_kernels import (
     _offsets_kernel,
     _prefix_kernel,
     _rank_kernel,
@@ -35,33 +35,14 @@ from moesim_kernels.ops.plan import (
     _sparse_tiles_kernel,
     _tile_map_kernel,
 )
-from moesim_kernels.ops.router import MAX_OPTIONS_ROW, MAX_ROW, _route_kernel, route_warps
+from moesim_kernels.ops.router_kernel import MAX_OPTIONS_ROW, MAX_ROW, _route_kernel, route_warps
 from moesim_kernels.ops.runtime import tl
 from moesim_kernels.ops.tiny_expert import BLOCK_H, BLOCK_P, _tiny_in_kernel, _tiny_out_kernel
 from moesim_kernels.tiles.tiles import LIMITS, Limits, tile_config
 
-#: formats of the grouped GEMMs: name -> Triton's name and bits; the last two with a float32 scale
-#: for each block
-FORMATS = {
-    "bf16": ("bf16", 16),
-    "f16": ("fp16", 16),
-    "f32": ("fp32", 32),
-    "fp8": ("fp8e4nv", 8),
-    "fp8_fnuz": ("fp8e4b8", 8),
-}
-_FP8 = {"fp8": "float8_e4m3fn", "fp8_fnuz": "float8_e4m3fnuz"}
+# Formats without scales.
 _PLAIN = ("bf16", "f16", "f32")
-_OPERANDS = {"x_ptr", "a_ptr", "b_ptr", "w_ptr", "y_ptr", "out_ptr", "values_ptr"}
-_FLOAT32 = {
-    "logits_ptr",
-    "weights_ptr",
-    "source_ptr",
-    "target_ptr",
-    "act_ptr",
-    "scales_ptr",
-    "bias_ptr",
-}
-# A launch makes sizes of 1 compile-time constants, which not every expression survives.
+# A launch turns sizes of 1 into compile-time constants, and not every expression supports that.
 _ONES = dict.fromkeys(
     (
         "num_tokens",
@@ -84,67 +65,8 @@ _ONES = dict.fromkeys(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One kernel, specialised.
-
-    Attributes:
-        kernel: Name, with what it is specialised for.
-        dtype: Format of its operands, one of `FORMATS`, or "i32".
-        tile: Sizes of what a program takes, such as "128x128x64".
-        function: The kernel.
-        constexprs: Its compile-time constants.
-        num_warps: Warps of a program.
-        num_stages: Stages of the software pipeline; None for Triton's default.
-        fp_fusion: Whether a product and a sum may become one instruction.
-        supported: Whether the target's hardware has the format.
-    """
-
-    kernel: str
-    dtype: str
-    tile: str
-    function: Any
-    constexprs: dict
-    num_warps: int = 4
-    num_stages: int | None = None
-    fp_fusion: bool = True
-    supported: bool = True
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Launch options for the compiler."""
-        stages = {} if self.num_stages is None else {"num_stages": self.num_stages}
-        return (
-            {"num_warps": self.num_warps}
-            | stages
-            | ({} if self.fp_fusion else {"enable_fp_fusion": False})
-        )
-
-    def signature(self) -> dict[str, str]:
-        """Triton's type of each parameter."""
-        return {name: self._type(name) for name in self.function.arg_names}
-
-    def _type(self, name: str) -> str:
-        if name in self.constexprs:
-            return "constexpr"
-        if name.endswith("_desc"):
-            rows = {"a_desc": "BLOCK_M", "w_desc": "BLOCK_N"}.get(name)
-            block = [self.constexprs[rows] if rows else 1, self.constexprs["BLOCK_K"]]
-            return f"tensordesc<{FORMATS[self.dtype][0]}{block}>"
-        if not name.endswith("_ptr"):
-            return "fp32" if name in ("inverse_temperature", "noise_std") else "i32"
-        if name == "out_ptr" and self.constexprs.get("GATHER"):
-            return "*fp32"
-        if self.dtype in _FP8 and name == (
-            "x_ptr" if "values_ptr" in self.function.arg_names else "out_ptr"
-        ):
-            return "*bf16"
-        if name in _OPERANDS:
-            return f"*{FORMATS[self.dtype][0]}"
-        return "*fp32" if name in _FLOAT32 or name.endswith("_scales_ptr") else "*i32"
-
-
 def _dot(dtype: str) -> Any:
+    # Compiled kernels multiply in the operands' own format; only the interpreter casts.
     return {
         "bf16": tl.bfloat16,
         "f16": tl.float16,
@@ -175,7 +97,8 @@ def _outer(name: str, dtype: str, a_top_k: int, b_top_k: int) -> Case:
 def _gemm(
     limits: Limits, function: Any, block_m: int, dtype: str, columns: int = 4096, **flags: bool
 ) -> Case:
-    bits, scaled = FORMATS[dtype][1], dtype in _FP8
+    bits, scaled = FORMATS[dtype][1], dtype in FP8_NAMES
+    # The names of the kernels tell which of them keep two accumulators.
     accumulators, gathered = 1 if "linear" in function.__name__ else 2, flags.get("GATHER", False)
     tile = tile_config(
         block_m,
@@ -193,8 +116,10 @@ def _gemm(
         "DOT": _dot(dtype),
         "SCALED": scaled,
     } | flags
+    # A usual top-k; the code hardly depends on it.
     if "TOP_K" in function.arg_names:
         constexprs["TOP_K"] = 8
+    # Pointers that a specialization does not read are None, as in a launch.
     unused = {name for name in function.arg_names if name.endswith("_scales_ptr") and not scaled}
     if "GATHER_ROWS" in flags:
         unused.add("x_ptr" if flags["GATHER_ROWS"] else "x_desc")
@@ -211,12 +136,13 @@ def _gemm(
         constexprs=constexprs | dict.fromkeys(unused),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        supported=not scaled or limits.fp8 == _FP8[dtype],
+        supported=not scaled or limits.fp8 == FP8_NAMES[dtype],
     )
 
 
 def _persistent(target: str, limits: Limits) -> Iterator[Case]:
     if gemm_path(target, element_bytes=2, depth=4096) != "descriptors":
+        # Targets without the accelerator have no persistent kernels.
         return
     gather = gathers_by_descriptor(target)
     for dtype in ("bf16", "f16", "fp8"):
@@ -226,10 +152,11 @@ def _persistent(target: str, limits: Limits) -> Iterator[Case]:
 
 
 def _scaled(limits: Limits) -> Iterator[Case]:
-    for dtype, name in _FP8.items():
+    for dtype, name in FP8_NAMES.items():
         for block_m in (16, 32, 64, 128):
             yield _gemm(limits, _swiglu_kernel, block_m, dtype, EVEN_H=True)
             yield _gemm(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
+        # The masked variants are compiled for the largest block of rows only.
         yield _gemm(limits, _swiglu_kernel, 128, dtype, EVEN_H=False)
         yield _gemm(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
         numbers = {"LARGEST": LARGEST[getattr(torch, name)], "SMALLEST": SMALLEST}
@@ -264,9 +191,11 @@ def _gemms(limits: Limits) -> Iterator[Case]:
             yield _gemm(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
         yield _gemm(limits, _swiglu_kernel, 128, dtype, EVEN_H=False)
         yield _gemm(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
+        # Gate logits: gathered rows and float32 results.
         yield _gemm(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=True)
         yield _outer("outer gate up", dtype, 1, 8)
         yield _outer("outer down", dtype, 8, 1)
+    # Narrow experts get narrower tiles.
     for columns in (16, 64):
         yield _gemm(limits, _swiglu_kernel, 128, "bf16", columns, EVEN_H=True)
 
@@ -285,6 +214,7 @@ def _route(
         "BLOCK_S": lanes,
         "BLOCK_K": top_k,
     }
+    # Absent options are None, as in a launch.
     if not full:
         constexprs |= {"bias_ptr": None, "counts_ptr": None}
     return Case(
@@ -294,11 +224,13 @@ def _route(
         function=_route_kernel,
         constexprs=constexprs,
         num_warps=route_warps(groups * lanes),
+        # With noise a fused product and sum would round once where the reference rounds twice.
         fp_fusion=not full,
     )
 
 
 def _gathers() -> Iterator[Case]:
+    # A narrow and a wide row of the table.
     for columns in (8, 1024):
         yield Case(
             kernel="gather",
@@ -342,6 +274,7 @@ def _others() -> Iterator[Case]:
     )
     yield _route("route softmax", 1, 256, rows=16, top_k=8, sigmoid=False)
     yield _route("route sigmoid groups", 8, 32, rows=16, top_k=8, sigmoid=True)
+    # The widest rows a router takes, without and with bias and noise.
     yield _route("route softmax", 1, MAX_ROW, rows=1, top_k=8, sigmoid=False)
     yield _route(
         "route softmax noise bias counts",
@@ -365,6 +298,7 @@ def _others() -> Iterator[Case]:
     )
     yield from _gathers()
     yield from _tiny()
+    # The plan's kernels, with the largest blocks that a launch uses.
     for name, tile, function, constexprs, warps in (
         ("plan rank", "128x128", _rank_kernel, {"BLOCK": 128, "CHUNKS": 8}, 8),
         ("plan prefix", "64x64", _prefix_kernel, {"BLOCK_S": 64, "BLOCK_E": 64}, 4),
@@ -386,7 +320,7 @@ def _others() -> Iterator[Case]:
 
 
 def _smallest(limits: Limits) -> Iterator[Case]:
-    """Kernels whose sizes are all 1."""
+    """Yield kernels whose sizes are all 1."""
     for case in (
         _gemm(limits, _swiglu_kernel, 16, "bf16", EVEN_H=False),
         _gemm(limits, _linear_kernel, 16, "bf16", EVEN_K=False, GATHER=True),
@@ -437,14 +371,15 @@ def _smallest(limits: Limits) -> Iterator[Case]:
             num_warps=case.num_warps,
             num_stages=case.num_stages,
             fp_fusion=case.fp_fusion,
+            # Every size parameter of the kernel becomes the constant 1.
             constexprs={name: one for name, one in _ONES.items() if name in names}
             | case.constexprs,
         )
 
 
 def cases(target: str) -> list[Case]:
-    """Everything that is compiled for ``target``, one of `LIMITS`; kernel, dtype and tile tell
-    cases apart.
+    """Return everything that is compiled for ``target``, one of `LIMITS`; kernel, dtype, and tile
+    identify a case.
     """
     limits = LIMITS[target]
     found = (
@@ -454,4 +389,5 @@ def cases(target: str) -> list[Case]:
         *_others(),
         *_smallest(limits),
     )
+    # Small matrices can give two generators the same tile; it is compiled once.
     return list({(case.kernel, case.dtype, case.tile): case for case in found}.values())

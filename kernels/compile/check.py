@@ -1,15 +1,15 @@
-"""Compile every kernel for GPUs that are not here, and read what it would cost there.
+"""Compile every kernel for GPUs that are not in this machine, and read what it would cost there.
 
-`compile_all` is what ``moesim kernels compile`` runs. One subprocess per target compiles (the
-compiler can abort its process, and an interpreting process has no compiler) and reports kernel by
-kernel; after an abort the next one goes on behind the kernel that caused it, so an abort costs one
-row. Nothing is taken from Triton's cache.
+``moesim kernels compile`` runs `compile_all`. One subprocess per target compiles, since the
+compiler can abort its process and an interpreting process has no compiler, and reports kernel by
+kernel. After an abort, the next subprocess continues after the kernel that caused it, so an abort
+costs one row. Nothing is taken from Triton's cache.
 
-Triton rejects no kernel for its shared memory here, a launch on the GPU would: `tiles.LIMITS` is
-the check. Static numbers can rule a tile out; they cannot rank tiles by time.
+Triton does not reject a kernel for its shared memory here, although a launch on the GPU would; the
+check is `tiles.LIMITS`. Static numbers can rule a tile out; they cannot rank tiles by time.
 
 ``python -m moesim_kernels.compile.check --write-budgets [NAME]`` compiles all kernels, or those
-whose name contains NAME, and makes the numbers their budgets.
+whose name contains NAME, and records the numbers as their budgets.
 """
 
 import json
@@ -23,7 +23,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
-from moesim_kernels.compile.cases import Case, cases
+from moesim_kernels.compile.cases import cases
+from moesim_kernels.compile.specialization import Case
 from moesim_kernels.ops.runtime import triton
 from moesim_kernels.tiles.budgets import Budgets, write_budgets
 from moesim_kernels.tiles.occupancy import ctas_per_sm
@@ -42,29 +43,31 @@ COLUMNS = (
     "compile_s",
     "held_to",
 )
+# Compilers at a time.
 _PROCESSES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileResult:
-    """One kernel compiled for one target.
+    """Result of one kernel compiled for one target.
 
     Attributes:
         target: Architecture, such as "sm_90" or "gfx942".
-        kernel: The kernel and what it was specialised for.
-        dtype: Format of its operands.
-        tile: What one program takes.
-        status: "ok"; "over_budget": compiled, but worse than what it is held to; "failed": not
-            compiled; "unsupported": the hardware lacks the format.
-        registers: Per thread (AMD: vector registers).
+        kernel: Name of the kernel, with what it was specialized for.
+        dtype: Number format of its operands.
+        tile: Sizes of what one program takes.
+        status: "ok"; "over_budget": compiled, but above its limits; "failed": not compiled;
+            "unsupported": the hardware lacks the format.
+        registers: Number of registers per thread (AMD: vector registers).
         shared_bytes: Shared memory of a program.
-        spills: NVIDIA: instructions that load or store local memory. AMD: vector registers spilled.
-        ctas_per_sm: Programs one multiprocessor holds at once.
+        spills: On NVIDIA, the number of instructions that load or store local memory; on AMD, the
+            number of spilled vector registers.
+        ctas_per_sm: Number of programs one multiprocessor holds at once.
         compile_s: Seconds the compiler took.
-        held_to: "budget": the numbers recorded with this Triton, and what is physical
-            (`moesim_kernels.tiles.budgets`); "physical": that alone, since this Triton is another;
-            "" if not compiled.
-        error: Why it did not compile, or what is over budget; "" otherwise.
+        held_to: "budget": held to the numbers recorded with this Triton, and to physical limits
+            (`moesim_kernels.tiles.budgets`); "physical": held to physical limits alone, since the
+            numbers were recorded with another Triton; "" if not compiled.
+        error: Reason why it did not compile, or what is over budget; "" otherwise.
     """
 
     target: str
@@ -83,6 +86,7 @@ class CompileResult:
 
 def _compile(target: str, case: Case) -> dict:
     signature = case.signature()
+    # Pointers and widths are multiples of 16 in practice, and Triton specializes launches on that.
     widths = {"hidden", "width", "inner"} - set(case.constexprs)
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -91,6 +95,7 @@ def _compile(target: str, case: Case) -> dict:
     }
     source = triton.compiler.ASTSource(case.function, signature, case.constexprs, aligned)
     amd = target.startswith("gfx")
+    # Waves of 64 lanes on AMD, warps of 32 on NVIDIA.
     gpu = (
         triton.backends.compiler.GPUTarget("hip", target, 64)
         if amd
@@ -101,8 +106,8 @@ def _compile(target: str, case: Case) -> dict:
     compile_s = round(time.perf_counter() - start, 3)
     numbers = _amd_numbers(compiled.asm["amdgcn"]) if amd else _nvidia_numbers(compiled.asm)
     numbers["shared_bytes"] = compiled.metadata.shared
-    # Warps the compiler adds for asynchronous copies need registers, too; none of these kernels has
-    # any.
+    # Warps that the compiler adds for asynchronous copies would also need registers; none of these
+    # kernels has such warps.
     programs = ctas_per_sm(
         target,
         registers=numbers["registers"],
@@ -134,6 +139,7 @@ def _nvidia_numbers(asm: dict) -> dict:
         usage = subprocess.run(
             [tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True
         ).stdout
+    # Local memory holds nothing but spills in these kernels.
     return {
         "registers": _number(r"REG:(\d+)", usage),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", asm["sass"])),
@@ -141,15 +147,17 @@ def _nvidia_numbers(asm: dict) -> dict:
 
 
 def _worker(target: str, only: str, first: int) -> None:
-    """Print a line of JSON before and after each case from the ``first`` on."""
+    """Print a line of JSON before and after each case, starting with case number ``first``."""
     for case in _chosen(target, only)[first:]:
         name = {"target": target, "kernel": case.kernel, "dtype": case.dtype, "tile": case.tile}
+        # Announced first: if the compiler aborts, the parent knows which kernel it was.
         print(json.dumps({"begin": name}), flush=True)
         if not case.supported:
             row = {"status": "unsupported"}
         else:
             try:
                 row = _compile(target, case)
+            # Whatever the compiler raises is a row of the table, and the next kernel is tried.
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [""])[-1]
                 row = {"status": "failed", "error": f"{type(error).__name__}: {reason}"}
@@ -164,14 +172,14 @@ def compile_target(target: str, only: str = "") -> list[CompileResult]:
     """Compile all kernels for one target, in a subprocess.
 
     Args:
-        target: One of `LIMITS`.
-        only: Compile kernels whose name contains this.
+        target: Architecture, a key of `LIMITS`.
+        only: Part of a kernel's name; only kernels that contain it are compiled.
 
     Returns:
-        One result per case, in the order of `cases`; failures included.
+        One result per case, in the order of `cases`; failures are included.
 
     Raises:
-        ValueError: An unknown target.
+        ValueError: The target is unknown.
         RuntimeError: Triton is not installed, or the subprocess failed before the first kernel.
     """
     if target not in LIMITS:
@@ -180,6 +188,7 @@ def compile_target(target: str, only: str = "") -> list[CompileResult]:
         raise RuntimeError(
             "compiling needs Triton, which is not installed here (it exists for Linux only)"
         )
+    # An interpreting process has no compiler.
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_ALWAYS_COMPILE"] = "1"
     results: list[CompileResult] = []
@@ -202,9 +211,11 @@ def compile_target(target: str, only: str = "") -> list[CompileResult]:
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if not lines and (done.returncode or not results):
             raise RuntimeError(f"compiling for {target} failed: {done.stderr.strip()[-500:]}")
+        # Each round adds the finished rows; the next worker skips as many cases.
         results += [CompileResult(**line) for line in lines if "begin" not in line]
         if not lines or "begin" not in lines[-1]:
             return results
+        # The last line announced a kernel without its result: that kernel ended the compiler.
         results.append(
             CompileResult(
                 **lines[-1]["begin"],
@@ -224,18 +235,17 @@ def _judged(row: CompileResult, budgets: Budgets) -> CompileResult:
 
 
 def compile_all(targets: Iterable[str] = tuple(LIMITS), only: str = "") -> Iterator[CompileResult]:
-    """Compile for several targets, two at a time, and compare with what is physical and the
-    budgets.
+    """Compile for several targets, two at a time, and compare with physical limits and budgets.
 
     Args:
-        targets: Of `LIMITS`.
-        only: Compile kernels whose name contains this.
+        targets: Architectures, keys of `LIMITS`.
+        only: Part of a kernel's name; only kernels that contain it are compiled.
 
     Yields:
         Results, target by target.
 
     Raises:
-        ValueError: An unknown target, or no kernel of that name.
+        ValueError: A target is unknown, or no kernel has that name.
         RuntimeError: Triton is not installed, or a subprocess failed before the first kernel.
     """
     targets = list(targets)
@@ -245,12 +255,13 @@ def compile_all(targets: Iterable[str] = tuple(LIMITS), only: str = "") -> Itera
         raise ValueError(f"kernel: no kernel's name contains {only!r}")
     budgets = Budgets.load(triton.__version__ if triton is not None else "")
     with ThreadPoolExecutor(_PROCESSES) as pool:
+        # map keeps the order of the targets, whichever compiles faster.
         for rows in pool.map(lambda target: compile_target(target, only), targets):
             yield from (_judged(row, budgets) for row in rows)
 
 
 def main(arguments: list[str]) -> int:
-    """``--worker TARGET ONLY FIRST`` (for this module itself) or ``--write-budgets [NAME]``."""
+    """Run ``--worker TARGET ONLY FIRST`` (for this module itself) or ``--write-budgets [NAME]``."""
     if arguments[:1] == ["--worker"]:
         _worker(arguments[1], arguments[2], int(arguments[3]))
         return 0
@@ -262,6 +273,7 @@ def main(arguments: list[str]) -> int:
         return 2
     only = arguments[1] if len(arguments) == 2 else ""
     rows = list(compile_all(only=only))
+    # A kernel that spills must not become its own budget.
     if bad := [row for row in rows if row.status == "failed" or row.spills]:
         print(
             *(

@@ -1,9 +1,9 @@
-"""The gate of a layer in torch on the CPU: what `moesim_kernels.cpu.layer` times as its first
-phase, and by itself.
+"""Compute the gate of a layer in torch on the CPU; `moesim_kernels.cpu.layer` times it as its first
+phase, and alone.
 
-Each kind does the work that `moesim.costs.phases.gate` prices, in torch's own operations: flat,
-group-limited, two-level with a grouped GEMM over the kept groups, product key without a score for
-every expert.
+Each kind of gate does the work that `moesim.costs.phases.gate` prices, in torch's own operations:
+flat, group-limited, two-level with a grouped GEMM over the kept groups, and product key without a
+score for every expert.
 
 Shape suffixes: T tokens, K experts a token uses, P = T x K pairs, E experts, G groups, g groups
 kept, S experts of one group, H hidden size.
@@ -25,13 +25,14 @@ def align(
 
     Args:
         ids_P: Expert of each pair, token by token, shape (P,), int64.
-        num_experts: E.
-        top_k: K.
+        num_experts: Number of experts E.
+        top_k: Number of experts K each token uses.
 
     Returns:
-        Pair numbers in order of their expert, shape (P,), int64; tokens of these pairs; first pair
-        after each expert's, int32 of shape (E,).
+        Pair indices ordered by their expert, shape (P,), int64; the tokens of these pairs; the
+        index after the last pair of each expert, int32 of shape (E,).
     """
+    # A stable sort keeps the tokens of an expert in order, as the kernels' plan does.
     order_P = torch.argsort(ids_P, stable=True)
     ends_E = torch.bincount(ids_P, minlength=num_experts).cumsum(0).int()
     return order_P, order_P // top_k, ends_E
@@ -40,8 +41,8 @@ def align(
 def choose(
     logits_TE: torch.Tensor, top_k: int, score: str = "softmax"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights, float32 of shape (T, K), each row summing to 1, and ids, int64 of shape (T, K), of
-    the best experts.
+    """Choose the best experts: weights, float32 of shape (T, K), each row summing to 1, and ids,
+    int64 of shape (T, K).
     """
     return _best(_scores(logits_TE, score), top_k)
 
@@ -58,27 +59,27 @@ def _best(scores_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tens
 def product_key(
     x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best experts of each head of a product-key gate, without a score for every expert.
+    """Find the best experts of each head of a product-key gate, without a score for every expert.
 
     Args:
         x_TH: Tokens, shape (T, H).
         query_QH: Projection to the queries of all heads, shape (heads x query_size, H).
         keys_2Sq: Keys of both halves, shape (2, S, query_size / 2); expert i x S + j has row key i
             and column key j.
-        heads: Queries of a token.
-        top_k: Experts each head finds.
+        heads: Number of queries of each token.
+        top_k: Number of experts each head finds.
 
     Returns:
-        Weights, float32 of shape (T, heads x top_k), those of each head summing to 1; expert ids,
-        int64.
+        Weights, float32 of shape (T, heads x top_k), summing to 1 for each head; expert ids, int64.
     """
     keys = keys_2Sq.shape[1]
     halves_2Rq = (x_TH @ query_QH.T).view(len(x_TH) * heads, 2, keys_2Sq.shape[2]).transpose(0, 1)
     best_2Rk, at_2Rk = (
         torch.bmm(halves_2Rq, keys_2Sq.transpose(1, 2)).float().topk(min(top_k, keys), dim=2)
     )
-    if top_k == 1:  # the best pair is that of both bests
+    if top_k == 1:  # the best pair joins the best row and the best column
         return torch.ones(len(x_TH), heads), (at_2Rk[0] * keys + at_2Rk[1]).view(len(x_TH), heads)
+    # The best pairs lie in the best rows and columns, so k x k sums are enough.
     sums_RP = (best_2Rk[0][:, :, None] + best_2Rk[1][:, None, :]).flatten(1)
     ids_RP = (at_2Rk[0][:, :, None] * keys + at_2Rk[1][:, None, :]).flatten(1)
     scores_RK, place_RK = sums_RP.topk(top_k, dim=1)
@@ -87,7 +88,7 @@ def product_key(
 
 
 class Keys(Protocol):
-    """What scores experts: `moesim_kernels.ops.weights.LayerWeights` has it."""
+    """Keys that score experts; `moesim_kernels.ops.weights.LayerWeights` fits this protocol."""
 
     fine_EH: torch.Tensor
     coarse_GH: torch.Tensor | None
@@ -98,12 +99,12 @@ class Keys(Protocol):
 def gate_by_torch(
     x_TH: torch.Tensor, layer: MoELayer, keys: Keys
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and ids as `choose` gives them, by the layer's kind of gate.
+    """Return weights and ids in the form of `choose`, for the layer's kind of gate.
 
     Args:
         x_TH: Tokens in the keys' format, shape (T, H).
-        layer: Sizes and gate.
-        keys: The gate's; logits are float32.
+        layer: Layer that gives sizes and gate.
+        keys: Keys of the gate; logits are float32.
     """
     gate, top_k = layer.gate, layer.top_k
     if gate.kind == "two_level":
@@ -114,6 +115,7 @@ def gate_by_torch(
         weights_TF, ids_TF = product_key(
             x_TH, keys.query_QH, keys.keys_2Sq, gate.query_heads, -(-top_k // gate.query_heads)
         )
+        # Heads that do not divide top-k find a few too many; the best of them stay.
         if ids_TF.shape[1] == top_k:
             return weights_TF.div_(gate.query_heads), ids_TF
         weights_TK, place_TK = _best(weights_TF, top_k)
@@ -122,8 +124,10 @@ def gate_by_torch(
     if gate.kind == "flat":
         return choose(logits_TE, top_k, gate.score)
     scores_TGS = _scores(logits_TE, gate.score).view(len(logits_TE), gate.num_expert_groups, -1)
+    # A group's score is the sum of its two best experts' scores, as in DeepSeek-V3.
     best_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(dim=2)
     kept_Tg = best_TG.topk(gate.num_limited_groups, dim=1).indices
+    # Scores are never negative, so -1 ranks closed groups behind all open ones.
     closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter_(1, kept_Tg, False)
     return _best(scores_TGS.masked_fill(closed_TG[:, :, None], -1.0).flatten(1), top_k)
 
@@ -136,22 +140,24 @@ def _two_level(
     per_group = layer.num_experts // groups
     assert keys.coarse_GH is not None
     kept_Tg = choose((x_TH @ keys.coarse_GH.T).float(), kept)[1]
+    # A group acts as an expert whose matrix is its keys, so a grouped GEMM scores it.
     order_P, token_P, ends_G = align(kept_Tg.flatten(), groups, kept)
     keys_GHS = keys.fine_EH.view(groups, per_group, -1).transpose(1, 2)
     rows_PH = x_TH.index_select(0, token_P)
     fine_PS = torch.empty(len(order_P), per_group, dtype=x_TH.dtype)
+    # Rows go back to their pair, so a token's kept groups lie side by side.
     fine_PS[order_P] = grouped_mm(rows_PH, keys_GHS, offs=ends_G)
     weights_TK, slots_TK = choose(fine_PS.float().view(-1, kept * per_group), top_k, gate.score)
     return weights_TK, kept_Tg.gather(1, slots_TK // per_group) * per_group + slots_TK % per_group
 
 
 class CpuGate:
-    """A gate with random keys, as `Keys`.
+    """A gate with random keys, which fits `Keys`.
 
     Args:
-        layer: Sizes and gate; its number formats are not used.
-        dtype: Format of tokens and keys; logits are float32.
-        generator: Source of the keys.
+        layer: Layer that gives sizes and gate; its number formats are not used.
+        dtype: Number format of tokens and keys; logits are float32.
+        generator: Random generator of the keys.
     """
 
     def __init__(self, layer: MoELayer, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -165,15 +171,16 @@ class CpuGate:
         self.coarse_GH = (
             self.normal(gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
         )
+        # A product-key gate has no key for each expert.
         self.fine_EH = self.normal(0 if product else layer.num_experts, hidden)
         self.x_TH = torch.empty(0, hidden, dtype=dtype)
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Random weights, those of one output of about unit length."""
+        """Return random weights that give outputs of about unit scale."""
         return torch.empty(shape, dtype=self.dtype).normal_(
             0.0, shape[-1] ** -0.5, generator=self.generator
         )
 
     def gate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`gate_by_torch` of its tokens."""
+        """Run `gate_by_torch` on this gate's tokens."""
         return gate_by_torch(self.x_TH, self.layer, self)

@@ -1,9 +1,10 @@
-"""Random calls of the primitives that `moesim.costs.devices.serial` prices, and their times on this
-CPU.
+"""Make random calls of the primitives that `moesim.costs.devices.serial` prices, and time them on
+this CPU.
 
-Caches are flushed and inputs written before each timing. Just before a timed call the same call
-runs on a few elements: that brings its code back, whose cost is measured once, as
-``launch.call_s``, and not in every primitive again. Random sizes cover what layers ask for.
+Caches are flushed and inputs written before each timing. Just before a timed call, the same call
+runs on a few elements, which brings its code back into the caches. The cost of that is measured
+once, as ``launch.call_s``, and not again in every primitive. Random sizes cover what layers ask
+for.
 """
 
 import math
@@ -13,18 +14,22 @@ from functools import partial
 
 import numpy as np
 import torch
-from moesim_kernels.cpu.layer import Sentinel, activate, add_up, align, choose, thread_clock
+from moesim_kernels.cpu.gate import align, choose
+from moesim_kernels.cpu.layer import activate, add_up
+from moesim_kernels.cpu.protocol import Sentinel, thread_clock
 from torch.nn.functional import grouped_mm
 
 from moesim.costs.devices import serial
 
 Array = np.ndarray
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: longest GEMM, and bytes of the largest tensors
+#: seconds of the longest GEMM, and bytes of the largest tensors
 _GEMM_S, _MAX_BYTES = 4e-3, 32 << 20
+# Bytes read between writing an input and the call, enough to push it out of the core's own cache.
 _APART_BYTES = 8 << 20
+# Framework calls in one run of `Bench.small_calls`.
 _SMALL_CALLS = 19
-#: share of logits that fit into the cache
+#: share of random logits that fit into the cache
 _SMALL_LOGITS = 0.8
 
 
@@ -33,14 +38,14 @@ class Case:
     """One call to time.
 
     Attributes:
-        features: Terms of its table in `moesim.costs.devices.serial`.
-        write: Writes its inputs.
-        call: The call.
-        small: The same call on a few elements.
-        dtype: Format of its numbers.
-        cold: Whether caches are flushed before it.
-        apart: Whether a GEMM lies between the writing of its inputs and the call, so that they left
-            the core's cache.
+        features: Terms of the call in its table of `moesim.costs.devices.serial`.
+        write: Function that writes the inputs.
+        call: Function that makes the call.
+        small: Function that makes the same call on a few elements.
+        dtype: Number format of the inputs.
+        cold: Whether caches are flushed before the call.
+        apart: Whether other data is read between the writing of the inputs and the call, so that
+            the inputs have left the core's cache.
     """
 
     features: dict[str, float]
@@ -55,7 +60,7 @@ class Case:
 def time_call(
     call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None
 ) -> Array:
-    """Seconds of the thread of each repeat: ndarray of shape (repeats,)."""
+    """Return the thread's seconds for each repeat: ndarray of shape (repeats,)."""
     clock, seconds = thread_clock(), np.empty(repeats)
     for repeat in range(repeats):
         before()
@@ -69,11 +74,11 @@ class Bench:
     """Random calls of every primitive, and their times.
 
     Args:
-        seed: Of sizes and inputs.
-        sentinel: Whose buffer flushes the caches.
-        peak_flops_per_s: Rate of the fastest GEMM by format: no timed one takes much longer than 4
-            ms at it.
-        cache_bytes: The last-level cache, as far as one core fills it.
+        seed: Seed of sizes and inputs.
+        sentinel: Sentinel; its buffer flushes the caches.
+        peak_flops_per_s: Rate of the fastest GEMM by format; no timed GEMM takes much longer than 4
+            ms at this rate.
+        cache_bytes: Size of the last-level cache, as far as one core fills it.
     """
 
     def __init__(
@@ -85,20 +90,21 @@ class Bench:
         self.weights = torch.ones(2 * _MAX_BYTES // 4)
 
     def case(self, table: str) -> Case:
-        """A random call of a table of `moesim.costs.devices.serial`, such as ``gemm_bfloat16`` or
-        ``top_k``.
+        """Return a random call of a table of `moesim.costs.devices.serial`, such as
+        ``gemm_bfloat16`` or ``top_k``.
         """
         kind, _, name = table.partition("_") if table.startswith("gemm_") else (table, "", "")
         return getattr(self, kind)(name)
 
     def time_case(self, case: Case, repeats: int) -> float:
-        """Median of some repeats, after a call that is not counted."""
+        """Return the median of some repeats, after one call that is not counted."""
 
         def before() -> None:
             self.sentinel.settle(case.dtype, flush=case.cold)
             case.write()
             if case.apart:
                 self.sentinel.buffer[: _APART_BYTES // 4].sum()
+            # The small call brings back the code that flushing the caches evicted.
             case.small()
 
         before()
@@ -106,27 +112,29 @@ class Bench:
         return float(np.median(time_call(case.call, repeats, before)))
 
     def size(self, low: float, high: float, multiple: int = 1) -> int:
-        """A size, uniform in its logarithm."""
+        """Return a random size, uniform in its logarithm."""
         exact = math.exp(self.rng.uniform(math.log(low), math.log(high)))
         return max(round(exact / multiple), 1) * multiple
 
     def gemm(self, name: str) -> Case:
-        """A grouped GEMM over ragged groups, some of them empty; a quarter with caches left as they
-        are.
+        """Return a grouped GEMM over ragged groups, some of them empty; for a quarter of the calls
+        the caches are not flushed.
         """
         dtype, limit = DTYPES[name], 0.5 * _GEMM_S * self.peak[name]
+        # Draw again until the call is short enough and its tensors fit.
         while True:
             depth, columns = self.size(32, 2048, 16), self.size(32, 2048, 16)
             groups, rows = self.size(1, 128), self.size(1, 2048)
             touched = groups * max(columns * depth, rows * (columns + depth)) * dtype.itemsize
             if groups * rows * columns * depth < limit and touched <= 2 * _MAX_BYTES:
                 break
-        # each row count is compiled in bfloat16: some calls have one, some many
+        # bfloat16 kernels are compiled for each row count: some calls have one count, some many
         kinds = np.ceil(rows * self.rng.uniform(0.1, 1.0, self.size(1, 16))).astype(int)
         counts = self.rng.choice(kinds, groups) * (self.rng.random(groups) < 0.9)
         counts[0] = rows
         num_weights, cold = groups * columns * depth, bool(self.rng.random() < 0.75)
         pool = self.weights.view(dtype)
+        # Aligned to 64 elements, as an allocation of its own would be.
         first = int(self.rng.integers(0, pool.numel() - num_weights + 1)) // 64 * 64
         weights = pool[first : first + num_weights].view(groups, columns, depth).transpose(1, 2)
         inputs = torch.randn(int(counts.sum()), depth, generator=self.generator).to(dtype)
@@ -134,6 +142,7 @@ class Bench:
         bytes_touched = (
             np.count_nonzero(counts) * columns * depth + counts.sum() * (columns + depth)
         ) * dtype.itemsize
+        # What the last call left in the cache need not come from memory.
         away = 1.0 if cold else float(serial.missing(bytes_touched, self.cache_bytes))
         return Case(
             features=serial.gemm_features(
@@ -147,7 +156,7 @@ class Bench:
         )
 
     def _logits(self) -> tuple[int, int]:
-        """Rows and columns of logits: most small, some larger than the cache."""
+        """Return rows and columns of logits: most small, some larger than the cache."""
         most = 1 << (19 if self.rng.random() < _SMALL_LOGITS else 23)
         while True:
             rows, columns = self.size(8, 8192), self.size(2, 16384)
@@ -155,7 +164,7 @@ class Bench:
                 return rows, columns
 
     def top_k(self, _: str) -> Case:
-        """Top-k of fresh random rows."""
+        """Return top-k of fresh random rows."""
         rows, columns = self._logits()
         k = min(self.size(1, 16), columns)
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
@@ -167,7 +176,7 @@ class Bench:
         )
 
     def softmax(self, _: str) -> Case:
-        """Softmax of fresh random rows."""
+        """Return softmax of fresh random rows."""
         rows, columns = self._logits()
         logits, few = torch.empty(rows, columns), torch.randn(2, 4)
         return Case(
@@ -178,7 +187,7 @@ class Bench:
         )
 
     def cast(self, _: str) -> Case:
-        """bfloat16 logits to float32."""
+        """Return a cast of bfloat16 logits to float32."""
         rows, columns = self._logits()
         logits, few = (
             torch.ones(rows, columns, dtype=torch.bfloat16),
@@ -192,7 +201,7 @@ class Bench:
         )
 
     def mask(self, _: str) -> Case:
-        """Logits of closed groups masked."""
+        """Return the masking of the logits of closed groups."""
         rows, columns = self._logits()
         groups = min(self.size(2, 32), columns)
         scores, few = torch.ones(rows, groups, columns // groups), torch.ones(2, 2, 2)
@@ -209,7 +218,7 @@ class Bench:
         )
 
     def align(self, _: str) -> Case:
-        """Sort and histogram of fresh random ids."""
+        """Return sort and histogram of fresh random ids."""
         rows, experts = self.size(8, 32767), self.size(2, 1024)
         ids, few = torch.empty(rows, dtype=torch.int64), torch.arange(8)
         return Case(
@@ -221,7 +230,9 @@ class Bench:
         )
 
     def _routed(self, dtype: torch.dtype) -> tuple[int, int, int, torch.Tensor]:
-        """Tokens, pairs, hidden size, and the token of each pair in a random order."""
+        """Return numbers of tokens and pairs, hidden size, and the token of each pair in a random
+        order.
+        """
         while True:
             tokens, k, hidden = self.size(8, 4096), self.size(1, 8), self.size(64, 2048, 16)
             if tokens * k * hidden * dtype.itemsize <= _MAX_BYTES:
@@ -229,7 +240,7 @@ class Bench:
         return tokens, tokens * k, hidden, torch.randperm(tokens * k, generator=self.generator) // k
 
     def gather(self, _: str) -> Case:
-        """Rows of tokens in the order of their experts."""
+        """Return a gather of tokens' rows in the order of their experts."""
         dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
         tokens, rows, hidden, token = self._routed(dtype)
         source, few = torch.ones(tokens, hidden, dtype=dtype), torch.ones(4, 16, dtype=dtype)
@@ -243,14 +254,14 @@ class Bench:
         )
 
     def stream(self, _: str) -> Case:
-        """Either element-wise pass of the expert phase, in either format, in the bytes by which
-        that phase counts.
+        """Return one of the two element-wise passes of the expert phase, in a random format, with
+        the bytes that phase counts.
         """
         dtype = DTYPES["float32" if self.rng.random() < 0.5 else "bfloat16"]
         return self._activation(dtype) if self.rng.random() < 0.5 else self._moved_rows(dtype)
 
     def _activation(self, dtype: torch.dtype) -> Case:
-        """SiLU of one half times the other."""
+        """Return SiLU of one half times the other half."""
         while True:
             rows, width = self.size(8, 32768), self.size(32, 2048, 16)
             if 2 * rows * width * dtype.itemsize <= _MAX_BYTES:
@@ -258,6 +269,7 @@ class Bench:
         both = torch.empty(rows, 2 * width, dtype=dtype).normal_(generator=self.generator)
         few = torch.ones(2, 32, dtype=dtype)
         return Case(
+            # Bytes of two reads and a write of each element, at two bytes each.
             features=serial.stream_features(2.0 * 3 * rows * width, self.cache_bytes),
             write=both.neg_,
             dtype=dtype,
@@ -267,7 +279,8 @@ class Bench:
         )
 
     def _moved_rows(self, dtype: torch.dtype) -> Case:
-        """Rows of tokens to their experts, and the experts' rows times weights, added up by token.
+        """Return a move of tokens' rows to their experts, and of the experts' rows times weights,
+        added up by token.
         """
         tokens, rows, hidden, token = self._routed(dtype)
         weights = torch.rand(rows, generator=self.generator)
@@ -291,8 +304,8 @@ class Bench:
         )
 
     def small_calls(self) -> Array:
-        """Seconds per call of the framework on a few elements, its code flushed: ndarray of
-        repeats.
+        """Return seconds per framework call on a few elements, its code flushed from the caches:
+        ndarray of repeats.
         """
         logits, ids, rows, weights = (
             torch.randn(2, 4),
@@ -307,4 +320,5 @@ class Bench:
             rows.index_select(0, align(ids, 4, 2)[1])
             add_up(activate(rows, 16), weights[ids], ids, 4)
 
+        # The first repeat is a warm-up and is dropped.
         return time_call(calls, 13, lambda: self.sentinel.settle(torch.float32))[1:] / _SMALL_CALLS

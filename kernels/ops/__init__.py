@@ -1,1 +1,1 @@
-"""The kernels of one layer, each beside its torch reference, and the layer made of them."""
+"""Compute one layer: the kernels, each with its torch reference, and the layer made of them."""

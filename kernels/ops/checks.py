@@ -1,4 +1,4 @@
-"""What is refused before a layer's kernels are launched."""
+"""Refuse invalid input before a layer's kernels are launched."""
 
 import torch
 from moesim_kernels.ops.operands import BlockScaled, Operand, check_scaled, tensors, values
@@ -16,12 +16,12 @@ def check_shapes(
 
     Args:
         x_TH: Tokens.
-        weights: Of the layer.
-        layer: Its sizes.
-        local_experts: Routed experts among the weights, where other ranks hold the others.
+        weights: Weights of the layer.
+        layer: Layer that gives the sizes.
+        local_experts: Number of routed experts among the weights, where other ranks hold the rest.
 
     Raises:
-        ValueError: A shape, format, stride or device that does not fit.
+        ValueError: A shape, format, stride, or device does not fit.
     """
     require_float("x_TH", x_TH)
     if x_TH.ndim != 2 or x_TH.shape[1] != layer.hidden_size:
@@ -29,6 +29,7 @@ def check_shapes(
     _check_tensor("x_TH", x_TH, x_TH)
     wanted = shapes(layer)
     if local_experts is not None:
+        # Only routed experts are spread over ranks; every rank holds the whole gate.
         wanted |= {name: (local_experts, *wanted[name][1:]) for name in ("w_gate_up", "w_down")}
     for name, shape in wanted.items():
         operand: Operand | None = getattr(weights, name)
@@ -55,6 +56,7 @@ def _check_weight(name: str, operand: Operand, x_TH: torch.Tensor, weights: Laye
         check_scaled(f"weights.{name}", operand, 3)
         return
     require_float(f"weights.{name}", values(operand))
+    # Experts share the tokens' format, gate keys share the format of the fine keys.
     like, want = ("x_TH", x_TH) if name in EXPERTS else ("weights.fine_EH", weights.fine_EH)
     if values(operand).dtype != want.dtype:
         raise ValueError(
@@ -70,11 +72,12 @@ def _check_tensor(name: str, tensor: torch.Tensor, x_TH: torch.Tensor) -> None:
 
 
 def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
-    """Refuse what would make NaN logits; waits for the device.
+    """Refuse numbers that would make NaN logits; this waits for the device.
 
     Raises:
-        ValueError: NaN or infinity among the tokens or the gate's keys.
+        ValueError: A token or a key of the gate is NaN or infinite.
     """
+    # Expert weights are left out: they do not enter the logits.
     for name, tensor in (
         ("x_TH", x_TH),
         *(
@@ -91,17 +94,17 @@ def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
 def check_routing(
     routing: tuple[torch.Tensor, torch.Tensor], num_tokens: int, layer: MoELayer, checked: bool
 ) -> None:
-    """Refuse a routing that is not this layer's.
+    """Refuse a routing that does not fit this layer.
 
     Args:
-        routing: Weights and expert ids.
-        num_tokens: Tokens T.
-        layer: Experts and top_k.
-        checked: Look at the numbers, too; waits for the device.
+        routing: Router weights and expert ids.
+        num_tokens: Number of tokens T.
+        layer: Layer that gives the number of experts and top_k.
+        checked: Whether the numbers are checked too, which waits for the device.
 
     Raises:
-        ValueError: A shape, format or stride that does not fit; ids out of range, NaN or infinite
-            weights.
+        ValueError: A shape, format, or stride does not fit; ids are out of range; or weights are
+            NaN or infinite.
     """
     weights_TK, ids_TK = routing
     shape = (num_tokens, layer.top_k)
@@ -114,6 +117,7 @@ def check_routing(
                 f"routing: expected contiguous {name} of {dtype} and shape {shape}, got "
                 f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             )
+    # These checks read the numbers; those above look at shapes only.
     if checked:
         check_ids(ids_TK, layer.num_experts)
         if not bool(weights_TK.isfinite().all()):

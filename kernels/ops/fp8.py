@@ -1,15 +1,19 @@
-"""Quantisers: tokens, activations and weights as block-scaled 8-bit floats.
+"""Quantize tokens, activations, and weights to block-scaled 8-bit floats.
 
-The convention of DeepSeek-V3 (arXiv 2412.19437, section 3.3.2): 128 consecutive elements of a token
-share one float32 scale, 128 x 128 elements of a weight matrix share one; a product accumulates in
-float32, and the scales are applied to what each 128 elements of the depth add. Blocks at the end of
-a row or column may be shorter. A block's scale is its largest magnitude, taken as 2^-100 where it
-is less, over the format's largest number.
+    for each block of 128 elements of a row (or 128 x 128 of a weight matrix):
+        largest = max(|x| over the block, 2^-100)
+        scale   = largest / LARGEST[format]
+        values  = round(clamp(x x LARGEST[format] / largest))
 
-Formats: OCP e4m3 (``torch.float8_e4m3fn``, up to 448) is what NVIDIA multiplies from compute
-capability 8.9 on and AMD from CDNA 4 on. CDNA 3 (gfx942) multiplies e4m3fnuz alone (up to 240; CDNA
-3 instruction set architecture guide), so operands are made in that format there. Ampere multiplies
-neither.
+This is the convention of DeepSeek-V3 (arXiv 2412.19437, section 3.3.2): 128 consecutive elements of
+a token share one float32 scale, and so do 128 x 128 elements of a weight matrix; a product
+accumulates in float32, and the scales are applied to the sum of each 128 elements of the depth.
+Blocks at the end of a row or column may be shorter. The scale of a block is its largest magnitude,
+but at least 2^-100, divided by the largest number of the format.
+
+Formats: NVIDIA multiplies OCP e4m3 (``torch.float8_e4m3fn``, up to 448) from compute capability 8.9
+on, and AMD from CDNA 4 on. CDNA 3 (gfx942) multiplies only e4m3fnuz (up to 240; CDNA 3 instruction
+set architecture guide), so operands are made in that format there. Ampere multiplies neither.
 """
 
 import torch
@@ -30,17 +34,17 @@ from moesim_kernels.ops.runtime import (
     triton,
 )
 
-#: blocks are scaled as if they had a magnitude of at least this
+#: the smallest magnitude for which a block is scaled
 SMALLEST = 2.0**-100
-#: rows of a weight block that a program takes at once
+#: number of rows of a weight block that a program takes at once
 BLOCK_STEP = 16
 
 
 @jit
 def _quantised(x, largest, LARGEST: tl.constexpr):
-    # Divided as torch rounds, one division for a block: the usual one is off by a unit in the last
-    # place. Rounding may leave a product above the largest number, of which the cast would make
-    # NaN.
+    # div_rn rounds as torch does, with one division for a block: the usual division is off by a
+    # unit in the last place. Rounding may leave a product above the largest number, which the cast
+    # would turn into NaN, hence the clamp.
     values = x * tl.div_rn(tl.zeros_like(largest) + LARGEST, largest)
     return tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
 
@@ -62,6 +66,7 @@ def _quantise_rows_kernel(
     at = r[:, None] * num_columns + c[None, :]
     mask = (r < num_rows)[:, None] & (c < num_columns)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    # Zeros of masked lanes cannot raise the maximum.
     largest = tl.maximum(tl.max(tl.abs(x), axis=1), SMALLEST)
     values = _quantised(x, largest[:, None], LARGEST)
     tl.store(values_ptr + at, values.to(values_ptr.dtype.element_ty), mask=mask)
@@ -86,12 +91,14 @@ def _quantise_blocks_kernel(
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     matrix = tl.program_id(2).to(tl.int64)
     largest = tl.full((1,), SMALLEST, tl.float32)
+    # A first pass finds the block's magnitude a few rows at a time, which needs few registers.
     for step in range(0, BLOCK, STEP):
         r = tl.program_id(1) * BLOCK + step + tl.arange(0, STEP)
         mask = (r < num_rows)[:, None] & (c < num_columns)[None, :]
         at = (matrix * num_rows + r)[:, None] * num_columns + c[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, tl.max(tl.max(tl.abs(x), axis=1), axis=0))
+    # The second pass reads the block again, most likely from a cache.
     for step in range(0, BLOCK, STEP):
         r = tl.program_id(1) * BLOCK + step + tl.arange(0, STEP)
         mask = (r < num_rows)[:, None] & (c < num_columns)[None, :]
@@ -120,18 +127,19 @@ def _check(name: str, x: torch.Tensor, dimensions: int, dtype: torch.dtype) -> N
 
 
 def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> BlockScaled:
-    """Tokens or activations in 8 bits, a scale for each 128 elements of a row.
+    """Quantize tokens or activations to 8 bits, with a scale for each 128 elements of a row.
 
     Args:
-        x_RC: bfloat16, float16 or float32 of shape (R, C), contiguous, finite.
-        dtype: A format of `LARGEST`.
+        x_RC: Numbers to quantize, bfloat16, float16, or float32 of shape (R, C), contiguous,
+            finite.
+        dtype: 8-bit format, a key of `LARGEST`.
 
     Returns:
-        Scales have shape (R, ceil(C / 128)).
+        Values of shape (R, C) with scales of shape (R, ceil(C / 128)).
 
     Raises:
-        ValueError: A shape or format outside these.
-        RuntimeError: No Triton to launch with.
+        ValueError: A shape or format is not one of these.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check("x_RC", x_RC, 2, dtype)
     require_triton(x_RC)
@@ -155,18 +163,19 @@ def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) 
 
 
 def quantise_blocks(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> BlockScaled:
-    """Weights in 8 bits, a scale for each 128 x 128 block of every expert's matrix.
+    """Quantize weights to 8 bits, with a scale for each 128 x 128 block of every expert's matrix.
 
     Args:
-        w_ENC: bfloat16, float16 or float32 of shape (E, N, C), contiguous, finite.
-        dtype: A format of `LARGEST`.
+        w_ENC: Weights to quantize, bfloat16, float16, or float32 of shape (E, N, C), contiguous,
+            finite.
+        dtype: 8-bit format, a key of `LARGEST`.
 
     Returns:
-        Scales have shape (E, ceil(N / 128), ceil(C / 128)).
+        Values of shape (E, N, C) with scales of shape (E, ceil(N / 128), ceil(C / 128)).
 
     Raises:
-        ValueError: A shape or format outside these.
-        RuntimeError: No Triton to launch with.
+        ValueError: A shape or format is not one of these.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check("w_ENC", w_ENC, 3, dtype)
     require_triton(w_ENC)
@@ -193,8 +202,9 @@ def quantise_blocks(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
 def quantise_rows_reference(
     x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> BlockScaled:
-    """`quantise_rows` in torch: the same bits."""
+    """Quantize rows in torch, bit-identical to `quantise_rows`."""
     _check("x_RC", x_RC, 2, dtype)
+    # Padding with zeros completes the last block without changing its magnitude.
     padded = torch.nn.functional.pad(x_RC.float(), (0, -x_RC.shape[1] % SCALE_BLOCK))
     largest = padded.unflatten(1, (-1, SCALE_BLOCK)).abs().amax(2).clamp(min=SMALLEST)
     inverse = (LARGEST[dtype] / largest).repeat_interleave(SCALE_BLOCK, 1)[:, : x_RC.shape[1]]
@@ -204,7 +214,7 @@ def quantise_rows_reference(
 def quantise_blocks_reference(
     w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> BlockScaled:
-    """`quantise_blocks` in torch: the same bits."""
+    """Quantize blocks in torch, bit-identical to `quantise_blocks`."""
     _check("w_ENC", w_ENC, 3, dtype)
     (_, width, inner), block = w_ENC.shape, SCALE_BLOCK
     padded = torch.nn.functional.pad(w_ENC.float(), (0, -inner % block, 0, -width % block))

@@ -1,8 +1,12 @@
-"""Down projection and combine: the second half of the experts.
+"""Run the second half of the experts: down projection and combine.
 
-The projection leaves one row per (token, expert) pair; the combine sums a token's K rows in
-float32, in the order the router listed them, with no atomics: the same routing gives the same bits
-every time.
+    y_PH[p]   = act_PI[row of pair p] @ W_down[expert of p].T        # grouped_down
+    for each token t:                                                # combine
+        out[t] = sum over k of weights[t, k] x y_PH[t x K + k]       # float32, router's order
+
+The projection leaves one row per (token, expert) pair. The combine sums the K rows of a token in
+float32, in the order the router listed them, with no atomics, so the same routing gives the same
+bits every time.
 """
 
 import torch
@@ -36,18 +40,19 @@ def grouped_down(
     Args:
         act_PI: Activations in the plan's order, shape (P, I), contiguous; or `BlockScaled` by rows.
         w_down: Weights in the same format, shape (E, H, I), contiguous; or `BlockScaled`.
-        plan: Plan of the routing.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's.
-        out_dtype: Format of the result; by default that of ``act_PI``, bfloat16 for scaled ones.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits
-            the GPU.
+        plan: Plan for this routing.
+        config: Tile; by default chosen from the mean load. The plan's block_m replaces its own.
+        out_dtype: Format of the result; by default the format of ``act_PI``, or bfloat16 for scaled
+            activations.
+        path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); by default the one
+            that suits this GPU.
 
     Returns:
-        Shape (P, H), row p for pair p = t x K + j.
+        A tensor of shape (P, H), with row p for pair p = t x K + j.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     return grouped_linear(
         act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path
@@ -57,7 +62,7 @@ def grouped_down(
 def grouped_down_reference(
     act_PI: Operand, w_down: Operand, plan: Plan, *, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """`grouped_down` in torch."""
+    """Compute `grouped_down` in torch."""
     return grouped_linear_reference(act_PI, w_down, plan, gather=False, out_dtype=out_dtype)
 
 
@@ -72,10 +77,12 @@ def _combine_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    # 64-bit indices, since pairs x hidden size can exceed 2^31 elements.
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (t < num_tokens)[:, None] & (h < hidden)[None, :]
     total = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
+    # Pairs of a token lie side by side, so a program needs neither a search nor atomics.
     for k in range(top_k):
         pair = t * top_k + k
         weight = tl.load(weights_ptr + pair, mask=t < num_tokens, other=0.0)
@@ -93,29 +100,31 @@ def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
             f"weights_TK: expected float32 of shape (T, K), got {weights_TK.dtype} of shape "
             f"{tuple(weights_TK.shape)}"
         )
+    # One row of y_PH for each router weight.
     if y_PH.ndim != 2 or y_PH.shape[0] != weights_TK.numel():
         raise ValueError(f"y_PH: expected shape ({weights_TK.numel()}, H), got {tuple(y_PH.shape)}")
 
 
 def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-    """Sum every token's expert outputs with the router's weights.
+    """Sum every token's expert outputs, weighted by the router.
 
     Args:
         y_PH: Expert outputs, row p for pair p = t x K + j, shape (P, H), contiguous.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
 
     Returns:
-        Shape (T, H) in the format of ``y_PH``; summed in float32, rounded once.
+        A tensor of shape (T, H) in the format of ``y_PH``; summed in float32, rounded once.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check(y_PH, weights_TK)
     require_triton(y_PH, weights_TK)
     (num_tokens, top_k), hidden = weights_TK.shape, y_PH.shape[1]
     out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(y_PH.dtype), device=y_PH.device)
     if num_tokens:
+        # Wide blocks of few rows keep the reads of a row contiguous.
         block_h = min(1024, triton.next_power_of_2(hidden))
         block_t = tile_rows(num_tokens, block_h)
         _combine_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h))](
@@ -125,10 +134,11 @@ def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
 
 
 def combine_reference(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-    """`combine` in torch: the same order of the same float32 sums."""
+    """Compute `combine` in torch, with the same order of the same float32 sums."""
     _check(y_PH, weights_TK)
     y_TKH = y_PH.float().view(*weights_TK.shape, y_PH.shape[1])
     total_TH = torch.zeros_like(y_TKH[:, 0])
+    # A loop and not torch's sum, which would add in another order.
     for j in range(weights_TK.shape[1]):
         total_TH = total_TH + weights_TK[:, j, None] * y_TKH[:, j]
     return total_TH.to(y_PH.dtype)

@@ -1,8 +1,13 @@
-"""Grouped GEMM: every row is multiplied with its own expert's matrix.
+"""Multiply every row by its own expert's matrix: the grouped GEMM.
 
-The down projection reads rows in the plan's order; the gates read the tokens where they lie. Both
-write row p for pair p = t x K + j, so whatever comes next finds a token's results side by side. C
-is the inner dimension here.
+    for each tile (expert e, rows r) and column block n:       # one program each
+        a = rows r of ``a`` in plan order, or tokens gathered by pair
+        acc = a @ w_ENC[e, n].T                                # float32
+        out_PN[pairs r, n] = acc
+
+The down projection reads rows in the plan's order; the gates read the tokens where they are stored.
+Both write row p for pair p = t x K + j, so the next kernel finds the results of a token side by
+side. C is the inner dimension here.
 """
 
 import torch
@@ -19,7 +24,8 @@ from moesim_kernels.ops.operands import (
     values,
 )
 from moesim_kernels.ops.persistent import Path, chosen_path, persistent_linear
-from moesim_kernels.ops.plan import Plan, work_tile
+from moesim_kernels.ops.plan import Plan
+from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (
     dot_dtype,
     jit,
@@ -67,10 +73,12 @@ def _linear_kernel(
         BLOCK_M,
         GROUP_M,
     )
+    # The grid covers the bound on tiles; programs past the last tile have nothing to do.
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    # Rows to gather are tokens; other rows already lie in the plan's order.
     source = pairs // TOP_K if GATHER else rows
     a_at = a_ptr + source.to(tl.int64)[:, None] * inner + k[None, :]
     w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
@@ -82,6 +90,7 @@ def _linear_kernel(
         )
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
+        # Masks along the depth cost registers, so they are left out where blocks divide it.
         if EVEN_K:
             a_mask = exists[:, None]
             w_mask = (n < width)[None, :]
@@ -91,12 +100,15 @@ def _linear_kernel(
         a = tl.load(a_at, mask=a_mask, other=0.0).to(DOT)
         w = tl.load(w_at, mask=w_mask, other=0.0).to(DOT)
         if SCALED:
+            # A step lies inside one block of scales, so scaling its product once is exact.
             a_scale = tl.load(a_scale_at + start // 128, mask=exists, other=0.0)[:, None]
             total += tl.dot(a, w) * (a_scale * tl.load(w_scale_at + start // 128))
         else:
+            # "ieee" keeps float32 operands from being rounded to TF32.
             total = tl.dot(a, w, total, input_precision="ieee")
         a_at += BLOCK_K
         w_at += BLOCK_K
+    # Stored by pair and not by row: the next step reads a token's pairs side by side.
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(
         out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :]
@@ -105,6 +117,7 @@ def _linear_kernel(
 
 def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
     check_operands("a", a, "w_ENC", w_ENC)
+    # Gathered operands have one row per token, others one per pair.
     rows = plan.num_rows // plan.top_k if gather else plan.num_rows
     shape, w_shape = tuple(values(a).shape), tuple(values(w_ENC).shape)
     if (
@@ -131,27 +144,28 @@ def grouped_linear(
     config: Tile | None = None,
     path: Path | None = None,
 ) -> torch.Tensor:
-    """Multiply every row with its expert's matrix, accumulating in float32.
+    """Multiply every row by its expert's matrix, accumulating in float32.
 
     Args:
-        a: bfloat16, float16 or float32, contiguous, or `BlockScaled` by rows; tokens of shape (T,
-            C) if ``gather``, else rows in the plan's order of shape (P, C).
+        a: Rows, bfloat16, float16, or float32, contiguous, or `BlockScaled` by rows; tokens of
+            shape (T, C) if ``gather``, otherwise rows in the plan's order of shape (P, C).
         w_ENC: Matrices in the same format, shape (E, N, C), contiguous, or `BlockScaled`.
-        plan: Plan of the routing.
+        plan: Plan for this routing.
         gather: Whether row r's operand is the token of pair ``sorted_pairs[r]``.
-        out_dtype: Format of the result; by default that of ``a``, bfloat16 for scaled operands.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k
-            divides 128 for scaled operands.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`), which rows to gather
-            have not; by default what suits the GPU.
+        out_dtype: Format of the result; by default the format of ``a``, or bfloat16 for scaled
+            operands.
+        config: Tile; by default chosen from the mean load. The plan's block_m replaces its own;
+            block_k must divide 128 for scaled operands.
+        path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); gathered rows
+            always use pointers. By default the path that suits this GPU.
 
     Returns:
-        Shape (P, N), row p for pair p.
+        A tensor of shape (P, N), with row p for pair p.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not
-            multiply.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other, or this GPU does not multiply the
+            format.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check(a, w_ENC, plan, gather)
     require_triton(*tensors(a, w_ENC), plan.sorted_pairs)
@@ -168,9 +182,11 @@ def grouped_linear(
             limits=limits(),
         )
         require_product(a, tile)
+        # The persistent kernel reads rows side by side only.
         if not gather and chosen_path(path, a, w_ENC) == "descriptors":
             persistent_linear(a, w_ENC, out_PN, plan, tile)
             return out_PN.to(out_dtype)
+        # The number of tiles is on the device; the grid is sized by its bound.
         _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
             rows,
             scales(a),
@@ -202,8 +218,8 @@ def grouped_linear(
 def grouped_linear_reference(
     a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """`grouped_linear` in torch: float32 products of the stored numbers, expert by expert, rounded
-    once.
+    """Compute `grouped_linear` in torch: float32 products of the stored numbers, expert by expert,
+    rounded once.
     """
     _check(a, w_ENC, plan, gather)
     pairs, rows = plan.sorted_pairs.long(), float_rows(a)
@@ -220,10 +236,11 @@ def grouped_linear_reference(
 
 
 def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
-    """The plan of a plain GEMM: one expert that every row goes to, in order."""
+    """Return the plan of a plain GEMM: one expert that every row goes to, in order."""
     max_tiles = tile_bound(num_rows, 1, block_m)
     rows = torch.arange(num_rows, dtype=torch.int32, device=device)
     tiles = torch.arange(max_tiles, dtype=torch.int32, device=device)
+    # Made by arange and not from a list, which would be a copy to the device that waits.
     offsets_E1 = torch.arange(2, dtype=torch.int32, device=device) * num_rows
     return Plan(
         sorted_pairs=rows,
@@ -237,7 +254,7 @@ def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
 
 
 def gate_logits(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
-    """Logits x K^T of a flat gate in float32, operands in their own format.
+    """Return the float32 logits x K^T of a flat gate, with operands in their own format.
 
     Args:
         x_TH: Tokens of shape (T, H), contiguous.
@@ -247,9 +264,10 @@ def gate_logits(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
         float32 of shape (T, E).
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     block_m = tile_config(x_TH.shape[0], keys_EH.shape[0]).block_m
+    # A flat gate is a grouped GEMM with a single expert: all keys as columns.
     plan = dense_plan(x_TH.shape[0], block_m, x_TH.device)
     return grouped_linear(x_TH, keys_EH[None], plan, gather=True, out_dtype=torch.float32)

@@ -1,9 +1,14 @@
-"""Gradients of expert weights: for every expert, the sum of its pairs' outer products.
+"""Compute gradients of expert weights: for every expert, the sum of its pairs' outer products.
 
-The third grouped GEMM of training: the forward pass and the gradients of activations multiply rows
-with matrices (`grouped_linear`); here each expert's rows are the inner dimension. A program owns a
-block of one expert's matrix and walks that expert's rows in the plan's order: no atomics, the same
-bits every time, zeros for experts without rows.
+    for each expert e and each block (n, c) of its matrix:       # one program each
+        total = 0                                                # float32
+        for rows r of expert e, BLOCK_R at a time, in plan order:
+            total += a[pairs r, n].T @ b[pairs r, c]
+
+This is the third grouped GEMM of training: the forward pass and the gradients of activations
+multiply rows by matrices (`grouped_linear`); here the rows of each expert are the inner dimension.
+A program owns a block of one expert's matrix and walks over that expert's rows in the plan's order.
+It needs no atomics, gives the same bits every time, and stores zeros for experts without rows.
 """
 
 import torch
@@ -18,7 +23,7 @@ from moesim_kernels.ops.runtime import (
     triton,
 )
 
-#: rows of a step, and the block of the matrix
+#: number of rows of a step, and the block of the matrix that a program owns
 BLOCK_R, BLOCK_N, BLOCK_C = 32, 64, 64
 
 
@@ -38,18 +43,22 @@ def _outer_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    # Programs count through the blocks of one expert before the next, so that neighbors share its
+    # rows.
     blocks_c = tl.cdiv(inner, BLOCK_C)
     blocks = tl.cdiv(width, BLOCK_N) * blocks_c
     expert = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     n = block // blocks_c * BLOCK_N + tl.arange(0, BLOCK_N)
     c = block % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    # An expert without rows runs no step and stores zeros.
     first = tl.load(offsets_ptr + expert)
     end = tl.load(offsets_ptr + expert + 1)
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for step in range(0, tl.cdiv(end - first, BLOCK_R)):
         r = first + step * BLOCK_R + tl.arange(0, BLOCK_R)
         pairs = tl.load(sorted_pairs_ptr + r, mask=r < end, other=0).to(tl.int64)
+        # Loaded transposed: rows are the inner dimension of this product.
         a = tl.load(
             a_ptr + (pairs // A_TOP_K)[None, :] * width + n[:, None],
             mask=(r < end)[None, :] & (n < width)[:, None],
@@ -68,8 +77,8 @@ def _outer_kernel(
 
 
 def _rows_per_operand(name: str, operand: torch.Tensor, plan: Plan) -> int:
-    """Pairs that share a row of ``operand``: top_k where its rows are tokens, 1 where they are
-    pairs.
+    """Return how many pairs share a row of ``operand``: top_k where its rows are tokens, 1 where
+    they are pairs.
     """
     require_float(name, operand)
     num_tokens = plan.num_rows // plan.top_k
@@ -92,17 +101,17 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Sum a^T b over each expert's pairs, accumulating in float32.
 
     Args:
-        a: bfloat16, float16 or float32, contiguous; tokens of shape (T, N), or pairs p = t x K + j
-            of shape (P, N).
-        b: The other factors in the same format, likewise of shape (T, C) or (P, C), contiguous.
-        plan: Plan of the routing.
+        a: First factors, bfloat16, float16, or float32, contiguous; tokens of shape (T, N), or
+            pairs p = t x K + j of shape (P, N).
+        b: Second factors in the same format, contiguous, shape (T, C) or (P, C).
+        plan: Plan for this routing.
 
     Returns:
-        Shape (E, N, C) in the format of ``a``.
+        A tensor of shape (E, N, C) in the format of ``a``.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     a_top_k, b_top_k = _check(a, b, plan)
     require_triton(a, b, plan.sorted_pairs)
@@ -134,8 +143,8 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def grouped_outer_reference(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """`grouped_outer` in torch: float32 products of the stored numbers, expert by expert, rounded
-    once.
+    """Compute `grouped_outer` in torch: float32 products of the stored numbers, expert by expert,
+    rounded once.
     """
     a_top_k, b_top_k = _check(a, b, plan)
     pairs, sizes = plan.sorted_pairs.long(), plan.expert_offsets_E1.diff().tolist()
@@ -144,4 +153,5 @@ def grouped_outer_reference(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> tor
         b[pairs // b_top_k].float().split(sizes),
         strict=True,
     )
+    # Experts without rows multiply empty matrices, which gives zeros.
     return torch.stack([rows.T @ others for rows, others in parts]).to(a.dtype)

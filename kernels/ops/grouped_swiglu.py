@@ -1,10 +1,15 @@
-"""Gather, gate and up projections and SwiGLU of all experts in one kernel.
+"""Compute gather, gate and up projections, and SwiGLU of all experts in one kernel.
 
-Row r of the result belongs to pair ``plan.sorted_pairs[r]``: silu(x W_gate^T) * (x W_up^T) with
-that pair's token and expert. Rows 0..I-1 of an expert's ``w_gate_up`` are W_gate, rows I..2I-1 are
-W_up. Tokens are read where they lie (no permuted copy), both products accumulate in float32, and
-only the activation is rounded and stored. Operands may be `BlockScaled`: then each step of the
-depth lies inside one block of scales, which are applied to what the step adds.
+    for each tile (expert e, rows r) and column block n:       # one program each
+        x    = x_TH[sorted_pairs[r] // K]                      # gathered, never copied
+        gate = x @ W_gate[e, n].T;  up = x @ W_up[e, n].T      # float32 accumulators
+        out_PI[r, n] = silu(gate) * up                         # rounded once
+
+Row r of the result belongs to pair ``plan.sorted_pairs[r]``. Rows 0..I-1 of an expert's
+``w_gate_up`` are W_gate, rows I..2I-1 are W_up. Tokens are read where they are stored, both
+products accumulate in float32, and only the activation is rounded and stored. Operands may be
+`BlockScaled`: then each step of the depth lies inside one block of scales, and the scales are
+applied to the product of that step.
 """
 
 import torch
@@ -21,7 +26,8 @@ from moesim_kernels.ops.operands import (
     values,
 )
 from moesim_kernels.ops.persistent import Path, chosen_path, persistent_swiglu
-from moesim_kernels.ops.plan import Plan, work_tile
+from moesim_kernels.ops.plan import Plan
+from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (
     dot_dtype,
     jit,
@@ -68,18 +74,20 @@ def _swiglu_kernel(
         BLOCK_M,
         GROUP_M,
     )
+    # The grid covers the bound on tiles; programs past the last tile have nothing to do.
     if expert < 0:
         return
     n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     h = tl.arange(0, BLOCK_K)
+    # Row indices are 64 bits wide: tokens x hidden size can exceed 2^31 elements.
     x_at = x_ptr + (pairs // TOP_K).to(tl.int64)[:, None] * hidden + h[None, :]
     gate_at = w_ptr + (expert * 2 * width + n)[None, :] * hidden + h[:, None]
     up_at = w_ptr + ((expert * 2 + 1) * width + n)[None, :] * hidden + h[:, None]
     if SCALED:
         blocks_h = tl.cdiv(hidden, 128)
         x_scale_at = x_scales_ptr + (pairs // TOP_K).to(tl.int64) * blocks_h
-        # Columns of a block share their gate scales; up rows may begin inside a block of scales and
-        # so meet two.
+        # All columns of a block share their gate scales. The up rows may begin inside a block of
+        # scales, so they can need two different scales.
         blocks_n = tl.cdiv(2 * width, 128)
         up_block = (width + block_n * BLOCK_N) // 128
         up_first = (width + n) // 128 == up_block
@@ -91,6 +99,7 @@ def _swiglu_kernel(
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, hidden, BLOCK_K):
+        # Masks along the depth cost registers, so they are left out where blocks divide it.
         if EVEN_H:
             x_mask = exists[:, None]
             w_mask = (n < width)[None, :]
@@ -101,6 +110,7 @@ def _swiglu_kernel(
         w_gate = tl.load(gate_at, mask=w_mask, other=0.0).to(DOT)
         w_up = tl.load(up_at, mask=w_mask, other=0.0).to(DOT)
         if SCALED:
+            # A step lies inside one block of scales, so scaling its product once is exact.
             x_scale = tl.load(x_scale_at + start // 128, mask=exists, other=0.0)[:, None]
             gate += tl.dot(x, w_gate) * (x_scale * tl.load(gate_scale_at + start // 128))
             up_scale = tl.where(
@@ -108,11 +118,13 @@ def _swiglu_kernel(
             )
             up += tl.dot(x, w_up) * x_scale * up_scale[None, :]
         else:
+            # "ieee" keeps float32 operands from being rounded to TF32.
             gate = tl.dot(x, w_gate, gate, input_precision="ieee")
             up = tl.dot(x, w_up, up, input_precision="ieee")
         x_at += BLOCK_K
         gate_at += BLOCK_K
         up_at += BLOCK_K
+    # SiLU and the product stay in float32; only their result is rounded.
     out = gate / (1.0 + tl.exp(-gate)) * up
     out_at = out_ptr + rows.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :])
@@ -147,27 +159,28 @@ def grouped_swiglu(
     out_dtype: torch.dtype | None = None,
     path: Path | None = None,
 ) -> torch.Tensor:
-    """The experts' activations, in the plan's order.
+    """Return the experts' activations, in the plan's order.
 
     Args:
-        x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous; or `BlockScaled` by
+        x_TH: Tokens, bfloat16, float16, or float32 of shape (T, H), contiguous; or `BlockScaled` by
             rows.
         w_gate_up: Weights in the same format, shape (E, 2I, H), contiguous; or `BlockScaled` by
             blocks of the 2I rows.
-        plan: Plan of the routing.
-        config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k
-            divides 128 for scaled operands.
-        out_dtype: Format of the result; by default that of ``x_TH``, bfloat16 for scaled ones.
-        path: "pointers" or "descriptors" (`moesim_kernels.ops.persistent`); by default what suits
-            the GPU.
+        plan: Plan for this routing.
+        config: Tile; by default chosen from the mean load. The plan's block_m replaces its own;
+            block_k must divide 128 for scaled operands.
+        out_dtype: Format of the result; by default the format of ``x_TH``, or bfloat16 for scaled
+            tokens.
+        path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); by default the one
+            that suits this GPU.
 
     Returns:
         Activations of shape (P, I).
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other, or a format this GPU does not
-            multiply.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other, or this GPU does not multiply the
+            format.
+        RuntimeError: Triton cannot launch kernels here.
     """
     x, w = _check(x_TH, w_gate_up, plan)
     require_triton(*tensors(x_TH, w_gate_up), plan.sorted_pairs)
@@ -184,9 +197,11 @@ def grouped_swiglu(
             limits=limits(),
         )
         require_product(x_TH, tile)
+        # Operands that the tensor memory accelerator can copy take the persistent kernel instead.
         if chosen_path(path, x_TH, w_gate_up) == "descriptors":
             persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
             return out_PI.to(out_dtype)
+        # The number of tiles is on the device; the grid is sized by its bound.
         _swiglu_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
             x,
             scales(x_TH),
@@ -217,8 +232,8 @@ def grouped_swiglu(
 def grouped_swiglu_reference(
     x_TH: Operand, w_gate_up: Operand, plan: Plan, *, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """`grouped_swiglu` in torch: float32 products of the stored numbers, expert by expert, rounded
-    where it rounds.
+    """Compute `grouped_swiglu` in torch: float32 products of the stored numbers, expert by expert,
+    rounded where the kernel rounds.
     """
     _check(x_TH, w_gate_up, plan)
     rows_PH = float_rows(x_TH)[plan.sorted_pairs.long() // plan.top_k]

@@ -1,14 +1,20 @@
-"""The two-level gate: score groups of experts first, then only the experts of the groups kept.
+"""Score groups of experts first, then only the experts of the kept groups: the two-level gate.
 
-A token's coarse logits pick its ``num_limited_groups`` groups; fine logits are computed for those
-groups' experts alone and the top-k of them are its experts. Scored keys per token fall from E to
-G + g x S (G groups of S experts, g kept), the hierarchy of Shazeer et al. 2017 (arXiv 1701.06538).
+    groups = top_g(x @ coarse_GH.T)                   # g of G groups for each token
+    plan   = make_plan(groups)                        # a group acts as an expert
+    fine   = grouped GEMM of x with the S keys of each kept group
+    ids, weights = top_k(fine logits), softmax over the chosen ones
 
-The fine level is itself a mixture of experts: a group is an "expert" whose matrix is its S keys, so
-the plan and the grouped GEMM do the scoring, and each group's keys are read once for all tokens
-that kept it.
+The coarse logits of a token pick its ``num_limited_groups`` groups; fine logits are computed for
+the experts of those groups alone, and the top-k of them are its experts. The number of scored keys
+per token falls from E to G + g x S (G groups of S experts, g kept), which is the hierarchy of
+Shazeer et al. 2017 (arXiv 1701.06538).
 
-Rules: logits accumulate in float32; NaN, infinities and ties follow `moesim_kernels.ops.router` at
+The fine level is itself a mixture of experts: a group is an "expert" whose matrix is its S keys.
+The plan and the grouped GEMM therefore do the scoring, and the keys of each group are read once for
+all tokens that kept it.
+
+Rules: logits accumulate in float32; NaN, infinities, and ties follow `moesim_kernels.ops.router` at
 both levels (lowest group, then lowest expert). Weights are the softmax over the chosen experts'
 fine logits; coarse logits choose groups and do not enter the weights.
 """
@@ -49,7 +55,9 @@ def _check(
 
 
 def _expert_ids(slots_TK: torch.Tensor, groups_Tg: torch.Tensor, per_group: int) -> torch.Tensor:
-    """Ids of the experts at these columns of a token's kept groups, laid side by side."""
+    """Return the ids of the experts at these columns of a token's kept groups, laid side by
+    side.
+    """
     return (
         groups_Tg.gather(1, slots_TK.long() // per_group) * per_group + slots_TK % per_group
     ).int()
@@ -62,24 +70,24 @@ def two_level_gate(
     top_k: int,
     num_limited_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts by groups, then inside them.
+    """Choose groups of experts, then experts inside them.
 
     Args:
         x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous.
         coarse_GH: Keys of the groups in the same format, shape (G, H), contiguous.
         fine_EH: Keys of the experts in the same format, shape (E, H), contiguous; group g owns
             experts g x E/G onwards.
-        top_k: Experts a token uses.
-        num_limited_groups: Groups a token keeps.
+        top_k: Number of experts each token uses.
+        num_limited_groups: Number of groups each token keeps.
 
     Returns:
         Weights, float32 of shape (T, K), softmax over the chosen fine logits; expert ids, int32 of
         shape (T, K).
 
     Raises:
-        ValueError: Shapes, formats or numbers that do not fit each other; more than 16,384 padded
-            groups, or experts in the kept groups.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes, formats, or numbers do not fit each other, or there are more than 16,384
+            padded groups, or experts in the kept groups.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     (num_groups, hidden), per_group = coarse_GH.shape, fine_EH.shape[0] // coarse_GH.shape[0]
@@ -87,6 +95,7 @@ def two_level_gate(
     # Ascending groups make the columns below ascend with the expert id, which settles ties.
     groups_Tg = groups_Tg.sort(dim=1).values.contiguous()
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
+    # From here on a group is an "expert" whose matrix is its keys.
     plan = make_plan(groups_Tg, num_groups, tile.block_m)
     fine = grouped_linear(
         x_TH,
@@ -95,6 +104,7 @@ def two_level_gate(
         gather=True,
         out_dtype=torch.float32,
     )
+    # Rows come back by pair, so the kept groups of a token lie side by side in one router row.
     weights_TK, slots_TK = route(
         fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED
     )
@@ -108,7 +118,9 @@ def two_level_gate_reference(
     top_k: int,
     num_limited_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`two_level_gate` in torch: scores all experts and looks only at those of the kept groups."""
+    """Compute `two_level_gate` in torch: score all experts and use only those of the kept
+    groups.
+    """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     num_groups, per_group = coarse_GH.shape[0], fine_EH.shape[0] // coarse_GH.shape[0]
     coarse_TG = x_TH.float() @ coarse_GH.float().T
@@ -119,6 +131,7 @@ def two_level_gate_reference(
         .values
     )
     logits_TGS = (x_TH.float() @ fine_EH.float().T).view(x_TH.shape[0], num_groups, per_group)
+    # Kept groups ascend, so columns ascend with the expert id here, too.
     kept_TgS = logits_TGS.gather(1, groups_Tg[:, :, None].expand(-1, -1, per_group))
     weights_TK, slots_TK = route_reference(kept_TgS.flatten(1), top_k, options=UNCHECKED)
     return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)

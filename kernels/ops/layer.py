@@ -1,8 +1,13 @@
-"""One MoE layer through the kernels, and the same layer in torch.
+"""Compute one MoE layer through the kernels, and the same layer in torch.
 
-Gate, plan, routed experts with SwiGLU, combine, shared experts; no token dropped. Capacity limits,
-plain two-matrix experts and different widths are not computed: they are refused. With block-scaled
-weights, tokens and activations are quantised on the way (`moesim_kernels.ops.fp8`), forward only.
+    weights_TK, ids_TK = gate(x_TH)                                # router.py, hier_gate.py, ...
+    plan = make_plan(ids_TK)                                       # plan.py
+    act_PI = grouped_swiglu(x_TH, plan);  y_PH = grouped_down(act_PI, plan)
+    out_TH = combine(y_PH, weights_TK) + shared_experts(x_TH)
+
+No token is dropped. Layers with capacity limits, plain two-matrix experts, or experts of different
+widths are refused. With block-scaled weights, tokens and activations are quantized on the way
+(`moesim_kernels.ops.fp8`), in the forward direction only.
 """
 
 from collections.abc import Callable
@@ -93,24 +98,25 @@ def gate_tokens(
 
     Args:
         x_TH: Tokens of shape (T, H), contiguous.
-        gate: Kind, groups, score, noise, bias and temperature.
-        weights: The gate's keys, and its bias.
-        top_k: Experts a token uses.
-        seed: Of the noise.
-        counts_E: int32 of shape (E,): the number of tokens that chose each expert is added to it.
-        checked: Refuse NaN logits; on a GPU that is a wait.
+        gate: Kind, groups, score, noise, bias, and temperature of the gate.
+        weights: Weights that hold the gate's keys and its bias.
+        top_k: Number of experts each token uses.
+        seed: Seed of the noise.
+        counts_E: int32 of shape (E,); the number of tokens that chose each expert is added.
+        checked: Whether NaN logits are refused; on a GPU this check waits for the device.
 
     Returns:
         Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
 
     Raises:
-        ConfigError: A two-level or product-key gate with sigmoid, heads that do not divide top_k,
-            or a way of choosing the kernels do not compute.
-        ValueError: Shapes or numbers that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ConfigError: A two-level or product-key gate uses sigmoid, its heads do not divide top_k, or
+            the kernels do not compute its way of choosing.
+        ValueError: Shapes or numbers do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     check_gate(gate, top_k)
     options = _options(gate, weights, seed, counts_E, checked)
+    # The gate may have a wider format than the experts; its keys decide.
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind in ("flat", "group_limited"):
         return route(
@@ -127,12 +133,13 @@ def gate_tokens(
         )
     else:
         chosen = product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
+    # The flat kernel counts on its own; the choices of composed gates are counted here.
     _count(chosen[1], counts_E)
     return chosen
 
 
 def _count(ids_TK: torch.Tensor, counts_E: torch.Tensor | None) -> None:
-    """Without a wait: torch.bincount would ask the device for the highest id."""
+    """Add the choices without a wait: torch.bincount would ask the device for the highest id."""
     if counts_E is not None:
         counts_E.index_add_(0, ids_TK.flatten(), torch.ones_like(ids_TK).flatten())
 
@@ -147,7 +154,7 @@ def gate_tokens_reference(
     counts_E: torch.Tensor | None = None,
     checked: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gate_tokens` in torch."""
+    """Compute `gate_tokens` in torch."""
     check_gate(gate, top_k)
     options = _options(gate, weights, seed, counts_E, checked)
     x_TH = x_TH.to(weights.fine_EH.dtype)
@@ -167,10 +174,11 @@ def gate_tokens_reference(
 
 
 def trained(*operands: Operand | None) -> bool:
-    """Whether one of these asks for a gradient.
+    """Return whether any operand asks for a gradient.
 
     Raises:
-        ValueError: One does, and another is block-scaled, which has no gradients.
+        ValueError: One operand asks for a gradient, and another is block-scaled, which has no
+            gradients.
     """
     given = [operand for operand in operands if operand is not None]
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors(*given)):
@@ -191,6 +199,7 @@ def _with_gradient(
     ids_TK: torch.Tensor,
     seed: int,
 ) -> torch.Tensor:
+    # The kernels' weights carry no gradient: those of the same choices are computed once more.
     if trained(x_TH, weights.fine_EH, weights.query_QH, weights.keys_2Sq):
         return gate_weights(x_TH, gate, weights, ids_TK, seed=seed)
     return weights_TK
@@ -205,25 +214,24 @@ def expert_phase(
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> torch.Tensor:
-    """Everything after the gate: plan, both grouped GEMMs, combine; differentiable (then with the
-    default tiles).
+    """Run plan, both grouped GEMMs, and combine; differentiable (then with the default tiles).
 
     Args:
         x_TH: Tokens in the experts' format, shape (T, H), contiguous.
         ids_TK: Expert ids, int32 of shape (T, K), contiguous.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
-        weights: The experts' weights.
-        swiglu_tile: Tile of the first GEMM; its block_m is the plan's. By default that of
-            `moesim_kernels.tiles.choice.choose_tiles`.
-        down_tile: Tile of the second, likewise; its block_m gives way to the plan's.
+        weights: Weights of the experts.
+        swiglu_tile: Tile of the first GEMM, by default from `choose_tiles`; the plan takes its
+            block_m.
+        down_tile: Tile of the second GEMM, by default chosen the same way; the plan's block_m wins.
 
     Returns:
-        Shape (T, H) in the format of ``x_TH``.
+        A tensor of shape (T, H) in the format of ``x_TH``.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        ConfigError: A table of tuned tiles that is not valid.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        ConfigError: A table of tuned tiles is not valid.
+        RuntimeError: Triton cannot launch kernels here.
     """
     w_gate_up = values(weights.w_gate_up)
     if swiglu_tile is None:
@@ -235,9 +243,11 @@ def expert_phase(
             operand_bits=8 * w_gate_up.element_size(),
             dtype=str(w_gate_up.dtype).removeprefix("torch."),
         )
+        # Chosen from the number of tokens alone, since the histogram stays on the device.
         swiglu_tile, chosen_down = choose_tiles(device_name(), shape, len(ids_TK), limits())
         down_tile = down_tile or chosen_down
     plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m)
+    # The autograd function has its own forward pass, which saves what backward needs.
     if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
     return combine(
@@ -255,6 +265,7 @@ def _feed_forward(
     down_tile: Tile | None = None,
 ) -> torch.Tensor:
     x, dtype = _operand(x_TH, gate_up, quantise_rows), x_TH.dtype
+    # Activations are quantized again between the GEMMs if the weights are block-scaled.
     act_PI = grouped_swiglu(x, gate_up, plan, swiglu_tile, out_dtype=dtype)
     return grouped_down(
         _operand(act_PI, down, quantise_rows), down, plan, down_tile, out_dtype=dtype
@@ -276,15 +287,15 @@ def _operand(
     weights: Operand,
     quantise: Callable[[torch.Tensor, torch.dtype], BlockScaled],
 ) -> Operand:
-    """Rows in the format of the weights they meet."""
+    """Return the rows in the format of the weights they are multiplied with."""
     return quantise(rows, weights.values.dtype) if isinstance(weights, BlockScaled) else rows
 
 
 def expert_phase_reference(
     x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, weights: LayerWeights
 ) -> torch.Tensor:
-    """`expert_phase` in torch: float32 inside, rounded to the format of ``x_TH`` where the kernels
-    store.
+    """Compute `expert_phase` in torch: float32 inside, rounded to the format of ``x_TH`` where the
+    kernels store.
     """
     plan = make_plan_reference(ids_TK, values(weights.w_gate_up).shape[0], block_m=16)
     return combine_reference(
@@ -293,28 +304,29 @@ def expert_phase_reference(
 
 
 def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    """What the shared experts add to each token: one dense expert as wide as all of them.
+    """Return what the shared experts add, as one dense expert as wide as all of them.
 
     Args:
         x_TH: Tokens in the experts' format, shape (T, H), contiguous.
-        weights: With shared experts.
+        weights: Weights of a layer with shared experts.
 
     Returns:
-        Shape (T, H) in the format of ``x_TH``.
+        A tensor of shape (T, H) in the format of ``x_TH``.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     plan = dense_plan(len(x_TH), tile_config(len(x_TH), 1).block_m, x_TH.device)
     if trained(x_TH, weights.shared_gate_up, weights.shared_down):
+        # A dense expert is a routed one that every token uses with weight 1.
         ones_T1 = torch.ones(len(x_TH), 1, device=x_TH.device)
         return experts(x_TH, ones_T1, weights.shared_gate_up, weights.shared_down, plan)
     return _feed_forward(x_TH, weights.shared_gate_up, weights.shared_down, plan)
 
 
 def shared_experts_reference(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    """`shared_experts` in torch."""
+    """Compute `shared_experts` in torch."""
     plan = dense_plan(len(x_TH), 16, x_TH.device)
     return _feed_forward_reference(x_TH, weights.shared_gate_up, weights.shared_down, plan)
 
@@ -332,32 +344,31 @@ def moe_layer(
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> torch.Tensor:
-    """One whole MoE layer: gate, plan, routed experts, combine, and shared experts on top;
-    differentiable.
+    """Compute one whole MoE layer, shared experts included; differentiable.
 
     Args:
         x_TH: Tokens in the experts' format, shape (T, H), contiguous.
-        weights: The layer's weights.
-        layer: Its sizes and its gate; formats are those of the weights.
+        weights: Weights of the layer.
+        layer: Layer that gives the sizes and the gate; number formats are those of the weights.
         backend: "triton", or "torch" for the same numbers without Triton.
-        routing: Weights (float32) and expert ids (int32), both of shape (T, K), contiguous, in
-            place of the gate's.
-        checked: Refuse NaN, infinities and ids out of range. To know, it waits for the device;
-            without it such input gives wrong answers.
-        seed: Of a noisy gate's noise; another one for every call in training.
-        counts_E: int32 of shape (E,): the number of tokens that chose each expert is added to it,
-            as the update of a bias wants it (`moesim_kernels.ops.selection.updated_bias`).
-        swiglu_tile: See `expert_phase`.
-        down_tile: See `expert_phase`.
+        routing: Weights (float32) and expert ids (int32), both of shape (T, K), contiguous, that
+            replace the gate's choices.
+        checked: Whether NaN, infinities, and ids out of range are refused. The check waits for the
+            device; without it such input gives wrong answers.
+        seed: Seed of a noisy gate's noise; use a new seed for every call in training.
+        counts_E: int32 of shape (E,); the number of tokens that chose each expert is added, for the
+            update of a bias (`moesim_kernels.ops.selection.updated_bias`).
+        swiglu_tile: Tile of the first GEMM, passed to `expert_phase`.
+        down_tile: Tile of the second GEMM, passed to `expert_phase`.
 
     Returns:
-        Shape (T, H) in the format of ``x_TH``.
+        A tensor of shape (T, H) in the format of ``x_TH``.
 
     Raises:
-        ConfigError: A layer the kernels do not compute.
-        ValueError: An unknown backend; shapes, formats or strides that do not fit; refused numbers.
-            All before anything is launched.
-        RuntimeError: No Triton to launch with.
+        ConfigError: The kernels do not compute this layer.
+        ValueError: The backend is unknown; shapes, formats, or strides do not fit; or numbers are
+            refused. All checks come before anything is launched.
+        RuntimeError: Triton cannot launch kernels here.
     """
     if backend not in ("triton", "torch"):
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
@@ -368,6 +379,7 @@ def moe_layer(
     if routing is not None:
         check_routing(routing, len(x_TH), layer, checked)
     if routing is not None:
+        # Given choices are counted here, the gate's are counted by the gate.
         _count(routing[1], counts_E)
     gating = {"seed": seed, "counts_E": counts_E, "checked": checked}
     if backend == "torch":
@@ -379,6 +391,7 @@ def moe_layer(
             out_TH + shared_experts_reference(x_TH, weights) if layer.num_shared_experts else out_TH
         )
     weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k, **gating)
+    # Given router weights keep the gradient they came with.
     if routing is None:
         weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK, seed)
     out_TH = expert_phase(

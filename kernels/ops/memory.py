@@ -1,18 +1,21 @@
-"""Kernels that move bytes and nothing else, to measure a GPU's memory: a stream, and a gather of
-random rows.
+"""Move bytes and nothing else, to measure a GPU's memory: a stream, and a gather of random rows.
 
-Both read and write: bytes moved are twice those of the result.
+    stream: target[i] = source[i]                  # BLOCK consecutive elements per program
+    gather: target[r, c] = source[rows[r], c]      # a block of rows and columns per program
+
+Both read and write, so the bytes moved are twice the bytes of the result.
 """
 
 import torch
 from moesim_kernels.ops.runtime import jit, require_triton, tl, triton
 
-#: elements a program moves at once, and its warps
+#: number of elements a program moves at once, and its number of warps
 BLOCK, WARPS = 4096, 8
 
 
 @jit
 def _stream_kernel(source_ptr, target_ptr, num_elements, BLOCK: tl.constexpr):
+    # 64-bit indices, since working sets may have more than 2^31 elements.
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < num_elements
     tl.store(target_ptr + i, tl.load(source_ptr + i, mask=mask, other=0.0), mask=mask)
@@ -30,6 +33,7 @@ def _gather_kernel(
 ):
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Rows that are read come from the table, rows that are written follow the program.
     row = tl.load(rows_ptr + r, mask=r < num_rows, other=0).to(tl.int64)
     mask = (r < num_rows)[:, None] & (c < num_columns)[None, :]
     values = tl.load(source_ptr + row[:, None] * num_columns + c[None, :], mask=mask, other=0.0)
@@ -48,12 +52,12 @@ def stream(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
     """Copy a vector.
 
     Args:
-        source_N: float32 of shape (N,), contiguous.
-        target_N: float32 of shape (N,), contiguous; is overwritten.
+        source_N: Vector to read, float32 of shape (N,), contiguous.
+        target_N: Vector to overwrite, float32 of shape (N,), contiguous.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check("source_N", source_N, torch.float32, 1)
     _check("target_N", target_N, torch.float32, 1)
@@ -68,7 +72,7 @@ def stream(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
 
 
 def stream_reference(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
-    """`stream` in torch."""
+    """Copy a vector in torch."""
     target_N.copy_(source_N)
 
 
@@ -78,11 +82,11 @@ def gather(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tenso
     Args:
         source_SC: The table, float32 of shape (S, C), contiguous.
         rows_R: Rows to copy, int32 of shape (R,), contiguous, each below S.
-        target_RC: float32 of shape (R, C), contiguous; is overwritten.
+        target_RC: Result to overwrite, float32 of shape (R, C), contiguous.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check("source_SC", source_SC, torch.float32, 2)
     _check("rows_R", rows_R, torch.int32, 1)
@@ -93,6 +97,7 @@ def gather(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tenso
     require_triton(source_SC, rows_R, target_RC)
     if not target_RC.numel():
         return
+    # Wide rows are split over programs, narrow ones share a program.
     columns = min(triton.next_power_of_2(shape[1]), BLOCK)
     rows = BLOCK // columns
     _gather_kernel[(triton.cdiv(shape[0], rows), triton.cdiv(shape[1], columns))](
@@ -103,5 +108,5 @@ def gather(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tenso
 def gather_reference(
     source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tensor
 ) -> None:
-    """`gather` in torch."""
+    """Copy rows of a table in torch."""
     torch.index_select(source_SC, 0, rows_R, out=target_RC)

@@ -1,15 +1,21 @@
-"""Grouped GEMMs as persistent kernels: tensor descriptors, and as many programs as the GPU holds at
-once.
+"""Run the grouped GEMMs as persistent kernels, with tensor descriptors and as many programs as the
+GPU holds at once.
+
+    for work in range(program, num_tiles x column blocks, programs):   # num_tiles: on the device
+        expert, rows, block_n = work_tile(work)
+        for k in depth steps: acc += row block (descriptor or gather) @ weight block (descriptor).T
+        store acc, or silu(gate) * up, for the rows that exist
 
 On compute capability 9.0 and later the tensor memory accelerator copies whole blocks of a matrix to
 shared memory asynchronously, without a thread computing addresses (CUDA C++ Programming Guide,
-"Tensor Memory Access"). Weights come that way here, and so do rows that lie side by side. Tokens of
-the up projection lie anywhere: pointers gather them, and on compute capability 10.0 the
-accelerator's gather does. Programs walk over the plan's tiles with a stride of their number; how
-many tiles there are is read on the device, so nothing waits and no program is launched in vain.
+"Tensor Memory Access"). Weights are loaded that way here, and so are rows that lie side by side.
+The tokens of the up projection are scattered: pointers gather them, and on compute capability 10.0
+the gather of the accelerator does. Each program starts at its own index and steps through the
+plan's tiles by the number of programs; the number of tiles is read on the device, so nothing waits
+and no program is launched in vain.
 
-The mathematics, and so the results, are those of `grouped_swiglu` and `grouped_linear`, which
-choose between the two ways by `gemm_path`.
+The mathematics, and therefore the results, are those of `grouped_swiglu` and `grouped_linear`,
+which choose between the two paths with `gemm_path`.
 """
 
 from dataclasses import replace
@@ -17,29 +23,30 @@ from typing import Any, Literal
 
 import torch
 from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
-from moesim_kernels.ops.plan import Plan, work_tile
+from moesim_kernels.ops.plan import Plan
+from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import dot_dtype, jit, limits, num_sms, target, tl, triton
 from moesim_kernels.tiles.tiles import Tile
 
 Path = Literal["pointers", "descriptors"]
-#: what the accelerator asks of a matrix: rows that begin on multiples of 16 bytes
+#: alignment in bytes that the accelerator requires of the first element of every row
 _ALIGNED = 16
 
 
 def gemm_path(target: str, *, element_bytes: int, depth: int, address: int = 0) -> Path:
-    """Which way a grouped GEMM takes on a GPU.
+    """Return the path that a grouped GEMM takes on a GPU.
 
     Args:
         target: Architecture, such as "sm_90" or "gfx942"; "" where kernels are interpreted.
         element_bytes: Bytes of one operand element.
-        depth: Elements of a row.
-        address: Where the matrices begin, as far as alignment goes: any common multiple of their
+        depth: Number of elements in a row.
+        address: Alignment of the matrices' first bytes, given as any common multiple of their
             addresses.
 
     Returns:
         "descriptors" on compute capability 9.0 and later for operands of 8 or 16 bits whose rows
-        are aligned to 16 bytes; else "pointers": float32 products run on the vector units, which
-        the copies do not wait for.
+        are aligned to 16 bytes; otherwise "pointers": float32 products run on the vector units,
+        which do not wait for the copies.
     """
     has_accelerator = target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90
     aligned = depth * element_bytes % _ALIGNED == 0 and address % _ALIGNED == 0
@@ -47,7 +54,7 @@ def gemm_path(target: str, *, element_bytes: int, depth: int, address: int = 0) 
 
 
 def gathers_by_descriptor(target: str) -> bool:
-    """Whether the accelerator can gather rows: the data centre's Blackwell alone (PTX ISA,
+    """Return whether the accelerator can gather rows: only data-center Blackwell can (PTX ISA,
     tile::gather4).
     """
     return target in ("sm_100", "sm_103")
@@ -77,6 +84,7 @@ def _persistent_swiglu_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
+    # Read on the device, so the launch does not wait for the plan.
     num_tiles = tl.load(num_tiles_ptr)
     num_blocks_n = tl.cdiv(width, BLOCK_N)
     for work in range(tl.program_id(0), num_tiles * num_blocks_n, tl.num_programs(0)):
@@ -92,14 +100,15 @@ def _persistent_swiglu_kernel(
             GROUP_M,
         )
         first = block_n * BLOCK_N
+        # Descriptors take 32-bit coordinates; all experts form one tall matrix.
         gate_row = (expert * 2 * width).to(tl.int32) + first
         tokens = pairs // TOP_K
         if SCALED:
             blocks_h = tl.cdiv(hidden, 128)
             n = first + tl.arange(0, BLOCK_N)
             x_scale_at = x_scales_ptr + tokens.to(tl.int64) * blocks_h
-            # Columns of a block share their gate scales; up rows may begin inside a block of scales
-            # and so meet two.
+            # All columns of a block share their gate scales. The up rows may begin inside a block
+            # of scales, so they can need two different scales.
             scales_n = tl.cdiv(2 * width, 128)
             up_block = (width + first) // 128
             up_first = (width + n) // 128 == up_block
@@ -112,6 +121,7 @@ def _persistent_swiglu_kernel(
         gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, hidden, BLOCK_K):
+            # Tokens are scattered: the accelerator's gather where it exists, pointers otherwise.
             if GATHER_ROWS:
                 x = x_desc.gather(tokens, k).to(DOT)
             else:
@@ -124,6 +134,7 @@ def _persistent_swiglu_kernel(
             w_gate = w_desc.load([gate_row, k]).to(DOT).T
             w_up = w_desc.load([gate_row + width, k]).to(DOT).T
             if SCALED:
+                # A step lies inside one block of scales, so scaling its product once is exact.
                 x_scale = tl.load(x_scale_at + k // 128, mask=exists, other=0.0)[:, None]
                 gate += tl.dot(x, w_gate) * (x_scale * tl.load(gate_scale_at + k // 128))
                 up_scale = tl.where(
@@ -135,6 +146,8 @@ def _persistent_swiglu_kernel(
                 up = tl.dot(x, w_up, up)
         columns = first + tl.arange(0, BLOCK_N)
         out = gate / (1.0 + tl.exp(-gate)) * up
+        # The result is stored with pointers, since a descriptor would overwrite the next expert's
+        # rows.
         out_at = out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]
         tl.store(
             out_at,
@@ -180,7 +193,7 @@ def _persistent_linear_kernel(
         )
         first = block_n * BLOCK_N
         w_row = (expert * width).to(tl.int32) + first
-        # Rows past the expert's end are another's: computed, and not stored.
+        # Rows past the expert's end belong to another expert: they are computed but not stored.
         a_row = tl.min(rows, axis=0)
         if SCALED:
             blocks_k = tl.cdiv(inner, 128)
@@ -196,6 +209,7 @@ def _persistent_linear_kernel(
             else:
                 total = tl.dot(a, w, total)
         columns = first + tl.arange(0, BLOCK_N)
+        # Rows go to their pair's position, so the combine finds a token's results side by side.
         out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + columns[None, :]
         tl.store(
             out_at,
@@ -205,12 +219,13 @@ def _persistent_linear_kernel(
 
 
 def chosen_path(path: Path | None, rows: Operand, weights: Operand) -> Path:
-    """The way asked for, or that of the operands on this GPU.
+    """Return the path that was asked for, or the default path of the operands on this GPU.
 
     Raises:
-        ValueError: An unknown way, or descriptors of matrices they cannot describe.
+        ValueError: The path is unknown, or descriptors cannot describe the matrices.
     """
     a, w = values(rows), values(weights)
+    # The bitwise or of both addresses is aligned only if both are.
     about: dict[str, int] = {
         "element_bytes": a.element_size(),
         "depth": a.shape[1],
@@ -229,13 +244,17 @@ def chosen_path(path: Path | None, rows: Operand, weights: Operand) -> Path:
 
 
 def _describe(matrix: torch.Tensor, rows: int, columns: int) -> Any:
+    # Imported on use: Triton may be missing, or older than its descriptors.
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 def _grid(plan: Plan, width: int, tile: Tile, accumulators: int, element_bytes: int) -> tuple[int]:
-    """Programs the GPU holds at once, by the estimate the simulator's waves rest on."""
+    """Return the number of programs the GPU holds at once, by the estimate the simulator's waves
+    are based on.
+    """
+    # Both accumulators count as one tile of double width.
     wide = replace(tile, block_m=plan.block_m, block_n=tile.block_n * accumulators)
     held = num_sms() * int(wide.ctas_per_sm(element_bytes, limits().shared_bytes))
     return (max(min(held, plan.max_tiles * triton.cdiv(width, tile.block_n)), 1),)
@@ -249,14 +268,14 @@ def persistent_swiglu(
     tile: Tile,
     gather_rows: bool | None = None,
 ) -> None:
-    """Fill ``out_PI`` as `grouped_swiglu` does, whose checks have passed.
+    """Fill ``out_PI`` as `grouped_swiglu` does, after its checks have passed.
 
     Args:
         x_TH: Tokens.
         w_gate_up: Weights.
-        out_PI: Activations; are overwritten.
-        plan: Plan of the routing.
-        tile: Tile; block_m is the plan's.
+        out_PI: Activations, which are overwritten.
+        plan: Plan for this routing.
+        tile: Tile; the plan's block_m replaces its own.
         gather_rows: Whether the accelerator gathers tokens; by default where it can.
     """
     x, w = values(x_TH), values(w_gate_up)
@@ -266,6 +285,7 @@ def persistent_swiglu(
         None if gather_rows else x,
         _describe(x, 1, tile.block_k) if gather_rows else None,
         scales(x_TH),
+        # One descriptor covers the matrices of all experts, stacked below each other.
         _describe(w.view(experts * rows, hidden), tile.block_n, tile.block_k),
         scales(w_gate_up),
         out_PI,
@@ -292,7 +312,7 @@ def persistent_swiglu(
 def persistent_linear(
     rows_PC: Operand, w_ENC: Operand, out_PN: torch.Tensor, plan: Plan, tile: Tile
 ) -> None:
-    """Fill ``out_PN`` as `grouped_linear` does for rows in the plan's order; its checks have
+    """Fill ``out_PN`` as `grouped_linear` does for rows in the plan's order, after its checks have
     passed.
     """
     a, w = values(rows_PC), values(w_ENC)

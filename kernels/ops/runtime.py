@@ -1,14 +1,15 @@
-"""Which Triton can run here, and the imports the kernels share.
+"""Decide which Triton can run here, and hold the imports the kernels share.
 
-Three worlds: a GPU with an active Triton driver; Triton's interpreter on the CPU
-(``TRITON_INTERPRET=1`` in the environment before triton is first imported: setting it later leaves
-Triton's own functions compiled ones); neither, as on macOS, where no triton package exists. The
-kernels' modules import in all three, and their torch references run.
+There are three environments: a GPU with an active Triton driver; Triton's interpreter on the CPU
+(``TRITON_INTERPRET=1`` must be in the environment before triton is first imported, since setting it
+later leaves Triton's own functions compiled); and neither, for example on macOS, where no triton
+package exists. The kernels' modules import in all three, and their torch references run.
 
-Two facts about the interpreter shape the kernels. It keeps a bfloat16 number as its 16 bits and
-computes with those as integers, without an error: operands are cast to float32 right after the load
-(`dot_dtype`). And its cast from float32 to bfloat16 truncates instead of rounding, that to 8 bits
-does not round ties to even: there kernels store float32 and torch rounds (`store_dtype`).
+Two facts about the interpreter shape the kernels. First, it keeps a bfloat16 number as its 16 bits
+and computes with those as integers, without an error, so operands are cast to float32 right after
+the load (`dot_dtype`). Second, its cast from float32 to bfloat16 truncates instead of rounding, and
+its cast to 8 bits does not round ties to even, so kernels store float32 there and torch rounds
+(`store_dtype`).
 """
 
 from functools import cache
@@ -25,21 +26,21 @@ try:
     from triton.runtime.jit import JITFunction
 except ImportError:
     triton = None
-    # Kernel signatures are evaluated when their module is imported and name nothing else of
+    # Kernel signatures are evaluated when their module is imported; they need nothing else from
     # triton.language.
     tl = SimpleNamespace(constexpr=object)
 
 TritonMode = Literal["gpu", "interpreter", "none"]
 
-# Triton decides for its own functions when it is imported; ours must follow those, not the
-# environment's latest word.
+# Triton decides for its own functions when it is imported. Our kernels must follow that decision,
+# not the current value of the environment variable.
 _INTERPRETED = triton is not None and isinstance(tl.max, InterpretedFunction)
 
 
 def jit(fn: Any) -> Any:
-    """Make ``fn`` a Triton kernel, interpreted where Triton itself is.
+    """Make ``fn`` a Triton kernel, interpreted where Triton itself is interpreted.
 
-    Without triton it stays the plain function it is; `require_triton` refuses the launch.
+    Without triton, ``fn`` stays a plain function; `require_triton` refuses the launch.
     """
     if triton is None:
         return fn
@@ -48,8 +49,8 @@ def jit(fn: Any) -> Any:
 
 @cache
 def active_backends() -> tuple[str, ...]:
-    """Names of the Triton backends whose driver is active: ("nvidia",), ("amd",) or (); asked once
-    per process.
+    """Return the names of the Triton backends whose driver is active: ("nvidia",), ("amd",) or ();
+    asked once per process.
     """
     if triton is None:
         return ()
@@ -59,36 +60,39 @@ def active_backends() -> tuple[str, ...]:
 
 
 def triton_mode() -> TritonMode:
-    """How a kernel launched now would run.
+    """Return how a kernel launched now would run.
 
     Returns:
-        "interpreter" if triton was imported under ``TRITON_INTERPRET=1``, also on a machine with a
-        GPU: the kernels are interpreted then, whatever the machine has. Otherwise "gpu" if any
-        backend's driver is active, else "none".
+        "interpreter" if triton was imported under ``TRITON_INTERPRET=1``, even on a machine with a
+        GPU, since the kernels are then interpreted whatever the machine has. Otherwise "gpu" if any
+        backend's driver is active, or "none".
     """
+    # Asked first: an interpreted kernel never reaches the GPU's driver.
     if _INTERPRETED:
         return "interpreter"
     return "gpu" if active_backends() else "none"
 
 
 def device() -> torch.device:
-    """Where kernels want their tensors: the active GPU, or the CPU."""
+    """Return where kernels want their tensors: the active GPU, or the CPU."""
     if triton_mode() == "gpu":
         return triton.runtime.driver.active.get_active_torch_device()
     return torch.device("cpu")
 
 
 def require_triton(*tensors: torch.Tensor) -> None:
-    """Refuse a launch that cannot work, in one clear line.
+    """Refuse a launch that cannot work, with a one-line error.
 
     Args:
-        *tensors: Tensors of the launch; all contiguous and on one device, on a GPU one of its own.
+        *tensors: Tensors of the launch. All must be contiguous and on one device, and on the GPU if
+            kernels run there.
 
     Raises:
         RuntimeError: Triton is not installed, or has neither a GPU nor the interpreter.
-        ValueError: A tensor that is not contiguous, on another device than the first, or on the CPU
-            while kernels run on a GPU.
+        ValueError: A tensor is not contiguous, is on another device than the first, or is on the
+            CPU while kernels run on a GPU.
     """
+    # The most common causes come first, each with its remedy.
     if triton is None:
         raise RuntimeError(
             "this needs Triton, which is not installed here (it exists for Linux only); "
@@ -124,8 +128,8 @@ def require_float(name: str, tensor: torch.Tensor) -> None:
 
 
 def dot_dtype(dtype: torch.dtype) -> Any:
-    """The ``tl.dtype`` operands of ``dtype`` are multiplied in: their own; float32 for interpreted
-    bfloat16 and fp8.
+    """Return the ``tl.dtype`` in which operands of ``dtype`` are multiplied: their own, or float32
+    for interpreted bfloat16 and fp8.
     """
     if _INTERPRETED and store_dtype(dtype) == torch.float32:
         return tl.float32
@@ -139,8 +143,8 @@ def dot_dtype(dtype: torch.dtype) -> Any:
 
 
 def store_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The format kernels store results of ``dtype`` in: the same, but float32 for interpreted
-    bfloat16 and fp8.
+    """Return the format in which kernels store results of ``dtype``: the same, or float32 for
+    interpreted bfloat16 and fp8.
     """
     return (
         torch.float32
@@ -150,7 +154,8 @@ def store_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def fp8_dtype() -> torch.dtype:
-    """The 8-bit format operands are made in here: the active GPU's where it has one, else OCP e4m3.
+    """Return the 8-bit format of operands here: the active GPU's where it has one, otherwise OCP
+    e4m3.
     """
     return (
         getattr(torch, limits().fp8 or "float8_e4m3fn")
@@ -160,18 +165,20 @@ def fp8_dtype() -> torch.dtype:
 
 
 def tile_rows(num_rows: int, row_elements: int) -> int:
-    """Rows a program takes at once, each ``row_elements`` wide (a power of two): a power of two.
+    """Return how many rows, each ``row_elements`` wide (a power of two), a program takes at once: a
+    power of two.
 
-    A GPU wants many programs with few registers; the interpreter pays per program and operation,
-    not per element.
+    A GPU wants many programs with few registers. The interpreter pays per program and operation,
+    not per element, so it gets larger blocks.
     """
+    # Elements of one block, for the interpreter and for a GPU.
     budget = 2**18 if _INTERPRETED else 2**12
     return max(1, min(budget // row_elements, triton.next_power_of_2(num_rows)))
 
 
 def limits() -> Limits:
-    """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an
-    unknown one.
+    """Return what the active GPU gives a program: an A100's limits without a GPU, the driver's for
+    an unknown one.
     """
     if triton_mode() != "gpu":
         return LIMITS["sm_80"]
@@ -179,7 +186,7 @@ def limits() -> Limits:
 
 
 def target() -> str:
-    """Architecture of the active GPU, such as "sm_90" or "gfx942"; "" without one."""
+    """Return the architecture of the active GPU, such as "sm_90" or "gfx942"; "" without one."""
     if triton_mode() != "gpu":
         return ""
     found = triton.runtime.driver.active.get_current_target()
@@ -187,17 +194,19 @@ def target() -> str:
 
 
 def device_name() -> str:
-    """What the driver calls the active GPU; "" without one."""
+    """Return the driver's name of the active GPU; "" without one."""
     if triton_mode() != "gpu":
         return ""
     return str(triton.runtime.driver.active.get_device_interface().get_device_name())
 
 
 def num_sms() -> int:
-    """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too.
+    """Return the number of multiprocessors of the active GPU; 2 without one, so that interpreted
+    programs also loop.
     """
     if triton_mode() != "gpu":
         return 2
+    # The driver knows; torch would need a CUDA or ROCm build to tell.
     driver = triton.runtime.driver.active
     return int(
         driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
@@ -210,8 +219,9 @@ def _gpu_limits(index: int) -> Limits:
     if name in LIMITS:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    # NVIDIA multiplies e4m3 from compute capability 8.9 on; nothing is assumed of other vendors.
     fp8 = "float8_e4m3fn" if name.startswith("sm_") and int(name[3:]) >= 89 else ""
-    # Of everything else the most careful that any GPU here needs.
+    # An unknown GPU gets the most careful value of every other limit.
     careful = {
         "most_stages": min(limits.most_stages for limits in LIMITS.values()),
         "whole_line_rows": min(limits.whole_line_rows for limits in LIMITS.values()),

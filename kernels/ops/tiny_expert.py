@@ -1,11 +1,17 @@
-"""Experts of one to a few neurons, up to millions of them: gathered vectors in place of matrices.
+"""Compute experts of one to a few neurons, up to millions of them, by gathering vectors.
+
+    for each token t and each neuron i of its K experts:        # _tiny_in_kernel
+        act[t, k, i] = weight[t, k] x activation(w_in[e, i] . x[t])
+    for each token t:                                           # _tiny_out_kernel
+        out[t] = sum over k, i of act[t, k, i] x w_out[e, i]    # in the router's order
 
 An expert of one neuron is a pair of vectors: it reads a token with one and writes with the other
-(PEER, arXiv 2407.04153, section 2.2). Grouping tokens by expert has no point there, for hardly two
-tokens share one; each token gathers its experts' rows where they lie. Two kernels: the first makes
-a token's K x I activations, router weights included, in float32; the second sums its output rows in
-the order the router listed them, with no atomics, so the same routing gives the same bits every
-time. All products run on the vector units: the bytes of the rows are what it costs.
+(PEER, arXiv 2407.04153, section 2.2). Grouping tokens by expert has no point there, since hardly
+any two tokens share an expert; each token gathers the rows of its experts where they are stored.
+The first kernel computes the K x I activations of a token, router weights included, in float32. The
+second sums its output rows in the order the router listed them, with no atomics, so the same
+routing gives the same bits every time. All products run on the vector units: the cost is the bytes
+of the gathered rows.
 """
 
 from typing import Literal
@@ -14,8 +20,9 @@ import torch
 from moesim_kernels.ops.plan import check_ids
 from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tl, triton
 
-#: neurons and columns a program takes at once
+#: number of neurons and of columns that a program takes at once
 BLOCK_P, BLOCK_H = 16, 256
+# Rows of w_in for each neuron: a gate row and an up row, or a single row.
 _ROWS = {"swiglu": 2, "gelu": 1}
 
 
@@ -23,6 +30,7 @@ _ROWS = {"swiglu": 2, "gelu": 1}
 def _activated(first, second, GATED: tl.constexpr):
     if GATED:
         return first / (1.0 + tl.exp(-first)) * second
+    # The exact GELU, not its tanh approximation, as in PEER.
     return 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
 
 
@@ -44,8 +52,10 @@ def _tiny_in_kernel(
     t = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < num_neurons
+    # Consecutive neurons of a token belong to the same expert, ``width`` of them at a time.
     pair = t * top_k + p // width
     expert = tl.load(ids_ptr + pair, mask=exists, other=0).to(tl.int64)
+    # With SwiGLU an expert has its gate rows first, then as many up rows.
     row = expert * (2 * width if GATED else width) + p % width
     first = tl.zeros((BLOCK_P,), tl.float32)
     second = tl.zeros((BLOCK_P,), tl.float32)
@@ -59,6 +69,7 @@ def _tiny_in_kernel(
             at = w_ptr + (row + width)[:, None] * hidden + h[None, :]
             second += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
     act = _activated(first, second, GATED)
+    # Weighted here, so that the second kernel is a plain sum.
     weight = tl.load(weights_ptr + pair, mask=exists, other=0.0)
     tl.store(act_ptr + t * num_neurons + p, weight * act, mask=exists)
 
@@ -79,6 +90,7 @@ def _tiny_out_kernel(
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     total = tl.zeros((BLOCK_H,), tl.float32)
+    # One program sums all neurons of a token in a fixed order, so the result is deterministic.
     for start in range(0, num_neurons, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         exists = p < num_neurons
@@ -116,6 +128,7 @@ def _check(
             "expected x_TH of shape (T, H) and w_out_EIH of shape (E, I, H), got "
             f"{tuple(x_TH.shape)} and {tuple(w_out_EIH.shape)}"
         )
+    # w_in has as many rows per neuron as the activation reads.
     experts, width, hidden = w_out_EIH.shape
     if w_in.shape != (experts, _ROWS[activation] * width, hidden):
         raise ValueError(
@@ -149,35 +162,37 @@ def tiny_expert(
     weights_TK: torch.Tensor,
     activation: Literal["swiglu", "gelu"] = "swiglu",
 ) -> torch.Tensor:
-    """Sum of each token's tiny experts, weighted.
+    """Return the weighted sum of each token's tiny experts.
 
     Args:
-        x_TH: Tokens, bfloat16, float16 or float32 of shape (T, H), contiguous.
-        w_in: Input rows in the same format, contiguous: gate rows, then up rows of every expert,
-            shape (E, 2I, H); for GELU shape (E, I, H).
-        w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous: the transpose of a
-            down projection.
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU:
-            that would be a wait).
+        x_TH: Tokens, bfloat16, float16, or float32 of shape (T, H), contiguous.
+        w_in: Input rows in the same format, contiguous: the gate rows of every expert followed by
+            its up rows, shape (E, 2I, H); for GELU shape (E, I, H).
+        w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous; this is the
+            transpose of a down projection.
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1 (not checked
+            on a GPU, since the check would wait for the device).
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
-        activation: "swiglu", or "gelu" (exact) as in PEER.
+        activation: "swiglu", or "gelu" (exact, as in PEER).
 
     Returns:
-        Shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
+        A tensor of shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other; on a CPU also an id out of range.
-        RuntimeError: No Triton to launch with.
+        ValueError: Shapes or formats do not fit each other; on a CPU also an id out of range.
+        RuntimeError: Triton cannot launch kernels here.
     """
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     require_triton(x_TH, w_in, w_out_EIH, ids_TK, weights_TK)
     (experts, width, hidden), (num_tokens, top_k) = w_out_EIH.shape, ids_TK.shape
+    # On a CPU the check costs no wait.
     if ids_TK.device.type == "cpu":
         check_ids(ids_TK, experts)
     neurons = top_k * width
     act_TP = torch.empty(num_tokens, neurons, dtype=torch.float32, device=x_TH.device)
     out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(x_TH.dtype), device=x_TH.device)
     if num_tokens:
+        # Narrow layers get one block as wide as a row instead of mostly masked lanes.
         block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
         if neurons:
             _tiny_in_kernel[(num_tokens, triton.cdiv(neurons, BLOCK_P))](
@@ -217,10 +232,11 @@ def tiny_expert_reference(
     weights_TK: torch.Tensor,
     activation: Literal["swiglu", "gelu"] = "swiglu",
 ) -> torch.Tensor:
-    """`tiny_expert` in torch: copies the rows of all pairs."""
+    """Compute `tiny_expert` in torch; this copies the rows of all pairs."""
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     check_ids(ids_TK, len(w_in))
     ids = ids_TK.long()
+    # The gathered copies make this readable, not fast.
     read_TKI = torch.einsum("tkih,th->tki", w_in[ids].float(), x_TH.float())
     if activation == "swiglu":
         gate_TKI, up_TKI = read_TKI.chunk(2, dim=2)

@@ -1,4 +1,4 @@
-"""Weights of one MoE layer: of its gate, its routed and its shared experts."""
+"""Hold the weights of one MoE layer: of its gate, its routed experts, and its shared experts."""
 
 import math
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch format of this name.
+    """Return the torch format of this name.
 
     Raises:
-        ConfigError: A format the kernels do not compute in.
+        ConfigError: The kernels do not compute in this format.
     """
     if name not in _DTYPES:
         raise ConfigError(
@@ -34,19 +34,20 @@ class LayerWeights:
     Attributes:
         fine_EH: Keys of the experts, in the gate's format, shape (E, H).
         coarse_GH: Keys of the groups of a two-level gate, shape (G, H); None for other gates.
-        query_QH: Projection of a product-key gate, whose fine_EH is empty, shape (heads x
-            query_size, H); else None.
-        keys_2Sq: Its keys, shape (2, sqrt(E), query_size / 2); else None.
-        shared_gate_up: Gate rows, then up rows of all shared experts as one wide expert, shape (1,
-            2 n I, H) for n of them; None without any.
-        shared_down: Its down projection, shape (1, H, n I); None without any.
-        w_gate_up: Gate rows, then up rows of every expert, shape (E, 2I, H).
+        query_QH: Projection of a product-key gate (whose fine_EH is empty), shape (heads x
+            query_size, H); otherwise None.
+        keys_2Sq: Keys of a product-key gate, shape (2, sqrt(E), query_size / 2); otherwise None.
+        shared_gate_up: Gate rows followed by up rows of all n shared experts as one wide expert,
+            shape (1, 2 n I, H); None without shared experts.
+        shared_down: Down projection of the shared experts, shape (1, H, n I); None without shared
+            experts.
+        w_gate_up: Gate rows followed by up rows of every expert, shape (E, 2I, H).
         w_down: Down projections, shape (E, H, I).
-        bias_E: What selection adds to the experts' scores, float32 of shape (E,); None for a gate
-            without bias.
+        bias_E: Bias that selection adds to the experts' scores, float32 of shape (E,); None for a
+            gate without bias.
 
-    The experts' four are plain tensors, or all `BlockScaled`: then tokens and activations are
-    quantised on the way.
+    The four weights of the experts are plain tensors, or all `BlockScaled`; in the latter case
+    tokens and activations are quantized on the way.
     """
 
     fine_EH: torch.Tensor
@@ -67,23 +68,24 @@ class LayerWeights:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> "LayerWeights":
-        """Normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs); a bias
-        of zeros.
+        """Draw normal weights that keep activations near 1: standard deviation 1 / sqrt(inputs); a
+        bias is all zeros.
 
         Args:
-            layer: Sizes, gate and formats.
-            seed: Of a generator on ``device``; the same numbers on every machine with the same kind
-                of device.
-            dtype: Format of the experts; by default the layer's, block-scaled 8-bit floats
-                included.
-            device: Where the weights live.
+            layer: Layer that gives sizes, gate, and formats.
+            seed: Seed of a generator on ``device``; it gives the same numbers on every machine with
+                the same kind of device.
+            dtype: Number format of the experts; by default the layer's, including block-scaled
+                8-bit floats.
+            device: Device that holds the weights.
 
         Raises:
-            ConfigError: A layer the kernels do not compute: ungated, with a capacity or experts of
-                different widths, a two-level or product-key gate with sigmoid, heads that do not
-                divide top_k, or a format they lack.
+            ConfigError: The kernels do not compute this layer: it is ungated, has a capacity limit
+                or experts of different widths, has a two-level or product-key gate with sigmoid,
+                has heads that do not divide top_k, or uses a format they lack.
         """
         check_layer(layer)
+        # Block-scaled weights are drawn in float32 and quantized once all are drawn.
         scaled = dtype is None and is_block_scaled(layer.precision)
         dtype = dtype or (torch.float32 if scaled else torch_dtype(layer.precision.weights))
         gate_dtype, generator = (
@@ -91,6 +93,7 @@ class LayerWeights:
             torch.Generator(device).manual_seed(seed),
         )
 
+        # The last dimension is the inner one, so its size gives the standard deviation.
         def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device).normal_(
                 0.0, shape[-1] ** -0.5, generator=generator
@@ -108,6 +111,7 @@ class LayerWeights:
                 for name in EXPERTS
                 if drawn[name] is not None
             }
+        # Drawn from no generator, so that a bias does not change the other weights.
         bias_E = (
             torch.zeros(layer.num_experts, device=device)
             if layer.gate.balancing == "bias"
@@ -116,16 +120,16 @@ class LayerWeights:
         return cls(**drawn, bias_E=bias_E)
 
 
-#: weights in the experts' format
+#: names of the weights that have the experts' format
 EXPERTS = ("w_gate_up", "w_down", "shared_gate_up", "shared_down")
 
 
 def is_block_scaled(precision: Precision) -> bool:
-    """Whether the experts multiply 8-bit numbers with a scale for each block.
+    """Return whether the experts multiply 8-bit numbers with a scale for each block.
 
     Raises:
-        ConfigError: 8-bit weights in another way than the kernels': with wider tokens, or blocks of
-            another size.
+        ConfigError: The 8-bit weights are not in the kernels' convention: tokens are wider, or
+            blocks have another size.
     """
     if precision.weights != "float8_e4m3":
         return False
@@ -139,9 +143,11 @@ def is_block_scaled(precision: Precision) -> bool:
 
 
 def shapes(layer: MoELayer) -> dict[str, tuple[int, ...] | None]:
-    """Shape of each of a layer's weights, None for those it has not."""
+    """Return the shape of each of a layer's weights, None for weights it does not have."""
+    # A product-key gate has no key for each expert; only a two-level gate has keys of groups.
     experts, hidden, width = layer.num_experts, layer.hidden_size, layer.shared_width
     two_level, product_key = (layer.gate.kind == kind for kind in ("two_level", "product_key"))
+    # Shared experts are computed as one expert that is as wide as all of them.
     shared = layer.num_shared_experts * width
     return {
         "fine_EH": (0 if product_key else experts, hidden),
@@ -161,8 +167,8 @@ def check_layer(layer: MoELayer) -> None:
     """Refuse layers the kernels do not compute.
 
     Raises:
-        ConfigError: Ungated, with a capacity or experts of different widths, a two-level or
-            product-key gate with sigmoid, or heads that do not divide top_k.
+        ConfigError: The layer is ungated, has a capacity limit or experts of different widths, has
+            a two-level or product-key gate with sigmoid, or has heads that do not divide top_k.
     """
     if not layer.gated or layer.capacity_factor is not None:
         raise ConfigError(
@@ -180,8 +186,7 @@ def check_gate(gate: Gate, top_k: int) -> None:
     """Refuse gates the kernels do not compute.
 
     Raises:
-        ConfigError: A two-level or product-key gate with sigmoid, or heads that do not divide
-            top_k.
+        ConfigError: A two-level or product-key gate uses sigmoid, or its heads do not divide top_k.
     """
     if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
         raise ConfigError(
@@ -199,8 +204,9 @@ def check_selection(gate: Gate) -> None:
     """Refuse ways of choosing that the kernels do not compute.
 
     Raises:
-        ConfigError: Expert choice, hashes, Sinkhorn, local routers or shared decisions; noise, a
-            bias or a temperature where a token does not see all experts' logits.
+        ConfigError: The gate uses expert choice, hashes, Sinkhorn, local routers, or shared
+            decisions; or it uses noise, a bias, or a temperature although a token does not see the
+            logits of all experts.
     """
     if (
         gate.selection not in ("top_k", "noisy_top_k")
@@ -211,6 +217,7 @@ def check_selection(gate: Gate) -> None:
             "gate: expected top_k or noisy_top_k of every token for the Triton kernels, got "
             f"{str(gate)!r}; pass its choices as `routing`"
         )
+    # The composed gates route twice, and noise or bias would have to enter only once.
     plain = gate.selection == "top_k" and gate.balancing != "bias" and gate.temperature == 1.0
     if gate.kind in ("two_level", "product_key") and not plain:
         raise ConfigError(

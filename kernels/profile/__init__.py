@@ -1,1 +1,1 @@
-"""Device profiles, measured on this machine."""
+"""Measure device profiles on this machine."""

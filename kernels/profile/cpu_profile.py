@@ -1,19 +1,19 @@
-"""A device profile of this machine's CPU, measured: primitives, never a layer.
+"""Measure a device profile of this machine's CPU, from primitives and never from a layer.
 
-One torch thread, caches flushed and inputs written before each timing, freed memory kept
-(`moesim_kernels.cpu.layer` says why). Curves (`cpu_curves`) are what a data sheet would tell;
-coefficients of `moesim.costs.devices.serial` are fitted (`fit`) to random calls of the primitives
-(`moesim_kernels.cpu.primitives`), non-negative, with a robust loss on the log of the ratio, so that
-a call of 20 microseconds counts as much as one of 5 milliseconds.
+There is one torch thread; caches are flushed and inputs written before each timing, and freed
+memory is kept (`moesim_kernels.cpu.protocol` says why). Curves (`cpu_curves`) are what a data sheet
+would give. Coefficients of `moesim.costs.devices.serial` are fitted (`fit`) to random calls of the
+primitives (`moesim_kernels.cpu.primitives`); they are non-negative, with a robust loss on the log
+of the ratio, so that a call of 20 microseconds counts as much as one of 5 milliseconds.
 
-``low`` and ``high`` of a measured number are the P10 and P90 of its repeats; those of a fitted
-coefficient are the coefficient times the P10 and P90 of measured over fitted time in its table.
-``[residuals]`` has the P10 and P90 of measured over predicted time of calls that the prediction was
-not fitted to: the interval of what is simulated.
+``low`` and ``high`` of a measured number are the P10 and P90 of its repeats; for a fitted
+coefficient they are the coefficient times the P10 and P90 of measured over fitted time in its
+table. ``[residuals]`` has the P10 and P90 of measured over predicted time of calls that were left
+out of the fit of the prediction: this is the interval of what is simulated.
 
-Between the parts a sentinel looks whether the machine became slower, which the spread of repeats
-does not show. A part after which it is more than 8 % slower is measured once more if the time
-allows, and otherwise the profile is marked ``contended``.
+Between the parts a sentinel checks whether the machine became slower, which the spread of repeats
+does not show. If the machine is more than 8 % slower after a part, the part is measured once more
+if the time allows; otherwise the profile is marked ``contended``.
 """
 
 import json
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from moesim_kernels.cpu.layer import CONTENDED, Sentinel, measuring
 from moesim_kernels.cpu.primitives import DTYPES, Bench
+from moesim_kernels.cpu.protocol import CONTENDED, Sentinel, measuring
 from moesim_kernels.profile import cpu_curves
 from moesim_kernels.profile.fit import fit, held_out_ratios
 from moesim_kernels.profile.host_fabric import fabric_or_why, measure_gloo
@@ -44,7 +44,7 @@ from moesim.costs.devices import serial
 from moesim.units import GIB
 
 T = TypeVar("T")
-#: shares of the time for random calls; what is left over pays for the curves
+#: shares of the remaining time that the random calls of each table get
 _SHARES = {
     "gemm_float32": 0.28,
     "gemm_bfloat16": 0.31,
@@ -56,13 +56,14 @@ _SHARES = {
     "align": 0.04,
     "gather": 0.04,
 }
+# Calls of each table at least, and repeats of each call.
 _MIN_CALLS, _REPEATS = 12, 2
-#: longest single GEMM of the curves, and as a share of the time
+#: seconds of the longest single GEMM of the curves, and the same as a share of the time
 _LONGEST_S, _LONGEST_SHARE = 0.06, 2.5e-3
-#: what the all-to-all may take at least: most of it is the start of two processes, on a busy
-#: machine half a minute
+#: shortest timeout of the all-to-all in seconds: most of it is the start of two processes, which
+#: takes half a minute on a busy machine
 _FABRIC_S = 60.0
-#: budget under which each call is timed once
+#: time left in seconds, below which each call is timed once
 _SHORT_S = 2.0
 
 
@@ -70,8 +71,8 @@ class _Watch:
     """Runs the parts of a measurement and asks the sentinel after each.
 
     Args:
-        sentinel: As it was before.
-        until: time.perf_counter() at which all parts should be done.
+        sentinel: Sentinel in its state before the measurement.
+        until: Value of time.perf_counter() at which all parts should be done.
     """
 
     def __init__(self, sentinel: Sentinel, until: float) -> None:
@@ -80,14 +81,17 @@ class _Watch:
         self.contended = self.slowdown > CONTENDED
 
     def left_s(self) -> float:
-        """Seconds until then."""
+        """Return the seconds until all parts should be done."""
         return max(self.until - time.perf_counter(), 0.0)
 
     def run(self, part: Callable[[], T]) -> T:
-        """What the part returns; of a second try, where the machine was slower after the first."""
+        """Return the result of the part; of a second attempt, if the machine was slower after the
+        first.
+        """
         started = time.perf_counter()
         found = part()
         slowdown = self.sentinel.slowdown()
+        # A second attempt only if the time left covers what the first one took.
         if slowdown > CONTENDED and time.perf_counter() - started < self.left_s():
             found, slowdown = part(), self.sentinel.slowdown()
         self.slowdown = max(self.slowdown, slowdown)
@@ -98,7 +102,7 @@ class _Watch:
 def _calls(
     bench: Bench, table: str, seconds_s: float, repeats: int
 ) -> tuple[list[dict[str, float]], np.ndarray]:
-    """Features and seconds of random calls of one table."""
+    """Return features and seconds of random calls of one table."""
     until = time.perf_counter() + seconds_s
     features, seconds = [], []
     while len(seconds) < _MIN_CALLS or time.perf_counter() < until:
@@ -109,12 +113,13 @@ def _calls(
 
 
 def _tables(bench: Bench, watch: _Watch) -> list[str]:
-    """Lines of the serial tables but ``launch``, and of their residuals; they share the time that
-    is left.
+    """Return the lines of the serial tables except ``launch``, and of their residuals; the tables
+    share the time that is left.
     """
     lines = []
     repeats = _REPEATS if watch.left_s() > _SHORT_S else 1
     for table, share in _SHARES.items():
+        # A table gets its share of the time that this table and the later ones have left.
         later = sum(list(_SHARES.values())[list(_SHARES).index(table) :])
         features, seconds = watch.run(
             partial(_calls, bench, table, watch.left_s() * share / later, repeats)
@@ -127,6 +132,7 @@ def _tables(bench: Bench, watch: _Watch) -> list[str]:
                 for key, value in coefficients.items()
             ),
         ]
+        # The residuals come from calls left out of a fit, so they are honest intervals.
         lines += held_out(f"residuals.{table}", held_out_ratios(features, seconds))
     return lines
 
@@ -142,17 +148,19 @@ def measure_profile(
     """Measure this CPU with one torch thread.
 
     Args:
-        budget_s: Seconds to spend, about; a few calls of each primitive are made in any case.
-        seed: Of sizes and inputs.
-        sentinel: Whose buffer to use, as it was before; a new one by default.
+        budget_s: About how many seconds to spend; a few calls of each primitive are made in any
+            case.
+        seed: Seed of sizes and inputs.
+        sentinel: Sentinel in its state before the measurement; a new one by default.
         fabric: Whether all-to-alls between two processes are measured too.
-        command: What the profile says it was written by.
+        command: Command that the profile names as its origin.
 
     Returns:
         Text of a device profile, to be saved as ``cpu-local.toml``.
     """
     started = time.perf_counter()
     host = (
+        # Measured first, apart from the parts that the sentinel watches.
         fabric_or_why("gloo", partial(measure_gloo, timeout_s=max(budget_s, _FABRIC_S)))
         if fabric
         else []
@@ -166,6 +174,7 @@ def measure_profile(
         streams = watch.run(lambda: cpu_curves.stream_rates(sentinel))
         cache = cpu_curves.cache_bytes(streams)
         memory = watch.run(lambda: cpu_curves.memory_lines(sentinel, streams, cache))
+        # Random sizes depend on the peak rates and the cache that were just measured.
         bench = Bench(
             seed,
             sentinel,
@@ -250,7 +259,8 @@ def write_profile(
     fabric: bool = False,
     command: str = "moesim_kernels.profile.cpu_profile.write_profile",
 ) -> None:
-    """`measure_profile`, saved; the file's name without ``.toml`` is the profile's.
+    """Save the result of `measure_profile`; the file's name without ``.toml`` is the profile's
+    name.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,7 +1,7 @@
-"""What a GPU reaches: GEMM rate by format and size, streams by working set, gathers by access size,
-launches.
+"""Measure what a GPU reaches: GEMM rate by format and size, streams by working set, gathers by
+access size, launches.
 
-Every function takes a timer, so that a test can call what it would time.
+Every function takes a timer, so that a test can make the calls without timing them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +12,17 @@ import torch
 from moesim_kernels.ops.memory import gather, stream
 
 Array = np.ndarray
-#: (call, whether L2 is overwritten before each) -> seconds of repeats, ndarray of shape (repeats,)
+#: (call, whether L2 is overwritten first) -> seconds of repeats, ndarray of shape (repeats,)
 Timer = Callable[[Callable[[], object], bool], Array]
 GEMM_SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 ACCESS_BYTES = (32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
+# Seconds of the longest product, and launches in one timing.
 _LONGEST_S, _LAUNCHES = 0.02, 100
 
 
 def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
-    """Format -> what prepares a square product in it; preparing or calling may raise where the GPU
-    has none.
+    """Return format -> function that prepares a square product in it; preparing or calling may
+    raise if the GPU lacks the product.
     """
 
     def plain(dtype: torch.dtype) -> Callable[[], object]:
@@ -30,6 +31,7 @@ def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callabl
 
     def scaled() -> Callable[[], object]:
         left = torch.ones(size, size, device=device).to(torch.float8_e4m3fn)
+        # Scales of 1: the rate does not depend on them.
         one = torch.ones((), device=device)
         return partial(
             torch._scaled_mm, left, left.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16
@@ -48,7 +50,7 @@ def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callabl
     }
 
 
-#: how torch, cuBLAS and hipBLASLt say that a GPU has no such product
+#: parts of the messages by which torch, cuBLAS, and hipBLASLt say that a GPU lacks a product
 _UNSUPPORTED = (
     "not supported",
     "unsupported",
@@ -62,7 +64,7 @@ _UNSUPPORTED = (
 
 
 def _says_unsupported(error: Exception) -> bool:
-    # torch raises NotImplementedError, a RuntimeError too, where it has no such kernel at all
+    # torch raises NotImplementedError, a subclass of RuntimeError, if it has no such kernel at all.
     return isinstance(error, NotImplementedError) or any(
         text in str(error).lower() for text in _UNSUPPORTED
     )
@@ -71,15 +73,15 @@ def _says_unsupported(error: Exception) -> bool:
 def gemm_rates(
     timer: Timer, device: torch.device, sizes: Sequence[int] = GEMM_SIZES
 ) -> dict[str, dict[int, Array]]:
-    """FLOP/s of repeats of square products, by format and size; formats the GPU cannot multiply are
-    left out.
+    """Return FLOP/s of repeats of square products, by format and size; formats the GPU cannot
+    multiply are left out.
 
-    float32 runs as TF32, like a data sheet's figure for tensor cores. Sizes beyond the GPU's memory
-    end a format's.
+    float32 runs as TF32, like a data sheet's figure for tensor cores. The sizes of a format end
+    where they exceed the GPU's memory.
 
     Raises:
-        RuntimeError: A product fails, but not for want of memory, nor because it is the smallest of
-            a format that the GPU says it does not support.
+        RuntimeError: A product fails for a reason other than lack of memory, unless it is the
+            smallest of a format and the GPU says it does not support it.
     """
     found: dict[str, dict[int, Array]] = {}
     precision = torch.get_float32_matmul_precision()
@@ -89,6 +91,7 @@ def gemm_rates(
             best = 0.0
             for size in sizes:
                 flops = 2.0 * size**3
+                # Skip sizes that would take too long even at twice the fastest rate so far.
                 if best and flops / (2.0 * best) > _LONGEST_S:
                     break
                 try:
@@ -96,6 +99,7 @@ def gemm_rates(
                 except torch.OutOfMemoryError:
                     break
                 except RuntimeError as error:
+                    # A format whose smaller product ran is supported, so its error is a real one.
                     if name in found or not _says_unsupported(error):
                         raise
                     break
@@ -109,8 +113,8 @@ def gemm_rates(
 def stream_rates(
     timer: Timer, device: torch.device, l2_bytes: int, largest: int
 ) -> dict[int, Array]:
-    """Bytes/s, read and written, of copies of half a working set to the other half, from a quarter
-    of L2 on.
+    """Return bytes/s, read and written, of copies of half a working set to the other half, from a
+    quarter of L2 on.
     """
     found, size = {}, max(l2_bytes // 4, 1 << 12)
     while size <= largest:
@@ -123,13 +127,13 @@ def stream_rates(
 def gather_rates(
     timer: Timer, device: torch.device, working_set: int, moved: int, *, cold: bool
 ) -> dict[int, Array]:
-    """Bytes/s, read and written, of random rows of a table, by the bytes of a row.
+    """Return bytes/s, read and written, of random rows of a table, by the bytes of a row.
 
     Args:
-        timer: Times the calls.
-        device: Where.
-        working_set: Bytes of the table.
-        moved: Bytes of the result.
+        timer: Function that times the calls.
+        device: Device that runs the gathers.
+        working_set: Size of the table in bytes.
+        moved: Size of the result in bytes.
         cold: Whether L2 is overwritten before each repeat.
     """
     generator, found = torch.Generator().manual_seed(0), {}
@@ -146,8 +150,8 @@ def gather_rates(
 
 
 def launch_seconds(timer: Timer, device: torch.device, graph: bool) -> Array:
-    """Seconds per launch of a kernel that does next to nothing, a hundred in a row, in a graph or
-    not.
+    """Return seconds per launch of a kernel that does next to nothing, a hundred in a row, in a
+    graph or not.
     """
     source, target = torch.ones(2, 64, device=device)
 
@@ -157,6 +161,7 @@ def launch_seconds(timer: Timer, device: torch.device, graph: bool) -> Array:
 
     if not graph:
         return timer(launches, False) / _LAUNCHES
+    # Compiled before the capture, during which nothing may wait.
     launches()
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):

@@ -1,15 +1,15 @@
-"""A device profile of this machine's GPU, measured: GEMMs, streams, gathers, launches, all-to-all
-between its GPUs.
+"""Measure a device profile of this machine's GPU: GEMMs, streams, gathers, launches, and the
+all-to-all between its GPUs.
 
-Peak rates and bandwidth of a profile are those of a data sheet, since calibrated prices are shares
-of them (`moesim.costs.devices.gpu`). A GPU that a shipped profile describes keeps that profile's
-figures; of another one they are derived: the figure at which the calibrated model reaches what was
-measured here. Measured rates by format and size, curves by access size and working set, and launch
-times stand beside them with minimum, median, P10 and P90.
+Peak rates and bandwidth of a profile are data sheet figures, since calibrated prices are shares of
+them (`moesim.costs.devices.gpu`). A GPU that a shipped profile describes keeps that profile's
+figures. For any other GPU they are derived: they are the figures at which the calibrated model
+reaches what was measured here. Measured rates by format and size, curves by access size and working
+set, and launch times are recorded with minimum, median, P10, and P90.
 
-What counts is the best repeat. Nothing here has run on a GPU of the project's: the kernels are
-checked by the interpreter and the compiler, everything but the launches by tests with a timer that
-only calls.
+The best repeat counts. Nothing here has run on a GPU of the project's: the kernels are checked by
+the interpreter and the compiler, and everything except the launches by tests whose timer only makes
+the calls.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from moesim_kernels.cpu.layer import CONTENDED
+from moesim_kernels.cpu.protocol import CONTENDED
 from moesim_kernels.ops.runtime import triton
 from moesim_kernels.profile.gpu_curves import (
     GEMM_SIZES,
@@ -43,25 +43,25 @@ from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
 Array = np.ndarray
 CALIBRATION = "triton-moe"
-#: what the all-to-all may take at least: most of it is the start of the ranks
+#: shortest timeout of the all-to-all in seconds; most of it is the start of the ranks
 _FABRIC_S = 20.0
-#: share of the time for one number; about seventy are measured
+#: share of the time that one number gets; about seventy are measured
 _SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """What the driver tells of a GPU.
+    """Properties of a GPU that its driver reports.
 
     Attributes:
-        name: Its name.
-        compute_capability: NVIDIA's, or None.
-        num_sms: Multiprocessors or compute units.
-        clock_hz: Highest clock.
+        name: Name of the GPU.
+        compute_capability: Compute capability on NVIDIA, otherwise None.
+        num_sms: Number of multiprocessors or compute units.
+        clock_hz: Highest clock rate.
         shared_bytes: Shared memory of a multiprocessor.
-        memory_bytes: Its memory.
-        l2_bytes: Its L2 cache.
-        count: GPUs of this machine.
+        memory_bytes: Size of the GPU's memory.
+        l2_bytes: Size of the GPU's L2 cache.
+        count: Number of GPUs in this machine.
     """
 
     name: str
@@ -75,14 +75,15 @@ class Gpu:
 
     @classmethod
     def here(cls) -> "Gpu":
-        """The current GPU.
+        """Return the current GPU.
 
         Raises:
-            MeasurementError: The driver leaves out something.
+            MeasurementError: The driver does not report a property that is needed.
         """
         driver = triton.runtime.driver.active
         told = driver.utils.get_device_properties(driver.get_current_device())
         properties = torch.cuda.get_device_properties(driver.get_current_device())
+        # AMD's major and minor version are not a compute capability.
         nvidia = driver.get_current_target().backend == "cuda"
         try:
             return cls(
@@ -91,6 +92,8 @@ class Gpu:
                 compute_capability=properties.major + properties.minor / 10 if nvidia else None,
                 clock_hz=told["sm_clock_rate"] * 1e3,
                 memory_bytes=properties.total_memory,
+                # Some builds of torch do not report it; then the most that one program gets stands
+                # for it.
                 shared_bytes=getattr(
                     properties, "shared_memory_per_multiprocessor", told["max_shared_mem"]
                 ),
@@ -101,8 +104,8 @@ class Gpu:
             raise MeasurementError(f"gpu: the driver does not tell {error}") from None
 
     def shipped(self) -> Profile | None:
-        """The shipped profile of this GPU: its name's first part is in the GPU's, and the
-        multiprocessors agree.
+        """Return the shipped profile of this GPU: the first part of its name occurs in the GPU's
+        name, and the multiprocessors agree.
         """
         for name in toml.names("devices"):
             if name.split("-")[0] in self.name.lower().replace(" ", "-").split("-"):
@@ -128,15 +131,15 @@ def profile_text(
     graph: bool = True,
     host: Sequence[str] = (),
 ) -> str:
-    """Measure and put together a profile.
+    """Measure and compose a profile.
 
     Args:
-        gpu: What the driver tells.
-        timer: Times calls.
-        device: Where tensors go.
-        command: What the profile says it was written by.
-        largest_bytes: Largest working set; an eighth of the memory at most.
-        sizes: Of the square products.
+        gpu: Properties that the driver reports.
+        timer: Function that times calls.
+        device: Device that holds the tensors.
+        command: Command that the profile names as its origin.
+        largest_bytes: Size of the largest working set; at most an eighth of the memory is used.
+        sizes: Sizes of the square products.
         graph: Whether launches are also timed inside a graph.
         host: Lines of ``[host_fabric]``.
     """
@@ -145,21 +148,24 @@ def profile_text(
     rates = gemm_rates(timer, device, sizes)
     streams = stream_rates(timer, device, gpu.l2_bytes, largest)
     shipped, parameters = gpu.shipped(), _parameters()
+    # The fastest product of each format, whatever its size.
     best = {name: max(float(r.max()) for r in by_size.values()) for name, by_size in rates.items()}
     far = streams[max(streams)]
     if shipped is not None:
         peaks, bandwidth = shipped.peak_flops_per_s, shipped.hbm_bandwidth_bytes_per_s
     else:
+        # The model takes a share of the peak, so the measured rate is divided by that share.
         peaks = {name: rate / parameters["mma_efficiency"] for name, rate in best.items()}
         bandwidth = float(far.max()) / parameters["activation_bandwidth_efficiency"]
 
     def figure(value: float, key: str) -> str:
-        """A figure as certain as the shipped profile's."""
+        """Return a figure that is as certain as the shipped profile's."""
         return quantity(
             value, kind=shipped.provenance[key][0] if shipped else "derived", source="figures"
         )
 
     plain = launch_seconds(timer, device, graph=False)
+    # A layer inside a graph pays for launches in the graph; both are recorded.
     launch = launch_seconds(timer, device, graph=True) if graph else plain
     driver = partial(quantity, kind="datasheet", source="driver")
 
@@ -199,12 +205,14 @@ def profile_text(
         f"capacity_gib = {driver(gpu.memory_bytes / GIB)}",
         f"bandwidth_gb_per_s = {figure(bandwidth / GB, 'hbm.bandwidth_gb_per_s')}",
     ]
+    # Random reads of a working set far larger than L2, flushed, come from memory.
     moved = max(largest // 8, 1 << 12)
     tables += [
         line
         for access, r in gather_rates(timer, device, largest, moved, cold=True).items()
         for line in ("[[hbm.gather]]", f"access_bytes = {float(access)}", shares(r))
     ]
+    # A quarter of L2 stays in L2.
     near = max(gpu.l2_bytes // 4, 1 << 12)
     tables += [
         line
@@ -252,7 +260,7 @@ def profile_text(
                 where,
             )
         )
-    # the sentinel: the last stream once more, after everything else
+    # The sentinel: the largest stream is measured once more, after everything else.
     slowdown = float(
         far.max() / stream_rates(timer, device, 4 * max(streams), max(streams))[max(streams)].max()
         - 1.0
@@ -271,10 +279,11 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
     """Measure the current GPU for about ``seconds`` and save its profile.
 
     Raises:
-        MeasurementError: The driver leaves out something.
+        MeasurementError: The driver does not report a property that is needed.
         OSError: The file cannot be written.
     """
     gpu = Gpu.here()
+    # Measured first: the ranks are processes that use the GPUs, too.
     exchange = partial(measure_nccl, gpu.count, timeout_s=max(seconds, _FABRIC_S))
     host = fabric_or_why("nccl", exchange) if gpu.count > 1 else []
 

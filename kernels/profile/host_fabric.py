@@ -1,11 +1,12 @@
-"""All-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL or RCCL.
+"""Measure all-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL
+or RCCL.
 
-A timing is four calls back to back after a barrier, of the rank that took longest; all exchanges
-are timed in turn, several rounds of them, so that a machine that is slow for a while is slow for
-all. Between processes times have two modes, the upper one a wait for the other process to be woken:
-medians of the same exchange a few seconds apart differ by 10 to 30 %, the P10 of 24 timings by 6 to
-8 %. That is what counts; minimum, median and P90 stand beside it. Ranks are started by
-`moesim_kernels.ranks`: no network is needed.
+A timing is four calls back to back after a barrier, on the rank that took longest. All exchanges
+are timed in turn, for several rounds, so that a slow period of the machine affects all of them.
+Between processes times have two modes; the upper one contains a wait for the other process to be
+woken. Medians of the same exchange a few seconds apart differ by 10 to 30 %, the P10 of 24 timings
+by 6 to 8 %. Therefore the P10 counts; minimum, median, and P90 are recorded with it.
+`moesim_kernels.ranks` starts the ranks: no network is needed.
 """
 
 import json
@@ -24,10 +25,11 @@ from moesim.hardware import HostFabric
 from moesim.units import GB, US
 
 Array = np.ndarray
+# Calls of a timing, timings of an exchange in a round, rounds, and calls that are not counted.
 _CALLS, _TIMINGS, _ROUNDS, _WARM_UP = 4, 6, 4, 2
 _GLOO_BYTES = tuple(1 << exponent for exponent in range(10, 24))
 _NCCL_BYTES = tuple(1 << exponent for exponent in range(10, 28, 2))
-_COUNTS = 0.1  # quantile of the timings that counts
+_COUNTS = 0.1  # the quantile of the timings that counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,9 @@ class AllToAll:
     """Repeated timings of one all-to-all.
 
     Attributes:
-        ranks: How many take part.
-        bytes_per_pair: From each rank to each other.
-        seconds: ndarray of shape (timings,), per call.
+        ranks: Number of ranks that take part.
+        bytes_per_pair: Bytes from each rank to each other rank.
+        seconds: Seconds per call of each timing, ndarray of shape (timings,).
     """
 
     ranks: int
@@ -46,17 +48,20 @@ class AllToAll:
 
 
 def counted(seconds: Array) -> float:
-    """What counts of repeated timings: their P10."""
+    """Return the value that counts among repeated timings: their P10."""
     return float(np.quantile(seconds, _COUNTS))
 
 
 def port_bytes(bytes_WW: Array) -> float:
-    """Most bytes that any rank sends to others, or gets from them: what an exchange is priced by.
+    """Return the most bytes that any rank sends to others or gets from them, by which an exchange
+    is priced.
 
     Args:
-        bytes_WW: Array of shape (W, W): bytes from each rank to each, those to itself not counted.
+        bytes_WW: Array of shape (W, W): bytes from each rank to each rank; bytes to itself are not
+            counted.
     """
     between_WW = np.asarray(bytes_WW, dtype=np.float64) * (1.0 - np.eye(len(bytes_WW)))
+    # Rows are what a rank sends, columns what it gets; the busier direction counts.
     return float(max(between_WW.sum(axis=1).max(), between_WW.sum(axis=0).max()))
 
 
@@ -66,12 +71,13 @@ def measure_gloo(
     """Time all-to-alls between processes on this CPU, one thread each.
 
     Args:
-        ranks: Processes.
-        sizes: Bytes from each rank to each other.
-        timeout_s: After which they are ended.
+        ranks: Number of processes.
+        sizes: Numbers of bytes from each rank to each other rank.
+        timeout_s: Seconds after which the processes are ended.
 
     Raises:
-        MeasurementError: A rank failed (its last line), or they did not finish in time.
+        MeasurementError: A rank failed (the message is its last line), or the ranks did not finish
+            in time.
     """
     return _run("gloo", ranks, sizes, timeout_s)
 
@@ -79,15 +85,15 @@ def measure_gloo(
 def measure_nccl(
     ranks: int, *, sizes: Sequence[int] = _NCCL_BYTES, timeout_s: float = 60.0
 ) -> list[AllToAll]:
-    """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); else as
+    """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); otherwise like
     `measure_gloo`.
     """
     return _run("nccl", ranks, sizes, timeout_s)
 
 
 def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[str]:
-    """`fabric_lines` of what ``measure`` returns; none, and a line on stderr, where the all-to-all
-    does not work.
+    """Return `fabric_lines` of what ``measure`` returns; if the all-to-all does not work, no lines,
+    and print one on stderr.
     """
     try:
         return fabric_lines(backend, measure())
@@ -112,15 +118,17 @@ def time_exchanges(
     """Time uneven all-to-alls.
 
     Args:
-        backend: ``gloo`` or ``nccl``.
-        matrices: Bytes from each rank to each, integers of shape (W, W), all of one W.
-        timeout_s: After which the ranks are ended.
+        backend: Communication backend, ``gloo`` or ``nccl``.
+        matrices: Bytes from each rank to each rank, integers of shape (W, W), with the same W for
+            all.
+        timeout_s: Seconds after which the ranks are ended.
 
     Returns:
-        Seconds per call of each one's timings, ndarrays of shape (timings,).
+        Seconds per call of each timing of each exchange, ndarrays of shape (timings,).
 
     Raises:
-        MeasurementError: A rank failed (its last line), or they did not finish in time.
+        MeasurementError: A rank failed (the message is its last line), or the ranks did not finish
+            in time.
     """
     task = {"matrices": [np.asarray(matrix).tolist() for matrix in matrices]}
     answers = run_ranks(
@@ -130,20 +138,22 @@ def time_exchanges(
         backend=backend,
         timeout_s=timeout_s,
     )
+    # An exchange takes as long as its slowest rank.
     return list(np.array(answers).max(axis=0))
 
 
 def time_rank(task: dict) -> list[list[float]]:
-    """What one rank does: seconds per call of each timing of each exchange.
+    """Do the work of one rank: return the seconds per call of each timing of each exchange.
 
     Args:
-        task: As `moesim_kernels.ranks.group.run_ranks` gives it, with matrices of bytes.
+        task: Task from `moesim_kernels.ranks.group.run_ranks`, with matrices of bytes.
     """
     import torch
     import torch.distributed as dist
 
     rank = task["rank"]
     with rank_group(task) as device:
+        # Calls on a GPU return before they are done.
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         seconds: list[list[float]] = [[] for _ in task["matrices"]]
         for _ in range(_ROUNDS):
@@ -152,6 +162,7 @@ def time_rank(task: dict) -> list[list[float]]:
                 sent, received = (
                     torch.ones(sum(parts), dtype=torch.uint8, device=device) for parts in (to, of)
                 )
+                # Negative timings are the warm-up.
                 for timing in range(-_WARM_UP, _TIMINGS):
                     dist.barrier()
                     wait()
@@ -165,14 +176,15 @@ def time_rank(task: dict) -> list[list[float]]:
 
 
 def _fitted(measured: Sequence[AllToAll]) -> tuple[float, float, Array]:
-    """Start, port rate, and measured over predicted time of points left out of the fit."""
+    """Return start, port rate, and measured over predicted time of points left out of the fit."""
+    # Bytes through a rank's port: what it sends to all others.
     amounts = np.array([(point.ranks - 1.0) * point.bytes_per_pair for point in measured])
     seconds = np.array([counted(point.seconds) for point in measured])
     return *fit_start_and_rate(amounts, seconds), start_and_rate_ratios(amounts, seconds)
 
 
 def fabric_of(backend: str, measured: Sequence[AllToAll]) -> HostFabric:
-    """What `fabric_lines` writes, as a profile holds it."""
+    """Return what `fabric_lines` writes, in the form a profile holds it."""
     start, rate, ratios = _fitted(measured)
     low, high = np.percentile(ratios, (10, 90))
     return HostFabric(
@@ -187,15 +199,15 @@ def fabric_of(backend: str, measured: Sequence[AllToAll]) -> HostFabric:
 
 
 def fabric_lines(backend: str, measured: Sequence[AllToAll]) -> list[str]:
-    """Lines of ``[host_fabric]``: start and port rate, every point, and residuals of points left
-    out of the fit.
+    """Return the lines of ``[host_fabric]``: start and port rate, every point, and residuals of
+    points left out of the fit.
 
-    Fitted to time = start + (ranks - 1) x bytes / rate: what a rank sends to others passes its port
-    once.
+    The fit is time = start + (ranks - 1) x bytes / rate: what a rank sends to others passes its
+    port once.
 
     Args:
-        backend: As the file names it.
-        measured: At least three, of different sizes.
+        backend: Name of the backend in the file.
+        measured: Measured points, at least three, of different sizes.
     """
     start, rate, ratios = _fitted(measured)
     low, high = np.percentile(ratios, (10, 90))

@@ -1,7 +1,7 @@
-"""What can measure this machine, for `moesim measure`: found through the entry points
-``moesim.profilers``.
+"""Offer the profilers that `moesim measure` finds through the entry points ``moesim.profilers``.
 
-Importing this module loads neither torch nor triton; what cannot run here says why in one line.
+Importing this module loads neither torch nor triton; a profiler that cannot run here gives the
+reason in one line.
 """
 
 import sys
@@ -15,7 +15,7 @@ class CpuProfiler:
     name = "cpu"
 
     def unavailable_because(self) -> str | None:
-        """It needs torch, and a system that tells how much time a thread got."""
+        """Return why it cannot run: it needs torch, and a system that reports a thread's time."""
         if find_spec("torch") is None:
             return "torch is not installed (pip install torch)"
         return "it needs Linux or macOS" if sys.platform == "win32" else None
@@ -26,6 +26,7 @@ class CpuProfiler:
         Raises:
             OSError: The file cannot be written.
         """
+        # Imported on use, since this loads torch.
         from moesim_kernels.profile.cpu_profile import write_profile
 
         write_profile(path, seconds, fabric=True, command=command)
@@ -37,9 +38,12 @@ class GpuProfiler:
     name = "gpu"
 
     def unavailable_because(self) -> str | None:
-        """Without torch, Triton or an active GPU driver there is nothing to launch on."""
+        """Return why it cannot run: it needs torch, Triton, and an active GPU driver to launch
+        on.
+        """
         if missing := [name for name in ("torch", "triton") if find_spec(name) is None]:
             return f"{' and '.join(missing)} not installed"
+        # Imported after the check above, since this loads torch and triton.
         from moesim_kernels.ops.runtime import triton_mode
 
         mode = triton_mode()
@@ -51,7 +55,7 @@ class GpuProfiler:
         """Measure for about ``seconds`` and write the profile, which names ``command``.
 
         Raises:
-            MeasurementError: The GPU is not one whose memory and units the driver tells.
+            MeasurementError: The driver does not report the memory or the units of this GPU.
             OSError: The file cannot be written.
         """
         from moesim_kernels.profile.gpu_profile import write_profile

@@ -1,4 +1,4 @@
-"""The text of measured profiles: numbers with kind, source and spread, as
+"""Write the text of measured profiles: numbers with kind, source, and spread, as
 `moesim.hardware.profile_file` reads them.
 """
 
@@ -17,20 +17,21 @@ Array = np.ndarray
 
 
 def number(value: float) -> str:
-    """Five significant digits, as TOML writes a float."""
+    """Return five significant digits, in the form of a TOML float."""
     return repr(float(f"{value:.5g}"))
 
 
 def quantity(
     value: float, *, kind: str = "measured", source: str = "protocol", **more: float | int | None
 ) -> str:
-    """An inline table ``{value = ..., kind = ..., source = ...}``.
+    """Return an inline table ``{value = ..., kind = ..., source = ...}``.
 
     Args:
-        value: The number, > 0.
-        kind: See `moesim.files.toml.Kind`.
-        source: Key under ``[sources]``.
-        **more: Further numbers of the table (low, high, min, median, repeats), left out where None.
+        value: Number, > 0.
+        kind: Kind of evidence, one of `moesim.files.toml.Kind`.
+        source: Key of the source under ``[sources]``.
+        **more: Further numbers of the table (low, high, min, median, repeats); entries that are
+            None are left out.
     """
     extra = "".join(
         f", {key} = {part if isinstance(part, int) else number(part)}"
@@ -43,13 +44,14 @@ def quantity(
 def spread(
     values: Array, best: Callable[[Array], float] = np.median, source: str = "protocol"
 ) -> str:
-    """A measured quantity of repeats: the one that counts, their minimum and median, P10 and P90,
-    and how many.
+    """Return a quantity measured by repeats: the value that counts, minimum and median, P10 and
+    P90, and the number of repeats.
 
     Args:
-        values: ndarray of shape (repeats,), in the quantity's unit.
-        best: Which of them counts: np.min of times, np.max of rates, or the median.
-        source: Key under ``[sources]``.
+        values: Measured values in the quantity's unit, ndarray of shape (repeats,).
+        best: Function that picks the value that counts: np.min of times, np.max of rates, or the
+            median.
+        source: Key of the source under ``[sources]``.
     """
     low, median, high = np.percentile(values, (10, 50, 90))
     return quantity(
@@ -64,13 +66,13 @@ def spread(
 
 
 def held_out(name: str, ratios: Array, source: str = "fit") -> list[str]:
-    """Lines of a ``[name]`` table: P10 and P90 of measured over predicted time of calls left out of
-    the fit.
+    """Return the lines of a ``[name]`` table: P10 and P90 of measured over predicted time of calls
+    left out of the fit.
 
     Args:
         name: Key path of the table.
-        ratios: ndarray of shape (N,).
-        source: Key under ``[sources]``.
+        ratios: Measured over predicted times, ndarray of shape (N,).
+        source: Key of the source under ``[sources]``.
     """
     low, high = np.percentile(ratios, (10, 90))
     return [
@@ -82,12 +84,13 @@ def held_out(name: str, ratios: Array, source: str = "fit") -> list[str]:
 
 
 def sources(entries: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Lines of ``[sources]``: (key, title, locator) each."""
+    """Return the lines of ``[sources]`` from (key, title, locator) entries."""
     return [
         line
         for key, title, locator in entries
         for line in (
             f"[sources.{key}]",
+            # JSON strings are valid TOML strings.
             f"title = {json.dumps(title)}",
             f"locator = {json.dumps(locator)}",
         )
@@ -97,13 +100,16 @@ def sources(entries: Iterable[tuple[str, str, str]]) -> list[str]:
 def measurement(
     *, machine: str, command: str, seconds: float, slowdown: float, contended: bool
 ) -> list[str]:
-    """Lines of ``[measurement]``: what was run where, and whether something else ran meanwhile."""
+    """Return the lines of ``[measurement]``: what ran where, and whether something else ran
+    meanwhile.
+    """
     return [
         "[measurement]",
         f"command = {json.dumps(command)}",
         f'created = "{today()}"',
         f"machine = {json.dumps(machine)}",
         f"software = {json.dumps(software())}",
+        # A profile needs a positive number, also from a test that takes no time.
         f"seconds = {number(max(seconds, 1e-3))}",
         f"slowdown = {number(slowdown)}",
         f"contended = {'true' if contended else 'false'}",
@@ -111,18 +117,19 @@ def measurement(
 
 
 def today() -> str:
-    """Date of now, UTC."""
+    """Return the current date in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def software() -> str:
-    """What ran the calls."""
+    """Return the versions of the software that ran the calls."""
     return f"torch {torch.__version__}, Python {platform.python_version()}, {sys.platform}"
 
 
 def cpu() -> tuple[str, float | None]:
-    """Name of the CPU, and its clock in GHz if the system tells."""
+    """Return the name of the CPU, and its clock in GHz if the system reports it."""
     name, clock = platform.processor() or platform.machine() or "unknown CPU", None
+    # Linux knows the model and the current clock; elsewhere only a generic name is known.
     if Path("/proc/cpuinfo").is_file():
         lines = [
             line.partition(":")
@@ -135,5 +142,5 @@ def cpu() -> tuple[str, float | None]:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine."""
+    """Return the size of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,1 +1,1 @@
-"""Layers over several processes or GPUs of this host."""
+"""Run layers over several processes or GPUs of this host."""

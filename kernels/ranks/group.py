@@ -1,11 +1,11 @@
-"""Processes of this host as ranks of one torch.distributed group: over gloo on a CPU, over NCCL or
-RCCL on GPUs.
+"""Run processes of this host as ranks of one torch.distributed group: over gloo on a CPU, over NCCL
+or RCCL on GPUs.
 
-Each rank is a process of its own, ``python -m MODULE`` (or another command), given its task as JSON
-on stdin, which answers with JSON on stdout. Ranks meet through a file and, for gloo, over the
-loopback interface: no network is needed. Ranks on a CPU have one thread each, on a core of their
-own while there are enough. If they do not finish in time they are ended, and the caller gets one
-line.
+Each rank is a separate process, ``python -m MODULE`` (or another command), that gets its task as
+JSON on stdin and answers with JSON on stdout. Ranks meet through a file and, for gloo, over the
+loopback interface: no network is needed. Ranks on a CPU have one thread each, on separate cores
+while there are enough. If the ranks do not finish in time they are ended, and the caller gets a
+one-line error.
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import Any
 
 from moesim.errors import MeasurementError
 
+# Name of the loopback interface by operating system.
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -31,19 +32,20 @@ def run_ranks(
     """Run a command as every rank of a group.
 
     Args:
-        command: Of one rank, such as
-            ``[sys.executable, "-m", "moesim_kernels.profile.host_fabric"]``.
-        ranks: Processes.
-        task: What each gets, with ``backend``, ``rank``, ``ranks``, ``meet`` and ``timeout_s``
-            added.
-        backend: ``gloo`` or ``nccl``.
-        timeout_s: After which they are ended.
+        command: Command of one rank, such as ``[sys.executable, "-m",
+            "moesim_kernels.profile.host_fabric"]``.
+        ranks: Number of processes.
+        task: Task that each rank gets, with ``backend``, ``rank``, ``ranks``, ``meet``, and
+            ``timeout_s`` added.
+        backend: Communication backend, ``gloo`` or ``nccl``.
+        timeout_s: Seconds after which the processes are ended.
 
     Returns:
-        What each answered, by rank.
+        The answer of each rank, by rank index.
 
     Raises:
-        MeasurementError: A rank failed (its last line), or they did not finish in time.
+        MeasurementError: A rank failed (the message is its last line), or the ranks did not finish
+            in time.
     """
     environment = dict(os.environ)
     if backend == "gloo":
@@ -61,6 +63,7 @@ def run_ranks(
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
+                    # A file cannot fill up and block the rank, as a pipe that nobody reads would.
                     stderr=_errors(folder, rank).open("w"),
                 )
                 processes.append(process)
@@ -76,8 +79,10 @@ def run_ranks(
                     },
                     process.stdin,
                 )
+                # The rank reads its task to the end of the input.
                 process.stdin.close()
                 process.stdin = None
+            # One deadline for all: the time left shrinks from rank to rank.
             outputs = [_finish(process, until, backend) for process in processes]
             told = [
                 _last_line(_errors(folder, rank))
@@ -85,11 +90,12 @@ def run_ranks(
                 if process.returncode
             ]
             if told:
-                # a rank whose peer died knows no more than that
+                # A rank whose peer died reports only that; another rank's line names the cause.
                 raise MeasurementError(
                     f"{backend}: {min(told, key=lambda line: 'closed by peer' in line)}"
                 )
         finally:
+            # Ranks that finished are not harmed; the others must not outlive the call.
             for process in processes:
                 process.kill()
                 process.wait()
@@ -103,10 +109,10 @@ def _errors(folder: str, rank: int) -> Path:
 
 
 def _finish(process: "subprocess.Popen[str]", until: float, backend: str) -> str:
-    """Output of a rank, which may have failed.
+    """Return the output of a rank, which may have failed.
 
     Raises:
-        MeasurementError: Time is up.
+        MeasurementError: The time is up.
     """
     try:
         return process.communicate(timeout=max(until - time.monotonic(), 0.1))[0]
@@ -126,8 +132,9 @@ def rank_group(task: dict[str, Any]) -> Iterator[Any]:
     rank.
 
     Args:
-        task: backend, rank, ranks, meet (a file all ranks name), timeout_s.
+        task: Task with backend, rank, ranks, meet (a file all ranks name), and timeout_s.
     """
+    # Imported here: the process that starts the ranks needs no torch.
     import torch
     import torch.distributed as dist
 
@@ -139,6 +146,7 @@ def rank_group(task: dict[str, Any]) -> Iterator[Any]:
         device = torch.device("cpu")
         torch.set_num_threads(1)
         if hasattr(os, "sched_setaffinity"):
+            # Pinned to separate cores, so that ranks do not displace each other.
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[rank % len(cores)]})
     dist.init_process_group(
@@ -151,4 +159,5 @@ def rank_group(task: dict[str, Any]) -> Iterator[Any]:
     try:
         yield device
     finally:
+        # Also after an error, so that the other ranks notice it.
         dist.destroy_process_group()

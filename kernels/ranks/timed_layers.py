@@ -1,15 +1,14 @@
-"""Layers that really run on this CPU in processes of their own: each in one process, or over ranks
-joined by gloo.
+"""Run layers on this CPU in separate processes: each in one process, or over ranks joined by gloo.
 
 One process times a layer as `moesim_kernels.cpu.layer` does. Ranks run
-`moesim_kernels.ranks.expert_parallel`, each on a core of its own, by the clock on the wall, since a
-rank that waits gets no thread time: caches are flushed and the clock settled on each rank, a
-barrier starts all of them, and a repeat takes as long as the slowest. Experts follow the choices
-that the simulator prices, in another order of tokens each time; the gate really scores. A core that
-others used meanwhile shows in computing phases that took longer than the thread got: such a run is
-marked contended, as is one whose sentinel became slower.
+`moesim_kernels.ranks.expert_parallel`, each on its own core, by the wall clock, since a rank that
+waits gets no thread time: caches are flushed and the clock is settled on each rank, a barrier
+starts all of them, and a repeat takes as long as the slowest rank. Experts follow the choices that
+the simulator prices, in another order of tokens each time; the gate really scores. If others used a
+core meanwhile, the computing phases took longer than the time the thread got: such a run is marked
+contended, and so is one whose sentinel became slower.
 
-Run as ``python -m moesim_kernels.ranks.timed_layers``, a rank of `moesim_kernels.ranks`.
+Run ``python -m moesim_kernels.ranks.timed_layers`` as a rank of `moesim_kernels.ranks.group`.
 """
 
 import json
@@ -23,8 +22,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from moesim_kernels.cpu.gate import gate_by_torch
-from moesim_kernels.cpu.layer import CONTENDED, LayerTiming, Sentinel, measuring, time_layer
+from moesim_kernels.cpu.layer import time_layer
 from moesim_kernels.cpu.primitives import DTYPES
+from moesim_kernels.cpu.protocol import CONTENDED, LayerTiming, Sentinel, measuring
 from moesim_kernels.ranks.expert_parallel import (
     PHASES,
     contiguous_placement,
@@ -38,18 +38,19 @@ from moesim.model.gate import Gate
 from moesim.routing import RoutingSpec, route
 
 Array = np.ndarray
+# Inputs in turn, repeats that are not counted, and bounds on those that are.
 _INPUTS, _WARM_UP, _MIN_REPEATS, _MAX_REPEATS = 8, 2, 7, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRun:
-    """A layer to run.
+    """A layer to run, and its load.
 
     Attributes:
-        layer: Sizes, gate and one format for all, ``float32`` or ``bfloat16``.
-        num_tokens: Tokens of each rank.
-        routing: As `moesim.routing.RoutingSpec` has it.
-        seed: Of routing, weights and inputs.
+        layer: Layer with sizes, gate, and one format for all numbers, ``float32`` or ``bfloat16``.
+        num_tokens: Number of tokens on each rank.
+        routing: Routing in the text form of `moesim.routing.RoutingSpec`.
+        seed: Seed of routing, weights, and inputs.
     """
 
     layer: MoELayer
@@ -58,8 +59,8 @@ class LayerRun:
     seed: int = 0
 
     def ids_TK(self, ranks: int) -> Array:
-        """Experts of every rank's tokens in turn, as the simulator draws them: ndarray of shape
-        (ranks x T, K).
+        """Return the experts of every rank's tokens in turn, as the simulator draws them: ndarray
+        of shape (ranks x T, K).
         """
         layer = self.layer
         return route(
@@ -72,7 +73,7 @@ class LayerRun:
         ).expert_ids_TK
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Return a dictionary that `from_json` reads."""
         layer = self.layer
         return {
             "hidden_size": layer.hidden_size,
@@ -89,8 +90,9 @@ class LayerRun:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> "LayerRun":
-        """The run that `as_json` told."""
+        """Return the run that `as_json` described."""
         fmt = told["format"]
+        # One format for everything, which is what the torch path computes.
         layer = MoELayer(
             precision=Precision(weights=fmt, activations=fmt, dispatch=fmt, combine=fmt),
             gate=replace(Gate.parse(told["gate"]), precision=fmt),
@@ -115,17 +117,18 @@ def time_layers(
 ) -> list[LayerTiming]:
     """Run layers one after the other, in one process or over several.
 
-    Returns:
-        Times of each by phase; over several ranks those of the slowest.
-
     Args:
-        runs: At least one.
-        ranks: Processes.
-        seconds: Time to fill with repeats of each.
-        timeout_s: After which the processes are ended.
+        runs: Layers to run, at least one.
+        ranks: Number of processes.
+        seconds: Time to spend on repeats of each.
+        timeout_s: Seconds after which the processes are ended.
+
+    Returns:
+        Times of each layer by phase; over several ranks those of the slowest.
 
     Raises:
-        MeasurementError: A process failed (its last line), or they did not finish in time.
+        MeasurementError: A process failed (the message is its last line), or they did not finish in
+            time.
     """
     task = {"runs": [run.as_json() for run in runs], "seconds": seconds}
     answers = run_ranks(
@@ -136,6 +139,7 @@ def time_layers(
         timeout_s=timeout_s,
     )
     found = []
+    # One layer's answers from all ranks.
     for of_ranks in zip(*answers, strict=True):
         slowdown = max(answer["slowdown"] for answer in of_ranks)
         found.append(
@@ -143,6 +147,7 @@ def time_layers(
                 slowdown=slowdown,
                 contended=any(answer["contended"] for answer in of_ranks),
                 seconds={
+                    # A repeat takes as long as its slowest rank.
                     phase: np.max([answer["seconds"][phase] for answer in of_ranks], axis=0)
                     for phase in of_ranks[0]["seconds"]
                 },
@@ -152,16 +157,17 @@ def time_layers(
 
 
 def run_rank(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """What one rank does: times of every run.
+    """Do the work of one rank: time every run.
 
     Args:
-        task: As `moesim_kernels.ranks.group.run_ranks` gives it, with runs and seconds.
+        task: Task from `moesim_kernels.ranks.group.run_ranks`, with runs and seconds.
     """
     with rank_group(task), measuring():
         sentinel, found = Sentinel(), []
         for run in map(LayerRun.from_json, task["runs"]):
             if task["ranks"] > 1:
                 found.append(
+                    # A single process has nobody to wait for and is timed by the thread's clock.
                     _time_ranks(run, task["rank"], task["ranks"], sentinel, task["seconds"])
                 )
                 continue
@@ -186,11 +192,12 @@ def run_rank(task: dict[str, Any]) -> list[dict[str, Any]]:
 def _time_ranks(
     run: LayerRun, rank: int, ranks: int, sentinel: Sentinel, seconds: float
 ) -> dict[str, Any]:
-    """One layer over all ranks."""
+    """Time one layer over all ranks."""
     layer, dtype = run.layer, DTYPES[run.layer.precision.activations]
     placement = contiguous_placement(layer.num_experts, ranks)
     weights = random_local(layer, placement, rank, run.seed, dtype)
     generator = torch.Generator().manual_seed(run.seed + rank)
+    # The simulator draws the tokens of all ranks in turn; this rank takes its part.
     mine = torch.from_numpy(
         run.ids_TK(ranks)[rank * run.num_tokens : (rank + 1) * run.num_tokens].astype(np.int32)
     )
@@ -206,8 +213,10 @@ def _time_ranks(
     def repeat(number: int) -> np.ndarray:
         sentinel.settle(dtype)
         x_TH.copy_(inputs[number % _INPUTS])
+        # All ranks start a repeat together.
         dist.barrier()
         times = [both_clocks()]
+        # The gate really scores, but the experts follow the choices that were priced.
         weights_TK, _ = gate_by_torch(x_TH, layer, weights)
         expert_parallel_layer(
             x_TH,
@@ -226,9 +235,12 @@ def _time_ranks(
         started = time.perf_counter()
         repeat(number)
         once = time.perf_counter() - started
+    # As many repeats as fit into the time, within bounds.
     count = torch.tensor([min(max(int(seconds / once), _MIN_REPEATS), _MAX_REPEATS)])
+    # All ranks make the same number of repeats, or the exchanges would hang.
     dist.broadcast(count, 0)
     rows = np.array([repeat(number) for number in range(int(count))])
+    # Waits for other ranks are part of the exchanges, so those are left out of the comparison.
     computing = [PHASES.index(phase) for phase in ("gate", "permute", "experts", "reduce")]
     wall_R, thread_R = rows[:, computing].sum(axis=1).T
     slowdown = max(before, sentinel.slowdown(), float(np.median(wall_R / thread_R)) - 1.0)
@@ -241,7 +253,7 @@ def _time_ranks(
 
 
 def both_clocks() -> tuple[float, float]:
-    """On the wall, and of this thread."""
+    """Return the wall clock and the clock of this thread."""
     return time.perf_counter(), time.thread_time()
 
 

@@ -1,1 +1,1 @@
-"""What moesim finds through its entry points: measurement sources and kernel tools."""
+"""Offer what moesim finds through its entry points: measurement sources and kernel tools."""

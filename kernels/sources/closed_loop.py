@@ -1,11 +1,14 @@
-"""The closed loop on this CPU: measure it, simulate, search, and then really run what was foretold.
+"""Run the closed loop on this CPU: measure it, simulate, search, and then really run what was
+predicted.
 
-Simulated on a profile of primitives *before* they run in processes of their own, one thread each:
+Everything is simulated on a profile of primitives *before* it runs in separate processes, one
+thread each:
 
-1. random layers (sizes, gates, routing all drawn), beside a roofline of the same measured peaks;
+1. random layers (sizes, gates, and routing are all drawn), compared with a roofline of the same
+   measured peaks;
 2. all-to-alls between two processes, at sizes between those of the profile;
 3. random layers over two ranks, as simulated and by a + b x simulated, where a and b come from the
-   first few of them and the rest are scored;
+   first few layers and the rest are scored;
 4. a search over designs and ranks: its winners, and designs drawn at random from it.
 """
 
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesim_kernels.cpu.layer import Sentinel, measuring
+from moesim_kernels.cpu.protocol import Sentinel, measuring
 from moesim_kernels.profile.cpu_profile import write_profile
 from moesim_kernels.sources import local_loop
 
@@ -29,23 +32,23 @@ from moesim.search.drawn import Chosen, winners_and_drawn
 
 Rows = list[dict[str, Any]]
 _RANKS = (1, 2)
-#: slowdown of a loop of known length from which on the machine counts as disturbed
+#: slowdown of the sentinel above which the machine counts as disturbed
 _DISTURBED = 0.08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSizes:
-    """How much a closed loop runs.
+    """The amount of work in a closed loop.
 
     Attributes:
-        profile_seconds: About how long to measure the profile.
-        layers: Random layers.
-        ranked: Random layers over two ranks.
-        fitted: The first of those, which a and b are fitted on.
-        trials: Trials of the search for each number of ranks.
-        winners: Winners of each search to run, at most.
-        drawn: Random designs of all searches together.
-        seconds: Time to fill with repeats of each run.
+        profile_seconds: About how many seconds to spend on measuring the profile.
+        layers: Number of random layers.
+        ranked: Number of random layers over two ranks.
+        fitted: Number of these layers, from the first, that a and b are fitted to.
+        trials: Number of trials of the search for each number of ranks.
+        winners: Largest number of winners of each search to run.
+        drawn: Number of random designs of all searches together.
+        seconds: Time to spend on repeats of each run.
     """
 
     profile_seconds: float = 20.0
@@ -66,15 +69,15 @@ QUICK = LoopSizes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopResult:
-    """What a closed loop found.
+    """Results of a closed loop.
 
     Attributes:
         layers: Rows of random layers.
         exchanges: Rows of all-to-alls; none where several processes cannot run.
-        ranked: Rows of random layers over two ranks; likewise none.
+        ranked: Rows of random layers over two ranks; also none where several processes cannot run.
         candidates: Rows of the searches' designs.
         summary: Scores of every part.
-        line: a in microseconds and b of a + b x simulated.
+        line: Coefficients a (in microseconds) and b of a + b x simulated.
         contended: Whether something else slowed the machine down meanwhile.
     """
 
@@ -95,9 +98,9 @@ def run_loop(
     Args:
         space: The choices of the search.
         workload: Tokens and routing of the search.
-        sizes: How much to run.
+        sizes: Sizes that say how much to run.
         seed: Seed of layers, searches and draws.
-        say: Told what is being done, since all of it takes minutes.
+        say: Function that is told what is being done, since all of it takes minutes.
 
     Raises:
         MeasurementError: This CPU cannot be measured.
@@ -108,16 +111,19 @@ def run_loop(
 
     def step(text: str) -> None:
         with measuring():
+            # The sentinel runs between the steps, when nothing else of the loop does.
             slowdowns.append(sentinel.slowdown())
         say(f"{time.perf_counter() - began:5.1f} s: {text}")
 
     step(f"measuring this CPU, about {sizes.profile_seconds:.0f} s")
+    # The profile is measured first; everything after is predicted from it.
     profile = _measured_profile(sizes.profile_seconds)
     step(f"simulating and running {sizes.layers} layers")
     runs = local_loop.random_runs(profile, sizes.layers, seed)
     layers = local_loop.layer_rows(profile, runs, seconds=sizes.seconds)
     exchanges, ranked, line = _several_ranks(profile, sizes, seed, step, say)
     step("searching")
+    # Without working exchanges the search stays on one rank.
     ranks = _RANKS if ranked else _RANKS[:1]
     chosen = [one for n in ranks for one in _searched(profile, n, space, workload, sizes, seed)]
     step(f"running {len(chosen)} candidates")
@@ -128,6 +134,7 @@ def run_loop(
     step("done")
     timed = (*layers, *ranked, *candidates)
     contended = profile.contended or max(slowdowns) > _DISTURBED
+    # A single disturbed run is enough to mark the result.
     contended = contended or any(row["contended"] for row in timed)
     summary.append(
         {
@@ -166,6 +173,7 @@ def _several_ranks(
     """Run all-to-alls and layers over two ranks, as far as this machine can."""
     exchanges: Rows = []
     if profile.host_fabric is None:
+        # The line a + b x simulated that changes nothing.
         return exchanges, [], (0.0, 1.0)
     try:
         step("exchanging between two processes")

@@ -1,12 +1,12 @@
-"""Check simulation against a real MoE layer on this machine's CPU: the loop that closes on any
-machine.
+"""Compare a simulation with a real MoE layer on this machine's CPU: the loop that can be closed on
+any machine.
 
-A candidate that was simulated on a measured profile of one CPU runs as it is, where it is small
-enough. Any other is scaled down until one core runs it in milliseconds: a profile of this CPU is
-measured from stand-alone primitives, the small layer is simulated on it by the same code as any
-other device, and the same layer with the same histogram of experts really runs. What is checked
-then is the simulator's way of composing a layer out of primitives and routing, not its numbers for
-a GPU. Times are those of the whole layer, of its gate, and of all that follows (``experts``).
+A candidate that was simulated on a measured profile of one CPU runs unchanged if it is small
+enough. Any other candidate is scaled down until one core runs it in milliseconds: a profile of this
+CPU is measured from stand-alone primitives, the small layer is simulated on it by the same code as
+any other device, and the same layer with the same histogram of experts really runs. This checks how
+the simulator composes a layer from primitives and routing, not its numbers for a GPU. Times are
+given for the whole layer, for its gate, and for everything after the gate (``experts``).
 """
 
 import sys
@@ -32,13 +32,14 @@ from moesim.simulation.trust import ASSUMED_INTERVAL
 from moesim.units import US
 
 if TYPE_CHECKING:
-    from moesim_kernels.cpu.layer import LayerTiming, Sentinel
+    from moesim_kernels.cpu.protocol import LayerTiming, Sentinel
 
+# Largest sizes of a scaled-down layer, and the divisor of its width.
 _HIDDEN, _EXPERTS, _TOKENS, _WIDTH_SHARE = 512, 64, 256, 8
-#: widths are multiples of what a vector unit likes
+#: widths are multiples of this number of elements, which suits vector units
 _MULTIPLE = 64
 _FORMATS = ("float32", "bfloat16")
-#: largest layer that runs as it is, in multiply-adds and in bytes of weights
+#: multiply-adds and bytes of weights of the largest layer that runs unchanged
 _MOST_WORK, _MOST_BYTES = 1e11, 2e9
 
 
@@ -47,30 +48,32 @@ def local_profile(budget_s: float) -> tuple[Profile, "Sentinel"]:
     """Measure this CPU, once per process.
 
     Args:
-        budget_s: Seconds to spend, about.
+        budget_s: About how many seconds to spend.
 
     Returns:
-        The profile, and the sentinel as it was before.
+        The profile, and the sentinel in its state before the measurement.
     """
-    from moesim_kernels.cpu.layer import Sentinel, measuring
+    from moesim_kernels.cpu.protocol import Sentinel, measuring
     from moesim_kernels.profile.cpu_profile import measure_profile
 
     with measuring():
+        # Made before the profile, so that a later slowdown is seen against this state.
         sentinel = Sentinel()
     text = measure_profile(budget_s, sentinel=sentinel)
     with tempfile.TemporaryDirectory() as folder:
+        # Written and loaded like any other profile, so that it passes the same checks.
         path = Path(folder) / "cpu-local.toml"
         path.write_text(text, encoding="utf-8")
         return load_profile(str(path)), sentinel
 
 
 def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
-    """The layer scaled down to one core: hidden 512, width an eighth, up to 64 experts; gate and
-    top-k as they are.
+    """Return the layer scaled down to one core: hidden size 512, an eighth of the width, up to 64
+    experts; gate and top-k stay.
 
     Args:
-        layer: The candidate's.
-        fmt: Format of weights, tokens and gate.
+        layer: Layer of the candidate.
+        fmt: Number format of weights, tokens, and gate.
     """
 
     def scaled(size: int, most: int) -> int:
@@ -86,8 +89,8 @@ def small_layer(layer: MoELayer, fmt: str) -> MoELayer:
 
 
 def runs_as_it_is(layer: MoELayer, num_tokens: int) -> bool:
-    """Whether a CPU runs this very layer: of one width, format and kind of gate that the torch path
-    has, and small.
+    """Return whether a CPU runs this very layer: one width, a format and kind of gate that the
+    torch path has, and small.
     """
     fmt = layer.precision.activations
     plain = (
@@ -97,6 +100,7 @@ def runs_as_it_is(layer: MoELayer, num_tokens: int) -> bool:
         and plain_gate(layer.gate) == layer.gate
     )
     one_format = fmt in _FORMATS and {layer.precision.weights, layer.gate.precision} == {fmt}
+    # grouped_mm refuses rows that are not a multiple of 16 bytes.
     multiple = 16 // (4 if fmt == "float32" else 2)
     fits = layer.hidden_size % multiple == layer.shared_width % multiple == 0
     return (
@@ -109,10 +113,11 @@ def runs_as_it_is(layer: MoELayer, num_tokens: int) -> bool:
 
 
 class TorchCpu:
-    """A layer, simulated on a profile of this CPU and really run on it, by one thread.
+    """Simulate a layer on a profile of this CPU and really run it there, by one thread.
 
     Args:
-        budget_s: Seconds for the profile of scaled-down layers, which is measured once per process.
+        budget_s: Seconds to spend on the profile of scaled-down layers, which is measured once per
+            process.
     """
 
     name = "torch-cpu"
@@ -121,7 +126,7 @@ class TorchCpu:
         self.budget_s = budget_s
 
     def unavailable_because(self) -> str | None:
-        """It needs torch, and a system that tells how much time a thread got."""
+        """Return why it cannot run: it needs torch, and a system that reports a thread's time."""
         if find_spec("torch") is None:
             return "torch not installed"
         return "needs Linux or macOS" if sys.platform == "win32" else None
@@ -138,6 +143,7 @@ class TorchCpu:
             workload.num_tokens_per_device * cluster.num_devices,
             None,
         )
+        # The profile must be of a CPU, and the layer must be one that torch runs unchanged.
         exact = (
             cluster.profile.execution == "serial"
             and cluster.num_devices == 1
@@ -150,7 +156,9 @@ class TorchCpu:
             fmt = max(DTYPES, key=profile.peak)
             layer, tokens = small_layer(layer, fmt), min(_TOKENS, tokens)
         load = replace(workload, num_tokens_per_device=tokens, kv_tokens_per_device=None)
+        # Simulated before it runs, on the profile of the CPU that runs it.
         result = simulate(Candidate(layer=layer), single_device(profile), load)
+        # The same seed gives the same histogram of experts that was simulated.
         routing = route(
             RoutingSpec.parse(workload.routing),
             layer.gate,
@@ -173,6 +181,7 @@ class TorchCpu:
             for phase, seconds in result.phase_time_s.items()
         }
         total, gate = timing.seconds["total"], timing.seconds["gate"]
+        # Everything after the gate is one phase: permute and combine are too short alone.
         measured = {"layer": total, "gate": gate, "experts": total - gate}
         detail = self._detail(candidate, layer, tokens, fmt, timing, exact)
         extra: dict[str, Any] = {
@@ -183,6 +192,7 @@ class TorchCpu:
         rows = []
         for phase, times in measured.items():
             value, low, high = (seconds / US for seconds in simulated[phase])
+            # The P10 is the measured value, since a disturbance only adds time.
             p10, p90 = (float(part) / US for part in np.percentile(times, (10, 90)))
             rows.append(
                 CheckRow(
@@ -225,6 +235,7 @@ class TorchCpu:
             ),
         ]
         if not exact:
+            # Says what was run in place of the candidate.
             parts[0] = (
                 f"scaled down from E{whole.num_experts} k{whole.top_k} H{whole.hidden_size} "
                 f"I{short_text(whole.expert_intermediate_size)} to "
@@ -240,7 +251,7 @@ class TorchCpu:
 
 
 def left_out(whole: MoELayer) -> list[str]:
-    """What `small_layer` leaves out of a layer."""
+    """List what `small_layer` leaves out of a layer."""
     parts = []
     if whole.uneven:
         parts.append("experts of equal width")

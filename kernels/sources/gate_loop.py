@@ -1,15 +1,16 @@
-"""Gates on this CPU, simulated and then measured: the torch code that a layer there uses.
+"""Simulate gates on this CPU and then measure them, with the torch code that a layer there uses.
 
-One thread, caches flushed (`moesim_kernels.cpu.layer`). The profile of the CPU comes from
-stand-alone primitives and never from a gate.
+One thread is used, with caches flushed (`moesim_kernels.cpu.protocol`). The profile of the CPU
+comes from stand-alone primitives and never from a gate.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from moesim_kernels.cpu.layer import Sentinel, measuring, time_gate
+from moesim_kernels.cpu.layer import time_gate
 from moesim_kernels.cpu.primitives import DTYPES
+from moesim_kernels.cpu.protocol import Sentinel, measuring
 
 from moesim.costs.devices.serial import phase_intervals
 from moesim.hardware import Profile
@@ -17,7 +18,7 @@ from moesim.measured.gate_rows import GateCase, gate_layers, simulated_gate
 from moesim.model import MoELayer
 from moesim.units import US
 
-#: most that one gate may hold, in bytes
+#: most bytes of keys and of logits that one gate may hold
 _KEY_BYTES, _LOGIT_BYTES = 640e6, 160e6
 
 
@@ -26,9 +27,10 @@ def is_measurable(layer: MoELayer, num_tokens: int) -> bool:
 
     Args:
         layer: The layer with its gate.
-        num_tokens: Its tokens.
+        num_tokens: Number of tokens of the layer.
     """
     gate, experts = layer.gate, layer.num_experts
+    # Product keys and two levels score about the square root of the experts.
     logits = experts if gate.kind in ("flat", "group_limited") else math.isqrt(experts)
     keys = gate.params(layer.hidden_size, experts) * 2.0
     most = _LOGIT_BYTES if logits == experts else _KEY_BYTES
@@ -44,13 +46,15 @@ def gate_rows(
         profile: The measured profile.
         cases: Sizes of the layers.
         experts: Numbers of experts.
-        seconds: Time to fill with repeats of each gate.
+        seconds: Time to spend on repeats of each gate.
 
     Raises:
         MeasurementError: This CPU cannot be measured.
     """
+    # The faster format of this CPU.
     fmt = max(DTYPES, key=profile.peak)
     low, high = phase_intervals(profile, fmt, fmt).get("gate", (1.0, 1.0))
+    # One sentinel for all gates, so that all are compared with the same state of the machine.
     with measuring():
         sentinel = Sentinel()
     rows = []

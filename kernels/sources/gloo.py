@@ -1,11 +1,11 @@
 """Check the exchange between processes on this machine: uneven all-to-alls over gloo, and whole
 layers where they fit.
 
-A candidate that was simulated on ranks of this host (``local-2``) is exchanged byte by byte as it
-is, and where the torch path knows its layer, really run over as many processes. Of any other, two
-ranks exchange what its layer, scaled down, has to move: start and rate of this host's all-to-alls
-are measured first, at sizes that have nothing to do with the layer's. What is checked is the price
-of an uneven all-to-all by its start and its busiest port.
+A candidate that was simulated on ranks of this host (``local-2``) is exchanged unchanged, byte by
+byte. If the torch path knows its layer, the layer really runs over as many processes. For any other
+candidate, two ranks exchange what its layer, scaled down, has to move; start and rate of this
+host's all-to-alls are measured first, at sizes that have nothing to do with the layer's. This
+checks the price of an uneven all-to-all by its start and its busiest port.
 """
 
 import os
@@ -29,6 +29,7 @@ from moesim.simulation.run import simulate
 from moesim.simulation.trust import ASSUMED_INTERVAL
 from moesim.units import US
 
+# Ranks of a scaled-down exchange, and most tokens of each.
 _RANKS, _TOKENS = 2, 256
 _TIMEOUT_S = 60.0
 
@@ -38,7 +39,7 @@ def host_fabric() -> HostFabric:
     """Measure all-to-alls between two processes of this host, once per process.
 
     Raises:
-        MeasurementError: They do not work here.
+        MeasurementError: All-to-alls do not work here.
     """
     from moesim_kernels.profile.host_fabric import fabric_of, measure_gloo
 
@@ -46,13 +47,16 @@ def host_fabric() -> HostFabric:
 
 
 class Gloo:
-    """All-to-alls between processes of this machine; whole expert-parallel layers on ranks of it.
+    """Check all-to-alls between processes of this machine, and whole expert-parallel layers on its
+    ranks.
     """
 
     name = "gloo"
 
     def unavailable_because(self) -> str | None:
-        """It needs torch with gloo, and a core for each of two processes."""
+        """Return why it cannot run: it needs torch with gloo, and a core for each of two
+        processes.
+        """
         if find_spec("torch") is None:
             return "torch not installed"
         if sys.platform == "win32":
@@ -61,6 +65,7 @@ class Gloo:
 
         if not dist.is_available() or not dist.is_gloo_available():
             return "this torch has no gloo"
+        # A container may own fewer cores than the machine has.
         cores = (
             len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
@@ -71,12 +76,13 @@ class Gloo:
         )
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Time what dispatch and combine move, and the layer where it runs as it is.
+        """Time what dispatch and combine move, and the layer if it runs unchanged.
 
         Raises:
-            MeasurementError: The processes failed, or there is one expert only.
+            MeasurementError: The processes failed, or there is only one expert.
         """
         fabric, ranks = cluster.profile.host_fabric, cluster.num_devices
+        # The candidate must have been simulated on ranks of this host, without tensor parallelism.
         here = (
             fabric is not None
             and fabric.backend == "gloo"
@@ -95,6 +101,7 @@ class Gloo:
                 f"{ranks} processes of this machine",
                 as_it_is=True,
             )
+            # The real layer has contiguous experts and no micro-batches.
             plain = (
                 candidate.placement == "contiguous" and candidate.schedule.num_micro_batches == 1
             )
@@ -103,6 +110,7 @@ class Gloo:
             return rows
         from moesim_kernels.ranks.expert_parallel import contiguous_placement
 
+        # Any other candidate: its layer, scaled down, between two processes.
         layer, tokens = (
             small_layer(candidate.layer, "float32"),
             min(_TOKENS, workload.num_tokens_per_device),
@@ -119,6 +127,7 @@ class Gloo:
             num_tokens_S=np.full(_RANKS, tokens),
             seed=workload.seed,
         )
+        # The traffic of the small layer, by the same code that a simulation uses.
         traffic = spread_tokens(
             routing, contiguous_placement(layer.num_experts, _RANKS), Parallelism(ep=_RANKS)
         )
@@ -144,10 +153,11 @@ class Gloo:
         *,
         as_it_is: bool,
     ) -> list[CheckRow]:
-        """Both directions of one layer."""
+        """Time both directions of one layer."""
         from moesim_kernels.profile.host_fabric import counted, port_bytes, time_exchanges
 
         copies_SD = np.asarray(traffic.copies_SD)
+        # Combine moves the same copies back, hence the transpose.
         matrices = {
             way: (moved * round(layer.precision.token_bytes(way, layer.hidden_size))).astype(
                 np.int64
@@ -157,6 +167,7 @@ class Gloo:
         times = time_exchanges("gloo", list(matrices.values()), timeout_s=_TIMEOUT_S)
         rows = []
         for (way, matrix), seconds in zip(matrices.items(), times, strict=True):
+            # The price of an exchange: its start, and the bytes at the busiest port over the rate.
             simulated = (fabric.start_s + port_bytes(matrix) / fabric.port_bytes_per_s) / US
             low, high = fabric.interval
             rows.append(
@@ -184,7 +195,7 @@ class Gloo:
         return rows
 
     def _layer(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """The layer itself, by `moesim_kernels.ranks.expert_parallel`."""
+        """Time the layer itself, with `moesim_kernels.ranks.expert_parallel`."""
         from moesim_kernels.ranks.timed_layers import LayerRun, time_layers
 
         result = simulate(candidate, cluster, workload)
@@ -210,6 +221,7 @@ class Gloo:
             "(high: P90), waits for each other included"
             + ("; contended" if timing.contended else ""),
         }
+        # Only phases without waits are compared one by one; their intervals are assumed.
         simulated = {
             "layer": (result.layer_time_s, result.layer_time_low_s, result.layer_time_high_s)
         } | {
@@ -221,6 +233,7 @@ class Gloo:
         }
         rows = []
         for phase, prices in simulated.items():
+            # A layer's time is the slowest rank's, and includes waits.
             times = timing.phases["total" if phase == "layer" else phase]
             value, low, high = (seconds / US for seconds in prices)
             rows.append(

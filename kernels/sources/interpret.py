@@ -1,7 +1,7 @@
-"""Do the kernels compute the right numbers? A candidate's layer, scaled down, through Triton's
-interpreter.
+"""Check that the kernels compute the right numbers: a candidate's layer, scaled down, through
+Triton's interpreter.
 
-Never a time: an interpreted kernel takes as long as the interpreter does.
+The check is never about time: the time of an interpreted kernel is the interpreter's.
 """
 
 import json
@@ -17,21 +17,21 @@ from moesim.errors import MeasurementError
 from moesim.hardware import Cluster
 from moesim.measured.sources import CheckRow
 
+# Sizes that the interpreter finishes in seconds, and the longest it may take.
 _SMALL = {"hidden_size": 64, "expert_intermediate_size": 64, "num_experts": 32, "num_tokens": 40}
 _TIMEOUT_S = 240
 
 
 class Interpret:
-    """The winner's gate and experts, scaled down, through Triton's interpreter against torch: are
-    the kernels right?
+    """Compare the winner's gate and experts, scaled down, through Triton's interpreter with torch.
 
-    Runs in a process of its own, since triton must be imported under ``TRITON_INTERPRET=1``.
+    This runs in a separate process, since triton must be imported under ``TRITON_INTERPRET=1``.
     """
 
     name = "interpret"
 
     def unavailable_because(self) -> str | None:
-        """Without Triton there is no interpreter."""
+        """Return why it cannot run: the interpreter is part of Triton."""
         missing = [name for name in ("torch", "triton") if find_spec(name) is None]
         return (
             f"{' and '.join(missing)} not installed (Triton exists for Linux only)"
@@ -43,8 +43,8 @@ class Interpret:
         """Compare gate choices exactly and outputs within bf16 rounding.
 
         Raises:
-            MeasurementError: A gate the kernels do not compute; the interpreting process failed,
-                with its last line.
+            MeasurementError: The kernels do not compute this gate, or the interpreting process
+                failed (the message is its last line).
         """
         small = scaled_down(
             candidate.layer,
@@ -52,6 +52,7 @@ class Interpret:
             hidden_size=_SMALL["hidden_size"],
             width=_SMALL["expert_intermediate_size"],
         )
+        # Scaling down may have changed top-k, so the heads are checked on the small layer.
         if small.gate.kind == "product_key" and small.top_k % small.gate.query_heads:
             raise MeasurementError(
                 f"the kernels' heads find equal shares: not {small.top_k} with "
@@ -74,6 +75,8 @@ class Interpret:
                 capture_output=True,
                 timeout=_TIMEOUT_S,
                 check=False,
+                # Triton decides when it is imported, so the variable must be set before the process
+                # starts.
                 env=os.environ | {"TRITON_INTERPRET": "1"},
             )
         except subprocess.TimeoutExpired:
@@ -82,6 +85,7 @@ class Interpret:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise MeasurementError(f"interpret: {last}")
         found = json.loads(done.stdout)
+        # The result names everything in which the small layer differs from the candidate's.
         note = (
             ""
             if candidate.layer.precision.name == "bf16"

@@ -1,7 +1,7 @@
-"""One MoE layer through Triton's interpreter against torch, as a process: JSON in, JSON out.
+"""Compare one MoE layer through Triton's interpreter with torch, as a process: JSON in, JSON out.
 
 ``TRITON_INTERPRET=1 python -m moesim_kernels.sources.interpreted < request.json``; the request has
-num_experts, top_k, gate, hidden_size, expert_intermediate_size, num_tokens and seed.
+num_experts, top_k, gate, hidden_size, expert_intermediate_size, num_tokens, and seed.
 """
 
 import json
@@ -12,7 +12,7 @@ from moesim_kernels.ops.layer import LayerWeights, gate_tokens, gate_tokens_refe
 
 from moesim.model import Gate, MoELayer
 
-#: outputs are about 1 and stored in bf16 (8 bits of precision), twice rounded on the way
+#: largest error: outputs are about 1 and stored in bf16 (8 bits of precision), rounded twice before
 _LIMIT = 0.03
 
 
@@ -20,7 +20,7 @@ def compare(request: dict) -> dict[str, float | bool]:
     """Run the layer both ways.
 
     Args:
-        request: See the module.
+        request: Request with the entries that the module's docstring lists.
 
     Returns:
         ``choices_equal``: whether both gates chose the same experts; ``max_abs_error`` of the
@@ -34,8 +34,10 @@ def compare(request: dict) -> dict[str, float | bool]:
         gate=Gate.parse(request["gate"]),
     )
     weights = LayerWeights.random(layer, request["seed"])
+    # Another seed than the weights', so that tokens and weights are independent.
     generator = torch.Generator().manual_seed(request["seed"] + 1)
     x_TH = torch.randn(request["num_tokens"], layer.hidden_size, generator=generator).bfloat16()
+    # Choices are compared apart from outputs: a wrong expert may change an output only slightly.
     _, chosen = gate_tokens(x_TH, layer.gate, weights, layer.top_k)
     _, expected = gate_tokens_reference(x_TH, layer.gate, weights, layer.top_k)
     out = moe_layer(x_TH, weights, layer).float()

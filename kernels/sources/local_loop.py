@@ -1,8 +1,8 @@
-"""What the closed loop on this machine simulates, then really runs: layers, exchanges, layers on
-ranks, candidates.
+"""Simulate and then really run the parts of the closed loop on this machine: layers, exchanges,
+layers on ranks, candidates.
 
-Everything is simulated on a profile of primitives measured here, before any of it runs; one
-dictionary per comparison, times in microseconds.
+Everything is simulated on a profile of primitives measured here, before any of it runs. Each
+comparison is one dictionary, with times in microseconds.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,16 @@ from moesim.simulation.run import simulate
 from moesim.units import US
 from moesim.version import VERSION
 
-#: largest layer, in multiply-adds and bytes of weights: what one core runs in a tenth of a second
+#: multiply-adds and bytes of weights of the largest layer, which one core runs in a tenth of a
+#: second
 _WORK, _WEIGHTS = 2e10, 256e6
-#: between the profile's powers of two
+#: bytes per pair of the exchanges, between the profile's powers of two
 _EXCHANGES = tuple(3 << exponent for exponent in range(10, 20))
 
 
 def random_run(rng: np.random.Generator, fmt: str, ranks: int = 1) -> LayerRun:
-    """A layer and a load that nobody chose; experts divide over the ranks."""
+    """Return a random layer and load; the experts divide over the ranks."""
+    # Draw again until the layer is small enough for one core.
     while True:
         experts = int(2 ** rng.integers(2, 9))
         top_k = int(rng.choice([k for k in (1, 2, 4, 8) if k <= experts]))
@@ -62,19 +64,20 @@ def random_run(rng: np.random.Generator, fmt: str, ranks: int = 1) -> LayerRun:
 
 
 def random_runs(profile: Profile, count: int, seed: int, ranks: int = 1) -> list[LayerRun]:
-    """Random layers, in turn of each format that this CPU was measured in."""
+    """Return random layers, in turn of each format that this CPU was measured in."""
+    # Each number of ranks has its own sequence, so that one does not shift the other.
     rng = np.random.default_rng((seed, ranks))
     formats = [fmt for fmt in DTYPES if fmt in profile.peak_flops_per_s]
     return [random_run(rng, formats[number % len(formats)], ranks) for number in range(count)]
 
 
 def cluster_of(profile: Profile, ranks: int) -> Cluster:
-    """One thread of this CPU, or that many ranks of it."""
+    """Return one thread of this CPU, or a cluster of that many ranks of it."""
     return single_device(profile) if ranks == 1 else ranks_of_host(profile, ranks)
 
 
 def foretold(run: LayerRun, cluster: Cluster) -> Result:
-    """The run, simulated."""
+    """Simulate the run."""
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
     return simulate(
         Candidate(layer=run.layer, parallelism=Parallelism(ep=cluster.num_devices)), cluster, work
@@ -82,13 +85,14 @@ def foretold(run: LayerRun, cluster: Cluster) -> Result:
 
 
 def roofline_s(run: LayerRun, cluster: Cluster) -> float:
-    """The usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes over
-    bandwidth.
+    """Return the usual estimate from the same peaks: the larger of FLOPs over peak and weight bytes
+    over bandwidth.
     """
     layer, profile = run.layer, cluster.profile
     work = Workload(num_tokens_per_device=run.num_tokens, routing=run.routing, seed=run.seed)
     candidate = Candidate(layer=layer, parallelism=Parallelism(ep=cluster.num_devices))
     traffic = prepare(candidate, cluster, work).traffic
+    # The busiest rank, and the experts whose weights it has to read.
     rows, active = traffic.counts_DL.sum(axis=1).max(), (traffic.counts_DL > 0).sum(axis=1).max()
     flops = 2.0 * (rows * layer.params_per_expert + run.num_tokens * layer.gate_params)
     return max(
@@ -111,6 +115,7 @@ def layer_rows(
         MeasurementError: The processes failed.
     """
     cluster = cluster_of(profile, ranks)
+    # Simulated before anything runs: the measurement cannot influence the prediction.
     told = [foretold(run, cluster) for run in runs]
     plain = [roofline_s(run, cluster) for run in runs]
     timings = time_layers(runs, ranks, seconds=seconds, timeout_s=timeout_s)
@@ -134,6 +139,7 @@ def layer_rows(
                 "simulated_us": result.layer_time_s / US,
                 "simulated_low_us": result.layer_time_low_s / US,
                 "simulated_high_us": result.layer_time_high_s / US,
+                # The P10 is the measured value, since a disturbance only adds time.
                 "measured_us": measured.p10_s / US,
                 "measured_p90_us": measured.p90_s / US,
                 "roofline_us": roofline / US,
@@ -152,8 +158,8 @@ def layer_rows(
 def rank_rows(
     profile: Profile, count: int, seed: int, *, fitted_on: int = 8, seconds: float = 0.25
 ) -> tuple[list[dict[str, Any]], tuple[float, float]]:
-    """Random layers over two ranks; ``fitted_us`` is a + b x simulated, a and b of the first few,
-    marked ``in_fit``.
+    """Run random layers over two ranks. ``fitted_us`` is a + b x simulated, with a and b fitted to
+    the first few layers, which are marked ``in_fit``.
 
     Returns:
         Rows; a in microseconds and b.
@@ -174,8 +180,8 @@ def rank_rows(
 
 
 def exchange_rows(profile: Profile) -> list[dict[str, Any]]:
-    """All-to-alls of two processes, at sizes that the profile's fit has not seen; none without a
-    measured fabric.
+    """Run all-to-alls of two processes, at sizes that the profile's fit has not seen; none without
+    a measured fabric.
 
     Raises:
         MeasurementError: The processes failed.
@@ -185,6 +191,7 @@ def exchange_rows(profile: Profile) -> list[dict[str, Any]]:
         return []
     rows = []
     for point in measure_gloo(2, sizes=_EXCHANGES):
+        # The price of an exchange: its start, and the bytes at a rank's port over the rate.
         simulated = (
             fabric.start_s + (point.ranks - 1) * point.bytes_per_pair / fabric.port_bytes_per_s
         )
@@ -213,19 +220,20 @@ def candidate_rows(
     line: tuple[float, float],
     seconds: float = 0.25,
 ) -> list[dict[str, Any]]:
-    """Run candidates of a search for real.
+    """Run candidates of a search on this machine, and compare them with their simulation.
 
     Args:
-        profile: The profile that they were searched on.
-        candidates: Designs on one or more ranks.
+        profile: Profile on which they were searched.
+        candidates: Designs to run, on one or more ranks.
         workload: The workload of the search.
-        line: a in microseconds and b, for designs on several ranks.
-        seconds: Time to fill with repeats of each.
+        line: Coefficients a (in microseconds) and b, for designs on several ranks.
+        seconds: Time to spend on repeats of each.
 
     Raises:
         MeasurementError: The processes failed.
     """
     rows = []
+    # Designs on the same number of ranks share the start of the processes.
     for ranks in sorted({one.candidate.parallelism.num_devices for one in candidates}):
         chosen = [one for one in candidates if one.candidate.parallelism.num_devices == ranks]
         runs = [
@@ -239,6 +247,7 @@ def candidate_rows(
         ]
         found = layer_rows(profile, runs, ranks, seconds=seconds)
         for one, row in zip(chosen, found, strict=True):
+            # The line is fitted on several ranks; a single rank needs none.
             fitted = row["simulated_us"] if ranks == 1 else line[0] + line[1] * row["simulated_us"]
             named = {"role": one.role, "candidate": one.candidate.label, "loss": one.loss}
             rows.append(named | row | {"fitted_us": fitted})

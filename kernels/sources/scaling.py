@@ -1,4 +1,4 @@
-"""A candidate's layer made small enough to run here, the kind and groups of its gate kept."""
+"""Make a candidate's layer small enough to run here, with the kind and groups of its gate kept."""
 
 import math
 from dataclasses import replace
@@ -9,29 +9,32 @@ from moesim.model import Gate, MoELayer, Precision
 def scaled_down(
     layer: MoELayer, *, num_experts: int, hidden_size: int, width: int, fmt: str = "bfloat16"
 ) -> MoELayer:
-    """The layer with fewer and smaller experts.
+    """Return the layer with fewer and smaller experts.
 
-    Groups stay, and so does a square number of experts; where fewer experts leave no room for
-    top-k, top-k shrinks. Shared experts, the capacity limit and differences of width go, pruned
-    experts with them; so do ways of selecting, balancing and sharing that the kernels here do not
-    know.
+    Groups stay, and so does a square number of experts; if fewer experts leave no room for top-k,
+    top-k shrinks. Shared experts, the capacity limit, and differences of width are dropped, and
+    pruned experts with them; so are ways of selecting, balancing, and sharing that the kernels here
+    do not know.
 
     Args:
-        layer: The candidate's.
-        num_experts: Experts at most; a multiple of the gate's groups is used.
-        hidden_size: Of the small layer.
-        width: Of its experts.
-        fmt: Format of weights, tokens and gate.
+        layer: Layer of the candidate.
+        num_experts: Largest number of experts; a multiple of the gate's groups is used.
+        hidden_size: Hidden size of the small layer.
+        width: Width of its experts.
+        fmt: Number format of weights, tokens, and gate.
     """
     groups, kept = layer.gate.num_expert_groups, layer.gate.num_limited_groups
+    # Every group keeps the same number of experts, and at least one.
     experts = max(min(layer.num_experts, num_experts) // groups, 1) * groups
     if layer.gate.kind == "product_key":
+        # A product-key gate needs a square number of experts.
         experts = math.isqrt(experts) ** 2
     return replace(
         layer,
         hidden_size=hidden_size,
         expert_intermediate_size=width,
         num_experts=experts,
+        # A token can only use experts of the groups it keeps.
         top_k=min(layer.top_k, kept * (experts // groups)),
         num_shared_experts=0,
         capacity_factor=None,
@@ -43,7 +46,7 @@ def scaled_down(
 
 
 def plain_gate(gate: Gate) -> Gate:
-    """The gate as the kernels here know it: every token decides for itself, by top-k."""
+    """Return the gate in the form the kernels here know: every token decides alone, by top-k."""
     return replace(
         gate,
         selection="top_k",

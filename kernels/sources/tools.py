@@ -1,6 +1,8 @@
-"""What `moesim kernels` runs, found through the entry points ``moesim.kernel_tools``.
+"""Offer the tools that `moesim kernels` runs, found through the entry points
+``moesim.kernel_tools``.
 
-Importing this module loads neither torch nor triton; what cannot run here says why in one line.
+Importing this module loads neither torch nor triton; a tool that cannot run here gives the reason
+in one line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,25 +22,26 @@ def _missing() -> str | None:
 
 
 class KernelCompiler:
-    """Compiles every kernel for GPUs that need not be here."""
+    """Compile every kernel for GPUs that need not be in this machine."""
 
     name = "compile"
 
     def unavailable_because(self) -> str | None:
-        """It needs torch and Triton, but no GPU."""
+        """Return why it cannot run: it needs torch and Triton, but no GPU."""
         return _missing()
 
     def targets(self) -> tuple[str, ...]:
-        """Architectures it knows."""
+        """Return the architectures it knows."""
+        # Imported on use, here and below: listing the tools must stay cheap.
         from moesim_kernels.tiles.tiles import LIMITS
 
         return tuple(LIMITS)
 
     def rows(self, targets: Sequence[str], only: str) -> Iterator[dict[str, Any]]:
-        """Compile; see `moesim_kernels.compile.check.compile_all`.
+        """Compile kernels, as `moesim_kernels.compile.check.compile_all` describes.
 
         Raises:
-            ValueError: An unknown target, or no kernel whose name contains ``only``.
+            ValueError: A target is unknown, or no kernel's name contains ``only``.
             RuntimeError: The compiler's process failed before the first kernel.
         """
         from moesim_kernels.compile.check import compile_all
@@ -47,22 +50,22 @@ class KernelCompiler:
 
 
 class KernelTuner:
-    """Searches tiles by timing them on this machine's GPU."""
+    """Search tiles by timing them on this machine's GPU."""
 
     name = "tune"
 
     def unavailable_because(self) -> str | None:
-        """It needs torch, Triton and a GPU."""
+        """Return why it cannot run: it needs torch, Triton, and a GPU."""
         return GpuProfiler().unavailable_because()
 
     def rows(
         self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
     ) -> Iterator[dict[str, Any]]:
-        """Tune; see `moesim_kernels.timing.tune.tune`.
+        """Tune a layer, as `moesim_kernels.timing.tune.tune` describes.
 
         Raises:
-            RuntimeError: No GPU with an active Triton driver.
-            ConfigError: A layer or a format the kernels do not compute.
+            RuntimeError: There is no GPU with an active Triton driver.
+            ConfigError: The kernels do not compute this layer or format.
         """
         from moesim_kernels.ops.weights import torch_dtype
         from moesim_kernels.timing.tune import tune
@@ -70,10 +73,10 @@ class KernelTuner:
         return tune(layer, list(tokens), dtype=torch_dtype(dtype), skew=skew, seed=seed)
 
     def table(self) -> Path:
-        """Where this GPU's table lives by default, and where layers find it.
+        """Return the path where this GPU's table lives by default, and where layers find it.
 
         Raises:
-            RuntimeError: No GPU with an active Triton driver.
+            RuntimeError: There is no GPU with an active Triton driver.
         """
         from moesim_kernels.ops.runtime import device_name
         from moesim_kernels.tiles.choice import table_file
@@ -83,11 +86,11 @@ class KernelTuner:
         return table_file(name)
 
     def merged(self, table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of a table with these in place of those for the same layer; see
+        """Return the rows of a table, replaced by these for the same layer; see
         `moesim_kernels.tiles.choice`.
 
         Raises:
-            ConfigError: A file that is no tuned table.
+            ConfigError: The file is not a tuned table.
         """
         from moesim_kernels.tiles.choice import merged_rows
 

@@ -1,14 +1,15 @@
-"""Check simulation against this project's Triton kernels on this machine's GPU, phase by phase.
+"""Check a simulation against this project's Triton kernels on this machine's GPU, phase by phase.
 
-A candidate's busiest device is run as it is: exactly the rows each of its local experts gets, its
-tokens' gate, and, if it is the only device, the whole layer. Each is captured in a CUDA graph (a
-kernel launched by itself would time the launch) and replayed with L2 overwritten before each
-replay, as for one of many layers, and the experts once more with L2 left as it is. With as many
-GPUs here as the candidate has devices, dispatch and combine are timed between them over NCCL, byte
-by byte. Values are medians, with P10 and P90 beside them. Never another GPU's in place of the
+The busiest device of a candidate is run unchanged: exactly the rows each of its local experts gets,
+the gate of its tokens, and, if it is the only device, the whole layer. Each is captured in a CUDA
+graph (timing a single kernel would time its launch) and replayed with L2 overwritten before each
+replay, as for one of many layers; the experts are replayed once more with L2 left warm. If there
+are as many GPUs here as the candidate has devices, dispatch and combine are timed between them over
+NCCL, byte by byte. Values are medians, with P10 and P90. Another GPU never stands for the
 candidate's.
 
-What would be timed is prepared apart from the timer, so that all but the clock runs without a GPU.
+The calls to time are prepared separately from the timer, so that everything but the clock runs
+without a GPU.
 """
 
 from collections.abc import Callable
@@ -37,17 +38,17 @@ if TYPE_CHECKING:
     import torch
 
 Array = np.ndarray
-#: (call, whether L2 is overwritten before each) -> seconds of repeats, ndarray of shape (repeats,)
+#: (call, whether L2 is overwritten first) -> seconds of repeats, ndarray of shape (repeats,)
 Timer = Callable[[Callable[[], object], bool], Array]
 _TIMEOUT_S = 120.0
 
 
 def graph_seconds(call: Callable[[], object], flush: bool) -> Array:
-    """Seconds of replays of a call captured in a CUDA graph; its timer on a GPU.
+    """Return the seconds of replays of a call captured in a CUDA graph; this is the timer on a GPU.
 
     Args:
-        call: Launches work, without waiting for the device.
-        flush: Overwrite L2 before each replay.
+        call: Function that launches work, without waiting for the device.
+        flush: Whether L2 is overwritten before each replay.
     """
     import torch
     from moesim_kernels.timing.bench import call_seconds
@@ -65,22 +66,23 @@ def graph_seconds(call: Callable[[], object], flush: bool) -> Array:
 
 
 def is_of(gpu: str, cluster: Cluster) -> bool:
-    """Whether a cluster's device is this GPU: its profile was measured on one of that name, or is
-    named so.
+    """Return whether a cluster's device is this GPU: its profile was measured on a GPU of that
+    name, or is named after it.
     """
     profile = cluster.profile
+    # A measured profile names its machine; a shipped one is matched by its first word.
     if profile.machine:
         return profile.machine == gpu
     return profile.name.split("-")[0] in gpu.lower().replace(" ", "-").split("-")
 
 
 class Triton:
-    """The busiest device's phases through this project's kernels, timed on this machine's GPU."""
+    """Time the busiest device's phases through this project's kernels, on this machine's GPU."""
 
     name = "triton"
 
     def unavailable_because(self) -> str | None:
-        """Without torch, Triton or an active GPU driver there is nothing to time."""
+        """Return why it cannot run: it needs torch, Triton, and an active GPU driver."""
         if missing := [name for name in ("torch", "triton") if find_spec(name) is None]:
             return f"{' and '.join(missing)} not installed"
         from moesim_kernels.ops.runtime import triton_mode
@@ -95,7 +97,7 @@ class Triton:
         Raises:
             MeasurementError: The candidate was simulated on another GPU, or the kernels refuse its
                 sizes.
-            ConfigError: A layer the kernels do not compute.
+            ConfigError: The kernels do not compute this layer.
         """
         import torch
         from moesim_kernels.ops.runtime import device
@@ -120,18 +122,19 @@ def timed_rows(
     device: "torch.device",
     here: str,
 ) -> list[CheckRow]:
-    """Rows of what one GPU runs: the layer of a single device, gate, and experts cold and warm.
+    """Return rows of what one GPU runs: the layer of a single device, gate, and experts cold and
+    warm.
 
     Args:
-        candidate: Whose busiest device runs.
-        cluster: Where it was simulated.
-        workload: Tokens and routing.
-        timer: Times a call.
-        device: Where tensors go.
+        candidate: Design whose busiest device runs.
+        cluster: Cluster on which it was simulated.
+        workload: Number of tokens and their routing.
+        timer: Function that times a call.
+        device: Device that holds the tensors.
         here: Name of the GPU.
 
     Raises:
-        ConfigError: A layer the kernels do not compute.
+        ConfigError: The kernels do not compute this layer.
     """
     import torch
     from moesim_kernels.ops.layer import gate_tokens, moe_layer
@@ -141,6 +144,7 @@ def timed_rows(
     check_layer(layer)
     prepared = prepare(candidate, cluster, workload)
     result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
+    # The device with the most rows sets the time of the expert phase.
     busiest = int(traffic.counts_DL.sum(axis=1).argmax())
     tokens = int(np.asarray(traffic.num_tokens_S)[busiest])
     low, high, level = trust_of(candidate, cluster, {"experts": 1.0})
@@ -182,9 +186,11 @@ def timed_rows(
 
     rows = []
     generator = torch.Generator(device).manual_seed(workload.seed)
+    # Only the keys are needed: experts of one neuron keep the memory free.
     keys_only = LayerWeights.random(
         replace(layer, num_shared_experts=0, **_ONE_NEURON), workload.seed, torch.bfloat16, device
     )
+    # Tokens of 8-bit layers are bfloat16 in memory.
     dtype = (
         getattr(torch, layer.precision.activations)
         if layer.precision.activations in _WIDE
@@ -208,6 +214,7 @@ def timed_rows(
                 f"the layer, {tokens} tokens, random keys choose the experts",
             )
         )
+    # One call, replayed with two states of L2.
     experts, prices = expert_phase_of(candidate, cluster, traffic, busiest, workload.seed, device)
     count = (
         f"busiest device's {int(traffic.counts_DL[busiest].sum())} rows over "
@@ -232,9 +239,9 @@ def timed_rows(
     return rows
 
 
-#: formats that tokens have in memory; those of 8-bit layers are bfloat16
+#: formats that tokens have in memory; tokens of 8-bit layers are bfloat16
 _WIDE = ("float32", "float16", "bfloat16")
-#: experts of a layer whose gate alone is run
+#: size of the experts in a layer of which only the gate runs
 _ONE_NEURON: dict[str, Any] = {"expert_intermediate_size": 1}
 
 
@@ -246,11 +253,11 @@ def expert_phase_of(
     seed: int,
     device: "torch.device",
 ) -> tuple[Callable[[], object], dict[bool, float]]:
-    """The expert phase of the busiest device: the call, and its simulated seconds with L2 cold
-    (False) and warm (True).
+    """Return the expert phase of the busiest device: the call, and its simulated seconds with L2
+    cold (False) and warm (True).
 
     Raises:
-        ConfigError: A layer the kernels do not compute.
+        ConfigError: The kernels do not compute this layer.
     """
     import torch
     from moesim_kernels.ops.runtime import limits
@@ -259,6 +266,7 @@ def expert_phase_of(
 
     counts_L, layer = traffic.counts_DL[busiest], candidate.layer
     shape = ExpertShape.of(layer, candidate.parallelism.tp)
+    # A rank's rows are pairs, so its experts run as a layer with one expert per row.
     local = MoELayer(
         hidden_size=layer.hidden_size,
         expert_intermediate_size=int(shape.width),
@@ -269,6 +277,7 @@ def expert_phase_of(
     ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[
         :, None
     ].to(device)
+    # The price and the kernel must use the same tile.
     tile = tile_config(
         float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits()
     )
@@ -290,7 +299,8 @@ def expert_phase_of(
 def exchange_rows(
     candidate: Candidate, cluster: Cluster, workload: Workload, here: str
 ) -> list[CheckRow]:
-    """Dispatch and combine between this machine's GPUs over NCCL, against their simulated times.
+    """Time dispatch and combine between this machine's GPUs over NCCL, and compare them with their
+    simulated times.
 
     Raises:
         MeasurementError: The GPUs' processes failed.
@@ -300,6 +310,7 @@ def exchange_rows(
     prepared = prepare(candidate, cluster, workload)
     result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
     layer, copies_SD = candidate.layer, np.asarray(traffic.copies_SD)
+    # Combine moves the same copies back, hence the transpose.
     matrices = {
         way: (moved * round(layer.precision.token_bytes(way, layer.hidden_size))).astype(np.int64)
         for way, moved in (("dispatch", copies_SD), ("combine", copies_SD.T))

@@ -1,1 +1,3 @@
-"""Tiles: their sizes, the choice among them, what a multiprocessor holds. Needs no torch."""
+"""Choose tiles: their sizes, the choice among them, what a multiprocessor holds. This needs no
+torch.
+"""

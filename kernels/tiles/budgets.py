@@ -1,11 +1,11 @@
-"""Budgets of the compiled kernels, in ``budgets.csv`` beside this module: no torch, no Triton.
+"""Hold budgets of the compiled kernels, in ``budgets.csv`` in this folder: no torch, no Triton.
 
-Two things are checked. What is physical holds with every version of Triton: no spills, no more
-shared memory than the target gives a program, and a multiprocessor that holds one. What is recorded
-holds with the version the file's first line names: a kernel needs no more registers and no more
-shared memory than its row says, and has a row. That finds regressions of the kernels; another
-version allocates otherwise, which is no regression of theirs. Write the file anew when kernels or
-tiles change (`moesim_kernels.compile.check`).
+Two things are checked. Physical limits hold with every version of Triton: no spills, no more shared
+memory than the target gives a program, and a multiprocessor that holds at least one program.
+Recorded limits hold with the version that the first line of the file names: every kernel has a row,
+and needs no more registers and no more shared memory than the row says. The recorded limits find
+regressions of the kernels; another version of Triton allocates differently, which is no regression
+of the kernels. Rewrite the file when kernels or tiles change (`moesim_kernels.compile.check`).
 """
 
 import csv
@@ -17,44 +17,47 @@ from typing import Any, Protocol
 from moesim_kernels.tiles.tiles import LIMITS
 
 FILE = Path(__file__).with_name("budgets.csv")
+# A row is found by target, kernel, format, and tile; only the recorded columns are compared.
 _KEYS = ("target", "kernel", "dtype", "tile")
 _RECORDED = ("registers", "shared_bytes")
 _COLUMNS = (*_KEYS, *_RECORDED, "spills")
 
 
 class Compiled(Protocol):
-    """What is compared with a budget; see `moesim_kernels.compile.check.CompileResult`."""
+    """A compiled kernel to compare with a budget; see
+    `moesim_kernels.compile.check.CompileResult`.
+    """
 
     @property
     def target(self) -> str:
-        """Architecture."""
+        """The GPU architecture."""
 
     @property
     def registers(self) -> int:
-        """Per thread."""
+        """The number of registers per thread."""
 
     @property
     def shared_bytes(self) -> int:
-        """Of a program."""
+        """The shared memory of a program."""
 
     @property
     def spills(self) -> int:
-        """Accesses or registers."""
+        """The number of local memory accesses (NVIDIA) or spilled registers (AMD)."""
 
     @property
     def ctas_per_sm(self) -> int:
-        """Programs a multiprocessor holds at once."""
+        """The number of programs a multiprocessor holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What a compiled kernel is held to.
+    """Limits that a compiled kernel is held to.
 
     Attributes:
         rows: Recorded numbers by (target, kernel, dtype, tile).
-        triton_version: The Triton they were recorded with.
-        recorded: Whether a kernel is held to them, or, compiled with another Triton, to what is
-            physical alone.
+        triton_version: Triton version the numbers were recorded with.
+        recorded: Whether a kernel is held to the recorded numbers; if it was compiled with another
+            Triton, it is held to the physical limits alone.
     """
 
     rows: Mapping[tuple[str, ...], Mapping[str, int]]
@@ -63,7 +66,9 @@ class Budgets:
 
     @property
     def held_to(self) -> str:
-        """ "budget" or "physical", as a row of the compile check says."""
+        """The limits a kernel is held to, "budget" or "physical", in the words of the compile
+        check.
+        """
         return "budget" if self.recorded else "physical"
 
     @classmethod
@@ -74,6 +79,7 @@ class Budgets:
             OSError: The file cannot be read.
         """
         with path.open(encoding="utf-8", newline="") as file:
+            # The first line is a comment that names the version; the table follows.
             written_with = file.readline().removeprefix("# triton").strip()
             rows = {
                 tuple(row[key] for key in _KEYS): {
@@ -84,7 +90,7 @@ class Budgets:
         return cls(rows, written_with, triton_version == written_with)
 
     def broken_by(self, row: Compiled) -> str:
-        """What this kernel exceeds, in a line; "" if nothing."""
+        """Return what this kernel exceeds, in one line; "" if nothing."""
         if row.shared_bytes > (most := LIMITS[row.target].shared_bytes):
             return f"{row.shared_bytes} bytes of shared memory, the target has {most}"
         if row.spills:
@@ -94,6 +100,7 @@ class Budgets:
                 f"{row.registers} registers, {row.shared_bytes} bytes: too much for a "
                 "multiprocessor"
             )
+        # Everything above is physical; everything below depends on the compiler's version.
         if not self.recorded:
             return ""
         budget = self.rows.get(tuple(getattr(row, key) for key in _KEYS))
@@ -109,8 +116,8 @@ class Budgets:
 def write_budgets(
     rows: Iterable[Mapping[str, Any]], triton_version: str, only: str = "", path: Path = FILE
 ) -> Path:
-    """Make these compiled kernels' numbers the budgets; rows of kernels whose name lacks ``only``
-    stay.
+    """Record these compiled kernels' numbers as the budgets; rows of kernels whose name lacks
+    ``only`` stay.
 
     Raises:
         OSError: The file cannot be read or written.
@@ -121,6 +128,7 @@ def write_budgets(
         for key, row in kept.items()
         if only not in key[1]
     ] + [dict(row) for row in rows]
+    # A stable sort by target keeps the order of the cases within a target.
     rows.sort(key=lambda row: list(LIMITS).index(row["target"]))
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# triton {triton_version}\n")

@@ -1,15 +1,11 @@
-"""Which tiles a layer's two grouped GEMMs run with: asked for, tuned on this GPU, or the best by
-the simulator's model.
+"""Choose the tiles that a layer's two grouped GEMMs run with: tuned on this GPU, or best by the
+simulator's model.
 
-`best_tiles` prices every shipped tile with the model the simulator charges
-(`moesim.costs.devices.gpu`: tiles of the expert histogram, waves over the multiprocessors,
-iterations of a tile) and takes the pair that is done first; choosing by the number of tokens alone
-leaves much of that (RaMP, arXiv 2604.26039). Where the histogram is on the device and stays there,
-`expected_counts` stands for it. Shipped are the tiles of `tile_config`, one for each number of
-rows: those that `moesim_kernels.compile.check` compiles.
+Tiles that the caller gives always win; `choose_tiles` decides for everybody else.
+`moesim_kernels.tiles.modeled` prices tiles by the simulator's model.
 
-Tuned tables are what `moesim kernels tune` writes: CSV files in the folder ``kernel_tiles`` of the
-user's data, or those that $MOESIM_TILES names (several with a path separator between them).
+Tuned tables are written by ``moesim kernels tune``: CSV files in the folder ``kernel_tiles`` of the
+user's data, or those that $MOESIM_TILES names (several, separated by the path separator).
 """
 
 import csv
@@ -20,18 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from moesim_kernels.tiles.modeled import FORMATS, best_tiles, expected_counts, profile_of
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
-from moesim.costs.devices.primitives import kernels_for
-from moesim.costs.load import Load
-from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
-from moesim.files.toml import index_names, user_folder
-from moesim.hardware import Profile, load_profile
+from moesim.files.toml import user_folder
 
-_FORMATS = {8: "float8_e4m3", 16: "bfloat16", 32: "float32"}
-_ROWS = (16, 32, 64, 128)
+# Columns that make up a tile, and columns that a tuned tile is found by.
 _TILE = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
 _KEY = (
     "device",
@@ -46,15 +37,15 @@ _KEY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What decides on tiles beside the histogram.
+    """Sizes that decide on tiles, in addition to the histogram.
 
     Attributes:
-        num_experts: Experts E.
-        top_k: Experts a token uses.
-        hidden_size: H.
-        expert_intermediate_size: I.
-        dtype: Format of the experts, as torch names it.
-        operand_bits: Bits of one operand element.
+        num_experts: Number of experts E.
+        top_k: Number of experts each token uses.
+        hidden_size: Hidden size H.
+        expert_intermediate_size: Expert width I.
+        dtype: Number format of the experts, as torch names it.
+        operand_bits: Number of bits of one operand element.
     """
 
     num_experts: int
@@ -65,212 +56,22 @@ class Shape:
     operand_bits: int
 
 
-def expected_counts(num_rows: int, num_experts: int) -> np.ndarray:
-    """Rows of each expert as random routing would have it: quantiles of a Poisson distribution of
-    the mean load.
-
-    Returns:
-        ndarray of int64, shape (E,), ascending; their sum is near ``num_rows``.
-
-    Raises:
-        ValueError: A negative number of rows, or no experts.
-    """
-    if num_rows < 0 or num_experts < 1:
-        raise ValueError(
-            f"expected num_rows >= 0 and num_experts >= 1, got {num_rows}, {num_experts}"
-        )
-    mean = num_rows / num_experts
-    if mean == 0:
-        return np.zeros(num_experts, dtype=np.int64)
-    # Beyond eight deviations there is nothing to find, and the logarithms keep small terms from
-    # vanishing.
-    first = max(int(mean - 8 * mean**0.5), 0)
-    values = np.arange(first, int(mean + 8 * mean**0.5) + 10)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, values[-1] + 1)))])[values]
-    cumulative = np.cumsum(np.exp(values * np.log(mean) - mean - log_factorial))
-    quantile_E = (np.arange(num_experts) + 0.5) / num_experts * cumulative[-1]
-    return values[np.minimum(np.searchsorted(cumulative, quantile_E), len(values) - 1)]
-
-
-def tile_seconds(
-    counts_E: np.ndarray,
-    num_columns: int,
-    depth: int,
-    tile: Tile,
-    *,
-    profile: Profile,
-    operand_bits: int = 16,
-    num_accumulators: int = 1,
-) -> float:
-    """Seconds the simulator charges for one grouped GEMM of this histogram.
-
-    Args:
-        counts_E: Rows of each expert, shape (E,).
-        num_columns: Output columns, per accumulator.
-        depth: Inner dimension.
-        tile: Tile; block_n is that of one accumulator.
-        profile: The GPU.
-        operand_bits: Bits of one operand element: 8 (block-scaled), 16 or 32.
-        num_accumulators: 2 for the fused gate and up projection.
-
-    Raises:
-        ConfigError: A profile that lacks the format, or is no GPU's.
-    """
-    if profile.execution != "waves":
-        raise ConfigError(f"profile: expected a GPU that runs tiles in waves, got {profile.name!r}")
-    counts_E = np.asarray(counts_E)
-    load = Load.of(counts_E[None], counts_E.sum(keepdims=True), tile.block_m)
-    operand_bytes = operand_bits / 8
-    cost = kernels_for(profile).grouped_gemm(
-        load,
-        num_columns * num_accumulators,
-        depth,
-        GemmSpec(
-            tile=replace(tile, block_n=tile.block_n * num_accumulators),
-            fmt=_FORMATS[operand_bits],
-            weight_bytes=operand_bytes,
-            input_bytes=operand_bytes,
-            output_bytes=max(operand_bytes, 2.0),
-            block_scaled=operand_bits == 8,
-        ),
-    )
-    return float(cost.solo_s_D()[0])
-
-
-def shipped_tiles(
-    num_columns: int,
-    *,
-    operand_bits: int = 16,
-    num_accumulators: int = 1,
-    limits: Limits,
-    block_m: int | None = None,
-) -> list[Tile]:
-    """The tiles of `tile_config` for every number of rows, or for the one a plan has fixed."""
-    return [
-        tile_config(
-            rows,
-            num_columns,
-            operand_bits=operand_bits,
-            result_bits=max(operand_bits, 16),
-            num_accumulators=num_accumulators,
-            block_m=rows,
-            limits=limits,
-        )
-        for rows in ((block_m,) if block_m else _ROWS)
-    ]
-
-
-def best_tile(
-    counts_E: np.ndarray,
-    num_columns: int,
-    depth: int,
-    *,
-    profile: Profile,
-    limits: Limits,
-    operand_bits: int = 16,
-    num_accumulators: int = 1,
-    block_m: int | None = None,
-) -> Tile:
-    """The shipped tile that `tile_seconds` likes best; of equals the one with fewest rows.
-
-    Raises:
-        ConfigError: A profile that lacks the format, or is no GPU's.
-    """
-    tiles = shipped_tiles(
-        num_columns,
-        operand_bits=operand_bits,
-        num_accumulators=num_accumulators,
-        limits=limits,
-        block_m=block_m,
-    )
-    return min(
-        tiles,
-        key=lambda tile: tile_seconds(
-            counts_E,
-            num_columns,
-            depth,
-            tile,
-            profile=profile,
-            operand_bits=operand_bits,
-            num_accumulators=num_accumulators,
-        ),
-    )
-
-
-def best_tiles(
-    counts_E: np.ndarray,
-    hidden_size: int,
-    width: int,
-    *,
-    profile: Profile,
-    limits: Limits,
-    operand_bits: int = 16,
-) -> tuple[Tile, Tile]:
-    """Tiles of the up and of the down projection, which share their rows: the pair that is done
-    first.
-
-    Raises:
-        ConfigError: A profile that lacks the format, or is no GPU's.
-    """
-
-    def pair_seconds(pair: tuple[Tile, Tile]) -> float:
-        up, down = pair
-        return tile_seconds(
-            counts_E,
-            width,
-            hidden_size,
-            up,
-            profile=profile,
-            operand_bits=operand_bits,
-            num_accumulators=2,
-        ) + tile_seconds(
-            counts_E, hidden_size, width, down, profile=profile, operand_bits=operand_bits
-        )
-
-    ups = shipped_tiles(width, operand_bits=operand_bits, num_accumulators=2, limits=limits)
-    downs = shipped_tiles(hidden_size, operand_bits=operand_bits, limits=limits)
-    return min(zip(ups, downs, strict=True), key=pair_seconds)
-
-
-def profile_of(device_name: str) -> Profile | None:
-    """The profile of the GPU a driver calls this; None without one.
-
-    That is the profile of this name or alias, else the longest whose every word the driver's name
-    has. A profile of an SXM module is not that of a PCIe or NVL card: drivers name these (an SXM
-    H100 is an "H100 80GB HBM3"). Nor is any profile that of a slice of its GPU.
-
-    Raises:
-        ConfigError: The profile's file is not valid.
-    """
-    names = index_names("devices")
-    lower = device_name.lower()
-    words = set(lower.replace("-", " ").split())
-    like = [name for name in names if words.issuperset(name.split("-"))]
-    found = lower if lower in names else max(like, key=len) if like else None
-    profile = load_profile(found) if found else None
-    if profile is None or profile.execution != "waves":
-        return None
-    card = "mig" in words or (profile.name.endswith("-sxm") and words & {"pcie", "nvl"})
-    unsaid = profile.name == "h100-sxm" and not words & {"sxm", "sxm5", "hbm3"}
-    return None if found != lower and (card or unsaid) else profile
-
-
 def tables_folder() -> Path:
-    """Where tuned tables live by default."""
+    """Return the folder where tuned tables live by default."""
     return user_folder() / "kernel_tiles"
 
 
 def table_file(device_name: str) -> Path:
-    """The tuned table of a device."""
+    """Return the path of a device's tuned table."""
     words = "".join(c if c.isalnum() else " " for c in device_name.lower()).split()
     return tables_folder() / f"{'-'.join(words)}.csv"
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a tuned table, numbers as numbers.
+    """Read the rows of a tuned table, with numbers as numbers.
 
     Raises:
-        ConfigError: A file that cannot be read, or lacks a column, or has a tile that is none.
+        ConfigError: The file cannot be read, lacks a column, or has an invalid tile.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -280,6 +81,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 row[name] = int(row[name])
             for name in ("device", "dtype", "gemm"):
                 row[name] = str(row[name])
+            # Made only for its own checks of the numbers.
             Tile(**{name: row[name] for name in _TILE})
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
@@ -291,35 +93,37 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def merged_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table with these in place of those for the same device, layer, tokens, skew and
+    """Return the rows of a table, replaced by these for the same device, layer, tokens, skew, and
     GEMM.
 
     Raises:
-        ConfigError: A file that is no tuned table.
+        ConfigError: The file is not a tuned table.
     """
 
     def key(row: Mapping[str, Any]) -> tuple[str, ...]:
         return (*(str(row[name]) for name in (*_KEY, "num_tokens")), str(float(row["skew"])))
 
     old = read_table(path) if path.exists() else []
+    # Later entries of a dictionary replace earlier ones but keep their position.
     return list(
         ({key(row): dict(row) for row in old} | {key(row): dict(row) for row in rows}).values()
     )
 
 
 def tuned_tile(device_name: str, shape: Shape, gemm: str, num_tokens: int) -> Tile | None:
-    """The tile tuned for this GPU and layer at the nearest number of tokens; None without a table
-    that has it.
+    """Return the tile tuned for this GPU and layer at the nearest number of tokens; None without a
+    table that has it.
 
     Args:
-        device_name: As the driver names it.
-        shape: The layer.
-        gemm: "swiglu" or "down".
-        num_tokens: Tokens T.
+        device_name: Name of the GPU in its driver's words.
+        shape: Sizes of the layer.
+        gemm: Which GEMM, "swiglu" or "down".
+        num_tokens: Number of tokens T.
 
     Raises:
-        ConfigError: A table that is none.
+        ConfigError: A table is not valid.
     """
+    # The setting and the folder are part of the cache's key, so that a change of either is seen.
     found = _tables(os.environ.get("MOESIM_TILES", ""), str(tables_folder())).get(
         (
             device_name,
@@ -342,6 +146,7 @@ def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]
         Path(folder).glob("*.csv")
     )
     tables: dict[tuple[str, ...], dict[int, Tile]] = {}
+    # Later files win where two have the same layer and number of tokens.
     for path in paths:
         for row in read_table(path):
             tile = Tile(**{name: row[name] for name in _TILE})
@@ -352,27 +157,29 @@ def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]
 def choose_tiles(
     device_name: str, shape: Shape, num_tokens: int, limits: Limits
 ) -> tuple[Tile, Tile]:
-    """Tiles of both GEMMs where nobody asked for others, without a look at the routing.
+    """Choose the tiles of both GEMMs if the caller gave none, without a look at the routing.
 
     Args:
-        device_name: Of the GPU; "" without one.
-        shape: The layer.
-        num_tokens: Tokens T.
-        limits: What the GPU gives a program.
+        device_name: Driver's name of the GPU; "" without one.
+        shape: Sizes of the layer.
+        num_tokens: Number of tokens T.
+        limits: Resources the GPU gives a program.
 
     Returns:
-        The tuned pair; else the best for an expected histogram, where the GPU has a profile; else
-        that of `tile_config`. Both with the same rows.
+        The tuned pair if there is one; otherwise the best pair for an expected histogram, if the
+        GPU has a profile; otherwise the pair of `tile_config`. Both tiles have the same number of
+        rows.
 
     Raises:
-        ConfigError: A tuned table or a profile that is not valid.
+        ConfigError: A tuned table or a profile is not valid.
     """
     up = tuned_tile(device_name, shape, "swiglu", num_tokens) if device_name else None
     down = tuned_tile(device_name, shape, "down", num_tokens) if device_name else None
     if up is not None and down is not None:
+        # Both GEMMs run on one plan, which has one number of rows.
         return up, replace(down, block_m=up.block_m)
-    # By powers of two of the number of tokens, so that a server's batches do not each pay for a
-    # search.
+    # The number of tokens is rounded up to a power of two, so that a server's batches do not each
+    # pay for a search.
     padded = num_tokens if num_tokens <= 64 else 1 << (num_tokens - 1).bit_length()
     modelled = _modelled(device_name, shape, padded, limits) if device_name else None
     if modelled is not None:
@@ -396,8 +203,9 @@ def _modelled(
     device_name: str, shape: Shape, num_tokens: int, limits: Limits
 ) -> tuple[Tile, Tile] | None:
     profile = profile_of(device_name)
-    if profile is None or _FORMATS[shape.operand_bits] not in profile.peak_flops_per_s:
+    if profile is None or FORMATS[shape.operand_bits] not in profile.peak_flops_per_s:
         return None
+    # Random routing stands for the histogram, which is on the device.
     counts_E = expected_counts(num_tokens * shape.top_k, shape.num_experts)
     return best_tiles(
         counts_E,

@@ -1,11 +1,11 @@
-"""How many programs of a kernel one multiprocessor (AMD: compute unit) holds at once: no torch, no
-Triton.
+"""Compute how many programs of a kernel one multiprocessor (AMD: compute unit) holds at once: no
+torch, no Triton.
 
-NVIDIA: registers are handed out to warps in blocks of 256, shared memory has 1 KiB reserved for
-each program (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"). AMD: a
-SIMD unit has 512 vector registers for each lane, handed out in blocks of 8, and up to 8 waves; a
-compute unit has four of them (CDNA 3 and CDNA 4 instruction set architecture guides, "VGPR
-allocation").
+NVIDIA: registers are allocated to warps in blocks of 256, and 1 KiB of shared memory is reserved
+for each program (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+AMD: a SIMD unit has 512 vector registers for each lane, allocated in blocks of 8, and holds up to 8
+waves; a compute unit has four SIMD units (CDNA 3 and CDNA 4 instruction set architecture guides,
+"VGPR allocation").
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Multiprocessor:
-    """What the programs on one multiprocessor share.
+    """Resources that the programs on one multiprocessor share.
 
     Attributes:
-        shared_bytes: Shared memory or LDS in all.
-        warps: Warps or waves in all.
-        programs: Programs at most.
+        shared_bytes: Total shared memory or LDS.
+        warps: Total number of warps or waves.
+        programs: Largest number of programs.
     """
 
     shared_bytes: int
@@ -42,16 +42,17 @@ def _up(value: int, unit: int) -> int:
 
 
 def ctas_per_sm(target: str, *, registers: int, shared_bytes: int, num_warps: int) -> int:
-    """Programs one multiprocessor of ``target`` holds at once; 0 if not even one fits.
+    """Return how many programs one multiprocessor of ``target`` holds at once; 0 if not even one
+    fits.
 
     Args:
-        target: One of `MULTIPROCESSORS`.
-        registers: Per thread; AMD: vector registers, accumulators included.
+        target: Architecture, a key of `MULTIPROCESSORS`.
+        registers: Number of registers per thread; on AMD vector registers, accumulators included.
         shared_bytes: Shared memory of a program.
-        num_warps: Warps of a program.
+        num_warps: Number of warps in a program.
 
     Raises:
-        ValueError: An unknown target, or a number below 1 (shared memory: below 0).
+        ValueError: The target is unknown, or a number is below 1 (shared memory: below 0).
     """
     if target not in MULTIPROCESSORS:
         raise ValueError(f"target: expected one of {', '.join(MULTIPROCESSORS)}, got {target!r}")
@@ -62,9 +63,11 @@ def ctas_per_sm(target: str, *, registers: int, shared_bytes: int, num_warps: in
         )
     unit = MULTIPROCESSORS[target]
     if target.startswith("gfx"):
+        # Four SIMD units of 512 registers per lane; a wave lives on one of them.
         by_registers = min(512 // _up(registers, 8), 8) * 4 // num_warps
         by_shared = unit.shared_bytes // shared_bytes if shared_bytes else unit.programs
     else:
+        # 65,536 registers for warps of 32 threads, in blocks of 256.
         by_registers = 65536 // (_up(32 * registers, 256) * num_warps)
         by_shared = unit.shared_bytes // (shared_bytes + 1024)
     return min(by_registers, by_shared, unit.warps // num_warps, unit.programs)

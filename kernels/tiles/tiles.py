@@ -1,9 +1,9 @@
-"""Tile sizes of the grouped GEMMs, and how many row tiles any routing needs: numpy only, no torch,
-no Triton.
+"""Give tile sizes of the grouped GEMMs, and how many row tiles any routing needs: numpy only, no
+torch, no Triton.
 
 A row tile holds rows of one expert, so an expert with c rows fills ceil(c / block_m) tiles, the
-last one partly. A simulator that prices tiles and the plan on the device must count the same;
-`tiles_per_expert` is what both are held to.
+last one partly. A simulator that prices tiles and the plan on the device must count the same tiles;
+both are tested against `tiles_per_expert`.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from moesim.costs.tiles import Tile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one GPU architecture gives a program.
+    """Resources that one GPU architecture gives a program.
 
     Attributes:
-        shared_bytes: Shared memory (NVIDIA) or LDS (AMD) of one program, bytes.
+        shared_bytes: Shared memory (NVIDIA) or LDS (AMD) of one program, in bytes.
         elements_per_warp: Accumulator elements a warp holds without spilling: 4,096 where the
-            matrix unit reads its operands from shared memory (Hopper, Blackwell data centre) or a
-            wave has 64 lanes (AMD), else 2,048. `moesim_kernels.compile.check` holds every default
-            tile to it.
-        fp8: The 8-bit format its matrix units multiply, as torch names it; "" without one.
-        most_stages: Stages of the software pipeline at most.
-        whole_line_rows: Rows of 16-bit operands up to which the fused projection takes a whole
-            cache line of each at a step; above, half of one.
-        float32_per_warp: Accumulator elements a warp gets of a float32 GEMM.
+            matrix unit reads its operands from shared memory (Hopper, data-center Blackwell) or a
+            wave has 64 lanes (AMD), otherwise 2,048. `moesim_kernels.compile.check` checks every
+            default tile against it.
+        fp8: 8-bit format that the matrix units multiply, as torch names it; "" without one.
+        most_stages: Largest number of stages in the software pipeline.
+        whole_line_rows: Number of rows of 16-bit operands up to which the fused projection takes a
+            whole cache line of each row at a step; above, it takes half a line.
+        float32_per_warp: Accumulator elements that a warp gets in a float32 GEMM.
     """
 
     shared_bytes: int
@@ -42,11 +42,12 @@ class Limits:
 #: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum
 #: shared memory per thread block. AMD: CDNA 3 and CDNA 4 instruction set architecture guides, LDS
 #: of a compute unit. 8-bit formats: PTX ISA, mma (e4m3 needs sm_89); the CDNA guides' MFMA
-#: instructions (CDNA 3 has the fnuz encoding alone). The rest keeps what Triton 3.7 and 3.9 make of
-#: the tiles free of spills and legal. On gfx950, 3.9 pads shared memory, so four stages no longer
-#: fit, and its block ping-pong pass, which takes four stages for a chain of two products, fails on
-#: scaled ones. On sm_120 a persistent kernel gathers rows through registers, which a whole line of
-#: 128 rows overflows. On sm_80 3.9 spills float32 accumulators of 1,024 elements per warp.
+#: instructions (CDNA 3 has the fnuz encoding only). The other limits keep the code that Triton 3.7
+#: and 3.9 generate for the tiles legal and free of spills. On gfx950, 3.9 pads shared memory, so
+#: four stages no longer fit, and its block ping-pong pass, which takes four stages for a chain of
+#: two products, fails on scaled products. On sm_120 a persistent kernel gathers rows through
+#: registers, and whole lines of 128 rows overflow them. On sm_80, 3.9 spills float32 accumulators
+#: of 1,024 elements per warp.
 LIMITS = {
     "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8="", float32_per_warp=512),
     "sm_89": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
@@ -59,24 +60,24 @@ LIMITS = {
 
 
 def _power_of_two(value: float, low: int, high: int) -> int:
-    """The smallest power of two >= ``value``, within ``low`` and ``high`` (powers of two
-    themselves).
+    """Return the smallest power of two >= ``value``, within ``low`` and ``high`` (themselves powers
+    of two).
     """
     return min(max(1 << max(int(np.ceil(value)) - 1, 0).bit_length(), low), high)
 
 
 def tiles_per_expert(counts_E: ArrayLike, block_m: int) -> np.ndarray:
-    """Row tiles of each expert: ceil(count / block_m).
+    """Return the number of row tiles of each expert: ceil(count / block_m).
 
     Args:
-        counts_E: Rows of each expert, integers >= 0 of shape (E,).
-        block_m: Rows of a tile.
+        counts_E: Number of rows of each expert, integers >= 0 of shape (E,).
+        block_m: Number of rows in a tile.
 
     Returns:
         ndarray of int64, shape (E,).
 
     Raises:
-        ValueError: block_m < 1 or a negative count.
+        ValueError: block_m is below 1, or a count is negative.
     """
     counts = np.asarray(counts_E, dtype=np.int64)
     if block_m < 1 or (counts < 0).any():
@@ -87,14 +88,15 @@ def tiles_per_expert(counts_E: ArrayLike, block_m: int) -> np.ndarray:
 
 
 def tile_bound(num_rows: int, num_experts: int, block_m: int) -> int:
-    """Most row tiles that ``num_rows`` rows can need, however they fall on ``num_experts`` experts.
+    """Return the most row tiles that ``num_rows`` rows can need, however they fall on
+    ``num_experts`` experts.
 
-    Every partly filled tile costs an expert of its own: one row on each of E - 1 experts and the
-    rest on one expert is the worst case, and a row per tile where there are fewer rows than
-    experts.
+    Every partly filled tile needs an expert of its own. The worst case is therefore one row on each
+    of E - 1 experts and the rest on one expert; with fewer rows than experts it is one tile per
+    row.
 
     Raises:
-        ValueError: A negative number of rows, or no experts, or block_m < 1.
+        ValueError: The number of rows is negative, there are no experts, or block_m is below 1.
     """
     if num_rows < 0 or num_experts < 1 or block_m < 1:
         raise ValueError(
@@ -116,26 +118,27 @@ def tile_config(
     block_m: int | None = None,
     limits: Limits = LIMITS["sm_80"],
 ) -> Tile:
-    """A good tile without a search, from the mean load: the histogram itself is on the device and
-    stays there.
+    """Return a good tile without a search, from the mean load: the histogram itself stays on the
+    device.
 
     Args:
-        tokens_per_expert: Mean rows per expert.
+        tokens_per_expert: Mean number of rows per expert.
         num_columns: Output columns of the GEMM, per accumulator.
         operand_bits: Bits of one operand element.
         result_bits: Bits of one stored element.
-        num_accumulators: Accumulators a program keeps: 2 for the fused gate and up projection.
-        block_m: Rows of a tile where a plan has fixed them.
-        limits: What the GPU gives a program; by default an A100's.
+        num_accumulators: Number of accumulators a program keeps: 2 for the fused gate and up
+            projection.
+        block_m: Number of rows in a tile where a plan has fixed them.
+        limits: Resources the GPU gives a program; by default an A100's.
 
     Returns:
-        block_m is the load rounded up to a power of two, 16 to 128; block_n x num_accumulators is
-        at most 256 (64 or 128 for 8-bit operands), less where a tile of 8 warps would spill; a row
-        of block_k is 1,024 bits, one cache line, or half of one (`Limits.whole_line_rows`); stages
-        fill the shared memory, up to `Limits.most_stages`.
+        A tile. Its block_m is the load rounded up to a power of two, 16 to 128. block_n x
+        num_accumulators is at most 256 (64 or 128 for 8-bit operands), and less where a tile of 8
+        warps would spill. A row of block_k is 1,024 bits, one cache line, or half of it
+        (`Limits.whole_line_rows`). Stages fill the shared memory, up to `Limits.most_stages`.
 
     Raises:
-        ValueError: A width or a size below 1.
+        ValueError: A width or a size is below 1.
     """
     if tokens_per_expert < 0 or min(num_columns, operand_bits, num_accumulators) < 1:
         raise ValueError(
@@ -144,8 +147,8 @@ def tile_config(
         )
     block_m = block_m or _power_of_two(tokens_per_expert, 16, 128)
     # float32 products run on the vector units and need registers for the operands too; float32
-    # results need more addresses than fit beside a full accumulator; 8-bit products wait beside the
-    # accumulator for their scales.
+    # results need more addresses than fit next to a full accumulator; 8-bit products wait in
+    # registers, next to the accumulator, for their scales.
     if operand_bits >= 32:
         elements_per_warp, most_elements = (
             limits.float32_per_warp,
@@ -160,6 +163,7 @@ def tile_config(
     widest = limits.elements_per_warp // 32 if operand_bits <= 8 else 256
     widest = min(widest, most_elements // block_m) // num_accumulators
     block_n = _power_of_two(num_columns, 16, widest)
+    # The fused projection with many rows takes half a cache line at a step (`whole_line_rows`).
     halved = operand_bits == 16 and num_accumulators > 1 and block_m > limits.whole_line_rows
     block_k = max((512 if halved else 1024) // operand_bits, 16)
     stage_bytes = (block_m + num_accumulators * block_n) * block_k * operand_bits // 8

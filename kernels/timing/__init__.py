@@ -1,1 +1,1 @@
-"""Times of kernels on the GPU that is here, and tiles found by timing."""
+"""Time kernels on the GPU of this machine, and find tiles by timing."""

@@ -1,10 +1,10 @@
-"""Times of the expert phase on a GPU: plan, both grouped GEMMs and combine, as one call.
+"""Time the expert phase on a GPU: plan, both grouped GEMMs, and combine, as one call.
 
-Device events around each call, after a warm-up; with a flush, the L2 cache is overwritten before
-each call as `triton.testing.do_bench` does, without one the previous call leaves it warm. The truth
-for a layer inside a model lies between: weights rarely survive in L2 from one layer's turn to its
-next. Times of small layers contain the gaps between their dozen launches, as in a model that runs
-without graphs.
+Device events surround each call, after a warm-up. With a flush, the L2 cache is overwritten before
+each call, as `triton.testing.do_bench` does; without one, the previous call leaves it warm. The
+truth for a layer inside a model lies in between, since weights rarely survive in L2 from one use of
+a layer to the next. Times of small layers contain the gaps between their dozen launches, as in a
+model that runs without graphs.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from moesim.model import MoELayer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Times of repeated calls, in seconds.
+    """Statistics of repeated calls, in seconds.
 
     Attributes:
-        median_s: Half of the calls took less.
-        p10_s: A tenth took less.
-        p90_s: Nine tenths took less.
-        num_calls: Calls timed.
+        median_s: Median time of a call.
+        p10_s: Tenth percentile of the times.
+        p90_s: Ninetieth percentile of the times.
+        num_calls: Number of timed calls.
         flushed: Whether L2 was overwritten before each call.
     """
 
@@ -40,7 +40,7 @@ class Timing:
 
     @classmethod
     def of(cls, times_s: list[float], flushed: bool) -> "Timing":
-        """Quantiles (linear between neighbours) of at least one time."""
+        """Return the quantiles (linear between neighbors) of at least one time."""
         p10_s, median_s, p90_s = (
             torch.tensor(times_s, dtype=torch.float64)
             .quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
@@ -60,26 +60,27 @@ def random_ids(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Distinct experts per token, the e-th most popular drawn in proportion to (e + 1)^-skew
-    (Gumbel top-k).
+    """Draw distinct experts per token, the e-th most popular in proportion to (e + 1)^-skew (Gumbel
+    top-k).
 
     Args:
-        num_tokens: Tokens T.
-        num_experts: Experts E.
-        top_k: Experts a token uses.
-        skew: 0 is uniform, 1 is Zipf's law.
-        seed: Drawn on the CPU, so the same everywhere.
-        device: Where the ids go.
+        num_tokens: Number of tokens T.
+        num_experts: Number of experts E.
+        top_k: Number of experts each token uses.
+        skew: Exponent of the popularity: 0 is uniform, 1 is Zipf's law.
+        seed: Seed of the draw, which is made on the CPU and therefore the same everywhere.
+        device: Device that gets the ids.
 
     Returns:
-        int32 of shape (T, K).
+        Expert ids, int32 of shape (T, K).
 
     Raises:
-        ValueError: top_k outside 1..num_experts.
+        ValueError: top_k is outside 1..num_experts.
     """
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k: expected 1 to {num_experts}, got {top_k}")
     generator = torch.Generator().manual_seed(seed)
+    # The top k of log-weights plus Gumbel noise are a draw without replacement.
     noise_TE = -torch.empty(num_tokens, num_experts).exponential_(generator=generator).log()
     scores_TE = noise_TE - skew * torch.arange(1, num_experts + 1).log()
     return scores_TE.topk(top_k, dim=1).indices.int().to(device)
@@ -94,26 +95,27 @@ def prepare_expert_phase(
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> Callable[[], torch.Tensor]:
-    """Make random tokens and weights where ``ids_TK`` is, and the call to time.
+    """Make random tokens and weights on the device of ``ids_TK``, and return the call to time.
 
     Args:
-        layer: Sizes and formats.
+        layer: Layer that gives the sizes and formats.
         ids_TK: Routing, int32 of shape (T, K), contiguous; router weights are equal.
-        seed: Of tokens and weights.
-        dtype: Format of the experts; by default the layer's.
-        swiglu_tile: See `moesim_kernels.ops.layer.expert_phase`.
-        down_tile: See `moesim_kernels.ops.layer.expert_phase`.
+        seed: Seed of tokens and weights.
+        dtype: Number format of the experts; by default the layer's.
+        swiglu_tile: Tile of the first GEMM, passed to `moesim_kernels.ops.layer.expert_phase`.
+        down_tile: Tile of the second GEMM, passed to `moesim_kernels.ops.layer.expert_phase`.
 
     Returns:
-        A call without arguments; its result has shape (T, H).
+        A function without arguments; its result has shape (T, H).
 
     Raises:
-        ConfigError: A layer the kernels do not compute.
-        ValueError: ids_TK without top_k columns.
+        ConfigError: The kernels do not compute this layer.
+        ValueError: ids_TK does not have top_k columns.
     """
     if ids_TK.ndim != 2 or ids_TK.shape[1] != layer.top_k:
         raise ValueError(f"ids_TK: expected shape (T, {layer.top_k}), got {tuple(ids_TK.shape)}")
     weights = LayerWeights.random(layer, seed, dtype, ids_TK.device)
+    # Another seed than the weights', so that tokens and weights are independent.
     generator = torch.Generator(ids_TK.device).manual_seed(seed + 1)
     x_TH = torch.empty(
         ids_TK.shape[0],
@@ -123,6 +125,7 @@ def prepare_expert_phase(
     )
     x_TH.normal_(generator=generator)
     weights_TK = torch.full(ids_TK.shape, 1.0 / layer.top_k, device=ids_TK.device)
+    # Everything is allocated before the call, so that only kernels are timed.
     return lambda: expert_phase(
         x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile
     )
@@ -138,13 +141,13 @@ def time_calls(
     """Time a call on the GPU.
 
     Args:
-        call: Launches work on the current stream; called once untimed, to compile.
-        flush_l2: Overwrite L2 before each call.
-        warmup_s: Untimed calls first, for about this long.
-        repeat_s: Timed calls, for about this long; at least 10.
+        call: Function that launches work on the current stream; called once untimed, to compile.
+        flush_l2: Whether L2 is overwritten before each call.
+        warmup_s: About how long to make untimed calls first.
+        repeat_s: About how long to make timed calls; there are at least 10.
 
     Raises:
-        RuntimeError: No GPU with an active Triton driver, or an interpreting process.
+        RuntimeError: There is no GPU with an active Triton driver, or kernels are interpreted.
     """
     return Timing.of(
         call_seconds(call, flush_l2=flush_l2, warmup_s=warmup_s, repeat_s=repeat_s), flush_l2
@@ -158,7 +161,7 @@ def call_seconds(
     warmup_s: float = 0.025,
     repeat_s: float = 0.1,
 ) -> list[float]:
-    """Times of repeated calls on the GPU, in seconds; arguments and errors are those of
+    """Return the times of repeated calls on the GPU, in seconds; arguments and errors are those of
     `time_calls`.
     """
     if triton_mode() != "gpu":
@@ -169,13 +172,17 @@ def call_seconds(
     gpu, cache = driver.get_device_interface(), driver.get_empty_cache_for_benchmark()
 
     def run(num_calls: int) -> list[float]:
+        # All events exist before the first call, so that making them is not timed.
         starts, ends = ([gpu.Event(enable_timing=True) for _ in range(num_calls)] for _ in range(2))
         for start, end in zip(starts, ends, strict=True):
             if flush_l2:
+                # Before the start event, so that the flush is not timed.
                 driver.clear_cache(cache)
             start.record()
+            # Compiles the kernels, and the five calls after it give a first estimate.
             call()
             end.record()
+        # One wait after all calls: a wait after each would let the GPU idle in between.
         gpu.synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
 
@@ -199,19 +206,20 @@ def time_expert_phase(
     """Time the expert phase of a layer on this GPU, for random tokens.
 
     Args:
-        layer: Sizes and formats.
-        num_tokens: Tokens T.
-        skew: Of the experts' popularity, see `random_ids`.
-        seed: Of routing, tokens and weights.
-        dtype: Format of the experts; by default the layer's.
-        flush_l2: Overwrite L2 before each call.
-        swiglu_tile: See `moesim_kernels.ops.layer.expert_phase`.
-        down_tile: See `moesim_kernels.ops.layer.expert_phase`.
+        layer: Layer that gives the sizes and formats.
+        num_tokens: Number of tokens T.
+        skew: Skew of the experts' popularity, see `random_ids`.
+        seed: Seed of the routing, tokens, and weights.
+        dtype: Number format of the experts; by default the layer's.
+        flush_l2: Whether L2 is overwritten before each call.
+        swiglu_tile: Tile of the first GEMM, passed to `moesim_kernels.ops.layer.expert_phase`.
+        down_tile: Tile of the second GEMM, passed to `moesim_kernels.ops.layer.expert_phase`.
 
     Raises:
-        RuntimeError: No GPU with an active Triton driver, or an interpreting process.
-        ConfigError: A layer the kernels do not compute.
+        RuntimeError: There is no GPU with an active Triton driver, or kernels are interpreted.
+        ConfigError: The kernels do not compute this layer.
     """
+    # Checked before weights are made, which may take long.
     if triton_mode() != "gpu":
         raise RuntimeError(
             f"timing kernels needs a GPU with an active Triton driver, got mode {triton_mode()!r}"

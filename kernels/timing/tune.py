@@ -1,12 +1,14 @@
-"""Search tiles of the grouped GEMMs by timing them on this GPU, as ``moesim kernels tune`` does.
+"""Search the tiles of the grouped GEMMs by timing them on this GPU; ``moesim kernels tune`` runs
+this.
 
-First what static resources rule out goes: tiles that need more shared memory than a program gets,
-or more accumulators than its warps hold without spilling (`moesim_kernels.tiles`). The rest is
-timed as part of the expert phase at a fixed routing, the up projection's tile first, then the down
-projection's with the rows that one settled. What the compiler refuses all the same is skipped. The
-pair to beat is the best by the simulator's model, priced on the histogram itself
-(`moesim_kernels.tiles.choice`, which also finds the tables written here). A routing that is skewed
-wants other tiles than an even one: the table says which it was.
+First, static resources rule tiles out: tiles that need more shared memory than a program gets, or
+more accumulators than its warps hold without spilling (`moesim_kernels.tiles`). The rest is timed
+as part of the expert phase at a fixed routing: first the tile of the up projection, then the tile
+of the down projection with the number of rows that the first one fixed. Tiles that the compiler
+still refuses are skipped. The pair to beat is the best by the simulator's model, priced on the
+histogram itself (`moesim_kernels.tiles.modeled`); layers find the tables written here through
+`moesim_kernels.tiles.choice`. A skewed routing wants other tiles than an even one, so the table
+records the skew.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +18,13 @@ import torch
 from moesim_kernels.ops.runtime import device as kernel_device
 from moesim_kernels.ops.runtime import device_name, triton, triton_mode
 from moesim_kernels.ops.runtime import limits as gpu_limits
-from moesim_kernels.tiles.choice import best_tiles, profile_of
+from moesim_kernels.tiles.modeled import best_tiles, profile_of
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 from moesim_kernels.timing.bench import prepare_expert_phase, random_ids, time_calls
 
 from moesim.model import MoELayer
 
-#: seconds of one expert phase with these two tiles
+#: function that returns the seconds of one expert phase with these two tiles
 Timer = Callable[[Tile, Tile], float]
 
 
@@ -34,18 +36,19 @@ def candidates(
     limits: Limits,
     block_m: int | None = None,
 ) -> list[Tile]:
-    """Tiles worth timing: those a program has shared memory and registers for.
+    """Return the tiles worth timing: those a program has shared memory and registers for.
 
     Args:
-        num_columns: Output columns of the GEMM, per accumulator.
+        num_columns: Number of output columns of the GEMM, per accumulator.
         operand_bits: Bits of one operand element.
-        num_accumulators: Accumulators a program keeps.
-        limits: What the GPU gives a program.
-        block_m: Rows of a tile where a plan has fixed them.
+        num_accumulators: Number of accumulators a program keeps.
+        limits: Resources the GPU gives a program.
+        block_m: Number of rows in a tile where a plan has fixed them.
 
     Returns:
         Tiles without repetition, small ones first.
     """
+    # float32 products need registers for their operands too.
     most = min(limits.elements_per_warp, 1024 if operand_bits >= 32 else 4096)
     found = []
     for rows, block_n, bits_k, num_warps, num_stages in product(
@@ -57,6 +60,8 @@ def candidates(
     ):
         block_k = max(bits_k // operand_bits, 16)
         stage_bytes = (rows + num_accumulators * block_n) * block_k * operand_bits // 8
+        # Shared memory for all stages, registers for the accumulators, enough work for every warp,
+        # and no more columns than the matrix has.
         fits = (
             stage_bytes * num_stages <= limits.shared_bytes
             and rows * block_n * num_accumulators <= most * num_warps
@@ -80,20 +85,22 @@ def candidates(
 def search(
     up: list[Tile], down: Callable[[int], list[Tile]], default: tuple[Tile, Tile], seconds: Timer
 ) -> tuple[Tile, Tile, float, float]:
-    """The fastest pair of tiles, one after the other.
+    """Find the fastest pair of tiles, one projection after the other.
 
     Args:
         up: Candidates of the up projection.
-        down: Candidates of the down projection for a number of rows.
+        down: Function that returns the candidates of the down projection for a number of rows.
         default: The pair to beat.
-        seconds: Times a pair.
+        seconds: Function that times a pair.
 
     Returns:
-        Tiles of the up and the down projection, their seconds, and those of the default, which wins
-        ties.
+        Tiles of the up and of the down projection, their seconds, and the seconds of the default,
+        which wins ties.
     """
+    # The default starts as the best, so that it wins ties.
     best = default_s = seconds(*default)
     best_up, best_down = default
+    # Two separate searches time the sum of both lists, not their product.
     for tile in up:
         if (taken := _seconds(seconds, tile, default[1])) < best:
             best, best_up = taken, tile
@@ -104,10 +111,10 @@ def search(
 
 
 def _seconds(seconds: Timer, up: Tile, down: Tile) -> float:
-    """Infinite where the compiler or the driver refuses a tile.
+    """Time a pair of tiles; infinite where the compiler or the driver refuses a tile.
 
     Raises:
-        RuntimeError: Anything else.
+        RuntimeError: The call fails for any other reason.
     """
     try:
         return seconds(up, down)
@@ -118,7 +125,7 @@ def _seconds(seconds: Timer, up: Tile, down: Tile) -> float:
     ):
         return float("inf")
     except RuntimeError as error:
-        # What MLIR's passes refuse has no class of its own.
+        # An error of MLIR's passes has no class of its own.
         if "PassManager::run failed" not in str(error):
             raise
         return float("inf")
@@ -135,19 +142,19 @@ def tune(
     """Search the tiles of a layer on this GPU.
 
     Args:
-        layer: Sizes.
-        tokens: Numbers of tokens, each tuned for itself.
-        dtype: Format of the experts.
-        skew: Of the experts' popularity, see `moesim_kernels.timing.bench.random_ids`.
-        seed: Of routing, tokens and weights.
+        layer: Layer that gives the sizes.
+        tokens: Numbers of tokens; each one is tuned separately.
+        dtype: Number format of the experts.
+        skew: Skew of the experts' popularity, see `moesim_kernels.timing.bench.random_ids`.
+        seed: Seed of the routing, tokens, and weights.
 
     Yields:
-        For each number of tokens a row for each of the two GEMMs: what was tuned, the tile, and
-        microseconds of the expert phase with both tuned tiles and with the default ones.
+        For each number of tokens, a row for each of the two GEMMs: what was tuned, the tile, and
+        the microseconds of the expert phase with both tuned tiles and with the default ones.
 
     Raises:
-        RuntimeError: No GPU with an active Triton driver, or an interpreting process.
-        ConfigError: A layer the kernels do not compute.
+        RuntimeError: There is no GPU with an active Triton driver, or kernels are interpreted.
+        ConfigError: The kernels do not compute this layer.
     """
     if triton_mode() != "gpu":
         raise RuntimeError(
@@ -161,6 +168,7 @@ def tune(
         )
         load, width = ids_TK.numel() / layer.num_experts, layer.shared_width
 
+        # The ids are bound as a default, since the loop's variable changes.
         def seconds(up: Tile, down: Tile, ids_TK: torch.Tensor = ids_TK) -> float:
             call = prepare_expert_phase(
                 layer, ids_TK, seed=seed, dtype=dtype, swiglu_tile=up, down_tile=down
@@ -168,6 +176,7 @@ def tune(
             return time_calls(call).median_s
 
         profile, name = profile_of(device), str(dtype).removeprefix("torch.")
+        # Without a profile of this GPU, the default is the tile of the mean load.
         if profile is not None and name in profile.peak_flops_per_s:
             counts_E = torch.bincount(ids_TK.flatten(), minlength=layer.num_experts).cpu().numpy()
             default = best_tiles(
@@ -198,6 +207,7 @@ def tune(
             default,
             seconds,
         )
+        # Both rows carry the times of the pair.
         for gemm, tile in (("swiglu", up), ("down", down)):
             yield {
                 "device": device,
@@ -209,6 +219,7 @@ def tune(
                 "skew": skew,
                 "num_tokens": num_tokens,
                 "gemm": gemm,
+                # Both rows carry the plan's number of rows, whatever the down tile asked for.
                 "block_m": up.block_m,
                 "block_n": tile.block_n,
                 "block_k": tile.block_k,

@@ -1,4 +1,4 @@
-"""Advice: answers that are made of many simulations."""
+"""Answer questions that take many simulations."""
 
 from moesim.advice.recommendation import Choice, Help, Recommendation
 

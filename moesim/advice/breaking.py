@@ -1,4 +1,4 @@
-"""From which number of experts on a resource breaks, and what is known of the loss out there."""
+"""Find the number of experts from which a resource breaks, and what is known of the loss there."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from moesim.model.gate import Gate
 from moesim.model.presets import load_preset
 from moesim.version import VERSION
 
-#: columns of a figure over the number of experts, with their titles
+#: columns that a figure shows over the number of experts, with their titles
 METRICS = {
     "memory_gib": "memory of a device, GiB",
     "gate_share": "gate, share of the layer",
@@ -40,13 +40,14 @@ REMEDIES_SHOWN = {
     "devices_needed": "devices needed",
     "breaks": "breaks",
 }
-#: experts -> perplexity, 100B words (Shazeer et al. 2017, arXiv 1701.06538)
+#: experts -> perplexity on 100B words (Shazeer et al. 2017, arXiv 1701.06538)
 _SHAZEER = {4096: 30.9, 65536: 28.9, 131072: 29.2}
 _SHAZEER_TOKENS = 130e9
 
 
 def first_broken(rows: Sequence[Row], name: str) -> str:
-    """Say at how many experts something breaks first, and where it no longer is broken, if so.
+    """Say at how many experts something breaks first, and at how many it is no longer broken, if
+    any.
 
     Args:
         rows: Rows of one cluster, scale and gate.

@@ -1,14 +1,15 @@
-"""The designs of one model on one cluster that a recommendation chooses among.
+"""Generate the designs of one model on one cluster among which a recommendation chooses.
 
-Parallelism: every split of the devices into expert-parallel ranks of ``tp`` devices, tp within a
-node. Placement: expert order, balanced, EPLB and across nodes its hierarchical policy, with 0, 1, 2
-and 4 copies per rank; for the best of them also a local search, which is too slow for all.
-Exchanges: the cluster's own, and those whose kernels exist on its fabric. DeepEP runs on NVIDIA
-GPUs over NVLink, its low-latency mode is made for decoding and its normal mode for prefill
-(deepseek-ai/DeepEP, README); NVL72's kernels belong to such racks. Formats: what the model is
-published in, bf16 and fp8, as far as the device has a rate for them; those are measured
-(`moesim.simulation.trust`), and cost next to nothing in loss. 4-bit weights and int8 are tried
-where they are named.
+- Parallelism: every split of the devices into expert-parallel ranks of ``tp`` devices, with tp
+  within a node.
+- Placement: expert order, balanced, EPLB and, across nodes, its hierarchical policy, with 0, 1, 2
+  and 4 copies per rank; for the best of them also a local search, which is too slow for all.
+- Exchanges: the cluster's own, and those whose kernels exist on its fabric. DeepEP runs on NVIDIA
+  GPUs over NVLink; its low-latency mode is made for decoding and its normal mode for prefill
+  (deepseek-ai/DeepEP, README). NVL72's kernels run on such racks only.
+- Formats: the model's published format, bf16 and fp8, as far as the device has a rate for them.
+  These are measured (`moesim.simulation.trust`) and cost almost no loss. 4-bit weights and int8 are
+  tried only where they are named.
 """
 
 from collections.abc import Iterator
@@ -25,25 +26,25 @@ from moesim.model.hf_config import Model
 from moesim.model.precision import RECIPES
 from moesim.quality import layer_delta
 
-#: formats that ``auto`` tries beside the published one
+#: formats that ``auto`` tries in addition to the published one
 _USUAL = ("bf16", "fp8")
-#: simplest first
+#: placement strategies, simplest first
 PLACEMENTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "local_search")
 SEARCHED = "local_search:20"
 _COPIES_PER_RANK = (0, 1, 2, 4)
-#: exchanges a cluster may have beside its own, in the order of a tie
 
 
 def sized(cluster: Cluster, gpus: int | None) -> Cluster:
-    """A cluster with another number of devices, of the same kind.
+    """Return a cluster of the same kind with another number of devices.
 
     Args:
-        cluster: What it is made of.
-        gpus: Devices: a part of one node, or whole nodes; None: as it is.
+        cluster: The cluster to change.
+        gpus: Number of devices, which is part of one node or whole nodes; None leaves the cluster
+            unchanged.
 
     Raises:
-        ConfigError: A number that its nodes do not divide, or several nodes of a cluster without a
-            network.
+        ConfigError: The number is not a whole number of nodes, or needs several nodes of a cluster
+            without a network.
     """
     if gpus is None or gpus == cluster.num_devices:
         return cluster
@@ -78,16 +79,16 @@ def sized(cluster: Cluster, gpus: int | None) -> Cluster:
 
 
 def formats(model: Model, cluster: Cluster, precision: str = "auto") -> list[str]:
-    """Recipes to try.
+    """Return the recipes to try.
 
     Args:
-        model: Its published format is always one of ``auto``, where the cluster runs it.
-        cluster: Whose devices must have a rate for the format of the tokens.
-        precision: ``auto``, or recipes with commas between.
+        model: The model; ``auto`` always tries its published format where the cluster runs it.
+        cluster: The hardware; its devices must have a rate for the format of the tokens.
+        precision: ``auto``, or the names of recipes separated by commas.
 
     Raises:
-        UnknownNameError: No such recipe.
-        ConfigError: A device without a rate for it.
+        UnknownNameError: There is no such recipe.
+        ConfigError: A device has no rate for a recipe.
     """
 
     def runs(name: str) -> bool:
@@ -117,15 +118,17 @@ def formats(model: Model, cluster: Cluster, precision: str = "auto") -> list[str
 
 
 def loss_delta(model: Model, name: str) -> tuple[float, float, float]:
-    """Loss of a format over that of bf16, in nats: (middle, low, high)."""
+    """Return the loss of a format minus that of bf16, in nats: (middle, low, high)."""
     of = layer_delta(replace(model.layer, precision=Precision.named(name)))
     base = layer_delta(replace(model.layer, precision=Precision()))
-    # what the layer's other choices add, with their interval, is the same on both sides
+    # the layer's other choices add the same loss and interval on both sides
     return of.nats - base.nats, of.low - base.low, of.high - base.high
 
 
 def exchanges(cluster: Cluster, phase: str) -> list[str]:
-    """Exchanges to try, the cluster's own first."""
+    """Return the exchanges to try: the cluster's own first, then others in the order of
+    `EXCHANGES`.
+    """
     own = cluster.exchange().name
     if cluster.num_devices == 1:
         return [own]
@@ -142,7 +145,7 @@ def exchanges(cluster: Cluster, phase: str) -> list[str]:
 
 
 def splits(cluster: Cluster) -> list[Parallelism]:
-    """Layouts of the devices, without tp first."""
+    """Return the layouts of the devices; the one without tp comes first."""
     devices, per_node = cluster.num_devices, cluster.devices_per_domain
     return [
         Parallelism(ep=devices // tp, tp=tp)
@@ -152,9 +155,10 @@ def splits(cluster: Cluster) -> list[Parallelism]:
 
 
 def placements(num_experts: int, ep: int, several_nodes: bool) -> list[tuple[str, int]]:
-    """(strategy, replicas) that give every rank equally many slots; copies up to one of every
-    expert.
+    """Return (strategy, replicas) that give every rank equally many slots, with at most one copy of
+    every expert.
     """
+    # replicas that fill the ranks up to equally many slots
     least = -num_experts % ep
     found = [(name, 0) for name in PLACEMENTS[:2] if least == 0]
     if ep == 1:
@@ -172,14 +176,14 @@ def placements(num_experts: int, ep: int, several_nodes: bool) -> list[tuple[str
 def candidates(
     model: Model, cluster: Cluster, *, phase: str, names: list[str], tokens: int
 ) -> Iterator[Candidate]:
-    """Every design; those that do not fit in memory included.
+    """Yield every design, including those that do not fit in memory.
 
     Args:
-        model: What is placed.
-        cluster: Where.
+        model: The model to serve.
+        cluster: The hardware it runs on.
         phase: ``prefill`` or ``decode``.
-        names: Recipes.
-        tokens: Tokens of a device: one of them makes no two micro-batches.
+        names: Names of the recipes to try.
+        tokens: Tokens of a device; a single token cannot be split into two micro-batches.
     """
     several = cluster.num_nodes > 1
     parts = (1, 2) if tokens > 1 and cluster.num_devices > 1 else (1,)

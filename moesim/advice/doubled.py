@@ -1,9 +1,9 @@
-"""What may be doubled: numbers of the hardware and of the design, one at a time, and how each runs.
+"""Double numbers of the hardware and of the design, one at a time, and run each changed design.
 
 `System` runs a changed design. Its two workloads are ``prefill``, a fixed number of tokens per
-device, and ``decode``, as many sequences per device as their KV cache leaves room for, which is
-what HBM capacity buys. Only the MoE layer is simulated: attention, which reads that cache, is not,
-so that decode undervalues HBM bandwidth.
+device, and ``decode``, one token of each sequence whose KV cache fits on the device, which is what
+HBM capacity buys. Only the MoE layer is simulated. Attention, which reads that cache, is not, so
+decode undervalues HBM bandwidth.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from moesim.hardware.exchanges import exchange_named
 from moesim.model import Precision
 from moesim.simulation.memory import decode_workload
 
-#: tokens of a device in prefill, and the distribution of load of both workloads
+#: tokens of a device in prefill, and the load distribution of both workloads
 PREFILL, SKEW = 4096, "zipf:0.8"
 NUMBERS = (
     "hbm_gb_per_s",
@@ -31,7 +31,7 @@ NUMBERS = (
     "nvlink_gb_per_s",
     "nic_gb_per_s",
 )
-#: names of three changes that answers refer to
+#: names of the changes that answers refer to
 HBM, EQUAL_LOSS = "2x HBM bandwidth and GiB", "2x experts at equal loss"
 NVLINK = "2x nvlink_gb_per_s"
 _EXCHANGES = ("nccl", "deepep_normal", "deepep_ll")
@@ -62,7 +62,7 @@ class System:
             cluster: The hardware it runs on.
 
         Raises:
-            CapacityError: Not even one sequence fits beside the weights.
+            CapacityError: Not even one sequence fits in addition to the weights.
         """
         if self.context:
             return decode_workload(candidate, cluster, self.context, routing=SKEW, seed=self.seed)
@@ -75,7 +75,7 @@ class System:
 
         Args:
             candidate: The design; its experts spread over all devices.
-            cluster: The hardware.
+            cluster: The hardware it runs on.
             spare: Slots for replicas that each device has beyond its experts.
             plan: Whether to choose the fastest placement, exchange and micro-batches.
 
@@ -102,7 +102,7 @@ class System:
             design = replace(spread, placement=placement, schedule=schedule)
             try:
                 tried.append(outcome(design, cluster, work))
-            except MoesimError as error:  # a plan this cluster or number of tokens does not have
+            except MoesimError as error:  # this cluster or number of tokens does not allow the plan
                 reason = error
         if not tried:
             raise ConfigError(

@@ -1,15 +1,15 @@
-"""What a change of hardware or design is worth: ratios of simulated throughput, differences of
-estimated loss.
+"""Measure what a change of hardware or design is worth: ratios of simulated throughput, and
+differences of estimated loss.
 
-A ratio is surer than the times it is made of: what a calibration gets wrong of a phase it gets
-wrong before and after the change alike. So the interval of a gain lets each phase be off by one
-factor, anywhere in the phase's interval, in both times, and the time after the change by as much
-more as its interval is wider: hardware nobody measured. Only where the change brings other kernels
-(another number format, another exchange) are both free of each other. The extremes of such a ratio
-lie at the ends of the factors.
+A ratio is more certain than the two times it is made of: an error of the calibration of a phase
+affects the times before and after the change alike. The interval of a gain therefore lets each
+phase be off by one factor, anywhere in the phase's interval, in both times. Where the interval
+after the change is wider (hardware that nobody measured), the time after the change may be off by
+that much more. Only where the change brings other kernels (another number format, another exchange)
+are the two factors independent. The extremes of such a ratio are at the ends of the factors.
 
-Likewise the interval of a difference in loss is how far the laws disagree about that step, not how
-far each loss may be off.
+In the same way, the interval of a difference in loss says how far the laws disagree about that
+step, not how far each loss may be off.
 """
 
 import math
@@ -32,7 +32,7 @@ from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
 from moesim.simulation.trust import ASSUMED_INTERVAL, intervals_of
 
-#: of the fine-grained law's step, what it may be
+#: shares of the fine-grained law's step that the step may be
 _STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)
 
 
@@ -45,7 +45,7 @@ class Span:
     high: float
 
     def row(self, name: str) -> dict[str, float]:
-        """Columns ``name``, ``name_low`` and ``name_high``."""
+        """Return the columns ``name``, ``name_low`` and ``name_high``."""
         return {name: self.mid, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
@@ -54,8 +54,8 @@ class Outcome:
     """A simulated design.
 
     Attributes:
-        result: What was simulated.
-        cluster: Where.
+        result: The result of the simulation.
+        cluster: The hardware it ran on.
         intervals: Phase -> factors of its time, P10 and P90.
     """
 
@@ -76,18 +76,17 @@ class Outcome:
 def outcome(
     candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow"
 ) -> Outcome:
-    """Simulate a design and keep what its interval is made of.
+    """Simulate a design, and keep the intervals of its phases.
 
     Raises:
-        MoesimError: As `moesim.simulation.run.simulate`; a model that does not fit in memory
-            included.
+        MoesimError: The design cannot be simulated, or its model does not fit in memory.
     """
     result = simulate(candidate, cluster, workload, engine=engine)
     return Outcome(result=result, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
 
 
 def gain(before: Outcome, after: Outcome) -> Span:
-    """Throughput of all devices after a change over that before."""
+    """Return the throughput of all devices after a change over that before it."""
     phases = list(before.result.phase_time_s)
     was_P, becomes_P = (
         np.array([o.result.phase_time_s[p] for p in phases]) for o in (before, after)
@@ -96,9 +95,9 @@ def gain(before: Outcome, after: Outcome) -> Span:
         np.array([o.intervals.get(p, ASSUMED_INTERVAL) for p in phases]) for o in (before, after)
     )
     same_P = np.array([_same_kernels(p, before, after) for p in phases])
-    # a phase of the same kernels shares its factor, but for what its interval is wider than before;
-    # one of others is free. Which end of a shared factor is the worst depends on all others: try
-    # all corners
+    # a phase with the same kernels shares its factor, apart from what its interval is wider than
+    # before; a phase with other kernels has a free factor. Which end of a shared factor is the
+    # worst depends on all others, so all corners are tried
     corners_CP = np.array(list(product((0, 1), repeat=len(phases))))
     factor_CP = np.where(corners_CP, own_P2[:, 1], own_P2[:, 0])
     wider_P2 = np.where(same_P[:, None], other_P2 / own_P2, other_P2)
@@ -117,13 +116,13 @@ def gain(before: Outcome, after: Outcome) -> Span:
 
 
 def _tokens(found: Outcome) -> float:
-    """Tokens of all devices."""
+    """Return the tokens of all devices."""
     return found.result.tokens_per_s * found.result.layer_time_s
 
 
 def _same_kernels(phase: str, before: Outcome, after: Outcome) -> bool:
-    """Whether a phase runs the same kernels in two designs, so that one calibration is wrong of
-    both alike.
+    """Return whether a phase runs the same kernels in two designs, so that one calibration error
+    affects both.
     """
     one, other = before.result.candidate, after.result.candidate
     if phase in ("dispatch", "combine"):
@@ -135,15 +134,15 @@ def _same_kernels(phase: str, before: Outcome, after: Outcome) -> bool:
 
 
 def elasticity(below: Outcome, above: Outcome, ratio: float) -> Span:
-    """d ln(throughput) / d ln(number), from the throughput at two numbers.
+    """Return d ln(throughput) / d ln(number), from the throughput at two numbers.
 
     Args:
-        below: At the smaller number.
-        above: At the larger one.
-        ratio: Of the numbers, > 1.
+        below: The outcome at the smaller number.
+        above: The outcome at the larger number.
+        ratio: Larger number over smaller number, > 1.
 
     Raises:
-        ConfigError: A ratio of 1 or less.
+        ConfigError: The ratio is 1 or less.
     """
     if not ratio > 1:
         raise ConfigError(f"elasticity: expected a ratio of numbers > 1, got {ratio!r}")
@@ -155,19 +154,19 @@ def elasticity(below: Outcome, above: Outcome, ratio: float) -> Span:
 
 
 def loss_step(before: MoELayer, after: MoELayer, dense: DensePart, train_tokens: float) -> Span:
-    """Loss after a change of the layer less that before, in nats, and how far the laws disagree
-    about it.
+    """Return the loss after a change of the layer minus that before, in nats, and how far the laws
+    disagree about it.
 
-    Between laws the step in experts and active parameters is that of the joint law or of any of
-    `moesim.quality.other_laws`, the step in granularity the fine-grained law's within a quarter of
-    itself or the leverage's, and measured differences of gates and formats lie within their
-    intervals.
+    The step in experts and active parameters may be that of the joint law or of any of
+    `moesim.quality.other_laws`. The step in granularity may be the fine-grained law's, within a
+    quarter of itself, or the leverage law's. Measured differences of gates and formats lie within
+    their intervals.
 
     Args:
-        before: The layer as it is.
-        after: The changed one.
+        before: The unchanged layer.
+        after: The changed layer.
         dense: The rest of the model.
-        train_tokens: Training tokens of both.
+        train_tokens: Training tokens of both models.
     """
     mid = (
         estimate_loss(after, dense, train_tokens=train_tokens).loss
@@ -201,30 +200,32 @@ def loss_step(before: MoELayer, after: MoELayer, dense: DensePart, train_tokens:
     )
     grains = [share * fine for share in _STEP_SHARES] + ([other] if fine else [])
     old, new = layer_deltas(before), layer_deltas(after)
-    gone, come = (
+    # only differences of gates and formats that one of the layers alone has count
+    removed, added = (
         together([d for d in some if d not in others]) for some, others in ((old, new), (new, old))
     )
-    low = min(steps) + min(grains) + come.low - gone.high
-    high = max(steps) + max(grains) + come.high - gone.low
+    low = min(steps) + min(grains) + added.low - removed.high
+    high = max(steps) + max(grains) + added.high - removed.low
     return Span(mid=mid, low=min(low, mid), high=max(high, mid))
 
 
 def narrowed(
     layer: MoELayer, larger: MoELayer, dense: DensePart, train_tokens: float, *, step: int = 128
 ) -> dict[str, MoELayer]:
-    """A larger layer, its experts narrowed as far as the loss is no more than the first's.
+    """Narrow the experts of a larger layer as far as its loss is no more than that of the first.
 
     Args:
-        layer: Whose loss to keep; its experts have one width.
-        larger: What has more experts, say; of the same width.
+        layer: The layer whose loss to keep; its experts have one width.
+        larger: A layer of the same width that has more experts, for example.
         dense: The rest of the model.
-        train_tokens: Training tokens of both.
-        step: Widths are multiples of it.
+        train_tokens: Training tokens of both models.
+        step: Number of which the widths are multiples.
 
     Returns:
-        ``mid``: by the central estimate of the difference in loss; ``low`` and ``high``: by its
-        ends. Those are missing by which not even the full width does. None is finer than the
-        fine-grained law's range: what it says of still narrower experts nobody measured.
+        The narrowed layer for each estimate of the difference in loss: ``mid`` is its central
+        estimate, ``low`` and ``high`` are its ends. An estimate by which not even the full width
+        keeps the loss has no entry. No layer is finer than the range of the fine-grained law, since
+        nobody measured narrower experts.
     """
     finest = max(GRANULARITY_RANGE[1], dense.dense_intermediate_size / layer.mean_width)
     found: dict[str, MoELayer] = {}

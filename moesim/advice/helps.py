@@ -1,4 +1,4 @@
-"""What would help a design, and what would hold a model that does not fit."""
+"""Find what would help a design, and how many devices would hold a model that does not fit."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,28 +17,29 @@ from moesim.simulation.run import simulate
 from moesim.simulation.trust import intervals_of
 from moesim.units import GIB
 
-#: key of `Cluster.with_` -> in words
+#: key of `Cluster.with_` -> the change in words
 _LARGER = {
     "scale_up_gb_per_s": "links of twice the bandwidth",
     "scale_out_gb_per_s": "NICs of twice the bandwidth",
     "hbm_gb_per_s": "memory of twice the bandwidth",
     "bf16_tflops": "twice the FLOP/s",
 }
-#: tokens of all devices up to which twice the batch is tried: more take seconds
+#: tokens of all devices up to which twice the batch is tried; more would take seconds
 _MOST_TOKENS = 1 << 20
-#: devices up to which a larger cluster is looked for
+#: number of devices up to which a larger cluster is searched for
 _MOST_DEVICES = 4096
 
 
 def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flow") -> list[Help]:
-    """What each change brings to a simulated design, everything else equal; changes of no effect (1
-    %) left out.
+    """Return what each change brings to a simulated design, everything else equal.
+
+    Changes of less than 1 % are left out.
 
     Args:
-        best: The design.
-        cluster: Where it ran.
-        workload: On what.
-        engine: That simulated it.
+        best: The simulated design.
+        cluster: The hardware it ran on.
+        workload: The tokens it was given.
+        engine: Name of the engine that simulated it.
     """
     found = []
     candidate = best.candidate
@@ -76,7 +77,8 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
 
 
 def room_for_kv(best: Result, candidate: Candidate) -> int:
-    """Tokens of KV cache per device that would still fit beside those counted."""
+    """Return the tokens of KV cache per device that would still fit in addition to those counted.
+    """
     dense, over = candidate.dense_part, best.memory_over_bytes
     assert dense is not None
     assert over is not None, "it has a dense part"
@@ -85,14 +87,14 @@ def room_for_kv(best: Result, candidate: Candidate) -> int:
 
 
 def least_need(model: Model, devices: int, name: str, workload: Workload) -> MemoryNeed:
-    """Memory of a device where experts are spread evenly, without copies beyond those that fill
+    """Return the memory of a device where experts are spread evenly, with only the copies that fill
     every rank.
 
     Args:
-        model: What is held.
-        devices: Expert-parallel ranks.
-        name: Recipe of its weights.
-        workload: Tokens and KV cache; its rows are taken to be spread evenly.
+        model: The model that is held.
+        devices: Number of expert-parallel ranks.
+        name: Name of the recipe of its weights.
+        workload: Tokens and KV cache; rows are assumed to be spread evenly.
     """
     layer = replace(model.layer, precision=Precision.named(name))
     rows = float(workload.num_tokens_per_device * layer.top_k)
@@ -108,7 +110,7 @@ def least_need(model: Model, devices: int, name: str, workload: Workload) -> Mem
 
 
 def would_hold(model: Model, cluster: Cluster, names: Iterable[str], workload: Workload) -> str:
-    """How many such devices would hold a model, in words."""
+    """Say in words how many devices of a cluster's kind would hold a model."""
     usable = min(profile.usable_bytes for profile, _ in cluster.groups)
     per_node = cluster.devices_per_domain
     best: tuple[int, str] | None = None

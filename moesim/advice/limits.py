@@ -1,12 +1,13 @@
-"""Designs with very many experts, and which resource each of them breaks.
+"""Simulate designs with very many experts, and say which resource each of them breaks.
 
-A published model keeps what a token uses as constant as 1 to 32 experts allow, while the width of
-all experts of a layer is split into ever more of them, down to one neuron each. Experts of a few
-neurons are priced as the tiles of a grouped GEMM, padded: kernels made for them would do better. No
+The width of all experts of a published model's layer is split into more and more experts, down to
+one neuron each, while a token uses the same width, as far as 1 to 32 experts allow. Experts of a
+few neurons are priced as padded tiles of a grouped GEMM; kernels made for them would do better. No
 law covers such numbers of experts, so losses are extrapolated.
 
-A resource is broken where memory is too small, the gate takes more than a quarter of the layer,
-dispatch and combine take more than half, or the experts run below a quarter of their roofline.
+A resource is broken if memory is too small, the gate takes more than a quarter of the layer's time,
+dispatch and combine take more than half of it, or the experts run below a quarter of their
+roofline.
 """
 
 import math
@@ -34,7 +35,7 @@ from moesim.units import GIB, US
 from moesim.version import VERSION
 
 Row = dict[str, Any]
-#: largest shares of the layer's time, and least share of the roofline, that count as sound
+#: largest shares of the layer's time, and least share of the roofline, that do not count as broken
 GATE_SHARE, EXCHANGE_SHARE, EFFICIENCY = 0.25, 0.5, 0.25
 _MOST_CHOSEN, _TRAIN_TOKENS = 32, 36e12
 
@@ -45,13 +46,13 @@ class LimitPoint:
 
     Attributes:
         preset: Name of the published model.
-        num_nodes: Nodes of the cluster.
-        devices_per_node: H100s of a node.
-        where: What to call the cluster.
+        num_nodes: Number of nodes of the cluster.
+        devices_per_node: Number of H100s of a node.
+        where: Name to give the cluster.
         scale: Width of all experts of a layer, relative to the model's.
-        num_experts: Experts to split it into.
+        num_experts: Number of experts to split it into.
         gate: Kind of gate, with options after a plus sign.
-        precision: Number formats.
+        precision: Name of the recipe of number formats.
         exchange: Name of the exchange.
         num_tokens: Tokens of a device.
         seed: Seed of the routing.
@@ -81,10 +82,10 @@ def limit_points(
     """Return every scale, gate and number of experts on one cluster, in this order.
 
     Args:
-        where: What to call the cluster.
-        cluster: Its nodes, and the devices of a node.
+        where: Name to give the cluster.
+        cluster: Number of its nodes, and of the devices of a node.
         gates: Kinds of gate.
-        scales: Widths of all experts, relative to the model's.
+        scales: Widths of all experts together, relative to the model's.
         experts: Numbers of experts.
         **common: Further fields of `LimitPoint`.
     """
@@ -104,11 +105,11 @@ def limit_points(
 
 @cache
 def h100_cluster(num_nodes: int, devices_per_node: int) -> Cluster:
-    """Return a cluster of H100s: 8 and 64 as they are built, other sizes as what-ifs.
+    """Return a cluster of H100s: the real ones of 8 and 64 devices, other sizes as what-ifs.
 
     Args:
-        num_nodes: Nodes; several are joined by rails.
-        devices_per_node: Devices of a node, one NVLink domain.
+        num_nodes: Number of nodes; several nodes are joined by rails.
+        devices_per_node: Number of devices of a node, which is one NVLink domain.
     """
     base = load_cluster("hgx-h100-8" if num_nodes == 1 else "h100-rail-8x8")
     if base.num_devices == num_nodes * devices_per_node:
@@ -117,12 +118,12 @@ def h100_cluster(num_nodes: int, devices_per_node: int) -> Cluster:
 
 
 def sized_gate(kind: str, num_experts: int) -> Gate:
-    """Return a gate over so many experts.
+    """Return a gate over a number of experts.
 
     Args:
         kind: ``flat``, ``two_level`` (groups of their square root) or ``product_key`` (eight
             heads), with options after a plus sign.
-        num_experts: The experts.
+        num_experts: The number of experts.
     """
     name, plus, option = kind.partition("+")
     sizes = {"two_level": f":{math.isqrt(num_experts)}:4", "product_key": ":8:256"}.get(name, "")
@@ -130,7 +131,8 @@ def sized_gate(kind: str, num_experts: int) -> Gate:
 
 
 def split_layer(point: LimitPoint) -> MoELayer | None:
-    """Return the model's layer with its experts split, or None below one neuron each.
+    """Return the model's layer with its experts split, or None if an expert would have less than
+    one neuron.
 
     Args:
         point: The design.
@@ -156,18 +158,20 @@ def split_layer(point: LimitPoint) -> MoELayer | None:
 def efficiency(
     layer: MoELayer, cluster: Cluster, tokens: int, experts_s: float
 ) -> tuple[float, float]:
-    """Compare the experts' phase with its roofline under uniform load.
+    """Compare the time of the experts' phase with its roofline under uniform load.
 
     Args:
         layer: The layer.
-        cluster: The hardware.
+        cluster: The hardware it runs on.
         tokens: Tokens of a device.
-        experts_s: Time of the experts' phase.
+        experts_s: Seconds of the experts' phase.
 
     Returns:
-        The share of the roofline that the phase reaches, and the rows of an expert that has any.
+        The share of the roofline that the phase reaches, and the mean rows of an expert that has
+        any.
     """
     choices, profile = tokens * cluster.num_devices * layer.top_k, cluster.profile
+    # expected number of experts that have any of the choices
     active = -layer.num_experts * math.expm1(-choices / layer.num_experts)
     flops = 2.0 * layer.params_per_expert * choices / cluster.num_devices
     read = active / cluster.num_devices * layer.bytes_per_expert
@@ -184,7 +188,7 @@ def limit_row(point: LimitPoint) -> Row:
         point: The design.
 
     Returns:
-        The row of its result; where there is no such design, only a ``reason``.
+        The row of its result; if the design is invalid, only a ``reason``.
     """
     row = {
         "cluster": point.where,
@@ -257,7 +261,7 @@ def _memory(prepared: Prepared) -> Row:
 
 
 def _shares(result: Result) -> Row:
-    """Return what the gate, and dispatch and combine, take of the layer's time."""
+    """Return the shares of the layer's time that the gate, and dispatch with combine, take."""
     share = {name: s / result.layer_time_s for name, s in result.phase_time_s.items()}
     return {
         "gate_share": share["gate"],
@@ -266,7 +270,9 @@ def _shares(result: Result) -> Row:
 
 
 def _loss(layer: MoELayer, preset: Preset) -> Row:
-    """Return the columns of the loss with product keys, whatever the gate: points compare."""
+    """Return the columns of the loss with product keys for every gate, so that points can be
+    compared.
+    """
     keyed = replace(layer, gate=sized_gate("product_key", layer.num_experts))
     return estimate_loss(keyed, preset.dense_part, train_tokens=_TRAIN_TOKENS).row()
 
@@ -276,7 +282,7 @@ def limit_rows(points: Sequence[LimitPoint], workers: int) -> list[Row]:
 
     Args:
         points: The designs.
-        workers: The processes.
+        workers: Number of processes.
 
     Returns:
         Rows of `limit_row` in the order of the points.

@@ -1,7 +1,7 @@
-"""What placements are worth: one strategy under one load, refined by simulation, and under drift.
+"""Score placements: one strategy under one load, refined by simulation, and under drift.
 
-A plan is scored on the loads it was made for, and a second time one step later on loads that drift,
-where a plan made in advance would meet them.
+A plan is scored on the loads it was made for, and again on loads that have drifted one step
+further, which a plan made in advance would meet.
 """
 
 import math
@@ -56,7 +56,7 @@ class PlacementCase:
     Attributes:
         preset: Name of the published model.
         cluster: The hardware; every device is one expert-parallel rank.
-        distribution: Load of the experts, as `Workload.routing`.
+        distribution: Load of the experts, see `Workload.routing`.
         num_tokens: Tokens of a device.
         num_replicas: Expert slots beyond one per expert.
         seed: Seed of the routing.
@@ -86,13 +86,13 @@ class PlacementCase:
         """Return the workload.
 
         Args:
-            drift: Text that says how far the loads have drifted; empty for not at all.
+            drift: Suffix that says how far the loads have drifted; empty for no drift.
         """
         routing = f"{self.distribution}+{drift}" if drift else self.distribution
         return Workload(num_tokens_per_device=self.num_tokens, routing=routing, seed=self.seed)
 
     def able(self, names: Sequence[str]) -> list[str]:
-        """Return those of some strategies that can place as many replicas as the case has.
+        """Return the strategies that can place the replicas of this case.
 
         Args:
             names: Strategies, with their options after a colon or a slash.
@@ -102,10 +102,10 @@ class PlacementCase:
         return [name for name in names if _family(name) in REPLICATING]
 
     def score(self, strategy: str) -> Row:
-        """Return the row of a strategy planned on this load, now and one step later.
+        """Return the row of a strategy that is planned on this load, scored now and one step later.
 
         Args:
-            strategy: The strategy; one that cannot plan this case gives a row that says why.
+            strategy: The strategy; if it cannot plan this case, the row says why.
         """
         candidate, row = self.candidate(strategy), self._named(strategy)
         try:
@@ -119,6 +119,7 @@ class PlacementCase:
         except MoesimError as error:
             return row | {"reason": str(error), "evidence": "simulated", "calibration": "none"}
         size = self.cluster.devices_per_domain
+        # a token's copy to its own domain does not cross
         near = sum(traffic.domains_SG[s, s // size] for s in range(self.cluster.num_devices))
         far = traffic.domains_SG.sum() - near
         return (
@@ -135,7 +136,7 @@ class PlacementCase:
         """Return the row of a local search on the simulated time, from the best strategy.
 
         Args:
-            steps: Exchanges of experts to simulate.
+            steps: Number of exchanges of experts to simulate.
 
         Raises:
             MoesimError: No strategy can plan this case.
@@ -149,10 +150,11 @@ class PlacementCase:
         return self._named("refined") | _columns(result) | {"reason": reason}
 
     def drifting(self, steps: int, passes_per_step: int) -> list[Row]:
-        """Return rows step by step: plans never renewed, every fourth step, and every step.
+        """Return rows step by step, for plans that are renewed never, every fourth step, and every
+        step.
 
         Args:
-            steps: Steps of the drift, which the distribution must name.
+            steps: Number of steps of the drift, which the distribution must name.
             passes_per_step: Forward passes of the model between two steps.
 
         Raises:
@@ -215,7 +217,7 @@ def _columns(found: Result) -> Row:
 
 
 def with_speed_up(rows: list[Row]) -> list[Row]:
-    """Add each row's speed-up over expert order without copies under the same load.
+    """Add to each row its speed-up over expert order without copies, under the same load.
 
     Args:
         rows: Rows of `PlacementCase.score` and `PlacementCase.refined`; they are changed in place.

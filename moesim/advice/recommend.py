@@ -1,15 +1,15 @@
-"""``recommend``: parallelism, placement, redundancy and format for a model on a cluster, without
-writing a study.
+"""Recommend parallelism, placement, redundancy and format for a model on a cluster, without a
+study.
 
-Every design of `moesim.advice.designs` is bounded by `moesim.simulation.screening`; the best that
-fit are simulated by the ``flow`` engine, and the first of those again by ``event_compiled``. Of the
-designs that no other beats for certain (`moesim.advice.ties`) the simplest is recommended: the
-format that loses least on the published one, then whole experts (no tp), few copies, a plain
-placement, one micro-batch; of equals the fastest.
+Every design of `moesim.advice.designs` is bounded by `moesim.simulation.screening`. The best
+designs that fit are simulated by the ``flow`` engine, and the first of those again by
+``event_compiled``. Among the designs that no other design beats for certain (`moesim.advice.ties`)
+the simplest is recommended: the format that adds the least loss to the published one, then whole
+experts (no tp), few copies, a plain placement, one micro-batch; among equals the fastest.
 
-What is simulated is the MoE layers; attention, embeddings and dense layers are counted in memory
-only. Placements are planned on the load they are scored on, so gains of EPLB are those of a load
-that is known.
+Only the MoE layers are simulated; attention, embeddings and dense layers count only in memory.
+Placements are planned on the load they are scored on, so the gains of EPLB assume that the load is
+known.
 """
 
 from collections import Counter
@@ -37,21 +37,21 @@ from moesim.simulation.run import exchange_of, simulate
 from moesim.simulation.screening import Bounds, bounds_of
 from moesim.units import GIB
 
-#: tokens of a device where none are named: those that DeepEP's README tables its two modes at
+#: tokens of a device by default: those at which DeepEP's README tables its two modes
 USUAL_TOKENS: dict[str, int] = {"prefill": 4096, "decode": 128}
 USUAL_ROUTING = "power_law:1.2"
-#: designs that the flow engine simulates: the best, and of every kind; those that are placed by
-#: local search as well; those that the event engine confirms
+#: number of designs that the flow engine simulates: the best, and the best of every kind; that are
+#: also placed by local search; and that the event engine confirms
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
-#: times the latency that the quick look at a batch may take
+#: factor on the latency that the bound of a batch may reach
 _ROOM = 2.0
-#: batches tried for a latency, largest first
+#: batches that are tried for a latency, largest first
 _BATCHES = tuple(2**n for n in range(13, -1, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """What is asked."""
+    """The question: what to recommend for which model on which hardware."""
 
     model: Model
     cluster: Cluster
@@ -62,7 +62,7 @@ class _Task:
     latency_s: float | None
 
     def per_second(self, mean_utilisation: dict[str, float]) -> float:
-        """What a second costs in the objective's unit."""
+        """Return what a second of the layer costs in the objective's unit."""
         if self.objective == "energy":
             return float(self.economics.watts(self.cluster, mean_utilisation))
         return self.economics.usd_per_hour(self.cluster) / 3600 if self.objective == "cost" else 1.0
@@ -86,26 +86,28 @@ def recommend(
     """Recommend how to serve a model on a cluster.
 
     Args:
-        model: Preset, or path of a Hugging Face ``config.json``.
-        cluster: Its name, or itself.
-        gpus: Devices, where they are not the cluster's: part of a node, or whole nodes.
+        model: A model, the name of a preset, or the path of a Hugging Face ``config.json``.
+        cluster: A cluster or its name.
+        gpus: Number of devices, which is part of a node or whole nodes; by default that of the
+            cluster.
         phase: ``prefill`` or ``decode``.
         tokens: Tokens of each device in one forward pass; by default `USUAL_TOKENS`, or with a
-            latency the largest power of two that keeps it.
+            latency the largest power of two that stays within it.
         kv_tokens: Tokens in each device's KV cache; by default those of the batch.
-        routing: Load of the experts.
+        routing: Distribution of the experts' load.
         latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the
             other.
-        precision: ``auto`` (`moesim.advice.designs.formats`), or recipes with commas between.
+        precision: ``auto`` (see `moesim.advice.designs.formats`), or recipes separated by commas.
         objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of
             the MoE layers.
-        economics: Cost and power model.
-        seed: Of the routing.
+        economics: Name of the cost and power model.
+        seed: Seed of the routing.
 
     Raises:
-        CapacityError: Nothing fits in memory: the smallest need, and how many devices would hold
-            it.
-        ConfigError: Bad names or numbers; or nothing keeps the latency: the fastest found.
+        CapacityError: No design fits in memory; the message says the smallest need, and how many
+            devices would hold it.
+        ConfigError: A name or number is invalid, or no design stays within the latency; the message
+            then says the fastest that was found.
     """
     model = load_model(model) if isinstance(model, str) else model
     machine = sized(load_cluster(cluster) if isinstance(cluster, str) else cluster, gpus)
@@ -129,14 +131,16 @@ def recommend(
             seed=seed,
         ),
     )
-    task.per_second({})  # a missing price or power is said before the work
+    task.per_second({})  # a missing price or power is reported before the work starts
     if task.latency_s is not None and tokens is None:
         return _largest_batch(task)
     return _recommended(task)
 
 
 def _largest_batch(task: _Task) -> Recommendation:
-    """The recommendation for the largest power of two that keeps the latency."""
+    """Return the recommendation for the largest power of two of tokens that stays within the
+    latency.
+    """
     assert task.latency_s is not None
     layers = task.model.dense_part.num_moe_layers
     last: MoesimError | None = None
@@ -144,8 +148,8 @@ def _largest_batch(task: _Task) -> Recommendation:
         if tokens * task.cluster.num_devices > 1 << 22:
             continue
         now = replace(task, workload=replace(task.workload, num_tokens_per_device=tokens))
-        # a quick look at one format and exchange; with room for better ones, since the rest is not
-        # looked at
+        # bound one format and exchange only, and leave room for better ones, since the others are
+        # not bounded
         designs = _all(now)
         usual = designs[0].layer.precision, designs[0].schedule
         few = [c for c in designs if (c.layer.precision, c.schedule) == usual]
@@ -221,11 +225,11 @@ def _by_event(task: _Task, choice: Choice) -> float:
 
 
 def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
-    """What to simulate: the best, the best few of every kind (a tie with a simpler one must show),
-    local searches.
+    """Return the designs to simulate: the best, the best few of every kind (so that a tie with a
+    simpler design shows), and local searches.
 
     Args:
-        designs: Those that fit, best bound first.
+        designs: The designs that fit, best bound first.
     """
     found = dict.fromkeys(designs[:_FLOW])
     seen: Counter[tuple[str, object]] = Counter()
@@ -248,11 +252,11 @@ def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[int]:
-    """Places of the designs that fit, best bound first.
+    """Return the indices of the designs that fit, best bound first.
 
     Raises:
-        CapacityError: None does.
-        ConfigError: None is a candidate at all.
+        CapacityError: No design fits.
+        ConfigError: No design is valid.
     """
     over_N = bounds.memory_over_bytes_N
     if np.isnan(over_N).all():
@@ -278,7 +282,9 @@ def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[
 
 
 def _simulated(task: _Task, candidate: Candidate) -> Result | None:
-    """By the flow engine; None where a local search fills a device beyond its memory."""
+    """Simulate a design with the flow engine; None where a local search fills a device beyond its
+    memory.
+    """
     try:
         return simulate(candidate, task.cluster, task.workload)
     except CapacityError:
@@ -286,10 +292,10 @@ def _simulated(task: _Task, candidate: Candidate) -> Result | None:
 
 
 def _within(task: _Task, ranked: list[Result]) -> list[Result]:
-    """Designs that keep the latency.
+    """Return the designs that stay within the latency.
 
     Raises:
-        ConfigError: None does.
+        ConfigError: No design does.
     """
     layers, bound = task.model.dense_part.num_moe_layers, task.latency_s
     assert bound is not None
@@ -329,7 +335,7 @@ def _choice(task: _Task, result: Result, group: int) -> Choice:
 
 
 def _simplicity(choice: Choice) -> tuple:
-    """Less is simpler."""
+    """Return a sort key of a design; less is simpler."""
     c = choice.candidate
     strategy = PlacementSpec.parse(c.placement).strategy
     return (

@@ -1,4 +1,5 @@
-"""What a recommendation says: the design, what else there is, what limits it and what would help.
+"""Define what a recommendation says: the design, its alternatives, what limits it and what would
+help.
 """
 
 from dataclasses import dataclass
@@ -19,18 +20,19 @@ class Choice:
     """One simulated design.
 
     Attributes:
-        result: Simulated, by the engine its row names.
-        group: 0: no other design is better for certain; 1: the same among the rest; and so on
+        result: Result of the engine that its row names.
+        group: 0 if no other design is better for certain; 1 if that holds among the rest; and so on
             (`moesim.advice.ties.groups`).
-        loss_delta: Nats over bf16: (middle, low, high).
-        loss_penalty: Nats over the format that the model is published in, >= 0: narrower weights
-            cannot be undone.
-        watts_per_device: While the layer runs; None where the cost model has no figure.
-        usd_per_hour: Of the whole cluster; None likewise.
-        moe_layers: MoE layers of one forward pass.
-        cost_model: Where power and price come from.
-        event_layer_time_s: The layer's time by the event engine, chunk by chunk, of the first few
-            and the best.
+        loss_delta: Loss over that of bf16 in nats: (middle, low, high).
+        loss_penalty: Loss over that of the model's published format in nats, >= 0, since rounding
+            of the published weights cannot be undone.
+        watts_per_device: Power of a device while the layer runs; None where the cost model has no
+            figure.
+        usd_per_hour: Price of the whole cluster; None where the cost model has no figure.
+        moe_layers: Number of MoE layers of one forward pass.
+        cost_model: Name and digest of the cost model that power and price come from.
+        event_layer_time_s: The layer's time by the event engine, chunk by chunk, for the first few
+            designs and the best.
     """
 
     result: Result
@@ -50,18 +52,20 @@ class Choice:
 
     @property
     def pass_time_s(self) -> float:
-        """All MoE layers of one forward pass, one after the other; nothing between them."""
+        """The seconds of all MoE layers of one forward pass, one after the other, with nothing
+        between them.
+        """
         return self.moe_layers * self.result.layer_time_s
 
     @property
     def tokens_per_s_per_device(self) -> float:
-        """Tokens through all MoE layers, on each device: an upper bound of the model's, whose rest
-        is not simulated.
+        """The tokens per second of a device through all MoE layers: an upper bound for the model,
+        since the rest of it is not simulated.
         """
         return self.result.workload.num_tokens_per_device / self.pass_time_s
 
     def row(self) -> dict[str, Any]:
-        """Flat row: what `Result.row` has, and the columns of a recommendation."""
+        """Return a flat row: the columns of `Result.row`, and those of a recommendation."""
         result, found = self.result, self.result.row()
         usable = None
         if result.peak_memory_bytes is not None and result.memory_over_bytes is not None:
@@ -110,9 +114,9 @@ class Help:
     """What one change would bring to the recommended design, everything else equal.
 
     Attributes:
-        change: In words.
-        factor: Layer tokens/s over those of the recommended design, with the interval of that
-            ratio.
+        change: The change in words.
+        factor: Layer tokens/s after the change over those of the recommended design, with its
+            interval.
     """
 
     change: str
@@ -121,21 +125,22 @@ class Help:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The answer.
+    """A recommended design and everything it was compared with.
 
     Attributes:
-        model: What is served.
-        cluster: Where.
+        model: The model that is served.
+        cluster: The hardware it runs on.
         workload: Tokens and routing it was simulated on.
-        objective: What is best.
+        objective: The quantity that is optimized.
         best: The simplest of the designs that no other beats for certain.
         choices: Simulated designs, best first; ``best`` is one of them.
-        helps: Changes, the most helpful first.
-        num_screened: Designs whose bound was computed.
-        num_fitting: Those of them that fit in memory.
-        exchange: Of ``best``, both directions: see `moesim.simulation.run.exchange_of`.
+        helps: Changes that would help, the most helpful first.
+        num_screened: Number of designs whose bound was computed.
+        num_fitting: Number of those that fit in memory.
+        exchange: Rows of both directions of the exchange of ``best``, see
+            `moesim.simulation.run.exchange_of`.
         kv_tokens_left: Tokens of KV cache per device that would still fit.
-        notes: What was assumed, in words.
+        notes: The assumptions, in words.
     """
 
     model: Model
@@ -153,11 +158,12 @@ class Recommendation:
 
     @property
     def tied(self) -> list[Choice]:
-        """Designs that no other beats for certain, ``best`` among them."""
+        """The designs that no other design beats for certain, ``best`` among them."""
         return [choice for choice in self.choices if choice.group == 0]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of a table: the recommended design first (``rank`` 0), then the others, best first.
+        """Return the rows of a table: the recommended design first (``rank`` 0), then the others,
+        best first.
         """
         others = [choice for choice in self.choices if choice is not self.best]
         return [

@@ -1,4 +1,4 @@
-"""A recommendation as lines to read."""
+"""Write a recommendation as lines of text."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import prepare
 from moesim.units import GIB, US
 
-#: resources as people call them
+#: kinds of resources, with their names in the text
 _RESOURCES = {
     "egress": "links out",
     "ingress": "links in",
@@ -18,14 +18,14 @@ _RESOURCES = {
     "hbm": "memory bandwidth",
     "sm": "matrix units",
 }
-#: limiting stages of an exchange
+#: limiting stages of an exchange, with their names in the text
 _STAGES = {
     "near": "the links within a node",
     "far": "the network between nodes",
     "start": "its start",
 }
 _LINES_OF_HELP = 4
-#: objective -> what there is less of, and its column
+#: objective -> what a better design has less of, and its column
 _COSTS = {
     "throughput": ("time", "layer_time_us"),
     "energy": ("energy", "moe_layers_joules_per_token"),
@@ -34,7 +34,7 @@ _COSTS = {
 
 
 def lines_of(found: Recommendation) -> Iterator[str]:
-    """Lines, each a subject and what there is to say of it."""
+    """Yield lines, each with a subject and what there is to say about it."""
 
     def line(subject: str, text: str) -> str:
         return f"{subject:14} {text}"
@@ -208,7 +208,8 @@ def _ties(found: Recommendation) -> Iterator[str]:
     if first is not best:
         what, column = _COSTS[found.objective]
         less = 1.0 - first.row()[column] / best.row()[column]
-        yield f"first by {found.objective}: {first.candidate.label} ({100 * less:.1f} % less {what})"
+        name = first.candidate.label
+        yield f"first by {found.objective}: {name} ({100 * less:.1f} % less {what})"
 
 
 def _notes(found: Recommendation) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Which of two simulated designs is better, as far as it can be told.
+"""Decide which of two simulated designs is better, as far as that is known.
 
 A kernel that two designs share is off by the same factor in both: if EPLB saves 100 us of expert
-time, the factor on expert kernels cannot turn that around. So it is the interval of their ratio
-that decides (`moesim.advice.gains.gain`), not the overlap of two intervals that are off together.
-On top of it differences below `FLOOR` are ties: what transfers simulated per device, instead of per
-pair, were off at worst (`moesim.simulation.trust.granularity_of`).
+time, the factor on expert kernels cannot reverse that. The interval of their ratio therefore
+decides (`moesim.advice.gains.gain`), not the overlap of two intervals that are off together. In
+addition, differences below `FLOOR` are ties: it is the worst error of transfers that are simulated
+per device instead of per pair (`moesim.simulation.trust.granularity_of`).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from moesim.hardware import Cluster
 from moesim.simulation.result import Result
 from moesim.simulation.trust import intervals_of
 
-#: relative differences that are no difference: of ``device`` and of ``device_loose`` granularity
+#: relative differences that count as ties, at ``device`` and at ``device_loose`` granularity
 FLOOR, LOOSE_FLOOR = 0.06, 0.14
 
 
@@ -24,8 +24,9 @@ class Priced:
     """A simulated design, with what a second of it costs in the objective's unit.
 
     Attributes:
-        outcome: Simulated.
-        per_second: 1 to compare times; watts or dollars to compare energy or cost.
+        outcome: The simulated design.
+        per_second: Cost of a second: 1 to compare times, watts or dollars to compare energy or
+            cost.
     """
 
     outcome: Outcome
@@ -33,7 +34,7 @@ class Priced:
 
     @classmethod
     def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "Priced":
-        """A result on its cluster."""
+        """Return a result on its cluster, with the intervals of its phases."""
         intervals, _ = intervals_of(result.candidate, cluster)
         return cls(
             outcome=Outcome(result=result, cluster=cluster, intervals=intervals),
@@ -42,13 +43,13 @@ class Priced:
 
     @property
     def cost(self) -> float:
-        """What the layer takes, in the objective's unit."""
+        """The cost of the layer in the objective's unit."""
         return self.outcome.result.layer_time_s * self.per_second
 
 
 def told_apart(slow: Priced, fast: Priced) -> bool:
-    """Whether the first costs more than the second whatever the phases are off by, and by more than
-    the floor.
+    """Return whether the first costs more than the second for every error within the intervals, and
+    by more than the floor.
     """
     loose = "device_loose" in (slow.outcome.result.granularity, fast.outcome.result.granularity)
     if slow.cost <= fast.cost * (1.0 + (LOOSE_FLOOR if loose else FLOOR)):
@@ -57,11 +58,12 @@ def told_apart(slow: Priced, fast: Priced) -> bool:
 
 
 def groups(designs: Sequence[Priced]) -> list[int]:
-    """A group for each design, of those that cannot be told apart.
+    """Return a group number for each design; designs of a group cannot be told apart.
 
-    Group 0 are the designs that no other costs less than for certain; group 1 those of which this
-    holds among the rest; and so on. Against the cheapest alone would not do: a design with another
-    exchange may well be its equal, and yet be certain to lose to its own like with more copies.
+    Group 0 holds the designs that no other design certainly beats; group 1 holds those for which
+    this is true among the rest; and so on. Comparing only with the cheapest design would not be
+    enough: a design with another exchange may tie with it, and still certainly lose to a design
+    with the same exchange and more copies.
     """
     found = [-1] * len(designs)
     left, group = list(range(len(designs))), 0

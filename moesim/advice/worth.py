@@ -1,9 +1,9 @@
-"""What each change is worth: gain, elasticity, price, power and loss, ranked in groups.
+"""Rank what each change is worth, in groups: gain, elasticity, price, power and loss.
 
-Elasticities are d ln(throughput) / d ln(number) from +-10 %. To compare hardware with design, the
-change "2x experts at equal loss" narrows the experts until the loss is what it was. Intervals, and
-groups that they do not tell apart, are those of `moesim.advice.gains`. A larger NVLink domain has
-no price in the economics file.
+Elasticities are d ln(throughput) / d ln(number) from steps of +-10 %. To compare hardware with
+design, the change "2x experts at equal loss" narrows the experts until the loss is unchanged.
+Intervals are those of `moesim.advice.gains`, and changes that they do not tell apart form a group.
+A larger NVLink domain has no price in the economics file.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One unchanged design, and everything that a change of it is measured by.
+    """One unchanged design, and everything that measures a change of it.
 
     Attributes:
         system: How designs run.
@@ -115,7 +115,7 @@ class Comparison:
 
         Args:
             cluster: The unchanged cluster.
-            twice: What `Cluster.with_` takes to make the change.
+            twice: Arguments of `Cluster.with_` that make the change.
             key: The number whose elasticity belongs in the row; empty for none.
 
         Raises:
@@ -132,7 +132,7 @@ class Comparison:
         return row
 
     def at_equal_loss(self) -> Row:
-        """Return the row of twice the experts, narrowed until the loss is what it was.
+        """Return the row of twice the experts, narrowed until the loss is unchanged.
 
         Raises:
             ConfigError: No width reaches that loss.
@@ -148,7 +148,7 @@ class Comparison:
             for end, layer in narrow.items()
         }
         row = self.row(found["mid"])
-        # where even the full width is not surely as good, the sure gain is none
+        # where not even the full width is certain to keep the loss, no gain is certain
         worst = gain(self.base, found["high"]).low if "high" in found else min(row["gain_low"], 1.0)
         best = gain(self.base, found["low"]).high
         return row | {
@@ -170,7 +170,9 @@ class Comparison:
 
 
 def _prices(economics: Economics, one: Outcome) -> Row:
-    """Return the columns of price and power of a simulated design, and the size of its domain."""
+    """Return the columns of price and power of a simulated design, and the size of its NVLink
+    domain.
+    """
     result = one.result
     tokens = round(result.tokens_per_s * result.layer_time_s)
     columns = priced(economics, one.cluster, result.layer_time_s, tokens, result.mean_utilisation)

@@ -1,4 +1,4 @@
-"""``moesim bench``: how long an exchange takes, and how long it takes to find out."""
+"""``moesim bench``: simulate an exchange of any size, and time the simulation."""
 
 import json
 import resource
@@ -49,7 +49,7 @@ class AlltoallOptions:
 @bench_app.command("alltoall")
 @takes(AlltoallOptions)
 def bench_alltoall(given: AlltoallOptions) -> None:
-    """All-to-all between all devices of a cluster, alone: bytes over the data sheet's rates,
+    """Simulate one all-to-all between all devices of a cluster, at the data sheet's rates and
     without overheads.
     """
     from moesim.simulation.alltoall import AllToAll, time_exchange

@@ -1,4 +1,4 @@
-"""``moesim check``: what measurements say of winners."""
+"""``moesim check``: compare the winners of a study with measurements."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,8 +36,7 @@ def check(
         bool, typer.Option("--even-if-worse", help="Write it in any case.")
     ] = False,
 ) -> None:
-    """Check winners against every source of measurements: error, ranking, and a verdict for each.
-    """
+    """Check winners against every source of measurements: errors, ranking and verdicts."""
     from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
     from moesim.measured.sources import VERDICTS, installed_sources
     from moesim.measured.winners import read_winners
@@ -79,7 +78,7 @@ def check(
 def _recalibrate(
     checked: "list[tuple[Case, CheckRow]]", out: Path | None, even_if_worse: bool
 ) -> None:
-    """Fit, tell, and write where it helps or is asked for."""
+    """Fit the profile to the checks, print the errors, and write it if it helps or is asked for."""
     from moesim.measured.recalibrate import recalibrate, write_recalibrated
     from moesim.report.terminal import say
 

@@ -1,5 +1,5 @@
-"""``moesim kernels``: compile the Triton kernels for GPUs that are not here, and tune them on one
-that is.
+"""``moesim kernels``: compile the Triton kernels for GPUs that are absent, and tune them on one
+that is present.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Commands with many options: one dataclass that lists them, one function that takes it.
+"""Commands with many options: a dataclass lists them, and a function takes the dataclass.
 
 The fields of the dataclass are the options, in order, with their types, help and defaults; a field
 without a default is required. So a command's options can be read, shared and handed on as one
@@ -12,11 +12,11 @@ from typing import Any, get_type_hints
 
 
 def parameters_of(kind: type, defaults: dict[str, Any] | None = None) -> list[Parameter]:
-    """The fields of a dataclass as parameters of a function that typer reads.
+    """Return the fields of a dataclass as the function parameters that typer reads.
 
     Args:
         kind: The dataclass; its annotations hold what typer needs.
-        defaults: Defaults instead of those of the fields.
+        defaults: Field name -> default that replaces the field's own.
     """
     hints = get_type_hints(kind, include_extras=True)
     found = []
@@ -35,9 +35,7 @@ def parameters_of(kind: type, defaults: dict[str, Any] | None = None) -> list[Pa
 def with_parameters(
     command: Callable[..., object], parameters: list[Parameter], help_of: Callable[..., object]
 ) -> None:
-    """Show typer a command's options: it reads them from the signature, and the help from the
-    docstring.
-    """
+    """Give a command the signature and the docstring from which typer reads options and help."""
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = help_of.__doc__
@@ -45,13 +43,13 @@ def with_parameters(
 
 
 def takes(kind: type) -> Callable[[Callable[[Any], object]], Callable[..., object]]:
-    """Make a command of a function of one dataclass.
+    """Turn a function of one dataclass into a command.
 
     Args:
         kind: The dataclass; its fields become the command's options.
 
     Returns:
-        A decorator for the function, to stand below the one that registers the command.
+        A decorator for the function; it goes below the one that registers the command.
     """
 
     def decorate(function: Callable[[Any], object]) -> Callable[..., object]:

@@ -1,6 +1,4 @@
-"""``moesim placement``: plan, export, read and move placements; see `moesim.cli`, which registers
-it.
-"""
+"""``moesim placement``: plan, export and read placements, and price a move between them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,7 +142,7 @@ def show_map(
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
 ) -> None:
-    """Read a serving engine's map, and simulate one of its layers beside expert order."""
+    """Read a serving engine's map, and compare one of its layers with plain expert order."""
     from moesim.placement.files import read_map
     from moesim.report.terminal import print_table
     from moesim.simulation.run import simulate
@@ -178,9 +176,7 @@ def show_map(
 
 
 def _layer_seed(candidate: Candidate, num_rows: int, layer: int, routing: str, seed: int) -> int:
-    """Seed that `export_map` plans this row of a map with; rows before the last MoE layers are
-    dense ones.
-    """
+    """Return the seed with which `export_map` plans this row, after the rows of dense layers."""
     dense = candidate.dense_part
     assert dense is not None
     number = layer % num_rows - max(num_rows - dense.num_moe_layers, 0)
@@ -199,8 +195,8 @@ def rebalance_once(
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
 ) -> None:
-    """What a new plan gains, what it costs to move the weights, and after how many passes that has
-    paid back.
+    """Show what a new plan gains, what moving the weights costs, and after how many passes it pays
+    off.
     """
     from moesim.operations.rebalance import rebalance
     from moesim.report.terminal import print_table

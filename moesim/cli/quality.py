@@ -1,6 +1,4 @@
-"""``moesim quality``: the laws behind a loss, and points of your own; see `moesim.cli`, which
-registers it.
-"""
+"""``moesim quality``: list the laws behind the estimated loss, and refit them to your own runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +12,7 @@ quality_app = typer.Typer(
 
 @quality_app.command("laws")
 def laws() -> None:
-    """List the scaling laws and the measured differences with their ranges, intervals and sources.
-    """
+    """List the scaling laws and measured differences with their ranges, intervals and sources."""
     from moesim.quality.catalog import LAWS
     from moesim.quality.deltas import (
         CAPACITY,
@@ -83,7 +80,7 @@ def fit(
         Path | None, typer.Option(help="Write every point with its predictions as CSV.")
     ] = None,
 ) -> None:
-    """Move the published laws to measured losses; says whether the points bear it."""
+    """Refit the published laws to measured losses, as far as the points support it."""
     from moesim.quality import read_points, refit, save_law
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say

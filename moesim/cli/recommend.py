@@ -1,4 +1,4 @@
-"""``moesim recommend``: parallelism, placement, redundancy and format for a model on a cluster."""
+"""``moesim recommend``: choose parallelism, placement, replicas and format for a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,7 @@ class RecommendOptions:
 
 @takes(RecommendOptions)
 def recommend(given: RecommendOptions) -> None:
-    """Recommend parallelism, placement, replicas and format for a model's MoE layers on a cluster.
-    """
+    """Recommend parallelism, placement, replicas and format for a model on a cluster."""
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
     from moesim.report.tables import check_writable, write_csv

@@ -1,5 +1,4 @@
-"""What study scripts and the command line share: options with one meaning each, and errors of one
-line.
+"""Options and one-line errors that the study scripts and the command line share.
 
 A study declares its options with these names, so that ``--trials``, ``--seed`` or ``--fresh`` mean
 the same in every study and read the same in every ``--help``.
@@ -45,12 +44,12 @@ class SearchOptions:
     """The options that every study with a search has; see `run_search`.
 
     Attributes:
-        trials: Trials in all, those of earlier runs included.
-        screen: Points that the bound engine looks at before the search begins.
+        trials: Total number of trials, including those of earlier runs.
+        screen: Number of points that the bound engine looks at before the search begins.
         seed: Seed of the search and of the routing.
-        workers: Processes that evaluate trials.
-        executor: Address of a Dask cluster that evaluates them instead.
-        quick: Whether the study should take seconds, as its tests want.
+        workers: Number of processes that evaluate trials.
+        executor: Address of a Dask cluster that evaluates the trials instead.
+        quick: Whether to run a small version that takes seconds, for the tests.
         fresh: Whether to discard what the output folder holds.
         out: Output folder; None lets the study choose.
     """
@@ -65,11 +64,11 @@ class SearchOptions:
     out: Annotated[Path | None, typer.Option(help="Output folder.")]
 
     def reduced(self, *, trials: int, screen: int) -> "SearchOptions":
-        """Return the same options with at most so many trials and screened points, and one worker.
+        """Return these options with fewer trials and screened points, and with one worker.
 
         Args:
-            trials: The most trials.
-            screen: The most screened points.
+            trials: Maximum number of trials.
+            screen: Maximum number of screened points.
         """
         return replace(
             self, trials=min(self.trials, trials), screen=min(self.screen, screen), workers=1
@@ -84,7 +83,7 @@ class SearchOptions:
             **more: Further arguments of `moesim.search.run_study`, such as the objectives.
 
         Raises:
-            MoesimError: What `moesim.search.run_study` refuses.
+            MoesimError: `moesim.search.run_study` refuses the problem or an option.
         """
         from moesim.search.session.watch import watched_study
 
@@ -109,10 +108,10 @@ def run_search(
     workers: int = 2,
     out: Path | None = None,
 ) -> None:
-    """Run the main function of a study with a search: as `run_script`, with `SearchOptions`.
+    """Run the main function of a study with a search: `run_script` with `SearchOptions`.
 
     Args:
-        function: The function; its first parameter takes the `SearchOptions`, the others are
+        function: The function; its first parameter takes the `SearchOptions`, and the others are
             options of this study alone.
         trials: Default of ``--trials``.
         screen: Default of ``--screen``.
@@ -120,7 +119,7 @@ def run_search(
         out: Default of ``--out``.
 
     Raises:
-        SystemExit: The study failed, as in `run_command`.
+        SystemExit: The study failed; see `run_command`.
     """
     defaults: dict[str, Any] = {"trials": trials, "screen": screen, "workers": workers, "out": out}
     defaults |= {"seed": 0, "executor": None, "quick": False, "fresh": False}
@@ -136,7 +135,7 @@ def run_search(
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run a command and turn errors that a user can mend into one line.
+    """Run a command, and print errors that a user can fix as one line.
 
     Args:
         command: The function to call, without arguments.
@@ -155,13 +154,13 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def run_script(function: Callable[..., object]) -> None:
-    """Run a study's main function as a command of its own, with the same rules.
+    """Run a study's main function as a command, with the error handling of `run_command`.
 
     Args:
         function: The function whose annotated parameters are the options.
 
     Raises:
-        SystemExit: The study failed, as in `run_command`.
+        SystemExit: The study failed; see `run_command`.
     """
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(function)

@@ -1,5 +1,5 @@
-"""``moesim study run | status | worker | export``: search a space, look at a search, join one, take
-its winners out.
+"""``moesim study run | status | worker | export``: search a space, inspect a search, join one, and
+export its winners.
 """
 
 from dataclasses import dataclass
@@ -105,8 +105,8 @@ def worker(
     workers: _Workers = 1,
     executor: _Executor = None,
 ) -> None:
-    """Join a study that another process or machine began in a shared storage: nothing but its URL
-    is needed.
+    """Join a study that another process or machine began in a shared storage; only its URL is
+    needed.
     """
     import secrets
 
@@ -136,7 +136,7 @@ def status(
         str, typer.Argument(help="Output folder of a study, or the URL of its storage.")
     ],
 ) -> None:
-    """What a study has found so far; others may be writing to it."""
+    """Show what a study has found so far; other processes may still be writing to it."""
     from moesim.report.terminal import print_table
     from moesim.search.session.join import status_rows
 
@@ -155,9 +155,7 @@ def export(
     model: Annotated[str, typer.Option(help="Checkpoint named in the command.")] = "$MODEL",
     out: Annotated[Path, typer.Option(help="Map to write.")] = Path("placement.json"),
 ) -> None:
-    """Write a winner's physical-to-logical map; for sglang and vllm also print the command that
-    starts them so.
-    """
+    """Write a winner's physical-to-logical map; for sglang and vllm, print the launch command."""
     from moesim.placement.files import write_text
     from moesim.report.terminal import say
     from moesim.search.session.export import FORMATS, launch_lines, winner_of, winner_text

@@ -1,4 +1,4 @@
-"""``moesim trace``: what a recorded trace of expert choices is like."""
+"""``moesim trace``: describe a recorded trace of expert choices."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ def describe(
     out: Annotated[Path | None, typer.Option(help="Write the statistics as CSV.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
-    """Statistics of every layer: tokens, max/mean, CV, Gini, imbalance of contiguous EP8, Zipf
-    exponent.
+    """Print statistics of every layer: tokens, max/mean, CV, Gini, imbalance of contiguous EP8,
+    Zipf exponent.
     """
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table

@@ -1,11 +1,11 @@
-"""Calibrated efficiencies: fitted numbers, in a file of their own, with what they were fitted on.
+"""Load calibrated efficiencies: fitted numbers in files that say what they were fitted on.
 
 A calibration file states its parameters, the rows it was fitted on, the command that refits it, the
-cross-validated scores, and the P10 and P90 of measured over predicted time: the interval of
-everything priced with it. A device it was fitted on is ``calibrated``; one for which it knows ten
-measured rows gets factors of its own, ``few_shot``; any other is priced from its spec sheet,
-``spec_sheet``, and its interval is that of a device left out of the fit, wider for another
-generation (another compute capability) than those fitted.
+cross-validated scores, and the P10 and P90 of measured over predicted time, which are the interval
+of everything priced with it. A device that it was fitted on is ``calibrated``. A device of which it
+knows ten measured rows gets its own factors and is ``few_shot``. Any other device is priced from
+its spec sheet and is ``spec_sheet``; its interval is that of a device left out of the fit, and
+wider if its generation (compute capability) is not one of those fitted.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from moesim.files import toml
 from moesim.files.toml import Strict
 from moesim.hardware import Profile
 
-#: how far a price can be trusted, weakest first
+#: levels that say how far a price can be trusted, weakest first
 LEVELS = ("none", "spec_sheet", "few_shot", "calibrated")
 
 
 def weakest(levels: Iterable[str]) -> str:
-    """The level of a price that rests on several calibrations."""
+    """Return the level of a price that rests on several calibrations: the weakest."""
     return min(levels, key=LEVELS.index)
 
 
 class Residuals(Strict):
-    """Spread of measured / predicted on rows left out of the fit."""
+    """The spread of measured / predicted on rows left out of the fit."""
 
     low: float = Field(gt=0)
     high: float = Field(gt=0)
@@ -65,12 +65,12 @@ class CalibrationFile(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """Parameters of a cost model for one device.
+    """The parameters of a cost model for one device.
 
     Attributes:
-        name: File it came from.
-        parameters: Fitted numbers, device factors applied.
-        residuals: Class of kernel -> (P10, P90) of measured / predicted, for this level.
+        name: Name of the file it came from.
+        parameters: Fitted numbers, already multiplied by the device's factors.
+        residuals: Class of kernel -> (P10, P90) of measured / predicted at this level.
         level: ``calibrated``, ``few_shot`` or ``spec_sheet``.
         digest: First 12 hex digits of the file's SHA-256.
     """
@@ -82,10 +82,10 @@ class Calibration:
     digest: str
 
     def interval(self, kind: str) -> tuple[float, float]:
-        """P10 and P90 of measured / predicted of a class of kernel; of a class never scored, the
-        widest known.
+        """Return the P10 and P90 of measured / predicted for a class of kernel.
 
-        Without any residuals at this level: a factor of 1.5 either way (assumed).
+        A class that was never scored gets the widest known interval. Without any residuals at this
+        level the interval is a factor of 1.5 either way (assumed).
         """
         if kind in self.residuals:
             return self.residuals[kind]
@@ -115,13 +115,13 @@ def _load(
     if few_shot and device in file.few_shot_factors:
         level = "few_shot"
         factors |= file.few_shot_factors[device]
-    # its factors still describe the device best, but nobody measured it with these numbers
+    # the device's factors still describe it best, but nobody measured it with these numbers
     if changed:
         level = "spec_sheet"
     near = level == "calibrated" or generation in file.calibrated_generations
-    # ten rows moved the parameters, but what residuals look like on another generation they cannot
-    # tell, unless devices of different generations were fitted and each was predicted from the
-    # other and ten rows
+    # ten rows moved the parameters, but they cannot tell the residuals on another generation,
+    # unless devices of different generations were fitted and each was predicted from the other and
+    # ten rows
     prefix = f"{level}-" if near else "other_generation-"
     if not near and any(k.startswith(f"other_generation_{level}-") for k in file.residuals):
         prefix = f"other_generation_{level}-"
@@ -139,7 +139,8 @@ def _load(
 
 
 def generation_of(profile: Profile) -> int:
-    """Ten times the compute capability (80 for A100, 90 for H100 and H200), 0 where there is none.
+    """Return ten times the compute capability (80 for A100, 90 for H100 and H200), or 0 without
+    one.
     """
     return round(10 * (profile.compute_capability or 0))
 
@@ -149,12 +150,12 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
 
     Args:
         name: Name or path of the calibration file.
-        profile: The device, for its factors, its level and its intervals.
+        profile: The device; it decides the factors, the level and the intervals.
         few_shot: Whether to use factors from a few measured rows of the device, where the file has
             them.
 
     Raises:
-        ConfigError: No such file, or a malformed one.
+        ConfigError: There is no such file, or it is malformed.
     """
     path = toml.find("calibration", name)
     generation = generation_of(profile)

@@ -1,4 +1,5 @@
-"""What the experts of a device have to compute: the histogram, and the sums that prices need of it.
+"""Describe what the experts of a device have to compute: the histogram, and the sums that prices
+need.
 
 Shape legend: D devices (or rows of a table of measurements), L local experts.
 """
@@ -10,7 +11,7 @@ import numpy as np
 from moesim.costs.tiles import num_blocks
 
 Array = np.ndarray
-#: a number, or one for each device or row
+#: a number, or an array with one for each device or row
 Size = int | float | np.ndarray
 
 
@@ -19,17 +20,17 @@ class Load:
     """An expert histogram and its sums.
 
     Attributes:
-        rows_D: Rows all local experts compute together.
-        active_D: Local experts with at least one row.
-        blocks_D: Row blocks: sum over experts of ceil(rows / block_m).
-        masked_rows_D: Choices of present tokens whose expert is elsewhere: the kernel carries them
-            along.
-        idle_blocks_D: Row blocks that are launched, because the grid is sized for the worst case,
-            and only return.
+        rows_D: Rows that all local experts compute together.
+        active_D: Number of local experts with at least one row.
+        blocks_D: Number of row blocks: the sum over experts of ceil(rows / block_m).
+        masked_rows_D: Choices of present tokens whose expert is on another device; the kernel
+            carries them along.
+        idle_blocks_D: Row blocks that are launched because the grid is sized for the worst case,
+            and return at once.
         counts_DL: ndarray of shape (D, L): rows of each expert; None in a table whose rows have
             different L.
-        widths_DL: ndarray of shape (D, L): width of each expert on its device, 0 without one; None
-            if all are alike.
+        widths_DL: ndarray of shape (D, L): width of each expert on its device, 0 where there is
+            none; None if all experts have the same width.
     """
 
     rows_D: Array
@@ -44,7 +45,7 @@ class Load:
     def of(
         cls, counts_DL: Array, slots_D: Array, block_m: int, widths_DL: Array | None = None
     ) -> "Load":
-        """Sums of a histogram for a tile of ``block_m`` rows.
+        """Return the sums of a histogram for a tile of ``block_m`` rows.
 
         Args:
             counts_DL: ndarray of shape (D, L): rows of each local expert.
@@ -66,10 +67,10 @@ class Load:
         )
 
     def slot_widths_D(self, width: Size) -> Array:
-        """Rows times their expert's width, masked rows at the widest's: ndarray of shape (D,).
+        """Return rows times their expert's width, masked rows at the widest: ndarray of shape (D,).
 
         Args:
-            width: Width of every expert, where the load has none of their own.
+            width: Width of every expert, used where the load has no widths of its own.
         """
         if self.widths_DL is None:
             return np.asarray((self.rows_D + self.masked_rows_D) * width)
@@ -79,7 +80,11 @@ class Load:
         ) + self.masked_rows_D * self.widths_DL.max(axis=-1)
 
     def active_widths_D(self, width: Size) -> Array:
-        """Widths of the active experts together, likewise: ndarray of shape (D,)."""
+        """Return the widths of the active experts together: ndarray of shape (D,).
+
+        Args:
+            width: Width of every expert, used where the load has no widths of its own.
+        """
         if self.widths_DL is None:
             return np.asarray(self.active_D * width)
         assert self.counts_DL is not None
@@ -89,9 +94,9 @@ class Load:
 def idle_blocks(
     blocks_D: Array, slots_D: Array, masked_D: Array, num_experts: Size, block_m: Size
 ) -> Array:
-    """Row blocks of the worst-case grid that hold nothing: ndarray of shape (D,).
+    """Return the row blocks of the worst-case grid that hold nothing: ndarray of shape (D,).
 
-    The grid has room for slots + E (block_m - 1) rows, or a block for each slot if there are fewer
+    The grid has room for slots + E (block_m - 1) rows, or one block per slot if there are fewer
     slots than experts (the bound of vLLM's and sglang's moe_align_block_size).
     """
     room = np.where(

@@ -1,6 +1,6 @@
-"""What a phase demands of its device.
+"""Define what a phase demands of its device.
 
-Shape legend: D devices (or D rows of a table of measurements: every price is vectorised over its
+Shape legend: D devices (or D rows of a table of measurements: every price is vectorized over its
 first axis).
 """
 
@@ -13,12 +13,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PhaseCost:
-    """Demand of one phase on each device.
+    """The demand of one phase on each device.
 
     Attributes:
-        compute_s_D: Seconds it keeps the compute pool busy.
-        memory_s_D: Seconds it keeps the memory busy.
-        latency_s_D: Seconds that pass without either.
+        compute_s_D: Seconds for which it keeps the compute pool busy.
+        memory_s_D: Seconds for which it keeps the memory busy.
+        latency_s_D: Seconds that pass while it uses neither.
     """
 
     compute_s_D: Array
@@ -26,16 +26,18 @@ class PhaseCost:
     latency_s_D: Array
 
     def solo_s_D(self) -> Array:
-        """Time alone: latency + the larger of compute and memory. ndarray of shape (D,)."""
+        """Return the time of the phase alone: latency + the larger of compute and memory, ndarray
+        of shape (D,).
+        """
         return self.latency_s_D + np.maximum(self.compute_s_D, self.memory_s_D)
 
 
 def sequence(*phases: PhaseCost) -> PhaseCost:
-    """Kernels one after the other as one phase, with the sum of their solo times.
+    """Join kernels that run one after the other into one phase, with the sum of their solo times.
 
-    Demands add up. What ``max(sum of compute, sum of memory)`` would overlap between kernels that
-    in truth follow one another is added to the latency, so that the phase alone takes as long as
-    its kernels in turn.
+    Demands add up. The time that ``max(sum of compute, sum of memory)`` would wrongly overlap
+    between kernels that follow one another is added to the latency, so that the phase alone takes
+    as long as its kernels in turn.
     """
     compute = np.asarray(sum(p.compute_s_D for p in phases))
     memory = np.asarray(sum(p.memory_s_D for p in phases))

@@ -1,5 +1,5 @@
-"""Tile configurations of Triton grouped GEMMs, and what follows from them: tile counts and CTAs per
-SM.
+"""Choose the tiles of Triton grouped GEMMs, and derive what follows from them: tile counts and CTAs
+per SM.
 """
 
 import csv
@@ -20,19 +20,19 @@ _WARPS_PER_SM = 64
 class Tile:
     """One configuration of a tiled GEMM.
 
+    Fields may be arrays, with one value per row of a table of measurements; only plain integers are
+    checked.
+
     Attributes:
         block_m: Rows (tokens) of a tile.
         block_n: Columns of a tile.
         block_k: Depth of one iteration.
-        group_m: Tiles of rows that share a sweep over columns, for L2.
+        group_m: Number of row tiles that share a sweep over columns, for L2.
         num_warps: Warps of a CTA.
         num_stages: Stages of the software pipeline.
 
-    Fields may be arrays, one value per row of a table of measurements; only plain integers are
-    checked.
-
     Raises:
-        ConfigError: A block or a number of warps that is not a power of two, or a number below 1.
+        ConfigError: A block or a number of warps is not a power of two, or a number is below 1.
     """
 
     block_m: int
@@ -60,12 +60,12 @@ class Tile:
     def ctas_per_sm(
         self, element_bytes: float | np.ndarray, shared_memory_per_sm_bytes: float
     ) -> np.ndarray:
-        """CTAs that fit on one SM at once.
+        """Return the CTAs that fit on one SM at once.
 
-        The least of what registers (accumulator of block_m x block_n floats over the CTA's threads,
-        about 64 more for addresses and operands, 255 at most), shared memory (num_stages - 1
-        buffered pairs of operand blocks plus 1 KiB the driver keeps) and warps allow: CUDA C++
-        Programming Guide, compute capabilities.
+        The number is the least of what registers (an accumulator of block_m x block_n floats over
+        the CTA's threads, about 64 more for addresses and operands, 255 at most), shared memory
+        (num_stages - 1 buffered pairs of operand blocks plus 1 KiB that the driver keeps) and warps
+        allow: CUDA C++ Programming Guide, compute capabilities.
         """
         threads = 32 * self.num_warps
         registers = np.minimum(255.0, self.block_m * self.block_n / threads + 64)
@@ -81,18 +81,19 @@ class Tile:
 
 
 def num_blocks(counts_DL: np.ndarray, block_m: int) -> np.ndarray:
-    """Row blocks of each device: sum over its experts of ceil(count / block_m). ndarray of shape
-    (D,).
+    """Return the row blocks of each device, the sum over its experts of ceil(count / block_m):
+    ndarray of shape (D,).
     """
     return (-(-counts_DL // block_m)).sum(axis=-1)
 
 
 def heuristic_tile(tokens_per_expert: float, element_bytes: float) -> Tile:
-    """The tile a tuned kernel of this kind tends to use.
+    """Return the tile that a tuned kernel tends to use.
 
-    block_m is the power of two at the mean load of an active expert, 16 to 128; block_n grows with
-    it; block_k fills 128 bytes; more warps from 128 x 128 on. (The shape of sglang's tuned tables,
-    of which `tuned_tile` has the exact entries where they exist.)
+    block_m is the power of two at or above the mean load of an active expert, from 16 to 128;
+    block_n grows with it; block_k fills 128 bytes; tiles from 128 x 128 have more warps. This
+    follows the pattern of sglang's tuned tables; `tuned_tile` returns their exact entries where
+    they exist.
     """
     block_m = int(min(max(1 << int(np.ceil(np.log2(max(tokens_per_expert, 1.0)))), 16), 128))
     block_n = 128 if block_m >= 32 else 64
@@ -129,12 +130,12 @@ def _tuned() -> dict[tuple[str, str, int, int], dict[int, Tile]]:
 def tuned_tile(
     device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int
 ) -> Tile | None:
-    """sglang's tuned configuration, of the nearest token count, or None where it has no table.
+    """Return sglang's tuned tile for the nearest token count, or None where sglang has no table.
 
     Args:
         device: Profile name, such as ``h100-sxm``.
         moe_dtype: ``bfloat16`` or ``fp8_block``.
-        local_experts: Experts on the device.
+        local_experts: Number of experts on the device.
         local_width: Expert width on the device.
         num_tokens: Tokens that enter the kernel.
     """
@@ -147,7 +148,7 @@ def tuned_tile(
 def sglang_tile(
     device: str, moe_dtype: str, local_experts: int, local_width: int, num_tokens: int
 ) -> Tile:
-    """What sglang 0.5.14 runs: its tuned table, else its default.
+    """Return the tile that sglang 0.5.14 runs: from its tuned table, otherwise its default.
 
     The defaults (bf16: 64x64x32, or 16x32x64 when no more tokens than experts; block fp8:
     64x128x128) are those of sglang 0.5.14's fused_moe_triton_config, Apache-2.0.
@@ -163,11 +164,11 @@ def sglang_tile(
 
 
 def vllm_tile(moe_dtype: str, num_experts: int, num_tokens: int) -> Tile:
-    """vLLM 0.24's default configuration (get_default_config of its fused_moe, Apache-2.0).
+    """Return vLLM 0.24's default tile (get_default_config of its fused_moe, Apache-2.0).
 
     Args:
         moe_dtype: ``bfloat16`` or ``fp8_block``.
-        num_experts: Experts of the layer.
+        num_experts: Number of experts of the layer.
         num_tokens: Tokens that enter the kernel.
     """
     if moe_dtype == "fp8_block":

@@ -1,5 +1,5 @@
-"""What one grouped GEMM has to do: tiles, iterations and elements, for experts of one width or of
-many.
+"""Count what one grouped GEMM has to do: tiles, iterations and elements, for experts of one width
+or of several.
 
 Shape legend: D devices or rows of a table, L local experts.
 """
@@ -14,7 +14,7 @@ from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.tiles import Tile
 
 Array = np.ndarray
-#: a depth that is no multiple of 16 elements loses wide, aligned loads
+#: a depth that is not a multiple of 16 elements loses wide, aligned loads
 _ALIGNED = 16
 
 
@@ -24,12 +24,12 @@ class GemmSpec:
 
     Attributes:
         tile: Configuration of its tiles; devices that run no GPU tiles ignore it.
-        fmt: Format the matrix units run at.
+        fmt: Format in which the matrix units multiply.
         weight_bytes: Bytes of one weight, scales included.
         input_bytes: Bytes of one input element.
         output_bytes: Bytes of one output element.
         warm_bytes_D: Bytes of weights that back-to-back calls reuse (a benchmark's warm L2); None
-            for cold.
+            if the cache is cold.
         block_scaled: Whether a scale is applied after every block of the depth (fitted: it costs
             cycles).
         weight_only: Whether weights are widened in the kernel.
@@ -51,18 +51,19 @@ class GemmSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GemmWork:
-    """Sums over the experts of a device.
+    """The work of one grouped GEMM, summed over the experts of a device.
 
     Attributes:
-        tiles_D: Tiles of the result.
-        iterations_D: K-iterations of a tile, in the mean.
-        longest_D: K-iterations of the longest tile.
-        columns_D: Tiles across the widest expert: what an idle or masked row block launches.
+        tiles_D: Number of tiles of the result.
+        iterations_D: Mean number of K-iterations of a tile.
+        longest_D: Number of K-iterations of the longest tile.
+        columns_D: Number of tiles across the widest expert, which an idle or masked row block
+            launches.
         weights_D: Elements of the active experts' weights.
-        inputs_D: Elements read of the rows.
-        outputs_D: Elements written for the rows, and for masked ones, which are as wide as the
-            widest expert.
-        misaligned_D: Share of the iterations whose depth is no multiple of 16 elements.
+        inputs_D: Elements that are read for the rows.
+        outputs_D: Elements that are written for the rows, and for masked rows, which are as wide as
+            the widest expert.
+        misaligned_D: Share of the iterations whose depth is not a multiple of 16 elements.
     """
 
     tiles_D: Size
@@ -76,13 +77,13 @@ class GemmWork:
 
     @classmethod
     def of(cls, load: Load, n: Size, k: Size, tile: Tile) -> "GemmWork":
-        """Work of (count x k) times (k x n) for each expert.
+        """Count the work of (count x k) times (k x n) for each expert.
 
         Args:
             load: Rows of each expert.
-            n: Columns: a number, ndarray of shape (D,), or one for each expert, of shape (D, L).
-            k: Depth likewise.
-            tile: Configuration.
+            n: Columns: a number, an ndarray of shape (D,), or one for each expert, of shape (D, L).
+            k: Depth, of any of the same shapes.
+            tile: Configuration of the tiles.
         """
         if np.ndim(n) == 2 or np.ndim(k) == 2:
             return cls._uneven(load, n, k, tile)
@@ -126,14 +127,14 @@ class GemmWork:
 def by_width(
     load: Load, n: Size, k: Size, price: Callable[[Load, Size, Size], PhaseCost]
 ) -> PhaseCost:
-    """One grouped GEMM for each width of expert, one after the other: for devices whose kernels
-    know one size.
+    """Price one grouped GEMM for each width of expert, one after the other, for devices whose
+    kernels take one size.
 
     Args:
         load: Rows of each expert.
         n: Columns, of shape (D, L) where experts differ.
-        k: Depth, likewise.
-        price: Prices the GEMM of experts of one size: load, columns, depth.
+        k: Depth, of shape (D, L) where experts differ.
+        price: Function that prices the GEMM of experts of one size, given load, columns and depth.
     """
     counts = load.counts_DL
     if np.ndim(n) < 2 and np.ndim(k) < 2:

@@ -1,1 +1,1 @@
-"""Designs: a candidate, the workload it serves and the schedule it runs by."""
+"""A design is a candidate with its schedule, together with the workload it serves."""

@@ -1,4 +1,4 @@
-"""What is asked of the simulator: a candidate design, and the work it is given."""
+"""The input of the simulator: a candidate design, and the workload that it is given."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 
 Phase = Literal["prefill", "decode"]
-#: what a label names in any case, or by the text of a schedule
+#: columns that a label always contains, or contains as the text of the schedule
 _NAMED = frozenset(
     (
         "num_experts",
@@ -32,7 +32,7 @@ _NAMED = frozenset(
     )
 )
 _NAMED_PAIRS = _NAMED | {"schedule_granularity", "send_order", "send_window"}
-#: column -> its word in a label; others are told as ``column=value``
+#: column -> its word in a label; other columns appear as ``column=value``
 _WORDS = {
     "capacity_factor": "cf{}",
     "overflow": "{}",
@@ -48,19 +48,19 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallelism:
-    """How one MoE layer is spread over devices: ``ep`` ranks of whole experts, each over ``tp``
-    devices.
+    """How one MoE layer is spread over devices: ``ep`` ranks hold whole experts, and each rank has
+    ``tp`` devices.
 
-    Attention is data-parallel: every device has tokens of its own. A rank's ``tp`` devices each
-    hold 1 / tp of the width of the rank's experts, receive the same tokens, and return partial
-    sums.
+    Attention is data-parallel: every device has its own tokens. Each of the ``tp`` devices of a
+    rank holds 1 / tp of the width of the rank's experts, receives the same tokens, and returns
+    partial sums.
 
     Attributes:
-        ep: Expert-parallel ranks.
-        tp: Devices of a rank.
+        ep: Number of expert-parallel ranks.
+        tp: Number of devices of a rank.
 
     Raises:
-        ConfigError: A degree below 1.
+        ConfigError: A degree is below 1.
     """
 
     ep: int = 1
@@ -72,22 +72,22 @@ class Parallelism:
 
     @property
     def num_devices(self) -> int:
-        """Devices the layer is spread over."""
+        """The number of devices that the layer is spread over."""
         return self.ep * self.tp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One design: a layer, how it is spread, and where its experts sit.
+    """One design: a layer, its parallelism, and the placement of its experts.
 
     Attributes:
         layer: The MoE layer.
-        parallelism: Degrees.
-        placement: Strategy with its number, see `moesim.placement.strategies`; ``/nearest`` after
-            it lets tokens prefer the replicas of their own node.
-        num_replicas: Expert slots beyond one per expert.
-        dense_part: Rest of the model; None leaves memory unchecked.
-        schedule: Exchange, micro-batches and order.
+        parallelism: The degrees of parallelism.
+        placement: A strategy with its number; see `moesim.placement.strategies`. The suffix
+            ``/nearest`` lets tokens prefer the replicas of their own node.
+        num_replicas: Number of expert slots beyond one per expert.
+        dense_part: The rest of the model; None leaves memory unchecked.
+        schedule: The exchange, the micro-batches and their order.
     """
 
     layer: MoELayer
@@ -99,7 +99,9 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name, another for each design: its sizes, then whatever is not the usual."""
+        """A short name, different for every design: its sizes, then every value that is not the
+        default.
+        """
         layer, spread, dense = self.layer, self.parallelism, self.dense_part
         place = self.placement + (f"+{self.num_replicas}" if self.num_replicas else "")
         width = short_text(layer.expert_intermediate_size)
@@ -118,40 +120,39 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Hash over every field: equal for equal designs, in every process."""
+        """The hash over every field, equal for equal designs in every process."""
         return identity.digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as a flat table of plain values: a row of a CSV file, or JSON."""
+        """Return every field as a flat table of plain values, for a CSV row or for JSON."""
         return identity.table(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Candidate":
-        """The design that a table holds, as `to_dict` made it or as text from a file; other columns
-        are passed over.
+        """Return the design in a table that `to_dict` made or that was read as text from a file;
+        other columns are ignored.
 
         Raises:
-            ConfigError: A column is missing or holds something else, or the values do not go
-                together.
+            ConfigError: A column is missing or cannot be read, or the values contradict each other.
         """
         return identity.read(cls, row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The tokens one forward pass of a layer is given.
+    """The tokens of one forward pass of a layer.
 
     Attributes:
-        num_tokens_per_device: Tokens on each device.
-        phase: What the tokens are, ``prefill`` or ``decode``: part of the workload's name. A
-            layer's price depends on how many there are, and nothing else.
-        routing: Distribution of load, such as ``uniform``, ``zipf:0.8``, ``power_law:1.2``.
-        kv_tokens_per_device: Tokens whose keys and values each device holds; by default those of
-            the batch.
+        num_tokens_per_device: Number of tokens on each device.
+        phase: The kind of tokens, ``prefill`` or ``decode``, which is part of the name of the
+            workload. The price of a layer depends only on the number of tokens.
+        routing: Distribution of the load, such as ``uniform``, ``zipf:0.8``, ``power_law:1.2``.
+        kv_tokens_per_device: Number of tokens whose keys and values each device holds; by default
+            the tokens of the batch.
         seed: Seed of the routing.
 
     Raises:
-        ConfigError: A count below 1, or a routing of another form.
+        ConfigError: A count is below 1, or the routing cannot be read.
     """
 
     num_tokens_per_device: int
@@ -172,7 +173,7 @@ class Workload:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens in each device's KV cache."""
+        """The number of tokens in the KV cache of each device."""
         return (
             self.num_tokens_per_device
             if self.kv_tokens_per_device is None
@@ -181,7 +182,8 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """Short name, another for each workload: tokens per device, then whatever is not the usual.
+        """A short name, different for every workload: the tokens per device, then every value that
+        is not the default.
         """
         return " ".join(
             [
@@ -192,19 +194,19 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """Hash over every field: equal for equal workloads, in every process."""
+        """The hash over every field, equal for equal workloads in every process."""
         return identity.digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as a flat table of plain values: a row of a CSV file, or JSON."""
+        """Return every field as a flat table of plain values, for a CSV row or for JSON."""
         return identity.table(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Workload":
-        """The workload that a table holds, as `to_dict` made it or as text from a file.
+        """Return the workload in a table that `to_dict` made or that was read as text from a file.
 
         Raises:
-            ConfigError: A column is missing or holds something else.
+            ConfigError: A column is missing or cannot be read.
         """
         return identity.read(cls, row)
 

@@ -1,8 +1,8 @@
-"""What a design is, field by field: one flat table for files, keys and labels, made from the
-dataclasses themselves.
+"""Describe a design field by field in one flat table, made from its dataclasses, for files, keys
+and labels.
 
-Nobody lists fields by hand. A field that is added to a layer, a schedule or a workload is part of
-every table, key, cache and label from then on; one of a type that no codec below can write is
+No code lists fields by hand. A field that is added to a layer, a schedule or a workload becomes
+part of every table, key, cache and label. A field of a type that no codec below can write is
 refused where the class is defined.
 """
 
@@ -24,20 +24,22 @@ from moesim.model.widths import read_width, width_text
 from moesim.units import short_number
 
 T = TypeVar("T")
-#: names of columns that would say something else in a row of results
+#: names of columns that would mean something different in a row of results
 _RENAMED: dict[tuple[type, str], str] = {(Schedule, "granularity"): "schedule_granularity"}
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 
 
 class Codec(NamedTuple):
-    """How a field's value is written to a table, and read back from a typed value or from text."""
+    """The functions that write the value of a field to a table and read it back from a typed value
+    or from text.
+    """
 
     write: Callable[[Any], Any]
     read: Callable[[Any], Any]
 
 
 class Leaf(NamedTuple):
-    """One field of a design: its column, how it is written, and its default (`MISSING` where it has
+    """One field of a design: its column, its codec, its path, and its default (`MISSING` if it has
     none).
     """
 
@@ -48,7 +50,7 @@ class Leaf(NamedTuple):
 
 
 def _read_int(value: Any) -> int:
-    # a CSV column with empty cells holds 8.0 for 8
+    # pandas reads 8 as 8.0 in a CSV column that has empty cells
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         return int(value.strip().partition(".")[0])
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -136,10 +138,10 @@ _LEAVES: dict[type, tuple[Leaf, ...]] = {}
 
 
 def leaves(kind: type) -> tuple[Leaf, ...]:
-    """Every field of a dataclass in order, those of the dataclasses it is made of in their place.
+    """Return every field of a dataclass in order; the fields of a nested dataclass replace it.
 
     Raises:
-        TypeError: A field of a type that cannot be written: give it a codec.
+        TypeError: A field has a type that cannot be written; give it a codec.
     """
     if kind not in _LEAVES:
         _LEAVES[kind] = tuple(_leaves(kind, ()))
@@ -167,7 +169,7 @@ def _default(field: Field) -> Any:
 
 
 def table(value: Any) -> dict[str, Any]:
-    """Column -> plain value (text, number, bool or None) of every field of a dataclass."""
+    """Return column -> plain value (text, number, bool or None) for every field of a dataclass."""
     found = {}
     for leaf in leaves(type(value)):
         part = value
@@ -178,15 +180,15 @@ def table(value: Any) -> dict[str, Any]:
 
 
 def read(kind: type[T], row: Mapping[str, Any]) -> T:
-    """The dataclass that a row of its `table` holds; columns of others are passed over.
+    """Return the dataclass in a row of its `table`; other columns are ignored.
 
     Args:
-        kind: The dataclass.
-        row: Column -> value, typed or as text from a file.
+        kind: The class to read.
+        row: A row as column -> value, typed or as text from a file.
 
     Raises:
-        ConfigError: A column is missing or holds something else: its name, what was expected and
-            what came instead.
+        ConfigError: A column is missing or cannot be read. The text names the column, the expected
+            value and the value found instead.
     """
     values = {}
     for leaf in leaves(kind):
@@ -196,7 +198,7 @@ def read(kind: type[T], row: Mapping[str, Any]) -> T:
             )
         try:
             values[leaf.path] = leaf.codec.read(row[leaf.column])
-        except MoesimError:  # says already what is wrong
+        except MoesimError:  # it already says what is wrong
             raise
         except ValueError as error:
             raise ConfigError(
@@ -206,7 +208,7 @@ def read(kind: type[T], row: Mapping[str, Any]) -> T:
 
 
 def _built(kind: Any, values: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
-    """A dataclass of the values at its paths, those it is made of first."""
+    """Build a dataclass from the values at its paths, nested dataclasses first."""
     here = {field.name: (*path, field.name) for field in fields(kind)}
     return kind(
         **{
@@ -219,17 +221,17 @@ def _built(kind: Any, values: dict[tuple[str, ...], Any], path: tuple[str, ...])
 
 
 def digest(row: Mapping[str, Any], length: int = 16) -> str:
-    """Hash of a table, the same in every process and on every machine."""
+    """Return the hash of a table, the same in every process and on every machine."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def unusual(value: Any, words: Mapping[str, str], shown: frozenset[str]) -> list[str]:
-    """What differs from its default, in words.
+    """Return the values that differ from their defaults, in words.
 
     Args:
-        value: The dataclass.
-        words: Column -> a word for it, such as ``cf{}``; others are told as ``column=value``.
-        shown: Columns that are told already.
+        value: An instance of a dataclass.
+        words: A word per column, such as ``cf{}``; other columns appear as ``column=value``.
+        shown: Columns to skip because the label already contains them.
     """
     told = []
     row = table(value)

@@ -1,4 +1,6 @@
-"""How a layer is run: by which exchange, in how many micro-batches, in which order."""
+"""A schedule says how a layer runs: by which exchange, in how many micro-batches and in which
+order.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,21 +13,24 @@ Granularity = Literal["device", "pair"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Choices that move the same tokens in another way.
+    """The choices of how to move the same tokens.
 
     Attributes:
-        exchange: Name of an exchange, see `moesim.hardware.exchanges`; None: the cluster's own.
-        num_comm_sms: SMs of DeepEP's normal mode; None: its default.
-        num_micro_batches: Parts of the batch; with two, one travels while the other computes.
-        granularity: ``device``: one transfer op per device and exchange. ``pair``: one per source
-            and destination, which shows send order and incast, for up to 256 devices.
-        send_order: Pair granularity: ``rotated`` (device s starts with s + 1) or ``naive`` (all
-            start with device 0).
-        send_window: Pair granularity: messages a sender has under way at once; 0: all of them.
+        exchange: Name of an exchange of `moesim.hardware.exchanges`; None for that of the cluster.
+        num_comm_sms: Number of SMs that DeepEP's normal mode uses; None for its default.
+        num_micro_batches: Number of parts of the batch; with two, one is sent while the other is
+            computed.
+        granularity: Level of detail of transfers. ``device`` makes one transfer op per device and
+            exchange; ``pair`` makes one per source and destination, which shows send order and
+            incast, for up to 256 devices.
+        send_order: Order of sending with pair granularity: ``rotated`` (device s starts with s + 1)
+            or ``naive`` (all start with device 0).
+        send_window: Number of messages that a sender has in flight at once with pair granularity; 0
+            for all.
 
     Raises:
-        UnknownNameError: An exchange that does not exist.
-        ConfigError: A number out of range.
+        UnknownNameError: The exchange does not exist.
+        ConfigError: A number is out of range.
     """
 
     exchange: str | None = None

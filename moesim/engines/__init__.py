@@ -1,4 +1,4 @@
-"""Engines: `Program` in, `Timeline` out. They know resources and ops, and nothing of MoE."""
+"""Engines turn a `Program` into a `Timeline`. They know resources and ops, and nothing of MoE."""
 
 from moesim.engines.run import ENGINES, Engine
 

@@ -1,9 +1,9 @@
-"""A true lower bound on the makespan, in closed form.
+"""Compute a true lower bound on the makespan in closed form.
 
-Two things no schedule can beat: the critical path (every op alone), and for each resource the work
-on it, plus the earliest moment any of it can begin, plus the shortest way from the end of any of it
-to the end of the program. Linear in ops and demands; factored demands count by their factors, so
-that 16,384 devices cost 16,384 numbers.
+No schedule can beat two limits: the critical path (every op runs alone), and for each resource the
+sum of the work on it, the earliest time at which any of that work can begin, and the shortest path
+from the end of any of it to the end of the program. The cost is linear in ops and demands; factored
+demands are read as factors, so that 16,384 devices cost 16,384 numbers.
 """
 
 import numpy as np
@@ -13,14 +13,15 @@ from moesim.program import Program, Timeline
 
 
 def run_bound(program: Program) -> Timeline:
-    """Earliest times of every op, and a makespan that no engine can undercut.
+    """Compute the earliest times of every op and a makespan that no engine can undercut.
 
     Args:
-        program: N ops over R resources.
+        program: The program with N ops and R resources.
 
     Returns:
-        Timeline: earliest starts and ends (``exact`` is False: they are no schedule) and the bound
-        as makespan_s, the largest of the critical path and, for each resource, head + work + tail.
+        Timeline: the earliest starts and ends (``exact`` is False, since they are not a schedule)
+        and the bound as makespan_s, which is the larger of the critical path and the largest head +
+        work + tail of any resource.
     """
     if program.num_ops == 0:
         return Timeline(
@@ -42,17 +43,19 @@ def run_bound(program: Program) -> Timeline:
     )
     serve = start + program.latency_s_N
     if serve.min() == serve.max() and tail.min() == tail.max():
-        # an exchange by itself: all begin together and nothing follows, on any resource
+        # a lone exchange: all ops begin together and nothing follows, so all resources have the
+        # same head and tail
         head_R, tail_R = np.full(len(busy), serve[0]), np.full(len(busy), tail[0])
     else:
         head_R, tail_R = ends(program.demand_ptr, program.demand_resource, serve, tail, len(busy))
     for block in program.factored:
-        # the earliest head and tail of any op of the block: lower than a resource's own, so still a
-        # bound
+        # the smallest head and tail of any op in the block: at most those of the resource, so the
+        # result is still a bound
         for least_R, values in ((head_R, serve), (tail_R, tail)):
             least_R[block.resources_J] = np.minimum(
                 least_R[block.resources_J], values[block.ops_I].min()
             )
+    # a resource without work has no op, so its head is infinite
     used = busy > 0
     bound = float(end.max())
     if used.any():
@@ -64,7 +67,7 @@ def run_bound(program: Program) -> Timeline:
 
 @njit(cache=True)
 def demands(ptr, res, amount, capacity):
-    """(solo_s_N, busy_s_R) of the sparse demands."""
+    """Return (solo_s_N, busy_s_R) of the sparse demands."""
     solo, busy = np.zeros(len(ptr) - 1), np.zeros(len(capacity))
     rate = 1.0 / capacity
     for i in range(len(solo)):
@@ -77,17 +80,19 @@ def demands(ptr, res, amount, capacity):
 
 @njit(cache=True)
 def paths(solo, latency, release, dep_ptr, dep_index):
-    """(earliest start, earliest end, longest way from the end to the end of the program) of every
-    op.
+    """Return (earliest start, earliest end, longest path from its end to the end of the program) of
+    every op.
     """
     n = len(solo)
     start, end, tail = np.zeros(n), np.zeros(n), np.zeros(n)
+    # every dependency has a smaller index, so one forward pass sees the ends of all dependencies
     for i in range(n):
         ready = release[i]
         for k in range(dep_ptr[i], dep_ptr[i + 1]):
             ready = max(ready, end[dep_index[k]])
         start[i] = ready
         end[i] = ready + latency[i] + solo[i]
+    # and one backward pass sees the tails of all ops that wait
     for i in range(n - 1, -1, -1):
         after = tail[i] + latency[i] + solo[i]
         for k in range(dep_ptr[i], dep_ptr[i + 1]):
@@ -97,8 +102,8 @@ def paths(solo, latency, release, dep_ptr, dep_index):
 
 @njit(cache=True)
 def ends(ptr, res, serve, tail, num_resources):
-    """For each resource the earliest service of any of its ops, and the shortest tail: two arrays
-    of shape (R,).
+    """Return the earliest service time and the shortest tail over the ops of each resource: two
+    arrays of shape (R,).
     """
     head_R, tail_R = np.full(num_resources, np.inf), np.full(num_resources, np.inf)
     for i in range(len(tail)):

@@ -1,6 +1,8 @@
-"""The bound of many programs that differ in what a few ops demand: what a screening runs.
+"""Compute the bounds of many programs that differ only in the demands of a few ops, for a
+screening.
 
-Shape legend: B programs, N ops, V ops that differ, E sparse demand entries of theirs, R resources.
+Shape legend: B programs, N ops, V ops that differ, E sparse demand entries of these V ops, R
+resources.
 """
 
 from typing import NamedTuple
@@ -15,17 +17,17 @@ from moesim.program import Program
 def run_bound_many(
     program: Program, ops_V: np.ndarray, amount_BE: np.ndarray, latency_BV: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of a family of programs.
+    """Compute the bounds of a family of programs.
 
     Args:
-        program: What they have in common.
-        ops_V: Ops that differ, ascending.
-        amount_BE: ndarray of shape (B, E): their demand entries in each program, in the order of
-            the program's.
-        latency_BV: ndarray of shape (B, V): their latencies.
+        program: The program that supplies everything they have in common.
+        ops_V: Indices of the ops that differ, in ascending order.
+        amount_BE: ndarray of shape (B, E): amounts of the demand entries of these ops in each
+            program, in the order in which ``program`` stores them.
+        latency_BV: ndarray of shape (B, V): latencies of these ops in each program.
 
     Returns:
-        Makespans, ndarray of shape (B,), those of `moesim.engines.bound.run_bound` but for
+        Makespans, ndarray of shape (B,), equal to those of `moesim.engines.bound.run_bound` up to
         rounding; seconds of work on each resource, ndarray of shape (B, R).
     """
     assert not program.factored, "demands kept as rules have no entries to replace"
@@ -34,6 +36,7 @@ def run_bound_many(
         [np.arange(program.demand_ptr[op], program.demand_ptr[op + 1]) for op in ops_V]
         or [np.zeros(0, dtype=np.int64)]
     )
+    # with the changing entries at zero, the fixed part is summed once for all programs
     fixed[entries_E] = 0.0
     common = _Common(
         program.demand_ptr,
@@ -54,7 +57,7 @@ def run_bound_many(
 
 
 class _Common(NamedTuple):
-    """What all programs of a family share; the demands of the ops that differ are zero."""
+    """Data that all programs of a family share; the demands of the ops that differ are zero."""
 
     ptr: np.ndarray
     res: np.ndarray
@@ -75,6 +78,7 @@ def _run(common, ops_V, amount_BE, latency_BV):
     for b in range(count):
         latency, solo, busy = latency_N.copy(), fixed_solo.copy(), fixed_busy.copy()
         at = 0
+        # add the entries of the ops that differ; ``at`` walks them in the order of ``ops_V``
         for v in range(len(ops_V)):
             op = ops_V[v]
             latency[op] = latency_BV[b, v]
@@ -83,11 +87,14 @@ def _run(common, ops_V, amount_BE, latency_BV):
                 busy[res[e]] += seconds
                 solo[op] = max(solo[op], seconds)
                 at += 1
+        # demands are complete: from here on the steps are those of `run_bound`
         start, end, tail = paths(solo, latency, release, dep_ptr, dep_index)
         head_R, tail_R = ends(ptr, res, start + latency, tail, num_resources)
         bound = 0.0
+        # the critical path
         for i in range(len(end)):
             bound = max(bound, end[i])
+        # head + work + tail of every resource that is used
         for r in range(num_resources):
             if busy[r] > 0:
                 bound = max(bound, head_R[r] + busy[r] + tail_R[r])

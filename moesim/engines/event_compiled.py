@@ -1,14 +1,14 @@
-"""The compiled twin of `event`: the same chunks in the same order, without SimPy, for programs of
-size.
+"""The compiled twin of `event`: it serves the same chunks in the same order without SimPy, for
+large programs.
 
-Every instant is computed by the arithmetic SimPy's clock does (a delay added to now), so the
-timelines are equal to the last bit where no two instants differ by rounding alone, and the tests
-ask 1e-9. Events are ordered by (time, op), as SimPy's heap orders them. One step fewer: when an op
-sends its last chunk the end is known, so what waits for it is told at once, and an op of one chunk
-costs one event.
+Every instant is computed with the arithmetic of SimPy's clock (a delay is added to the current
+time), so the timelines are equal to the last bit unless two instants differ by rounding alone; the
+tests require 1e-9. Events are ordered by (time, op), the order of SimPy's heap. This engine saves
+one step: when an op sends its last chunk its end is known, so the ops that wait for it are notified
+at once, and an op of one chunk costs one event.
 
-A heap with four children a node and replacement of its top: an op's next chunk, or the next message
-of its lane, usually takes the place of the one just sent.
+The heap has four children per node, and its top can be replaced: the next chunk of an op, or the
+next message of its lane, usually takes the position of the one just sent.
 """
 
 import math
@@ -25,20 +25,20 @@ from moesim.program.program import Program, Timeline, pointers
 def run_event_compiled(
     program: Program, *, quantum_s: float | None = None, min_chunks: int | None = None
 ) -> Timeline:
-    """Simulate a program chunk by chunk, compiled.
+    """Simulate a program chunk by chunk in compiled code.
 
     Args:
-        program: N ops over R resources.
-        quantum_s: Fair unit of one chunk in seconds, as in `run_event`; infinite: ``min_chunks``
-            for every op.
-        min_chunks: Fewest chunks of an op; by default as `run_event`.
+        program: The program with N ops and R resources.
+        quantum_s: Fair unit of one chunk in seconds, with the default of `run_event`; if it is
+            infinite, every op has ``min_chunks`` chunks.
+        min_chunks: Minimum number of chunks of an op; 4 by default.
 
     Returns:
-        Timeline: equal to that of `run_event`; ``events`` counts chunks.
+        Timeline: the same as that of `run_event`; ``events`` counts chunks.
 
     Raises:
-        ConfigError: A quantum that is not a number > 0.
-        CapacityError: Factored demands that would not fit in memory, expanded.
+        ConfigError: The quantum is not a number > 0.
+        CapacityError: Factored demands would not fit in memory once expanded.
     """
     program = program.expanded()
     if program.num_ops == 0:
@@ -56,6 +56,7 @@ def run_event_compiled(
     chunks = chunks_per_op(program, quantum_s, min_chunks)
     n = program.num_ops
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
+    # invert the dependencies: the ops that wait for op i become one consecutive run
     order = np.argsort(program.dep_index, kind="stable")
     start, end, busy, events = _run(
         program.demand_ptr,
@@ -81,7 +82,7 @@ def run_event_compiled(
 
 @njit(cache=True)
 def _up(times, ops, place):
-    """Move the entry at ``place`` towards the top."""
+    """Move the entry at position ``place`` toward the top."""
     time, op = times[place], ops[place]
     while place > 0:
         parent = (place - 1) >> 2
@@ -94,12 +95,13 @@ def _up(times, ops, place):
 
 @njit(cache=True)
 def _down(times, ops, size, time, op):
-    """Put (time, op) in the place of the top, and move it down."""
+    """Replace the top by (time, op) and move it down."""
     place = 0
     while True:
         child = 4 * place + 1
         if child >= size:
             break
+        # the earliest of up to four children; ties go to the smaller op, as in SimPy's heap
         best = child
         for c in range(child + 1, min(child + 4, size)):
             if times[c] < times[best] or (times[c] == times[best] and ops[c] < ops[best]):
@@ -113,7 +115,7 @@ def _down(times, ops, size, time, op):
 
 @njit(cache=True)
 def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake, num_resources):
-    """Run all ops; returns (start_s_N, end_s_N, busy_s_R, chunks served)."""
+    """Run all ops and return (start_s_N, end_s_N, busy_s_R, chunks served)."""
     n = len(chunks)
     start, end = np.zeros(n), np.zeros(n)
     free, busy = np.zeros(num_resources), np.zeros(num_resources)
@@ -121,6 +123,7 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
     times, ops = np.empty(n), np.empty(n, np.int64)
     size, events = 0, 0
     for i in range(n):
+        # ops without dependencies start at their release time
         if waits[i] == 0:
             start[i] = max(0.0, release[i])
             times[size], ops[size] = start[i] + latency[i], i
@@ -128,12 +131,15 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
             size += 1
     while size > 0:
         now, op = times[0], ops[0]
-        vacant = True  # the top has been taken; the first entry to come goes in its place
+        vacant = True  # the top has been taken; the next entry replaces it
         ended = False
+        # an op without demand ends as soon as its latency has elapsed
         if ptr[op] == ptr[op + 1]:
             ended = True
             end[op] = now
         else:
+            # one chunk joins the queue of every resource and ends when the slowest of them has
+            # served it
             events += 1
             left[op] -= 1
             done = now
@@ -143,6 +149,8 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
                 free[r] = max(now, free[r]) + s
                 busy[r] += s
                 done = max(done, free[r])
+            # written as SimPy computes it (now + delay), which may differ from ``done`` in the last
+            # bit
             after = now + (done - now)
             if left[op] > 0:
                 _down(times, ops, size, after, op)
@@ -154,10 +162,11 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
             for k in range(wake_ptr[op], wake_ptr[op + 1]):
                 j = wake[k]
                 waits[j] -= 1
-                start[j] = max(start[j], end[op])  # the clock when the last of them ended
+                start[j] = max(start[j], end[op])  # the clock when the last dependency ended
                 if waits[j] == 0:
                     clock = start[j]
                     start[j] = max(clock, release[j])
+                    # the same rounding as a SimPy delay, hence not simply start + latency
                     at = clock + (start[j] - clock + latency[j])
                     if vacant:
                         _down(times, ops, size, at, j)
@@ -166,6 +175,7 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
                         times[size], ops[size] = at, j
                         _up(times, ops, size)
                         size += 1
+        # nothing replaced the top: fill the gap with the last entry
         if vacant:
             size -= 1
             if size > 0:

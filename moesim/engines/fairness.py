@@ -1,14 +1,14 @@
-"""Weighted max-min fair speeds: the inner loop of the fluid engine, compiled by numba.
+"""Compute weighted max-min fair speeds: the inner loop of the fluid engine, compiled by numba.
 
-``share[e]`` is what op i takes of resource r at full speed; speeds ``y_i <= 1`` obey
-``sum_i share_ir y_i <= 1`` and are filled level by level, ``y_i = min(1, L weight_i)``: at each
+``share[e]`` is the share of resource r that op i takes at full speed. Speeds ``y_i <= 1`` obey
+``sum_i share_ir y_i <= 1`` and are filled level by level, ``y_i = min(1, L weight_i)``. At each
 level the resource that saturates first freezes its users (progressive filling; Bertsekas &
 Gallager, Data Networks, 6.5.2).
 
-Sums over the users of a resource are kept from event to event and from level to level: an op that
-freezes takes its row out of them. What subtraction would leave of a resource whose large users are
-gone is summed anew. Masks are bool or int64: numba 0.68.1 mis-vectorises loops that mask on int8
-arrays on some new x86 CPUs.
+Sums over the users of a resource are kept from event to event and from level to level; when an op
+freezes, its row is subtracted. If the large users of a resource are gone, subtraction would leave
+mostly rounding error, so the sum is computed again. Masks are bool or int64, since numba 0.68.1
+mis-vectorizes loops that mask on int8 arrays on some new x86 CPUs.
 
 Shape legend: N ops, R resources, A active ops.
 """
@@ -19,24 +19,24 @@ import numpy as np
 from numba import njit
 
 SATURATED = 1e-9
-#: a sum that fell below this share of what it was is summed anew
+#: a sum that fell below this share of its former value is computed again
 _CANCELLED = 1e-6
 
 
 class Shares(NamedTuple):
-    """What every op takes of every resource at full speed, by rows and by columns, and how fast ops
-    are in proportion.
+    """The share of every resource that every op takes at full speed, by rows and by columns, and
+    the relative speeds of the ops.
 
     Attributes:
-        ptr: Rows of ``res`` and ``share`` by op.
-        res: Resource of each entry.
-        share: Share of it that the op takes at full speed.
-        dense_NR: ndarray of shape (N, R): shares again, for programs small enough; of shape (0, 0)
-            for others.
-        col_ptr: Columns of ``col_entry`` and ``col_op`` by resource.
-        col_entry: Place in ``share``.
-        col_op: Op of that entry.
-        weight: ndarray of shape (N,): speed per level.
+        ptr: Row pointers of ``res`` and ``share`` by op.
+        res: Index of the resource of each entry.
+        share: Share of that resource that the op takes at full speed.
+        dense_NR: ndarray of shape (N, R): the same shares as a dense matrix if the program is small
+            enough; otherwise of shape (0, 0).
+        col_ptr: Column pointers of ``col_entry`` and ``col_op`` by resource.
+        col_entry: Index of the entry in ``share``.
+        col_op: Index of the op of that entry.
+        weight: ndarray of shape (N,): speed of each op per unit of the level L.
     """
 
     ptr: np.ndarray
@@ -50,12 +50,12 @@ class Shares(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Running sums over the active ops of each resource, ndarrays of shape (R,).
+    """Running sums over the active ops of each resource: ndarrays of shape (R,).
 
     Attributes:
-        hot: Shares, summed; only resources above 1 can bind.
-        pull: Shares times weights, summed.
-        users: How many ops there are.
+        hot: Sum of the shares; only resources above 1 can bind.
+        pull: Sum of shares times weights.
+        users: Number of active ops that use the resource.
     """
 
     hot: np.ndarray
@@ -64,16 +64,16 @@ class Sums(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory that `fill` writes to and leaves as it found it: allocated once for a run.
+    """Scratch memory of `fill`, allocated once per run; `fill` leaves the masks as it found them.
 
     Attributes:
-        unfrozen_N: bool, False for all.
-        listed: Integers of shape (N,).
-        frozen: Integers of shape (N,).
-        free: Numbers of shape (R,).
-        pull: Numbers of shape (R,).
-        counted: Integers of shape (R,).
-        hot: Integers of shape (R,).
+        unfrozen_N: Flags (bool) of the ops without a speed so far; all False between calls.
+        listed: Integers of shape (N,): the ops without a speed so far.
+        frozen: Integers of shape (N,): the ops that freeze at the current level.
+        free: Floats of shape (R,): the share of each resource that is left.
+        pull: Floats of shape (R,): sum of shares times weights of the unfrozen users.
+        counted: Integers of shape (R,): unfrozen users of each resource.
+        hot: Integers of shape (R,): the resources that can bind.
     """
 
     unfrozen_N: np.ndarray
@@ -87,21 +87,21 @@ class Scratch(NamedTuple):
 
 @njit(cache=True)
 def fill(active, num_active, shares, sums, speed, scratch):
-    """Set ``speed`` of the active ops to the weighted max-min fair one.
+    """Set ``speed`` of the active ops to their weighted max-min fair speed.
 
     Args:
-        active: ndarray of shape (N,): the active ops, in its first ``num_active`` places.
-        num_active: A.
-        shares: `Shares` of all ops.
-        sums: `Sums` over the active ops.
-        speed: ndarray of shape (N,): written.
-        scratch: `Scratch`.
+        active: ndarray of shape (N,): its first ``num_active`` entries are the active ops.
+        num_active: Number of active ops A.
+        shares: The `Shares` of all ops.
+        sums: The `Sums` over the active ops.
+        speed: ndarray of shape (N,): output, the speed of each active op.
+        scratch: The `Scratch` memory of the run.
     """
     ptr, res, share, dense_NR, col_ptr, col_entry, col_op, weight = shares
     hot_sum, pull_sum, users = sums
     unfrozen_N, listed, frozen, free, pull, count, hot = scratch
 
-    # resources that can bind, and the ops that are still to be given a speed
+    # list the resources that can bind and the ops that still need a speed
     num_resources = len(hot_sum)
     num_hot = 0
     for r in range(num_resources):
@@ -122,7 +122,7 @@ def fill(active, num_active, shares, sums, speed, scratch):
         heaviest = max(heaviest, weight[i])
     dense = len(dense_NR) > 0
     while left > 0 and num_hot > 0:
-        # the level at which the next resource saturates
+        # find the level at which the next resource saturates
         level = 1e300
         still_hot = 0
         for h in range(num_hot):
@@ -130,6 +130,7 @@ def fill(active, num_active, shares, sums, speed, scratch):
             if count[r] > 0:
                 hot[still_hot] = r
                 still_hot += 1
+                # cancellation: little is left of a large sum, so add up the unfrozen users again
                 if pull[r] < _CANCELLED * pull_sum[r]:
                     pull[r] = 0.0
                     for c in range(col_ptr[r], col_ptr[r + 1]):
@@ -139,9 +140,9 @@ def fill(active, num_active, shares, sums, speed, scratch):
                     level = max(free[r], 0.0) / pull[r]
         num_hot = still_hot
         if level == 1e300:
-            break  # nothing binds those that are left
-        # ops that reach full speed below that level freeze first; else the users of what saturates
-        # at it
+            break  # nothing binds the ops that are left
+        # ops that reach full speed below that level freeze first; otherwise the users of the
+        # resources that saturate at it
         num_frozen = 0
         if heaviest * level >= 1.0:
             for a in range(left):
@@ -154,7 +155,7 @@ def fill(active, num_active, shares, sums, speed, scratch):
             for h in range(num_hot):
                 r = hot[h]
                 if free[r] <= level * pull[r] * (1.0 + SATURATED):
-                    # its users among those left: by the shorter of the two lists
+                    # find its users among the ops left, by walking the shorter of the two lists
                     by_list = dense and left < col_ptr[r + 1] - col_ptr[r]
                     first, last = (0, left) if by_list else (col_ptr[r], col_ptr[r + 1])
                     for c in range(first, last):
@@ -164,7 +165,7 @@ def fill(active, num_active, shares, sums, speed, scratch):
                             speed[i] = level * weight[i]
                             frozen[num_frozen] = i
                             num_frozen += 1
-        # drop the frozen ones from the list, and take their rows out of the sums
+        # drop the frozen ops from the list, and subtract their rows from the sums
         kept, heaviest = 0, 0.0
         for a in range(left):
             i = listed[a]
@@ -193,4 +194,5 @@ def fill(active, num_active, shares, sums, speed, scratch):
                     free[r] -= share[e] * speed[i]
                     pull[r] -= share[e] * weight[i]
     for a in range(left):
+        # ops that nothing bound keep speed 1; clear their flags for the next call
         unfrozen_N[listed[a]] = False

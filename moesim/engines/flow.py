@@ -1,17 +1,18 @@
-"""The fluid model: ops that meet at a resource share it by weighted max-min fairness.
+"""The fluid model: ops that use the same resource share it by weighted max-min fairness.
 
-``solo_i`` is op i's time alone and ``b_ir`` the share of resource r it takes at full speed. Speeds
-``y_i <= 1`` obey ``sum_i b_ir y_i <= 1`` and are filled level by level,
-``y_i = min(1, L solo_i / n_i)`` with fair unit n_i: see `moesim.engines.fairness`.
+``solo_i`` is the time of op i when it runs alone, and ``b_ir`` is the share of resource r that it
+takes at full speed. Speeds ``y_i <= 1`` obey ``sum_i b_ir y_i <= 1`` and are filled level by level,
+``y_i = min(1, L solo_i / n_i)`` with fair unit n_i; see `moesim.engines.fairness`.
 
-Fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can bind: an op that
-starts or ends without touching such a hot resource changes nobody's speed, and needs no re-solve
-(exact). With a tolerance, changes at hot resources within ``tolerance`` of each other share one
-re-solve; meanwhile a new op gets the capacity left over, so ends stay exact for the speeds used and
-no capacity is exceeded. Instants within 1e-12 of each other are one, ends before starts.
+The engine is fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can
+bind: an op that starts or ends without touching such a hot resource changes no other speed and
+needs no re-solve (this is exact). With a tolerance, changes at hot resources within ``tolerance``
+of each other share one re-solve; until then a new op gets the capacity left over, so ends stay
+exact for the speeds used and no capacity is exceeded. Instants within a relative 1e-12 of each
+other count as one, and ends come before starts.
 
-The kernel is compiled by numba (its plain Python stays reachable as ``_solve.py_func`` and the
-tests compare them).
+The kernel is compiled by numba. Its plain Python stays available as ``_solve.py_func``, and the
+tests compare the two.
 """
 
 from typing import NamedTuple
@@ -26,26 +27,27 @@ from moesim.program.program import Program, Timeline, pointers
 _SAME_INSTANT = 1e-12
 _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3
 _FILL = fill
-#: solves after which running sums are summed anew: rounding adds up
+#: number of solves after which running sums are computed again, since rounding accumulates
 _REFRESH = 256
-#: ops x resources up to which shares are kept as a dense matrix too: a level then costs its hot
-#: resources only
+#: largest ops x resources for which shares are also kept as a dense matrix: a level then costs only
+#: its hot resources
 _DENSE = 1 << 19
 
 
 def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
-    """Run a program in the fluid model.
+    """Simulate a program in the fluid model.
 
     Args:
-        program: N ops over R resources.
-        tolerance_s: How long a re-solve may wait for more changes; 0 is exact. By default 0 up to
-            1024 ops, then 1e-4 of the bound, from 4096 ops 1e-3.
+        program: The program with N ops and R resources.
+        tolerance_s: How long a re-solve may wait for more changes; 0 is exact. The default is 0 up
+            to 1024 ops, 1e-4 of the bound above that, and 1e-3 of the bound from 4096 ops on.
 
     Returns:
-        Timeline: starts (latency included) and ends of all ops, and the work every resource served.
+        Timeline: the start (latency included) and end of every op, and the work that each resource
+        served.
 
     Raises:
-        CapacityError: Factored demands that would not fit in memory, expanded.
+        CapacityError: Factored demands would not fit in memory once expanded.
     """
     program = program.expanded()
     n = program.num_ops
@@ -89,12 +91,12 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
 
 
 class _Graph(NamedTuple):
-    """Dependencies, seen from the op that is waited for.
+    """Dependencies, stored by the op that is waited for.
 
     Attributes:
-        waits_for: ndarray of shape (N,): how many ops each waits for.
-        wake_ptr: Rows of ``wake`` by op.
-        wake: Ops that wait for it.
+        waits_for: ndarray of shape (N,): number of ops that each op waits for.
+        wake_ptr: Row pointers of ``wake`` by op.
+        wake: The ops that wait for each op.
     """
 
     waits_for: np.ndarray
@@ -104,8 +106,8 @@ class _Graph(NamedTuple):
 
 @njit(cache=True)
 def _columns(ptr, res, amount, capacity, solo):
-    """Shares of the entries, and the matrix by columns: (share, col_ptr, place of each entry, its
-    op).
+    """Return the share of every entry and the matrix by columns: (share, col_ptr, index of each
+    entry, its op).
     """
     share = np.empty(len(res))
     col_ptr = np.zeros(len(capacity) + 1, np.int64)
@@ -127,13 +129,14 @@ def _columns(ptr, res, amount, capacity, solo):
 
 @njit(cache=True)
 def _solve(shares, graph, solo, latency, release, tolerance):
-    """Run all ops; returns (start_s_N, end_s_N, busy_s_R, events)."""
+    """Run all ops and return (start_s_N, end_s_N, busy_s_R, events)."""
     ptr, res, share, weight = shares.ptr, shares.res, shares.share, shares.weight
     waits_for, wake_ptr, wake = graph
     n, num_resources = len(solo), len(shares.col_ptr) - 1
     start, end, served = np.zeros(n), np.zeros(n), np.zeros(num_resources)
     state = np.zeros(n, np.int64)
-    # latent: when service begins; active: when it ends at the present speed
+    # while an op is latent, the time its service begins; while it is active, the time it ends at
+    # its present speed
     serve_at = np.full(n, np.inf)
     remaining, since, speed, old = np.ones(n), np.zeros(n), np.zeros(n), np.zeros(n)
     waits = waits_for.copy()
@@ -143,7 +146,7 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         np.zeros(num_resources),
     )
     users = np.zeros(num_resources, np.int64)
-    used_known = tolerance == 0.0  # with no tolerance nobody asks
+    used_known = tolerance == 0.0  # without a tolerance it is never read
     live, num_live = np.zeros(n, np.int64), 0  # latent and active ops
     active = np.zeros(n, np.int64)
     sums = Sums(hot_sum, pull_sum, users)
@@ -172,9 +175,9 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         events += 1
         instant = now * (1.0 + _SAME_INSTANT)
         dirty = now >= solve_at
-        # Stage 1, retire: ops that end now leave their resources and wake whoever waits for them;
-        # what is woken joins the end of the list, so one pass meets ops without demand that end
-        # within the instant
+        # Stage 1, retire: ops that end now leave their resources and wake the ops that wait for
+        # them. A woken op joins the end of the list, so the same pass also retires ops without
+        # demand that end within the instant.
         a = 0
         while a < num_live:
             i = live[a]
@@ -188,6 +191,7 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                         hot_sum[r] -= share[e]
                         pull_sum[r] -= share[e] * weight[i]
                     else:
+                        # no user is left: set exact zeros, so that rounding cannot accumulate
                         hot_sum[r] = 0.0
                         pull_sum[r] = 0.0
                     if tolerance > 0.0:
@@ -210,8 +214,8 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                     state[j] = _LATENT
                     live[num_live] = j
                     num_live += 1
-        # Stage 2, admit: ops whose latency has passed take their resources, at first with the
-        # capacity left over
+        # Stage 2, admit: ops whose latency has elapsed take their resources, at first with the
+        # capacity left over.
         for a in range(num_live):
             i = live[a]
             if state[i] == _LATENT and serve_at[i] <= instant:
@@ -246,12 +250,12 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                 if tolerance > 0.0:
                     for e in range(ptr[i], ptr[i + 1]):
                         used[res[e]] += share[e] * speed[i]
-        # Stage 3, tolerate: a change at a hot resource may wait for more of its like
+        # Stage 3, tolerate: a change at a hot resource may wait for further changes.
         if dirty and tolerance > 0.0 and now < solve_at:
             solve_at = min(solve_at, now + tolerance)
             continue
-        # Stage 4, re-solve: new speeds for all active ops, and new ends for those whose speed
-        # changed
+        # Stage 4, re-solve: compute new speeds for all active ops, and new ends for those whose
+        # speed changed.
         if dirty:
             solve_at = np.inf
             num_active = 0
@@ -275,6 +279,7 @@ def _solve(shares, graph, solo, latency, release, tolerance):
             for a in range(num_active):
                 i = active[a]
                 if speed[i] != old[i] or serve_at[i] == np.inf:
+                    # account for the progress at the old speed before the new one applies
                     remaining[i] -= (now - since[i]) * old[i] / solo[i]
                     since[i] = now
                     serve_at[i] = (

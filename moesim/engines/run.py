@@ -1,4 +1,4 @@
-"""Runs a program on the engine of a name."""
+"""Run a program on the engine with a given name."""
 
 from typing import Literal
 
@@ -10,17 +10,18 @@ ENGINES: tuple[Engine, ...] = ("bound", "flow", "event", "event_compiled")
 
 
 def run(program: Program, engine: str) -> Timeline:
-    """Run a program.
+    """Run a program on one engine.
 
     Args:
-        program: What to run.
-        engine: ``bound`` (a lower bound, closed form), ``flow`` (fluid, the default elsewhere),
-            ``event`` (SimPy, chunk by chunk) or ``event_compiled`` (the same timeline, compiled).
+        program: The program to run.
+        engine: ``bound`` (a lower bound in closed form), ``flow`` (the fluid model, which the rest
+            of moesim uses by default), ``event`` (SimPy, chunk by chunk) or ``event_compiled`` (the
+            same timeline in compiled code).
 
     Raises:
-        UnknownNameError: Another engine.
+        UnknownNameError: The engine does not exist.
     """
-    # numba and simpy are loaded when used: `import moesim` stays light.
+    # numba and simpy are imported only when they are used, which keeps `import moesim` fast
     if engine == "bound":
         from moesim.engines.bound import run_bound
 

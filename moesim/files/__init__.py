@@ -1,1 +1,1 @@
-"""Files that people write: where they are looked up, how they are read, what their errors say."""
+"""Files that people write: this package finds them, reads them and words their errors."""

@@ -1,9 +1,9 @@
-"""TOML files people write: where they are looked up, and what is said when one is wrong.
+"""Find and validate the TOML files that people write, and say what is wrong with one.
 
 A name is looked up as a path, then in ``$MOESIM_PROFILES``, then in the user's data folder, then
-among the shipped files. Files are validated strictly (unknown keys refused); an error names file,
-key path, rule and what came instead: ``h100.toml: hbm.bandwidth_gb_per_s.value: expected a number >
-0, got '3.35TB'``.
+among the shipped files. Files are validated strictly (unknown keys are refused); an error names the
+file, the key path, the rule and the value found instead: ``h100.toml: hbm.bandwidth_gb_per_s.value:
+expected a number > 0, got '3.35TB'``.
 """
 
 import json
@@ -26,18 +26,18 @@ Kind = Literal["datasheet", "measured", "derived", "assumed", "calibrated"]
 
 
 class Strict(BaseModel):
-    """Base of every file schema: no unknown keys, no silent conversions, no changes after loading.
+    """Base class of every file schema. It allows no unknown keys, no silent conversions and no
+    changes after loading.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Quantity(Strict):
-    """A number that says where it comes from:
-    ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
+    """A number together with its source: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
 
-    Beside a measured number, in the value's unit: ``low`` and ``high``, P10 and P90 of its
-    ``repeats``, their ``min`` and their ``median``.
+    A measured number also has, in the unit of the value, ``low`` and ``high`` (the P10 and P90 of
+    its ``repeats``), the ``min`` of the repeats and their ``median``.
     """
 
     value: float = Field(gt=0)
@@ -58,7 +58,7 @@ class Source(Strict):
 
 
 class Sourced(Strict):
-    """A file whose quantities must all name a source that the file lists."""
+    """A file in which every quantity must name a source that the file lists."""
 
     sources: dict[str, Source]
 
@@ -74,7 +74,7 @@ class Sourced(Strict):
 
 
 def quantities(model: Any, prefix: str = "") -> Iterator[tuple[str, Quantity]]:
-    """Every `Quantity` inside a validated file, with its key path."""
+    """Yield every `Quantity` of a validated file with its key path."""
     if isinstance(model, Quantity):
         yield prefix, model
     elif isinstance(model, BaseModel):
@@ -115,7 +115,7 @@ def _rule(error: ErrorDetails) -> str:
     if kind in _SIGNS:
         return f"a number {_SIGNS[kind]} {next(iter(context.values())):g}"
     if kind in _NUMBER:
-        # a quantity is always > 0; the library tells its type before its bound
+        # a quantity is always > 0, but pydantic reports the wrong type before the violated bound
         return "a number > 0" if error["loc"][-1] in Quantity.model_fields else "a number"
     if kind == "literal_error":
         return f"one of {context['expected']}".replace("'", "")
@@ -129,14 +129,16 @@ def _path(loc: Iterable[int | str]) -> str:
 
 
 def describe(error: ValidationError, where: str) -> str:
-    """One line for the first thing wrong in a file (a missing or wrong value before an unknown
-    key).
+    """Return one line about the first error in a file (a missing or wrong value comes before an
+    unknown key).
     """
+    # a misspelled key causes both a missing and an unknown key: the missing one says more
     problems = sorted(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
     first = problems[0]
     path = _path(first["loc"])
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
+        # `Sourced` packs path, rule and value into its text, since pydantic passes on only a text
         if text.startswith("@"):
             _, inner, rule, got = text.split("@", 3)
             return f"{where}: {path + '.' if path else ''}{inner}: expected {rule}, got {got}"
@@ -149,10 +151,10 @@ def describe(error: ValidationError, where: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Return the text of a file.
 
     Raises:
-        ConfigError: It cannot be read, or is no text.
+        ConfigError: The file cannot be read, or is not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -163,7 +165,7 @@ def read_text(path: Path) -> str:
 
 
 def raw_values(path: Path) -> dict[str, float]:
-    """Key path -> value, in the file's own units, of every sourced number of a file."""
+    """Return key path -> value for every sourced number of a file, in the units of the file."""
     found: dict[str, float] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -188,7 +190,7 @@ def parse(text: str, schema: type[M], where: str) -> M:
     """Validate TOML text against a schema.
 
     Raises:
-        ConfigError: Not TOML, or not of the schema.
+        ConfigError: The text is not TOML, or does not match the schema.
     """
     try:
         data = tomllib.loads(text)
@@ -201,7 +203,7 @@ def validate(data: object, schema: type[M], where: str) -> M:
     """Validate plain tables against a schema.
 
     Raises:
-        ConfigError: Not of the schema.
+        ConfigError: The data does not match the schema.
     """
     try:
         return schema.model_validate(data)
@@ -210,10 +212,10 @@ def validate(data: object, schema: type[M], where: str) -> M:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        ConfigError: It cannot be read, or is no JSON.
+        ConfigError: The file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -224,12 +226,14 @@ def read_json(path: Path) -> Any:
 
 
 def shipped(folder: str, name: str) -> Path:
-    """A file of the data package that users do not replace."""
+    """Return the path of a file in the data package that users do not replace."""
     return _SHIPPED / folder / name
 
 
 def user_folder() -> Path:
-    """The user's data folder: ``$MOESIM_HOME``, else the platform's usual place."""
+    """Return the user's data folder: ``$MOESIM_HOME`` if it is set, otherwise the usual folder of
+    the platform.
+    """
     if home := os.environ.get("MOESIM_HOME"):
         return Path(home)
     if sys.platform == "darwin":
@@ -244,8 +248,8 @@ def _folders(kind: str, settings: tuple[str, ...]) -> list[str]:
 
 
 def _index(kind: str) -> dict[str, Path]:
-    """Lower-case name or alias -> file; the first folder of the search path wins, and there a name
-    beats an alias.
+    """Return lower-case name or alias -> file. The first folder of the search path wins; within a
+    folder, a name wins over an alias.
     """
     settings = tuple(
         os.environ.get(name, "")
@@ -255,7 +259,7 @@ def _index(kind: str) -> dict[str, Path]:
     for folder in _folders(kind, settings):
         try:
             there.append((folder, os.stat(folder).st_mtime_ns))
-        except OSError:  # most people have no folder of their own
+        except OSError:  # most users have no such folder
             continue
     return _merged(tuple(there))
 
@@ -270,7 +274,9 @@ def _merged(folders: tuple[tuple[str, int], ...]) -> dict[str, Path]:
 
 @lru_cache(maxsize=64)
 def _names_in(folder: str, modified_ns: int) -> dict[str, Path]:
-    """Names and aliases of the files in one folder, as it was when it last changed."""
+    """Return the names and aliases of the files in one folder; the modification time is part of the
+    cache key.
+    """
     by_name: dict[str, Path] = {}
     by_alias: dict[str, Path] = {}
     for path in sorted(Path(folder).glob("*.toml")):
@@ -278,28 +284,29 @@ def _names_in(folder: str, modified_ns: int) -> dict[str, Path]:
         try:
             aliases = tomllib.loads(path.read_text(encoding="utf-8")).get("aliases", [])
         except (OSError, ValueError):
-            continue  # still found by its file name, and then refused with the reason
+            # the file can still be found by its name, and loading it then reports the reason
+            continue
         for alias in aliases if isinstance(aliases, list) else []:
             by_alias[str(alias).lower()] = path
     return by_alias | by_name
 
 
 def names(kind: str) -> list[str]:
-    """File names (without ending) of all files of a kind that can be loaded by name."""
+    """Return the names (without the suffix) of all files of one kind that can be loaded by name."""
     return sorted({path.stem for path in _index(kind).values()})
 
 
 def index_names(kind: str) -> list[str]:
-    """Every name and alias, in lower case."""
+    """Return every name and alias in lower case."""
     return sorted(_index(kind))
 
 
 def find(kind: Literal["devices", "clusters", "calibration", "economics"], name: str) -> Path:
-    """The file a name or path stands for.
+    """Return the file that a name or a path refers to.
 
     Raises:
-        UnknownNameError: No such name; with the near matches.
-        ConfigError: A path that is not there.
+        UnknownNameError: The name is unknown; the text lists the near matches.
+        ConfigError: The path does not exist.
     """
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)

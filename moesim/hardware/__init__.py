@@ -1,4 +1,6 @@
-"""Hardware: devices, the clusters and fabrics that join them, exchanges, prices and power."""
+"""Hardware consists of devices, the clusters and fabrics that join them, exchanges, prices and
+power.
+"""
 
 from moesim.hardware.cluster import (
     Cluster,

@@ -1,5 +1,5 @@
-"""Clusters: which devices there are and what joins them, from a file, from a short name, or varied
-in code.
+"""A cluster holds devices and the fabric that joins them. It comes from a file, from a short name,
+or from a change in code.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from moesim.hardware.what_if import DEVICE_KEYS, changed_number, changed_profile
 from moesim.units import GB, US
 
 _WHAT_IF = "what-if"
-#: what `Cluster.with_` takes for numbers of the file that carry a unit
+#: keys of `Cluster.with_` for numbers of the file that carry a unit
 _LINKS = {
     "scale_up_gb_per_s": ("scale_up", "link_gb_per_s"),
     "nvlink_gb_per_s": ("scale_up", "link_gb_per_s"),
@@ -37,35 +37,36 @@ _TABLES = {
     "oversubscription": "scale_out",
     "nodes_per_leaf": "scale_out",
 }
-#: changes that leave every number of the hardware as it was measured
+#: keys whose change leaves every measured number of the hardware valid
 _SAME_HARDWARE = ("num_nodes", "exchange")
 _PLAIN = ("num_nodes", "devices_per_node", "profile", "exchange")
 
 
 class Scheduled(Protocol):
-    """What may name an exchange: `moesim.design.schedule.Schedule`, which knows more than a cluster
-    needs to.
+    """An object that may name an exchange, such as `moesim.design.schedule.Schedule`, of which a
+    cluster needs nothing else.
     """
 
     @property
     def exchange(self) -> str | None:
-        """Name of an exchange; None: the cluster's own."""
+        """The name of an exchange; None for that of the cluster."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cluster:
-    """Devices joined by a fabric, numbered node by node.
+    """Devices that a fabric joins, numbered node by node.
 
     Attributes:
-        name: Name it was loaded by.
-        file: What was written.
-        groups: (device, how many), in the order of their numbers; one entry unless the cluster is
-            mixed.
-        digest: Hash over cluster file and device profiles: the profile hash in results.
+        name: Name by which the cluster was loaded.
+        file: The content of the cluster file.
+        groups: (device profile, number of devices) in the order of device indices; one entry unless
+            the cluster is mixed.
+        digest: Hash over the cluster file and the device profiles, which results call the profile
+            hash.
         provenance: Kind and source of every number of the cluster file, by key path.
-        device_changes: What-if numbers of its devices.
-        growth: Link -> factor of the rate it was loaded with, where `with_` changed it.
+        device_changes: What-if changes of the numbers of the devices.
+        growth: Link -> its rate over the rate it was loaded with, for links that `with_` changed.
     """
 
     name: str
@@ -78,32 +79,34 @@ class Cluster:
 
     @property
     def is_what_if(self) -> bool:
-        """Whether any number of it or of its devices was changed in code."""
+        """Whether code changed any number of the cluster or of its devices."""
         return bool(self.device_changes) or _WHAT_IF in self.file.sources
 
     @property
     def profile(self) -> Profile:
-        """The device; of a mixed cluster its first."""
+        """The device profile; for a mixed cluster, the first one."""
         return self.groups[0][0]
 
     @property
     def num_devices(self) -> int:
-        """Devices D."""
+        """The number of devices D."""
         return self.file.num_nodes * self.file.devices_per_node
 
     @property
     def num_nodes(self) -> int:
-        """Nodes, each a domain of its own."""
+        """The number of nodes, each of which is one domain."""
         return self.file.num_nodes
 
     @property
     def is_torus(self) -> bool:
-        """Whether links to neighbours join a domain, instead of ports into switches."""
+        """Whether links to neighbors join a domain, instead of ports into switches."""
         return self.file.scale_up is not None and self.file.scale_up.kind == "torus"
 
     @property
     def scale_up_kind(self) -> str | None:
-        """``switch``, ``mesh``, ``pcie`` or ``torus``; None for devices that nothing joins."""
+        """The kind of the scale-up fabric: ``switch``, ``mesh``, ``pcie`` or ``torus``; None if no
+        fabric joins the devices.
+        """
         return None if self.file.scale_up is None else self.file.scale_up.kind
 
     @property
@@ -113,7 +116,7 @@ class Cluster:
 
     @property
     def has_thin_uplinks(self) -> bool:
-        """Whether traffic between leaves shares less than the rate of its NICs."""
+        """Whether the uplinks between leaf switches are slower than the NICs that share them."""
         return (
             self.num_nodes > 1
             and self.file.scale_out is not None
@@ -121,20 +124,20 @@ class Cluster:
         )
 
     def exchange(self, schedule: "Scheduled | None" = None) -> Exchange:
-        """The exchange that a schedule names, else the cluster's own."""
+        """Return the exchange that a schedule names, otherwise that of the cluster."""
         return exchange_named(
             (schedule.exchange if schedule is not None else None) or self.file.exchange
         )
 
     @property
     def devices_per_domain(self) -> int:
-        """Devices that the scale-up fabric joins: those of a node."""
+        """The number of devices that the scale-up fabric joins, which are the devices of a node."""
         return self.file.devices_per_node
 
     @property
     def link_bytes_per_s(self) -> float:
-        """One direction of a device into its domain: its port, or all its links together; 0 for one
-        device.
+        """The rate of a device into its domain in one direction, through its port or all its links
+        together; 0 for a single device.
         """
         up = self.file.scale_up
         if up is None:
@@ -147,7 +150,7 @@ class Cluster:
 
     @property
     def nic_bytes_per_s(self) -> float:
-        """One direction of a device's NIC; 0 within one domain."""
+        """The rate of the NIC of a device in one direction; 0 if there is only one domain."""
         return (
             self.file.scale_out.nic_gb_per_s.value * GB
             if self.file.scale_out and self.file.num_nodes > 1
@@ -156,33 +159,33 @@ class Cluster:
 
     @property
     def hop_s(self) -> float:
-        """Latency of one hop inside a domain that its communication kernels' calibration does not
-        hold.
+        """The latency of one hop inside a domain, as far as the calibration of the communication
+        kernels does not include it.
         """
         up = self.file.scale_up
         return up.hop_us.value * US if up is not None and up.hop_us is not None else 0.0
 
     def usable_bytes_D(self) -> np.ndarray:
-        """Memory of each device that a model may use: ndarray of shape (D,)."""
+        """Return the memory of each device that a model may use: ndarray of shape (D,)."""
         return np.repeat(
             [profile.usable_bytes for profile, _ in self.groups],
             [count for _, count in self.groups],
         )
 
     def with_(self, **changes: object) -> "Cluster":
-        """The same cluster with other numbers, for what-if studies; they count as assumed.
+        """Return the cluster with changed numbers, which count as assumed, for what-if studies.
 
         Args:
-            **changes: ``num_nodes``, ``devices_per_node``, ``profile``, ``exchange``;
-                ``scale_up_gb_per_s`` (also ``nvlink_gb_per_s``), ``scale_out_gb_per_s`` (also
-                ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``, ``twisted``, ``routing``,
-                ``wrap_multiple_of``, ``devices_per_switch``, ``oversubscription``,
-                ``nodes_per_leaf``; those of its devices, see `moesim.hardware.what_if.DEVICE_KEYS`.
-                Other axes set devices_per_node. Rates and device numbers may be factors as text,
-                ``2x``.
+            **changes: New values by key: ``num_nodes``, ``devices_per_node``, ``profile``,
+                ``exchange``; ``scale_up_gb_per_s`` (also ``nvlink_gb_per_s``),
+                ``scale_out_gb_per_s`` (also ``nic_gb_per_s``), ``uplink_gb_per_s``; ``axes``,
+                ``twisted``, ``routing``, ``wrap_multiple_of``, ``devices_per_switch``,
+                ``oversubscription``, ``nodes_per_leaf``; and the keys of devices, see
+                `moesim.hardware.what_if.DEVICE_KEYS`. A change of axes also sets devices_per_node.
+                Rates and device numbers may be factors written as text, ``2x``.
 
         Raises:
-            ConfigError: An unknown key, or numbers that do not go together.
+            ConfigError: A key is unknown, or the numbers contradict each other.
         """
         values = self.file.model_dump()
         device_changes = (
@@ -233,14 +236,16 @@ class Cluster:
 
 
 def load_cluster(name: str) -> Cluster:
-    """Load a cluster by name, alias or path, or make one from a short name.
+    """Load a cluster by name, alias or path, or build one from a short name.
 
-    ``star-1024`` is one switch of 1,024 H100s, ``rail-128x8`` 128 nodes of 8, ``torus-8x8x16`` a
-    TPU v5p slice: bare topologies, whose exchange is ``ideal``. ``local-2`` is two ranks of the
-    host that `moesim measure` measured, and the name of a device profile is that device alone.
+    ``star-1024`` is one switch with 1,024 H100s, ``rail-128x8`` has 128 nodes of 8 H100s, and
+    ``torus-8x8x16`` is a TPU v5p slice; these bare topologies use the exchange ``ideal``.
+    ``local-2`` is two ranks of the host that `moesim measure` measured, and the name of a device
+    profile is that device alone.
 
     Raises:
-        ConfigError: No such cluster (with near matches), or a malformed file.
+        ConfigError: The cluster does not exist (the text lists near matches), or its file is
+            malformed.
     """
     try:
         path = toml.find("clusters", name)
@@ -257,7 +262,7 @@ def load_cluster(name: str) -> Cluster:
 
 
 def single_device(profile: Profile) -> Cluster:
-    """One device by itself: no fabric, no dispatch."""
+    """Return a cluster of one device, without a fabric and without dispatch."""
     file = ClusterFile(
         title=profile.name, profile=profile.name, num_nodes=1, devices_per_node=1, sources={}
     )
@@ -273,7 +278,7 @@ def _build(
     growth: dict[str, float] | None = None,
     profiles: Mapping[str, Profile] | None = None,
 ) -> Cluster:
-    """Look up the devices of a file; ``profiles``: those that are no files of their own."""
+    """Build a cluster and look up its devices; ``profiles`` holds those that have no file."""
     exchange_named(file.exchange)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
@@ -282,7 +287,7 @@ def _build(
         ((profiles or {}).get(profile) or load_profile(profile), nodes * file.devices_per_node)
         for profile, nodes in named
     )
-    # one by one: a later factor is one of what the earlier made of it
+    # apply changes one by one, since a later factor applies to the result of the earlier ones
     for change in device_changes:
         groups = tuple(
             (changed_profile(profile, dict([change])), count) for profile, count in groups
@@ -300,8 +305,8 @@ def _build(
 
 
 def _by_shape(name: str) -> Cluster | None:
-    """``star-N``, ``rail-NODESxDEVICES``, ``torus-AxBxC`` of the shipped H100 and TPU v5p,
-    ``local-N`` of this host.
+    """Return ``star-N``, ``rail-NODESxDEVICES`` or ``torus-AxBxC`` of the shipped H100 and TPU v5p,
+    or ``local-N`` of this host; None for any other name.
     """
     if found := re.fullmatch(r"star-([1-9]\d*)", name):
         base = load_cluster("hgx-h100-8").with_(
@@ -330,8 +335,8 @@ def _by_shape(name: str) -> Cluster | None:
 
 
 def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
-    """Ranks of one measured host, joined by what was measured between them; None if that is no such
-    profile.
+    """Return ranks of one measured host, joined by the measured all-to-all; None if the profile
+    does not exist or has no such measurement.
     """
     try:
         profile = load_profile(profile_name)
@@ -341,12 +346,12 @@ def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
 
 
 def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
-    """Ranks of one measured host, joined by what was measured between them.
+    """Return a cluster of ranks of one measured host, joined by the measured all-to-all.
 
     Args:
-        profile: A measured one, with its all-to-alls.
-        ranks: At least 1.
-        name: Of the cluster; by default the profile's and the number of ranks.
+        profile: A measured profile with all-to-alls.
+        ranks: Number of ranks, at least 1.
+        name: Name of the cluster; by default the name of the profile and the number of ranks.
 
     Raises:
         ConfigError: No all-to-all was measured.
@@ -374,7 +379,7 @@ def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
 
 
 def check_devices(cluster: Cluster, needed: int, what: str) -> None:
-    """Refuse a layout that does not use the cluster's devices exactly.
+    """Raise an error unless a layout uses the devices of the cluster exactly.
 
     Raises:
         ConfigError: ``needed`` is not the number of devices.

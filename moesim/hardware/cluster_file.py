@@ -1,6 +1,7 @@
-"""A cluster as people write it: devices, what joins them inside a node, and what joins the nodes.
+"""The cluster file as people write it: devices, the fabric inside a node, and the network between
+nodes.
 
-*Scale-up* is the fabric of one domain (a node, an NVLink rack, a TPU slice); *scale-out* the
+*Scale-up* is the fabric of one domain (a node, an NVLink rack, a TPU slice); *scale-out* is the
 network between domains.
 """
 
@@ -15,28 +16,28 @@ Routing = Literal["dimension_ordered", "multi_path", "single_path"]
 
 
 class ScaleUp(Strict):
-    """``[scale_up]``: the fabric inside a domain.
+    """The table ``[scale_up]``: the fabric inside a domain.
 
-    ``switch``: one port per device into a non-blocking switch (NVSwitch, NVLink rack). ``mesh``: a
-    link between every two devices (xGMI). ``pcie``: ports into PCIe switches of
-    ``devices_per_switch``, joined by ``uplink_gb_per_s``. ``torus``: links to the neighbours on
-    each axis (TPU); equally short ways share the traffic of a pair (``dimension_ordered``, and in
-    every order of axes with ``multi_path``), or each pair keeps to one of them, as static route
-    tables do (``single_path``).
+    ``switch`` has one port per device into a non-blocking switch (NVSwitch, NVLink rack). ``mesh``
+    has a link between every two devices (xGMI). ``pcie`` has ports into PCIe switches of
+    ``devices_per_switch``, joined by ``uplink_gb_per_s``. ``torus`` has links to the neighbors on
+    each axis (TPU). On a torus, equally short routes share the traffic of a pair
+    (``dimension_ordered``, or in every order of axes with ``multi_path``), or each pair uses one of
+    them, like static route tables (``single_path``).
     """
 
     kind: ScaleUpKind
-    #: one direction, of a device's port (switch, pcie), of the link to one peer (mesh), of one link
-    #: (torus)
+    #: rate in one direction of the port of a device (switch, pcie), of the link to one peer (mesh),
+    #: or of one link (torus)
     link_gb_per_s: Quantity
     hop_us: Quantity | None = None
     devices_per_switch: int | None = Field(default=None, ge=1)
     uplink_gb_per_s: Quantity | None = None
     axes: list[int] = []
-    #: an axis whose size is a multiple of this closes to a ring; 0: none does
+    #: an axis whose size is a multiple of this closes to a ring; with 0 none does
     wrap_multiple_of: int = Field(default=1, ge=0)
-    #: k x k x 2k torus whose short axes close with a shift of k along the long one (Camara et
-    #: al. 2010)
+    #: whether this is a k x k x 2k torus whose short axes close with a shift of k along the long
+    #: one (Camara et al. 2010)
     twisted: bool = False
     routing: Routing = "dimension_ordered"
 
@@ -58,11 +59,11 @@ class ScaleUp(Strict):
 
 
 class ScaleOut(Strict):
-    """``[scale_out]``: the network between domains. Every device has a NIC of its own.
+    """The table ``[scale_out]``: the network between domains. Every device has its own NIC.
 
-    ``rail``: device i of every node meets at leaf switch i (rail-optimised). ``fat_tree``: the
-    devices of ``nodes_per_leaf`` nodes share a leaf. Traffic that leaves its leaf crosses an uplink
-    of its devices' NICs together over ``oversubscription``.
+    With ``rail``, device i of every node connects to leaf switch i (rail-optimized). With
+    ``fat_tree``, the devices of ``nodes_per_leaf`` nodes share a leaf. Traffic that leaves its leaf
+    crosses an uplink whose rate is that of all NICs of the leaf divided by ``oversubscription``.
     """
 
     kind: Literal["rail", "fat_tree"] = "rail"
@@ -72,8 +73,8 @@ class ScaleOut(Strict):
 
 
 class Group(Strict):
-    """``[[groups]]``: nodes of one device in a mixed cluster, in order; with links of their own
-    where they differ.
+    """The table ``[[groups]]``: nodes with one kind of device in a mixed cluster, in order, with
+    their own link rates if these differ.
     """
 
     profile: str
@@ -83,7 +84,7 @@ class Group(Strict):
 
 
 class ClusterFile(Sourced):
-    """A cluster as written in ``hw_profiles/clusters/NAME.toml``."""
+    """The content of ``hw_profiles/clusters/NAME.toml``."""
 
     title: str
     aliases: list[str] = []
@@ -91,8 +92,8 @@ class ClusterFile(Sourced):
     groups: list[Group] = []
     num_nodes: int = Field(ge=1)
     devices_per_node: int = Field(ge=1)
-    #: exchange that candidates use if they name none; files of before called it dispatch, and so
-    #: does the digest
+    #: exchange that candidates use if they name none; older files called it dispatch, and the
+    #: digest still does
     exchange: str = Field(
         default="nccl",
         validation_alias=AliasChoices("exchange", "dispatch"),

@@ -1,17 +1,17 @@
-"""What a cluster draws and costs: a model simple enough to edit.
+"""Model the power and the price of a cluster, simply enough to edit.
 
-Power of a device is its rated power times an idle share plus, for compute, memory and scale-up
-links, a share each times their mean utilisation; the shares sum to 1, so that a device with
-everything busy draws what it is rated at. NICs come on top; every device of a mixed cluster counts
-at the mean utilisation. The same shares, and those of its price, say what a device with other
-numbers would draw and cost: twice the memory bandwidth makes the memory's share of power and of
-price twice as large.
+The power of a device is its rated power times the sum of an idle share and, for compute, memory and
+scale-up links each, a share times the mean utilization. The shares sum to 1, so that a fully busy
+device draws its rated power. NICs are added; every device of a mixed cluster counts at the mean
+utilization. The same shares, and those of the price, give the power and price of a device with
+other numbers: twice the memory bandwidth makes the memory's share of power and price twice as
+large.
 
-Rated power comes from the device profile; the rest from ``hw_profiles/economics/default.toml`` or a
-file of the user's. Every number there is an assumption with its source; results say so by
-``cost_model`` beside them.
+Rated power comes from the device profile; everything else comes from
+``hw_profiles/economics/default.toml`` or a file of the user. Every number there is an assumption
+with its source; results name the file in the column ``cost_model``.
 
-Shape legend: the times and utilisations may be arrays of many candidates on one cluster.
+Shape legend: times and utilizations may be arrays over many candidates on one cluster.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from moesim.hardware.cluster import Cluster
 from moesim.hardware.profile import Profile
 from moesim.hardware.what_if import DEVICE_KEYS
 
-#: columns that `priced` adds; empty for a device whose power or price nobody stated
+#: columns that `priced` adds; empty for a device whose power or price is not stated
 PRICED = (
     "layer_joules_per_token",
     "layer_usd_per_million_tokens",
@@ -36,7 +36,8 @@ PRICED = (
     "usd_per_hour",
     "cost_model",
 )
-#: device number -> (part that pays for it, how much of that part is in proportion to it)
+#: number of a device -> (part of power and price that it changes, share of that part in proportion
+#: to it)
 _PART_OF = {
     "num_sms": ("compute", 1.0),
     "bf16_tflops": ("compute", 1.0),
@@ -48,8 +49,9 @@ assert set(_PART_OF) == set(DEVICE_KEYS)
 
 
 class Shares(Strict):
-    """Of a device's power or price: what belongs to nothing that varies, to compute, memory
-    bandwidth and capacity, and scale-up links. They sum to 1."""
+    """Shares of the power or price of a device: fixed, compute, memory bandwidth, memory capacity
+    and scale-up links. They sum to 1.
+    """
 
     fixed: float = Field(ge=0, le=1)
     compute: float = Field(ge=0, le=1)
@@ -72,19 +74,19 @@ class _Power(Strict):
     nic_watt: Quantity
     host_factor: Quantity
     pue: Quantity
-    #: rated power of devices whose profile states none
+    #: rated power of devices whose profile does not state it
     device_watt: dict[str, Quantity] = {}
 
 
 class _Price(Strict):
     shares: Shares
     nic_usd_per_hour: Quantity
-    #: price of an hour of one device, with its share of host, network and power
+    #: price of one device for an hour, including its share of host, network and power
     usd_per_device_hour: dict[str, Quantity]
 
 
 class EconomicsFile(Sourced):
-    """A cost and power model as written in ``hw_profiles/economics/NAME.toml``."""
+    """The content of ``hw_profiles/economics/NAME.toml``: a cost and power model."""
 
     title: str
     power: _Power
@@ -96,9 +98,9 @@ class Economics:
     """A cost and power model.
 
     Attributes:
-        name: File it came from.
-        file: What was written.
-        digest: First 12 hex digits of the file's SHA-256.
+        name: Name of the file.
+        file: The content of the file.
+        digest: The first 12 hex digits of the SHA-256 of the file.
     """
 
     name: str
@@ -106,7 +108,7 @@ class Economics:
     digest: str
 
     def unknown_price(self, cluster: Cluster) -> str | None:
-        """Which price is missing and where to write it; None if all are there."""
+        """Say which price is missing and where to write it; None if no price is missing."""
         known = self.file.price.usd_per_device_hour
         missing = [profile.name for profile, _ in cluster.groups if profile.name not in known]
         return (
@@ -116,7 +118,7 @@ class Economics:
         )
 
     def unknown_power(self, cluster: Cluster) -> str | None:
-        """Which rated power is missing and where to write it; None if all are there."""
+        """Say which rated power is missing and where to write it; None if none is missing."""
         missing = [profile.name for profile, _ in cluster.groups if self._rated_w(profile) is None]
         return (
             f"power.device_watt: expected the rated power of {missing[0]}, whose profile states "
@@ -137,10 +139,10 @@ class Economics:
             )
 
     def usd_per_hour(self, cluster: Cluster) -> float:
-        """Price of an hour of a whole cluster.
+        """Return the price of an hour of the whole cluster.
 
         Raises:
-            ConfigError: A device without a price in the file.
+            ConfigError: The file has no price for a device.
         """
         self._require(self.unknown_price(cluster))
         prices, shares = self.file.price, self.file.price.shares
@@ -161,23 +163,23 @@ class Economics:
 
         Args:
             cluster: A cluster of equal nodes.
-            usd_per_hour: The price of an hour of all of them.
+            usd_per_hour: The price of an hour of all nodes.
 
         Raises:
-            ConfigError: A device has no price in the file.
+            ConfigError: The file has no price for a device.
         """
         return round(usd_per_hour / self.usd_per_hour(cluster) * cluster.num_nodes)
 
     def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
-        """Mean power of a whole cluster while it runs.
+        """Return the mean power of the whole cluster while it runs.
 
         Args:
-            cluster: Which.
-            utilisation: Mean utilisation of each kind of resource:
+            cluster: The cluster that runs.
+            utilisation: The mean utilization of each kind of resource, see
                 `moesim.simulation.result.Result.mean_utilisation`.
 
         Raises:
-            ConfigError: A device of unknown rated power.
+            ConfigError: The rated power of a device is unknown.
         """
         self._require(self.unknown_power(cluster))
         power = self.file.power
@@ -214,12 +216,12 @@ def _mean(values: list) -> Any:
 
 
 def _growth(cluster: Cluster, key: str) -> float:
-    """A link rate of a changed cluster over that of the one it was changed from."""
+    """Return a link rate of a changed cluster over that of the original cluster."""
     return cluster.growth.get(key, 1.0)
 
 
 def _sizes(cluster: Cluster, profile: Profile) -> dict[str, float]:
-    """What a device with other numbers has of each part, relative to the one that exists."""
+    """Return the size of each part of a changed device relative to the existing device."""
     grown = {"compute": 1.0, "memory_bandwidth": 1.0, "memory_capacity": 1.0}
     for key, factor in profile.growth.items():
         part, weight = _PART_OF[key]
@@ -253,7 +255,7 @@ def load_economics(name: str = "default") -> Economics:
     """Load a cost and power model by name or path.
 
     Raises:
-        ConfigError: No such file, or a malformed one.
+        ConfigError: The file does not exist or is malformed.
     """
     path = toml.find("economics", name)
     return _load(str(path), path.stat().st_mtime_ns)
@@ -271,9 +273,9 @@ def priced(
     Args:
         economics: The cost and power model.
         cluster: The hardware that the layer ran on.
-        layer_time_s: The time of the layer.
-        tokens: Tokens of all devices together.
-        utilisation: The mean utilisation of each kind of resource.
+        layer_time_s: The time of the layer in seconds.
+        tokens: The number of tokens on all devices together.
+        utilisation: The mean utilization of each kind of resource.
 
     Returns:
         The columns of `PRICED`; None where the model has no figure for a device of the cluster.

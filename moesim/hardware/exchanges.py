@@ -1,10 +1,10 @@
-"""Exchanges: how tokens travel to the devices of their experts and back, one record for each.
+"""Each exchange, a way for tokens to travel to their experts and back, is one record.
 
-A record says everything about its exchange: the communication kernel that is priced, the pattern of
-its copies, the calibration its prices rest on, the fabrics it runs on, and the flags that select it
-in a serving engine. Nothing else in moesim lists exchanges. A new one is a record here, or anywhere
-else with `add_exchange`: kernel and pattern are names of what moesim has, or functions of one's
-own.
+A record holds everything about its exchange: the communication kernel that is priced, the pattern
+of its copies, the calibration behind its prices, the fabrics it runs on, and the flags that select
+it in a serving engine. No other module of moesim lists exchanges. To add one, add a record here, or
+call `add_exchange` anywhere else; kernel and pattern are names that moesim knows, or functions of
+your own.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,26 +18,28 @@ Pattern = Literal["direct", "two_hop", "staged", "all_gather"]
 
 
 class Machine(Protocol):
-    """What an exchange asks of a cluster: a part of `moesim.hardware.cluster.Cluster`."""
+    """The properties of a cluster that an exchange reads, a part of
+    `moesim.hardware.cluster.Cluster`.
+    """
 
     @property
     def is_torus(self) -> bool:
-        """Whether links to neighbours join its devices."""
+        """Whether links to neighbors join the devices."""
         ...
 
     @property
     def num_nodes(self) -> int:
-        """Nodes, each a domain of its own."""
+        """The number of nodes, each of which is one domain."""
         ...
 
     @property
     def scale_up_kind(self) -> str | None:
-        """What joins the devices of a domain."""
+        """The kind of fabric that joins the devices of a domain."""
         ...
 
     @property
     def groups(self) -> tuple[tuple[Profile, int], ...]:
-        """Devices, and how many of each."""
+        """The device profiles, each with its number of devices."""
         ...
 
 
@@ -46,7 +48,9 @@ def _anywhere(cluster: Machine) -> bool:
 
 
 def _on_ports(cluster: Machine) -> bool:
-    """GPU kernels write through ports; on a torus nothing runs them."""
+    """Return whether devices have ports, through which GPU kernels write; on a torus they cannot
+    run.
+    """
     return not cluster.is_torus
 
 
@@ -71,7 +75,9 @@ def _across_nodes(cluster: Machine, phase: str) -> bool:
 
 
 def _nvlink_in(phase_of_mode: str) -> Callable[[Machine, str], bool]:
-    """DeepEP needs NVIDIA GPUs behind NVSwitch, and has a mode for each phase."""
+    """Return a test for DeepEP, which needs NVIDIA GPUs behind NVSwitch and has one mode per
+    phase.
+    """
 
     def suits(cluster: Machine, phase: str) -> bool:
         nvidia = all(profile.compute_capability is not None for profile, _ in cluster.groups)
@@ -86,24 +92,24 @@ class Exchange:
 
     Attributes:
         name: The name that schedules, clusters, spaces and tables use.
-        about: What it does, in a line.
-        kernel: The communication kernel that is priced: a name of
+        about: One line that says what the exchange does.
+        kernel: The communication kernel that is priced: a name in
             `moesim.costs.comm.choose.KERNELS`, or a function of (cluster, number of SMs or None)
             that returns a `moesim.costs.comm.work.CommKernel`.
-        pattern: The hops of its copies: ``direct``, straight to each device; ``two_hop``, across
-            domains to the device of the own rail, which forwards, both hops side by side;
-            ``staged``, inside the domain first, then across; ``all_gather``, every token to every
-            device. Or a function of (traffic, devices of a domain) that returns a
-            `moesim.lowering.movement.Movement`.
-        every_choice: Whether each choice of a token travels as a copy of its own, instead of one
-            copy per device.
-        calibration: The calibration file that its prices rest on; empty for none.
-        runs_on: Whether the kernel belongs on a cluster's fabric. Priced elsewhere, its prices rest
-            on nothing.
-        suits: Whether `moesim recommend` tries it on a cluster in a phase, where it is not the
-            cluster's own.
-        launch: Serving engine -> flags that select it there; no entry where the engine does not
-            have it.
+        pattern: The hops of the copies. ``direct`` sends them straight to each device; ``two_hop``
+            sends them across domains to the device on the same rail, which forwards them, and both
+            hops run at the same time; ``staged`` sends them inside the domain first, then across;
+            ``all_gather`` sends every token to every device. The pattern may also be a function of
+            (traffic, devices of a domain) that returns a `moesim.lowering.movement.Movement`.
+        every_choice: Whether each choice of a token travels as a separate copy, instead of one copy
+            per device.
+        calibration: The calibration file behind its prices; empty if there is none.
+        runs_on: A function of a cluster: whether the kernel runs on its fabric. On any other fabric
+            its prices have no basis.
+        suits: A function of (cluster, phase): whether `moesim recommend` tries the exchange there
+            if it is not the exchange of the cluster.
+        launch: Serving engine -> flags that select the exchange there; an engine without it has no
+            entry.
     """
 
     name: str
@@ -118,12 +124,12 @@ class Exchange:
 
     @property
     def hops_across(self) -> bool:
-        """Whether copies change hands on their way across domains."""
+        """Whether a device forwards copies on their route across domains."""
         return self.pattern in ("two_hop", "staged")
 
     @property
     def follows_placement(self) -> bool:
-        """Whether where experts sit decides how many copies travel."""
+        """Whether the placement of experts changes the number of copies that travel."""
         return not self.every_choice and self.pattern != "all_gather"
 
 
@@ -131,10 +137,10 @@ EXCHANGES: dict[str, Exchange] = {}
 
 
 def add_exchange(exchange: Exchange) -> Exchange:
-    """Make an exchange known by its name, and return it.
+    """Register an exchange under its name and return it.
 
     Raises:
-        ConfigError: Another exchange has that name.
+        ConfigError: Another exchange already has that name.
     """
     known = EXCHANGES.get(exchange.name, exchange)
     if known != exchange:
@@ -146,10 +152,10 @@ def add_exchange(exchange: Exchange) -> Exchange:
 
 
 def exchange_named(name: str) -> Exchange:
-    """The exchange of a name.
+    """Return the exchange with a given name.
 
     Raises:
-        UnknownNameError: Nobody added one; with the near matches.
+        UnknownNameError: No exchange has that name; the text lists the near matches.
     """
     if name not in EXCHANGES:
         raise UnknownNameError("exchange", name, EXCHANGES)

@@ -1,10 +1,10 @@
-"""The fabric as resources: what each pair of devices passes, written as tables that
+"""Describe a fabric as resources, and the resources between each pair of devices as tables that
 `moesim.hardware.routes` walks.
 
-Inside a domain a byte passes the sender's port and the receiver's (a switch), with two uplinks more
-between PCIe switches; the link of the pair (a mesh); or the links of a way through a torus. Between
-domains it passes the sender's NIC and the receiver's, and between leaf switches, where these are
-oversubscribed, an uplink and a downlink.
+Inside a domain a byte passes the ports of the sender and the receiver (switch), plus two uplinks
+between PCIe switches; the link of the pair (mesh); or the links of a route through a torus. Between
+domains it passes the NICs of the sender and the receiver, and between oversubscribed leaf switches
+also an uplink and a downlink.
 
 Shape legend: D devices, R resources, L nodes of a torus.
 """
@@ -27,7 +27,8 @@ _NO_GRID = np.zeros((1, 1), dtype=np.int64)
 
 
 class Tables(NamedTuple):
-    """What a route is found by; -1 stands for no such resource. All int64; read by compiled code.
+    """The tables from which compiled code finds a route; all are int64, and -1 means that a
+    resource does not exist.
     """
 
     near_kind: int
@@ -58,10 +59,10 @@ class Fabric:
     """Resources of a cluster's fabric, numbered from 0.
 
     Attributes:
-        runs: (name, capacity in bytes per second of each) of each kind of resource, in order of
-            their numbers.
-        tables: Routes.
-        num_devices: D.
+        runs: (name, bytes per second of each resource) of each kind of resource, in the order of
+            resource indices.
+        tables: The tables of routes.
+        num_devices: Number of devices D.
     """
 
     runs: tuple[tuple[str, Array], ...]
@@ -70,21 +71,21 @@ class Fabric:
 
     @property
     def num_resources(self) -> int:
-        """R."""
+        """The number of resources R."""
         return sum(len(rates) for _, rates in self.runs)
 
     @property
     def capacity_R(self) -> Array:
-        """Bytes per second of each resource."""
+        """The bytes per second of each resource."""
         return np.concatenate([np.zeros(0), *(rates for _, rates in self.runs)])
 
     def names(self) -> Iterator[str]:
-        """Name of each resource."""
+        """Return the name of each resource."""
         return (f"{name}[{i}]" for name, rates in self.runs for i in range(len(rates)))
 
 
 class _Numbers:
-    """Runs of resources while they are collected."""
+    """A collector of runs of resources that gives each resource its index."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[str, Array]] = []
@@ -98,10 +99,10 @@ class _Numbers:
 
 @lru_cache(maxsize=16)
 def fabric_of(cluster: Cluster) -> Fabric:
-    """The fabric of a cluster.
+    """Return the fabric of a cluster.
 
     Raises:
-        ConfigError: Two devices that nothing joins.
+        ConfigError: No fabric joins two of the devices.
     """
     file, count, per_domain = cluster.file, cluster.num_devices, cluster.devices_per_domain
     device = np.arange(count)
@@ -180,8 +181,8 @@ def fabric_of(cluster: Cluster) -> Fabric:
 
 
 def _rates(cluster: Cluster) -> tuple[Array, Array]:
-    """(scale-up rate of a link, NIC rate) of each device in bytes per second; a mixed cluster's
-    groups may differ.
+    """Return (scale-up rate of a link, NIC rate) of each device in bytes per second; the groups of
+    a mixed cluster may differ.
     """
     file = cluster.file
     near = file.scale_up.link_gb_per_s.value if file.scale_up else 0.0

@@ -1,9 +1,9 @@
-"""Device profiles: what a chip can do, each number with its kind and its source.
+"""A device profile says what a chip can do; each number has a kind and a source.
 
 `moesim.hardware.profile_file.ProfileFile` is the file as people write it (units in the keys);
 `Profile` is what the rest of moesim reads, in SI units. A shipped profile never holds fitted
-efficiencies: those live in calibration files, with what they were fitted on. A profile measured on
-this machine holds its own fit, and how far off that is.
+efficiencies: those are in calibration files, which also say what they were fitted on. A profile
+measured on this machine holds its own fit and the error of that fit.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HostFabric:
-    """Measured all-to-alls between the ranks of one host: time = start_s + (ranks - 1) x bytes /
-    port rate.
+    """Measured all-to-alls between the ranks of one host, with time = start_s + (ranks - 1) x bytes
+    / port rate.
 
     Attributes:
-        backend: ``gloo`` (processes on a CPU), ``nccl`` (GPUs).
-        start_s: What one costs however few bytes it moves.
-        port_bytes_per_s: What one rank sends at in one direction (and receives at in the other).
-        ranks: Ranks of each measured point.
-        bytes_per_pair: Bytes from each rank to each other, of each point.
+        backend: The backend that was measured: ``gloo`` (processes on a CPU) or ``nccl`` (GPUs).
+        start_s: Fixed time of an all-to-all, independent of its bytes.
+        port_bytes_per_s: Rate at which one rank sends (and at the same time receives).
+        ranks: Number of ranks of each measured point.
+        bytes_per_pair: Bytes from each rank to each other rank, for each point.
         time_s: Measured time of each point.
-        interval: P10 and P90 of measured over fitted time, on points left out of the fit; a factor
-            of 1.5 where the file states none.
+        interval: P10 and P90 of measured over fitted time on points left out of the fit; a factor
+            of 1.5 if the file states none.
     """
 
     backend: str
@@ -47,37 +47,41 @@ class Profile:
     """One device, in SI units.
 
     Attributes:
-        name: Name it was loaded by its file.
-        execution: ``waves`` (tiles on SMs, a GPU), ``serial`` (one group after another, a CPU) or
-            ``systolic`` (padded tiles on matrix units, a TPU).
-        compute_capability: NVIDIA's, or None.
-        calibration: Name of the calibration file of its kernels.
+        name: Name of the profile, which is that of its file.
+        execution: How the device runs a grouped product: ``waves`` (tiles on SMs, a GPU),
+            ``serial`` (one group after another, a CPU) or ``systolic`` (padded tiles on matrix
+            units, a TPU).
+        compute_capability: Compute capability of an NVIDIA device, or None.
+        calibration: Name of the calibration file of the kernels.
         peak_flops_per_s: Dense peak by format.
-        num_sms: Streaming multiprocessors (1 for ``serial``; matrix units for ``systolic``).
+        num_sms: Number of streaming multiprocessors (1 for ``serial``; matrix units for
+            ``systolic``).
         clock_hz: Sustained clock under a matrix load.
-        shared_memory_per_sm_bytes: What CTAs on one SM share; 0 for ``systolic``.
-        mxu_size: Rows and columns of a matrix unit of a ``systolic`` device, else 0.
+        shared_memory_per_sm_bytes: Memory that the CTAs on one SM share; 0 for ``systolic``.
+        mxu_size: Rows and columns of a matrix unit of a ``systolic`` device, otherwise 0.
         hbm_capacity_bytes: Memory of the device.
-        hbm_reserved_bytes: What driver, framework and communication buffers take of it.
-        hbm_bandwidth_bytes_per_s: Its streaming bandwidth.
-        gather_access_bytes: Access sizes of the gather curve, ascending.
-        gather_efficiency: Useful share of the bandwidth at these sizes.
-        streaming_bytes: Working sets of the streaming curve, ascending; empty where it is not
-            known.
-        streaming_efficiency: Share of the datasheet bandwidth at these working sets.
-        l2_bytes: Last-level cache; for ``systolic``, the vector memory (VMEM) that products are
-            tiled through.
+        hbm_reserved_bytes: Memory that driver, framework and communication buffers take.
+        hbm_bandwidth_bytes_per_s: Streaming bandwidth of the memory.
+        gather_access_bytes: Access sizes of the gather curve, in ascending order.
+        gather_efficiency: Useful share of the bandwidth at each of these sizes.
+        streaming_bytes: Working sets of the streaming curve, in ascending order; empty if the curve
+            is not known.
+        streaming_efficiency: Share of the datasheet bandwidth at each of these working sets.
+        l2_bytes: Size of the last-level cache; for ``systolic``, of the vector memory (VMEM) that
+            products are tiled through.
         kernel_launch_s: Time between two dependent small kernels.
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
-        residuals: Of each of these phases, P10 and P90 of measured over predicted time on calls
+        residuals: P10 and P90 of measured over predicted time of each of these phases, on calls
             left out of the fit.
-        host_fabric: All-to-all between the processes or devices of the host, where it was measured.
-        contended: Whether the machine was disturbed while it was measured.
-        machine: What it was measured on; empty for data sheets.
-        digest: First 12 hex digits of the file's SHA-256: the profile hash in results.
+        host_fabric: All-to-all between the processes or devices of the host, if it was measured.
+        contended: Whether other work disturbed the machine during the measurement.
+        machine: The machine that was measured; empty for data sheets.
+        digest: The first 12 hex digits of the SHA-256 of the file, which results call the profile
+            hash.
         provenance: Kind and source of every number, by key path.
-        power_w: Rated power, None where the file states none.
-        growth: Key -> factor of the file's number, where `moesim.hardware.what_if` changed it.
+        power_w: Rated power in watts; None if the file does not state it.
+        growth: Key -> factor over the number of the file, for numbers that
+            `moesim.hardware.what_if` changed.
     """
 
     name: str
@@ -110,14 +114,14 @@ class Profile:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory a model may fill."""
+        """The memory that a model may fill."""
         return self.hbm_capacity_bytes - self.hbm_reserved_bytes
 
     def peak(self, fmt: str) -> float:
-        """Dense FLOP/s at a format.
+        """Return the dense FLOP/s of a format.
 
         Raises:
-            ConfigError: The device has no rate for it.
+            ConfigError: The device has no rate for the format.
         """
         try:
             return self.peak_flops_per_s[fmt]
@@ -127,8 +131,8 @@ class Profile:
             ) from None
 
     def gather_share(self, access_bytes: float) -> float:
-        """Useful share of the bandwidth when rows of ``access_bytes`` are gathered (log-linear
-        between points).
+        """Return the useful share of the bandwidth when rows of ``access_bytes`` are gathered
+        (log-linear between points).
         """
         return float(
             np.interp(
@@ -137,12 +141,12 @@ class Profile:
         )
 
     def gather_slowdown(self, access_bytes: np.ndarray | float) -> np.ndarray | float:
-        """How much longer rows of ``access_bytes`` at random places take than rows of the curve's
-        largest size.
+        """Return how much longer rows of ``access_bytes`` at random addresses take than rows of the
+        largest size of the curve.
 
-        Those move as fast as a stream, whose achieved bandwidth a calibration knows: the curve only
-        adds its shape. Rows written at random places are taken to be as slow as rows read there
-        (assumed: the same 32-byte sectors).
+        Rows of the largest size move as fast as a stream, whose achieved bandwidth a calibration
+        knows; the curve only adds its shape. Rows written at random addresses are assumed to be as
+        slow as rows read there (the same 32-byte sectors).
         """
         share = np.interp(
             np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency
@@ -150,15 +154,14 @@ class Profile:
         return self.gather_efficiency[-1] / share
 
     def cache_speed_up(self, working_set_bytes: np.ndarray | float) -> np.ndarray:
-        """How much faster a working set is streamed than one far larger than the cache (log-linear
-        between points).
+        """Return how much faster a working set is streamed than one far larger than the cache
+        (log-linear between points).
 
         Args:
-            working_set_bytes: Bytes that are streamed again and again, any shape.
+            working_set_bytes: Bytes that are streamed repeatedly, an array of any shape.
 
         Returns:
-            ndarray of the same shape, >= 1 where the curve falls with size; 1 where no curve is
-            known.
+            ndarray of the same shape, >= 1 if the curve falls with size; 1 if no curve is known.
         """
         size = np.maximum(np.asarray(working_set_bytes, dtype=np.float64), 1.0)
         if not self.streaming_bytes:
@@ -167,7 +170,7 @@ class Profile:
         return share / self.streaming_efficiency[-1]
 
 
-#: of an all-to-all whose file states no residuals: assumed
+#: interval of an all-to-all whose file states no residuals (assumed)
 _ASSUMED_INTERVAL = (1 / 1.5, 1.5)
 
 
@@ -245,11 +248,12 @@ def load_profile(name: str) -> Profile:
     """Load a device profile by name, alias or path.
 
     Args:
-        name: ``h100-sxm``, an alias such as ``h100_sxm``, or the path of a TOML file.
+        name: A name such as ``h100-sxm``, an alias such as ``h100_sxm``, or the path of a TOML
+            file.
 
     Raises:
-        ConfigError: No such profile (with near matches), or a malformed file (file, key path, rule,
-            what came).
+        ConfigError: The profile does not exist (the text lists near matches), or its file is
+            malformed (the text names the file, the key path, the rule and the value found).
     """
     path = toml.find("devices", name)
     return _load(str(path), path.stat().st_mtime_ns)

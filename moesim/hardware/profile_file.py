@@ -1,10 +1,10 @@
-"""Device profiles as people and `moesim measure` write them: units in the keys, every number with
-kind and source.
+"""Schema of the device profiles that people and `moesim measure` write. Keys contain the units;
+every number has a kind and a source.
 
-`moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. Tables beyond the data sheet's
-numbers are those of a measured machine: what was run (``[measurement]``), rates by size,
-coefficients and their held-out residuals, and the all-to-all between processes or devices of the
-host (``[host_fabric]``).
+`moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. The tables that no data sheet
+has belong to a measured machine: the run itself (``[measurement]``), rates by size, coefficients
+and their held-out residuals, and the all-to-all between processes or devices of the host
+(``[host_fabric]``).
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ Execution = Literal["waves", "serial", "systolic"]
 
 
 class GemmPoint(Strict):
-    """Rate of a square product of ``size`` rows, columns and depth."""
+    """The rate of a square product of ``size`` rows, columns and depth."""
 
     format: str
     size: int = Field(gt=0)
@@ -36,23 +36,25 @@ class _Compute(Strict):
 
 
 class AccessPoint(Strict):
-    """Useful share of the memory bandwidth when random rows of ``access_bytes`` are gathered."""
+    """The useful share of the memory bandwidth when random rows of ``access_bytes`` are
+    gathered.
+    """
 
     access_bytes: float = Field(gt=0)
     efficiency: Quantity
 
 
 class CachedAccessPoint(AccessPoint):
-    """The same for rows of a table of ``working_set_mib`` that a cache may hold; above 1 inside the
-    cache.
+    """The useful share for rows of a table of ``working_set_mib`` that a cache may hold; it is
+    above 1 inside the cache.
     """
 
     working_set_mib: float = Field(gt=0)
 
 
 class StreamPoint(Strict):
-    """Achieved share of the datasheet memory bandwidth when a working set is streamed; above 1
-    inside the cache.
+    """The achieved share of the datasheet memory bandwidth when a working set is streamed; it is
+    above 1 inside the cache.
     """
 
     working_set_mib: float = Field(gt=0)
@@ -74,25 +76,26 @@ class _L2(Strict):
 
 class _Launch(Strict):
     kernel_us: Quantity
-    #: outside a graph, where ``kernel_us`` is the time inside one
+    #: launch time outside a graph; ``kernel_us`` is then the time inside one
     plain_kernel_us: Quantity | None = None
 
 
 class Measurement(Strict):
-    """What wrote a measured profile, and whether something else ran meanwhile."""
+    """The run that wrote a measured profile, and whether other work ran at the same time."""
 
     command: str
     created: str
     machine: str
     software: str
     seconds: float = Field(gt=0)
-    #: the sentinel's worst slowdown, 0.1 for 10 %
+    #: the worst slowdown of the sentinel, 0.1 for 10 %
     slowdown: float
     contended: bool
 
 
 class HeldOut(Strict):
-    """P10 and P90 of measured over predicted time, on points that the prediction was not fitted to.
+    """The P10 and P90 of measured over predicted time, on points that the prediction was not fitted
+    to.
     """
 
     low: Quantity
@@ -107,7 +110,7 @@ class HeldOut(Strict):
 
 
 class AllToAllPoint(Strict):
-    """An all-to-all of ``bytes_per_pair`` from each of ``ranks`` to each other."""
+    """A measured all-to-all of ``bytes_per_pair`` from each of ``ranks`` to each other."""
 
     ranks: int = Field(ge=2)
     bytes_per_pair: float = Field(gt=0)
@@ -115,8 +118,8 @@ class AllToAllPoint(Strict):
 
 
 class HostFabricFile(Strict):
-    """All-to-alls between the processes or devices of one host: time = start + (ranks - 1) x bytes
-    / rate.
+    """The all-to-alls between the processes or devices of one host, with time = start + (ranks - 1)
+    x bytes / rate.
     """
 
     backend: str
@@ -127,7 +130,7 @@ class HostFabricFile(Strict):
 
 
 class ProfileFile(Sourced):
-    """A device profile as written in ``hw_profiles/devices/NAME.toml``."""
+    """The content of ``hw_profiles/devices/NAME.toml``: a device profile."""
 
     title: str
     aliases: list[str] = []
@@ -141,10 +144,10 @@ class ProfileFile(Sourced):
     power_watt: Quantity | None = None
     price_usd_per_hour: Quantity | None = None
     measurement: Measurement | None = None
-    #: Coefficients of the serial cost model, by phase and format: only in profiles measured on a
+    #: Coefficients of the serial cost model by phase and format, only in profiles measured on a
     #: CPU.
     serial: dict[str, dict[str, Quantity]] = {}
-    #: How well they predict calls that they were not fitted to.
+    #: Errors of these coefficients on calls that they were not fitted to.
     residuals: dict[str, HeldOut] = {}
     host_fabric: HostFabricFile | None = None
 

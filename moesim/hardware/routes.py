@@ -1,7 +1,7 @@
-"""Demands of transfers on a fabric's resources, walked pair by pair in compiled code.
+"""Compute the demands of transfers on the resources of a fabric, pair by pair in compiled code.
 
-Nothing here grows with pairs x resources: a row is summed in one dense scratch of R numbers and
-written out.
+No array grows with pairs x resources: a row is summed in one dense scratch array of R numbers and
+then written out.
 
 Shape legend: S senders = D receivers = devices, R resources, N ops.
 """
@@ -17,7 +17,8 @@ Array = np.ndarray
 
 
 class Factors(NamedTuple):
-    """Bytes a resource is busy for over bytes carried, by device, all >= 0: ndarrays of shape (D,).
+    """Bytes for which a resource is busy, over bytes carried, per device and all >= 0: ndarrays of
+    shape (D,).
     """
 
     near_out: Array
@@ -28,20 +29,20 @@ class Factors(NamedTuple):
 
     @classmethod
     def ones(cls, count: int) -> "Factors":
-        """No overhead at all."""
+        """Return factors without any overhead."""
         return cls(*(np.ones(count) for _ in cls._fields))
 
 
 class Rows(NamedTuple):
-    """Demands of N ops as a sparse matrix, and what the ops carry.
+    """Demands of N ops as a sparse matrix, and the bytes that the ops carry.
 
     Attributes:
-        ptr: ndarray of shape (N + 1,).
-        resource: Resource of each entry, ascending in a row.
-        amount: Bytes, factors applied.
+        ptr: ndarray of shape (N + 1,): row pointers.
+        resource: Index of the resource of each entry, ascending within a row.
+        amount: Bytes of each entry, with factors applied.
         bytes_N: Bytes that each op carries, without factors.
-        flows_N: Source-destination pairs of each op.
-        hops_N: Hops of the longest way of each op inside a domain.
+        flows_N: Number of source-destination pairs of each op.
+        hops_N: Number of hops of the longest route of each op inside a domain.
     """
 
     ptr: Array
@@ -54,10 +55,10 @@ class Rows(NamedTuple):
 
 @njit(cache=True)
 def _scatter(s, d):
-    """A number that looks random, always the same for a pair: which of its ways a static route
-    table holds.
+    """Return a pseudo-random number that is always the same for a pair. It picks the route of the
+    pair in a static route table.
 
-    SplitMix64 (Steele, Lea and Flood 2014).
+    The function is SplitMix64 (Steele, Lea and Flood 2014).
     """
     x = np.uint64(s) << np.uint64(32) | np.uint64(d)
     x += np.uint64(0x9E3779B97F4A7C15)
@@ -68,7 +69,9 @@ def _scatter(s, d):
 
 @njit(cache=True)
 def _add(tables, s, d, size, factors, acc, touched, count, mark):
-    """Add ``size`` bytes from s to d to the scratch; returns (resources touched so far, hops)."""
+    """Add ``size`` bytes from s to d to the scratch array and return (resources touched so far,
+    hops).
+    """
     near = tables.domain_D[s] == tables.domain_D[d]
     if near and tables.near_kind == TORUS:
         base = tables.near_out_D[s] - tables.local_D[s] * tables.next_LX.shape[1]
@@ -82,6 +85,7 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
         if tables.single_path == 1 and ways > 1:
             first = _scatter(s, d) % ways
             ways = 1
+        # all routes of the pair carry an equal part
         part = size * factors.link[s] / (ways * orders)
         hops = 0
         for a in range(axes):
@@ -111,6 +115,7 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
         acc[r] += size * factors.link[s]
         return count, 1
     if near:
+        # ports of both devices, and the uplinks between them if they are on different PCIe switches
         ends = (tables.near_out_D[s], tables.near_in_D[d])
         middle = (tables.switch_up[0], tables.switch_up[0])
         other = tables.switch_D[s] != tables.switch_D[d]
@@ -118,6 +123,7 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
             middle = (tables.switch_up[tables.switch_D[s]], tables.switch_down[tables.switch_D[d]])
         sizes = (size * factors.near_out[s], size * factors.near_in[d])
     else:
+        # NICs of both devices, and the uplinks between them if oversubscribed leaves differ
         ends = (tables.far_out_D[s], tables.far_in_D[d])
         other = tables.leaf_up[0] >= 0 and tables.leaf_D[s] != tables.leaf_D[d]
         middle = (tables.leaf_up[0], tables.leaf_up[0])
@@ -138,14 +144,14 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
                 touched[count] = r
                 count += 1
             acc[r] += size * factors.link[s]
-    # what the network between domains waits, its kernels' calibration holds
+    # hops between domains count as 0, since the calibration of the kernels includes their latency
     return count, 0 if not near else 2 if other else 1
 
 
 @njit(cache=True)
 def _flush(acc, touched, count, mark, resource, amount, filled):
-    """Write the scratch as a row in ascending order of resources, and clear it; returns (arrays,
-    entries so far).
+    """Write the scratch array as a row in ascending order of resources, clear it, and return
+    (arrays, entries so far).
     """
     if filled + count > len(resource):
         size = max(2 * len(resource), filled + count)
@@ -224,7 +230,7 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
             more_resource, more_amount = np.empty(size, np.int64), np.empty(size)
             more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
             resource, amount = more_resource, more_amount
-        # a handful: sorted in place, since scanning all resources would cost more
+        # sort the few touched resources in place, since a scan of all resources would cost more
         for k in range(1, count):
             r, x = touched[k], k
             while x > 0 and touched[x - 1] > r:
@@ -243,7 +249,9 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
 
 @njit(cache=True)
 def _port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
-    """`_device_rows` of ports alone, without a call for every pair: what most clusters are."""
+    """Compute the same rows as `_device_rows` for fabrics with ports only, as most clusters have,
+    without a call per pair.
+    """
     domain_D, out_D, in_D = tables.domain_D, tables.near_out_D, tables.near_in_D
     switch_D, up, down = tables.switch_D, tables.switch_up, tables.switch_down
     far_out_D, far_in_D = tables.far_out_D, tables.far_in_D
@@ -297,15 +305,15 @@ def _port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
 def device_rows(
     fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, land_D: Array
 ) -> Rows:
-    """Demands of one op per receiver (``by="receiver"``) or per sender.
+    """Return the demands of one op per receiver (``by="receiver"``) or per sender.
 
     Args:
-        fabric: Resources and routes.
-        bytes_SD: ndarray of shape (S, D): bytes of each pair; the diagonal stays at home.
-        by: What an op stands for.
-        factors: Overheads.
-        land_D: ndarray of shape (D,): resource that received bytes land on, uncorrected; -1 for
-            none.
+        fabric: The resources and routes.
+        bytes_SD: ndarray of shape (S, D): bytes of each pair; the diagonal is not sent.
+        by: Whether an op stands for a ``receiver`` or a ``sender``.
+        factors: The overhead factors of each device.
+        land_D: ndarray of shape (D,): resource that received bytes are written to, without a
+            factor; -1 for none.
     """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
     sizes, land = (
@@ -325,8 +333,8 @@ def pair_rows(
     factors: Factors,
     land_D: Array,
 ) -> Rows:
-    """Demands of one op per pair, in the order of ``senders`` and ``receivers``; otherwise as
-    `device_rows`.
+    """Return the demands of one op per pair, in the order of ``senders`` and ``receivers``; the
+    other arguments are those of `device_rows`.
     """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
     return Rows(
@@ -343,7 +351,7 @@ def pair_rows(
 
 
 def link_bytes(fabric: Fabric, bytes_SD: Array) -> Array:
-    """Bytes on every resource of the fabric: ndarray of shape (R,)."""
+    """Return the bytes on every resource of the fabric: ndarray of shape (R,)."""
     count = fabric.num_devices
     rows = device_rows(
         fabric, bytes_SD, by="sender", factors=Factors.ones(count), land_D=np.full(count, -1)

@@ -1,12 +1,12 @@
-"""Ways between the nodes of a mesh, a torus, or a twisted torus.
+"""Find the routes between the nodes of a mesh, a torus, or a twisted torus.
 
-An axis of n nodes that closes to a ring is walked the short way round; at half of an even ring both
-ways are short and share the traffic. A k x k x 2k *twisted* torus closes its short axes with a
-shift of k along the long one (Camara et al. 2010, Twisted torus topologies for enhanced
-interconnection networks; TPU v4, Jouppi et al. 2023, arXiv 2304.01433): its shortest ways are found
-among the ways of all equivalent displacements.
+An axis of n nodes that closes to a ring is walked in the shorter direction; half way around an even
+ring both directions are equally short and share the traffic. A k x k x 2k *twisted* torus closes
+its short axes with a shift of k along the long one (Camara et al. 2010, Twisted torus topologies
+for enhanced interconnection networks; TPU v4, Jouppi et al. 2023, arXiv 2304.01433): its shortest
+routes are found among the routes of all equivalent displacements.
 
-Shape legend: L nodes, A axes, V displacements, C ways of one displacement, O orders of axes.
+Shape legend: L nodes, A axes, V displacements, C routes of one displacement, O orders of axes.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
-    """Tables that a route is walked by.
+    """The tables from which a route is walked.
 
     Attributes:
-        coord_LA: ndarray of shape (L, A): place of each node.
-        next_LX: ndarray of shape (L, 2 A): neighbour along +axis 0, -axis 0, +axis 1, ...; -1 where
+        coord_LA: ndarray of shape (L, A): coordinates of each node.
+        next_LX: ndarray of shape (L, 2 A): neighbor along +axis 0, -axis 0, +axis 1, ...; -1 if
             there is none.
         key_A: ndarray of shape (A,): weights that turn a displacement, shifted to >= 0, into its
-            number.
-        shift_A: What shifts it: n - 1 of each axis.
-        steps_VCA: ndarray of shape (V, C, A): signed hops of each way of a displacement.
-        ways_V: ndarray of shape (V,): how many ways it has.
-        orders_OA: ndarray of shape (O, A): orders in which axes are walked; traffic divides over
-            them.
+            index.
+        shift_A: ndarray of shape (A,): this shift, n - 1 for each axis.
+        steps_VCA: ndarray of shape (V, C, A): signed hops of each route of a displacement.
+        ways_V: ndarray of shape (V,): number of routes of each displacement.
+        orders_OA: ndarray of shape (O, A): orders in which axes are walked; traffic is split evenly
+            among them.
     """
 
     coord_LA: Array
@@ -44,28 +44,28 @@ class Grid:
 
 
 def wraps(axes: list[int], multiple_of: int) -> list[bool]:
-    """Which axes close to rings: those of more than two nodes whose size is a multiple of
-    ``multiple_of`` (0: none).
+    """Return which axes close to rings: those with more than two nodes whose size is a multiple of
+    ``multiple_of`` (none for 0).
     """
     return [multiple_of > 0 and n > 2 and n % multiple_of == 0 for n in axes]
 
 
 def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) -> Grid:
-    """Tables of a grid with these axes.
+    """Return the tables of a grid with these axes.
 
     Args:
         axes: Size of each of A axes; the last axis varies fastest in node numbers.
-        ring: Whether each closes to a ring.
-        twisted: Short axes close with a shift along the last, k x k x 2k.
-        multi_path: Use every order of axes in equal parts; else axis 0 first (dimension-ordered
-            routing).
+        ring: Whether each axis closes to a ring.
+        twisted: Whether the short axes of a k x k x 2k torus close with a shift along the last one.
+        multi_path: Whether to use every order of axes in equal parts; otherwise axis 0 is walked
+            first (dimension-ordered routing).
     """
     size = np.array(axes)
     coord = np.stack(np.unravel_index(np.arange(size.prod()), axes), axis=1)
     closing = np.diag(size)
     if twisted:
-        # its short axes close whatever their size: the shift makes two nodes two different
-        # neighbours
+        # short axes of any size close, since the shift gives a node on an axis of two nodes two
+        # different neighbors
         closing[0, -1] = closing[1, -1] = axes[0]
         ring = [True] * len(axes)
     following = np.full((len(coord), 2 * len(axes)), -1)
@@ -101,7 +101,7 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
 def _ways(
     displacement: tuple[int, ...], axes: list[int], ring: list[bool], closing: Array
 ) -> list[tuple[int, ...]]:
-    """The shortest signed hops that lead from a node to the one ``displacement`` away."""
+    """Return the shortest signed hops that lead from a node to the node ``displacement`` away."""
     if not (closing - np.diag(np.diag(closing))).any():
         each = []
         for d, n, closed in zip(displacement, axes, ring, strict=True):

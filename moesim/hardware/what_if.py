@@ -1,10 +1,9 @@
-"""Devices that do not exist: a profile with other numbers, for what-if studies and hardware
-co-design.
+"""Change the numbers of a device profile, for what-if studies and hardware co-design.
 
-A change is a number in the key's unit, or a factor of what is there as text, ``2x``. What hangs
-together moves together: more SMs bring their share of every peak rate, a larger L2 keeps larger
-working sets. Fitted efficiencies stay those of the device, which nobody has measured there: its
-prices count as ``spec_sheet``.
+A change is a number in the unit of its key, or a factor over the present number written as text,
+``2x``. Related numbers change together: more SMs raise every peak rate, and a larger L2 holds
+larger working sets. Fitted efficiencies stay those of the original device, although the changed one
+was never measured; its prices therefore count as ``spec_sheet``.
 """
 
 import hashlib
@@ -43,7 +42,8 @@ def _l2(profile: Profile, factor: float) -> Profile:
     )
 
 
-#: key -> (what it is now, in the key's unit; the profile with it changed by a factor)
+#: key -> (a function that returns the present number in the unit of the key, a function that
+#: returns the profile with that number multiplied by a factor)
 DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, float], Profile]]] = {
     "hbm_gb_per_s": (
         lambda p: p.hbm_bandwidth_bytes_per_s / GB,
@@ -63,15 +63,15 @@ DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, floa
 
 
 def changed_number(key: str, now: float, change: object) -> float:
-    """The number a change asks for.
+    """Return the number that a change asks for.
 
     Args:
-        key: For the error.
-        now: The number there is.
-        change: Another, or a factor of it as text such as ``2x``.
+        key: Name of the number, for error messages.
+        now: The present number.
+        change: A new number, or a factor over the present one as text such as ``2x``.
 
     Raises:
-        ConfigError: Neither, or not > 0.
+        ConfigError: The change is neither of these, or the result is not > 0.
     """
     if isinstance(change, str):
         factor = re.fullmatch(r"(\d+(?:\.\d+)?)x", change, re.ASCII)
@@ -88,16 +88,16 @@ def changed_number(key: str, now: float, change: object) -> float:
 
 
 def changed_profile(profile: Profile, changes: dict[str, object]) -> Profile:
-    """A profile with other numbers.
+    """Return a profile with changed numbers.
 
     Args:
-        profile: The device.
-        changes: Numbers by key of `DEVICE_KEYS`.
+        profile: The profile of the device.
+        changes: New numbers by key of `DEVICE_KEYS`.
 
     Raises:
-        UnknownNameError: A key that is none of them.
-        ConfigError: Not a number > 0 nor a factor, or a CPU's profile, whose prices do not rest on
-            such numbers.
+        UnknownNameError: A key is not in `DEVICE_KEYS`.
+        ConfigError: A change is neither a number > 0 nor a factor, or the profile is that of a CPU,
+            whose prices do not depend on such numbers.
     """
     if changes and profile.execution == "serial":
         raise ConfigError(

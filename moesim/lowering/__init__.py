@@ -1,4 +1,4 @@
-"""The only bridge from MoE to programs: candidate x cluster x routing -> `Program`.
+"""Lower a candidate, a cluster and a routing to a `Program`; no other package does.
 
-Import from its modules: they load numba, which `import moesim` does not.
+Import from its modules directly: they load numba, which `import moesim` does not.
 """

@@ -1,5 +1,5 @@
-"""One exchange by itself as a program: for benchmarks, for what-ifs about a fabric, and for tests
-against theory.
+"""Lower one exchange alone to a program: for benchmarks, what-ifs about a fabric, and tests against
+theory.
 
 Shape legend: S = D devices.
 """
@@ -13,8 +13,8 @@ from moesim.errors import CapacityError, ConfigError
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of
 from moesim.hardware.routes import Factors, device_rows, pair_rows
-from moesim.lowering.exchange import send_order, windowed
 from moesim.lowering.rank_one import can_factor, receive_ops
+from moesim.lowering.senders import send_order, windowed
 from moesim.program.builder import Demands, ProgramBuilder
 from moesim.program.program import ENTRY_BYTES, Program
 from moesim.routing.distributions import RoutingSpec
@@ -23,22 +23,22 @@ from moesim.units import GIB
 Array = np.ndarray
 #: share of the machine's memory that a run may plan to use
 _ROOM = 0.7
-#: bytes for each device of factored traffic, measured at 16,384 devices and at a million: of ports,
-#: of a torus
+#: bytes that factored traffic takes for each device, on ports and on a torus, measured at 16,384
+#: devices and at a million
 _FACTORED = 512.0, 4096.0
 
 
 def shares(routing: str, num_devices: int, seed: int = 0) -> Array:
-    """Share of every sender's bytes that goes to each device, relative to an even one: ndarray of
-    shape (D,), mean 1.
+    """Return the share of every sender's bytes that goes to each device, relative to an even share:
+    ndarray of shape (D,), mean 1.
 
     Args:
-        routing: A distribution of load, as in `moesim.Workload`, with devices in the place of
-            experts.
-        num_devices: D.
-        seed: Seed of the distributions that are drawn.
+        routing: A distribution of load, see `moesim.Workload`, with devices instead of experts.
+        num_devices: Number of devices, D.
+        seed: Seed of the distributions that are random.
     """
     rng = np.random.default_rng([seed, num_devices])
+    # enough tokens that rounding to whole ones does not show in the shares
     loads = (
         RoutingSpec.parse(routing)
         .loads(num_devices, 1, max(1 << 20, 64 * num_devices), rng)
@@ -48,11 +48,11 @@ def shares(routing: str, num_devices: int, seed: int = 0) -> Array:
 
 
 def check_matrix(bytes_SD: ArrayLike, num_devices: int) -> Array:
-    """A traffic matrix as floats; refuses the wrong shape, and an amount that is negative or not
-    finite.
+    """Return a traffic matrix as floats, and refuse a wrong shape or an amount that is negative or
+    not finite.
 
     Raises:
-        ConfigError: Which, and the first wrong entry.
+        ConfigError: The matrix is wrong; the message names the shape or the first wrong entry.
     """
     try:
         bytes_SD = np.asarray(bytes_SD, dtype=np.float64)
@@ -86,21 +86,22 @@ def exchange_program(
     latency_s: float = 0.0,
     release_S: Array | None = None,
 ) -> Program:
-    """Bytes from every device to every other, on the bare fabric.
+    """Lower an exchange of bytes from every device to every other, on the bare fabric.
 
     Args:
-        cluster: D devices.
-        bytes_SD: ndarray of shape (S, D); the diagonal stays at home.
+        cluster: The cluster of D devices.
+        bytes_SD: ndarray of shape (S, D): bytes from each device to each; the diagonal is not sent.
         granularity: ``device`` (one op per receiver) or ``pair``.
-        order: Of a sender's messages, for pairs: ``rotated`` or ``naive``.
-        window: Messages a sender has under way, for pairs; 0: all.
-        factors: Overheads of ports; by default none.
-        latency_s: Elapses before each op's bytes.
-        release_S: ndarray of shape (S,): when each sender may begin, for pairs; by default 0.
+        order: Order of a sender's messages at pair granularity: ``rotated`` or ``naive``.
+        window: Number of messages a sender has in flight at pair granularity; 0 means all.
+        factors: Overheads of the ports; by default none.
+        latency_s: Seconds that elapse before each op's bytes.
+        release_S: ndarray of shape (S,): when each sender may begin at pair granularity; by
+            default 0.
 
     Raises:
-        ConfigError: A matrix of the wrong shape or with a wrong entry.
-        CapacityError: It would not fit in memory.
+        ConfigError: The matrix has the wrong shape or a wrong entry.
+        CapacityError: The program would not fit in memory.
     """
     fabric, count = fabric_of(cluster), cluster.num_devices
     bytes_SD = check_matrix(bytes_SD, count)
@@ -108,8 +109,10 @@ def exchange_program(
     builder = ProgramBuilder()
     for name, rates in fabric.runs:
         builder.resources(name, rates)
+    # nothing lands in memory: only the fabric is simulated
     nowhere = np.full(count, -1)
     factors = factors or Factors.ones(count)
+    # one op for each receiver, with the entries of all its senders
     if granularity == "device":
         rows = device_rows(fabric, bytes_SD, by="receiver", factors=factors, land_D=nowhere)
         builder.ops(
@@ -121,10 +124,12 @@ def exchange_program(
             bytes_per_flow=rows.bytes_N / np.maximum(rows.flows_N, 1),
         )
         return builder.build()
+    # one op for each message
     senders, receivers = send_order(bytes_SD, order)
     rows = pair_rows(fabric, bytes_SD, senders, receivers, factors=factors, land_D=nowhere)
     after = None
     if window:
+        # no op waits for anything but the window, so the rows to extend are empty
         after = windowed(np.zeros((len(senders), 0), dtype=np.int64), senders, 0, window)
     builder.ops(
         "send",
@@ -141,14 +146,20 @@ def exchange_program(
 
 
 def rank_one_program(cluster: Cluster, sent_S: Array, share_D: Array) -> Program:
-    """``sent_S[s] * share_D[d]`` bytes from s to d, device granularity, factored where the fabric
-    allows.
+    """Lower an exchange of ``sent_S[s] * share_D[d]`` bytes from s to d at device granularity,
+    factored where the fabric allows it.
+
+    Args:
+        cluster: The cluster of D devices.
+        sent_S: ndarray of shape (S,): factor of each sender.
+        share_D: ndarray of shape (D,): factor of each receiver.
 
     Raises:
-        ConfigError: Factors of the wrong shape, negative or not finite.
-        CapacityError: It cannot be factored and would not fit in memory.
+        ConfigError: The factors have the wrong shape, or are negative or not finite.
+        CapacityError: The traffic cannot be factored and would not fit in memory.
     """
     fabric = fabric_of(cluster)
+    # without a closed form every pair has entries, which may be too many
     if not can_factor(fabric):
         check_room(cluster, "device")
         return exchange_program(cluster, np.outer(sent_S, share_D))
@@ -167,18 +178,19 @@ def rank_one_program(cluster: Cluster, sent_S: Array, share_D: Array) -> Program
 
 
 def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) -> None:
-    """Refuse a program that would not fit, before any of it is built.
+    """Refuse a program that would not fit in memory, before any of it is built.
 
     Args:
-        cluster: D devices.
+        cluster: The cluster of D devices.
         granularity: ``device`` or ``pair``.
-        factored: Whether its traffic stays in factors, with nothing for each pair.
+        factored: Whether the traffic stays in factors, with no entry for each pair.
 
     Raises:
-        CapacityError: With what it would take and what there is.
+        CapacityError: The program would not fit; the message says what it needs and what there is.
     """
     num_devices = cluster.num_devices
     torus = cluster.is_torus
+    # the matrix of floats, and the entries of a row: more on a torus, whose routes pass many links
     per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
     need, there = per_pair * num_devices**2, _ROOM * memory_bytes()
     advice = ": use engine bound, device granularity"
@@ -192,5 +204,5 @@ def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) ->
 
 
 def memory_bytes() -> float:
-    """Memory of this machine."""
+    """Return the memory of this machine in bytes."""
     return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""Copies of tokens by destination, counted in one pass over the choices.
+"""Count the copies of tokens by destination in one pass over the choices.
 
 Shape legend: S sources, T tokens, K choices, W ranks, G domains, P slots.
 """
@@ -9,17 +9,17 @@ from numba import njit
 
 @njit(cache=True)
 def count_copies(slot_TK, rank_P, num_tokens_S, domain_W, num_ranks, num_domains):
-    """Count, for every source, tokens by rank, choices by rank, and tokens by domain; and rows by
+    """Count tokens by rank, choices by rank and tokens by domain for every source, and rows by
     slot.
 
     Args:
-        slot_TK: ndarray of shape (T, K): slot of every choice, -1 for a dropped one; tokens source
-            by source.
+        slot_TK: ndarray of shape (T, K): slot of every choice, -1 for a dropped one; the tokens are
+            in order of their sources.
         rank_P: ndarray of shape (P,): rank of each slot.
-        num_tokens_S: ndarray of shape (S,), summing to T.
+        num_tokens_S: ndarray of shape (S,): tokens of each source; they sum to T.
         domain_W: ndarray of shape (W,): domain of each rank.
-        num_ranks: W.
-        num_domains: G.
+        num_ranks: Number of ranks, W.
+        num_domains: Number of domains, G.
 
     Returns:
         (copies_SW, choices_SW, domains_SG, rows_P), all int64.
@@ -29,12 +29,14 @@ def count_copies(slot_TK, rank_P, num_tokens_S, domain_W, num_ranks, num_domains
     choices_SW = np.zeros((sources, num_ranks), np.int64)
     domains_SG = np.zeros((sources, num_domains), np.int64)
     rows_P = np.zeros(len(rank_P), np.int64)
+    # the last token that was counted for a rank or a domain: a token counts once for each
     rank_seen, domain_seen = np.full(num_ranks, -1), np.full(num_domains, -1)
     token = 0
     for s in range(sources):
         for _ in range(num_tokens_S[s]):
             for k in range(slot_TK.shape[1]):
                 slot = slot_TK[token, k]
+                # dropped choices travel nowhere
                 if slot < 0:
                     continue
                 rows_P[slot] += 1
@@ -42,6 +44,7 @@ def count_copies(slot_TK, rank_P, num_tokens_S, domain_W, num_ranks, num_domains
                 choices_SW[s, rank] += 1
                 if rank_seen[rank] != token:
                     rank_seen[rank] = token
+                    # the first choice of this token on this rank: one more copy travels
                     copies_SW[s, rank] += 1
                     domain = domain_W[rank]
                     if domain_seen[domain] != token:

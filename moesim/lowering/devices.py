@@ -1,6 +1,6 @@
-"""The compute and memory of every device, and phases on them as one op per device.
+"""Add the compute and memory of every device to a program, and phases on them as one op per device.
 
-A mixed cluster has several kinds of device: a phase is priced by each kind for its own devices.
+A mixed cluster has several kinds of device; each kind prices a phase for its own devices.
 
 Shape legend: D devices.
 """
@@ -20,15 +20,15 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Devices:
-    """Resources ``sm`` and ``hbm`` of D devices in a program.
+    """The resources ``sm`` and ``hbm`` of D devices in a program.
 
     Attributes:
         builder: The program.
         sm_D: Compute resource of each device, in FLOP/s at the peak of the layer's format.
-        hbm_D: Memory resource, in bytes per second of the data sheet.
-        flops_per_s_D: Peaks.
-        bytes_per_s_D: Data sheet bandwidths.
-        groups: (price model, its devices) of each kind of device.
+        hbm_D: Memory resource of each device, in bytes per second of the data sheet.
+        flops_per_s_D: Peak FLOP/s of each device.
+        bytes_per_s_D: Memory bandwidth of each device by its data sheet.
+        groups: (price model, slice of its devices) for each kind of device.
     """
 
     builder: ProgramBuilder
@@ -45,18 +45,20 @@ class Devices:
         """Add the devices of a cluster to a program.
 
         Args:
-            cluster: Which devices.
+            cluster: The cluster whose devices are added.
             fmt: Format whose peak the compute resource counts in.
-            builder: Where to add them.
-            num_comm_sms: SMs that communication kernels hold while compute runs: a fixed partition,
-                since a demand in proportion to progress would slow the transfer and undercount it
-                when the fabric is congested.
+            builder: The program they are added to.
+            num_comm_sms: SMs that communication kernels hold while compute runs. They are a fixed
+                partition, since a demand in proportion to progress would slow the transfer and
+                undercount the SMs when the fabric is congested.
         """
         sizes = [count for _, count in cluster.groups]
         flops = np.repeat([profile.peak(fmt) for profile, _ in cluster.groups], sizes)
+        # each device has the rates of its own kind
         rate = np.repeat(
             [profile.hbm_bandwidth_bytes_per_s for profile, _ in cluster.groups], sizes
         )
+        # at least a tenth of the SMs is left to compute
         taken = np.repeat(
             [min(num_comm_sms / profile.num_sms, 0.9) for profile, _ in cluster.groups], sizes
         )
@@ -75,7 +77,8 @@ class Devices:
         )
 
     def price(self, priced: Callable[[Kernels, slice], PhaseCost]) -> PhaseCost:
-        """A phase on all devices, each kind priced for its own."""
+        """Price a phase on all devices, each kind of device for its own."""
+        # groups are consecutive slices, so that joining their prices restores the order of devices
         parts = [priced(kernels, which) for kernels, which in self.groups]
         if len(parts) == 1:
             return parts[0]
@@ -86,22 +89,23 @@ class Devices:
         )
 
     def phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str = "") -> Array:
-        """One op per device: its compute as FLOPs at the device's peak, its memory as bytes at the
-        data sheet's rate.
+        """Add one op per device: its compute as FLOPs at the device's peak, its memory as bytes at
+        the data sheet's rate.
 
         Args:
-            name: Of the phase and its ops.
-            cost: What it demands.
-            after: ndarray of shape (D, M): ops that each waits for.
-            tag: Ending of the ops' names: the micro-batch.
+            name: Name of the phase and its ops.
+            cost: What the phase demands.
+            after: ndarray of shape (D, M): numbers of the ops that each op waits for.
+            tag: Suffix of the ops' names, which says the micro-batch.
 
         Returns:
-            ndarray of shape (D,): their numbers.
+            ndarray of shape (D,): numbers of the ops.
         """
         return self.builder.ops(
             name + tag,
             len(self.sm_D),
             demands=Demands(
+                # seconds become work, so that ops which share a resource slow each other down
                 np.stack([self.sm_D, self.hbm_D], axis=1),
                 np.stack(
                     [cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D],

@@ -1,15 +1,41 @@
-"""Dispatch and combine as ops on the fabric's resources.
+"""Lower dispatch and combine to ops on the fabric's resources.
 
-Device granularity: one op per receiver in dispatch and one per sender in combine, so that experts
-start on what they wait for alone and cold devices return early. Where gates do not end together,
-senders fall into classes by when they are ready, with one op per receiver and class. Pair
-granularity: one op per source and destination, in send order.
+At device granularity there is one op per receiver in dispatch and one per sender in combine, so
+that the experts of a device wait only for its own tokens, and devices with little load return
+early. Where gates do not end together, senders fall into classes by when they are ready, with one
+op per receiver and class (`moesim.lowering.senders`). At pair granularity there is one op per
+source and destination, in send order.
+
+Two hops side by side, on a domain of devices 0 and 1 (pattern ``two_hop``, see
+`moesim.lowering.movement`). Each device is the relay of its rail: its ``rdma`` op takes in the
+rail's tokens from other domains, once each, and they are forwarded as they arrive, so that both ops
+of a device start together::
+
+    dispatch                 time -->
+    all permuted --+--> rdma[0]   ==========--+-- relays of the domain (``_with_relays``,
+                   +--> rdma[1]   =======-----+   one barrier for each domain)
+                   +--> nvlink[0] ======              |
+                   +--> nvlink[1] ========            |
+    expert[0] waits for rdma[0], nvlink[0] and -------+, since its tokens come over both relays
+
+    combine                  time -->
+    expert[0] --+----------> nvlink[0] =====------------------+
+    expert[1] --|-+--------> nvlink[1] ====-------------------+--> all sent --> reduce
+                +-+--> computed --+--> rdma[0] =========------+
+                 (of a domain)    +--> rdma[1] =======--------+
+
+Two hops one after the other, on a rail of devices 0 and 2 in domains {0, 1} and {2, 3} (pattern
+``staged``). A device first gathers what its domain sends to its rail, then sends it across; the
+second hop of a rail waits for the first hop on all devices of that rail (``of_rails``)::
+
+    near[0] =====---+--> gathered --+--> far[0] ========   expert[0] waits for near[0], far[0]
+    near[2] =======-+  (of a rail)  +--> far[2] ======     expert[2] waits for near[2], far[2]
 
 An exchange ends on a device when its last message has been sent and received; only then does the
-next one of its communication stream begin. At device granularity that is when it ends everywhere,
+next exchange of its communication stream begin. At device granularity it ends everywhere at once,
 since every sender has something for the slowest receiver.
 
-A communication kernel's price is laid on the ports: the device whose tokens they are is held to
+A communication kernel's price is charged to the ports: the device that owns the tokens is held to
 what its SMs can handle, the other end to the port's own overhead, and what no port shows is
 latency.
 
@@ -20,102 +46,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.comm.work import CommKernel, Direction, Price, Work
+from moesim.costs.comm.work import Direction
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
-from moesim.hardware.exchanges import Exchange
-from moesim.hardware.fabric import TORUS, Fabric
+from moesim.hardware.fabric import Fabric
 from moesim.hardware.routes import Factors, device_rows, pair_rows
-from moesim.lowering.movement import Movement, movement_of
-from moesim.lowering.traffic import Traffic
-from moesim.model import MoELayer
-from moesim.model.precision import BYTES_PER_ELEMENT
+from moesim.lowering.barriers import Barriers, join
+from moesim.lowering.movement import Movement
+from moesim.lowering.priced import Priced
+from moesim.lowering.senders import send_order, sender_classes, windowed
 from moesim.program.builder import Demands, ProgramBuilder, Waits
 
 Array = np.ndarray
-#: classes of senders; and what calls for them: the spread of their readiness as a share of the
-#: exchange, the standard deviation of what they send over its mean
-NUM_CLASSES, _STAGGER, _UNEVEN = 8, 0.05, 0.1
-#: devices from which there are twice as many classes: fewer senders of a class then wait for one
-#: that is busy
-_MANY = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Priced:
-    """One (micro-)batch's exchange: what moves, and what it costs.
-
-    Attributes:
-        movement: Legs, in copies.
-        copy_bytes: Bytes of a copy by direction.
-        prices: What the kernel asks, by direction.
-    """
-
-    movement: Movement
-    copy_bytes: dict[Direction, float]
-    prices: dict[Direction, Price]
-
-    @classmethod
-    def of(
-        cls,
-        layer: MoELayer,
-        traffic: Traffic,
-        kernel: CommKernel,
-        cluster: Cluster,
-        *,
-        exchange: Exchange,
-        num_experts: int,
-    ) -> "Priced":
-        """Price both directions.
-
-        Args:
-            layer: Sizes and formats of tokens.
-            traffic: What has to move.
-            kernel: Prices it.
-            cluster: For its domains.
-            exchange: The exchange, which says how it moves.
-            num_experts: Expert slots of all devices.
-        """
-        movement = movement_of(exchange, traffic, cluster.devices_per_domain)
-        near_out, near_in, far_out, far_in = movement.near_far_D
-        sizes: dict[Direction, float] = {}
-        prices: dict[Direction, Price] = {}
-        directions: tuple[Direction, Direction] = ("dispatch", "combine")
-        for direction in directions:
-            element = BYTES_PER_ELEMENT[getattr(layer.precision, direction)]
-            size = kernel.copy_bytes(direction, layer.hidden_size, layer.top_k, element)
-            sizes[direction] = size
-            prices[direction] = kernel.price(
-                direction,
-                Work(
-                    tokens_D=np.asarray(traffic.num_tokens_S, dtype=np.float64),
-                    copies_D=movement.copies_S,
-                    near_bytes_D=np.maximum(near_out, near_in) * size,
-                    far_bytes_D=np.maximum(far_out, far_in) * size,
-                    hidden_size=layer.hidden_size,
-                    top_k=layer.top_k,
-                    num_experts=num_experts,
-                    copy_bytes=size,
-                ),
-            )
-        return cls(movement=movement, copy_bytes=sizes, prices=prices)
-
-    @property
-    def num_sms(self) -> int:
-        """SMs that the kernel holds."""
-        return max(price.num_sms for price in self.prices.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoweredExchange:
-    """A priced exchange on the resources of a program.
+    """A priced exchange that is added to a program.
 
     Attributes:
-        builder: The program, whose first resources are the fabric's.
-        fabric: Resources and routes.
-        cluster: For domains, rates and hops.
-        land_D: Resource on which received bytes land.
-        schedule: Granularity and order.
+        builder: The program; its first resources are the fabric's.
+        fabric: Resources and routes of the fabric.
+        cluster: The cluster, for its domains, rates and hop latency.
+        land_D: ndarray of shape (D,): memory resource in which received bytes land.
+        schedule: The granularity and the order of messages.
         priced: What moves and what it costs.
         overlapped: Whether other exchanges follow on the same communication stream.
     """
@@ -130,23 +84,36 @@ class LoweredExchange:
 
     @property
     def movement(self) -> Movement:
-        """Legs."""
+        """The legs of the exchange."""
         return self.priced.movement
 
+    @property
+    def _barriers(self) -> Barriers:
+        return Barriers(
+            builder=self.builder,
+            num_devices=self.fabric.num_devices,
+            devices_per_domain=self.cluster.devices_per_domain,
+        )
+
     def factors(self, direction: Direction) -> Factors:
-        """Overheads of ports: the tokens' own device is held to its SMs, the other end to the port.
+        """Return the overheads of ports.
+
+        The device that owns the tokens is held to its SMs, the other end to the port.
         """
         price, size = self.priced.prices[direction], self.priced.copy_bytes[direction]
         near_out, _, far_out, _ = self.movement.near_far_D
 
         def held(factor_D: Array, bytes_D: Array, rate: float) -> Array:
-            """The larger of the port's factor and the one at which it takes as long as the SMs."""
+            """Return the port's factor, or the one at which the port takes as long as the SMs."""
             with np.errstate(divide="ignore", invalid="ignore"):
+                # SM seconds as a multiple of what the bytes alone would take at the port's rate
                 by_sms = np.where(bytes_D > 0, price.sm_s_D * rate / bytes_D, 0.0)
             return np.maximum(factor_D, by_sms)
 
         near_own = held(price.near_factor_D, near_out * size, self.cluster.link_bytes_per_s)
         far_own = held(price.far_factor_D, far_out * size, self.cluster.nic_bytes_per_s)
+        # tokens leave their own device in dispatch and enter it in combine, so its factor changes
+        # sides
         if direction == "dispatch":
             return Factors(near_own, price.near_factor_D, far_own, price.far_factor_D, near_own)
         return Factors(
@@ -156,26 +123,34 @@ class LoweredExchange:
     def dispatch(
         self, ready_D: Array, spread_s: Array, after_D: Array | None, tag: str = ""
     ) -> tuple[Array, Array]:
-        """Send tokens to their experts.
+        """Add the ops that send tokens to their experts.
 
         Args:
             ready_D: ndarray of shape (D,): op after which each sender's tokens are ready.
-            spread_s: ndarray of shape (D,): when that is, roughly: senders that are ready together
-                form a class.
-            after_D: ndarray of shape (D, M): ops before on each device's communication stream; None
-                at first.
-            tag: Ending of the ops' names.
+            spread_s: ndarray of shape (D,): roughly when that op ends; senders that are ready
+                together form a class.
+            after_D: ndarray of shape (D, M): ops that come before on each device's communication
+                stream; None for the first exchange.
+            tag: Suffix of the ops' names.
 
         Returns:
             (arrived, ended), two ndarrays of shape (D, M): ops that each device's experts wait for,
-            and those that the next exchange of its communication stream waits for.
+            and ops that the next exchange on its communication stream waits for.
         """
         if self.schedule.granularity == "pair":
             return self._pairs("dispatch", ready_D, after_D, tag)
-        classes = self._classes(spread_s)
+        classes = sender_classes(
+            spread_s,
+            self.movement,
+            self.priced.prices["dispatch"],
+            self.priced.copy_bytes["dispatch"],
+            self.cluster,
+            self.fabric,
+        )
         arrived, before = [], after_D
+        # a class may send when its last member has permuted its tokens
         barriers = [
-            self._barrier(
+            self._barriers.of_all(
                 ("all permuted" if len(classes) == 1 else f"permuted_{k}") + tag,
                 ready_D[members],
                 "dispatch",
@@ -184,6 +159,7 @@ class LoweredExchange:
         ]
         gathered: Array | None = None
         for which, leg in enumerate(self.movement.legs):
+            # a second hop that is serial starts after the first, not after the gate
             second = self.movement.serial and which == 1
             for k, members in enumerate(classes):
                 name = "dispatch" + leg.name + (f"_{k}" if len(classes) > 1 else "") + tag
@@ -198,27 +174,34 @@ class LoweredExchange:
                     else np.where(members[:, None], leg.copies_SD, 0.0)
                 )
                 arrived.append(
-                    self._device_ops("dispatch", name, sent, "receiver", _join(waits, before))
+                    self._device_ops("dispatch", name, sent, "receiver", join(waits, before))
                 )
             if self.movement.serial and which == 0:
-                gathered = self._by_rail("gathered" + tag, np.stack(arrived, axis=1), "dispatch")
+                gathered = self._barriers.of_rails(
+                    "gathered" + tag, np.stack(arrived, axis=1), "dispatch"
+                )
+        # every op of every leg and class, one column for each
         every = np.stack(arrived, axis=1)
+        # only a later exchange needs to know when this one has ended everywhere
         ended = (
-            self._barrier("all dispatched" + tag, every, "dispatch") if self.overlapped else every
+            self._barriers.of_all("all dispatched" + tag, every, "dispatch")
+            if self.overlapped
+            else every
         )
         return self._with_relays(every, "arrived" + tag, "dispatch", len(classes)), ended
 
     def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> tuple[Array, Array]:
-        """Send results back.
+        """Add the ops that send results back.
 
         Args:
             after_D: ndarray of shape (D,): op after which each device's results are ready.
-            stream_D: ndarray of shape (D, M): ops before on each device's communication stream.
-            tag: Ending of the ops' names.
+            stream_D: ndarray of shape (D, M): ops that come before on each device's communication
+                stream; None for none.
+            tag: Suffix of the ops' names.
 
         Returns:
-            (arrived, ended) as `dispatch`: what each device's sums wait for, and what its stream
-            goes on after.
+            (arrived, ended): ops the reduction on each device waits for, and ops the next transfer
+            on its stream waits for.
         """
         if self.schedule.granularity == "pair":
             return self._pairs("combine", after_D, stream_D, tag)
@@ -230,7 +213,7 @@ class LoweredExchange:
                 assert gathered is not None
                 waits = gathered
             elif leg.crosses and not self.movement.serial:
-                waits = self._by_domain("computed" + tag, after_D, "combine")
+                waits = self._barriers.of_domains("computed" + tag, after_D, "combine")
             # results that the relay itself computed leave by it too
             sent.append(
                 self._device_ops(
@@ -238,17 +221,21 @@ class LoweredExchange:
                     "combine" + leg.name + tag,
                     leg.copies_SD.T,
                     "sender",
-                    _join(_join(waits, after_D), stream_D),
+                    join(join(waits, after_D), stream_D),
                 )
             )
             if self.movement.serial and which == 0:
-                gathered = self._by_rail("crossed" + tag, np.stack(sent, axis=1), "combine")
-        everywhere = self._barrier("all sent" + tag, np.stack(sent, axis=1), "combine")
+                gathered = self._barriers.of_rails(
+                    "crossed" + tag, np.stack(sent, axis=1), "combine"
+                )
+        # at device granularity an exchange ends everywhere at once
+        everywhere = self._barriers.of_all("all sent" + tag, np.stack(sent, axis=1), "combine")
         return everywhere, everywhere
 
     def _device_ops(
         self, direction: Direction, name: str, copies_SD: Array, by: str, after: Array | None
     ) -> Array:
+        # bytes of all pairs, summed up to one op for each device
         rows = device_rows(
             self.fabric,
             copies_SD * self.priced.copy_bytes[direction],
@@ -267,17 +254,18 @@ class LoweredExchange:
         )
 
     def _latency_s(self, direction: Direction, hops_N: Array) -> Array:
-        """A collective's start is that of its slowest member; hops come on top."""
+        """Return the start of the slowest member, which a collective waits for, plus the hops."""
         return float(self.priced.prices[direction].latency_s_D.max()) + self.cluster.hop_s * hops_N
 
     def _pairs(
         self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str
     ) -> tuple[Array, Array]:
-        """One op per pair of every leg; returns what each device waits for next, as `dispatch`."""
+        """Add one op per pair of every leg, and return what `dispatch` returns."""
         legs = self.movement.legs if direction == "dispatch" else self.movement.legs[::-1]
         done: list[Array] = []
         sent: list[Array] = []
         for leg in legs:
+            # combine sends every copy back the way it came
             copies = leg.copies_SD if direction == "dispatch" else leg.copies_SD.T
             senders, receivers = send_order(copies, self.schedule.send_order)
             rows = pair_rows(
@@ -288,10 +276,12 @@ class LoweredExchange:
                 factors=self.factors(direction),
                 land_D=self.land_D,
             )
+            # windows refer to ops of this batch, which gets the next free numbers
             first = self.builder.num_ops
             waits = [ready_D[senders]]
             if stream_D is not None:
                 waits += [*stream_D[senders].T, *stream_D[receivers].T]
+            # a serial second hop of a device starts when the first has brought its copies there
             if self.movement.serial and done:
                 waits.append(done[-1][senders])
             after = np.stack(waits, axis=1)
@@ -308,11 +298,12 @@ class LoweredExchange:
                 phase=direction,
                 own_batch=bool(self.schedule.send_window),
             )
-            # what stays at home is there when the device itself is ready
+            # copies that stay on their device are there as soon as that device is ready
             at_home = np.arange(len(copies))
             for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[
                 : 1 + self.overlapped
             ]:
+                # one op per device that joins all messages ending there: sort them by device
                 ends = np.concatenate([far, at_home])
                 order = np.argsort(ends, kind="stable")
                 ended.append(
@@ -332,100 +323,18 @@ class LoweredExchange:
         )
 
     def _with_relays(self, arrived_DM: Array, name: str, phase: str, per_leg: int) -> Array:
-        """Side by side hops: a device also waits for the relays of its domain."""
+        """Let each device also wait for the relays of its domain, where two hops run side by side.
+        """
         if self.movement.serial or len(self.movement.legs) == 1:
             return arrived_DM
+        # arrived_DM holds the ops of the first leg, then those of the second
         crossing = (
             arrived_DM[:, :per_leg] if self.movement.legs[0].crosses else arrived_DM[:, per_leg:]
         )
-        return np.concatenate([arrived_DM, self._by_domain(name, crossing, phase)], axis=1)
-
-    def _by_domain(self, name: str, ops_D: Array, phase: str) -> Array:
-        """A barrier over each domain's ops, and which one each device waits for: ndarray of shape
-        (D, 1).
-        """
-        size = self.cluster.devices_per_domain
-        groups = ops_D.reshape(len(ops_D) // size, -1)
-        return np.repeat(self.builder.ops(name, len(groups), after=groups, phase=phase), size)[
-            :, None
-        ]
-
-    def _by_rail(self, name: str, ops_DM: Array, phase: str) -> Array:
-        """A barrier over the ops of each rail, and which one each device waits for: ndarray of
-        shape (D, 1).
-        """
-        size = self.cluster.devices_per_domain
-        groups = ops_DM.reshape(-1, size, ops_DM.shape[1]).transpose(1, 0, 2).reshape(size, -1)
-        barriers = self.builder.ops(name, size, after=groups, phase=phase)
-        return np.tile(barriers, len(ops_DM) // size)[:, None]
-
-    def _barrier(self, name: str, ops: Array, phase: str) -> Array:
-        return np.full(
-            (self.fabric.num_devices, 1), self.builder.op(name, after=ops.ravel(), phase=phase)
+        return np.concatenate(
+            [
+                arrived_DM,
+                self._barriers.of_domains(name, crossing, phase),
+            ],
+            axis=1,
         )
-
-    def _classes(self, ready_s: Array) -> list[Array]:
-        """Senders by when they are ready: bool masks of shape (D,), one if they are alike.
-
-        They are if they become ready together, measured by the exchange's busiest port, and have as
-        much to send: the transfer of a class goes at the pace of its slowest sender, and ends with
-        its largest. On a torus nearly every transfer shares links with every other, and classes
-        make it worse, not better.
-        """
-        price, size = self.priced.prices["dispatch"], self.priced.copy_bytes["dispatch"]
-        near_out, near_in, far_out, far_in = self.movement.near_far_D
-        near, far = (
-            float(max(out.max(), into.max())) * size
-            for out, into in ((near_out, near_in), (far_out, far_in))
-        )
-        rates = self.cluster.link_bytes_per_s, self.cluster.nic_bytes_per_s
-        longest = max(
-            moved / rate for moved, rate in zip((near, far), rates, strict=True) if rate > 0
-        )
-        exchange = float(price.latency_s_D.max()) + longest
-        sent = self.movement.copies_S
-        alike = np.ptp(ready_s) <= _STAGGER * exchange and sent.std() <= _UNEVEN * sent.mean()
-        if alike or self.fabric.tables.near_kind == TORUS:
-            return [np.ones(len(ready_s), dtype=bool)]
-        classes = NUM_CLASSES * (2 if len(ready_s) >= _MANY else 1)
-        rank = (
-            np.argsort(np.argsort(ready_s, kind="stable"), kind="stable") * classes // len(ready_s)
-        )
-        return [rank == k for k in range(classes) if (rank == k).any()]
-
-
-def send_order(copies_SD: Array, order: str) -> tuple[Array, Array]:
-    """Senders and receivers of all messages: by turn, then by sender.
-
-    Args:
-        copies_SD: ndarray of shape (S, D).
-        order: ``rotated``: in turn t device s sends to s + t. ``naive``: to t.
-    """
-    count = len(copies_SD)
-    s, d = np.nonzero(copies_SD * (1 - np.eye(count)))
-    turn = (d - s) % count if order == "rotated" else d
-    by_turn = np.lexsort((s, turn))
-    return s[by_turn], d[by_turn]
-
-
-def windowed(after: Array, senders: Array, first: int, window: int) -> Waits:
-    """Let each message also wait for the one ``window`` before it from the same sender; rows differ
-    in length.
-    """
-    order = np.argsort(senders, kind="stable")
-    nth = np.arange(len(senders)) - np.searchsorted(senders[order], senders[order])
-    before = np.full(len(senders), -1)
-    has = np.flatnonzero(nth >= window)
-    before[order[has]] = first + order[has - window]
-    full = np.concatenate([after, before[:, None]], axis=1)
-    keep = full >= 0
-    return Waits(full[keep], np.concatenate([[0], np.cumsum(keep.sum(axis=1))]))
-
-
-def _join(left: Array, right: Array | None) -> Array:
-    """Two sets of ops to wait for, side by side: ndarray of shape (D, M)."""
-    left = left.reshape(len(left), -1)
-    return left if right is None else np.concatenate([left, right.reshape(len(right), -1)], axis=1)
-
-
-__all__ = ["LoweredExchange", "Priced", "send_order"]

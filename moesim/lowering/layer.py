@@ -1,10 +1,11 @@
-"""One MoE layer as a program.
+"""Lower one MoE layer to a program.
 
-On each device gate, permute, then (while tokens travel) its shared experts; ``dispatch``;
-``experts`` on a device as soon as its own tokens are there; ``combine`` as soon as its own experts
-are done; ``reduce`` when all have sent. One device by itself has neither dispatch nor combine. With
-several micro-batches each device runs its compute in one stream and its communication in another
-(all dispatches, then all combines), and communication kernels hold a fixed part of the SMs.
+Each device runs ``gate`` and ``permute``, and its ``shared`` experts while tokens travel in
+``dispatch``. Its ``experts`` start as soon as its own tokens have arrived, its ``combine`` as soon
+as its own experts are done, and ``reduce`` when all devices have sent. A single device has neither
+dispatch nor combine. With several micro-batches each device runs its compute in one stream and its
+communication in another (all dispatches, then all combines), and communication kernels hold a fixed
+part of the SMs.
 
 Shape legend: S sources = D devices.
 """
@@ -30,7 +31,8 @@ from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of
 from moesim.lowering.devices import Devices
-from moesim.lowering.exchange import LoweredExchange, Priced
+from moesim.lowering.exchange import LoweredExchange
+from moesim.lowering.priced import Priced
 from moesim.lowering.traffic import Traffic
 from moesim.program import Program
 from moesim.program.builder import ProgramBuilder
@@ -50,18 +52,19 @@ def lower_layer(
     """Lower one forward pass of the layer.
 
     Args:
-        candidate: Layer, parallelism and schedule.
-        cluster: D devices.
-        batches: Copies and rows of every micro-batch, of the same D devices.
+        candidate: The design: layer, parallelism and schedule.
+        cluster: The cluster of D devices.
+        batches: Traffic of every micro-batch on those D devices.
         kernel: Communication kernel of the exchange; None for one device.
-        widths_DL: ndarray of shape (D, L): width of the expert in every slot, where they differ.
-        tile: Configuration of the expert GEMMs; by default what a tuned kernel would use.
+        widths_DL: ndarray of shape (D, L): width of the expert in every slot; None if all experts
+            have the same width.
+        tile: Tile of the expert GEMMs; by default the one a tuned kernel would use.
     """
     return _Lowering(candidate, cluster, batches, kernel, widths_DL, tile).run()
 
 
 class _Lowering:
-    """A program in the making, and the last op of every device's two streams."""
+    """A program that is being built, and the last op of every device's compute stream."""
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class _Lowering:
                 )
                 for traffic in batches
             ]
+        # without overlap the kernel and the compute take turns, so no SM is set aside
         num_comm_sms = max((p.num_sms for p in priced), default=0) if self.overlapped else 0
         self.devices = Devices.of(
             cluster, self.layer.precision.activations, self.builder, num_comm_sms=num_comm_sms
@@ -113,10 +117,12 @@ class _Lowering:
         ]
 
     def run(self) -> Program:
+        # ops of one micro-batch share a suffix
         tags = [f"@{m}" if self.overlapped else "" for m in range(len(self.batches))]
         prepared = [
             self._prepare(traffic, tag) for traffic, tag in zip(self.batches, tags, strict=True)
         ]
+        # a device without shared experts goes on when its own tokens are ready
         stream_D: Array | None = None  # of communication: all dispatches, then all combines
         arrived = [
             (ready_D if shared is None else shared)[:, None] for ready_D, _, shared in prepared
@@ -125,6 +131,7 @@ class _Lowering:
             ready_D, ready_s, _ = prepared[m]
             arrived[m], ended = exchange.dispatch(ready_D, ready_s, stream_D, tags[m])
             stream_D = ended if self.overlapped else None
+        # experts run in the order of micro-batches, on each device's one compute stream
         computed = [self._experts(m, arrived[m], prepared[m][2], tags[m]) for m in range(len(tags))]
         for m, exchange in enumerate(self.exchanges):
             returned, ended = exchange.combine(computed[m], stream_D, tags[m])
@@ -133,24 +140,29 @@ class _Lowering:
         return self.builder.build()
 
     def _phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str) -> Array:
-        """One op per device, after the last of its compute stream."""
+        """Add one op per device, after the last op of its compute stream."""
         waits = [
             a.reshape(len(self.devices.sm_D), -1) for a in (after, self.compute_D) if a is not None
         ]
+        # a barrier that all devices share would otherwise be waited for twice
         joined = _without_repeats(np.concatenate(waits, axis=1)) if waits else None
         numbers = self.devices.phase(name, cost, joined, tag)
         self.compute_D = numbers[:, None] if self.overlapped else None
         return numbers
 
     def _prepare(self, traffic: Traffic, tag: str) -> tuple[Array, Array, Array | None]:
-        """Gate, permute, shared experts: (op after which tokens are ready, when that is roughly,
-        shared or None).
+        """Add the gate, permute and shared experts of a micro-batch.
+
+        Returns:
+            (op after which each device's tokens are ready, roughly when that op ends, op of its
+            shared experts or None), each an ndarray of shape (D,).
         """
         tokens_S = np.asarray(traffic.num_tokens_S)
         gate = self.devices.price(
             lambda kernels, which: price_gate(kernels, self.layer, tokens_S[which])
         )
         ready_D, ready_s = self._phase("gate", gate, None, tag), gate.solo_s_D()
+        # one device sends nothing, so it packs nothing
         if self.exchanges:
             copies_S = traffic.copies_SD.sum(axis=1)
             permute = self.devices.price(
@@ -184,6 +196,7 @@ class _Lowering:
                 tile=tile,
             )[0]
         )
+        # shared experts share the device, so the routed ones start after them
         after = (
             arrived_DM
             if shared_D is None
@@ -205,7 +218,7 @@ class _Lowering:
 
 
 def _without_repeats(ops_DM: Array) -> Array:
-    """Columns that say the same twice for every device, once."""
+    """Drop columns that repeat another column for every device."""
     keep = [
         m
         for m in range(ops_DM.shape[1])
@@ -215,9 +228,13 @@ def _without_repeats(ops_DM: Array) -> Array:
 
 
 def price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) -> PhaseCost:
-    """Shared experts see every token of their device: one dense group of their joint width."""
+    """Price the shared experts as one dense group of their joint width, over every token of a
+    device.
+    """
     layer = candidate.layer
+    # every device holds the shared experts whole
     whole = ExpertShape.of(layer, 1)
+    # all shared experts of the layer act as one expert of their joint width
     shape = ExpertShape(
         hidden=whole.hidden,
         width=layer.num_shared_experts * layer.shared_width,

@@ -1,7 +1,7 @@
-"""Which bytes take which hop: an exchange as legs, each a matrix of bytes between devices.
+"""Say which copies take which hop: an exchange as legs, each a matrix of copies between devices.
 
-The matrices are those of dispatch; combine sends the same copies back, every leg transposed and in
-reverse order.
+The matrices are those of dispatch. Combine sends the same copies back: every leg is transposed, and
+the legs run in reverse order.
 
 Shape legend: S senders = D receivers = devices, G domains.
 """
@@ -22,10 +22,11 @@ class Leg:
     """One hop of an exchange.
 
     Attributes:
-        name: Of its ops.
-        copies_SD: ndarray of shape (S, D): copies from each device to each, the diagonal at home.
-        crosses: Whether it leaves the domain (its relays stand at the far end), for hops that run
-            side by side.
+        name: Suffix of its ops' names.
+        copies_SD: ndarray of shape (S, D): copies from each device to each; the diagonal is not
+            sent.
+        crosses: Whether it leaves the domain; where hops run side by side, its relays are at the
+            far end.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Movement:
     """The legs of an exchange, in the order of dispatch.
 
     Attributes:
-        legs: One, or two.
-        serial: Whether the second begins when the first has ended, or both run side by side.
-        copies_S: ndarray of shape (S,): copies of each device's tokens that the kernel handles, own
-            rank included.
+        legs: The one or two legs.
+        serial: Whether the second leg begins when the first has ended; otherwise both run side by
+            side.
+        copies_S: ndarray of shape (S,): copies of each device's tokens that the kernel handles, its
+            own rank included.
         devices_per_domain: Consecutive devices of a domain.
     """
 
@@ -52,13 +54,14 @@ class Movement:
 
     @cached_property
     def near_far_D(self) -> tuple[Array, Array, Array, Array]:
-        """Copies that leave and enter each device inside its domain, and across: four ndarrays of
-        shape (D,).
+        """Copies that leave and enter each device inside its domain, and that leave and enter it
+        across domains: four ndarrays of shape (D,).
         """
         total = np.sum([leg.copies_SD for leg in self.legs], axis=0)
         count, devices_per_domain = len(total), self.devices_per_domain
         domain = np.arange(count) // devices_per_domain
         out, into = total.sum(axis=1), total.sum(axis=0)
+        # the block of the matrix inside each domain, device by device
         blocks = total.reshape(
             count // devices_per_domain, devices_per_domain, -1, devices_per_domain
         )
@@ -69,15 +72,16 @@ class Movement:
 
 
 def movement_of(exchange: Exchange, traffic: Traffic, devices_per_domain: int) -> Movement:
-    """The legs of an exchange.
+    """Return the legs of an exchange.
 
     Args:
-        exchange: The exchange, whose pattern decides.
-        traffic: Copies by device, choice and domain.
+        exchange: The exchange; its pattern decides.
+        traffic: Copies by device, by choice and by domain.
         devices_per_domain: Consecutive devices of a domain.
     """
     if callable(exchange.pattern):
         return exchange.pattern(traffic, devices_per_domain)
+    # a kernel either sends one copy for each choice, or one for each device of a token
     copies = (traffic.choices_SD if exchange.every_choice else traffic.copies_SD).astype(np.float64)
     inside_one_domain = len(copies) == devices_per_domain
     # without a second domain there is nothing to hop over
@@ -95,6 +99,7 @@ def _direct(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movemen
 
 
 def _all_gather(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
+    # every device gets every token, whether it needs the token or not
     everywhere = np.repeat(
         np.asarray(traffic.num_tokens_S, dtype=np.float64)[:, None], len(copies), axis=1
     )
@@ -102,16 +107,17 @@ def _all_gather(traffic: Traffic, copies: Array, devices_per_domain: int) -> Mov
 
 
 def _two_hop(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
-    """Across to the device of the own rail in every domain, one copy a token; thence to the devices
-    that want it.
+    """Send each token once to the device of its own rail in every domain that wants it, and from
+    there to the devices that want it.
     """
     domain, rail, near = _places(len(copies), devices_per_domain)
     over = np.where(
         near | (rail[:, None] != rail), 0.0, traffic.domains_SG.astype(np.float64)[:, domain]
     )
+    # (domain, rail, receiver): summed over domains, the copies of all senders of a rail
     by_rail = copies.reshape(-1, devices_per_domain, len(copies))
     own = np.where(near, copies, 0.0)
-    # what a relay has from senders of its rail in other domains: all of its rail's less its own
+    # a relay forwards what all senders of its rail send to its domain, less what it sends itself
     forwarded = np.where(near, by_rail.sum(axis=0)[rail] - copies, 0.0)
     legs = (
         Leg(name="_rdma", copies_SD=over, crosses=True),
@@ -123,17 +129,21 @@ def _two_hop(traffic: Traffic, copies: Array, devices_per_domain: int) -> Moveme
 
 
 def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
-    """Gathered on the device of the destination's rail, then across, one after the other."""
+    """Gather copies on the device of the destination's rail, then send them across, one after the
+    other.
+    """
     domain, rail, near = _places(len(copies), devices_per_domain)
     device = np.arange(len(copies))
     to_rail = np.zeros_like(copies)
     for r in range(devices_per_domain):
+        # what this device sends to rail r of other domains meets on rail r of its own domain
         across = np.where(near, 0.0, copies)[:, rail == r].sum(axis=1)
         to_rail[device, domain * devices_per_domain + r] = across
     gathered = to_rail + np.where(near, copies, 0.0)
     crossing = np.zeros_like(copies)
     for g in range(len(copies) // devices_per_domain):
         inside = domain == g
+        # everything that domain g sends to a device leaves from the device of its rail in g
         sums = np.where(near, 0.0, copies)[inside].sum(axis=0)
         crossing[g * devices_per_domain + rail, device] = np.where(domain == g, 0.0, sums)
     return Movement(
@@ -148,7 +158,9 @@ def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movemen
 
 
 def _places(num_devices: int, devices_per_domain: int) -> tuple[Array, Array, Array]:
-    """Domain and rail of each device, shape (D,), and which pairs share a domain, shape (D, D)."""
+    """Return the domain and rail of each device, shape (D,), and which pairs share a domain, shape
+    (D, D).
+    """
     device = np.arange(num_devices)
     domain, rail = device // devices_per_domain, device % devices_per_domain
     return domain, rail, domain[:, None] == domain

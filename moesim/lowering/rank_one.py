@@ -1,12 +1,12 @@
-"""Rank-1 traffic, ``u_s v_d`` bytes from s to d, on a fabric without an entry for every pair.
+"""Lower rank-1 traffic, ``u_s v_d`` bytes from s to d, without an entry for every pair of devices.
 
-Ports (switches, NICs) are products as they stand. On a torus walked axis by axis, a byte on a ring
-of axis a has the destination's place on the axes before a and the source's on those after it, so
-the load of a ring's links is a matrix product of the sources summed over the axes before and the
-destinations summed over those after.
+The load of ports (switches, NICs) is such a product already. On a torus that is walked axis by
+axis, a byte on a ring of axis a has the destination's coordinates on the axes before a and the
+source's coordinates on the axes after it. The load of a ring's links is therefore a matrix product:
+of the sources summed over the axes before, and the destinations summed over the axes after.
 
-Shape legend: S = D devices, A axes; of axis a: n places, B places of the axes before it, F of those
-after it.
+Shape legend: S = D devices, A axes; axis a has n positions, the axes before it B and the axes after
+it F positions together.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ Array = np.ndarray
 
 
 def can_factor(fabric: Fabric) -> bool:
-    """Whether rank-1 traffic has a closed form here: ports without shared uplinks, or an
+    """Return whether rank-1 traffic has a closed form: on ports without shared uplinks, or on an
     axis-ordered torus.
     """
     tables = fabric.tables
     if tables.near_kind == TORUS:
+        # a torus that is twisted, joined to others or routed in several orders has no such product
         several = int(tables.domain_D[-1]) > 0
         twisted = not np.array_equal(tables.shift_A, tables.coord_LA.max(axis=0)) or _is_twisted(
             fabric
@@ -39,11 +40,12 @@ def can_factor(fabric: Fabric) -> bool:
 
 
 def _is_twisted(fabric: Fabric) -> bool:
-    """Whether a step along an axis ever changes the place on another."""
+    """Return whether a step along one axis ever changes the coordinate on another."""
     coord, following = fabric.tables.coord_LA, fabric.tables.next_LX
     for x in range(following.shape[1]):
         there = following[:, x] >= 0
         moved = coord[following[there, x]] != coord[there]
+        # direction x steps along axis x // 2; any other coordinate that moved is a twist
         moved[:, x // 2] = False
         if moved.any():
             return True
@@ -58,19 +60,18 @@ def receive_ops(
     name: str,
     hop_s: float = 0.0,
 ) -> Array:
-    """One op per receiver for traffic ``sent_S[s] * share_D[d]``; resources of the fabric must come
-    first.
+    """Add one op per receiver for traffic of ``sent_S[s] * share_D[d]`` bytes.
 
     Args:
-        builder: The program.
-        fabric: Where `can_factor` holds.
+        builder: The program; the fabric's resources must be its first.
+        fabric: A fabric for which `can_factor` holds.
         sent_S: ndarray of shape (S,): factor of each sender.
         share_D: ndarray of shape (D,): factor of each receiver, > 0.
-        name: Of the ops.
-        hop_s: Latency of a hop of a torus, of the longest way.
+        name: Name of the ops.
+        hop_s: Latency of a hop; on a torus an op waits for the hops of its longest route.
 
     Raises:
-        ConfigError: Factors of the wrong shape, negative or not finite.
+        ConfigError: The factors have the wrong shape, or are negative or not finite.
     """
     count = fabric.num_devices
     for what, values in (("sent_S", sent_S), ("share_D", share_D)):
@@ -84,6 +85,7 @@ def receive_ops(
     tables = fabric.tables
     first = builder.num_ops
     ops = np.arange(first, first + count)
+    # bytes per unit of a receiver's factor; a device sends nothing to itself
     total = sent_S.sum() - sent_S
     if tables.near_kind == TORUS:
         load = TorusLoad(ops_I=ops, fabric=fabric, sent_S=sent_S, share_D=share_D)
@@ -99,6 +101,7 @@ def receive_ops(
     domain = tables.domain_D
     within = np.bincount(domain, sent_S)[domain]
     near, far = share_D * (within - sent_S), share_D * (sent_S.sum() - within)
+    # the receiver's own ports are entries; the senders' ports are factored below
     own = [(tables.near_in_D, near)] if tables.near_in_D[0] >= 0 else []
     own += [(tables.far_in_D, far)] if tables.far_in_D[0] >= 0 else []
     builder.ops(
@@ -112,6 +115,7 @@ def receive_ops(
         phase="dispatch",
     )
     device, whole = np.arange(count), np.zeros(count, dtype=np.int64)
+    # near ports carry only pairs of one domain
     if tables.near_out_D[0] >= 0:
         builder.factored(
             Factored(
@@ -125,6 +129,7 @@ def receive_ops(
                 inner_J=device,
             )
         )
+    # far ports carry only pairs of different domains
     if tables.far_out_D[0] >= 0:
         builder.factored(
             Factored(
@@ -143,13 +148,13 @@ def receive_ops(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TorusLoad:
-    """Demands of receivers on the links of a torus, as the two factors of the traffic.
+    """Demands of receivers on the links of a torus, computed from the two factors of the traffic.
 
     Attributes:
-        ops_I: Ops, one per device in order.
+        ops_I: Numbers of the ops, one per device in order.
         fabric: The torus.
-        sent_S: Factor of each sender.
-        share_D: Factor of each receiver.
+        sent_S: ndarray of shape (S,): factor of each sender.
+        share_D: ndarray of shape (D,): factor of each receiver.
     """
 
     ops_I: Array
@@ -159,7 +164,7 @@ class TorusLoad:
 
     @cached_property
     def resources_J(self) -> Array:
-        """Every link."""
+        """Numbers of all links."""
         return np.arange(self.fabric.num_resources)
 
     @cached_property
@@ -168,16 +173,19 @@ class TorusLoad:
 
     @cached_property
     def _loads(self) -> tuple[Array, Array]:
-        """(bytes of every link, largest link bytes of each receiver per unit of its factor)."""
+        """Bytes of every link, and bytes of the busiest link of each receiver per unit of its
+        factor.
+        """
         axes, count = self._axes, self.fabric.num_devices
         links, largest = np.zeros((count, 2 * len(axes))), np.zeros(count)
         for a, n in enumerate(axes):
+            # sources are summed over the axes walked before, destinations over those walked after
             before, after = int(np.prod(axes[:a])), int(np.prod(axes[a + 1 :]))
             sources_nF = self.sent_S.reshape(before, n, after).sum(axis=0)
             shares_Bn = self.share_D.reshape(before, n, after).sum(axis=2)
-            use = self._use(a, n)  # (way, place of the link, from, to)
+            use = self._use(a, n)  # (direction, position of the link, from, to)
             for way in range(2):
-                # bytes per link and destination's place
+                # bytes per link and position of the destination on this axis
                 to_nF = np.einsum("lpq,pf->lqf", use[way], sources_nF)
                 links[:, 2 * a + way] = np.einsum("lqf,bq->blf", to_nF, shares_Bn).ravel()
                 most_n = to_nF.max(axis=(0, 2))
@@ -187,8 +195,8 @@ class TorusLoad:
         return links.ravel(), largest
 
     def _use(self, axis: int, n: int) -> Array:
-        """Share of the traffic between two places of a ring that passes each of its links: (2, n,
-        n, n).
+        """Return the share of the traffic between two positions of a ring that passes each of its
+        links: ndarray of shape (2, n, n, n).
         """
         tables = self.fabric.tables
         use = np.zeros((2, n, n, n))
@@ -196,6 +204,7 @@ class TorusLoad:
         for start in range(n):
             for end in range(n):
                 v = shift + (end - start) * tables.key_A[axis]
+                # traffic splits evenly over the shortest routes round the ring
                 ways = tables.steps_VCA[v, : tables.ways_V[v], axis]
                 for steps in ways:
                     way, place = int(steps < 0), start
@@ -205,30 +214,34 @@ class TorusLoad:
         return use
 
     def hops_I(self) -> Array:
-        """Hops of the longest way to each receiver: ndarray of shape (I,)."""
+        """Return the hops of the longest route to each receiver: ndarray of shape (I,)."""
         tables, hops = self.fabric.tables, np.zeros(self.fabric.num_devices)
         shift = tables.shift_A @ tables.key_A
         for a, n in enumerate(self._axes):
             place = np.arange(n)
-            # (to, from)
+            # indexed by (to, from)
             gaps = tables.steps_VCA[shift + (place[:, None] - place) * tables.key_A[a], 0, a]
             hops += np.abs(gaps).max(axis=1)[tables.coord_LA[:, a]]
         return hops
 
     def demand_J(self) -> Array:
-        """Bytes of every link: ndarray of shape (J,)."""
+        """Return the bytes of every link: ndarray of shape (J,)."""
         return self._loads[0]
 
     def largest_s_I(self, capacity_R: Array) -> Array:
-        """Seconds of the busiest link of each receiver's own traffic: ndarray of shape (I,)."""
+        """Return the seconds of the busiest link of each receiver's own traffic: ndarray of shape
+        (I,).
+        """
         return self.share_D * self._loads[1] / capacity_R[0]
 
     def expanded_bytes(self) -> float:
-        """The matrix of pairs, and a row of links for each receiver."""
+        """Return the bytes that the matrix of pairs and a row of links for each receiver would
+        take.
+        """
         return (8.0 + ENTRY_BYTES * 2 * len(self._axes)) * self.fabric.num_devices**2
 
     def entries(self) -> tuple[Array, Array, Array]:
-        """(op, link, bytes) of every entry."""
+        """Return op, link and bytes of every entry."""
         count = self.fabric.num_devices
         rows = device_rows(
             self.fabric,

@@ -1,8 +1,9 @@
-"""From choices and placement to who sends how many tokens to whom, and what every device computes.
+"""Derive from choices and placement who sends how many tokens to whom, and what every device
+computes.
 
-How many copies of a token travel is the exchange's choice, so all three counts are kept: one for
-each device that holds any of its experts, one for each choice, one for each domain it touches.
-Partial results for a token are added up where its copy went, so as many vectors return.
+The exchange decides how many copies of a token travel, so three counts are kept: a copy for each
+device that holds any of its experts, for each choice, and for each domain it touches. Partial
+results for a token are added up where its copy went, so equally many vectors return.
 
 Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens,
 K choices.
@@ -24,17 +25,17 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Traffic:
-    """What moves and what is computed.
+    """Copies that move between devices, and rows that each device computes.
 
     Attributes:
         num_tokens_S: ndarray of shape (S,): tokens of each source.
         copies_SD: ndarray of shape (S, D): tokens of each source with an expert on each device,
             local ones included.
-        choices_SD: ndarray of shape (S, D): choices of each source on each device.
+        choices_SD: ndarray of shape (S, D): choices of each source that lie on each device.
         domains_SG: ndarray of shape (S, G): tokens of each source with an expert in each domain.
-        counts_DL: ndarray of shape (D, L): rows of each expert slot; 0 where a rank has fewer
-            slots.
-        dropped_fraction: Choices over an expert's capacity, over all choices.
+        counts_DL: ndarray of shape (D, L): rows of each expert slot; 0 where a rank has fewer than
+            L slots.
+        dropped_fraction: Share of all choices that exceed an expert's capacity and are dropped.
     """
 
     num_tokens_S: Array
@@ -51,7 +52,7 @@ class Traffic:
 
     @property
     def load_imbalance(self) -> float:
-        """Rows of the busiest device over the mean."""
+        """Rows of the busiest device over the mean of all devices."""
         rows = self.counts_DL.sum(axis=1)
         return float(rows.max() / rows.mean())
 
@@ -59,11 +60,12 @@ class Traffic:
 def _within_capacity(
     routing: Routing, capacity_factor: float | None, num_left: int
 ) -> Array | None:
-    """Choices that find room, in token order: ndarray of shape (T, K), bool; None if every choice
-    does.
+    """Return which choices find room, in token order: ndarray of shape (T, K), bool; None without a
+    capacity.
     """
     if capacity_factor is None:
         return None
+    # an expert takes choices in token order until its capacity is full
     ids = routing.expert_ids_TK
     return turn_of_choice(ids, routing.num_experts) < places(capacity_factor, ids.size, num_left)
 
@@ -77,22 +79,25 @@ def spread_tokens(
     devices_per_domain: int | None = None,
     num_left: int | None = None,
 ) -> Traffic:
-    """Send every choice to its slot.
+    """Send every choice to its slot and count the traffic.
 
     Args:
-        routing: Choices of all tokens.
-        placement: Slots on ``parallelism.ep`` ranks.
-        parallelism: Each rank is ``tp`` devices, numbered together.
-        capacity_factor: Slots per expert over the mean load; None drops nothing.
+        routing: The choices of all tokens.
+        placement: The expert slots on ``parallelism.ep`` ranks.
+        parallelism: The parallelism; each rank is ``tp`` consecutive devices.
+        capacity_factor: Capacity of an expert over the mean load; None drops nothing.
         devices_per_domain: Consecutive devices of a domain; by default all of them.
-        num_left: Experts that are not pruned, over which the mean load is taken; by default all.
+        num_left: Number of experts that are not pruned, over which the mean load is taken; by
+            default all.
     """
     ranks, tp = parallelism.ep, parallelism.tp
     slot_TK = placement.slot_of_choice(routing.expert_ids_TK)
     keep_TK = _within_capacity(routing, capacity_factor, num_left or routing.num_experts)
     devices_per_domain = devices_per_domain or ranks * tp
+    # ranks are numbered through, so a domain is a run of consecutive ranks
     domain_W = np.arange(ranks) * tp // devices_per_domain
     num_domains = -(-ranks * tp // devices_per_domain)
+    # dropped choices have slot -1
     slots = slot_TK if keep_TK is None else np.where(keep_TK, slot_TK, -1)
     copies_SW, choices_SW, domains_SG, counts_P = count_copies(
         slots,
@@ -104,6 +109,7 @@ def spread_tokens(
     )
     return Traffic(
         num_tokens_S=routing.num_tokens_S,
+        # each of the devices of a rank gets a copy of the rank's tokens
         copies_SD=np.repeat(copies_SW, tp, axis=1),
         choices_SD=np.repeat(choices_SW, tp, axis=1),
         domains_SG=domains_SG,
@@ -115,14 +121,20 @@ def spread_tokens(
 def settled(
     routing: Routing, placement: Placement, tp: int, capacity_factor: float | None
 ) -> tuple[Routing, Placement]:
-    """Choices as they go to slots, for a placement whose tokens prefer near replicas.
+    """Assign choices to slots, for a placement whose tokens prefer near replicas.
+
+    Args:
+        routing: The choices of all tokens.
+        placement: The expert slots.
+        tp: Devices of a rank.
+        capacity_factor: Capacity of an expert over the mean load; None for none.
 
     Returns:
-        The routing with slots in the place of experts, and the placement of slots as experts of
-        their own; both as they were where replicas take turns.
+        The routing with slots instead of experts, and the placement with each slot as an expert of
+        its own; both unchanged where replicas take turns.
 
     Raises:
-        ConfigError: A capacity, which is per expert and not per slot.
+        ConfigError: There is a capacity, which is per expert and not per slot.
     """
     if not placement.nearest_within:
         return routing, placement
@@ -130,6 +142,7 @@ def settled(
         raise ConfigError(
             f"placement: nearest replicas take no capacity_factor, got {capacity_factor:g}"
         )
+    # the slots become the experts, so that spreading them later changes nothing
     slot_TK = placement.nearest_slot_of_choice(routing.expert_ids_TK, routing.source_T() // tp)
     slots = placement.num_slots
     return (
@@ -151,23 +164,28 @@ def padded(
     devices_per_domain: int,
     left_E: np.ndarray | None = None,
 ) -> Traffic:
-    """Traffic of experts whose places are all filled, with zeros where no choice is.
+    """Return the traffic of experts whose whole capacity is filled, with zeros where there is no
+    choice.
 
-    Every source sends an equal share of each expert's places; replicas share them too.
+    Every source sends an equal share of each expert's capacity, which its replicas share.
 
     Args:
-        traffic: Of the choices.
-        placement: Slots.
+        traffic: Traffic of the choices.
+        placement: The expert slots.
         tp: Devices of a rank.
-        capacity: Places of an expert.
+        capacity: Rows that an expert has room for.
         devices_per_domain: Consecutive devices of a domain.
-        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all.
+        left_E: ndarray of shape (E,), bool: whether each expert is left after pruning; None for
+            all.
     """
+    # replicas of an expert share its capacity
     copies_E = np.bincount(placement.expert_of_slot_P, minlength=placement.num_experts)
+    # a slot computes its share of the capacity, rounded up to whole rows
     rows_P = -(-capacity // copies_E[placement.expert_of_slot_P])
     if left_E is not None:
         rows_P = rows_P * left_E[placement.expert_of_slot_P]
     sources = len(traffic.num_tokens_S)
+    # rounded up for every source, since each sends whole rows
     sent_W = np.bincount(
         placement.rank_of_slot_P, weights=-(-rows_P // sources), minlength=placement.num_ranks
     )

@@ -1,5 +1,6 @@
-"""What a layer's experts demand at many widths at once: rows of a screening, priced by the model
-that lowers one.
+"""Price what a layer's experts demand at many widths at once, for a screening.
+
+The cost model is the same as in lowering one layer.
 
 Shape legend: B widths, D devices, L local experts; M = 2 demands, compute and memory.
 """
@@ -31,16 +32,16 @@ Demands = tuple[Array, Array]
 def demands_of_widths(
     members: Sequence[Candidate], cluster: Cluster, batches: Sequence[Traffic]
 ) -> dict[str, list[Demands]]:
-    """Demands of the phases that depend on the width of experts.
+    """Price the phases that depend on the width of experts.
 
     Args:
-        members: B candidates that differ in that width only.
-        cluster: D devices.
-        batches: Traffic of every micro-batch, the same for all.
+        members: B candidates that differ only in that width.
+        cluster: The cluster of D devices.
+        batches: Traffic of every micro-batch, which is equal for all members.
 
     Returns:
-        Phase -> for each micro-batch its demands, ndarray of shape (B, D, 2) in FLOPs and bytes as
-        `Devices.phase` states them, and latencies, ndarray of shape (B, D).
+        Phase -> for each micro-batch its demands, ndarray of shape (B, D, 2) in FLOPs and bytes,
+        see `Devices.phase`, and its latencies, ndarray of shape (B, D).
     """
     first = members[0].layer
     devices = Devices.of(cluster, first.precision.activations, ProgramBuilder())
@@ -53,11 +54,13 @@ def demands_of_widths(
 def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
     first = members[0]
     tp, layer = first.parallelism.tp, first.layer
+    # the histograms, and with them the tile, do not depend on the width
     tile = typical_tile(traffic.counts_DL, layer.precision.activations)
     tokens_D = np.asarray(traffic.tokens_D)
     parts = []
     for kernels, which in devices.groups:
         counts_DL = traffic.counts_DL[which]
+        # all members in one call: every member's devices become rows of a table
         if kernels.rows_may_differ:
             count, size = len(members), len(counts_DL)
             load = _repeated(Load.of(counts_DL, tokens_D[which] * layer.top_k, tile.block_m), count)
@@ -96,7 +99,7 @@ def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) ->
 
 
 def _repeated(load: Load, count: int) -> Load:
-    """The same histograms for every member."""
+    """Repeat the histograms of one member for every member."""
     assert load.counts_DL is not None
     return Load(
         rows_D=np.tile(load.rows_D, count),

@@ -1,3 +1,3 @@
-"""Measurements: where they come from, what exactly each one times, and how simulation compares with
-them.
+"""Compare simulation with measurements, and say where each measurement comes from and what it
+times.
 """

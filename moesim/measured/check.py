@@ -1,10 +1,10 @@
-"""The check: winners and measured architectures against every source there is, and what became of
-the ranking.
+"""Check winners and measured architectures against every available source, and see whether the
+ranking survives.
 
 Measured rows and a GPU check every candidate. The interpreter, the CPU and its processes check
-scaled-down layers, which says the same for candidates that differ only in size: of a study's
-winners, each gate kind goes through the interpreter once, and one winner, the middle of the front,
-is timed on the CPU and exchanged between processes.
+scaled-down layers, which gives the same answer for candidates that differ only in size. Among a
+study's winners, each gate kind therefore goes through the interpreter once, and one winner, the
+middle of the front, is timed on the CPU and exchanged between processes.
 """
 
 from collections.abc import Callable, Iterable
@@ -55,9 +55,16 @@ CHECK_COLUMNS = (
 def check_candidate(
     source: MeasurementSource, candidate: Candidate, cluster: Cluster, workload: Workload
 ) -> list[CheckRow]:
-    """One check. What a source refuses, and one that cannot run here, are rows that say why.
+    """Check one candidate against one source.
 
-    Every row names an engine and a hash.
+    A source that cannot run here, or that refuses the candidate, gives a row that says why. Every
+    row names an engine and a hash.
+
+    Args:
+        source: The source that measures.
+        candidate: The design to check.
+        cluster: The hardware it was simulated on.
+        workload: The tokens and their routing.
     """
     about: dict[str, Any] = {
         "candidate": candidate.label,
@@ -93,15 +100,15 @@ def check_all(
     sources: dict[str, MeasurementSource],
     say: Callable[[str], None],
 ) -> list[tuple[str, CheckRow]]:
-    """Check everything.
+    """Check winners and measured architectures against all sources.
 
     Args:
         winners: Candidates of the front, in order; at least one.
-        measured: Architectures that measured rows exist for.
-        cluster: Hardware they were simulated on.
-        workload: Tokens and routing.
-        sources: What can check them.
-        say: Told what is being done, since some of it takes seconds.
+        measured: Architectures for which measured rows exist.
+        cluster: The hardware they were simulated on.
+        workload: The tokens and their routing.
+        sources: The sources that can check them, by name.
+        say: Function that is told what is being done, since some of it takes seconds.
 
     Returns:
         (role, row) with role ``winner`` or ``measured``.
@@ -140,7 +147,7 @@ def write_check(path: Path, rows: Iterable[tuple[str, CheckRow]]) -> None:
 
 
 def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
-    """Flat row for check.csv."""
+    """Return the flat row of a comparison for check.csv."""
     return {name: getattr(check, name) for name in CHECK_COLUMNS if hasattr(check, name)} | {
         "role": role,
         "version": VERSION,
@@ -148,14 +155,16 @@ def csv_row(check: CheckRow, role: str) -> dict[str, Any]:
 
 
 def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
-    """One verdict for each candidate and work, of the largest part of it that each source timed.
+    """Return one verdict for each candidate and workload, from the largest part of it that each
+    source timed.
 
-    ``refuted`` if any source refutes it, or finds that its kernels compute something else; then
-    ``inconclusive`` if any is; ``confirmed`` if all that measured it confirm it; ``not_measured``
-    if none did.
+    The verdict is ``refuted`` if any source refutes it, or finds that its kernels compute something
+    else; otherwise ``inconclusive`` if any source says so; ``confirmed`` if all that measured it
+    confirm it; ``not_measured`` if none measured it.
 
     Returns:
-        Label of the candidate, with that of its work where rows of several are given -> verdict.
+        Label of the candidate, with that of its workload if the rows have several workloads ->
+        verdict.
     """
     every = list(rows)
     several = len({row.workload for row in every}) > 1
@@ -173,11 +182,11 @@ def winner_verdicts(rows: Iterable[CheckRow]) -> dict[str, Verdict]:
 
 
 def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
-    """Errors in percent of each source's quantities, and whether the ranking survived where there
-    are four rows.
+    """Return the errors of each source's quantities in percent, and whether the ranking survived if
+    there are at least four rows.
 
     Returns:
-        Rows with source, quantity, rows, median, mape, p90, bias, and where known kendall_tau and
+        Rows with source, quantity, rows, median, mape, p90, bias, and if known kendall_tau and
         regret.
     """
     groups: dict[tuple[str, str], list[CheckRow]] = {}
@@ -202,11 +211,12 @@ def source_scores(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
 
 
 def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
-    """Error over the distinct measured rows that were checked, and whether the ranking survived.
+    """Return the error over the distinct measured rows that were checked, and whether the ranking
+    survived.
 
     Returns:
         ``rows``, ``median`` and ``p90`` of the error in percent, ``kendall_tau`` and ``regret``;
-        ``n/a`` where there are too few (none for errors, under four for the ranking).
+        ``n/a`` where there are too few rows (no row for errors, fewer than four for the ranking).
     """
     distinct: dict[object, CheckRow] = {}
     for row in rows:
@@ -224,8 +234,8 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
 
 
 def print_check(rows: list[tuple[str, CheckRow]]) -> None:
-    """What the terminal shows at the end: times simulated and measured, numerical checks, and the
-    ranking.
+    """Print what the terminal shows at the end: simulated and measured times, numerical checks, and
+    the ranking.
     """
     timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
     print_table(

@@ -1,4 +1,4 @@
-"""Checks of a closed loop: many candidates against one source, their scores, and a figure."""
+"""Check a closed loop: many candidates against one source, with their scores and a figure."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,14 +35,14 @@ def check_each(
     """Check candidates against one source, one after another.
 
     Args:
-        source: What measures them.
-        candidates: The role and the candidate of each.
+        source: The source that measures them.
+        candidates: Pairs of role and candidate.
         cluster: The hardware they were simulated on.
-        workload: Tokens and routing.
-        say: Told which candidate is being checked.
+        workload: The tokens and their routing.
+        say: Function that is told which candidate is being checked.
 
     Returns:
-        (role, row); what the source refuses is a row that says why.
+        Pairs of role and row; a candidate that the source refuses has a row that says why.
     """
     rows: list[tuple[str, CheckRow]] = []
     for number, (role, candidate) in enumerate(candidates, 1):
@@ -57,7 +57,7 @@ def report_checks(rows: Sequence[tuple[str, CheckRow]], out: Path, where: str) -
     Args:
         rows: Rows of `check_each`.
         out: The output folder.
-        where: What ran the candidates, such as ``this GPU``.
+        where: Name of the machine that ran the candidates, such as ``this GPU``.
 
     Raises:
         ConfigError: A file cannot be written.

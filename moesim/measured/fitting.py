@@ -1,4 +1,4 @@
-"""Robust fits of positive parameters, and the calibration file they end in."""
+"""Fit positive parameters robustly, and write the calibration file."""
 
 import re
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from moesim.version import VERSION
 
 #: name -> (first guess, lowest, highest)
 Bounds = dict[str, tuple[float, float, float]]
-#: log spread of rows around a model with the right parameters, and of a parameter between devices:
-#: of those tried, the pair that predicts an A100 best from an H100 and ten rows, and the other way
+#: log spread of rows around a model with the right parameters, and of a parameter between devices;
+#: of the pairs tried, this one predicts an A100 best from an H100 and ten rows, and the other way
 #: round
 _ROW_SPREAD, _FACTOR_SPREAD = 0.08, 0.2
 _CREATED = re.compile(r'^created = ".*"$', re.MULTILINE)
@@ -25,16 +25,16 @@ def few_shot_fit(
     parameters: dict[str, float],
     names: tuple[str, ...],
 ) -> dict[str, float]:
-    """Factors of a few parameters from a few rows: the most probable ones if factors are near 1
-    beforehand.
+    """Fit factors of a few parameters to a few rows: the most probable factors, given that they are
+    near 1.
 
-    Minimises the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors over
-    `_FACTOR_SPREAD`.
+    The fit minimizes the soft-L1 loss of log errors over `_ROW_SPREAD` plus the squared log factors
+    over `_FACTOR_SPREAD`.
 
     Args:
-        log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
-        parameters: What the factors multiply.
-        names: Parameters that get a factor.
+        log_errors: Function from parameters to log(predicted / measured), ndarray of shape (N,).
+        parameters: The parameters that the factors multiply.
+        names: Names of the parameters that get a factor.
 
     Returns:
         Name -> factor.
@@ -57,11 +57,11 @@ def few_shot_fit(
 def robust_fit(
     log_errors: Callable[[dict[str, float]], np.ndarray], bounds: Bounds, weights: np.ndarray
 ) -> dict[str, float]:
-    """Minimise a soft-L1 loss of weighted log errors (scale 0.1: beyond 10 % an error counts
-    linearly).
+    """Minimize a soft-L1 loss of weighted log errors, of scale 0.1: beyond 10 % an error counts
+    linearly.
 
     Args:
-        log_errors: Parameters -> ndarray of shape (N,): log(predicted / measured).
+        log_errors: Function from parameters to log(predicted / measured), ndarray of shape (N,).
         bounds: First guess and limits of each parameter.
         weights: ndarray of shape (N,): weight of each row, mean 1.
 
@@ -96,21 +96,21 @@ def _text(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """What a fit found, as a calibration file states it: see
+    """The result of a fit, which becomes a calibration file; see
     `moesim.costs.calibration.CalibrationFile` for its keys.
 
     Attributes:
-        title: What is calibrated.
-        fitted_on: Which rows it was fitted on, in words.
-        sources: Tables those rows come from.
+        title: What is calibrated, in words.
+        fitted_on: The rows it was fitted on, in words.
+        sources: Tables from which those rows come.
         profiles: Devices that were fitted.
-        generations: Their compute capabilities.
+        generations: Generations of those devices, ten times their compute capabilities.
         parameters: Fitted numbers.
         residuals: Class of rows -> P10 and P90 of measured over predicted, on rows left out.
         scores: Class of rows -> errors in percent, on rows left out.
         fit_groups: The groups of rows that were fitted, in words.
         device_factors: Device -> factors of its parameters.
-        few_shot_factors: The same for devices of which ten rows are known.
+        few_shot_factors: Device of which ten rows are known -> factors of its parameters.
     """
 
     title: str
@@ -130,8 +130,8 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
     """Write a calibration file.
 
     Args:
-        path: The file.
-        found: What the fit found.
+        path: The file to write.
+        found: The result of the fit.
         command: The command that fits it again.
     """
     lines = [
@@ -181,8 +181,10 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
 
 
 def _dated(path: Path, lines: list[str]) -> str:
-    """The text; where the file or the shipped one of its name says the same, with that one's date:
-    refits reproduce.
+    """Return the text of the file, with an old date if only the date differs.
+
+    If the file, or the shipped file of that name, differs only in its date, its text is returned,
+    so that refits reproduce it.
     """
     text = "\n".join(lines) + "\n"
     for old in (path, Path(str(files("moesim_hw_profiles"))) / "calibration" / path.name):

@@ -1,7 +1,7 @@
-"""Gates over many numbers of experts: simulated rows, and how well measured ones were predicted.
+"""Simulate gates over many numbers of experts, and score how well measured ones were predicted.
 
-A layer around the gate, whose experts are together as wide whatever their number, tells the gate's
-share of the layer's time.
+The gate is part of a layer whose experts have the same total width for every number of experts,
+which gives the gate's share of the layer's time.
 """
 
 import math
@@ -24,7 +24,7 @@ from moesim.simulation.run import simulate
 from moesim.units import US
 
 Row = dict[str, Any]
-#: gates whose measured times differ by less are ties
+#: relative difference of measured times below which gates tie
 TIE = 0.05
 #: columns of `gate_scores` that the terminal shows, with their headings
 SHOWN = {
@@ -42,9 +42,9 @@ class GateCase:
     """Sizes of a layer whose number of experts and gate vary.
 
     Attributes:
-        hidden_size: Hidden size.
+        hidden_size: Hidden size of the layer.
         num_tokens: Tokens of the device.
-        top_k: Experts that a token uses, where there are at least four times as many.
+        top_k: Number of experts that a token uses, if there are at least four times as many.
         width: Width of all experts together.
     """
 
@@ -58,7 +58,7 @@ def cases(sizes: Sequence[tuple[int, int, int, int]]) -> list[GateCase]:
     """Return the cases of a table.
 
     Args:
-        sizes: Hidden size, tokens, top_k and width of each.
+        sizes: Hidden size, tokens, top_k and width of each case.
     """
     return [
         GateCase(hidden_size=hidden, num_tokens=tokens, top_k=top_k, width=width)
@@ -67,11 +67,11 @@ def cases(sizes: Sequence[tuple[int, int, int, int]]) -> list[GateCase]:
 
 
 def gates_for(num_experts: int, top_k: int) -> Iterator[Gate]:
-    """Yield one gate of every kind that can choose among so many experts.
+    """Yield one gate of every kind that can choose among a number of experts.
 
     Args:
-        num_experts: The experts.
-        top_k: Experts that a token uses.
+        num_experts: The number of experts.
+        top_k: Number of experts that a token uses.
     """
     side = 1 << (num_experts.bit_length() // 2)
     limited = "group_limited:8:4" if num_experts >= 64 else "group_limited:2:1"
@@ -90,7 +90,7 @@ def gate_layers(
     """Yield the layer and the tokens of every gate of every case and number of experts.
 
     Args:
-        cases: Sizes.
+        cases: Sizes of the layers.
         experts: Numbers of experts.
     """
     for num_experts in experts:
@@ -161,13 +161,14 @@ def gate_scores(rows: Sequence[Row]) -> list[Row]:
 
 
 def named_right(rows: Sequence[Row]) -> Row:
-    """Count the pairs of gates, for the same layer and tokens, that are ordered as measured.
+    """Count the pairs of gates, for the same layer and tokens, whose simulated order is the
+    measured one.
 
     Args:
         rows: Rows with ``gate_us`` and ``measured_us``.
 
     Returns:
-        ``pairs``, ``right``, ``right_percent``, and ``ties``, which are no pairs.
+        ``pairs``, ``right``, ``right_percent``, and ``ties``, which do not count as pairs.
     """
 
     def size(row: Mapping[str, Any]) -> tuple:
@@ -187,10 +188,10 @@ def named_right(rows: Sequence[Row]) -> Row:
 
 
 def right_text(order: Mapping[str, Any]) -> str:
-    """Say how often the faster of two gates was named right.
+    """Say how often the faster of two gates was predicted right.
 
     Args:
-        order: What `named_right` returned.
+        order: The counts that `named_right` returned.
     """
     return (
         f"the faster gate named right in {order['right']} of {order['pairs']} pairs "

@@ -1,7 +1,8 @@
-"""How well a machine's layers were foretold: scores of a closed loop, and what they ought to be.
+"""Score how well a machine's layers were predicted in a closed loop, and compare the scores with
+targets.
 
-Targets are those this project set itself for an idle machine; a run on a disturbed one is reported
-as such beside them.
+The project set these targets for an idle machine; a run on a disturbed machine is reported as
+disturbed.
 """
 
 import math
@@ -14,7 +15,7 @@ from moesim.measured.scores import error_scores, ranking
 
 Array = np.ndarray
 _BEST_OF, _DRAWS = 8, 400
-#: what is scored, the score, whether it should be at most or at least, the bound
+#: what is scored, the score, whether it should be at most or at least the bound, and the bound
 TARGETS: tuple[tuple[str, str, str, float], ...] = (
     ("layers", "mape", "<=", 9.0),
     ("layers", "p90", "<=", 20.0),
@@ -28,15 +29,15 @@ TARGETS: tuple[tuple[str, str, str, float], ...] = (
 
 
 def fit_line(simulated: Array, measured: Array) -> tuple[float, float]:
-    """Start a >= 0 and slope b > 0 of measured = a + b x simulated, by a robust loss on the log of
-    the ratio.
+    """Fit start a >= 0 and slope b > 0 of measured = a + b x simulated, with a robust loss on the
+    log of the ratio.
 
-    What ranks of one host add to the sum of their parts: waking each other up, and sharing caches
-    and memory.
+    The line is what ranks of one host add to the sum of their parts: they wake each other up, and
+    share caches and memory.
 
     Args:
-        simulated: ndarray of shape (N,), > 0, N >= 2.
-        measured: ndarray of shape (N,), > 0.
+        simulated: ndarray of shape (N,): simulated times > 0, N >= 2.
+        measured: ndarray of shape (N,): measured times > 0.
     """
     from scipy.optimize import least_squares
 
@@ -52,13 +53,13 @@ def fit_line(simulated: Array, measured: Array) -> tuple[float, float]:
 
 
 def best_of_regret(simulated: Array, measured: Array, seed: int = 0) -> float:
-    """Mean regret, in percent, of the one that simulation calls best of eight, over many draws of
-    eight.
+    """Return the mean regret, in percent, of the candidate that simulation calls best of eight,
+    over many random sets of eight.
 
     Args:
-        simulated: ndarray of shape (N,): cost of each, such as seconds per multiply-add.
-        measured: ndarray of shape (N,).
-        seed: Of the draws.
+        simulated: ndarray of shape (N,): simulated cost of each, such as seconds per multiply-add.
+        measured: ndarray of shape (N,): measured cost of each.
+        seed: Seed of the random sets.
     """
     rng = np.random.default_rng(seed)
     regrets = []
@@ -69,11 +70,11 @@ def best_of_regret(simulated: Array, measured: Array, seed: int = 0) -> float:
 
 
 def scores(rows: Sequence[dict[str, Any]], simulated: str = "simulated_us") -> dict[str, float]:
-    """Errors in percent, rank correlation, share inside the interval, and how many rows were
-    disturbed.
+    """Return errors in percent, rank correlation, the percentage inside the interval, and how many
+    rows were disturbed.
 
     Args:
-        rows: With ``measured_us``, a simulated column, and where known ``simulated_low_us``,
+        rows: Rows with ``measured_us``, a simulated column, and if known ``simulated_low_us``,
             ``simulated_high_us`` and ``contended``.
         simulated: Name of the simulated column.
     """
@@ -91,14 +92,14 @@ def scores(rows: Sequence[dict[str, Any]], simulated: str = "simulated_us") -> d
 
 
 def against_targets(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target beside what was found.
+    """Return each target next to what was found.
 
     Args:
         summary: Rows with ``what`` and scores.
 
     Returns:
-        Rows with what, score, target, found and met, in the order of `TARGETS`; found is None where
-        it was not scored.
+        Rows with what, score, target, found and met, in the order of `TARGETS`; found is None if it
+        was not scored.
     """
     by_name = {row["what"]: row for row in summary}
     rows = []
@@ -122,7 +123,7 @@ def beaten_winners(rows: Sequence[dict[str, Any]]) -> float:
 
     Args:
         rows: Rows with ``role``, ``ranks``, ``loss`` and ``measured_us``; a design beats a winner
-            on as many ranks if it is no worse in loss and faster.
+            on the same number of ranks if it is faster and no worse in loss.
     """
     winners, others = ([r for r in rows if r["role"] == role] for role in ("winner", "random"))
     beaten = [
@@ -149,8 +150,8 @@ def loop_summary(
     Args:
         layers: Rows of layers on one rank.
         exchanges: Rows of all-to-alls; may be empty.
-        ranked: Rows of layers over two ranks, of which those not ``in_fit`` are scored; may be
-            empty.
+        ranked: Rows of layers over two ranks, of which the rows that are not ``in_fit`` are scored;
+            may be empty.
         candidates: Rows of the designs of a search.
         seed: Seed of the draws of eight.
     """

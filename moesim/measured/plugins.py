@@ -1,7 +1,7 @@
-"""What `moesim kernels` runs: tools of installed packages, found through the entry point group
+"""Find the tools that `moesim kernels` runs, in installed packages with the entry point group
 ``moesim.kernel_tools``.
 
-They need torch and Triton, which `moesim` does not import.
+The tools need torch and Triton, which `moesim` does not import.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,56 +16,56 @@ GROUP = "moesim.kernel_tools"
 
 
 class KernelCompiler(Protocol):
-    """Compiles kernels for GPUs that need not be here."""
+    """A tool that compiles kernels for GPUs, which this machine need not have."""
 
     def unavailable_because(self) -> str | None:
-        """Why it cannot run on this machine, in one line; None if it can."""
+        """Say in one line why it cannot run on this machine; None if it can."""
 
     def targets(self) -> tuple[str, ...]:
-        """Architectures it knows."""
+        """Return the architectures it knows."""
 
     def rows(self, targets: Sequence[str], only: str) -> Iterator[dict[str, Any]]:
-        """One row per target and kernel whose name contains ``only``; key ``error`` says what is
-        wrong with it.
+        """Yield one row per target and kernel whose name contains ``only``; key ``error`` says what
+        is wrong with the kernel.
         """
 
 
 class KernelTuner(Protocol):
-    """Searches tiles by timing them on this machine's GPU."""
+    """A tool that searches tiles by timing them on this machine's GPU."""
 
     def unavailable_because(self) -> str | None:
-        """Why it cannot run on this machine, in one line; None if it can."""
+        """Say in one line why it cannot run on this machine; None if it can."""
 
     def rows(
         self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
     ) -> Iterator[dict[str, Any]]:
-        """A row for each number of tokens and grouped GEMM of the layer: the tile, and its time
-        beside the default's.
+        """Yield a row for each number of tokens and grouped GEMM of the layer: the tile, its time
+        and the default tile's time.
 
         Args:
-            layer: Sizes.
-            tokens: Numbers of tokens, each tuned for itself.
+            layer: The layer, for its sizes.
+            tokens: Numbers of tokens, each of which is tuned separately.
             dtype: Format of the experts.
-            skew: Of the experts' popularity: the e-th most popular is chosen in proportion to (e +
-                1)^-skew.
-            seed: Of routing, tokens and weights.
+            skew: Skew of the experts' popularity: the e-th most popular is chosen in proportion to
+                (e + 1)^-skew.
+            seed: Seed of the routing, tokens and weights.
         """
 
     def table(self) -> Path:
-        """Where this GPU's table lives by default, and where layers find it."""
+        """Return the default path of this GPU's table, where layers find it."""
 
     def merged(self, table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of a table with these in place of those for the same layer."""
+        """Return the rows of a table, with these rows instead of those for the same layer."""
 
 
 def kernel_tool(name: str) -> Any:
-    """The installed tool of this name.
+    """Return the installed tool of a name.
 
     Args:
         name: ``compile`` or ``tune``.
 
     Raises:
-        MeasurementError: No installed package has it, or it cannot run on this machine.
+        MeasurementError: No installed package has the tool, or it cannot run on this machine.
     """
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:

@@ -1,8 +1,8 @@
-"""Simulation against published figures: ``moesim validate published``.
+"""Compare simulation with published figures: ``moesim validate published``.
 
-The list is ``hw_profiles/published/points.toml``: what was published, where, and which simulation
-answers for it. A point the simulator does not cover says why, and counts as a miss where it is one
-of those that are scored.
+The list ``hw_profiles/published/points.toml`` says what was published, where, and which simulation
+corresponds to it. A point that the simulator does not cover says why, and counts as a miss if it is
+scored.
 """
 
 from typing import Literal
@@ -26,11 +26,12 @@ from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 from moesim.units import GB, US
 
-#: what the published exchanges move: DeepSeek-V3's layer
+#: sizes of the layer that the published exchanges serve: DeepSeek-V3's
 HIDDEN, EXPERTS, TOP_K, WIDTH = 7168, 256, 8, 2048
-#: groups a token may use, of as many as there are nodes (DeepSeek-V3, arXiv 2412.19437)
+#: number of groups a token may use; there are as many groups as nodes (DeepSeek-V3, arXiv
+#: 2412.19437)
 _LIMITED_NODES = 4
-#: bytes per copy that DeepEP's bandwidths count
+#: bytes per copy that DeepEP's published bandwidths count
 _DEEPEP_BYTES = {"dispatch": 7392.0, "combine": 14336.0}
 WITHIN = (10, 15, 30)
 
@@ -68,20 +69,20 @@ class Point(Strict):
 
 
 class PointsFile(Strict):
-    """The list."""
+    """The list of published figures."""
 
     sources: dict[str, Source]
     points: list[Point]
 
 
 def load_points() -> PointsFile:
-    """The shipped list."""
+    """Load the shipped list."""
     path = toml.shipped("published", "points.toml")
     return toml.parse(toml.read_text(path), PointsFile, path.name)
 
 
 def compare() -> list[dict[str, object]]:
-    """Every point with what the simulator says.
+    """Return every point with what the simulator says.
 
     Returns:
         Rows: point, metric, published, simulated (None if not covered), error_percent, scored,
@@ -109,8 +110,8 @@ def compare() -> list[dict[str, object]]:
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
-    """Scored points: how many, percent within 10, 15 and 30 %, points off by more than 2x; one not
-    covered misses.
+    """Return the number of scored points, the percentages within 10, 15 and 30 %, and the number
+    off by more than 2x; a scored point that is not covered counts as a miss.
     """
     errors = [row["error_percent"] for row in rows if row["scored"]]
     known = np.array([e for e in errors if e is not None], dtype=np.float64)
@@ -139,7 +140,8 @@ def _simulate(point: Point) -> float:
 
 
 def _exchange_s(point: Point) -> tuple[float, float, float]:
-    """(seconds, copies per device, copies per device by domain) of an exchange, by the flow engine.
+    """Return seconds, copies per device, and copies per device by domain of an exchange, by the
+    flow engine.
     """
     cluster = load_cluster(point.cluster).with_(
         num_nodes=point.num_nodes, devices_per_node=point.devices_per_node
@@ -187,8 +189,8 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
 
 
 def _torus_gain() -> float:
-    """All-to-all on the plain 4x4x8 over the twisted one; one static route per pair, as route
-    tables hold.
+    """Return the all-to-all time on the plain 4x4x8 torus over that on the twisted one, with one
+    static route per pair, which is what route tables hold.
     """
     times = []
     for twisted in (False, True):
@@ -199,14 +201,14 @@ def _torus_gain() -> float:
 
 
 def _all_reduce(point: Point) -> float:
-    """Bus bandwidth of NCCL's all-reduce, 2 (R - 1) / R of the buffer over the time (nccl-tests'
-    definition).
+    """Return the bus bandwidth of NCCL's all-reduce: 2 (R - 1) / R of the buffer over the time
+    (nccl-tests' definition).
     """
     cluster: Cluster = load_cluster(point.cluster)
     direction: Direction = "dispatch"
     kernel = comm_kernel("nccl_all_reduce", ports_of(cluster), cluster.profile)
     ranks = cluster.num_devices
-    # the kernel's unit: it counts both passes in its efficiency
+    # bytes of one pass, which is the kernel's unit: its efficiency accounts for both passes
     port = (ranks - 1) / ranks * point.num_bytes
     one = np.ones(1)
     price = kernel.price(

@@ -1,12 +1,12 @@
-"""Move a measured profile of this machine to what layers and exchanges really took here, and see
+"""Adjust a measured profile of this machine to the measured times of layers and exchanges, and see
 whether that helps.
 
-A profile is fitted to primitives, never to layers. `moesim check --recalibrate` asks what it would
-be worth to do more: one factor each for what GEMMs, selection, movement and calls of the framework
-cost, and for start and bytes of an exchange, fitted to half of the checked candidates (small
-factors are the likely ones, see `moesim.measured.fitting.few_shot_fit`) and scored on the other
-half. Which half a candidate is in depends on its name alone. On the CPUs tried, such factors did
-not help: what is left of the error is no matter of scale.
+A profile is fitted to primitives, never to layers. `moesim check --recalibrate` asks what fitting
+to layers would be worth: one factor each for the cost of GEMMs, selection, movement and calls of
+the framework, and for the start and bytes of an exchange. The factors are fitted to half of the
+checked candidates (factors near 1 are the likely ones, see `moesim.measured.fitting.few_shot_fit`)
+and scored on the other half. The half of a candidate depends only on its name. On the CPUs tried,
+such factors did not help: the remaining error is not a matter of scale.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ _NUMBER = re.compile(r"\b(value|low|high|min|median) = ([-+.\deE]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:
-    """Factors and what they do.
+    """Factors, and the scores with and without them.
 
     Attributes:
-        factors: Of `GROUPS` and `EXCHANGE`.
-        before: Scores of the half kept apart, in percent, with the profile as it was.
-        after: With the factors.
-        fitted_on: Candidates of the fit.
-        kept_apart: The others.
+        factors: Factors by their names in `GROUPS` and `EXCHANGE`.
+        before: Scores of the held-out half, in percent, with the unchanged profile.
+        after: Scores of the held-out half with the factors.
+        fitted_on: Labels of the candidates that were fitted.
+        kept_apart: Labels of the held-out candidates.
     """
 
     factors: dict[str, float]
@@ -62,12 +62,12 @@ class Recalibration:
 
     @property
     def helps(self) -> bool:
-        """Whether the mean error on the half kept apart became smaller."""
+        """Whether the mean error on the held-out half became smaller."""
         return self.after["mape"] < self.before["mape"]
 
 
 def scaled(profile: Profile, factors: dict[str, float]) -> Profile:
-    """The profile with factors of its serial tables and of its all-to-all."""
+    """Return the profile with its serial tables and its all-to-all multiplied by factors."""
     of_table = {
         table: factors[group]
         for group, tables in GROUPS.items()
@@ -93,12 +93,12 @@ def recalibrate(checked: Sequence[tuple[Case, CheckRow]]) -> Recalibration:
     """Fit factors to half of the candidates and score them on the other half.
 
     Args:
-        checked: Winners on one measured profile of a CPU, and what sources that ran them as they
-            are say of them.
+        checked: Winners on one measured profile of a CPU, and the rows of sources that ran them
+            unscaled.
 
     Raises:
-        ConfigError: Not on such a profile, or on several, or too few candidates that were measured
-            as they are.
+        ConfigError: The winners are not on such a profile, or on several, or too few candidates
+            were measured unscaled.
     """
     profiles = {winner.cluster.profile.digest: winner.cluster.profile for winner, _ in checked}
     measured_here = [profile for profile in profiles.values() if profile.execution == "serial"]
@@ -137,7 +137,7 @@ def recalibrate(checked: Sequence[tuple[Case, CheckRow]]) -> Recalibration:
 
 
 def _is_of_profile(winner: Case, row: CheckRow) -> bool:
-    """Whether a row's simulated time is that of the winner itself, on its own profile."""
+    """Return whether a row's simulated time is that of the winner itself, on its own profile."""
     if row.measured is None or row.simulated is None:
         return False
     if "port_bytes" in row.extra:
@@ -146,7 +146,9 @@ def _is_of_profile(winner: Case, row: CheckRow) -> bool:
 
 
 def _halves(used: Sequence[tuple[Case, CheckRow]]) -> tuple[list, list]:
-    """By turns, in the order of hashes of what is checked; both empty where there are too few."""
+    """Split the rows alternately, in the order of hashes of the cases; both halves are empty if
+    there are too few.
+    """
     keys = sorted(
         {winner.key for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest()
     )
@@ -160,7 +162,7 @@ def _halves(used: Sequence[tuple[Case, CheckRow]]) -> tuple[list, list]:
 
 
 def _factors_in(used: Sequence[tuple[Case, CheckRow]]) -> tuple[str, ...]:
-    """Those that anything measured depends on."""
+    """Return the factors on which anything that was measured depends."""
     layers = any("port_bytes" not in row.extra for _, row in used)
     exchanges = any(
         "port_bytes" in row.extra or winner.cluster.num_devices > 1 for winner, row in used
@@ -171,7 +173,7 @@ def _factors_in(used: Sequence[tuple[Case, CheckRow]]) -> tuple[str, ...]:
 def _ratios(
     used: Sequence[tuple[Case, CheckRow]], profile: Profile, factors: dict[str, float]
 ) -> Array:
-    """Simulated over measured with these factors: ndarray of shape (rows,)."""
+    """Return simulated over measured with these factors: ndarray of shape (rows,)."""
     changed = scaled(profile, factors)
     clusters: dict[int, Cluster] = {}
     found = []
@@ -194,18 +196,19 @@ def _ratios(
 
 
 def _multiplied(line: str, factor: float) -> str:
-    """A line's numbers, five digits each."""
+    """Multiply a line's numbers, rounded to five digits each."""
     return _NUMBER.sub(
         lambda number: f"{number[1]} = {float(f'{float(number[2]) * factor:.5g}')!r}", line
     )
 
 
 def recalibrated_text(text: str, found: Recalibration) -> str:
-    """The text of a measured profile, its coefficients and its all-to-all by the factors.
+    """Return the text of a measured profile with its coefficients and its all-to-all multiplied by
+    the factors.
 
     Args:
-        text: As `moesim measure` wrote it.
-        found: Factors, which the file then names as the source of what they changed.
+        text: The text that `moesim measure` wrote.
+        found: The factors, which the file then names as the source of the numbers they changed.
     """
     of_section = {
         f"serial.{table}": found.factors.get(group, 1.0)
@@ -237,11 +240,10 @@ def recalibrated_text(text: str, found: Recalibration) -> str:
 
 
 def write_recalibrated(path: Path, profile: Profile, found: Recalibration) -> None:
-    """Write the profile with the factors beside, or over, the one it was.
+    """Write the profile with the factors to a new file, or over the old one.
 
     Raises:
-        ConfigError: The profile has no file that is found by its name, or the new one cannot be
-            written.
+        ConfigError: No file is found by the profile's name, or the new one cannot be written.
     """
     text = toml.read_text(toml.find("devices", profile.name))
     try:

@@ -1,14 +1,15 @@
-"""How far off: scores of predicted against measured, and whether a ranking survived."""
+"""Score predicted against measured values, and say whether a ranking survived."""
 
 import numpy as np
 
 
 def error_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
-    """Median, mean and P90 of |predicted / measured - 1|, and the median signed error, in percent.
+    """Return median, mean and P90 of |predicted / measured - 1|, and the median signed error, in
+    percent.
 
     Args:
-        predicted: ndarray of shape (N,), > 0, N >= 1.
-        measured: ndarray of shape (N,), > 0.
+        predicted: ndarray of shape (N,): predicted values > 0, N >= 1.
+        measured: ndarray of shape (N,): measured values > 0.
     """
     error = 100.0 * (np.asarray(predicted) / np.asarray(measured) - 1.0)
     size = np.abs(error)
@@ -22,12 +23,11 @@ def error_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float
 
 
 def ranking(simulated: np.ndarray, measured: np.ndarray) -> dict[str, float] | None:
-    """Whether simulation ranks as measurement does; lower is better for both.
+    """Say whether simulation ranks candidates as measurement does; lower is better for both.
 
     Returns:
-        ``kendall_tau`` (tau-b, Kendall 1945) and ``regret``: how much slower, as a share, the
-        candidate that simulation calls best was measured to be than the best measured; None for
-        fewer than four candidates.
+        ``kendall_tau`` (tau-b, Kendall 1945) and ``regret``, the share by which the simulated best
+        was measured to be slower than the measured best; None for fewer than four candidates.
     """
     simulated, measured = np.asarray(simulated), np.asarray(measured)
     if len(simulated) < 4:

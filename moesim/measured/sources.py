@@ -1,12 +1,14 @@
-"""What a source of measurements is, and how the installed ones are found.
+"""Define what a measurement source is, and find the installed ones.
 
-A source checks one candidate and returns `CheckRow`s: what was simulated, what was measured, and of
-which kind; first the largest part of a layer that it knows, then that part by phase where it can.
-Where it substitutes another shape for the one asked, as a CPU must, the row says so, and where it
-cannot check, why. All are found through the entry point group ``moesim.measurement_sources``:
-``silicon`` (measured tables), ``triton`` (this machine's GPU), ``torch-cpu`` and ``gloo`` (this
-CPU, and processes on it), ``interpret`` (whether the kernels compute the right numbers, never a
-time). Those that need torch or Triton live in `moesim_kernels`.
+A source checks one candidate and returns `CheckRow`s with what was simulated, what was measured,
+and of which kind: first the largest part of a layer that it knows, then that part by phase where it
+can. If it substitutes another shape for the requested one, as a CPU must, the row says so; if it
+cannot check, the row says why.
+
+Sources are found through the entry point group ``moesim.measurement_sources``: ``silicon``
+(measured tables), ``triton`` (this machine's GPU), ``torch-cpu`` and ``gloo`` (this CPU, and
+processes on it), ``interpret`` (whether the kernels compute the right numbers, never a time).
+Sources that need torch or Triton are in `moesim_kernels`.
 """
 
 from dataclasses import dataclass, field
@@ -34,8 +36,8 @@ QUANTITIES = (
 )
 Verdict = Literal["confirmed", "refuted", "inconclusive", "not_measured"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "inconclusive", "not_measured")
-#: percent of error within which a simulation is confirmed, and beyond which, outside its interval,
-#: it is refuted
+#: percent of error within which a simulation is confirmed, and beyond which it is refuted if it is
+#: also outside its interval
 CONFIRMED_WITHIN, REFUTED_BEYOND = 15.0, 30.0
 
 
@@ -46,29 +48,29 @@ class CheckRow:
     Attributes:
         candidate: Label of the candidate that is checked.
         source: Name of the source.
-        quantity: What is compared, with its unit, one of `QUANTITIES`; ``none`` where nothing is.
-        status: ``checked``; ``not_measured``: nobody measured exactly this; ``unavailable``: the
-            source cannot run.
+        quantity: What is compared, with its unit, one of `QUANTITIES`; ``none`` if nothing is
+            compared.
+        status: ``checked``, ``not_measured`` if nobody measured exactly this, or ``unavailable`` if
+            the source cannot run.
         simulated: Simulated value; None for a numerical check.
-        simulated_low: P10 of its interval.
-        simulated_high: P90.
+        simulated_low: P10 of the simulated value's interval.
+        simulated_high: P90 of the simulated value's interval.
         measured: Measured value (a median, unless ``detail`` says otherwise); None without one.
-        measured_low: P10 of the repeats; None, as ``measured_high``, for tables that have a mean
-            alone.
-        measured_high: P90.
-        limit: For a numerical check: the largest error allowed.
-        detail: What exactly was run, or why not: one line.
-        in_fit_set: Whether the measured row may have been used to fit the model; None where nothing
+        measured_low: P10 of the repeats; None for tables that only have a mean.
+        measured_high: P90 of the repeats; None for tables that only have a mean.
+        limit: Largest error that a numerical check allows.
+        detail: One line that says what exactly was run, or why nothing was.
+        in_fit_set: Whether the measured row may have been used to fit the model; None if nothing
             was fitted.
-        interpolated: Whether the measured value lies between two of a table that differ in tokens
-            alone.
-        calibration: Of the simulated value.
+        interpolated: Whether the measured value is interpolated between two rows of a table that
+            differ only in tokens.
+        calibration: Level of the calibration of the simulated value.
         engine: Engine or model of the simulated value.
-        seed: Seed.
+        seed: Seed of the routing.
         profile_hash: Hash of what the simulated value rests on.
-        design: Key of the candidate; filled in by `moesim.measured.check.check_candidate`, as the
-            next.
-        workload: Label of the work it was given.
+        design: Key of the candidate, which `moesim.measured.check.check_candidate` fills in.
+        workload: Label of the workload, which `moesim.measured.check.check_candidate` fills in.
+        extra: Further facts that some readers of the row need.
     """
 
     candidate: str
@@ -95,31 +97,32 @@ class CheckRow:
 
     @property
     def evidence(self) -> Evidence:
-        """``measured`` or ``interpolated`` where there is a measured value, else ``simulated``."""
+        """``measured`` or ``interpolated`` if there is a measured value, otherwise ``simulated``.
+        """
         if self.measured is None:
             return "simulated"
         return "interpolated" if self.interpolated else "measured"
 
     @property
     def error_percent(self) -> float | None:
-        """100 (simulated / measured - 1); None without both."""
+        """The error 100 (simulated / measured - 1); None if either value is missing."""
         if self.simulated is None or not self.measured:
             return None
         return 100.0 * (self.simulated / self.measured - 1.0)
 
     @property
     def is_time(self) -> bool:
-        """Whether a time is compared."""
+        """Whether the row compares a time."""
         return self.quantity.endswith("_us")
 
     @property
     def verdict(self) -> Verdict:
-        """What the comparison says of the simulated value.
+        """What the comparison says about the simulated value.
 
-        ``confirmed``: measured inside the simulated 80 % interval, or within 15 %; a numerical
-        check within its limit. ``refuted``: off by more than 30 % and outside the interval; a
-        numerical check beyond its limit. ``inconclusive``: between the two. ``not_measured``:
-        nothing was measured.
+        ``confirmed``: the measured value is inside the simulated 80 % interval, or within 15 %, or
+        a numerical check is within its limit. ``refuted``: it is off by more than 30 % and outside
+        the interval, or a numerical check is beyond its limit. ``inconclusive``: it is between the
+        two. ``not_measured``: nothing was measured.
         """
         if self.measured is None:
             return "not_measured"
@@ -144,15 +147,15 @@ class MeasurementSource(Protocol):
     name: str
 
     def unavailable_because(self) -> str | None:
-        """Why it cannot run on this machine, in one line; None if it can."""
+        """Say in one line why it cannot run on this machine; None if it can."""
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
         """Check one candidate: at least one row, the largest part of a layer first, then its
         phases.
 
         Raises:
-            MoesimError: It cannot check this one; `moesim.measured.check.check_candidate` makes a
-                row of that.
+            MoesimError: It cannot check this candidate; `moesim.measured.check.check_candidate`
+                turns that into a row.
         """
 
 
@@ -162,19 +165,19 @@ class Profiler(Protocol):
     name: str
 
     def unavailable_because(self) -> str | None:
-        """Why it cannot run on this machine, in one line; None if it can."""
+        """Say in one line why it cannot run on this machine; None if it can."""
 
     def write(self, path: Path, seconds: float, command: str) -> None:
         """Measure for about ``seconds`` and write the profile, which names ``command``."""
 
 
 def profilers() -> dict[str, Profiler]:
-    """What can measure this machine, of all installed packages, by name."""
+    """Return the profilers of all installed packages by name."""
     return {point.name: point.load()() for point in entry_points(group=PROFILERS)}
 
 
 def installed_sources() -> dict[str, MeasurementSource]:
-    """Sources of all installed packages by name; importing them may load torch and Triton."""
+    """Return the sources of all installed packages by name; this may load torch and Triton."""
     return {
         point.name: point.load()()
         for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)

@@ -1,7 +1,7 @@
-"""Winners read back from the tables that studies write: what to simulate and check again.
+"""Read winners back from the tables that studies write, to simulate and check them again.
 
-A row of `Result.row` holds every field of its design and work, and the design's key to hold it to.
-What it does not hold is the hardware, which the cluster it names describes.
+A row of `Result.row` holds every field of its design and workload, and the design's key, which the
+fields must match. It does not hold the hardware, only the name of the cluster.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A design, where it ran, and the work it was given: what a check simulates again and measures.
+    """A design, the cluster it ran on, and the workload it was given, which a check simulates again
+    and measures.
     """
 
     candidate: Candidate
@@ -25,7 +26,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Hash over design, work and hardware."""
+        """The identity of the case: hashes of its design, workload and hardware."""
         return f"{self.candidate.key} {self.workload.key} {self.cluster.digest}"
 
 
@@ -33,8 +34,8 @@ def read_winners(path: Path) -> list[Case]:
     """Read a CSV file of simulated candidates, such as a study's winners.csv or pareto.csv.
 
     Raises:
-        ConfigError: Unreadable, a column missing, no rows, or a row that is no candidate: column
-            and first bad row.
+        ConfigError: The file is unreadable, a column is missing, there are no rows, or a row is not
+            a valid candidate; the message names the column or the first bad row.
     """
     import pandas as pd
 
@@ -69,8 +70,8 @@ def _case(where: str, number: int, row: dict[str, str]) -> Case:
 
 
 def _as_designed(row: dict[str, str]) -> dict[str, str]:
-    """A row of trials.csv or pareto.csv holds the point as it was asked; here is what its words
-    stand for.
+    """Translate the requested point, which a row of trials.csv or pareto.csv holds, to the fields
+    of a design.
     """
     found = dict(row)
     if row["exchange"] == "cluster":

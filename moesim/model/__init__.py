@@ -1,4 +1,6 @@
-"""Models: MoE layers, their gates and number formats, presets and Hugging Face configs."""
+"""Models consist of MoE layers, their gates and number formats; they come from presets or Hugging
+Face configs.
+"""
 
 from moesim.model.gate import Gate
 from moesim.model.layer import DensePart, MoELayer

@@ -1,6 +1,6 @@
-"""How tokens choose experts: the kinds of gates, and the sizes each needs.
+"""A gate decides how tokens choose experts. This module holds its options and sizes.
 
-As text a gate is its kind, then options: ``flat+sigmoid+bias``,
+A gate is written as its kind, then its options: ``flat+sigmoid+bias``,
 ``group_limited:8:4+noisy_top_k:1``, ``two_level:16:4+local``,
 ``flat+share_tokens:4+share_layers:2``; see `Gate.parse`.
 """
@@ -16,44 +16,46 @@ from moesim.units import short_number
 Score = Literal["softmax", "sigmoid"]
 Selection = Literal["top_k", "noisy_top_k", "expert_choice", "hash", "sinkhorn"]
 Balancing = Literal["none", "aux_loss", "bias"]
-#: formats a gate multiplies in: coarser ones change which experts are chosen
+#: formats that a gate may multiply in; the coarser ones change which experts are chosen
 GATE_FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """How tokens choose experts.
+    """A gate: how tokens choose experts.
 
     Attributes:
-        kind: One of `moesim.model.gate_kinds`: ``flat``, ``group_limited``, ``two_level``,
-            ``product_key``, or one added there.
-        num_expert_groups: Groups of consecutive experts; 1 for a gate without groups.
-        num_limited_groups: Groups a token may use.
-        query_heads: Queries a product-key gate projects a token to; each retrieves an equal share
-            of its top_k (the best of all heads' finds where top_k is no multiple). All heads share
-            the keys. PEER's main model: 8.
-        query_size: Width of a query, half of it for each set of keys; PEER's: 256.
-        score: How logits become weights.
-        selection: ``top_k``; ``noisy_top_k``, with noise of a learnt scale on the logits (Shazeer
-            et al. 2017); ``expert_choice``, each expert takes its best tokens (Zhou et al. 2022,
-            arXiv 2202.09368); ``hash``, a token's word decides (Roller et al. 2021, arXiv
-            2106.04426); ``sinkhorn``, balanced assignment (BASE, arXiv 2103.16716; S-BASE, arXiv
-            2202.01169).
-        noise_std: Deviation of the noise on logits, as learnt: for noisy_top_k only.
-        temperature: Logits are divided by it, a learnt scalar.
-        balancing: What training does about load: nothing, an auxiliary loss, or a bias on each
-            expert's score that only selection sees (auxiliary-loss-free, arXiv 2408.15664).
-        local_routers: Of a two-level gate: each group's experts are scored where the group lives,
-            after dispatch, and each kept group gives an equal share of a token's experts.
-        share_tokens: Consecutive tokens that share one decision: the gate runs on the first of
-            them.
-        share_layers: Consecutive layers that share one decision: the gate runs in the first of
-            them.
-        precision: Format of the gate's GEMMs; its logits are float32.
+        kind: Name of a kind in `moesim.model.gate_kinds`: ``flat``, ``group_limited``,
+            ``two_level``, ``product_key``, or a kind added there.
+        num_expert_groups: Number of groups of consecutive experts; 1 for a gate without groups.
+        num_limited_groups: Number of groups that a token may use.
+        query_heads: Number of queries that a product-key gate projects a token to. Each retrieves
+            an equal share of the top_k experts (the best found by all heads together if top_k is
+            not a multiple). All heads share the keys. The main model of PEER has 8.
+        query_size: Width of a query, of which each of the two sets of keys uses half; 256 in PEER.
+        score: The function that turns logits into weights.
+        selection: The rule that selects experts: ``top_k``; ``noisy_top_k``, which adds noise of a
+            learned scale to the logits (Shazeer et al. 2017); ``expert_choice``, where each expert
+            takes its best tokens (Zhou et al. 2022, arXiv 2202.09368); ``hash``, where the word of
+            a token decides (Roller et al. 2021, arXiv 2106.04426); ``sinkhorn``, a balanced
+            assignment (BASE, arXiv 2103.16716; S-BASE, arXiv 2202.01169).
+        noise_std: Learned standard deviation of the noise on the logits, for noisy_top_k only.
+        temperature: Learned scalar that the logits are divided by.
+        balancing: The way training balances the load: not at all, by an auxiliary loss, or by a
+            bias on the score of each expert that only selection sees (auxiliary-loss-free, arXiv
+            2408.15664).
+        local_routers: Whether a two-level gate scores the experts of each group on the devices of
+            that group, after dispatch. Each kept group then gives an equal share of the experts of
+            a token.
+        share_tokens: Number of consecutive tokens that share one decision; the gate runs on the
+            first.
+        share_layers: Number of consecutive layers that share one decision; the gate runs in the
+            first.
+        precision: Number format of the GEMMs of the gate; its logits are float32.
 
     Raises:
-        ConfigError: More kept groups than groups, groups on a gate without them, or a query of an
-            odd width.
+        ConfigError: There are more kept groups than groups, the kind has no groups but some are
+            given, or the width of a query is odd.
     """
 
     kind: str = "flat"
@@ -142,18 +144,18 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """Read a gate.
+        """Read a gate from its text.
 
         Args:
-            text: ``flat``; ``group_limited:8:4`` or ``two_level:16:4`` (groups, then groups kept);
-                ``product_key`` or ``product_key:8:256`` (heads, then width of a query); then
-                options, each after a plus sign: ``sigmoid``, ``noisy_top_k:STD``,
-                ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``, ``aux_loss``,
-                ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``, ``query_heads:N``,
-                ``query_size:N``, ``precision:FORMAT``.
+            text: The kind, ``flat``, ``group_limited:8:4`` or ``two_level:16:4`` (groups, then
+                groups kept), ``product_key`` or ``product_key:8:256`` (heads, then width of a
+                query), followed by options, each after a plus sign: ``sigmoid``,
+                ``noisy_top_k:STD``, ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``,
+                ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``,
+                ``query_heads:N``, ``query_size:N``, ``precision:FORMAT``.
 
         Raises:
-            ConfigError: Not of that form.
+            ConfigError: The text does not have that form.
         """
         base, *options = text.split("+")
         fields = _read_options(options, text)
@@ -178,12 +180,12 @@ class Gate:
         return "+".join([base, *self._options()])
 
     def _options(self) -> list[str]:
-        """Options as `parse` reads them: those that are not the usual ones."""
+        """Return the options that differ from the default, as `parse` reads them."""
         selection: str = self.selection
         if selection == "noisy_top_k":
             selection += ":" + short_number(self.noise_std)
         usual = type(self)()
-        beside = gate_kind(self.kind).numbers  # they stand beside the kind already
+        beside = gate_kind(self.kind).numbers  # these numbers follow the name of the kind
         named = (
             (self.score == "sigmoid", "sigmoid"),
             (self.selection != "top_k", selection),
@@ -206,17 +208,17 @@ class Gate:
 
     @property
     def staleness(self) -> float:
-        """Share of a token's decisions, over layers, that were taken for another token or an
-        earlier layer.
+        """The share of the decisions of a token, over all layers, that were made for another token
+        or in an earlier layer.
         """
         return 1.0 - 1.0 / (self.share_tokens * self.share_layers)
 
     def check_experts(self, num_experts: int, top_k: int) -> None:
-        """Refuse a number of experts this gate cannot choose among.
+        """Raise an error if this gate cannot choose among this number of experts.
 
         Raises:
-            ConfigError: Experts that do not divide into groups or make no square, or too few of
-                them in kept groups.
+            ConfigError: The experts do not divide into groups, their number is not a square where
+                it must be one, or the kept groups have fewer than top_k experts.
         """
         gate_kind(self.kind).check_experts(self, num_experts)
         groups, kept = self.num_expert_groups, self.num_limited_groups
@@ -241,7 +243,9 @@ class Gate:
         )
 
     def params(self, hidden_size: int, num_experts: int) -> int:
-        """Weights: none to hash; else those of its kind, such as H x E for a flat one."""
+        """Return the number of weights: 0 for hash selection, otherwise that of the kind, such as H
+        x E for a flat gate.
+        """
         return (
             0
             if self.selection == "hash"
@@ -249,8 +253,8 @@ class Gate:
         )
 
     def active_params(self, hidden_size: int, num_experts: int) -> int:
-        """Weights one token multiplies with: those of the kept groups only for two levels, else
-        all.
+        """Return the number of weights that one token multiplies with: for two levels only those of
+        the kept groups, otherwise all.
         """
         active = gate_kind(self.kind).active_params
         return (
@@ -260,7 +264,7 @@ class Gate:
         )
 
 
-#: option -> field, its value, and how its number is read
+#: option -> (field, its value) here, and option -> (field, the type of its value) in `_VALUES`
 _FLAGS: dict[str, tuple[str, object]] = {
     "softmax": ("score", "softmax"),
     "sigmoid": ("score", "sigmoid"),
@@ -284,10 +288,10 @@ _VALUES: dict[str, tuple[str, type]] = {
 
 
 def _read_options(options: list[str], text: str) -> dict[str, object]:
-    """Fields of the options of a gate's text.
+    """Return the fields that the options of a gate's text set.
 
     Raises:
-        ConfigError: An unknown option, one twice, or one whose number is none.
+        ConfigError: An option is unknown, appears twice, or its value cannot be read.
     """
     fields: dict[str, object] = {}
     for option in options:

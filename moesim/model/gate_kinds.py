@@ -1,9 +1,9 @@
-"""Kinds of gates: what distinguishes one from another, one record for each.
+"""Each kind of gate is one record that states how it differs from the others.
 
-A record says which numbers its text takes, which counts of experts it can choose among, how many
-weights it has and what it costs. Nothing else in moesim lists kinds. A new one is a record here, or
-anywhere else with `add_gate_kind`; its price is the name of one that `moesim.costs.phases.gate`
-has, or a function of one's own.
+A record states which numbers its text takes, which numbers of experts it can choose among, how many
+weights it has and what it costs. No other module of moesim lists the kinds. To add a kind, add a
+record here, or call `add_gate_kind` anywhere else; its price is the name of a price in
+`moesim.costs.phases.gate`, or a function of your own.
 """
 
 import math
@@ -15,31 +15,31 @@ from moesim.errors import ConfigError, UnknownNameError, require
 
 
 class Sizes(Protocol):
-    """The numbers of a gate: a part of `moesim.model.gate.Gate`."""
+    """The sizes of a gate, a part of `moesim.model.gate.Gate`."""
 
     @property
     def num_expert_groups(self) -> int:
-        """Groups of experts."""
+        """The number of groups of experts."""
         ...
 
     @property
     def num_limited_groups(self) -> int:
-        """Groups that a token may use."""
+        """The number of groups that a token may use."""
         ...
 
     @property
     def query_heads(self) -> int:
-        """Queries that a token is projected to."""
+        """The number of queries that a token is projected to."""
         ...
 
     @property
     def query_size(self) -> int:
-        """Width of a query."""
+        """The width of a query."""
         ...
 
 
 def _any_experts(gate: Sizes, num_experts: int) -> None:
-    """Any number of experts will do."""
+    """Accept any number of experts."""
 
 
 def _square(gate: Sizes, num_experts: int) -> None:
@@ -65,8 +65,8 @@ def _keys_of_kept_groups(gate: Sizes, hidden_size: int, num_experts: int) -> int
 
 
 def _product_keys(gate: Sizes, hidden_size: int, num_experts: int) -> int:
-    """Two sets of sqrt(E) keys of half a query each, which all heads share (arXiv 2407.04153), and
-    the projection.
+    """Return the weights of two sets of sqrt(E) keys of half a query each, which all heads share
+    (arXiv 2407.04153), and of the projection.
     """
     return (math.isqrt(num_experts) + hidden_size * gate.query_heads) * gate.query_size
 
@@ -76,21 +76,25 @@ class GateKind:
     """One kind of gate.
 
     Attributes:
-        name: The name that gates use as text.
-        about: What it does, in a line.
-        price: What a decision costs: a name of `moesim.costs.phases.gate.PRICES`, or a function of
-            (primitives of a device, layer, ndarray of shape (D,): tokens that decide) that returns
-            a `moesim.costs.phase.PhaseCost`.
-        numbers: The two fields whose numbers stand after its name in text, such as
-            ``two_level:16:4``; none for none.
-        needs_numbers: Whether text must name them.
-        grouped: Whether it has groups of experts.
-        any_selection: Whether it can select by other ways than the top k.
-        local_routers: Whether each group may score its own experts, where the group lives.
-        check_experts: Refuses a number of experts that it cannot choose among.
-        params: Weights, of (gate, width of a token, number of experts).
-        active_params: Weights that one token multiplies with; None where all are.
-        loss_known: Whether a difference in loss is known for it; others are told as unknown.
+        name: The name that the text of a gate begins with.
+        about: One line that says what the gate does.
+        price: The cost of a decision: a name in `moesim.costs.phases.gate.PRICES`, or a function of
+            (primitives of a device, layer, ndarray of shape (D,) with the tokens that decide) that
+            returns a `moesim.costs.phase.PhaseCost`.
+        numbers: The two fields whose numbers follow the name in the text, such as
+            ``two_level:16:4``; empty if the text has no numbers.
+        needs_numbers: Whether the text must contain these numbers.
+        grouped: Whether the gate has groups of experts.
+        any_selection: Whether the gate can select by rules other than the top k.
+        local_routers: Whether each group may score its own experts on its own devices.
+        check_experts: A function that raises an error for a number of experts that the gate cannot
+            choose among.
+        params: A function of (gate, width of a token, number of experts) that returns the number of
+            weights.
+        active_params: The same function for the weights that one token multiplies with; None if it
+            uses all.
+        loss_known: Whether a difference in loss is known for the kind; otherwise it is reported as
+            unknown.
     """
 
     name: str
@@ -111,10 +115,10 @@ GATE_KINDS: dict[str, GateKind] = {}
 
 
 def add_gate_kind(kind: GateKind) -> GateKind:
-    """Make a kind of gate known by its name, and return it.
+    """Register a kind of gate under its name and return it.
 
     Raises:
-        ConfigError: Another kind has that name.
+        ConfigError: Another kind already has that name.
     """
     known = GATE_KINDS.get(kind.name, kind)
     if known != kind:
@@ -126,10 +130,10 @@ def add_gate_kind(kind: GateKind) -> GateKind:
 
 
 def gate_kind(name: str) -> GateKind:
-    """The kind of a name.
+    """Return the kind with a given name.
 
     Raises:
-        UnknownNameError: Nobody added one; with the near matches.
+        UnknownNameError: No kind has that name; the text lists the near matches.
     """
     if name not in GATE_KINDS:
         raise UnknownNameError("gate kind", name, GATE_KINDS)

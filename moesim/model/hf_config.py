@@ -1,11 +1,12 @@
-"""Models by name or by their Hugging Face ``config.json``: the MoE layer, and the dense part around
-it.
+"""Load models by name or from a Hugging Face ``config.json``: the MoE layer and the dense part
+around it.
 
-Keys are those of the published configuration classes (Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2
-and V3, Kimi K2, GLM-4.5, OLMoE, gpt-oss, Llama 4); another ``model_type`` is read by the same keys
-where they suffice, and the notes say so. What a config does not state but its class implies (Llama
-4's shared expert, GLM's sigmoid) is in `_IMPLIED`. A selection bias (``topk_method: noaux_tc``) is
-how a model was trained, and is left out as presets leave it out. Nothing is downloaded.
+The keys are those of the published configuration classes (Mixtral, Qwen2-MoE, Qwen3-MoE,
+DeepSeek-V2 and V3, Kimi K2, GLM-4.5, OLMoE, gpt-oss, Llama 4). Another ``model_type`` is read by
+the same keys if they suffice, and the notes say so. `_IMPLIED` holds values that a class implies
+but its config does not state (Llama 4's shared expert, GLM's sigmoid). A selection bias
+(``topk_method: noaux_tc``) belongs to training and is ignored, as it is in presets. Nothing is
+downloaded.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from moesim.model.layer import DensePart, MoELayer
 from moesim.model.precision import Precision
 from moesim.model.presets import Attention, load_preset, preset_names
 
-#: model type -> what its configuration class implies where the file is silent
+#: model type -> values that its configuration class implies if the file does not state them
 _IMPLIED: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "qwen2_moe": {},
@@ -32,7 +33,7 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"scoring_func": "sigmoid"},
     "llama4_text": {"scoring_func": "sigmoid", "n_shared_experts": 1},
 }
-#: preset -> format its weights were published in, where that is not bf16 (arXiv 2412.19437 and
+#: preset -> format in which its weights were published, if it is not bf16 (arXiv 2412.19437 and
 #: 2508.10925)
 _PUBLISHED_AS = {"deepseek-v3": "fp8", "gpt-oss-120b": "mxfp4"}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -43,16 +44,16 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model to place.
+    """A model whose experts are to be placed.
 
     Attributes:
-        name: A preset's, or that of the folder or file it was read from.
-        layer: One of its MoE layers.
-        dense_part: Everything else.
-        source: Where the sizes come from.
-        published_as: Recipe of the format its weights are published in, see
+        name: Name of the preset, or of the folder or file that the model was read from.
+        layer: One MoE layer of the model.
+        dense_part: The rest of the model.
+        source: The source of the sizes.
+        published_as: Recipe of the format in which the weights are published; see
             `moesim.model.precision.RECIPES`.
-        notes: What was assumed, in words.
+        notes: The assumptions that were made, in words.
     """
 
     name: str
@@ -63,18 +64,17 @@ class Model:
     notes: tuple[str, ...] = ()
 
     def with_precision(self, precision: Precision) -> "Model":
-        """The same model in another format."""
+        """Return the same model in another format."""
         return replace(self, layer=replace(self.layer, precision=precision))
 
 
 def load_model(name: str) -> Model:
-    """A preset, or a ``config.json`` (or the folder that holds one), in the format it is published
-    in.
+    """Load a preset or a ``config.json`` (or the folder that holds one) in its published format.
 
     Raises:
-        UnknownNameError: Neither.
-        ConfigError: A file that is not there or lacks what a simulation needs: file, key, what was
-            expected, what came.
+        UnknownNameError: The name is neither of these.
+        ConfigError: The file does not exist or lacks a value that a simulation needs. The text
+            names the file, the key, the expected value and the value found.
     """
     path = Path(name)
     if name.endswith(".json") or path.is_dir():
@@ -96,11 +96,11 @@ def load_model(name: str) -> Model:
 
 
 def read_config(path: Path) -> Model:
-    """A model from its ``config.json``.
+    """Read a model from its ``config.json``.
 
     Raises:
-        ConfigError: Not there, no JSON, no Mixture-of-Experts model, or a key that is missing or of
-            another form.
+        ConfigError: The file does not exist, is not JSON or is not a Mixture-of-Experts model, or a
+            key is missing or malformed.
     """
     data = toml.read_json(path)
     if not isinstance(data, dict):
@@ -109,13 +109,13 @@ def read_config(path: Path) -> Model:
             f"{type(data).__name__}"
         )
     inner = data.get("text_config")
-    if isinstance(inner, dict):  # the language model of a multimodal one
+    if isinstance(inner, dict):  # the language part of a multimodal model
         data = {**data, **inner}
     return _Config(path, data).model()
 
 
 class _Config:
-    """One file's keys, read strictly."""
+    """The keys of one file, read strictly."""
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         self.where, self.given = str(path), data
@@ -131,7 +131,7 @@ class _Config:
         return any(name in self.data for name in names)
 
     def whole(self, *names: str, what: str, default: int | None = None, low: int = 1) -> int:
-        """The integer under the first of several names."""
+        """Return the integer under the first of several names that exists."""
         for name in names:
             if name in self.data:
                 value = self.data[name]
@@ -208,7 +208,7 @@ class _Config:
         )
 
     def _moe_layers(self, layers: int) -> int:
-        """Layers with experts, as the configuration classes count them."""
+        """Return the number of layers with experts, counted as the configuration classes do."""
         listed = self.data.get("moe_layers")
         if isinstance(listed, list) and listed:
             return len(listed)
@@ -219,7 +219,7 @@ class _Config:
             default=0,
             low=0,
         )
-        if isinstance(frequency, list):  # one entry a layer: whether it has experts
+        if isinstance(frequency, list):  # one entry per layer: whether it has experts
             require(
                 len(frequency) == layers,
                 f"{self.where}: moe_layer_freq",
@@ -270,7 +270,7 @@ class _Config:
         )
 
     def _shared(self, width: int) -> int:
-        """Shared experts, counted in those as wide as the routed ones."""
+        """Return the number of shared experts, in units of the width of a routed expert."""
         if self.has(*_SHARED):
             return self.whole(*_SHARED, what="experts that every token uses", low=0)
         whole = self.whole(
@@ -288,7 +288,9 @@ class _Config:
         return max(round(whole / width), 1) if whole else 0
 
     def _dense_width(self, hidden: int, width: int, needed: bool) -> int:
-        """Width of a dense layer; where there is none, what granularity is relative to."""
+        """Return the width of a dense layer, or if there is none, the width that granularity is
+        relative to.
+        """
         name = "intermediate_size_mlp" if self.has("intermediate_size_mlp") else "intermediate_size"
         if self.has("moe_intermediate_size", "intermediate_size_mlp") and (
             needed or self.has(name)
@@ -369,7 +371,7 @@ class _Config:
 
 
 def _recipe(config: dict[str, Any]) -> str | None:
-    """The recipe of a ``quantization_config``; None where there is none like it."""
+    """Return the recipe that matches a ``quantization_config``; None if no recipe does."""
     method = config.get("quant_method")
     if method == "mxfp4":
         return "mxfp4"

@@ -1,7 +1,7 @@
-"""What is simulated: one MoE layer, and the dense part of the model around it.
+"""The objects of a simulation: one MoE layer, and the dense part of the model around it.
 
-Sizes only. FLOPs and bytes of a *kernel* are counted in `moesim.costs`; here is what follows from
-the architecture alone: parameters, bytes of weights, bytes of KV cache.
+This module holds only sizes that follow from the architecture: parameters, bytes of weights, bytes
+of KV cache. `moesim.costs` counts the FLOPs and bytes of a *kernel*.
 """
 
 import math
@@ -24,26 +24,27 @@ class MoELayer:
 
     Attributes:
         hidden_size: Width H of a token.
-        expert_intermediate_size: Width I of every expert, or one width for each (heterogeneous
-            experts, HMoE, arXiv 2408.10681). An expert of width 0 is pruned: never chosen, without
-            weights; its number stays.
-        num_experts: Routed experts E.
-        top_k: Experts a token uses.
-        num_shared_experts: Experts every token uses, each `shared_width` wide, computed where the
-            token lives.
-        capacity_factor: Slots per expert over the mean load; None keeps every token (dropless).
-        overflow: What becomes of a choice whose expert is full: ``drop``, or ``reroute`` to one
-            with room.
-        padded: Whether slots that stay empty are rows of zeros that travel and are computed
+        expert_intermediate_size: Width I of every expert, or one width per expert (heterogeneous
+            experts, HMoE, arXiv 2408.10681). An expert of width 0 is pruned: it is never chosen and
+            has no weights, but keeps its index.
+        num_experts: Number of routed experts E.
+        top_k: Number of experts that a token uses.
+        num_shared_experts: Number of experts that every token uses, each `shared_width` wide and
+            computed on the device that holds the token.
+        capacity_factor: Capacity of an expert, in tokens, over the mean load; None keeps every
+            token (dropless).
+        overflow: What happens to a choice whose expert is full: ``drop``, or ``reroute`` to an
+            expert with room.
+        padded: Whether unused capacity is filled with rows of zeros that are sent and computed
             (Switch, GShard).
-        gated: SwiGLU (two up projections) or a plain two-matrix expert.
-        precision: Number formats.
-        gate: How experts are chosen.
+        gated: Whether experts are SwiGLU (two up projections) instead of plain two-matrix experts.
+        precision: The number formats of the layer.
+        gate: The gate that chooses the experts.
 
     Raises:
-        ConfigError: top_k > experts that are left, experts the gate cannot choose among (groups
-            that do not divide them, kept groups with fewer than top_k, no square number), widths of
-            another number, or a size below 1.
+        ConfigError: top_k exceeds the unpruned experts, the gate cannot choose among the experts
+            (groups do not divide them, kept groups have fewer than top_k, or their number is not a
+            square), the number of widths is not the number of experts, or a size is below 1.
     """
 
     hidden_size: int
@@ -91,8 +92,8 @@ class MoELayer:
             self._check_pruned()
 
     def _check_pruned(self) -> None:
-        """Whoever is left must do: top_k of them, and as many in each group that has any as one
-        token takes there.
+        """Check that enough unpruned experts remain: at least ``top_k`` overall, and enough in
+        every group that a token may use.
         """
         left = self.width_E() > 0
         require(
@@ -114,122 +115,127 @@ class MoELayer:
 
     @property
     def uneven(self) -> bool:
-        """Whether widths are given one by one."""
+        """Whether the layer lists one width per expert."""
         return not isinstance(self.expert_intermediate_size, int)
 
     @property
     def has_pruned(self) -> bool:
-        """Whether an expert has width 0."""
+        """Whether any expert has width 0."""
         return self.uneven and 0 in self.expert_intermediate_size  # type: ignore[operator]
 
     @property
     def widths_key(self) -> tuple[int, ...] | None:
-        """Widths if they differ or some are 0, else None: what routing and placement depend on."""
+        """The widths if they differ or some are 0, otherwise None. Routing and placement depend on
+        them.
+        """
         widths = self.expert_intermediate_size
         return None if isinstance(widths, int) else widths
 
     def width_E(self) -> np.ndarray:
-        """Width of each routed expert, 0 where it is pruned: ndarray of shape (E,), int64."""
+        """Return the width of each routed expert, 0 if it is pruned: ndarray of shape (E,),
+        int64.
+        """
         return np.broadcast_to(
             np.asarray(self.expert_intermediate_size, dtype=np.int64), (self.num_experts,)
         )
 
     @property
     def num_left(self) -> int:
-        """Routed experts that are not pruned."""
+        """The number of routed experts that are not pruned."""
         return int(np.count_nonzero(self.width_E())) if self.uneven else self.num_experts
 
     @property
     def mean_width(self) -> float:
-        """Mean width of the experts that are left: what a token meets if it chooses them equally
-        often.
+        """The mean width of the unpruned experts, which is the mean width a token uses if it
+        chooses them equally often.
         """
         widths = self.expert_intermediate_size
         return float(widths) if isinstance(widths, int) else sum(widths) / self.num_left
 
     @property
     def widest(self) -> int:
-        """Width of the widest expert."""
+        """The width of the widest expert."""
         widths = self.expert_intermediate_size
         return widths if isinstance(widths, int) else max(widths)
 
     @property
     def shared_width(self) -> int:
-        """Width of one shared expert: that of the routed ones; their mean, rounded, where they
+        """The width of one shared expert: that of the routed experts, or their rounded mean if they
         differ.
         """
         return round(self.mean_width)
 
     @property
     def num_matrices(self) -> int:
-        """Weight matrices of one expert: gate, up and down (SwiGLU), or up and down."""
+        """The number of matrices of one expert: gate, up and down (SwiGLU), or up and down."""
         return 3 if self.gated else 2
 
     @property
     def params_per_width(self) -> int:
-        """Weights for each unit of an expert's width."""
+        """The number of weights per unit of expert width."""
         return self.num_matrices * self.hidden_size
 
     @property
     def params_per_expert(self) -> int:
-        """Weights of one expert; of one of mean width where they differ."""
+        """The number of weights of one expert, or of an expert of mean width if widths differ."""
         return round(self.params_per_width * self.mean_width)
 
     @property
     def routed_params(self) -> int:
-        """Weights of all routed experts."""
+        """The number of weights of all routed experts."""
         return self.params_per_width * int(self.width_E().sum())
 
     @property
     def shared_params(self) -> int:
-        """Weights of all shared experts."""
+        """The number of weights of all shared experts."""
         return self.num_shared_experts * self.params_per_width * self.shared_width
 
     @property
     def gate_params(self) -> int:
-        """Weights of the gate: see `Gate.params`."""
+        """The number of weights of the gate; see `Gate.params`."""
         return self.gate.params(self.hidden_size, self.num_experts)
 
     @property
     def active_params(self) -> int:
-        """Weights one token multiplies with in this layer, gate included.
+        """The number of weights that one token multiplies with in this layer, gate included.
 
-        Where widths differ, those of a token that chooses the experts equally often; which it
-        chooses decides.
+        If widths differ, this is the mean for a token that chooses the experts equally often; the
+        actual number depends on its choices.
         """
         gate = self.gate.active_params(self.hidden_size, self.num_experts)
         return self.top_k * self.params_per_expert + self.shared_params + gate
 
     @property
     def bytes_per_expert(self) -> float:
-        """Bytes of one expert's weights, scales included; of one of mean width where they differ.
+        """The bytes of the weights of one expert, scales included, or of an expert of mean width if
+        widths differ.
         """
         return self.params_per_expert * self.precision.weight_bytes
 
     @property
     def bytes_per_width(self) -> float:
-        """Bytes of an expert's weights for each unit of its width, scales included."""
+        """The bytes of weights per unit of expert width, scales included."""
         return self.params_per_width * self.precision.weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DensePart:
-    """Everything of the model but the routed experts: what loss and memory need to know.
+    """Everything in the model except the routed experts, as far as loss and memory depend on it.
 
     Attributes:
-        num_layers: Transformer layers; ``num_moe_layers`` of them have experts, the others a dense
-            feed-forward.
-        num_moe_layers: Layers with experts.
+        num_layers: Number of transformer layers; ``num_moe_layers`` of them have experts, the
+            others have a dense feed-forward block.
+        num_moe_layers: Number of layers with experts.
         hidden_size: Width of a token.
-        vocab_size: Rows of the embedding and of the output head.
-        attention_params_per_layer: Weights of one attention block.
-        kv_bytes_per_token_per_layer: Bytes one token leaves in one layer's KV cache.
-        dense_intermediate_size: Width of a dense feed-forward here; also the width that granularity
-            is relative to.
+        vocab_size: Number of rows of the embedding and of the output head.
+        attention_params_per_layer: Number of weights of one attention block.
+        kv_bytes_per_token_per_layer: Bytes that one token adds to the KV cache of one layer.
+        dense_intermediate_size: Width of a dense feed-forward block of the model, which is also the
+            width that granularity is relative to.
         tied_embeddings: Whether the output head shares the embedding.
 
     Raises:
-        ConfigError: A size below its minimum.
+        ConfigError: A size is below its minimum.
     """
 
     num_layers: int
@@ -261,8 +267,8 @@ class DensePart:
 
     @property
     def params(self) -> int:
-        """Weights outside the MoE layers' experts and gates: embeddings, attention, dense
-        feed-forward layers.
+        """The number of weights outside the experts and gates of the MoE layers: embeddings,
+        attention, dense feed-forward layers.
         """
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         dense_ffn = (
@@ -274,7 +280,7 @@ class DensePart:
         return embeddings + self.num_layers * self.attention_params_per_layer + dense_ffn
 
     def active_params(self, layer: MoELayer) -> int:
-        """Weights one token uses in the whole model, embeddings included (the N of the joint
-        scaling law).
+        """Return the number of weights that one token uses in the whole model, embeddings included
+        (the N of the joint scaling law).
         """
         return self.params + self.num_moe_layers * layer.active_params

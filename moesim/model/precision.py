@@ -1,4 +1,4 @@
-"""Number formats: bytes of a number, bytes of its scales, and the recipes users name."""
+"""Number formats: the bytes of a number and of its scales, and the recipes that users name."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,10 @@ class Format:
     """One number format.
 
     Attributes:
-        bytes: Of one number, without scales.
-        scale_bytes: Of one scale of a format whose blocks are fixed by its definition, else 0.
-        scale_elements: Elements that share it.
+        bytes: Bytes of one number, without scales.
+        scale_bytes: Bytes of one scale if the definition of the format fixes its blocks,
+            otherwise 0.
+        scale_elements: Number of elements that share one scale.
     """
 
     bytes: float
@@ -22,9 +23,9 @@ class Format:
 
 
 #: mxfp4: OCP Microscaling Formats 1.0, a one-byte scale for 32 elements. nvfp4: NVIDIA Blackwell, a
-#: one-byte scale for 16. int4: weight-only as GPTQ and AWQ store it, a two-byte scale for 128. int8
-#: has one scale per column or token, under 0.1 % of the bytes and not counted. float8_e4m3 takes
-#: its block from `Precision.scale_block`.
+#: one-byte scale for 16. int4: weight-only, as stored by GPTQ and AWQ, a two-byte scale for 128.
+#: int8 has one scale per column or token, which is under 0.1 % of the bytes and not counted.
+#: float8_e4m3 takes its block from `Precision.scale_block`.
 FORMATS = {
     "float32": Format(4.0),
     "bfloat16": Format(2.0),
@@ -46,15 +47,15 @@ class Precision:
 
     Attributes:
         weights: Format of the expert weights.
-        activations: Format of the tokens inside the experts; the grouped GEMMs run at this format's
-            rate. Weights narrower than it are widened inside the kernel (weight-only quantisation).
+        activations: Format of the tokens inside the experts; the grouped GEMMs run at the rate of
+            this format. Narrower weights are widened inside the kernel (weight-only quantization).
         dispatch: Format of a token on its way to an expert.
         combine: Format of an expert's output on its way back.
-        scale_block: For float8_e4m3: elements that share one 4-byte scale, scale_block x
-            scale_block of the weights, scale_block of a token; 0 for one scale per tensor.
+        scale_block: Size of the blocks of float8_e4m3 that share one 4-byte scale: scale_block x
+            scale_block weights, or scale_block elements of a token; 0 for one scale per tensor.
 
     Raises:
-        ConfigError: A format nobody knows, a block below 0, or activations narrower than the
+        ConfigError: A format is unknown, the block is below 0, or activations are narrower than the
             weights.
     """
 
@@ -82,10 +83,10 @@ class Precision:
 
     @classmethod
     def named(cls, name: str) -> "Precision":
-        """A recipe of `RECIPES`, or formats as `name` writes those of no recipe.
+        """Return a recipe of `RECIPES`, or formats written as the property `name` writes them.
 
         Raises:
-            ConfigError: Another name.
+            ConfigError: The name is neither of these.
         """
         if "/" not in name:
             require(name in RECIPES, "precision", f"one of {', '.join(RECIPES)}", name)
@@ -108,7 +109,9 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """The recipe's name; where it is none, its formats and block as `named` reads them."""
+        """The name of the recipe, or if no recipe matches, the formats and block as `named` reads
+        them.
+        """
         formats = (
             f"{self.weights}/{self.activations}/{self.dispatch}/{self.combine}/{self.scale_block}"
         )
@@ -127,8 +130,8 @@ class Precision:
     def token_bytes(
         self, which: Literal["activations", "dispatch", "combine"], num_elements: int
     ) -> float:
-        """Bytes of one token of ``num_elements`` numbers, with its scales where the format has
-        them.
+        """Return the bytes of one token of ``num_elements`` numbers, including scales if the format
+        has them.
         """
         fmt = FORMATS[getattr(self, which)]
         scales = fmt.scale_bytes * -(-num_elements // fmt.scale_elements)
@@ -138,7 +141,7 @@ class Precision:
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of one weight, with its share of the scales."""
+        """The bytes of one weight, including its share of the scales."""
         fmt = FORMATS[self.weights]
         scale = fmt.scale_bytes / fmt.scale_elements
         if self.weights == _FP8 and self.scale_block:

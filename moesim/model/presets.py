@@ -1,4 +1,4 @@
-"""Published models by name: the MoE layer, and the dense part around it."""
+"""Load published models by name: the MoE layer and the dense part around it."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +17,7 @@ _KV_BYTES_PER_ELEMENT = 2.0
 
 
 class Attention(Strict):
-    """What an attention block's sizes are; ``kv_rank`` and on are those of multi-head latent
+    """The sizes of an attention block; those from ``q_rank`` on are for multi-head latent
     attention.
     """
 
@@ -25,15 +25,15 @@ class Attention(Strict):
     head_size: int = Field(ge=1)
     num_kv_heads: int = Field(default=0, ge=0)
     blocks_per_layer: float = 1.0
-    #: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) when set
+    #: set for multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
     q_rank: int = 0
     kv_rank: int = 0
     rope_size: int = 0
-    #: of a head's values, where it is not head_size
+    #: width of the values of a head, if it is not head_size
     value_size: int = 0
 
     def params(self, hidden: int) -> int:
-        """Weights of one layer's attention."""
+        """Return the number of weights of the attention of one layer."""
         heads = self.num_heads * self.head_size
         if self.kv_rank:
             values = self.num_heads * (self.value_size or self.head_size)
@@ -46,7 +46,7 @@ class Attention(Strict):
         )
 
     def kv_bytes(self) -> float:
-        """Bytes a token leaves in one layer's cache, in bf16."""
+        """Return the bytes that a token adds to the cache of one layer, in bf16."""
         if self.kv_rank:
             return (self.kv_rank + self.rope_size) * _KV_BYTES_PER_ELEMENT
         return 2.0 * self.num_kv_heads * self.head_size * _KV_BYTES_PER_ELEMENT
@@ -80,10 +80,10 @@ class Preset:
     """A published model.
 
     Attributes:
-        name: Its name here.
-        layer: One of its MoE layers.
-        dense_part: Everything else.
-        source: Where the sizes come from.
+        name: Name of the preset.
+        layer: One MoE layer of the model.
+        dense_part: The rest of the model.
+        source: The source of the sizes.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _file() -> dict[str, _Preset]:
 
 
 def preset_names() -> list[str]:
-    """Names of all presets."""
+    """Return the names of all presets."""
     return sorted(_file())
 
 
@@ -107,11 +107,11 @@ def load_preset(name: str, precision: Precision | None = None) -> Preset:
     """Load a published model.
 
     Args:
-        name: Such as ``mixtral-8x7b``.
-        precision: Number formats; bf16 throughout by default.
+        name: Name of the preset, such as ``mixtral-8x7b``.
+        precision: Number formats of the layer; bf16 throughout by default.
 
     Raises:
-        UnknownNameError: No such preset; with the near matches.
+        UnknownNameError: The preset does not exist; the text lists the near matches.
     """
     presets = _file()
     if name not in presets:

@@ -1,7 +1,7 @@
-"""Widths of experts that differ: as numbers, and as text that a table or a storage can hold.
+"""Widths of heterogeneous experts, as numbers and as text for a table or a database.
 
-``"64x256+64x1024"`` is 64 experts of width 256, then 64 of width 1024; ``"56x512+8x0"`` has its
-last eight pruned.
+``"64x256+64x1024"`` means 64 experts of width 256, then 64 of width 1024; in ``"56x512+8x0"`` the
+last eight are pruned.
 """
 
 import hashlib
@@ -13,16 +13,17 @@ from moesim.errors import ConfigError, require, require_int
 
 _WHERE = "layer.expert_intermediate_size"
 _RUN = re.compile(r"([1-9]\d{0,8})x(\d{1,9})")
-#: experts in all: text must not ask for more memory than any layer needs
+#: largest number of experts: a text must not ask for more memory than any layer needs
 _MOST = 1 << 24
 _SHORT = 40
 
 
 def checked_widths(widths: object, num_experts: int) -> int | tuple[int, ...]:
-    """One width >= 1, or one >= 0 for each expert.
+    """Check and return one width >= 1 for all experts, or one width >= 0 per expert.
 
     Raises:
-        ConfigError: Another number of widths, one that is no integer >= 0, or all experts pruned.
+        ConfigError: The number of widths is not the number of experts, a width is not an integer >=
+            0, or all experts are pruned.
     """
     if isinstance(widths, str | bytes) or not isinstance(widths, Iterable):
         require_int(_WHERE, widths, 1)
@@ -40,10 +41,10 @@ def checked_widths(widths: object, num_experts: int) -> int | tuple[int, ...]:
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
-    """Read ``"64x256+64x1024"``: runs of experts and their width.
+    """Read a text such as ``"64x256+64x1024"``: runs of experts and their width.
 
     Raises:
-        ConfigError: Not of that form.
+        ConfigError: The text does not have that form.
     """
     runs = [_RUN.fullmatch(run) for run in text.split("+")]
     found = [(int(run[1]), int(run[2])) for run in runs if run is not None]
@@ -56,14 +57,14 @@ def parse_widths(text: str) -> tuple[int, ...]:
 
 
 def width_text(widths: int | Iterable[int]) -> int | str:
-    """The text `parse_widths` reads; one width as it is."""
+    """Return the text that `parse_widths` reads, or a single width unchanged."""
     if isinstance(widths, int):
         return widths
     return "+".join(f"{len(list(run))}x{width}" for width, run in groupby(widths))
 
 
 def short_text(widths: int | Iterable[int]) -> str:
-    """`width_text`, or if that is long, its range and a hash, for a name."""
+    """Return `width_text` for use in a name, or if that is long, the range of widths and a hash."""
     text = str(width_text(widths))
     if len(text) <= _SHORT:
         return text
@@ -72,9 +73,9 @@ def short_text(widths: int | Iterable[int]) -> str:
 
 
 def read_width(text: str) -> int | tuple[int, ...]:
-    """A width as text: ``"512"``, or what `parse_widths` reads.
+    """Read widths from text: ``"512"``, or a text that `parse_widths` reads.
 
     Raises:
-        ConfigError: Neither.
+        ConfigError: The text is neither of these.
     """
     return int(text) if text.isascii() and text.isdigit() else parse_widths(text)

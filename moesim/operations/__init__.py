@@ -1,1 +1,1 @@
-"""Operations: what happens over hours and days around the steps."""
+"""Simulate what happens over hours and days around the steps."""

@@ -1,9 +1,9 @@
-"""Re-balancing: what a new placement gains in each pass, what it costs to move there, and when that
-has paid back.
+"""Score rebalancing: what a new placement gains in each pass, what moving to it costs, and when
+that has paid back.
 
 Weights move over the cluster's network as one exchange (`moesim.lowering.alltoall`), all MoE layers
-of the model together, while nothing else runs: the cost is an upper bound for engines that hide it
-behind inference.
+of the model together, while nothing else runs. The cost is an upper bound for engines that hide the
+move behind inference.
 
 Shape legend: D devices, W ranks, E experts.
 """
@@ -30,14 +30,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebalance:
-    """One move from a placement to another.
+    """One move from one placement to another.
 
     Attributes:
         before_s: Layer time with the old placement.
         after_s: Layer time with the new one, on the same tokens.
-        moved_bytes: Weights that cross to another rank, of all layers.
-        migration_s: How long they take.
-        num_layers: MoE layers of the model.
+        moved_bytes: Bytes of weights that move to another rank, of all layers.
+        migration_s: Seconds that the move takes.
+        num_layers: Number of MoE layers of the model.
     """
 
     before_s: float
@@ -48,8 +48,8 @@ class Rebalance:
 
     @property
     def payback_passes(self) -> float:
-        """Forward passes of the whole model until the gain has made up for the move; infinite
-        without a gain.
+        """The number of forward passes of the whole model until the gain has made up for the move;
+        infinite without a gain.
         """
         gain_s = (self.before_s - self.after_s) * self.num_layers
         return (
@@ -59,7 +59,7 @@ class Rebalance:
         )
 
     def row(self) -> dict[str, float]:
-        """Flat row."""
+        """Return a flat row."""
         return {
             "before_us": self.before_s / US,
             "after_us": self.after_s / US,
@@ -72,13 +72,14 @@ class Rebalance:
 
 
 def migration_s(cluster: Cluster, bytes_WW: Array, tp: int = 1, engine: str = "flow") -> float:
-    """Time for weights to move between ranks; each of a rank's devices moves its share.
+    """Return the seconds in which weights move between ranks; each device of a rank moves its
+    share.
 
     Args:
-        cluster: W x tp devices.
-        bytes_WW: ndarray of shape (W, W): `migration_bytes`.
-        tp: Devices of a rank.
-        engine: As `moesim.simulate`.
+        cluster: The cluster of W x tp devices.
+        bytes_WW: ndarray of shape (W, W): bytes between ranks, see `migration_bytes`.
+        tp: Number of devices of a rank.
+        engine: Name of the engine that simulates the move.
     """
     if not bytes_WW.any():
         return 0.0
@@ -99,15 +100,16 @@ def rebalance(
 
     Args:
         candidate: The design.
-        cluster: Where it runs.
+        cluster: The hardware it runs on.
         workload: Tokens on which both placements are scored.
-        old: Slots before.
-        new: Slots after; by default `renewed`.
-        num_layers: MoE layers whose weights move; by default those of the dense part, or 1.
-        engine: As `moesim.simulate`.
+        old: Placement before the move.
+        new: Placement after the move; by default `renewed` plans it.
+        num_layers: Number of MoE layers whose weights move; by default that of the dense part,
+            or 1.
+        engine: Name of the engine that simulates the layer and the move.
 
     Raises:
-        ConfigError: A placement of other ranks or experts.
+        ConfigError: A placement has other ranks or experts.
     """
     planned = new if new is not None else renewed(candidate, cluster, workload, old)
     layers = num_layers or (
@@ -132,11 +134,16 @@ def rebalance(
 def renewed(
     candidate: Candidate, cluster: Cluster, workload: Workload, old: Placement
 ) -> Placement:
-    """What the candidate's strategy plans on a workload, with ranks exchanged so that most experts
-    stay.
+    """Plan a placement on a workload, with ranks renamed so that most experts stay where they are.
 
-    Ranks keep their names where devices differ, and where the strategy looks at which rank tokens
-    come from.
+    Ranks keep their names where devices differ, and where the strategy depends on the rank that
+    tokens come from.
+
+    Args:
+        candidate: The design; its strategy plans.
+        cluster: The hardware it runs on.
+        workload: Tokens on which the placement is planned.
+        old: Placement before the move.
     """
     new = prepare(candidate, cluster, workload).placement
     spec = PlacementSpec.parse(candidate.placement)
@@ -157,27 +164,28 @@ def rebalanced(
     num_layers: int | None = None,
     engine: str = "flow",
 ) -> list[dict[str, float]]:
-    """A workload that drifts, with plans that are renewed: each on the step before the one it first
-    serves.
+    """Simulate a workload that drifts, with placements that are renewed.
+
+    Every plan is made on the step before the one it first serves.
 
     Args:
         candidate: The design; its strategy plans.
-        cluster: Where it runs.
-        workload: Its routing without a step, such as ``zipf:0.9+drift:0.02``.
-        steps: Steps to simulate, ascending; the first is only planned on.
-        every: Steps between new plans; 0 keeps the first plan.
+        cluster: The hardware it runs on.
+        workload: The workload, with a routing without a step, such as ``zipf:0.9+drift:0.02``.
+        steps: Steps to simulate, ascending; the first is only used for planning.
+        every: Number of steps between new plans; 0 keeps the first plan.
         passes_per_step: Forward passes of the whole model in a step, which share the cost of a
             move.
-        num_layers: MoE layers of the model, as `rebalance`.
-        engine: As `moesim.simulate`.
+        num_layers: Number of MoE layers of the model; by default that of the dense part, or 1.
+        engine: Name of the engine that simulates the layer and the move.
 
     Returns:
-        A row for each step from the second: layer time with the plan in force, with the first plan,
-        and with one that knew the step; bytes moved and time of the move; layer time with the
+        A row for each step from the second: layer time with the current plan, with the first plan,
+        and with a plan that knew the step; bytes and time of the move; and layer time with the
         move's share added.
 
     Raises:
-        ConfigError: A routing with a step, or fewer than two steps.
+        ConfigError: The routing has a step, or there are fewer than two steps.
     """
     if "@" in workload.routing or len(steps) < 2:
         raise ConfigError(

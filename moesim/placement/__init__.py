@@ -1,4 +1,4 @@
-"""Experts on ranks: which slots there are, where, and which expert each holds."""
+"""A placement says which expert slots each rank has and which expert each slot holds."""
 
 from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement, replica_loads, turn_of_choice

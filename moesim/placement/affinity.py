@@ -1,12 +1,12 @@
-"""Placements that follow the tokens: experts near those they are chosen with, near their tokens'
-sources, or near the experts of the layer before.
+"""Place experts near related experts or tokens: near experts they are chosen with, near the sources
+of their tokens, or near the experts of the layer before.
 
-Attraction is counted in choices. Between two experts of a layer it is the tokens that choose both
-(co-activation: one copy then serves two choices); between an expert and a rank it is the choices of
-that rank's sources (data domains), or the tokens that were on that rank in the layer before
-(transitions, as in ExFlow, arXiv:2401.08383). Heaviest first, each slot goes to the node, then to
-the rank in it, that attracts it most among those that stay within the tolerance of their fair share
-of load; if none does, to the one with the least load.
+Attraction is counted in choices. Between two experts of a layer it is the number of tokens that
+choose both (co-activation: one copy then serves two choices). Between an expert and a rank it is
+the number of choices by sources of that rank (data domains), or the number of tokens that were on
+that rank in the layer before (transitions, see ExFlow, arXiv:2401.08383). Slots are placed in order
+of load, heaviest first. Each goes to the node, and within it to the rank, that attracts it most and
+stays within the tolerance of its fair share of load; if none does, to the one with the least load.
 
 Shape legend: T tokens, K choices, E experts, P slots, W ranks, N nodes, S sources.
 """
@@ -22,17 +22,17 @@ from moesim.placement.setting import Setting
 from moesim.placement.slots import Placement
 
 Array = np.ndarray
-#: tokens whose choices are compared; more are thinned out evenly
+#: largest number of tokens whose choices are compared; a longer list is thinned out evenly
 _MOST_TOKENS = 1 << 14
-#: experts whose pairs are counted: their matrix takes 8 bytes a pair
+#: largest number of experts whose pairs are counted, since their matrix takes 8 bytes per pair
 MOST_EXPERTS = 1 << 12
 
 
 def coactivation(expert_ids_TK: Array, num_experts: int) -> Array:
-    """Tokens that choose both of two experts; the diagonal is 0.
+    """Count the tokens that choose both of two experts; the diagonal is 0.
 
     Raises:
-        ConfigError: More experts than pairs are counted for.
+        ConfigError: There are more experts than `MOST_EXPERTS`.
 
     Returns:
         ndarray of shape (E, E), symmetric.
@@ -41,18 +41,18 @@ def coactivation(expert_ids_TK: Array, num_experts: int) -> Array:
 
 
 def transitions(before_TK: Array, after_TK: Array, num_experts: int) -> Array:
-    """Pairs of a choice in one layer and a choice of the same token in the next.
+    """Count pairs of a choice in one layer and a choice of the same token in the next layer.
 
     Args:
-        before_TK: ndarray of shape (T, K): experts of one layer.
-        after_TK: ndarray of shape (T, K): experts of the next, of the same tokens.
-        num_experts: E of both.
+        before_TK: ndarray of shape (T, K): experts of the tokens in one layer.
+        after_TK: ndarray of shape (T, K): experts of the same tokens in the next layer.
+        num_experts: Number of experts E of both layers.
 
     Raises:
-        ConfigError: Another number of tokens, or more experts than pairs are counted for.
+        ConfigError: The numbers of tokens differ, or there are more experts than `MOST_EXPERTS`.
 
     Returns:
-        ndarray of shape (E, E): from, to.
+        ndarray of shape (E, E): pairs by expert of the first and of the next layer.
     """
     if len(before_TK) != len(after_TK):
         raise ConfigError(
@@ -87,22 +87,22 @@ def attracted(
     pair_EE: Array | None = None,
     pull_EW: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Place by attraction within a tolerance of balance.
+    """Place experts by attraction within a tolerance of balance.
 
     Args:
-        load_E: ndarray of shape (E,).
-        num_ranks: W.
-        num_replicas: Slots beyond E; copies of an expert share its attraction.
-        setting: Nodes, speeds and memory.
+        load_E: ndarray of shape (E,): load of each expert.
+        num_ranks: Number of ranks W.
+        num_replicas: Number of slots beyond E; copies of an expert share its attraction.
+        setting: Nodes, speeds and memory of the ranks.
         tolerance: Share by which a rank's load may exceed its fair share.
-        pair_EE: ndarray of shape (E, E): between experts.
-        pull_EW: ndarray of shape (E, W): of ranks.
+        pair_EE: ndarray of shape (E, E): attraction between experts.
+        pull_EW: ndarray of shape (E, W): attraction of experts to ranks.
 
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,), in order of ranks.
 
     Raises:
-        CapacityError: More than memory holds.
+        CapacityError: The experts do not fit in memory.
     """
     expert_P = replicate(load_E, num_replicas)
     load_P, bounds = shared(load_E, expert_P), limits(setting, expert_P)
@@ -115,19 +115,21 @@ def attracted(
     node_fair = np.bincount(node_W, weights=fair_W, minlength=nodes)
     load_W, held_W = np.zeros(num_ranks), np.zeros(num_ranks, dtype=np.int64)
     left_W = np.full(num_ranks, np.inf) if free_W is None else free_W.copy()
-    on_EW = np.zeros((len(load_E), num_ranks))  # copies of each expert on each rank
+    # share of the copies of each expert that each rank holds
+    on_EW = np.zeros((len(load_E), num_ranks))
     rank_P = np.zeros(len(expert_P), dtype=np.int64)
     for p in np.argsort(-load_P, kind="stable"):
         e, load = expert_P[p], load_P[p]
         fits = (held_W < room_W) & (left_W >= (0.0 if size_P is None else size_P[p]))
         if not fits.any():
-            # attraction led into a corner: balance alone knows a way, or says why there is none
+            # attraction led to a dead end: place by balance alone, which also reports if nothing
+            # fits
             rank_P, _ = pack(load_P, room_W, **bounds)
             break
         pull_W = np.zeros(num_ranks) if pair_EE is None else pair_EE[e] @ on_EW
         if pull_EW is not None:
             pull_W = pull_W + pull_EW[e]
-        # a copy beside another of the same expert spares nothing
+        # two copies of an expert on one rank save nothing
         pull_W = np.where(on_EW[e] > 0, -1.0, pull_W)
         node_load = np.bincount(node_W, weights=load_W, minlength=nodes)
         node_held = np.bincount(node_W, weights=held_W, minlength=nodes)
@@ -149,7 +151,9 @@ def attracted(
 
 
 def _choose(pull_X: Array, load_X: Array, fair_X: Array, open_X: Array) -> int:
-    """The strongest pull among those within their fair share, ties by load; else the least load."""
+    """Return the index of the strongest pull among those within their fair share, ties by load; if
+    there are none, that of the least load.
+    """
     within = open_X & (load_X <= fair_X)
     if not within.any():
         return int(np.argmin(np.where(open_X, load_X / fair_X, np.inf)))
@@ -158,12 +162,13 @@ def _choose(pull_X: Array, load_X: Array, fair_X: Array, open_X: Array) -> int:
 
 
 def source_pull(num_tokens_SE: Array, num_ranks: int, tp: int = 1) -> Array:
-    """Choices that each rank's sources make: ndarray of shape (E, W).
+    """Count the choices that the sources of each rank make: ndarray of shape (E, W).
 
     Args:
-        num_tokens_SE: ndarray of shape (S, E).
-        num_ranks: W; sources are the ranks' devices, numbered together.
-        tp: Devices of a rank.
+        num_tokens_SE: ndarray of shape (S, E): choices of each source for each expert.
+        num_ranks: Number of ranks W; the sources are the devices of all ranks, numbered
+            consecutively.
+        tp: Number of devices of a rank.
     """
     pull_EW = np.zeros((num_tokens_SE.shape[1], num_ranks))
     np.add.at(pull_EW.T, np.arange(len(num_tokens_SE)) // tp % num_ranks, num_tokens_SE)
@@ -179,18 +184,18 @@ def place_layers(
     setting: Setting | None = None,
     tolerance: float = 0.05,
 ) -> list[Placement]:
-    """Placements of consecutive layers, each near the experts its tokens come from.
+    """Place consecutive layers, each near the experts that its tokens come from.
 
     Args:
-        expert_ids_LTK: Experts of the same tokens in every layer, each of shape (T, K).
-        num_experts: E.
-        num_ranks: W.
-        num_replicas: Slots beyond E of each layer.
-        setting: Nodes, speeds and memory.
+        expert_ids_LTK: Experts of the same tokens in every layer, each an array of shape (T, K).
+        num_experts: Number of experts E.
+        num_ranks: Number of ranks W.
+        num_replicas: Number of slots beyond E in each layer.
+        setting: Nodes, speeds and memory of the ranks.
         tolerance: Share by which a rank's load may exceed its fair share.
 
     Raises:
-        ConfigError: Layers of different numbers of tokens.
+        ConfigError: The layers have different numbers of tokens.
     """
     setting = setting or Setting()
     found: list[Placement] = []
@@ -222,7 +227,9 @@ def place_layers(
 def stay_fraction(
     before: Placement, after: Placement, transition_EE: Array, ranks_per_node: int = 1
 ) -> float:
-    """Share of transitions that stay on their rank, or in their node of several ranks."""
+    """Return the share of transitions that stay on their rank, or within a node of several
+    ranks.
+    """
     nodes = -(-before.num_ranks // ranks_per_node)
 
     def by_node(placement: Placement) -> Array:
@@ -237,7 +244,8 @@ def stay_fraction(
 
 
 def _share_EW(placement: Placement) -> Array:
-    """Share of each expert's tokens that each rank serves: ndarray of shape (E, W), rows sum to 1.
+    """Return the share of the tokens of each expert that each rank serves: ndarray of shape (E, W)
+    whose rows sum to 1.
     """
     on_EW = np.zeros((placement.num_experts, placement.num_ranks))
     np.add.at(on_EW, (placement.expert_of_slot_P, placement.rank_of_slot_P), 1.0)

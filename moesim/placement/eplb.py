@@ -1,9 +1,9 @@
-"""EPLB's policies: replicate, then pack; node by node where the gate's groups divide over the
-nodes.
+"""The policies of EPLB: replicate experts, then pack them, node by node if the groups of the gate
+divide over the nodes.
 
-Does what deepseek-ai/EPLB's ``rebalance_experts`` does (MIT licence; reimplemented): its README's
-example comes out exactly. Hierarchical: groups are packed onto nodes, experts replicated inside
-their node, slots packed onto its ranks.
+The module reimplements ``rebalance_experts`` of deepseek-ai/EPLB (MIT license) and reproduces the
+example of its README exactly. The hierarchical policy packs groups onto nodes, replicates experts
+inside their node, and packs slots onto the ranks of the node.
 
 Shape legend: E experts, P slots, W ranks.
 """
@@ -20,22 +20,22 @@ Array = np.ndarray
 def eplb_slots(
     load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, num_groups: int
 ) -> tuple[Array, Array]:
-    """Expert and rank of each slot, in order of ranks.
+    """Return the expert and the rank of each slot, in order of ranks.
 
     Args:
-        load_E: ndarray of shape (E,).
-        num_ranks: W.
-        num_replicas: Slots beyond E.
-        setting: Nodes, speeds and memory.
-        num_groups: Groups of consecutive experts that stay together in a node; where the nodes do
-            not divide them, nodes are ignored.
+        load_E: ndarray of shape (E,): load of each expert.
+        num_ranks: Number of ranks W.
+        num_replicas: Number of slots beyond E.
+        setting: Nodes, speeds and memory of the ranks.
+        num_groups: Number of groups of consecutive experts that stay together in a node; nodes are
+            ignored if they do not divide the groups.
 
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,).
 
     Raises:
-        ConfigError: Experts that do not divide into groups, or slots over nodes.
-        CapacityError: More than memory holds.
+        ConfigError: The experts do not divide into groups, or the slots do not divide over nodes.
+        CapacityError: The experts do not fit in memory.
     """
     num_experts = len(load_E)
     if num_experts % num_groups:
@@ -69,7 +69,7 @@ def eplb_slots(
 def limits(
     setting: Setting, expert_P: Array, ranks: slice = slice(None)
 ) -> dict[str, Array | None]:
-    """What `pack` must respect for these slots and ranks."""
+    """Return the limits that `pack` must respect for these slots and ranks."""
     bounded = setting.room_bytes is not None
     return {
         "speed_W": np.array(setting.speed)[ranks] if setting.unequal else None,
@@ -81,7 +81,7 @@ def limits(
 def _by_node(
     load_E: Array, nodes: int, num_groups: int, setting: Setting, num_ranks: int
 ) -> list[Array]:
-    """Experts of each node: whole groups, equally many."""
+    """Return the experts of each node: whole groups, the same number for every node."""
     load_G = load_E.reshape(num_groups, -1).sum(axis=1)
     expert_GX = np.arange(len(load_E)).reshape(num_groups, -1)
     speed = setting.speeds(num_ranks).reshape(nodes, -1).sum(axis=1) if setting.unequal else None

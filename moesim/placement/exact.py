@@ -1,10 +1,11 @@
-"""The best balance there is, by integer programming (HiGHS through SciPy): the yardstick for small
-cases.
+"""Find the best possible balance by integer programming (HiGHS through SciPy), as a reference for
+small cases.
 
-x[e, r, c] is how many of expert e's c copies sit on rank r, y[e, c] whether e has c copies:
-minimise M, so that for every rank sum of x[e, r, c] * load_e / c <= M * speed_r.
+x[e, r, c] is the number of copies on rank r if expert e has c copies in total, and y[e, c] says
+whether it has c copies. The program minimizes M subject to sum of x[e, r, c] * load_e / c <= M *
+speed_r for every rank.
 
-Shape legend: E experts, W ranks, C numbers of copies, P slots.
+Shape legend: E experts, W ranks, C possible numbers of copies, P slots.
 """
 
 from dataclasses import dataclass
@@ -15,20 +16,20 @@ from moesim.errors import CapacityError, ConfigError
 from moesim.placement.setting import Setting
 
 Array = np.ndarray
-#: integer variables that are worth a start
+#: largest number of integer variables for which the solver is started
 _MOST_VARIABLES = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Exact:
-    """A placement and what is known about the best.
+    """A placement, and a bound on the best possible one.
 
     Attributes:
-        expert_P: ndarray of shape (P,): experts, in order of ranks.
-        rank_P: ndarray of shape (P,).
+        expert_P: ndarray of shape (P,): expert of each slot, in order of ranks.
+        rank_P: ndarray of shape (P,): rank of each slot.
         makespan: Load of the busiest rank over its speed.
-        bound: No placement has less.
-        optimal: Whether the two agree within the solver's tolerance.
+        bound: Lower bound on the makespan of any placement.
+        optimal: Whether makespan and bound agree within the tolerance of the solver.
     """
 
     expert_P: Array
@@ -41,17 +42,17 @@ class Exact:
 def exact_slots(
     load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, *, seconds: float = 60.0
 ) -> Exact:
-    """Solve for the least load of the busiest rank.
+    """Find the placement with the least load of the busiest rank.
 
     Args:
-        load_E: ndarray of shape (E,).
-        num_ranks: W.
-        num_replicas: Slots beyond E.
-        setting: Speeds and memory; nodes do not matter to balance.
-        seconds: When to stop with what was found.
+        load_E: ndarray of shape (E,): load of each expert.
+        num_ranks: Number of ranks W.
+        num_replicas: Number of slots beyond E.
+        setting: Speeds and memory of the ranks; nodes do not affect balance.
+        seconds: Time after which the solver stops with the best placement found.
 
     Raises:
-        ConfigError: Too many variables, or nothing found in time.
+        ConfigError: There are too many variables, or no placement was found in time.
         CapacityError: No placement fits in memory.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -83,12 +84,14 @@ def exact_slots(
         low.append(least)
         high.append(greatest)
 
+    # every expert has exactly one number of copies, and as many of its copies sit on ranks
     for e in range(num_experts):
         add(y[e], np.ones(most), 1, 1)
         for c in range(most):
             add(np.append(x[e, :, c], y[e, c]), np.append(np.ones(num_ranks), -copies[c]), 0, 0)
     if num_replicas:
         add(y, np.tile(copies, num_experts), num_experts + num_replicas, num_experts + num_replicas)
+    # the load of every rank is at most M times its speed; slots and memory are limited too
     for r in range(num_ranks):
         add(
             np.append(x[:, r, :].ravel(), total - 1),
@@ -112,9 +115,9 @@ def exact_slots(
             )
     upper = np.concatenate([np.broadcast_to(copies, x.shape).ravel(), np.ones(y.size), [np.inf]])
     lower = np.zeros(total)
-    lower[-1] = 1.0  # nobody is done before the mean
+    lower[-1] = 1.0  # the busiest rank has at least the mean load
     if not setting.unequal and setting.room_bytes is None:
-        # ranks are interchangeable: the heaviest expert is on the first
+        # ranks are interchangeable, so the heaviest expert may be fixed to the first
         heaviest = int(np.argmax(load_E))
         add(x[heaviest, 0], np.ones(most), 1, np.inf)
     pointers = np.concatenate([[0], np.cumsum([len(index) for index, _ in rows])])

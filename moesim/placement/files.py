@@ -1,14 +1,15 @@
-"""Placements of all layers as files that serving engines load, and back.
+"""Write the placements of all layers as files that serving engines load, and read them back.
 
-``sglang``: an object with one key, ``physical_to_logical_map`` (layers x slots), for
-``--init-expert-location FILE``; its loader takes no other key and wants a row for every layer of
-the model, dense ones included. ``vllm``: the list of lists alone, one row per MoE layer, the layout
-of vLLM's ``physical_to_logical_map`` (its loader is proposed in vllm-project/vllm pull request
-49572, option ``initial_expert_map_path``). ``vllm_ascend``: experts device by device, for
-vllm-project/vllm-ascend's ``expert_map_path``. What `moesim study export` writes may also hold
-``nearest_within``, ranks inside which tokens prefer replicas.
+``sglang`` is an object with one key, ``physical_to_logical_map`` (layers x slots), for
+``--init-expert-location FILE``; its loader accepts no other key and requires a row for every layer
+of the model, dense ones included. ``vllm`` is the list of lists alone, one row per MoE layer, the
+layout of vLLM's ``physical_to_logical_map`` (its loader is proposed in vllm-project/vllm pull
+request 49572, option ``initial_expert_map_path``). ``vllm_ascend`` lists experts device by device,
+for ``expert_map_path`` of vllm-project/vllm-ascend. A file written by `moesim study export` may
+also hold ``nearest_within``, the number of ranks within which tokens prefer replicas.
 
-Slots are numbered rank by rank, equally many each: the engines compute a slot's rank by division.
+Slots are numbered rank by rank, with the same number on each rank, since the engines compute the
+rank of a slot by division.
 """
 
 import json
@@ -26,10 +27,10 @@ FORMATS = ("sglang", "vllm", "vllm_ascend")
 
 
 def slot_map(placement: Placement) -> list[int]:
-    """Expert of each slot, rank by rank.
+    """Return the expert of each slot, rank by rank.
 
     Raises:
-        ConfigError: Ranks hold unequally many slots, which no engine loads.
+        ConfigError: Ranks hold different numbers of slots, which no engine can load.
     """
     held = placement.slots_of_rank()
     if held.min() != held.max():
@@ -41,17 +42,17 @@ def slot_map(placement: Placement) -> list[int]:
 
 
 def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int = 0) -> str:
-    """Placements as the text of a file.
+    """Return placements as the text of a file.
 
     Args:
-        layers: One placement per MoE layer, of the same ranks, slots and experts.
-        layout: One of `FORMATS`.
-        num_dense_layers: ``sglang``: layers before the first MoE layer; their rows are never looked
-            at.
+        layers: One placement per MoE layer, with the same ranks, slots and experts.
+        layout: A name in `FORMATS`.
+        num_dense_layers: Number of layers before the first MoE layer; ``sglang`` needs rows for
+            them but never reads them.
 
     Raises:
-        UnknownNameError: Another layout.
-        ConfigError: No layers, or layers that differ in ranks, slots or experts.
+        UnknownNameError: The layout is unknown.
+        ConfigError: There are no layers, or they differ in ranks, slots or experts.
     """
     if layout not in FORMATS:
         raise UnknownNameError("placement format", layout, FORMATS)
@@ -93,7 +94,7 @@ def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int 
 def write_map(
     path: Path, layers: Sequence[Placement], layout: str, *, num_dense_layers: int = 0
 ) -> Path:
-    """Write `map_text`, whole file or nothing.
+    """Write the text of `map_text` to a file atomically.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -102,7 +103,7 @@ def write_map(
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file's text and a newline, whole or not at all.
+    """Write a text and a newline to a file atomically.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -118,16 +119,16 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list[Placement]:
-    """Placements of a file in any of the layouts.
+    """Read placements from a file in any of the layouts.
 
     Args:
-        path: JSON file.
-        num_ranks: W: slots divide over them.
-        num_experts: E; by default one more than the highest that appears.
+        path: Path of a JSON file.
+        num_ranks: Number of ranks W, which must divide the slots.
+        num_experts: Number of experts E; by default one more than the highest index that appears.
 
     Raises:
-        ConfigError: Not such a file; or slots that do not divide, or an expert without a slot:
-            file, layer and number.
+        ConfigError: The file is not in any of the layouts, the slots do not divide over the ranks,
+            or an expert has no slot. The text names the file, the layer and the number.
     """
     data = toml.read_json(path)
     rows = _rows(path, data, num_ranks)
@@ -158,7 +159,7 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
 
 
 def _rows(path: Path, data: Any, num_ranks: int) -> list[list[int]]:
-    """Experts of each layer's slots."""
+    """Return the experts of the slots of each layer."""
     if isinstance(data, dict) and "layer_list" in data:
         try:
             layers = [
@@ -177,7 +178,7 @@ def _rows(path: Path, data: Any, num_ranks: int) -> list[list[int]]:
     elif isinstance(data, dict):
         data = data.get("physical_to_logical_map")
     if isinstance(data, list) and data and all(isinstance(e, int) for e in data):
-        data = [data]  # one map for every layer
+        data = [data]  # a single map for all layers
     if not (
         isinstance(data, list)
         and data

@@ -1,9 +1,9 @@
-"""Local search: swaps, moves and other replicas for the costliest rank, on the model of
-`moesim.placement.state`.
+"""Improve a placement by local search: swap, move or replicate experts of the costliest rank, with
+the cost model of `moesim.placement.state`.
 
-Each step takes the exchange that most lowers the costlier of the two ranks it touches; where none
-helps, a few random exchanges start again from the best so far (iterated local search; Lourenco,
-Martin and Stuetzle 2003).
+Each step takes the change that most lowers the cost of the costlier of the two ranks it touches. If
+no change helps, the search restarts from the best placement so far after a few random swaps
+(iterated local search; Lourenco, Martin and Stuetzle 2003).
 
 Shape legend: P slots, E experts, W ranks.
 """
@@ -29,16 +29,16 @@ def searched(
     steps: int = 200,
     seed: int = 0,
 ) -> tuple[Array, Array]:
-    """Search from the best of the planned placements.
+    """Search from the best planned placement.
 
     Args:
-        load_E: ndarray of shape (E,).
-        num_ranks: W.
-        num_replicas: Slots beyond E.
-        setting: Nodes, speeds, memory, and what a copy costs.
-        routing: Tokens whose copies count; None: load alone.
-        steps: Exchanges that are tried.
-        seed: Of the random exchanges.
+        load_E: ndarray of shape (E,): load of each expert.
+        num_ranks: Number of ranks W.
+        num_replicas: Number of slots beyond E.
+        setting: Nodes, speeds and memory of the ranks, and the cost of a copy.
+        routing: Tokens whose copies count; None to consider load alone.
+        steps: Number of changes that are tried.
+        seed: Seed of the random swaps.
 
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,), in order of ranks.
@@ -88,7 +88,7 @@ def levelled(
 def _starts(
     load_E: Array, num_ranks: int, num_replicas: int, setting: Setting, routing: Routing | None
 ) -> list[tuple[Array, Array]]:
-    """The planned placements; expert order, too, where it may be used."""
+    """Return the planned placements, including expert order if it is allowed."""
     starts = [eplb_slots(load_E, num_ranks, num_replicas, setting.one_node(), 1)]
     nodes = setting.nodes(num_ranks)
     if nodes > 1 and num_replicas % nodes == 0 and len(load_E) % nodes == 0:

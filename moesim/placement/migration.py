@@ -1,5 +1,5 @@
-"""What it takes to go from one placement to another, and how well a placement serves loads it was
-not planned on.
+"""Compute the cost of a change from one placement to another, and how well a placement serves loads
+that it was not planned on.
 
 Shape legend: W ranks, E experts, N windows.
 """
@@ -18,22 +18,24 @@ Array = np.ndarray
 def migration_bytes(
     old: Placement, new: Placement, expert_bytes_E: Array, ranks_per_node: int | None = None
 ) -> Array:
-    """Bytes of weights each rank sends to each other, so that the new placement is in place.
+    """Return the bytes of weights that each rank sends to each other rank to reach the new
+    placement.
 
-    A rank fetches what it does not hold yet from a rank that did: of its own node if there is one,
-    and of those from the one with the least to send so far. Moves inside a rank are free.
+    A rank fetches an expert that it does not hold from a rank that held it, in its own node if
+    possible; among several it takes the one with the least to send so far. Moves inside a rank are
+    free.
 
     Args:
-        old: Where experts are.
-        new: Where they shall be, on the same ranks.
-        expert_bytes_E: ndarray of shape (E,).
-        ranks_per_node: Consecutive ranks of a node; by default all.
+        old: The present placement.
+        new: The new placement on the same ranks.
+        expert_bytes_E: ndarray of shape (E,): bytes of the weights of each expert.
+        ranks_per_node: Number of consecutive ranks of a node; by default all ranks.
 
     Returns:
-        ndarray of shape (W, W): from, to.
+        ndarray of shape (W, W): bytes by sending and receiving rank.
 
     Raises:
-        ConfigError: Other ranks or experts.
+        ConfigError: The placements differ in ranks or experts.
     """
     if (old.num_ranks, old.num_experts) != (new.num_ranks, new.num_experts):
         raise ConfigError(
@@ -56,17 +58,17 @@ def migration_bytes(
 
 
 def renamed(old: Placement, new: Placement, ranks_per_node: int | None = None) -> Placement:
-    """The new placement with its ranks, and its nodes as wholes, exchanged so that most experts
-    stay where they are.
+    """Return the new placement with its ranks, and whole nodes, renamed so that most experts stay
+    where they are.
 
-    Of no effect on balance or on what shares a rank or a node, so only for ranks that are alike and
-    for plans that do not look at where tokens come from. Ranks are assigned inside every pair of
-    nodes, then nodes (Hungarian method; Kuhn 1955).
+    Renaming changes neither the balance nor which experts share a rank or a node. It is valid only
+    for identical ranks and for plans that ignore the sources of tokens. Ranks are assigned within
+    every pair of nodes first, then nodes are assigned (Hungarian method; Kuhn 1955).
 
     Args:
-        old: Where experts are.
-        new: Where they shall be; as many slots on every rank.
-        ranks_per_node: Consecutive ranks of a node; by default all.
+        old: The present placement.
+        new: The new placement, with the same number of slots on every rank.
+        ranks_per_node: Number of consecutive ranks of a node; by default all ranks.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -78,6 +80,7 @@ def renamed(old: Placement, new: Placement, ranks_per_node: int | None = None) -
     for side, placement in enumerate((old, new)):
         at_WE[side, placement.rank_of_slot_P, placement.expert_of_slot_P] = 1.0
     nodes = ranks // per_node
+    # experts that stay if new rank (node a, r) takes the name of old rank (node b, s)
     stay_NRNR = (at_WE[1] @ at_WE[0].T).reshape(nodes, per_node, nodes, per_node)
     inner = {
         (a, b): linear_sum_assignment(stay_NRNR[a, :, b], maximize=True)[1]
@@ -98,7 +101,9 @@ def renamed(old: Placement, new: Placement, ranks_per_node: int | None = None) -
 
 
 def imbalance(placement: Placement, load_E: Array, speed_W: Array | None = None) -> float:
-    """Time of the busiest rank over that of a perfect balance, when replicas share evenly."""
+    """Return the time of the busiest rank over that of a perfect balance, if replicas share
+    evenly.
+    """
     speed = np.ones(placement.num_ranks) if speed_W is None else speed_W
     load_W = np.bincount(
         placement.rank_of_slot_P,
@@ -109,15 +114,15 @@ def imbalance(placement: Placement, load_E: Array, speed_W: Array | None = None)
 
 
 def predict(past_NE: Array, window: int = 1, decay: float = 1.0) -> Array:
-    """The next window's loads from those before.
+    """Predict the loads of the next window from those of earlier windows.
 
     Args:
-        past_NE: ndarray of shape (N, E), oldest first.
-        window: Last windows that count.
-        decay: Weight of a window over that of the one after it: 1 is their mean.
+        past_NE: ndarray of shape (N, E): loads of the windows, oldest first.
+        window: Number of last windows that count.
+        decay: Weight of a window over the weight of the window after it; 1 gives their mean.
 
     Returns:
-        ndarray of shape (E,).
+        ndarray of shape (E,): predicted loads.
     """
     last = past_NE[-window:].astype(np.float64)
     weight_N = decay ** np.arange(len(last) - 1, -1, -1.0)
@@ -132,22 +137,23 @@ def forecast(
     window: int = 1,
     decay: float = 1.0,
 ) -> list[dict[str, float]]:
-    """Plan on the past, score on what follows.
+    """Plan on past windows and score the plan on later ones.
 
     Args:
         load_NE: ndarray of shape (N, E): loads of consecutive windows, at least two.
-        plan: Placement for loads, such as ``lambda load: place("eplb", load, 8, 8)``.
-        every: Windows between new plans.
-        window: Past windows a plan looks at.
-        decay: See `predict`.
+        plan: Function that returns a placement for loads, such as
+            ``lambda load: place("eplb", load, 8, 8)``.
+        every: Number of windows between new plans.
+        window: Number of past windows that a plan uses.
+        decay: Decay of the weights of past windows, passed to `predict`.
 
     Returns:
-        A row for each window from the second: ``imbalance`` of the plan in force,
-        ``imbalance_known`` of a plan on the window itself, ``imbalance_first`` of the first plan
-        kept for ever, ``moved_experts`` when it was replaced.
+        One row per window from the second on: ``imbalance`` of the plan in force,
+        ``imbalance_known`` of a plan made on the window itself, ``imbalance_first`` of the first
+        plan if it is kept forever, and ``moved_experts`` when the plan is replaced.
 
     Raises:
-        ConfigError: Fewer than two windows, or a number below 1.
+        ConfigError: There are fewer than two windows, or a number is below 1.
     """
     if len(load_NE) < 2 or min(every, window) < 1:
         raise ConfigError(

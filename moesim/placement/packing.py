@@ -1,8 +1,7 @@
-"""Replicating hot experts and packing slots onto ranks: the two steps that planned placements
-share.
+"""Replicate hot experts and pack slots onto ranks: the two steps that planned placements share.
 
-`replicate` and `pack` do what deepseek-ai/EPLB's ``replicate_experts`` and ``balanced_packing`` do
-(MIT licence; reimplemented), ties included: the lowest expert, the lowest rank.
+`replicate` and `pack` reimplement ``replicate_experts`` and ``balanced_packing`` of
+deepseek-ai/EPLB (MIT license), including ties, which go to the lowest expert and the lowest rank.
 
 Shape legend: P slots, E experts, W ranks.
 """
@@ -18,10 +17,11 @@ Array = np.ndarray
 
 
 def replicate(load_E: Array, num_replicas: int) -> Array:
-    """Experts of E + num_replicas slots: each further copy goes to the highest load per replica.
+    """Return the experts of E + num_replicas slots; each further copy goes to the expert with the
+    highest load per replica.
 
     Returns:
-        ndarray of shape (P,): first every expert once, then the copies in order.
+        ndarray of shape (P,): every expert once, then the copies in the order they were added.
     """
     copies = [1] * len(load_E)
     heap = [(-load, e) for e, load in enumerate(load_E.tolist())]
@@ -31,12 +31,15 @@ def replicate(load_E: Array, num_replicas: int) -> Array:
         _, e = heap[0]
         copies[e] += 1
         added.append(e)
+        # the heap holds negative loads per replica, so its top is the expert that gains most
         heapq.heapreplace(heap, (-float(load_E[e]) / copies[e], e))
     return np.concatenate([np.arange(len(load_E)), np.array(added, dtype=np.int64)])
 
 
 def shared(load_E: Array, expert_P: Array) -> Array:
-    """Load of each slot when an expert's slots share it evenly: ndarray of shape (P,)."""
+    """Return the load of each slot if the slots of an expert share its load evenly: ndarray of
+    shape (P,).
+    """
     return (load_E / np.bincount(expert_P, minlength=len(load_E)))[expert_P]
 
 
@@ -48,24 +51,24 @@ def pack(
     bytes_P: Array | None = None,
     room_bytes_W: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Heaviest first onto the rank that is done with it first, among those that have room.
+    """Pack slots, heaviest first, onto the rank with room that finishes the slot first.
 
-    Longest processing time (Graham 1969); on ranks that differ, its form for uniform machines
-    (Gonzalez, Ibarra and Sahni 1977).
+    The method is longest processing time (Graham 1969); for ranks that differ, it is its variant
+    for uniform machines (Gonzalez, Ibarra and Sahni 1977).
 
     Args:
-        load_P: ndarray of shape (P,).
-        room_W: ndarray of shape (W,): most slots of each rank.
-        speed_W: ndarray of shape (W,); None: all alike.
+        load_P: ndarray of shape (P,): load of each slot.
+        room_W: ndarray of shape (W,): maximum number of slots of each rank.
+        speed_W: ndarray of shape (W,): speed of each rank; None if all are equal.
         bytes_P: ndarray of shape (P,): memory of each slot.
-        room_bytes_W: ndarray of shape (W,): memory of each rank; None: unlimited.
+        room_bytes_W: ndarray of shape (W,): memory of each rank; None if it is unlimited.
 
     Returns:
-        Rank of each slot, and its place in the rank, in the order they were packed: ndarrays of
+        The rank of each slot, and its index within the rank in the order of packing: ndarrays of
         shape (P,).
 
     Raises:
-        CapacityError: A slot that fits nowhere.
+        CapacityError: A slot fits on no rank.
     """
     if speed_W is None and room_bytes_W is None:
         return _pack_alike(load_P, room_W)
@@ -80,7 +83,7 @@ def pack(
     stuck = _pack_unlike(by_load, load_P, size_P, room_W, free_W, speed)
     if isinstance(stuck, tuple):
         return stuck
-    # by load it does not fit: largest first, which leaves the smallest gaps
+    # packing by load does not fit: pack the largest first, which leaves the smallest gaps
     by_size = np.lexsort((-load_P, -size_P))
     found = _pack_unlike(by_size, load_P, size_P, room_W, free_W, speed)
     if isinstance(found, tuple):
@@ -113,7 +116,7 @@ def _pack_alike(load_P: Array, room_W: Array) -> tuple[Array, Array]:
 def _pack_unlike(
     order: Array, load_P: Array, size_P: Array, room_W: Array, free_W: Array, speed_W: Array
 ) -> tuple[Array, Array] | int:
-    """Ranks and places, or the slot that fits nowhere."""
+    """Return ranks and indices within ranks, or the slot that fits on no rank."""
     rank_P, place_P = np.zeros(len(load_P), dtype=np.int64), np.zeros(len(load_P), dtype=np.int64)
     load_W, held_W, left_W = (
         np.zeros(len(room_W)),
@@ -126,7 +129,7 @@ def _pack_unlike(
             return int(p)
         done = np.where(fits, (load_W + load_P[p]) / speed_W, np.inf)
         least = done.min()
-        # ties, such as experts without load: the rank that holds fewest
+        # break ties, such as experts without load, in favor of the rank with the fewest slots
         rank = int(np.argmin(np.where(done <= least, held_W, len(load_P) + 1)))
         rank_P[p], place_P[p] = rank, held_W[rank]
         load_W[rank] += load_P[p]

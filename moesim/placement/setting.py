@@ -1,5 +1,5 @@
-"""What a placement must respect besides loads: nodes, devices that differ, memory; and what a copy
-costs.
+"""Conditions of a placement apart from loads: nodes, devices that differ, memory, and the cost of a
+copy.
 
 Shape legend: W expert-parallel ranks, E experts, P slots.
 """
@@ -14,22 +14,27 @@ from moesim.units import GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The ranks that experts are placed on. Compared by content, so that plans can be cached.
+    """The ranks that experts are placed on. Settings are compared by content, so that plans can be
+    cached.
 
     Attributes:
-        ranks_per_node: Consecutive ranks that share a fast fabric; None: all.
-        num_expert_groups: Groups of the gate, of consecutive experts, for `eplb_hierarchical`.
-        speed: Work per second of each rank, relative; None: all alike. Where they differ, planned
-            ranks may hold unequally many slots.
-        expert_bytes: Bytes of each expert's weights, of all layers; needed where memory is limited.
-        room_bytes: Bytes each rank has for experts; None: unlimited.
-        copy_work: Work (in the unit of the loads) that takes as long as one copy of a token into a
+        ranks_per_node: Number of consecutive ranks that share a fast fabric; None for all ranks.
+        num_expert_groups: Number of groups of the gate, which hold consecutive experts, for
+            `eplb_hierarchical`.
+        speed: Relative work per second of each rank; None if all are equal. If they differ, ranks
+            may hold different numbers of slots.
+        expert_bytes: Bytes of the weights of each expert over all layers; required if memory is
+            limited.
+        room_bytes: Bytes that each rank has for experts; None if memory is unlimited.
+        copy_work: Work, in the unit of the loads, that takes as long as one copy of a token into a
             rank.
-        node_copy_work: The same for one copy into a node, over all its ports together.
-        tp: Devices of a rank, numbered together: which rank a source of tokens is in.
+        node_copy_work: Work that takes as long as one copy of a token into a node, over all its
+            ports together.
+        tp: Number of devices of a rank, which are numbered consecutively; it gives the rank of a
+            source of tokens.
 
     Raises:
-        ConfigError: A number out of range, or memory without the experts' bytes.
+        ConfigError: A number is out of range, or memory is given without the bytes of experts.
     """
 
     ranks_per_node: int | None = None
@@ -58,10 +63,10 @@ class Setting:
             raise ConfigError("placement.room_bytes: expected expert_bytes, too")
 
     def nodes(self, num_ranks: int) -> int:
-        """Nodes of W ranks.
+        """Return the number of nodes of W ranks.
 
         Raises:
-            ConfigError: They do not divide.
+            ConfigError: The ranks do not divide into nodes.
         """
         per_node = self.ranks_per_node or num_ranks
         if num_ranks % per_node:
@@ -71,16 +76,17 @@ class Setting:
         return num_ranks // per_node
 
     def one_node(self) -> "Setting":
-        """The same with all ranks in one node."""
+        """Return the same setting with all ranks in one node."""
         return self if self.ranks_per_node is None else replace(self, ranks_per_node=None)
 
     def check(self, num_experts: int, num_ranks: int) -> None:
-        """Refuse numbers for another number of experts or ranks, and memory that cannot hold every
-        expert once.
+        """Raise an error if numbers are given for a different number of experts or ranks, or if
+        memory cannot hold every expert once.
 
         Raises:
-            ConfigError: Another number of entries.
-            CapacityError: How many GiB the experts need, and how many there are.
+            ConfigError: A number of entries does not match.
+            CapacityError: The experts do not fit. The text names the GiB they need and the GiB
+                available.
         """
         for name, count in (
             ("speed", num_ranks),
@@ -100,8 +106,8 @@ class Setting:
                 )
 
     def rooms(self, num_slots: int, num_ranks: int) -> np.ndarray:
-        """Most slots of each rank: equally many, or any number where speeds differ. ndarray of
-        shape (W,).
+        """Return the maximum number of slots of each rank, which is the same for all, or unlimited
+        if speeds differ: ndarray of shape (W,).
         """
         if self.unequal:
             return np.full(num_ranks, num_slots)
@@ -109,13 +115,13 @@ class Setting:
 
     @property
     def unequal(self) -> bool:
-        """Whether ranks differ in speed."""
+        """Whether the ranks differ in speed."""
         return self.speed is not None and min(self.speed) < max(self.speed)
 
     def speeds(self, num_ranks: int) -> np.ndarray:
-        """Speeds, 1 where all are alike: ndarray of shape (W,)."""
+        """Return the speeds, 1 if all are equal: ndarray of shape (W,)."""
         return np.ones(num_ranks) if self.speed is None else np.array(self.speed)
 
 
-#: ranks of one node, all alike, without a limit of memory
+#: identical ranks of one node without a limit on memory
 PLAIN = Setting()

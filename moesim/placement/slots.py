@@ -1,4 +1,5 @@
-"""A placement: expert slots on expert-parallel ranks. More slots than experts means replicas.
+"""A placement assigns expert slots to expert-parallel ranks. More slots than experts means
+replicas.
 
 Shape legend: P slots, E experts, W expert-parallel ranks.
 """
@@ -12,19 +13,20 @@ from moesim.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placement:
-    """Which expert sits in which slot of which rank.
+    """A placement: the expert of every slot and the rank of every slot.
 
     Attributes:
         rank_of_slot_P: ndarray of shape (P,): expert-parallel rank of each slot, ascending.
-        expert_of_slot_P: ndarray of shape (P,): expert of each slot; every expert at least once.
-        num_ranks: W.
-        num_experts: E.
-        nearest_within: Ranks of a node, inside which a token prefers its expert's replicas; 0: all
-            take turns.
+        expert_of_slot_P: ndarray of shape (P,): expert of each slot; every expert appears at least
+            once.
+        num_ranks: Number of ranks W.
+        num_experts: Number of experts E.
+        nearest_within: Number of ranks of a node, within which a token prefers replicas of its
+            expert; 0 if all replicas take turns.
 
     Raises:
-        ConfigError: An expert without a slot, a rank out of range, or slots not in order of their
-            ranks.
+        ConfigError: An expert has no slot, a rank is out of range, or the slots are not in order of
+            their ranks.
     """
 
     rank_of_slot_P: np.ndarray
@@ -61,22 +63,24 @@ class Placement:
 
     @property
     def num_slots(self) -> int:
-        """Slots P over all ranks."""
+        """The number of slots P over all ranks."""
         return len(self.expert_of_slot_P)
 
     def slots_of_rank(self) -> np.ndarray:
-        """Slots of each rank: what its memory must hold. ndarray of shape (W,)."""
+        """Return the number of slots of each rank, which its memory must hold: ndarray of shape
+        (W,).
+        """
         return np.bincount(self.rank_of_slot_P, minlength=self.num_ranks)
 
     def by_rank(self, value_P: np.ndarray) -> np.ndarray:
-        """A value of each slot, rank by rank.
+        """Return a value of each slot, arranged rank by rank.
 
         Args:
-            value_P: ndarray of shape (P,).
+            value_P: ndarray of shape (P,): the value of each slot.
 
         Returns:
-            ndarray of shape (W, L), L the most slots of a rank: slots in order; 0 where a rank has
-            fewer.
+            ndarray of shape (W, L) with L the largest number of slots of a rank: values in the
+            order of slots, 0 where a rank has fewer slots.
         """
         first_W = np.searchsorted(self.rank_of_slot_P, np.arange(self.num_ranks))
         out = np.zeros((self.num_ranks, int(self.slots_of_rank().max())), dtype=value_P.dtype)
@@ -84,38 +88,38 @@ class Placement:
         return out
 
     def slot_of_choice(self, expert_ids_TK: np.ndarray) -> np.ndarray:
-        """The slot every choice goes to: replicas of an expert take its tokens in turn.
+        """Return the slot of every choice; replicas of an expert take turns for its tokens.
 
         Args:
-            expert_ids_TK: ndarray of shape (T, K).
+            expert_ids_TK: ndarray of shape (T, K): expert of every choice.
 
         Returns:
-            ndarray of shape (T, K): slots.
+            ndarray of shape (T, K): slot of every choice.
         """
         order = np.argsort(self.expert_of_slot_P, kind="stable")
         copies_E = np.bincount(self.expert_of_slot_P, minlength=self.num_experts)
         first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
         if self.num_slots == self.num_experts:
             return order[expert_ids_TK]
-        # numba is loaded when used: `import moesim` stays light
+        # numba is imported only when it is used, which keeps `import moesim` fast
         from moesim.placement.turns import slots_in_turn
 
         flat = np.ascontiguousarray(expert_ids_TK).ravel()
         return slots_in_turn(flat, order, first_E, copies_E).reshape(expert_ids_TK.shape)
 
     def nearest_slot_of_choice(self, expert_ids_TK: np.ndarray, rank_T: np.ndarray) -> np.ndarray:
-        """The slot every choice goes to when tokens prefer their own rank's replica, then their own
-        node's.
+        """Return the slot of every choice if tokens prefer replicas of their own rank, then of
+        their own node.
 
-        Among equally near replicas a source's tokens take turns, as the static dispatch of SGLang
-        does.
+        Equally near replicas take turns for the tokens of a source, like the static dispatch of
+        SGLang.
 
         Args:
-            expert_ids_TK: ndarray of shape (T, K).
-            rank_T: ndarray of shape (T,): rank each token is on.
+            expert_ids_TK: ndarray of shape (T, K): expert of every choice.
+            rank_T: ndarray of shape (T,): rank of each token.
 
         Returns:
-            ndarray of shape (T, K): slots.
+            ndarray of shape (T, K): slot of every choice.
         """
         per_node = self.nearest_within or self.num_ranks
         slot_TK = np.empty(expert_ids_TK.shape, dtype=np.int64)
@@ -129,7 +133,7 @@ class Placement:
             copies_E = np.bincount(self.expert_of_slot_P[near], minlength=self.num_experts)
             first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
             ids = expert_ids_TK[rank_T == rank]
-            # every rank begins with another replica, so that few tokens do not all meet at the
+            # every rank begins with a different replica, so that a few tokens do not all go to the
             # first
             turn = turn_of_choice(ids, self.num_experts) + rank
             slot_TK[rank_T == rank] = order[first_E[ids] + turn % copies_E[ids]]
@@ -137,8 +141,8 @@ class Placement:
 
 
 def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
-    """How many choices of the same expert came before each, in token order: ndarray of shape (T,
-    K).
+    """Return how many choices of the same expert precede each choice in token order: ndarray of
+    shape (T, K).
     """
     from moesim.placement.turns import turns
 
@@ -148,6 +152,8 @@ def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
 
 
 def replica_loads(placement: Placement, num_tokens_E: np.ndarray) -> np.ndarray:
-    """Load of each slot when replicas share their expert's tokens evenly: ndarray of shape (P,)."""
+    """Return the load of each slot if replicas share the tokens of their expert evenly: ndarray of
+    shape (P,).
+    """
     copies_E = np.bincount(placement.expert_of_slot_P, minlength=placement.num_experts)
     return (num_tokens_E / copies_E)[placement.expert_of_slot_P]

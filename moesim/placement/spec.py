@@ -1,4 +1,4 @@
-"""A strategy and its number as text: ``eplb``, ``random:7``, ``local_search:200``,
+"""Read a strategy and its number from text: ``eplb``, ``random:7``, ``local_search:200``,
 ``eplb_hierarchical/nearest``.
 """
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from moesim.errors import ConfigError, UnknownNameError
 
-#: strategy -> (what its number is, its default, whether it is an integer); None: it takes no number
+#: strategy -> (meaning of its number, its default, whether it is an integer); None if it takes no
+#: number
 NUMBERS: dict[str, tuple[str, float, bool] | None] = {
     "contiguous": None,
     "round_robin": None,
@@ -33,19 +34,19 @@ REPLICATING = (
     "local_search",
     "exact",
 )
-#: strategies that look at which choices meet in a token, or at which sources they come from
+#: strategies that use which choices occur together in a token, or which sources they come from
 OF_ROUTING = ("affinity", "domain", "local_search")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementSpec:
-    """A strategy, its number, and how replicas share.
+    """A strategy, its number, and the way replicas share tokens.
 
     Attributes:
-        strategy: One of `STRATEGIES`.
-        number: Seed, steps, groups, tolerance or seconds; the default where none was written.
-        nearest: Tokens prefer the replicas of their own node; else replicas take an expert's tokens
-            in turn.
+        strategy: A name in `STRATEGIES`.
+        number: The seed, steps, groups, tolerance or seconds; the default if the text has none.
+        nearest: Whether tokens prefer the replicas of their own node; otherwise the replicas of an
+            expert take turns.
     """
 
     strategy: str
@@ -54,11 +55,11 @@ class PlacementSpec:
 
     @classmethod
     def parse(cls, text: str) -> "PlacementSpec":
-        """Read a placement's text.
+        """Read the text of a placement.
 
         Raises:
-            UnknownNameError: Another strategy.
-            ConfigError: A number that is not one, or that the strategy does not take.
+            UnknownNameError: The strategy is unknown.
+            ConfigError: The number cannot be read, or the strategy takes no number.
         """
         body, _, how = text.partition("/")
         name, colon, written = body.partition(":")

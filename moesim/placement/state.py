@@ -1,10 +1,11 @@
-"""A placement under change: what it costs on a model of load and traffic, and the exchanges that
-lower it.
+"""A placement that changes during a search, its cost in a model of load and traffic, and the
+changes that lower this cost.
 
-A rank's cost is its load over its speed, plus the copies of tokens it receives and its part of
-those its node receives, in the same unit (`Setting.copy_work`, `Setting.node_copy_work`); without a
-routing it is the load alone. Copies are rows times copies per choice among sampled tokens, a ratio
-that does not bend to the sample.
+The cost of a rank is its load over its speed, plus the copies of tokens that it receives and its
+part of the copies that its node receives, in the same unit (`Setting.copy_work`,
+`Setting.node_copy_work`). Without a routing it is the load alone. The number of copies is estimated
+as rows times the copies per choice among sampled tokens, a ratio that does not depend on the size
+of the sample.
 
 Shape legend: P slots, E experts, W ranks, N nodes, T sampled tokens, I slots of the busiest rank, Q
 the others.
@@ -22,12 +23,12 @@ from moesim.routing import Routing
 
 Array = np.ndarray
 _SAMPLE, _KICKS, _TRIES = 1024, 3, 4
-#: pairs, the best by load, whose copies are counted
+#: number of pairs, the best by load, whose copies are counted
 _PAIRS = 64
 
 
 class Model:
-    """What a placement costs."""
+    """The cost model of a placement."""
 
     def __init__(
         self, load_E: Array, num_ranks: int, setting: Setting, routing: Routing | None
@@ -38,6 +39,7 @@ class Model:
         self.least = load_E.sum() / self.speed_W.sum()
         self.ids_TK: Array | None = None
         if routing is not None and setting.copy_work + setting.node_copy_work > 0:
+            # an even sample of tokens; its ratio of copies to choices scales up to all rows
             step = -(-len(routing.expert_ids_TK) // _SAMPLE)
             self.ids_TK = routing.expert_ids_TK[step // 2 :: step]
             self.rows_E = routing.num_tokens_E().astype(float)
@@ -45,14 +47,14 @@ class Model:
 
 
 class State:
-    """A placement under change: slots in any order."""
+    """A placement that changes, with its slots in any order."""
 
     def __init__(self, model: Model, expert_P: Array, rank_P: Array) -> None:
         self.model, self.expert_P, self.rank_P = model, expert_P.copy(), rank_P.copy()
         self.refresh()
 
     def copy(self) -> "State":
-        """The same; what a swap changes in place is its own."""
+        """Return a copy of the state with its own arrays for all that a swap changes in place."""
         other = copy(self)
         for name in ("expert_P", "rank_P", "load_W", "held_WT", "copies_W", "rows_W", "chosen_W"):
             if hasattr(self, name):
@@ -60,7 +62,7 @@ class State:
         return other
 
     def refresh(self) -> None:
-        """Loads, copies and costs from the slots alone."""
+        """Compute loads, copies and costs from the slots alone."""
         model = self.model
         self.load_P = shared(model.load_E, self.expert_P)
         self.load_W = np.bincount(self.rank_P, weights=self.load_P, minlength=model.num_ranks)
@@ -90,7 +92,7 @@ class State:
         self.recount()
 
     def recount(self) -> None:
-        """Costs from loads and copies."""
+        """Compute costs from loads and copies."""
         model = self.model
         cost = self.load_W / model.speed_W
         if self.uses_PT is not None:
@@ -110,13 +112,14 @@ class State:
         self.score = (float(cost.max()), float((cost**2).sum()))
 
     def improve(self, *, swaps_only: bool = False) -> bool:
-        """Take the best exchange of the busiest rank; False, and nothing changed, if none lowers
+        """Make the best change of the busiest rank; return False and change nothing if none lowers
         the score.
         """
         before, busiest = self.score, int(self.cost_W.argmax())
         own = np.flatnonzero(self.rank_P == busiest)
         for i, j in self._swaps(own, busiest):
             self._swap(i, j)
+            # keep a swap only if the score falls; otherwise swap back
             if self.score < before:
                 return True
             self._swap(i, j)
@@ -140,14 +143,16 @@ class State:
         self.recount()
 
     def _swaps(self, own: Array, busiest: int) -> list[tuple[int, int]]:
-        """The most promising pairs of a slot of the busiest rank and one elsewhere, by estimated
-        cost.
+        """Return the most promising pairs of a slot on the busiest rank and a slot on another, by
+        estimated cost.
         """
         model, others = self.model, np.flatnonzero(self.rank_P != busiest)
         if not len(own) or not len(others):
             return []
         rank_Q = self.rank_P[others]
         change = self.load_P[others][None] - self.load_P[own][:, None]
+        # estimate the cost of both ranks from the change in load alone, a cheap way to rank all
+        # pairs
         worse = np.maximum(
             self.cost_W[busiest] + change / model.speed_W[busiest],
             self.cost_W[rank_Q] - change / model.speed_W[rank_Q],
@@ -163,7 +168,9 @@ class State:
         return [(int(own[k // len(others)]), int(others[k % len(others)])) for k in pairs]
 
     def _cost_of_swaps(self, i_X: Array, j_X: Array) -> Array:
-        """Cost of the costlier rank after each of X swaps, nodes aside: ndarray of shape (X,)."""
+        """Return the cost of the costlier rank after each of X swaps, ignoring nodes: ndarray of
+        shape (X,).
+        """
         model, uses_PT, held_WT = self.model, self.uses_PT, self.held_WT
         assert uses_PT is not None
         cost_X = np.zeros(len(i_X))
@@ -177,6 +184,7 @@ class State:
                 rank
             ]
             now = self.rows_W[rank] * self.copies_W[rank] / np.maximum(self.chosen_W[rank], 1)
+            # the part of the cost that a swap leaves unchanged: the copies into the node
             rest = self.cost_W[rank] - self.load_W[rank] / model.speed_W[rank] - model.copy * now
             cost_X = np.maximum(
                 cost_X, rest + load + model.copy * rows * copies / np.maximum(chosen, 1)
@@ -189,7 +197,7 @@ class State:
         return (more <= free_W[busiest]) & (-more <= free_W[rank_Q])
 
     def _memory(self) -> tuple[Array, Array]:
-        """Bytes of each slot, and what each rank has left."""
+        """Return the bytes of each slot, and the bytes that each rank has left."""
         bounds = limits(self.model.setting, self.expert_P)
         size_P, room_W = bounds["bytes_P"], bounds["room_bytes_W"]
         if size_P is None or room_W is None:
@@ -199,7 +207,9 @@ class State:
         )
 
     def _move(self, own: Array, busiest: int, before: tuple[float, float]) -> bool:
-        """Where ranks may hold unequally many: the best slot of the busiest to another rank."""
+        """Move the best slot of the busiest rank to another rank, if ranks may hold different
+        numbers of slots.
+        """
         if not self.model.setting.unequal or not len(own):
             return False
         size_P, free_W = self._memory()
@@ -221,8 +231,8 @@ class State:
         return False
 
     def _replicate(self, own: Array, before: tuple[float, float]) -> bool:
-        """A redundant slot elsewhere takes over an expert of the busiest rank: the best such change
-        by load.
+        """Let a redundant slot on another rank take over an expert of the busiest rank, the best
+        such change by load.
         """
         copies_E = np.bincount(self.expert_P, minlength=len(self.model.load_E))
         spare = np.flatnonzero(
@@ -236,6 +246,8 @@ class State:
         best, found = before[0], None
         for e in np.unique(self.expert_P[own]):
             f_Q, rank_Q = self.expert_P[spare], self.rank_P[spare]
+            # one more copy lowers the load of every copy of e; one copy less raises that of every
+            # copy of f
             step_e = load_E[e] / (copies_E[e] + 1) - load_E[e] / copies_E[e]
             step_Q = load_E[f_Q] / np.maximum(copies_E[f_Q] - 1, 1) - load_E[f_Q] / copies_E[f_Q]
             load_QW = self.load_W + on_EW[e] * step_e + on_EW[f_Q] * step_Q[:, None]
@@ -257,7 +269,7 @@ class State:
         return False
 
     def kick(self, rng: np.random.Generator) -> None:
-        """A few random swaps that fit, one of them of the busiest rank."""
+        """Make a few random swaps that fit, one of them from the busiest rank."""
         busiest = int(self.cost_W.argmax())
         for number in range(_KICKS):
             i = (
@@ -274,7 +286,9 @@ class State:
 
 
 def _least(value: Array, count: int) -> Array:
-    """Indices of the least finite values of a flattened array, ascending."""
+    """Return the indices of the smallest finite values of a flattened array, in ascending order of
+    value.
+    """
     flat = value.ravel()
     few = min(count, len(flat))
     first = np.argpartition(flat, few - 1)[:few]

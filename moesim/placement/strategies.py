@@ -1,17 +1,18 @@
-"""Strategies that place experts on ranks, by name: `place`.
+"""Place experts on ranks by a named strategy, with `place`.
 
-``contiguous``: expert order. ``round_robin``: dealt out one by one. ``random:SEED``. ``balanced``:
-heaviest first onto the least loaded rank with room (longest processing time, Graham 1969).
-``eplb``: replicate the expert with the highest load per replica, then pack as balanced does.
-``eplb_hierarchical:GROUPS``: the gate's groups, whole, onto nodes first (deepseek-ai/EPLB's
-hierarchical policy). ``hierarchical``: the same with every expert a group of its own.
-``affinity:TOLERANCE``: experts chosen together stay together. ``domain:TOLERANCE``: experts near
-their tokens' sources. ``local_search:STEPS``: from the best of those, moves and swaps.
-``exact:SECONDS``: an integer program, for small cases.
+``contiguous`` keeps expert order. ``round_robin`` deals experts out one by one. ``random:SEED``
+places them at random. ``balanced`` puts the heaviest expert first onto the least loaded rank with
+room (longest processing time, Graham 1969). ``eplb`` replicates the expert with the highest load
+per replica, then packs like ``balanced``. ``eplb_hierarchical:GROUPS`` first packs whole groups of
+the gate onto nodes (the hierarchical policy of deepseek-ai/EPLB). ``hierarchical`` does the same
+with every expert as a separate group. ``affinity:TOLERANCE`` keeps experts together that are chosen
+together. ``domain:TOLERANCE`` places experts near the sources of their tokens.
+``local_search:STEPS`` improves the best of these by moves and swaps. ``exact:SECONDS`` solves an
+integer program, for small cases.
 
-They plan on the loads they are given, so they are optimistic wherever the distribution drifts (see
-`moesim.placement.forecast`). Being greedy, ``balanced`` and ``eplb`` can lose to ``contiguous``
-(about 1 % of random Zipf loads, by under 5 %).
+Strategies plan on the loads they are given, so their results are optimistic if the distribution
+drifts (see `moesim.placement.forecast`). ``balanced`` and ``eplb`` are greedy and can lose to
+``contiguous`` (for about 1 % of random Zipf loads, by under 5 %).
 
 Shape legend: E experts, P slots, W ranks.
 """
@@ -46,27 +47,28 @@ def place(
     setting: Setting = PLAIN,
     routing: Routing | None = None,
 ) -> Placement:
-    """Place E experts, and ``num_replicas`` copies, on ranks with equally many slots each.
+    """Place E experts and ``num_replicas`` copies on ranks with the same number of slots each.
 
-    Where the setting's ranks differ in speed, strategies that plan on loads give them unequally
-    many. Plans are cached by content.
+    If the ranks of the setting differ in speed, strategies that plan on loads give them different
+    numbers of slots. Plans are cached by content.
 
     Args:
-        strategy: One of `STRATEGIES`, with its number if it takes one; those of `REPLICATING` place
-            replicas.
+        strategy: A name in `STRATEGIES`, with a number if it takes one; those in `REPLICATING`
+            place replicas.
         num_tokens_E: ndarray of shape (E,): expected load of each expert, in tokens or in any other
             unit of work.
-        num_ranks: W; must divide E + num_replicas, unless ranks differ in speed.
-        num_replicas: Slots beyond one per expert.
+        num_ranks: Number of ranks W, which must divide E + num_replicas unless ranks differ in
+            speed.
+        num_replicas: Number of slots beyond one per expert.
         setting: Nodes, speeds and memory of the ranks.
-        routing: Choices behind the loads; ``affinity`` and ``domain`` need them, ``local_search``
-            uses them.
+        routing: The choices behind the loads; ``affinity`` and ``domain`` require them,
+            ``local_search`` uses them if given.
 
     Raises:
-        UnknownNameError: Another strategy.
-        ConfigError: Slots that do not divide over the ranks, or replicas for a strategy that has
-            none.
-        CapacityError: More than memory holds.
+        UnknownNameError: The strategy is unknown.
+        ConfigError: The slots do not divide over the ranks, or replicas are given to a strategy
+            that cannot place them.
+        CapacityError: The experts do not fit in memory.
     """
     spec = PlacementSpec.parse(strategy)
     load_E = np.ascontiguousarray(num_tokens_E, dtype=np.float64)
@@ -143,7 +145,7 @@ def _planned(
     setting: Setting,
     routing: Routing | None,
 ) -> tuple[Array, Array]:
-    """Expert and rank of each slot, in order of ranks."""
+    """Return the expert and the rank of each slot, in order of ranks."""
     name, num_experts = spec.strategy, len(load_E)
     experts = np.arange(num_experts)
     if name in ("contiguous", "round_robin", "random"):

@@ -1,4 +1,4 @@
-"""Replicas that take turns, in one pass over the choices."""
+"""Let replicas take turns, in one pass over the choices."""
 
 import numpy as np
 from numba import njit
@@ -6,16 +6,16 @@ from numba import njit
 
 @njit(cache=True)
 def slots_in_turn(expert_ids_N, order_P, first_E, copies_E):
-    """The slot of every choice: an expert's replicas one after the other, in token order.
+    """Return the slot of every choice; the replicas of an expert take turns in token order.
 
     Args:
         expert_ids_N: ndarray of shape (N,): expert of every choice.
-        order_P: Slots, those of one expert together.
-        first_E: Where each expert's begin.
-        copies_E: How many each has.
+        order_P: The slots, with those of one expert next to each other.
+        first_E: Index in ``order_P`` of the first slot of each expert.
+        copies_E: Number of slots of each expert.
 
     Returns:
-        ndarray of shape (N,), int64.
+        ndarray of shape (N,), int64: slot of every choice.
     """
     slot_N = np.empty(len(expert_ids_N), np.int64)
     turn_E = np.zeros(len(copies_E), np.int64)
@@ -30,7 +30,9 @@ def slots_in_turn(expert_ids_N, order_P, first_E, copies_E):
 
 @njit(cache=True)
 def turns(expert_ids_N, num_experts):
-    """How many choices of the same expert came before each: ndarray of shape (N,), int64."""
+    """Return how many choices of the same expert precede each choice: ndarray of shape (N,),
+    int64.
+    """
     turn_N = np.empty(len(expert_ids_N), np.int64)
     count_E = np.zeros(num_experts, np.int64)
     for i in range(len(expert_ids_N)):

@@ -1,4 +1,4 @@
-"""Programs: ops that demand rate-limited resources. Nothing here knows what an MoE is."""
+"""Programs consist of ops that demand rate-limited resources. Nothing here depends on MoE."""
 
 from moesim.program.program import Program, Timeline
 

@@ -1,6 +1,6 @@
-"""Collects resources and ops, checks them, and freezes them into a `Program`.
+"""Collect resources and ops, check them, and freeze them into a `Program`.
 
-Ops come in batches of like ones (one per device), since a call per op would cost more than
+Ops are added in batches of similar ops (one per device), since one call per op would cost more than
 simulating a small program.
 
 Shape legend: N ops, R resources; in a batch I ops with M demands each.
@@ -21,14 +21,15 @@ Numbers = float | Sequence[float] | Array
 
 
 class Demands(NamedTuple):
-    """What I ops take of resources.
+    """Demands of I ops on resources.
 
     Attributes:
-        resources: ndarray of shape (I, M): resources each op demands, no one twice; flat with
-            ``row_ptr``.
-        amounts: How much of each; zeros are dropped. `ProgramBuilder.build` checks them.
-        row_ptr: ndarray of shape (I + 1,): where each op's entries begin, if their numbers differ;
-            None if all demand M resources.
+        resources: ndarray of shape (I, M): the distinct resources that each op demands; a flat
+            array if ``row_ptr`` is given.
+        amounts: The amount demanded of each resource; zeros are dropped. `ProgramBuilder.build`
+            checks them.
+        row_ptr: ndarray of shape (I + 1,): the first entry of each op, if ops have different
+            numbers of entries; None if all of them demand M resources.
     """
 
     resources: Array | None = None
@@ -37,12 +38,12 @@ class Demands(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """Ops that I ops wait for, each a number of its own.
+    """Ops that I ops wait for, where each may wait for a different number of ops.
 
     Attributes:
-        ops: Flat array of ops.
-        row_ptr: ndarray of shape (I + 1,): where each op's entries begin; None if all wait for all
-            of ``ops``.
+        ops: Flat array of the ops that are waited for.
+        row_ptr: ndarray of shape (I + 1,): the first entry of each op; None if all of them wait for
+            all of ``ops``.
     """
 
     ops: Array | None
@@ -51,7 +52,7 @@ class Waits(NamedTuple):
 
 @dataclass(slots=True)
 class ProgramBuilder:
-    """A program in the making."""
+    """A program that is being built."""
 
     _capacity: list[Array] = field(default_factory=list)
     _resource_runs: list[tuple[str, int, bool]] = field(default_factory=list)
@@ -71,20 +72,21 @@ class ProgramBuilder:
     _phase_number: dict[str, int] = field(default_factory=dict)
 
     def resource(self, name: str, capacity: float) -> int:
-        """Add a resource of ``capacity`` units per second; returns its number.
+        """Add a resource of ``capacity`` units per second and return its index.
 
         Raises:
-            ConfigError: A capacity that is not a finite number > 0.
+            ConfigError: A capacity is not a finite number > 0.
         """
         return int(self.resources(name, [capacity], numbered=False)[0])
 
     def resources(
         self, name: str, capacity: Sequence[float] | Array, *, numbered: bool = True
     ) -> Array:
-        """Add a resource for each capacity, named ``name[0], name[1], ...``; returns their numbers.
+        """Add a resource for each capacity, named ``name[0], name[1], ...``, and return their
+        indices.
 
         Raises:
-            ConfigError: A capacity that is not a finite number > 0.
+            ConfigError: A capacity is not a finite number > 0.
         """
         rates = np.asarray(capacity, dtype=np.float64)
         wrong = ~((rates > 0) & (rates < np.inf))
@@ -112,7 +114,9 @@ class ProgramBuilder:
         bytes_per_flow: float = 0.0,
         phase: str = "",
     ) -> int:
-        """Add one op; returns its number. Arguments as in `ops`, ``after`` a list of ops."""
+        """Add one op and return its index. Arguments are those of `ops`, but ``after`` is a list of
+        ops.
+        """
         if len(resources) != len(amounts):
             raise ConfigError(
                 f"op {label}: expected one amount per resource, got {len(amounts)} for "
@@ -151,28 +155,29 @@ class ProgramBuilder:
         numbered: bool = True,
         own_batch: bool = False,
     ) -> Array:
-        """Add ``count`` like ops, named ``label[0], label[1], ...``; returns their numbers.
+        """Add ``count`` similar ops, named ``label[0], label[1], ...``, and return their indices.
 
         Args:
-            label: What they are.
-            count: I.
-            demands: What each takes of which resources; None for nothing.
-            latency_s: Elapses before the demand is served; one for all or one each, as the next
-                ones.
-            release_s: Earliest start.
-            after: Ops waited for, added before: ndarray of shape (K,) if all wait for the same, (I,
-                K) if each waits for its own; or `Waits`, where their numbers differ.
-            bytes_per_flow: For communication: bytes at an op's largest port over its
-                source-destination pairs. Every flow then gets equal bytes per second at a port it
-                shares. 0 for compute.
-            phase: Name of the phase they belong to.
-            numbered: Whether names carry a number.
-            own_batch: Whether ops may wait for earlier ones of the same batch, such as the messages
-                of a sender.
+            label: Common label of the ops.
+            count: Number of ops I.
+            demands: The demands of each op on resources; None if the ops demand nothing.
+            latency_s: Time that elapses before the demand is served. This and the following numbers
+                may be one for all ops or one per op.
+            release_s: Earliest start of the ops.
+            after: Ops to wait for, which must have been added before: ndarray of shape (K,) if all
+                ops wait for the same ones, of shape (I, K) if each waits for its own, or `Waits` if
+                they wait for different numbers of ops.
+            bytes_per_flow: For communication, the bytes at the largest port of an op divided by its
+                number of source-destination pairs. Every flow then gets equal bytes per second at a
+                port that it shares. 0 for compute.
+            phase: Name of the phase that the ops belong to.
+            numbered: Whether the names contain an index.
+            own_batch: Whether ops may wait for earlier ops of the same batch, such as the messages
+                of one sender.
 
         Raises:
-            ConfigError: A negative or non-finite latency or release, or an unknown dependency
-                (demands: see `build`).
+            ConfigError: A latency or release is negative or not finite, or a dependency is unknown.
+                (`build` checks the demands.)
         """
         first = self._num_ops
         latency, release, flow = (_each(v, count) for v in (latency_s, release_s, bytes_per_flow))
@@ -195,6 +200,7 @@ class ProgramBuilder:
             raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
         waits = after if isinstance(after, Waits) else Waits(after, None)
         deps, num_deps = _rows(waits.ops, waits.row_ptr, count)
+        # an op may wait only for smaller indices, which keeps the program acyclic
         below = np.repeat(np.arange(first, first + count), num_deps) if own_batch else first
         if len(deps) and (deps.min() < 0 or (deps >= below).any()):
             which = int(((deps < 0) | (deps >= below)).argmax())
@@ -224,26 +230,27 @@ class ProgramBuilder:
 
     @property
     def num_ops(self) -> int:
-        """Ops added so far: the number of the next."""
+        """The number of ops added so far, which is the index of the next op."""
         return self._num_ops
 
     def factored(self, block: Block) -> None:
-        """Add demands that are kept as a rule; see `moesim.program.factored`."""
+        """Add demands that stay factored; see `moesim.program.factored`."""
         self._factored.append(block)
 
     def build(self) -> Program:
-        """Freeze into a `Program`; fair units are set so that communication ops share by bytes per
-        flow.
+        """Freeze the ops into a `Program`. Fair units are set so that communication ops share by
+        bytes per flow.
 
         Raises:
-            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or one
-                resource twice.
+            ConfigError: An op demands a negative or non-finite amount, an unknown resource, or the
+                same resource twice.
         """
         ptr = pointers(_joined(self._lengths, np.int64))
         resource, amount = _joined(self._resource, np.int64), _joined(self._amount, np.float64)
         self._check(ptr, resource, amount)
         keep = amount > 0
         if not keep.all():
+            # dropping the zeros moves the beginning of every row
             ptr = pointers(keep)[ptr]
             resource, amount = resource[keep], amount[keep]
         capacity = _joined(self._capacity, np.float64)
@@ -268,7 +275,7 @@ class ProgramBuilder:
         )
 
     def _check(self, ptr: Array, resource: Array, amount: Array) -> None:
-        """All demands at once."""
+        """Check all demands at once."""
         known = self._num_resources
         if not _sound(amount):
             wrong = int((~((amount >= 0) & (amount < math.inf))).argmax())
@@ -276,13 +283,14 @@ class ProgramBuilder:
         if len(resource) and (resource.min() < 0 or resource.max() >= known):
             wrong = int(((resource < 0) | (resource >= known)).argmax())
             self._refuse(wrong, f"a resource below {known}", ptr, resource, amount)
-        # rows in ascending order of resources need no sorting to show that none comes twice
+        # rows whose resources ascend contain no resource twice, so they need no sorting
         ascending = np.ones(len(resource) + 1, dtype=bool)
         np.greater(resource[1:], resource[:-1], out=ascending[1:-1])
-        ascending[ptr] = True  # rows begin anew
+        ascending[ptr] = True  # a new row may begin with any resource
         if ascending.all():
             return
         op = np.repeat(np.arange(self._num_ops), np.diff(ptr))
+        # equal keys are the same resource in the same op
         key = op * max(known, 1) + resource
         order = np.argsort(key, kind="stable")
         twice = np.zeros(len(op), dtype=bool)
@@ -299,7 +307,7 @@ class ProgramBuilder:
 
 
 def _each(value: Numbers, count: int) -> Array:
-    """A number for each of ``count`` ops: ndarray of shape (count,); faster than a broadcast."""
+    """Return one number per op as an ndarray of shape (count,); this is faster than a broadcast."""
     if isinstance(value, np.ndarray) and value.shape == (count,) and value.dtype == np.float64:
         return value
     out = np.empty(count)
@@ -308,13 +316,13 @@ def _each(value: Numbers, count: int) -> Array:
 
 
 def _sound(values: Array) -> bool:
-    """Whether all are >= 0 and finite: a NaN fails both comparisons."""
+    """Return whether all values are >= 0 and finite; a NaN fails both comparisons."""
     return not len(values) or bool(values.min() >= 0 and values.max() < math.inf)
 
 
 def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:
-    """(flat values, length of each of ``count`` rows) of a matrix, a common row, or rows of
-    different length.
+    """Return (flat values, length of each of ``count`` rows) for a matrix, for one row that all
+    share, or for rows of different lengths.
     """
     if values is None:
         return np.zeros(0, dtype=np.int64), np.zeros(count, dtype=np.int64)
@@ -331,11 +339,12 @@ def _joined(parts: list[Array], dtype: type) -> Array:
 
 
 def _fair_units(solo_s_N: Array, bytes_per_flow_N: Array) -> Array:
-    """Fair units: the solo time, and for communication ``c * bytes per flow`` with c keeping the
-    sum of units.
+    """Return the fair units: the solo time, or ``c * bytes per flow`` for communication, where c
+    keeps the sum of these units.
 
-    Dominant-resource fairness (the solo time for all) throttles a transfer by a port it hardly
-    uses; equal bytes per second and flow is what packet switches and round-robin NIC queues give.
+    Dominant-resource fairness (the solo time for all ops) would throttle a transfer by a port that
+    it hardly uses. Packet switches and round-robin NIC queues give every flow equal bytes per
+    second.
     """
     flow = (bytes_per_flow_N > 0) & (solo_s_N > 0)
     unit = solo_s_N.copy()

@@ -1,9 +1,9 @@
-"""Demands whose amounts are a product of a number per op and a number per resource, kept as these
+"""Demands that are a product of one number per op and one number per resource, stored as these
 numbers.
 
-Traffic in which every source spreads its tokens alike (tokens of the source x share of the
-destination) would fill N x N entries with 2 N numbers. These blocks answer what a bound asks,
-totals and maxima, from the numbers alone.
+If every source spreads its tokens in the same proportions, its demands (tokens of the source x
+share of the destination) would fill N x N entries with only 2 N numbers. A factored block computes
+the totals and maxima that a bound needs from these numbers alone.
 
 Shape legend: I ops, J resources of the block.
 """
@@ -19,19 +19,21 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Factored:
-    """Demands ``row_I[i] * column_J[j]`` of ops i on resources j, where both belong together.
+    """Demands ``row_I[i] * column_J[j]`` of op i on resource j, for the pairs that have an entry.
 
-    An entry is there if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``: ports of one
-    node without the device's own, NICs of all nodes without the own node's. Inner groups lie within
+    A pair has an entry if ``outer_I[i] == outer_J[j]`` and ``inner_I[i] != inner_J[j]``, that is,
+    if both are in the same outer group and in different inner groups: the ports of a node except
+    the device's own port, or the NICs of all nodes except its own node. Inner groups lie within
     outer groups.
 
     Attributes:
-        ops_I: Ops.
-        resources_J: Resources.
+        ops_I: Index of each op.
+        resources_J: Index of each resource.
         row_I: Factor of each op.
         column_J: Factor of each resource.
-        outer_I: Group an op belongs to; so outer_J for resources.
-        inner_I: Group within it whose resources an op does not use; so inner_J for resources.
+        outer_I: Outer group of each op; ``outer_J`` is that of each resource.
+        inner_I: Inner group of each op, whose resources the op does not use; ``inner_J`` is that of
+            each resource.
     """
 
     ops_I: Array
@@ -44,32 +46,35 @@ class Factored:
     inner_J: Array
 
     def demand_J(self) -> Array:
-        """Total demand on each of its resources: ndarray of shape (J,)."""
+        """Return the total demand on each resource of the block: ndarray of shape (J,)."""
         outer, inner = _group_sums(
             self.outer_I, self.inner_I, self.row_I, self.outer_J, self.inner_J
         )
         return self.column_J * (outer - inner)
 
     def largest_s_I(self, capacity_R: Array) -> Array:
-        """Seconds of the largest entry of each op: ndarray of shape (I,)."""
+        """Return the seconds of the largest entry of each op: ndarray of shape (I,)."""
         rate_J = self.column_J / capacity_R[self.resources_J]
         groups = int(max(self.outer_I.max(), self.outer_J.max())) + 1
         best, second = np.zeros(groups), np.zeros(groups)
         whose = np.full(groups, -1)
         order = np.argsort(rate_J, kind="stable")
-        best[self.outer_J[order]] = rate_J[order]  # the last write, the largest, stays
+        # rates ascend, so the last write to a group is its largest rate
+        best[self.outer_J[order]] = rate_J[order]
         whose[self.outer_J[order]] = self.inner_J[order]
         others = order[self.inner_J[order] != whose[self.outer_J[order]]]
         second[self.outer_J[others]] = rate_J[others]
+        # an op in the inner group of that resource does not use it, so that the largest rate of
+        # another inner group counts
         own = whose[self.outer_I] == self.inner_I
         return self.row_I * np.where(own, second[self.outer_I], best[self.outer_I])
 
     def expanded_bytes(self) -> float:
-        """Memory that `entries` takes at most."""
+        """Return an upper bound on the memory of `entries`."""
         return ENTRY_BYTES * len(self.ops_I) * len(self.resources_J)
 
     def entries(self) -> tuple[Array, Array, Array]:
-        """(op, resource, amount) of every entry: I x J at most."""
+        """Return (op, resource, amount) of every entry; there are at most I x J."""
         there = (self.outer_I[:, None] == self.outer_J) & (self.inner_I[:, None] != self.inner_J)
         i, j = np.nonzero(there)
         return self.ops_I[i], self.resources_J[j], self.row_I[i] * self.column_J[j]
@@ -78,8 +83,8 @@ class Factored:
 def _group_sums(
     outer_I: Array, inner_I: Array, amount_I: Array, outer_J: Array, inner_J: Array
 ) -> tuple[Array, Array]:
-    """Sums of amounts over each j's outer group, and over its inner group: two ndarrays of shape
-    (J,).
+    """Return the sum of amounts over the outer group of each resource j and over its inner group:
+    two ndarrays of shape (J,).
     """
     outers = int(max(outer_I.max(), outer_J.max())) + 1
     inners = int(max(inner_I.max(), inner_J.max())) + 1

@@ -1,5 +1,5 @@
-"""Loss proxies: scaling laws and measured deltas, with the ranges they hold in; refitted to points
-of a user's own.
+"""Loss proxies: scaling laws and measured deltas with the ranges in which they hold, and refits to
+the points of a user.
 """
 
 from moesim.quality.law_file import save_law

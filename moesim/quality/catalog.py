@@ -1,6 +1,4 @@
-"""What the estimate rests on, to be listed: every law with its range and where its coefficients
-come from.
-"""
+"""List the basis of the estimate: every law with its range and the source of its coefficients."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +11,13 @@ class Law:
     """One scaling law.
 
     Attributes:
-        name: Short name.
-        source: Paper.
-        fitted_on: Range and kind of models, in words.
-        kind: ``published`` where we read the coefficients in the paper; ``assumed`` where at second
-            hand.
-        used_for: Its part in the estimate.
-        ranges: Range of each variable, where it is known.
+        name: Short name of the law.
+        source: The paper that published it.
+        fitted_on: The range and kind of models it was fitted on, in words.
+        kind: ``published`` if we read the coefficients in the paper; ``assumed`` if we have them at
+            second hand.
+        used_for: The part of the law in the estimate.
+        ranges: The range of each variable, if it is known.
     """
 
     name: str

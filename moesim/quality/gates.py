@@ -1,6 +1,7 @@
-"""What a gate costs in loss against a flat top-k gate trained with an auxiliary loss: rows of
-`DELTAS`, choice by choice. A gate that states no balancing is taken to be trained with the usual
-one.
+"""Collect the loss differences of a gate from a flat top-k gate trained with an auxiliary loss.
+
+Every choice of the gate contributes a row of `DELTAS`. A gate that states no balancing is assumed
+to be trained with an auxiliary loss.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ __all__ = ["WORST_NATS", "Delta", "gate_delta", "gate_deltas", "together"]
 
 
 def gate_deltas(gate: Gate) -> list[Delta]:
-    """Differences of a gate, one for each choice that is not the usual."""
+    """Return the differences of a gate, one per choice that is not the default."""
     names = [
         name
         for name, there in (
@@ -40,8 +41,8 @@ def gate_deltas(gate: Gate) -> list[Delta]:
 
 
 def _limited(gate: Gate) -> Delta:
-    """4 of 8 groups is measured; other limits of 3 groups and more are taken for it, within nothing
-    and twice that.
+    """Return the difference of a limit on groups. Only 4 of 8 groups was measured; other limits of
+    3 or more groups use its value with an interval from zero to twice its upper end.
     """
     if (gate.num_expert_groups, gate.num_limited_groups) == (8, 4):
         return DELTAS["group_limited"]
@@ -52,7 +53,7 @@ def _limited(gate: Gate) -> Delta:
 
 
 def together(deltas: list[Delta]) -> Delta:
-    """Their sum; ``unknown`` names those without a figure."""
+    """Return the sum of differences; ``unknown`` names those without a figure."""
     return Delta(
         sum(d.nats for d in deltas),
         sum(d.low for d in deltas),
@@ -63,5 +64,5 @@ def together(deltas: list[Delta]) -> Delta:
 
 
 def gate_delta(gate: Gate) -> Delta:
-    """All differences of a gate together; ``unknown`` names those without a figure."""
+    """Return the sum of all differences of a gate; ``unknown`` names those without a figure."""
     return together(gate_deltas(gate))

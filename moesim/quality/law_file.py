@@ -1,4 +1,4 @@
-"""A fitted law as a TOML file, to keep and to share without the points."""
+"""Read and write a fitted law as a TOML file, which can be shared without the points."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ class _File(Strict):
 
 
 def read_law(path: str | Path) -> LossLaw:
-    """A fitted law.
+    """Read a fitted law.
 
     Raises:
         ConfigError: The file breaks a rule.
@@ -58,7 +58,7 @@ def read_law(path: str | Path) -> LossLaw:
 
 
 def save_law(path: str | Path, law: LossLaw) -> Path:
-    """Write a fitted law, whole file or nothing; numbers keep all their digits.
+    """Write a fitted law atomically; numbers keep all their digits.
 
     Raises:
         ConfigError: The file cannot be written.

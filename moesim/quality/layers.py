@@ -1,5 +1,5 @@
-"""What a layer's choices cost in loss beside its size: gate, formats, capacity, shared experts,
-widths, pruning.
+"""Collect the loss differences of a layer's choices apart from its size: gate, formats, capacity,
+shared experts, widths, pruning.
 """
 
 import math
@@ -14,15 +14,16 @@ _WEIGHTS = {"int8": "int8", "int4": "int4", "mxfp4": "block_float4", "nvfp4": "b
 
 
 def layer_deltas(layer: MoELayer) -> list[Delta]:
-    """Differences of a layer, one for each choice that is not the usual."""
+    """Return the differences of a layer, one per choice that is not the default."""
     deltas = gate_deltas(layer.gate) + _precision(layer.precision)
     if layer.num_shared_experts:
         deltas.append(DELTAS["shared_experts"])
     if layer.widths_key is not None and len(set(layer.widths_key) - {0}) > 1:
         deltas.append(DELTAS["widths"])
     if layer.has_pruned:
-        # after training, 5 % of one model's 512 experts cost 13 times the perplexity; trained
-        # without them, nothing: in between, in proportion up to these 5 %
+        # pruning 5 % of the 512 experts of one model after training multiplied its perplexity by
+        # 13; training without them costs nothing. The interval spans both, in proportion up to
+        # these 5 %
         share = min((1.0 - layer.num_left / layer.num_experts) / 0.05, 1.0)
         deltas.append(
             Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts")
@@ -47,8 +48,8 @@ def _precision(precision: Precision) -> list[Delta]:
 
 
 def layer_delta(layer: MoELayer) -> Delta:
-    """All differences of a layer together; ``unknown`` names those without a figure."""
-    # a cache would keep widths given one by one alive, up to millions of them
+    """Return the sum of all differences of a layer; ``unknown`` names those without a figure."""
+    # a cache would keep up to millions of individual widths alive
     return together(layer_deltas(layer)) if layer.uneven else _cached(layer)
 
 

@@ -1,16 +1,16 @@
-"""The loss a candidate would train to: a law at its sizes, and measured deltas of its choices, with
-an interval.
+"""Estimate the loss a candidate would train to: a law at its sizes plus measured deltas of its
+choices, with an interval.
 
 ``loss = joint law at E_eff = num_experts / top_k and N = active parameters
        + fine-grained law at its granularity - the same at granularity 1 + deltas``
 
-Both steps (E_eff, and adding the second law's difference) are assumptions of ours, and every
-published MoE of today is larger than the laws' range. So the estimate carries an interval
-(`moesim.quality.loss_law`), and says ``extrapolated`` and why. Candidates whose intervals overlap
-are ties. Of some choices no trustworthy figure is known (`moesim.quality.deltas`): they too are
-``extrapolated``.
+Both steps (E_eff, and adding the difference of the second law) are our assumptions, and every
+published MoE of today is larger than the range of the laws. So the estimate carries an interval
+(`moesim.quality.loss_law`), and says whether and why it is ``extrapolated``. Candidates whose
+intervals overlap are ties. For some choices no trustworthy figure is known
+(`moesim.quality.deltas`); estimates with them are also ``extrapolated``.
 
-Points of a user's own move the law: `moesim.quality.refit`.
+A user's own points move the law; see `moesim.quality.refit`.
 """
 
 from dataclasses import dataclass
@@ -26,16 +26,17 @@ from moesim.quality.loss_law import PUBLISHED, LossLaw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossEstimate:
-    """Loss in nats per token.
+    """An estimated loss in nats per token.
 
     Attributes:
         loss: Central estimate.
-        low: Low end of its interval.
-        high: High end.
-        extrapolated: Whether any input lies outside its law's range, or a choice has no measured
-            delta.
-        outside: Which, and by how much, in words; empty if none.
-        law: The law's name: ``published``, or the points it was fitted to.
+        low: Low end of the interval.
+        high: High end of the interval.
+        extrapolated: Whether any input lies outside the range of its law, or a choice has no
+            measured delta.
+        outside: These inputs and choices in words, with the amount by which inputs exceed their
+            ranges; empty if there are none.
+        law: Name of the law: ``published``, or the points it was fitted to.
     """
 
     loss: float
@@ -46,7 +47,7 @@ class LossEstimate:
     law: str = "published"
 
     def row(self) -> dict[str, object]:
-        """Flat columns for a CSV file, in nats."""
+        """Return flat columns for a CSV file, in nats."""
         return {
             "loss": self.loss,
             "loss_low": self.low,
@@ -59,7 +60,7 @@ class LossEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossBand:
-    """Losses of many candidates: ndarrays of shape (N,); see `LossEstimate`."""
+    """The losses of many candidates as ndarrays of shape (N,); see `LossEstimate`."""
 
     loss_N: np.ndarray
     low_N: np.ndarray
@@ -74,14 +75,14 @@ def loss_mid(
     granularity_N: np.ndarray,
     law: LossLaw = PUBLISHED,
 ) -> np.ndarray:
-    """Central estimates without deltas: arrays that broadcast, of float.
+    """Return central estimates without deltas for float arrays that broadcast.
 
     Args:
-        e_eff_N: Routed experts over top_k, >= 1.
-        active_params_N: Parameters one token uses, with embeddings.
-        train_tokens_N: Training tokens.
-        granularity_N: Width of a dense feed-forward over that of an expert.
-        law: The published law, or a user's.
+        e_eff_N: Number of routed experts over top_k, >= 1.
+        active_params_N: Number of parameters that one token uses, with embeddings.
+        train_tokens_N: Number of training tokens.
+        granularity_N: Width of a dense feed-forward block over the width of an expert.
+        law: The published law, or the law of a user.
     """
     return law.mid(*_floats(e_eff_N, active_params_N, train_tokens_N, granularity_N))
 
@@ -94,15 +95,15 @@ def estimate_losses(
     *,
     law: LossLaw = PUBLISHED,
 ) -> LossBand:
-    """Estimates without deltas; add those of `moesim.quality.layer_delta`, once for each distinct
+    """Return estimates without deltas; add those of `moesim.quality.layer_delta` once per distinct
     choice.
 
     Args:
-        e_eff_N: As `loss_mid`.
-        active_params_N: Likewise.
-        train_tokens_N: Likewise.
-        granularity_N: Likewise.
-        law: The published law, or a user's.
+        e_eff_N: Number of routed experts over top_k, >= 1.
+        active_params_N: Number of parameters that one token uses, with embeddings.
+        train_tokens_N: Number of training tokens.
+        granularity_N: Width of a dense feed-forward block over the width of an expert.
+        law: The published law, or the law of a user.
     """
     given = _floats(e_eff_N, active_params_N, train_tokens_N, granularity_N)
     low, mid, high = law.interval(*given)
@@ -117,8 +118,8 @@ def _floats(*given: np.ndarray) -> tuple[np.ndarray, ...]:
 def _of_sizes(
     law: LossLaw, e_eff: float, active_params: float, train_tokens: float, granularity: float
 ) -> tuple[tuple[float, float, float], tuple[str, ...]]:
-    """Interval, and what lies outside: a search meets the same sizes with many gates, placements
-    and formats.
+    """Return the interval and the inputs outside the ranges. They are cached, since a search meets
+    the same sizes with many gates, placements and formats.
     """
     sizes = e_eff, active_params, train_tokens, granularity
     return law.interval(*sizes), law.outside(*sizes)
@@ -135,14 +136,14 @@ def estimate_loss(
     """Estimate the pre-training loss of a model.
 
     Args:
-        layer: Its MoE layer.
-        dense_part: Everything else; its dense_intermediate_size is what granularity is relative to.
-        train_tokens: Training tokens D.
-        train_flops: Training FLOPs instead; then D = FLOPs / (6 N).
-        law: The published law, or one fitted to a user's points (`moesim.quality.load_law`).
+        layer: An MoE layer of the model.
+        dense_part: The rest of the model; granularity is relative to its dense_intermediate_size.
+        train_tokens: Number of training tokens D.
+        train_flops: Training FLOPs, instead of train_tokens; then D = FLOPs / (6 N).
+        law: The published law, or a law fitted to a user's points (`moesim.quality.load_law`).
 
     Raises:
-        ConfigError: Not exactly one of train_tokens and train_flops, or not > 0.
+        ConfigError: Not exactly one of train_tokens and train_flops is given, or it is not > 0.
     """
     if (train_tokens is None) == (train_flops is None):
         raise ConfigError("loss: expected exactly one of train_tokens and train_flops")

@@ -1,15 +1,16 @@
-"""The law an estimate uses: the joint law, a step of granularity, a correction fitted to a user's
-points, an interval.
+"""The law behind an estimate: the joint law, a step of granularity, a correction fitted to a user's
+points, and an interval.
 
 ``mid = (joint law + fine-grained law's step from granularity 1) x exp(offset + slopes . ln(x /
 centre))``
 
-The interval is the law's own error, and more for each doubling outside its range. Beyond the range
-of experts it reaches as far as any other law's step from the edge of that range
-(`moesim.quality.other_laws`): no law covers 10^4 to 10^6 experts. The step of granularity is
-uncertain by a quarter of itself, or as far as the leverage's step goes.
+The interval is the error of the law, plus a fixed amount for each doubling outside its range.
+Beyond the range of experts it reaches as far as the step of any other law from the edge of that
+range (`moesim.quality.other_laws`), since no law covers 10^4 to 10^6 experts. The step of
+granularity is uncertain by a quarter of itself, or as far as the step of the leverage law goes.
 
-Floats and arrays take the same path: what screens 10^5 candidates is what estimates one.
+Floats and arrays take the same path: the code that screens 10^5 candidates also estimates a single
+one.
 """
 
 import math
@@ -28,13 +29,15 @@ from moesim.quality.laws import (
 )
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 
-#: what a correction may depend on
+#: the variables that a correction may depend on
 VARIABLES = ("E_eff", "active_params", "train_tokens", "granularity")
-#: half width inside all ranges: about what the joint law misses its own data by (assumed)
+#: half width of the interval inside all ranges: about the error of the joint law on its own data
+#: (assumed)
 BASE_NATS = 0.005
-#: more for each factor of two outside a range (assumed)
+#: added to the half width for each factor of two outside a range (assumed)
 _OUTSIDE_NATS_PER_DOUBLING = 0.005
-#: share of the granularity step that is uncertain (assumed: another law, one expert count)
+#: share of the granularity step that is uncertain (assumed: it comes from a different law, fitted
+#: at one number of experts)
 STEP_UNCERTAINTY = 0.25
 _PUBLISHED = (
     *((name, *JOINT_RANGE[name]) for name in VARIABLES[:3]),
@@ -44,18 +47,18 @@ _PUBLISHED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossLaw:
-    """The published laws, or these with a correction.
+    """The published laws, with or without a correction.
 
     Attributes:
         name: ``published``, or the file of points the correction was fitted to.
-        offset: Added to ln L at the centre.
-        slopes: Added to d ln L / d ln x, for each of `VARIABLES`.
-        centre: Where the offset holds, for each of `VARIABLES`.
-        base_nats: Half width inside all ranges.
-        ranges: Name, low and high of each of `VARIABLES`; tokens per parameter are always held to
-            the joint law's.
-        num_points: Points it was fitted to.
-        digest: Of those points' file.
+        offset: Value added to ln L at the center.
+        slopes: Value added to d ln L / d ln x, for each of `VARIABLES`.
+        centre: The point at which the offset holds, for each of `VARIABLES`.
+        base_nats: Half width of the interval inside all ranges.
+        ranges: Name, low and high of each of `VARIABLES`; tokens per parameter are always checked
+            against the joint law.
+        num_points: Number of points the law was fitted to.
+        digest: Hash of the file of these points.
     """
 
     name: str = "published"
@@ -70,13 +73,13 @@ class LossLaw:
     def mid(
         self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number
     ) -> Number:
-        """Central estimate, in nats.
+        """Return the central estimate in nats.
 
         Args:
-            e_eff: Routed experts over top_k, >= 1.
-            active_params: Parameters one token uses, with embeddings.
-            train_tokens: Training tokens.
-            granularity: Width of a dense feed-forward over that of an expert.
+            e_eff: Number of routed experts over top_k, >= 1.
+            active_params: Number of parameters that one token uses, with embeddings.
+            train_tokens: Number of training tokens.
+            granularity: Width of a dense feed-forward block over the width of an expert.
         """
         base = joint_loss(e_eff, active_params, train_tokens) + _step(active_params, granularity)
         if not self.offset and not any(self.slopes):
@@ -91,7 +94,9 @@ class LossLaw:
     def interval(
         self, e_eff: Number, active_params: Number, train_tokens: Number, granularity: Number
     ) -> tuple[Number, Number, Number]:
-        """Low end, central estimate and high end of `mid`'s interval."""
+        """Return the low end, the central estimate and the high end of the interval around
+        `mid`.
+        """
         mid = self.mid(e_eff, active_params, train_tokens, granularity)
         doublings = sum(
             abs(log(value / _clip(value, low, high)))
@@ -99,7 +104,8 @@ class LossLaw:
         ) / math.log(2.0)
         half = self.base_nats + _OUTSIDE_NATS_PER_DOUBLING * doublings
         below, above = self._disagreement(e_eff, active_params, train_tokens)
-        # the published laws' step is from 1, a user's from where they measured
+        # the granularity step of the published laws starts at 1, that of a user's law at the center
+        # of the points
         at = 0.0 * granularity + self.centre[3]
         step = granularity_term(active_params, granularity) - granularity_term(active_params, at)
         other = leverage_loss(e_eff, active_params, train_tokens, granularity) - leverage_loss(
@@ -115,8 +121,8 @@ class LossLaw:
     def _disagreement(
         self, e_eff: Number, active_params: Number, train_tokens: Number
     ) -> tuple[Any, Any]:
-        """How much lower and higher than ours the other laws' steps from the edge of the range of
-        experts go.
+        """Return how much lower and higher than our step the steps of the other laws go, from the
+        edge of the range of experts.
         """
         edge = _clip(e_eff, *self.ranges[0][1:])
         if isinstance(e_eff, float) and edge == e_eff:
@@ -144,7 +150,7 @@ class LossLaw:
     def outside(
         self, e_eff: float, active_params: float, train_tokens: float, granularity: float
     ) -> tuple[str, ...]:
-        """Which inputs lie outside the law's ranges, in words."""
+        """Return the inputs that lie outside the ranges of the law, in words."""
         return tuple(
             f"{name} {value:.4g} outside {low:g}-{high:g}"
             for name, value, low, high in self._checks(
@@ -160,7 +166,9 @@ class LossLaw:
         train_tokens: np.ndarray,
         granularity: np.ndarray,
     ) -> np.ndarray:
-        """Whether any input lies outside, for arrays: bool of their shape."""
+        """Return whether any input lies outside the ranges, as bool arrays of the shape of the
+        inputs.
+        """
         checks = self._checks(e_eff, active_params, train_tokens, granularity)
         return np.logical_or.reduce(
             [(value < low) | (value > high) for _, value, low, high in checks]
@@ -171,7 +179,7 @@ PUBLISHED = LossLaw()
 
 
 def _step(active_params: Number, granularity: Number) -> Number:
-    """The fine-grained law's difference in granularity, from 1."""
+    """Return the difference of the fine-grained law between granularity 1 and the given one."""
     return granularity_term(active_params, granularity) - granularity_term(
         active_params, 0.0 * granularity + 1.0
     )

@@ -1,9 +1,9 @@
-"""A user's measured losses: a CSV file, checked line by line.
+"""Read a user's measured losses from a CSV file and check it line by line.
 
-Columns ``num_experts``, ``top_k``, ``active_params`` (with embeddings), ``train_tokens``,
-``granularity`` (width of a dense feed-forward over that of an expert), ``loss`` in nats a token,
-and, if some count for more, ``weight``. Others are ignored. Models should differ in nothing else:
-their other choices stand as the estimate's deltas.
+The columns are ``num_experts``, ``top_k``, ``active_params`` (with embeddings), ``train_tokens``,
+``granularity`` (width of a dense feed-forward block over the width of an expert), ``loss`` in nats
+per token, and optionally ``weight`` if some points count for more. Other columns are ignored. The
+models should not differ in anything else: the estimate covers their other choices by its deltas.
 """
 
 import csv
@@ -18,21 +18,21 @@ import numpy as np
 from moesim.errors import ConfigError
 
 COLUMNS = ("num_experts", "top_k", "active_params", "train_tokens", "granularity", "loss")
-#: fewer cannot be left out one by one and leave more than one
+#: with fewer points, leaving one out would leave only one
 MIN_POINTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Measured losses.
+    """The measured losses of a file.
 
     Attributes:
-        name: File name.
-        digest: Of the file's text.
+        name: Name of the file.
+        digest: Hash of the text of the file.
         sizes_PV: ndarray of shape (P, 4): E_eff, active parameters, training tokens, granularity.
-        loss_P: ndarray of shape (P,), nats.
-        weight_P: ndarray of shape (P,), mean 1.
-        line_P: Lines in the file.
+        loss_P: ndarray of shape (P,): loss in nats.
+        weight_P: ndarray of shape (P,): weight, with mean 1.
+        line_P: Line of each point in the file.
     """
 
     name: str
@@ -47,7 +47,8 @@ def read_points(path: str | Path) -> Points:
     """Read a user's points.
 
     Raises:
-        ConfigError: No such file, a column missing, or a number that cannot be, by file and line.
+        ConfigError: The file does not exist, a column is missing, or a number is impossible. The
+            text names the file and the line.
     """
     path = Path(path)
     try:

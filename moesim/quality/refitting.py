@@ -1,14 +1,14 @@
-"""The published laws moved to a user's measured points, as far as these bear it.
+"""Refit the published laws to a user's measurements, only as far as the data supports.
 
 ``ln L = ln L_published + offset + sum over E_eff, N, D, G of slope x ln(x / centre)``: one offset
-(data and tokenizer differ) and up to four slopes, found by least squares in which a ridge holds
+(data and tokenizer differ) and up to four slopes, found by least squares with a ridge that pulls
 each slope to the published one (0). The ridge is a prior of 0.01 for a slope, about two thirds of
-what ln L of the joint law changes with ln E_eff at 1B parameters, against noise of 0.2 % of a loss
-(both assumed). Slopes stay only where they predict points left out better than the offset alone
+the change of ln L with ln E_eff in the joint law at 1B parameters, against noise of 0.2 % of a loss
+(both assumed). Slopes are kept only if they predict left-out points better than the offset alone
 does.
 
-The fitted law holds in the range of the points; its interval is that of about 90 % of the points
-left out.
+The fitted law holds in the range of the points; its interval covers about 90 % of the left-out
+points.
 """
 
 import math
@@ -22,24 +22,26 @@ from moesim.quality.law_file import read_law
 from moesim.quality.loss_law import BASE_NATS, PUBLISHED, VARIABLES, LossLaw
 from moesim.quality.points import Points, read_points
 
-#: of a slope, d ln L / d ln x, and of ln L: standard deviations (assumed)
+#: standard deviations of a slope, d ln L / d ln x, and of ln L (assumed)
 SLOPE_PRIOR, LOG_NOISE = 0.01, 0.002
-#: of a normal distribution, 90 % within
+#: 90 % of a normal distribution lie within this many standard deviations
 _NINETY = 1.645
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
-    """A law fitted to points, and how well.
+    """A law fitted to points, and the quality of the fit.
 
     Attributes:
-        law: The law.
-        rows: A row per point: sizes, loss, prediction as published, fitted, and fitted without that
-            point.
+        law: The fitted law.
+        rows: One row per point with its sizes, its loss and three predictions: as published,
+            fitted, and fitted without that point.
         published_rms: Root mean square error of the published law, in nats.
-        offset_rms: Of an offset alone, each point predicted by the others.
-        left_out_rms: Of the law as chosen, likewise.
-        residual_rms: Of the law on its own points.
+        offset_rms: Root mean square error of an offset alone, with each point predicted from the
+            others.
+        left_out_rms: Root mean square error of the chosen law, with each point predicted from the
+            others.
+        residual_rms: Root mean square error of the law on the points it was fitted to.
     """
 
     law: LossLaw
@@ -51,10 +53,10 @@ class Refit:
 
 
 def refit(points: Points) -> Refit:
-    """Fit offset and slopes; see the module.
+    """Fit an offset and slopes; see the module docstring.
 
     Args:
-        points: At least three.
+        points: The measured points, at least three.
     """
     published_P = PUBLISHED.mid(*points.sizes_PV.T)
     log_ratio_P = np.log(points.loss_P / published_P)
@@ -119,11 +121,11 @@ def refit(points: Points) -> Refit:
 
 
 def load_law(path: str | Path) -> LossLaw:
-    """A law from a file: ``.csv`` points are fitted, ``.toml`` is what `moesim.quality.save_law`
-    wrote.
+    """Load a law from a file: a law is fitted to the points of a ``.csv`` file; a ``.toml`` file
+    holds a law written by `moesim.quality.save_law`.
 
     Raises:
-        ConfigError: Another ending, or a file that breaks a rule.
+        ConfigError: The file has a different suffix, or breaks a rule.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
@@ -139,14 +141,16 @@ def load_law(path: str | Path) -> LossLaw:
 def _fit(
     log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray, with_slopes: bool
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Offset, slopes and the centre of the logarithms, where the offset holds."""
+    """Return the offset, the slopes, and the center of the logarithms, at which the offset
+    holds.
+    """
     from scipy.optimize import lsq_linear
 
     centre = np.average(log_PV, axis=0, weights=weight_P)
     offset = float(np.average(log_ratio_P, weights=weight_P))
     if not with_slopes:
         return offset, np.zeros(len(VARIABLES)), centre
-    # columns are centred, so that the offset is the mean whatever the slopes
+    # columns are centered, so that the offset is the mean for any slopes
     scale_P1 = np.sqrt(weight_P)[:, None] / LOG_NOISE
     rows = np.vstack([(log_PV - centre) * scale_P1, np.eye(len(VARIABLES)) / SLOPE_PRIOR])
     target = np.concatenate([(log_ratio_P - offset) * scale_P1[:, 0], np.zeros(len(VARIABLES))])
@@ -156,7 +160,7 @@ def _fit(
 def _left_out(
     log_PV: np.ndarray, log_ratio_P: np.ndarray, weight_P: np.ndarray, with_slopes: bool
 ) -> np.ndarray:
-    """ln of loss over the published one at each point, predicted from the others."""
+    """Return ln(loss / published loss) at each point, predicted from the other points."""
     found = np.empty(len(log_ratio_P))
     for p in range(len(found)):
         others = np.arange(len(found)) != p

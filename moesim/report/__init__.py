@@ -1,4 +1,4 @@
-"""Reports: tables as CSV, tables on the terminal."""
+"""Write reports: CSV tables, tables on the terminal, and figures."""
 
 from moesim.report.tables import write_csv
 

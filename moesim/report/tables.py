@@ -15,14 +15,15 @@ from moesim.errors import ConfigError
 def write_csv(
     path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> Path:
-    """Write rows as CSV: UTF-8, header first, full precision, empty for None, whole file or
-    nothing.
+    """Write rows as CSV, the whole file or nothing.
+
+    The file is UTF-8 with the header first, numbers in full precision, and nothing for None.
 
     Args:
-        path: File; its folder is created.
+        path: The file; its folder is created if missing.
         rows: Flat mappings. Without ``columns`` the header is the union of their keys in order of
             appearance.
-        columns: Header; keys outside it are an error of the caller.
+        columns: The header; keys outside it are an error of the caller.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -41,7 +42,7 @@ def write_csv(
     except OSError as error:
         raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
     finally:
-        # nothing half-written stays; where nothing was written there is nothing to remove
+        # no half-written file may stay, and there is none if the rename succeeded
         with suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
@@ -51,8 +52,8 @@ def check_writable(path: Path, *, make_folder: bool = False) -> None:
     """Refuse an output file before minutes of work rather than after them.
 
     Args:
-        path: The file; what it holds stays.
-        make_folder: Make its folder, as `write_csv` does.
+        path: The file; its content stays.
+        make_folder: Whether to create its folder, like `write_csv`.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -93,7 +94,5 @@ def writable_folder(folder: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, which write themselves in full precision and without their
-    type's name.
-    """
+    """Return a NumPy scalar as Python's, which prints in full precision and without its type."""
     return value.item() if isinstance(value, np.generic) else value

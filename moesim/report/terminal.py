@@ -1,4 +1,4 @@
-"""What a person sees while and after something runs: tables on stdout, progress on stderr."""
+"""Print tables on stdout, and progress and messages on stderr."""
 
 import os
 import sys
@@ -15,14 +15,14 @@ _PLAIN_WIDTH = 160
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console; wide and plain where the output is no terminal, so that tables survive a pipe."""
+    """Make a console; without a terminal it is wide and plain, so that tables survive a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     wide = None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH
     return Console(file=stream, width=wide, highlight=False)
 
 
 def cell(value: Any) -> str:
-    """A value as people read it: 4 digits for numbers, thousands grouped, - for nothing."""
+    """Format a value for people: 4 digits for numbers, grouped thousands, - for nothing."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -38,8 +38,8 @@ def print_table(
     """Print rows as a table.
 
     Args:
-        title: Heading.
-        rows: Flat mappings.
+        title: Heading of the table.
+        rows: Rows, as flat mappings.
         columns: Keys to show, or key -> heading.
     """
     headings = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
@@ -61,14 +61,15 @@ def print_table(
 
 
 def say(text: str) -> None:
-    """A line for the person who waits: stderr."""
+    """Print a line for the person who waits, on stderr."""
     console(stderr=True).print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def trial_progress(total: int) -> Iterator[Any]:
-    """A progress bar over trials; yields a function to call with each trial and a text about the
-    best so far.
+    """Show a progress bar over trials, and yield a function to call after each trial.
+
+    The function takes a text about the best so far.
     """
     shown = Progress(
         TextColumn("search"),

@@ -1,5 +1,6 @@
-"""Which experts tokens go to: distributions of load, traces, gates' limits and capacities,
-and the resulting choices."""
+"""Choose the experts of tokens: distributions of load, traces, the limits and capacities of gates,
+and the resulting choices.
+"""
 
 from moesim.routing.distributions import RoutingSpec
 from moesim.routing.sampler import Routing, route, sample_counts

@@ -1,4 +1,4 @@
-"""Whole numbers in proportion to weights: how many choices an expert gets.
+"""Divide a total into whole numbers in proportion to weights: the number of choices of each expert.
 
 Shape legend: E experts.
 """
@@ -9,10 +9,10 @@ from moesim.errors import ConfigError
 
 
 def capped(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """Shares of ``total`` in proportion to weights, none above ``cap``; the others take what the
-    capped cannot.
+    """Return shares of ``total`` in proportion to weights, none above ``cap``; the excess of capped
+    shares goes to the others.
 
-    Where all that is left has weight 0, it is shared evenly.
+    If all the others have weight 0, they share it evenly.
     """
     share = np.zeros(len(weight_E))
     free = np.ones(len(weight_E), dtype=bool)
@@ -27,23 +27,23 @@ def capped(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
 
 
 def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
-    """Integer counts in proportion to weights, summing to ``total``, none above ``cap``.
+    """Return integer counts in proportion to weights that sum to ``total``, none above ``cap``.
 
-    Rounds, clips at the cap, then hands what is left round, one at a time, the least loaded first;
-    what is too much is taken one at a time from the most loaded. (That the least loaded come first
-    is read off aiconfigurator's measured rows: at few tokens per expert, time tells how many
-    experts were active.)
+    The shares are rounded and clipped at the cap. Then the missing counts are handed out one at a
+    time, least loaded first; an excess is taken back one at a time, most loaded first. (The rule
+    "least loaded first" is derived from measured rows of aiconfigurator: with few tokens per
+    expert, the time reveals how many experts were active.)
 
     Args:
-        weight_E: ndarray of shape (E,), >= 0, not all 0.
-        total: Sum of the counts; at most E * cap.
+        weight_E: ndarray of shape (E,): weights >= 0, not all 0.
+        total: Sum of the counts, at most E * cap.
         cap: Largest count.
 
     Returns:
         ndarray of shape (E,), int64.
 
     Raises:
-        ConfigError: More to give than E * cap.
+        ConfigError: ``total`` exceeds E * cap.
     """
     if total > cap * len(weight_E):
         raise ConfigError(
@@ -52,11 +52,11 @@ def apportion(weight_E: np.ndarray, total: int, cap: int) -> np.ndarray:
     counts = np.minimum(np.rint(weight_E / weight_E.sum() * total), cap).astype(np.int64)
     while left := total - int(counts.sum()):
         give = left > 0
-        # by load, ties by weight: the heavier of two equally loaded experts gets first and gives
-        # last
+        # sorted by load, then by weight: of two equally loaded experts, the one with more weight
+        # receives first and gives back last
         order = np.lexsort((-weight_E, counts)) if give else np.lexsort((weight_E, -counts))
         able = order[counts[order] < cap] if give else order[counts[order] > 0]
-        # as many rounds at once as all of them take part in
+        # do as many rounds at once as all of them can take part in
         room = int((cap - counts[able] if give else counts[able]).min())
         rounds = max(min(abs(left) // len(able), room), 1)
         counts[able[: abs(left)]] += rounds if give else -rounds

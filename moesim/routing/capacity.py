@@ -1,12 +1,12 @@
-"""Experts that are full: which choices are served, go to another expert, or are dropped.
+"""Decide, when experts are full, which choices are served, go to another expert, or are dropped.
 
-An expert has ``capacity`` places; choices take them in token order. With ``reroute`` a choice that
-finds none goes to an expert with room that its token does not use yet, in turn over all experts (of
-a gate with groups: of the groups the token uses already), so that no limit is broken; only where
-none has room is it dropped. Padding fills the places that are left with rows of zeros, which are
-computed (and travel) like others.
+An expert has ``capacity`` slots, which choices take in token order. With ``reroute``, a choice that
+finds no slot goes to an expert with room that its token does not use yet, taking turns over all
+experts (with a gate that has groups, over the groups that the token already uses), so that no limit
+is broken; it is dropped only if none has room. Padding fills the remaining slots with rows of
+zeros, which are computed (and sent) like other rows.
 
-For every token, served + dropped = its choices; re-routed ones are among the served.
+For every token, served + dropped = its choices; re-routed choices count as served.
 
 Shape legend: T tokens, K choices, E experts.
 """
@@ -23,15 +23,16 @@ from moesim.routing.sampler import Routing
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Served:
-    """What became of every choice.
+    """The outcome of every choice.
 
     Attributes:
-        expert_ids_TK: ndarray of shape (T, K), int32: where each choice went; a dropped one keeps
-            its expert.
-        served_TK: ndarray of shape (T, K), bool.
-        rerouted_TK: ndarray of shape (T, K), bool: served, by another expert.
-        capacity: Places of an expert.
-        num_left: Experts that have places.
+        expert_ids_TK: ndarray of shape (T, K), int32: the expert each choice went to; a dropped
+            choice keeps its expert.
+        served_TK: ndarray of shape (T, K), bool: whether an expert computes the choice.
+        rerouted_TK: ndarray of shape (T, K), bool: whether a different expert than the chosen one
+            computes it.
+        capacity: Number of slots of an expert.
+        num_left: Number of experts that have slots.
     """
 
     expert_ids_TK: np.ndarray
@@ -42,30 +43,31 @@ class Served:
 
     @property
     def num_served(self) -> int:
-        """Choices that an expert computes."""
+        """The number of choices that an expert computes."""
         return int(self.served_TK.sum())
 
     @property
     def num_dropped(self) -> int:
-        """Choices that none does."""
+        """The number of choices that no expert computes."""
         return self.served_TK.size - self.num_served
 
     @property
     def num_rerouted(self) -> int:
-        """Choices that another expert computes than the one chosen."""
+        """The number of choices that a different expert than the chosen one computes."""
         return int(self.rerouted_TK.sum())
 
     @property
     def num_padded(self) -> int:
-        """Places that stay empty: rows of zeros where experts are padded."""
+        """The number of empty slots, which are rows of zeros if experts are padded."""
         return self.capacity * self.num_left - self.num_served
 
 
 def places(capacity_factor: float, num_choices: int, num_left: int) -> int:
-    """Places of an expert: its share of all choices, times the capacity factor, rounded up.
+    """Return the number of slots of an expert: its share of all choices times the capacity factor,
+    rounded up.
 
     Raises:
-        ConfigError: A factor that is no number > 0.
+        ConfigError: The factor is not a number > 0.
     """
     require(
         0 < capacity_factor < math.inf, "layer.capacity_factor", "a number > 0", capacity_factor
@@ -82,18 +84,19 @@ def serve(
     gate: Gate | None = None,
     left_E: np.ndarray | None = None,
 ) -> Served:
-    """Give every choice a place, in token order.
+    """Give every choice a slot, in token order.
 
     Args:
-        ids_TK: ndarray of shape (T, K): experts that tokens chose.
-        num_experts: E.
-        capacity: Places of an expert, at least 1.
-        reroute: Whether a choice whose expert is full goes elsewhere.
-        gate: Its groups limit where to; by default none do.
-        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all.
+        ids_TK: ndarray of shape (T, K): the experts that tokens chose.
+        num_experts: Number of experts E.
+        capacity: Number of slots of an expert, at least 1.
+        reroute: Whether a choice whose expert is full goes to another expert.
+        gate: The gate whose groups limit re-routing; None for no limit.
+        left_E: ndarray of shape (E,), bool: whether an expert is not pruned; None if no expert is
+            pruned.
 
     Raises:
-        ConfigError: A capacity below 1.
+        ConfigError: The capacity is below 1.
     """
     from moesim.routing.places import fill
 
@@ -119,14 +122,15 @@ def serve(
 def rerouted(
     routing: Routing, capacity_factor: float, gate: Gate, left_E: np.ndarray | None = None
 ) -> Routing:
-    """A routing whose overflow goes to experts with room; what finds none stays where it was, over
-    capacity.
+    """Return a routing whose overflow goes to experts with room; a choice that finds no room keeps
+    its expert, over capacity.
 
     Args:
-        routing: Choices.
-        capacity_factor: Places of an expert over its share of the choices.
-        gate: Groups that tokens are limited to.
-        left_E: As `serve`.
+        routing: The choices of tokens.
+        capacity_factor: Number of slots of an expert over its share of the choices.
+        gate: The gate whose groups limit re-routing.
+        left_E: ndarray of shape (E,), bool: whether an expert is not pruned; None if no expert is
+            pruned.
     """
     num_left = routing.num_experts if left_E is None else int(left_E.sum())
     found = serve(

@@ -1,14 +1,14 @@
-"""Distributions of load over experts: how many of the T x k choices each expert gets.
+"""Distribute the load over experts: how many of the T x k choices each expert gets.
 
 A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][@STEP]``. The base is a shape
 (`moesim.routing.shapes`), a measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for layer 15
 (`moesim.routing.measured`), a named skew ``w0`` to ``w7`` (`moesim.routing.workloads`), or
 ``trace:PATH``, ``trace:PATH#LAYER`` (`moesim.routing.trace`). ``drift`` lets a share of the experts
-exchange their loads in every step, ``burst`` makes some experts hotter by a factor, others in each
-step; both leave the seed's first step as the base has it, but for the burst.
+exchange their loads in every step. ``burst`` makes some experts hotter by a factor, different ones
+in each step. Apart from the burst, the first step of a seed equals the base.
 
 ``domains:N:ALPHA``, ``olmoe-domains`` and ``mixtral-domains`` map data to experts: source s serves
-domain s modulo N, and each domain has its own profile of experts.
+domain s modulo N, and each domain has its own load profile.
 
 Shape legend: E experts, T tokens, k choices per token, N domains.
 """
@@ -24,7 +24,7 @@ from moesim.routing.apportion import apportion, capped
 from moesim.routing.shapes import ONE_NUMBER, burst, drifted, shape_weights
 from moesim.routing.workloads import WORKLOADS, workload_weights
 
-#: steps that may be simulated: each is drawn after those before it
+#: largest number of steps, since each step is drawn after all steps before it
 MAX_STEP = 100_000
 MAX_DOMAINS = 1024
 _FORM = (
@@ -32,7 +32,7 @@ _FORM = (
     "'domains:N:ALPHA', 'w0' to 'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', "
     "with numbers > 0, then '+drift:RATE', '+burst:COUNT:FACTOR' or '@STEP'"
 )
-#: apportioned as it is drawn: the definition of measured data
+#: shapes that are apportioned as drawn, without a cap, since the measured data is defined so
 _NOT_CAPPED = ("power_law",)
 
 
@@ -41,15 +41,15 @@ class RoutingSpec:
     """A named distribution of load.
 
     Attributes:
-        kind: Name of the base: see this module.
-        alpha: Its number; 0 if it has none.
-        num_domains: Domains of data with a profile of their own.
+        kind: Name of the base; see the module docstring.
+        alpha: Number of the base; 0 if it has none.
+        num_domains: Number of data domains with their own profile.
         layer: Layer of a measured profile or trace; None for its default.
-        path: File of a trace.
+        path: Path of a trace.
         drift: Share of experts that exchange their loads in each step.
-        burst_count: Experts that are hotter in a step.
-        burst_factor: By how much.
-        step: Which step is drawn.
+        burst_count: Number of experts that are hotter in a step.
+        burst_factor: Factor by which these experts are hotter.
+        step: The step that is drawn.
     """
 
     kind: str
@@ -64,10 +64,10 @@ class RoutingSpec:
 
     @classmethod
     def parse(cls, text: str) -> "RoutingSpec":
-        """Read a routing, such as ``"zipf:0.8"`` or ``"olmoe-mix+drift:0.1@20"``.
+        """Read a routing such as ``"zipf:0.8"`` or ``"olmoe-mix+drift:0.1@20"``.
 
         Raises:
-            ConfigError: Not of that form.
+            ConfigError: The text does not have that form.
         """
         if text.startswith("trace:") and len(text) > 6:
             path, mark, layer = text[6:].rpartition("#")
@@ -118,13 +118,14 @@ class RoutingSpec:
         """Draw the weight of every expert in every domain.
 
         Args:
-            num_experts: E.
-            top_k: k.
-            num_tokens: T.
-            rng: Source of randomness (which experts are hot; for most shapes also how hot).
+            num_experts: Number of experts E.
+            top_k: Number of choices per token k.
+            num_tokens: Number of tokens T.
+            rng: Source of randomness. It decides which experts are hot, and for most shapes also
+                how hot.
 
         Returns:
-            ndarray of shape (N, E), >= 0, no row all 0.
+            ndarray of shape (N, E): weights >= 0, no row all 0.
         """
         if self.kind == "domains":
             weight = np.stack(
@@ -135,7 +136,8 @@ class RoutingSpec:
             )
         elif self.kind in measured.PRESETS:
             counts = measured.counts_NE(self.kind, self.layer)
-            order = rng.integers(2**62)  # the same order of experts in every domain
+            # one seed, so that the order of experts is the same in every domain
+            order = rng.integers(2**62)
             weight = np.stack(
                 [
                     measured.stretched(row, num_experts, np.random.default_rng(order))
@@ -164,23 +166,24 @@ class RoutingSpec:
         rng: np.random.Generator,
         left_E: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Draw the load of every expert, all domains alike in tokens.
+        """Draw the load of every expert, with equally many tokens in all domains.
 
-        Pruned experts leave their share to the others, in proportion to these.
+        The share of pruned experts goes to the others, in proportion to their loads.
 
         Args:
-            num_experts: E.
-            top_k: k.
-            num_tokens: T.
+            num_experts: Number of experts E.
+            top_k: Number of choices per token k.
+            num_tokens: Number of tokens T.
             rng: Source of randomness.
-            left_E: ndarray of shape (E,), bool: experts that are not pruned, at least top_k; None
-                for all.
+            left_E: ndarray of shape (E,), bool: whether an expert is not pruned (at least top_k are
+                not); None if no expert is pruned.
 
         Returns:
-            ndarray of shape (E,), int64: sums to T * k, none above T.
+            ndarray of shape (E,), int64: loads that sum to T * k, none above T.
 
         Raises:
-            ConfigError: A trace has no distribution: `moesim.routing.route` reads it.
+            ConfigError: The routing is a trace, which has no distribution; `moesim.routing.route`
+                reads it.
         """
         if self.kind == "trace":
             raise ConfigError(
@@ -197,7 +200,9 @@ class RoutingSpec:
     def spread(
         self, weight_E: np.ndarray, top_k: int, num_tokens: int, left_E: np.ndarray | None = None
     ) -> np.ndarray:
-        """Loads in proportion to weights: as `loads`, of weights that are drawn already."""
+        """Return loads in proportion to weights that are already drawn; otherwise the same as
+        `loads`.
+        """
         left = np.ones(len(weight_E), dtype=bool) if left_E is None else left_E
         weight = weight_E[left]
         if self.kind not in _NOT_CAPPED or not weight.any():
@@ -208,7 +213,9 @@ class RoutingSpec:
 
 
 def _base(text: str) -> dict[str, float | int | str | None] | None:
-    """Fields of a base; None if it is none, a field of None where its number is wrong."""
+    """Return the fields of a base; None if the text is not a base, and a field of None if its
+    number is wrong.
+    """
     kind, *numbers = text.split(":")
     if kind in ONE_NUMBER and len(numbers) == 1:
         return {"kind": kind, "alpha": _number(numbers[0])}
@@ -231,7 +238,7 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
 
 
 def _number(text: str, most: float = math.inf) -> float | None:
-    """A number > 0, at most ``most``, finite; else None."""
+    """Return a finite number > 0 and at most ``most``, otherwise None."""
     try:
         value = float(text)
     except ValueError:
@@ -240,7 +247,7 @@ def _number(text: str, most: float = math.inf) -> float | None:
 
 
 def _whole(text: str, low: int, high: int = 10**9) -> int | None:
-    """A whole number between these; else None."""
+    """Return an integer from ``low`` to ``high``, otherwise None."""
     return (
         int(text)
         if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high

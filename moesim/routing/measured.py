@@ -1,10 +1,9 @@
-"""Loads that were measured: how often every expert of OLMoE and of Mixtral was chosen, by domain
-and layer.
+"""Measured loads: how often every expert of OLMoE and of Mixtral was chosen, by domain and layer.
 
-Counts of allenai/OLMoE (Apache-2.0, ``routing_output``): 208,896 tokens of each of five domains;
-OLMoE-1B-7B (64 experts, top 8) in layers 0, 7 and 15, Mixtral-8x7B (8 experts, top 2) in layers 0,
-15 and 31. Max/mean over these counts: OLMoE 2.5-7.8 in one domain, 2.1-2.8 over all five; Mixtral
-1.08-1.33.
+The counts come from allenai/OLMoE (Apache-2.0, ``routing_output``): 208,896 tokens of each of five
+domains, for OLMoE-1B-7B (64 experts, top 8) in layers 0, 7 and 15, and Mixtral-8x7B (8 experts,
+top 2) in layers 0, 15 and 31. The maximum over the mean of these counts is 2.5-7.8 for OLMoE in one
+domain, 2.1-2.8 over all five, and 1.08-1.33 for Mixtral.
 
 Shape legend: E experts, N domains.
 """
@@ -17,7 +16,7 @@ import numpy as np
 
 from moesim.errors import ConfigError
 
-#: routing name -> model, and its domains; an empty tuple stands for all of them in one
+#: routing name -> (model, domains); an empty tuple stands for all domains merged into one
 PRESETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "olmoe-c4": ("olmoe", ("c4",)),
     "olmoe-github": ("olmoe", ("github",)),
@@ -30,7 +29,7 @@ PRESETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixtral-mix": ("mixtral", ()),
     "mixtral-domains": ("mixtral", ("c4", "github", "arxiv", "book", "wikipedia")),
 }
-#: layer that stands for the model where none is named: the middle one
+#: layer that represents the model if none is named: the middle one
 DEFAULT_LAYER = {"olmoe": 7, "mixtral": 15}
 
 
@@ -42,23 +41,23 @@ def _models() -> dict:
 
 
 def layers(preset: str) -> tuple[int, ...]:
-    """Layers of a preset's model that were counted."""
+    """Return the layers of a preset's model that were counted."""
     counts = _models()[PRESETS[preset][0]]["counts"]
     return tuple(sorted(int(layer) for layer in next(iter(counts.values()))))
 
 
 def counts_NE(preset: str, layer: int | None = None) -> np.ndarray:
-    """Choices of each expert in each domain of a preset.
+    """Return the number of choices of each expert in each domain of a preset.
 
     Args:
-        preset: One of `PRESETS`.
-        layer: Layer of the model; by default its middle one.
+        preset: A name in `PRESETS`.
+        layer: Layer of the model; by default the middle one.
 
     Returns:
-        ndarray of shape (N, E), int64; N = 1 but for the presets that keep domains apart.
+        ndarray of shape (N, E), int64; N = 1 except for presets that keep domains apart.
 
     Raises:
-        ConfigError: A layer nobody counted.
+        ConfigError: The layer was not counted.
     """
     model, domains = PRESETS[preset]
     layer = DEFAULT_LAYER[model] if layer is None else layer
@@ -72,15 +71,16 @@ def counts_NE(preset: str, layer: int | None = None) -> np.ndarray:
 
 
 def stretched(counts: np.ndarray, num_experts: int, rng: np.random.Generator) -> np.ndarray:
-    """A measured profile for another number of experts: its quantiles, in random order (assumed).
+    """Stretch a measured profile to another number of experts by its quantiles, in random order
+    (assumed).
 
     Args:
-        counts: ndarray of shape (M,): counts of the M experts that were measured.
-        num_experts: E; for E = M the counts are returned as they are, in their order.
-        rng: Source of the order.
+        counts: ndarray of shape (M,): counts of the M measured experts.
+        num_experts: Number of experts E; for E = M the counts are returned unchanged and in order.
+        rng: Source of the random order.
 
     Returns:
-        ndarray of shape (E,): weights.
+        ndarray of shape (E,): weights of the experts.
     """
     if num_experts == len(counts):
         return counts.astype(np.float64)

@@ -1,4 +1,5 @@
-"""Places of experts, taken in token order; compiled, loaded when capacities are.
+"""Fill the capacity slots of experts in token order, in compiled code that is imported only when a
+layer has a capacity.
 
 Shape legend: T tokens, K choices, E experts.
 """
@@ -9,8 +10,8 @@ from numba import njit
 
 @njit(cache=True)
 def _next_with_room(after_E, e):
-    """First expert from ``e`` on that has room, E if none: follows and shortens the chain of full
-    ones.
+    """Return the first expert from ``e`` on that has room, or E if none has; follow and shorten the
+    chain of full experts.
     """
     root = e
     while after_E[root] != root:
@@ -22,7 +23,9 @@ def _next_with_room(after_E, e):
 
 @njit(cache=True)
 def _allowed(ids_TK, t, expert, per_group, grouped):
-    """Whether token t may be sent to an expert: one it does not use, in a group it does."""
+    """Return whether token t may be sent to an expert: it must not use the expert yet, but use a
+    group that holds it.
+    """
     same_group = not grouped
     for k in range(ids_TK.shape[1]):
         if ids_TK[t, k] == expert:
@@ -34,17 +37,17 @@ def _allowed(ids_TK, t, expert, per_group, grouped):
 
 @njit(cache=True)
 def fill(ids_TK, room_E, reroute, per_group, grouped):
-    """Serve choices where their expert has room; then, if asked, the others elsewhere.
+    """Serve choices whose expert has room; then, if requested, serve the others at other experts.
 
     Args:
         ids_TK: ndarray of shape (T, K), int32; re-routed choices are overwritten.
-        room_E: ndarray of shape (E,), int64: places; used up.
-        reroute: Whether choices go elsewhere.
-        per_group: Experts of a group.
-        grouped: Whether they must stay in the groups of their token.
+        room_E: ndarray of shape (E,), int64: free slots of each expert; they are used up in place.
+        reroute: Whether choices without a slot go to other experts.
+        per_group: Number of experts in a group.
+        grouped: Whether re-routed choices must stay in the groups of their token.
 
     Returns:
-        (served_TK, rerouted_TK), bool.
+        (served_TK, rerouted_TK), bool ndarrays of shape (T, K).
     """
     tokens, top_k = ids_TK.shape
     experts = len(room_E)
@@ -57,6 +60,7 @@ def fill(ids_TK, room_E, reroute, per_group, grouped):
                 served[t, k] = True
     if not reroute:
         return served, moved
+    # a full expert points to the next one; the chains grow shorter as they are followed
     after_E = np.arange(experts + 1)
     for e in range(experts):
         if room_E[e] == 0:
@@ -66,7 +70,8 @@ def fill(ids_TK, room_E, reroute, per_group, grouped):
         for k in range(top_k):
             if served[t, k]:
                 continue
-            # once round all experts with room, from where the last choice was sent
+            # go once around all experts with room, starting after the expert that the last choice
+            # was sent to
             found, wrapped, at = -1, False, turn
             while True:
                 e = _next_with_room(after_E, at)

@@ -1,9 +1,9 @@
-"""From loads to choices: every token gets top_k different experts, and the loads are met exactly.
+"""Turn loads into choices: every token gets top_k different experts, and the loads are met exactly.
 
-How choices are drawn is in `moesim.routing.systematic`, what a gate's selection makes of the loads
-in `moesim.routing.selection`. A gate that shares decisions between tokens draws one for each run of
-``share_tokens`` tokens of a source. A trace is not drawn: its tokens are taken as they come, from a
-place that the seed says.
+`moesim.routing.systematic` draws the choices, and `moesim.routing.selection` applies the selection
+rule of a gate to the loads. A gate that shares decisions between tokens draws one decision for each
+run of ``share_tokens`` tokens of a source. A trace is not drawn: its tokens are taken in order,
+from a position that the seed determines.
 
 Shape legend: S sources (devices), T tokens of all sources, K choices, E experts, N domains.
 """
@@ -21,22 +21,22 @@ from moesim.routing.systematic import limited, systematic
 from moesim.routing.trace import open_trace
 from moesim.routing.workloads import source_weights
 
-#: tokens of all sources whose choices are drawn, one by one; more are refused
+#: largest number of tokens over all sources, since the choices of each are drawn; more are refused
 MAX_SAMPLED_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Routing:
-    """Who sends what to whom, before experts have a place.
+    """The experts that every token chooses, before experts are placed.
 
     Attributes:
-        expert_ids_TK: ndarray of shape (T, K), int32: the experts of every token, all sources one
-            after another.
-        num_tokens_S: ndarray of shape (S,): tokens of each source.
-        num_experts: E.
-        num_rerouted: Choices that went elsewhere because their expert was full; see
+        expert_ids_TK: ndarray of shape (T, K), int32: experts of every token, source by source.
+        num_tokens_S: ndarray of shape (S,): number of tokens of each source.
+        num_experts: Number of experts E.
+        num_rerouted: Number of choices that went to another expert because theirs was full; see
             `moesim.routing.capacity`.
-        domain_S: ndarray of shape (S,): domain of data each source serves; None if there is one.
+        domain_S: ndarray of shape (S,): data domain that each source serves; None if there is only
+            one.
     """
 
     expert_ids_TK: np.ndarray
@@ -46,11 +46,12 @@ class Routing:
     domain_S: np.ndarray | None = None
 
     def part(self, number: int, parts: int) -> "Routing":
-        """Every ``parts``-th share of each source's tokens: a micro-batch.
+        """Return one of ``parts`` equal shares of the tokens of each source: a micro-batch.
 
         Args:
-            number: Which, from 0.
-            parts: How many there are; sources whose tokens do not divide give the first ones more.
+            number: Index of the micro-batch, from 0.
+            parts: Number of micro-batches; a source whose tokens do not divide gives more to the
+                first ones.
         """
         if parts == 1:
             return self
@@ -67,17 +68,21 @@ class Routing:
         )
 
     def source_T(self) -> np.ndarray:
-        """Source of each token: ndarray of shape (T,)."""
+        """Return the source of each token: ndarray of shape (T,)."""
         return np.repeat(np.arange(len(self.num_tokens_S)), self.num_tokens_S)
 
     def num_tokens_SE(self) -> np.ndarray:
-        """Choices of each source for each expert: ndarray of shape (S, E), int64."""
+        """Return the number of choices of each source for each expert: ndarray of shape (S, E),
+        int64.
+        """
         key = self.source_T()[:, None] * self.num_experts + self.expert_ids_TK
         counts = np.bincount(key.ravel(), minlength=len(self.num_tokens_S) * self.num_experts)
         return counts.reshape(len(self.num_tokens_S), self.num_experts)
 
     def num_tokens_E(self) -> np.ndarray:
-        """Choices of each expert over all sources: ndarray of shape (E,), int64."""
+        """Return the number of choices of each expert over all sources: ndarray of shape (E,),
+        int64.
+        """
         return np.bincount(self.expert_ids_TK.ravel(), minlength=self.num_experts)
 
 
@@ -93,23 +98,24 @@ def route(
 ) -> Routing:
     """Draw the experts of every token.
 
-    A product-key gate finds the best k of all experts, so its tokens choose like a flat gate's: any
-    top_k may meet.
+    A product-key gate finds the best k of all experts, so its tokens choose as with a flat gate:
+    any top_k experts may occur together.
 
     Args:
-        spec: Distribution of load.
-        gate: Its groups limit which experts a token may combine; its selection and balancing shape
-            the loads.
-        num_experts: E.
-        top_k: K.
-        num_tokens_S: ndarray of shape (S,): tokens of each source, at least one in all.
-        seed: Same seed, same choices.
-        left_E: ndarray of shape (E,), bool: experts that are not pruned; None for all. The others
-            get no token.
+        spec: The distribution of load.
+        gate: The gate; its groups limit which experts a token may combine, and its selection and
+            balancing shape the loads.
+        num_experts: Number of experts E.
+        top_k: Number of choices per token K.
+        num_tokens_S: ndarray of shape (S,): number of tokens of each source, at least one over all
+            sources.
+        seed: Seed of the choices; the same seed gives the same choices.
+        left_E: ndarray of shape (E,), bool: whether an expert is not pruned; None if no expert is
+            pruned. Pruned experts get no token.
 
     Raises:
-        ConfigError: No tokens, more tokens than are sampled in one call (`MAX_SAMPLED_TOKENS`), or
-            a trace of another model.
+        ConfigError: There are no tokens, there are more than one call samples
+            (`MAX_SAMPLED_TOKENS`), or the trace belongs to another model.
     """
     num_tokens_S = np.asarray(num_tokens_S, dtype=np.int64)
     total = int(num_tokens_S.sum())
@@ -165,14 +171,14 @@ def sample_counts(
     seed: int,
     left_E: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Choices of each expert without drawing who makes them: of a gate whose groups and sharing do
-    not change them.
+    """Return the number of choices of each expert without drawing which tokens make them, for a
+    gate whose groups and sharing do not change the counts.
 
-    Args: as `route`, of ``num_tokens`` tokens.
+    The arguments are those of `route`, for ``num_tokens`` tokens.
 
     Returns:
-        ndarray of shape (E,), int64: sums to T x K; for one source without groups the counts of
-        `route`.
+        ndarray of shape (E,), int64: counts that sum to T x K; for one source without groups they
+        equal the counts of `route`.
     """
     if spec.kind == "trace" or gate.num_expert_groups > 1 or spec.num_domains > 1:
         return route(
@@ -190,7 +196,9 @@ def sample_counts(
 
 
 def _ragged(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
-    """Tokens of each source: as given, but for a workload whose sources differ."""
+    """Return the number of tokens of each source: unchanged, except for a workload whose sources
+    differ.
+    """
     if spec.kind != "w4" or len(num_tokens_S) == 1:
         return num_tokens_S
     total = int(num_tokens_S.sum())
@@ -198,7 +206,8 @@ def _ragged(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
 
 
 def _run_lengths(num_tokens_S: np.ndarray, decisions_S: np.ndarray, share: int) -> np.ndarray:
-    """Tokens that each decision stands for: ``share``, and what is left for the last of a source.
+    """Return the number of tokens that share each decision: ``share``, and the remainder for the
+    last decision of a source.
     """
     lengths = np.full(int(decisions_S.sum()), share, dtype=np.int64)
     last = np.cumsum(decisions_S)[decisions_S > 0] - 1
@@ -214,7 +223,7 @@ def _check_trace(
     gate: Gate,
     left_E: np.ndarray,
 ) -> None:
-    """Refuse a trace that another layer made."""
+    """Raise an error if the trace belongs to a different layer."""
     if ids_TK.shape[1] != top_k:
         raise ConfigError(
             f"routing: {spec}: expected {top_k} experts a token (layer.top_k), got "

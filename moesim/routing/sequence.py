@@ -1,5 +1,5 @@
-"""Several routings that belong together: layers whose choices are correlated, and steps of a
-workload that drifts.
+"""Draw routings that belong together: layers with correlated choices, and steps of a workload that
+drifts.
 
 Shape legend: T tokens, K choices, E experts.
 """
@@ -26,28 +26,29 @@ def route_layers(
     num_tokens_S: np.ndarray,
     seed: int,
 ) -> list[Routing]:
-    """Choices of the same tokens in consecutive layers, correlated from layer to layer.
+    """Draw the choices of the same tokens in consecutive layers, correlated from layer to layer.
 
-    Each layer is drawn by itself. Then a share of the tokens follows the layer before: each of
-    their experts becomes its counterpart, a fixed expert of the next layer: that of the same rank
-    by load, in a group of the same rank. So groups and different experts stay, loads lie between
-    those drawn and the counterparts', and ``affinity`` from 0 to 1 sets how much a layer tells
-    about the next (measured: 0.17-0.40 bit in OLMoE, 0.03-0.06 in Mixtral;
-    `statistics.shared_information`).
+    Each layer is first drawn independently. Then a share of the tokens follows the layer before:
+    each of their experts is replaced by its counterpart, a fixed expert of the next layer, which
+    has the same rank by load in a group of the same rank. So the limits on groups hold and the
+    experts of a token stay distinct, loads lie between the drawn ones and those of the
+    counterparts, and ``affinity`` from 0 to 1 sets how much one layer reveals about the next
+    (measured: 0.17-0.40 bit in OLMoE, 0.03-0.06 in Mixtral; `statistics.shared_information`).
 
     Args:
-        spec: Distribution; of a trace, consecutive layers from ``spec.layer`` on, correlated as
-            they are.
-        gate: As `route`; layers that share a decision (``share_layers``) have the same choices.
-        num_layers: How many.
+        spec: The distribution of load. A trace gives its consecutive layers from ``spec.layer`` on,
+            with their own correlation.
+        gate: The gate, used as in `route`; layers that share a decision (``share_layers``) have the
+            same choices.
+        num_layers: Number of layers.
         affinity: Share of the tokens that follow the layer before.
-        num_experts: E.
-        top_k: K.
-        num_tokens_S: ndarray of shape (S,).
-        seed: Of all layers.
+        num_experts: Number of experts E.
+        top_k: Number of choices per token K.
+        num_tokens_S: ndarray of shape (S,): number of tokens of each source.
+        seed: Seed of all layers.
 
     Raises:
-        ConfigError: An affinity outside 0 to 1, or a trace with fewer layers.
+        ConfigError: The affinity is outside 0 to 1, or a trace has fewer layers.
     """
     require_int("num_layers", num_layers, 1)
     require(0.0 <= affinity <= 1.0, "affinity", "a number from 0 to 1", affinity)
@@ -86,8 +87,8 @@ def route_layers(
 def _follow(
     before: Routing, drawn: Routing, affinity: float, num_groups: int, rng: np.random.Generator
 ) -> Routing:
-    """The rows drawn, but of a share of the tokens the counterparts of their experts in the layer
-    before.
+    """Return the drawn rows, with a share of the tokens replaced by the counterparts of their
+    experts in the layer before.
     """
     counterpart_E = np.empty(drawn.num_experts, dtype=np.int32)
     counterpart_E[_by_load(before, num_groups)] = _by_load(drawn, num_groups)
@@ -98,8 +99,8 @@ def _follow(
 
 
 def _by_load(routing: Routing, num_groups: int) -> np.ndarray:
-    """Experts by load, group by group: groups by their load, each with its experts by theirs.
-    ndarray of shape (E,).
+    """Return the experts group by group: groups sorted by load, and the experts of each group
+    sorted by load. ndarray of shape (E,).
     """
     loads_GP = routing.num_tokens_E().reshape(num_groups, -1)
     groups = np.argsort(loads_GP.sum(axis=1), kind="stable")
@@ -117,20 +118,21 @@ def route_steps(
     num_tokens_S: np.ndarray,
     seed: int,
 ) -> list[Routing]:
-    """Choices in some steps of a workload that drifts, bursts or rotates: what a plan of one step
-    meets in another.
+    """Draw the choices in some steps of a workload that drifts, bursts or rotates, to test the plan
+    of one step in another.
 
     Args:
-        spec: With ``drift`` or ``burst``, or one of W6 and W7; of a trace, consecutive windows.
-        gate: As `route`.
-        steps: Which, from 0.
-        num_experts: E.
-        top_k: K.
-        num_tokens_S: ndarray of shape (S,).
-        seed: Of all steps.
+        spec: A distribution with ``drift`` or ``burst``, or W6 or W7; a trace gives consecutive
+            windows.
+        gate: The gate, used as in `route`.
+        steps: Indices of the steps, from 0.
+        num_experts: Number of experts E.
+        top_k: Number of choices per token K.
+        num_tokens_S: ndarray of shape (S,): number of tokens of each source.
+        seed: Seed of all steps.
 
     Raises:
-        ConfigError: A step out of range.
+        ConfigError: A step is out of range.
     """
     found = []
     for step in steps:

@@ -1,23 +1,24 @@
-"""Shapes of load: weights of experts by the name of their distribution.
+"""Shapes of load: draw the weights of experts from a named distribution.
 
-``zipf:A``: expert ranked r gets r**-A. ``power_law:A``: weights drawn from a truncated power law of
-exponent A, the definition of NVIDIA's aiconfigurator data (aiconfigurator-core 0.12, column
-``distribution``). ``lognormal:S``: the logarithms are normal with deviation S (per-rank loads of
-DeepSeek-V3 fit it best, deepseek-ai/DeepEP pull request 393). ``dirichlet:A``: a symmetric
-Dirichlet draw of concentration A (measured loads: 0.5-9). ``domains:N:A``: N such draws, one for
-each domain of data.
+``zipf:A`` gives the expert of rank r the weight r**-A. ``power_law:A`` draws weights from a
+truncated power law of exponent A, the definition in NVIDIA's aiconfigurator data
+(aiconfigurator-core 0.12, column ``distribution``). ``lognormal:S`` draws normal logarithms with
+standard deviation S (it fits the per-rank loads of DeepSeek-V3 best, deepseek-ai/DeepEP pull
+request 393). ``dirichlet:A`` is a symmetric Dirichlet draw of concentration A (measured loads:
+0.5-9). ``domains:N:A`` is N such draws, one per data domain.
 
 Shape legend: E experts, N domains.
 """
 
 import numpy as np
 
-#: names that take one number > 0, and what it is
+#: names that take one number > 0 -> the meaning of that number
 ONE_NUMBER = {"zipf": "ALPHA", "power_law": "ALPHA", "lognormal": "SIGMA", "dirichlet": "ALPHA"}
 
 
 def truncated_power_law(alpha: float, low: float, high: float, u: np.ndarray) -> np.ndarray:
-    """Inverse of the distribution function of density ~ x**-alpha on [low, high], at u in [0, 1).
+    """Return the inverse of the distribution function with density ~ x**-alpha on [low, high], at u
+    in [0, 1).
     """
     if abs(alpha - 1.0) < 1e-9:
         return low * (high / low) ** u
@@ -33,19 +34,19 @@ def shape_weights(
     num_tokens: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Weights of one draw.
+    """Return the weights of one draw.
 
     Args:
-        kind: ``uniform`` or one of `ONE_NUMBER`.
-        alpha: Its number.
-        num_experts: E.
-        choices: All choices, T x K: where they are fewer than the experts a power law is cut
-            elsewhere.
-        num_tokens: T.
+        kind: The shape, ``uniform`` or a name in `ONE_NUMBER`.
+        alpha: The number of the shape.
+        num_experts: Number of experts E.
+        choices: Number of all choices, T x K; if there are fewer choices than experts, a power law
+            has other cuts.
+        num_tokens: Number of tokens T.
         rng: Source of randomness.
 
     Returns:
-        ndarray of shape (E,), > 0.
+        ndarray of shape (E,): weights > 0.
     """
     if kind == "uniform":
         return np.ones(num_experts)
@@ -60,16 +61,17 @@ def shape_weights(
 
 
 def drifted(weight_NE: np.ndarray, rate: float, steps: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights after some steps in each of which a share of the experts exchange theirs, in pairs.
+    """Return the weights after some steps, in each of which pairs from a share of the experts
+    exchange their weights.
 
-    The distribution stays as skewed as it was; who is hot changes. The same steps come before
-    whatever follows them.
+    The distribution stays equally skewed, but different experts become hot. A longer run begins
+    with the same steps.
 
     Args:
-        weight_NE: ndarray of shape (N, E).
-        rate: Share of experts that take part in a step.
-        steps: How many.
-        rng: Source of pairs.
+        weight_NE: ndarray of shape (N, E): weights by domain.
+        rate: Share of the experts that take part in a step.
+        steps: Number of steps.
+        rng: Source of the random pairs.
     """
     at = np.arange(weight_NE.shape[1])
     pairs_per_step = min(max(round(rate * len(at) / 2), 1), len(at) // 2)
@@ -82,13 +84,13 @@ def drifted(weight_NE: np.ndarray, rate: float, steps: int, rng: np.random.Gener
 def burst(
     weight_NE: np.ndarray, count: int, factor: float, step: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Weights with some experts hotter by a factor: others in every step.
+    """Return weights in which some experts are hotter by a factor, different ones in every step.
 
     Args:
-        weight_NE: ndarray of shape (N, E).
-        count: Experts.
-        factor: By how much.
-        step: Which.
+        weight_NE: ndarray of shape (N, E): weights by domain.
+        count: Number of hotter experts.
+        factor: Factor by which they are hotter.
+        step: Index of the step.
         rng: Source of randomness, the same for all steps.
     """
     which = np.random.default_rng([int(rng.integers(2**62)), step]).permutation(weight_NE.shape[1])[

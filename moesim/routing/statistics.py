@@ -1,4 +1,4 @@
-"""What a distribution of load is like, in a few numbers.
+"""Describe a distribution of load in a few numbers.
 
 Shape legend: E experts, T tokens, K choices.
 """
@@ -7,15 +7,17 @@ import numpy as np
 
 
 def gini(count_E: np.ndarray) -> float:
-    """Gini coefficient: 0 where all are alike, near 1 where one has everything."""
+    """Return the Gini coefficient: 0 if all loads are equal, near 1 if one expert has
+    everything.
+    """
     ordered = np.sort(np.asarray(count_E, dtype=np.float64))
     rank = np.arange(1, len(ordered) + 1)
     return float((2 * rank - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
 def contiguous_imbalance(count_E: np.ndarray, num_ranks: int = 8) -> float:
-    """Load of the busiest rank over the mean, experts on ranks in order; of as many experts as
-    divide evenly.
+    """Return the load of the busiest rank over the mean, with experts placed on ranks in order. It
+    uses as many experts as divide evenly.
     """
     ranks = min(num_ranks, len(count_E))
     load_W = [part.sum() for part in np.array_split(np.asarray(count_E, dtype=np.float64), ranks)]
@@ -23,8 +25,8 @@ def contiguous_imbalance(count_E: np.ndarray, num_ranks: int = 8) -> float:
 
 
 def zipf_exponent(count_E: np.ndarray) -> float:
-    """Exponent of the Zipf law whose max/mean is the same, by bisection: 0 for equal loads, at
-    most 4.
+    """Return the exponent of the Zipf law with the same max/mean, found by bisection: 0 for equal
+    loads, at most 4.
     """
     count = np.asarray(count_E, dtype=np.float64)
     target, ranks = count.max() / count.mean(), np.arange(1.0, len(count) + 1)
@@ -37,11 +39,11 @@ def zipf_exponent(count_E: np.ndarray) -> float:
 
 
 def load_statistics(count_E: np.ndarray) -> dict[str, float]:
-    """max/mean, coefficient of variation (population), Gini, contiguous EP8 max/mean, Zipf
-    exponent, share unused.
+    """Return max/mean, coefficient of variation (population), Gini, contiguous EP8 max/mean, Zipf
+    exponent, and share of unused experts.
 
     Args:
-        count_E: ndarray of shape (E,): >= 0, not all 0.
+        count_E: ndarray of shape (E,): counts >= 0, not all 0.
     """
     count = np.asarray(count_E, dtype=np.float64)
     return {
@@ -55,16 +57,16 @@ def load_statistics(count_E: np.ndarray) -> dict[str, float]:
 
 
 def shared_information(first_TK: np.ndarray, second_TK: np.ndarray, num_experts: int) -> float:
-    """Mutual information, in bits, between an expert of a token in one layer and one of the same
-    token in another.
+    """Return the mutual information, in bits, between an expert of a token in one layer and an
+    expert of the same token in another layer.
 
-    Over all pairs of choices; the bias of finite samples, (E - 1)^2 / (2 T ln 2) for top-1, is not
+    All pairs of choices count. The bias of finite samples, (E - 1)^2 / (2 T ln 2) for top-1, is not
     removed.
 
     Args:
-        first_TK: ndarray of shape (T, K).
-        second_TK: ndarray of shape (T, K) of the same tokens.
-        num_experts: E.
+        first_TK: ndarray of shape (T, K): experts of the tokens in one layer.
+        second_TK: ndarray of shape (T, K): experts of the same tokens in the other layer.
+        num_experts: Number of experts E of each layer.
     """
     joint = np.zeros(num_experts**2)
     for k in range(first_TK.shape[1]):

@@ -1,5 +1,5 @@
-"""Exchanges of choices between tokens, compiled; loaded when routing is drawn, since it brings
-numba.
+"""Exchange choices between tokens in compiled code. The module is imported only when routing is
+drawn, since it imports numba.
 
 Shape legend: T tokens, K choices, I pairs of tokens.
 """
@@ -9,15 +9,15 @@ from numba import njit
 
 @njit(cache=True)
 def exchange(one_IK, two_IK, shift, give, take):
-    """Token i of the first half and token i - shift of the second exchange a choice where neither
-    then has it twice.
+    """Let token i of the first half and token i - shift of the second half exchange a choice,
+    unless one of them would then have an expert twice.
 
     Args:
-        one_IK: ndarray of shape (I, K), int32; changed in place.
-        two_IK: Likewise.
-        shift: Distance, 0 to I - 1.
-        give: Column of the first half.
-        take: Column of the second.
+        one_IK: ndarray of shape (I, K), int32: choices of the first half, changed in place.
+        two_IK: ndarray of shape (I, K), int32: choices of the second half, changed in place.
+        shift: Distance of the tokens of a pair, from 0 to I - 1.
+        give: Column of the choice in the first half.
+        take: Column of the choice in the second half.
     """
     pairs, top_k = one_IK.shape
     for i in range(pairs):
@@ -37,15 +37,16 @@ def exchange(one_IK, two_IK, shift, give, take):
 
 @njit(cache=True)
 def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
-    """Experts in ``order_E``, each repeated by its count, dealt to the tokens ``rows_T`` column by
-    column.
+    """Deal the experts in ``order_E``, each repeated by its count, to the tokens ``rows_T`` column
+    by column.
 
     Args:
         order_E: ndarray of shape (E,): order of the experts.
-        counts_E: ndarray of shape (E,), int64; sums to T x K.
-        rows_T: ndarray of shape (T,): row of ``out_TK`` that each place of a column is written to.
-        top_k: K.
-        out_TK: ndarray of shape (T, K), int32; filled.
+        counts_E: ndarray of shape (E,), int64: counts that sum to T x K.
+        rows_T: ndarray of shape (T,): row of ``out_TK`` that each position of a column is written
+            to.
+        top_k: Number of choices per token K.
+        out_TK: ndarray of shape (T, K), int32: output, filled completely.
     """
     tokens = len(rows_T)
     place, column = 0, 0
@@ -62,11 +63,12 @@ def put(out_TK, place_I, column_M, chosen_IS, first):
     """Write the experts of one group into the tokens that chose it.
 
     Args:
-        out_TK: ndarray of shape (T, K), int32; written.
-        place_I: ndarray of shape (I,): token x M + which of the token's groups.
-        column_M: ndarray of shape (M,): first column of each of a token's groups.
-        chosen_IS: ndarray of shape (I, S), int32: experts of the group.
-        first: Number of its first expert.
+        out_TK: ndarray of shape (T, K), int32: output, written for these tokens.
+        place_I: ndarray of shape (I,): token x M + index of the group among the groups of the
+            token.
+        column_M: ndarray of shape (M,): first column of each group of a token.
+        chosen_IS: ndarray of shape (I, S), int32: chosen experts, as indices within the group.
+        first: Index of the first expert of the group.
     """
     slots = len(column_M)
     for i in range(len(place_I)):

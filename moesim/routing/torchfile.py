@@ -1,9 +1,9 @@
-"""Files of ``torch.save``, read without torch: tensors become memory-mapped arrays, and nothing in
-them is executed.
+"""Read files of ``torch.save`` without torch: tensors become memory-mapped arrays, and no code in
+the file is executed.
 
-The format (PyTorch 1.6 and later): a zip archive, uncompressed, of ``*/data.pkl``, a pickle that
-names storages by key, and ``*/data/KEY``, their bytes. Of the pickle only plain containers,
-numbers, text and tensors are accepted.
+The format (PyTorch 1.6 and later) is an uncompressed zip archive of ``*/data.pkl``, a pickle that
+refers to storages by key, and ``*/data/KEY``, the bytes of each storage. The pickle may contain
+only plain containers, numbers, text and tensors.
 """
 
 import pickle
@@ -33,20 +33,20 @@ _LOCAL_HEADER = 30
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A class of storages."""
+    """A storage class, which stands for a number type."""
 
     dtype: str
 
 
 class _Reader(pickle.Unpickler):
-    """Unpickles containers and tensors of one archive."""
+    """An unpickler for the containers and tensors of one archive."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path, pickled: str) -> None:
         super().__init__(archive.open(pickled))
         self.archive, self.path, self.root = archive, path, pickled.removesuffix("data.pkl")
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name."""
+        """Return the object for a name in the pickle; only a few names are allowed."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
         if module == "torch" and name in _DTYPES:
@@ -59,7 +59,7 @@ class _Reader(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        """A storage, mapped: one-dimensional."""
+        """Return a storage as a one-dimensional memory-mapped array."""
         _, kind, key, _, length = pid
         info = self.archive.getinfo(f"{self.root}data/{key}")
         if info.compress_type != zipfile.ZIP_STORED:
@@ -93,11 +93,11 @@ def _tensor(
 
 
 def load_torch_file(path: Path) -> Any:
-    """What a file of ``torch.save`` holds, tensors as ndarrays.
+    """Return the content of a ``torch.save`` file, with tensors as ndarrays.
 
     Raises:
-        ConfigError: Not such a file, truncated, or one that holds anything else than containers,
-            numbers and tensors.
+        ConfigError: The file is not a ``torch.save`` file, is truncated, or holds anything other
+            than containers, numbers and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,7 @@
-"""Traces: choices or counts that somebody recorded, checked as they are read, a block at a time.
+"""Read traces of recorded choices or counts, one block at a time, and check them while reading.
 
-Formats are in `moesim.routing.trace_files`. A trace is read in blocks of 262,144 tokens, arrays are
-mapped, so that a trace larger than memory is described and simulated.
+`moesim.routing.trace_files` documents the formats. A trace is read in blocks of 262,144 tokens and
+arrays are memory-mapped, so that a trace larger than memory can be described and simulated.
 
 Shape legend: T tokens, K choices, E experts, N = 1 domain.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from moesim.errors import ConfigError
 from moesim.routing.trace_files import TraceFile, open_file
 
-#: ids beyond this are taken for a mistake: counting them would need the memory of so many experts
+#: larger ids are treated as a mistake, since counting them would need memory for that many experts
 _MOST_EXPERTS = 1 << 24
 
 
@@ -25,9 +25,9 @@ class Trace:
     """A recorded trace.
 
     Attributes:
-        file: Where it comes from.
-        num_experts: Experts it may name; None for as many as it does.
-        top_k: Choices each token must have; None for as many as its first.
+        file: The opened file.
+        num_experts: Number of experts that the trace may use; None for as many as it does use.
+        top_k: Number of choices that each token must have; None for the number of the first token.
     """
 
     file: TraceFile
@@ -38,18 +38,18 @@ class Trace:
 
     @property
     def kind(self) -> str:
-        """``ids`` or ``counts``."""
+        """The kind of trace, ``ids`` or ``counts``."""
         return self.file.kind
 
     def blocks(self, layer: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Layer and checked ids of some of its tokens, ndarray of shape (n, K).
+        """Yield (layer, checked ids of some of its tokens), the ids as an ndarray of shape (n, K).
 
         Args:
-            layer: Only this one; by default all.
+            layer: The layer to read; by default all layers.
 
         Raises:
-            ConfigError: An id out of range, an expert twice a token, or another number of choices:
-                which token.
+            ConfigError: An id is out of range, a token has an expert twice, or its number of
+                choices is wrong. The text names the token.
         """
         at: dict[int, int] = {}
         for number, ids in self.file.blocks():
@@ -84,7 +84,7 @@ class Trace:
                 )
 
     def counts(self) -> dict[int, np.ndarray]:
-        """Choices of each expert by layer: layer -> ndarray of shape (E,)."""
+        """Return the number of choices of each expert by layer: layer -> ndarray of shape (E,)."""
         if self._counts:
             return self._counts
         found = dict(self.file.counts)
@@ -104,14 +104,14 @@ class Trace:
         return self._counts
 
     def layers(self) -> list[int]:
-        """Layers it has, in order."""
+        """Return the layers of the trace in order."""
         return sorted(self.file.arrays or self.counts())
 
     def chosen_layer(self, layer: int | None) -> int:
-        """A layer of it: the one asked for, or the first.
+        """Return a layer of the trace: the requested one, or the first.
 
         Raises:
-            ConfigError: It does not have that one.
+            ConfigError: The trace does not have that layer.
         """
         there = self.layers()
         if layer is not None and layer not in there:
@@ -122,25 +122,26 @@ class Trace:
         return there[0] if layer is None else layer
 
     def num_tokens(self, layer: int) -> int:
-        """Tokens of a layer."""
+        """Return the number of tokens of a layer."""
         if self.file.arrays:
             return sum(len(part) for part in self.file.arrays[layer])
         self.counts()
         return self._tokens[layer]
 
     def window(self, layer: int | None, num_tokens: int, seed: int) -> np.ndarray:
-        """Consecutive tokens of a layer.
+        """Return consecutive tokens of a layer.
 
         Args:
-            layer: Which; by default the first.
-            num_tokens: T.
-            seed: The window begins at token (seed x T) modulo the number of places where it can.
+            layer: The layer; by default the first.
+            num_tokens: Number of tokens T.
+            seed: Seed of the window, which begins at token (seed x T) modulo the number of possible
+                positions.
 
         Returns:
-            ndarray of shape (T, K), int32.
+            ndarray of shape (T, K), int32: the choices.
 
         Raises:
-            ConfigError: It has fewer tokens.
+            ConfigError: The trace has fewer tokens.
         """
         layer = self.chosen_layer(layer)
         there = self.num_tokens(layer)
@@ -160,10 +161,11 @@ class Trace:
         return np.concatenate(parts)
 
     def weights_NE(self, layer: int | None, num_experts: int) -> np.ndarray:
-        """Counts of a layer as weights: ndarray of shape (1, E).
+        """Return the counts of a layer as weights: ndarray of shape (1, E).
 
         Raises:
-            ConfigError: Counts of another number of experts, or of none.
+            ConfigError: The trace has counts for a different number of experts, or all counts
+                are 0.
         """
         count = self.counts()[self.chosen_layer(layer)]
         if len(count) != num_experts:
@@ -179,16 +181,16 @@ class Trace:
 def open_trace(
     path: str, kind: str | None = None, num_experts: int | None = None, top_k: int | None = None
 ) -> Trace:
-    """Open a trace; the same file, unchanged, is opened once.
+    """Open a trace; an unchanged file is opened only once.
 
     Args:
-        path: File.
-        kind: ``ids`` or ``counts``; by default what the file says.
-        num_experts: Experts it may name.
-        top_k: Choices each token must have.
+        path: Path of the file.
+        kind: The kind of trace, ``ids`` or ``counts``; by default the kind that the file indicates.
+        num_experts: Number of experts that the trace may use.
+        top_k: Number of choices that each token must have.
 
     Raises:
-        ConfigError: Not there, or of another form.
+        ConfigError: The file does not exist or has a different form.
     """
     place = Path(path)
     try:

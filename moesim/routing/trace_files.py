@@ -1,15 +1,19 @@
-"""Files of traces: blocks of per-token expert ids, or counts of each expert by layer.
+"""Read the files of traces: blocks of per-token expert ids, or counts of each expert by layer.
 
-==========  ======================================================================================================
-``.npy``    Integers of shape (T, K), or (T, layers, K) as vLLM's ``routed_experts`` are: expert ids. Numbers of shape
-            (E,) or (layers, E), floats or in a file whose name ends in ``counts``, ``load`` or ``loads``: counts.
-``.csv``,   Columns ``expert_0`` to ``expert_{K-1}``, one row a token, and ``layer`` if there are several: expert ids.
-``.parquet``  Columns ``expert`` and ``count``, and ``layer``: counts.
-``.pt``     What SGLang's expert distribution recorder dumps (sglang/srt/eplb/expert_distribution.py): ``logical_count``
-            (steps, layers, E) of mode ``stat``; ``records`` of modes ``per_pass`` and ``per_token``, in physical ids
-            that ``last_physical_to_logical_map`` makes logical. Or a tensor, or a dict of tensors, of shape (layers,
-            E): loads as vLLM's expert load balancer keeps them (vLLM has no dump file of its own; assumed).
-==========  ======================================================================================================
+The suffix of a file decides its form:
+
+- ``.npy``: integers of shape (T, K), or of shape (T, layers, K) like vLLM's ``routed_experts``, are
+  expert ids. Numbers of shape (E,) or (layers, E) are counts if they are floats or if the name of
+  the file ends in ``counts``, ``load`` or ``loads``.
+- ``.csv`` and ``.parquet``: columns ``expert_0`` to ``expert_{K-1}`` with one row per token, and
+  ``layer`` if there are several, are expert ids. Columns ``expert`` and ``count``, and ``layer``,
+  are counts.
+- ``.pt``: a dump of SGLang's expert distribution recorder
+  (sglang/srt/eplb/expert_distribution.py). It holds ``logical_count`` (steps, layers, E) in mode
+  ``stat``; in modes ``per_pass`` and ``per_token`` it holds ``records`` with physical ids, which
+  ``last_physical_to_logical_map`` maps to logical ids. A tensor, or a dict of tensors, of shape
+  (layers, E) holds loads in the form of vLLM's expert load balancer (vLLM itself writes no dump
+  file; assumed).
 
 Shape legend: T tokens, K choices, E experts.
 """
@@ -25,7 +29,7 @@ import numpy as np
 from moesim.errors import ConfigError
 from moesim.routing.torchfile import load_torch_file
 
-#: tokens read at a time
+#: number of tokens that are read at a time
 BLOCK = 1 << 18
 _COUNTS_NAME = re.compile(r"(counts?|loads?)$")
 Block = tuple[int, np.ndarray]
@@ -33,14 +37,14 @@ Block = tuple[int, np.ndarray]
 
 @dataclass(kw_only=True, eq=False)
 class TraceFile:
-    """One file, opened.
+    """One opened file.
 
     Attributes:
-        path: Where.
-        kind: ``ids`` or ``counts``.
-        counts: Layer -> ndarray of shape (E,), int64 or float64: of a file of counts.
-        arrays: Layer -> arrays of shape (T, K), mapped: of ids that lie in arrays.
-        table: Whether ids come from a CSV or parquet file.
+        path: Path of the file.
+        kind: The kind of trace, ``ids`` or ``counts``.
+        counts: Layer -> ndarray of shape (E,), int64 or float64, for a file of counts.
+        arrays: Layer -> memory-mapped arrays of shape (T, K), for ids stored as arrays.
+        table: Whether the ids come from a CSV or parquet file.
     """
 
     path: Path
@@ -50,10 +54,11 @@ class TraceFile:
     table: bool = False
 
     def blocks(self) -> Iterator[Block]:
-        """Layer, and ids of some of its tokens, of shape (n, K): a layer's tokens in order.
+        """Yield (layer, ids of some of its tokens), the ids of shape (n, K), with the tokens of a
+        layer in order.
 
         Raises:
-            ConfigError: A row that is cut short, or no integers.
+            ConfigError: A row is cut short, or the values are not integers.
         """
         for layer, parts in self.arrays.items():
             for part in parts:
@@ -67,11 +72,12 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
     """Open a trace.
 
     Args:
-        path: File.
-        kind: ``ids`` or ``counts``; by default what name and type of the numbers say.
+        path: Path of the file.
+        kind: The kind of trace, ``ids`` or ``counts``; by default it follows from the file name and
+            the type of the numbers.
 
     Raises:
-        ConfigError: Not there, truncated, or of another form.
+        ConfigError: The file does not exist, is truncated, or has a different form.
     """
     try:
         size = path.stat().st_size
@@ -117,7 +123,9 @@ def _open_npy(path: Path, kind: str | None) -> TraceFile:
 
 
 def _of_counts(path: Path, array: np.ndarray) -> TraceFile:
-    """Counts of shape (E,), (layers, E) or (steps, layers, E), the last added up."""
+    """Return a trace of counts of shape (E,), (layers, E) or (steps, layers, E), summed over the
+    steps.
+    """
     if array.ndim == 3:
         array = array.sum(axis=0, dtype=np.float64 if array.dtype.kind == "f" else np.int64)
     if array.ndim not in (1, 2) or not array.size:
@@ -148,7 +156,9 @@ def _open_torch(path: Path) -> TraceFile:
 
 
 def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
-    """A dump of SGLang's modes per_pass and per_token: physical ids made logical."""
+    """Return a trace from a dump of SGLang's modes per_pass or per_token, with physical ids mapped
+    to logical ones.
+    """
     records, logical_LP = dump["records"], np.asarray(dump["last_physical_to_logical_map"])
     if not records:
         raise ConfigError(f"{path}: expected records, got none: was the recorder started?")
@@ -163,7 +173,7 @@ def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
                     f"{ids_LTK.max()}"
                 )
             for layer, ids_TK in enumerate(ids_LTK):
-                there = ids_TK[(ids_TK >= 0).any(axis=1)]  # padded tokens are -1 throughout
+                there = ids_TK[(ids_TK >= 0).any(axis=1)]  # padded tokens have only ids of -1
                 mapped = np.where(there >= 0, logical_LP[layer][there], -1)
                 arrays.setdefault(layer, []).append(mapped)
         return TraceFile(path=path, kind="ids", arrays=arrays)
@@ -177,10 +187,10 @@ def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
 
 
 def _id_columns(path: Path, columns: list[str]) -> list[str]:
-    """Columns of expert ids, in order; none for a table of counts.
+    """Return the columns of expert ids in order, or an empty list for a table of counts.
 
     Raises:
-        ConfigError: Neither ids nor counts.
+        ConfigError: The table has neither ids nor counts.
     """
     ids = [name for name in columns if re.fullmatch(r"expert_\d+", name)]
     ids.sort(key=lambda name: int(name[7:]))
@@ -242,7 +252,7 @@ def _table_ids(path: Path) -> Iterator[Block]:
 
 
 def _whole(path: Path, column: Any, first_row: int = 1) -> np.ndarray:
-    """A column as integers: ndarray of shape (n,), int64."""
+    """Return a column as integers: ndarray of shape (n,), int64."""
     values = column.to_numpy()
     if values.dtype.kind in "iu":
         return values.astype(np.int64)
@@ -260,10 +270,10 @@ def _whole(path: Path, column: Any, first_row: int = 1) -> np.ndarray:
 
 
 def _frames(path: Path, rows: int) -> Iterator[Any]:
-    """A table as pandas DataFrames of some rows each.
+    """Yield a table as pandas DataFrames of at most ``rows`` rows.
 
     Raises:
-        ConfigError: No such table, or no pyarrow to read it with.
+        ConfigError: The table cannot be read, or pyarrow is missing.
     """
     import pandas as pd
 
@@ -280,6 +290,6 @@ def _frames(path: Path, rows: int) -> Iterator[Any]:
                 yield batch.to_pandas()
     except ConfigError:
         raise
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's errors are ValueErrors
+    except (ValueError, OSError) as error:  # errors of pandas and pyarrow are ValueErrors
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: expected a whole table: {text}") from None

@@ -1,15 +1,16 @@
-"""The named skews W0-W7, after the token-imbalance benchmark of NVIDIA/Megatron-LM pull
+"""The named skews W0-W7 follow the token-imbalance benchmark of NVIDIA/Megatron-LM pull
 request 7488.
 
-Each isolates one thing: W0 nothing (balanced), W1 a hot set of experts, W2 a hot rank, W3 the same
-heat spread over ranks, W4 sources with different numbers of tokens, W5 experts and ranks without
-load, W6 a hot spot that moves every three steps, W7 a burst in every fourth step. As there, the hot
-set is a quarter of the experts (at least top_k), and of four tokens three choose within it; in W7's
-burst every other token does; W3's hot set is every other expert. Unlike there, W1's hot experts are
-drawn by the seed, so that W2's, the first quarter, differ from them by place alone. How uneven W4's
-sources are is ours: source s of S has a share in proportion to s + 1.
+Each skew isolates one effect: W0 none (balanced), W1 a hot set of experts, W2 a hot rank, W3 the
+same heat spread over ranks, W4 sources with different numbers of tokens, W5 experts and ranks
+without load, W6 a hot spot that moves every three steps, W7 a burst in every fourth step. As in the
+benchmark, the hot set is a quarter of the experts (at least top_k), and three of four tokens choose
+within it; in the burst of W7 every other token does; the hot set of W3 is every other expert.
+Unlike in the benchmark, the seed draws the hot experts of W1, so that those of W2, the first
+quarter, differ only by position. The unevenness of W4 is our choice: source s of S has a share in
+proportion to s + 1.
 
-Weights here are expected choices per token; shares above one choice a token are cut by the sampler.
+Weights are expected choices per token; the sampler cuts shares above one choice per token.
 
 Shape legend: E experts, S sources.
 """
@@ -17,7 +18,7 @@ Shape legend: E experts, S sources.
 import numpy as np
 
 WORKLOADS = ("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7")
-#: of so many tokens, all but one choose within the hot set
+#: out of this many tokens, all but one choose within the hot set
 _HOT_OF = 4
 _STEPS_PER_SPOT, _BURST_EVERY = 3, 4
 
@@ -25,17 +26,17 @@ _STEPS_PER_SPOT, _BURST_EVERY = 3, 4
 def workload_weights(
     name: str, num_experts: int, top_k: int, step: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Expected choices of each expert, per token.
+    """Return the expected number of choices of each expert per token.
 
     Args:
-        name: One of `WORKLOADS`.
-        num_experts: E.
-        top_k: Experts a token uses.
-        step: Which step of the workload, from 0: W6 and W7 change with it.
-        rng: Which experts are W1's hot set.
+        name: A name in `WORKLOADS`.
+        num_experts: Number of experts E.
+        top_k: Number of experts that a token uses.
+        step: Index of the step of the workload, from 0; W6 and W7 depend on it.
+        rng: Source of randomness, which draws the hot set of W1.
 
     Returns:
-        ndarray of shape (E,): sums to top_k.
+        ndarray of shape (E,): weights that sum to top_k.
     """
     width = min(max(top_k, num_experts // 4), num_experts)
     everyone = np.arange(num_experts)
@@ -61,5 +62,7 @@ def workload_weights(
 
 
 def source_weights(name: str, num_sources: int) -> np.ndarray:
-    """Tokens of each source, in proportion: all alike but for W4. ndarray of shape (S,)."""
+    """Return the relative number of tokens of each source, equal except for W4: ndarray of shape
+    (S,).
+    """
     return np.arange(1.0, num_sources + 1) if name == "w4" else np.ones(num_sources)

@@ -1,4 +1,7 @@
-"""Search: spaces, objectives, constraints, studies. The only place that knows Optuna."""
+"""Search spaces of designs in studies with objectives and constraints.
+
+No other package imports Optuna.
+"""
 
 from moesim.search.space import Space
 from moesim.search.study import Study, run_study

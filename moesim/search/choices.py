@@ -1,4 +1,4 @@
-"""Lists of choices as people write them: explicit, or a range."""
+"""Read lists of choices as people write them: explicit lists, or ranges."""
 
 import math
 import re
@@ -8,15 +8,15 @@ from moesim.design.candidate import Parallelism
 from moesim.errors import ConfigError
 from moesim.model.widths import checked_widths, parse_widths, width_text
 
-#: most choices of a range: more is a typing error
+#: maximum number of choices of a range; more is taken for a typing error
 _MOST = 4096
 
 
 def width_choice(value: object) -> object:
-    """A width as it is; widths of all experts as text, from text or a list.
+    """Return one width unchanged, and the widths of all experts (text or a list) as text.
 
     Raises:
-        ValueError: Neither.
+        ValueError: The value is neither.
     """
     if isinstance(value, list | tuple):
         value = width_text(checked_widths(value, len(value)))
@@ -30,14 +30,14 @@ def width_choice(value: object) -> object:
 
 
 def expanded(value: Any) -> Any:
-    """A range as the list of its numbers; anything else as it is.
+    """Return a range as the list of its numbers, and anything else unchanged.
 
     Args:
-        value: ``{low = 8, high = 64, step = 8}``, or with ``factor = 2`` instead of a step; both
-            ends count.
+        value: A range such as ``{low = 8, high = 64, step = 8}``, or with ``factor = 2`` instead of
+            a step, both ends included; or any other value.
 
     Raises:
-        ValueError: Another form, or more than 4,096 numbers.
+        ValueError: The range has another form, or more than 4,096 numbers.
     """
     if not isinstance(value, dict):
         return value
@@ -69,12 +69,12 @@ def expanded(value: Any) -> Any:
 
 
 def without_repeats(values: list) -> list:
-    """A list in which nothing comes twice.
+    """Return a list unchanged if nothing comes twice in it.
 
     Raises:
-        ValueError: Something does.
+        ValueError: A choice comes twice.
     """
-    # 1 and 1.0 and True are one choice for a storage
+    # a storage takes 1, 1.0 and True for one choice
     seen: dict[Any, Any] = {}
     for value in values:
         if value in seen:
@@ -84,15 +84,16 @@ def without_repeats(values: list) -> list:
 
 
 def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:
-    """Read ``ep8``, ``ep4tp2``, or ``tp2``: two devices to an expert, and as many ranks as the
-    cluster then has.
+    """Read a layout such as ``ep8``, ``ep4tp2`` or ``tp2``.
+
+    ``tp2`` means that two devices share each expert, with as many ranks as the cluster then has.
 
     Args:
-        text: Layout.
-        num_devices: Devices of the cluster, where they are known.
+        text: The layout.
+        num_devices: Number of devices of the cluster, if known.
 
     Raises:
-        ConfigError: Not of that form, or devices that do not divide.
+        ConfigError: The text has another form, or tp does not divide the devices.
     """
     match = re.fullmatch(r"ep(\d+)(?:tp(\d+))?|tp([1-9]\d*)", text, re.ASCII)
     if match is None:

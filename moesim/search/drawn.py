@@ -1,6 +1,7 @@
-"""A small search, its winners, and designs drawn at random from the rest of what it tried.
+"""Run a small search, and choose its winners and a random sample of the other designs it tried.
 
-A closed loop runs both for real: winners alone would not tell whether the search picked well.
+A closed loop runs both on the hardware: winners alone would not show whether the search picked
+well.
 """
 
 import tempfile
@@ -16,7 +17,7 @@ from moesim.search.study import run_study
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """One design to run for real.
+    """One design to run on the hardware.
 
     Attributes:
         role: ``winner`` or ``random``.
@@ -39,16 +40,16 @@ def winners_and_drawn(
     drawn: int,
     seed: int,
 ) -> list[Chosen]:
-    """Search for low loss and short layers, and choose what to run.
+    """Search for low loss and short layer time, and choose the designs to run.
 
     Args:
         space: The choices.
         cluster: The hardware.
         workload: Tokens and routing.
-        trials: Trials of the search.
-        winners: Winners to choose at most.
-        drawn: Designs to draw at most from the rest.
-        seed: Seed of search and draw.
+        trials: Number of trials of the search.
+        winners: Maximum number of winners to choose.
+        drawn: Maximum number of designs to draw from the rest.
+        seed: Seed of the search and of the random draw.
 
     Raises:
         MoesimError: No point of the space is a candidate.

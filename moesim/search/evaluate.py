@@ -1,5 +1,6 @@
-"""One point of a space: its objectives, its constraints, and its row. A pure function of its
-arguments.
+"""Evaluate one point of a space: its objectives, its constraints, and its row.
+
+The evaluation is a pure function of its arguments.
 """
 
 import math
@@ -19,22 +20,23 @@ from moesim.simulation.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION
 
-#: the constraint that always holds
+#: name of the constraint that every study has
 MEMORY = "memory_over_gib"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What a trial found.
+    """The result of one trial.
 
     Attributes:
-        row: Flat row for trials.csv: the simulation's and the loss's columns; without a candidate,
-            where it came from.
-        violations: Constraint -> by how much it is broken, <= 0 where it is kept: GiB over the
-            device's memory, and shares of their bounds.
-        reason: Why there is no such candidate, or why its evaluation failed; empty where there is a
+        row: Flat row for trials.csv: the columns of the simulation and of the loss; without a
+            candidate, only where the row came from.
+        violations: Constraint -> amount by which it is violated, <= 0 where it holds: GiB over the
+            device's memory, and for the others a share of the bound.
+        reason: Why the point is no candidate, or why its evaluation failed; empty where there is a
             result.
-        failed: Whether the evaluation broke: a defect or a lost worker, not a finding.
+        failed: Whether the evaluation itself broke (a defect or a lost worker), which is not a
+            finding.
     """
 
     row: dict[str, Any]
@@ -43,23 +45,23 @@ class Evaluation:
     failed: bool = False
 
     def values(self, objectives: list[str]) -> list[float]:
-        """Values of the objectives, in order."""
+        """Return the values of the objectives, in order."""
         return [float(self.row[name]) for name in objectives]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Problem:
-    """What points are evaluated on.
+    """Everything besides a point that its evaluation depends on.
 
     Attributes:
-        space: What may vary.
-        cluster: Hardware.
+        space: The choices of the search.
+        cluster: The hardware.
         workload: Tokens and routing.
-        objectives: Names.
-        constraints: Beside memory.
-        economics: Cost and power model.
-        engine: Of the search.
-        law: Loss law of the space.
+        objectives: Names of the objectives.
+        constraints: Constraints in addition to memory.
+        economics: The cost and power model.
+        engine: Engine that the search simulates with.
+        law: The loss law of the space.
     """
 
     space: Space
@@ -72,9 +74,9 @@ class Problem:
     law: LossLaw = PUBLISHED
 
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
-        """Simulate a point, estimate its loss, its power and its price.
+        """Simulate a point, and estimate its loss, its power and its price.
 
-        A point whose choices do not go together has a reason instead of a result: that is a
+        A point whose choices contradict each other gets a reason instead of a result: that is a
         finding, not an error.
         """
         cluster, workload = self.cluster, self.workload
@@ -111,7 +113,7 @@ class Problem:
         return Evaluation(row=row, violations=violations)
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
-        """The row of a point without a result: where it came from."""
+        """Return the row of a point without a result, which only says where it came from."""
         return dict.fromkeys(RESULT_COLUMNS) | {
             "cluster": cluster.name,
             "evidence": "simulated",

@@ -1,9 +1,9 @@
-"""Where points are evaluated: in this process, in a pool of processes, or on a Dask cluster.
+"""Evaluate points in this process, in a pool of processes, or on a Dask cluster.
 
-Every place is a `concurrent.futures.Executor` that is given chunks of points. A worker that dies
-takes its chunk with it: chunks that were lost are run once more, each by itself, and a chunk that
-is lost again becomes failed trials that say so. An evaluation that raises what it should not is a
-failed trial with the error; nothing stops the search.
+Pools and clusters are a `concurrent.futures.Executor` that receives chunks of points. A worker that
+dies loses its chunk. A lost chunk runs once more, alone; if it is lost again, its points become
+failed trials that say so. An evaluation that raises an unexpected error becomes a failed trial with
+that error. Nothing stops the search.
 """
 
 import multiprocessing
@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.search.evaluate import Evaluation, Problem
 
-#: points that travel together: few enough that a lost worker costs little, enough that travel does
-#: not
+#: points that are sent together: few enough that a lost worker costs little, and enough that
+#: sending costs little
 CHUNK = 5
 _DASK_TIMEOUT_S = 10
 Found = tuple[Evaluation, float, float]
@@ -29,7 +29,8 @@ Found = tuple[Evaluation, float, float]
 
 @lru_cache(maxsize=2)
 def _problem(packed: bytes) -> Problem:
-    """The problem once per worker: caches of routings and placements live as long as its cluster.
+    """Unpack the problem once per worker: caches of routings and placements live as long as its
+    cluster.
     """
     return pickle.loads(packed)
 
@@ -38,7 +39,7 @@ def evaluate_chunk(packed: bytes, points: list[dict[str, Any]]) -> list[Found]:
     """Evaluate points, in a worker.
 
     Returns:
-        For each what was found, seconds it took, and when it ended.
+        For each point its evaluation, the seconds it took, and when it ended.
     """
     return [evaluate_point(_problem(packed), point) for point in points]
 
@@ -49,11 +50,11 @@ def apply_piece(packed: bytes, function: Callable[[Problem, Any], Any], piece: A
 
 
 def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:
-    """Evaluate one point; what should not happen becomes a failed trial that names it."""
+    """Evaluate one point; an unexpected error becomes a failed trial that names it."""
     begun = time.perf_counter()
     try:
         found = problem.evaluate(point)
-    except Exception as error:  # whatever it is, the trial's row and the end of the run say so
+    except Exception as error:  # the trial's row and the end of the run report it
         found = _failed(problem, error)
     return found, time.perf_counter() - begun, time.time()
 
@@ -68,11 +69,11 @@ def _failed(problem: Problem, error: BaseException) -> Evaluation:
 
 
 class Evaluator:
-    """Evaluates batches of points in order, on whatever an executor is.
+    """Evaluate batches of points in order, on any executor.
 
     Args:
-        problem: What points are evaluated on.
-        make: Makes an executor; None evaluates in this process, one point at a time.
+        problem: The problem that the points belong to.
+        make: Function that makes an executor; None evaluates in this process, one point at a time.
     """
 
     def __init__(self, problem: Problem, make: Callable[[], Executor] | None) -> None:
@@ -81,7 +82,7 @@ class Evaluator:
         self._packed = pickle.dumps(problem) if make else b""
 
     def submit(self, points: list[dict[str, Any]]) -> Callable[[], Iterator[list[Found]]]:
-        """Start a batch; returns what iterates over its chunks of findings, in order."""
+        """Start a batch, and return a function that yields its chunks of findings in order."""
         if self._make is None:
             return lambda: ([evaluate_point(self._problem, point)] for point in points)
         chunks = [points[i : i + CHUNK] for i in range(0, len(points), CHUNK)]
@@ -128,7 +129,7 @@ class Evaluator:
         raise AssertionError("unreachable")
 
     def _forget(self, executor: Executor) -> None:
-        """A broken pool breaks all that was given to it, but is replaced once."""
+        """Drop a broken pool: all of its pending work fails, but it is replaced only once."""
         if self._executor is executor:
             self._executor = None
 
@@ -137,14 +138,14 @@ class Evaluator:
             chunk, (executor, future) = waiting.popleft()
             try:
                 yield future.result()
-            # an executor's own: the worker is gone, and the chunk with it
+            # an error of the executor itself: the worker is gone, and the chunk with it
             except Exception as error:
                 if isinstance(error, BrokenExecutor):
                     self._forget(executor)
                 yield self._again(chunk)
 
     def _again(self, chunk: list[dict[str, Any]]) -> list[Found]:
-        """A lost chunk once more, by itself: in a new pool where the old one broke."""
+        """Run a lost chunk once more, alone, in a new pool if the old one broke."""
         executor, future = self._start(evaluate_chunk, chunk)
         try:
             return future.result()
@@ -154,7 +155,7 @@ class Evaluator:
             return [(_failed(self._problem, error), 0.0, time.time()) for _ in chunk]
 
     def close(self) -> None:
-        """Let a pool of its own go; what that has not begun is not waited for."""
+        """Shut down a pool that was made here, and cancel the work that has not begun."""
         if isinstance(self._executor, ProcessPoolExecutor):
             self._executor.shutdown(wait=True, cancel_futures=True)
 
@@ -163,17 +164,17 @@ class Evaluator:
 def evaluator(
     problem: Problem, executor: str | Executor | None, num_workers: int
 ) -> Iterator[Evaluator]:
-    """An evaluator, closed at the end.
+    """Provide an evaluator, and close it at the end.
 
     Args:
-        problem: What points are evaluated on.
+        problem: The problem that the points belong to.
         executor: An executor, ``dask://HOST:PORT`` for a scheduler, or None for processes of this
             machine.
-        num_workers: How many of these; 1 evaluates in this process.
+        num_workers: Number of such processes; 1 evaluates in this process.
 
     Raises:
-        ConfigError: Another text, or Dask is not installed.
-        UnreachableError: No scheduler there.
+        ConfigError: The text has another form, or Dask is not installed.
+        UnreachableError: No scheduler answers there.
     """
     client = None
     make: Callable[[], Executor] | None
@@ -195,7 +196,7 @@ def evaluator(
 
 
 def _pool(num_workers: int) -> Executor:
-    # not forked: the parent runs threads of NumPy's and Numba's
+    # spawned, not forked, since the parent runs threads of NumPy and Numba
     return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
 
 

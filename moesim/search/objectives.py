@@ -1,7 +1,7 @@
-"""What a search may ask for: objectives to improve, and constraints to keep.
+"""Objectives that a search may improve, and constraints that it may keep.
 
-All are columns of a trial's row. Those of the MoE layer say so in their names: what the layer
-takes, draws and costs, not the whole model; ``loss`` and ``peak_memory_gib`` are the whole model's.
+All are columns of a trial's row. Columns about the time, energy and cost of the MoE layer alone say
+so in their names; ``loss`` and ``peak_memory_gib`` are about the whole model.
 """
 
 import math
@@ -29,19 +29,19 @@ OBJECTIVES: dict[str, Direction] = {
     "watts_per_device": "minimize",
     "usd_per_hour": "minimize",
 }
-#: what a constraint may bound beside objectives
+#: columns that a constraint may bound in addition to the objectives
 _BOUNDED = ("loss_high", "layer_time_high_us", "load_imbalance", "dropped_token_fraction")
 _SIGNS = {"<=": operator.le, ">=": operator.ge}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """A bound on a column.
+    """A constraint is a bound on a column.
 
     Attributes:
-        name: Column.
+        name: The column.
         sign: ``<=`` or ``>=``.
-        bound: Number.
+        bound: The number.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Constraint:
         """Read ``layer_time_us <= 500``.
 
         Raises:
-            UnknownNameError: A column that cannot be bounded.
-            ConfigError: Another form.
+            UnknownNameError: The column cannot be bounded.
+            ConfigError: The text has another form.
         """
         match = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
         try:
@@ -70,8 +70,9 @@ class Constraint:
         return cls(name=match[1], sign=match[2], bound=bound)
 
     def violation(self, value: float | np.ndarray) -> float | np.ndarray:
-        """By how much of the bound a value breaks it; <= 0 where it is kept. NaN breaks every
-        bound.
+        """Return the amount by which a value violates the bound, as a share of the bound.
+
+        It is <= 0 where the bound holds. NaN violates every bound.
         """
         over = (value - self.bound if self.sign == "<=" else self.bound - value) / max(
             abs(self.bound), 1e-12
@@ -90,8 +91,8 @@ def check_objectives(objectives: list[str]) -> None:
     """Refuse unknown objectives.
 
     Raises:
-        ConfigError: None at all, or one twice.
-        UnknownNameError: With the near matches.
+        ConfigError: There is no objective, or one comes twice.
+        UnknownNameError: A name is unknown; the text lists near matches.
     """
     if not objectives:
         raise ConfigError(
@@ -105,11 +106,11 @@ def check_objectives(objectives: list[str]) -> None:
 
 
 def costs_of(objectives: list[str], columns: Any) -> list:
-    """Values of the objectives, signed so that less is better.
+    """Return the values of the objectives, signed so that less is better.
 
     Args:
-        objectives: Names.
-        columns: Mapping of columns, numbers or arrays.
+        objectives: Names of the objectives.
+        columns: Column -> number or array.
     """
     return [
         columns[name] if OBJECTIVES[name] == "minimize" else -columns[name] for name in objectives
@@ -120,7 +121,7 @@ def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> No
     """Refuse objectives or constraints of energy or cost for which the model has no figure.
 
     Raises:
-        ConfigError: Which device, and where to write its figure.
+        ConfigError: A figure is missing; the text names the device and where to write it.
     """
     if {"layer_joules_per_token", "watts_per_device"} & set(names):
         economics.watts(cluster, {})
@@ -129,7 +130,7 @@ def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> No
 
 
 def layer_columns(layer_time_s: Any, tokens_per_device: int) -> dict[str, Any]:
-    """Columns of time, of one simulated layer or of arrays of them."""
+    """Return the columns of time for one simulated layer or for arrays of layers."""
     return {
         "layer_time_us": layer_time_s / US,
         "layer_tokens_per_s_per_device": tokens_per_device / layer_time_s,

@@ -1,4 +1,4 @@
-"""Pareto fronts, what they are worth, and who survives: all costs are minimised.
+"""Pareto fronts, their hypervolume, and the choice of survivors; all costs are minimized.
 
 Shape legend: N rows, M objectives.
 """
@@ -12,23 +12,24 @@ T = TypeVar("T")
 
 
 def front(costs: np.ndarray) -> list[int]:
-    """Rows that no other row dominates (no worse in all costs, better in one).
+    """Return the rows that no other row dominates (no worse in all costs, better in one).
 
     Args:
-        costs: ndarray of shape (N, M).
+        costs: Costs, ndarray of shape (N, M).
 
     Returns:
-        Row numbers, ascending; of equal rows all.
+        Row indices, ascending; equal rows are all included.
     """
     return [int(i) for i in np.flatnonzero(ranks(costs, 1) == 0)]
 
 
 def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
-    """Front each row is on: 0 the Pareto front, 1 what would be it without that, and so on.
+    """Return the front each row is on: 0 is the Pareto front, 1 would be it without those rows, and
+    so on.
 
     Args:
-        costs: ndarray of shape (N, M), finite.
-        most: Fronts to tell apart; rows beyond them get this number.
+        costs: Finite costs, ndarray of shape (N, M).
+        most: Number of fronts to tell apart; rows beyond them get this number.
 
     Returns:
         ndarray of shape (N,).
@@ -36,7 +37,7 @@ def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
     count = len(costs)
     if not count:
         return np.zeros(0, dtype=np.int64)
-    # in this order whoever dominates a row comes before it
+    # in this order a row comes after all rows that dominate it
     order = np.lexsort(costs.T[::-1])
     rank = np.empty(count, dtype=np.int64)
     rank[order] = _ranks(
@@ -47,12 +48,12 @@ def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
 
 @njit(cache=True)
 def _ranks(costs, most):
-    """Ranks of rows in lexicographic order: the first front without a row that dominates (Zhang et
-    al. 2015).
+    """Rank rows in lexicographic order: each joins the first front none of whose rows dominates it
+    (Zhang et al. 2015).
     """
     count, objectives = costs.shape
     rank = np.full(count, most)
-    # newest row of each front, and before each row the next older of its front
+    # the newest row of each front, and for each row the next older one of its front
     last = np.full(most + 1, -1)
     older = np.full(count, -1)
     for i in range(count):
@@ -78,7 +79,8 @@ def _ranks(costs, most):
 
 
 def crowding(costs: np.ndarray) -> np.ndarray:
-    """Crowding distance of each row of one front (Deb et al. 2002): infinite at the ends.
+    """Return the crowding distance of each row of one front (Deb et al. 2002), infinite at the
+    ends.
 
     Returns:
         ndarray of shape (N,).
@@ -94,13 +96,13 @@ def crowding(costs: np.ndarray) -> np.ndarray:
 
 
 def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
-    """The rows that a generation keeps: fronts in order, the last one's by crowding; then whoever
-    breaks least.
+    """Return the rows that a generation keeps: fronts in order, the last one by crowding, and then
+    the rows that violate constraints least.
 
     Args:
-        costs: ndarray of shape (N, M).
-        broken: ndarray of shape (N,): sum of broken constraints, 0 where all are kept.
-        size: How many.
+        costs: Costs, ndarray of shape (N, M).
+        broken: Sum of violations, ndarray of shape (N,); 0 where all constraints hold.
+        size: Number of rows to keep.
     """
     kept: list[int] = []
     feasible = np.flatnonzero(broken <= 0)
@@ -109,8 +111,7 @@ def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
         on = feasible[rank == number]
         if not len(on) or len(kept) == size:
             break
-        # the ends first, then where it is least crowded: what is tried first of a screening is in
-        # this order
+        # the ends first, then the least crowded rows: a search tries screened points in this order
         kept += [
             int(i) for i in on[np.argsort(-crowding(costs[on]), kind="stable")][: size - len(kept)]
         ]
@@ -123,11 +124,12 @@ def survivors(costs: np.ndarray, broken: np.ndarray, size: int) -> list[int]:
 
 
 def hypervolume(costs: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that rows dominate, up to a reference point: how good a front is.
+    """Return the volume that rows dominate up to a reference point: how good a front is.
 
     Args:
-        costs: ndarray of shape (N, M).
-        reference: ndarray of shape (M,): rows not better than it in every cost add nothing.
+        costs: Costs, ndarray of shape (N, M).
+        reference: The reference point, ndarray of shape (M,); rows that are not better in every
+            cost add nothing.
     """
     inside = costs[(costs < reference).all(axis=1)] if len(costs) else costs
     if not len(inside):
@@ -136,7 +138,7 @@ def hypervolume(costs: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _volume(costs: np.ndarray, reference: np.ndarray) -> float:
-    """By slices along the last cost; rows are a front or a projection of one."""
+    """Add up slices along the last cost; the rows are a front or a projection of one."""
     if costs.shape[1] == 1:
         return float(reference[0] - costs.min())
     order = np.argsort(costs[:, -1], kind="stable")
@@ -155,7 +157,7 @@ def _volume(costs: np.ndarray, reference: np.ndarray) -> float:
 
 
 def spread(items: list[T], limit: int) -> list[T]:
-    """At most ``limit`` items, evenly spaced by place, first and last included."""
+    """Return at most ``limit`` items, evenly spaced by index, first and last included."""
     if len(items) <= limit:
         return items
     places = np.unique(np.linspace(0, len(items) - 1, limit).round().astype(int))

@@ -1,8 +1,8 @@
-"""Local search on the simulated time: exchanges that the cheap model finds promising, kept if the
-program gets faster.
+"""Improve a placement by local search on the simulated layer time.
 
-Starts from the strategies that `moesim.placement` plans with, simulated; then swaps slots of the
-device whose experts end last with slots of the others, by the bound or any other engine.
+The search simulates the plans of the strategies of `moesim.placement` and starts from the fastest.
+It then swaps slots of a busy device with slots of the others. A cheap load model proposes the
+swaps, and a swap is kept if the program gets faster on the bound or any other engine.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from moesim.placement import REPLICATING, Placement, PlacementSpec, replica_load
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
-#: planned placements that are simulated first
+#: strategies whose plans are simulated first
 STARTS = (
     "contiguous",
     "balanced",
@@ -32,14 +32,14 @@ STARTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Refined:
-    """What a search found.
+    """The result of a local search.
 
     Attributes:
-        placement: The fastest.
-        layer_time_s: Its time on the engine that searched.
-        start: Strategy it began with.
-        start_s: That strategy's time.
-        simulated: Placements that were simulated.
+        placement: The fastest placement.
+        layer_time_s: Its layer time on the engine of the search.
+        start: Strategy that the swaps began with.
+        start_s: Layer time of that strategy.
+        simulated: Number of placements that were simulated.
     """
 
     placement: Placement
@@ -62,14 +62,14 @@ def refine(
     """Search for the placement with the least simulated layer time.
 
     Args:
-        candidate: The design; its own strategy is one of the starts, its number of replicas that of
-            all.
-        cluster: Where it runs.
-        workload: Tokens to plan for.
-        steps: Exchanges to simulate.
-        engine: ``bound``, fast; then simulate the result with another.
-        starts: Strategies to begin with; those that cannot place this candidate are passed over.
-        seed: Of the choice among promising exchanges.
+        candidate: The design; its own strategy is one of the starts, and all have its number of
+            replicas.
+        cluster: The hardware it runs on.
+        workload: Tokens and routing to plan for.
+        steps: Number of swaps to simulate.
+        engine: Engine of the search; ``bound`` is fast, so simulate its result with another one.
+        starts: Strategies to begin with; those that cannot place this candidate are skipped.
+        seed: Seed of the choice among promising swaps.
 
     Raises:
         MoesimError: The candidate's own placement cannot be simulated.
@@ -112,8 +112,8 @@ def _neighbour(
     placement: Placement,
     rng: np.random.Generator,
 ) -> Placement:
-    """Swap a slot of a busy rank with a slightly lighter one elsewhere, or in one case of four any
-    two.
+    """Swap a slot of the busiest rank, or in one case of four of a random rank, with a slightly
+    lighter slot elsewhere.
     """
     traffic = prepare(candidate, cluster, workload, placement=placement).traffic
     tp, width_E = candidate.parallelism.tp, candidate.layer.width_E()
@@ -140,7 +140,7 @@ def _neighbour(
 
 
 def placement_rows(placement: Placement, counts_WL: np.ndarray) -> np.ndarray:
-    """Rows of each slot from rows by rank and place: ndarray of shape (P,)."""
+    """Return the rows of each slot, ndarray of shape (P,), from rows by rank and local slot."""
     first_W = np.searchsorted(placement.rank_of_slot_P, np.arange(placement.num_ranks))
     place_P = np.arange(placement.num_slots) - first_W[placement.rank_of_slot_P]
     return counts_WL[placement.rank_of_slot_P, place_P]

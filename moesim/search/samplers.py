@@ -1,12 +1,12 @@
-"""What to try next: Optuna's samplers, asked for batches of points that nobody tried.
+"""Propose what to try next: ask Optuna's samplers for batches of untried points.
 
-A batch depends on the seed, its number and the trials it may know, nothing else: each is asked of a
-fresh study in memory that holds those trials (for the genetic sampler, the survivors among them),
-so that a search that was stopped continues with the same points and shared searches need no state
-but their trials.
+A batch depends only on the seed, its number and the trials it may know. Each batch comes from a
+fresh study in memory that holds those trials (for the genetic sampler, the survivors among them).
+Therefore a search that was stopped continues with the same points, and shared searches need no
+state except their trials.
 
-Numbers are asked for by their place in ascending order, since steps of a range seldom have equal
-size.
+Samplers see numeric choices as their index in ascending order, since steps of a range seldom have
+equal size.
 """
 
 from collections.abc import Iterable
@@ -25,30 +25,30 @@ from moesim.search.space import Space
 from moesim.search.trial import Trial
 
 SamplerName = Literal["random", "tpe", "nsga2", "gp"]
-#: sampler -> points of a batch; small ones for samplers that learn much from each trial
+#: sampler -> points of a batch; batches are small for samplers that learn much from each trial
 BATCH = {"random": 50, "tpe": 10, "nsga2": 50, "gp": 5}
 #: survivors of a generation
 POPULATION = 50
-#: of a batch, what comes from a screening as long as it has any
+#: share of a batch that comes from a screening as long as it has points
 _SCREENED_SHARE = 0.8
-#: points asked for each that is wanted, before chance takes over
+#: points to ask the sampler for per point wanted, before random draws take over
 _ASKS = 6
-#: most points of a space whose rest is listed when chance finds none that is new
+#: largest space whose untried points are listed when random draws find nothing new
 _LISTED = 1_000_000
 
 
 def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
-    """The sampler that a name stands for.
+    """Return the sampler that a name stands for.
 
     Args:
-        name: One of `BATCH`, or ``auto``: every point where the budget allows, TPE for up to a
-            hundred trials, NSGA-II beyond (a trial costs them some 5 and 1 ms; Gaussian processes,
-            over a second, come by name only).
-        num_trials: Budget.
-        size: Points of the space.
+        name: A key of `BATCH`, or ``auto``: every point if the budget allows, TPE for up to a
+            hundred trials, and NSGA-II beyond. (A trial costs TPE about 5 ms and NSGA-II about 1
+            ms. Gaussian processes cost over a second and are used only by name.)
+        num_trials: Budget of trials.
+        size: Number of points of the space.
 
     Raises:
-        UnknownNameError: Another name.
+        UnknownNameError: There is no such sampler.
     """
     if name == "auto":
         if num_trials >= size:
@@ -60,7 +60,7 @@ def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
 
 
 class _Generation(NSGAIISampler):
-    """NSGA-II's children of a population that somebody else selected."""
+    """NSGA-II that breeds children of a population selected elsewhere."""
 
     def get_trial_generation(self, study: optuna.Study, trial: FrozenTrial) -> int:
         return 1
@@ -70,13 +70,13 @@ class _Generation(NSGAIISampler):
 
 
 class Proposer:
-    """Batches of points, none twice.
+    """Propose batches of points, none of them twice.
 
     Args:
-        space: What may vary.
-        objectives: Names.
-        sampler: Resolved name.
-        seed: Of everything that chance decides.
+        space: The choices of the search.
+        objectives: Names of the objectives.
+        sampler: Name of the sampler, as `sampler_for` returns it.
+        seed: Seed of all random decisions.
         enqueue: Points, or parts of points, to try first.
         screened: Points that a screening found best, best first.
     """
@@ -107,7 +107,7 @@ class Proposer:
 
     @property
     def batch_size(self) -> int:
-        """Points of a batch."""
+        """The number of points of a batch."""
         return BATCH[self.sampler]
 
     def learn(self, trials: Iterable[Trial]) -> None:
@@ -123,7 +123,7 @@ class Proposer:
             self._known = [self._known[i] for i in kept]
 
     def batch(self, number: int) -> list[dict[str, Any]]:
-        """Points of batch ``number``; fewer, or none, once the space has no others."""
+        """Return the points of batch ``number``; fewer, or none, once the space is exhausted."""
         rng = np.random.default_rng([self.seed, number])
         first = [self._completed(point, rng) for point in self._first] if number == 0 else []
         points = self._new(first)
@@ -140,7 +140,7 @@ class Proposer:
         return points
 
     def _new(self, points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that nobody tried, without what does not apply; from now on they count as tried."""
+        """Return the untried points without what does not apply, and mark them as tried."""
         found = []
         for point in points:
             plain = self.space.applicable(point)
@@ -163,7 +163,7 @@ class Proposer:
         }
 
     def _left(self, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Points left of a space that is nearly exhausted."""
+        """Return untried points of a space that is nearly exhausted."""
         names = list(self._choices)
         sizes = [len(self._choices[name]) for name in names]
         found: list[dict[str, Any]] = []
@@ -177,8 +177,8 @@ class Proposer:
         return found
 
     def _asked(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Points that Optuna's sampler proposes."""
-        # what only one choice is left of cannot be learned from
+        """Return points that Optuna's sampler proposes."""
+        # nothing can be learned about a parameter with a single choice
         varied = {name: choices for name, choices in self._choices.items() if len(choices) > 1}
         distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, len(choices) - 1)
@@ -189,8 +189,8 @@ class Proposer:
         directions = [OBJECTIVES[name] for name in self.objectives]
         study = optuna.create_study(directions=directions, sampler=self._make(seed))
         for trial in self._known:
-            # what does not apply stands at its first choice: samplers learn from points that all
-            # have the same names
+            # parameters that do not apply take their first choice: samplers need points with the
+            # same names
             at = {name: trial.params.get(name, choices[0]) for name, choices in varied.items()}
             study.add_trial(
                 create_trial(

@@ -1,9 +1,10 @@
-"""Screening: the bound of every point, or of many drawn by chance, picks what the search simulates.
+"""Screen a space: the bounds of all points, or of a random sample, choose what the search
+simulates.
 
-The bound engine is some twenty times cheaper than the fluid one and ranks candidates nearly as it
-does; how nearly is reported at the end of every study that used it (`fidelity`). Points go by their
-number in the space: the choice of width changes fastest, so that points that share a program
-(`moesim.simulation.screening`) come together.
+The bound engine is about twenty times cheaper than the fluid one and ranks candidates nearly the
+same; every study that screens reports how nearly (`fidelity`). Points are numbered so that the
+choice of width changes fastest: points that share a program (`moesim.simulation.screening`) are
+then neighbors.
 
 Shape legend: N points, M objectives.
 """
@@ -29,11 +30,11 @@ from moesim.search.trial import Trial
 from moesim.simulation.screening import bounds_of
 from moesim.units import GIB, US
 
-#: points of one piece of work
+#: number of points in one piece of work
 _CHUNK = 2000
-#: trials that a screening is compared with
+#: maximum number of trials that a screening is compared with
 _COMPARED = 1000
-#: what decides routing, then placement, then the rest: the slowest to change first
+#: parameters by how slowly they change: first those of routing, then of placement, then the rest
 _ORDER = (
     "gate",
     "num_expert_groups",
@@ -54,18 +55,19 @@ _ORDER = (
 def screened_points(
     problem: Problem, num_points: int, keep: int, seed: int, evaluates: Evaluator
 ) -> list[dict[str, Any]]:
-    """The best points of a space by the bound engine.
+    """Return the best points of a space by the bound engine.
 
     Args:
-        problem: What points are evaluated on.
-        num_points: Points to look at: all of the space if it has no more, else drawn by chance.
-        keep: Points to return.
-        seed: Of the draw.
-        evaluates: Where to run.
+        problem: The problem that the points belong to.
+        num_points: Number of points to look at: the whole space if it has no more, otherwise a
+            random sample.
+        keep: Number of points to return.
+        seed: Seed of the random draw.
+        evaluates: The evaluator that does the work.
 
     Returns:
-        Points that keep every constraint first, front by front, each front's ends and sparse places
-        first.
+        Points that keep every constraint come first, front by front, each with its ends and sparse
+        regions first.
     """
     size = problem.space.size
     if num_points >= size:
@@ -87,7 +89,7 @@ def screened_points(
 
 
 def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
-    """Number -> point of a space, every choice named."""
+    """Return a function from a number to a point of the space, with every choice named."""
     choices = space.choices()
     rest = [name for name in choices if name not in _ORDER and name != "expert_intermediate_size"]
     names = [*rest, *(name for name in _ORDER if name in choices), "expert_intermediate_size"]
@@ -104,11 +106,11 @@ def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
 
 
 def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bound some points of a space.
+    """Compute the bounds of some points of a space.
 
     Returns:
-        Numbers of those that are candidates, each design once; costs, ndarray of shape (N, M); sums
-        of broken constraints, ndarray of shape (N,).
+        Numbers of the points that are candidates, each design once; their costs, ndarray of shape
+        (N, M); and their sums of violations, ndarray of shape (N,).
     """
     space, points = problem.space, point_maker(problem.space)
     first = {name: choices[0] for name, choices in space.choices().items()}
@@ -117,11 +119,11 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
         point = points(number)
         plain = space.applicable(point)
         if any(point[name] != first[name] for name in point.keys() - plain.keys()):
-            continue  # the same design as a point with the first of what does not apply
+            continue  # the same design as a point with the first choices of what does not apply
         try:
             candidate, cluster = space.decode(plain, problem.cluster)
         except MoesimError:
-            continue  # choices that do not go together: no candidate, as in a trial
+            continue  # contradictory choices: no candidate, as in a trial
         of_cluster.setdefault(cluster, []).append((number, candidate))
     numbers: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     costs: list[np.ndarray] = [np.zeros((0, len(problem.objectives)))]
@@ -145,8 +147,8 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
 def _columns(
     problem: Problem, cluster: Cluster, candidates: list[Candidate]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """(columns that objectives and constraints name, sum of broken constraints) of candidates on
-    one cluster.
+    """Return the columns that objectives and constraints name, and the sum of violations, of
+    candidates on one cluster.
     """
     space, workload = problem.space, problem.workload
     bounds = bounds_of(candidates, cluster, workload)
@@ -179,7 +181,7 @@ def _columns(
     }
     broken = np.maximum(np.nan_to_num(bounds.memory_over_bytes_N / GIB, nan=np.inf), 0.0)
     for constraint in problem.constraints:
-        # what a bound does not know (its interval, the load) is left to the engine that does
+        # a bound knows neither its interval nor the load: the search's engine checks these later
         if columns.get(constraint.name) is not None:
             broken = broken + np.maximum(
                 constraint.violation(np.asarray(columns[constraint.name])), 0.0
@@ -188,10 +190,10 @@ def _columns(
 
 
 def fidelity(problem: Problem, trials: list[Trial]) -> dict[str, float]:
-    """How far the bound was off what the search's engine then said of trials that are candidates.
+    """Measure how far the bound was off the search's engine on trials that are candidates.
 
-    At most a thousand of them, evenly spread: more would say the same, and take as long as a part
-    of the search.
+    At most a thousand trials, evenly spread, are compared: more would say the same, and take as
+    long as a part of the search.
 
     Returns:
         ``trials``; bound over simulated layer time: ``ratio_p10``, ``ratio_median``, ``ratio_p90``;

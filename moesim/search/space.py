@@ -1,12 +1,13 @@
-"""What may vary, and what a point of it means.
+"""The space of designs that a search explores, and the meaning of its points.
 
-A space lists choices; a point is one choice of each that applies, as plain numbers and strings that
-a storage can hold. `decode` makes a `Candidate` and its `Cluster` of it, or says why there is none.
+A space lists the choices of each parameter. A point has one choice of every parameter that applies,
+as plain numbers and strings that a storage can hold. `decode` turns a point into a `Candidate` and
+its `Cluster`, or says why there is none.
 
-Some choices depend on others: expert groups only where the gate has them, replicas only where a
-strategy places them, an overflow rule only where experts have a capacity. Samplers see every choice
-(a genetic one crosses what all points share); `applicable` leaves out of a point what does not
-apply, so that no two points are one design.
+Some parameters depend on others: expert groups apply only if the gate has them, replicas only if
+the strategy places them, and an overflow rule only if experts have a capacity. Samplers see every
+parameter (a genetic one crosses what all points share); `applicable` removes those that do not
+apply, so that no two points are the same design.
 """
 
 from dataclasses import replace
@@ -39,50 +40,52 @@ from moesim.search.choices import expanded, parse_parallelism, width_choice, wit
 T = TypeVar("T")
 _Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
 _Some = Annotated[_Choices[T], Field(min_length=1)]
-#: the exchange that the cluster names
+#: the choice that stands for the exchange the cluster names
 _OWN = "cluster"
-#: points that are tried before a space is called contradictory
+#: maximum number of points that `Space.check` tries before it accepts the space
 _TRIES = 4096
 
 
 class Space(Strict):
-    """Choices of a search; every list needs at least one entry, numbers may be a range (see
+    """The choices of a search; every list needs at least one entry, and numbers may be a range (see
     `expanded`).
 
     Attributes:
         dense_part: Preset whose dense part surrounds the experts.
-        num_layers: Layers, all with experts; by default the preset's.
-        hidden_size: Width of a token; must be the preset's, stated so that nobody is surprised.
-        train_tokens: Training budget in tokens, or
-        train_flops: in FLOPs: exactly one.
-        quality: Loss points of your own (CSV), or a law fitted to such (TOML): see
+        num_layers: Number of layers, all with experts; the preset's by default.
+        hidden_size: Width of a token. It must equal the preset's; stating it avoids surprises.
+        train_tokens: Training budget in tokens; give either this or ``train_flops``.
+        train_flops: Training budget in FLOPs; give either this or ``train_tokens``.
+        quality: Your own loss measurements (CSV), or a law fitted to them (TOML); see
             `moesim quality fit`.
-        num_experts: Choices.
-        top_k: Choices.
-        expert_intermediate_size: Choices: a width, or a width for each expert as a list of them or
-            as text such as ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024; width 0
-            prunes). Points hold the text.
-        gate: Choices such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``, ``product_key``;
-            ``group_limited`` or ``two_level`` alone take their groups from the next two.
-        num_expert_groups: Choices for such gates.
-        num_limited_groups: Choices for such gates.
-        placement: Choices of strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or
+        num_experts: Choices of the number of experts.
+        top_k: Choices of the number of experts per token.
+        expert_intermediate_size: Choices of the width: one for all experts, or one for each as a
+            list or as text such as ``64x256+64x1024`` (64 experts of width 256, then 64 of 1024;
+            width 0 prunes an expert). Points hold the text.
+        gate: Choices of the gate, such as ``flat``, ``group_limited:8:4``, ``two_level:16:4``,
+            ``product_key``; ``group_limited`` or ``two_level`` alone take their groups from the
+            next two parameters.
+        num_expert_groups: Choices of the number of groups for such gates.
+        num_limited_groups: Choices of the number of groups a token may use, for such gates.
+        placement: Choices of the strategy, such as ``eplb``, ``random:7``, ``local_search:200`` or
             ``eplb/nearest``; see `moesim.placement.strategies`.
-        num_replicas: Choices, for strategies that place replicas.
-        parallelism: Choices such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices of the cluster.
-        precision: Choices of recipe, such as ``bf16``, ``fp8``, ``int4``.
-        exchange: Choices, see `moesim.hardware.exchanges`; ``cluster``: the cluster's own. Files of
-            before called it dispatch.
-        num_micro_batches: Choices.
-        capacity_factor: Choices; 0: dropless.
-        overflow: What becomes of choices over capacity, ``drop`` or ``reroute``.
-        hardware: What the cluster and its devices may be changed to: key of
-            `moesim.hardware.cluster.Cluster.with_` -> choices, numbers in the key's unit or factors
-            such as ``2x``.
-        num_shared_experts: Shared experts of every candidate.
+        num_replicas: Choices of the number of replicas, for strategies that place them.
+        parallelism: Choices of the layout, such as ``ep8``, ``ep4tp2``, or ``tp2`` for all devices
+            of the cluster.
+        precision: Choices of the precision recipe, such as ``bf16``, ``fp8``, ``int4``.
+        exchange: Choices of the exchange, see `moesim.hardware.exchanges`; ``cluster`` stands for
+            the cluster's own. Older files call this parameter ``dispatch``.
+        num_micro_batches: Choices of the number of micro-batches.
+        capacity_factor: Choices of the capacity factor; 0 means dropless.
+        overflow: Choices of what happens beyond the capacity: ``drop`` or ``reroute``.
+        hardware: Changes of the cluster and its devices: key of
+            `moesim.hardware.cluster.Cluster.with_` -> choices, as numbers in the key's unit or
+            factors such as ``2x``.
+        num_shared_experts: Number of shared experts of every candidate.
 
     Raises:
-        ConfigError: A malformed space: key, rule and what came instead.
+        ConfigError: The space is malformed; the text names the key, the rule and the value.
     """
 
     dense_part: str
@@ -165,19 +168,19 @@ class Space(Strict):
         return {name: getattr(self, name) for name in (*PARAMETERS, *grouped, *varied)} | hardware
 
     def choices(self) -> dict[str, list]:
-        """Name -> choices of everything that may vary, in a fixed order."""
+        """Return name -> choices of every parameter that may vary, in a fixed order."""
         return self._choices
 
     @property
     def size(self) -> int:
-        """Points, those counted apart that differ only in what does not apply."""
+        """The number of points; points that differ only in what does not apply count separately."""
         total = 1
         for choices in self.choices().values():
             total *= len(choices)
         return total
 
     def applicable(self, params: dict[str, Any]) -> dict[str, Any]:
-        """A point without the choices that mean nothing beside its others."""
+        """Drop parameters that do not apply given the point's other choices."""
         leave = set()
         if not _takes_groups(params.get("gate", self.gate[0])):
             leave |= set(GROUPS)
@@ -194,8 +197,8 @@ class Space(Strict):
         """Refuse a point, or a part of one, that is not in the space.
 
         Raises:
-            UnknownNameError: A parameter nobody defined.
-            ConfigError: A choice that is not listed.
+            UnknownNameError: A parameter is unknown.
+            ConfigError: A choice is not listed.
         """
         choices = self.choices()
         for name, value in params.items():
@@ -208,10 +211,11 @@ class Space(Strict):
                 )
 
     def check(self, cluster: Cluster) -> None:
-        """Refuse a space none of whose points is a candidate on a cluster.
+        """Refuse a space without any candidate on a cluster.
 
         Raises:
-            ConfigError: None of the first thousands is; with the reason of the first.
+            ConfigError: All points that can be tried are refused; the text has the reason of the
+                first.
         """
         reason = ""
         ruling = [
@@ -259,27 +263,27 @@ class Space(Strict):
             )
 
     def law(self) -> LossLaw:
-        """The loss law: the published one, or the user's.
+        """Return the loss law: the published one, or the user's.
 
         Raises:
-            ConfigError: A file that is not there or malformed.
+            ConfigError: The file is missing or malformed.
         """
         return PUBLISHED if self.quality is None else load_law(self.quality)
 
     def dense(self) -> DensePart:
-        """The dense part around every candidate."""
+        """Return the dense part around every candidate."""
         return _dense(self.dense_part, self.num_layers)
 
     def decode(self, params: dict[str, Any], cluster: Cluster) -> tuple[Candidate, Cluster]:
-        """The candidate at a point, and the cluster it runs on.
+        """Return the candidate at a point and the cluster it runs on.
 
         Args:
-            params: The point; what it leaves out is the first choice.
-            cluster: What the space's hardware choices change.
+            params: The point; parameters that it leaves out take their first choice.
+            cluster: The cluster that the hardware choices change.
 
         Raises:
-            ConfigError: The choices do not go together (top_k > num_experts, experts not divisible
-                into groups).
+            ConfigError: The choices contradict each other (top_k > num_experts, experts not
+                divisible into groups).
         """
         point = {name: getattr(self, name)[0] for name in (*PARAMETERS, *OPTIONAL)} | params
         hardware = tuple((name, params[name]) for name in self.hardware if name in params)
@@ -326,20 +330,20 @@ PARAMETERS = (
     "parallelism",
     "precision",
 )
-#: parameters only where a gate takes them
+#: parameters that exist only if a gate takes groups
 GROUPS = ("num_expert_groups", "num_limited_groups")
-#: parameters only where a space lists more than one choice
+#: parameters that points name only if the space lists more than one choice
 OPTIONAL = ("exchange", "num_micro_batches", "capacity_factor", "overflow")
 
 
 def _takes_groups(gate: str) -> bool:
-    """Whether a gate's groups may vary apart from its text."""
+    """Return whether a gate's groups may vary separately from its text."""
     kind = gate.split("+")[0]
     return kind in GATE_KINDS and GATE_KINDS[kind].grouped
 
 
 def _as_text(choice: object) -> object:
-    """Lists as text, which a storage can hold: ``4x4x8``."""
+    """Return a list as text, which a storage can hold, such as ``4x4x8``."""
     return "x".join(map(str, choice)) if isinstance(choice, list) else choice
 
 
@@ -357,7 +361,7 @@ def _dense(preset: str, num_layers: int | None) -> DensePart:
 
 @lru_cache(maxsize=1024)
 def _changed(cluster: Cluster, changes: tuple[tuple[str, Any], ...]) -> Cluster:
-    """The cluster with the choices of a point; axes are written ``4x4x8``."""
+    """Return the cluster with the hardware choices of a point; axes are written ``4x4x8``."""
     values = {
         name: [int(n) for n in value.split("x")] if name == "axes" else value
         for name, value in changes

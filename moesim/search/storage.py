@@ -1,15 +1,15 @@
-"""Where finished trials live: an Optuna journal in a folder, or any Optuna storage that several
-machines share.
+"""Store finished trials in an Optuna journal in a folder, or in any Optuna storage that machines
+share.
 
-A folder has one writer at a time, which a lock holds; a chunk of finished trials is one write,
-handed to the kernel before the next is collected. Lines are not forced to disk one by one (3.5 ms
-each, more than a trial): a killed process loses nothing it was told, a power cut may lose the last
-second. ``optuna.storages.journal.JournalFileBackend`` reads the file, so Optuna's dashboard does
-too.
+A folder has one writer at a time, which holds a lock. A chunk of finished trials is one write,
+which the operating system has received before the next chunk is collected. Lines are not forced to
+disk one by one (3.5 ms each, more than a trial takes): a killed process loses no trial it has
+recorded, and a power cut may lose the last second. ``optuna.storages.journal.JournalFileBackend``
+reads the file, and so does Optuna's dashboard.
 
-A URL (``postgresql://``, ``sqlite:///``) is opened by Optuna as it is. Everything a search depends
-on is written into the study, so that one that differs is refused and `moesim study worker` needs
-the URL alone.
+Optuna opens a URL (``postgresql://``, ``sqlite:///``) unchanged. Everything a search depends on is
+written into the study, so that a search with other settings is refused and `moesim study worker`
+needs only the URL.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ class _SingleWriterBackend(JournalFileBackend):
     """Optuna's journal file, written by the one process that holds the folder's lock."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append each log as a line and hand it to the kernel."""
+        """Append each log as a line, and hand all lines to the operating system."""
         with open(self._file_path, "ab") as file:
             file.write(
                 "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
@@ -47,12 +47,12 @@ class _SingleWriterBackend(JournalFileBackend):
 
 
 def is_url(where: str | Path) -> bool:
-    """Whether a storage is a URL rather than a folder."""
+    """Return whether a storage is a URL rather than a folder."""
     return isinstance(where, str) and "://" in where
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be printed."""
+    """Return a URL with its password masked, for printing."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
@@ -63,17 +63,17 @@ def open_study(
     """Open (or begin) a study.
 
     Args:
-        where: Folder, created if need be and held by this process alone; or the URL of a shared
-            storage.
+        where: Folder, which is created if missing and locked by this process, or the URL of a
+            shared storage.
         directions: Optuna's direction of each objective.
-        settings: Everything the trials depend on but their number, as plain tables; another study's
-            are refused.
-        fresh: Discard what is there.
+        settings: Everything the trials depend on except their number, as plain tables; a study with
+            other settings is refused.
+        fresh: Whether to discard a study that is there.
 
     Raises:
-        ConfigError: Not writable, in use by another run, damaged, or holding a study of other
-            settings.
-        UnreachableError: A storage that does not answer.
+        ConfigError: The storage is not writable, in use by another run, or damaged, or it holds a
+            study with other settings.
+        UnreachableError: The storage does not answer.
     """
     if is_url(where):
         with _told(str(where)):
@@ -101,11 +101,11 @@ def open_study(
 
 @contextmanager
 def read_study(where: str | Path) -> Iterator[tuple[optuna.Study, dict[str, Any]]]:
-    """Open a study that exists, as it is: it and its settings. Others may be writing to it.
+    """Open an existing study with its settings for reading; others may be writing to it.
 
     Raises:
-        ConfigError: No study there, or one that moesim did not make.
-        UnreachableError: A storage that does not answer.
+        ConfigError: There is no study, or moesim did not make it.
+        UnreachableError: The storage does not answer.
     """
     shown = without_password(str(where))
     with _told(str(where)) if is_url(where) else _readable(Path(where) / "study.journal"):
@@ -137,7 +137,7 @@ def _matching(
 ) -> optuna.Study:
     if _STUDY in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=_STUDY, storage=storage)
-    else:  # where others share the storage, one of them may be faster
+    else:  # another process that shares the storage may create it first
         study = optuna.create_study(
             storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True
         )
@@ -145,7 +145,7 @@ def _matching(
     if there is None:
         study.set_user_attr(_SETTINGS, settings)
         return study
-    settings = json.loads(json.dumps(settings))  # as a storage gives them back
+    settings = json.loads(json.dumps(settings))  # the form in which a storage returns them
     if there != settings:
         name, was, now = _difference(there, settings)
         raise ConfigError(
@@ -156,7 +156,7 @@ def _matching(
 
 
 def _difference(there: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
-    """(key path, there, now) of the first difference between two tables."""
+    """Return (key path, there, now) of the first difference between two tables."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in sorted({*there, *now}):
             if there.get(key) != now.get(key):
@@ -178,7 +178,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """A database's errors as one line, without its password."""
+    """Turn a database's errors into one line, without its password."""
     shown = without_password(url)
     try:
         yield
@@ -200,7 +200,7 @@ def _told(url: str) -> Iterator[None]:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut a last line that a killed process wrote only in part."""
+    """Cut off a last line that a killed process wrote only in part."""
     if not path.exists():
         return
     with open(path, "rb+") as file:

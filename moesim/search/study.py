@@ -1,17 +1,15 @@
-"""Multi-objective studies: deterministic, parallel, shared between machines, and able to continue.
+"""Run multi-objective studies: deterministic, parallel, shared between machines, resumable.
 
-Trials come in batches. What batch b asks for depends on the seed and on the trials of batches up to
-b - 2 only (the batch before is still being evaluated while b is made, so that workers never wait):
-not on the number of workers, nor on when a run was stopped. To continue, the recorded trials are
-learned again, batch by batch; a batch that differs from the record means that the storage is
-another study's, and is refused.
+Trials come in batches. The points of batch b depend only on the seed and on the trials of batches
+up to b - 2 (batch b - 1 is still being evaluated while b is made, so that workers never wait). They
+depend neither on the number of workers nor on when a run was stopped. To continue, a study learns
+the recorded trials again, batch by batch; if a batch differs from the record, the storage belongs
+to another study and is refused.
 
-In a storage that several processes share, each asks from all trials that are there when it begins a
-batch; batches of different processes differ by their seeds.
+Where several processes share a storage, each proposes from all trials that are present when it
+begins a batch; batches of different processes have different seeds.
 """
 
-import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -23,7 +21,6 @@ import numpy as np
 import optuna
 
 from moesim.design.candidate import Candidate, Workload
-from moesim.design.identity import digest
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError, UnknownNameError, require_int
 from moesim.hardware import Cluster
@@ -38,13 +35,12 @@ from moesim.search.objectives import (
     costs_of,
 )
 from moesim.search.pareto import front, spread
-from moesim.search.samplers import Proposer, sampler_for
+from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
+from moesim.search.settings import sampler_of, settings_of
 from moesim.search.space import Space
-from moesim.search.storage import is_url, open_study, read_study
+from moesim.search.storage import is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
-from moesim.simulation.trust import calibration_digests
-from moesim.version import VERSION
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
@@ -54,7 +50,7 @@ class Study:
     """A finished (or interrupted) study.
 
     Attributes:
-        problem: What was searched.
+        problem: The problem that was searched.
         trials: All finished trials, ordered by number.
     """
 
@@ -63,16 +59,16 @@ class Study:
 
     @property
     def space(self) -> Space:
-        """What may vary."""
+        """The choices of the search."""
         return self.problem.space
 
     @property
     def objectives(self) -> list[str]:
-        """Names, in order."""
+        """The names of the objectives, in order."""
         return self.problem.objectives
 
     def pareto_trials(self) -> list[Trial]:
-        """Feasible trials that no other dominates, each design once, best first objective first."""
+        """Return feasible trials that no other dominates, each design once, by first objective."""
         distinct: dict[tuple, Trial] = {}
         for trial in self.trials:
             if trial.feasible:
@@ -85,14 +81,11 @@ class Study:
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
 
     def pareto(self, limit: int | None = None) -> list[Candidate]:
-        """Candidates of the Pareto front; with a limit, spread evenly along it, both ends included.
-        """
+        """Return the front's candidates, or ``limit`` of them evenly spread, both ends included."""
         return [candidate for candidate, _ in self.designs(limit)]
 
     def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
-        """The same with the cluster each runs on: that of the study, unless its space varies the
-        hardware.
-        """
+        """Return the candidates of `pareto` with their clusters; a space may vary the hardware."""
         trials = self.pareto_trials()
         return [
             self.space.decode(t.params, self.problem.cluster)
@@ -100,10 +93,11 @@ class Study:
         ]
 
     def groups(self, trials: list[Trial]) -> list[int]:
-        """Which trials cannot be told apart: a group for each, 0 the first's.
+        """Return a group number for each trial; trials of a group cannot be told apart.
 
         In order, a trial joins the first group whose leader (the trial that began it) has
-        overlapping intervals of loss and of layer time; otherwise it begins one.
+        overlapping intervals of loss and of layer time; otherwise it begins a new group. The first
+        trial is in group 0.
         """
         leaders: list[Trial] = []
         found = []
@@ -117,9 +111,7 @@ class Study:
         return found
 
     def num_ties(self, trial: Trial, among: list[Trial]) -> int:
-        """Others whose loss interval and layer-time interval both overlap this one's: not told
-        apart.
-        """
+        """Count the other trials whose loss and layer-time intervals both overlap this one's."""
         return sum(other is not trial and _tied(trial, other) for other in among)
 
     def _costs(self, trial: Trial) -> list[float]:
@@ -127,7 +119,7 @@ class Study:
 
 
 def _tied(one: Trial, other: Trial) -> bool:
-    """Whether intervals of loss and of layer time both overlap."""
+    """Return whether the intervals of loss and of layer time both overlap."""
     a, b = one.evaluation.row, other.evaluation.row
     return all(
         a[low] <= b[high] and b[low] <= a[high]
@@ -159,33 +151,32 @@ def run_study(
     """Run a study, or continue it up to ``num_trials``.
 
     Args:
-        space: What may vary.
-        cluster: Hardware.
+        space: The choices of the search.
+        cluster: The hardware.
         workload: Tokens and routing.
-        objectives: Names from `moesim.search.objectives.OBJECTIVES`.
-        num_trials: Trials in all, those of earlier runs in the same storage included; fewer if the
+        objectives: Names of objectives from `moesim.search.objectives.OBJECTIVES`.
+        num_trials: Total number of trials, including earlier runs in the same storage; fewer if the
             space has no more points.
-        constraints: Such as ``layer_time_us <= 500``; that the model fits in memory is always one.
+        constraints: Constraints such as ``layer_time_us <= 500``, in addition to fitting in memory.
         sampler: ``random``, ``tpe``, ``nsga2``, ``gp``, or ``auto``: see
             `moesim.search.samplers.sampler_for`.
-        screen: Points that the bound engine looks at first (`moesim.search.screen`); the best of
-            them are what is simulated. 0: none.
-        seed: Same seed and number of trials, same trials.
-        storage: Output folder, which then holds ``study.journal``; or the URL of a storage that
-            processes share.
+        screen: Number of points that the bound engine looks at first (`moesim.search.screen`); the
+            search simulates the best of them. 0 skips the screening.
+        seed: Seed of the search: the same seed and number of trials give the same trials.
+        storage: Output folder, which will hold ``study.journal``, or the URL of a shared storage.
         enqueue: Points, or parts of points, to try first.
-        engine: Engine of the search.
-        economics: Cost and power model: a name or a file, see `moesim.hardware.economics`.
-        num_workers: Processes that evaluate.
-        executor: Where they run instead: a `concurrent.futures.Executor`, or ``dask://HOST:PORT``.
-        fresh: Discard what the storage holds.
-        on_trial: Called for every trial in order, recorded ones included.
-        member: Of the processes that share a storage, which this is: its batches are its own.
+        engine: Engine that the search simulates with.
+        economics: Cost and power model, as a name or a file; see `moesim.hardware.economics`.
+        num_workers: Number of processes that evaluate trials.
+        executor: A `concurrent.futures.Executor` that evaluates them, or ``dask://HOST:PORT``.
+        fresh: Whether to discard what the storage holds.
+        on_trial: Function to call for every trial in order, recorded ones included.
+        member: Number of this process among those that share a storage, for batches of its own.
 
     Raises:
-        ConfigError: Bad objectives or numbers, a space without a candidate, a storage that cannot
-            be written or holds another study.
-        UnreachableError: A scheduler or database that does not answer.
+        ConfigError: Objectives or numbers are invalid, the space has no candidate, or the storage
+            cannot be written or holds another study.
+        UnreachableError: A scheduler or database does not answer.
     """
     problem = Problem(
         space=space,
@@ -199,8 +190,8 @@ def run_study(
     )
     points = list(enqueue)
     _check(problem, points, num_trials, num_workers, seed, screen)
-    settings = _settings(problem, points, seed, screen, economics)
-    settings["sampler"] = _sampler(sampler, storage, fresh, num_trials, space)
+    settings = settings_of(problem, points, seed, screen, economics)
+    settings["sampler"] = sampler_of(sampler, storage, fresh, num_trials, space)
     directions = [OBJECTIVES[name] for name in problem.objectives]
     with (
         evaluator(problem, executor, num_workers) as evaluates,
@@ -245,51 +236,6 @@ def _check(
     problem.space.check(problem.cluster)
 
 
-def _settings(
-    problem: Problem, points: list[dict[str, Any]], seed: int, screen: int, economics: str
-) -> dict[str, Any]:
-    """Everything the trials depend on, as plain tables that name what differs."""
-    return {
-        "space": problem.space.model_dump(),
-        "cluster": {"name": problem.cluster.name, "digest": problem.cluster.digest},
-        "workload": problem.workload.to_dict(),
-        "columns": digest(dict.fromkeys(TRIAL_COLUMNS), 12),
-        "seed": seed,
-        "objectives": problem.objectives,
-        "constraints": [str(c) for c in problem.constraints],
-        "engine": problem.engine,
-        "law": problem.law.digest,
-        "screen": screen,
-        "economics": {"name": economics, "digest": problem.economics.digest},
-        "enqueued": digest_of(points),
-        "calibration": calibration_digests(problem.cluster),
-        "version": VERSION,
-    }
-
-
-def digest_of(points: list[dict[str, Any]]) -> str:
-    """Hash of points that a study tries first; empty for none."""
-    return (
-        hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:12]
-        if points
-        else ""
-    )
-
-
-def _sampler(name: str, storage: str | Path, fresh: bool, num_trials: int, space: Space) -> str:
-    """The sampler of a study: with ``auto``, the one it began with."""
-    chosen = sampler_for(name, num_trials, space.size)
-    there = is_url(storage) or (Path(storage) / "study.journal").is_file()
-    if name != "auto" or fresh or not there:
-        return chosen
-    try:
-        with read_study(storage) as (_, settings):
-            return settings["sampler"]
-    # nothing to continue; opening it to write says what is wrong, if anything is
-    except ConfigError:
-        return chosen
-
-
 def _screened(
     study: optuna.Study,
     evaluates: Evaluator,
@@ -298,7 +244,7 @@ def _screened(
     num_trials: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """What a screening found best: made once, then kept with the study."""
+    """Return the best points of a screening, which is made once and kept with the study."""
     if not screen:
         return []
     known = study.user_attrs.get("screened")
@@ -315,8 +261,7 @@ def _recorded(
     findings: Iterator[list[Found]],
     first: int = 0,
 ) -> Iterator[Trial]:
-    """Trials of points, numbered from ``first``, once they are in the storage: a chunk at a time.
-    """
+    """Store the trials of points chunk by chunk, numbered from ``first``, and yield them."""
     done = 0
     for chunk in findings:
         made = [
@@ -337,8 +282,9 @@ def _recorded(
 def _alone(
     study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int
 ) -> Iterator[Trial]:
-    """Trials of a storage that nobody else writes to, recorded ones first; two batches are under
-    way at a time.
+    """Yield the trials of a storage with one writer, recorded ones first.
+
+    Two batches are in progress at a time, so that workers need not wait for the next proposal.
     """
     recorded = deque(from_record(t) for t in study.get_trials(deepcopy=False))
     under_way: deque[
@@ -374,7 +320,7 @@ def _alone(
 def _shared(
     study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int, member: int
 ) -> Iterator[Trial]:
-    """Trials of a storage that others write to as well: after each batch, whatever has come
+    """Yield the trials of a storage with several writers: after each batch, all that came
     meanwhile.
     """
     seen: set[int] = set()
@@ -390,13 +336,13 @@ def _shared(
         yield from new
         if len(seen) >= num_trials:
             return
-        # a number of this member's own for each batch: after a restart, the trials seen tell it
-        # apart from the last
+        # each batch has a number of this member's own; after a restart, the count of trials seen
+        # keeps it new
         points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[
             : num_trials - len(seen)
         ]
         if not points:
             return
         for _ in _recorded(study, proposer, points, evaluates.submit(points)()):
-            pass  # they come back with their numbers, among those of others
+            pass  # they come back from the storage, among those of others
         number += 1

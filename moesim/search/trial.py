@@ -1,4 +1,4 @@
-"""A finished trial: its point, what it found, and how a storage holds it."""
+"""A finished trial: its point, its evaluation, and its form in a storage."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,8 +12,8 @@ from moesim.search.evaluate import MEMORY, Evaluation
 from moesim.search.space import GROUPS, Space
 from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
 
-#: columns of trials.csv, in order: frozen by a test, since people read the files with scripts;
-#: those of a space's hardware follow after these
+#: columns of trials.csv, in order; a test freezes them, since people read the files with scripts.
+#: The columns of a space's hardware choices follow them.
 TRIAL_COLUMNS = (
     "number",
     "state",
@@ -40,11 +40,11 @@ class Trial:
     """One finished trial.
 
     Attributes:
-        number: From 0, in the order asked.
-        params: Its point.
-        evaluation: What it found.
-        wall_s: Seconds its evaluation took.
-        ended: When, in seconds since 1970.
+        number: Number of the trial, from 0, in the order of the proposals.
+        params: The point.
+        evaluation: The result at the point.
+        wall_s: Seconds that the evaluation took.
+        ended: Time of its end, in seconds since 1970.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def broken(self) -> float:
-        """Sum of what is broken of its constraints; 0 where all are kept."""
+        """The sum of all constraint violations; 0 if all constraints hold."""
         return sum(max(value, 0.0) for value in self.evaluation.violations.values())
 
     @property
@@ -65,8 +65,8 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """``fits``, ``over_memory``, ``over_constraint``, ``infeasible`` (no candidate) or
-        ``failed``.
+        """The state: ``fits``, ``over_memory``, ``over_constraint``, ``infeasible`` (no candidate)
+        or ``failed``.
         """
         found = self.evaluation
         if found.reason:
@@ -76,10 +76,9 @@ class Trial:
         return "fits" if self.feasible else "over_constraint"
 
     def row(self) -> dict[str, Any]:
-        """Flat row for trials.csv; wall-clock columns begin with ``wall_``."""
+        """Return the flat row for trials.csv, whose wall-clock columns begin with ``wall_``."""
         found = self.evaluation
-        # the point as it was asked, also where there is no candidate; what it became (ep, tp)
-        # stands beside it
+        # the point as proposed, even without a candidate; the columns ep and tp show what it became
         row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
         broken = [name for name, value in found.violations.items() if value > 0 and name != MEMORY]
         return row | {
@@ -93,7 +92,7 @@ class Trial:
 
 
 def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
-    """A trial as an Optuna storage holds it: its dashboard shows it like any other."""
+    """Return a trial in the form of an Optuna storage, so that Optuna's dashboard shows it."""
     found = trial.evaluation
     choices = space.choices()
     distributions: dict[str, BaseDistribution] = {
@@ -122,7 +121,7 @@ def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
 
 
 def from_record(record: FrozenTrial) -> Trial:
-    """The trial that a record holds."""
+    """Return the trial that a record holds."""
     attrs = record.user_attrs
     evaluation = Evaluation(
         row=attrs["row"],

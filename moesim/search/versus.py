@@ -1,8 +1,7 @@
-"""Two machines at equal loss: the most tokens per dollar on each, and which of them wins.
+"""Compare two machines at equal loss by the most tokens per dollar on each.
 
-Loss depends on the model alone, so fronts that were searched on different machines meet at the
-losses that either of them reaches. Where the intervals of two designs overlap, the verdict is a
-tie.
+Loss depends on the model alone, so the fronts of different machines can be compared at every loss
+that either of them reaches. Where the intervals of two designs overlap, the verdict is a tie.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ def equal_price(axes: str, model: Economics) -> dict[str, Cluster]:
     """Return a v5p slice, and the nodes of 8 H100 whose price per hour is nearest to its own.
 
     Args:
-        axes: The sides of the slice, such as ``4x4x12``: what ``--axes`` of a study takes.
+        axes: The sides of the slice, such as ``4x4x12``, in the form of a study's ``--axes``.
         model: The cost model.
 
     Raises:
@@ -56,12 +55,12 @@ def equal_price(axes: str, model: Economics) -> dict[str, Cluster]:
 
 
 def price_text(model: Economics, machines: Mapping[str, Cluster], names: Mapping[str, str]) -> str:
-    """Say in one line what two machines cost and by how much the second is dearer.
+    """Say in one line what two machines cost and by how much the second is more expensive.
 
     Args:
         model: The cost model.
         machines: The two clusters by their short names.
-        names: What to call their devices.
+        names: Names of their devices in the text.
     """
     price = {name: model.usd_per_hour(cluster) for name, cluster in machines.items()}
     one, other = price.values()
@@ -114,7 +113,7 @@ def verdicts(
 
     Args:
         best_of: Rows of the front of each of two machines, as `front_of` makes them.
-        names: What to call each machine in a verdict.
+        names: Name of each machine in a verdict.
         common: Columns that every row ends with.
 
     Returns:
@@ -163,7 +162,7 @@ def write_versus(
         out: The output folder.
         machines: The two clusters by their short names.
         found: All rows and those of the front of each, as `front_of` returns them.
-        names: What to call their devices.
+        names: Names of their devices in tables and figures.
         title: The title of the figure.
         seed: The seed of both searches.
 

@@ -1,3 +1,3 @@
-"""One forward pass of one MoE layer: prepare a design once, lower it, run it, say how far to trust
-it.
+"""Simulate one forward pass of one MoE layer: prepare a design once, lower it, run it, and say how
+far to trust the result.
 """

@@ -1,4 +1,4 @@
-"""How long an exchange takes on a fabric, and how long each engine takes to find out."""
+"""Time an exchange on a fabric, and the engine that simulates it."""
 
 import math
 import time
@@ -16,7 +16,8 @@ from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import check_room, exchange_program, rank_one_program, shares
 from moesim.program import Program, Timeline
 
-#: runs of which the shortest counts, while they take less than this many seconds together
+#: number of runs of which the shortest counts, as long as they take less than this many seconds
+#: together
 _REPEATS, _ENOUGH_S = 5, 2.0
 
 
@@ -25,10 +26,10 @@ class Timed:
     """One exchange, simulated and timed.
 
     Attributes:
-        makespan_s: Simulated time.
-        events: Times the clock advanced (flow) or chunks (event); 0 in closed form.
-        wall_s: The engine's own time, after warm-up, the program built.
-        build_s: Time to build the program.
+        makespan_s: Simulated time of the exchange.
+        events: Number of times the clock advanced (flow) or of chunks (event); 0 in closed form.
+        wall_s: Wall time of the engine alone, after a warm-up, without building the program.
+        build_s: Wall time to build the program.
         granularity: ``device`` or ``pair``.
     """
 
@@ -44,14 +45,16 @@ class AllToAll:
     """An all-to-all of all devices, and how it is simulated.
 
     Attributes:
-        bytes_per_pair: Mean bytes from a device to another.
+        bytes_per_pair: Mean bytes from one device to another.
         engine: One of `moesim.engines.ENGINES`.
-        routing: How bytes spread over receivers, the same for every sender.
-        granularity: ``device`` or ``pair``; by default pair for event engines.
-        chunks: Chunks per op of event engines.
-        order: Of a sender's messages, for pairs.
-        window: Messages a sender has under way, for pairs; 0: all.
-        tolerance: Share of the bound that flow's re-solve may wait; by default by size.
+        routing: Distribution of bytes over receivers, equal for every sender.
+        granularity: ``device`` or ``pair``; by default pair for event engines and device for the
+            others.
+        chunks: Chunks per op in event engines.
+        order: Order of a sender's messages at pair granularity.
+        window: Number of messages a sender has in flight at pair granularity; 0 means all.
+        tolerance: Share of the bound by which the flow engine may delay solving its rates again; by
+            default it depends on the size.
         seed: Seed of the routing.
     """
 
@@ -70,13 +73,13 @@ def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
     """Simulate an all-to-all of all devices on the bare fabric, and time the engine.
 
     Args:
-        cluster: At least two devices.
+        cluster: A cluster of at least two devices.
         asked: The exchange, and how it is simulated.
 
     Raises:
-        UnknownNameError: No such engine.
-        ConfigError: A routing of another form.
-        CapacityError: It would not fit in memory.
+        UnknownNameError: There is no such engine.
+        ConfigError: The routing is malformed.
+        CapacityError: The program would not fit in memory.
     """
     engine = asked.engine
     if engine not in ENGINES:
@@ -108,10 +111,10 @@ def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
         event = run_event if engine == "event" else run_event_compiled
         return event(program, quantum_s=math.inf, min_chunks=asked.chunks)
 
-    # before anything is made
+    # refuse what would not fit before anything is built
     check_room(cluster, chosen, factored=chosen == "device" and engine == "bound")
     ports = cluster.scale_up_kind in (None, "switch", "pcie")
-    run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles
+    run(build(load_cluster("star-4" if ports else "torus-2x2")))  # compiles the engine
     began = time.perf_counter()
     program = build(cluster)
     build_s = time.perf_counter() - began

@@ -1,5 +1,4 @@
-"""What a gate and its capacity do to one layer, beside its time: where tokens go, what is
-re-routed, padded or stale.
+"""Side effects of a gate and its capacity: traffic, rerouting, padding, staleness.
 
 Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 """
@@ -34,15 +33,16 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateEffects:
-    """Traffic and losses of a gate.
+    """Effects of a gate on traffic and loss.
 
     Attributes:
-        devices_per_token: Devices that hold an expert of a token, in the mean.
-        domains_per_token: Domains likewise.
-        groups_per_token: Groups of experts that a token uses, in the mean.
-        rerouted_token_fraction: Choices that went to another expert than the one chosen, over all.
-        padded_row_fraction: Rows of zeros over all rows that are computed.
-        gate: Whose staleness and difference in loss.
+        devices_per_token: Mean number of devices that hold an expert of a token.
+        domains_per_token: Mean number of domains that hold an expert of a token.
+        groups_per_token: Mean number of expert groups that a token uses.
+        rerouted_token_fraction: Share of all choices that went to another expert than the one
+            chosen.
+        padded_row_fraction: Share of all computed rows that are zeros.
+        gate: The gate, for its staleness and its difference in loss.
     """
 
     devices_per_token: float
@@ -54,13 +54,13 @@ class GateEffects:
 
     @classmethod
     def of(cls, gate: Gate, routing: Routing, traffic: "Traffic", tp: int) -> "GateEffects":
-        """Effects of a gate on one batch.
+        """Return the effects of a gate on one batch.
 
         Args:
             gate: The gate.
-            routing: Its choices, those of full experts re-routed.
-            traffic: What moves and is computed.
-            tp: Devices that share an expert: each has a copy of its rows.
+            routing: The gate's choices, with those of full experts rerouted.
+            traffic: The copies that move and the rows that are computed.
+            tp: Number of devices that share an expert; each has a copy of its rows.
         """
         tokens, choices = routing.expert_ids_TK.shape[0], routing.expert_ids_TK.size
         rows = traffic.counts_DL.sum() / tp
@@ -76,7 +76,9 @@ class GateEffects:
         )
 
     def row(self) -> dict[str, object]:
-        """Flat columns, losses in nats; ``gate_loss_unknown`` names what has no measured figure."""
+        """Return flat columns, with losses in nats; ``gate_loss_unknown`` names what has no
+        measured figure.
+        """
         delta = gate_delta(self.gate)
         values = (
             self.devices_per_token,

@@ -1,15 +1,16 @@
-"""How far one transfer per device stands for one per pair: the same layer lowered both ways.
+"""Compare one transfer per device with one transfer per pair: the same layer is lowered both ways.
 
-At *device* granularity an exchange is one op per receiver (dispatch) or sender (combine): fast, and
-blind to which senders meet at a port. At *pair* granularity every source and destination is an op.
-`compare` runs the first exactly and the second chunk by chunk, on traffic that differs from source
-to source as much as models' traffic does:
+At *device* granularity an exchange is one op per receiver (dispatch) or sender (combine). That is
+fast, and blind to which senders meet at a port. At *pair* granularity every source and destination
+is an op. `compare` runs the first exactly and the second chunk by chunk, on traffic that differs
+from source to source as much as the traffic of models does:
 
-- ``uniform`` and ``skewed`` (power law 1.2): the same spread of experts for every source;
-- ``sparse``: four tokens per device, one choice each, so that few of the pairs meet;
+- ``uniform`` and ``skewed`` (power law 1.2): every source has the same distribution of experts;
+- ``sparse``: four tokens per device, one choice each, so that few pairs have anything to send;
 - ``node_limited``: tokens keep to the experts of two domains (of two quarters of one domain);
-- ``domain_per_source``: three quarters of a device's choices go to one domain, its own topic;
-- ``staggered``: devices hold between 30 and 100 % of the tokens, so gates end apart.
+- ``domain_per_source``: three quarters of a device's choices go to one domain, the topic of that
+  device;
+- ``staggered``: devices hold between 30 and 100 % of the tokens, so gates do not end together.
 """
 
 import time
@@ -38,14 +39,16 @@ from moesim.version import VERSION
 
 Row = dict[str, Any]
 LAYER = MoELayer(hidden_size=7168, expert_intermediate_size=2048, num_experts=256, top_k=8)
-#: largest number of devices that the fluid engine takes at pair granularity, within seconds
+#: largest number of devices that the flow engine simulates within seconds at pair granularity
 MOST_FLOW_DEVICES = 64
 _CHUNKS = 4096
 _SKEWED = "power_law:1.2"
 
 
 def _even(spec: str, gate: Gate | None = None, top_k: int = LAYER.top_k, share: float = 1.0):
-    """Return a maker of the same distribution for every source, of a share of the tokens."""
+    """Return a function that routes a share of the tokens, with the same distribution for every
+    source.
+    """
 
     def make(devices: int, tokens: int, seed: int) -> Routing:
         return route(
@@ -95,7 +98,7 @@ def _domain_per_source(devices: int, tokens: int, seed: int) -> Routing:
 
 
 _LIMITED = Gate(kind="group_limited", num_expert_groups=4, num_limited_groups=2)
-#: name -> maker of a routing from devices, tokens per device and seed
+#: name -> function that makes a routing from devices, tokens per device and seed
 TRAFFIC: dict[str, Callable[[int, int, int], Routing]] = {
     "uniform": _even("uniform"),
     "skewed": _even(_SKEWED),
@@ -162,9 +165,9 @@ def compare(case: Comparison) -> Row:
     """Simulate one case at both granularities.
 
     Args:
-        case: The case.
+        case: The case to simulate.
 
-    Raises:
+        Raises:
         MoesimError: The case cannot be lowered.
     """
     cluster = load_cluster(case.cluster)

@@ -1,5 +1,5 @@
-"""Memory of a prepared design: the device with the least room left, and how many sequences a
-decoder can hold.
+"""Count the memory of a prepared design: the device with the least headroom, and how many sequences
+fit in decoding.
 
 Shape legend: D devices, L slots of a device.
 """
@@ -23,9 +23,9 @@ class FullestDevice:
     """The device with the least memory left.
 
     Attributes:
-        device: Its number.
-        need: What it must hold, in bytes.
-        usable_bytes: What a model may use of its memory.
+        device: Index of the device.
+        need: What the device must hold, in bytes.
+        usable_bytes: Bytes of its memory that a model may use.
     """
 
     device: int
@@ -34,25 +34,27 @@ class FullestDevice:
 
     @property
     def total_bytes(self) -> float:
-        """Everything it must hold."""
+        """The bytes of everything it must hold."""
         return float(self.need.total_bytes)
 
     @property
     def over_bytes(self) -> float:
-        """By how much that exceeds what it has; <= 0 where it fits."""
+        """The bytes by which the model exceeds the usable memory; <= 0 where it fits."""
         return float(self.need.total_bytes - self.usable_bytes)
 
     def check(self) -> None:
         """Refuse a model that does not fit.
 
         Raises:
-            CapacityError: Names the device and how many GiB it is over.
+            CapacityError: The model does not fit; the message names the device and how many GiB it
+                is over.
         """
         check_memory(self.need, self.usable_bytes, self.device)
 
 
 def memory_of(prepared: Prepared) -> FullestDevice | None:
-    """Memory needed on the device with the least headroom; None for a design without a dense part.
+    """Return the memory needed on the device with the least headroom; None for a design without a
+    dense part.
     """
     candidate, traffic = prepared.candidate, prepared.traffic
     if candidate.dense_part is None:
@@ -78,18 +80,18 @@ def memory_of(prepared: Prepared) -> FullestDevice | None:
 def decode_workload(
     candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0
 ) -> Workload:
-    """As many sequences on each device as their KV cache leaves room for, one token of each.
+    """Return a decode workload: one token of each of the sequences whose KV cache fits on a device.
 
     Args:
         candidate: A design with a dense part, whose layers keep the cache.
         cluster: The hardware it runs on.
         context: Tokens of a sequence.
-        routing: Distribution of load.
+        routing: Distribution of the experts' load.
         seed: Seed of the routing.
 
     Raises:
-        CapacityError: Not even one fits: how many GiB over.
-        ConfigError: A model without a dense part or without a KV cache.
+        CapacityError: Not even one sequence fits; the message says how many GiB are missing.
+        ConfigError: The model has no dense part or no KV cache.
     """
     dense = candidate.dense_part
     each = context * dense.num_layers * dense.kv_bytes_per_token_per_layer if dense else 0.0
@@ -116,6 +118,7 @@ def decode_workload(
             f"decode: expected room for one sequence of {context} tokens, got {least / GIB:.1f} "
             "GiB too few"
         )
+    # start from the room that one sequence leaves; buffers grow too, so step down until it fits
     sequences = 1 + int(-least / each)
     while sequences > 1 and (more := over(sequences)) > 0:
         sequences = max(sequences - math.ceil(more / each), 1)

@@ -1,4 +1,4 @@
-"""Where the time of a simulated program went: its critical path by phase, and how busy its
+"""Say where the time of a simulated program went: its critical path by phase, and how busy its
 resources were.
 """
 
@@ -8,11 +8,12 @@ from moesim.program import Program, Timeline
 
 
 def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
-    """Time of each phase along the critical path: walk back from the last end, always to the latest
-    dependency.
+    """Return the time of each phase along the critical path.
+
+    The path is walked back from the op that ends last, always to the dependency that ended last.
 
     Returns:
-        Phase -> seconds; waits are counted to the op that waited, so the values sum to the
+        Phase -> seconds; waiting time counts for the op that waited, so the values sum to the
         makespan.
     """
     end, share = timeline.end_s_N, dict.fromkeys(program.phase_names, 0.0)
@@ -28,13 +29,13 @@ def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
 
 
 def experts_time_s(program: Program, timeline: Timeline) -> float:
-    """The busiest device's expert phase by itself, in seconds."""
+    """Return the seconds of the busiest device's expert phase alone."""
     experts = program.phase_N == program.phase_names.index("experts")
     return float((timeline.end_s_N - timeline.start_s_N)[experts].max())
 
 
 def busiest_utilisation(program: Program, timeline: Timeline) -> dict[str, float]:
-    """Work over makespan of the busiest resource of each kind."""
+    """Return the work over the makespan, for the busiest resource of each kind."""
     found: dict[str, float] = {}
     first = 0
     for kind, count in program.resources.kinds():
@@ -49,7 +50,8 @@ def busiest_utilisation(program: Program, timeline: Timeline) -> dict[str, float
 
 
 def mean_utilisation(program: Program, busy_s_R: np.ndarray, makespan_s: float) -> dict[str, float]:
-    """Work over makespan, the mean over all resources of each kind: power is counted from it.
+    """Return the work over the makespan, averaged over all resources of each kind; power is
+    computed from it.
 
     Args:
         program: The program whose resources these are.

@@ -1,5 +1,5 @@
-"""A design on a workload, prepared once: where its experts sit, and what every micro-batch moves
-and computes.
+"""Prepare a design on a workload once: where its experts are, and what every micro-batch moves and
+computes.
 
 The whole pipeline is on this page, each step fed by the one before::
 
@@ -10,12 +10,12 @@ The whole pipeline is on this page, each step fed by the one before::
     traffic    who sends how many tokens where, and every slot's rows     moesim.lowering.traffic
     padding    slots of a fixed capacity are filled with rows of zeros    moesim.lowering.traffic
 
-`prepare` is called once for a design, at the top, and what it returns is handed on: to
-`moesim.simulation.run.lower`, to memory, to screening, to what measures the same choices. A search
-asks for the same routing and the same plan of placement many times, so both are cached. Their keys
-are designs: the design with what cannot matter set to a fixed value. A field that is added matters
-until somebody says otherwise here, so that a forgotten one costs time but never returns the traffic
-of another design.
+`prepare` is called once for a design, and its result is handed on: to
+`moesim.simulation.run.lower`, to memory, to screening, and to sources that measure the same
+choices. A search asks for the same routing and the same placement many times, so both are cached.
+The keys of the caches are designs in which everything that cannot matter is set to a fixed value. A
+new field matters until this module says otherwise, so a forgotten field costs time but never
+returns the traffic of another design.
 
 Shape legend: D devices, E experts.
 """
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """A design with everything that follows from it and its work before anything takes time.
+    """A design with everything that follows from it and its workload before anything takes time.
 
     Attributes:
         candidate: The design.
         cluster: The hardware it runs on.
         workload: The tokens it is given.
-        placement: Slots of its experts.
-        choices: Experts of every token of the whole batch, those of full experts re-routed.
+        placement: The slots of its experts.
+        choices: Experts of every token of the whole batch, with those of full experts rerouted.
         traffic: What the whole batch moves and computes.
-        batches: The same of every micro-batch; the whole batch where there is one.
+        batches: What every micro-batch moves and computes; the whole batch if there is only one.
     """
 
     candidate: Candidate
@@ -70,7 +70,7 @@ def prepare(
     *,
     placement: Placement | None = None,
 ) -> Prepared:
-    """Route, place and spread a design's tokens.
+    """Route a design's tokens, place its experts and count the traffic.
 
     Args:
         candidate: The design; its strategy plans the placement.
@@ -79,9 +79,9 @@ def prepare(
         placement: Slots to use instead of the planned ones.
 
     Raises:
-        ConfigError: Parallelism that does not use the cluster's devices, slots that do not divide
-            over the ranks, more micro-batches than tokens, or a given placement of other ranks or
-            experts.
+        ConfigError: The parallelism does not use the cluster's devices, the slots do not divide
+            over the ranks, there are more micro-batches than tokens, or a given placement has other
+            ranks or experts.
     """
     layer, parts = candidate.layer, candidate.schedule.num_micro_batches
     check_devices(cluster, candidate.parallelism.num_devices, "parallelism: ep x tp")
@@ -114,15 +114,14 @@ def prepare(
     )
 
 
-# --- what matters to each step: designs with the rest set to a fixed
-# value -------------------------------------------
+# --- what matters to each step: designs with the rest set to a fixed value ---
 
 
 def _for_traffic(candidate: Candidate) -> Candidate:
-    """The design as traffic knows it: sizes, formats, shared experts and the exchange move no token
-    elsewhere.
+    """Return the design as far as traffic depends on it.
 
-    What placement has of them (memory, speeds, the price of a copy) is in its `Setting`.
+    Sizes, formats, shared experts and the exchange do not change where a token goes. What placement
+    needs of them (memory, speeds, the price of a copy) is in its `Setting`.
     """
     layer = candidate.layer
     return replace(
@@ -141,7 +140,8 @@ def _for_traffic(candidate: Candidate) -> Candidate:
 
 
 def _for_capacity(layer: MoELayer) -> MoELayer:
-    """The layer as re-routing knows it; of the widths only which experts are pruned."""
+    """Return the layer as far as rerouting depends on it; widths only say which experts are pruned.
+    """
     left = tuple((layer.width_E() > 0).astype(int).tolist()) if layer.has_pruned else 1
     plain = replace(
         layer,
@@ -152,21 +152,22 @@ def _for_capacity(layer: MoELayer) -> MoELayer:
         padded=False,
         expert_intermediate_size=left,
     )
-    # without re-routing, choices are the gate's
+    # without rerouting the choices are the gate's, whatever the capacity
     return plain if layer.overflow == "reroute" else replace(plain, capacity_factor=None)
 
 
 def _for_routing_work(workload: Workload) -> Workload:
-    """The work as routing knows it: neither the phase nor the KV cache moves a token."""
+    """Return the workload as far as routing depends on it: neither the phase nor the KV cache moves
+    a token.
+    """
     return replace(workload, phase="prefill", kv_tokens_per_device=None)
 
 
-# --- the
-# steps -------------------------------------------------------------------------------------------------------
+# --- the steps ---
 
 
 def _left_E(layer: MoELayer) -> np.ndarray | None:
-    """Experts that are not pruned, ndarray of shape (E,), bool; None where all are left."""
+    """Return which experts are not pruned: ndarray of shape (E,), bool; None where all are left."""
     return layer.width_E() > 0 if layer.has_pruned else None
 
 
@@ -185,13 +186,15 @@ def _routing(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
 
 @lru_cache(maxsize=64)
 def _load_E(layer: MoELayer, work: Workload, num_devices: int) -> np.ndarray:
-    """Choices of each expert, before any are re-routed: ndarray of shape (E,)."""
+    """Return the choices of each expert before any are rerouted: ndarray of shape (E,)."""
     return _routing(layer, work, num_devices).num_tokens_E()
 
 
 @lru_cache(maxsize=64)
 def _choices(layer: MoELayer, work: Workload, num_devices: int, parts: int) -> tuple[Routing, ...]:
-    """Choices of every micro-batch, those of full experts re-routed where the layer does so."""
+    """Return the choices of every micro-batch, with those of full experts rerouted where the layer
+    does so.
+    """
     routing = _routing(replace(layer, capacity_factor=None, overflow="drop"), work, num_devices)
     found = tuple(routing.part(m, parts) for m in range(parts))
     if layer.capacity_factor is None:
@@ -202,7 +205,7 @@ def _choices(layer: MoELayer, work: Workload, num_devices: int, parts: int) -> t
 
 
 class _Where(NamedTuple):
-    """What traffic knows of a cluster."""
+    """The properties of a cluster on which traffic depends."""
 
     num_devices: int
     devices_per_domain: int
@@ -213,22 +216,23 @@ class _Where(NamedTuple):
 def _spread(
     candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
 ) -> "tuple[Placement, tuple[Traffic, ...]]":
-    """Placement, and the traffic of every micro-batch.
+    """Return the placement, and the traffic of every micro-batch.
 
     Args:
-        candidate: The design as `_for_traffic` leaves it.
-        work: The work as `_for_routing_work` leaves it.
-        where: The devices, and what placement must respect of them.
-        given: Slots to use instead of planned ones.
-        parts: Micro-batches.
+        candidate: The design that `_for_traffic` returned.
+        work: The workload that `_for_routing_work` returned.
+        where: The devices, and what placement must respect about them.
+        given: Placement to use instead of a planned one.
+        parts: Number of micro-batches.
     """
-    # numba is loaded when used: `import moesim` stays light
+    # numba is loaded only here, so that `import moesim` stays light
     from moesim.lowering.traffic import padded, settled, spread_tokens
 
     layer, spread = candidate.layer, candidate.parallelism
     num_devices, per_domain, setting = where
+    # the plan sees the load that the gate chooses, before any capacity
     plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
-    # work is rows x width
+    # the load that placement balances is work, which is rows x width
     load_E = _load_E(plain, work, num_devices) * (layer.width_E() if layer.uneven else 1)
     placement = given or place(
         candidate.placement,

@@ -1,4 +1,5 @@
-"""What a simulation says: times with their interval, where the time went, and how far to trust it.
+"""Define what a simulation returns: times with their interval, where the time went, and how far to
+trust it.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from moesim.units import GIB, US
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
 RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
-#: what a row rests on, the last columns of every table
+#: columns that say what a row rests on, the last of every table
 PROVENANCE_COLUMNS = ("evidence", "calibration", "engine", "seed", "version", "profile_hash")
-#: columns of `Result.row` before these: the design and its work, every field of them, then what was
+#: columns of `Result.row` before these: every field of the design and its workload, then what was
 #: found
 FOUND_COLUMNS = (
     "candidate",
@@ -42,33 +43,36 @@ class Result:
     """One simulated forward pass of one MoE layer.
 
     Attributes:
-        candidate: What was simulated.
+        candidate: The design that was simulated.
         cluster: Name of the cluster.
-        layer_time_s: Time of the layer; a lower bound with engine ``bound``.
-        layer_time_low_s: P10 of its interval: each phase on the critical path by its calibration's
-            residuals.
-        layer_time_high_s: P90 likewise.
+        layer_time_s: Time of the layer; with engine ``bound`` a lower bound.
+        layer_time_low_s: P10 of the layer time, from the residuals of the calibration of each phase
+            on the critical path.
+        layer_time_high_s: P90 of the layer time, from the same residuals.
         tokens_per_s: Tokens of all devices over the layer time.
-        tokens_per_s_per_device: The same per device.
-        phase_time_s: Share of each phase of the critical path; sums to layer_time_s.
-        experts_time_s: The busiest device's expert phase by itself.
-        bottleneck: Phase with the largest share.
+        tokens_per_s_per_device: Tokens of one device over the layer time.
+        phase_time_s: Seconds of each phase on the critical path; they sum to layer_time_s.
+        experts_time_s: Seconds of the busiest device's expert phase alone.
+        bottleneck: The phase with the most time on the critical path.
         utilisation: Work of each kind of resource on its busiest device, over the layer time.
-        mean_utilisation: The same on average over all of each kind.
-        load_imbalance: Rows of the busiest device over the mean.
-        dropped_token_fraction: Choices dropped over capacity.
-        effects: What the gate and its capacity do to traffic, rows and loss.
-        peak_memory_bytes: Bytes of the fullest device; None without a dense part.
-        memory_over_bytes: By how much these exceed what the device has; <= 0 where they fit.
-        evidence: Always ``simulated`` here.
-        calibration: ``calibrated`` or ``spec_sheet``: the weaker of kernels and transfers.
-        engine: Engine that ran it.
-        workload: What it was given; its seed is the routing's.
-        version: moesim's version.
-        profile_hash: Hash over cluster, device and calibration files.
+        mean_utilisation: Work over the layer time, averaged over all resources of each kind.
+        load_imbalance: Rows of the busiest device over the mean of all devices.
+        dropped_token_fraction: Share of choices that were dropped over capacity.
+        effects: Effects of the gate and its capacity on traffic, rows and loss.
+        peak_memory_bytes: Bytes needed on the device with the least headroom; None without a dense
+            part.
+        memory_over_bytes: Bytes by which these exceed what the device has; <= 0 where they fit.
+        evidence: Kind of evidence, always ``simulated`` here.
+        calibration: The weakest level of all calibrations the time rests on, see
+            `moesim.costs.calibration.LEVELS`.
+        engine: Name of the engine that ran it.
+        workload: The tokens it was given; its seed is that of the routing.
+        version: Version of moesim.
+        profile_hash: Hash over the cluster, device and calibration files.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
-        granularity: ``device`` or ``pair``, as transfers were simulated; ``device_loose`` where one
-            transfer per device is known to be loose: see `moesim.simulation.trust.granularity_of`.
+        granularity: Whether transfers were simulated per ``device`` or per ``pair``;
+            ``device_loose`` where one transfer per device is known to be inaccurate, see
+            `moesim.simulation.trust.granularity_of`.
     """
 
     candidate: Candidate
@@ -98,7 +102,7 @@ class Result:
     granularity: str = "device"
 
     def row(self) -> dict[str, object]:
-        """One flat row for a CSV file; units in the column names."""
+        """Return one flat row for a CSV file, with units in the column names."""
         row = {
             "candidate": self.candidate.label,
             "design": self.candidate.key,

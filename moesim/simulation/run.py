@@ -1,5 +1,5 @@
 """Simulate one design on one workload: prepare it, check its memory, lower it, run it, and say how
-far to trust it.
+far to trust the result.
 """
 
 from typing import TypedDict, Unpack
@@ -34,7 +34,7 @@ class RunOptions(TypedDict, total=False):
     Attributes:
         engine: ``bound``, ``flow``, ``event`` or ``event_compiled``; by default ``flow``.
         must_fit: Whether to refuse a design (with a dense part) whose model does not fit in memory;
-            by default so.
+            by default True.
     """
 
     engine: str
@@ -52,16 +52,17 @@ def simulate(
     """Simulate one forward pass of the candidate's MoE layer.
 
     Args:
-        candidate: The design.
-        cluster: Where it runs; ep x tp must be its number of devices.
-        workload: Tokens and routing.
-        placement: Slots as they are, such as those planned on an earlier window or read from a
-            serving engine's map; by default what the candidate's strategy plans on this workload.
-        **options: Engine, and whether the model must fit: see `RunOptions`.
+        candidate: The design to simulate.
+        cluster: The hardware it runs on; ep x tp must be its number of devices.
+        workload: The tokens and their routing.
+        placement: A given placement, such as one planned on an earlier window or read from a
+            serving engine's map; by default the candidate's strategy plans one on this workload.
+        **options: The engine, and whether the model must fit, see `RunOptions`.
 
     Raises:
-        ConfigError: Sizes that do not go together, in one line.
-        CapacityError: The model does not fit: which device, how many GiB over.
+        ConfigError: Sizes do not go together; the message is one line.
+        CapacityError: The model does not fit; the message names the device and how many GiB it is
+            over.
     """
     return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), **options)
 
@@ -70,12 +71,13 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
     """Simulate a design that is prepared already: `simulate` without its first step.
 
     Args:
-        prepared: The design, its work and its traffic.
-        engine: See `RunOptions`.
-        must_fit: See `RunOptions`.
+        prepared: The design, its workload and its traffic.
+        engine: Name of the engine, see `RunOptions`.
+        must_fit: Whether to refuse a model that does not fit in memory.
 
-    Raises:
-        CapacityError: The model does not fit: which device, how many GiB over.
+        Raises:
+            CapacityError: The model does not fit; the message names the device and how many GiB it
+                is over.
     """
     candidate, cluster, workload = prepared.candidate, prepared.cluster, prepared.workload
     traffic = prepared.traffic
@@ -122,8 +124,8 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
 
 
 def lower(prepared: Prepared) -> Program:
-    """The program of one forward pass: for engines, timelines and tests."""
-    # numba is loaded when used: `import moesim` stays light
+    """Lower one forward pass to a program: for engines, timelines and tests."""
+    # numba is loaded only here, so that `import moesim` stays light
     from moesim.lowering.layer import lower_layer
 
     candidate, cluster, schedule = prepared.candidate, prepared.cluster, prepared.candidate.schedule
@@ -139,17 +141,17 @@ def lower(prepared: Prepared) -> Program:
 
 
 def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
-    """What dispatch and combine of the whole batch move, and what holds them back.
+    """Return what dispatch and combine of the whole batch move, and what limits them.
 
     Returns:
-        A row for each direction: exchange, copies per token (own rank included), MB in or out of
-        the busiest device, near and far, SMs that the kernel holds, the limiting stage of most
-        devices; none for one device.
+        A row for each direction: exchange, copies per token (own rank included), MB into or out of
+        the busiest device, near and far, SMs that the kernel holds, and the stage that limits most
+        devices. There are no rows for a single device.
     """
     candidate, cluster, traffic = prepared.candidate, prepared.cluster, prepared.traffic
     if cluster.num_devices == 1:
         return []
-    from moesim.lowering.exchange import Priced
+    from moesim.lowering.priced import Priced
 
     schedule, layer = candidate.schedule, candidate.layer
     exchange = cluster.exchange(schedule)

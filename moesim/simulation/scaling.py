@@ -1,9 +1,9 @@
-"""What simulating an all-to-all costs as clusters grow: wall time and memory, each point on its
-own.
+"""Measure what simulating an all-to-all costs as clusters grow: wall time and memory, each point
+alone.
 
-Every point is a process of its own, ``moesim bench alltoall --json``, so that its peak memory is
-its own. A point that would take too long or too much memory, judged by how the ones before it grew,
-is left out and says so; so does one that moesim refuses.
+Every point runs in its own process, ``moesim bench alltoall --json``, so that its peak memory is
+measured alone. A point that would take too long or too much memory, judged by how the points before
+it grew, is left out and says so; so does a point that moesim refuses.
 """
 
 import json
@@ -34,7 +34,7 @@ SHOWN = {
     "build_s": "build s",
     "peak_memory_gib": "GiB",
 }
-#: power of the number of devices that cost grows with at least: two small points may say less
+#: least power of the number of devices with which the cost grows; two small points may say less
 LEAST_GROWTH = {"bound": 1.0, "flow": 2.0, "event_compiled": 2.0}
 _TORI = {
     8: "2x2x2",
@@ -51,11 +51,11 @@ _BENCH = (
 
 
 def named_cluster(topology: str, num_devices: int) -> str:
-    """Return the name of a fabric of a size.
+    """Return the name of a fabric of a given size.
 
     Args:
         topology: ``star``, ``rail`` or ``torus``.
-        num_devices: Devices; for a torus a size that has a shape here.
+        num_devices: Number of devices; for a torus a size for which `_TORI` has a shape.
     """
     if topology == "star":
         return f"star-{num_devices}"
@@ -64,11 +64,11 @@ def named_cluster(topology: str, num_devices: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a point may take.
+    """Limits of what a point may take.
 
     Attributes:
-        seconds: Wall time.
-        gib: Memory.
+        seconds: Wall time in seconds.
+        gib: Memory in GiB.
     """
 
     seconds: float
@@ -81,10 +81,10 @@ def point(cluster: str, engine: str, routing: str) -> Row:
     Args:
         cluster: Name of the fabric.
         engine: Name of the engine.
-        routing: How bytes spread over receivers.
+        routing: Distribution of bytes over receivers.
 
-    Returns:
-        What the process measured, or why there is nothing under ``left_out``.
+        Returns:
+            What the process measured, or under ``left_out`` why there is nothing.
     """
     options = ["--cluster", cluster, "--engine", engine, "--bytes-per-pair", "1e6"]
     done = subprocess.run(
@@ -102,13 +102,13 @@ def point(cluster: str, engine: str, routing: str) -> Row:
 
 
 def grown(before: Sequence[Row], column: str, size: int, least: float) -> float:
-    """Extrapolate a figure by the power with which the last two points grew.
+    """Extrapolate a figure by the power with which it grew between the last two points.
 
     Args:
-        before: Smaller points, ascending.
-        column: The figure.
-        size: Devices of the next point.
-        least: The least power.
+        before: Rows of smaller points, ascending.
+        column: Name of the figure.
+        size: Number of devices of the next point.
+        least: Least power to assume.
     """
     if not before:
         return 0.0
@@ -123,13 +123,13 @@ def expected(measured: Sequence[Row], size: int, engine: str) -> Limits:
     """Extrapolate what a point will take.
 
     Args:
-        measured: Smaller points, ascending.
-        size: Its devices.
-        engine: Its engine.
+        measured: Rows of smaller points, ascending.
+        size: Number of devices of the next point.
+        engine: Name of its engine.
     """
     least = LEAST_GROWTH[engine]
     seconds = sum(grown(measured, column, size, least) for column in ("wall_s", "build_s"))
-    # what Python and its packages take does not grow
+    # the memory of Python and its packages does not grow
     base = measured[0]["peak_memory_gib"] if measured else 0.0
     column = "peak_memory_gib"
     above = [{**row, column: max(row[column] - base, 0.0)} for row in measured]
@@ -138,12 +138,12 @@ def expected(measured: Sequence[Row], size: int, engine: str) -> Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """One exchange over growing clusters.
+    """One exchange on growing clusters.
 
     Attributes:
         topology: ``star``, ``rail`` or ``torus``.
         engine: Name of the engine.
-        routing: How bytes spread over receivers.
+        routing: Distribution of bytes over receivers.
         sizes: Numbers of devices, ascending.
     """
 
@@ -159,7 +159,7 @@ def scaling_rows(sweep: Sweep, limits: Limits, say: Callable[[str], None]) -> li
     Args:
         sweep: The exchange, and the sizes.
         limits: What a point may take.
-        say: Told about each point.
+        say: Function that is told about each point.
 
     Returns:
         One row per size; a size that was not simulated says why under ``left_out``.

@@ -1,14 +1,14 @@
-"""The bound of thousands of candidates on one cluster: lowered once for all that differ in the
-width of experts only.
+"""Bound thousands of candidates on one cluster: those that differ only in expert width are lowered
+once.
 
-What a width changes is what the experts (and shared experts) of a layer demand; everything else of
-the program, and the routing, placement and traffic it rests on, is that of another width. So
-candidates are grouped into *frames*, one program each; the demands of a frame's widths are priced
-at once, by the same cost model that lowers, and the bounds of the family come from one compiled
-loop. Results equal those of `moesim.simulation.run.simulate` with engine ``bound``.
+A width changes only what the experts (and shared experts) of a layer demand; the rest of the
+program, and the routing, placement and traffic it rests on, are equal for all widths. Candidates
+are therefore grouped into *frames* with one program each. The demands of a frame's widths are
+priced at once, by the cost model that also lowers, and the bounds of all its members come from one
+compiled loop. Results equal those of `moesim.simulation.run.simulate` with engine ``bound``.
 
-Shape legend: N candidates, B those of a frame, D devices, M = 2 demands of an op, V ops, E entries,
-R resources.
+Shape legend: N candidates, B candidates of a frame, D devices, M = 2 demands of an op, V ops, E
+entries, R resources.
 """
 
 from collections.abc import Sequence
@@ -31,15 +31,15 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bounds:
-    """What a screening knows of N candidates.
+    """The bounds of N candidates.
 
     Attributes:
-        layer_time_s_N: Lower bound of the layer's time; NaN where there is no such candidate.
-        memory_bytes_N: Bytes of the device with the least left.
-        memory_over_bytes_N: By how much these exceed what it has.
-        mean_utilisation: Kind of resource -> its mean utilisation, ndarray of shape (N,); NaN where
-            it has none.
-        reasons: Candidate's place -> why there is no such candidate.
+        layer_time_s_N: Lower bound of the layer's time; NaN where the candidate is invalid.
+        memory_bytes_N: Bytes needed on the device with the least headroom.
+        memory_over_bytes_N: Bytes by which these exceed what the device has.
+        mean_utilisation: Kind of resource -> its mean utilization, ndarray of shape (N,); NaN where
+            a candidate has no such resource.
+        reasons: Index of a candidate -> the reason it is invalid.
     """
 
     layer_time_s_N: Array
@@ -53,9 +53,9 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
     """Bound every candidate.
 
     Args:
-        candidates: N designs, each with a dense part.
-        cluster: Where they run.
-        workload: Tokens and routing.
+        candidates: The N designs, each with a dense part.
+        cluster: The hardware they run on.
+        workload: The tokens and their routing.
     """
     count = len(candidates)
     found = Bounds(
@@ -75,8 +75,8 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
 
 
 def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
-    """Places of the candidates that differ in their width only; experts of several widths are
-    alone.
+    """Group the indices of candidates that differ only in width; a design with experts of several
+    widths is alone.
     """
     frames: dict[Candidate, list[int]] = {}
     for i, candidate in enumerate(candidates):
@@ -85,7 +85,9 @@ def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
 
 
 def _without_width(candidate: Candidate) -> Candidate:
-    """The design with a width that stands for any: all that share it are one frame."""
+    """Return the design with a width that stands for any; designs for which it is equal are one
+    frame.
+    """
     if candidate.layer.uneven:
         return candidate
     return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
@@ -118,7 +120,7 @@ def _bound_frame(
 
 
 def _one(prepared: Prepared, place: int, found: Bounds) -> None:
-    """A candidate by itself, as `simulate` does it."""
+    """Bound one candidate alone, with the ``bound`` engine."""
     result = simulate_prepared(prepared, engine="bound", must_fit=False)
     assert result.peak_memory_bytes is not None, "candidates of a screening have a dense part"
     assert result.memory_over_bytes is not None, "likewise"
@@ -134,8 +136,8 @@ def _one(prepared: Prepared, place: int, found: Bounds) -> None:
 def _experts(
     members: list[Candidate], prepared: Prepared, program: Program
 ) -> tuple[Array, Array, Array]:
-    """Ops whose price depends on the width, ascending; their demands and latencies at the width of
-    each member.
+    """Return the ops whose price depends on the width, ascending, with their demands and latencies
+    at the width of each member.
     """
     batches = prepared.batches
     ops: list[Array] = []
@@ -156,7 +158,7 @@ def _experts(
 
 
 def _used(amount_BM: Array, program: Program, op: int) -> Array:
-    """Demands of one op without those that are zero, which programs leave out: ndarray of shape (B,
+    """Return the demands of one op without zeros, which programs leave out: ndarray of shape (B,
     entries).
     """
     there = amount_BM[0] > 0
@@ -173,7 +175,7 @@ def _memory(members: list[Candidate], places: Array, prepared: Prepared, found: 
     slots_D = np.repeat(prepared.placement.slots_of_rank(), tp)
     rows_D = counts_DL.sum(axis=1)
     usable_D = prepared.cluster.usable_bytes_D()
-    # shared experts are as wide as the routed ones; nothing else of a member differs from the first
+    # shared experts have the width of the routed ones; members differ in nothing else
     need_BD = np.array(
         [
             np.broadcast_to(

@@ -1,7 +1,7 @@
-"""What a candidate's ranks are to a placement: their nodes, speeds, memory, and what a copy costs
-beside work.
+"""Describe a candidate's ranks to the placement strategies: their nodes, speeds, memory, and what a
+copy costs in units of work.
 
-Work is rows x width of an expert, as in `moesim.simulate`.
+Work is rows x width of an expert, the unit in which `moesim.simulate` places experts.
 
 Shape legend: D devices, W ranks, T tokens, K choices.
 """
@@ -19,10 +19,11 @@ Array = np.ndarray
 
 
 def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Setting:
-    """The setting in which a candidate's experts are placed.
+    """Return the setting in which a candidate's experts are placed.
 
-    Speeds and memory are given where they matter: speeds where devices differ, memory where devices
-    or experts do (else every plan needs the same, and `moesim.simulate` checks it).
+    Speeds and memory are given only where they matter: speeds where devices differ, memory where
+    devices or experts differ. Otherwise every plan needs the same memory, and `moesim.simulate`
+    checks it.
     """
     tp, ranks = candidate.parallelism.tp, candidate.parallelism.ep
     strategy = PlacementSpec.parse(candidate.placement).strategy
@@ -38,7 +39,7 @@ def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Se
         speed_D = np.repeat(
             [_work_per_s(candidate, workload, profile) for profile, _ in cluster.groups], sizes
         )
-        # devices of a rank end together
+        # devices of a rank end together, so its slowest device counts
         setting = replace(setting, speed=_of_ranks(speed_D / speed_D.max(), tp))
     if candidate.dense_part is not None and (mixed or layer.uneven):
         rest = memory_need(
@@ -67,12 +68,13 @@ def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Se
 
 
 def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
-    """Time that a copy of a token takes there and back at the ports of its rank, and at those of
-    its node together.
+    """Return the seconds that a copy of a token takes there and back, at the ports of its rank and
+    at the ports of its node together.
 
-    Where a copy travels straight to its rank, those from other nodes come over its NIC; with two
-    hops a node receives one, spread over its NICs. A copy for each choice is as many as the load,
-    and all-gather does not ask where experts are: both cost nothing here.
+    Where a copy travels straight to its rank, copies from other nodes arrive over the rank's NIC;
+    with two hops a node receives one copy, spread over its NICs. If every choice has its own copy,
+    copies are part of the load, and an all-gather does not depend on where experts are: both cost
+    nothing here.
     """
     layer, schedule = candidate.layer, candidate.schedule
     exchange = cluster.exchange(schedule)
@@ -92,8 +94,8 @@ def _copy_s(candidate: Candidate, cluster: Cluster) -> tuple[float, float]:
 
 
 def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> float:
-    """Rows x width per second of one device at the mean load of an expert: the roofline of its
-    GEMMs.
+    """Return the rows x width per second of one device at the mean load of an expert: the roofline
+    of its GEMMs.
     """
     layer = candidate.layer
     rows = max(
@@ -109,5 +111,5 @@ def _work_per_s(candidate: Candidate, workload: Workload, profile: Profile) -> f
 
 
 def _of_ranks(value_D: Array, tp: int) -> tuple[float, ...]:
-    """The least of each rank's devices."""
+    """Return the least value of each rank's devices."""
     return tuple(value_D.reshape(-1, tp).min(axis=1).tolist())

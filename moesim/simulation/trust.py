@@ -1,5 +1,5 @@
-"""How far to trust a simulated time: its interval, the calibration it rests on, and a hash over all
-of that.
+"""Say how far to trust a simulated time: its interval, the calibration it rests on, and a hash over
+both.
 """
 
 import hashlib
@@ -12,24 +12,25 @@ from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
 
-#: Interval of phases without measured rows behind them (gate, permute, reduce, shared): assumed, a
-#: factor of 1.5.
+#: interval of phases without measured rows behind them (gate, permute, reduce, shared): a factor of
+#: 1.5, assumed
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
-#: recipe -> class of measured kernels that its calibration rests on; the others rest on none
+#: recipe -> class of measured kernels that its calibration rests on; other recipes rest on none
 _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
-#: devices up to which one transfer op per device stood for pairs within 4 % on any fabric without
-#: thin uplinks (studies/granularity.py); beyond them, tori and exchanges of two hops were up to 7
-#: and 14 % off
+#: number of devices up to which one transfer op per device agreed with pairs within 4 % on any
+#: fabric without thin uplinks (studies/granularity.py); beyond it, tori and exchanges of two hops
+#: were up to 7 and 14 % off
 _LOOSE_BEYOND = 64
 
 
 def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
-    """What transfers were simulated as, and whether that is known to be loose here.
+    """Return the granularity of the simulated transfers, and whether it is known to be inaccurate
+    here.
 
-    ``device_loose``: on oversubscribed leaves (up to 10 %), mixed clusters (8 %), and beyond 64
-    devices tori (7 %) and exchanges of two hops (14 %, where sources keep to domains of their own):
-    worst layer times found as studies/granularity.py does. Elsewhere the worst were 6 %, the mean
-    below 1 %.
+    ``device_loose`` marks oversubscribed leaves (layer times up to 10 % off), mixed clusters (8 %),
+    and beyond 64 devices tori (7 %) and exchanges of two hops (14 %, where sources keep to their
+    own domains). These are the worst layer times found with the method of studies/granularity.py.
+    Elsewhere the worst were 6 % off, and the mean below 1 %.
 
     Returns:
         ``pair``, ``device`` or ``device_loose``.
@@ -47,7 +48,9 @@ def granularity_of(cluster: Cluster, schedule: Schedule) -> str:
 
 
 def calibration_digests(cluster: Cluster, exchange: Exchange | None = None) -> list[str]:
-    """Hashes of the calibration files that prices on this cluster, by this exchange, rest on."""
+    """Return the hashes of the calibration files that prices on this cluster and by this exchange
+    rest on.
+    """
     found = [
         load_calibration(profile.calibration, profile).digest
         for profile, _ in cluster.groups
@@ -59,7 +62,8 @@ def calibration_digests(cluster: Cluster, exchange: Exchange | None = None) -> l
 
 
 def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
-    """Hash over everything a price on this cluster rests on: cluster, device and calibration files.
+    """Return a hash over everything a price on this cluster rests on: cluster, device and
+    calibration files.
     """
     return hashlib.sha256(
         "".join([cluster.digest, *calibration_digests(cluster, exchange)]).encode()
@@ -69,16 +73,15 @@ def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
 def trust_of(
     candidate: Candidate, cluster: Cluster, phases: dict[str, float]
 ) -> tuple[float, float, str]:
-    """Interval and calibration of a simulated layer.
+    """Return the interval and the calibration of a simulated layer.
 
     Args:
-        candidate: Whose layer.
-        cluster: Where.
-        phases: Seconds of each phase on the critical path: each brings its own interval.
+        candidate: The design whose layer was simulated.
+        cluster: The hardware it ran on.
+        phases: Seconds of each phase on the critical path; each has its own interval.
 
     Returns:
-        (low, high, level): factors of the layer time, and the weaker calibration of all that it
-        rests on.
+        (low, high, level): factors of the layer time, and the weakest calibration that it rests on.
     """
     intervals, level = intervals_of(candidate, cluster)
     total = sum(phases.values())
@@ -90,15 +93,15 @@ def trust_of(
 def intervals_of(
     candidate: Candidate, cluster: Cluster
 ) -> tuple[dict[str, tuple[float, float]], str]:
-    """Interval of each phase, and the calibration it all rests on.
+    """Return the interval of each phase, and the weakest calibration.
 
     Args:
-        candidate: Whose layer.
-        cluster: Where.
+        candidate: The design whose layer is simulated.
+        cluster: The hardware it runs on.
 
     Returns:
-        Phase -> factors of its time, P10 and P90 (those that are not named: `ASSUMED_INTERVAL`);
-        and the weaker calibration of all that the layer rests on.
+        Phase -> factors of its time, P10 and P90 (a phase without an entry has `ASSUMED_INTERVAL`);
+        and the weakest calibration that the layer rests on.
     """
     intervals: dict[str, tuple[float, float]] = {}
     levels = []

@@ -1,6 +1,6 @@
 """Contract suites: what every engine, placement strategy, measurement source and exchange must do.
 
-A third party can hold its own implementation to them, from any test framework or from none::
+A third party can check its own implementation with them, in any test framework or in none::
 
     from moesim.testing import check_engine, check_exchange, check_source, check_strategy
 
@@ -9,9 +9,9 @@ A third party can hold its own implementation to them, from any test framework o
     check_source(MySource())
     check_exchange("my_exchange")
 
-Each of them runs small checks with names of their own, one after another, and raises
-`AssertionError` with the case and the rule that it breaks. To see them apart in a test report,
-parametrize over ``moesim.testing.engines.CHECKS`` and its likes, as moesim's own tests do.
+Each function runs small, named checks one after another, and raises `AssertionError` with the case
+and the rule that is broken. To see the checks separately in a test report, parametrize over
+``moesim.testing.engines.CHECKS`` and the ``CHECKS`` of the other modules; moesim's own tests do so.
 """
 
 from moesim.testing.engines import check_engine

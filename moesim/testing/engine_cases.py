@@ -1,9 +1,9 @@
-"""Programs of a few ops with the schedules that engines owe them, all computed by hand.
+"""Programs of a few ops with the schedules that engines must find, all computed by hand.
 
-A case states the fluid schedule and the earliest times that a lower bound reports (which are no
-schedule). An engine that serves in chunks takes turns: a case states its exact log where that can
-be computed by hand, and otherwise how many quanta an op may start or end apart from the fluid
-schedule. A quantum is 1 / 1024 of the bound.
+A case states the fluid schedule and the earliest times that a lower bound reports (which are not a
+schedule). An engine that serves in chunks takes turns. A case states the exact log of such an
+engine where it can be computed by hand, and otherwise by how many quanta an op may start or end
+apart from the fluid schedule. A quantum is 1 / 1024 of the bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from moesim.program.builder import ProgramBuilder
 
 #: start and end of each op, in seconds
 Log = Sequence[tuple[float, float]]
-#: quanta of the bound of a program
+#: number of quanta in the bound of a program
 QUANTA = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCase:
-    """One program and what engines owe it.
+    """One program and the times that engines must find.
 
     Attributes:
-        name: What the case is about.
+        name: The case in a few words.
         program: The program.
         schedule: The fluid schedule.
         earliest: The times of a lower bound.
         bound_s: The makespan of a lower bound.
-        quanta: Quanta that chunks may move a start or an end by.
-        chunked: The exact log of an engine that serves in chunks; None where it is the schedule.
+        quanta: Number of quanta by which chunks may move a start or an end.
+        chunked: The exact log of an engine that serves in chunks; None if it is the schedule.
     """
 
     name: str
@@ -63,7 +63,7 @@ def program_of(capacities: Sequence[float], *ops: Mapping[str, Any]) -> Program:
 
     Args:
         capacities: Capacity of each resource, per second.
-        *ops: Ops of `op`, in order.
+        *ops: Descriptions of ops from `op`, in order.
 
     Raises:
         ValueError: An op waits for a later one, or has amounts that do not fit its resources.

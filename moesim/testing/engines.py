@@ -1,4 +1,4 @@
-"""What every engine owes every program; the cases are in `moesim.testing.engine_cases`.
+"""Check what every engine must do with every program of `moesim.testing.engine_cases`.
 
 An engine is a function from a `Program` to a `Timeline`. It is of one of three kinds: a ``bound``
 reports earliest times, ``fluid`` engines share resources continuously, and ``chunked`` ones serve
@@ -110,7 +110,7 @@ def expect_dependencies(program: Program, timeline: Timeline, name: str) -> None
     Args:
         program: The program.
         timeline: When its ops ran.
-        name: What to call the program in an error.
+        name: Name of the program in an error.
 
     Raises:
         AssertionError: An op starts too early, or ends before it starts.
@@ -141,7 +141,7 @@ def equal_programs_have_equal_timelines(run: Run, kind: Kind, case: EngineCase) 
     expect(same and one.makespan_s == other.makespan_s, f"{case.name}: two equal runs")
 
 
-#: what is checked of every case
+#: the checks of every case
 CHECKS: tuple[Check, ...] = (
     log_is_computed_by_hand,
     work_is_conserved,
@@ -170,7 +170,7 @@ def tiny_demand_waits_its_turn(run: Run) -> None:
 
 
 def check_engine(run: Run, kind: Kind) -> None:
-    """Hold an engine to everything that engines owe programs.
+    """Run all checks of engines on an engine.
 
     Args:
         run: The engine: a function from a program to a timeline.

@@ -1,7 +1,7 @@
-"""What every exchange owes the tokens it moves, on every kind of fabric.
+"""Check what every exchange must do with the tokens it moves, on every kind of fabric.
 
-An exchange is named as a `Schedule` names it. On each of the small `FABRICS` it either conserves
-what it moves, whatever way that takes, or refuses the fabric in one line.
+An exchange has the name that a `Schedule` uses. On each of the small `FABRICS` it either conserves
+the bytes that it moves, whatever route they take, or refuses the fabric in one line.
 
 Shape legend: S senders, D receivers, N ops, R resources.
 """
@@ -19,8 +19,8 @@ from moesim.engines.bound import run_bound
 from moesim.engines.flow import run_flow
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
-from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
+from moesim.lowering.priced import Priced
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import MoELayer
 from moesim.model.gate import Gate
@@ -30,7 +30,7 @@ from moesim.routing import RoutingSpec, route
 from moesim.testing.engines import expect_dependencies
 from moesim.testing.expect import expect, expect_close
 
-#: devices up to which every source and destination is tried as an op of its own
+#: maximum number of devices at which every pair of source and destination is tried as an op
 MOST_PAIR_DEVICES = 16
 _MOVING = ("dispatch", "combine")
 
@@ -121,9 +121,9 @@ def lowered_exchange(
         cluster: The fabric; every device is one expert-parallel rank.
         schedule: The exchange, its granularity and micro-batches.
         seed: Seed of the routing.
-        tokens: Tokens of a device.
+        tokens: Number of tokens per device.
         gate: The gate; flat by default.
-        spec: Distribution of load.
+        spec: Text of the distribution of load.
 
     Raises:
         ConfigError: The exchange does not run on this fabric.
@@ -157,8 +157,9 @@ def lowered_exchange(
         Priced.of(layer, traffic, kernel, cluster, num_experts=layer.num_experts, exchange=exchange)
         for traffic in batches
     )
+    where = f"{exchange.name} on {cluster.name}"
     return ExchangeCase(
-        name=f"{exchange.name} on {cluster.name}, {schedule.granularity} granularity, {parts} parts",
+        name=f"{where}, {schedule.granularity} granularity, {parts} parts",
         program=lower_layer(candidate, cluster, batches, kernel),
         priced=priced,
     )
@@ -187,13 +188,13 @@ def lowerings(name: str, cluster: Cluster) -> Iterator[ExchangeCase]:
 
 
 def bytes_are_conserved(found: ExchangeCase) -> None:
-    """Check that what lands in memories is what the movement says, whole.
+    """Check that the bytes that land in memories are the bytes of the movement.
 
     Args:
         found: The lowered layer.
 
     Raises:
-        AssertionError: Bytes are lost or made up on the way.
+        AssertionError: Bytes are lost or made up on their route.
     """
     rule = f"{found.name}: the bytes that land"
     expect_close(found.landed_bytes, found.moved_bytes, rule)
@@ -221,7 +222,7 @@ def engines_serve_it(found: ExchangeCase) -> None:
     expect(below, f"{found.name}: a bound below the makespan", times)
 
 
-#: what is checked of every lowering
+#: the checks of every lowering
 CHECKS: tuple[Callable[[ExchangeCase], None], ...] = (bytes_are_conserved, engines_serve_it)
 
 
@@ -253,7 +254,7 @@ def refusal(name: str, cluster: Cluster) -> str | None:
         AssertionError: The refusal has several lines, or does not name the exchange.
         UnknownNameError: There is no such exchange.
     """
-    schedule = Schedule(exchange=name)  # an unknown name is no refusal
+    schedule = Schedule(exchange=name)  # raises for an unknown name, which is not a refusal
     try:
         lowered_exchange(cluster, schedule)
     except ConfigError as error:
@@ -265,7 +266,7 @@ def refusal(name: str, cluster: Cluster) -> str | None:
 
 
 def check_exchange(name: str, fabrics: Mapping[str, Callable[[], Cluster]] = FABRICS) -> None:
-    """Hold an exchange to everything that exchanges owe the tokens they move.
+    """Run all checks of exchanges on an exchange.
 
     Args:
         name: Name of the exchange.

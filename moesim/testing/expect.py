@@ -1,4 +1,4 @@
-"""What the checks of this package have in common: comparing, and saying which rule is broken."""
+"""Compare values for the checks of this package, and say which rule is broken."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def expect(condition: Any, rule: str, got: Any = None) -> None:
     Args:
         condition: Whether it holds.
         rule: The rule, as text that follows ``expected``.
-        got: What came instead.
+        got: The value that came instead.
 
     Raises:
         AssertionError: The rule does not hold.
@@ -28,7 +28,7 @@ def expect_close(
     Args:
         found: The numbers of the implementation.
         wanted: The numbers that they should be.
-        rule: What is compared, as text that follows ``expected``.
+        rule: Description of what is compared, as text that follows ``expected``.
         rel: Relative tolerance.
         abs_: Absolute tolerance.
 

@@ -1,4 +1,4 @@
-"""What every placement strategy owes the experts it places.
+"""Check what every placement strategy must do with the experts it places.
 
 A strategy is a function with the arguments of `moesim.placement.place` without the strategy's name:
 loads of the experts, ranks, replicas, and the keywords ``setting`` and ``routing``. It returns a
@@ -27,9 +27,9 @@ class PlacementCase:
 
     Attributes:
         routing: The choices of all tokens.
-        num_ranks: Ranks W; they divide experts and replicas.
-        num_replicas: Slots beyond one per expert.
-        setting: Nodes and costs of copies.
+        num_ranks: Number of ranks W, which divides experts and replicas.
+        num_replicas: Number of slots beyond one per expert.
+        setting: Ranks per node and costs of copies.
     """
 
     routing: Routing
@@ -49,7 +49,7 @@ class PlacementCase:
         return f"{experts} experts + {self.num_replicas} on {self.num_ranks} ranks"
 
     def placed(self, plan: Plan) -> Placement:
-        """Plan the case.
+        """Return the plan of a strategy for this case.
 
         Args:
             plan: The strategy.
@@ -73,10 +73,10 @@ def placement_case(
 
     Args:
         seed: Seed of the routing.
-        num_ranks: Ranks.
-        experts_per_rank: Experts over ranks.
-        copies_per_rank: Replicas over ranks.
-        nodes: Nodes that the ranks divide over.
+        num_ranks: Number of ranks.
+        experts_per_rank: Number of experts per rank.
+        copies_per_rank: Number of replicas per rank.
+        nodes: Number of nodes that the ranks are divided among.
     """
     experts = num_ranks * experts_per_rank
     routing = route(
@@ -104,7 +104,7 @@ def every_expert_has_a_slot(plan: Plan, case: PlacementCase) -> None:
 
     Args:
         plan: The strategy.
-        case: What to place.
+        case: The case to place.
 
     Raises:
         AssertionError: An expert is missing, or there are too few or too many slots.
@@ -123,7 +123,7 @@ def ranks_hold_equally_many(plan: Plan, case: PlacementCase) -> None:
 
     Args:
         plan: The strategy.
-        case: What to place.
+        case: The case to place.
 
     Raises:
         AssertionError: A rank holds more than another, or slots are out of order.
@@ -141,7 +141,7 @@ def no_load_is_lost(plan: Plan, case: PlacementCase) -> None:
 
     Args:
         plan: The strategy.
-        case: What to place.
+        case: The case to place.
 
     Raises:
         AssertionError: Load is lost or made up.
@@ -155,7 +155,7 @@ def every_choice_finds_its_expert(plan: Plan, case: PlacementCase) -> None:
 
     Args:
         plan: The strategy.
-        case: What to place.
+        case: The case to place.
 
     Raises:
         AssertionError: A choice goes to another expert.
@@ -171,7 +171,7 @@ def equal_cases_have_equal_plans(plan: Plan, case: PlacementCase) -> None:
 
     Args:
         plan: The strategy.
-        case: What to place.
+        case: The case to place.
 
     Raises:
         AssertionError: Two plans of equal loads differ.
@@ -182,7 +182,7 @@ def equal_cases_have_equal_plans(plan: Plan, case: PlacementCase) -> None:
     expect(same, f"{case.name}: two equal plans")
 
 
-#: what is checked of every case
+#: the checks of every case
 CHECKS: tuple[Callable[[Plan, PlacementCase], None], ...] = (
     every_expert_has_a_slot,
     ranks_hold_equally_many,
@@ -199,7 +199,7 @@ def slots_that_do_not_divide_are_refused(plan: Plan) -> None:
         plan: The strategy.
 
     Raises:
-        AssertionError: They are placed all the same, or the error is of another kind.
+        AssertionError: They are placed anyway, or the error is of another kind.
     """
     case = placement_case(0, num_ranks=3, experts_per_rank=2)
     odd = PlacementCase(routing=case.routing, num_ranks=4)
@@ -218,7 +218,7 @@ def replicas_are_refused(plan: Plan) -> None:
         plan: The strategy.
 
     Raises:
-        AssertionError: It plans all the same.
+        AssertionError: It plans anyway.
     """
     case = placement_case(0, num_ranks=4, experts_per_rank=2, copies_per_rank=1)
     try:
@@ -229,7 +229,7 @@ def replicas_are_refused(plan: Plan) -> None:
 
 
 def check_strategy(plan: Plan, *, replicates: bool) -> None:
-    """Hold a strategy to everything that strategies owe the experts they place.
+    """Run all checks of placement strategies on a strategy.
 
     Args:
         plan: The strategy, such as ``functools.partial(place, "eplb")``.

@@ -1,4 +1,4 @@
-"""What every measurement source owes those who ask it, whatever it measures.
+"""Check what every measurement source must do, whatever it measures.
 
 A source is an object with the methods of `moesim.measured.sources.MeasurementSource`.
 """
@@ -46,7 +46,7 @@ def _case(ep: int = 8, gate: str = "flat", **sizes: object) -> SourceCase:
     )
 
 
-#: name -> case; between them they have everything that a source may be unable to run
+#: name -> case; together they have everything that a source may be unable to run
 CASES: Mapping[str, SourceCase] = {
     "plain": _case(),
     "one device": _case(ep=1),
@@ -62,7 +62,7 @@ CASES: Mapping[str, SourceCase] = {
 
 
 def name_and_reason_are_text(source: MeasurementSource) -> None:
-    """Check that a source has a name, and that it says in one line why it is not here.
+    """Check that a source has a name, and that it says in one line why it is unavailable.
 
     Args:
         source: The source.
@@ -78,11 +78,11 @@ def name_and_reason_are_text(source: MeasurementSource) -> None:
 
 
 def ask(source: MeasurementSource, case: SourceCase) -> list[CheckRow]:
-    """Ask a source to check a case; what it refuses and what is not here are rows, too.
+    """Ask a source to check a case; refused and unavailable checks are rows, too.
 
     Args:
         source: The source.
-        case: What it is asked.
+        case: The case that it is asked about.
     """
     return check_candidate(source, case.candidate, case.hardware, case.workload)
 
@@ -94,8 +94,8 @@ def rows_say_what_was_asked(
 
     Args:
         source: The source.
-        case: What it is asked.
-        rows: What it answered.
+        case: The case that it is asked about.
+        rows: The rows that it answered.
 
     Raises:
         AssertionError: There is no row, or one that names another candidate or an unknown word.
@@ -123,8 +123,8 @@ def only_checked_rows_are_measured(
 
     Args:
         source: The source.
-        case: What it is asked.
-        rows: What it answered.
+        case: The case that it is asked about.
+        rows: The rows that it answered.
 
     Raises:
         AssertionError: A row that was not checked has numbers, or statuses are mixed.
@@ -154,8 +154,8 @@ def numbers_are_in_order(
 
     Args:
         source: The source.
-        case: What it is asked.
-        rows: What it answered.
+        case: The case that it is asked about.
+        rows: The rows that it answered.
 
     Raises:
         AssertionError: A number is out of order, or a numerical check has no limit.
@@ -184,7 +184,7 @@ def _expect_ascending(values: Sequence[float | None], rule: str) -> None:
     expect(there and known == sorted(known), rule, values)
 
 
-#: what is checked of every case
+#: the checks of every case
 CHECKS: tuple[Callable[[MeasurementSource, SourceCase, Sequence[CheckRow]], None], ...] = (
     rows_say_what_was_asked,
     only_checked_rows_are_measured,
@@ -193,11 +193,11 @@ CHECKS: tuple[Callable[[MeasurementSource, SourceCase, Sequence[CheckRow]], None
 
 
 def check_source(source: MeasurementSource, names: Sequence[str] = tuple(CASES)) -> None:
-    """Hold a source to everything that sources owe those who ask them.
+    """Run all checks of measurement sources on a source.
 
     Args:
         source: The source.
-        names: Names of the `CASES` to ask it, all by default.
+        names: Names of the `CASES` to ask about; all by default.
 
     Raises:
         KeyError: There is no such case.

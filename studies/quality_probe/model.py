@@ -1,9 +1,8 @@
-"""Tiny byte-level language models with MoE feed-forwards, for the study beside it: text, gates,
-model, training.
+"""Train tiny byte-level language models with MoE feed-forwards, for the study in this folder.
 
 The MoE layer is `moesim_kernels.moe_layer` with its torch backend, given the routing of the torch
-reference of each gate. Every tensor is drawn from a generator of its own name and the seed, so that
-models that differ in their gate begin alike; batches depend on the seed alone.
+reference of each gate. Every tensor is drawn from a generator that its name and the seed determine,
+so that models with different gates begin with the same weights; batches depend on the seed alone.
 
 Shape suffixes as in `moesim_kernels`: T tokens, E experts, G groups, K experts a token uses, H
 hidden size; B windows of a batch, L bytes of a window.
@@ -56,19 +55,19 @@ class Probe:
     """Sizes of a run.
 
     Attributes:
-        steps: Optimiser steps.
-        hidden_size: H.
-        num_layers: Blocks of mixer and feed-forward.
-        num_experts: E.
-        top_k: K.
+        steps: Number of optimizer steps.
+        hidden_size: Hidden size H.
+        num_layers: Number of blocks of mixer and feed-forward.
+        num_experts: Number of experts E.
+        top_k: Number of experts K that a token uses.
         expert_width: Width of an expert; a dense model's feed-forward is top_k times as wide.
-        taps: Bytes that a mixer looks at.
-        window: Bytes a window predicts.
-        batch: Windows of a step.
-        held_out_batches: Batches the loss is measured on.
-        learning_rate: Peak of AdamW's; warm-up over a tenth of the steps, then a cosine to a tenth
-            of it.
-        balance: Weight of the auxiliary loss (Switch, arXiv 2101.03961) where a gate uses one.
+        taps: Number of bytes that a mixer looks at.
+        window: Number of bytes that a window predicts.
+        batch: Number of windows per step.
+        held_out_batches: Number of held-out batches that the loss is measured on.
+        learning_rate: Peak learning rate of AdamW: it warms up over a tenth of the steps, and then
+            follows a cosine to a tenth of the peak.
+        balance: Weight of the auxiliary loss (Switch, arXiv 2101.03961) of gates that use one.
     """
 
     steps: int = 240
@@ -87,18 +86,20 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """What one model does differently from flat top-k.
+    """How one model differs from flat top-k.
 
     Attributes:
-        gate: As text, see `moesim.model.gate.Gate.parse`.
-        dense: One expert as wide as a token's experts together, instead of experts.
+        gate: Text of the gate; see `moesim.model.gate.Gate.parse`.
+        dense: Whether one expert as wide as a token's experts together replaces the experts.
         dropout: Share of the hidden units of experts dropped in training (expert dropout, arXiv
             2101.03961).
-        capacity_factor: Slots over the mean load in training and after; choices beyond are dropped.
+        capacity_factor: Capacity of an expert over its mean load, in training and after; choices
+            beyond it are dropped.
         learns_groups: Whether the coarse keys of two levels learn from the loss, as in arXiv
-            1701.06538, where a group's share multiplies its experts'; else they learn from the
-            balance of groups alone, since the kernel uses them to select only.
-        redraw: Another draw of the router's keys: what a change that changes nothing does.
+            1701.06538, where a group's share multiplies its experts'. Otherwise they learn from the
+            balance of groups alone, since the kernel uses them only for selection.
+        redraw: Number of another random draw of the router's keys, to see the effect of a change
+            that changes nothing.
     """
 
     gate: str = "flat"
@@ -111,8 +112,9 @@ class Variant:
 
 @cache
 def text() -> tuple[Tensor, Tensor, str]:
-    """Bytes to train on, bytes held out, and a digest of both: files of the running Python's
-    standard library.
+    """Return bytes to train on, bytes held out, and a digest of both.
+
+    The bytes are files of the running Python's standard library.
     """
     folder = Path(sysconfig.get_paths()["stdlib"])
     there = [
@@ -128,14 +130,14 @@ def text() -> tuple[Tensor, Tensor, str]:
 
 
 def unigram_entropy() -> float:
-    """Nats per byte of the held-out text, coded by the training text's byte frequencies."""
+    """Return nats per byte of the held-out text, coded by the training text's byte frequencies."""
     train, held, _ = text()
     frequency = (torch.bincount(train, minlength=256) + 1.0) / (len(train) + 256)
     return float(-frequency[held].log().mean())
 
 
 def windows(data: Tensor, probe: Probe, seed: int) -> Tensor:
-    """A batch of windows and the byte after each, drawn: shape (B, L + 1)."""
+    """Draw a batch of windows with the byte after each: shape (B, L + 1)."""
     generator = torch.Generator().manual_seed(seed)
     start_B = torch.randint(len(data) - probe.window - 1, (probe.batch,), generator=generator)
     return data[start_B[:, None] + torch.arange(probe.window + 1)]
@@ -167,7 +169,7 @@ class Moe(nn.Module):
         self.coarse_GH = (
             drawn("coarse", gate.num_expert_groups, hidden) if gate.kind == "two_level" else None
         )
-        # as in arXiv 1701.06538: the noise begins at softplus(0) whatever the token
+        # as in arXiv 1701.06538: the noise begins at softplus(0) for every token
         self.noise_EH = (
             nn.Parameter(torch.zeros(experts, hidden)) if gate.selection == "noisy_top_k" else None
         )
@@ -177,7 +179,7 @@ class Moe(nn.Module):
         self.balance_loss = torch.zeros(())
 
     def forward(self, x_TH: Tensor, words_T: Tensor) -> Tensor:
-        """Shape (T, H) to the same; keeps the auxiliary loss and counts the choices."""
+        """Map shape (T, H) to the same shape; keep the auxiliary loss and count the choices."""
         gate, top_k = self.layer.gate, self.layer.top_k
         weights = LayerWeights(
             fine_EH=self.fine_EH,
@@ -228,8 +230,9 @@ class Moe(nn.Module):
         return gate_tokens_reference(x_TH, gate, weights, top_k)
 
     def _unbalance(self, x_TH: Tensor, ids_TK: Tensor) -> Tensor:
-        """E x sum of each expert's share of choices and score (arXiv 2101.03961); of groups, too,
-        with two levels.
+        """Return E x the sum over experts of share of choices x mean score (arXiv 2101.03961).
+
+        Gates with two levels add the same of their groups.
         """
         gate = self.layer.gate
         if self.variant.dense or gate.selection == "hash" or gate.balancing == "bias":
@@ -248,18 +251,18 @@ def _switch_loss(logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
 
 
 def normal(name: str, seed: int, *shape: int) -> Tensor:
-    """Normal numbers of deviation 1 / sqrt(inputs), the same for the same name, seed and shape."""
+    """Draw normal numbers of deviation 1 / sqrt(inputs), equal for equal name, seed and shape."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) * 1000 + seed)
     return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks of a causal mixer and an MoE feed-forward before which a norm stands, tied
+    """An embedding, blocks of a causal mixer and an MoE feed-forward, each after a norm, and a tied
     output.
 
     The mixer is a gated causal convolution over the last bytes, channel by channel (as in Hyena,
-    arXiv 2302.10866, with short filters): unlike attention it leaves the statistics of byte pairs
-    behind within the seconds there are.
+    arXiv 2302.10866, with short filters): unlike attention, it gets beyond the statistics of byte
+    pairs within seconds of training.
     """
 
     def __init__(self, probe: Probe, variant: Variant, seed: int) -> None:
@@ -277,7 +280,7 @@ class LanguageModel(nn.Module):
         self.moe = nn.ModuleList([Moe(probe, variant, i, seed) for i in blocks])
 
     def forward(self, words_BL: Tensor) -> Tensor:
-        """Logits of the next byte, shape (B, L, 256)."""
+        """Return the logits of the next byte, shape (B, L, 256)."""
         x_BLH = self.words_VH[words_BL]
         for i, moe in enumerate(self.moe):
             x_BLH = x_BLH + self._mixed(self.norms[2 * i](x_BLH), i)
@@ -300,13 +303,13 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
     """Train one model and measure it on the held-out text.
 
     Args:
-        probe: Sizes.
-        variant: What it does differently.
-        seed: Of weights, batches and noise.
+        probe: Sizes of the run.
+        variant: How the model differs from flat top-k.
+        seed: Seed of weights, batches and noise.
 
     Returns:
-        Held-out loss in nats per byte, the training loss at first and at last, imbalance,
-        milliseconds a step.
+        Held-out loss in nats per byte, first and last training loss, imbalance, milliseconds per
+        step, and active parameters.
     """
     training, held_out, _ = text()
     model = LanguageModel(probe, variant, seed)
@@ -353,7 +356,7 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
 
 
 def active_params(model: LanguageModel) -> int:
-    """Parameters one token uses, embeddings included."""
+    """Count the parameters that one token uses, embeddings included."""
     experts = sum(moe.w_gate_up.numel() + moe.w_down.numel() for moe in model.moe)
     used = sum(
         (moe.w_gate_up.numel() + moe.w_down.numel()) * moe.layer.top_k // moe.layer.num_experts

@@ -1,14 +1,14 @@
-"""What a choice of gate does to the loss, measured: tiny byte-level MoE language models trained on
-this CPU.
+"""Measure what a choice of gate does to the loss of tiny byte-level MoE language models on this
+CPU.
 
-Each variant is trained with the same seeds as flat top-k routing, from the same weights (but for
-its own) on the same batches of Python's standard library, and measured on files held out: so the
-difference is paired, seed by seed. The table `moesim.quality.deltas` stands beside it. ``null`` is
-flat routing from another draw of the router's keys: how far apart two models end that differ in
-nothing.
+Each variant is trained with the same seeds as flat top-k routing, from the same weights (except its
+own) on the same batches of Python's standard library, and measured on held-out files. So the
+differences are paired, seed by seed. They are shown next to the table `moesim.quality.deltas`.
+``null`` is flat routing from another draw of the router's keys: it shows how far apart two models
+end that differ in nothing.
 
 Models of 0.1M active parameters that see 0.4M bytes say whether the references train, which way a
-choice pulls early on, and how large the noise is. They do not transfer: a byte vocabulary favours
+choice pulls early on, and how large the noise is. They do not transfer: a byte vocabulary favors
 hash routing, seconds of training punish whatever slows learning, and no figure from here enters the
 table.
 
@@ -72,8 +72,8 @@ COLUMNS = {
 
 
 def expected(name: str, probe: Probe) -> Delta:
-    """What the table says of a variant; of a dense model what the joint law does, at the smallest
-    it was fitted on.
+    """Return the table's entry for a variant; for a dense model, that of the joint law at its
+    smallest fitted size.
     """
     variant = VARIANTS[name]
     if variant.dense:
@@ -93,7 +93,7 @@ def expected(name: str, probe: Probe) -> Delta:
 
 
 def verdict(low: float, high: float, table: Delta) -> str:
-    """Whether measured and tabled signs agree, or which of the two has none."""
+    """Say whether the measured and the tabulated sign agree, or which of the two has none."""
     if low <= 0 <= high:
         return "undecided: within noise"
     if table.nats == 0:
@@ -108,7 +108,7 @@ def verdict(low: float, high: float, table: Delta) -> str:
 
 
 def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:
-    """Paired differences to flat routing by variant, with the t interval of their mean."""
+    """Return paired differences to flat routing by variant, with the t interval of their mean."""
     from scipy.stats import t
 
     rows = []
@@ -142,8 +142,8 @@ def summary(runs: list[dict[str, Any]], probe: Probe) -> list[dict[str, Any]]:
 
 
 def run_all(names: list[str], seeds: int, probe: Probe) -> list[dict[str, Any]]:
-    """Train every variant with every seed; seeds outside, so that what interrupts leaves whole
-    pairs.
+    """Train every variant with every seed; an interruption leaves whole pairs, as seeds are the
+    outer loop.
     """
     entropy, digest = unigram_entropy(), text()[2]
     common = {

@@ -50,14 +50,18 @@ def main():
     cluster = load_cluster("h100-rail-8x8")
     space = Space(**{SPACE!r}, num_replicas=[0, 64, 128], dispatch=["cluster", "deepep_normal"])
     with tempfile.TemporaryDirectory() as folder:
-        study = watched_study(space, cluster, Workload(**{WORK!r}), num_trials=10_000, storage=folder, num_workers=2,
-                              objectives=["loss", "layer_tokens_per_s_per_device"])
+        study = watched_study(
+            space, cluster, Workload(**{WORK!r}), num_trials=10_000, storage=folder, num_workers=2,
+            objectives=["loss", "layer_tokens_per_s_per_device"])
         write_study(study, Path(folder))
     wall_s = time.perf_counter() - begun
     evaluated_s = sum(t.wall_s for t in study.trials) / 2
-    own, workers = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps(dict(trials=len(study.trials), wall_s=wall_s, other_than_evaluation=1 - evaluated_s / wall_s,
-                          peak_gib=(own + 2 * workers) / 2**20)))
+    own, workers = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps(dict(
+        trials=len(study.trials), wall_s=wall_s, other_than_evaluation=1 - evaluated_s / wall_s,
+        peak_gib=(own + 2 * workers) / 2**20)))
 
 if __name__ == "__main__":
     main()
@@ -76,7 +80,8 @@ def main():
     import numpy as np
     cluster = load_cluster(sys.argv[1])
     devices = cluster.num_devices
-    space = Space(**{SPACE!r} | {{"expert_intermediate_size": {{"low": 512, "high": 5120, "step": 512}}}},
+    widths = {{"low": 512, "high": 5120, "step": 512}}
+    space = Space(**{SPACE!r} | {{"expert_intermediate_size": widths}},
                   num_replicas=[0, devices, 2 * devices])
     problem = Problem(space=space, cluster=cluster, workload=Workload(**{WORK!r}),
                       objectives=["loss", "layer_tokens_per_s_per_device"])
@@ -85,7 +90,8 @@ def main():
         found = list(evaluates.map(screen_chunk, pieces))
     wall_s = time.perf_counter() - begun
     bounded = sum(len(numbers) for numbers, _, _ in found)
-    print(json.dumps(dict(points=space.size, candidates=bounded, wall_s=wall_s, candidates_per_s=bounded / wall_s)))
+    print(json.dumps(dict(points=space.size, candidates=bounded, wall_s=wall_s,
+                          candidates_per_s=bounded / wall_s)))
 
 if __name__ == "__main__":
     main()

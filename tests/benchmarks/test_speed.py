@@ -19,7 +19,7 @@ from moesim.engines.run import run
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.draws import draw_rows
 from moesim.search import Space
-from moesim.search.evaluate import evaluate
+from moesim.search.evaluate import Problem
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
@@ -74,7 +74,8 @@ def test_evaluate_a_fresh_point(benchmark, case):
 
     def evaluate_next():
         workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2", seed=next(seeds))
-        return evaluate(space, case[1], workload, point)
+        problem = Problem(space=space, cluster=case[1], workload=workload, objectives=["loss"])
+        return problem.evaluate(point)
 
     benchmark(evaluate_next)
 

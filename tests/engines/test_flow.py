@@ -188,7 +188,7 @@ for seed in range(60):
         demands = int(rng.integers(0, 4))
         builder.op(f"op{i}", resources=rng.choice(6, demands, replace=False),
                    amounts=10.0 ** rng.uniform(-11, 1, demands),
-                   after=sorted({int(d) for d in rng.integers(0, i, rng.integers(0, 3))}) if i else [],
+                   after=sorted(set(rng.integers(0, i, rng.integers(0, 3)).tolist())) if i else [],
                    bytes_per_flow=float(rng.choice([0.0, 10.0 ** rng.uniform(-6, 6)])))
     program = builder.build()
     bound = run_bound(program).makespan_s

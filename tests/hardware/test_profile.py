@@ -161,7 +161,14 @@ gb_per_s = {value = 3.0, kind = "measured", source = "s"}
 [[host_fabric.points]]
 ranks = 2
 bytes_per_pair = 1024.0
-time_us = {value = 52.0, kind = "measured", source = "s", min = 48.0, median = 55.0, low = 50.0, high = 70.0}
+[host_fabric.points.time_us]
+value = 52.0
+kind = "measured"
+source = "s"
+min = 48.0
+median = 55.0
+low = 50.0
+high = 70.0
 [host_fabric.residuals]
 low = {value = 0.7, kind = "measured", source = "s"}
 high = {value = 1.9, kind = "measured", source = "s"}

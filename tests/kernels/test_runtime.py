@@ -50,7 +50,8 @@ from moesim.model import Gate, MoELayer
 from moesim_kernels import LayerWeights, moe_layer, triton_mode
 from moesim_kernels.timing import bench
 from moesim_kernels.compile import check as compile_check
-layer = MoELayer(hidden_size=8, expert_intermediate_size=8, num_experts=4, top_k=2, gate=Gate.parse("two_level:2:1"))
+layer = MoELayer(hidden_size=8, expert_intermediate_size=8, num_experts=4, top_k=2,
+                 gate=Gate.parse("two_level:2:1"))
 weights, x = LayerWeights.random(layer, 0), torch.ones(3, 8, dtype=torch.bfloat16)
 print(triton_mode(), tuple(moe_layer(x, weights, layer, "torch").shape))
 for call in (lambda: moe_layer(x, weights, layer), lambda: compile_check.compile_target("sm_90")):

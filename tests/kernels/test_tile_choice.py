@@ -9,17 +9,19 @@ from moesim_kernels.ops.layer import LayerWeights, expert_phase
 from moesim_kernels.tiles import choice
 from moesim_kernels.tiles.choice import (
     Shape,
+    choose_tiles,
+    merged_rows,
+    read_table,
+    table_file,
+    tuned_tile,
+)
+from moesim_kernels.tiles.modeled import (
     best_tile,
     best_tiles,
-    choose_tiles,
     expected_counts,
-    merged_rows,
     profile_of,
-    read_table,
     shipped_tiles,
-    table_file,
     tile_seconds,
-    tuned_tile,
 )
 from moesim_kernels.tiles.tiles import LIMITS, Tile, tile_config
 from moesim_kernels.timing.bench import random_ids

@@ -9,8 +9,8 @@ from moesim.design.candidate import Candidate, Parallelism
 from moesim.design.schedule import Schedule
 from moesim.engines.run import run
 from moesim.hardware import load_cluster
-from moesim.lowering.exchange import Priced
 from moesim.lowering.layer import lower_layer
+from moesim.lowering.priced import Priced
 from moesim.lowering.traffic import Traffic
 from moesim.model import MoELayer
 

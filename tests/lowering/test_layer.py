@@ -11,9 +11,9 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.engines.run import run
 from moesim.hardware import single_device
 from moesim.hardware.exchanges import exchange_named
-from moesim.lowering import exchange
-from moesim.lowering.exchange import Priced
+from moesim.lowering import senders
 from moesim.lowering.layer import lower_layer
+from moesim.lowering.priced import Priced
 from moesim.lowering.traffic import spread_tokens
 from moesim.model import Gate, Precision
 from moesim.placement import place
@@ -25,8 +25,8 @@ def together(monkeypatch):
     """All senders in one class: these tests are of single ops; classes have theirs in
     test_exchange.
     """
-    monkeypatch.setattr(exchange, "_STAGGER", float("inf"))
-    monkeypatch.setattr(exchange, "_UNEVEN", float("inf"))
+    monkeypatch.setattr(senders, "_STAGGER", float("inf"))
+    monkeypatch.setattr(senders, "_UNEVEN", float("inf"))
 
 
 class Lowered:

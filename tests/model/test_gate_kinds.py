@@ -1,4 +1,4 @@
-"""Kinds of gates: one record each, and a new one in one place; a new device profile likewise."""
+"""Kinds of gates: one record each, and a new one in one place; the same for a new device profile."""
 
 from dataclasses import replace
 

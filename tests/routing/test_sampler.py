@@ -151,7 +151,10 @@ def test_a_source_may_have_no_tokens(tokens):
 def test_number_of_tokens_is_bounded(tokens):
     with pytest.raises(
         ConfigError,
-        match=rf"^workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {tokens}$",
+        match=(
+            rf"^workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, "
+            rf"got {tokens}$"
+        ),
     ):
         draw(experts=4, top_k=1, tokens=tokens)
 

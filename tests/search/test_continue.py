@@ -27,7 +27,8 @@ def die(trial):
     if trial.number == last:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload), objectives=objectives, num_trials=120,
+run_study(Space(**space), load_cluster("hgx-h100-8"), Workload(**workload),
+          objectives=objectives, num_trials=120,
           seed=3, sampler="nsga2", storage=folder, on_trial=die)
 """
 

@@ -1,4 +1,4 @@
-"""The facade: what a result says, that its parts add up, and that more hardware or less work is
+"""`moesim.simulate`: what a result says, that its parts add up, and that more hardware or less work is
 never slower.
 """
 

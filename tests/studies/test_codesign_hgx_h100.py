@@ -1,4 +1,4 @@
-"""The main job, small: its files, and that a killed run continues to the same ones."""
+"""The HGX H100 study, small: its files, and that a killed run continues to the same ones."""
 
 import csv
 import os

@@ -1,2 +1,1 @@
-"""Communication kernels: what one exchange of tokens demands of ports and SMs, and what it waits.
-"""
+"""Price communication kernels: what one exchange demands of ports and SMs, and its latency."""

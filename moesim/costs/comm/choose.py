@@ -1,4 +1,4 @@
-"""The communication kernel of an exchange on a cluster."""
+"""Make the communication kernel of an exchange on a cluster."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from moesim.units import US
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pair:
-    """Different kernels for the two directions."""
+    """A pair of kernels, one for each direction."""
 
     there: CommKernel
     back: CommKernel
@@ -46,7 +46,7 @@ class _Pair:
 
 
 def ports_of(cluster: Cluster) -> Ports:
-    """A device's side of a cluster's fabric; of a mixed cluster the first device's."""
+    """Return a device's side of a cluster's fabric; on a mixed cluster the first device's."""
     return Ports(
         near_bytes_per_s=cluster.link_bytes_per_s,
         far_bytes_per_s=cluster.nic_bytes_per_s,
@@ -100,7 +100,7 @@ def _calibrated(name: str) -> Callable[[Cluster, int | None], CommKernel]:
     )
 
 
-#: kernel that an exchange names -> what makes it on a cluster
+#: kernel that an exchange names -> function that makes it on a cluster
 KERNELS: dict[str, Callable[[Cluster, int | None], CommKernel]] = {
     "ideal": _ideal,
     "host": _host,
@@ -111,16 +111,16 @@ KERNELS: dict[str, Callable[[Cluster, int | None], CommKernel]] = {
 
 
 def exchange_kernel(cluster: Cluster, exchange: Exchange, num_sms: int | None = None) -> CommKernel:
-    """The priced kernel of an exchange on a cluster.
+    """Return the priced kernel of an exchange on a cluster.
 
     Args:
         cluster: The hardware it runs on.
-        exchange: The exchange, such as `Cluster.exchange` returns it.
-        num_sms: SMs of DeepEP's normal mode, where they are not its default.
+        exchange: The exchange, see `Cluster.exchange`.
+        num_sms: SMs of DeepEP's normal mode; None for its default.
 
     Raises:
-        ConfigError: A calibration file is missing or malformed, a host without a measured
-            all-to-all, an all-gather on a torus, or a kernel that does not exist.
+        ConfigError: A calibration file is missing or malformed, a host has no measured all-to-all,
+            the exchange is an all-gather on a torus, or the kernel does not exist.
     """
     make = exchange.kernel
     if isinstance(make, str):
@@ -131,7 +131,7 @@ def exchange_kernel(cluster: Cluster, exchange: Exchange, num_sms: int | None = 
 
 
 def exchange_digest(cluster: Cluster, exchange: Exchange) -> str:
-    """Hash of the calibration file that an exchange's prices rest on; empty for none."""
+    """Return the hash of the calibration file that an exchange's prices rest on; empty for none."""
     return (
         load_calibration(exchange.calibration, cluster.profile).digest
         if exchange.calibration

@@ -1,17 +1,20 @@
-"""DeepEP's two modes: normal (training, prefill) and low latency (decoding).
+"""Price DeepEP's two modes: normal (training, prefill) and low latency (decoding).
 
-Structure, per device with N tokens of which b bytes travel per copy. *Normal*: one copy per rank
-that holds any of a token's experts, handled by ``num_sms`` SMs. In dispatch every sender warp scans
-all tokens, then copies; in combine an SM reads a token's copies and writes their sum. SMs, port and
-NIC are stages side by side (4-norm), the pipeline's fill comes on top. Across domains a token
-crosses the NIC once per domain and is forwarded there, so the SMs handle copies twice
-(``hop_factor``). *Low latency*: one copy per choice into the expert's slot; the SMs follow from the
-experts, one group of warps each (g = ceil(E / SMs of the device), ceil(E / g) SMs); in dispatch an
-SM takes one token after the other. Across domains every copy crosses the NIC by itself. Each
-doubling of domains costs a step.
+The structure below is per device with N tokens, of which b bytes travel per copy.
+
+*Normal*: one copy travels to each rank that holds any of a token's experts, handled by ``num_sms``
+SMs. In dispatch every sender warp scans all tokens, then copies; in combine an SM reads a token's
+copies and writes their sum. SMs, port and NIC are stages that run side by side (4-norm), and the
+fill of the pipeline comes on top. Across domains a token crosses the NIC once per domain and is
+forwarded there, so the SMs handle copies twice (``hop_factor``).
+
+*Low latency*: one copy per choice travels into the expert's slot. The SMs follow from the experts,
+which have one group of warps each (g = ceil(E / SMs of the device), ceil(E / g) SMs); in dispatch
+an SM takes one token after the other. Across domains every copy crosses the NIC separately. In both
+modes each doubling of domains costs a step.
 
 Data: aiconfigurator-core 0.12, wideep_deepep_{normal,ll}_perf of H100, kernel time without the
-notify kernel (calibrations ``deepep-normal``, ``deepep-ll``); the code is deepseek-ai/DeepEP, its
+notify kernel (calibrations ``deepep-normal``, ``deepep-ll``). The code is deepseek-ai/DeepEP; its
 README has the published figures.
 """
 
@@ -29,7 +32,7 @@ from moesim.units import GB, KB, US
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stages:
-    """Seconds of one exchange: start, stages, depth of the pipeline."""
+    """Seconds of one exchange: its start, its stages, and the depth of its pipeline."""
 
     start: Array
     sm: Array
@@ -45,7 +48,7 @@ class _Stages:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _DeepEp:
-    """What both modes share."""
+    """The parts that both modes share."""
 
     ports: Ports
     calibration: Calibration
@@ -56,7 +59,7 @@ class _DeepEp:
         return self.calibration.level
 
     def interval(self, direction: Direction) -> tuple[float, float]:
-        """P10 and P90 of measured / predicted."""
+        """Return the P10 and P90 of measured / predicted."""
         return self.calibration.interval(direction)
 
     def _links(self, direction: Direction, work: Work) -> tuple[Array, Array]:
@@ -81,10 +84,10 @@ class _DeepEp:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DeepEpNormal(_DeepEp):
-    """DeepEP's normal mode; `CommKernel`.
+    """DeepEP's normal mode, a `CommKernel`.
 
     Attributes:
-        num_sms: SMs it runs on, DeepEP's default.
+        num_sms: SMs it runs on; by default DeepEP's own default.
     """
 
     num_sms: int = 20
@@ -93,14 +96,14 @@ class DeepEpNormal(_DeepEp):
     def copy_bytes(
         self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
     ) -> float:
-        """Elements with scales; in dispatch 4 B, and 12 B of index and weight per choice; in
-        combine its weight.
+        """Return the bytes of a copy: its elements with scales; in dispatch 4 B plus 12 B of index
+        and weight per choice, in combine 4 B of weight per choice.
         """
         payload = hidden_size * payload_bytes(element_bytes)
         return payload + (12.0 * top_k + 4.0 if direction == "dispatch" else 4.0 * top_k)
 
     def stages(self, direction: Direction, work: Work) -> _Stages:
-        """Start, stages and depth of one exchange, each of shape (D,)."""
+        """Return the start, stages and depth of one exchange, each of shape (D,)."""
         c, sms, b = (
             self.calibration,
             np.asarray(self.num_sms, dtype=np.float64),
@@ -122,12 +125,14 @@ class DeepEpNormal(_DeepEp):
                 depth=(c["dispatch_fill_us"] + c["dispatch_fill_us_per_kb"] * per_token * b / sms)
                 * US,
             )
+        # reading costs once per token and once per copy of it
         read_us = b * (
             1.0 / _kb_per_us(c["combine_token_gb_per_s"])
             + per_token / _kb_per_us(c["combine_copy_gb_per_s"])
         )
         send_us = work.copies_D * b / _kb_per_us(c["combine_send_gb_per_s"])
         sm = soft_maximum(work.tokens_D * read_us, send_us) / sms * hop * US
+        # the first tokens must be read before anything can be sent
         start_us = c["combine_start_us"] + c["combine_start_tokens"] * np.where(
             per_token > 0.0, read_us, 0.0
         )
@@ -136,15 +141,15 @@ class DeepEpNormal(_DeepEp):
         )
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange."""
+        """Price one exchange of a direction."""
         return self._price(direction, work, self.stages(direction, work), self.num_sms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DeepEpLowLatency(_DeepEp):
-    """DeepEP's low-latency mode; `CommKernel`.
+    """DeepEP's low-latency mode, a `CommKernel`.
 
-    It takes no SMs from compute: where the two overlap, a hook receives, which occupies none
+    It takes no SMs from compute: where the two overlap, a hook receives, which occupies no SM
     (DeepEP README).
     """
 
@@ -153,13 +158,15 @@ class DeepEpLowLatency(_DeepEp):
     def copy_bytes(
         self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
     ) -> float:
-        """Elements and scales, and 16 B of source in dispatch."""
+        """Return the bytes of a copy: its elements and scales, and in dispatch 16 B that name its
+        source.
+        """
         return hidden_size * payload_bytes(element_bytes) + (
             16.0 if direction == "dispatch" else 0.0
         )
 
     def stages(self, direction: Direction, work: Work) -> _Stages:
-        """Start and stages of one exchange, each of shape (D,)."""
+        """Return the start and stages of one exchange, each of shape (D,)."""
         c = self.calibration
         groups = np.ceil(np.asarray(work.num_experts) / self.ports.num_sms)
         sms = np.ceil(work.num_experts / groups)
@@ -179,7 +186,7 @@ class DeepEpLowLatency(_DeepEp):
         )
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange."""
+        """Price one exchange of a direction."""
         return self._price(direction, work, self.stages(direction, work), 0)
 
 

@@ -1,24 +1,24 @@
-"""What the closed forms of all communication kernels share.
+"""Build the closed forms of all communication kernels from shared parts.
 
-Every form is: a start, a smooth maximum (p-norm) of stages that run side by side, and the fill of a
-pipeline. They are elementwise: every argument may be a number or an ndarray, shapes broadcast,
-seconds and bytes throughout.
+Every form consists of a start, a smooth maximum (p-norm) of stages that run side by side, and the
+fill of a pipeline. The functions are elementwise: every argument may be a number or an ndarray, and
+shapes broadcast. Units are seconds and bytes throughout.
 """
 
 import numpy as np
 
 from moesim.costs.comm.work import Array, Price, Work
 
-#: of the p-norms over stages; 8 where NCCL has two protocols of which the slower decides
+#: p of the p-norms over stages; 8 where NCCL has two protocols of which the slower decides
 STAGE_NORM, PROTOCOL_NORM = 4.0, 8.0
 
 
 def soft_maximum(*stages: Array | float, norm: float = STAGE_NORM) -> Array:
-    """``(sum of stage**norm)**(1/norm)``: the largest stage, up to ``n**(1/norm)`` more where n are
-    equal.
+    """Return ``(sum of stage**norm)**(1/norm)``: the largest stage, times up to ``n**(1/norm)``
+    where n stages are equal.
 
     Args:
-        stages: Seconds >= 0, shapes that broadcast.
+        stages: Seconds >= 0, of shapes that broadcast.
         norm: The p of the p-norm.
     """
     largest = np.maximum.reduce(np.broadcast_arrays(*stages))
@@ -27,15 +27,15 @@ def soft_maximum(*stages: Array | float, norm: float = STAGE_NORM) -> Array:
 
 
 def fill(steady_s: Array, depth_s: Array | float) -> Array:
-    """What filling and draining a pipeline adds to a steady state: all of a short one, ``depth_s``
-    of a long one.
+    """Return what filling and draining a pipeline adds to a steady state: all of a short steady
+    state again, ``depth_s`` for a long one.
     """
     total = np.asarray(steady_s + depth_s)
     return depth_s * steady_s / np.where(total > 0.0, total, 1.0)
 
 
 def per_unit(total: Array, count: Array) -> Array:
-    """``total / count``, 0 where there is none."""
+    """Return ``total / count``, or 0 where the count is 0."""
     count = np.asarray(count, dtype=np.float64)
     return np.where(count > 0.0, total / np.where(count > 0.0, count, 1.0), 0.0)
 
@@ -51,17 +51,18 @@ def priced(
     far_factor: float,
     num_sms: int,
 ) -> Price:
-    """A closed form as demands: its stages, and as latency what it takes beyond the largest of
-    them.
+    """Turn a closed form into demands: its stages, and as latency what it takes beyond the largest
+    stage.
 
     Args:
-        time_s: The closed form, ndarray of shape (D,), no less than any stage.
-        work: What it was asked.
-        sm_s: Stage of the SMs; ``near_s`` and ``far_s`` those of port and NIC, all in seconds,
-            shape (D,).
-        near_factor: Seconds of the port per byte, times its rate; ``far_factor`` the same of the
-            NIC.
-        num_sms: SMs it takes while it runs.
+        time_s: ndarray of shape (D,): the closed form in seconds, no less than any stage.
+        work: The work that is priced.
+        sm_s: Seconds of the SM stage, of shape (D,).
+        near_s: Seconds of the port stage, of shape (D,).
+        far_s: Seconds of the NIC stage, of shape (D,).
+        near_factor: Seconds of the port per byte, times its rate.
+        far_factor: Seconds of the NIC per byte, times its rate.
+        num_sms: SMs that the kernel takes while it runs.
     """
     shape = np.shape(work.tokens_D)
     stages = np.stack(

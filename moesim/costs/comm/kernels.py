@@ -1,4 +1,4 @@
-"""Communication kernels by name."""
+"""Make communication kernels by name."""
 
 from dataclasses import replace
 
@@ -17,22 +17,22 @@ NAMES = ("nccl", *_RINGS, "deepep_normal", "deepep_ll", "nvl72", "nvl72_two_side
 def comm_kernel(
     name: str, ports: Ports, profile: Profile, *, few_shot: bool = True, num_sms: int | None = None
 ) -> CommKernel:
-    """A communication kernel, calibrated for a device as far as it can be.
+    """Return a communication kernel, calibrated for a device as far as possible.
 
-    On a device nobody measured (MI300X with RCCL, say) the parameters of H100 meet that device's
-    own port rates: level ``spec_sheet``.
+    On a device that nobody measured (MI300X with RCCL, for example) the parameters of H100 are used
+    with that device's own port rates, at level ``spec_sheet``.
 
     Args:
         name: One of `NAMES`; ``nccl`` is its all-to-all, ``nvl72`` the one-sided form.
         ports: The device's side of the fabric.
-        profile: The device.
+        profile: The profile of the device.
         few_shot: Whether to use factors from a few measured rows of the device, where there are
             any.
-        num_sms: SMs of DeepEP's normal mode, where they are not DeepEP's default of 20.
+        num_sms: SMs of DeepEP's normal mode; None for DeepEP's default of 20.
 
     Raises:
-        UnknownNameError: No such kernel.
-        ConfigError: Its calibration file is missing or malformed.
+        UnknownNameError: There is no such kernel.
+        ConfigError: The calibration file is missing or malformed.
     """
     if name == "nccl" or name in _RINGS:
         calibration = load_calibration("nccl", profile, few_shot=few_shot)

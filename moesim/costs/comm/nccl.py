@@ -1,14 +1,19 @@
-"""NCCL's collectives: the all-to-all of expert parallelism, and the collectives that price a
-dispatch under TP.
+"""Price NCCL's collectives: the all-to-all of expert parallelism, and those of a dispatch under TP.
 
-Structure, per device with w bytes over its port and R ranks (v = one way of the port, every other
-letter fitted): two protocols of which the slower decides (8-norm). *Bandwidth*: start + (w + ramp w
-/ (w + knee)) / (v efficiency), the ramp being bytes that could have been sent while channels and
-pipeline slots filled; the efficiency counts headers and falls with few peers, (R-1)/(R-1+few). *Low
-latency*: start + bytes per peer / protocol rate, up to a ceiling that is the start of the other
-protocol. Ring collectives start hop after hop, so their starts and ceilings grow with R-1. The
-all-to-all of NCCL up to 2.24 left the low-latency protocol at a lower ceiling (``legacy``). Across
-nodes nothing was measured: the NIC is a stage beside the port, with DeepEP's NIC efficiency and
+The structure is per device with w bytes over its port and R ranks; v is the rate of one direction
+of the port, and every other letter is fitted. There are two protocols, of which the slower decides
+(8-norm).
+
+*Bandwidth*: start + (w + ramp w / (w + knee)) / (v efficiency). The ramp is bytes that could have
+been sent while channels and pipeline slots filled; the efficiency counts headers and falls with few
+peers, (R-1)/(R-1+few).
+
+*Low latency*: start + bytes per peer / protocol rate, up to a ceiling that is the start of the
+other protocol.
+
+Ring collectives start hop after hop, so their starts and ceilings grow with R-1. The all-to-all of
+NCCL up to 2.24 left the low-latency protocol at a lower ceiling (``legacy``). Nothing was measured
+across nodes: there the NIC is a stage that runs next to the port, with DeepEP's NIC efficiency and
 step per doubling of nodes.
 
 Data: aiconfigurator-core 0.12, nccl_perf tables of A100 and H100 (calibration ``nccl``).
@@ -30,12 +35,12 @@ COLLECTIVES: tuple[Collective, ...] = ("alltoall", "all_gather", "reduce_scatter
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Nccl:
-    """A NCCL collective on one cluster; `CommKernel`.
+    """A NCCL collective on one cluster, a `CommKernel`.
 
     Attributes:
         ports: The device's side of the fabric.
         calibration: Fitted parameters.
-        collective: Which one.
+        collective: Which collective it is.
         legacy: Whether NCCL is older than 2.25.
     """
 
@@ -56,11 +61,12 @@ class Nccl:
     def copy_bytes(
         self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
     ) -> float:
-        """Bytes of one copy: the token's elements with their scales."""
+        """Return the bytes of one copy: the token's elements with their scales."""
         return hidden_size * payload_bytes(element_bytes)
 
     def port_factor(self, near_bytes: Array) -> Array:
-        """Seconds of the port per byte, times its rate: >= 1, less for more bytes."""
+        """Return the seconds of the port per byte, times its rate: >= 1, and less for more bytes.
+        """
         peers = np.maximum(self.ports.num_ranks - 1.0, 1.0)
         efficiency = self._c("port_efficiency") * peers / (peers + self._c("few_peers"))
         return (
@@ -68,11 +74,11 @@ class Nccl:
         ) / efficiency
 
     def time_s(self, near_bytes: Array | float, far_bytes: Array | float = 0.0) -> Array:
-        """The closed form.
+        """Return the seconds of the closed form.
 
         Args:
-            near_bytes: Bytes over the device's port, the busier direction; any shape.
-            far_bytes: Bytes over its NIC.
+            near_bytes: Bytes over the device's port in its busier direction, of any shape.
+            far_bytes: Bytes over its NIC in the busier direction.
         """
         ports = self.ports
         peers = np.maximum(ports.num_ranks - 1.0, 1.0)
@@ -86,6 +92,7 @@ class Nccl:
             / ports.near_bytes_per_s
         )
         far = self._far_s(far_bytes)
+        # a small exchange uses the low-latency protocol until the other one's start is shorter
         ceiling: Array = self._c("ceiling_us") * US + steps
         if self.collective == "alltoall":
             ceiling = np.where(
@@ -106,7 +113,7 @@ class Nccl:
         )
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange; the same in both directions."""
+        """Price one exchange; both directions cost the same."""
         factor = self.port_factor(work.near_bytes_D)
         return priced(
             self.time_s(work.near_bytes_D, work.far_bytes_D),
@@ -120,13 +127,13 @@ class Nccl:
         )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
-        """P10 and P90 of measured / predicted."""
+        """Return the P10 and P90 of measured / predicted."""
         return self.calibration.interval(self.collective)
 
 
 def payload_bytes(element_bytes: float) -> float:
-    """Bytes of an element with its share of the scales: fp8 a float32 per 128, four bits one byte
-    per 16, else none.
+    """Return the bytes of an element with its share of the scales: fp8 has a float32 per 128
+    elements, four-bit formats one byte per 16, wider formats none.
     """
     if element_bytes >= 2.0:
         return element_bytes
@@ -134,5 +141,5 @@ def payload_bytes(element_bytes: float) -> float:
 
 
 def num_domains(ports: Ports) -> Array:
-    """Domains of a near port that the ranks spread over, >= 1."""
+    """Return the number of domains that the ranks spread over, >= 1."""
     return np.maximum(np.asarray(ports.num_ranks) / ports.ranks_per_domain, 1.0)

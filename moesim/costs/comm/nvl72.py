@@ -1,11 +1,12 @@
-"""TensorRT-LLM's all-to-all inside an NVL72 domain, one-sided (puts) and two-sided (send and
+"""Price TensorRT-LLM's all-to-all inside an NVL72 domain, one-sided (puts) and two-sided (send and
 receive).
 
-Structure, per device with N tokens of b bytes per copy: a start that grows with log2 of the ranks,
-then port and local work side by side (4-norm): bytes over the port at a share of its rate, and per
-token a fixed cost and a byte cost (packing, reading, reducing). ``prepare`` exchanges counts and
-indices and has local work alone; the low-precision combine quantises and restores on the way. It
-was measured within one domain; between domains the NIC is a stage more, at its full rate (assumed).
+The structure is per device with N tokens of b bytes per copy: a start that grows with log2 of the
+ranks, then port and local work side by side (4-norm). The port moves bytes at a share of its rate;
+the local work has a fixed cost and a byte cost per token (packing, reading, reducing). ``prepare``
+exchanges counts and indices and has only local work; the low-precision combine quantizes and
+restores on the way. It was measured within one domain; between domains the NIC is one more stage,
+at its full rate (assumed).
 
 Data: aiconfigurator-core 0.12, trtllm_alltoall_perf of GB200 at EP 4, 8 and 16 (calibration
 ``nvl72``).
@@ -42,7 +43,7 @@ PHASES: tuple[Phase, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Nvl72:
-    """TensorRT-LLM's all-to-all; `CommKernel`.
+    """TensorRT-LLM's all-to-all, a `CommKernel`.
 
     Attributes:
         ports: The device's side of the fabric.
@@ -63,11 +64,11 @@ class Nvl72:
     def copy_bytes(
         self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
     ) -> float:
-        """Bytes of one copy: the token's elements with their scales."""
+        """Return the bytes of one copy: the token's elements with their scales."""
         return hidden_size * payload_bytes(element_bytes)
 
     def _stages(self, phase: Phase, work: Work) -> tuple[Array, Array, Array, Array]:
-        """(start, local work, port, NIC) in seconds."""
+        """Return the seconds of start, local work, port and NIC."""
         c, ports = self.calibration, self.ports
         near = work.near_bytes_D / (c[f"{phase}_port_efficiency"] * ports.near_bytes_per_s)
         far = (
@@ -84,12 +85,12 @@ class Nvl72:
         return start, local, near, far
 
     def time_s(self, phase: Phase, work: Work) -> Array:
-        """The closed form of one phase. ndarray of shape (D,)."""
+        """Return the seconds of the closed form of one phase: ndarray of shape (D,)."""
         start, *stages = self._stages(phase, work)
         return start + soft_maximum(*stages)
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange."""
+        """Price one exchange of a direction."""
         phase: Phase = f"{direction}_{self.variant}"  # type: ignore[assignment]
         _, local, near, far = self._stages(phase, work)
         return priced(
@@ -104,5 +105,5 @@ class Nvl72:
         )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
-        """P10 and P90 of measured / predicted."""
+        """Return the P10 and P90 of measured / predicted."""
         return self.calibration.interval(f"{direction}_{self.variant}")

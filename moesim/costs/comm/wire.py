@@ -1,9 +1,10 @@
-"""Fabrics without a measured kernel: bytes over an achieved share of the link, after a start.
+"""Price exchanges on fabrics without a measured kernel: a start, then bytes over an achieved share
+of the link rate.
 
-``ideal`` is the data sheet's rate and no start: what the topology alone would do. ``ici`` is a
-TPU's torus, with the share of the link rate that the JAX scaling book works with (45 of 50 GB/s and
-90 of 100, part 2) and an assumed start; its parameters are in the calibration file ``ici-assumed``,
-fitted to nothing.
+``ideal`` uses the data sheet's rate and no start: what the topology alone would do. ``ici`` is a
+TPU's torus, with the share of the link rate that the JAX scaling book uses (45 of 50 GB/s and 90 of
+100, part 2) and an assumed start. Its parameters are in the calibration file ``ici-assumed``, which
+is fitted to nothing.
 
 Shape legend: D devices.
 """
@@ -18,14 +19,14 @@ from moesim.costs.comm.work import Direction, Ports, Price, Work
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wire:
-    """A start, then bytes over a share of the rate.
+    """A kernel that takes a start, then moves bytes at a share of the link rate.
 
     Attributes:
         ports: The device's side of the fabric.
         efficiency: Share of the link rate that is reached.
-        start_s: Elapses first.
-        level: ``none``: it rests on no measurement.
-        spread: Factors of its interval, assumed.
+        start_s: Seconds that elapse before the first byte.
+        level: ``none`` if it rests on no measurement.
+        spread: Factors of its interval; the default is assumed.
     """
 
     ports: Ports
@@ -38,11 +39,11 @@ class Wire:
     def copy_bytes(
         self, direction: Direction, hidden_size: int, top_k: int, element_bytes: float
     ) -> float:
-        """The token's own bytes."""
+        """Return the bytes of one copy: the token's own bytes."""
         return hidden_size * element_bytes
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange; the start is spent even with nothing to send."""
+        """Price one exchange; the start elapses even with nothing to send."""
         devices = len(np.asarray(work.tokens_D))
         factor = np.full(devices, 1.0 / self.efficiency)
         near_s, far_s = (
@@ -65,5 +66,5 @@ class Wire:
         )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
-        """The assumed spread."""
+        """Return the factors of the interval."""
         return self.spread

@@ -1,1 +1,1 @@
-"""Prices of kernels by kind of device: GPUs, systolic arrays, CPUs."""
+"""Price kernels by kind of device: GPUs, systolic arrays, CPUs."""

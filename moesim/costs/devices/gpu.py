@@ -1,10 +1,10 @@
-"""Kernel prices on a device that runs tiles in waves over SMs.
+"""Price kernels on a device that runs tiles in waves over SMs.
 
-A tiled GEMM is priced from what it does: the tiles its expert histogram needs, the waves they make,
-the K-iterations of a tile and what each costs beyond its matrix instructions, and the weight and
-activation streams. The parameters are fitted (calibration file ``triton-moe``); the structure is
-ours, after the wave models of Triton and CUTLASS tuning (e.g. RaMP, arXiv 2604.26039, which prices
-tiles from the expert histogram).
+A tiled GEMM is priced from what it does: the tiles that its expert histogram needs, the waves they
+form, the K-iterations of a tile and what each costs beyond its matrix instructions, and the weight
+and activation streams. The parameters are fitted (calibration file ``triton-moe``). The structure
+is ours and follows the wave models of Triton and CUTLASS tuning (for example RaMP, arXiv
+2604.26039, which prices tiles from the expert histogram).
 
 Shape legend: D devices or rows, L local experts.
 """
@@ -35,8 +35,8 @@ class WaveKernels:
     rows_may_differ: ClassVar[bool] = True
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """``count`` dependent launches that do nothing else; in cycles, since front ends run on the
-        chip's clock.
+        """Price ``count`` dependent launches that do nothing else, in cycles, since front ends run
+        on the chip's clock.
         """
         latency = np.asarray(count) * (
             self.calibration["kernel_launch_cycles"] / self.profile.clock_hz
@@ -48,8 +48,7 @@ class WaveKernels:
         )
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """Reading and writing ``num_bytes_D`` bytes in order: bytes over the achieved activation
-        bandwidth.
+        """Price reading and writing bytes in order: bytes over the achieved activation bandwidth.
         """
         seconds = np.asarray(num_bytes_D, dtype=np.float64) / self._bandwidth(
             "activation_bandwidth_efficiency"
@@ -61,45 +60,49 @@ class WaveKernels:
         )
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Reading rows of ``access_bytes`` at random places: `stream`, slower by the profile's
-        gather curve.
+        """Price reading rows of ``access_bytes`` at random places: `stream`, slowed by the
+        profile's gather curve.
         """
         return self.stream(np.asarray(num_bytes_D) * self.profile.gather_slowdown(access_bytes))
 
     def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
-        """Weighted sums of rows where they lie: each row gathered, each sum written in order."""
+        """Price weighted sums of rows: each row is gathered, each sum is written in order."""
         read = np.asarray(rows_D) * row_bytes * self.profile.gather_slowdown(row_bytes)
         return self.stream(read + np.asarray(sums_D) * row_bytes)
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
-        """Sorting choices by expert: reads each 4-byte choice twice, writes its 4-byte place;
-        launches not counted.
+        """Price sorting choices by expert, without its launches: each 4-byte choice is read twice,
+        and its 4-byte position written.
         """
         return self.stream(np.asarray(rows_D) * 12.0)
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """One more kernel over all logits: the two best of each group, then the groups, and a mask.
+        """Price one more kernel over all logits: the two best of each group, the best groups, and a
+        mask.
         """
         return sequence(
             self.top_k(rows_D, groups * per_group, 2), self.launches(1.0 * (np.asarray(rows_D) > 0))
         )
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
-        """Nothing: the kernel that chooses among pairs adds them up."""
+        """Price nothing: the kernel that chooses among pairs adds them up."""
         return self.launches(0.0 * np.asarray(rows_D))
 
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
-        """Each pass reads and writes every float32 logit in a kernel of its own."""
+        """Price passes over float32 logits, each a kernel of its own that reads and writes every
+        logit.
+        """
         elements = np.asarray(elements_D, dtype=np.float64)
         return sequence(
             self.stream(passes * 8.0 * elements), self.launches(passes * (elements > 0))
         )
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Top-k of float32 rows in one kernel, their softmax included.
+        """Price top-k of float32 rows in one kernel, which includes their softmax.
 
-        Reads 4 bytes per logit, writes 8 per choice; k rounds of a maximum over the row on the CUDA
-        cores (one comparison per lane and clock), the selection of `moesim_kernels.ops.router`.
+        It reads 4 bytes per logit and writes 8 per choice. The selection is k rounds of a maximum
+        over the row on the CUDA cores (one comparison per lane and clock), see
+        `moesim_kernels.ops.router`.
         """
         rows = np.asarray(rows_D, dtype=np.float64)
         memory = self.stream(rows * (4.0 * columns + 8.0 * k)).memory_s_D
@@ -111,29 +114,32 @@ class WaveKernels:
         )
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
-        """One grouped GEMM: for each expert, (count x k) times (k x n).
+        """Price one grouped GEMM: (count x k) times (k x n) for each expert.
 
         Per K-iteration a tile takes its matrix instructions, 2 BM BN BK over the SM's FLOP per
         clock, plus ``iteration_overhead_cycles`` (on compute capability 10 with BM >= 64 and no
         block scales the instruction is asynchronous: the larger of the two). Compute is the larger
-        of a throughput time, ceil(tiles / SMs) waves of full tiles, and a latency time, ceil(tiles
-        / (SMs x CTAs per SM)) waves of chains whose iterations wait for their loads. Memory is the
-        active experts' weights plus the activations, each over its own achieved bandwidth; rows of
-        the weight block shorter than 128 bytes use it less well. The smaller of compute and memory
-        overlaps only in part. Blocks that hold nothing, and blocks of masked choices, which only
-        write zeros, cost a few cycles each. A depth that is no multiple of 16 loses aligned loads,
-        and with them ``misaligned_factor``. Rows gathered or scattered move as slowly as the
-        profile's gather curve says for a whole row, of which every K-iteration reads the next
-        piece; what short pieces cost is in the fitted parameters. Where experts differ in width,
-        every tile counts with its own expert's iterations: waves are those of as many tiles of mean
-        depth, and none is shorter than the longest tile.
+        of two times: a throughput time, ceil(tiles / SMs) waves of full tiles, and a latency time,
+        ceil(tiles / (SMs x CTAs per SM)) waves of chains whose iterations wait for their loads.
+
+        Memory is the active experts' weights plus the activations, each over its own achieved
+        bandwidth; rows of the weight block shorter than 128 bytes use the bandwidth less well. The
+        smaller of compute and memory overlaps only in part. Blocks that hold nothing, and blocks of
+        masked choices, which only write zeros, cost a few cycles each. A depth that is not a
+        multiple of 16 loses aligned loads and costs ``misaligned_factor``.
+
+        Gathered or scattered rows move as slowly as the profile's gather curve says for a whole
+        row, of which every K-iteration reads the next piece; what short pieces cost is in the
+        fitted parameters. Where experts differ in width, every tile counts its own expert's
+        iterations: waves are those of equally many tiles of mean depth, and no wave is shorter than
+        the longest tile.
 
         Args:
             load: What the experts compute, with the row blocks of this tile's block_m.
             n: Columns of the result; where experts differ, ndarray of shape (D, L).
-            k: Depth, likewise.
+            k: Depth; where experts differ, ndarray of shape (D, L).
             gemm: Tile, formats, and where the operands lie; widening a weight costs two operations
-                on the CUDA lanes every K-iteration (assumed, no rows).
+                on the CUDA lanes in every K-iteration (assumed, no measured rows).
 
         Returns:
             PhaseCost of shape (D,).
@@ -153,18 +159,20 @@ class WaveKernels:
                 + _WIDEN_OPERATIONS * gemm.tile.block_n * gemm.tile.block_k / _CUDA_LANES_PER_SM
             )
         tcgen05 = p.compute_capability is not None and 10.0 <= p.compute_capability < 11.0
-        # block scales are applied to the accumulator after every K-iteration, which must then wait
-        # for its product
+        # block scales are applied to the accumulator after every K-iteration, so the iteration must
+        # wait for its product
         asynchronous = np.logical_and(
             tcgen05 and not gemm.block_scaled, np.asarray(gemm.tile.block_m) >= 64
         )
         iteration = np.where(asynchronous, np.maximum(mma, overhead), mma + overhead)
 
         warm = gemm.warm_bytes_D
+        # weights that fit into half of L2 are warm; beyond it the share falls with the square
         hot = (
             0.0 if warm is None else np.minimum(1.0, 0.5 * p.l2_bytes / np.maximum(warm, 1.0)) ** 2
         )
         wait = c["load_latency_cycles"] * (1.0 - c["warm_latency_saving"] * hot)
+        # a software pipeline hides the loads behind the iterations of its stages
         chain = np.maximum(wait / np.maximum(gemm.tile.num_stages - 1, 1), iteration)
         ctas = gemm.tile.ctas_per_sm(gemm.input_bytes, p.shared_memory_per_sm_bytes)
         throughput = np.ceil(tiles / p.num_sms) * (

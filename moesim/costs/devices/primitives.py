@@ -1,4 +1,6 @@
-"""The primitives every phase is composed of, and which model prices them on which device."""
+"""Define the primitives of which every phase is composed, and choose the model that prices them on
+a device.
+"""
 
 from typing import ClassVar, Protocol
 
@@ -20,54 +22,55 @@ class Kernels(Protocol):
     """What a device model must price. All arrays have shape (D,) unless their name says otherwise.
 
     Attributes:
-        rows_may_differ: Whether sizes may be arrays too, one for each row.
+        rows_may_differ: Whether sizes may also be arrays with one value for each row.
     """
 
     rows_may_differ: ClassVar[bool]
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """Dependent launches that do nothing else."""
+        """Price dependent launches that do nothing else."""
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """Bytes read or written in order."""
+        """Price bytes that are read or written in order."""
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Bytes read in rows at random places."""
+        """Price bytes that are read in rows at random places."""
 
     def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
-        """Weighted sums, written in order, of rows at random places."""
+        """Price weighted sums, written in order, of rows at random places."""
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
-        """Sorting choices by expert."""
+        """Price sorting choices by expert."""
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Top-k of float32 rows; ``scored``: of their softmax, in one kernel where a device fuses
-        them.
+        """Price top-k of float32 rows; if ``scored``, of their softmax, in one kernel where a
+        device fuses them.
         """
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """Scores of groups by their two best experts, the best groups, and the others' experts
-        masked.
+        """Price group scores from each group's two best experts, the best groups, and the mask over
+        the experts of all others.
         """
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
-        """Sums and numbers of all pairs of two lists, where that is work of its own."""
+        """Price the sums and indices of all pairs of two lists, where that is separate work."""
 
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
-        """Passes over float32 logits that a gate makes beside scores and top-k, such as noise or
-        normalisation.
+        """Price passes over float32 logits that a gate makes in addition to scores and top-k, such
+        as noise or normalization.
         """
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
-        """For each expert, (count x k) times (k x n); n or k of shape (D, L) where experts differ.
+        """Price (count x k) times (k x n) for each expert; n or k has shape (D, L) where experts
+        differ.
         """
 
 
 def kernels_for(profile: Profile) -> Kernels:
-    """The cost model of a device.
+    """Return the cost model of a device.
 
     Raises:
-        ConfigError: Its calibration file is missing or malformed.
+        ConfigError: The calibration file is missing or malformed.
     """
     if profile.execution == "serial":
         return SerialKernels(profile=profile)

@@ -1,16 +1,15 @@
-"""Kernel prices on a device that runs one group after another: a CPU, priced from primitives
+"""Price kernels on a device that runs one group after another: a CPU, priced from primitives
 measured on it.
 
 Nothing here is fitted to a layer. The profile's ``serial`` tables hold seconds per unit, fitted
 with non-negative coefficients to the log error of stand-alone primitives
 (`moesim_kernels.profile.cpu_profile`); a coefficient that is absent is 0. Each ``*_features``
-function is both halves of that bargain: the terms of one primitive as they are fitted, and as they
-are priced.
+function returns the terms of one primitive, for the fit and for the price alike.
 
-Caches are cold, as for one of many layers: weights, buffers and the framework's code come from
-memory, and only what the primitive before has just written is near. The first use of a piece of
-code is therefore most of what a small call costs; ``launch.call_s`` is that cost, averaged over
-calls of the framework.
+Caches are cold, which holds for one of many layers: weights, buffers and the framework's code come
+from memory, and only what the previous primitive has just written is near. Most of what a small
+call costs is therefore the first use of a piece of code; ``launch.call_s`` is that cost, averaged
+over calls of the framework.
 
 Shape legend: D devices or rows, L local experts.
 """
@@ -27,22 +26,21 @@ from moesim.errors import ConfigError
 from moesim.hardware import Profile
 
 Array = np.ndarray
-#: up to this many rows a GEMM still spends its time on getting at the weights
+#: up to this many rows a GEMM spends its time on fetching the weights
 _FEW_ROWS = 16
-#: rows shorter than this are not vectorised by a softmax
+#: rows shorter than this are not vectorized by a softmax
 _SHORT_ROW = 16
-#: torch.topk sorts partially if k times this fits into a row, else it partitions the whole row
+#: torch.topk sorts partially if k times this fits into a row; otherwise it partitions the whole row
 _PARTIAL_SORT = 64
 #: assumed size of a core's own cache: what it holds need not come from further away
 OWN_CACHE_BYTES = 2**20
 _LOGIT_BYTES = 4.0
 #: calls of the framework in a primitive, beyond those its callers count as launches
 _MORE_CALLS = {"top_k": 1, "softmax": 2, "align": 3, "stream": 3}
-#: tables that profiles measured before they were told apart lack: their work is in ``top_k`` and
-#: ``stream`` there
+#: tables that older profiles lack, which count that work in ``top_k`` and ``stream``
 _NEWER = ("softmax", "cast", "mask")
-#: share of one GEMM's spread that is left in the sum of an up and a down projection whose errors
-#: are independent
+#: share of one GEMM's spread that remains in the sum of an up and a down projection with
+#: independent errors
 _TWO_GEMMS = ((2 / 3) ** 2 + (1 / 3) ** 2) ** 0.5
 #: phase -> primitives that make up most of it
 _MOSTLY = {
@@ -55,8 +53,8 @@ _MOSTLY = {
 
 
 def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
-    """Share not found in a cache when ``num_bytes`` are used in turn: 0 up to half of its size, 1
-    from twice on.
+    """Return the share of bytes that a cache misses when ``num_bytes`` are used in turn: 0 up to
+    half of its size, 1 from twice its size.
     """
     return np.clip(np.log2(np.maximum(num_bytes, 1.0) / (0.5 * cache_bytes)) / 2.0, 0.0, 1.0)
 
@@ -64,19 +62,20 @@ def missing(num_bytes: Array | float, cache_bytes: float) -> Array:
 def gemm_features(
     m: Array, n: Size, k: Size, *, weight_bytes: float, away: Array | float
 ) -> dict[str, Array]:
-    """Terms of the groups of a grouped GEMM, (m x k) times (k x n).
+    """Return the terms of the groups of a grouped GEMM, (m x k) times (k x n).
 
-    A constant, and one for each different number of rows (libraries compile a kernel for each, and
-    fetch its code); multiply-adds; weights once, as a whole and in proportion to few rows (a
-    library packs them only from some rows on); columns, each of which begins elsewhere; weights
-    from memory; inputs; outputs, and those not in the cache.
+    The terms are a constant, and one for each different number of rows (libraries compile a kernel
+    for each, and fetch its code); multiply-adds; weights once, as a whole and in proportion to few
+    rows (a library packs them only above some number of rows); columns, each of which begins at
+    another address; weights from memory; inputs; outputs, and those that are not in the cache.
 
     Args:
         m: ndarray of shape (..., L): rows of each group; groups without rows cost nothing.
-        n: Columns.
-        k: Depth.
+        n: Columns of the result.
+        k: Depth of the product.
         weight_bytes: Bytes of one weight.
-        away: Share of weights and outputs that is not in the cache, of shape (...).
+        away: Share of weights and outputs that is not in the cache, a number or ndarray of shape
+            (...).
 
     Returns:
         Term -> ndarray of shape (...), summed over the groups.
@@ -87,6 +86,7 @@ def gemm_features(
         m.sum(axis=-1),
         (np.minimum(m, _FEW_ROWS) / _FEW_ROWS).sum(axis=-1),
     )
+    # the number of different row counts that are not zero
     kinds = (np.diff(np.sort(m, axis=-1), axis=-1, prepend=0.0) > 0).sum(axis=-1)
     return {
         "call_away_s": away * (rows > 0),
@@ -104,8 +104,8 @@ def gemm_features(
 
 
 def element_features(elements: Array, bytes_each: float, cache_bytes: float) -> dict[str, Array]:
-    """Terms of a pass over all elements: elements, and those that are not in a cache, by the bytes
-    it touches.
+    """Return the terms of a pass over all elements: the elements, and those that a cache misses,
+    given the bytes that the pass touches.
     """
     return {
         "element_s": elements,
@@ -114,7 +114,7 @@ def element_features(elements: Array, bytes_each: float, cache_bytes: float) -> 
 
 
 def softmax_features(rows: Array, columns: Size, cache_bytes: float) -> dict[str, Array]:
-    """Terms of a softmax of rows: that of a short row is not vectorised."""
+    """Return the terms of a softmax of rows; a short row is not vectorized."""
     elements = rows * columns
     return {
         "row_s": rows,
@@ -126,7 +126,7 @@ def softmax_features(rows: Array, columns: Size, cache_bytes: float) -> dict[str
 def top_k_features(
     rows: Array, columns: Size, k: Size, cache_bytes: float = 1e18
 ) -> dict[str, Array]:
-    """Terms of top-k of rows: torch.topk has two algorithms."""
+    """Return the terms of top-k of rows, for which torch.topk has two algorithms."""
     partial = np.asarray(_PARTIAL_SORT * k <= columns)
     return {
         "row_s": rows,
@@ -140,13 +140,13 @@ def top_k_features(
 
 
 def gather_features(rows: Array, row_bytes: float) -> dict[str, Array]:
-    """Terms of reading rows at random places and writing them in order."""
+    """Return the terms of reading rows at random places and writing them in order."""
     return {"row_s": rows, "byte_s": rows * row_bytes}
 
 
 def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
-    """Terms of a stable merge sort of expert ids and their histogram; from 32,768 rows on torch is
-    faster by radix.
+    """Return the terms of a stable merge sort of expert ids and their histogram; from 32,768 rows
+    torch uses a faster radix sort.
     """
     return {
         "element_s": rows,
@@ -155,8 +155,8 @@ def align_features(rows: Array, num_experts: Size) -> dict[str, Array]:
 
 
 def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
-    """Terms of an element-wise pass: bytes, those beyond the core's own cache, those beyond the
-    last one.
+    """Return the terms of an element-wise pass: bytes, those beyond the core's own cache, and those
+    beyond the last cache.
     """
     return {
         "byte_s": num_bytes,
@@ -166,18 +166,18 @@ def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
 
 
 def phase_intervals(profile: Profile, fmt: str, gate_fmt: str) -> dict[str, tuple[float, float]]:
-    """P10 and P90 of measured over predicted time of phases, from the residuals of calls left out
-    of the fit.
+    """Return the P10 and P90 of measured over predicted time of phases, from the residuals of calls
+    left out of the fit.
 
-    A phase is taken to be as far off as the worst of the primitives that make up most of it; the
-    experts less so, since errors of their two GEMMs, with two thirds and one third of the work, add
-    up in quadrature. (On one machine, 103 of 120 random layers took a time within the interval that
-    follows.)
+    A phase is taken to be as far off as the worst of the primitives that make up most of it. The
+    experts are less far off, since the errors of their two GEMMs, with two thirds and one third of
+    the work, add up in quadrature. (On one machine, 103 of 120 random layers took a time within the
+    interval that follows.)
 
     Args:
-        profile: A measured one; without residuals there are no intervals.
+        profile: A measured profile; without residuals there are no intervals.
         fmt: Format of the experts' GEMMs.
-        gate_fmt: Format of the gate's.
+        gate_fmt: Format of the gate's GEMMs.
     """
     found = {}
     for phase, parts in _MOSTLY.items():
@@ -223,16 +223,16 @@ class SerialKernels:
         return PhaseCost(compute_s_D=seconds, memory_s_D=zero, latency_s_D=zero)
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """Calls of the framework that do nothing else."""
+        """Price calls of the framework that do nothing else."""
         return self._sum("launch", {}, np.asarray(count, dtype=np.float64))
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """An element-wise pass of the expert phase: activation, or rows to their experts and
-        weighted sums back.
+        """Price an element-wise pass of the expert phase: the activation, or rows to their experts
+        and weighted sums back.
 
-        ``num_bytes_D`` counts 2 bytes per element read or written, as that phase does; the passes
-        it was measured on are counted alike, in either format. Copies that only a CPU makes are
-        part of them.
+        ``num_bytes_D`` counts 2 bytes per element read or written, which is how the expert phase
+        counts; the passes it was measured on are counted the same way, in either format. Copies
+        that only a CPU makes are part of them.
         """
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
         return self._sum(
@@ -242,23 +242,24 @@ class SerialKernels:
         )
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Rows of ``access_bytes`` read at random places and written in order."""
+        """Price rows of ``access_bytes`` that are read at random places and written in order."""
         num_bytes = np.asarray(num_bytes_D, dtype=np.float64)
         return self._sum("gather", gather_features(num_bytes / access_bytes, access_bytes))
 
     def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
-        """Weighted sums of rows: one of the passes that `stream` was measured on."""
+        """Price weighted sums of rows, one of the passes that `stream` was measured on."""
         return self.stream((np.asarray(rows_D) + np.asarray(sums_D)) * row_bytes)
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
-        """A stable sort of the choices and a histogram."""
+        """Price a stable sort of the choices and a histogram."""
         rows = np.asarray(rows_D, dtype=np.float64)
         return self._sum(
             "align", align_features(rows, num_experts), _MORE_CALLS["align"] * (rows > 0)
         )
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Top-k of float32 rows, ``scored``: of their softmax, which is a pass of its own."""
+        """Price top-k of float32 rows; if ``scored``, of their softmax, which is a separate pass.
+        """
         rows, cache = np.asarray(rows_D, dtype=np.float64), self.profile.l2_bytes
         cost = self._sum(
             "top_k", top_k_features(rows, columns, k, cache), _MORE_CALLS["top_k"] * (rows > 0)
@@ -275,7 +276,8 @@ class SerialKernels:
         )
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """Two best of each group, their sum, the best groups, and a mask over all logits."""
+        """Price the two best of each group, their sum, the best groups, and a mask over all logits.
+        """
         rows = np.asarray(rows_D, dtype=np.float64)
         mask = element_features(rows * groups * per_group, 9.0, self.profile.l2_bytes)
         return sequence(
@@ -285,12 +287,13 @@ class SerialKernels:
         )
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
-        """Sums of float32, and numbers of experts by a product and a sum: three passes."""
+        """Price the float32 sums of pairs, and expert indices by a product and a sum: three passes.
+        """
         rows = np.asarray(rows_D, dtype=np.float64)
         return self._passes(rows * halves**2, 3.0)
 
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
-        """Each pass reads and writes every float32 logit."""
+        """Price passes that each read and write every float32 logit."""
         return self._passes(np.asarray(elements_D, dtype=np.float64), passes)
 
     def _passes(self, elements: Array, passes: float) -> PhaseCost:
@@ -302,13 +305,13 @@ class SerialKernels:
         )
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
-        """Groups in turn, each by `gemm_features`; a tile means nothing here.
+        """Price groups in turn, each by `gemm_features`; the tile is ignored.
 
-        Float32 results are logits: of a format of two bytes a pass makes them so; where rows are
-        gathered and logits scattered, both are copied. Weights come from memory, or with
-        ``gemm.warm_bytes_D``, what calls back to back touch, as far as it does not fit. Experts of
-        different widths are a call for each width. Rows are gathered by a pass of its own, not
-        here.
+        Float32 results are logits: where the format has two bytes, an extra pass converts them;
+        where rows are gathered and logits scattered, both are copied. Weights come from memory;
+        with ``gemm.warm_bytes_D``, which is what back-to-back calls touch, only the part that does
+        not fit the cache does. Experts of different widths take a call for each width. Other rows
+        are gathered by a pass of their own, which is not counted here.
         """
 
         def call(part: Load, columns: Size, depth: Size) -> PhaseCost:

@@ -1,15 +1,15 @@
-"""Kernel prices on a device whose matrix units are systolic arrays: a TPU.
+"""Price kernels on a device whose matrix units are systolic arrays: a TPU.
 
 A grouped GEMM is priced as a Pallas kernel of the MegaBlox kind (JAX,
 jax/experimental/pallas/ops/tpu/megablox/gmm.py, after Gale et al. 2022, arXiv 2211.15841): a grid
-over column blocks, row tiles and depth, one step after another, the blocks of the next step on
-their way from HBM to VMEM meanwhile. What is not a whole tile is multiplied in full and masked.
-Time is the larger of what the matrix units and what HBM take: the roofline of a pipelined kernel
-(Austin et al. 2025, How to Scale Your Model, chapters 1 and 2).
+over column blocks, row tiles and depth, one step after another, while the blocks of the next step
+are loaded from HBM to VMEM. Partial tiles are multiplied in full and masked. Time is the larger of
+what the matrix units take and what HBM takes: the roofline of a pipelined kernel (Austin et al.
+2025, How to Scale Your Model, chapters 1 and 2).
 
-No measured TPU rows are known to the project. The efficiencies are assumed (calibration file
-``tpu-assumed``), prices are of level ``none``, and their interval is a factor of 1.5 either way,
-assumed too.
+The project knows no measured TPU rows. The efficiencies are assumed (calibration file
+``tpu-assumed``), prices have level ``none``, and their interval is a factor of 1.5 either way,
+which is also assumed.
 
 Shape legend: D devices, L local experts.
 """
@@ -31,23 +31,24 @@ Array = np.ndarray
 #: rows into a sublane (JAX documentation, Pallas TPU, array layouts)
 _SUBLANES, _LANES = 8, 128
 #: float32 operations of the vector unit per clock and matrix unit: 8 x 128 lanes of 4 units each
-#: beside 4 MXUs (How to Scale Your Model, chapter 2, appendix A)
+#: per 4 MXUs (How to Scale Your Model, chapter 2, appendix A)
 _VECTOR_OPERATIONS = 1024.0
-#: accumulators are float32; two buffers of every block that is loaded
+#: accumulators are float32, and every block that is loaded has two buffers
 _ACCUMULATOR_BYTES, _BUFFERS = 4.0, 2.0
-#: operations that widen a weight, or apply a block's scale to an accumulator: assumed
+#: operations that widen a weight or apply a block's scale to an accumulator (assumed), and elements
+#: of a scale block
 _WIDEN_OPERATIONS, _SCALE_OPERATIONS, _SCALE_BLOCK = 2.0, 2.0, 128
 
 
 def padded(size: Size | Array, multiple: int) -> Array:
-    """``size`` rounded up to a multiple: what a matrix unit or a layout makes of it."""
+    """Round ``size`` up to a multiple, as a matrix unit or a layout does."""
     return -(-np.asarray(size) // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SystolicKernels:
-    """Primitives of one TPU chip, its TensorCores taken together: grouped GEMM, top-k, stream,
-    gather, launch.
+    """Primitives of one TPU chip with all its TensorCores: grouped GEMM, top-k, stream, gather,
+    launch.
     """
 
     profile: Profile
@@ -56,7 +57,8 @@ class SystolicKernels:
     rows_may_differ: ClassVar[bool] = False
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """``count`` ops of a compiled program, beyond their work: the profile's launch time each.
+        """Price ``count`` ops of a compiled program, beyond their work: the profile's launch time
+        each.
         """
         latency = np.asarray(count, dtype=np.float64) * self.profile.kernel_launch_s
         return PhaseCost(
@@ -66,25 +68,26 @@ class SystolicKernels:
         )
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """Reading and writing bytes in order: bytes over the achieved HBM bandwidth."""
+        """Price reading and writing bytes in order: bytes over the achieved HBM bandwidth."""
         return self._cost(memory=np.asarray(num_bytes_D, dtype=np.float64) / self._bandwidth())
 
     def gather(self, num_bytes_D: Array, access_bytes: float) -> PhaseCost:
-        """Reading rows of ``access_bytes`` at random places: `stream`, slower by the profile's
-        gather curve.
+        """Price reading rows of ``access_bytes`` at random places: `stream`, slowed by the
+        profile's gather curve.
         """
         return self.stream(np.asarray(num_bytes_D) * self.profile.gather_slowdown(access_bytes))
 
     def gather_sum(self, rows_D: Array, sums_D: Array, row_bytes: Size) -> PhaseCost:
-        """Weighted sums of rows where they lie: each row gathered, each sum written in order."""
+        """Price weighted sums of rows: each row is gathered, each sum is written in order."""
         read = np.asarray(rows_D) * row_bytes * self.profile.gather_slowdown(row_bytes)
         return self.stream(read + np.asarray(sums_D) * row_bytes)
 
     def align(self, rows_D: Array, num_experts: int) -> PhaseCost:
-        """Sorting choices by expert: a bitonic network on the vector unit, and 12 bytes per choice.
+        """Price sorting choices by expert: a bitonic network on the vector unit, and 12 bytes per
+        choice.
 
-        p (p + 1) / 2 rounds over the choices for 2^p of them, half a comparison per choice and
-        round (Batcher 1968, Sorting networks and their applications).
+        For 2^p choices the network takes p (p + 1) / 2 rounds, with half a comparison per choice
+        and round (Batcher 1968, Sorting networks and their applications).
         """
         rows = np.asarray(rows_D, dtype=np.float64)
         stages = np.ceil(np.log2(np.maximum(rows, 1.0)))
@@ -93,25 +96,26 @@ class SystolicKernels:
         )
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """One more pass over all logits: the two best of each group, then the groups, and a mask.
+        """Price one more pass over all logits: the two best of each group, the best groups, and a
+        mask.
         """
         return sequence(
             self.top_k(rows_D, groups * per_group, 2), self.launches(1.0 * (np.asarray(rows_D) > 0))
         )
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
-        """Nothing: what chooses among pairs adds them up."""
+        """Price nothing: the op that chooses among pairs adds them up."""
         return self.launches(0.0 * np.asarray(rows_D))
 
     def weighted_logits(self, elements_D: Array, passes: float) -> PhaseCost:
-        """Each pass reads and writes every float32 logit."""
+        """Price passes that each read and write every float32 logit."""
         elements = np.asarray(elements_D, dtype=np.float64)
         return sequence(
             self.stream(passes * 8.0 * elements), self.launches(passes * (elements > 0))
         )
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Top-k of float32 rows: k rounds of a maximum over rows padded to lanes; 4 bytes per
+        """Price top-k of float32 rows: k rounds of a maximum over rows padded to lanes; 4 bytes per
         logit, 8 per choice.
         """
         rows, width = np.asarray(rows_D, dtype=np.float64), padded(columns, _LANES)
@@ -120,30 +124,31 @@ class SystolicKernels:
         )
 
     def grouped_gemm(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
-        """One grouped GEMM: for each expert, (count x k) times (k x n).
+        """Price one grouped GEMM: (count x k) times (k x n) for each expert.
 
-        ``n`` and ``k`` are numbers or, where experts differ, ndarrays of shape (D, L); its tile and
-        ``warm_bytes_D`` mean nothing here.
+        ``n`` and ``k`` are numbers or, where experts differ, ndarrays of shape (D, L). The tile and
+        ``warm_bytes_D`` of the GEMM are ignored.
 
-        Compute: a matrix unit of size S holds S x S weights while rows stream past, and shifting in
-        the next ones takes S cycles, so that fewer than S rows take as long as S (Jouppi et al.
+        Compute: a matrix unit of size S holds S x S weights while rows stream past. Shifting in the
+        next weights takes S cycles, so fewer than S rows take as long as S rows (Jouppi et al.
         2017, arXiv 1704.04760, section 2). Each group's rows, n and k are rounded up to S: 2 rows n
         k FLOP at the peak times ``mxu_efficiency``. Weights that are widened, and block scales on
-        accumulators, take vector operations beside that, assumed not to overlap.
+        accumulators, take additional vector operations, which are assumed not to overlap.
 
-        Memory: the active experts' weights once per kernel, since a block of weights stays while a
-        group's row tiles pass (the order of gmm's grid); inputs once per column block, since all
-        rows pass for each; outputs once. A column block is as wide as VMEM allows: two buffers of k
-        x columns weights and of S x k inputs, and S x columns float32 accumulators, in
-        ``vmem_share`` of it. Rows are padded to sublanes, columns to lanes, as laid out.
+        Memory: the active experts' weights move once per kernel, since a block of weights stays
+        while a group's row tiles pass (the order of gmm's grid); inputs move once per column block,
+        since all rows pass for each; outputs move once. A column block is as wide as VMEM allows:
+        two buffers of k x columns weights and of S x k inputs, and S x columns float32
+        accumulators, in ``vmem_share`` of it. Rows are padded to sublanes and columns to lanes,
+        which is how they are laid out.
 
-        Rows gathered or scattered pass once more, as slowly as the gather curve says for a row: gmm
-        reads in order.
+        Gathered or scattered rows move once more, as slowly as the gather curve says for a row,
+        since gmm reads in order.
 
-        Latency: ``step_overhead_s`` for each step (column block x row tile).
+        Latency: ``step_overhead_s`` elapses for each step (column block x row tile).
 
         Raises:
-            ConfigError: The device has no rate for ``fmt``.
+            ConfigError: The load has no rows of each expert, or the device has no rate for ``fmt``.
         """
         if load.counts_DL is None:
             raise ConfigError(
@@ -190,8 +195,8 @@ class SystolicKernels:
         )
 
     def _block_columns(self, depth: Array, weight_bytes: float, input_bytes: Size) -> Array:
-        """Columns of a block that VMEM holds, a multiple of the matrix unit's; at least one such
-        unit.
+        """Return the columns of a block that VMEM holds: a multiple of the matrix unit's size, at
+        least one.
         """
         size, budget = self.profile.mxu_size, self.profile.l2_bytes * self.calibration["vmem_share"]
         left = budget - _BUFFERS * size * depth * input_bytes

@@ -1,1 +1,1 @@
-"""Prices of a layer's phases: gate, experts, moving tokens; and its memory."""
+"""Price a layer's phases (gate, experts, moving tokens) and count its memory."""

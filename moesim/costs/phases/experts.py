@@ -1,8 +1,8 @@
-"""The expert phase: from tokens on their device to weighted outputs on the same device.
+"""Price the expert phase: from tokens on their device to weighted outputs on the same device.
 
-Align (sort choices by expert), up GEMM (gate and up for SwiGLU), activation, down GEMM, weighted
-sum over a token's local choices: the kernels a fused MoE of vLLM or sglang launches, and what their
-benchmarks time.
+The kernels are align (sort choices by expert), up GEMM (gate and up for SwiGLU), activation, down
+GEMM, and the weighted sum over a token's local choices. A fused MoE of vLLM or sglang launches
+these, and their benchmarks time them.
 
 Shape legend: D devices or rows, L local experts (slots).
 """
@@ -21,23 +21,24 @@ from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.placement import Placement
 
 Array = np.ndarray
-#: align (2), both GEMMs, activation, zero fill, weighted sum; k = 1 has nothing to sum
+#: launches: align (2), both GEMMs, activation, zero fill, weighted sum; k = 1 has nothing to sum
 _KERNELS, _KERNELS_TOP_1 = 7, 6
-#: narrow formats quantise the input of both GEMMs in kernels of their own
+#: narrow formats quantize the input of both GEMMs in separate kernels
 _QUANTISE_KERNELS = 2
 _OUTPUT_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExpertShape:
-    """Sizes of the experts on a device; a table of measurements has one of each per row.
+    """Sizes of the experts on a device; in a table of measurements every size has one value per
+    row.
 
     Attributes:
-        hidden: H.
-        width: Expert width on this device: the layer's over its tensor parallelism; the widest's
-            where they differ, each of which is then in the `Load`.
-        num_up: Up projections: 2 for SwiGLU, else 1.
-        top_k: Experts of a token.
+        hidden: Hidden size H.
+        width: Expert width on this device: the layer's width over its tensor parallelism. Where
+            experts differ, it is the widest, and the `Load` holds the width of each.
+        num_up: Number of up projections: 2 for SwiGLU, otherwise 1.
+        top_k: Number of experts that a token uses.
         fmt: Format of the GEMMs.
         weight_bytes: Bytes of one weight, scales included.
         input_bytes: Bytes of one input element, scales included.
@@ -57,7 +58,7 @@ class ExpertShape:
 
     @classmethod
     def of(cls, layer: MoELayer, tp: int) -> "ExpertShape":
-        """The shape on one of ``tp`` devices that share each expert's width."""
+        """Return the shape on one of ``tp`` devices that share each expert's width."""
         precision = layer.precision
         return cls(
             hidden=layer.hidden_size,
@@ -73,24 +74,23 @@ class ExpertShape:
 
 
 def typical_tile(counts_DL: Array, fmt: str) -> Tile:
-    """The tile a tuned kernel would use for this histogram: by the mean load of an active expert.
-    """
+    """Return the tile that a tuned kernel would use for the mean load of an active expert."""
     active = max(int((counts_DL > 0).sum()), 1)
     return heuristic_tile(float(counts_DL.sum()) / active, BYTES_PER_ELEMENT[fmt])
 
 
 def slot_widths(layer: MoELayer, placement: Placement, tp: int) -> Array:
-    """Width of the expert in each slot of each device, its share where ``tp`` devices hold it
-    together.
+    """Return the width of the expert in each slot of each device: its share where ``tp`` devices
+    hold it together.
 
     Args:
-        layer: Whose experts.
-        placement: Where they are.
-        tp: Devices of a rank, numbered together.
+        layer: The layer, for the width of each expert.
+        placement: The placement of those experts in slots.
+        tp: Number of consecutive devices of a rank.
 
     Returns:
-        ndarray of shape (D, L), int64: slots as `Placement.by_rank` lays them out; 0 where there is
-        none or its expert is pruned.
+        ndarray of shape (D, L), int64, with slots in the order of `Placement.by_rank`; 0 where
+        there is no slot or its expert is pruned.
     """
     width_P = layer.width_E()[placement.expert_of_slot_P]
     return np.repeat(placement.by_rank(-(-width_P // tp)), tp, axis=0)
@@ -107,18 +107,18 @@ def price_layer_experts(
     tile: Tile | None = None,
     warm: bool = False,
 ) -> tuple[PhaseCost, Tile]:
-    """Price the routed experts of a layer, of one width or of many.
+    """Price the routed experts of a layer, which have one width or several.
 
     Args:
         kernels: Primitives of the device.
-        layer: Sizes and formats.
+        layer: The layer, for its sizes and formats.
         tp: Devices that share each expert's width.
         counts_DL: ndarray of shape (D, L): rows of each slot, 0 for a pruned expert.
-        widths_DL: ndarray of shape (D, L): `slot_widths`; None if the layer's experts are all
-            alike.
+        widths_DL: ndarray of shape (D, L): see `slot_widths`; None if all experts of the layer have
+            the same width.
         num_tokens_D: ndarray of shape (D,): distinct tokens present.
-        tile: Configuration of both GEMMs; by default what a tuned kernel would use.
-        warm: See `price_experts`.
+        tile: Tile of both GEMMs; by default the one a tuned kernel would use.
+        warm: Whether back-to-back calls find weights in L2, see `price_experts`.
 
     Returns:
         PhaseCost of shape (D,), and the tile.
@@ -143,10 +143,10 @@ def price_experts(
     Args:
         kernels: Primitives of the device.
         shape: Sizes and formats of the experts.
-        load: What they compute.
+        load: The histogram of the rows they compute.
         num_tokens_D: ndarray of shape (D,): distinct tokens present, whose local outputs are
             summed.
-        tile: Configuration of both GEMMs.
+        tile: Tile of both GEMMs.
         warm: Whether back-to-back calls find weights in L2 (a benchmark) or not (one of many
             layers).
 

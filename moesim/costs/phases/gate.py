@@ -1,12 +1,13 @@
-"""The gate as a pipeline: what it takes to know where tokens go, before any of them leaves.
+"""Price the gate: the pipeline that decides where tokens go, before any of them leaves.
 
-FLOPs per token: flat and group-limited 2 H E; two-level 2 H (G + M E / G) for G groups of which M
-are kept (Shazeer et al. 2017, arXiv 1701.06538, appendix B). Weights read by a batch of T tokens:
-flat H E; two-level H (G + E / G x groups touched), so a batch that touches all groups saves no
-weight bytes, only FLOPs and logits. Product key with n queries of width Q: 2 n Q sqrt(E) for both
-sets of half-width keys, and 2 H n Q for the queries; weights Q sqrt(E) and H n Q, float32 logits 8
-n sqrt(E) bytes each way, and the sums of k'^2 pairs, k' = top_k / n (Lample et al. 2019, arXiv
-1907.05242, section 3.1; PEER, He 2024, arXiv 2407.04153).
+FLOPs per token are 2 H E for flat and group-limited gates, and 2 H (G + M E / G) for a two-level
+gate with G groups of which M are kept (Shazeer et al. 2017, arXiv 1701.06538, appendix B). A batch
+of T tokens reads H E weights of a flat gate and H (G + E / G x groups touched) of a two-level gate,
+so a batch that touches all groups saves no weight bytes, only FLOPs and logits. A product-key gate
+with n queries of width Q takes 2 n Q sqrt(E) FLOPs for both sets of half-width keys and 2 H n Q for
+the queries; it reads Q sqrt(E) and H n Q weights, moves 8 n sqrt(E) bytes of float32 logits each
+way, and sums k'^2 pairs, k' = top_k / n (Lample et al. 2019, arXiv 1907.05242, section 3.1; PEER,
+He 2024, arXiv 2407.04153).
 
 Shape legend: D devices.
 """
@@ -28,33 +29,38 @@ from moesim.model.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
 _LOGIT_BYTES = 4.0
-#: passes over the logits that draw noise and add it; rounds of Sinkhorn, each over rows and columns
-#: (assumed)
+#: passes over the logits that draw noise and add it, and rounds of Sinkhorn, each over rows and
+#: columns (assumed)
 _NOISE_PASSES, _SINKHORN_ROUNDS = 2.0, 8
 
 
 def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseCost:
     """Price the gate on every device.
 
-    ``flat``: score GEMM, fused softmax and top-k. ``group_limited``: the same logits, then group
-    scores (the two best of each group), the best groups, and top-k with the others masked: one more
-    kernel over all logits. ``two_level``: GEMM over groups, top groups, tokens sorted by group, a
-    grouped GEMM over the kept groups' experts (tokens gathered, logits scattered back), top-k over
-    kept logits; which groups a batch touches is chance. With local routers the fine level runs on
-    the groups' devices, each with its share of the groups and of all devices' tokens.
-    ``product_key``: GEMM to queries, a GEMM of all heads' half queries with each set of keys, top-k
-    of both, top-k of the pairs' sums; where top_k is no multiple of the heads, the best of all
-    heads' finds.
+    ``flat`` runs a score GEMM, then a fused softmax and top-k.
 
-    Beside top-k: noise is drawn and added in two passes over the logits, its scale a number for
-    each expert; ``sinkhorn`` normalises rows and columns eight times (assumed); ``expert_choice``
-    is a top-k of tokens for each expert; ``hash`` looks each token's experts up. A bias or a
-    temperature is part of the kernels. A gate that shares decisions runs on the first of each run
-    of tokens, and its time is spread over the layers that share it.
+    ``group_limited`` computes the same logits, then group scores (the two best of each group), the
+    best groups, and top-k with the others masked: one more kernel over all logits.
+
+    ``two_level`` runs a GEMM over groups, picks the top groups, sorts tokens by group, runs a
+    grouped GEMM over the kept groups' experts (tokens gathered, logits scattered back), and picks
+    the top-k of the kept logits. Which groups a batch touches is random. With local routers the
+    fine level runs on the groups' devices, each with its share of the groups and of all devices'
+    tokens.
+
+    ``product_key`` runs a GEMM to queries, a GEMM of all heads' half queries with each set of keys,
+    top-k of both, and top-k of the pairs' sums; where top_k is not a multiple of the heads, it then
+    picks the best of what all heads found.
+
+    Other selections than plain top-k: noise is drawn and added in two passes over the logits, with
+    one scale per expert; ``sinkhorn`` normalizes rows and columns eight times (assumed);
+    ``expert_choice`` is a top-k of tokens for each expert; ``hash`` looks up each token's experts.
+    A bias or a temperature is part of the kernels. A gate that shares decisions runs on the first
+    token of each run, and its time is spread over the layers that share it.
 
     Args:
         kernels: Primitives of the device.
-        layer: Sizes and the gate.
+        layer: The layer, for its sizes and its gate.
         num_tokens_D: ndarray of shape (D,): tokens each device scores.
 
     Returns:
@@ -63,8 +69,8 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     gate, tokens = layer.gate, np.asarray(num_tokens_D, dtype=np.int64)
     if gate.share_tokens == gate.share_layers == 1:
         return _decide(kernels, layer, tokens)
-    # of each run the first token decides: the mean of a run would read every token, most of what a
-    # small gate costs
+    # the first token of each run decides: the mean of a run would read every token, which is most
+    # of what a small gate costs
     cost = _decide(kernels, layer, -(-tokens // gate.share_tokens))
     return PhaseCost(
         compute_s_D=cost.compute_s_D / gate.share_layers,
@@ -74,7 +80,7 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
 
 
 def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
-    """One decision for each of ``tokens``."""
+    """Price one decision for each of ``tokens``."""
     price = gate_kind(layer.gate.kind).price
     if isinstance(price, str):
         if price not in PRICES:
@@ -84,7 +90,8 @@ def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
 
 
 def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
-    """Every expert's score, then a selection; with groups, the best of those kept."""
+    """Price every expert's score, then a selection; with groups, among the experts of those kept.
+    """
     gate, experts = layer.gate, layer.num_experts
     if gate.selection == "hash":
         return sequence(
@@ -109,7 +116,7 @@ def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
 
 
 def _beside(kernels: Kernels, layer: MoELayer, elements_D: Array) -> list[PhaseCost]:
-    """What a way of selecting does with the logits before their top-k."""
+    """Price what a selection does with the logits before their top-k."""
     passes = {"noisy_top_k": _NOISE_PASSES, "sinkhorn": 2.0 * _SINKHORN_ROUNDS}.get(
         layer.gate.selection, 0.0
     )
@@ -117,8 +124,8 @@ def _beside(kernels: Kernels, layer: MoELayer, elements_D: Array) -> list[PhaseC
 
 
 def _expert_choice(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> list[PhaseCost]:
-    """Softmax over experts, then each expert's best tokens: as many as make top_k a token in the
-    mean.
+    """Price a softmax over experts, then each expert's best tokens: as many as give a token top_k
+    experts on average.
     """
     takes_D = -(-tokens_D * layer.top_k // layer.num_experts)
     experts_D = np.full(len(tokens_D), layer.num_experts)
@@ -140,8 +147,8 @@ def _expert_choice(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> list[P
 
 
 def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
-    """Groups, then the experts of those kept: where the token is, or with local routers where the
-    groups are.
+    """Price the groups, then the experts of those kept, on the token's device or, with local
+    routers, on the devices of the groups.
     """
     gate = layer.gate
     groups, kept = gate.num_expert_groups, gate.num_limited_groups
@@ -172,13 +179,13 @@ def _two_level(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
 
 
 def _by_chance(tokens_D: Array, groups: int, kept: int) -> Array:
-    """Rows of each group when every token keeps some by chance: quantiles of the binomial
-    distribution, summing up.
+    """Return the rows of each group when every token keeps some groups at random: quantiles of the
+    binomial distribution that sum to all rows.
 
     Args:
-        tokens_D: ndarray of shape (D,).
-        groups: G.
-        kept: Groups of a token.
+        tokens_D: ndarray of shape (D,): tokens of each device.
+        groups: Number of groups, G.
+        kept: Number of groups that a token keeps.
 
     Returns:
         ndarray of shape (D, G), int64, ascending.
@@ -189,10 +196,11 @@ def _by_chance(tokens_D: Array, groups: int, kept: int) -> Array:
 
 @lru_cache(maxsize=4096)
 def _quantiles(tokens: int, groups: int, kept: int) -> Array:
-    """Rows of each group for one number of tokens: ndarray of shape (G,)."""
+    """Return the rows of each group for one number of tokens: ndarray of shape (G,)."""
     share, total = kept / groups, tokens * kept
     if kept == groups or not tokens:
         return np.full(groups, tokens, dtype=np.int64)
+    # only counts within eight standard deviations have a probability that matters
     spread = 8.0 * math.sqrt(total / groups) + 8.0
     count = np.arange(
         max(int(total / groups - spread), 0), min(int(total / groups + spread), tokens) + 1
@@ -207,7 +215,8 @@ def _quantiles(tokens: int, groups: int, kept: int) -> Array:
     found = count[
         np.minimum(np.searchsorted(below, (np.arange(groups) + 0.5) / groups), len(count) - 1)
     ]
-    # what rounding left over goes to, or comes from, the fullest, so that no empty group is touched
+    # what rounding left over goes to, or comes from, the fullest groups, so that no empty group is
+    # touched
     left, at = total - int(found.sum()), groups - 1
     while left:
         step = int(np.clip(np.sign(left) * -(-abs(left) // groups), -found[at], tokens - found[at]))
@@ -218,7 +227,7 @@ def _quantiles(tokens: int, groups: int, kept: int) -> Array:
 
 
 def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCost:
-    """Queries, half scores, best halves, best pairs."""
+    """Price queries, half scores, best halves and best pairs."""
     gate, keys = layer.gate, math.isqrt(layer.num_experts)
     found = -(-layer.top_k // gate.query_heads)
     halves = min(found, keys)
@@ -243,7 +252,7 @@ def _product_key(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> PhaseCos
         kernels.top_k(2 * queries_D, keys, halves, scored=False),
         kernels.launches((3.0 + pairs + merged) * (tokens_D > 0)),
     ]
-    if pairs:  # of a head that finds one expert, the best pair is that of both bests
+    if pairs:  # the best pair of a head that finds one expert consists of both best halves
         phases += [
             kernels.pairs(queries_D, halves),
             kernels.top_k(queries_D, halves**2, found, scored=False),
@@ -263,11 +272,10 @@ def _scores(
     output_bytes: float = _LOGIT_BYTES,
     routed: bool = False,
 ) -> PhaseCost:
-    """The GEMM of tokens with keys: (count x depth) times (depth x columns) for each group; H deep,
-    float32 out.
+    """Price the GEMM of tokens with keys: (count x depth) times (depth x columns) for each group.
 
-    ``routed``: tokens are gathered by group and logits scattered back, in the kernel where a
-    device's kernels do so.
+    By default the depth is H and the results are float32. If ``routed``, tokens are gathered by
+    group and logits scattered back, inside the kernel where a device's kernels do so.
     """
     element = BYTES_PER_ELEMENT[layer.gate.precision]
     tile = heuristic_tile(float(counts_DG.mean()), element)
@@ -287,7 +295,7 @@ def _scores(
     )
 
 
-#: price that a kind of gate names -> what prices one decision for each of the tokens
+#: price that a kind of gate names -> function that prices one decision for each of the tokens
 PRICES = {
     "flat": _all_logits,
     "group_limited": _all_logits,

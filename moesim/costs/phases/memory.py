@@ -1,4 +1,5 @@
-"""Bytes a device must hold: checked before simulating, never simulated."""
+"""Count the bytes that a device must hold; they are checked before a simulation, never simulated.
+"""
 
 from dataclasses import dataclass
 
@@ -10,20 +11,20 @@ from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.units import GIB
 
 _DENSE_BYTES = 2.0
-#: a number, or one for each device
+#: a number, or an array with one for each device
 Amount = float | np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Bytes of one device, or of several: then arrays of shape (D,).
+    """The bytes of one device, or of several devices as arrays of shape (D,).
 
     Attributes:
-        experts_bytes: Expert slots of all MoE layers.
-        dense_bytes: Everything every device holds: embeddings, attention, dense layers, gates,
-            shared experts (bf16).
-        kv_bytes: KV cache.
-        buffer_bytes: Tokens received and intermediate activations of one layer.
+        experts_bytes: Bytes of the expert slots of all MoE layers.
+        dense_bytes: Bytes of what every device holds: embeddings, attention, dense layers, gates
+            and shared experts (bf16).
+        kv_bytes: Bytes of the KV cache.
+        buffer_bytes: Bytes of received tokens and intermediate activations of one layer.
     """
 
     experts_bytes: Amount
@@ -33,11 +34,11 @@ class MemoryNeed:
 
     @property
     def total_bytes(self) -> Amount:
-        """All together."""
+        """The sum of all parts."""
         return self.experts_bytes + self.dense_bytes + self.kv_bytes + self.buffer_bytes
 
     def of_device(self, device: int) -> "MemoryNeed":
-        """One device's of several."""
+        """Return the bytes of one of several devices."""
         return MemoryNeed(
             experts_bytes=float(np.asarray(self.experts_bytes)[device]),
             dense_bytes=self.dense_bytes,
@@ -56,17 +57,17 @@ def memory_need(
     row_widths: Amount,
     tokens: Amount,
 ) -> MemoryNeed:
-    """Memory of one device, or of several at once.
+    """Return the memory of one device, or of several devices at once.
 
     Args:
         layer: The MoE layer, one of ``dense_part.num_moe_layers``.
-        dense_part: The rest of the model; held whole by every device (data-parallel attention).
-        held_width: Widths of the experts in its slots together, its share of each; a pruned one has
-            none.
+        dense_part: The rest of the model, which every device holds whole (data-parallel attention).
+        held_width: Sum of the widths of the experts in the device's slots, or of its share of each;
+            a pruned expert has width 0.
         kv_tokens: Tokens in the KV cache.
-        rows: Rows it computes in one layer.
-        row_widths: Rows times the width of their expert here.
-        tokens: Tokens it receives.
+        rows: Rows that the device computes in one layer.
+        row_widths: Sum over those rows of the width of their expert on this device.
+        tokens: Tokens that the device receives.
     """
     layers = dense_part.num_moe_layers
     per_layer_bytes = layer.gate_params * BYTES_PER_ELEMENT[layer.gate.precision]
@@ -88,7 +89,8 @@ def check_memory(need: MemoryNeed, usable_bytes: float, device: int) -> None:
     """Refuse a model that does not fit.
 
     Raises:
-        CapacityError: Names the device and how many GiB it is over.
+        CapacityError: The model does not fit; the message names the device and how many GiB it is
+            over.
     """
     over = need.total_bytes - usable_bytes
     if over > 0:

@@ -1,5 +1,5 @@
-"""What happens to tokens around the experts: packing before they leave, adding up when results
-return.
+"""Price what happens to tokens around the experts: packing before they leave, adding up when
+results return.
 
 Shape legend: D devices.
 """
@@ -17,16 +17,18 @@ _TOKEN_BYTES = 2.0
 def price_permute(
     kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array
 ) -> PhaseCost:
-    """Order a device's tokens by destination and write the send buffer, quantised to the dispatch
+    """Price ordering a device's tokens by destination and writing the send buffer in the dispatch
     format.
 
-    Sorts the choices, gathers each token's row once per copy that leaves or stays, writes it.
+    The kernels sort the choices, gather each token's row once per copy that leaves or stays, and
+    write it.
 
     Args:
         kernels: Primitives of the device.
-        layer: Sizes and formats.
+        layer: The layer, for its sizes and formats.
         num_tokens_D: ndarray of shape (D,): tokens of each device.
-        copies_D: ndarray of shape (D,): copies of them, one for each device a token goes to.
+        copies_D: ndarray of shape (D,): copies of those tokens, one for each device that a token
+            goes to.
     """
     row = layer.hidden_size * _TOKEN_BYTES
     return sequence(
@@ -42,11 +44,12 @@ def price_permute(
 def price_reduce(
     kernels: Kernels, layer: MoELayer, num_tokens_D: Array, copies_D: Array
 ) -> PhaseCost:
-    """Add up what returned for each token: read every copy where it landed, write the token.
+    """Price adding up what returned for each token: every copy is read where it landed, and the
+    token written.
 
     Args:
         kernels: Primitives of the device.
-        layer: Sizes and formats.
+        layer: The layer, for its sizes and formats.
         num_tokens_D: ndarray of shape (D,): tokens of each device.
         copies_D: ndarray of shape (D,): partial results that return.
     """

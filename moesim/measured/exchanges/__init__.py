@@ -1,1 +1,1 @@
-"""Measured exchanges: rows, predictions, calibration, scores."""
+"""Read, predict, calibrate and score measured exchanges."""

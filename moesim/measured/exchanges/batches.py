@@ -1,8 +1,8 @@
-"""Measured communication rows as prices: the only place that says what a row asks of a kernel.
+"""Price measured communication rows; only this module says what a row asks of a kernel.
 
-Fitting and predicting both go through `batches`, so there is one model of a row. A batch is all
-rows of one system and one class (collective, direction or phase); its fields are arrays over rows,
-which the kernels take elementwise.
+Fitting and predicting both use `batches`, so there is one model of a row. A batch holds all rows of
+one system and one class (collective, direction or phase); its fields are arrays over rows, which
+the kernels price elementwise.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from moesim.costs.comm.nvl72 import Nvl72, Phase
 from moesim.costs.comm.work import Direction, Work
 from moesim.measured.exchanges.table import System, systems
 
-#: calibration file of a family
+#: family -> its calibration file
 CALIBRATION = {
     "nccl": "nccl",
     "deepep_normal": "deepep-normal",
     "deepep_ll": "deepep-ll",
     "nvl72_alltoall": "nvl72",
 }
-#: payload bytes per element as the rows name them
+#: name of a format in the rows -> payload bytes per element
 NCCL_BYTES = {"half": 2.0, "int8": 1.0}
 MOE_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5}
-#: what TensorRT-LLM's rows time, by (op_name, kernel_source)
+#: (op_name, kernel_source) of TensorRT-LLM's rows -> the phase they time
 PHASES: dict[tuple[str, str], Phase] = {
     ("alltoall_dispatch", "NVLinkOneSided"): "dispatch_one_sided",
     ("alltoall_combine", "NVLinkOneSided"): "combine_one_sided",
@@ -44,14 +44,14 @@ _NODE_LIMIT = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """Rows that one call prices.
+    """Rows that are priced in one call.
 
     Attributes:
-        at: ndarray of int, shape (rows,): positions in the table.
-        system: The package's name.
-        quantity: ``dispatch``, ``combine`` or empty; see `table.quantities`.
+        at: ndarray of int, shape (rows,): positions of the rows in the table.
+        system: The package's name of the system.
+        quantity: ``dispatch``, ``combine`` or empty, see `table.quantities`.
         kind: Class of residuals: collective, direction or phase.
-        seconds: Calibration -> ndarray of shape (rows,).
+        seconds: Function from a calibration to predicted seconds, ndarray of shape (rows,).
     """
 
     at: np.ndarray
@@ -65,8 +65,8 @@ def batches(rows) -> list[Batch]:
     """Split checked rows of one family into batches.
 
     Args:
-        rows: DataFrame of one family with its `table.COLUMNS`, ``system`` and, for NCCL if known,
-            ``version`` or ``dataset``.
+        rows: DataFrame of one family with its `table.COLUMNS`, ``system`` and, for NCCL and if
+            known, ``version`` or ``dataset``.
     """
     family, found = rows["family"].iloc[0], []
     rows = rows.assign(
@@ -103,7 +103,7 @@ def _numbers(part, *columns: str) -> list[np.ndarray]:
 
 
 def _work(**fields: Any) -> Work:
-    """A `Work` whose sizes are arrays, too: one row, one device."""
+    """Return a `Work` whose sizes are arrays, too, with one device per row."""
     zero = np.zeros_like(fields["tokens_D"])
     return Work(**({"far_bytes_D": zero, "top_k": 1, "num_experts": 1, "hidden_size": 1} | fields))
 
@@ -121,11 +121,11 @@ def _nccl(part, system: System, collective) -> Callable[[Calibration], np.ndarra
 
 
 def _legacy(rows) -> np.ndarray:
-    """Which NCCL rows ran a version before 2.25: ndarray of bool, shape (rows,).
+    """Return which NCCL rows ran a version before 2.25: ndarray of bool, shape (rows,).
 
-    By column ``version``; folders are named after versions, too, but some hold another. The
-    package's tables of NCCL 2.23 have no such column: empty there where other rows have it,
-    ``dataset`` decides, and without that it is old.
+    The column ``version`` decides; folders are named after versions, too, but some hold another
+    version. The package's tables of NCCL 2.23 have no such column. Where it is empty and other rows
+    have it, ``dataset`` decides; a row without either is old.
     """
     versions = [_version(v) for v in rows["version"]] if "version" in rows else [None] * len(rows)
     folders = (
@@ -140,7 +140,7 @@ def _legacy(rows) -> np.ndarray:
 
 
 def _version(text: object) -> tuple[int, int] | None:
-    """(2, 27) of ``2.27.3``; None of anything else."""
+    """Return (2, 27) for ``2.27.3``, and None for anything that is not a version."""
     digits = str(text).split(".")
     return (
         (int(digits[0]), int(digits[1]))
@@ -150,12 +150,15 @@ def _version(text: object) -> tuple[int, int] | None:
 
 
 def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:
-    """Expected distinct ranks among uniformly random choices without repetition: R (1 - C(E - E/R,
-    k) / C(E, k)).
+    """Return the expected distinct ranks among uniformly random choices without repetition: R (1 -
+    C(E - E/R, k) / C(E, k)).
+
+    The arguments are arrays that broadcast.
 
     Args:
-        num_experts: Experts E of all ranks; ``top_k`` choices k, ``num_ranks`` R: arrays that
-            broadcast.
+        num_experts: Number of experts E of all ranks.
+        top_k: Number of choices k.
+        num_ranks: Number of ranks R.
     """
     from scipy.special import gammaln
 
@@ -227,15 +230,15 @@ def _low_latency(part, system: System, direction: Direction) -> Callable[[Calibr
 
 
 def balanced_copies(num_experts: int, top_k: int, num_ranks: int) -> tuple[float, float]:
-    """(copies per token, of them to other ranks) when token t's choice j is expert (t + j
-    ceil(E/k)) mod E.
+    """Return the copies per token, and those to other ranks, when token t's choice j is expert (t +
+    j ceil(E/k)) mod E.
     """
     stride = -(-num_experts // top_k)
     chosen = (np.arange(num_experts)[:, None] + stride * np.arange(top_k)) % num_experts
     hit = np.zeros((num_experts, num_ranks), dtype=bool)
     np.put_along_axis(hit, chosen * num_ranks // num_experts, True, axis=1)
     copies = float(hit.sum(axis=1).mean())
-    return copies, copies * (1.0 - 1.0 / num_ranks)  # tokens of all ranks choose alike
+    return copies, copies * (1.0 - 1.0 / num_ranks)  # tokens of all ranks choose in the same way
 
 
 def _nvl72(part, system: System, phase: Phase) -> Callable[[Calibration], np.ndarray]:

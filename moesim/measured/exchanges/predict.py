@@ -1,9 +1,8 @@
-"""Predict a table of measured exchanges that somebody hands in:
-``moesim validate comm --rows FILE``.
+"""Predict a user's table of measured exchanges: ``moesim validate comm --rows FILE``.
 
 Each row names its family and has that family's columns (`moesim.measured.exchanges.table.COLUMNS`);
-columns of other families are ignored in it. A latency column is never looked at for predicting: it
-is only scored afterwards.
+columns of other families are ignored. A latency column is never used for predictions, only for
+scoring them afterwards.
 """
 
 from pathlib import Path
@@ -31,8 +30,8 @@ _MOST_EXPERTS = 1 << 16
 
 
 def predicted_columns(families) -> list[str]:
-    """Columns that a prediction of these families adds: evidence, calibration, predictions, their
-    80 % interval.
+    """Return the columns that a prediction of these families adds: evidence, calibration,
+    predictions and their 80 % interval.
     """
     names = dict.fromkeys(
         q for family in COLUMNS if family in set(families) for q in quantities(family)
@@ -52,12 +51,12 @@ def read_comm_rows(path: Path):
     """Read and check a table of rows (parquet or CSV).
 
     Returns:
-        pandas DataFrame as it was, index 0 to N - 1.
+        The table as a pandas DataFrame, unchanged but for its index 0 to N - 1.
 
     Raises:
-        ConfigError: Unreadable, a column missing, an unknown family, system, collective, kernel or
-            format, or a size that is not an integer > 0 in a family's own column: column and first
-            bad row.
+        ConfigError: The file is unreadable, a column is missing, a family, system, collective,
+            kernel or format is unknown, or a size in a family's own column is not an integer > 0;
+            the message names the column and the first bad row.
     """
     import pandas as pd
 
@@ -170,11 +169,11 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     Args:
         table: DataFrame of `read_comm_rows` or `moesim.measured.exchanges.table.load_family`, index
             0 to N - 1.
-        few_shot: Use factors from ten measured rows of a device where the calibration has them;
-            else its spec sheet alone.
+        few_shot: Whether to use factors from ten measured rows of a device where the calibration
+            has them; otherwise only its spec sheet.
 
     Returns:
-        The columns `predicted_columns`, each an ndarray of shape (N,), in the table's order; NaN
+        The columns of `predicted_columns`, each an ndarray of shape (N,), in the table's order; NaN
         where a column does not apply.
     """
     columns = predicted_columns(table["family"].unique())

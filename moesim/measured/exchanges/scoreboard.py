@@ -1,6 +1,4 @@
-"""The scoreboard of communication kernels: predicted against measured exchanges, rows that were
-fitted left out.
-"""
+"""Score predicted against measured exchanges, without the rows that were fitted."""
 
 from typing import Any
 
@@ -20,15 +18,17 @@ from moesim.measured.exchanges.table import (
 from moesim.measured.scores import error_scores
 from moesim.units import KIB
 
-#: NCCL below this is reported apart: steps of a few us that depend on what else the machine did
+#: NCCL rows below this size are scored separately: they take steps of a few us that depend on what
+#: else the machine did
 _SMALL_BYTES = 64 * KIB
-#: share of a file's rows that are another's before it counts as its copy
+#: share of a file's rows that must equal another's before it counts as a copy
 _COPY = 0.9
 
 
 def measured_comm_rows():
-    """All rows of all families and systems in one DataFrame; ``fitted`` also where a row copies
-    another system's.
+    """Return all rows of all families and systems in one DataFrame.
+
+    The column ``fitted`` is also true where a row copies another system's row.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -45,8 +45,8 @@ def measured_comm_rows():
 
 
 def _copied(family: str, rows) -> np.ndarray:
-    """Rows that repeat, to the last digit, an earlier system's file: H200's DeepEP of sglang
-    0.5.6.post2 is H100's.
+    """Return the rows that repeat an earlier system's file to the last digit: H200's DeepEP of
+    sglang 0.5.6.post2 is H100's.
     """
     figures = ["dataset", *COLUMNS[family], *MEASURED[family]]
     copied = rows.duplicated(figures)
@@ -55,7 +55,9 @@ def _copied(family: str, rows) -> np.ndarray:
 
 
 def _subclass(family: str, rows) -> np.ndarray:
-    """What is scored apart within a family: ndarray of str, shape (rows,)."""
+    """Return the class within its family in which each row is scored: ndarray of str, shape
+    (rows,).
+    """
     if family == "nccl":
         sent = rows["message_size"].astype(float) * rows["nccl_dtype"].map(NCCL_BYTES)
         return np.where(
@@ -70,16 +72,16 @@ def _subclass(family: str, rows) -> np.ndarray:
 
 
 def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Errors by family, quantity, system and class, of rows whose measured columns are there.
+    """Return the errors by family, quantity, system and class, of rows that have measured columns.
 
     Args:
         rows: DataFrame with the families' columns, index 0 to N - 1; rows whose ``fitted`` is true
             are left out.
-        predictions: Columns of `moesim.measured.exchanges.predict.predict_comm_rows`.
+        predictions: Predicted columns, from `moesim.measured.exchanges.predict.predict_comm_rows`.
 
     Returns:
-        One row per class: rows, median, mape, p90, bias in percent, and the share inside the 80 %
-        interval.
+        One row per class: rows, median, mape, p90 and bias in percent, and the percentage inside
+        the 80 % interval.
     """
     import pandas as pd
 
@@ -118,7 +120,7 @@ def comm_scores(rows, predictions: dict[str, np.ndarray]) -> list[dict[str, Any]
 
 
 def scoreboard(mode: str) -> list[dict[str, Any]]:
-    """Scores of every row in the package that was not fitted.
+    """Score every row of the package that was not fitted.
 
     Args:
         mode: ``calibrated`` (few-shot factors where there are any) or ``spec``.

@@ -1,12 +1,15 @@
-"""Measured communication kernels: the rows of NVIDIA's aiconfigurator-core, and which of them may
-be fitted.
+"""Read measured communication kernels from NVIDIA's aiconfigurator-core, and say which rows may be
+fitted.
 
-A family is one kernel's table, with that table's own columns: ``nccl`` (collectives;
-``message_size`` elements of the larger buffer, own chunk included, latency in ms),
-``deepep_normal`` and ``deepep_ll`` (tokens per rank, fp8 dispatch and bf16 combine of uniformly
-random choices, kernel time in us), ``nvl72_alltoall`` (TensorRT-LLM on GB200, tokens per rank,
-balanced choices, latency in ms). aiconfigurator-core 0.12 (Apache-2.0); only its parquet files are
-read.
+A family is one kernel's table, with that table's own columns:
+
+- ``nccl``: collectives; ``message_size`` counts elements of the larger buffer, own chunk included;
+  latency in ms.
+- ``deepep_normal`` and ``deepep_ll``: tokens per rank, fp8 dispatch and bf16 combine of uniformly
+  random choices; kernel time in us.
+- ``nvl72_alltoall``: TensorRT-LLM on GB200, tokens per rank, balanced choices; latency in ms.
+
+The package is aiconfigurator-core 0.12 (Apache-2.0); only its parquet files are read.
 """
 
 import tomllib
@@ -22,7 +25,7 @@ from moesim.hardware import Profile, load_profile
 from moesim.measured.kernels import table as silicon
 from moesim.units import GB
 
-#: columns a row needs, by family; all but those of `TEXT` are integers > 0
+#: family -> columns that a row needs; all but those of `TEXT` are integers > 0
 COLUMNS: dict[str, tuple[str, ...]] = {
     "nccl": ("op_name", "nccl_dtype", "num_gpus", "message_size"),
     "deepep_normal": (
@@ -48,7 +51,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 TEXT = ("op_name", "nccl_dtype", "kernel_source", "moe_dtype", "distribution")
-#: measured columns of a family and microseconds in their unit, in the order of `quantities`
+#: family -> its measured columns and the microseconds of their unit, in the order of `quantities`
 MEASURED: dict[str, dict[str, float]] = {
     "nccl": {"latency": 1e3},
     "deepep_normal": {"dispatch_transmit_us": 1.0, "combine_transmit_us": 1.0},
@@ -65,14 +68,14 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class System:
-    """A measured system: a device and the ports between its like.
+    """A measured system: a device, and the ports to devices of its kind.
 
     Attributes:
         profile: The device.
-        near_bytes_per_s: One way of its port.
-        far_bytes_per_s: One way of its NIC.
-        ranks_per_domain: GPUs that the port reaches.
-        ranks_per_node: GPUs of one node (of one tray on an NVL72).
+        near_bytes_per_s: Rate of one direction of its port.
+        far_bytes_per_s: Rate of one direction of its NIC.
+        ranks_per_domain: Number of GPUs that the port reaches.
+        ranks_per_node: Number of GPUs of one node (of one tray on an NVL72).
     """
 
     profile: Profile
@@ -82,7 +85,8 @@ class System:
     ranks_per_node: int
 
     def ports(self, num_ranks) -> Ports:
-        """Ports when ``num_ranks`` take part: a number, or an ndarray for as many rows."""
+        """Return the ports when ``num_ranks`` take part, a number or an ndarray with one per row.
+        """
         return Ports(
             near_bytes_per_s=self.near_bytes_per_s,
             far_bytes_per_s=self.far_bytes_per_s,
@@ -94,7 +98,7 @@ class System:
 
 @cache
 def systems() -> dict[str, System]:
-    """Systems by the package's name, from ``hw_profiles/silicon/comm_systems.toml``."""
+    """Return the systems by the package's name, from ``hw_profiles/silicon/comm_systems.toml``."""
     text = (files("moesim_hw_profiles") / "silicon" / "comm_systems.toml").read_text(
         encoding="utf-8"
     )
@@ -111,17 +115,18 @@ def systems() -> dict[str, System]:
 
 
 def quantities(family: str) -> tuple[str, ...]:
-    """What a family's rows time: ``("dispatch", "combine")``, or one unnamed quantity."""
+    """Return what a family's rows time: ``("dispatch", "combine")``, or one unnamed quantity."""
     return ("dispatch", "combine") if family.startswith("deepep") else ("",)
 
 
 @cache
 def load_comm_rows(family: str, system: str):
-    """All rows of a family on one system, several measurements of one row as their median.
+    """Return all rows of a family on one system; several measurements of one row become their
+    median.
 
     Returns:
-        pandas DataFrame with ``family``, ``system``, ``dataset``, ``version``, `COLUMNS` and
-        `MEASURED` of the family; empty where the package has none.
+        pandas DataFrame with ``family``, ``system``, ``dataset``, ``version``, and the family's
+        `COLUMNS` and `MEASURED`; empty if the package has no such rows.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
@@ -145,10 +150,12 @@ def load_comm_rows(family: str, system: str):
 
 
 def load_family(family: str, names: tuple[str, ...] | None = None):
-    """Rows of a family on several systems (default: all) as one DataFrame; see `load_comm_rows`.
+    """Return the rows of a family on several systems (by default all) as one DataFrame, see
+    `load_comm_rows`.
 
     Raises:
-        MeasurementError: The extra is not installed, or no system of these has such rows.
+        MeasurementError: The extra ``silicon`` is not installed, or none of the systems has such
+            rows.
     """
     import pandas as pd
 
@@ -161,11 +168,11 @@ def load_family(family: str, names: tuple[str, ...] | None = None):
 
 
 def may_fit(rows) -> np.ndarray:
-    """Which rows of one family may be fitted: ndarray of bool, shape (rows,).
+    """Return which rows of one family may be fitted: ndarray of bool, shape (rows,).
 
-    NCCL on A100 and H100; DeepEP on H100 with top-k not 1, 2 or 22, across nodes two nodes (EP16)
-    only; NVL72 on GB200 at EP 4, 8 and 16. Ten NCCL rows of other devices, in few-shot mode, are
-    listed in ``few_shot_comm_rows.csv``.
+    These are NCCL on A100 and H100; DeepEP on H100 with top-k not 1, 2 or 22, on at most two nodes
+    (EP16); and NVL72 on GB200 at EP 4, 8 and 16. In few-shot mode ten NCCL rows of other devices
+    may be used, too; they are listed in ``few_shot_comm_rows.csv``.
     """
     family = rows["family"].iloc[0]
     system = rows["system"]
@@ -179,7 +186,7 @@ def may_fit(rows) -> np.ndarray:
 
 
 def few_shot_rows():
-    """Ten NCCL rows each of B200, B300 and GB200 as a DataFrame with the columns of
+    """Return ten NCCL rows each of B200, B300 and GB200, as a DataFrame with the columns of
     `load_comm_rows`.
     """
     import pandas as pd
@@ -192,7 +199,7 @@ def few_shot_rows():
 
 
 def was_shot(rows) -> np.ndarray:
-    """Which NCCL rows are among `few_shot_rows`: ndarray of bool, shape (rows,)."""
+    """Return which NCCL rows are among `few_shot_rows`: ndarray of bool, shape (rows,)."""
     keys = ["system", "dataset", *COLUMNS["nccl"]]
     known = set(few_shot_rows()[keys].itertuples(index=False, name=None))
     return np.array(

@@ -1,1 +1,1 @@
-"""Measured kernels of the expert phase: rows, predictions, calibration, scores."""
+"""Read, predict, calibrate and score measured kernels of the expert phase."""

@@ -1,7 +1,8 @@
-"""Predict measured rows: one price per row, at the row's own semantics, vectorised over the table.
+"""Predict measured rows: one price per row, with the row's own semantics, vectorized over the
+table.
 
-Each row becomes Monte-Carlo draws of its expert histogram; the sums a price needs are taken once,
-then all draws of one system and format are priced in a single call.
+Each row becomes Monte-Carlo draws of its expert histogram. The sums that a price needs are computed
+once; then all draws of one system and format are priced in a single call.
 """
 
 from dataclasses import dataclass, fields
@@ -24,15 +25,15 @@ PRECISION = {"bfloat16": Precision.named("bf16"), "fp8_block": Precision.named("
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowDraws:
-    """Draws of a table of rows that share one format, ready to be priced.
+    """Draws for a table of rows that share one format, ready to be priced.
 
     Attributes:
-        row_of_draw: ndarray of shape (draws,): row each draw belongs to.
-        num_rows: Rows.
-        shape: Expert sizes, one per draw.
-        load: Sums of the histograms, one per draw.
-        tokens: Tokens that enter, one per draw.
-        tile: Tile fields, one per draw.
+        row_of_draw: ndarray of shape (draws,): row that each draw belongs to.
+        num_rows: Number of rows.
+        shape: Expert sizes, with one value per draw.
+        load: Sums of the histograms, with one value per draw.
+        tokens: Tokens that enter, with one value per draw.
+        tile: Tile whose fields have one value per draw.
     """
 
     row_of_draw: np.ndarray
@@ -43,7 +44,7 @@ class RowDraws:
     tile: Tile
 
     def only(self, row: int) -> "RowDraws":
-        """The draws of one row."""
+        """Return the draws of one row."""
         keep = self.row_of_draw == row
 
         def cut(part: Any) -> Any:
@@ -62,7 +63,9 @@ class RowDraws:
         )
 
     def price(self, kernels: WaveKernels) -> np.ndarray:
-        """Predicted seconds of each row, the mean over its draws: ndarray of shape (num_rows,)."""
+        """Return the predicted seconds of each row, the mean over its draws: ndarray of shape
+        (num_rows,).
+        """
         solo = price_experts(
             kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True
         ).solo_s_D()
@@ -71,7 +74,7 @@ class RowDraws:
 
 
 def row_kernels(dataset: str, profile: Profile, *, few_shot: bool = True) -> WaveKernels:
-    """The kernel model calibrated on the framework that a dataset's rows ran."""
+    """Return the kernel model that is calibrated on the framework of a dataset."""
     name = profile.calibration + ("-vllm" if dataset.startswith("vllm") else "")
     return WaveKernels(
         profile=profile, calibration=load_calibration(name, profile, few_shot=few_shot)
@@ -79,15 +82,15 @@ def row_kernels(dataset: str, profile: Profile, *, few_shot: bool = True) -> Wav
 
 
 def residual_class(moe_dtype: str, moe_ep_size: int) -> str:
-    """Class of a row's interval: ``bfloat16-ep1``, ``bfloat16-epn`` and so on."""
+    """Return the class of a row's interval: ``bfloat16-ep1``, ``bfloat16-epn`` and so on."""
     return f"{moe_dtype}-{'epn' if moe_ep_size > 1 else 'ep1'}"
 
 
 def row_tile(row: dict, device: str) -> Tile:
-    """The tile the measured kernel ran: the row's own columns, else its framework's table or
-    default.
+    """Return the tile that the measured kernel ran: from the row's own columns, otherwise its
+    framework's table or default.
     """
-    if row.get("block_m", 0) > 0:  # not where it is empty (NaN)
+    if row.get("block_m", 0) > 0:  # false where the column is empty (NaN)
         return Tile(**{name: int(row[name]) for name in TILE_FIELDS})
     local_experts = row["num_experts"] // row["moe_ep_size"]
     width = row["inter_size"] // row["moe_tp_size"]
@@ -100,8 +103,8 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
     """Draw the histograms of rows that share one system and format.
 
     Args:
-        rows: Rows with `silicon.COLUMNS`; all of one ``moe_dtype``, at least one.
-        profile: Device they ran on, for its tuned tiles.
+        rows: At least one row, with `silicon.COLUMNS`; all rows have one ``moe_dtype``.
+        profile: The device they ran on, for its tuned tiles.
     """
     precision = PRECISION[rows[0]["moe_dtype"]]
     of_draw, sums, tiles, sizes = [], [], [], []
@@ -142,7 +145,7 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
             idle_blocks_D=summed[:, 4],
         ),
         tokens=summed[:, 5],
-        # a tile of arrays: one configuration per draw, which the price broadcasts like any other
+        # a tile of arrays has one configuration per draw, which the price broadcasts like any other
         # size
         tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(TILE_FIELDS)}),  # type: ignore[arg-type]
     )

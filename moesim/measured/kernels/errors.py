@@ -1,7 +1,7 @@
-"""Where predictions of measured kernels are off: errors by token count, shape and tile.
+"""Show where predictions of measured kernels are off: errors by token count, shape and tile.
 
-Rows of one class share a calibration, and are either all fitted or all not: a class is a system,
-a dataset, a precision, expert parallelism or none, and fitted or not.
+A class is a system, a dataset, a precision, EP = 1 or more, and fitted or not. Rows of one class
+therefore share a calibration.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +54,8 @@ RANKING_SHOWN = {
 
 
 def described(rows):
-    """Add what rows are grouped by: precision, EP class, shape, and the tile that the model used.
+    """Add the columns by which rows are grouped: precision, EP class, shape, and the tile that the
+    model used.
 
     Args:
         rows: DataFrame of `moesim.measured.kernels.validate.predicted`.
@@ -80,8 +81,8 @@ def errors_by(rows, bucket: str, common: Mapping[str, Any]) -> list[Row]:
 
     Args:
         rows: DataFrame of `described` rows with predictions.
-        bucket: The further column.
-        common: Columns that every row of the table ends with.
+        bucket: Name of the further column.
+        common: Columns that are added to every row of the table.
 
     Returns:
         One row per class and value; ``bias`` is the median signed error in percent.
@@ -102,7 +103,7 @@ def sourced(table: Iterable[Row], rows, common: Mapping[str, Any]) -> list[Row]:
     Args:
         table: Rows with ``system`` and ``dataset``.
         rows: DataFrame of the predictions.
-        common: Columns that every row of the table ends with.
+        common: Columns that are added to every row of the table.
     """
     first = rows.groupby(["system", "dataset"])[["evidence", "calibration"]].first()
     return [row | first.loc[(row["system"], row["dataset"])].to_dict() | common for row in table]

@@ -1,8 +1,7 @@
-"""Predict a table of measured kernels that somebody hands in:
-``moesim validate kernels --rows FILE``.
+"""Predict a user's table of measured kernels: ``moesim validate kernels --rows FILE``.
 
 The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns are
-used if they are there. A latency column is never looked at for predicting: it is only scored
+used if they are present. A latency column is never used for predictions, only for scoring them
 afterwards.
 """
 
@@ -34,10 +33,10 @@ _SIZES = (
     "moe_ep_size",
 )
 _POWERS = ("block_m", "block_n", "block_k", "num_warps")
-#: beyond these nothing was measured, and histograms would not fit into memory or floats
+#: limits beyond which nothing was measured, and histograms would not fit into memory or floats
 _MOST_TOKENS, _MOST_EXPERTS, _LARGEST, _LARGEST_ALPHA = 1 << 24, 1 << 16, 1 << 48, 10
 _LATENCIES = ("latency", "latency_ms")
-#: what a prediction adds to a row
+#: columns that a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
 
 
@@ -45,12 +44,13 @@ def read_rows(path: Path):
     """Read and check a table of rows (parquet or CSV).
 
     Returns:
-        pandas DataFrame as it was, index 0 to N - 1.
+        The table as a pandas DataFrame, with index 0 to N - 1 and sizes as integers.
 
     Raises:
-        ConfigError: Unreadable, a column missing, an unknown system, format or distribution, a size
-            that is not an integer > 0, more kept than there is, or a latency that is not a number >
-            0: column and first bad row.
+        ConfigError: The file is unreadable, a column is missing, a system, format or distribution
+            is unknown, a size is not an integer > 0, two sizes do not go together (such as a topk
+            above num_experts), or a latency is not a number > 0; the message names the column and
+            the first bad row.
     """
     import pandas as pd
 
@@ -181,11 +181,11 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
 
     Args:
         table: DataFrame of `read_rows`.
-        few_shot: Use factors from a few measured rows of a device where the calibration has them;
-            else its spec sheet alone.
+        few_shot: Whether to use factors from a few measured rows of a device where the calibration
+            has them; otherwise only its spec sheet.
 
     Returns:
-        The columns `PREDICTED`, each an ndarray of shape (N,), in the table's order.
+        The columns of `PREDICTED`, each an ndarray of shape (N,), in the table's order.
     """
     out: dict[str, np.ndarray] = {name: np.empty(len(table)) for name in PREDICTED[:4]}
     out |= {name: np.empty(len(table), dtype=object) for name in PREDICTED[4:]}

@@ -1,4 +1,4 @@
-"""The scoreboard: predicted against measured kernels, fitted and not fitted apart, beside a plain
+"""Score predicted against measured kernels, fitted and not fitted separately, next to a plain
 roofline.
 """
 
@@ -12,16 +12,16 @@ from moesim.measured.scores import error_scores, ranking
 
 FLOOR_MS = 0.05
 _GROUP = ("system", "dataset", "moe_dtype", "ep", "fitted", "short")
-#: candidates that ran under the same conditions: architecture x TP x EP at one hidden size, tokens
-#: and distribution
+#: columns that candidates share if they ran under the same conditions: candidates are architecture
+#: x TP x EP at one hidden size, tokens and distribution
 _CONDITIONS = ("system", "dataset", "moe_dtype", "hidden_size", "num_tokens", "distribution")
 _MIN_CANDIDATES = 6
 _SAME = 0.05
 
 
 def roofline_s(draws: RowDraws, profile: Profile) -> np.ndarray:
-    """A plain roofline of each row, no efficiencies: the larger of FLOPs over peak and bytes over
-    bandwidth.
+    """Return a plain roofline of each row without efficiencies: the larger of FLOPs over peak and
+    bytes over bandwidth.
     """
     shape, load = draws.shape, draws.load
     per_row = (shape.num_up + 1) * shape.hidden * shape.width
@@ -35,7 +35,8 @@ def roofline_s(draws: RowDraws, profile: Profile) -> np.ndarray:
 
 
 def error_table(rows) -> list[dict[str, Any]]:
-    """Errors by system, dataset, precision, EP = 1 or more, fitted or not, and under 50 us apart.
+    """Return the errors by system, dataset, precision, EP = 1 or more, fitted or not, and under 50
+    us or not.
 
     Args:
         rows: DataFrame of predicted rows with ``latency_ms`` and ``fitted``.
@@ -69,12 +70,12 @@ def error_table(rows) -> list[dict[str, Any]]:
 
 
 def ranking_table(rows) -> list[dict[str, Any]]:
-    """How well candidates are ranked under equal conditions, by system, dataset and precision,
-    beside the roofline.
+    """Return how well candidates are ranked under equal conditions, by system, dataset and
+    precision, next to the roofline.
 
-    Candidates are architecture x TP x EP at one hidden size, token count and distribution, at least
-    six; pairs closer than 5 % count as ties and are ignored. Regret is in GPU-seconds: latency x TP
-    x EP of the predicted best over the best measured.
+    Candidates are architecture x TP x EP at one hidden size, token count and distribution; groups
+    have at least six. Pairs closer than 5 % are ties and are ignored. Regret is in GPU-seconds:
+    latency x TP x EP of the predicted best over that of the measured best.
     """
     rows = rows[rows["latency_ms"] >= FLOOR_MS]
     found: dict[tuple, list[tuple[float, ...]]] = {}
@@ -110,13 +111,13 @@ def ranking_table(rows) -> list[dict[str, Any]]:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is known; None where nothing is."""
+    """Return the mean of the known values; None if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
 
 def _tau(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Kendall's tau over pairs measured more than 5 % apart; NaN without any."""
+    """Return Kendall's tau over pairs measured more than 5 % apart; NaN if there are none."""
     i, j = np.triu_indices(len(measured), 1)
     apart = np.abs(np.log(measured[i] / measured[j])) > np.log1p(_SAME)
     agree = np.sign(predicted[i] - predicted[j]) * np.sign(measured[i] - measured[j])

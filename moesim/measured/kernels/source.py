@@ -1,14 +1,15 @@
-"""Check candidates against measured Triton rows: expert phase against expert phase, exact shapes
-only.
+"""Check candidates against measured Triton rows: expert phase against expert phase, for exact
+shapes only.
 
-A candidate on D devices with T tokens each meets D x T tokens in all; the row that times its kernel
-has that many tokens, the same experts, top-k, width, format, tp and ep, and the same distribution
-of load. Where only the number of tokens was not measured, but fewer and more, the time lies on the
-line between both in logarithms, and the row is marked ``interpolated``; nothing else is
-interpolated, and nothing extrapolated. The row is predicted at its *own* semantics
-(`moesim.measured.kernels.table`): experts contiguous, the hottest rank, no gate limits, warm L2,
-the tile that framework ran. A candidate's placement and gate are therefore not what is checked
-here; its kernel is.
+A candidate on D devices with T tokens each has D x T tokens in total. The row that times its kernel
+has that many tokens, the same experts, top-k, width, format, tp and ep, and the same load
+distribution. If that number of tokens was not measured, but smaller and larger ones were, the time
+is interpolated linearly between both in logarithms, and the row is marked ``interpolated``; nothing
+else is interpolated, and nothing is extrapolated.
+
+The row is predicted with its *own* semantics (`moesim.measured.kernels.table`): experts contiguous,
+the hottest rank, no gate limits, warm L2, the tile that the framework ran. The check is therefore
+of a candidate's kernel, not of its placement and gate.
 """
 
 from typing import Any
@@ -18,7 +19,6 @@ import numpy as np
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.calibrate import may_fit
 from moesim.measured.kernels.draws import (
     PRECISION,
     draw_rows,
@@ -26,11 +26,12 @@ from moesim.measured.kernels.draws import (
     row_kernels,
     row_tile,
 )
+from moesim.measured.kernels.groups import may_fit
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.units import US
 
-#: datasets by device profile, the one to trust first
+#: device profile -> its datasets, the most trusted first
 DATASETS = {
     "h100-sxm": ("sglang/0.5.14", "sglang/0.5.10", "vllm/0.24.0"),
     "a100-sxm": ("sglang/0.5.10",),
@@ -39,7 +40,7 @@ _PRECISION_NAMES = {dtype: precision.name for dtype, precision in PRECISION.item
 
 
 def distribution_of(routing: str) -> str:
-    """The dataset's name of a routing: ``balanced`` for uniform, ``power_law_1.2`` for
+    """Return a routing's name in the datasets: ``balanced`` for uniform, ``power_law_1.2`` for
     ``power_law:1.2``.
     """
     return "balanced" if routing == "uniform" else routing.replace(":", "_")
@@ -48,13 +49,13 @@ def distribution_of(routing: str) -> str:
 def measured_architectures(
     cluster: Cluster, workload: Workload, hidden_size: int
 ) -> list[dict[str, Any]]:
-    """Every architecture of one hidden size that the data measured on this device under this
+    """Return every architecture of one hidden size that was measured on this device under this
     workload.
 
     Returns:
-        Points as `moesim.search.Space` knows them (num_experts, top_k, expert_intermediate_size,
-        parallelism, precision), each once, ordered; empty without the extra ``silicon`` or without
-        rows of the device.
+        Points of `moesim.search.Space` (num_experts, top_k, expert_intermediate_size, parallelism,
+        precision), each once, in order; empty without the extra ``silicon`` or without rows of the
+        device.
     """
     if silicon.unavailable_because():
         return []
@@ -82,16 +83,16 @@ def measured_architectures(
 
 
 class Silicon:
-    """Measured rows of aiconfigurator-core as a measurement source."""
+    """The measured rows of aiconfigurator-core as a measurement source."""
 
     name = "silicon"
 
     def unavailable_because(self) -> str | None:
-        """The missing packages, or None."""
+        """Return which packages are missing, or None."""
         return silicon.unavailable_because()
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Look up the exact row, or interpolate along tokens, and predict it at its own semantics.
+        """Look up the exact row, or interpolate over tokens, and predict it with its own semantics.
         """
         return [self._check(candidate, cluster, workload)]
 
@@ -187,8 +188,8 @@ class Silicon:
 
 
 def _at_tokens(rows: list[dict[str, Any]], num_tokens: int) -> dict[str, Any] | None:
-    """The row of this many tokens, or one between those of the next fewer and more, which its
-    ``between`` names.
+    """Return the row of a number of tokens, or one interpolated between the next smaller and larger
+    numbers, which its ``between`` names.
     """
     by_tokens: dict[int, dict[str, Any]] = {}
     for row in rows:

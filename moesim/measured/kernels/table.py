@@ -1,11 +1,12 @@
-"""Measured Triton MoE kernels: the rows of NVIDIA's aiconfigurator-core (extra ``silicon``), and
+"""Read measured Triton MoE kernels from NVIDIA's aiconfigurator-core (extra ``silicon``), and say
 what each row times.
 
-aiconfigurator-core 0.12 (Apache-2.0) carries operator timings as parquet files; only these are
+aiconfigurator-core 0.12 (Apache-2.0) contains operator timings as parquet files; only these are
 read, never its code. One row of kernel ``sglang_fused_moe_triton`` or ``vllm_*_tritonexperts`` is
-the mean latency of a fused expert phase on one GPU, back to back in a CUDA graph, L2 not flushed:
-rows are warm. Experts lie contiguously on the ranks and the rank with the largest load is the one
-timed. What enters for EP > 1 depends on version and path; see `num_rows`.
+the mean latency of a fused expert phase on one GPU, called back to back in a CUDA graph without
+flushing L2, so rows are warm. Experts are placed contiguously on the ranks, and the rank with the
+largest load is timed. Which tokens enter for EP > 1 depends on the version and its code path; see
+`local_counts`.
 """
 
 import tomllib
@@ -22,8 +23,8 @@ from moesim.errors import ConfigError, MeasurementError
 from moesim.files import toml
 from moesim.routing.distributions import RoutingSpec
 
-#: column names a table of rows must have, as in the package's moe_perf.parquet, plus where the row
-#: was found
+#: columns that a table of rows must have: those of the package's moe_perf.parquet, and where the
+#: row was found
 COLUMNS = (
     "system",
     "dataset",
@@ -42,7 +43,7 @@ _DRAWS = 4
 
 
 def unavailable_because() -> str | None:
-    """Why measured rows cannot be read here, or None."""
+    """Say why measured rows cannot be read here, or return None."""
     missing = [name for name in ("aiconfigurator_core", "pyarrow") if find_spec(name) is None]
     return (
         f"{', '.join(missing)} not installed: pip install 'moesim[silicon]' (Python < 3.14)"
@@ -53,15 +54,15 @@ def unavailable_because() -> str | None:
 
 @cache
 def load_rows(system: str, dataset: str):
-    """All Triton rows of one system and dataset as a pandas DataFrame with columns `COLUMNS` and
+    """Return all Triton rows of one system and dataset as a pandas DataFrame with `COLUMNS` and
     ``latency_ms``.
 
     Args:
-        system: ``h100_sxm`` and so on.
-        dataset: ``framework/version``.
+        system: Name of the system, such as ``h100_sxm``.
+        dataset: Name of the dataset, ``framework/version``.
 
     Raises:
-        MeasurementError: The extra is not installed, or the package has no such file.
+        MeasurementError: The extra ``silicon`` is not installed, or the package has no such file.
     """
     path = _data(system) / "moe" / dataset / "moe_perf.parquet"
     if not path.is_file():
@@ -75,7 +76,7 @@ def load_rows(system: str, dataset: str):
 
 
 def systems() -> list[str]:
-    """Systems with Triton MoE rows and a profile here."""
+    """Return the systems that have Triton MoE rows and a device profile."""
     known = set(toml.index_names("devices"))
     return [
         path.name
@@ -85,8 +86,8 @@ def systems() -> list[str]:
 
 
 def datasets(system: str) -> list[str]:
-    """Datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's Triton
-    kernels.
+    """Return the datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's
+    Triton kernels.
     """
     found = []
     for path in sorted((_data(system) / "moe").glob("*/*/moe_perf.parquet")):
@@ -97,16 +98,16 @@ def datasets(system: str) -> list[str]:
 
 
 def find_tables(system: str, pattern: str) -> list[Path]:
-    """Parquet files of a system that match a glob pattern, in order.
+    """Return the parquet files of a system that match a glob pattern, in order.
 
     Raises:
-        MeasurementError: The extra is not installed.
+        MeasurementError: The extra ``silicon`` is not installed.
     """
     return sorted(_data(system).glob(pattern))
 
 
 def read_table(path: Path):
-    """One parquet file as a pandas DataFrame."""
+    """Read one parquet file as a pandas DataFrame."""
     return _read(path)
 
 
@@ -127,7 +128,7 @@ def _read(path: Path):
 
 @cache
 def _shapes() -> dict[tuple[int, int, int, int], dict]:
-    """(hidden, width, top_k, experts) -> how the collector ran that shape."""
+    """Return how the collector ran each shape (hidden, width, top_k, experts)."""
     text = (files("moesim_hw_profiles") / "silicon" / "collector_paths.toml").read_text(
         encoding="utf-8"
     )
@@ -140,18 +141,18 @@ def _path(row: Mapping[str, Any]) -> dict:
 
 
 def is_gated(row: Mapping[str, Any]) -> bool:
-    """Whether a row's experts have a gate projection.
+    """Return whether a row's experts have a gate projection.
 
-    Shapes that a collector called directly ran the gated kernel whatever their model has; sglang
-    0.5.10's collector called all directly.
+    Shapes that a collector called directly ran the gated kernel even if their model has no gate;
+    the collector of sglang 0.5.10 called all shapes directly.
     """
     path = _path(row)
     return path["gated"] or not path["layer_path"] or row["dataset"] == "sglang/0.5.10"
 
 
 def masks_remote(row: Mapping[str, Any]) -> bool:
-    """Whether, for EP > 1, all tokens enter and choices of other ranks are masked (else they are
-    clamped).
+    """Return whether, for EP > 1, all tokens enter and choices of other ranks are masked; otherwise
+    they are clamped.
     """
     path = _path(row)
     layer = path["layer_path"] or path.get("masked_ep", False)
@@ -159,7 +160,7 @@ def masks_remote(row: Mapping[str, Any]) -> bool:
 
 
 def _balanced(num_tokens: int, experts: int, top_k: int) -> np.ndarray:
-    """Loads of the collector's balanced routing: ndarray of shape (E,)."""
+    """Return the loads of the collector's balanced routing: ndarray of shape (E,)."""
     stride = -(-experts // top_k)
     token, slot = np.arange(num_tokens)[:, None], np.arange(top_k)[None, :]
     first = token if num_tokens >= stride else token * stride // num_tokens
@@ -168,17 +169,17 @@ def _balanced(num_tokens: int, experts: int, top_k: int) -> np.ndarray:
 
 @cache
 def loads(distribution: str, num_tokens: int, experts: int, top_k: int, draw: int) -> np.ndarray:
-    """Loads of all experts in one row: ndarray of shape (E,), int64.
+    """Return the loads of all experts in one row: ndarray of shape (E,), int64.
 
     Args:
         distribution: ``balanced`` or ``power_law_ALPHA``.
-        num_tokens: T.
-        experts: E.
-        top_k: k.
-        draw: Number of the Monte-Carlo draw: the collector's own draws are not reproducible.
+        num_tokens: Number of tokens, T.
+        experts: Number of experts, E.
+        top_k: Number of choices of a token, k.
+        draw: Number of the Monte-Carlo draw, since the collector's own draws are not reproducible.
 
     Raises:
-        ConfigError: Another distribution.
+        ConfigError: The distribution is neither of these.
     """
     if distribution == "balanced":
         return _balanced(num_tokens, experts, top_k)
@@ -193,15 +194,16 @@ def loads(distribution: str, num_tokens: int, experts: int, top_k: int, draw: in
 
 
 def hottest_rank(loads_E: np.ndarray, ranks: int) -> np.ndarray:
-    """Loads of the rank that is timed, experts placed contiguously: ndarray of shape (E / ranks,).
+    """Return the loads of the rank that is timed, with experts placed contiguously: ndarray of
+    shape (E / ranks,).
     """
     loads_WL = loads_E.reshape(ranks, -1)
     return loads_WL[loads_WL.sum(axis=1).argmax()]
 
 
 def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int) -> float:
-    """Expected distinct tokens with a choice on this rank, choices independent: T (1 - prod(1 -
-    load / T)).
+    """Return the expected distinct tokens with a choice on this rank, if choices are independent: T
+    (1 - prod(1 - load / T)).
     """
     if ranks == 1:
         return float(num_tokens)
@@ -209,17 +211,18 @@ def entering_tokens(local_L: np.ndarray, num_tokens: int, top_k: int, ranks: int
 
 
 def local_counts(row: Mapping[str, Any], draw: int) -> tuple[np.ndarray, float]:
-    """Rows per local expert that the timed kernel computes, and the tokens that enter it.
+    """Return the rows per local expert that the timed kernel computes, and the tokens that enter
+    it.
 
-    With EP = 1 all loads. With EP > 1 and masking, the hottest rank's loads while all tokens enter.
-    With clamping (sglang 0.5.10, and the direct path of 0.5.14) only tokens that touch the rank
-    enter, and their remote choices are computed by local expert 0.
+    With EP = 1 these are all loads. With EP > 1 and masking, they are the hottest rank's loads,
+    while all tokens enter. With clamping (sglang 0.5.10, and the direct path of 0.5.14) only tokens
+    that touch the rank enter, and local expert 0 computes their remote choices.
 
     Args:
         row: One row as a dict with `COLUMNS`.
-        draw: Monte-Carlo draw.
+        draw: Number of the Monte-Carlo draw.
 
-    Returns:
+        Returns:
         (ndarray of shape (L,), tokens that enter).
     """
     tokens, experts, top_k, ranks = (
@@ -240,5 +243,5 @@ def local_counts(row: Mapping[str, Any], draw: int) -> tuple[np.ndarray, float]:
 
 
 def draws(distribution: str) -> Sequence[int]:
-    """Monte-Carlo draws a prediction averages over."""
+    """Return the Monte-Carlo draws over which a prediction averages."""
     return range(1) if distribution == "balanced" else range(_DRAWS)

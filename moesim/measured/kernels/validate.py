@@ -1,25 +1,26 @@
-"""Rows and their predictions together: what the scoreboard and the fidelity study look at."""
+"""Join measured rows and their predictions for the scoreboard and the fidelity study."""
 
 from moesim.errors import MeasurementError
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.calibrate import may_fit
 from moesim.measured.kernels.draws import PRECISION
+from moesim.measured.kernels.groups import may_fit
 from moesim.measured.kernels.predict import PREDICTED, predict_rows
 
 _SEED = 1
-#: columns a prediction adds, as written to CSV
+#: columns that a prediction adds, in the order of the CSV file
 PREDICTIONS = PREDICTED
 
 
 def measured_rows(system: str, limit: int):
-    """Measured rows of a system, or of all systems.
+    """Return the measured rows of a system, or of all systems.
 
     Args:
-        system: Such as ``h100_sxm``, or ``all``.
-        limit: Rows per dataset, format, EP class and fit class, drawn with a fixed seed; 0 for all.
+        system: Name of the system, such as ``h100_sxm``, or ``all``.
+        limit: Number of random rows per dataset, format, EP class and fit class, drawn with a fixed
+            seed; 0 for all rows.
 
     Raises:
-        MeasurementError: The extra ``silicon`` is not installed, or there is no such system in it.
+        MeasurementError: The extra ``silicon`` is not installed, or it has no such system.
     """
     import pandas as pd
 
@@ -42,7 +43,7 @@ def measured_rows(system: str, limit: int):
 
 
 def predicted(table, mode: str):
-    """A table of rows with the columns `PREDICTIONS` and ``fitted``; the order of rows is kept.
+    """Return a table of rows with the columns `PREDICTIONS` and ``fitted``, in the same order.
 
     Args:
         table: DataFrame of `measured_rows` or `moesim.measured.kernels.predict.read_rows`.

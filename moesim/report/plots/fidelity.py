@@ -1,6 +1,6 @@
-"""Figures of predicted against measured kernels, as HTML that needs no network.
+"""Draw predicted against measured kernel times, as HTML that needs no network.
 
-The pages of one folder share one ``plotly.min.js`` beside them, so that each stays small.
+The pages of a folder share one ``plotly.min.js`` in that folder, so that each page stays small.
 """
 
 import os
@@ -13,7 +13,7 @@ from moesim.errors import ConfigError
 
 _MAX_POINTS = 5000
 _SEED = 0
-#: where the heatmap's colours end, in percent: a predicted time this far off is off the scale
+#: end of the heatmap's color scale, in percent; larger errors are off the scale
 _SCALE_PERCENT = 40.0
 _FLOOR_MS = 0.05
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -21,12 +21,13 @@ _PANELS = ("precision", "ep")
 
 
 def write_html(path: Path, figure) -> Path:
-    """Write a plotly figure as a page, whole file or nothing; ``plotly.min.js`` is put beside it
-    once.
+    """Write a plotly figure as a page, the whole file or nothing.
+
+    A single ``plotly.min.js`` is put next to the pages of a folder.
 
     Args:
-        path: File; its folder is created.
-        figure: plotly Figure.
+        path: The page; its folder is created if missing.
+        figure: The plotly Figure.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -42,12 +43,12 @@ def write_html(path: Path, figure) -> Path:
 
 
 def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
-    """Mean absolute error by token count: a panel per precision and EP class, a line per system and
-    dataset.
+    """Draw the mean absolute error by token count: a panel per precision and EP class, a line per
+    system and dataset.
 
     Args:
-        errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``num_tokens`` and
-            ``mape``, ascending tokens.
+        errors: Rows by ascending tokens with ``system``, ``dataset``, ``precision``, ``ep``,
+            ``num_tokens`` and ``mape``.
 
     Returns:
         plotly Figure.
@@ -104,8 +105,8 @@ def error_by_tokens(errors: Iterable[Mapping[str, Any]]):
 
 
 def predicted_against_measured(rows):
-    """Predicted against measured latency, both logarithmic; at most 5,000 rows, drawn with a fixed
-    seed.
+    """Draw predicted against measured latency, both logarithmic, for at most 5,000 rows (fixed
+    seed).
 
     Args:
         rows: DataFrame of predicted rows with ``latency_ms``.
@@ -172,8 +173,8 @@ def predicted_against_measured(rows):
 
 
 def error_by_shape(errors: Iterable[Mapping[str, Any]]):
-    """Median signed error as a heatmap, a panel per precision and EP class: shapes down, systems
-    and datasets across.
+    """Draw the median signed error as heatmaps, a panel per precision and EP class: shapes down,
+    systems and datasets across.
 
     Args:
         errors: Rows with ``system``, ``dataset``, ``precision``, ``ep``, ``shape``, ``rows`` and
@@ -238,7 +239,7 @@ def _panel(error: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _panels(errors: Sequence[Mapping[str, Any]], **options: Any):
-    """A figure with a panel per precision (down) and EP class (across), and where each panel is."""
+    """Make a figure with panels by precision (down) and EP class (across), and locate them."""
     from plotly.subplots import make_subplots
 
     down, across = (sorted({e[key] for e in errors}) for key in _PANELS)
@@ -254,7 +255,7 @@ def _panels(errors: Sequence[Mapping[str, Any]], **options: Any):
 
 
 def _styles(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
-    """A colour per system, a dash per dataset of it."""
+    """Choose a color per system, and a dash pattern per dataset of the system."""
     from plotly.colors import qualitative
 
     systems = sorted({system for system, _ in lines})
@@ -266,7 +267,7 @@ def _styles(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str
 
 
 def _natural(shape: str) -> tuple[tuple[int, str], ...]:
-    """Numbers in a name compare as numbers."""
+    """Return a sort key by which numbers in a name compare as numbers."""
     import re
 
     return tuple((int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", shape))

@@ -1,5 +1,6 @@
-"""Figures of gates over the number of experts, as HTML that needs no network
-(`moesim.report.plots.fidelity.write_html`)."""
+"""Draw gates over the number of experts; `moesim.report.plots.fidelity.write_html` writes the
+pages.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,12 +10,12 @@ Row = Mapping[str, Any]
 
 
 def gate_times(rows: Iterable[Row]):
-    """Gate time over experts, logarithmic: a panel per device, hidden size and tokens; crosses are
-    measured.
+    """Draw gate time over experts, both logarithmic: a panel per device, hidden size and tokens;
+    crosses are measured.
 
     Args:
-        rows: With ``device``, ``hidden_size``, ``tokens``, ``top_k``, ``kind``, ``gate``,
-            ``num_experts``, ``gate_us``, and ``measured_us`` where it was.
+        rows: Rows with ``device``, ``hidden_size``, ``tokens``, ``top_k``, ``kind``, ``gate``,
+            ``num_experts``, ``gate_us``, and ``measured_us`` where it was measured.
 
     Returns:
         plotly Figure.
@@ -29,10 +30,11 @@ def gate_times(rows: Iterable[Row]):
 
 
 def gate_shares(rows: Iterable[Row]):
-    """Share of the simulated layer time that the gate takes, likewise.
+    """Draw the share of the simulated layer time that the gate takes, in the panels of
+    `gate_times`.
 
     Args:
-        rows: As `gate_times`, with ``gate_share``.
+        rows: Rows of `gate_times` that also have ``gate_share``.
 
     Returns:
         plotly Figure.
@@ -47,10 +49,10 @@ def gate_shares(rows: Iterable[Row]):
 
 
 def simulated_against_measured(rows: Iterable[Row]):
-    """Simulated against measured gate time, both logarithmic.
+    """Draw simulated against measured gate time, both logarithmic.
 
     Args:
-        rows: As `gate_times`, all measured.
+        rows: Rows of `gate_times`, all of them measured.
 
     Returns:
         plotly Figure.
@@ -73,7 +75,9 @@ def simulated_against_measured(rows: Iterable[Row]):
                 name=kind,
                 text=words,
                 marker={"size": 6, "opacity": 0.7},
-                hovertemplate="%{text}<br>measured %{x:.0f} us, simulated %{y:.0f} us<extra></extra>",
+                hovertemplate=(
+                    "%{text}<br>measured %{x:.0f} us, simulated %{y:.0f} us<extra></extra>"
+                ),
             )
         )
     ends = [min(r["measured_us"] for r in rows), max(r["measured_us"] for r in rows)]
@@ -128,7 +132,9 @@ def _lines(rows: Sequence[Row], column: str, title: str, heading: str, *, log: b
                     marker={"size": 4},
                     line={"color": colors[name], "dash": _DASHES[part[0]["kind"]]},
                     text=[row["gate"] for row in part],
-                    hovertemplate=f"%{{text}}<br>%{{x:,}} experts: %{{y:.3g}} {title}<extra></extra>",
+                    hovertemplate=(
+                        f"%{{text}}<br>%{{x:,}} experts: %{{y:.3g}} {title}<extra></extra>"
+                    ),
                 ),
                 **at,
             )
@@ -160,8 +166,8 @@ def _panel(row: Row) -> tuple[str, int, int]:
 
 
 def _line(row: Row) -> str:
-    """A kind of gate; of product keys also heads and width, which do not change with the number of
-    experts.
+    """Return the name of a row's line: the kind of gate, and for product keys also heads and width,
+    which do not change with the number of experts.
     """
     return row["gate"] if row["kind"] == "product_key" else row["kind"]
 

@@ -1,4 +1,4 @@
-"""Figures of closed loops: what was simulated on a machine against what it then measured."""
+"""Draw closed loops: times simulated on a machine against times that it then measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,14 +1,16 @@
-"""Figures of the network studies: granularity and scaling."""
+"""Draw the figures of the network studies: granularity and scaling."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def granularity_errors(rows: Sequence[Mapping[str, Any]]):
-    """Signed error of device granularity by cluster, a panel per topology, a colour per traffic.
+    """Draw the signed error of device granularity by cluster: a panel per topology, a color per
+    traffic.
 
     Args:
-        rows: With ``topology``, ``cluster``, ``traffic``, ``micro_batches`` and ``error_percent``.
+        rows: Rows with ``topology``, ``cluster``, ``traffic``, ``micro_batches`` and
+            ``error_percent``.
 
     Returns:
         plotly Figure.
@@ -54,11 +56,12 @@ def granularity_errors(rows: Sequence[Mapping[str, Any]]):
 
 
 def scaling_lines(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, str]):
-    """Cost of a simulation by devices, both logarithmic: a panel per figure, a line per topology,
-    routing and engine.
+    """Draw the cost of a simulation by devices, both logarithmic: a panel per measure, a line per
+    topology and engine.
 
     Args:
-        rows: With ``topology``, ``routing``, ``engine``, ``num_devices`` and the panels' columns.
+        rows: Rows with ``topology``, ``routing``, ``engine``, ``num_devices`` and the panels'
+            columns.
         panels: Column -> title.
 
     Returns:

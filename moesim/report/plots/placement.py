@@ -1,20 +1,18 @@
-"""Figures of placements: a heatmap of strategies under distributions, and layer time while loads
-drift.
-"""
+"""Draw placements: heatmaps of strategies by distribution, and layer time while loads drift."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
 def strategy_heatmap(rows: Iterable[Mapping[str, Any]], value: str, title: str):
-    """Strategies down, distributions across, a panel per cluster (down) and number of redundant
-    experts (across).
+    """Draw a heatmap of strategies (down) and distributions (across), a panel per cluster (down)
+    and number of redundant experts (across).
 
     Args:
         rows: Rows with ``cluster``, ``num_replicas``, ``distribution``, ``placement`` and the
             value.
-        value: Column that is shown.
-        title: Of the page.
+        value: Column to show.
+        title: Title of the page.
 
     Returns:
         plotly Figure.
@@ -65,11 +63,12 @@ def strategy_heatmap(rows: Iterable[Mapping[str, Any]], value: str, title: str):
 
 
 def drift_lines(rows: Iterable[Mapping[str, Any]]):
-    """Layer time by step: a panel per cluster, a line per redundancy and interval between plans.
+    """Draw layer time by step: a panel per cluster, a line per redundancy and interval between
+    plans.
 
     Args:
-        rows: Rows with ``cluster``, ``num_replicas``, ``renewed_every``, ``step``,
-            ``with_migration_us`` and ``known_us``, ascending steps.
+        rows: Rows by ascending steps with ``cluster``, ``num_replicas``, ``renewed_every``,
+            ``step``, ``with_migration_us`` and ``known_us``.
 
     Returns:
         plotly Figure.
@@ -111,5 +110,5 @@ def drift_lines(rows: Iterable[Mapping[str, Any]]):
 
 
 def _in_order(values: Iterable[Any]) -> Sequence[Any]:
-    """Different values in order of appearance."""
+    """Return the different values in order of appearance."""
     return list(dict.fromkeys(values))

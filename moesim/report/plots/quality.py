@@ -1,5 +1,4 @@
-"""Figures of measured losses: differences to a base model, seed by seed, beside what a table says.
-"""
+"""Draw measured losses: differences to a base model, seed by seed, next to a table's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ def paired_differences(
             ``table_unknown``.
         runs: A row per variant and seed with ``delta`` and ``seed``.
         base: The variant that the others are compared with.
-        same: A variant that differs in nothing, of which no table speaks.
+        same: A variant that differs in nothing and is in no table.
 
     Returns:
         plotly Figure.

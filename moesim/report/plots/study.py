@@ -1,4 +1,4 @@
-"""Figures of the co-design studies: gains of changes, fronts with intervals, and what breaks with a
+"""Draw the co-design studies: gains of changes, fronts with intervals, and what breaks with a
 million experts.
 """
 
@@ -9,11 +9,11 @@ _COLORS = ("#1f5fa8", "#d9822b", "#3a8f5c", "#8a4fa3", "#b03a48", "#5b6470", "#b
 
 
 def gain_bars(rows: Sequence[Mapping[str, Any]]):
-    """What each change is worth: a panel per model and workload, a bar per change with its
-    interval, best on top.
+    """Draw what each change is worth: a panel per model and workload, a bar per change with its
+    interval, the best on top.
 
     Args:
-        rows: With ``model``, ``cluster``, ``workload``, ``change``, ``kind``, ``gain``,
+        rows: Rows with ``model``, ``cluster``, ``workload``, ``change``, ``kind``, ``gain``,
             ``gain_low``, ``gain_high``.
 
     Returns:
@@ -87,14 +87,14 @@ def fronts(
     label: str = "tokens per second and device, one MoE layer",
     title: str = "",
 ):
-    """Loss against throughput: every trial that fits, and fronts with the intervals of both.
+    """Draw loss against throughput: every trial that fits, and fronts with the intervals of both.
 
     Args:
-        parts: Name -> (trials, Pareto front), rows as in trials.csv; those of a front with a
-            ``group``, whose members intervals do not tell apart.
-        rate: Column of throughput, or of what is in proportion to it.
-        label: Of its axis.
-        title: By default the parts' names.
+        parts: Name -> (trials, Pareto front), rows as in trials.csv; rows of a front also have a
+            ``group``, whose members the intervals do not tell apart.
+        rate: Column of throughput, or of a quantity in proportion to it.
+        label: Label of its axis.
+        title: Title of the figure; the parts' names by default.
 
     Returns:
         plotly Figure.
@@ -103,7 +103,7 @@ def fronts(
 
     figure, alone = go.Figure(), len(parts) == 1
     for number, (name, (trials, _)) in enumerate(parts.items()):
-        # many trials: drawn on the graphics card, without intervals
+        # there are many trials: the browser's graphics card draws them, without intervals
         figure.add_trace(
             go.Scattergl(
                 x=[t[rate] for t in trials],
@@ -173,11 +173,11 @@ def fronts(
 
 
 def lines_by_experts(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]):
-    """Figures over the number of experts: a row of panels per metric, a column per cluster, a
-    colour per gate.
+    """Draw metrics over the number of experts: a row of panels per metric, a column per cluster, a
+    color per gate.
 
     Args:
-        rows: With ``cluster``, ``scale``, ``gate_kind``, ``num_experts`` and the metrics.
+        rows: Rows with ``cluster``, ``scale``, ``gate_kind``, ``num_experts`` and the metrics.
         metrics: Column -> title.
 
     Returns:

@@ -1,1 +1,1 @@
-"""A study as people run it: watched, joined, continued, exported."""
+"""Run studies for people: watch, join, continue and export them."""

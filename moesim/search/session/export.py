@@ -1,22 +1,21 @@
-"""A study's winner for a serving engine: the map of its experts, and the command that starts the
-engine so.
+"""Export a study's winner to a serving engine: the map of its experts, and the launch command.
 
-A study simulates one MoE layer on one load, so every layer gets the winner's plan for that load: as
-good as that load is like the one that is served. Maps planned layer by layer on recorded loads are
-`moesim placement export --trace`.
+A study simulates one MoE layer under one load, so every layer gets the winner's plan for that load.
+The plan is as good as that load resembles the load that is served.
+`moesim placement export --trace` plans maps layer by layer on recorded loads.
 
 Flags are those of SGLang 0.5 (its documentation: ``docs/advanced_features/server_arguments.md`` and
 ``expert_parallelism.md`` of sgl-project/sglang at commits 004813e1 and 020017c4) and of vLLM 0.12
 (docs.vllm.ai/en/v0.12.0: ``serving/expert_parallel_deployment``,
-``serving/data_parallel_deployment``, ``design/dbo``). What was simulated and has no counterpart
-there is a comment above the command:
+``serving/data_parallel_deployment``, ``design/dbo``). Simulated features without a counterpart
+there become comments above the command:
 
 - SGLang's DeepEP needs ``ep_size = tp_size``; its backend ``none`` gathers (``all_gather`` here).
-  Replicas that take turns are ``--ep-dispatch-algorithm dynamic``, which draws one; the nearest
-  ones are ``static``.
-- vLLM's experts are whole over all ranks (``--enable-expert-parallel``) or cut over all of them,
-  nothing between; it loads no initial map (proposed in vllm-project/vllm pull request 49572), but
-  plans one from the loads it sees.
+  Replicas that take turns become ``--ep-dispatch-algorithm dynamic``, which draws one; nearest
+  replicas become ``static``.
+- vLLM keeps experts whole, spread over all ranks (``--enable-expert-parallel``), or cuts each over
+  all of them, with nothing in between. It loads no initial map (proposed in vllm-project/vllm pull
+  request 49572) but plans one from the loads it sees.
 """
 
 import json
@@ -44,12 +43,12 @@ class Winner:
     """A design of a study's Pareto front.
 
     Attributes:
-        rank: In the order of pareto.csv.
+        rank: Row of pareto.csv, from 0.
         candidate: The design.
-        cluster: Where it runs.
-        placement: Its experts' slots, the same for every layer.
+        cluster: The hardware it runs on.
+        placement: The slots of its experts, the same for every layer.
         row: Its row in the study.
-        num_layers: Layers with experts.
+        num_layers: Number of layers with experts.
     """
 
     rank: int
@@ -61,10 +60,10 @@ class Winner:
 
 
 def winner_of(study: Study, rank: int = 0) -> Winner:
-    """A winner, with its placement planned again.
+    """Return a winner, with its placement planned again.
 
     Raises:
-        ConfigError: No winner of that rank.
+        ConfigError: There is no winner of that rank.
     """
     front = study.pareto_trials()
     if not front:
@@ -87,13 +86,14 @@ def winner_of(study: Study, rank: int = 0) -> Winner:
 
 
 def winner_text(winner: Winner, layout: str) -> str:
-    """The map of all layers as the text of a file that `moesim.placement.files.read_map` reads.
+    """Return the map of all layers as text that `moesim.placement.files.read_map` reads.
 
-    ``placement-json`` also says what it is of: candidate, ranks, load, simulated time, version.
+    ``placement-json`` also says where the map comes from: candidate, ranks, load, simulated time,
+    version.
 
     Raises:
-        UnknownNameError: Another format.
-        ConfigError: Ranks hold unequally many slots.
+        UnknownNameError: There is no such format.
+        ConfigError: The ranks hold different numbers of slots.
     """
     if layout not in FORMATS:
         raise UnknownNameError("export format", layout, FORMATS)
@@ -126,16 +126,16 @@ def winner_text(winner: Winner, layout: str) -> str:
 
 
 def launch_lines(winner: Winner, layout: str, map_file: str, model: str = "$MODEL") -> list[str]:
-    """A shell command that starts the engine as simulated, under comments on what differs.
+    """Return a shell command that starts the engine as simulated, below comments on what differs.
 
     Args:
-        winner: What was simulated.
+        winner: The winner that was simulated.
         layout: ``sglang`` or ``vllm``.
-        map_file: Where its map is.
+        map_file: Path of its map.
         model: Checkpoint to serve.
 
     Raises:
-        ConfigError: A layout that vLLM does not have.
+        ConfigError: vLLM does not have the parallel layout.
     """
     notes = [
         f"# {winner.candidate.label} on {winner.cluster.name}",
@@ -247,7 +247,7 @@ def _vllm(winner: Winner) -> Iterator[str]:
 
 
 def _moved(candidate: Candidate) -> bool:
-    """Whether experts are elsewhere than in expert order."""
+    """Return whether the placement differs from plain expert order."""
     return candidate.parallelism.ep > 1 and (
         candidate.num_replicas > 0 or candidate.placement != "contiguous"
     )

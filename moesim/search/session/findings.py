@@ -1,5 +1,5 @@
-"""What a study found, as files and on the screen: tables, winners by the event engine, and the
-front as a figure.
+"""Write and print what a study found: tables, winners by the event engine, and a figure of the
+front.
 """
 
 from pathlib import Path
@@ -30,10 +30,10 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     hold.
 
     Args:
-        study: A finished one.
-        folder: Where to.
-        limit: Winners to confirm with the event engine; 0 writes no winners.csv.
-        title: Of the figure and the table.
+        study: A finished study.
+        folder: The output folder.
+        limit: Number of winners to confirm with the event engine; 0 writes no winners.csv.
+        title: Title of the figure and of the table.
 
     Returns:
         Rows of winners.csv.
@@ -72,12 +72,12 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
 
 
 def against_trial(study: Study, number: int, name: str) -> str:
-    """Say in one sentence what the search found that is as good in loss as one design and faster.
+    """Say in one sentence which found design is as good in loss as a given one, and faster.
 
     Args:
         study: A finished study with objectives ``loss`` and ``layer_tokens_per_s_per_device``.
-        number: The trial of the design to compare with.
-        name: What to call that design, such as ``published design``.
+        number: Number of the trial of the design to compare with.
+        name: Name of that design in the sentence, such as ``published design``.
     """
     mine = study.trials[number]
     row = mine.evaluation.row

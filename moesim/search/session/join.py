@@ -1,4 +1,4 @@
-"""A study as its storage tells it: to join it from another machine, or to look at it."""
+"""Load a study from its storage, to join it from another machine or to inspect it."""
 
 from typing import Any
 
@@ -10,23 +10,25 @@ from moesim.search.evaluate import Problem
 from moesim.search.objectives import Constraint
 from moesim.search.session.known import known_points
 from moesim.search.session.watch import Front, counts_of
+from moesim.search.settings import digest_of
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
-from moesim.search.study import Study, digest_of
+from moesim.search.study import Study
 from moesim.search.trial import from_record
 
 
 def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
-    """What `moesim.search.run_study` is to be called with to join a study.
+    """Return the arguments with which `moesim.search.run_study` joins a study.
 
     Args:
         where: URL of its storage.
 
     Returns:
-        Positional arguments, and options but for those of a single process.
+        Positional arguments, and the options except those of a single process.
 
     Raises:
-        ConfigError: No URL, no study there, or hardware files that are not the same here.
+        ConfigError: The text is no URL, there is no study, or the hardware files here are
+            different.
         UnreachableError: The storage does not answer.
     """
     if not is_url(where):
@@ -58,10 +60,10 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
 
 
 def load_study(where: str) -> Study:
-    """A study as it is in its folder or storage, finished or not.
+    """Load a study from its folder or storage, finished or not.
 
     Raises:
-        ConfigError: No study there.
+        ConfigError: There is no study.
         UnreachableError: The storage does not answer.
     """
     with read_study(where) as (study, settings):
@@ -81,7 +83,7 @@ def load_study(where: str) -> Study:
 
 
 def status_rows(where: str) -> list[dict[str, Any]]:
-    """What a study has found so far, a row for each thing."""
+    """Return rows about what a study has found so far."""
     study = load_study(where)
     trials = study.trials
     rows: list[dict[str, Any]] = [{"what": "trials", "value": len(trials)}]

@@ -1,4 +1,4 @@
-"""Warm start: published models that are points of a space."""
+"""Start a search from the published models that are points of its space."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,17 +13,17 @@ from moesim.search.space import GROUPS, Space
 
 
 def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
-    """Points, or parts of points, that are published models: for ``enqueue`` of
+    """Return published models as points, or parts of points, for ``enqueue`` of
     `moesim.search.run_study`.
 
-    A model is one if its width of a token, its experts (routed, shared, their width), its top-k and
-    its gate are choices of the space; how its gate scores (softmax or sigmoid) moves no token and
-    is the space's. Of the layouts the first that uses the cluster's devices is named; what else a
-    point needs is left to the search.
+    A model is included if its width of a token, its experts (routed, shared, their width), its
+    top-k and its gate are choices of the space. The gate's score (softmax or sigmoid) moves no
+    token and is taken from the space. The point names the first layout that uses all of the
+    cluster's devices; the search chooses the remaining parameters.
 
     Args:
-        space: Whose points.
-        cluster: Where they run.
+        space: The space to search.
+        cluster: The hardware that the points run on.
     """
     points = []
     layouts = [text for text in space.parallelism if _uses(text, cluster)]
@@ -60,12 +60,12 @@ def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
 def _uses(text: str, cluster: Cluster) -> bool:
     try:
         return parse_parallelism(text, cluster.num_devices).num_devices == cluster.num_devices
-    except ConfigError:  # tp that does not divide them
+    except ConfigError:  # tp does not divide the devices
         return False
 
 
 def _gate_choices(space: Space, gate: Gate) -> dict[str, Any] | None:
-    """Choices that make a gate but for its score; None where none do."""
+    """Return the choices that make a gate except for its score; None if there are none."""
     for text in space.gate:
         base, *options = text.split("+")
         grouped = base in GATE_KINDS and GATE_KINDS[base].grouped

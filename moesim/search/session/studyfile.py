@@ -1,4 +1,4 @@
-"""A study as a TOML file: what ``moesim study`` reads."""
+"""Read a study from a TOML file, for ``moesim study``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class _StudyFile(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyDescription:
-    """A study file, loaded."""
+    """The content of a study file."""
 
     cluster: Cluster
     objectives: list[str]
@@ -46,7 +46,8 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     """Load a study file.
 
     Raises:
-        ConfigError: Not there, not TOML, or not of the form: file, key, rule, what came.
+        ConfigError: The file is missing, is not TOML, or breaks a rule; the text names file, key,
+            rule and value.
     """
     text = toml.read_text(path)
     file = toml.parse(text, _StudyFile, path.name)

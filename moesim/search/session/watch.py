@@ -1,4 +1,4 @@
-"""A study as a person runs it: with a progress bar, and CSV files at the end."""
+"""Run a study with a progress bar, and write CSV files at its end."""
 
 import warnings
 from collections.abc import Callable
@@ -19,15 +19,17 @@ from moesim.search.trial import TRIAL_COLUMNS, Trial, to_record
 from moesim.simulation.run import simulate
 
 STATES = ("fits", "over_memory", "over_constraint", "infeasible", "failed")
-#: trials between two looks at the front
+#: number of trials between two updates of the front
 _LOOK = 25
 
 
 class Front:
-    """The front so far, and how much it dominates of the box that the first feasible trials span.
+    """Track the front so far, and how much it dominates of the box that the first feasible trials
+    span.
 
-    Hypervolume is in units of that box: 0 at its worst corner, 1 where one trial has the best of
-    everything in it; above 1 once trials are better than the first ones in all.
+    The hypervolume is in units of that box: 0 at its worst corner, 1 where one trial has the best
+    value of every objective in it, and above 1 once trials are better than the first ones in all
+    objectives.
     """
 
     def __init__(self, objectives: list[str]) -> None:
@@ -36,7 +38,7 @@ class Front:
         self._box: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, trials: list[Trial]) -> None:
-        """Take trials into account."""
+        """Add trials to the front."""
         new = [costs_of(self.objectives, t.evaluation.row) for t in trials if t.feasible]
         costs = np.vstack([self._costs, np.array(new).reshape(len(new), len(self.objectives))])
         if self._box is None and len(costs) > 1:
@@ -45,11 +47,11 @@ class Front:
 
     @property
     def size(self) -> int:
-        """Trials on the front, equal ones once."""
+        """The number of trials on the front; equal trials count once."""
         return len(self._costs)
 
     def hypervolume(self) -> float:
-        """Share of the box that is dominated."""
+        """Return the share of the box that is dominated."""
         if self._box is None:
             return 0.0
         worst, span = self._box
@@ -57,15 +59,17 @@ class Front:
 
 
 def watched_study(*args: Any, num_trials: int, objectives: list[str], **options: Any) -> Study:
-    """`run_study` with a progress bar on stderr: trials and their rate, time left, front, best of
-    each objective.
+    """Call `run_study` with a progress bar on stderr.
+
+    The bar shows the trials and their rate, the time left, the front, and the best of each
+    objective.
     """
     best: dict[str, float] = {}
     so_far = Front(objectives)
     waiting: list[Trial] = []
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
     with ExitStack() as shown:
-        # begins with the first trial: what is refused before is one line
+        # the bar begins with the first trial, so that an earlier refusal is a single line
         bar: list[Callable[[str], None]] = []
 
         def show(trial: Trial) -> None:
@@ -90,13 +94,14 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
 
 
 def counts_of(trials: list[Trial]) -> dict[str, int]:
-    """Trials in each state."""
+    """Return the number of trials in each state."""
     return {state: sum(t.state == state for t in trials) for state in STATES}
 
 
 def write_study(study: Study, folder: Path) -> None:
     """Write trials.csv (every trial, by number), pareto.csv (the front in groups that cannot be
-    told apart) and importance.csv (what each parameter decides), and say what was found."""
+    told apart) and importance.csv (what each parameter decides), and say what was found.
+    """
     columns = (*TRIAL_COLUMNS, *study.space.hardware)
     write_csv(folder / "trials.csv", [t.row() for t in study.trials], columns)
     pareto = study.pareto_trials()
@@ -135,9 +140,7 @@ def say_fidelity(study: Study) -> None:
 
 
 def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Winners simulated again with the event engine, chunk by chunk, beside what the search's
-    engine said.
-    """
+    """Simulate winners again with the event engine, chunk by chunk, next to the search's result."""
     winners = study.pareto_trials()
     groups = study.groups(winners)
     rows = []
@@ -159,11 +162,10 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
 
 
 def importances(study: Study) -> list[dict[str, Any]]:
-    """What share of each objective's best tenth every parameter explains (PED-ANOVA, Watanabe et
-    al. 2023).
+    """Return the share of each objective's best tenth that every parameter explains.
 
-    Parameters that apply to some points only are left out, and so is everything with fewer than 20
-    feasible trials.
+    The method is PED-ANOVA (Watanabe et al. 2023). Parameters that apply to some points only are
+    left out. There are no rows with fewer than 20 feasible trials.
     """
     kept = [t for t in study.trials if t.feasible]
     if len(kept) < 20:
@@ -181,7 +183,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
             return sign * trial.values[place]
 
         with warnings.catch_warnings():
-            # it reminds of what `cost` does: that less must be better
+            # the warning says that less must be better, which `cost` ensures
             warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes", UserWarning)
             found = optuna.importance.get_param_importances(
                 memory, evaluator=evaluator, target=cost

@@ -6,8 +6,8 @@ import pytest
 
 from moesim.hardware import load_profile
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.calibrate import may_fit
 from moesim.measured.kernels.draws import draw_rows
+from moesim.measured.kernels.groups import may_fit
 from moesim.measured.kernels.scoreboard import error_table, ranking_table, roofline_s
 from moesim.measured.kernels.validate import predicted
 from moesim.measured.scores import error_scores

@@ -6,8 +6,8 @@ import pytest
 from moesim import Candidate, MoELayer, Parallelism, Precision, Workload, load_cluster, load_profile
 from moesim.costs.devices.primitives import kernels_for
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.calibrate import collect, fit_groups, may_fit
 from moesim.measured.kernels.draws import draw_rows
+from moesim.measured.kernels.groups import collect, fit_groups, may_fit
 from moesim.measured.kernels.scoreboard import roofline_s
 from moesim.measured.kernels.source import Silicon, measured_architectures
 from moesim.measured.scores import error_scores

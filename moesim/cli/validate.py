@@ -1,14 +1,18 @@
-"""``moesim calibrate comm`` and ``moesim validate comm``; see `moesim.cli`, which registers them.
-"""
+"""``moesim validate``: compare predictions with measured and published figures."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moesim.errors import ConfigError, MoesimError
+from moesim.errors import MoesimError
+
+validate_app = typer.Typer(
+    no_args_is_help=True, help="Compare simulated with measured or published figures."
+)
 
 
+@validate_app.command("comm")
 def validate_comm(
     rows: Annotated[
         Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")
@@ -23,8 +27,8 @@ def validate_comm(
         Path | None, typer.Option(help="With --rows: write every row with its prediction as CSV.")
     ] = None,
 ) -> None:
-    """Predict measured exchanges (NCCL, DeepEP, NVL72); without --rows score all rows that were not
-    fitted.
+    """Predict measured exchanges (NCCL, DeepEP, NVL72); without --rows, score all rows that were
+    not fitted.
     """
     from moesim.measured.exchanges.predict import (
         predict_comm_rows,
@@ -62,25 +66,7 @@ def validate_comm(
         say(f"wrote {out}")
 
 
-def calibrate_comm(
-    out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
-) -> None:
-    """Fit the communication kernels to measured rows of A100, H100 and GB200; about half a minute.
-    """
-    from moesim.measured.exchanges import calibrate as fitting
-    from moesim.report.terminal import print_table, say
-
-    if not out.is_dir():
-        raise ConfigError(f"{out}: expected a folder for the calibration files")
-    scores = fitting.calibrate(out)
-    print_table(
-        "Error on rows left out of the fit, %",
-        [{"class": k, **v} for k, v in scores.items()],
-        ["class", "rows", "median", "mape", "p90", "bias"],
-    )
-    say(f"wrote {', '.join(str(out / f'{name}.toml') for name in fitting.NAMES)}")
-
-
+@validate_app.command("published")
 def validate_published(
     out: Annotated[Path | None, typer.Option(help="Write every point as CSV.")] = None,
 ) -> None:
@@ -108,4 +94,51 @@ def validate_published(
     )
     if out is not None:
         write_csv(out, rows)
+        say(f"wrote {out}")
+
+
+@validate_app.command("kernels")
+def validate_kernels(
+    rows: Annotated[
+        Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="calibrated, or spec: fitted on A100 and H100 plus the spec sheet.")
+    ] = "calibrated",
+    system: Annotated[
+        str, typer.Option(help="Without --rows: which system's measured rows, or all.")
+    ] = "h100_sxm",
+    limit: Annotated[
+        int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)
+    ] = 500,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every row with its prediction as CSV.")
+    ] = None,
+) -> None:
+    """Predict measured Triton MoE kernels, fitted rows and others, and compare with a roofline."""
+    from moesim.measured.kernels.predict import read_rows
+    from moesim.measured.kernels.scoreboard import error_table, ranking_table
+    from moesim.measured.kernels.validate import PREDICTIONS, measured_rows, predicted
+    from moesim.report.tables import write_csv
+    from moesim.report.terminal import print_table, say
+
+    if mode not in ("calibrated", "spec"):
+        raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
+    given = read_rows(rows) if rows is not None else measured_rows(system, limit)
+    table = predicted(given, mode)
+    if "latency_ms" in table:
+        errors = error_table(table)
+        print_table(
+            "Measured Triton MoE kernels: error in %, share inside the 80 % interval in %",
+            errors,
+            list(errors[0]),
+        )
+        ranks = ranking_table(table)
+        if ranks:
+            print_table(
+                "Ranking of architecture x TP x EP under equal conditions", ranks, list(ranks[0])
+            )
+    if out is not None:
+        columns = [c for c in given.columns if c not in PREDICTIONS]
+        write_csv(out, table.to_dict("records"), [*columns, *PREDICTIONS])
         say(f"wrote {out}")

@@ -1,0 +1,55 @@
+"""``moesim calibrate``: refit the calibration files to the measured rows that may be fitted."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim.errors import ConfigError
+
+calibrate_app = typer.Typer(
+    no_args_is_help=True, help="Refit the calibration files to the rows that may be fitted."
+)
+
+
+@calibrate_app.command("comm")
+def calibrate_comm(
+    out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
+) -> None:
+    """Fit the communication kernels to measured rows of A100, H100 and GB200 (half a minute)."""
+    from moesim.measured.exchanges import calibrate as fitting
+    from moesim.report.terminal import print_table, say
+
+    if not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for the calibration files")
+    scores = fitting.calibrate(out)
+    print_table(
+        "Error on rows left out of the fit, %",
+        [{"class": k, **v} for k, v in scores.items()],
+        ["class", "rows", "median", "mape", "p90", "bias"],
+    )
+    say(f"wrote {', '.join(str(out / f'{name}.toml') for name in fitting.NAMES)}")
+
+
+@calibrate_app.command("kernels")
+def calibrate_kernels(
+    framework: Annotated[str, typer.Option(help="sglang (what is simulated) or vllm.")] = "sglang",
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
+) -> None:
+    """Fit the kernel model to a framework's measured rows that may be fitted (one minute)."""
+    from moesim.measured.kernels import calibrate as fitting
+    from moesim.report.tables import check_writable
+
+    check_writable(out)
+    _report_fit(fitting.calibrate(out, framework), out)
+
+
+def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
+    from moesim.report.terminal import print_table, say
+
+    print_table(
+        "Error on rows left out of the fit, %",
+        [{"class": k, **v} for k, v in scores.items()],
+        ["class", "rows", "median", "mape", "p90", "bias"],
+    )
+    say(f"wrote {out}")

@@ -1,0 +1,21 @@
+"""Labels in tables: shared ends are cut, and nothing else."""
+
+import pytest
+
+from moesim.report.labels import without_common_end
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([], ([], "")),
+        (["E8 k2 H64"], (["E8 k2 H64"], "")),
+        (["E8 k2 H64", "E8 k2 H64"], (["E8 k2 H64", "E8 k2 H64"], "")),
+        (["E8 k2 H64", "E8 k4 H64"], (["E8 k2", "E8 k4"], "H64")),
+        (["E8 k2 mb2 H64 L2#a", "E4 k2 H64 L2#a"], (["E8 k2 mb2", "E4 k2"], "H64 L2#a")),
+        (["E8 H64", "H64"], (["E8 H64", "H64"], "")),
+        (["E8 H64", "E8 H128"], (["E8 H64", "E8 H128"], "")),
+    ],
+)
+def test_what_all_share_at_the_end(labels, expected):
+    assert without_common_end(labels) == expected
