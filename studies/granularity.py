@@ -63,13 +63,12 @@ def main(
             cases = product(grains.TRAFFIC, (1, 2), range(seeds))
             base = dict(topology=topology, cluster=name) | common
             asked = [base | dict(zip(VARIED, case, strict=True)) for case in cases]
-            found = [grains.compare(grains.Comparison(**case)) for case in asked]
+            found = [grains.compare(grains.GranularityCase(**case)) for case in asked]
             errors = [abs(row["error_percent"]) for row in found]
             say(f"{name}: mean {np.mean(errors):.2f} %, worst {max(errors):.2f} %")
             rows += found
-    table = grains.error_summary(rows)
     write_csv(out / "granularity.csv", rows)
-    write_csv(out / "summary.csv", table)
+    write_csv(out / "summary.csv", table := grains.error_summary(rows))
     write_html(out / "granularity.html", granularity_errors(rows))
     print_table(TITLE, table, SUMMARY)
     say(f"wrote {out}/granularity.csv, summary.csv and granularity.html")

@@ -1,4 +1,5 @@
-"""Candidates nobody would write: each simulates, with all promises kept, or is refused in one line.
+"""Candidates nobody would write: each simulates, with all promises kept, or is refused in
+one line.
 """
 
 import numpy as np

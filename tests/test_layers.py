@@ -74,7 +74,7 @@ LAZY_OK = {
     "moesim.engines.run": {
         f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")
     },
-    "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("exchange", "layer")},
+    "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("layer", "priced")},
     "moesim.simulation.prepare": {"moesim.lowering.traffic"},
     "moesim.simulation.effects": {"moesim.lowering.traffic"},
     "moesim.placement.slots": {"moesim.placement.turns"},

@@ -116,7 +116,7 @@ def _gemm(
         "DOT": _dot(dtype),
         "SCALED": scaled,
     } | flags
-    # A usual top-k; the code hardly depends on it.
+    # A usual top-k stands for all.
     if "TOP_K" in function.arg_names:
         constexprs["TOP_K"] = 8
     # Pointers that a specialization does not read are None, as in a launch.

@@ -139,7 +139,7 @@ def _nvidia_numbers(asm: dict) -> dict:
         usage = subprocess.run(
             [tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True
         ).stdout
-    # Local memory holds nothing but spills in these kernels.
+    # Accesses to local memory are counted as spills.
     return {
         "registers": _number(r"REG:(\d+)", usage),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", asm["sass"])),

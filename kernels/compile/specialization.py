@@ -16,7 +16,7 @@ FORMATS = {
     "fp8": ("fp8e4nv", 8),
     "fp8_fnuz": ("fp8e4b8", 8),
 }
-# 8-bit formats by torch's name, and pointers by the type they point to.
+# The 8-bit formats' names in torch. Below: pointers to the operands' format, and to float32.
 FP8_NAMES = {"fp8": "float8_e4m3fn", "fp8_fnuz": "float8_e4m3fnuz"}
 _OPERANDS = {"x_ptr", "a_ptr", "b_ptr", "w_ptr", "y_ptr", "out_ptr", "values_ptr"}
 _FLOAT32 = {

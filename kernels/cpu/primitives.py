@@ -134,7 +134,7 @@ class Bench:
         counts[0] = rows
         num_weights, cold = groups * columns * depth, bool(self.rng.random() < 0.75)
         pool = self.weights.view(dtype)
-        # Aligned to 64 elements, as an allocation of its own would be.
+        # Weights start on a multiple of 64 elements, so that they are aligned.
         first = int(self.rng.integers(0, pool.numel() - num_weights + 1)) // 64 * 64
         weights = pool[first : first + num_weights].view(groups, columns, depth).transpose(1, 2)
         inputs = torch.randn(int(counts.sum()), depth, generator=self.generator).to(dtype)

@@ -167,7 +167,8 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         ints(max_tiles),
         ints(max_tiles),
     )
-    # Only the counts need zeros: an expert without pairs in a segment is never stored.
+    # Zeroed, since an expert without pairs in a segment stores no count, entry 0 of the offsets is
+    # never stored, and a plan without pairs runs no kernel.
     counts_SE, totals_E = ints(num_segments, num_experts).zero_(), ints(num_experts).zero_()
     offsets_E1, tile_offsets_E1 = ints(num_experts + 1).zero_(), ints(num_experts + 1).zero_()
     plan = Plan(
@@ -270,7 +271,7 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         BLOCK=_RANK_BLOCK,
         num_warps=8,
     )
-    # Offsets of all experts by bisection of the sorted ids, without a pass over idle experts.
+    # Offsets of all experts, by bisection of the sorted ids.
     _sparse_offsets_kernel[(triton.cdiv(num_experts + 1, 1024),)](
         sorted_ids, offsets_E1, num_pairs, num_experts, STEPS=num_pairs.bit_length(), BLOCK=1024
     )

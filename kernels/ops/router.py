@@ -129,7 +129,7 @@ def noise(
 
     t_T1 = torch.arange(num_tokens, device=device)[:, None]
     expert_E = torch.arange(num_experts, device=device) * 0x9E3779B9 & mask
-    # torch has no 32-bit unsigned product, so int64 numbers are masked to 32 bits.
+    # The numbers are int64 here, so each product is masked to 32 bits.
     state_TE = hashed(hashed((t_T1 + hashed(torch.tensor(seed, device=device))) & mask) ^ expert_E)
     words = [hashed((state_TE + (i * 0x2545F491 + 1)) & mask) for i in range(6)]
     total_TE = sum((word & 0xFFFF) + (word >> 16) for word in words)

@@ -206,7 +206,7 @@ def num_sms() -> int:
     """
     if triton_mode() != "gpu":
         return 2
-    # The driver knows; torch would need a CUDA or ROCm build to tell.
+    # Asked of the driver that launches the kernels.
     driver = triton.runtime.driver.active
     return int(
         driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]

@@ -217,7 +217,7 @@ def check_selection(gate: Gate) -> None:
             "gate: expected top_k or noisy_top_k of every token for the Triton kernels, got "
             f"{str(gate)!r}; pass its choices as `routing`"
         )
-    # The composed gates route twice, and noise or bias would have to enter only once.
+    # In the composed gates a token does not see all experts' logits.
     plain = gate.selection == "top_k" and gate.balancing != "bias" and gate.temperature == 1.0
     if gate.kind in ("two_level", "product_key") and not plain:
         raise ConfigError(

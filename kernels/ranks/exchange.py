@@ -157,8 +157,8 @@ class Dispatch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Slots are integers and have no gradient.
         """Return the gradients to the ranks the rows came from."""
+        # Slots are integers and have no gradient.
         d_weights_CK, d_rows_CH = _moved([grads[1], grads[0]], ctx.splits.reversed())
         return d_rows_CH, d_weights_CK, None, None
 

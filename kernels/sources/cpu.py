@@ -181,7 +181,7 @@ class TorchCpu:
             for phase, seconds in result.phase_time_s.items()
         }
         total, gate = timing.seconds["total"], timing.seconds["gate"]
-        # Everything after the gate is one phase: permute and combine are too short alone.
+        # Everything after the gate counts as one phase.
         measured = {"layer": total, "gate": gate, "experts": total - gate}
         detail = self._detail(candidate, layer, tokens, fmt, timing, exact)
         extra: dict[str, Any] = {

@@ -125,7 +125,7 @@ def prepare_expert_phase(
     )
     x_TH.normal_(generator=generator)
     weights_TK = torch.full(ids_TK.shape, 1.0 / layer.top_k, device=ids_TK.device)
-    # Everything is allocated before the call, so that only kernels are timed.
+    # Tokens and weights are made before the call, so that only the expert phase is timed.
     return lambda: expert_phase(
         x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile
     )
@@ -179,13 +179,13 @@ def call_seconds(
                 # Before the start event, so that the flush is not timed.
                 driver.clear_cache(cache)
             start.record()
-            # Compiles the kernels, and the five calls after it give a first estimate.
             call()
             end.record()
         # One wait after all calls: a wait after each would let the GPU idle in between.
         gpu.synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
 
+    # The first call compiles the kernels, and five calls after it give a first estimate.
     call()
     estimate_s = max(min(run(5)), 1e-6)
     run(max(1, int(warmup_s / estimate_s)))

@@ -77,7 +77,8 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
 
 
 def room_for_kv(best: Result, candidate: Candidate) -> int:
-    """Return the tokens of KV cache per device that would still fit in addition to those counted.
+    """Return the tokens of KV cache per device that would still fit in addition to
+    those counted.
     """
     dense, over = candidate.dense_part, best.memory_over_bytes
     assert dense is not None

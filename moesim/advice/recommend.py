@@ -23,7 +23,7 @@ import numpy as np
 from moesim.advice.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
 from moesim.advice.helps import helps, room_for_kv, would_hold
 from moesim.advice.recommendation import Choice, Help, Objective, Recommendation
-from moesim.advice.ties import Priced, groups
+from moesim.advice.ties import PricedDesign, groups
 from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
 from moesim.hardware import Cluster, load_cluster
@@ -194,7 +194,7 @@ def _recommended(task: _Task) -> Recommendation:
         )
     if task.latency_s is not None:
         ranked = _within(task, ranked)
-    priced = [Priced.of(r, task.cluster, task.per_second(r.mean_utilisation)) for r in ranked]
+    priced = [PricedDesign.of(r, task.cluster, task.per_second(r.mean_utilisation)) for r in ranked]
     choices = [_choice(task, r, g) for r, g in zip(ranked, groups(priced), strict=True)]
     best = min((c for c in choices if c.group == 0), key=_simplicity)
     again = {id(c) for c in (*choices[:_EVENT], best)}

@@ -20,7 +20,7 @@ FLOOR, LOOSE_FLOOR = 0.06, 0.14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Priced:
+class PricedDesign:
     """A simulated design, with what a second of it costs in the objective's unit.
 
     Attributes:
@@ -33,7 +33,7 @@ class Priced:
     per_second: float
 
     @classmethod
-    def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "Priced":
+    def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "PricedDesign":
         """Return a result on its cluster, with the intervals of its phases."""
         intervals, _ = intervals_of(result.candidate, cluster)
         return cls(
@@ -47,7 +47,7 @@ class Priced:
         return self.outcome.result.layer_time_s * self.per_second
 
 
-def told_apart(slow: Priced, fast: Priced) -> bool:
+def told_apart(slow: PricedDesign, fast: PricedDesign) -> bool:
     """Return whether the first costs more than the second for every error within the intervals, and
     by more than the floor.
     """
@@ -57,7 +57,7 @@ def told_apart(slow: Priced, fast: Priced) -> bool:
     return gain(slow.outcome, fast.outcome).low * slow.per_second > fast.per_second
 
 
-def groups(designs: Sequence[Priced]) -> list[int]:
+def groups(designs: Sequence[PricedDesign]) -> list[int]:
     """Return a group number for each design; designs of a group cannot be told apart.
 
     Group 0 holds the designs that no other design certainly beats; group 1 holds those for which

@@ -16,7 +16,7 @@ calibrate_app = typer.Typer(
 def calibrate_comm(
     out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
 ) -> None:
-    """Fit the communication kernels to measured rows of A100, H100 and GB200 (half a minute)."""
+    """Fit the communication kernels to measured A100, H100 and GB200 rows (about half a minute)."""
     from moesim.measured.exchanges import calibrate as fitting
     from moesim.report.terminal import print_table, say
 
@@ -36,7 +36,7 @@ def calibrate_kernels(
     framework: Annotated[str, typer.Option(help="sglang (what is simulated) or vllm.")] = "sglang",
     out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
 ) -> None:
-    """Fit the kernel model to a framework's measured rows that may be fitted (one minute)."""
+    """Fit the kernel model to a framework's measured rows that may be fitted (about a minute)."""
     from moesim.measured.kernels import calibrate as fitting
     from moesim.report.tables import check_writable
 

@@ -1,6 +1,4 @@
-"""``moesim kernels``: compile the Triton kernels for GPUs that are absent, and tune them on one
-that is present.
-"""
+"""``moesim kernels``: compile the Triton kernels for absent GPUs, and tune them on a present one."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,17 +12,8 @@ kernels_app = typer.Typer(
     no_args_is_help=True, help="Compile the Triton kernels, and tune their tiles."
 )
 _COLUMNS = (
-    "target",
-    "kernel",
-    "dtype",
-    "tile",
-    "status",
-    "registers",
-    "shared_bytes",
-    "spills",
-    "ctas_per_sm",
-    "compile_s",
-    "held_to",
+    *("target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills"),
+    *("ctas_per_sm", "compile_s", "held_to"),
 )
 _MOST_TOKENS = 4194304
 

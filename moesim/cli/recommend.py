@@ -86,16 +86,16 @@ def recommend(given: RecommendOptions) -> None:
         given.model,
         given.cluster,
         gpus=given.gpus,
-        phase=given.phase,
+        phase=given.phase,  # type: ignore[arg-type]
         tokens=given.tokens,
-        kv_tokens=given.kv_tokens,  # type: ignore[arg-type]
+        kv_tokens=given.kv_tokens,
         routing=given.routing,
         latency_ms=given.latency_ms,
         precision=given.precision,
-        objective=given.objective,
+        objective=given.objective,  # type: ignore[arg-type]
         economics=given.economics,
         seed=given.seed,
-    )  # type: ignore[arg-type]
+    )
     rows = found.rows()
     print(
         f"{found.model.name} on {found.cluster.name}, {found.cluster.num_devices} devices: "

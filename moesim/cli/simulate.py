@@ -110,9 +110,9 @@ def simulate(given: SimulateOptions) -> None:
     layer = replace(
         model.layer,
         **{k: v for k, v in changes.items() if v is not None},  # type: ignore[arg-type]
-        overflow=given.overflow,
+        overflow=given.overflow,  # type: ignore[arg-type]
         padded=given.padded,
-    )  # type: ignore[arg-type]
+    )
     machine = load_cluster(given.cluster)
     spread = Parallelism(
         ep=given.ep if given.ep is not None else max(machine.num_devices // max(given.tp, 1), 1),
@@ -127,8 +127,8 @@ def simulate(given: SimulateOptions) -> None:
         schedule=Schedule(
             exchange=given.exchange,
             num_micro_batches=given.micro_batches,
-            granularity=given.granularity,
-        ),  # type: ignore[arg-type]
+            granularity=given.granularity,  # type: ignore[arg-type]
+        ),
     )
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
     prepared = prepare(candidate, machine, workload)

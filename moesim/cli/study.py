@@ -28,7 +28,7 @@ _Workers = Annotated[int, typer.Option(help="Processes that evaluate.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class StudyRunOptions:
     """The options of moesim study run."""
 
     file: Annotated[
@@ -59,8 +59,8 @@ class RunOptions:
 
 
 @study_app.command()
-@takes(RunOptions)
-def run(given: RunOptions) -> None:
+@takes(StudyRunOptions)
+def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
     and front.html.
     """

@@ -115,13 +115,13 @@ class Candidate:
         )
         words.append(f"H{layer.hidden_size}")
         if dense is not None:
-            words.append(f"L{dense.num_layers}#{identity.digest(identity.table(dense), 6)}")
+            words.append(f"L{dense.num_layers}#{identity.digest_of(dense, 6)}")
         return " ".join(word for word in words if word)
 
     @property
     def key(self) -> str:
         """The hash over every field, equal for equal designs in every process."""
-        return identity.digest(self.to_dict())
+        return identity.digest_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as a flat table of plain values, for a CSV row or for JSON."""
@@ -195,7 +195,7 @@ class Workload:
     @property
     def key(self) -> str:
         """The hash over every field, equal for equal workloads in every process."""
-        return identity.digest(self.to_dict())
+        return identity.digest_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as a flat table of plain values, for a CSV row or for JSON."""

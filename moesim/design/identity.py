@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar, get_origin
 
 import numpy as np
@@ -170,6 +171,12 @@ def _default(field: Field) -> Any:
 
 def table(value: Any) -> dict[str, Any]:
     """Return column -> plain value (text, number, bool or None) for every field of a dataclass."""
+    return dict(_cells(value))
+
+
+# a row of results asks for the table, the key and the label of one design
+@lru_cache(maxsize=4096)
+def _cells(value: Any) -> dict[str, Any]:
     found = {}
     for leaf in leaves(type(value)):
         part = value
@@ -218,6 +225,12 @@ def _built(kind: Any, values: dict[tuple[str, ...], Any], path: tuple[str, ...])
             for field in fields(kind)
         }
     )
+
+
+@lru_cache(maxsize=1024)
+def digest_of(value: Any, length: int = 16) -> str:
+    """Return the hash of a dataclass's table; equal dataclasses have equal hashes."""
+    return digest(_cells(value), length)
 
 
 def digest(row: Mapping[str, Any], length: int = 16) -> str:

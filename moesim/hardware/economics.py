@@ -48,7 +48,7 @@ _PART_OF = {
 assert set(_PART_OF) == set(DEVICE_KEYS)
 
 
-class Shares(Strict):
+class PowerShares(Strict):
     """Shares of the power or price of a device: fixed, compute, memory bandwidth, memory capacity
     and scale-up links. They sum to 1.
     """
@@ -60,7 +60,7 @@ class Shares(Strict):
     links: float = Field(ge=0, le=1)
 
     @model_validator(mode="after")
-    def _whole(self) -> "Shares":
+    def _whole(self) -> "PowerShares":
         total = (
             self.fixed + self.compute + self.memory_bandwidth + self.memory_capacity + self.links
         )
@@ -70,7 +70,7 @@ class Shares(Strict):
 
 
 class _Power(Strict):
-    shares: Shares
+    shares: PowerShares
     nic_watt: Quantity
     host_factor: Quantity
     pue: Quantity
@@ -79,7 +79,7 @@ class _Power(Strict):
 
 
 class _Price(Strict):
-    shares: Shares
+    shares: PowerShares
     nic_usd_per_hour: Quantity
     #: price of one device for an hour, including its share of host, network and power
     usd_per_device_hour: dict[str, Quantity]
@@ -229,7 +229,7 @@ def _sizes(cluster: Cluster, profile: Profile) -> dict[str, float]:
     return grown | {"links": _growth(cluster, "link_gb_per_s")}
 
 
-def _scaled(shares: Shares, cluster: Cluster, profile: Profile) -> float:
+def _scaled(shares: PowerShares, cluster: Cluster, profile: Profile) -> float:
     sizes = _sizes(cluster, profile)
     return (
         shares.fixed

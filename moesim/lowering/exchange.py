@@ -323,7 +323,8 @@ class LoweredExchange:
         )
 
     def _with_relays(self, arrived_DM: Array, name: str, phase: str, per_leg: int) -> Array:
-        """Let each device also wait for the relays of its domain, where two hops run side by side.
+        """Let each device also wait for the relays of its domain, where two hops run side
+        by side.
         """
         if self.movement.serial or len(self.movement.legs) == 1:
             return arrived_DM

@@ -19,6 +19,7 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.measured.scores import error_scores, ranking
 from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
+from moesim.report.labels import without_common_end
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table
 from moesim.simulation.trust import basis_digest
@@ -238,9 +239,13 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     the ranking.
     """
     timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
+    labels = list(dict.fromkeys(row.candidate for _, row in timed))
+    short, shared = without_common_end(labels)
+    shown = dict(zip(labels, short, strict=True))
+    of_all = f"; all: {shared}" if shared else ""
     print_table(
-        "Check: simulated against measured, us (* = winner)",
-        [_terminal_row(role, row) for role, row in timed],
+        f"Check: simulated against measured, us (* = winner{of_all})",
+        [_terminal_row(role, replace(row, candidate=shown[row.candidate])) for role, row in timed],
         {
             "candidate": "candidate",
             "source": "source",

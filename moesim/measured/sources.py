@@ -97,7 +97,8 @@ class CheckRow:
 
     @property
     def evidence(self) -> Evidence:
-        """``measured`` or ``interpolated`` if there is a measured value, otherwise ``simulated``.
+        """``measured`` or ``interpolated`` if there is a measured value, otherwise
+        ``simulated``.
         """
         if self.measured is None:
             return "simulated"

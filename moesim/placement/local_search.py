@@ -13,7 +13,7 @@ import numpy as np
 from moesim.placement.affinity import MOST_EXPERTS, attracted, coactivation
 from moesim.placement.eplb import eplb_slots
 from moesim.placement.setting import Setting
-from moesim.placement.state import Model, State
+from moesim.placement.state import LoadModel, State
 from moesim.routing import Routing
 
 Array = np.ndarray
@@ -43,7 +43,7 @@ def searched(
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,), in order of ranks.
     """
-    model = Model(load_E, num_ranks, setting, routing)
+    model = LoadModel(load_E, num_ranks, setting, routing)
     states = [
         State(model, *start) for start in _starts(load_E, num_ranks, num_replicas, setting, routing)
     ]
@@ -76,7 +76,7 @@ def levelled(
     Returns:
         (expert_P, rank_P), ndarrays of shape (P,), in order of ranks.
     """
-    model = Model(load_E, num_ranks, setting, None)
+    model = LoadModel(load_E, num_ranks, setting, None)
     state = State(model, expert_P, rank_P)
     for _ in range(4 * len(rank_P)):
         if state.score[0] <= model.least * (1 + tolerance) or not state.improve(swaps_only=True):

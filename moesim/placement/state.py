@@ -27,7 +27,7 @@ _SAMPLE, _KICKS, _TRIES = 1024, 3, 4
 _PAIRS = 64
 
 
-class Model:
+class LoadModel:
     """The cost model of a placement."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Model:
 class State:
     """A placement that changes, with its slots in any order."""
 
-    def __init__(self, model: Model, expert_P: Array, rank_P: Array) -> None:
+    def __init__(self, model: LoadModel, expert_P: Array, rank_P: Array) -> None:
         self.model, self.expert_P, self.rank_P = model, expert_P.copy(), rank_P.copy()
         self.refresh()
 

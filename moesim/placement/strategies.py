@@ -11,8 +11,8 @@ together. ``domain:TOLERANCE`` places experts near the sources of their tokens.
 integer program, for small cases.
 
 Strategies plan on the loads they are given, so their results are optimistic if the distribution
-drifts (see `moesim.placement.forecast`). ``balanced`` and ``eplb`` are greedy and can lose to
-``contiguous`` (for about 1 % of random Zipf loads, by under 5 %).
+drifts (see `moesim.placement.migration.forecast`). ``balanced`` and ``eplb`` are greedy and can
+lose to ``contiguous`` (for about 1 % of random Zipf loads, by under 5 %).
 
 Shape legend: E experts, P slots, W ranks.
 """

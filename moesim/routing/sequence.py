@@ -1,5 +1,4 @@
-"""Draw routings that belong together: layers with correlated choices, and steps of a workload that
-drifts.
+"""Draw routings that belong together: correlated layers, and the steps of a drifting workload.
 
 Shape legend: T tokens, K choices, E experts.
 """

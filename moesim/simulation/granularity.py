@@ -137,7 +137,7 @@ def lowered(cluster: Cluster, routing: Routing, schedule: Schedule) -> Program:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class GranularityCase:
     """One case that is simulated at both granularities.
 
     Attributes:
@@ -161,7 +161,7 @@ class Comparison:
     exchange: str | None = None
 
 
-def compare(case: Comparison) -> Row:
+def compare(case: GranularityCase) -> Row:
     """Simulate one case at both granularities.
 
     Args:

@@ -140,7 +140,8 @@ def _for_traffic(candidate: Candidate) -> Candidate:
 
 
 def _for_capacity(layer: MoELayer) -> MoELayer:
-    """Return the layer as far as rerouting depends on it; widths only say which experts are pruned.
+    """Return the layer as far as rerouting depends on it; widths only say which experts
+    are pruned.
     """
     left = tuple((layer.width_E() > 0).astype(int).tolist()) if layer.has_pruned else 1
     plain = replace(

@@ -22,7 +22,7 @@ Plan = Callable[..., Placement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementCase:
+class PlacementProblem:
     """One layer to place.
 
     Attributes:
@@ -68,7 +68,7 @@ class PlacementCase:
 
 def placement_case(
     seed: int, *, num_ranks: int, experts_per_rank: int, copies_per_rank: int = 0, nodes: int = 1
-) -> PlacementCase:
+) -> PlacementProblem:
     """Draw a case with a skewed load.
 
     Args:
@@ -91,7 +91,7 @@ def placement_case(
     if nodes > 1:
         per_node = num_ranks // nodes
         setting = Setting(ranks_per_node=per_node, copy_work=0.1, node_copy_work=0.1)
-    return PlacementCase(
+    return PlacementProblem(
         routing=routing,
         num_ranks=num_ranks,
         num_replicas=num_ranks * copies_per_rank,
@@ -99,7 +99,7 @@ def placement_case(
     )
 
 
-def every_expert_has_a_slot(plan: Plan, case: PlacementCase) -> None:
+def every_expert_has_a_slot(plan: Plan, case: PlacementProblem) -> None:
     """Check that all experts are placed, in as many slots as were asked for.
 
     Args:
@@ -118,7 +118,7 @@ def every_expert_has_a_slot(plan: Plan, case: PlacementCase) -> None:
     expect(placed.num_slots == slots, f"{case.name}: {slots} slots", placed.num_slots)
 
 
-def ranks_hold_equally_many(plan: Plan, case: PlacementCase) -> None:
+def ranks_hold_equally_many(plan: Plan, case: PlacementProblem) -> None:
     """Check that equal ranks get equally many slots, in the order of the ranks.
 
     Args:
@@ -136,7 +136,7 @@ def ranks_hold_equally_many(plan: Plan, case: PlacementCase) -> None:
     expect(ordered, f"{case.name}: slots in the order of ranks")
 
 
-def no_load_is_lost(plan: Plan, case: PlacementCase) -> None:
+def no_load_is_lost(plan: Plan, case: PlacementProblem) -> None:
     """Check that the slots of all ranks together carry the load of all experts.
 
     Args:
@@ -150,7 +150,7 @@ def no_load_is_lost(plan: Plan, case: PlacementCase) -> None:
     expect_close(loads_P.sum(), case.loads_E.sum(), f"{case.name}: the load of all slots")
 
 
-def every_choice_finds_its_expert(plan: Plan, case: PlacementCase) -> None:
+def every_choice_finds_its_expert(plan: Plan, case: PlacementProblem) -> None:
     """Check that every choice of every token goes to a slot that holds the expert it chose.
 
     Args:
@@ -166,7 +166,7 @@ def every_choice_finds_its_expert(plan: Plan, case: PlacementCase) -> None:
     expect(found.all(), f"{case.name}: every choice to reach its expert", int((~found).sum()))
 
 
-def equal_cases_have_equal_plans(plan: Plan, case: PlacementCase) -> None:
+def equal_cases_have_equal_plans(plan: Plan, case: PlacementProblem) -> None:
     """Check that a plan is a function of what it is planned on.
 
     Args:
@@ -183,7 +183,7 @@ def equal_cases_have_equal_plans(plan: Plan, case: PlacementCase) -> None:
 
 
 #: the checks of every case
-CHECKS: tuple[Callable[[Plan, PlacementCase], None], ...] = (
+CHECKS: tuple[Callable[[Plan, PlacementProblem], None], ...] = (
     every_expert_has_a_slot,
     ranks_hold_equally_many,
     no_load_is_lost,
@@ -202,7 +202,7 @@ def slots_that_do_not_divide_are_refused(plan: Plan) -> None:
         AssertionError: They are placed anyway, or the error is of another kind.
     """
     case = placement_case(0, num_ranks=3, experts_per_rank=2)
-    odd = PlacementCase(routing=case.routing, num_ranks=4)
+    odd = PlacementProblem(routing=case.routing, num_ranks=4)
     try:
         odd.placed(plan)
     except ConfigError as error:

@@ -6,7 +6,7 @@ import pytest
 
 from moesim import Workload, simulate
 from moesim.advice.recommend import recommend
-from moesim.advice.ties import FLOOR, Priced, groups, told_apart
+from moesim.advice.ties import FLOOR, PricedDesign, groups, told_apart
 from moesim.errors import CapacityError, ConfigError
 from moesim.files import toml
 
@@ -32,7 +32,7 @@ def priced(hgx, found):
             layer_time_s=sum(seconds.values()),
             tokens_per_s=4096 / sum(seconds.values()),
         )
-        return Priced.of(result, hgx, per_second)
+        return PricedDesign.of(result, hgx, per_second)
 
     return make
 
@@ -41,7 +41,8 @@ def test_the_best_is_the_simplest_that_no_other_beats(hgx, found):
     best = found.best
     assert best in found.tied
     assert not any(
-        told_apart(Priced.of(best.result, hgx), Priced.of(c.result, hgx)) for c in found.choices
+        told_apart(PricedDesign.of(best.result, hgx), PricedDesign.of(c.result, hgx))
+        for c in found.choices
     )
     for other in found.tied:
         if (

@@ -1,4 +1,5 @@
-"""Speed of placement: 256 experts and 64 replicas on 64 ranks. Nothing is asserted about time here.
+"""Speed of placement: 256 experts and 64 replicas on 64 ranks. Nothing is asserted about
+time here.
 """
 
 import numpy as np

@@ -205,7 +205,8 @@ def test_bad_numbers_exit_with_2(bench, arguments, engine):
 
 
 def test_refusal_for_lack_of_memory_comes_before_any_of_it_is_taken():
-    """With the figure, at once, and without the matrix of pairs that it speaks of: 8 x 10^10 bytes.
+    """With the figure, at once, and without the matrix of pairs that it speaks of: 8 x
+    10^10 bytes.
     """
     script = (
         "import resource; from moesim.cli import main; "

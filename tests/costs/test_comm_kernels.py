@@ -1,4 +1,5 @@
-"""Communication kernels: cases worked out by hand, and what must hold for any size, port and skew.
+"""Communication kernels: cases worked out by hand, and what must hold for any size, port
+and skew.
 """
 
 from dataclasses import replace

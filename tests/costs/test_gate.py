@@ -67,7 +67,8 @@ def test_flat(h100, experts):
 @pytest.mark.parametrize(("experts", "side"), [(64, 8), (4096, 64)])
 @pytest.mark.parametrize("tokens", [2, TOKENS])
 def test_two_level(h100, experts, side, tokens):
-    """A batch that touches all groups saves no weight bytes; which a small one touches is chance.
+    """A batch that touches all groups saves no weight bytes; which a small one touches
+    is chance.
     """
     found = count(h100, f"two_level:{side}:{KEPT}", experts, tokens)
     touched = round(side * (1 - (1 - KEPT / side) ** tokens))

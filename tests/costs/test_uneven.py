@@ -1,4 +1,5 @@
-"""Experts of different widths: each counts with its own, and equal ones cost what one width costs.
+"""Experts of different widths: each counts with its own, and equal ones cost what one
+width costs.
 """
 
 from dataclasses import replace

@@ -169,7 +169,8 @@ def test_a_device_of_its_own_may_have_micro_batches():
 
 
 def test_send_order_shows_through_simulate():
-    """Naive order with one message under way holds a layer up; device granularity knows no order.
+    """Naive order with one message under way holds a layer up; device granularity knows
+    no order.
     """
     cluster = load_cluster("star-32")
     times = {}

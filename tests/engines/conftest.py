@@ -95,7 +95,8 @@ def exchange_program():
 
 @pytest.fixture(scope="session")
 def lowered_program(hgx, make_candidate):
-    """A random layer, with tokens of random numbers on 2 to 16 devices, through the real lowering.
+    """A random layer, with tokens of random numbers on 2 to 16 devices, through the
+    real lowering.
     """
 
     def make(seed):

@@ -59,7 +59,8 @@ def test_reruns_are_identical_bit_for_bit(request, make, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_time_scales_with_demand_and_latency(engine, random_program):
-    """All times twice as long, the schedule twice as long: no absolute constant hides in an engine.
+    """All times twice as long, the schedule twice as long: no absolute constant hides in
+    an engine.
     """
     for seed in range(20):
         program = random_program(seed)

@@ -1,4 +1,5 @@
-"""Whole layers through the kernels against torch, in the formats and with the gates a user chooses.
+"""Whole layers through the kernels against torch, in the formats and with the gates a
+user chooses.
 """
 
 from dataclasses import replace

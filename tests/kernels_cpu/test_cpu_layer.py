@@ -1,4 +1,5 @@
-"""The timed layer computes what it says, and its timing has every phase; never how long it takes.
+"""The timed layer computes what it says, and its timing has every phase; never how long
+it takes.
 """
 
 import numpy as np

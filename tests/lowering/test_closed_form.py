@@ -1,4 +1,5 @@
-"""On balanced traffic the engines give the communication kernels' closed forms: one model, not two.
+"""On balanced traffic the engines give the communication kernels' closed forms: one model,
+not two.
 """
 
 import numpy as np

@@ -158,7 +158,8 @@ def test_rows_of_receivers_senders_and_pairs_carry_the_same_bytes(cluster, seed,
 
 @pytest.mark.parametrize("cluster", ["rail", "oversubscribed rail", "meshes"])
 def test_two_hops_side_by_side_and_one_after_the_other(cluster):
-    """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum of both.
+    """DeepEP's hops overlap; hierarchical ones do not: between the longer hop and the sum
+    of both.
     """
     machine = FABRICS[cluster]()
     for dispatch in ("deepep_normal", "hierarchical"):

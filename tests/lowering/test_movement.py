@@ -80,7 +80,8 @@ def test_every_copy_arrives(dispatch):
 
 
 def test_group_limited_routing_sends_less_across_domains():
-    """4 groups of 16 experts are the 4 domains: tokens limited to 1 or 2 of them cross less often.
+    """4 groups of 16 experts are the 4 domains: tokens limited to 1 or 2 of them cross
+    less often.
     """
     crossing = []
     for gate in (

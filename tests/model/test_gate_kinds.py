@@ -1,4 +1,6 @@
-"""Kinds of gates: one record each, and a new one in one place; the same for a new device profile."""
+"""Kinds of gates: one record each, and a new one in one place; the same for a new
+device profile.
+"""
 
 from dataclasses import replace
 

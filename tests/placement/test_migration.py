@@ -1,4 +1,5 @@
-"""Moves between placements, and plans on the past: bytes by hand, conservation, and what is gained.
+"""Moves between placements, and plans on the past: bytes by hand, conservation, and what
+is gained.
 """
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_prediction_by_hand():
 
 
 def test_forecast_of_a_workload_that_drifts():
-    """New plans follow slow drift; a plan kept for ever falls behind; knowing the window is best.
+    """New plans follow slow drift; a plan kept for ever falls behind; knowing the window
+    is best.
     """
     rng = np.random.default_rng(0)
     load = rng.lognormal(0, 1, 64)

@@ -40,7 +40,8 @@ def test_exact_by_hand():
 
 
 def test_exact_replicates_and_counts_speed():
-    """One hot expert: two copies halve it; a rank of speed 3 takes three quarters of equal experts.
+    """One hot expert: two copies halve it; a rank of speed 3 takes three quarters of
+    equal experts.
     """
     found = exact_slots(np.array([10.0, 1, 1, 0]), 2, 2, Setting())
     assert found.makespan == pytest.approx(6.0)

@@ -1,4 +1,5 @@
-"""The estimate: one law, one step, measured deltas, and an interval that owns up to extrapolation.
+"""The estimate: one law, one step, measured deltas, and an interval that owns up to
+extrapolation.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Full experts: every choice is served, re-routed or dropped, sums agree, and no limit is broken.
+"""Full experts: every choice is served, re-routed or dropped, sums agree, and no limit
+is broken.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ from moesim.routing.places import fill
 
 @st.composite
 def overflows(draw):
-    """Choices, a gate with or without groups among them, and a capacity that may be far too small.
+    """Choices, a gate with or without groups among them, and a capacity that may be far
+    too small.
     """
     groups, per_group = draw(st.sampled_from([1, 2, 4, 8])), draw(st.integers(1, 8))
     kept = draw(st.integers(1, groups))

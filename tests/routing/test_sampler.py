@@ -166,7 +166,8 @@ def test_largest_number_of_tokens():
 
 @given(case=cases(), keep=st.floats(0.0, 1.0))
 def test_pruned_experts_get_nothing(case, keep):
-    """As many experts of each group are left as a token takes there; the others take all choices.
+    """As many experts of each group are left as a token takes there; the others take
+    all choices.
     """
     gate = Gate.parse(case["gate"])
     rng = np.random.default_rng(case["seed"])

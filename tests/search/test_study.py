@@ -202,7 +202,8 @@ def test_designs_that_differ_in_one_choice_are_all_on_the_front(study, tmp_path,
 
 
 def test_what_does_not_decide_the_design_is_no_second_winner(study, tmp_path, make_space):
-    """A point that spells the cluster's own layout in words is the design that names it in numbers.
+    """A point that spells the cluster's own layout in words is the design that names it
+    in numbers.
     """
     space = make_space(
         parallelism=["ep8", "tp1"],

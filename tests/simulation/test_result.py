@@ -1,4 +1,5 @@
-"""Results: that their parts add up, what their row holds, and how far they say they can be trusted.
+"""Results: that their parts add up, what their row holds, and how far they say they can
+be trusted.
 """
 
 import hashlib

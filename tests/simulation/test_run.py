@@ -1,5 +1,5 @@
-"""`moesim.simulate`: what a result says, that its parts add up, and that more hardware or less work is
-never slower.
+"""`moesim.simulate`: what a result says, that its parts add up, and that more hardware or less work
+is never slower.
 """
 
 from dataclasses import replace

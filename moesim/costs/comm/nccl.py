@@ -65,7 +65,8 @@ class Nccl:
         return hidden_size * payload_bytes(element_bytes)
 
     def port_factor(self, near_bytes: Array) -> Array:
-        """Return the seconds of the port per byte, times its rate: >= 1, and less for more bytes.
+        """Return the seconds of the port per byte, times its rate: >= 1, and less for
+        more bytes.
         """
         peers = np.maximum(self.ports.num_ranks - 1.0, 1.0)
         efficiency = self._c("port_efficiency") * peers / (peers + self._c("few_peers"))

@@ -48,7 +48,8 @@ class WaveKernels:
         )
 
     def stream(self, num_bytes_D: Array) -> PhaseCost:
-        """Price reading and writing bytes in order: bytes over the achieved activation bandwidth.
+        """Price reading and writing bytes in order: bytes over the achieved
+        activation bandwidth.
         """
         seconds = np.asarray(num_bytes_D, dtype=np.float64) / self._bandwidth(
             "activation_bandwidth_efficiency"

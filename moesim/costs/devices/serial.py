@@ -258,7 +258,8 @@ class SerialKernels:
         )
 
     def top_k(self, rows_D: Array, columns: int, k: int, *, scored: bool = True) -> PhaseCost:
-        """Price top-k of float32 rows; if ``scored``, of their softmax, which is a separate pass.
+        """Price top-k of float32 rows; if ``scored``, of their softmax, which is a
+        separate pass.
         """
         rows, cache = np.asarray(rows_D, dtype=np.float64), self.profile.l2_bytes
         cost = self._sum(
@@ -276,7 +277,8 @@ class SerialKernels:
         )
 
     def limit_groups(self, rows_D: Array, groups: int, per_group: int, kept: int) -> PhaseCost:
-        """Price the two best of each group, their sum, the best groups, and a mask over all logits.
+        """Price the two best of each group, their sum, the best groups, and a mask over
+        all logits.
         """
         rows = np.asarray(rows_D, dtype=np.float64)
         mask = element_features(rows * groups * per_group, 9.0, self.profile.l2_bytes)
@@ -287,7 +289,8 @@ class SerialKernels:
         )
 
     def pairs(self, rows_D: Array, halves: int) -> PhaseCost:
-        """Price the float32 sums of pairs, and expert indices by a product and a sum: three passes.
+        """Price the float32 sums of pairs, and expert indices by a product and a sum:
+        three passes.
         """
         rows = np.asarray(rows_D, dtype=np.float64)
         return self._passes(rows * halves**2, 3.0)

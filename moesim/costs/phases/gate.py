@@ -90,7 +90,8 @@ def _decide(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
 
 
 def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
-    """Price every expert's score, then a selection; with groups, among the experts of those kept.
+    """Price every expert's score, then a selection; with groups, among the experts of
+    those kept.
     """
     gate, experts = layer.gate, layer.num_experts
     if gate.selection == "hash":

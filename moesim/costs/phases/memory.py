@@ -1,4 +1,5 @@
-"""Count the bytes that a device must hold; they are checked before a simulation, never simulated.
+"""Count the bytes that a device must hold; they are checked before a simulation,
+never simulated.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
 from moesim.costs.comm.nccl import COLLECTIVES, Nccl
 from moesim.costs.comm.nvl72 import Nvl72, Phase
 from moesim.costs.comm.work import Direction, Work
-from moesim.measured.exchanges.table import System, systems
+from moesim.measured.exchanges.table import MeasuredSystem, systems
 
 #: family -> its calibration file
 CALIBRATION = {
@@ -108,7 +108,7 @@ def _work(**fields: Any) -> Work:
     return Work(**({"far_bytes_D": zero, "top_k": 1, "num_experts": 1, "hidden_size": 1} | fields))
 
 
-def _nccl(part, system: System, collective) -> Callable[[Calibration], np.ndarray]:
+def _nccl(part, system: MeasuredSystem, collective) -> Callable[[Calibration], np.ndarray]:
     ranks, elements = _numbers(part, "num_gpus", "message_size")
     sent = elements * part["nccl_dtype"].map(NCCL_BYTES).to_numpy()
     assert collective in COLLECTIVES
@@ -173,7 +173,9 @@ def distinct_ranks(num_experts, top_k, num_ranks) -> np.ndarray:
     return ranks * (1.0 - missed)
 
 
-def _normal(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
+def _normal(
+    part, system: MeasuredSystem, direction: Direction
+) -> Callable[[Calibration], np.ndarray]:
     nodes, hidden, tokens, top_k, experts, sms = _numbers(
         part, "node_num", "hidden_size", "num_token", "num_topk", "num_experts", f"{direction}_sms"
     )
@@ -205,7 +207,9 @@ def _normal(part, system: System, direction: Direction) -> Callable[[Calibration
     return seconds
 
 
-def _low_latency(part, system: System, direction: Direction) -> Callable[[Calibration], np.ndarray]:
+def _low_latency(
+    part, system: MeasuredSystem, direction: Direction
+) -> Callable[[Calibration], np.ndarray]:
     nodes, hidden, tokens, top_k, experts = _numbers(
         part, "node_num", "hidden_size", "num_token", "num_topk", "num_experts"
     )
@@ -241,7 +245,7 @@ def balanced_copies(num_experts: int, top_k: int, num_ranks: int) -> tuple[float
     return copies, copies * (1.0 - 1.0 / num_ranks)  # tokens of all ranks choose in the same way
 
 
-def _nvl72(part, system: System, phase: Phase) -> Callable[[Calibration], np.ndarray]:
+def _nvl72(part, system: MeasuredSystem, phase: Phase) -> Callable[[Calibration], np.ndarray]:
     tokens, ranks, hidden = _numbers(part, "num_tokens", "moe_ep_size", "hidden_size")
     shapes = list(
         zip(

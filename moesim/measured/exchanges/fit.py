@@ -40,7 +40,7 @@ _NORMAL_P90 = 1.9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Quantity:
+class FitQuantity:
     """One measured quantity of one class of rows, ready to be fitted.
 
     Attributes:
@@ -65,12 +65,13 @@ class Quantity:
         column, us = list(MEASURED[family].items())[index]
         return self.rows[column].to_numpy(dtype=np.float64) * us * US
 
-    def of(self, chosen: np.ndarray) -> "Quantity":
-        """Return the quantity with only some of its rows; systems without rows lose their factors.
+    def of(self, chosen: np.ndarray) -> "FitQuantity":
+        """Return the quantity with only some of its rows; systems without rows lose
+        their factors.
         """
         rows = self.rows[chosen].reset_index(drop=True)
         left = set(rows["system"])
-        return Quantity(
+        return FitQuantity(
             rows=rows,
             kind=self.kind,
             bounds=self.bounds,
@@ -163,7 +164,7 @@ def in_quadrature(one: tuple[float, float], two: tuple[float, float]) -> tuple[f
     return float(np.exp(-low)), float(np.exp(high))
 
 
-def release_spread(rows, quantity: Quantity) -> tuple[float, float]:
+def release_spread(rows, quantity: FitQuantity) -> tuple[float, float]:
     """Return how far releases of a kernel differ on one device, P10 to P90, from rows that two
     releases have measured.
 

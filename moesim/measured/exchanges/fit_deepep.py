@@ -14,8 +14,8 @@ from moesim.measured.exchanges.fit import (
     CROSS_VALIDATED,
     TABLES,
     TRANSFER,
+    FitQuantity,
     Parameters,
-    Quantity,
     Residuals,
     Scores,
     fitted_rows,
@@ -101,7 +101,7 @@ def _fit_deepep(
     # fold by shape inside a node; across nodes, where shapes are few, by number of tokens
     groups = np.where(rows["node_num"] == 1, shape, [f"EP16 {f}" for f in folds(rows["num_token"])])
     for direction, limits in bounds.items():
-        quantity = Quantity(
+        quantity = FitQuantity(
             rows=rows, kind=direction, bounds=limits, fixed=fixed[direction], factors={}
         )
         parameters |= quantity.fit()[0]

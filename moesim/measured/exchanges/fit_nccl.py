@@ -18,8 +18,8 @@ from moesim.measured.exchanges.fit import (
     TABLES,
     TRANSFER,
     Factors,
+    FitQuantity,
     Parameters,
-    Quantity,
     Residuals,
     Scores,
     fitted_rows,
@@ -54,25 +54,25 @@ _LATENCIES = ("alltoall_start_us", "alltoall_ceiling_us", "alltoall_ramp_kb")
 _CHANNELS, _RING_CHANNELS = 32.0, 24.0
 
 
-def _nccl_quantity(rows, collective: str, node: Parameters) -> Quantity:
+def _nccl_quantity(rows, collective: str, node: Parameters) -> FitQuantity:
     own = rows[rows["op_name"] == collective].reset_index(drop=True)
     if collective == "alltoall":
         bounds, fixed = _NCCL | _LEGACY, node | {"channels": _CHANNELS, "hop_us": 0.0}
     else:
         bounds, fixed = _NCCL | _HOP, node | {"channels": _RING_CHANNELS}
-    return Quantity(
+    return FitQuantity(
         rows=own, kind=collective, bounds=bounds, fixed=fixed, factors={"a100_sxm": _OWN}
     )
 
 
-def _own_factors(shot: Quantity, parameters: Parameters) -> Parameters:
+def _own_factors(shot: FitQuantity, parameters: Parameters) -> Parameters:
     """Return a device's factors of start, ceiling and port efficiency, from ten all-to-all rows."""
     names = tuple(f"alltoall_{n}" for n in _OWN)
     found = few_shot_fit(lambda p: np.log(shot.predict(p, {}) / shot.measured), parameters, names)
     return {n: found[f"alltoall_{n}"] for n in _OWN}
 
 
-def _latency_factor(shot: Quantity, parameters: Parameters) -> float:
+def _latency_factor(shot: FitQuantity, parameters: Parameters) -> float:
     """Return one factor of all latencies of a device, from the same rows."""
 
     def log_errors(p: Parameters) -> np.ndarray:

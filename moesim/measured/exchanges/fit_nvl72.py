@@ -6,8 +6,8 @@ from moesim.measured.exchanges.batches import PHASES
 from moesim.measured.exchanges.fit import (
     CROSS_VALIDATED,
     TABLES,
+    FitQuantity,
     Parameters,
-    Quantity,
     Residuals,
     Scores,
     fitted_rows,
@@ -45,7 +45,7 @@ def fit_nvl72() -> Fitted:
             bounds["local_us_per_kb"] = (0.003, 0.0001, 0.1)
         else:
             fixed["local_us_per_kb"] = 0.0
-        quantity = Quantity(rows=own, kind=phase, bounds=bounds, fixed=fixed, factors={})
+        quantity = FitQuantity(rows=own, kind=phase, bounds=bounds, fixed=fixed, factors={})
         parameters |= quantity.fit()[0]
         predicted = quantity.cross_validate(own["moe_ep_size"])
         near = residual(

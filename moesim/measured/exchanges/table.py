@@ -67,7 +67,7 @@ _FILES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class System:
+class MeasuredSystem:
     """A measured system: a device, and the ports to devices of its kind.
 
     Attributes:
@@ -85,7 +85,8 @@ class System:
     ranks_per_node: int
 
     def ports(self, num_ranks) -> Ports:
-        """Return the ports when ``num_ranks`` take part, a number or an ndarray with one per row.
+        """Return the ports when ``num_ranks`` take part, a number or an ndarray with one
+        per row.
         """
         return Ports(
             near_bytes_per_s=self.near_bytes_per_s,
@@ -97,13 +98,13 @@ class System:
 
 
 @cache
-def systems() -> dict[str, System]:
+def systems() -> dict[str, MeasuredSystem]:
     """Return the systems by the package's name, from ``hw_profiles/silicon/comm_systems.toml``."""
     text = (files("moesim_hw_profiles") / "silicon" / "comm_systems.toml").read_text(
         encoding="utf-8"
     )
     return {
-        name: System(
+        name: MeasuredSystem(
             profile=load_profile(s["profile"]),
             near_bytes_per_s=s["near_gb_per_s"] * GB,
             far_bytes_per_s=s["nic_gb_per_s"] * GB,

@@ -76,7 +76,8 @@ def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
 
 
 def fit(groups: list[FitGroup]) -> dict[str, float]:
-    """Fit all parameters; every class of system, precision, and EP = 1 or more has the same weight.
+    """Fit all parameters; every class of system, precision, and EP = 1 or more has the
+    same weight.
     """
     labels = np.concatenate([[f"{g.system} {g.precision} {s}" for s in g.spread] for g in groups])
     _, of_row, count = np.unique(labels, return_inverse=True, return_counts=True)

@@ -1,5 +1,4 @@
-"""Predict measured rows: one price per row, with the row's own semantics, vectorized over the
-table.
+"""Predict measured rows: a price for each, by the row's own semantics, vectorized over the table.
 
 Each row becomes Monte-Carlo draws of its expert histogram. The sums that a price needs are computed
 once; then all draws of one system and format are priced in a single call.

@@ -92,7 +92,8 @@ class Silicon:
         return silicon.unavailable_because()
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
-        """Look up the exact row, or interpolate over tokens, and predict it with its own semantics.
+        """Look up the exact row, or interpolate over tokens, and predict it with its
+        own semantics.
         """
         return [self._check(candidate, cluster, workload)]
 

@@ -5,6 +5,7 @@ front.
 from pathlib import Path
 from typing import Any
 
+from moesim.report.labels import without_common_end
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
@@ -56,9 +57,12 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
         }
         for row in rows
     ]
+    short, shared = without_common_end([row["candidate"] for row in shown])
+    of_all = f" (all: {shared})" if shared else ""
     print_table(
-        f"{title}: Pareto winners, simulated with the event engine; tokens per second and device",
-        shown,
+        f"{title}: Pareto winners, simulated with the event engine; tokens per second and device"
+        f"{of_all}",
+        [row | {"candidate": label} for row, label in zip(shown, short, strict=True)],
         _WINNERS,
     )
     say_fidelity(study)

@@ -8,7 +8,7 @@ import pytest
 
 from moesim.measured.exchanges.batches import balanced_copies, distinct_ranks
 from moesim.measured.exchanges.fit import (
-    Quantity,
+    FitQuantity,
     fitted_rows,
     in_quadrature,
     release_spread,
@@ -147,7 +147,7 @@ def made_up(scale=1.0):
         "nic_efficiency": (0.9, 0.5, 1.0),
         "node_us": (8.0, 0.1, 30.0),
     }
-    quantity = Quantity(
+    quantity = FitQuantity(
         rows=rows.assign(combine_avg_t_us=1.0),
         kind="combine",
         bounds=bounds,
@@ -164,7 +164,7 @@ def made_up(scale=1.0):
     }
     seconds = quantity.predict(truth, {}) * np.where(rows["dataset"] == "two", scale, 1.0)
     timed = rows.assign(dispatch_avg_t_us=1.0, combine_avg_t_us=seconds * 1e6)
-    return Quantity(
+    return FitQuantity(
         rows=timed, kind="combine", bounds=bounds, fixed={"token_us": 0.0}, factors={}
     ), truth
 
@@ -184,7 +184,7 @@ def test_factors_of_a_device_are_found():
     rows = pd.concat(
         [quantity.rows, quantity.rows.assign(system="h200_sxm")[slow]], ignore_index=True
     )
-    both = Quantity(
+    both = FitQuantity(
         rows=rows,
         kind="combine",
         bounds=quantity.bounds,
@@ -192,7 +192,7 @@ def test_factors_of_a_device_are_found():
         factors={"h200_sxm": ("start_us",)},
     )
     seconds = both.predict(truth, {"h200_sxm": {"combine_start_us": 1.7}})
-    both = Quantity(
+    both = FitQuantity(
         rows=rows.assign(combine_avg_t_us=seconds * 1e6),
         kind="combine",
         bounds=both.bounds,
