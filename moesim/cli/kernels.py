@@ -1,4 +1,4 @@
-"""``moesim kernels``: compile the Triton kernels for absent GPUs, tune them on a present one."""
+"""``moesim kernels``: compile Triton kernels for absent GPUs, and tune them on a present one."""
 
 from collections import Counter
 from pathlib import Path

@@ -50,17 +50,17 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
             rule and value.
     """
     text = toml.read_text(path)
-    file = toml.parse(text, _StudyFile, path.name)
+    written = toml.parse(text, _StudyFile, path.name)
     try:
-        space = Space(**file.space)
-        workload = Workload(**file.workload.model_dump(), seed=seed)
+        space = Space(**written.space)
+        workload = Workload(**written.workload.model_dump(), seed=seed)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
     return StudyDescription(
-        cluster=load_cluster(file.cluster),
-        objectives=file.objectives,
-        constraints=file.constraints,
-        economics=file.economics,
+        cluster=load_cluster(written.cluster),
+        objectives=written.objectives,
+        constraints=written.constraints,
+        economics=written.economics,
         workload=workload,
         space=space,
     )
