@@ -12,6 +12,8 @@ from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
 
 NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
+#: columns that an error lists
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +48,11 @@ def read_winners(path: Path) -> list[Case]:
         raise ConfigError(f"{path}: cannot read these winners: {reason}") from None
     missing = [name for name in NEEDED if name not in table]
     if missing:
+        there = [str(name) for name in table.columns]
+        more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
         raise ConfigError(
-            f"{path.name}: {missing[0]}: expected this column, got "
-            f"{', '.join(map(str, table.columns))}"
+            f"{path.name}: {missing[0]}: expected this column, got {', '.join(there[:_SHOWN])}{more}"
+            " (a table of an earlier version lacks fields of its designs: run its study again)"
         )
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
