@@ -49,9 +49,11 @@ def read_winners(path: Path) -> list[Case]:
     missing = [name for name in NEEDED if name not in table]
     if missing:
         there = [str(name) for name in table.columns]
-        more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+        shown = ", ".join(there[:_SHOWN])
+        if len(there) > _SHOWN:
+            shown += f" and {len(there) - _SHOWN} more"
         raise ConfigError(
-            f"{path.name}: {missing[0]}: expected this column, got {', '.join(there[:_SHOWN])}{more}"
+            f"{path.name}: {missing[0]}: expected this column, got {shown}"
             " (a table of an earlier version lacks fields of its designs: run its study again)"
         )
     if table.empty:
