@@ -117,6 +117,7 @@ def prepare(
 # --- what matters to each step: designs with the rest set to a fixed value ---
 
 
+@lru_cache(maxsize=4096)
 def _for_traffic(candidate: Candidate) -> Candidate:
     """Return the design as far as traffic depends on it.
 
@@ -139,6 +140,7 @@ def _for_traffic(candidate: Candidate) -> Candidate:
     )
 
 
+@lru_cache(maxsize=4096)
 def _for_capacity(layer: MoELayer) -> MoELayer:
     """Return the layer as far as rerouting depends on it; widths only say which experts
     are pruned.
@@ -157,6 +159,7 @@ def _for_capacity(layer: MoELayer) -> MoELayer:
     return plain if layer.overflow == "reroute" else replace(plain, capacity_factor=None)
 
 
+@lru_cache(maxsize=4096)
 def _for_routing_work(workload: Workload) -> Workload:
     """Return the workload as far as routing depends on it: neither the phase nor the KV cache moves
     a token.
