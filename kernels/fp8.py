@@ -11,6 +11,7 @@ operands are made in that format there. Ampere multiplies neither.
 """
 
 import torch
+from moesim_kernels.launches import launch
 from moesim_kernels.operands import LARGEST, SCALE_BLOCK, BlockScaled, blocks_of, expanded_blocks
 from moesim_kernels.runtime import jit, require_float, require_triton, store_dtype, tile_rows, tl, triton
 
@@ -96,9 +97,8 @@ def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) 
     scales = torch.empty(rows, blocks, dtype=torch.float32, device=x_RC.device)
     if rows:
         block_r = tile_rows(rows, SCALE_BLOCK)
-        _quantise_rows_kernel[(triton.cdiv(rows, block_r), blocks)](
-            x_RC, values, scales, rows, columns, LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK_R=block_r,
-            BLOCK_C=SCALE_BLOCK)
+        launch(_quantise_rows_kernel, (triton.cdiv(rows, block_r), blocks), x_RC, values, scales, rows, columns,
+               LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK_R=block_r, BLOCK_C=SCALE_BLOCK)
     return BlockScaled(values.to(dtype), scales)
 
 
@@ -122,9 +122,8 @@ def quantise_blocks(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
     values = torch.empty(experts, width, inner, dtype=store_dtype(dtype), device=w_ENC.device)
     scales = torch.empty(experts, blocks_of(width), blocks_of(inner), dtype=torch.float32, device=w_ENC.device)
     if experts:
-        _quantise_blocks_kernel[(blocks_of(inner), blocks_of(width), experts)](
-            w_ENC, values, scales, width, inner, LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK=SCALE_BLOCK,
-            STEP=BLOCK_STEP)
+        launch(_quantise_blocks_kernel, (blocks_of(inner), blocks_of(width), experts), w_ENC, values, scales, width,
+               inner, LARGEST=LARGEST[dtype], SMALLEST=SMALLEST, BLOCK=SCALE_BLOCK, STEP=BLOCK_STEP)
     return BlockScaled(values.to(dtype), scales)
 
 
@@ -133,8 +132,9 @@ def quantise_rows_reference(x_RC: torch.Tensor, dtype: torch.dtype = torch.float
     _check("x_RC", x_RC, 2, dtype)
     padded = torch.nn.functional.pad(x_RC.float(), (0, -x_RC.shape[1] % SCALE_BLOCK))
     largest = padded.unflatten(1, (-1, SCALE_BLOCK)).abs().amax(2).clamp(min=SMALLEST)
-    inverse = (LARGEST[dtype] / largest).repeat_interleave(SCALE_BLOCK, 1)[:, :x_RC.shape[1]]
-    return BlockScaled(_rounded(x_RC.float() * inverse, dtype), largest / LARGEST[dtype])
+    most = torch.full_like(largest, LARGEST[dtype])
+    inverse = (most / largest).repeat_interleave(SCALE_BLOCK, 1)[:, :x_RC.shape[1]]
+    return BlockScaled(_rounded(x_RC.float() * inverse, dtype), largest / most)
 
 
 def quantise_blocks_reference(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> BlockScaled:
@@ -143,9 +143,12 @@ def quantise_blocks_reference(w_ENC: torch.Tensor, dtype: torch.dtype = torch.fl
     (_, width, inner), block = w_ENC.shape, SCALE_BLOCK
     padded = torch.nn.functional.pad(w_ENC.float(), (0, -inner % block, 0, -width % block))
     largest = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block)).abs().amax((2, 4)).clamp(min=SMALLEST)
-    inverse = expanded_blocks(LARGEST[dtype] / largest, width, inner)
-    return BlockScaled(_rounded(w_ENC.float() * inverse, dtype), largest / LARGEST[dtype])
+    most = torch.full_like(largest, LARGEST[dtype])
+    inverse = expanded_blocks(most / largest, width, inner)
+    return BlockScaled(_rounded(w_ENC.float() * inverse, dtype), largest / most)
 
 
+# Tensors are divided by tensors in both: by a number, torch divides on a CPU and multiplies with its rounded inverse on
+# a GPU, which is off by a unit in the last place.
 def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)

@@ -22,6 +22,7 @@ try:
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:
     triton = None
     # Kernel signatures are evaluated when their module is imported and name nothing else of triton.language.
@@ -33,6 +34,11 @@ TritonMode = Literal["gpu", "interpreter", "none"]
 _INTERPRETED = triton is not None and isinstance(tl.max, InterpretedFunction)
 
 
+#: Sizes that follow from the number of tokens. Triton would compile a kernel anew where one is a multiple of 16, is 1,
+#: or neither, and no address is the better for knowing it.
+_VARYING = ("num_tokens", "num_pairs", "num_rows", "num_elements", "num_queries", "max_tiles", "steps")
+
+
 def jit(fn: Any) -> Any:
     """Make ``fn`` a Triton kernel, interpreted where Triton itself is.
 
@@ -40,7 +46,7 @@ def jit(fn: Any) -> Any:
     """
     if triton is None:
         return fn
-    return InterpretedFunction(fn) if _INTERPRETED else JITFunction(fn)
+    return InterpretedFunction(fn) if _INTERPRETED else JITFunction(fn, do_not_specialize=list(_VARYING))
 
 
 @cache
@@ -119,53 +125,90 @@ def store_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if _INTERPRETED and (dtype == torch.bfloat16 or dtype.itemsize == 1) else dtype
 
 
+def tensor_descriptor(tensor: torch.Tensor, block: list[int]) -> Any:
+    """What a launch turns into a descriptor of a contiguous tensor whose blocks have this shape."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def tensor_descriptor_type() -> type:
+    """The type of what `tensor_descriptor` makes; without Triton a type that nothing has."""
+    return type(None) if triton is None else TensorDescriptor
+
+
 def fp8_dtype() -> torch.dtype:
     """The 8-bit format operands are made in here: the active GPU's where it has one, else OCP e4m3."""
     return getattr(torch, limits().fp8 or "float8_e4m3fn") if triton_mode() == "gpu" else torch.float8_e4m3fn
 
 
-def tile_rows(num_rows: int, row_elements: int) -> int:
+def tile_rows(num_rows: int, row_elements: int, num_columns: int = 1) -> int:
     """Rows a program takes at once, each ``row_elements`` wide (a power of two): a power of two.
 
-    A GPU wants many programs with few registers; the interpreter pays per program and operation, not per element.
+    A GPU wants many programs with few registers, four for each multiprocessor where there is work for them; the
+    interpreter pays per program and operation, not per element.
+
+    Args:
+        num_rows: All the rows.
+        row_elements: The elements of a row that one program takes.
+        num_columns: How many programs share a row.
     """
-    budget = 2**18 if _INTERPRETED else 2**12
-    return max(1, min(budget // row_elements, triton.next_power_of_2(num_rows)))
+    if _INTERPRETED:
+        return max(1, min(2**18 // row_elements, triton.next_power_of_2(num_rows)))
+    spread = max(num_rows * num_columns // (4 * num_sms()), 1)
+    return max(1, min(2**12 // row_elements, triton.next_power_of_2(spread)))
 
 
 def limits() -> Limits:
     """What the active GPU gives a program; an A100's limits without a GPU, the driver's for an unknown one."""
     if triton_mode() != "gpu":
         return LIMITS["sm_80"]
-    return _gpu_limits(triton.runtime.driver.active.get_current_device())
+    return _gpu_limits(_index())
 
 
 def target() -> str:
     """Architecture of the active GPU, such as "sm_90" or "gfx942"; "" without one."""
-    if triton_mode() != "gpu":
-        return ""
-    found = triton.runtime.driver.active.get_current_target()
-    return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
+    return "" if triton_mode() != "gpu" else _gpu_target(_index())
 
 
 def device_name() -> str:
     """What the driver calls the active GPU; "" without one."""
-    if triton_mode() != "gpu":
-        return ""
-    return str(triton.runtime.driver.active.get_device_interface().get_device_name())
+    return "" if triton_mode() != "gpu" else _gpu_name(_index())
 
 
 def num_sms() -> int:
     """Multiprocessors of the active GPU; 2 without one, so that interpreted programs walk on, too."""
-    if triton_mode() != "gpu":
-        return 2
-    driver = triton.runtime.driver.active
-    return int(driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"])
+    return 2 if triton_mode() != "gpu" else _gpu_sms(_index())
+
+
+def capturing() -> bool:
+    """Whether the current stream is recorded into a graph, during which nothing may wait for the device."""
+    return triton_mode() == "gpu" and torch.cuda.is_current_stream_capturing()
+
+
+def _index() -> int:
+    return int(triton.runtime.driver.active.get_current_device())
+
+
+# A driver takes a millisecond to list a device's properties, and a launch wants some of them: each device is asked
+# once.
+@cache
+def _gpu_target(index: int) -> str:
+    found = triton.runtime.driver.active.get_current_target()
+    return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
+
+
+@cache
+def _gpu_name(index: int) -> str:
+    return str(triton.runtime.driver.active.get_device_interface().get_device_name(index))
+
+
+@cache
+def _gpu_sms(index: int) -> int:
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["multiprocessor_count"])
 
 
 @cache
 def _gpu_limits(index: int) -> Limits:
-    name = target()
+    name = _gpu_target(index)
     if name in LIMITS:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)

@@ -10,8 +10,9 @@ routing gives the same bits every time. All products run on the vector units: th
 from typing import Literal
 
 import torch
+from moesim_kernels.launches import launch
 from moesim_kernels.plan import check_ids
-from moesim_kernels.runtime import jit, require_float, require_triton, store_dtype, tl, triton
+from moesim_kernels.runtime import capturing, jit, require_float, require_triton, store_dtype, tl, triton
 
 #: neurons and columns a program takes at once
 BLOCK_P, BLOCK_H = 16, 256
@@ -34,18 +35,19 @@ def _tiny_in_kernel(x_ptr, w_ptr, ids_ptr, weights_ptr, act_ptr, num_neurons, hi
     pair = t * top_k + p // width
     expert = tl.load(ids_ptr + pair, mask=exists, other=0).to(tl.int64)
     row = expert * (2 * width if GATED else width) + p % width
-    first = tl.zeros((BLOCK_P,), tl.float32)
-    second = tl.zeros((BLOCK_P,), tl.float32)
+    # Products are added up lane by lane and across lanes once, at the end: the loop only loads and multiplies.
+    firsts = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
+    seconds = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
     for start in range(0, hidden, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         mask = exists[:, None] & (h < hidden)[None, :]
         x = tl.load(x_ptr + t * hidden + h, mask=h < hidden, other=0.0).to(tl.float32)[None, :]
         at = w_ptr + row[:, None] * hidden + h[None, :]
-        first += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
+        firsts += tl.load(at, mask=mask, other=0.0).to(tl.float32) * x
         if GATED:
             at = w_ptr + (row + width)[:, None] * hidden + h[None, :]
-            second += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
-    act = _activated(first, second, GATED)
+            seconds += tl.load(at, mask=mask, other=0.0).to(tl.float32) * x
+    act = _activated(tl.sum(firsts, axis=1), tl.sum(seconds, axis=1), GATED)
     weight = tl.load(weights_ptr + pair, mask=exists, other=0.0)
     tl.store(act_ptr + t * num_neurons + p, weight * act, mask=exists)
 
@@ -55,7 +57,8 @@ def _tiny_out_kernel(act_ptr, w_ptr, ids_ptr, out_ptr, num_neurons, hidden, widt
                      BLOCK_H: tl.constexpr):
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    total = tl.zeros((BLOCK_H,), tl.float32)
+    # As above: across the rows once, at the end.
+    totals = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
     for start in range(0, num_neurons, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         exists = p < num_neurons
@@ -63,8 +66,8 @@ def _tiny_out_kernel(act_ptr, w_ptr, ids_ptr, out_ptr, num_neurons, hidden, widt
         act = tl.load(act_ptr + t * num_neurons + p, mask=exists, other=0.0)
         rows = tl.load(w_ptr + (expert * width + p % width)[:, None] * hidden + h[None, :],
                        mask=exists[:, None] & (h < hidden)[None, :], other=0.0)
-        total += tl.sum(act[:, None] * rows.to(tl.float32), axis=0)
-    tl.store(out_ptr + t * hidden + h, total.to(out_ptr.dtype.element_ty), mask=h < hidden)
+        totals += act[:, None] * rows.to(tl.float32)
+    tl.store(out_ptr + t * hidden + h, tl.sum(totals, axis=0).to(out_ptr.dtype.element_ty), mask=h < hidden)
 
 
 def _check(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
@@ -88,7 +91,8 @@ def _check(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_
 
 
 def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor, ids_TK: torch.Tensor,
-                weights_TK: torch.Tensor, activation: Literal["swiglu", "gelu"] = "swiglu") -> torch.Tensor:
+                weights_TK: torch.Tensor, activation: Literal["swiglu", "gelu"] = "swiglu", *,
+                checked: bool = True) -> torch.Tensor:
     """Sum of each token's tiny experts, weighted.
 
     Args:
@@ -96,22 +100,23 @@ def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor,
         w_in: Input rows in the same format, contiguous: gate rows, then up rows of every expert, shape (E, 2I, H); for
             GELU shape (E, I, H).
         w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous: the transpose of a down projection.
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1 (not checked on a GPU: that would be a
-            wait).
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each in 0..E-1.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
         activation: "swiglu", or "gelu" (exact) as in PEER.
+        checked: Ids out of range are refused, for which a GPU is waited for; while a graph is recorded they are not.
 
     Returns:
         Shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
 
     Raises:
-        ValueError: Shapes or formats that do not fit each other; on a CPU also an id out of range.
+        ValueError: Shapes or formats that do not fit each other; an id out of range.
         RuntimeError: No Triton to launch with.
     """
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     require_triton(x_TH, w_in, w_out_EIH, ids_TK, weights_TK)
     (experts, width, hidden), (num_tokens, top_k) = w_out_EIH.shape, ids_TK.shape
-    if ids_TK.device.type == "cpu":
+    # Addresses follow from ids: interpreted ones are always checked.
+    if ids_TK.device.type == "cpu" or (checked and not capturing()):
         check_ids(ids_TK, experts)
     neurons = top_k * width
     act_TP = torch.empty(num_tokens, neurons, dtype=torch.float32, device=x_TH.device)
@@ -119,11 +124,11 @@ def tiny_expert(x_TH: torch.Tensor, w_in: torch.Tensor, w_out_EIH: torch.Tensor,
     if num_tokens:
         block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
         if neurons:
-            _tiny_in_kernel[(num_tokens, triton.cdiv(neurons, BLOCK_P))](
-                x_TH, w_in, ids_TK, weights_TK, act_TP, neurons, hidden, width, top_k, GATED=activation == "swiglu",
-                BLOCK_P=BLOCK_P, BLOCK_H=block_h)
-        _tiny_out_kernel[(num_tokens, triton.cdiv(hidden, block_h))](
-            act_TP, w_out_EIH, ids_TK, out_TH, neurons, hidden, width, top_k, BLOCK_P=BLOCK_P, BLOCK_H=block_h)
+            launch(_tiny_in_kernel, (num_tokens, triton.cdiv(neurons, BLOCK_P)), x_TH, w_in, ids_TK, weights_TK,
+                   act_TP, neurons, hidden, width, top_k, GATED=activation == "swiglu", BLOCK_P=BLOCK_P,
+                   BLOCK_H=block_h)
+        launch(_tiny_out_kernel, (num_tokens, triton.cdiv(hidden, block_h)), act_TP, w_out_EIH, ids_TK, out_TH,
+               neurons, hidden, width, top_k, BLOCK_P=BLOCK_P, BLOCK_H=block_h)
     return out_TH.to(x_TH.dtype)
 
 
