@@ -2,7 +2,8 @@
 
 Nothing here waits for the GPU: the number of tiles depends on the routing and stays on the device, grids use
 `tile_bound`, and programs past the last tile return at once. Pair p = t x K + j is token t's j-th expert. The counting
-sort is stable (pairs of one expert keep their order) and uses no atomics, so every run gives the same plan:
+sort is stable (pairs of one expert keep their order) and uses no atomics, so every run gives the same plan. Up to 4,096
+experts it is that of `moesim_kernels.plan_kernels`. For more, whose counts do not fit a program:
 
 1. rank: each pair's number among its expert's pairs in a segment, by comparing ids; the last one knows the count;
 2. prefix: exclusive sums of the counts over the segments, and each expert's total;
@@ -18,11 +19,14 @@ and every pair whose rank is a multiple of a tile's rows starts a tile. The plan
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.launches import launch
+from moesim_kernels.plan_kernels import MOST_EXPERTS, sorted_plan
 from moesim_kernels.runtime import jit, require_triton, tl, triton
 from moesim_kernels.tiles import Tile, tile_bound, tile_config, tiles_per_expert
 
 __all__ = ["Plan", "Tile", "make_plan", "make_plan_reference", "tile_bound", "tile_config", "tiles_per_expert"]
 
+_TENSORS = ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles")
 _RANK_BLOCK = 128
 _RANK_CHUNKS = 8
 #: pairs are compared with each other where experts are this many times as many, and pairs at most so many
@@ -234,7 +238,11 @@ def check_ids(ids_TK: torch.Tensor, num_experts: int) -> None:
     if ids_TK.numel():
         low, high = (int(value) for value in ids_TK.aminmax())
         if low < 0 or high >= num_experts:
-            raise ValueError(f"ids_TK: expected ids from 0 to {num_experts - 1}, got {low if low < 0 else high}")
+            # Only a routing that is refused pays for finding where it is wrong.
+            bad_P = ((ids_TK < 0) | (ids_TK >= num_experts)).flatten().int()
+            pair = int(bad_P.argmax())
+            raise ValueError(f"ids_TK: expected ids from 0 to {num_experts - 1}, got {int(ids_TK.flatten()[pair])} for "
+                             f"token {pair // ids_TK.shape[1]}")
 
 
 def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
@@ -258,6 +266,9 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     if ids_TK.device.type == "cpu":
         check_ids(ids_TK, num_experts)
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
+    if num_pairs and num_experts <= MOST_EXPERTS:
+        made = sorted_plan(ids_TK, num_experts, block_m)
+        return Plan(**dict(zip(_TENSORS, made, strict=True)), block_m=block_m, top_k=ids_TK.shape[1])
     num_chunks = triton.cdiv(num_pairs, _RANK_BLOCK)
     chunks = min(_RANK_CHUNKS, triton.next_power_of_2(max(num_chunks, 1)))
     num_segments = triton.cdiv(num_chunks, chunks)
@@ -274,18 +285,17 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
                 num_tiles=tile_offsets_E1[num_experts:], block_m=block_m, top_k=ids_TK.shape[1])
     if num_pairs == 0:
         return plan
-    _rank_kernel[(num_chunks,)](ids_TK, rank_P, counts_SE, num_pairs, num_experts, BLOCK=_RANK_BLOCK, CHUNKS=chunks,
-                                num_warps=8)
+    launch(_rank_kernel, (num_chunks,), ids_TK, rank_P, counts_SE, num_pairs, num_experts, BLOCK=_RANK_BLOCK,
+           CHUNKS=chunks, num_warps=8)
     block_s, block_e = min(64, triton.next_power_of_2(num_segments)), min(64, triton.next_power_of_2(num_experts))
-    _prefix_kernel[(triton.cdiv(num_experts, block_e),)](counts_SE, totals_E, num_segments, num_experts,
-                                                         BLOCK_S=block_s, BLOCK_E=block_e)
-    _offsets_kernel[(1,)](totals_E, offsets_E1, tile_offsets_E1, num_experts, BLOCK_M=block_m,
-                          BLOCK=min(4096, triton.next_power_of_2(num_experts)))
-    _scatter_kernel[(triton.cdiv(num_pairs, 1024),)](ids_TK, rank_P, counts_SE, offsets_E1, sorted_pairs, num_pairs,
-                                                     num_experts, SEGMENT=_RANK_BLOCK * chunks, BLOCK=1024)
-    _tile_map_kernel[(triton.cdiv(max_tiles, 1024),)](offsets_E1, tile_offsets_E1, tile_expert, tile_row, max_tiles,
-                                                      num_experts, STEPS=num_experts.bit_length(), BLOCK_M=block_m,
-                                                      BLOCK=1024)
+    launch(_prefix_kernel, (triton.cdiv(num_experts, block_e),), counts_SE, totals_E, num_segments, num_experts,
+           BLOCK_S=block_s, BLOCK_E=block_e)
+    launch(_offsets_kernel, (1,), totals_E, offsets_E1, tile_offsets_E1, num_experts, BLOCK_M=block_m,
+           BLOCK=min(4096, triton.next_power_of_2(num_experts)))
+    launch(_scatter_kernel, (triton.cdiv(num_pairs, 1024),), ids_TK, rank_P, counts_SE, offsets_E1, sorted_pairs,
+           num_pairs, num_experts, SEGMENT=_RANK_BLOCK * chunks, BLOCK=1024)
+    launch(_tile_map_kernel, (triton.cdiv(max_tiles, 1024),), offsets_E1, tile_offsets_E1, tile_expert, tile_row,
+           max_tiles, num_experts, STEPS=num_experts.bit_length(), BLOCK_M=block_m, BLOCK=1024)
     return plan
 
 
@@ -300,12 +310,12 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     tile_expert.fill_(-1)
     tile_row.fill_(-1)
     grid = (triton.cdiv(num_pairs, _RANK_BLOCK),)
-    _sparse_rank_kernel[grid](ids_TK, rank_P, row_P, sorted_pairs, sorted_ids, num_pairs, BLOCK=_RANK_BLOCK,
-                              num_warps=8)
-    _sparse_tiles_kernel[grid](ids_TK, rank_P, row_P, tile_expert, tile_row, num_tiles, num_pairs, BLOCK_M=block_m,
-                               BLOCK=_RANK_BLOCK, num_warps=8)
-    _sparse_offsets_kernel[(triton.cdiv(num_experts + 1, 1024),)](
-        sorted_ids, offsets_E1, num_pairs, num_experts, STEPS=num_pairs.bit_length(), BLOCK=1024)
+    launch(_sparse_rank_kernel, grid, ids_TK, rank_P, row_P, sorted_pairs, sorted_ids, num_pairs, BLOCK=_RANK_BLOCK,
+           num_warps=8)
+    launch(_sparse_tiles_kernel, grid, ids_TK, rank_P, row_P, tile_expert, tile_row, num_tiles, num_pairs,
+           BLOCK_M=block_m, BLOCK=_RANK_BLOCK, num_warps=8)
+    launch(_sparse_offsets_kernel, (triton.cdiv(num_experts + 1, 1024),), sorted_ids, offsets_E1, num_pairs,
+           num_experts, STEPS=num_pairs.bit_length(), BLOCK=1024)
     return Plan(sorted_pairs=sorted_pairs, expert_offsets_E1=offsets_E1, tile_expert=tile_expert, tile_row=tile_row,
                 num_tiles=num_tiles, block_m=block_m, top_k=ids_TK.shape[1])
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from moesim_kernels.bench import random_ids
 from moesim_kernels.fp8 import quantise_blocks_reference, quantise_rows_reference
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
+from moesim_kernels.runtime import device as kernel_device
 from moesim_kernels.tiles import Tile, tile_bound, tiles_per_expert
 
 from moesim.costs.load import Load
@@ -27,12 +28,12 @@ from moesim.routing import RoutingSpec, route
 @pytest.mark.parametrize("block_m", [16, 64])
 @pytest.mark.parametrize(("num_experts", "top_k", "num_tokens"), [(8, 2, 1), (61, 4, 129), (128, 8, 40)])
 @pytest.mark.parametrize("routing", ["uniform", "zipf:1.2", "power_law:1.2"])
-def test_tiles_of_the_simulator_are_those_of_the_plan(routing, num_experts, top_k, num_tokens, block_m):
+def test_tiles_of_the_simulator_are_those_of_the_plan(device, routing, num_experts, top_k, num_tokens, block_m):
     drawn = route(RoutingSpec.parse(routing), Gate(), num_experts=num_experts, top_k=top_k,
                   num_tokens_S=np.array([num_tokens]), seed=1)
     counts_E = drawn.num_tokens_E()
     load = Load.of(counts_E[None], np.array([num_tokens * top_k]), block_m)
-    plan = make_plan(torch.from_numpy(drawn.expert_ids_TK), num_experts, block_m)
+    plan = make_plan(torch.from_numpy(drawn.expert_ids_TK).to(device), num_experts, block_m)
     assert load.blocks_D.tolist() == [int(plan.num_tiles)] == [tiles_per_expert(counts_E, block_m).sum()]
 
 
@@ -112,7 +113,7 @@ def test_tiles_bytes_and_flops_are_the_simulators(routing, tile, columns, depth)
 @given(routing=routings, block_m=st.sampled_from([16, 64]))
 def test_the_kernels_plan_is_the_counted_one(routing, block_m):
     num_experts, num_tokens, skew, seed, top_k = routing
-    ids_TK = random_ids(num_tokens, num_experts, top_k, skew=skew, seed=seed)
+    ids_TK = random_ids(num_tokens, num_experts, top_k, skew=skew, seed=seed, device=kernel_device())
     plan, counted = make_plan(ids_TK, num_experts, block_m), make_plan_reference(ids_TK, num_experts, block_m)
     for name in ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles"):
         assert torch.equal(getattr(plan, name), getattr(counted, name)), name
