@@ -13,9 +13,10 @@ and do not enter the weights.
 """
 
 import torch
-from moesim_kernels.grouped_linear import gate_logits, grouped_linear
+from moesim_kernels.gate_logits import gate_parts
+from moesim_kernels.grouped_linear import grouped_linear
 from moesim_kernels.plan import make_plan
-from moesim_kernels.router import UNCHECKED, route, route_reference
+from moesim_kernels.router import UNCHECKED, route_parts, route_reference
 from moesim_kernels.tiles import tile_config
 
 
@@ -59,14 +60,13 @@ def two_level_gate(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.T
     """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     (num_groups, hidden), per_group = coarse_GH.shape, fine_EH.shape[0] // coarse_GH.shape[0]
-    groups_Tg = route(gate_logits(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED)[1]
     # Ascending groups make the columns below ascend with the expert id, which settles ties.
-    groups_Tg = groups_Tg.sort(dim=1).values.contiguous()
+    groups_Tg = route_parts(gate_parts(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED, ascending=True)[1]
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
     plan = make_plan(groups_Tg, num_groups, tile.block_m)
     fine = grouped_linear(x_TH, fine_EH.view(num_groups, per_group, hidden), plan, gather=True, out_dtype=torch.float32)
-    weights_TK, slots_TK = route(fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED)
-    return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)
+    return route_parts(fine.view(1, x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED,
+                       kept_Tg=groups_Tg)
 
 
 def two_level_gate_reference(x_TH: torch.Tensor, coarse_GH: torch.Tensor, fine_EH: torch.Tensor, top_k: int,

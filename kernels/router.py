@@ -1,5 +1,10 @@
 """The router: scores, group limits and top-k of all tokens in one kernel.
 
+    for every token:   logits = sum of their parts / temperature + noise;   keys = integers in the order of the logits
+        with a bias:   keys = those of score + bias;   with groups: keys of groups that are not kept are dropped
+        K times:       take the largest key (of equals the lowest id) and strike it out
+        weights = scores of what was taken, divided by their sum
+
 The rules, the same to the letter in the kernel and in `route_reference`:
 
 1. NaN logits are refused where that is checked, else they are -inf; -0.0 equals 0.0.
@@ -27,6 +32,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.launches import launch
 from moesim_kernels.runtime import jit, require_triton, tile_rows, tl, triton
 
 #: Lanes of one row that a program takes without spilling; with bias or noise.
@@ -48,7 +54,8 @@ def key_logit(keys):
 
 
 @jit
-def _score(logits, row_max, SIGMOID: tl.constexpr):
+def score_of(logits, row_max, SIGMOID: tl.constexpr):
+    """The score that rule 4 of this module divides by the sum, from a logit and the row's largest."""
     if SIGMOID:
         return 1.0 / (1.0 + tl.exp(-logits))
     return tl.where(logits == row_max, 1.0, tl.exp(logits - row_max))
@@ -63,8 +70,15 @@ def _hashed(h):
 
 
 @jit
-def _load_logits(logits_ptr, t, expert, mask, num_experts, inverse_temperature, noise_std, seed, NOISY: tl.constexpr):
-    logits = tl.load(logits_ptr + t * num_experts + expert, mask=mask, other=0.0) * inverse_temperature
+def _load_logits(logits_ptr, t, expert, mask, num_tokens, num_experts, inverse_temperature, noise_std, seed,
+                 NOISY: tl.constexpr, PARTS: tl.constexpr):
+    # Logits may come in parts, added up in their order.
+    at = logits_ptr + t * num_experts + expert
+    logits = tl.load(at, mask=mask, other=0.0)
+    for _ in tl.static_range(1, PARTS):
+        at += (tl.zeros_like(t) + num_tokens) * num_experts
+        logits += tl.load(at, mask=mask, other=0.0)
+    logits *= inverse_temperature
     if NOISY:
         state = _hashed(_hashed(t.to(tl.uint32) + _hashed(seed)) ^ (expert.to(tl.uint32) * 0x9E3779B9))
         total = tl.zeros_like(logits).to(tl.int32)
@@ -76,10 +90,12 @@ def _load_logits(logits_ptr, t, expert, mask, num_experts, inverse_temperature, 
 
 
 @jit
-def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_tokens, num_experts, num_groups,
-                  num_limited_groups, top_k, seed, inverse_temperature, noise_std, SIGMOID: tl.constexpr,
+def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, kept_ptr, num_tokens, num_experts, num_groups,
+                  num_limited_groups, top_k, kept_size, seed, inverse_temperature, noise_std, ASCENDING: tl.constexpr,
+                  MAPPED: tl.constexpr, SIGMOID: tl.constexpr,
                   GROUPED: tl.constexpr, BIASED: tl.constexpr, NOISY: tl.constexpr, COUNTED: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr):
+                  PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
+                  BLOCK_K: tl.constexpr):
     int_min: tl.constexpr = -2147483648
     per_group = num_experts // num_groups
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -90,13 +106,13 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
     expert = group * per_group + member
     is_expert = (group < num_groups) & (member < per_group)
     exists = (t[:, None] < num_tokens) & is_expert[None, :]
-    logits = _load_logits(logits_ptr, t[:, None], expert[None, :], exists, num_experts, inverse_temperature, noise_std,
-                          seed, NOISY)
+    logits = _load_logits(logits_ptr, t[:, None], expert[None, :], exists, num_tokens, num_experts,
+                          inverse_temperature, noise_std, seed, NOISY, PARTS)
     keys = tl.where(exists, order_key(logits), int_min)
     row_max = key_logit(tl.max(keys, axis=1))[:, None]
     if BIASED:
         logits = key_logit(keys)
-        score = _score(logits, row_max, SIGMOID)
+        score = score_of(logits, row_max, SIGMOID)
         if not SIGMOID:
             score = score / tl.sum(tl.where(exists, score, 0.0), axis=1)[:, None]
         bias = tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
@@ -110,8 +126,8 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
         if BIASED:
             group_score = key_logit(best) + tl.where(second == int_min, 0.0, key_logit(second))
         else:
-            group_score = _score(key_logit(best), row_max, SIGMOID)
-            group_score += tl.where(second == int_min, 0.0, _score(key_logit(second), row_max, SIGMOID))
+            group_score = score_of(key_logit(best), row_max, SIGMOID)
+            group_score += tl.where(second == int_min, 0.0, score_of(key_logit(second), row_max, SIGMOID))
         g = tl.arange(0, BLOCK_G)[None, :]
         open_groups = tl.where((g < num_groups) & (best != int_min), order_key(group_score), int_min)
         kept = tl.zeros((BLOCK_T, BLOCK_G), tl.int1)
@@ -125,7 +141,9 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
     chosen_key = tl.full((BLOCK_T, BLOCK_K), int_min, tl.int32)
     chosen_id = tl.zeros((BLOCK_T, BLOCK_K), tl.int32)
     for k in range(top_k):
-        top, lane_at = tl.max(keys, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        # The largest key, then the lowest lane that has it: two plain reductions are faster than one of pairs.
+        top = tl.max(keys, axis=1)
+        lane_at = tl.min(tl.where(keys == top[:, None], lane[None, :], BLOCK_G * BLOCK_S), axis=1)
         expert_at = (lane_at // BLOCK_S) * per_group + lane_at % BLOCK_S
         chosen_key = tl.where(slot == k, top[:, None], chosen_key)
         chosen_id = tl.where(slot == k, expert_at[:, None], chosen_id)
@@ -133,14 +151,23 @@ def _route_kernel(logits_ptr, bias_ptr, weights_ptr, ids_ptr, counts_ptr, num_to
 
     writes = (t[:, None] < num_tokens) & (slot < top_k)
     if BIASED:
-        logits = _load_logits(logits_ptr, t[:, None], chosen_id, writes, num_experts, inverse_temperature, noise_std,
-                              seed, NOISY)
+        logits = _load_logits(logits_ptr, t[:, None], chosen_id, writes, num_tokens, num_experts, inverse_temperature,
+                              noise_std, seed, NOISY, PARTS)
         chosen_key = tl.where(writes, order_key(logits), int_min)
     best_logit = key_logit(tl.max(chosen_key, axis=1))[:, None]
-    score = tl.where(slot < top_k, _score(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
+    score = tl.where(slot < top_k, score_of(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
     total = tl.sum(score, axis=1)[:, None]
     weights = tl.where(total > 0.0, score / total, 1.0 / top_k)
-    out = t[:, None] * top_k + slot
+    place = slot
+    if ASCENDING:
+        # Listed by id instead: how many of the others have a lower one.
+        lower = (chosen_id[:, None, :] < chosen_id[:, :, None]) & (slot < top_k)[:, None, :]
+        place = tl.sum(lower.to(tl.int32), axis=2)
+    if MAPPED:
+        # Columns are the experts of groups kept before, side by side.
+        kept_at = kept_ptr + t[:, None] * (num_experts // kept_size) + chosen_id // kept_size
+        chosen_id = tl.load(kept_at, mask=writes, other=0) * kept_size + chosen_id % kept_size
+    out = t[:, None] * top_k + place
     tl.store(weights_ptr + out, weights, mask=writes)
     tl.store(ids_ptr + out, chosen_id, mask=writes)
     if COUNTED:
@@ -267,27 +294,63 @@ def route(logits_TE: torch.Tensor, top_k: int, score: str = "softmax", num_exper
         RuntimeError: No Triton to launch with.
     """
     _check(logits_TE, top_k, score, num_expert_groups, num_limited_groups, options)
-    require_triton(*(x for x in (logits_TE, options.bias_E, options.counts_E) if x is not None))
-    num_tokens, num_experts = logits_TE.shape
+    return _routed(logits_TE[None], top_k, score, num_expert_groups, num_limited_groups, options)
+
+
+def route_parts(parts_STE: torch.Tensor, top_k: int, score: str = "softmax", num_expert_groups: int = 1,
+                num_limited_groups: int = 1, options: Options = PLAIN, *, ascending: bool = False,
+                kept_Tg: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`route` of logits that come in parts, float32 of shape (S, T, E), which are added in their order.
+
+    Args:
+        parts_STE: The parts of the logits.
+        top_k: Experts a token uses.
+        score: "softmax" or "sigmoid".
+        num_expert_groups: Groups of consecutive experts; 1 for a flat gate.
+        num_limited_groups: Groups a token may use.
+        options: Bias, noise, temperature, histogram, and whether NaN is looked for.
+        ascending: Experts are listed by id instead of best first.
+        kept_Tg: Where columns are the experts of groups kept before, side by side: those groups, int32 of shape (T, g).
+            Ids are then those of the experts among all groups'.
+
+    Returns:
+        Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
+
+    Raises:
+        ValueError: Shapes, numbers or a score outside the bounds of `route`; NaN among the logits.
+        RuntimeError: There is no Triton to launch with.
+    """
+    whole = parts_STE.sum(0) if options.checked and len(parts_STE) > 1 else parts_STE[0]
+    _check(whole, top_k, score, num_expert_groups, num_limited_groups, options)
+    return _routed(parts_STE, top_k, score, num_expert_groups, num_limited_groups, options, ascending, kept_Tg)
+
+
+def _routed(parts_STE: torch.Tensor, top_k: int, score: str, num_expert_groups: int, num_limited_groups: int,
+            options: Options, ascending: bool = False,
+            kept_Tg: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    require_triton(*(x for x in (parts_STE, options.bias_E, options.counts_E, kept_Tg) if x is not None))
+    parts, num_tokens, num_experts = parts_STE.shape
     block_g = triton.next_power_of_2(num_expert_groups)
     block_s = triton.next_power_of_2(num_experts // num_expert_groups)
     most = MAX_OPTIONS_ROW if options.bias_E is not None or options.noise_std else MAX_ROW
     if block_g * block_s > most:
         raise ValueError(f"logits_TE: expected at most {most} padded experts in one row, got {block_g * block_s}; "
                          "use the two-level gate")
-    weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits_TE.device)
-    ids_TK = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits_TE.device)
+    weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=parts_STE.device)
+    ids_TK = torch.empty(num_tokens, top_k, dtype=torch.int32, device=parts_STE.device)
     if num_tokens:
+        kept_size = 1 if kept_Tg is None else num_experts // kept_Tg.shape[1]
         biased, noisy = options.bias_E is not None, options.noise_std > 0
         block_t = tile_rows(num_tokens, block_g * block_s * (2 if biased or noisy else 1))
         # A product fused with a sum would be rounded once where the reference rounds twice.
         fusion = {"enable_fp_fusion": False} if noisy else {}
-        _route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            logits_TE, options.bias_E, weights_TK, ids_TK, options.counts_E, num_tokens, num_experts,
-            num_expert_groups, num_limited_groups, top_k, options.seed, 1.0 / options.temperature, options.noise_std,
-            SIGMOID=score == "sigmoid", GROUPED=num_limited_groups < num_expert_groups,
-            BIASED=biased, NOISY=noisy, COUNTED=options.counts_E is not None, BLOCK_T=block_t, BLOCK_G=block_g,
-            BLOCK_S=block_s, BLOCK_K=triton.next_power_of_2(top_k), num_warps=route_warps(block_g * block_s), **fusion)
+        launch(_route_kernel, (triton.cdiv(num_tokens, block_t),), parts_STE, options.bias_E, weights_TK, ids_TK,
+               options.counts_E, kept_Tg, num_tokens, num_experts, num_expert_groups, num_limited_groups, top_k,
+               kept_size, options.seed, 1.0 / options.temperature, options.noise_std, ASCENDING=ascending,
+               MAPPED=kept_Tg is not None, SIGMOID=score == "sigmoid", GROUPED=num_limited_groups < num_expert_groups,
+               BIASED=biased, NOISY=noisy, COUNTED=options.counts_E is not None, PARTS=parts, BLOCK_T=block_t,
+               BLOCK_G=block_g, BLOCK_S=block_s, BLOCK_K=triton.next_power_of_2(top_k),
+               num_warps=route_warps(block_g * block_s), **fusion)
     return weights_TK, ids_TK
 
 
