@@ -7,6 +7,7 @@ permuted copy), both products accumulate in float32, and only the activation is 
 """
 
 import torch
+from moesim_kernels.launches import launch
 from moesim_kernels.operands import (
     BlockScaled,
     Operand,
@@ -19,10 +20,11 @@ from moesim_kernels.operands import (
     tensors,
     values,
 )
-from moesim_kernels.persistent import Path, chosen_path, persistent_swiglu
+from moesim_kernels.persistent import Path, chosen_path, gathers_rows, persistent_swiglu
 from moesim_kernels.plan import Plan, work_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
 from moesim_kernels.tiles import Tile, tile_config
+from moesim_kernels.wide_swiglu import is_wide, wide_swiglu
 
 
 @jit
@@ -90,7 +92,8 @@ def _check(x_TH: Operand, w_gate_up: Operand, plan: Plan) -> tuple[torch.Tensor,
 
 
 def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile | None = None, *,
-                   out_dtype: torch.dtype | None = None, path: Path | None = None) -> torch.Tensor:
+                   out_dtype: torch.dtype | None = None, path: Path | None = None,
+                   saved_P2I: torch.Tensor | None = None) -> torch.Tensor:
     """The experts' activations, in the plan's order.
 
     Args:
@@ -101,6 +104,9 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
             operands.
         out_dtype: Format of the result; by default that of ``x_TH``, bfloat16 for scaled ones.
         path: "pointers" or "descriptors" (`moesim_kernels.persistent`); by default what suits the GPU.
+        saved_P2I: Where the pre-activations go that a backward pass wants, row p for pair p, gate columns before up
+            columns, in the format that kernels store (`moesim_kernels.runtime.store_dtype`); only where `saves` says
+            so.
 
     Returns:
         Activations of shape (P, I).
@@ -118,16 +124,25 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
         tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=x.element_size() * 8,
                                      num_accumulators=2, block_m=plan.block_m, limits=limits())
         require_product(x_TH, tile)
-        if chosen_path(path, x_TH, w_gate_up) == "descriptors":
+        described = chosen_path(path, x_TH, w_gate_up, plan.block_m) == "descriptors"
+        if not isinstance(x_TH, BlockScaled) and is_wide(x, w) and not (described and gathers_rows()):
+            wide_swiglu(x, w, out_PI, plan, tile, described=described, saved_P2I=saved_P2I)
+            return out_PI.to(out_dtype)
+        if described:
             persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
             return out_PI.to(out_dtype)
-        _swiglu_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
-            x, scales(x_TH), w, scales(w_gate_up), out_PI, plan.sorted_pairs, plan.expert_offsets_E1,
-            plan.tile_expert, plan.tile_row, plan.max_tiles, hidden, width, TOP_K=plan.top_k, DOT=dot_dtype(x.dtype),
-            SCALED=isinstance(x_TH, BlockScaled), EVEN_H=hidden % tile.block_k == 0, BLOCK_M=plan.block_m,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
-            num_stages=tile.num_stages)
+        launch(_swiglu_kernel, (plan.max_tiles * triton.cdiv(width, tile.block_n),), x, scales(x_TH), w,
+               scales(w_gate_up), out_PI, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert, plan.tile_row,
+               plan.max_tiles, hidden, width, TOP_K=plan.top_k, DOT=dot_dtype(x.dtype),
+               SCALED=isinstance(x_TH, BlockScaled), EVEN_H=hidden % tile.block_k == 0, BLOCK_M=plan.block_m,
+               BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
+               num_stages=tile.num_stages)
     return out_PI.to(out_dtype)
+
+
+def saves(x_TH: torch.Tensor, w_gate_up: torch.Tensor) -> bool:
+    """Whether `grouped_swiglu` can keep the pre-activations of these plain operands on its way."""
+    return is_wide(x_TH, w_gate_up) and not gathers_rows()
 
 
 def grouped_swiglu_reference(x_TH: Operand, w_gate_up: Operand, plan: Plan, *,

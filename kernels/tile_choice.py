@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from moesim_kernels.hopper_tiles import hopper_tiles
 from moesim_kernels.tiles import Limits, Tile, tile_config
 
 from moesim.configfile import index_names, user_folder
@@ -242,8 +243,17 @@ def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]
     return tables
 
 
+def forget_tables() -> None:
+    """Read the tuned tables and the environment anew at the next choice; without this a process does so once."""
+    _tables.cache_clear()
+    choose_tiles.cache_clear()
+
+
+@lru_cache(maxsize=4096)
 def choose_tiles(device_name: str, shape: Shape, num_tokens: int, limits: Limits) -> tuple[Tile, Tile]:
     """Tiles of both GEMMs where nobody asked for others, without a look at the routing.
+
+    The same question is answered from memory the second time (see `forget_tables`).
 
     Args:
         device_name: Of the GPU; "" without one.
@@ -252,8 +262,8 @@ def choose_tiles(device_name: str, shape: Shape, num_tokens: int, limits: Limits
         limits: What the GPU gives a program.
 
     Returns:
-        The tuned pair; else the best for an expected histogram, where the GPU has a profile; else that of
-        `tile_config`. Both with the same rows.
+        The tuned pair; else that of `moesim_kernels.hopper_tiles` where it holds; else the best for an expected
+        histogram, where the GPU has a profile; else that of `tile_config`. Both with the same rows.
 
     Raises:
         ConfigError: A tuned table or a profile that is not valid.
@@ -262,6 +272,9 @@ def choose_tiles(device_name: str, shape: Shape, num_tokens: int, limits: Limits
     down = tuned_tile(device_name, shape, "down", num_tokens) if device_name else None
     if up is not None and down is not None:
         return up, replace(down, block_m=up.block_m)
+    ruled = _ruled(device_name, shape, num_tokens) if device_name else None
+    if ruled is not None:
+        return ruled
     # By powers of two of the number of tokens, so that a server's batches do not each pay for a search.
     padded = num_tokens if num_tokens <= 64 else 1 << (num_tokens - 1).bit_length()
     modelled = _modelled(device_name, shape, padded, limits) if device_name else None
@@ -271,6 +284,20 @@ def choose_tiles(device_name: str, shape: Shape, num_tokens: int, limits: Limits
     up = tile_config(load, shape.expert_intermediate_size, operand_bits=bits, num_accumulators=2, limits=limits)
     return up, tile_config(load, shape.hidden_size, operand_bits=bits, result_bits=max(bits, 16), block_m=up.block_m,
                            limits=limits)
+
+
+def _ruled(device_name: str, shape: Shape, num_tokens: int) -> tuple[Tile, Tile] | None:
+    """The tiles of the rule for Hopper where the GPU is one and the format has 16 bits; else None."""
+    if shape.operand_bits != 16 or not _is_hopper(device_name):
+        return None
+    load = num_tokens * shape.top_k / shape.num_experts
+    return hopper_tiles(load, shape.hidden_size, shape.expert_intermediate_size)
+
+
+@lru_cache(maxsize=8)
+def _is_hopper(device_name: str) -> bool:
+    profile = profile_of(device_name)
+    return profile is not None and profile.compute_capability == 9.0
 
 
 @lru_cache(maxsize=1024)
