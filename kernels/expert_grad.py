@@ -1,10 +1,16 @@
 """Forward and backward of the expert phase, for training: gradients of tokens, router weights and expert weights.
 
-Saved are the inputs and the plan; pre-activations are computed again. With g the gradient of a token's output, z =
-W_down^T g of each of its pairs gives both other factors of the down projection: a router weight's gradient is z . act,
-and that of the activation is the weight times z. So backward is three grouped GEMMs of rows (pre-activations again, z,
-dx) and two of outer products (`grouped_outer`), and no gradient is summed by atomics. Transposed weights are copied
-for the rows' GEMMs. Intermediates are rounded to the experts' format where they enter a matrix product.
+    forward:   gate_up = x W_gate_up^T (kept);   out = combine(swiglu(gate_up) W_down^T)
+    backward:  z = grad W_down;   d_gate_up, weighted act, d_router = swiglu_grad(gate_up, z)
+               dx = sum over a token's pairs of d_gate_up W_gate_up
+               dW_gate_up = d_gate_up^T x;   dW_down = grad^T (weighted act)
+
+With g the gradient of a token's output, z = W_down^T g of each of its pairs gives both other factors of the down
+projection: a router weight's gradient is z . act, and that of the activation is the weight times z. So backward is two
+grouped GEMMs of rows (z, dx), one pass over their results (`moesim_kernels.swiglu_grad`) and two GEMMs of outer
+products (`grouped_outer`), and no gradient is summed by atomics. The rows' GEMMs read the weights as they lie. Kept are
+the inputs, the plan and the pre-activations; those are computed again where asked, and where kernels do not keep them
+(float32). Intermediates are rounded to the experts' format.
 
 Expert choices have no gradient, and gradients have none of their own. `gate_weights` makes the router's weights of
 given choices differentiable.
@@ -18,60 +24,92 @@ import torch
 from moesim_kernels.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
 from moesim_kernels.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.grouped_outer import grouped_outer, grouped_outer_reference
-from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, saves
+from moesim_kernels.hopper_tiles import TILES, fitted
 from moesim_kernels.plan import Plan
 from moesim_kernels.router import noise
+from moesim_kernels.runtime import store_dtype, target
+from moesim_kernels.swiglu_grad import swiglu_grad, swiglu_grad_reference
+from moesim_kernels.tiles import Tile
 from moesim_kernels.weights import LayerWeights
 from torch.autograd.function import once_differentiable
 
 from moesim.model import Gate
 
-_TRITON = SimpleNamespace(linear=grouped_linear, swiglu=grouped_swiglu, down=grouped_down, outer=grouped_outer,
-                          combine=combine)
-_TORCH = SimpleNamespace(linear=grouped_linear_reference, swiglu=grouped_swiglu_reference,
-                         down=grouped_down_reference, outer=grouped_outer_reference, combine=combine_reference)
+
+def _up(x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan,
+        save: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Activations, and pre-activations where the kernel can keep them on its way."""
+    tile = _tile(plan, x_TH.element_size(), w_gate_up.shape[1] // 2, up=True)
+    if not save or not saves(x_TH, w_gate_up):
+        return grouped_swiglu(x_TH, w_gate_up, plan, tile), None
+    gate_up_P2I = torch.empty(plan.num_rows, w_gate_up.shape[1], dtype=store_dtype(x_TH.dtype), device=x_TH.device)
+    act_PI = grouped_swiglu(x_TH, w_gate_up, plan, tile, saved_P2I=gate_up_P2I)
+    return act_PI, gate_up_P2I.to(x_TH.dtype)
+
+
+def _up_reference(x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan,
+                  save: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    gate_up_P2I = grouped_linear_reference(x_TH, w_gate_up, plan, gather=True) if save else None
+    return grouped_swiglu_reference(x_TH, w_gate_up, plan), gate_up_P2I
+
+
+def _linear(a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: bool,
+            transposed: bool = False) -> torch.Tensor:
+    columns = w_ENC.shape[2] if transposed else w_ENC.shape[1]
+    tile = _tile(plan, a.element_size(), columns, up=False)
+    return grouped_linear(a, w_ENC, plan, gather=gather, transposed=transposed, config=tile)
+
+
+def _tile(plan: Plan, element_bytes: int, columns: int, *, up: bool) -> Tile | None:
+    """The tile of the rule for Hopper for this plan's rows; elsewhere None, which leaves it to the mean load."""
+    if target() != "sm_90" or element_bytes != 2 or plan.block_m not in TILES:
+        return None
+    return fitted(TILES[plan.block_m][0 if up else 1], columns)
+
+
+def _down(act_PI: torch.Tensor, w_down: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return grouped_down(act_PI, w_down, plan, _tile(plan, act_PI.element_size(), w_down.shape[1], up=False))
+
+
+_TRITON = SimpleNamespace(linear=_linear, up=_up, down=_down, outer=grouped_outer, combine=combine, grad=swiglu_grad)
+_TORCH = SimpleNamespace(linear=grouped_linear_reference, up=_up_reference, down=grouped_down_reference,
+                         outer=grouped_outer_reference, combine=combine_reference, grad=swiglu_grad_reference)
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-                plan: Plan, run: SimpleNamespace) -> torch.Tensor:
-        ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down)
+                plan: Plan, run: SimpleNamespace, recompute: bool) -> torch.Tensor:
+        act_PI, gate_up_P2I = run.up(x_TH, w_gate_up, plan, not recompute)
+        ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down, gate_up_P2I)
         ctx.plan, ctx.run = plan, run
-        return run.combine(run.down(run.swiglu(x_TH, w_gate_up, plan), w_down, plan), weights_TK)
+        return run.combine(run.down(act_PI, w_down, plan), weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_TH, weights_TK, w_gate_up, w_down = ctx.saved_tensors
+        x_TH, weights_TK, w_gate_up, w_down, gate_up_P2I = ctx.saved_tensors
         plan, run, dtype = ctx.plan, ctx.run, x_TH.dtype
-        grad_TH = grads[0].to(dtype).contiguous()
-        pairs_plan, weight_P1 = replace(plan, top_k=1), weights_TK.reshape(-1, 1)
-        gate_up_P2I = run.linear(x_TH, w_gate_up, plan, gather=True, out_dtype=torch.float32)
-        gate_PI, up_PI = gate_up_P2I.chunk(2, dim=1)
-        sigmoid_PI = gate_PI.sigmoid()
-        silu_PI = gate_PI * sigmoid_PI
-        act_PI = (silu_PI * up_PI).to(dtype).float()
-        z_PI = run.linear(grad_TH, w_down.mT.contiguous(), plan, gather=True, out_dtype=torch.float32)
-        d_act_PI = weight_P1 * z_PI
-        d_gate_PI = d_act_PI * up_PI * sigmoid_PI * (1.0 + gate_PI * (1.0 - sigmoid_PI))
-        d_gate_up_P2I = torch.cat([d_gate_PI, d_act_PI * silu_PI], dim=1).to(dtype)
+        grad_TH, pairs_plan = grads[0].to(dtype).contiguous(), replace(plan, top_k=1)
+        if gate_up_P2I is None:
+            gate_up_P2I = run.linear(x_TH, w_gate_up, plan, gather=True)
+        z_PI = run.linear(grad_TH, w_down, plan, gather=True, transposed=True)
+        d_gate_up_P2I, weighted_PI, d_weights_TK = run.grad(gate_up_P2I, z_PI, weights_TK)
         needs = ctx.needs_input_grad
         d_x_TH = d_w_gate_up = d_w_down = None
         if needs[0]:
-            d_x_PH = run.linear(d_gate_up_P2I, w_gate_up.mT.contiguous(), pairs_plan, gather=True,
-                                out_dtype=torch.float32)
-            d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK)).to(dtype)
+            d_x_PH = run.linear(d_gate_up_P2I, w_gate_up, pairs_plan, gather=True, transposed=True)
+            d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK))
         if needs[2]:
             d_w_gate_up = run.outer(d_gate_up_P2I, x_TH, plan)
         if needs[3]:
-            d_w_down = run.outer(grad_TH, (weight_P1 * act_PI).to(dtype), plan)
-        d_weights_TK = (z_PI * act_PI).sum(1).view_as(weights_TK)
-        return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None
+            d_w_down = run.outer(grad_TH, weighted_PI, plan)
+        return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None, None
 
 
-def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-            plan: Plan) -> torch.Tensor:
+def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor, plan: Plan, *,
+            recompute: bool = False) -> torch.Tensor:
     """Routed experts and combine, with gradients of all four tensors.
 
     Args:
@@ -80,6 +118,7 @@ def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tenso
         w_gate_up: Weights in the format of ``x_TH``, shape (E, 2I, H), contiguous.
         w_down: Weights in the same format, shape (E, H, I), contiguous.
         plan: Plan of the routing.
+        recompute: Keep no pre-activations, 2 x P x I numbers, but compute them again in the backward pass.
 
     Returns:
         Shape (T, H) in the format of ``x_TH``.
@@ -88,13 +127,13 @@ def experts(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tenso
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TRITON)
+    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TRITON, recompute)
 
 
 def experts_reference(x_TH: torch.Tensor, weights_TK: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor,
-                      plan: Plan) -> torch.Tensor:
+                      plan: Plan, *, recompute: bool = False) -> torch.Tensor:
     """`experts` in torch: the same steps in both directions, roundings included."""
-    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH)
+    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH, recompute)
 
 
 def gate_weights(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, ids_TK: torch.Tensor, *,

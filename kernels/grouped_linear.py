@@ -1,10 +1,18 @@
 """Grouped GEMM: every row is multiplied with its own expert's matrix.
 
+    for every tile of rows and block of columns n:
+        for every step c of the inner dimension:   acc[rows, n] += a[rows or their tokens, c] @ w[expert, n, c]^T
+        store out[pairs of the rows, n] = acc
+
 The down projection reads rows in the plan's order; the gates read the tokens where they lie. Both write row p for pair
 p = t x K + j, so whatever comes next finds a token's results side by side. C is the inner dimension here.
 """
 
+from dataclasses import replace
+
 import torch
+from moesim_kernels.gate_logits import gate_logits
+from moesim_kernels.launches import launch
 from moesim_kernels.operands import (
     BlockScaled,
     Operand,
@@ -20,14 +28,16 @@ from moesim_kernels.operands import (
 from moesim_kernels.persistent import Path, chosen_path, persistent_linear
 from moesim_kernels.plan import Plan, work_tile
 from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
-from moesim_kernels.tiles import Tile, tile_bound, tile_config
+from moesim_kernels.tiles import Limits, Tile, tile_bound, tile_config
+
+__all__ = ["dense_plan", "gate_logits", "grouped_linear", "grouped_linear_reference", "linear_tile"]
 
 
 @jit
 def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
                    tile_row_ptr, max_tiles, inner, width, TOP_K: tl.constexpr, GATHER: tl.constexpr,
-                   DOT: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
+                   TRANSPOSED: tl.constexpr, DOT: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr,
+                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
     expert, rows, exists, pairs, block_n = work_tile(tl.program_id(0), sorted_pairs_ptr, offsets_ptr, tile_expert_ptr,
                                                      tile_row_ptr, max_tiles, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP_M)
     if expert < 0:
@@ -36,7 +46,14 @@ def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
     k = tl.arange(0, BLOCK_K)
     source = pairs // TOP_K if GATHER else rows
     a_at = a_ptr + source.to(tl.int64)[:, None] * inner + k[None, :]
-    w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
+    if TRANSPOSED:
+        # Matrices of shape (C, N): a matrix unit takes either order, so no copy is turned around.
+        # Offsets inside a matrix are 32-bit numbers, of which registers hold twice as many.
+        w_at = w_ptr + expert * inner * width + (k[:, None] * width + n[None, :])
+        w_step = BLOCK_K * width
+    else:
+        w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
+        w_step = BLOCK_K
     if SCALED:
         blocks_k = tl.cdiv(inner, 128)
         a_scale_at = a_scales_ptr + source.to(tl.int64) * blocks_k
@@ -57,15 +74,31 @@ def _linear_kernel(a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, out_ptr, sorted_pai
         else:
             total = tl.dot(a, w, total, input_precision="ieee")
         a_at += BLOCK_K
-        w_at += BLOCK_K
+        w_at += w_step
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (n < width)[None, :])
 
 
-def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
+def linear_tile(tokens_per_expert: float, num_columns: int, *, operand_bits: int, result_bits: int, block_m: int,
+                transposed: bool, limits: Limits) -> Tile:
+    """The tile of `tile_config`; narrower for transposed float32 matrices, whose rows take registers on their way."""
+    tile = tile_config(tokens_per_expert, num_columns, operand_bits=operand_bits, result_bits=result_bits,
+                       block_m=block_m, limits=limits)
+    if transposed and operand_bits >= 32:
+        return replace(tile, block_n=max(tile.block_n // 2, 16))
+    return tile
+
+
+def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool, transposed: bool) -> None:
     check_operands("a", a, "w_ENC", w_ENC)
     rows = plan.num_rows // plan.top_k if gather else plan.num_rows
     shape, w_shape = tuple(values(a).shape), tuple(values(w_ENC).shape)
+    if transposed:
+        if isinstance(w_ENC, BlockScaled):
+            raise ValueError("w_ENC: expected plain matrices to transpose, got block-scaled ones")
+        if w_shape[1] * w_shape[2] >= 2**31:
+            raise ValueError(f"w_ENC: expected transposed matrices of fewer than 2**31 elements, got shape {w_shape}")
+        w_shape = (w_shape[0], *w_shape[:0:-1])
     if len(shape) != 2 or len(w_shape) != 3 or w_shape[0] != plan.num_experts or w_shape[2] != shape[1]:
         raise ValueError(f"expected a of shape (rows, C) and w_ENC of shape (E = {plan.num_experts}, N, C), got "
                          f"{shape} and {w_shape}")
@@ -73,8 +106,9 @@ def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
         raise ValueError(f"a: expected {rows} rows as the plan, got {shape[0]}")
 
 
-def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None,
-                   config: Tile | None = None, path: Path | None = None) -> torch.Tensor:
+def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, transposed: bool = False,
+                   out_dtype: torch.dtype | None = None, config: Tile | None = None,
+                   path: Path | None = None) -> torch.Tensor:
     """Multiply every row with its expert's matrix, accumulating in float32.
 
     Args:
@@ -83,11 +117,12 @@ def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_
         w_ENC: Matrices in the same format, shape (E, N, C), contiguous, or `BlockScaled`.
         plan: Plan of the routing.
         gather: Whether row r's operand is the token of pair ``sorted_pairs[r]``.
+        transposed: Whether the matrices have shape (E, C, N), as a gradient finds them; plain ones alone.
         out_dtype: Format of the result; by default that of ``a``, bfloat16 for scaled operands.
         config: Tile; by default from the mean load. Its block_m gives way to the plan's; block_k divides 128 for scaled
             operands.
-        path: "pointers" or "descriptors" (`moesim_kernels.persistent`), which rows to gather have not; by default what
-            suits the GPU.
+        path: "pointers" or "descriptors" (`moesim_kernels.persistent`), which rows to gather and transposed matrices
+            have not; by default what suits the GPU.
 
     Returns:
         Shape (P, N), row p for pair p.
@@ -96,31 +131,33 @@ def grouped_linear(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_
         ValueError: Shapes or formats that do not fit each other, or a format this GPU does not multiply.
         RuntimeError: No Triton to launch with.
     """
-    _check(a, w_ENC, plan, gather)
+    _check(a, w_ENC, plan, gather, transposed)
     require_triton(*tensors(a, w_ENC), plan.sorted_pairs)
     rows, w, out_dtype = values(a), values(w_ENC), out_dtype or result_dtype(a)
-    _, width, inner = w.shape
+    width, inner = w.shape[:0:-1] if transposed else w.shape[1:]
     out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=rows.device)
     if out_PN.numel():
-        tile = config or tile_config(plan.num_rows / plan.num_experts, width, operand_bits=rows.element_size() * 8,
-                                     result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, limits=limits())
+        tile = config or linear_tile(plan.num_rows / plan.num_experts, width, operand_bits=rows.element_size() * 8,
+                                     result_bits=out_dtype.itemsize * 8, block_m=plan.block_m, transposed=transposed,
+                                     limits=limits())
         require_product(a, tile)
-        if not gather and chosen_path(path, a, w_ENC) == "descriptors":
+        if not gather and not transposed and chosen_path(path, a, w_ENC, plan.block_m) == "descriptors":
             persistent_linear(a, w_ENC, out_PN, plan, tile)
             return out_PN.to(out_dtype)
-        _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
-            rows, scales(a), w, scales(w_ENC), out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert,
-            plan.tile_row, plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, DOT=dot_dtype(rows.dtype),
-            SCALED=isinstance(a, BlockScaled), EVEN_K=inner % tile.block_k == 0, BLOCK_M=plan.block_m,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m, num_warps=tile.num_warps,
-            num_stages=tile.num_stages)
+        launch(_linear_kernel, (plan.max_tiles * triton.cdiv(width, tile.block_n),), rows, scales(a), w,
+               scales(w_ENC), out_PN, plan.sorted_pairs, plan.expert_offsets_E1, plan.tile_expert, plan.tile_row,
+               plan.max_tiles, inner, width, TOP_K=plan.top_k, GATHER=gather, TRANSPOSED=transposed,
+               DOT=dot_dtype(rows.dtype), SCALED=isinstance(a, BlockScaled), EVEN_K=inner % tile.block_k == 0,
+               BLOCK_M=plan.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
+               num_warps=tile.num_warps, num_stages=tile.num_stages)
     return out_PN.to(out_dtype)
 
 
-def grouped_linear_reference(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool,
+def grouped_linear_reference(a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, transposed: bool = False,
                              out_dtype: torch.dtype | None = None) -> torch.Tensor:
     """`grouped_linear` in torch: float32 products of the stored numbers, expert by expert, rounded once."""
-    _check(a, w_ENC, plan, gather)
+    _check(a, w_ENC, plan, gather, transposed)
+    w_ENC = w_ENC.mT if transposed and isinstance(w_ENC, torch.Tensor) else w_ENC
     pairs, rows = plan.sorted_pairs.long(), float_rows(a)
     parts = zip((rows[pairs // plan.top_k] if gather else rows).split(plan.expert_offsets_E1.diff().tolist()),
                 float_matrices(w_ENC), strict=True)
@@ -138,22 +175,3 @@ def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
     return Plan(sorted_pairs=rows, expert_offsets_E1=offsets_E1, tile_expert=torch.zeros_like(tiles),
                 tile_row=tiles * block_m, num_tiles=torch.full_like(offsets_E1[:1], max_tiles), block_m=block_m,
                 top_k=1)
-
-
-def gate_logits(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
-    """Logits x K^T of a flat gate in float32, operands in their own format.
-
-    Args:
-        x_TH: Tokens of shape (T, H), contiguous.
-        keys_EH: Keys in the same format, shape (E, H), contiguous.
-
-    Returns:
-        float32 of shape (T, E).
-
-    Raises:
-        ValueError: Shapes or formats that do not fit each other.
-        RuntimeError: No Triton to launch with.
-    """
-    block_m = tile_config(x_TH.shape[0], keys_EH.shape[0]).block_m
-    plan = dense_plan(x_TH.shape[0], block_m, x_TH.device)
-    return grouped_linear(x_TH, keys_EH[None], plan, gather=True, out_dtype=torch.float32)
