@@ -5,18 +5,22 @@ The path of a token batch, module by module:
 | module | does |
 |---|---|
 | `runtime` | which Triton can run here: a GPU's, the interpreter's, none |
-| `router` | scores, bias, noise, group limits, top-k and histogram in one kernel |
+| `launches` | launches of kernels, recorded and replayed |
+| `gate_logits` | logits of a gate, its hidden size cut into parts that fill the GPU |
+| `router` | sum of the parts, scores, bias, noise, group limits, top-k and histogram in one kernel |
 | `hier_gate` | the two-level gate: coarse groups first, then the kept groups' experts only |
-| `plan` | (token, expert) pairs sorted by expert and cut into GEMM tiles, on the device |
+| `plan`, `plan_kernels` | (token, expert) pairs sorted by expert and cut into GEMM tiles, on the device |
 | `tiles` | tile sizes, and the tile counts every plan must agree with |
-| `tile_choice` | the best tiles by the simulator's model, or those tuned here |
+| `tile_choice`, `hopper_tiles` | tiles tuned here, those of a rule for Hopper, or the simulator's best |
 | `operands`, `fp8` | block-scaled 8-bit operands of the grouped GEMMs, and what makes them |
 | `persistent` | the grouped GEMMs with tensor descriptors, a program walking over many tiles |
-| `grouped_swiglu` | gather, gate and up projections, SwiGLU in one kernel |
+| `grouped_swiglu`, `wide_swiglu` | gather, gate and up projections, SwiGLU in one kernel; both as one product |
 | `grouped_linear`, `grouped_down` | grouped GEMM; down projection and deterministic combine |
-| `grouped_outer`, `expert_grad` | gradients of expert weights; the expert phase forward and backward |
+| `grouped_outer`, `swiglu_grad` | gradients of expert weights; of SwiGLU and router weights, in one pass |
+| `expert_grad` | the expert phase forward and backward |
 | `tiny_expert` | experts of a few neurons, up to millions, as gathered vectors |
 | `layer`, `weights`, `layer_checks` | a whole layer, with Triton or torch; its weights; what it refuses |
+| `prepared` | a layer checked once, whose launches are recorded and replayed |
 | `compile_check`, `compile_cases` | registers, spills and shared memory on GPUs that are not here |
 | `budgets` | the most of each that a kernel may need |
 | `occupancy` | how many programs a multiprocessor holds |
@@ -61,6 +65,7 @@ _MODULE_OF = {
     "tiny_expert_reference": "tiny_expert",
     "LayerWeights": "weights",
     "moe_layer": "layer",
+    "prepare_layer": "prepared",
     "expert_parallel_layer": "expert_parallel",
     "compile_all": "compile_check",
     "time_expert_phase": "bench",

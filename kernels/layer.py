@@ -6,21 +6,23 @@ quantised on the way (`moesim_kernels.fp8`), forward only.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from moesim_kernels.expert_grad import experts, gate_weights
 from moesim_kernels.fp8 import quantise_rows, quantise_rows_reference
+from moesim_kernels.gate_logits import gate_parts
 from moesim_kernels.grouped_down import combine, combine_reference, grouped_down, grouped_down_reference
-from moesim_kernels.grouped_linear import dense_plan, gate_logits
+from moesim_kernels.grouped_linear import dense_plan
 from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.hier_gate import two_level_gate, two_level_gate_reference
 from moesim_kernels.layer_checks import check_numbers, check_routing, check_shapes
 from moesim_kernels.operands import BlockScaled, Operand, tensors, values
 from moesim_kernels.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.product_key import product_key_gate, product_key_gate_reference
-from moesim_kernels.router import Options, route, route_reference
-from moesim_kernels.runtime import device_name, limits
+from moesim_kernels.router import Options, route_parts, route_reference
+from moesim_kernels.runtime import capturing, device_name, limits
 from moesim_kernels.tile_choice import Shape, choose_tiles
 from moesim_kernels.tiles import Tile, tile_config
 from moesim_kernels.weights import LayerWeights, check_gate, check_layer, check_selection, torch_dtype
@@ -77,8 +79,8 @@ def gate_tokens(x_TH: torch.Tensor, gate: Gate, weights: LayerWeights, top_k: in
     options = _options(gate, weights, seed, counts_E, checked)
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind in ("flat", "group_limited"):
-        return route(gate_logits(x_TH, weights.fine_EH), top_k, gate.score, gate.num_expert_groups,
-                     gate.num_limited_groups, options)
+        return route_parts(gate_parts(x_TH, weights.fine_EH), top_k, gate.score, gate.num_expert_groups,
+                           gate.num_limited_groups, options)
     if gate.kind == "two_level":
         chosen = two_level_gate(x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups)
     else:
@@ -193,6 +195,17 @@ def expert_phase_reference(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK:
     return combine_reference(_feed_forward_reference(x_TH, weights.w_gate_up, weights.w_down, plan), weights_TK)
 
 
+def _kept_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
+    """The dense plan of so many rows, made once: it is the same every time.
+
+    One made while a graph is recorded has no numbers before the graph runs, so that one is not kept.
+    """
+    return dense_plan(num_rows, block_m, device) if capturing() else _dense_plan(num_rows, block_m, device)
+
+
+_dense_plan = lru_cache(maxsize=64)(dense_plan)
+
+
 def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """What the shared experts add to each token: one dense expert as wide as all of them.
 
@@ -207,7 +220,7 @@ def shared_experts(x_TH: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
         ValueError: Shapes or formats that do not fit each other.
         RuntimeError: No Triton to launch with.
     """
-    plan = dense_plan(len(x_TH), tile_config(len(x_TH), 1).block_m, x_TH.device)
+    plan = _kept_plan(len(x_TH), tile_config(len(x_TH), 1).block_m, x_TH.device)
     if trained(x_TH, weights.shared_gate_up, weights.shared_down):
         ones_T1 = torch.ones(len(x_TH), 1, device=x_TH.device)
         return experts(x_TH, ones_T1, weights.shared_gate_up, weights.shared_down, plan)
