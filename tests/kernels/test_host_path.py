@@ -56,6 +56,13 @@ for gate in ("group_limited:8:4", "two_level:8:2"):
 for pairs in (16, 2048, 16384, 65536):
     report[f"plan {{pairs}}"] = seen(lambda: make_plan(random_ids(pairs, 128, 1), 128, 64))
 
+ids, x = random_ids(900, 64, 4), torch.randn(900, 256).bfloat16().requires_grad_()
+trained = LayerWeights.random(flat, 0)
+shares = torch.rand(900, 4).requires_grad_()
+for tensor in (trained.w_gate_up, trained.w_down):
+    tensor.requires_grad_()
+report["training"] = seen(lambda: expert_phase(x, ids, shares, trained).float().sum().backward())
+
 # A tape's launches are those of the call it was made from, with the addresses of another input and output.
 prepared, x = prepare_layer(weights, flat), torch.randn(16, 256).bfloat16()
 asked.launches.clear()
@@ -120,6 +127,13 @@ def test_launches_of_an_expert_phase_and_a_layer(report):
     assert report["group_limited:8:4"]["names"] == report["layer 16"]["names"]
     assert report["two_level:8:2"]["names"] == [*gate, "_place_kernel", "_linear_kernel", "_route_kernel",
                                                 *report["phase 16"]["names"]]
+
+
+def test_launches_of_training(report):
+    forward = ["_count_kernel", "_place_kernel", "_wide_swiglu_kernel", "_persistent_linear_kernel", "_combine_kernel"]
+    backward = ["_linear_kernel", "_swiglu_grad_kernel", "_linear_kernel", "_combine_kernel", "_outer_kernel",
+                "_outer_kernel"]
+    assert report["training"]["names"] == forward + backward
 
 
 @pytest.mark.parametrize(("pairs", "names"), [
