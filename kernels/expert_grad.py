@@ -41,7 +41,7 @@ def _up(x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan,
         save: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Activations, and pre-activations where the kernel can keep them on its way."""
     tile = _tile(plan, x_TH.element_size(), w_gate_up.shape[1] // 2, up=True)
-    if not save or not saves(x_TH, w_gate_up):
+    if not save or not saves(x_TH, w_gate_up, plan.block_m):
         return grouped_swiglu(x_TH, w_gate_up, plan, tile), None
     gate_up_P2I = torch.empty(plan.num_rows, w_gate_up.shape[1], dtype=store_dtype(x_TH.dtype), device=x_TH.device)
     act_PI = grouped_swiglu(x_TH, w_gate_up, plan, tile, saved_P2I=gate_up_P2I)

@@ -20,9 +20,9 @@ from moesim_kernels.operands import (
     tensors,
     values,
 )
-from moesim_kernels.persistent import Path, chosen_path, gathers_rows, persistent_swiglu
+from moesim_kernels.persistent import DESCRIBED_ROWS, Path, chosen_path, gathers_rows, persistent_swiglu
 from moesim_kernels.plan import Plan, work_tile
-from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, tl, triton
+from moesim_kernels.runtime import dot_dtype, jit, limits, require_triton, store_dtype, target, tl, triton
 from moesim_kernels.tiles import Tile, tile_config
 from moesim_kernels.wide_swiglu import is_wide, wide_swiglu
 
@@ -140,9 +140,17 @@ def grouped_swiglu(x_TH: Operand, w_gate_up: Operand, plan: Plan, config: Tile |
     return out_PI.to(out_dtype)
 
 
-def saves(x_TH: torch.Tensor, w_gate_up: torch.Tensor) -> bool:
+def saves(x_TH: torch.Tensor, w_gate_up: torch.Tensor, block_m: int) -> bool:
     """Whether `grouped_swiglu` can keep the pre-activations of these plain operands on its way."""
-    return is_wide(x_TH, w_gate_up) and not gathers_rows()
+    if not is_wide(x_TH, w_gate_up) or gathers_rows():
+        return False
+    described = chosen_path(None, x_TH, w_gate_up, block_m) == "descriptors"
+    return keeps_registers(target(), block_m, described)
+
+
+def keeps_registers(target: str, block_m: int, described: bool) -> bool:
+    """Whether a GPU has registers to keep pre-activations: Hopper's largest tile has none left beside pointers."""
+    return described or target != "sm_90" or block_m < DESCRIBED_ROWS
 
 
 def grouped_swiglu_reference(x_TH: Operand, w_gate_up: Operand, plan: Plan, *,

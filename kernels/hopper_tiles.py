@@ -7,7 +7,8 @@ wide products, all in CUDA graphs and with a cold L2:
   load and two of its deviations, 16 to 128.
 - Few rows wait for weights alone. Narrow blocks with a deep step (256 elements of each row at once) keep most of them
   in flight: 16 x 64 x 256 read them at the speed of the memory.
-- 128 rows multiply with 256 columns at a step of 64, with 8 warps and 4 stages.
+- 32 and 64 rows do best with steps of 128, seen of two products side by side alone, and with pointers.
+- 128 rows multiply with 256 columns at a step of 64, with 8 warps and 4 stages, and with descriptors.
 - Where experts have several blocks of rows and a matrix more blocks of columns than a fifth of what runs at once, tiles
   of rows go through it in groups of 8: neighbors of one expert then find its columns in L2. With fewer blocks they find
   them there anyway.
@@ -21,9 +22,9 @@ from moesim_kernels.tiles import Tile
 TILES = {
     16: (Tile(block_m=16, block_n=32, block_k=256, num_warps=4, num_stages=4, group_m=1),
          Tile(block_m=16, block_n=64, block_k=256, num_warps=4, num_stages=3, group_m=1)),
-    32: (Tile(block_m=32, block_n=64, block_k=128, num_warps=4, num_stages=3, group_m=1),
+    32: (Tile(block_m=32, block_n=128, block_k=128, num_warps=4, num_stages=3, group_m=1),
          Tile(block_m=32, block_n=128, block_k=128, num_warps=4, num_stages=4, group_m=1)),
-    64: (Tile(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3, group_m=1),
+    64: (Tile(block_m=64, block_n=64, block_k=128, num_warps=8, num_stages=3, group_m=1),
          Tile(block_m=64, block_n=128, block_k=128, num_warps=8, num_stages=4, group_m=1)),
     128: (Tile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=4, group_m=1),
           Tile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=4, group_m=1)),

@@ -135,8 +135,8 @@ def _persistent_linear_kernel(a_desc, a_scales_ptr, w_desc, w_scales_ptr, out_pt
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (columns < width)[None, :])
 
 
-#: rows of a tile from which descriptors pay for 16-bit operands; below, a tile waits for its weights either way
-DESCRIBED_ROWS = 64
+#: rows of a tile from which descriptors pay for 16-bit operands; below, pointers were up to 3 % faster on an H100
+DESCRIBED_ROWS = 128
 
 
 def chosen_path(path: Path | None, rows: Operand, weights: Operand, block_m: int = DESCRIBED_ROWS) -> Path:

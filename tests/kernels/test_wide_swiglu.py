@@ -5,10 +5,10 @@ import torch
 from moesim_kernels import wide_swiglu as wide_module
 from moesim_kernels.bench import random_ids
 from moesim_kernels.grouped_linear import grouped_linear
-from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, saves
+from moesim_kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, keeps_registers, saves
 from moesim_kernels.plan import make_plan
 from moesim_kernels.runtime import store_dtype
-from moesim_kernels.tiles import Tile
+from moesim_kernels.tiles import LIMITS, Tile
 from moesim_kernels.wide_swiglu import is_wide
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -42,12 +42,19 @@ def test_is_two_products(device, monkeypatch, path, tokens, experts, top_k, hidd
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_keeps_pre_activations_by_pair(device, path, dtype):
     x_TH, w, plan = _operands(70, 5, 2, 64, 40, dtype, device, 32)
-    assert saves(x_TH, w)
+    assert saves(x_TH, w, 32)
     saved_P2I = torch.full((140, 80), float("nan"), dtype=store_dtype(dtype), device=device)
     act_PI = grouped_swiglu(x_TH, w, plan, path=path, saved_P2I=saved_P2I)
     assert torch.equal(act_PI, grouped_swiglu(x_TH, w, plan, path=path))
     want_P2I = grouped_linear(x_TH, w, plan, gather=True)
     torch.testing.assert_close(saved_P2I.to(dtype), want_P2I, **TOLERANCE[dtype])
+
+
+def test_hoppers_largest_tile_keeps_none_with_pointers():
+    for target in LIMITS:
+        assert keeps_registers(target, 64, described=False)
+        assert keeps_registers(target, 128, described=True)
+        assert keeps_registers(target, 128, described=False) == (target != "sm_90")
 
 
 def test_float32_and_huge_matrices_go_another_way(device):
