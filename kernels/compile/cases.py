@@ -3,10 +3,12 @@ format that `tile_config` ships.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from moesim_kernels.compile.gate_cases import gate_cases, route_case
 from moesim_kernels.compile.gemm_cases import gemm_case, gemm_cases, outer_case
 from moesim_kernels.compile.specialization import PLAIN, Case
+from moesim_kernels.ops.chain import chains
 from moesim_kernels.ops.counting_sort import (
     COMPARED,
     COUNTED,
@@ -254,6 +256,14 @@ def cases(target: str) -> list[Case]:
         *gate_cases(limits),
         *_others(),
         *_smallest(limits),
+    )
+    # Links of a chain are compiled as they are launched.
+    early = chains(target)
+    found = (
+        replace(case, constexprs=case.constexprs | {"PDL": early}, early=early)
+        if "PDL" in case.function.arg_names
+        else case
+        for case in found
     )
     # Small matrices can give two generators the same tile; it is compiled once.
     return list({(case.kernel, case.dtype, case.tile): case for case in found}.values())

@@ -77,6 +77,7 @@ class Case:
         num_warps: Number of warps in a program.
         num_stages: Number of stages of the software pipeline; None for Triton's default.
         fp_fusion: Whether a product and a sum may become one instruction.
+        early: Whether it is launched before the kernel in front of it has ended.
         supported: Whether the hardware of the target has the format.
     """
 
@@ -88,6 +89,7 @@ class Case:
     num_warps: int = 4
     num_stages: int | None = None
     fp_fusion: bool = True
+    early: bool = False
     supported: bool = True
 
     @property
@@ -98,6 +100,7 @@ class Case:
             {"num_warps": self.num_warps}
             | stages
             | ({} if self.fp_fusion else {"enable_fp_fusion": False})
+            | ({"launch_pdl": True} if self.early else {})
         )
 
     def signature(self) -> dict[str, str]:

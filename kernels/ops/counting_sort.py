@@ -24,6 +24,7 @@ read as the nearest expert, so a wrong routing gives wrong numbers but no wrong 
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import jit, tl, triton
 from moesim_kernels.tiles.tiles import tile_bound
@@ -49,8 +50,15 @@ def _expert_of(ids_ptr, p, num_pairs, num_experts):
 
 @jit
 def _count_kernel(
-    ids_ptr, counts_ptr, num_pairs, num_experts, SEGMENT: tl.constexpr, BINS: tl.constexpr
+    ids_ptr,
+    counts_ptr,
+    num_pairs,
+    num_experts,
+    SEGMENT: tl.constexpr,
+    BINS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     p = tl.program_id(0) * SEGMENT + tl.arange(0, SEGMENT)
     counts = tl.histogram(_expert_of(ids_ptr, p, num_pairs, num_experts), BINS, mask=p < num_pairs)
     tl.store(counts_ptr + tl.program_id(0).to(tl.int64) * BINS + tl.arange(0, BINS), counts)
@@ -58,11 +66,17 @@ def _count_kernel(
 
 @jit
 def _sum_kernel(
-    counts_ptr, num_segments, BINS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr
+    counts_ptr,
+    num_segments,
+    BINS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Turn every segment's counts into the sum of those before it; the totals follow behind the
     last segment.
     """
+    await_inputs(PDL)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     total = tl.zeros((BLOCK_E,), tl.int32)
     for start in range(0, num_segments, BLOCK_S):
@@ -97,7 +111,9 @@ def _place_kernel(
     COUNTED: tl.constexpr,
     BINS: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     segment = tl.program_id(0)
     num_segments = tl.num_programs(0)
     e = tl.arange(0, BINS)

@@ -17,6 +17,7 @@ set architecture guide), so operands are made in that format there. Ampere multi
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     LARGEST,
@@ -61,7 +62,9 @@ def _quantise_rows_kernel(
     SMALLEST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = r[:, None] * num_columns + c[None, :]

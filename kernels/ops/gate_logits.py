@@ -13,6 +13,7 @@ them.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import (
     dot_dtype,
@@ -44,7 +45,9 @@ def _gate_logits_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # Tiles of experts are neighbors, so that tokens are read from memory once. Inside a tile
     # offsets are 32-bit numbers, of which registers hold twice as many as of addresses.
     blocks_e = tl.cdiv(num_experts, BLOCK_E)

@@ -10,6 +10,7 @@ bits every time.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import Operand
@@ -82,7 +83,9 @@ def _combine_kernel(
     UNROLLED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # 64-bit indices, since pairs x hidden size can exceed 2^31 elements.
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)

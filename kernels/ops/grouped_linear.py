@@ -13,6 +13,7 @@ side. C is the inner dimension here.
 from dataclasses import replace
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
@@ -65,7 +66,9 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     expert, rows, exists, pairs, block_n = work_tile(
         tl.program_id(0),
         sorted_pairs_ptr,

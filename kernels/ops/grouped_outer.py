@@ -14,6 +14,7 @@ It needs no atomics, gives the same bits every time, and stores zeros for expert
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.runtime import (
@@ -85,7 +86,9 @@ def _outer_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # Programs count through the blocks of one expert before the next, so that neighbors share its
     # rows.
     blocks_c = tl.cdiv(inner, BLOCK_C)

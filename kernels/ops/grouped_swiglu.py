@@ -13,6 +13,7 @@ applied to the product of that step.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
@@ -71,7 +72,9 @@ def _swiglu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     expert, rows, exists, pairs, block_n = work_tile(
         tl.program_id(0),
         sorted_pairs_ptr,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from moesim_kernels.ops.chain import chained
 from moesim_kernels.ops.runtime import tensor_descriptor_type
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,6 +38,8 @@ _HARMLESS = frozenset(
     )
 )
 
+#: a compiled kernel, its grid, and its arguments in order
+Launch = tuple[Any, tuple[int, ...], list[Any]]
 _recorders: list["_Recorder"] = []
 
 
@@ -49,7 +52,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Non
         *args: First arguments of the kernel.
         **kwargs: Other arguments of the kernel, and options of the launch.
     """
-    compiled = kernel[grid](*args, **kwargs)
+    if "PDL" in kernel.arg_names:
+        kwargs["PDL"] = early = chained()
+        # A launch without the option has one word less to look at, and the interpreter knows none.
+        options = {"launch_pdl": True} if early else {}
+        compiled = kernel[grid](*args, **kwargs, **options)
+    else:
+        compiled = kernel[grid](*args, **kwargs)
     if _recorders:
         names = kernel.arg_names[len(args) :]
         _recorders[-1].launches.append((compiled, grid, [*args, *(kwargs[name] for name in names)]))
@@ -60,7 +69,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches: list[tuple[Any, tuple[int, ...], list[Any]]] = []
+        self.launches: list[Launch] = []
         self.num_others = 0
 
     def __torch_dispatch__(
@@ -80,7 +89,7 @@ class Tape:
 
     def __init__(
         self,
-        launches: list[tuple[Any, tuple[int, ...], list[Any]]],
+        launches: list[Launch],
         x: torch.Tensor,
         out: torch.Tensor,
     ) -> None:
@@ -140,36 +149,30 @@ def record(
         The result, and its tape; None instead of a tape where torch did something a replay would
         miss, a descriptor describes the input, or the kernels were interpreted.
     """
-    recorder = _Recorder()
-    _recorders.append(recorder)
-    try:
-        with recorder:
-            out = call(x)
-    finally:
-        _recorders.pop()
+    made: list[torch.Tensor] = []
+    launched, num_others = launches_of(lambda: made.append(call(x)))
+    out = made[0]
     described = [
         arg.base.data_ptr()
-        for _, _, args in recorder.launches
+        for _, _, args in launched
         for arg in args
         if isinstance(arg, tensor_descriptor_type())
     ]
     whole = out.shape == x.shape and out.dtype == x.dtype and out.is_contiguous()
-    usable = recorder.launches and all(compiled is not None for compiled, _, _ in recorder.launches)
+    usable = launched and all(compiled is not None for compiled, _, _ in launched)
     if (
-        recorder.num_others
+        num_others
         or not whole
         or not usable
         or x.data_ptr() in described
         or out.data_ptr() in described
     ):
         return out, None
-    return out, Tape(recorder.launches, x, out)
+    return out, Tape(launched, x, out)
 
 
-def counted_launches(call: Callable[[], object]) -> int:
-    """Return how many kernels a call launches through `launch`, plus how many operators of torch it
-    runs, each of which counts as one.
-    """
+def launches_of(call: Callable[[], object]) -> tuple[list[Launch], int]:
+    """Return the launches of a call, and the number of operators that torch runs beside them."""
     recorder = _Recorder()
     _recorders.append(recorder)
     try:
@@ -177,4 +180,12 @@ def counted_launches(call: Callable[[], object]) -> int:
             call()
     finally:
         _recorders.pop()
-    return len(recorder.launches) + recorder.num_others
+    return recorder.launches, recorder.num_others
+
+
+def counted_launches(call: Callable[[], object]) -> int:
+    """Return how many kernels a call launches through `launch`, plus how many operators of torch it
+    runs, each of which counts as one.
+    """
+    launched, num_others = launches_of(call)
+    return len(launched) + num_others

@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
 from moesim_kernels.ops.plan import Plan
@@ -100,7 +101,9 @@ def _persistent_swiglu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # Read on the device, so the launch does not wait for the plan.
     num_tiles = tl.load(num_tiles_ptr)
     num_blocks_n = tl.cdiv(width, BLOCK_N)
@@ -193,7 +196,9 @@ def _persistent_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     num_tiles = tl.load(num_tiles_ptr)
     num_blocks_n = tl.cdiv(width, BLOCK_N)
     for work in range(tl.program_id(0), num_tiles * num_blocks_n, tl.num_programs(0)):

@@ -18,6 +18,7 @@ finds, divided by the number of heads.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.gate_logits import gate_parts
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
@@ -43,7 +44,9 @@ def _half_logits_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     side = tl.program_id(1).to(tl.int64)
     blocks_s = tl.cdiv(num_keys, BLOCK_S)
     first_r = (tl.program_id(0) // blocks_s).to(tl.int64) * BLOCK_R
@@ -94,7 +97,9 @@ def _pair_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     int_min: tl.constexpr = -2147483648
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     b = tl.arange(0, BLOCK_B)[None, :]

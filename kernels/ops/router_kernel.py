@@ -11,6 +11,7 @@ The rules are those of `moesim_kernels.ops.router`, which launches this kernel a
 reference. Integer keys make the comparison total: NaN counts as -inf, and -0.0 equals 0.0.
 """
 
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.runtime import jit, tl
 
 #: Lanes of one row that a program takes without spilling, without and with bias or noise.
@@ -119,7 +120,9 @@ def _route_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     int_min: tl.constexpr = -2147483648
     per_group = num_experts // num_groups
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -11,6 +11,7 @@ atomics.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tl, triton
 
@@ -28,7 +29,9 @@ def _swiglu_grad_kernel(
     d_weights_ptr,
     width,
     BLOCK_I: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     pair = tl.program_id(0).to(tl.int64)
     weight = tl.load(weights_ptr + pair)
     total = tl.zeros((BLOCK_I,), tl.float32)

@@ -17,6 +17,7 @@ of the gathered rows.
 from typing import Literal
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import check_ids
 from moesim_kernels.ops.runtime import (
@@ -57,7 +58,9 @@ def _tiny_in_kernel(
     GATED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     t = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < num_neurons
@@ -97,7 +100,9 @@ def _tiny_out_kernel(
     top_k,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     # One program sums all neurons of a token in a fixed order, so the result is deterministic; as

@@ -22,6 +22,7 @@ reference and the checks are those of `moesim_kernels.ops.grouped_swiglu`.
 from typing import Any
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
@@ -55,7 +56,9 @@ def _wide_swiglu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     expert, rows, exists, pairs, block_n = work_tile(
         tl.program_id(0),
         sorted_pairs_ptr,

@@ -4,16 +4,19 @@ Run as a process of its own, without the interpreter.
 """
 
 import json
+import re
 import sys
 
 import stub_driver
 import torch
+from moesim_kernels.ops.launches import launches_of
 from moesim_kernels.ops.layer import LayerWeights, expert_phase, moe_layer
 from moesim_kernels.ops.plan import make_plan
 from moesim_kernels.ops.prepared import prepare_layer
+from moesim_kernels.ops.tiny_expert import tiny_expert
 from moesim_kernels.timing.bench import random_ids
 
-from moesim.model import Gate, MoELayer
+from moesim.model import Gate, MoELayer, Precision
 
 asked = stub_driver.Asked()
 
@@ -30,13 +33,14 @@ def seen(call):
     }
 
 
-def layer_of(gate):
+def layer_of(gate, precision="bf16"):
     return MoELayer(
         hidden_size=256,
         expert_intermediate_size=128,
         num_experts=64,
         top_k=4,
         gate=Gate.parse(gate),
+        precision=Precision.named(precision),
     )
 
 
@@ -70,15 +74,62 @@ def plans():
     }
 
 
-def training():
+def waits_first(ptx):
+    """Whether a kernel waits for those in front of it before it branches or touches memory."""
+    step = re.compile(
+        r"(griddepcontrol\.wait)|\b(?:ld|st|atom|red)\.(?!param)|\bcp\.|\bbra\b|\bret\b"
+    )
+    first = next(step.finditer(ptx), None)
+    return first is not None and first[1] is not None
+
+
+def chain():
+    """Every kernel of the package's calls: whether it is launched early, and waits first."""
+    calls = [train]
+    for gate in ("flat", "group_limited:8:4+sigmoid+bias", "two_level:8:2", "product_key:2:32"):
+        for tokens in (16, 1200):
+            layer = layer_of(gate)
+            weights = LayerWeights.random(layer, 0)
+            calls.append(
+                lambda layer=layer, weights=weights, tokens=tokens: moe_layer(
+                    tokens_of(tokens), weights, layer, checked=False
+                )
+            )
+    layer = layer_of("flat", "fp8")
+    weights = LayerWeights.random(layer, 0)
+    calls += [
+        lambda: moe_layer(tokens_of(1200), weights, layer, checked=False),
+        lambda: make_plan(random_ids(65536, 128, 1), 128, 64),
+        lambda: tiny_expert(
+            tokens_of(16),
+            torch.zeros(64, 2, 256).bfloat16(),
+            torch.zeros(64, 1, 256).bfloat16(),
+            random_ids(16, 64, 4),
+            torch.rand(16, 4),
+            checked=False,
+        ),
+    ]
+    launched = [launch for call in calls for launch in launches_of(call)[0]]
+    kernels = {id(compiled): compiled for compiled, _, _ in launched}.values()
+    return {
+        "chain": [
+            (kernel.metadata.name, kernel.metadata.launch_pdl, waits_first(kernel.asm["ptx"]))
+            for kernel in kernels
+        ]
+    }
+
+
+def train():
     ids, x = random_ids(900, 64, 4), tokens_of(900).requires_grad_()
     weights = LayerWeights.random(layer_of("flat"), 0)
     shares = torch.rand(900, 4).requires_grad_()
     for tensor in (weights.w_gate_up, weights.w_down):
         tensor.requires_grad_()
-    return {
-        "training": seen(lambda: expert_phase(x, ids, shares, weights).float().sum().backward())
-    }
+    expert_phase(x, ids, shares, weights).float().sum().backward()
+
+
+def training():
+    return {"training": seen(train)}
 
 
 def plain(arg):
@@ -125,4 +176,4 @@ def tapes():
 
 if __name__ == "__main__":
     stub_driver.install(asked)
-    json.dump(layers() | plans() | training() | tapes(), sys.stdout)
+    json.dump(layers() | plans() | training() | tapes() | chain(), sys.stdout)

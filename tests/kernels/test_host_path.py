@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from moesim_kernels.ops.chain import chains
 from moesim_kernels.ops.layer import LayerWeights, moe_layer
 from moesim_kernels.ops.prepared import prepare_layer
+from moesim_kernels.tiles.tiles import LIMITS
 
 from moesim.model import Gate, MoELayer, Precision
 
@@ -101,6 +103,13 @@ def test_launches_of_a_plan(report, pairs, names):
     assert report[f"plan {pairs}"]["names"] == names
 
 
+def test_kernels_of_a_chain_wait_before_they_touch_memory(report):
+    names = {name for name, _, _ in report["chain"]}
+    assert len(names) >= 14
+    # What is launched early waits, and only what a launch does not chain does not.
+    assert [row for row in report["chain"] if row[1:] != [True, True]] == []
+
+
 def test_a_tape_repeats_the_launches_it_was_made_from(report):
     assert report["tape"] == {"launches": 6, "same": True, "arguments": True, "swapped": True}
     assert report["two-level tape"] == [9, 9, 9]
@@ -163,3 +172,8 @@ def test_a_prepared_layer_refuses(device):
         prepare_layer(
             weights, MoELayer(hidden_size=64, expert_intermediate_size=24, num_experts=8, top_k=2)
         )
+
+
+def test_early_launches_are_for_architectures_that_have_them():
+    early = {name for name in (*LIMITS, "") if chains(name)}
+    assert early == {"sm_90", "sm_100", "sm_120"}
