@@ -35,7 +35,7 @@ from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_ref
 from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, saves
 from moesim_kernels.ops.plan import Plan
-from moesim_kernels.ops.router import noise
+from moesim_kernels.ops.router_options import noise
 from moesim_kernels.ops.runtime import store_dtype, target
 from moesim_kernels.ops.swiglu_grad import swiglu_grad, swiglu_grad_reference
 from moesim_kernels.ops.weights import LayerWeights

@@ -23,7 +23,8 @@ import torch
 from moesim_kernels.ops.gate_logits import gate_parts
 from moesim_kernels.ops.grouped_linear import grouped_linear
 from moesim_kernels.ops.plan import make_plan
-from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
+from moesim_kernels.ops.router import route_parts, route_reference
+from moesim_kernels.ops.router_options import UNCHECKED
 from moesim_kernels.tiles.tiles import tile_config
 
 

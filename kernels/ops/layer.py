@@ -15,10 +15,11 @@ from typing import Literal
 
 import torch
 from moesim_kernels.ops.checks import check_numbers, check_routing, check_shapes
+from moesim_kernels.ops.counting_sort import Segments
 from moesim_kernels.ops.dense_plan import dense_plan
 from moesim_kernels.ops.expert_grad import experts, gate_weights
 from moesim_kernels.ops.fp8 import quantise_rows, quantise_rows_reference
-from moesim_kernels.ops.gates import count, gate_tokens, gate_tokens_reference
+from moesim_kernels.ops.gates import count, gate_tokens, gate_tokens_reference, plan_segments
 from moesim_kernels.ops.grouped_down import (
     combine,
     combine_reference,
@@ -92,6 +93,7 @@ def expert_phase(
     *,
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
+    routed: Segments | None = None,
 ) -> torch.Tensor:
     """Run plan, both grouped GEMMs, and combine; differentiable (then with the default tiles).
 
@@ -103,6 +105,7 @@ def expert_phase(
         swiglu_tile: Tile of the first GEMM, by default from `choose_tiles`; the plan takes its
             block_m.
         down_tile: Tile of the second GEMM, by default chosen the same way; the plan's block_m wins.
+        routed: What the router counted of these ids (see `moesim_kernels.ops.plan.make_plan`).
 
     Returns:
         A tensor of shape (T, H) in the format of ``x_TH``.
@@ -125,7 +128,7 @@ def expert_phase(
         # Chosen from the number of tokens alone, since the histogram stays on the device.
         swiglu_tile, chosen_down = choose_tiles(device_name(), shape, len(ids_TK), limits())
         down_tile = down_tile or chosen_down
-    plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m)
+    plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m, routed)
     # The autograd function has its own forward pass, which saves what backward needs.
     if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
@@ -220,6 +223,7 @@ def moe_layer(
     checked: bool = True,
     seed: int = 0,
     counts_E: torch.Tensor | None = None,
+    missing_E: torch.Tensor | None = None,
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -237,6 +241,8 @@ def moe_layer(
         seed: Seed of a noisy gate's noise; use a new seed for every call in training.
         counts_E: int32 of shape (E,); the number of tokens that chose each expert is added, for the
             update of a bias (`moesim_kernels.ops.selection.updated_bias`).
+        missing_E: bool of shape (E,); experts that get no token in this call (expert dropout, see
+            `moesim_kernels.ops.router_options.missing_experts`). Flat and group-limited gates only.
         swiglu_tile: Tile of the first GEMM, passed to `expert_phase`.
         down_tile: Tile of the second GEMM, passed to `expert_phase`.
 
@@ -260,7 +266,7 @@ def moe_layer(
     if routing is not None:
         # Given choices are counted here, the gate's are counted by the gate.
         count(routing[1], counts_E)
-    gating = {"seed": seed, "counts_E": counts_E, "checked": checked}
+    gating = {"seed": seed, "counts_E": counts_E, "missing_E": missing_E, "checked": checked}
     if backend == "torch":
         weights_TK, ids_TK = routing or gate_tokens_reference(
             x_TH, layer.gate, weights, layer.top_k, **gating
@@ -269,11 +275,22 @@ def moe_layer(
         return (
             out_TH + shared_experts_reference(x_TH, weights) if layer.num_shared_experts else out_TH
         )
-    weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k, **gating)
+    routed = None
+    if routing is None:
+        routed = plan_segments(len(x_TH), layer.gate, layer.num_experts, layer.top_k, x_TH.device)
+    weights_TK, ids_TK = routing or gate_tokens(
+        x_TH, layer.gate, weights, layer.top_k, segments=routed, **gating
+    )
     # Given router weights keep the gradient they came with.
     if routing is None:
         weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK, seed)
     out_TH = expert_phase(
-        x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile
+        x_TH,
+        ids_TK,
+        weights_TK,
+        weights,
+        swiglu_tile=swiglu_tile,
+        down_tile=down_tile,
+        routed=routed,
     )
     return out_TH + shared_experts(x_TH, weights) if layer.num_shared_experts else out_TH

@@ -29,7 +29,7 @@ bit-identical. The kernels are in `moesim_kernels.ops.plan_kernels`.
 from dataclasses import dataclass
 
 import torch
-from moesim_kernels.ops.counting_sort import MOST_EXPERTS, sorted_plan
+from moesim_kernels.ops.counting_sort import MOST_EXPERTS, Segments, sorted_plan
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan_kernels import (
     _offsets_kernel,
@@ -138,7 +138,9 @@ def check_ids(ids_TK: torch.Tensor, num_experts: int) -> None:
             )
 
 
-def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
+def make_plan(
+    ids_TK: torch.Tensor, num_experts: int, block_m: int, routed: Segments | None = None
+) -> Plan:
     """Plan the grouped GEMMs of one routing, without waiting for the device.
 
     Args:
@@ -146,6 +148,7 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
             on a GPU, since the check would wait for the device).
         num_experts: Number of experts E.
         block_m: Number of rows in a tile, a power of two.
+        routed: What the router counted of these ids, which saves counting them; None otherwise.
 
     Returns:
         The plan, on the device of ``ids_TK``.
@@ -160,7 +163,7 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         check_ids(ids_TK, num_experts)
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
     if num_pairs and num_experts <= MOST_EXPERTS:
-        made = sorted_plan(ids_TK, num_experts, block_m)
+        made = sorted_plan(ids_TK, num_experts, block_m, routed)
         return Plan(
             **dict(zip(_TENSORS, made, strict=True)), block_m=block_m, top_k=ids_TK.shape[1]
         )

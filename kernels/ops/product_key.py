@@ -21,8 +21,9 @@ import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.gate_logits import gate_parts
 from moesim_kernels.ops.launches import launch
-from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
+from moesim_kernels.ops.router import route_parts, route_reference
 from moesim_kernels.ops.router_kernel import key_logit, order_key, score_of
+from moesim_kernels.ops.router_options import UNCHECKED
 from moesim_kernels.ops.runtime import jit, require_triton, tile_rows, tl, triton
 
 #: rows, keys and depth that a program multiplies at once, and its warps
