@@ -31,10 +31,16 @@ from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
 
 def outer_case(
-    name: str, dtype: str, limits: Limits, a_top_k: int, b_top_k: int, size: int = 4096
+    name: str,
+    dtype: str,
+    limits: Limits,
+    a_top_k: int,
+    b_top_k: int,
+    size: int = 4096,
+    added: bool = False,
 ) -> Case:
     """Return the outer products of a gradient of matrices of ``size`` rows and columns."""
-    tile = outer_tile(size, size, FORMATS[dtype][1], limits)
+    tile = outer_tile(size, size, FORMATS[dtype][1], limits, added)
     return Case(
         kernel=name,
         dtype=dtype,
@@ -45,6 +51,7 @@ def outer_case(
         constexprs={
             "A_TOP_K": a_top_k,
             "B_TOP_K": b_top_k,
+            "ADDED": added,
             "DOT": dot_format(dtype),
             "BLOCK_R": tile.block_r,
             "BLOCK_N": tile.block_n,
@@ -256,6 +263,7 @@ def _gemms(target: str, limits: Limits) -> Iterator[Case]:
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=True)
         yield outer_case("outer gate up", dtype, limits, 1, 8)
         yield outer_case("outer down", dtype, limits, 8, 1)
+        yield outer_case("outer added", dtype, limits, 8, 1, added=True)
         for block_m in (16, 32, 64, 128):
             yield gemm_case(
                 limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=True, TRANSPOSED=True

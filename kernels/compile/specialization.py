@@ -126,6 +126,9 @@ class Case:
         transposed = self.constexprs.get("TRANSPOSED")
         if name == "out_ptr" and self.constexprs.get("GATHER") and not transposed:
             return "*fp32"
+        # Gradients are added up in float32.
+        if name == "out_ptr" and self.constexprs.get("ADDED"):
+            return "*fp32"
         # Quantizers read bfloat16, and scaled products store it.
         if self.dtype in FP8_NAMES and name == (
             "x_ptr" if "values_ptr" in self.function.arg_names else "out_ptr"
