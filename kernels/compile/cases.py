@@ -87,7 +87,13 @@ def _tiny() -> Iterator[Case]:
                     dtype=dtype,
                     tile=f"{BLOCK_P}x{BLOCK_H}",
                     function=_tiny_in_kernel,
-                    constexprs={"GATED": gated, "BLOCK_P": BLOCK_P, "BLOCK_H": BLOCK_H} | width,
+                    constexprs={
+                        "GATED": gated,
+                        "WATCHED": True,
+                        "BLOCK_P": BLOCK_P,
+                        "BLOCK_H": BLOCK_H,
+                    }
+                    | width,
                 )
             yield Case(
                 kernel=f"tiny expert out{size}",
@@ -131,6 +137,8 @@ def _others() -> Iterator[Case]:
             function=_place_kernel,
             constexprs={
                 "COUNTS": counts,
+                "WATCHED": True,
+                "WEIGHED": True,
                 "BLOCK_M": 128,
                 "SEGMENT": SEGMENT,
                 "COMPARED": COMPARED,
@@ -199,7 +207,7 @@ def _smallest(limits: Limits) -> Iterator[Case]:
             dtype="bf16",
             tile="16x1",
             function=_tiny_in_kernel,
-            constexprs={"GATED": True, "BLOCK_P": BLOCK_P, "BLOCK_H": 1},
+            constexprs={"GATED": True, "WATCHED": True, "BLOCK_P": BLOCK_P, "BLOCK_H": 1},
         ),
         Case(
             kernel="tiny_out",

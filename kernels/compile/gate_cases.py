@@ -67,6 +67,7 @@ def _product() -> Iterator[Case]:
             constexprs={
                 "BEST": best,
                 "FOUND": best,
+                "WATCHED": True,
                 "BLOCK_R": rows,
                 "BLOCK_B": best,
                 "BLOCK_F": best,
@@ -97,6 +98,7 @@ def route_case(
         "NOISY": full,
         "COUNTED": full,
         "MASKED": full,
+        "WATCHED": full,
         "BINS": groups * lanes if segments else 0,
         "PARTS": parts,
         "BLOCK_T": rows,
@@ -107,7 +109,7 @@ def route_case(
     constexprs |= {"ASCENDING": mapped, "MAPPED": mapped} | ({} if mapped else {"kept_ptr": None})
     # Absent options are None, as in a launch.
     if not full:
-        constexprs |= {"bias_ptr": None, "counts_ptr": None, "missing_ptr": None}
+        constexprs |= {"bias_ptr": None, "counts_ptr": None, "missing_ptr": None, "watch_ptr": None}
     if not segments:
         constexprs["table_ptr"] = None
     return Case(
@@ -165,7 +167,13 @@ def _routes() -> Iterator[Case]:
 def _fused(limits: Limits) -> Iterator[Case]:
     for groups, experts, full in ((1, 64, False), (1, 256, False), (8, 32, False), (8, 32, True)):
         block_t, warps, stages = fused_tile(groups * experts, limits, full)
-        absent = {"bias_ptr": None, "missing_ptr": None, "counts_ptr": None, "table_ptr": None}
+        absent = {
+            "bias_ptr": None,
+            "missing_ptr": None,
+            "counts_ptr": None,
+            "table_ptr": None,
+            "watch_ptr": None,
+        }
         for dtype, even in (("bf16", True), ("bf16", False), ("f16", True)):
             yield Case(
                 kernel=f"fused gate{' grouped' if groups > 1 else ''}{' with all' if full else ''}"
@@ -178,6 +186,7 @@ def _fused(limits: Limits) -> Iterator[Case]:
                     "GROUPED": groups > 1,
                     "BIASED": full,
                     "MASKED": full,
+                    "WATCHED": full,
                     "NOISY": full,
                     "COUNTED": full,
                     "EVEN": even,

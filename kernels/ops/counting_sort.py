@@ -29,6 +29,7 @@ import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import jit, tl, triton
+from moesim_kernels.ops.watch import IDS, WEIGHTS, note
 from moesim_kernels.tiles.tiles import tile_bound
 
 #: pairs of a segment, each of which is compared with the others; and how many of them at once
@@ -146,11 +147,16 @@ def _place_kernel(
     tile_expert_ptr,
     tile_row_ptr,
     num_tiles_ptr,
+    weights_ptr,
+    watch_ptr,
     num_pairs,
     num_experts,
     max_tiles,
     segment_pairs,
+    top_k,
     COUNTS: tl.constexpr,
+    WATCHED: tl.constexpr,
+    WEIGHED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     SEGMENT: tl.constexpr,
     COMPARED: tl.constexpr,
@@ -211,6 +217,12 @@ def _place_kernel(
     # A segment of a router may be shorter than a block.
     p = segment * segment_pairs + tl.arange(0, SEGMENT)
     end = tl.minimum((segment + 1) * segment_pairs, num_pairs)
+    if WATCHED:
+        given = tl.load(ids_ptr + p, mask=p < end, other=0)
+        note(watch_ptr, IDS, (given < 0) | (given >= num_experts), p // top_k)
+    if WEIGHED:
+        weights = tl.load(weights_ptr + p, mask=p < end, other=0.0)
+        note(watch_ptr, WEIGHTS, (tl.abs(weights) < float("inf")) == 0, p // top_k)
     ids = _expert_of(ids_ptr, p, num_pairs, num_experts)
     earlier = tl.zeros((SEGMENT, COMPARED), tl.int32)
     for start in range(0, SEGMENT, COMPARED):
@@ -232,7 +244,12 @@ def counted(num_pairs: int, num_experts: int, segment_pairs: int = SEGMENT) -> s
 
 
 def sorted_plan(
-    ids_TK: torch.Tensor, num_experts: int, block_m: int, routed: Segments | None = None
+    ids_TK: torch.Tensor,
+    num_experts: int,
+    block_m: int,
+    routed: Segments | None = None,
+    watch: torch.Tensor | None = None,
+    weights_TK: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Return the tensors of a plan with at least one pair and at most `MOST_EXPERTS` experts.
 
@@ -241,6 +258,9 @@ def sorted_plan(
         num_experts: Number of experts E.
         block_m: Number of rows in a tile.
         routed: What a router counted of these ids; None if nothing was counted.
+        watch: Memory where the first token with an id out of range is noted
+            (`moesim_kernels.ops.watch`); None for no watch.
+        weights_TK: Router weights, float32 of the shape of ``ids_TK``, that are watched, too.
 
     Returns:
         Pairs in the order of their experts, the first row of each expert, the experts and the first
@@ -296,11 +316,16 @@ def sorted_plan(
         tile_expert,
         tile_row,
         num_tiles,
+        None if watch is None else weights_TK,
+        watch,
         num_pairs,
         num_experts,
         max_tiles,
         segment_pairs,
+        ids_TK.shape[1],
         COUNTS=counts,
+        WATCHED=watch is not None,
+        WEIGHED=watch is not None and weights_TK is not None,
         BLOCK_M=block_m,
         SEGMENT=triton.next_power_of_2(segment_pairs),
         COMPARED=min(COMPARED, triton.next_power_of_2(segment_pairs)),

@@ -38,6 +38,7 @@ def _options(
     counts_E: torch.Tensor | None,
     missing_E: torch.Tensor | None,
     checked: bool,
+    watch: torch.Tensor | None = None,
 ) -> Options:
     check_selection(gate)
     if missing_E is not None and gate.kind not in ("flat", "group_limited"):
@@ -55,6 +56,7 @@ def _options(
         counts_E=counts_E,
         missing_E=missing_E,
         checked=checked,
+        watch=watch,
     )
 
 
@@ -69,6 +71,7 @@ def gate_tokens(
     missing_E: torch.Tensor | None = None,
     segments: Segments | None = None,
     checked: bool = False,
+    watch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts with any of the four gates, in the format of the gate's keys.
 
@@ -83,6 +86,8 @@ def gate_tokens(
             `moesim_kernels.ops.router_options.missing_experts`). Flat and group-limited gates only.
         segments: Memory from `plan_segments` in which the choices are counted for a plan.
         checked: Whether NaN logits are refused; on a GPU this check waits for the device.
+        watch: Memory where the first token with logits that are not finite is noted
+            (`moesim_kernels.ops.watch`); None for no watch.
 
     Returns:
         Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
@@ -94,7 +99,7 @@ def gate_tokens(
         RuntimeError: Triton cannot launch kernels here.
     """
     check_gate(gate, top_k)
-    options = _options(gate, weights, seed, counts_E, missing_E, checked)
+    options = _options(gate, weights, seed, counts_E, missing_E, checked, watch)
     # The gate may have a wider format than the experts; its keys decide.
     x_TH = x_TH.to(weights.fine_EH.dtype)
     if gate.kind in ("flat", "group_limited"):
@@ -104,10 +109,10 @@ def gate_tokens(
         return route_parts(gate_parts(x_TH, weights.fine_EH), *rule, segments=segments)
     if gate.kind == "two_level":
         chosen = two_level_gate(
-            x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups
+            x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups, watch
         )
     else:
-        chosen = product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
+        chosen = product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k, watch)
     # The flat kernel counts on its own; the choices of composed gates are counted here.
     count(chosen[1], counts_E)
     return chosen

@@ -13,6 +13,7 @@ reference. Integer keys make the comparison total: NaN counts as -inf, and -0.0 
 
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.runtime import jit, tl
+from moesim_kernels.ops.watch import LOGITS, note
 
 #: Lanes of one row that a program takes without spilling, without and with bias or noise.
 MAX_ROW, MAX_OPTIONS_ROW = 2**14, 2**13
@@ -102,8 +103,10 @@ def lanes(num_groups, per_group, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr):
 def select(
     logits,
     exists,
+    t,
     bias_ptr,
     missing_ptr,
+    watch_ptr,
     num_groups,
     num_limited_groups,
     per_group,
@@ -112,6 +115,7 @@ def select(
     GROUPED: tl.constexpr,
     BIASED: tl.constexpr,
     MASKED: tl.constexpr,
+    WATCHED: tl.constexpr,
     KEPT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -129,6 +133,9 @@ def select(
         # A missing expert is a lane without an expert.
         missing = tl.load(missing_ptr + expert, mask=is_expert, other=1)
         exists = exists & (missing == 0)[None, :]
+    if WATCHED:
+        # Not below infinity: NaN, too.
+        note(watch_ptr, LOGITS, exists & ((tl.abs(logits) < float("inf")) == 0), t)
     keys = tl.where(exists, order_key(logits), int_min)
     # The maximum is taken of the keys, which are free of NaN.
     row_max = key_logit(tl.max(keys, axis=1))[:, None]
@@ -139,6 +146,8 @@ def select(
         if not SIGMOID:
             score = score / tl.sum(tl.where(exists, score, 0.0), axis=1)[:, None]
         bias = tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
+        if WATCHED:
+            note(watch_ptr, LOGITS, exists & ((tl.abs(bias) < float("inf")) == 0), t)
         # A bias must not lift a logit of -inf, which marks an expert that may not be chosen.
         keys = tl.where(
             exists, order_key(tl.where(logits == float("-inf"), logits, score + bias)), int_min
@@ -247,6 +256,7 @@ def _route_kernel(
     ids_ptr,
     counts_ptr,
     table_ptr,
+    watch_ptr,
     kept_ptr,
     num_tokens,
     num_experts,
@@ -263,6 +273,7 @@ def _route_kernel(
     MAPPED: tl.constexpr,
     BIASED: tl.constexpr,
     MASKED: tl.constexpr,
+    WATCHED: tl.constexpr,
     NOISY: tl.constexpr,
     COUNTED: tl.constexpr,
     BINS: tl.constexpr,
@@ -285,8 +296,10 @@ def _route_kernel(
     chosen_key, chosen_id = select(
         logits,
         exists,
+        t,
         bias_ptr,
         missing_ptr,
+        watch_ptr,
         num_groups,
         num_limited_groups,
         per_group,
@@ -295,6 +308,7 @@ def _route_kernel(
         GROUPED,
         BIASED,
         MASKED,
+        WATCHED,
         False,
         BLOCK_T,
         BLOCK_G,

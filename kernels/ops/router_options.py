@@ -24,6 +24,8 @@ class Options:
         missing_E: Experts that are missing, bool of shape (E,), contiguous (see
             `missing_experts`); None if all are there.
         checked: Whether NaN logits are refused; on a GPU this check waits for the device.
+        watch: Memory where the first token with a logit or bias that is not finite is noted
+            (`moesim_kernels.ops.watch`), which waits for nothing; None for no watch.
 
     Raises:
         ValueError: A number is outside its range.
@@ -36,6 +38,7 @@ class Options:
     counts_E: torch.Tensor | None = None
     missing_E: torch.Tensor | None = None
     checked: bool = True
+    watch: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_std < math.inf:
