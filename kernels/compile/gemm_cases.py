@@ -141,12 +141,12 @@ def _persistent(target: str, limits: Limits) -> Iterator[Case]:
     gather = gathers_by_descriptor(target)
     for dtype in ("bf16", "f16", "fp8"):
         for block_m in (16, 32, 64, 128):
-            if gather or dtype == "fp8":
+            if gather:
                 yield gemm_case(
                     limits, _persistent_swiglu_kernel, block_m, dtype, GATHER_ROWS=gather
                 )
-            elif block_m >= DESCRIBED_ROWS:
-                for saved in (False, True):
+            elif block_m >= DESCRIBED_ROWS or dtype == "fp8":
+                for saved in (False,) if dtype == "fp8" else (False, True):
                     yield gemm_case(
                         limits,
                         _wide_swiglu_kernel,
@@ -213,10 +213,12 @@ def _hopper(limits: Limits) -> Iterator[Case]:
 def _scaled(limits: Limits) -> Iterator[Case]:
     for dtype, name in FP8_NAMES.items():
         for block_m in (16, 32, 64, 128):
-            yield gemm_case(limits, _swiglu_kernel, block_m, dtype, EVEN_H=True)
+            yield gemm_case(
+                limits, _wide_swiglu_kernel, block_m, dtype, EVEN_H=True, DESCRIBED=False
+            )
             yield gemm_case(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
         # The masked variants are compiled for the largest block of rows only.
-        yield gemm_case(limits, _swiglu_kernel, 128, dtype, EVEN_H=False)
+        yield gemm_case(limits, _wide_swiglu_kernel, 128, dtype, EVEN_H=False, DESCRIBED=False)
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
         numbers = {"LARGEST": LARGEST[getattr(torch, name)], "SMALLEST": SMALLEST}
         for kernel, function, tile, sizes in (
