@@ -29,7 +29,7 @@ bit-identical. The kernels are in `moesim_kernels.ops.plan_kernels`.
 from dataclasses import dataclass
 
 import torch
-from moesim_kernels.ops.counting_sort import MOST_EXPERTS, Segments, sorted_plan
+from moesim_kernels.ops.counting_sort import COMPARED, MOST_EXPERTS, Segments, sorted_plan
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan_kernels import (
     _offsets_kernel,
@@ -219,6 +219,7 @@ def make_plan(
         num_experts,
         BLOCK=_RANK_BLOCK,
         CHUNKS=chunks,
+        COMPARED=COMPARED,
         num_warps=8,
     )
     block_s, block_e = (
@@ -306,6 +307,7 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         sorted_ids,
         num_pairs,
         BLOCK=_RANK_BLOCK,
+        COMPARED=COMPARED,
         num_warps=8,
     )
     launch(
