@@ -1,19 +1,23 @@
 """A GPU's figures move to where its checked layers say, and a held-out half decides whether to."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from moesim.cli import main as run_moesim
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.hardware import load_profile, single_device
+from moesim.hardware import load_cluster, load_profile, single_device
 from moesim.hardware.profile_file import ProfileFile
+from moesim.measured import sources
 from moesim.measured.recalibrate import Recalibration, recalibrate, recalibrated_text, scaled
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import Case
 from moesim.model import Gate, MoELayer
+from moesim.report import write_csv
 from moesim.simulation.run import simulate
 from moesim.units import US
 
@@ -150,3 +154,63 @@ def test_the_profile_that_is_written_holds_the_factors(path, tmp_path):
     ).layer_time_s
     written = simulate(case.candidate, single_device(new), case.workload).layer_time_s
     assert written == pytest.approx(expected, rel=1e-3)
+
+
+class Slower:
+    """A source whose GPU needs 1.3 times the cycles and bytes that its profile says."""
+
+    name = "triton"
+
+    def unavailable_because(self):
+        return None
+
+    def check(self, candidate, cluster, workload):
+        pairs = checked_one(candidate, cluster, workload, {"memory": 1.3, "cycles": 1.3})
+        return [row for _, row in pairs]
+
+
+def checked_one(candidate, cluster, workload, truth):
+    case = Case(candidate=candidate, cluster=cluster, workload=workload)
+    there = single_device(scaled(cluster.profile, truth))
+    before, after = (
+        simulate(candidate, on, workload, must_fit=False).layer_time_s for on in (cluster, there)
+    )
+    row = CheckRow(
+        candidate=candidate.label,
+        source="triton",
+        quantity="layer_time_us",
+        status="checked",
+        simulated=before / US,
+        measured=after / US,
+    )
+    return [(case, row)]
+
+
+def test_the_command_tells_before_and_after(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "local.toml").write_text(path.read_text(encoding="utf-8"))
+    cluster, work = load_cluster("local"), Workload(num_tokens_per_device=512)
+    layers = [
+        MoELayer(hidden_size=1024, expert_intermediate_size=width, num_experts=16, top_k=2)
+        for width in (256, 512, 768, 1024, 1280, 1536)
+    ]
+    rows = [simulate(Candidate(layer=layer), cluster, work).row() for layer in layers]
+    write_csv(tmp_path / "winners.csv", rows)
+    monkeypatch.setattr(sources, "installed_sources", lambda: {"triton": Slower()})
+    new = tmp_path / "new.toml"
+    arguments = ["check", str(tmp_path / "winners.csv"), "--recalibrate", "--profile-out", str(new)]
+    monkeypatch.setattr("sys.argv", ["moesim", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_moesim()
+    out = capsys.readouterr().out
+    assert not stopped.value.code
+    assert "factors: matrix " in out
+    before, after = (
+        float(re.search(rf"3 candidates kept apart, {when}: mean ([\d.]+) %", out)[1])
+        for when in ("before", "after")
+    )
+    assert after < 5 < 15 < before
+    old, found = load_profile(str(path)), load_profile(str(new))
+    assert found.clock_hz < old.clock_hz
+    assert found.hbm_bandwidth_bytes_per_s < old.hbm_bandwidth_bytes_per_s
