@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from moesim_kernels.ops import runtime
 from moesim_kernels.profile import gpu_curves, gpu_profile
 from moesim_kernels.profile.gpu_profile import Bench, Gpu, profile_text, write_profile
 from moesim_kernels.profile.profilers import GpuProfiler
@@ -30,7 +31,8 @@ UNKNOWN = Gpu(
     count=1,
 )
 H100 = replace(UNKNOWN, name="NVIDIA H100 80GB HBM3", compute_capability=9.0, num_sms=132)
-CPU = torch.device("cpu")
+#: torch multiplies there wherever the test runs; kernels want their tensors where they run
+CPU, HERE = torch.device("cpu"), runtime.device()
 
 
 class Timer:
@@ -47,7 +49,7 @@ class Timer:
 
 def bench(timer=None, peer=None):
     timer = timer or Timer()
-    return Bench(timer=timer, queue=timer, wait=lambda: None, device=CPU, peer=peer)
+    return Bench(timer=timer, queue=timer, wait=lambda: None, device=HERE, peer=peer)
 
 
 def write(path, gpu, **options):
@@ -56,7 +58,7 @@ def write(path, gpu, **options):
         bench(**options),
         command="a test",
         largest_bytes=1 << 17,
-        sizes=(16, 32),
+        sizes=(32, 64),
         tell=lambda _: None,
     )
     path.write_text(text, encoding="utf-8")
@@ -72,7 +74,7 @@ def test_an_unknown_gpu_gets_figures_at_which_the_model_reaches_what_was_measure
         calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, ""
     ).parameters
     assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(
-        2 * 32**3 / 1.1e-3, rel=1e-3
+        2 * 64**3 / 1.1e-3, rel=1e-3
     )
     share = parameters["activation_bandwidth_efficiency"]
     # Half of a time at most is taken for its launch, and this timer's launches take as long.
@@ -135,7 +137,7 @@ def test_a_slower_machine_afterwards_is_told(tmp_path):
             return super().__call__(call, flush) * (1.0 + 0.01 * len(self.flushed))
 
     text = profile_text(
-        UNKNOWN, bench(Slowing()), command="", largest_bytes=1 << 17, sizes=(16,), tell=str
+        UNKNOWN, bench(Slowing()), command="", largest_bytes=1 << 17, sizes=(32,), tell=str
     )
     assert "contended = true" in text
 
@@ -143,13 +145,13 @@ def test_a_slower_machine_afterwards_is_told(tmp_path):
 def test_caches_are_flushed_before_a_cold_gather_alone():
     for cold in (True, False):
         timer = Timer()
-        gpu_curves.gather_rates(timer, CPU, 1 << 16, 1 << 14, cold=cold)
+        gpu_curves.gather_rates(timer, HERE, 1 << 16, 1 << 14, cold=cold)
         assert timer.flushed == [cold] * len(gpu_curves.ACCESS_BYTES)
 
 
 def test_copies_to_another_gpu_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_profile, "COPY_BYTES", (1 << 12, 1 << 14))
-    file, _ = write(tmp_path / "two.toml", replace(UNKNOWN, count=2), peer=CPU)
+    file, _ = write(tmp_path / "two.toml", replace(UNKNOWN, count=2), peer=HERE)
     assert [point.bytes for point in file.peer_copies] == [1 << 12, 1 << 14]
     rate = file.peer_copies[1].gb_per_s
     assert (rate.kind, rate.repeats) == ("measured", 7)
@@ -215,6 +217,9 @@ class FakeDriver:
 
     def get_current_target(self):
         return SimpleNamespace(backend="cuda", arch=90)
+
+    def get_active_torch_device(self):
+        return CPU
 
     utils = SimpleNamespace(
         get_device_properties=lambda _: {
