@@ -296,7 +296,7 @@ def profile_text(
         f"capacity_mib = {driver(gpu.l2_bytes / MIB)}",
         "[launch]",
         f"kernel_us = {spread(launch / US)}",
-        f"plain_kernel_us = {spread(plain / US)}",
+        f"plain_kernel_us = {spread(plain / US, source='host')}",
         *_copies(gpu, bench, tell),
         *host,
     ]
@@ -307,6 +307,7 @@ def profile_text(
             "moesim_kernels: what more calls add to a CUDA graph, random data, medians",
             where,
         ),
+        ("host", "moesim_kernels: the host's clock around launches through Triton, medians", where),
         ("driver", "What the GPU's driver tells", gpu.name),
         (
             "figures",
@@ -316,6 +317,10 @@ def profile_text(
             "moesim profiles NAME shows their sources" if shipped else f"calibration {CALIBRATION}",
         ),
     ]
+    if bench.peer is not None:
+        described.append(
+            ("copies", "moesim_kernels: what more copies add to queued ones, medians", where)
+        )
     if host:
         described.append(
             (
@@ -364,7 +369,7 @@ def _copies(gpu: Gpu, bench: Bench, tell: Callable[[str], None]) -> list[str]:
         for line in (
             "[[peer_copies]]",
             f"bytes = {float(size)}",
-            f"gb_per_s = {spread(r / GB)}",
+            f"gb_per_s = {spread(r / GB, source='copies')}",
         )
     ]
 

@@ -154,7 +154,8 @@ def test_copies_to_another_gpu_are_recorded(tmp_path, monkeypatch):
     file, _ = write(tmp_path / "two.toml", replace(UNKNOWN, count=2), peer=HERE)
     assert [point.bytes for point in file.peer_copies] == [1 << 12, 1 << 14]
     rate = file.peer_copies[1].gb_per_s
-    assert (rate.kind, rate.repeats) == ("measured", 7)
+    assert (rate.kind, rate.source, rate.repeats) == ("measured", "copies", 7)
+    assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
     assert rate.value == pytest.approx((1 << 14) / 1.1e-3 / 1e9, rel=1e-3)
 
 
