@@ -288,7 +288,7 @@ def expert_phase_of(
     prices = {
         warm: float(
             price_experts(
-                kernels, replace(shape, top_k=1), load, rows, tile=tile, warm=warm
+                kernels, replace(shape, top_k=1), load, rows, tiles=(tile, tile), warm=warm
             ).solo_s_D()[0]
         )
         for warm in (False, True)
