@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from moesim_kernels.tiles.hopper import hopper_tiles
 from moesim_kernels.tiles.modeled import FORMATS, best_tiles, expected_counts, profile_of
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
@@ -154,10 +155,21 @@ def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]
     return tables
 
 
+def forget_tables() -> None:
+    """Read the tuned tables and the environment anew at the next choice; without this a process
+    does so once.
+    """
+    _tables.cache_clear()
+    choose_tiles.cache_clear()
+
+
+@lru_cache(maxsize=4096)
 def choose_tiles(
     device_name: str, shape: Shape, num_tokens: int, limits: Limits
 ) -> tuple[Tile, Tile]:
     """Choose the tiles of both GEMMs if the caller gave none, without a look at the routing.
+
+    The same question is answered from memory the second time (see `forget_tables`).
 
     Args:
         device_name: Driver's name of the GPU; "" without one.
@@ -166,9 +178,9 @@ def choose_tiles(
         limits: Resources the GPU gives a program.
 
     Returns:
-        The tuned pair if there is one; otherwise the best pair for an expected histogram, if the
-        GPU has a profile; otherwise the pair of `tile_config`. Both tiles have the same number of
-        rows.
+        The tuned pair if there is one; otherwise the pair of `moesim_kernels.tiles.hopper` where it
+        holds; otherwise the best pair for an expected histogram, if the GPU has a profile;
+        otherwise the pair of `tile_config`. Both tiles have the same number of rows.
 
     Raises:
         ConfigError: A tuned table or a profile is not valid.
@@ -178,6 +190,9 @@ def choose_tiles(
     if up is not None and down is not None:
         # Both GEMMs run on one plan, which has one number of rows.
         return up, replace(down, block_m=up.block_m)
+    ruled = _ruled(device_name, shape, num_tokens) if device_name else None
+    if ruled is not None:
+        return ruled
     # The number of tokens is rounded up to a power of two, so that a server's batches do not each
     # pay for a search.
     padded = num_tokens if num_tokens <= 64 else 1 << (num_tokens - 1).bit_length()
@@ -196,6 +211,20 @@ def choose_tiles(
         block_m=up.block_m,
         limits=limits,
     )
+
+
+def _ruled(device_name: str, shape: Shape, num_tokens: int) -> tuple[Tile, Tile] | None:
+    """Return the tiles of the rule for Hopper where the GPU is one and the format has 16 bits."""
+    if shape.operand_bits != 16 or not _is_hopper(device_name):
+        return None
+    load = num_tokens * shape.top_k / shape.num_experts
+    return hopper_tiles(load, shape.hidden_size, shape.expert_intermediate_size)
+
+
+@lru_cache(maxsize=8)
+def _is_hopper(device_name: str) -> bool:
+    profile = profile_of(device_name)
+    return profile is not None and profile.compute_capability == 9.0
 
 
 @lru_cache(maxsize=1024)

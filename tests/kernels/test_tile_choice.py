@@ -1,6 +1,7 @@
 """Tiles by the simulator's model, and by tables of what was timed."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from moesim_kernels.tiles.choice import (
     table_file,
     tuned_tile,
 )
+from moesim_kernels.tiles.hopper import hopper_tiles, row_block
 from moesim_kernels.tiles.modeled import (
     best_tile,
     best_tiles,
@@ -185,9 +187,9 @@ def _write(path, rows):
 def tables(monkeypatch, tmp_path):
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     monkeypatch.delenv("MOESIM_TILES", raising=False)
-    choice._tables.cache_clear()
+    choice.forget_tables()
     yield tmp_path
-    choice._tables.cache_clear()
+    choice.forget_tables()
 
 
 def test_tuned_tiles_are_found_by_layer_and_nearest_tokens(tables):
@@ -247,7 +249,7 @@ def test_without_a_gpu_tiles_follow_the_mean_load(tables):
 
 
 def test_a_known_gpu_gets_the_models_tiles_without_a_look_at_the_routing(tables):
-    profile, limits = load_profile("h100-sxm"), LIMITS["sm_90"]
+    profile, limits = load_profile("a100-sxm"), LIMITS["sm_80"]
     shape = Shape(
         num_experts=128,
         top_k=8,
@@ -258,9 +260,37 @@ def test_a_known_gpu_gets_the_models_tiles_without_a_look_at_the_routing(tables)
     )
     for tokens in (1, 700, 1024):
         counts_E = expected_counts((1024 if tokens > 64 else tokens) * 8, 128)
-        assert choose_tiles("NVIDIA H100 80GB HBM3", shape, tokens, limits) == best_tiles(
+        assert choose_tiles("NVIDIA A100-SXM4-80GB", shape, tokens, limits) == best_tiles(
             counts_E, 4096, 1536, profile=profile, limits=limits
         )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block_m"), [(1, 16), (128, 16), (256, 32), (512, 64), (1024, 128), (99999, 128)]
+)
+def test_hopper_has_a_rule_whose_rows_cover_an_experts(tables, tokens, block_m):
+    shape = Shape(
+        num_experts=128,
+        top_k=8,
+        hidden_size=4096,
+        expert_intermediate_size=1536,
+        dtype="bfloat16",
+        operand_bits=16,
+    )
+    limits = LIMITS["sm_90"]
+    up, down = choose_tiles("NVIDIA H100 80GB HBM3", shape, tokens, limits)
+    assert (up, down) == hopper_tiles(tokens / 16, 4096, 1536)
+    assert up.block_m == down.block_m == row_block(tokens / 16) == block_m
+    for tile, columns in ((up, 2 * up.block_n), (down, down.block_n)):
+        assert (block_m + columns) * tile.block_k * 2 * tile.num_stages <= limits.shared_bytes
+        assert block_m * columns <= limits.elements_per_warp * tile.num_warps
+    scaled = replace(shape, dtype="float8_e4m3fn", operand_bits=8)
+    assert choose_tiles("NVIDIA H100 80GB HBM3", scaled, tokens, limits) != (up, down)
+
+
+def test_matrices_with_many_blocks_of_columns_are_walked_in_groups():
+    assert [tile.group_m for tile in hopper_tiles(256, 4096, 14336)] == [8, 1]
+    assert [tile.group_m for tile in hopper_tiles(256, 7168, 2048)] == [1, 8]
 
 
 def test_layers_run_with_the_tuned_tile(tables, monkeypatch, device):
