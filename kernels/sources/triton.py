@@ -50,19 +50,10 @@ def graph_seconds(call: Callable[[], object], flush: bool) -> Array:
         call: Function that launches work, without waiting for the device.
         flush: Whether L2 is overwritten before each replay.
     """
-    import torch
     from moesim_kernels.timing.bench import call_seconds
+    from moesim_kernels.timing.graphs import captured
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiled, and its memory known, before it is captured
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        call()
-    return np.array(call_seconds(captured.replay, flush_l2=flush))
+    return np.array(call_seconds(captured([call]).replay, flush_l2=flush))
 
 
 def is_of(gpu: str, cluster: Cluster) -> bool:

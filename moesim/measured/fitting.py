@@ -60,6 +60,9 @@ def robust_fit(
     """Minimize a soft-L1 loss of weighted log errors, of scale 0.1: beyond 10 % an error counts
     linearly.
 
+    A parameter on which no row depends keeps its first guess: a minimizer would let rounding choose
+    it, and another machine would choose otherwise.
+
     Args:
         log_errors: Function from parameters to log(predicted / measured), ndarray of shape (N,).
         bounds: First guess and limits of each parameter.
@@ -70,20 +73,27 @@ def robust_fit(
     """
     from scipy.optimize import least_squares
 
-    scale = np.array([b[0] for b in bounds.values()])
+    guess = {name: bound[0] for name, bound in bounds.items()}
+    usual = log_errors(guess)
+    free = {
+        name: bound
+        for name, bound in bounds.items()
+        if any(not np.array_equal(usual, log_errors(guess | {name: b})) for b in bound[1:])
+    }
+    scale = np.array([b[0] for b in free.values()])
     root = np.sqrt(weights)
     solution = least_squares(
-        lambda x: root * log_errors(dict(zip(bounds, x * scale, strict=True))),
+        lambda x: root * log_errors(guess | dict(zip(free, x * scale, strict=True))),
         np.ones(len(scale)),
         loss="soft_l1",
         f_scale=0.1,
         diff_step=1e-3,
         bounds=(
-            np.array([b[1] for b in bounds.values()]) / scale,
-            np.array([b[2] for b in bounds.values()]) / scale,
+            np.array([b[1] for b in free.values()]) / scale,
+            np.array([b[2] for b in free.values()]) / scale,
         ),
     )
-    return dict(zip(bounds, (solution.x * scale).tolist(), strict=True))
+    return guess | dict(zip(free, (solution.x * scale).tolist(), strict=True))
 
 
 def _number(value: float) -> str:

@@ -211,6 +211,18 @@ def test_at_few_experts_a_flat_gate_is_the_cheapest(h100, make_layer):
     assert flat < two_level
 
 
+def test_the_host_launches_where_it_is_said(h100):
+    """In a graph the calibrated cycles; from the host its time, unless the chip is slower."""
+    captured = kernels_for(h100)
+    each = captured.calibration["kernel_launch_cycles"] / h100.clock_hz
+    count = np.array([0.0, 1.0, 8.0])
+    assert captured.launches(count).solo_s_D() == pytest.approx(count * each)
+    eager = kernels_for(replace(h100, eager=True))
+    assert eager.launches(count).solo_s_D() == pytest.approx(count * h100.host_launch_s)
+    fast = kernels_for(replace(h100, eager=True, host_launch_s=each / 2))
+    assert fast.launches(count).solo_s_D() == pytest.approx(count * each)
+
+
 def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
     layer, kernels, tile = (
         make_layer(num_experts=8, top_k=1),
