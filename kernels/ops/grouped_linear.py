@@ -239,7 +239,7 @@ def grouped_linear(
         if (
             not gather
             and not transposed
-            and chosen_path(path, a, w_ENC, plan.block_m) == "descriptors"
+            and chosen_path(path, a, w_ENC, plan.block_m, tile.descriptors) == "descriptors"
         ):
             persistent_linear(a, w_ENC, out_PN, plan, tile)
             return out_PN.to(out_dtype)

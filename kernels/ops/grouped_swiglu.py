@@ -213,7 +213,9 @@ def grouped_swiglu(
             limits=limits(),
         )
         require_product(x_TH, tile)
-        described = chosen_path(path, x_TH, w_gate_up, plan.block_m) == "descriptors"
+        described = (
+            chosen_path(path, x_TH, w_gate_up, plan.block_m, tile.descriptors) == "descriptors"
+        )
         # 16-bit operands take the wide product, except where the accelerator gathers the tokens.
         if (
             not isinstance(x_TH, BlockScaled)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from moesim.costs.devices.tile_model import FORMS, TileModel, TileWork
+from moesim.costs.devices.tile_model import FORMS, TileForm, TileModel, TileWork
 from moesim.costs.tiles import TILE_FIELDS, Tile
 from moesim.costs.work import ExpertSizes
 from moesim.hardware import Profile
@@ -115,12 +115,9 @@ def tile_us_R(
     table = stacked(tiles, sizes.num_up if up else 1)
     counts = np.asarray(counts_L)[None, :]
     block_m = np.asarray(table.block_m)[:, None]
-    kind = "linear" if not up or sizes.num_up == 1 else form_kind(sizes.element_bytes)
-    forms = [
-        FORMS.index(f"{kind}_{'descriptors' if tile.descriptors else 'pointers'}") for tile in tiles
-    ]
+    gated = up and sizes.num_up > 1
     work = TileWork(
-        form_R=np.array(forms),
+        form_R=np.array([FORMS.index(form_of(gated, sizes.element_bytes, tile)) for tile in tiles]),
         tile=table,
         rows_R=np.full(len(tiles), counts.sum()),
         active_R=np.full(len(tiles), (counts > 0).sum()),
@@ -134,11 +131,24 @@ def tile_us_R(
     return model.price(work, sizes.fmt).solo_s_D() / US
 
 
-def form_kind(element_bytes: float) -> str:
-    """Return how an up projection multiplies: 16-bit operands as one wide product, others as
-    two.
+def form_of(gated: bool, element_bytes: float, tile: Tile) -> TileForm:
+    """Return which kernel runs: 16-bit operands have kernels of one program for each tile, whose up
+    projection is one wide product.
+
+    Args:
+        gated: Whether gate and up columns are multiplied together.
+        element_bytes: Bytes of an operand element.
+        tile: The tile, which says whether descriptors are used.
     """
-    return "wide" if element_bytes == 2 else "paired"
+    if gated:
+        return (
+            ("wide_descriptors" if tile.descriptors else "wide_pointers")
+            if element_bytes == 2
+            else ("paired_descriptors" if tile.descriptors else "paired_pointers")
+        )
+    if not tile.descriptors:
+        return "linear_pointers"
+    return "single_descriptors" if element_bytes == 2 else "linear_descriptors"
 
 
 def stacked(tiles: Sequence[Tile], accumulators: int) -> Tile:

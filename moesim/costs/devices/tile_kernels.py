@@ -26,7 +26,7 @@ from moesim.costs.devices.tile_choice import (
     architecture,
     best_pairs,
     expected_counts,
-    form_kind,
+    form_of,
 )
 from moesim.costs.devices.tile_model import FORMS, TileModel, TileWork
 from moesim.costs.load import Load, Size
@@ -170,8 +170,7 @@ class TileKernels:
     def _tiled(self, load: Load, n: Size, k: Size, gemm: GemmSpec) -> PhaseCost:
         tile = gemm.tile
         up = gemm.gather_inputs and not gemm.scatter_outputs
-        kind = form_kind(float(np.max(gemm.input_bytes))) if up else "linear"
-        form = FORMS.index(f"{kind}_{'descriptors' if tile.descriptors else 'pointers'}")
+        element_bytes = float(np.max(gemm.input_bytes))
         counts, shape = load.counts_DL, np.shape(load.rows_D)
         blocks, groups = (
             (load.blocks_D, load.blocks_D / tile.group_m)
@@ -181,7 +180,7 @@ class TileKernels:
             )
         )
         work = TileWork(
-            form_R=np.full(shape, form),
+            form_R=np.full(shape, FORMS.index(form_of(up, element_bytes, tile))),
             tile=tile,
             rows_R=load.rows_D,
             active_R=load.active_D,
@@ -189,7 +188,7 @@ class TileKernels:
             groups_R=groups,
             columns_R=np.broadcast_to(np.asarray(n, dtype=np.float64), shape),
             depth_R=np.broadcast_to(np.asarray(k, dtype=np.float64), shape),
-            element_bytes=float(np.max(gemm.input_bytes)),
+            element_bytes=element_bytes,
             top_k_R=np.broadcast_to(np.asarray(gemm.row_copies, dtype=np.float64), shape),
             warm_bytes_R=gemm.warm_bytes_D,
             scaled=gemm.block_scaled,

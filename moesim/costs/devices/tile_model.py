@@ -32,7 +32,8 @@ from moesim.units import KIB
 
 Array = np.ndarray
 #: what a kernel computes: gate and up columns side by side in two products, as one wide product, or
-#: rows of a plan times one matrix; and how it reads weights
+#: rows of a plan times one matrix (linear, and single); and how it reads weights. Paired and linear
+#: kernels with descriptors are persistent; all others launch one program for each tile.
 TileForm = Literal[
     "paired_pointers",
     "paired_descriptors",
@@ -40,8 +41,10 @@ TileForm = Literal[
     "wide_descriptors",
     "linear_pointers",
     "linear_descriptors",
+    "single_descriptors",
 ]
 FORMS: tuple[TileForm, ...] = TileForm.__args__  # type: ignore[attr-defined]
+_PERSISTENT = ("paired_descriptors", "linear_descriptors")
 _REGISTERS_PER_SM, _WARPS_PER_SM, _MOST_REGISTERS = 65536, 64, 255
 #: rows from which a tensor core instruction takes its operands from shared memory (wgmma, compute
 #: capability 9.0 on), and how many of them one such instruction takes
@@ -65,6 +68,8 @@ _REGISTERS = {
     ("linear_pointers", True): (17.7, 1.00, 0.37, 0.54),
     ("linear_descriptors", False): (25.4, 1.47, 0.10, 0.14),
     ("linear_descriptors", True): (26.8, 1.39, -0.05, 0.13),
+    ("single_descriptors", False): (25.4, 1.47, 0.10, 0.14),
+    ("single_descriptors", True): (26.8, 1.39, -0.05, 0.13),
 }
 #: an SM's slowest step hides the others: p of the norm over them; and the power with which row
 #: blocks that do not all run at once lose step (chosen, not fitted: 4 and 6 do as well)
@@ -141,8 +146,8 @@ class TileModel:
     def resident_R(self, work: TileWork) -> Array:
         """Return the programs that an SM holds at once: float64 of shape (R,), at least 1.
 
-        Registers, shared memory and warps limit them. Persistent kernels (paired or linear, by
-        descriptors) launch as many as `moesim.costs.tiles.Tile.ctas_per_sm` estimates.
+        Registers, shared memory and warps limit them. Persistent kernels launch as many as
+        `moesim.costs.tiles.Tile.ctas_per_sm` estimates.
         """
         tile, form = work.tile, work.form_R
         warpgroup = self._warpgroup_R(work)
@@ -165,17 +170,17 @@ class TileModel:
             _WARPS_PER_SM // tile.num_warps,
         )
         launched = tile.ctas_per_sm(work.element_bytes, available)
-        persistent = self._described_R(work) & ~self._wide_R(work)
+        persistent = np.isin(work.form_R, [FORMS.index(name) for name in _PERSISTENT])
         return np.maximum(np.where(persistent, np.minimum(resident, launched), resident), 1.0)
 
     def _is_R(self, work: TileWork, word: str) -> Array:
         return np.array([word in name for name in FORMS])[work.form_R]
 
+    def _gathers_R(self, work: TileWork) -> Array:
+        return self._is_R(work, "paired") | self._is_R(work, "wide")
+
     def _described_R(self, work: TileWork) -> Array:
         return self._is_R(work, "descriptors")
-
-    def _wide_R(self, work: TileWork) -> Array:
-        return self._is_R(work, "wide")
 
     def _warpgroup_R(self, work: TileWork) -> Array:
         hopper_on = (self.profile.compute_capability or 0.0) >= 9.0
@@ -217,13 +222,16 @@ class TileModel:
         """Return the cycles of one step of a tile alone on an SM, its operands at hand."""
         c, tile, profile = self.calibration, work.tile, self.profile
         warpgroup, described = self._warpgroup_R(work), self._described_R(work)
-        gathers = ~self._is_R(work, "linear")
+        gathers = self._gathers_R(work)
         per_clock = profile.peak(fmt) / (profile.num_sms * profile.clock_hz)
         # the peak of Hopper and later is that of instructions which read shared memory
         hopper_on = (profile.compute_capability or 0.0) >= 9.0
         rate = np.where(
             warpgroup | np.logical_not(hopper_on), c["mma_efficiency"], c["mma_sync_efficiency"]
         )
+        if work.element_bytes >= 4:
+            # exact float32 products run on the vector lanes, two operations a cycle each
+            per_clock, rate = 2.0 * _LANES, np.ones_like(rate)
         products = 2.0 * tile.block_m * tile.block_n * tile.block_k / (per_clock * rate)
         # products of gate and of up each read the input block
         dots = np.where(self._is_R(work, "paired"), 2.0, 1.0)
@@ -254,7 +262,7 @@ class TileModel:
         """Return the cycles L2 takes for the operands of one step, without its latency."""
         c, tile = self.calibration, work.tile
         described = self._described_R(work)
-        block_input = ~self._is_R(work, "linear") | ~described
+        block_input = self._gathers_R(work) | ~described
         # pointers load rows that exist; a block by descriptor is loaded whole
         existing = np.minimum(tile.block_m, work.rows_R / np.maximum(work.blocks_R, 1))
         input_rows = np.where(block_input, existing, tile.block_m)
@@ -301,7 +309,7 @@ class TileModel:
                 np.where(step_bytes < 512.0, c["dram_256"], 1.0),
             ),
         )
-        outputs = work.columns_R / np.where(self._is_R(work, "linear"), 1.0, 2.0)
+        outputs = work.columns_R / np.where(self._gathers_R(work), 2.0, 1.0)
         rows = work.rows_R * (work.depth_R / work.top_k_R + outputs) * work.element_bytes
         bandwidth = profile.hbm_bandwidth_bytes_per_s
         return weights / (bandwidth * c["dram_efficiency"] * share) + rows / bandwidth

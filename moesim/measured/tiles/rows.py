@@ -1,9 +1,10 @@
 """Read tables of timed tiles: what `moesim kernels sweep` writes.
 
 A row is one grouped GEMM with one tile: the layer, the routing, the kernel, the tile, and the
-median of its times. ``path`` names how the kernel reads weights: ``pointers`` or ``descriptors``,
-and of an up projection also ``wide_pointers`` or ``wide_descriptors``, if gate and up columns are
-one product instead of two.
+median of its times. ``path`` names how the kernel reads weights, and which kernel it is:
+``pointers`` or ``descriptors``; of an up projection also ``wide_pointers`` or ``wide_descriptors``,
+if gate and up columns are one product instead of two; of a down projection also
+``single_descriptors``, if each program computes one tile instead of several.
 """
 
 import csv
@@ -82,9 +83,9 @@ class TimedTiles:
 
 def form_of(gemm: str, path: str) -> str:
     """Return the kernel's form, one of `moesim.costs.devices.tile_model.FORMS`."""
-    if gemm == "down":
-        return f"linear_{path}"
-    return path if path.startswith("wide_") else f"paired_{path}"
+    if path.startswith("wide_" if gemm == "up" else "single_"):
+        return path
+    return f"{'paired' if gemm == 'up' else 'linear'}_{path}"
 
 
 def read_tiles(path: Path) -> TimedTiles:
@@ -124,7 +125,8 @@ def _parsed(row: dict[str, Any], where: str) -> dict[str, Any]:
     if row["gemm"] not in ("up", "down") or form_of(row["gemm"], row["path"]) not in FORMS:
         raise ConfigError(
             f"{where}: gemm, path: expected up or down, by pointers or descriptors (up also by "
-            f"wide_pointers or wide_descriptors), got {row['gemm']!r}, {row['path']!r}"
+            f"wide_pointers, wide_descriptors; down by single_descriptors), got "
+            f"{row['gemm']!r}, {row['path']!r}"
         )
     for name in ("skew", "median_us"):
         if row.get(name):
