@@ -197,6 +197,13 @@ def choose_tiles(
     if up is not None and down is not None:
         # Both GEMMs run on one plan, which has one number of rows.
         return up, replace(down, block_m=up.block_m)
+    return default_tiles(device_name, shape, num_tokens, limits)
+
+
+def default_tiles(
+    device_name: str, shape: Shape, num_tokens: int, limits: Limits
+) -> tuple[Tile, Tile]:
+    """Return what `choose_tiles` chooses without a tuned table; arguments and errors are its."""
     modelled = _modelled(device_name, shape, nearby_tokens(num_tokens)) if device_name else None
     if modelled is not None:
         return modelled
