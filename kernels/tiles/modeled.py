@@ -11,11 +11,10 @@ from moesim_kernels.tiles.tiles import Tile
 from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.tile_choice import architecture, best_pairs
 from moesim.costs.devices.tile_model import TileModel
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.costs.work import ExpertSizes
 from moesim.hardware import Profile
 
-#: calibration of these kernels
-LIBRARY = "moesim-triton"
 #: format of a profile by operand bits
 FORMATS = {8: "float8_e4m3", 16: "bfloat16", 32: "float32"}
 
@@ -26,7 +25,7 @@ def tile_model(profile: Profile) -> TileModel:
     Raises:
         ConfigError: The calibration's file is missing or malformed.
     """
-    return TileModel(profile=profile, calibration=load_calibration(LIBRARY, profile))
+    return TileModel(profile=profile, calibration=load_calibration(OWN_KERNELS, profile))
 
 
 def expert_sizes(hidden_size: int, width: int, top_k: int, operand_bits: int) -> ExpertSizes:

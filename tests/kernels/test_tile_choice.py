@@ -16,13 +16,14 @@ from moesim_kernels.tiles.choice import (
     table_file,
     tuned_tile,
 )
-from moesim_kernels.tiles.modeled import LIBRARY, best_tiles, expert_sizes
+from moesim_kernels.tiles.modeled import best_tiles, expert_sizes
 from moesim_kernels.tiles.tiles import LIMITS, tile_config
 from moesim_kernels.timing.bench import random_ids
 
 from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.tile_choice import compiled_tiles, expected_counts
 from moesim.costs.devices.tile_kernels import TileKernels
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.costs.load import Load
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
@@ -66,7 +67,7 @@ def test_the_best_pair_is_the_models_least(name, skew, tokens):
     profile, sizes = load_profile(name), expert_sizes(2048, 1536, 2, 16)
     counts_E = torch.bincount(random_ids(tokens, 16, 2, skew=skew).flatten(), minlength=16).numpy()
     pairs = best_tiles(counts_E, sizes, profile, most=10**6)
-    kernels = TileKernels(profile=profile, calibration=load_calibration(LIBRARY, profile))
+    kernels = TileKernels(profile=profile, calibration=load_calibration(OWN_KERNELS, profile))
 
     def charged(tile, columns, depth, up):
         load = Load.of(counts_E[None], counts_E.sum(keepdims=True), tile.block_m)

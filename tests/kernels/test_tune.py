@@ -8,7 +8,7 @@ import torch
 from moesim_kernels.ops.layer import LayerWeights, expert_phase, expert_phase_reference
 from moesim_kernels.ops.runtime import triton
 from moesim_kernels.tiles.choice import Shape, default_tiles
-from moesim_kernels.tiles.modeled import LIBRARY, expert_sizes, tile_model
+from moesim_kernels.tiles.modeled import expert_sizes, tile_model
 from moesim_kernels.tiles.tiles import LIMITS
 from moesim_kernels.timing import tune
 from moesim_kernels.timing.bench import random_ids
@@ -17,6 +17,7 @@ from moesim_kernels.timing.sweep import sweep
 
 from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.tile_choice import compiled_tiles, tile_us_R
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.costs.tiles import TILE_FIELDS
 from moesim.hardware import load_profile
 from moesim.measured.tiles.rows import read_tiles
@@ -137,7 +138,7 @@ def test_a_sweep_times_every_compiled_tile_and_predicts_as_it_reads(tmp_path):
     table = read_tiles(tmp_path / "rows.csv")
     profile = load_profile("a100-sxm")
     sizes = expert_sizes(64, 48, 2, 16)
-    replay_us = load_calibration(LIBRARY, profile)["replay_us"]
+    replay_us = load_calibration(OWN_KERNELS, profile)["replay_us"]
     for num_tokens in tokens:
         counts_E = np.bincount(random_ids(num_tokens, 5, 2).flatten().numpy(), minlength=5)
         for gemm in ("up", "down"):

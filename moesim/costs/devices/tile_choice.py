@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from moesim.costs.devices.tile_model import FORMS, TileForm, TileModel, TileWork
+from moesim.costs.devices.tile_model import TileModel
+from moesim.costs.devices.tile_work import FORMS, TileForm, TileWork
 from moesim.costs.tiles import TILE_FIELDS, Tile
 from moesim.costs.work import ExpertSizes
 from moesim.hardware import Profile

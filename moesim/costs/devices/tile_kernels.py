@@ -28,7 +28,8 @@ from moesim.costs.devices.tile_choice import (
     expected_counts,
     form_of,
 )
-from moesim.costs.devices.tile_model import FORMS, TileModel, TileWork
+from moesim.costs.devices.tile_model import TileModel
+from moesim.costs.devices.tile_work import FORMS, TileWork
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
 from moesim.costs.tiles import Tile

@@ -13,101 +13,35 @@ row blocks of the expert run at the same time. Memory is slow for short pieces: 
 of every row reaches two thirds of the rate of one of 256.
 
 The form of the model is ours. Its numbers are fitted to tiles timed on an H100
-(`moesim.measured.tiles.calibrate`); what a kernel's registers leave of an SM follows the CUDA C++
+(`moesim.measured.tiles.fit`); what a kernel's registers leave of an SM follows the CUDA C++
 Programming Guide, compute capabilities.
 
 Shape legend: R rows of a table, or devices.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.devices.tile_work import (
+    FORMS,
+    WARPGROUP_ROWS,
+    TileWork,
+    hopper_on,
+    resident_R,
+    warpgroup_R,
+)
 from moesim.costs.phase import PhaseCost
-from moesim.costs.tiles import Tile
 from moesim.hardware import Profile
-from moesim.units import KIB
 
 Array = np.ndarray
-#: what a kernel computes: gate and up columns side by side in two products, as one wide product, or
-#: rows of a plan times one matrix (linear, and single); and how it reads weights. Paired and linear
-#: kernels with descriptors are persistent; all others launch one program for each tile.
-TileForm = Literal[
-    "paired_pointers",
-    "paired_descriptors",
-    "wide_pointers",
-    "wide_descriptors",
-    "linear_pointers",
-    "linear_descriptors",
-    "single_descriptors",
-]
-FORMS: tuple[TileForm, ...] = TileForm.__args__  # type: ignore[attr-defined]
-_PERSISTENT = ("paired_descriptors", "linear_descriptors")
-_REGISTERS_PER_SM, _WARPS_PER_SM, _MOST_REGISTERS = 65536, 64, 255
-#: rows from which a tensor core instruction takes its operands from shared memory (wgmma, compute
-#: capability 9.0 on), and how many of them one such instruction takes
-_WARPGROUP_ROWS = 64
 #: bytes a cycle that an SM's shared memory delivers (CUDA C++ Programming Guide: 32 banks of 4)
 _SHARED_BYTES = 128.0
 _LANES = 128
-#: registers of a thread: constant, and per element that it holds of accumulators, input block and
-#: weight block; by form and whether operands stay in shared memory. Least squares over what Triton
-#: 3.7.1 compiles for sm_90, within 9 registers on average.
-_REGISTERS = {
-    ("paired_pointers", False): (24.9, 1.19, 3.14, 0.25),
-    ("paired_pointers", True): (11.3, 1.40, 0.26, 0.18),
-    ("paired_descriptors", False): (34.9, 1.25, 7.06, -0.09),
-    ("paired_descriptors", True): (17.4, 1.65, 0.73, -0.33),
-    ("wide_pointers", False): (24.9, 1.19, 3.14, 0.25),
-    ("wide_pointers", True): (11.3, 1.40, 0.26, 0.18),
-    ("wide_descriptors", False): (24.9, 1.19, 3.14, 0.25),
-    ("wide_descriptors", True): (11.3, 1.40, 0.26, 0.18),
-    ("linear_pointers", False): (20.2, 2.00, 0.14, 0.40),
-    ("linear_pointers", True): (17.7, 1.00, 0.37, 0.54),
-    ("linear_descriptors", False): (25.4, 1.47, 0.10, 0.14),
-    ("linear_descriptors", True): (26.8, 1.39, -0.05, 0.13),
-    ("single_descriptors", False): (25.4, 1.47, 0.10, 0.14),
-    ("single_descriptors", True): (26.8, 1.39, -0.05, 0.13),
-}
 #: an SM's slowest step hides the others: p of the norm over them; and the power with which row
 #: blocks that do not all run at once lose step (chosen, not fitted: 4 and 6 do as well)
 _STEP_NORM, _IN_STEP = 6.0, 4.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TileWork:
-    """One grouped GEMM of a kernel, or a table of them.
-
-    Attributes:
-        form_R: Index into `FORMS`, integers of shape (R,).
-        tile: Tile, whose fields may have shape (R,). Its block_n counts columns of the product:
-            gate and up together in an up projection.
-        rows_R: Rows of all experts.
-        active_R: Experts with at least one row.
-        blocks_R: Row blocks: the sum over experts of ceil(rows / block_m).
-        groups_R: The same sum for blocks of group_m x block_m rows.
-        columns_R: Columns of the product: 2 x I of an up projection, otherwise N.
-        depth_R: Inner dimension.
-        element_bytes: Bytes of an operand element.
-        top_k_R: Rows that share one input row: top_k where the kernel gathers tokens, otherwise 1.
-        warm_bytes_R: Bytes of weights that back-to-back calls find in L2; None if it is cold.
-        scaled: Whether a scale is applied to every product of a step.
-    """
-
-    form_R: Array
-    tile: Tile
-    rows_R: Array
-    active_R: Array
-    blocks_R: Array
-    groups_R: Array
-    columns_R: Array
-    depth_R: Array
-    element_bytes: float
-    top_k_R: Array
-    warm_bytes_R: Array | None = None
-    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,7 +50,7 @@ class TileModel:
 
     Attributes:
         profile: The GPU.
-        calibration: Fitted parameters, the keys of `moesim.measured.tiles.calibrate.BOUNDS`.
+        calibration: Fitted parameters, the keys of `moesim.measured.tiles.fit.BOUNDS`.
     """
 
     profile: Profile
@@ -143,52 +77,6 @@ class TileModel:
             compute_s_D=busy, memory_s_D=moved, latency_s_D=time - np.maximum(busy, moved)
         )
 
-    def resident_R(self, work: TileWork) -> Array:
-        """Return the programs that an SM holds at once: float64 of shape (R,), at least 1.
-
-        Registers, shared memory and warps limit them. Persistent kernels launch as many as
-        `moesim.costs.tiles.Tile.ctas_per_sm` estimates.
-        """
-        tile, form = work.tile, work.form_R
-        warpgroup = self._warpgroup_R(work)
-        threads = 32.0 * tile.num_warps
-        fits = np.array([[_REGISTERS[name, own] for own in (False, True)] for name in FORMS])
-        per = fits[form, np.asarray(warpgroup, dtype=np.int64)]
-        held = (
-            per[..., 0]
-            + per[..., 1] * tile.block_m * tile.block_n / threads
-            + per[..., 2] * tile.block_m * tile.block_k / threads
-            + per[..., 3] * tile.block_n * tile.block_k / threads
-        )
-        registers = np.ceil(32.0 * np.clip(held, 32.0, _MOST_REGISTERS) / 256.0) * 256.0
-        # an instruction that reads shared memory keeps the block of its step there, too
-        buffers = np.maximum(tile.num_stages - np.where(warpgroup, 0, 1), 1)
-        shared = buffers * (tile.block_m + tile.block_n) * tile.block_k * work.element_bytes + KIB
-        available = self.profile.shared_memory_per_sm_bytes
-        resident = np.minimum(
-            np.minimum(_REGISTERS_PER_SM // (registers * tile.num_warps), available // shared),
-            _WARPS_PER_SM // tile.num_warps,
-        )
-        launched = tile.ctas_per_sm(work.element_bytes, available)
-        persistent = np.isin(work.form_R, [FORMS.index(name) for name in _PERSISTENT])
-        return np.maximum(np.where(persistent, np.minimum(resident, launched), resident), 1.0)
-
-    def _is_R(self, work: TileWork, word: str) -> Array:
-        return np.array([word in name for name in FORMS])[work.form_R]
-
-    def _gathers_R(self, work: TileWork) -> Array:
-        return self._is_R(work, "paired") | self._is_R(work, "wide")
-
-    def _described_R(self, work: TileWork) -> Array:
-        return self._is_R(work, "descriptors")
-
-    def _warpgroup_R(self, work: TileWork) -> Array:
-        hopper_on = (self.profile.compute_capability or 0.0) >= 9.0
-        return np.broadcast_to(
-            np.logical_and(hopper_on, np.asarray(work.tile.block_m) >= _WARPGROUP_ROWS),
-            work.form_R.shape,
-        )
-
     def _of_form(self, work: TileWork, name: str) -> Array:
         return np.array([self.calibration[f"{name}_{form}"] for form in FORMS])[work.form_R]
 
@@ -196,7 +84,7 @@ class TileModel:
         c, tile, profile = self.calibration, work.tile, self.profile
         steps = np.ceil(work.depth_R / tile.block_k)
         tiles = work.blocks_R * np.ceil(work.columns_R / tile.block_n)
-        resident = self.resident_R(work)
+        resident = resident_R(work, self.profile)
         slots = profile.num_sms * resident
         on_chip = self._on_chip_cycles_R(work, fmt)
         from_l2 = self._l2_cycles_R(work)
@@ -221,23 +109,24 @@ class TileModel:
     def _on_chip_cycles_R(self, work: TileWork, fmt: str) -> Array:
         """Return the cycles of one step of a tile alone on an SM, its operands at hand."""
         c, tile, profile = self.calibration, work.tile, self.profile
-        warpgroup, described = self._warpgroup_R(work), self._described_R(work)
-        gathers = self._gathers_R(work)
+        warpgroup, described = warpgroup_R(work, profile), work.described_R
+        gathers = work.gathers_R
         per_clock = profile.peak(fmt) / (profile.num_sms * profile.clock_hz)
         # the peak of Hopper and later is that of instructions which read shared memory
-        hopper_on = (profile.compute_capability or 0.0) >= 9.0
         rate = np.where(
-            warpgroup | np.logical_not(hopper_on), c["mma_efficiency"], c["mma_sync_efficiency"]
+            warpgroup | np.logical_not(hopper_on(profile)),
+            c["mma_efficiency"],
+            c["mma_sync_efficiency"],
         )
         if work.element_bytes >= 4:
             # exact float32 products run on the vector lanes, two operations a cycle each
             per_clock, rate = 2.0 * _LANES, np.ones_like(rate)
         products = 2.0 * tile.block_m * tile.block_n * tile.block_k / (per_clock * rate)
         # products of gate and of up each read the input block
-        dots = np.where(self._is_R(work, "paired"), 2.0, 1.0)
+        dots = np.where(work.paired_R, 2.0, 1.0)
         across = tile.block_n / dots
         rows, columns = _warps(tile.block_m, across, tile.num_warps)
-        high = np.maximum(tile.block_m / _WARPGROUP_ROWS, 1.0)
+        high = np.maximum(tile.block_m / WARPGROUP_ROWS, 1.0)
         own_input = np.maximum(tile.num_warps / 4.0 / high, 1.0) * tile.block_m * dots
         shared = np.where(
             warpgroup,
@@ -261,8 +150,8 @@ class TileModel:
     def _l2_cycles_R(self, work: TileWork) -> Array:
         """Return the cycles L2 takes for the operands of one step, without its latency."""
         c, tile = self.calibration, work.tile
-        described = self._described_R(work)
-        block_input = self._gathers_R(work) | ~described
+        described = work.described_R
+        block_input = work.gathers_R | ~described
         # pointers load rows that exist; a block by descriptor is loaded whole
         existing = np.minimum(tile.block_m, work.rows_R / np.maximum(work.blocks_R, 1))
         input_rows = np.where(block_input, existing, tile.block_m)
@@ -274,13 +163,13 @@ class TileModel:
 
     def _moved_s_R(self, work: TileWork) -> Array:
         c, tile, profile = self.calibration, work.tile, self.profile
-        described = self._described_R(work)
+        described = work.described_R
         matrix = work.columns_R * work.depth_R * work.element_bytes
         active = np.maximum(work.active_R, 1)
         sweeps = np.maximum(work.groups_R / active, 1.0)
         at_once = np.clip(
             profile.num_sms
-            * self.resident_R(work)
+            * resident_R(work, self.profile)
             / np.ceil(work.columns_R / tile.block_n)
             / np.asarray(tile.group_m),
             1.0,
@@ -309,7 +198,7 @@ class TileModel:
                 np.where(step_bytes < 512.0, c["dram_256"], 1.0),
             ),
         )
-        outputs = work.columns_R / np.where(self._gathers_R(work), 2.0, 1.0)
+        outputs = work.columns_R / np.where(work.gathers_R, 2.0, 1.0)
         rows = work.rows_R * (work.depth_R / work.top_k_R + outputs) * work.element_bytes
         bandwidth = profile.hbm_bandwidth_bytes_per_s
         return weights / (bandwidth * c["dram_efficiency"] * share) + rows / bandwidth

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.costs.devices.tile_model import FORMS, TileWork
+from moesim.costs.devices.tile_work import FORMS, TileWork
 from moesim.costs.tiles import TILE_FIELDS, Tile
 from moesim.errors import ConfigError, require
 

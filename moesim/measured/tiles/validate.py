@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from moesim.costs.calibration import load_calibration
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.errors import ConfigError
 from moesim.hardware import Profile
 from moesim.hardware.drivers import profile_of_driver
 from moesim.measured.scores import error_scores
-from moesim.measured.tiles.calibrate import NAME, predicted_us_R
+from moesim.measured.tiles.fit import predicted_us_R
 from moesim.measured.tiles.rows import TimedTiles
 
 #: columns of `scores` that the terminal shows
@@ -25,13 +26,13 @@ def predicted(table: TimedTiles) -> np.ndarray:
     Raises:
         ConfigError: No profile describes a row's device.
     """
-    devices = np.array([row["device"] for row in table.rows])
+    devices = [row["device"] for row in table.rows]
     out = np.empty(len(devices))
     for device in sorted(set(devices)):
         profile = _profile(device)
-        its = devices == device
+        its = np.array([one == device for one in devices])
         part = TimedTiles.of([row for row, own in zip(table.rows, its, strict=True) if own])
-        out[its] = predicted_us_R(part, profile, load_calibration(NAME, profile))
+        out[its] = predicted_us_R(part, profile, load_calibration(OWN_KERNELS, profile))
     return out
 
 
