@@ -41,6 +41,7 @@ _MODULE_OF = {
     "tiny_expert_reference": "ops.tiny_expert",
     "LayerWeights": "ops.weights",
     "moe_layer": "ops.layer",
+    "prepare_layer": "ops.prepared",
     "expert_parallel_layer": "ranks.expert_parallel",
     "compile_all": "compile.check",
     "time_expert_phase": "timing.bench",

@@ -1,19 +1,20 @@
 """Compute the expert phase forward and backward, for training: gradients of tokens, router weights,
 and expert weights.
 
-    z = W_down^T g                                    # g: gradient of the token's output
-    d_weight = z . act;  d_act = weight x z           # for each (token, expert) pair
-    d_gate, d_up = SwiGLU'(gate, up) d_act            # pre-activations are recomputed
-    dx = W_gate_up^T [d_gate, d_up]
-    dW_gate_up = outer([d_gate, d_up], x);  dW_down = outer(g, weight x act)
+    forward:   gate_up = x @ W_gate_up.T (kept);  out = combine(swiglu(gate_up) @ W_down.T)
+    backward:  z = g @ W_down                         # g: gradient of the token's output
+               d_gate_up, weighted act, d_weight = swiglu_grad(gate_up, z, weight)
+               dx = sum over a token's pairs of d_gate_up @ W_gate_up
+               dW_gate_up = d_gate_up.T @ x;  dW_down = g.T @ (weighted act)
 
-Only the inputs and the plan are saved; pre-activations are computed again. With g the gradient of a
-token's output, z = W_down^T g of each of its pairs gives both other factors of the down projection:
-the gradient of a router weight is z . act, and the gradient of the activation is the weight times
-z. Backward is therefore three grouped GEMMs of rows (pre-activations again, z, dx) and two of outer
-products (`grouped_outer`), and no gradient is summed by atomics. Transposed weights are copied for
-the GEMMs of rows. Intermediates are rounded to the experts' format where they enter a matrix
-product.
+With g the gradient of a token's output, z = W_down^T g of each of its pairs gives both other
+factors of the down projection: the gradient of a router weight is z . act, and the gradient of the
+activation is the weight times z. Backward is therefore two grouped GEMMs of rows (z, dx), one pass
+over their results (`moesim_kernels.ops.swiglu_grad`), and two GEMMs of outer products
+(`grouped_outer`), and no gradient is summed by atomics. The GEMMs of rows read the weights as they
+are stored. The inputs, the plan and the pre-activations are kept; pre-activations are computed
+again on request, and where kernels do not keep them (float32). Intermediates are rounded to the
+experts' format.
 
 Expert choices have no gradient, and second derivatives are not supported. `gate_weights` makes the
 router's weights of given choices differentiable.
@@ -32,28 +33,74 @@ from moesim_kernels.ops.grouped_down import (
 )
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
-from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, saves
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.router import noise
+from moesim_kernels.ops.runtime import store_dtype, target
+from moesim_kernels.ops.swiglu_grad import swiglu_grad, swiglu_grad_reference
 from moesim_kernels.ops.weights import LayerWeights
+from moesim_kernels.tiles.tiles import Tile
+from moesim_kernels.tiles.training import TILES, fitted
 from torch.autograd.function import once_differentiable
 
 from moesim.model import Gate
 
+
+def _up(
+    x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan, save: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return activations, and pre-activations where the kernel can keep them on its way."""
+    tile = _tile(plan, x_TH.element_size(), w_gate_up.shape[1] // 2, up=True)
+    if not save or not saves(x_TH, w_gate_up, plan.block_m):
+        return grouped_swiglu(x_TH, w_gate_up, plan, tile), None
+    gate_up_P2I = torch.empty(
+        plan.num_rows, w_gate_up.shape[1], dtype=store_dtype(x_TH.dtype), device=x_TH.device
+    )
+    act_PI = grouped_swiglu(x_TH, w_gate_up, plan, tile, saved_P2I=gate_up_P2I)
+    return act_PI, gate_up_P2I.to(x_TH.dtype)
+
+
+def _up_reference(
+    x_TH: torch.Tensor, w_gate_up: torch.Tensor, plan: Plan, save: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    gate_up_P2I = grouped_linear_reference(x_TH, w_gate_up, plan, gather=True) if save else None
+    return grouped_swiglu_reference(x_TH, w_gate_up, plan), gate_up_P2I
+
+
+def _linear(
+    a: torch.Tensor, w_ENC: torch.Tensor, plan: Plan, *, gather: bool, transposed: bool = False
+) -> torch.Tensor:
+    columns = w_ENC.shape[2] if transposed else w_ENC.shape[1]
+    tile = _tile(plan, a.element_size(), columns, up=False)
+    return grouped_linear(a, w_ENC, plan, gather=gather, transposed=transposed, config=tile)
+
+
+def _tile(plan: Plan, element_bytes: int, columns: int, *, up: bool) -> Tile | None:
+    """Return training's tile for this plan's rows on Hopper; elsewhere None, which leaves it to the
+    mean load.
+    """
+    if target() != "sm_90" or element_bytes != 2 or plan.block_m not in TILES:
+        return None
+    return fitted(TILES[plan.block_m][0 if up else 1], columns)
+
+
+def _down(act_PI: torch.Tensor, w_down: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return grouped_down(
+        act_PI, w_down, plan, _tile(plan, act_PI.element_size(), w_down.shape[1], up=False)
+    )
+
+
 # The same formulas run through the kernels or through their torch references.
 _TRITON = SimpleNamespace(
-    linear=grouped_linear,
-    swiglu=grouped_swiglu,
-    down=grouped_down,
-    outer=grouped_outer,
-    combine=combine,
+    linear=_linear, up=_up, down=_down, outer=grouped_outer, combine=combine, grad=swiglu_grad
 )
 _TORCH = SimpleNamespace(
     linear=grouped_linear_reference,
-    swiglu=grouped_swiglu_reference,
+    up=_up_reference,
     down=grouped_down_reference,
     outer=grouped_outer_reference,
     combine=combine_reference,
+    grad=swiglu_grad_reference,
 )
 
 
@@ -68,51 +115,36 @@ class _Experts(torch.autograd.Function):
         w_down: torch.Tensor,
         plan: Plan,
         run: SimpleNamespace,
+        recompute: bool,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down)
+        act_PI, gate_up_P2I = run.up(x_TH, w_gate_up, plan, not recompute)
+        ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down, gate_up_P2I)
         ctx.plan, ctx.run = plan, run
-        return run.combine(run.down(run.swiglu(x_TH, w_gate_up, plan), w_down, plan), weights_TK)
+        return run.combine(run.down(act_PI, w_down, plan), weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_TH, weights_TK, w_gate_up, w_down = ctx.saved_tensors
+        x_TH, weights_TK, w_gate_up, w_down, gate_up_P2I = ctx.saved_tensors
         plan, run, dtype = ctx.plan, ctx.run, x_TH.dtype
-        grad_TH = grads[0].to(dtype).contiguous()
         # Rows that are pairs, not tokens, follow the same plan with one expert each.
-        pairs_plan, weight_P1 = replace(plan, top_k=1), weights_TK.reshape(-1, 1)
-        gate_up_P2I = run.linear(x_TH, w_gate_up, plan, gather=True, out_dtype=torch.float32)
-        gate_PI, up_PI = gate_up_P2I.chunk(2, dim=1)
-        sigmoid_PI = gate_PI.sigmoid()
-        silu_PI = gate_PI * sigmoid_PI
-        # Rounded as the forward pass rounded it, so that both see the same activation.
-        act_PI = (silu_PI * up_PI).to(dtype).float()
-        z_PI = run.linear(
-            grad_TH, w_down.mT.contiguous(), plan, gather=True, out_dtype=torch.float32
-        )
-        d_act_PI = weight_P1 * z_PI
-        # Derivative of SiLU: sigmoid x (1 + gate x (1 - sigmoid)).
-        d_gate_PI = d_act_PI * up_PI * sigmoid_PI * (1.0 + gate_PI * (1.0 - sigmoid_PI))
-        d_gate_up_P2I = torch.cat([d_gate_PI, d_act_PI * silu_PI], dim=1).to(dtype)
+        grad_TH, pairs_plan = grads[0].to(dtype).contiguous(), replace(plan, top_k=1)
+        if gate_up_P2I is None:
+            gate_up_P2I = run.linear(x_TH, w_gate_up, plan, gather=True)
+        z_PI = run.linear(grad_TH, w_down, plan, gather=True, transposed=True)
+        d_gate_up_P2I, weighted_PI, d_weights_TK = run.grad(gate_up_P2I, z_PI, weights_TK)
         needs = ctx.needs_input_grad
         d_x_TH = d_w_gate_up = d_w_down = None
         # Frozen inputs skip their GEMM.
         if needs[0]:
-            d_x_PH = run.linear(
-                d_gate_up_P2I,
-                w_gate_up.mT.contiguous(),
-                pairs_plan,
-                gather=True,
-                out_dtype=torch.float32,
-            )
+            d_x_PH = run.linear(d_gate_up_P2I, w_gate_up, pairs_plan, gather=True, transposed=True)
             # Combine with weights of 1 sums the gradients of a token's pairs without atomics.
-            d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK)).to(dtype)
+            d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK))
         if needs[2]:
             d_w_gate_up = run.outer(d_gate_up_P2I, x_TH, plan)
         if needs[3]:
-            d_w_down = run.outer(grad_TH, (weight_P1 * act_PI).to(dtype), plan)
-        d_weights_TK = (z_PI * act_PI).sum(1).view_as(weights_TK)
-        return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None
+            d_w_down = run.outer(grad_TH, weighted_PI, plan)
+        return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None, None
 
 
 def experts(
@@ -121,6 +153,8 @@ def experts(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     plan: Plan,
+    *,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Compute routed experts and combine, with gradients of all four tensors.
 
@@ -130,6 +164,8 @@ def experts(
         w_gate_up: Weights in the format of ``x_TH``, shape (E, 2I, H), contiguous.
         w_down: Weights in the same format, shape (E, H, I), contiguous.
         plan: Plan for this routing.
+        recompute: Whether no pre-activations are kept, which are 2 x P x I numbers, but computed
+            again in the backward pass.
 
     Returns:
         A tensor of shape (T, H) in the format of ``x_TH``.
@@ -138,7 +174,7 @@ def experts(
         ValueError: Shapes or formats do not fit each other.
         RuntimeError: Triton cannot launch kernels here.
     """
-    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TRITON)
+    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TRITON, recompute)
 
 
 def experts_reference(
@@ -147,9 +183,11 @@ def experts_reference(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     plan: Plan,
+    *,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Compute `experts` in torch: the same steps in both directions, roundings included."""
-    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH)
+    return _Experts.apply(x_TH, weights_TK, w_gate_up, w_down, plan, _TORCH, recompute)
 
 
 def gate_weights(

@@ -17,6 +17,8 @@ set architecture guide), so operands are made in that format there. Ampere multi
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     LARGEST,
     SCALE_BLOCK,
@@ -60,7 +62,9 @@ def _quantise_rows_kernel(
     SMALLEST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = r[:, None] * num_columns + c[None, :]
@@ -148,7 +152,9 @@ def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) 
     scales = torch.empty(rows, blocks, dtype=torch.float32, device=x_RC.device)
     if rows:
         block_r = tile_rows(rows, SCALE_BLOCK)
-        _quantise_rows_kernel[(triton.cdiv(rows, block_r), blocks)](
+        launch(
+            _quantise_rows_kernel,
+            (triton.cdiv(rows, block_r), blocks),
             x_RC,
             values,
             scales,
@@ -185,7 +191,9 @@ def quantise_blocks(w_ENC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3f
         experts, blocks_of(width), blocks_of(inner), dtype=torch.float32, device=w_ENC.device
     )
     if experts:
-        _quantise_blocks_kernel[(blocks_of(inner), blocks_of(width), experts)](
+        launch(
+            _quantise_blocks_kernel,
+            (blocks_of(inner), blocks_of(width), experts),
             w_ENC,
             values,
             scales,
@@ -207,8 +215,9 @@ def quantise_rows_reference(
     # Padding with zeros completes the last block without changing its magnitude.
     padded = torch.nn.functional.pad(x_RC.float(), (0, -x_RC.shape[1] % SCALE_BLOCK))
     largest = padded.unflatten(1, (-1, SCALE_BLOCK)).abs().amax(2).clamp(min=SMALLEST)
-    inverse = (LARGEST[dtype] / largest).repeat_interleave(SCALE_BLOCK, 1)[:, : x_RC.shape[1]]
-    return BlockScaled(_rounded(x_RC.float() * inverse, dtype), largest / LARGEST[dtype])
+    most = torch.full_like(largest, LARGEST[dtype])
+    inverse = (most / largest).repeat_interleave(SCALE_BLOCK, 1)[:, : x_RC.shape[1]]
+    return BlockScaled(_rounded(x_RC.float() * inverse, dtype), largest / most)
 
 
 def quantise_blocks_reference(
@@ -225,9 +234,12 @@ def quantise_blocks_reference(
         .amax((2, 4))
         .clamp(min=SMALLEST)
     )
-    inverse = expanded_blocks(LARGEST[dtype] / largest, width, inner)
-    return BlockScaled(_rounded(w_ENC.float() * inverse, dtype), largest / LARGEST[dtype])
+    most = torch.full_like(largest, LARGEST[dtype])
+    inverse = expanded_blocks(most / largest, width, inner)
+    return BlockScaled(_rounded(w_ENC.float() * inverse, dtype), largest / most)
 
 
+# Tensors are divided by tensors in both: by a number, torch divides on a CPU and multiplies with
+# its rounded inverse on a GPU, which is off by a unit in the last place.
 def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)

@@ -10,7 +10,9 @@ bits every time.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import Operand
 from moesim_kernels.ops.persistent import Path
 from moesim_kernels.ops.plan import Plan
@@ -66,6 +68,10 @@ def grouped_down_reference(
     return grouped_linear_reference(act_PI, w_down, plan, gather=False, out_dtype=out_dtype)
 
 
+#: experts of a token up to which their rows are asked for all at once, and columns a program takes
+UNROLLED, MOST_COLUMNS = 16, 1024
+
+
 @jit
 def _combine_kernel(
     y_ptr,
@@ -73,24 +79,46 @@ def _combine_kernel(
     out_ptr,
     num_tokens,
     hidden,
-    top_k,
+    TOP_K: tl.constexpr,
+    UNROLLED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # 64-bit indices, since pairs x hidden size can exceed 2^31 elements.
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = (t < num_tokens)[:, None] & (h < hidden)[None, :]
     total = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
-    # Pairs of a token lie side by side, so a program needs neither a search nor atomics.
-    for k in range(top_k):
-        pair = t * top_k + k
-        weight = tl.load(weights_ptr + pair, mask=t < num_tokens, other=0.0)
-        y = tl.load(y_ptr + pair[:, None] * hidden + h[None, :], mask=mask, other=0.0)
-        total += weight[:, None] * y.to(tl.float32)
+    # Unrolled, the loads of all rows are under way together.
+    if UNROLLED:
+        for k in tl.static_range(TOP_K):
+            total += _weighted(y_ptr, weights_ptr, t, h, k, mask, num_tokens, hidden, TOP_K)
+    else:
+        for k in range(TOP_K):
+            total += _weighted(y_ptr, weights_ptr, t, h, k, mask, num_tokens, hidden, TOP_K)
     tl.store(
         out_ptr + t[:, None] * hidden + h[None, :], total.to(out_ptr.dtype.element_ty), mask=mask
     )
+
+
+@jit
+def _weighted(y_ptr, weights_ptr, t, h, k, mask, num_tokens, hidden, TOP_K: tl.constexpr):
+    pair = t * TOP_K + k
+    weight = tl.load(weights_ptr + pair, mask=t < num_tokens, other=0.0)
+    y = tl.load(y_ptr + pair[:, None] * hidden + h[None, :], mask=mask, other=0.0)
+    return weight[:, None] * y.to(tl.float32)
+
+
+def combine_blocks(num_tokens: int, hidden: int) -> tuple[int, int]:
+    """Return the rows and columns that a program of `combine` takes: fewer of few tokens, since
+    every multiprocessor should get some.
+    """
+    block_h = min(
+        MOST_COLUMNS if num_tokens >= 128 else MOST_COLUMNS // 4, triton.next_power_of_2(hidden)
+    )
+    return tile_rows(num_tokens, 2 * block_h, triton.cdiv(hidden, block_h)), block_h
 
 
 def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
@@ -124,11 +152,19 @@ def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
     (num_tokens, top_k), hidden = weights_TK.shape, y_PH.shape[1]
     out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(y_PH.dtype), device=y_PH.device)
     if num_tokens:
-        # Wide blocks of few rows keep the reads of a row contiguous.
-        block_h = min(1024, triton.next_power_of_2(hidden))
-        block_t = tile_rows(num_tokens, block_h)
-        _combine_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h))](
-            y_PH, weights_TK, out_TH, num_tokens, hidden, top_k, BLOCK_T=block_t, BLOCK_H=block_h
+        block_t, block_h = combine_blocks(num_tokens, hidden)
+        launch(
+            _combine_kernel,
+            (triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h)),
+            y_PH,
+            weights_TK,
+            out_TH,
+            num_tokens,
+            hidden,
+            TOP_K=top_k,
+            UNROLLED=top_k <= UNROLLED,
+            BLOCK_T=block_t,
+            BLOCK_H=block_h,
         )
     return out_TH.to(y_PH.dtype)
 

@@ -10,7 +10,11 @@ Both write row p for pair p = t x K + j, so the next kernel finds the results of
 side. C is the inner dimension here.
 """
 
+from dataclasses import replace
+
 import torch
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
     Operand,
@@ -35,7 +39,7 @@ from moesim_kernels.ops.runtime import (
     tl,
     triton,
 )
-from moesim_kernels.tiles.tiles import Tile, tile_bound, tile_config
+from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
 
 @jit
@@ -54,6 +58,7 @@ def _linear_kernel(
     width,
     TOP_K: tl.constexpr,
     GATHER: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DOT: tl.constexpr,
     SCALED: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -61,7 +66,9 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     expert, rows, exists, pairs, block_n = work_tile(
         tl.program_id(0),
         sorted_pairs_ptr,
@@ -81,7 +88,14 @@ def _linear_kernel(
     # Rows to gather are tokens; other rows already lie in the plan's order.
     source = pairs // TOP_K if GATHER else rows
     a_at = a_ptr + source.to(tl.int64)[:, None] * inner + k[None, :]
-    w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
+    if TRANSPOSED:
+        # Matrices of shape (C, N): a matrix unit takes either order, so no copy is turned around.
+        # Offsets inside a matrix are 32-bit numbers, of which registers hold twice as many.
+        w_at = w_ptr + expert * inner * width + (k[:, None] * width + n[None, :])
+        w_step = BLOCK_K * width
+    else:
+        w_at = w_ptr + (expert * width + n)[None, :] * inner + k[:, None]
+        w_step = BLOCK_K
     if SCALED:
         blocks_k = tl.cdiv(inner, 128)
         a_scale_at = a_scales_ptr + source.to(tl.int64) * blocks_k
@@ -107,7 +121,7 @@ def _linear_kernel(
             # "ieee" keeps float32 operands from being rounded to TF32.
             total = tl.dot(a, w, total, input_precision="ieee")
         a_at += BLOCK_K
-        w_at += BLOCK_K
+        w_at += w_step
     # Stored by pair and not by row: the next step reads a token's pairs side by side.
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(
@@ -115,11 +129,46 @@ def _linear_kernel(
     )
 
 
-def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool) -> None:
+def linear_tile(
+    tokens_per_expert: float,
+    num_columns: int,
+    *,
+    operand_bits: int,
+    result_bits: int,
+    block_m: int,
+    transposed: bool,
+    limits: Limits,
+) -> Tile:
+    """Return the tile of `tile_config`; narrower for transposed float32 matrices, whose rows take
+    registers on their way.
+    """
+    tile = tile_config(
+        tokens_per_expert,
+        num_columns,
+        operand_bits=operand_bits,
+        result_bits=result_bits,
+        block_m=block_m,
+        limits=limits,
+    )
+    if transposed and operand_bits >= 32:
+        return replace(tile, block_n=max(tile.block_n // 2, 16))
+    return tile
+
+
+def _check(a: Operand, w_ENC: Operand, plan: Plan, gather: bool, transposed: bool) -> None:
     check_operands("a", a, "w_ENC", w_ENC)
     # Gathered operands have one row per token, others one per pair.
     rows = plan.num_rows // plan.top_k if gather else plan.num_rows
     shape, w_shape = tuple(values(a).shape), tuple(values(w_ENC).shape)
+    if transposed:
+        if isinstance(w_ENC, BlockScaled):
+            raise ValueError("w_ENC: expected plain matrices to transpose, got block-scaled ones")
+        if w_shape[1] * w_shape[2] >= 2**31:
+            raise ValueError(
+                "w_ENC: expected transposed matrices of fewer than 2**31 elements, got shape "
+                f"{w_shape}"
+            )
+        w_shape = (w_shape[0], *w_shape[:0:-1])
     if (
         len(shape) != 2
         or len(w_shape) != 3
@@ -140,6 +189,7 @@ def grouped_linear(
     plan: Plan,
     *,
     gather: bool,
+    transposed: bool = False,
     out_dtype: torch.dtype | None = None,
     config: Tile | None = None,
     path: Path | None = None,
@@ -152,12 +202,14 @@ def grouped_linear(
         w_ENC: Matrices in the same format, shape (E, N, C), contiguous, or `BlockScaled`.
         plan: Plan for this routing.
         gather: Whether row r's operand is the token of pair ``sorted_pairs[r]``.
+        transposed: Whether the matrices have shape (E, C, N), as a gradient finds them; this is for
+            plain matrices only.
         out_dtype: Format of the result; by default the format of ``a``, or bfloat16 for scaled
             operands.
         config: Tile; by default chosen from the mean load. The plan's block_m replaces its own;
             block_k must divide 128 for scaled operands.
-        path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); gathered rows
-            always use pointers. By default the path that suits this GPU.
+        path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); gathered rows and
+            transposed matrices always use pointers. By default the path that suits this GPU.
 
     Returns:
         A tensor of shape (P, N), with row p for pair p.
@@ -167,27 +219,34 @@ def grouped_linear(
             format.
         RuntimeError: Triton cannot launch kernels here.
     """
-    _check(a, w_ENC, plan, gather)
+    _check(a, w_ENC, plan, gather, transposed)
     require_triton(*tensors(a, w_ENC), plan.sorted_pairs)
     rows, w, out_dtype = values(a), values(w_ENC), out_dtype or result_dtype(a)
-    _, width, inner = w.shape
+    width, inner = w.shape[:0:-1] if transposed else w.shape[1:]
     out_PN = torch.empty(plan.num_rows, width, dtype=store_dtype(out_dtype), device=rows.device)
     if out_PN.numel():
-        tile = config or tile_config(
+        tile = config or linear_tile(
             plan.num_rows / plan.num_experts,
             width,
             operand_bits=rows.element_size() * 8,
             result_bits=out_dtype.itemsize * 8,
             block_m=plan.block_m,
+            transposed=transposed,
             limits=limits(),
         )
         require_product(a, tile)
         # The persistent kernel reads rows side by side only.
-        if not gather and chosen_path(path, a, w_ENC) == "descriptors":
+        if (
+            not gather
+            and not transposed
+            and chosen_path(path, a, w_ENC, plan.block_m, tile.descriptors) == "descriptors"
+        ):
             persistent_linear(a, w_ENC, out_PN, plan, tile)
             return out_PN.to(out_dtype)
         # The number of tiles is on the device; the grid is sized by its bound.
-        _linear_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
+        launch(
+            _linear_kernel,
+            (plan.max_tiles * triton.cdiv(width, tile.block_n),),
             rows,
             scales(a),
             w,
@@ -202,6 +261,7 @@ def grouped_linear(
             width,
             TOP_K=plan.top_k,
             GATHER=gather,
+            TRANSPOSED=transposed,
             DOT=dot_dtype(rows.dtype),
             SCALED=isinstance(a, BlockScaled),
             EVEN_K=inner % tile.block_k == 0,
@@ -216,12 +276,19 @@ def grouped_linear(
 
 
 def grouped_linear_reference(
-    a: Operand, w_ENC: Operand, plan: Plan, *, gather: bool, out_dtype: torch.dtype | None = None
+    a: Operand,
+    w_ENC: Operand,
+    plan: Plan,
+    *,
+    gather: bool,
+    transposed: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Compute `grouped_linear` in torch: float32 products of the stored numbers, expert by expert,
     rounded once.
     """
-    _check(a, w_ENC, plan, gather)
+    _check(a, w_ENC, plan, gather, transposed)
+    w_ENC = w_ENC.mT if transposed and isinstance(w_ENC, torch.Tensor) else w_ENC
     pairs, rows = plan.sorted_pairs.long(), float_rows(a)
     parts = zip(
         (rows[pairs // plan.top_k] if gather else rows).split(
@@ -233,41 +300,3 @@ def grouped_linear_reference(
     out_PN = torch.empty(plan.num_rows, values(w_ENC).shape[1], device=rows.device)
     out_PN[pairs] = torch.cat([part @ w.T for part, w in parts])
     return out_PN.to(out_dtype or result_dtype(a))
-
-
-def dense_plan(num_rows: int, block_m: int, device: torch.device) -> Plan:
-    """Return the plan of a plain GEMM: one expert that every row goes to, in order."""
-    max_tiles = tile_bound(num_rows, 1, block_m)
-    rows = torch.arange(num_rows, dtype=torch.int32, device=device)
-    tiles = torch.arange(max_tiles, dtype=torch.int32, device=device)
-    # Made by arange and not from a list, which would be a copy to the device that waits.
-    offsets_E1 = torch.arange(2, dtype=torch.int32, device=device) * num_rows
-    return Plan(
-        sorted_pairs=rows,
-        expert_offsets_E1=offsets_E1,
-        tile_expert=torch.zeros_like(tiles),
-        tile_row=tiles * block_m,
-        num_tiles=torch.full_like(offsets_E1[:1], max_tiles),
-        block_m=block_m,
-        top_k=1,
-    )
-
-
-def gate_logits(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
-    """Return the float32 logits x K^T of a flat gate, with operands in their own format.
-
-    Args:
-        x_TH: Tokens of shape (T, H), contiguous.
-        keys_EH: Keys in the same format, shape (E, H), contiguous.
-
-    Returns:
-        float32 of shape (T, E).
-
-    Raises:
-        ValueError: Shapes or formats do not fit each other.
-        RuntimeError: Triton cannot launch kernels here.
-    """
-    block_m = tile_config(x_TH.shape[0], keys_EH.shape[0]).block_m
-    # A flat gate is a grouped GEMM with a single expert: all keys as columns.
-    plan = dense_plan(x_TH.shape[0], block_m, x_TH.device)
-    return grouped_linear(x_TH, keys_EH[None], plan, gather=True, out_dtype=torch.float32)

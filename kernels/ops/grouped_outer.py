@@ -11,20 +11,64 @@ A program owns a block of one expert's matrix and walks over that expert's rows 
 It needs no atomics, gives the same bits every time, and stores zeros for experts without rows.
 """
 
+from dataclasses import dataclass
+
 import torch
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.runtime import (
     dot_dtype,
     jit,
+    limits,
     require_float,
     require_triton,
     store_dtype,
     tl,
     triton,
 )
+from moesim_kernels.tiles.tiles import Limits
 
-#: number of rows of a step, and the block of the matrix that a program owns
-BLOCK_R, BLOCK_N, BLOCK_C = 32, 64, 64
+
+@dataclass(frozen=True, slots=True)
+class OuterTile:
+    """A tile of `grouped_outer`.
+
+    Attributes:
+        block_r: Rows of a step.
+        block_n: Rows of the block of the matrix.
+        block_c: Columns of the block.
+        num_warps: Warps of a program.
+        num_stages: Stages of the software pipeline.
+    """
+
+    block_r: int
+    block_n: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+def outer_tile(width: int, inner: int, operand_bits: int, limits: Limits) -> OuterTile:
+    """Return the tile for a format on a GPU: as large as its warps hold without spilling and its
+    shared memory feeds.
+
+    Args:
+        width: Number of rows of a matrix.
+        inner: Number of columns of a matrix.
+        operand_bits: Bits of one operand element.
+        limits: What the GPU gives a program.
+    """
+    # Vector units multiply float32 and keep operands and sums in registers.
+    if operand_bits >= 32:
+        return OuterTile(32, 64, 64, 4, 2)
+    large = limits.elements_per_warp >= 4096 and limits.shared_bytes >= 160 * 1024
+    block_n = min(max(triton.next_power_of_2(width), 16), 128)
+    block_c = min(max(triton.next_power_of_2(inner), 16), 256 if large else 128)
+    stages = limits.shared_bytes // ((block_n + block_c) * 64 * operand_bits // 8)
+    return OuterTile(
+        64, block_n, block_c, 8 if block_n * block_c > 64 * 128 else 4, max(min(stages, 3), 1)
+    )
 
 
 @jit
@@ -42,7 +86,9 @@ def _outer_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     # Programs count through the blocks of one expert before the next, so that neighbors share its
     # rows.
     blocks_c = tl.cdiv(inner, BLOCK_C)
@@ -60,8 +106,8 @@ def _outer_kernel(
         pairs = tl.load(sorted_pairs_ptr + r, mask=r < end, other=0).to(tl.int64)
         # Loaded transposed: rows are the inner dimension of this product.
         a = tl.load(
-            a_ptr + (pairs // A_TOP_K)[None, :] * width + n[:, None],
-            mask=(r < end)[None, :] & (n < width)[:, None],
+            a_ptr + (pairs // A_TOP_K)[:, None] * width + n[None, :],
+            mask=(r < end)[:, None] & (n < width)[None, :],
             other=0.0,
         ).to(DOT)
         b = tl.load(
@@ -69,7 +115,8 @@ def _outer_kernel(
             mask=(r < end)[:, None] & (c < inner)[None, :],
             other=0.0,
         ).to(DOT)
-        total = tl.dot(a, b, total, input_precision="ieee")
+        # Both are loaded row by row; a matrix unit takes the first one turned around.
+        total = tl.dot(tl.trans(a), b, total, input_precision="ieee")
     out_at = out_ptr + (expert * width + n)[:, None] * inner + c[None, :]
     tl.store(
         out_at, total.to(out_ptr.dtype.element_ty), mask=(n < width)[:, None] & (c < inner)[None, :]
@@ -120,9 +167,11 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
         plan.num_experts, width, inner, dtype=store_dtype(a.dtype), device=a.device
     )
     if out_ENC.numel():
-        _outer_kernel[
-            (plan.num_experts * triton.cdiv(width, BLOCK_N) * triton.cdiv(inner, BLOCK_C),)
-        ](
+        tile = outer_tile(width, inner, 8 * a.element_size(), limits())
+        blocks = triton.cdiv(width, tile.block_n) * triton.cdiv(inner, tile.block_c)
+        launch(
+            _outer_kernel,
+            (plan.num_experts * blocks,),
             a,
             b,
             out_ENC,
@@ -133,11 +182,11 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
             A_TOP_K=a_top_k,
             B_TOP_K=b_top_k,
             DOT=dot_dtype(a.dtype),
-            BLOCK_R=BLOCK_R,
-            BLOCK_N=BLOCK_N,
-            BLOCK_C=BLOCK_C,
-            num_warps=4,
-            num_stages=2,
+            BLOCK_R=tile.block_r,
+            BLOCK_N=tile.block_n,
+            BLOCK_C=tile.block_c,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
         )
     return out_ENC.to(a.dtype)
 

@@ -13,6 +13,8 @@ applied to the product of that step.
 """
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
     Operand,
@@ -25,7 +27,13 @@ from moesim_kernels.ops.operands import (
     tensors,
     values,
 )
-from moesim_kernels.ops.persistent import Path, chosen_path, persistent_swiglu
+from moesim_kernels.ops.persistent import (
+    DESCRIBED_ROWS,
+    Path,
+    chosen_path,
+    gathers_rows,
+    persistent_swiglu,
+)
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (
@@ -34,9 +42,11 @@ from moesim_kernels.ops.runtime import (
     limits,
     require_triton,
     store_dtype,
+    target,
     tl,
     triton,
 )
+from moesim_kernels.ops.wide_swiglu import is_wide, wide_swiglu
 from moesim_kernels.tiles.tiles import Tile, tile_config
 
 
@@ -62,7 +72,9 @@ def _swiglu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     expert, rows, exists, pairs, block_n = work_tile(
         tl.program_id(0),
         sorted_pairs_ptr,
@@ -158,6 +170,7 @@ def grouped_swiglu(
     *,
     out_dtype: torch.dtype | None = None,
     path: Path | None = None,
+    saved_P2I: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the experts' activations, in the plan's order.
 
@@ -173,6 +186,9 @@ def grouped_swiglu(
             tokens.
         path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); by default the one
             that suits this GPU.
+        saved_P2I: Memory where the pre-activations go that a backward pass needs: row p for pair p,
+            gate columns before up columns, in the format that kernels store
+            (`moesim_kernels.ops.runtime.store_dtype`). It may be given only where `saves` is true.
 
     Returns:
         Activations of shape (P, I).
@@ -197,12 +213,25 @@ def grouped_swiglu(
             limits=limits(),
         )
         require_product(x_TH, tile)
+        described = (
+            chosen_path(path, x_TH, w_gate_up, plan.block_m, tile.descriptors) == "descriptors"
+        )
+        # 16-bit operands take the wide product, except where the accelerator gathers the tokens.
+        if (
+            not isinstance(x_TH, BlockScaled)
+            and is_wide(x, w)
+            and not (described and gathers_rows())
+        ):
+            wide_swiglu(x, w, out_PI, plan, tile, described=described, saved_P2I=saved_P2I)
+            return out_PI.to(out_dtype)
         # Operands that the tensor memory accelerator can copy take the persistent kernel instead.
-        if chosen_path(path, x_TH, w_gate_up) == "descriptors":
+        if described:
             persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
             return out_PI.to(out_dtype)
         # The number of tiles is on the device; the grid is sized by its bound.
-        _swiglu_kernel[(plan.max_tiles * triton.cdiv(width, tile.block_n),)](
+        launch(
+            _swiglu_kernel,
+            (plan.max_tiles * triton.cdiv(width, tile.block_n),),
             x,
             scales(x_TH),
             w,
@@ -227,6 +256,23 @@ def grouped_swiglu(
             num_stages=tile.num_stages,
         )
     return out_PI.to(out_dtype)
+
+
+def saves(x_TH: torch.Tensor, w_gate_up: torch.Tensor, block_m: int) -> bool:
+    """Return whether `grouped_swiglu` can keep the pre-activations of these plain operands on its
+    way.
+    """
+    if not is_wide(x_TH, w_gate_up) or gathers_rows():
+        return False
+    described = chosen_path(None, x_TH, w_gate_up, block_m) == "descriptors"
+    return keeps_registers(target(), block_m, described)
+
+
+def keeps_registers(target: str, block_m: int, described: bool) -> bool:
+    """Return whether a GPU has registers to keep pre-activations: Hopper's largest tile has none
+    left beside pointers.
+    """
+    return described or target != "sm_90" or block_m < DESCRIBED_ROWS
 
 
 def grouped_swiglu_reference(

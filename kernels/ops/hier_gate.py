@@ -20,9 +20,10 @@ fine logits; coarse logits choose groups and do not enter the weights.
 """
 
 import torch
-from moesim_kernels.ops.grouped_linear import gate_logits, grouped_linear
+from moesim_kernels.ops.gate_logits import gate_parts
+from moesim_kernels.ops.grouped_linear import grouped_linear
 from moesim_kernels.ops.plan import make_plan
-from moesim_kernels.ops.router import UNCHECKED, route, route_reference
+from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
 from moesim_kernels.tiles.tiles import tile_config
 
 
@@ -91,9 +92,10 @@ def two_level_gate(
     """
     _check(x_TH, coarse_GH, fine_EH, top_k, num_limited_groups)
     (num_groups, hidden), per_group = coarse_GH.shape, fine_EH.shape[0] // coarse_GH.shape[0]
-    groups_Tg = route(gate_logits(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED)[1]
     # Ascending groups make the columns below ascend with the expert id, which settles ties.
-    groups_Tg = groups_Tg.sort(dim=1).values.contiguous()
+    groups_Tg = route_parts(
+        gate_parts(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED, ascending=True
+    )[1]
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
     # From here on a group is an "expert" whose matrix is its keys.
     plan = make_plan(groups_Tg, num_groups, tile.block_m)
@@ -105,10 +107,12 @@ def two_level_gate(
         out_dtype=torch.float32,
     )
     # Rows come back by pair, so the kept groups of a token lie side by side in one router row.
-    weights_TK, slots_TK = route(
-        fine.view(x_TH.shape[0], num_limited_groups * per_group), top_k, options=UNCHECKED
+    return route_parts(
+        fine.view(1, x_TH.shape[0], num_limited_groups * per_group),
+        top_k,
+        options=UNCHECKED,
+        kept_Tg=groups_Tg,
     )
-    return weights_TK, _expert_ids(slots_TK, groups_Tg, per_group)
 
 
 def two_level_gate_reference(

@@ -1,6 +1,6 @@
 """Compute one MoE layer through the kernels, and the same layer in torch.
 
-    weights_TK, ids_TK = gate(x_TH)                                # router.py, hier_gate.py, ...
+    weights_TK, ids_TK = gate(x_TH)                                # gates.py
     plan = make_plan(ids_TK)                                       # plan.py
     act_PI = grouped_swiglu(x_TH, plan);  y_PH = grouped_down(act_PI, plan)
     out_TH = combine(y_PH, weights_TK) + shared_experts(x_TH)
@@ -15,27 +15,23 @@ from typing import Literal
 
 import torch
 from moesim_kernels.ops.checks import check_numbers, check_routing, check_shapes
+from moesim_kernels.ops.dense_plan import dense_plan
 from moesim_kernels.ops.expert_grad import experts, gate_weights
 from moesim_kernels.ops.fp8 import quantise_rows, quantise_rows_reference
+from moesim_kernels.ops.gates import count, gate_tokens, gate_tokens_reference
 from moesim_kernels.ops.grouped_down import (
     combine,
     combine_reference,
     grouped_down,
     grouped_down_reference,
 )
-from moesim_kernels.ops.grouped_linear import dense_plan, gate_logits
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from moesim_kernels.ops.hier_gate import two_level_gate, two_level_gate_reference
 from moesim_kernels.ops.operands import BlockScaled, Operand, tensors, values
 from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
-from moesim_kernels.ops.product_key import product_key_gate, product_key_gate_reference
-from moesim_kernels.ops.router import Options, route, route_reference
 from moesim_kernels.ops.runtime import device_name, limits
 from moesim_kernels.ops.weights import (
     LayerWeights,
-    check_gate,
     check_layer,
-    check_selection,
     torch_dtype,
 )
 from moesim_kernels.tiles.choice import Shape, choose_tiles
@@ -54,123 +50,6 @@ __all__ = [
     "shared_experts_reference",
     "torch_dtype",
 ]
-
-
-def _groups_keys(weights: LayerWeights) -> torch.Tensor:
-    if weights.coarse_GH is None:
-        raise ValueError("weights.coarse_GH: a two-level gate needs the groups' keys")
-    return weights.coarse_GH
-
-
-def _product_keys(weights: LayerWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    if weights.query_QH is None or weights.keys_2Sq is None:
-        raise ValueError("weights.query_QH: a product-key gate needs its projection and keys")
-    return weights.query_QH, weights.keys_2Sq
-
-
-def _options(
-    gate: Gate, weights: LayerWeights, seed: int, counts_E: torch.Tensor | None, checked: bool
-) -> Options:
-    check_selection(gate)
-    if gate.balancing == "bias" and weights.bias_E is None:
-        raise ValueError("weights.bias_E: a gate with a bias needs it")
-    return Options(
-        bias_E=weights.bias_E if gate.balancing == "bias" else None,
-        noise_std=gate.noise_std,
-        seed=seed,
-        temperature=gate.temperature,
-        counts_E=counts_E,
-        checked=checked,
-    )
-
-
-def gate_tokens(
-    x_TH: torch.Tensor,
-    gate: Gate,
-    weights: LayerWeights,
-    top_k: int,
-    *,
-    seed: int = 0,
-    counts_E: torch.Tensor | None = None,
-    checked: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts with any of the four gates, in the format of the gate's keys.
-
-    Args:
-        x_TH: Tokens of shape (T, H), contiguous.
-        gate: Kind, groups, score, noise, bias, and temperature of the gate.
-        weights: Weights that hold the gate's keys and its bias.
-        top_k: Number of experts each token uses.
-        seed: Seed of the noise.
-        counts_E: int32 of shape (E,); the number of tokens that chose each expert is added.
-        checked: Whether NaN logits are refused; on a GPU this check waits for the device.
-
-    Returns:
-        Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
-
-    Raises:
-        ConfigError: A two-level or product-key gate uses sigmoid, its heads do not divide top_k, or
-            the kernels do not compute its way of choosing.
-        ValueError: Shapes or numbers do not fit each other.
-        RuntimeError: Triton cannot launch kernels here.
-    """
-    check_gate(gate, top_k)
-    options = _options(gate, weights, seed, counts_E, checked)
-    # The gate may have a wider format than the experts; its keys decide.
-    x_TH = x_TH.to(weights.fine_EH.dtype)
-    if gate.kind in ("flat", "group_limited"):
-        return route(
-            gate_logits(x_TH, weights.fine_EH),
-            top_k,
-            gate.score,
-            gate.num_expert_groups,
-            gate.num_limited_groups,
-            options,
-        )
-    if gate.kind == "two_level":
-        chosen = two_level_gate(
-            x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups
-        )
-    else:
-        chosen = product_key_gate(x_TH, *_product_keys(weights), gate.query_heads, top_k)
-    # The flat kernel counts on its own; the choices of composed gates are counted here.
-    _count(chosen[1], counts_E)
-    return chosen
-
-
-def _count(ids_TK: torch.Tensor, counts_E: torch.Tensor | None) -> None:
-    """Add the choices without a wait: torch.bincount would ask the device for the highest id."""
-    if counts_E is not None:
-        counts_E.index_add_(0, ids_TK.flatten(), torch.ones_like(ids_TK).flatten())
-
-
-def gate_tokens_reference(
-    x_TH: torch.Tensor,
-    gate: Gate,
-    weights: LayerWeights,
-    top_k: int,
-    *,
-    seed: int = 0,
-    counts_E: torch.Tensor | None = None,
-    checked: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `gate_tokens` in torch."""
-    check_gate(gate, top_k)
-    options = _options(gate, weights, seed, counts_E, checked)
-    x_TH = x_TH.to(weights.fine_EH.dtype)
-    if gate.kind in ("flat", "group_limited"):
-        logits_TE = x_TH.float() @ weights.fine_EH.float().T
-        return route_reference(
-            logits_TE, top_k, gate.score, gate.num_expert_groups, gate.num_limited_groups, options
-        )
-    if gate.kind == "two_level":
-        chosen = two_level_gate_reference(
-            x_TH, _groups_keys(weights), weights.fine_EH, top_k, gate.num_limited_groups
-        )
-    else:
-        chosen = product_key_gate_reference(x_TH, *_product_keys(weights), gate.query_heads, top_k)
-    _count(chosen[1], counts_E)
-    return chosen
 
 
 def trained(*operands: Operand | None) -> bool:
@@ -380,7 +259,7 @@ def moe_layer(
         check_routing(routing, len(x_TH), layer, checked)
     if routing is not None:
         # Given choices are counted here, the gate's are counted by the gate.
-        _count(routing[1], counts_E)
+        count(routing[1], counts_E)
     gating = {"seed": seed, "counts_E": counts_E, "checked": checked}
     if backend == "torch":
         weights_TK, ids_TK = routing or gate_tokens_reference(

@@ -9,7 +9,8 @@ device.
 Nothing here waits for the GPU: the number of tiles depends on the routing and stays on the device.
 Grids are sized by `tile_bound`, and programs past the last tile return at once. Pair p = t x K + j
 is the j-th expert of token t. The counting sort is stable (pairs of one expert keep their order)
-and uses no atomics, so every run gives the same plan:
+and uses no atomics, so every run gives the same plan. Up to 4,096 experts it is the sort of
+`moesim_kernels.ops.counting_sort`. For more, whose counts do not fit a program:
 
 1. rank: count, by comparing expert ids, the earlier pairs of the same expert within a segment of
    pairs. The last pair of each expert also knows the expert's count in the segment;
@@ -28,6 +29,8 @@ bit-identical. The kernels are in `moesim_kernels.ops.plan_kernels`.
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.ops.counting_sort import MOST_EXPERTS, sorted_plan
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan_kernels import (
     _offsets_kernel,
     _prefix_kernel,
@@ -56,6 +59,7 @@ _RANK_BLOCK = 128
 _RANK_CHUNKS = 8
 #: the pairwise plan is used if experts >= _SPARSE_RATIO x pairs and pairs <= _SPARSE_PAIRS
 _SPARSE_RATIO, _SPARSE_PAIRS = 4, 2**14
+_TENSORS = ("sorted_pairs", "expert_offsets_E1", "tile_expert", "tile_row", "num_tiles")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +129,12 @@ def check_ids(ids_TK: torch.Tensor, num_experts: int) -> None:
     if ids_TK.numel():
         low, high = (int(value) for value in ids_TK.aminmax())
         if low < 0 or high >= num_experts:
+            # Only a routing that is refused pays for finding where it is wrong.
+            bad_P = ((ids_TK < 0) | (ids_TK >= num_experts)).flatten().int()
+            pair = int(bad_P.argmax())
             raise ValueError(
-                f"ids_TK: expected ids from 0 to {num_experts - 1}, got {low if low < 0 else high}"
+                f"ids_TK: expected ids from 0 to {num_experts - 1}, got "
+                f"{int(ids_TK.flatten()[pair])} for token {pair // ids_TK.shape[1]}"
             )
 
 
@@ -151,6 +159,11 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     if ids_TK.device.type == "cpu":
         check_ids(ids_TK, num_experts)
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
+    if num_pairs and num_experts <= MOST_EXPERTS:
+        made = sorted_plan(ids_TK, num_experts, block_m)
+        return Plan(
+            **dict(zip(_TENSORS, made, strict=True)), block_m=block_m, top_k=ids_TK.shape[1]
+        )
     # Short inputs get shorter segments, so that the rank kernel does not compare empty blocks.
     num_chunks = triton.cdiv(num_pairs, _RANK_BLOCK)
     chunks = min(_RANK_CHUNKS, triton.next_power_of_2(max(num_chunks, 1)))
@@ -184,7 +197,9 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     if num_pairs == 0:
         return plan
     # Step 1: ranks within a segment and counts of each segment.
-    _rank_kernel[(num_chunks,)](
+    launch(
+        _rank_kernel,
+        (num_chunks,),
         ids_TK,
         rank_P,
         counts_SE,
@@ -199,11 +214,20 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         min(64, triton.next_power_of_2(num_experts)),
     )
     # Step 2: the counts become their exclusive sums over the segments, in place.
-    _prefix_kernel[(triton.cdiv(num_experts, block_e),)](
-        counts_SE, totals_E, num_segments, num_experts, BLOCK_S=block_s, BLOCK_E=block_e
+    launch(
+        _prefix_kernel,
+        (triton.cdiv(num_experts, block_e),),
+        counts_SE,
+        totals_E,
+        num_segments,
+        num_experts,
+        BLOCK_S=block_s,
+        BLOCK_E=block_e,
     )
     # Step 3: one program scans all experts, since the scan is sequential.
-    _offsets_kernel[(1,)](
+    launch(
+        _offsets_kernel,
+        (1,),
         totals_E,
         offsets_E1,
         tile_offsets_E1,
@@ -212,7 +236,9 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         BLOCK=min(4096, triton.next_power_of_2(num_experts)),
     )
     # Step 4: every pair writes itself to its row.
-    _scatter_kernel[(triton.cdiv(num_pairs, 1024),)](
+    launch(
+        _scatter_kernel,
+        (triton.cdiv(num_pairs, 1024),),
         ids_TK,
         rank_P,
         counts_SE,
@@ -224,7 +250,9 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         BLOCK=1024,
     )
     # Step 5: the bisection needs one step per bit of the number of experts.
-    _tile_map_kernel[(triton.cdiv(max_tiles, 1024),)](
+    launch(
+        _tile_map_kernel,
+        (triton.cdiv(max_tiles, 1024),),
         offsets_E1,
         tile_offsets_E1,
         tile_expert,
@@ -256,10 +284,21 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     tile_row.fill_(-1)
     grid = (triton.cdiv(num_pairs, _RANK_BLOCK),)
     # Every pair is compared with all others; the ratio test keeps this small.
-    _sparse_rank_kernel[grid](
-        ids_TK, rank_P, row_P, sorted_pairs, sorted_ids, num_pairs, BLOCK=_RANK_BLOCK, num_warps=8
+    launch(
+        _sparse_rank_kernel,
+        grid,
+        ids_TK,
+        rank_P,
+        row_P,
+        sorted_pairs,
+        sorted_ids,
+        num_pairs,
+        BLOCK=_RANK_BLOCK,
+        num_warps=8,
     )
-    _sparse_tiles_kernel[grid](
+    launch(
+        _sparse_tiles_kernel,
+        grid,
         ids_TK,
         rank_P,
         row_P,
@@ -272,8 +311,15 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         num_warps=8,
     )
     # Offsets of all experts, by bisection of the sorted ids.
-    _sparse_offsets_kernel[(triton.cdiv(num_experts + 1, 1024),)](
-        sorted_ids, offsets_E1, num_pairs, num_experts, STEPS=num_pairs.bit_length(), BLOCK=1024
+    launch(
+        _sparse_offsets_kernel,
+        (triton.cdiv(num_experts + 1, 1024),),
+        sorted_ids,
+        offsets_E1,
+        num_pairs,
+        num_experts,
+        STEPS=num_pairs.bit_length(),
+        BLOCK=1024,
     )
     return Plan(
         sorted_pairs=sorted_pairs,

@@ -1,10 +1,11 @@
 """Choose the best k of E experts from 2 sqrt(E) scores: the product-key gate (Lample et al. 2019,
 arXiv 1907.05242).
 
-    query = x @ query_QH.T, split into two halves for each head
-    rows = top_k(first half . row keys);  columns = top_k(second half . column keys)
-    sums[i, j] = row score i + column score j                   # k^2 instead of E sums
-    ids, weights = top_k(sums), softmax over a head's choices / number of heads
+    queries = x @ query_QH.T, in parts (`moesim_kernels.ops.gate_logits`)
+    for each token and head: logits[side, s] = half of the query[side] . keys[side, s]
+        rows, columns = the best k of each side, by id (`moesim_kernels.ops.router`)
+        sums[i, j] = row logit i + column logit j                   # k^2 instead of E sums
+        ids, weights = top_k(sums), softmax over a head's choices / number of heads
 
 Expert i x S + j of S x S scores the sum of row key i with the first half of a query and column key
 j with the second half. The best k experts lie in the best k rows and the best k columns, so k^2
@@ -17,8 +18,124 @@ finds, divided by the number of heads.
 """
 
 import torch
-from moesim_kernels.ops.grouped_linear import gate_logits
-from moesim_kernels.ops.router import UNCHECKED, route, route_reference
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.gate_logits import gate_parts
+from moesim_kernels.ops.launches import launch
+from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
+from moesim_kernels.ops.router_kernel import key_logit, order_key, score_of
+from moesim_kernels.ops.runtime import jit, require_triton, tile_rows, tl, triton
+
+#: rows, keys and depth that a program multiplies at once, and its warps
+BLOCK_R, BLOCK_S, BLOCK_K, WARPS = 32, 32, 32, 4
+#: sums of a row and a column that a program takes without spilling
+MOST_SUMS = 2**14
+
+
+@jit
+def _half_logits_kernel(
+    queries_ptr,
+    keys_ptr,
+    logits_ptr,
+    num_rows,
+    num_queries,
+    num_keys,
+    inner,
+    PARTS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    await_inputs(PDL)
+    side = tl.program_id(1).to(tl.int64)
+    blocks_s = tl.cdiv(num_keys, BLOCK_S)
+    first_r = (tl.program_id(0) // blocks_s).to(tl.int64) * BLOCK_R
+    first_s = (tl.program_id(0) % blocks_s).to(tl.int64) * BLOCK_S
+    r = tl.arange(0, BLOCK_R)
+    s = tl.arange(0, BLOCK_S)
+    k = tl.arange(0, BLOCK_K)
+    row_exists = r < num_rows - first_r
+    key_exists = s < num_keys - first_s
+    # Row r is a token's head: its halves lie side by side in the token's queries. Inside a tile
+    # offsets are 32-bit numbers, of which registers hold twice as many as of addresses.
+    query_at = queries_ptr + (first_r * 2 + side) * inner + (r[:, None] * (2 * inner) + k[None, :])
+    keys_at = keys_ptr + (side * num_keys + first_s) * inner + (s[None, :] * inner + k[:, None])
+    total = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
+    for start in range(0, inner, BLOCK_K):
+        inside = k < inner - start
+        mask = row_exists[:, None] & inside[None, :]
+        query = tl.load(query_at + start, mask=mask, other=0.0)
+        # Queries come in parts, added up in their order.
+        for part in tl.static_range(1, PARTS):
+            query += tl.load(
+                query_at + (start + part * num_queries.to(tl.int64)), mask=mask, other=0.0
+            )
+        keys = tl.load(keys_at + start, mask=key_exists[None, :] & inside[:, None], other=0.0).to(
+            tl.float32
+        )
+        total = tl.dot(query, keys, total, input_precision="ieee")
+    out_at = (
+        logits_ptr
+        + (side * num_rows + first_r) * num_keys
+        + first_s
+        + (r[:, None] * num_keys + s[None, :])
+    )
+    tl.store(out_at, total, mask=row_exists[:, None] & key_exists[None, :])
+
+
+@jit
+def _pair_kernel(
+    logits_ptr,
+    at_ptr,
+    weights_ptr,
+    ids_ptr,
+    num_rows,
+    num_keys,
+    heads,
+    BEST: tl.constexpr,
+    FOUND: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    await_inputs(PDL)
+    int_min: tl.constexpr = -2147483648
+    r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    b = tl.arange(0, BLOCK_B)[None, :]
+    exists = (r < num_rows)[:, None] & (b < BEST)
+    row = tl.load(at_ptr + r[:, None] * BEST + b, mask=exists, other=0)
+    column = tl.load(at_ptr + (num_rows + r)[:, None] * BEST + b, mask=exists, other=0)
+    row_logit = tl.load(logits_ptr + r[:, None] * num_keys + row, mask=exists, other=0.0)
+    column_logit = tl.load(
+        logits_ptr + (num_rows + r)[:, None] * num_keys + column, mask=exists, other=0.0
+    )
+    # Rows and columns ascend, so pairs of a row and a column ascend with the expert's id.
+    sums = tl.reshape(
+        row_logit[:, :, None] + column_logit[:, None, :], (BLOCK_R, BLOCK_B * BLOCK_B)
+    )
+    experts = tl.reshape(
+        row[:, :, None] * num_keys + column[:, None, :], (BLOCK_R, BLOCK_B * BLOCK_B)
+    )
+    pairs = tl.reshape(exists[:, :, None] & exists[:, None, :], (BLOCK_R, BLOCK_B * BLOCK_B))
+    keys = tl.where(pairs, order_key(sums), int_min)
+    slot = tl.arange(0, BLOCK_F)[None, :]
+    chosen_key = tl.full((BLOCK_R, BLOCK_F), int_min, tl.int32)
+    chosen_id = tl.zeros((BLOCK_R, BLOCK_F), tl.int32)
+    for f in range(FOUND):
+        top = tl.max(keys, axis=1)[:, None]
+        # Of equal sums the lowest expert; sums already taken have a key that no pair has.
+        expert = tl.min(tl.where((keys == top) & pairs, experts, 2147483647), axis=1)[:, None]
+        chosen_key = tl.where(slot == f, top, chosen_key)
+        chosen_id = tl.where(slot == f, expert, chosen_id)
+        keys = tl.where(experts == expert, int_min, keys)
+    best_logit = key_logit(tl.max(chosen_key, axis=1))[:, None]
+    score = tl.where(slot < FOUND, score_of(key_logit(chosen_key), best_logit, False), 0.0)
+    total = tl.sum(score, axis=1)[:, None]
+    weights = tl.where(total > 0.0, score / total, 1.0 / FOUND) / heads
+    writes = (r < num_rows)[:, None] & (slot < FOUND)
+    tl.store(weights_ptr + r[:, None] * FOUND + slot, weights, mask=writes)
+    tl.store(ids_ptr + r[:, None] * FOUND + slot, chosen_id, mask=writes)
 
 
 def _check(
@@ -69,25 +186,56 @@ def product_key_gate(
         RuntimeError: Triton cannot launch kernels here.
     """
     _check(x_TH, query_QH, keys_2Sq, heads, top_k)
-    rows, keys, found = len(x_TH) * heads, keys_2Sq.shape[1], top_k // heads
-    halves_R2q = gate_logits(x_TH, query_QH).view(rows, 2, keys_2Sq.shape[2])
-    # Row and column scores are stacked, so that one router call chooses in both.
-    logits_2RS = torch.cat(
-        [
-            gate_logits(halves_R2q[:, i].contiguous(), keys_2Sq[i].float().contiguous())
-            for i in range(2)
-        ]
-    )
+    require_triton(x_TH, query_QH, keys_2Sq)
+    rows, (_, keys, depth), found = len(x_TH) * heads, keys_2Sq.shape, top_k // heads
     best = min(found, keys)
-    # Ascending rows and columns make the pairs below ascend with the expert id, which settles ties.
-    at_2Rk = route(logits_2RS, best, options=UNCHECKED)[1].long().sort(dim=1).values
-    scores_2Rk = logits_2RS.gather(1, at_2Rk)
-    sums_RP = (scores_2Rk[:rows, :, None] + scores_2Rk[rows:, None, :]).flatten(1).contiguous()
-    # Softmax over the sums of the chosen pairs alone: no other expert is ever scored.
-    weights_RK, pair_RK = route(sums_RP, found, options=UNCHECKED)
-    ids_RP = (at_2Rk[:rows, :, None] * keys + at_2Rk[rows:, None, :]).flatten(1)
-    ids_RK = ids_RP.gather(1, pair_RK.long()).int()
-    return (weights_RK / heads).view(-1, top_k), ids_RK.view(-1, top_k)
+    block_b = triton.next_power_of_2(best)
+    if block_b**2 > MOST_SUMS:
+        raise ValueError(
+            f"top_k: expected at most {MOST_SUMS} padded pairs of a head, got {block_b**2}"
+        )
+    weights_RK = torch.empty(rows, found, dtype=torch.float32, device=x_TH.device)
+    ids_RK = torch.empty(rows, found, dtype=torch.int32, device=x_TH.device)
+    if rows:
+        queries_STQ = gate_parts(x_TH, query_QH)
+        logits_2RS = torch.empty(1, 2 * rows, keys, dtype=torch.float32, device=x_TH.device)
+        blocks = triton.cdiv(rows, BLOCK_R) * triton.cdiv(keys, BLOCK_S)
+        launch(
+            _half_logits_kernel,
+            (blocks, 2),
+            queries_STQ,
+            keys_2Sq,
+            logits_2RS,
+            rows,
+            rows * 2 * depth,
+            keys,
+            depth,
+            PARTS=len(queries_STQ),
+            BLOCK_R=BLOCK_R,
+            BLOCK_S=BLOCK_S,
+            BLOCK_K=BLOCK_K,
+            num_warps=WARPS,
+        )
+        # Listed by id, which settles ties of the sums below.
+        at_2Rk = route_parts(logits_2RS, best, options=UNCHECKED, ascending=True)[1]
+        block_r = tile_rows(rows, 2 * block_b**2)
+        launch(
+            _pair_kernel,
+            (triton.cdiv(rows, block_r),),
+            logits_2RS,
+            at_2Rk,
+            weights_RK,
+            ids_RK,
+            rows,
+            keys,
+            heads,
+            BEST=best,
+            FOUND=found,
+            BLOCK_R=block_r,
+            BLOCK_B=block_b,
+            BLOCK_F=triton.next_power_of_2(found),
+        )
+    return weights_RK.view(-1, top_k), ids_RK.view(-1, top_k)
 
 
 def product_key_gate_reference(

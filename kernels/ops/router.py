@@ -36,6 +36,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.router_kernel import (
     MAX_OPTIONS_ROW,
     MAX_ROW,
@@ -198,8 +199,62 @@ def route(
         RuntimeError: Triton cannot launch kernels here.
     """
     _check(logits_TE, top_k, score, num_expert_groups, num_limited_groups, options)
-    require_triton(*(x for x in (logits_TE, options.bias_E, options.counts_E) if x is not None))
-    num_tokens, num_experts = logits_TE.shape
+    return _routed(logits_TE[None], top_k, score, num_expert_groups, num_limited_groups, options)
+
+
+def route_parts(
+    parts_STE: torch.Tensor,
+    top_k: int,
+    score: str = "softmax",
+    num_expert_groups: int = 1,
+    num_limited_groups: int = 1,
+    options: Options = PLAIN,
+    *,
+    ascending: bool = False,
+    kept_Tg: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Route as `route` does, from logits that come in parts, which are added in their order.
+
+    Args:
+        parts_STE: Parts of the logits, float32 of shape (S, T, E), contiguous.
+        top_k: Number of experts each token uses.
+        score: Score function, "softmax" or "sigmoid".
+        num_expert_groups: Number of groups of consecutive experts; 1 for a flat gate.
+        num_limited_groups: Number of groups a token may use.
+        options: Bias, noise, temperature, histogram, and whether NaN is looked for.
+        ascending: Whether experts are listed by id instead of best first.
+        kept_Tg: Groups kept before, int32 of shape (T, g), if the columns are the experts of these
+            groups side by side; ids then count the experts of all groups.
+
+    Returns:
+        Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
+
+    Raises:
+        ValueError: A shape, number, or score is outside the bounds of `route`, or a logit is NaN.
+        RuntimeError: Triton cannot launch kernels here.
+    """
+    # NaN is looked for in the sum, since that is what the kernel sees.
+    whole = parts_STE.sum(0) if options.checked and len(parts_STE) > 1 else parts_STE[0]
+    _check(whole, top_k, score, num_expert_groups, num_limited_groups, options)
+    return _routed(
+        parts_STE, top_k, score, num_expert_groups, num_limited_groups, options, ascending, kept_Tg
+    )
+
+
+def _routed(
+    parts_STE: torch.Tensor,
+    top_k: int,
+    score: str,
+    num_expert_groups: int,
+    num_limited_groups: int,
+    options: Options,
+    ascending: bool = False,
+    kept_Tg: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    require_triton(
+        *(x for x in (parts_STE, options.bias_E, options.counts_E, kept_Tg) if x is not None)
+    )
+    parts, num_tokens, num_experts = parts_STE.shape
     # Groups and their experts are padded separately, so that a group is an axis of the block.
     block_g = triton.next_power_of_2(num_expert_groups)
     block_s = triton.next_power_of_2(num_experts // num_expert_groups)
@@ -209,30 +264,37 @@ def route(
             f"logits_TE: expected at most {most} padded experts in one row, got "
             f"{block_g * block_s}; use the two-level gate"
         )
-    weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits_TE.device)
-    ids_TK = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits_TE.device)
+    weights_TK = torch.empty(num_tokens, top_k, dtype=torch.float32, device=parts_STE.device)
+    ids_TK = torch.empty(num_tokens, top_k, dtype=torch.int32, device=parts_STE.device)
     if num_tokens:
+        kept_size = 1 if kept_Tg is None else num_experts // kept_Tg.shape[1]
         biased, noisy = options.bias_E is not None, options.noise_std > 0
         # Bias and noise keep a second block alive and get half as many rows.
         block_t = tile_rows(num_tokens, block_g * block_s * (2 if biased or noisy else 1))
         # A product fused with a sum would be rounded once where the reference rounds twice.
         fusion = {"enable_fp_fusion": False} if noisy else {}
-        _route_kernel[(triton.cdiv(num_tokens, block_t),)](
-            logits_TE,
+        launch(
+            _route_kernel,
+            (triton.cdiv(num_tokens, block_t),),
+            parts_STE,
             options.bias_E,
             weights_TK,
             ids_TK,
             options.counts_E,
+            kept_Tg,
             num_tokens,
             num_experts,
             num_expert_groups,
             num_limited_groups,
             top_k,
+            kept_size,
             options.seed,
             1.0 / options.temperature,
             options.noise_std,
             SIGMOID=score == "sigmoid",
             GROUPED=num_limited_groups < num_expert_groups,
+            ASCENDING=ascending,
+            MAPPED=kept_Tg is not None,
             BIASED=biased,
             NOISY=noisy,
             COUNTED=options.counts_E is not None,
@@ -240,6 +302,7 @@ def route(
             BLOCK_G=block_g,
             BLOCK_S=block_s,
             BLOCK_K=triton.next_power_of_2(top_k),
+            PARTS=parts,
             num_warps=route_warps(block_g * block_s),
             **fusion,
         )

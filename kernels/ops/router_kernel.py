@@ -1,6 +1,7 @@
 """Route all tokens in one kernel: scores, group limits, and top-k.
 
     for each token t:
+        logits[t] = sum of their parts, in order
         key = logits[t] x 1/temperature + noise   (or score + bias), as integers in the same order
         if groups: keep the num_limited_groups groups with the best sum of two scores
         repeat K times: take the largest key, lowest id first, and remove it
@@ -10,6 +11,7 @@ The rules are those of `moesim_kernels.ops.router`, which launches this kernel a
 reference. Integer keys make the comparison total: NaN counts as -inf, and -0.0 equals 0.0.
 """
 
+from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.runtime import jit, tl
 
 #: Lanes of one row that a program takes without spilling, without and with bias or noise.
@@ -34,7 +36,10 @@ def key_logit(keys):
 
 
 @jit
-def _score(logits, row_max, SIGMOID: tl.constexpr):
+def score_of(logits, row_max, SIGMOID: tl.constexpr):
+    """Return the score that rule 4 of `moesim_kernels.ops.router` divides by the sum, from a logit
+    and the largest of the row.
+    """
     if SIGMOID:
         return 1.0 / (1.0 + tl.exp(-logits))
     # Comparing first keeps infinity minus infinity from becoming NaN.
@@ -56,15 +61,21 @@ def _load_logits(
     t,
     expert,
     mask,
+    num_tokens,
     num_experts,
     inverse_temperature,
     noise_std,
     seed,
     NOISY: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    logits = (
-        tl.load(logits_ptr + t * num_experts + expert, mask=mask, other=0.0) * inverse_temperature
-    )
+    # Logits may come in parts, which are added in their order.
+    at = logits_ptr + t * num_experts + expert
+    logits = tl.load(at, mask=mask, other=0.0)
+    for _ in tl.static_range(1, PARTS):
+        at += (tl.zeros_like(t) + num_tokens) * num_experts
+        logits += tl.load(at, mask=mask, other=0.0)
+    logits *= inverse_temperature
     if NOISY:
         # The noise depends on seed, token and expert only, so every block shape gives the same
         # noise.
@@ -87,16 +98,20 @@ def _route_kernel(
     weights_ptr,
     ids_ptr,
     counts_ptr,
+    kept_ptr,
     num_tokens,
     num_experts,
     num_groups,
     num_limited_groups,
     top_k,
+    kept_size,
     seed,
     inverse_temperature,
     noise_std,
     SIGMOID: tl.constexpr,
     GROUPED: tl.constexpr,
+    ASCENDING: tl.constexpr,
+    MAPPED: tl.constexpr,
     BIASED: tl.constexpr,
     NOISY: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -104,7 +119,10 @@ def _route_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     int_min: tl.constexpr = -2147483648
     per_group = num_experts // num_groups
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -121,18 +139,20 @@ def _route_kernel(
         t[:, None],
         expert[None, :],
         exists,
+        num_tokens,
         num_experts,
         inverse_temperature,
         noise_std,
         seed,
         NOISY,
+        PARTS,
     )
     keys = tl.where(exists, order_key(logits), int_min)
     # The maximum is taken of the keys, which are free of NaN.
     row_max = key_logit(tl.max(keys, axis=1))[:, None]
     if BIASED:
         logits = key_logit(keys)
-        score = _score(logits, row_max, SIGMOID)
+        score = score_of(logits, row_max, SIGMOID)
         if not SIGMOID:
             score = score / tl.sum(tl.where(exists, score, 0.0), axis=1)[:, None]
         bias = tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
@@ -152,9 +172,9 @@ def _route_kernel(
         if BIASED:
             group_score = key_logit(best) + tl.where(second == int_min, 0.0, key_logit(second))
         else:
-            group_score = _score(key_logit(best), row_max, SIGMOID)
+            group_score = score_of(key_logit(best), row_max, SIGMOID)
             group_score += tl.where(
-                second == int_min, 0.0, _score(key_logit(second), row_max, SIGMOID)
+                second == int_min, 0.0, score_of(key_logit(second), row_max, SIGMOID)
             )
         g = tl.arange(0, BLOCK_G)[None, :]
         # A group without any eligible expert gets the lowest key and is never kept.
@@ -176,7 +196,9 @@ def _route_kernel(
     chosen_id = tl.zeros((BLOCK_T, BLOCK_K), tl.int32)
     for k in range(top_k):
         # Lanes ascend with expert ids, so breaking ties to the left picks the lowest id.
-        top, lane_at = tl.max(keys, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        # Two plain reductions, for the key and for its lowest lane, are faster than one of pairs.
+        top = tl.max(keys, axis=1)
+        lane_at = tl.min(tl.where(keys == top[:, None], lane[None, :], BLOCK_G * BLOCK_S), axis=1)
         expert_at = (lane_at // BLOCK_S) * per_group + lane_at % BLOCK_S
         chosen_key = tl.where(slot == k, top[:, None], chosen_key)
         chosen_id = tl.where(slot == k, expert_at[:, None], chosen_id)
@@ -190,19 +212,30 @@ def _route_kernel(
             t[:, None],
             chosen_id,
             writes,
+            num_tokens,
             num_experts,
             inverse_temperature,
             noise_std,
             seed,
             NOISY,
+            PARTS,
         )
         chosen_key = tl.where(writes, order_key(logits), int_min)
     best_logit = key_logit(tl.max(chosen_key, axis=1))[:, None]
-    score = tl.where(slot < top_k, _score(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
+    score = tl.where(slot < top_k, score_of(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
     total = tl.sum(score, axis=1)[:, None]
     # A row whose scores are all 0 gets equal weights instead of a division by 0.
     weights = tl.where(total > 0.0, score / total, 1.0 / top_k)
-    out = t[:, None] * top_k + slot
+    place = slot
+    if ASCENDING:
+        # Listed by id: an expert's place is the number of others with a lower id.
+        lower = (chosen_id[:, None, :] < chosen_id[:, :, None]) & (slot < top_k)[:, None, :]
+        place = tl.sum(lower.to(tl.int32), axis=2)
+    if MAPPED:
+        # Columns are the experts of groups that were kept before, side by side.
+        kept_at = kept_ptr + t[:, None] * (num_experts // kept_size) + chosen_id // kept_size
+        chosen_id = tl.load(kept_at, mask=writes, other=0) * kept_size + chosen_id % kept_size
+    out = t[:, None] * top_k + place
     tl.store(weights_ptr + out, weights, mask=writes)
     tl.store(ids_ptr + out, chosen_id, mask=writes)
     if COUNTED:

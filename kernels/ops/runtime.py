@@ -24,6 +24,7 @@ try:
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:
     triton = None
     # Kernel signatures are evaluated when their module is imported; they need nothing else from
@@ -37,6 +38,19 @@ TritonMode = Literal["gpu", "interpreter", "none"]
 _INTERPRETED = triton is not None and isinstance(tl.max, InterpretedFunction)
 
 
+#: Sizes that follow from the number of tokens. Triton would compile a kernel anew where one is a
+#: multiple of 16, is 1, or neither, and no address is the better for knowing it.
+_VARYING = (
+    "num_tokens",
+    "num_pairs",
+    "num_rows",
+    "num_elements",
+    "num_queries",
+    "max_tiles",
+    "steps",
+)
+
+
 def jit(fn: Any) -> Any:
     """Make ``fn`` a Triton kernel, interpreted where Triton itself is interpreted.
 
@@ -44,7 +58,9 @@ def jit(fn: Any) -> Any:
     """
     if triton is None:
         return fn
-    return InterpretedFunction(fn) if _INTERPRETED else JITFunction(fn)
+    if _INTERPRETED:
+        return InterpretedFunction(fn)
+    return JITFunction(fn, do_not_specialize=list(_VARYING))
 
 
 @cache
@@ -153,6 +169,18 @@ def store_dtype(dtype: torch.dtype) -> torch.dtype:
     )
 
 
+def tensor_descriptor(tensor: torch.Tensor, block: list[int]) -> Any:
+    """Return what a launch turns into a descriptor of a contiguous tensor with blocks of this
+    shape.
+    """
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def tensor_descriptor_type() -> type:
+    """Return the type that `tensor_descriptor` makes; without Triton a type that nothing has."""
+    return type(None) if triton is None else TensorDescriptor
+
+
 def fp8_dtype() -> torch.dtype:
     """Return the 8-bit format of operands here: the active GPU's where it has one, otherwise OCP
     e4m3.
@@ -164,16 +192,24 @@ def fp8_dtype() -> torch.dtype:
     )
 
 
-def tile_rows(num_rows: int, row_elements: int) -> int:
+def tile_rows(num_rows: int, row_elements: int, num_columns: int = 1) -> int:
     """Return how many rows, each ``row_elements`` wide (a power of two), a program takes at once: a
     power of two.
 
-    A GPU wants many programs with few registers. The interpreter pays per program and operation,
-    not per element, so it gets larger blocks.
+    A GPU wants many programs with few registers: four for each multiprocessor where there is work
+    for them. The interpreter pays per program and operation, not per element, so it gets larger
+    blocks.
+
+    Args:
+        num_rows: Number of all rows.
+        row_elements: Number of elements of a row that one program takes.
+        num_columns: Number of programs that share a row.
     """
     # Elements of one block, for the interpreter and for a GPU.
-    budget = 2**18 if _INTERPRETED else 2**12
-    return max(1, min(budget // row_elements, triton.next_power_of_2(num_rows)))
+    if _INTERPRETED:
+        return max(1, min(2**18 // row_elements, triton.next_power_of_2(num_rows)))
+    spread = max(num_rows * num_columns // (4 * num_sms()), 1)
+    return max(1, min(2**12 // row_elements, triton.next_power_of_2(spread)))
 
 
 def limits() -> Limits:
@@ -182,40 +218,61 @@ def limits() -> Limits:
     """
     if triton_mode() != "gpu":
         return LIMITS["sm_80"]
-    return _gpu_limits(triton.runtime.driver.active.get_current_device())
+    return _gpu_limits(_index())
 
 
 def target() -> str:
     """Return the architecture of the active GPU, such as "sm_90" or "gfx942"; "" without one."""
-    if triton_mode() != "gpu":
-        return ""
-    found = triton.runtime.driver.active.get_current_target()
-    return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
+    return "" if triton_mode() != "gpu" else _gpu_target(_index())
 
 
 def device_name() -> str:
     """Return the driver's name of the active GPU; "" without one."""
-    if triton_mode() != "gpu":
-        return ""
-    return str(triton.runtime.driver.active.get_device_interface().get_device_name())
+    return "" if triton_mode() != "gpu" else _gpu_name(_index())
 
 
 def num_sms() -> int:
     """Return the number of multiprocessors of the active GPU; 2 without one, so that interpreted
     programs also loop.
     """
-    if triton_mode() != "gpu":
-        return 2
+    return 2 if triton_mode() != "gpu" else _gpu_sms(_index())
+
+
+def capturing() -> bool:
+    """Return whether the current stream is recorded into a graph, during which nothing may wait for
+    the device.
+    """
+    return triton_mode() == "gpu" and torch.cuda.is_current_stream_capturing()
+
+
+def _index() -> int:
+    return int(triton.runtime.driver.active.get_current_device())
+
+
+# A driver takes a millisecond to list a device's properties, and a launch needs some of them, so
+# each device is asked once.
+@cache
+def _gpu_target(index: int) -> str:
+    found = triton.runtime.driver.active.get_current_target()
+    return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
+
+
+@cache
+def _gpu_name(index: int) -> str:
+    return str(triton.runtime.driver.active.get_device_interface().get_device_name(index))
+
+
+@cache
+def _gpu_sms(index: int) -> int:
     # Asked of the driver that launches the kernels.
-    driver = triton.runtime.driver.active
     return int(
-        driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
+        triton.runtime.driver.active.utils.get_device_properties(index)["multiprocessor_count"]
     )
 
 
 @cache
 def _gpu_limits(index: int) -> Limits:
-    name = target()
+    name = _gpu_target(index)
     if name in LIMITS:
         return LIMITS[name]
     properties = triton.runtime.driver.active.utils.get_device_properties(index)

@@ -17,8 +17,18 @@ of the gathered rows.
 from typing import Literal
 
 import torch
+from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import check_ids
-from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tl, triton
+from moesim_kernels.ops.runtime import (
+    capturing,
+    jit,
+    require_float,
+    require_triton,
+    store_dtype,
+    tl,
+    triton,
+)
 
 #: number of neurons and of columns that a program takes at once
 BLOCK_P, BLOCK_H = 16, 256
@@ -48,7 +58,9 @@ def _tiny_in_kernel(
     GATED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     t = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < num_neurons
@@ -57,18 +69,20 @@ def _tiny_in_kernel(
     expert = tl.load(ids_ptr + pair, mask=exists, other=0).to(tl.int64)
     # With SwiGLU an expert has its gate rows first, then as many up rows.
     row = expert * (2 * width if GATED else width) + p % width
-    first = tl.zeros((BLOCK_P,), tl.float32)
-    second = tl.zeros((BLOCK_P,), tl.float32)
+    # Products are added up lane by lane and across lanes once, at the end: the loop only loads and
+    # multiplies.
+    firsts = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
+    seconds = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
     for start in range(0, hidden, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         mask = exists[:, None] & (h < hidden)[None, :]
         x = tl.load(x_ptr + t * hidden + h, mask=h < hidden, other=0.0).to(tl.float32)[None, :]
         at = w_ptr + row[:, None] * hidden + h[None, :]
-        first += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
+        firsts += tl.load(at, mask=mask, other=0.0).to(tl.float32) * x
         if GATED:
             at = w_ptr + (row + width)[:, None] * hidden + h[None, :]
-            second += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32) * x, axis=1)
-    act = _activated(first, second, GATED)
+            seconds += tl.load(at, mask=mask, other=0.0).to(tl.float32) * x
+    act = _activated(tl.sum(firsts, axis=1), tl.sum(seconds, axis=1), GATED)
     # Weighted here, so that the second kernel is a plain sum.
     weight = tl.load(weights_ptr + pair, mask=exists, other=0.0)
     tl.store(act_ptr + t * num_neurons + p, weight * act, mask=exists)
@@ -86,11 +100,14 @@ def _tiny_out_kernel(
     top_k,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_inputs(PDL)
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    total = tl.zeros((BLOCK_H,), tl.float32)
-    # One program sums all neurons of a token in a fixed order, so the result is deterministic.
+    # One program sums all neurons of a token in a fixed order, so the result is deterministic; as
+    # above, it adds across rows once, at the end.
+    totals = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
     for start in range(0, num_neurons, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         exists = p < num_neurons
@@ -101,8 +118,12 @@ def _tiny_out_kernel(
             mask=exists[:, None] & (h < hidden)[None, :],
             other=0.0,
         )
-        total += tl.sum(act[:, None] * rows.to(tl.float32), axis=0)
-    tl.store(out_ptr + t * hidden + h, total.to(out_ptr.dtype.element_ty), mask=h < hidden)
+        totals += act[:, None] * rows.to(tl.float32)
+    tl.store(
+        out_ptr + t * hidden + h,
+        tl.sum(totals, axis=0).to(out_ptr.dtype.element_ty),
+        mask=h < hidden,
+    )
 
 
 def _check(
@@ -161,6 +182,8 @@ def tiny_expert(
     ids_TK: torch.Tensor,
     weights_TK: torch.Tensor,
     activation: Literal["swiglu", "gelu"] = "swiglu",
+    *,
+    checked: bool = True,
 ) -> torch.Tensor:
     """Return the weighted sum of each token's tiny experts.
 
@@ -170,23 +193,24 @@ def tiny_expert(
             its up rows, shape (E, 2I, H); for GELU shape (E, I, H).
         w_out_EIH: Output rows in the same format, shape (E, I, H), contiguous; this is the
             transpose of a down projection.
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1 (not checked
-            on a GPU, since the check would wait for the device).
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
         activation: "swiglu", or "gelu" (exact, as in PEER).
+        checked: Whether ids out of range are refused, for which a GPU is waited for. While a graph
+            is recorded nothing may wait, and they are not checked.
 
     Returns:
         A tensor of shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
 
     Raises:
-        ValueError: Shapes or formats do not fit each other; on a CPU also an id out of range.
+        ValueError: Shapes or formats do not fit each other, or an id is out of range.
         RuntimeError: Triton cannot launch kernels here.
     """
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     require_triton(x_TH, w_in, w_out_EIH, ids_TK, weights_TK)
     (experts, width, hidden), (num_tokens, top_k) = w_out_EIH.shape, ids_TK.shape
-    # On a CPU the check costs no wait.
-    if ids_TK.device.type == "cpu":
+    # Addresses follow from ids, so interpreted kernels always check them.
+    if ids_TK.device.type == "cpu" or (checked and not capturing()):
         check_ids(ids_TK, experts)
     neurons = top_k * width
     act_TP = torch.empty(num_tokens, neurons, dtype=torch.float32, device=x_TH.device)
@@ -195,7 +219,9 @@ def tiny_expert(
         # Narrow layers get one block as wide as a row instead of mostly masked lanes.
         block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
         if neurons:
-            _tiny_in_kernel[(num_tokens, triton.cdiv(neurons, BLOCK_P))](
+            launch(
+                _tiny_in_kernel,
+                (num_tokens, triton.cdiv(neurons, BLOCK_P)),
                 x_TH,
                 w_in,
                 ids_TK,
@@ -209,7 +235,9 @@ def tiny_expert(
                 BLOCK_P=BLOCK_P,
                 BLOCK_H=block_h,
             )
-        _tiny_out_kernel[(num_tokens, triton.cdiv(hidden, block_h))](
+        launch(
+            _tiny_out_kernel,
+            (num_tokens, triton.cdiv(hidden, block_h)),
             act_TP,
             w_out_EIH,
             ids_TK,

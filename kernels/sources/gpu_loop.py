@@ -15,6 +15,7 @@ from moesim_kernels.ops.runtime import device
 from moesim_kernels.sources.beside import time_beside
 from moesim_kernels.sources.triton import Timer, graph_seconds
 
+from moesim.costs.libraries import running
 from moesim.design.candidate import Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster, load_profile, single_device
@@ -111,7 +112,8 @@ def run_gpu_loop(
     tell(f"measuring this GPU, about {sizes.seconds:.0f} s")
     out.mkdir(parents=True, exist_ok=True)
     profiler.write(out / PROFILE, sizes.seconds, "studies/check_gpu.py")
-    cluster = single_device(load_profile(str(out / PROFILE)))
+    # Designs are searched for the kernels that will run them.
+    cluster = running(single_device(load_profile(str(out / PROFILE))))
     tell("searching")
     found = GpuLoop(
         cluster=cluster,

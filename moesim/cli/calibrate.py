@@ -44,6 +44,24 @@ def calibrate_kernels(
     _report_fit(fitting.calibrate(out, framework), out)
 
 
+@calibrate_app.command("tiles")
+def calibrate_tiles(
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(help="Timed tiles of one GPU (`moesim kernels sweep`); default: the shipped."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path(
+        "moesim-triton.toml"
+    ),
+) -> None:
+    """Fit the tile model of this project's kernels to timed tiles (about ten seconds)."""
+    from moesim.measured.tiles import calibrate as fitting
+    from moesim.report.tables import check_writable
+
+    check_writable(out)
+    _report_fit(fitting.calibrate(out, rows), out)
+
+
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
     from moesim.report.terminal import print_table, say
 

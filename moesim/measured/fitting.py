@@ -121,6 +121,7 @@ class Fitted:
         fit_groups: The groups of rows that were fitted, in words.
         device_factors: Device -> factors of its parameters.
         few_shot_factors: Device of which ten rows are known -> factors of its parameters.
+        model: Model that the parameters are of, see `moesim.costs.calibration.Calibration`.
     """
 
     title: str
@@ -134,6 +135,7 @@ class Fitted:
     fit_groups: list[str]
     device_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     few_shot_factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    model: str = "waves"
 
 
 def write_calibration(path: Path, found: Fitted, command: str) -> None:
@@ -156,6 +158,7 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
         "fit_groups = [",
         *(f"  {_text(g)}," for g in found.fit_groups),
         "]",
+        *([f"model = {_text(found.model)}"] if found.model != "waves" else []),
         "",
         "[parameters]",
         *(f"{name} = {_number(value)}" for name, value in found.parameters.items()),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moesim.costs.libraries import running
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
@@ -224,8 +225,11 @@ def _ratios(
 
 
 def _phases(case: Case, profile: Profile) -> dict[str | None, float]:
-    """Return the simulated seconds of a case on this profile, by phase; None is the whole layer."""
-    cluster = replace(case.cluster, groups=tuple((profile, n) for _, n in case.cluster.groups))
+    """Return the simulated seconds of a case on this profile, by phase, with the kernels that ran:
+    moesim's own; None is the whole layer.
+    """
+    groups = tuple((profile, count) for _, count in case.cluster.groups)
+    cluster = running(replace(case.cluster, groups=groups))
     result = simulate(case.candidate, cluster, case.workload, must_fit=False)
     found: dict[str | None, float] = {None: result.layer_time_s}
     return found | dict(result.phase_time_s)

@@ -1,13 +1,16 @@
 """Gradients of the expert path against torch's own, at awkward sizes."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from moesim_kernels.ops.expert_grad import experts, experts_reference
-from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
+from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference, outer_tile
 from moesim_kernels.ops.layer import LayerWeights, moe_layer
 from moesim_kernels.ops.plan import make_plan_reference
+from moesim_kernels.ops.swiglu_grad import swiglu_grad, swiglu_grad_reference
+from moesim_kernels.tiles.tiles import LIMITS
 from moesim_kernels.timing.bench import random_ids
 
 from moesim.model import Gate, MoELayer
@@ -78,6 +81,51 @@ def test_short_formats(device, dtype, bound):
     want_TH, wanted = _gradients(_textbook, tensors, plan)
     for got, want in zip((out_TH, *found), (want_TH, *wanted), strict=True):
         assert (got.float() - want.float()).abs().max() <= bound * want.float().abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("function", [experts, experts_reference])
+def test_pre_activations_are_kept_or_computed_again(device, function, dtype):
+    plan, tensors = _operands(40, 6, 2, 64, 48, 1.0, device, dtype)
+    kept, again = (
+        _gradients(partial(function, recompute=recompute), tensors, plan)
+        for recompute in (False, True)
+    )
+    for got, want in zip((kept[0], *kept[1]), (again[0], *again[1]), strict=True):
+        torch.testing.assert_close(
+            got, want, rtol=2e-2, atol=2e-2 * float(want.detach().abs().max())
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "top_k", "width"), [(0, 2, 16), (7, 3, 1), (5, 2, 1500)])
+def test_the_gradient_of_swiglu_in_one_pass(device, tokens, top_k, width, dtype):
+    gate_up_P2I = _normal(tokens * top_k, 2 * width, seed=1, device=device).to(dtype)
+    z_PI = _normal(tokens * top_k, width, seed=2, device=device).to(dtype)
+    weights_TK = _normal(tokens, top_k, seed=3, device=device).abs()
+    operands = (gate_up_P2I, z_PI, weights_TK)
+    for got, want in zip(swiglu_grad(*operands), swiglu_grad_reference(*operands), strict=True):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        bound = {torch.float32: 1e-5, torch.bfloat16: 8e-3}[want.dtype]
+        torch.testing.assert_close(got, want, rtol=bound, atol=bound * 10)
+    if tokens:
+        with pytest.raises(ValueError, match="z_PI: expected"):
+            swiglu_grad(gate_up_P2I, z_PI[1:], weights_TK)
+        with pytest.raises(ValueError, match="weights_TK: expected"):
+            swiglu_grad(gate_up_P2I, z_PI, weights_TK.half())
+
+
+@pytest.mark.parametrize("target", LIMITS)
+@pytest.mark.parametrize("bits", [16, 32])
+def test_tiles_of_outer_products_fit(target, bits):
+    limits = LIMITS[target]
+    for width, inner in ((1, 1), (40, 4096), (28672, 4096)):
+        tile = outer_tile(width, inner, bits, limits)
+        assert (
+            tile.block_n + tile.block_c
+        ) * tile.block_r * bits // 8 * tile.num_stages <= limits.shared_bytes
+        assert tile.block_n * tile.block_c <= tile.num_warps * limits.elements_per_warp
+        assert bits == 32 or tile.block_n < 2 * max(width, 16)
 
 
 def test_only_what_is_asked_for(device):

@@ -24,6 +24,7 @@ from moesim_kernels.ops.operands import (
     require_product,
 )
 from moesim_kernels.ops.plan import make_plan, make_plan_reference
+from moesim_kernels.ops.runtime import fp8_dtype, triton_mode
 from moesim_kernels.tiles.tiles import LIMITS, Tile
 from moesim_kernels.timing.bench import random_ids
 
@@ -55,9 +56,16 @@ def _same_bits(one, other):
     ) and torch.equal(one.scales, other.scales)
 
 
+def _skip_foreign(dtype):
+    """A GPU casts to its own 8-bit format alone; the interpreter knows all of them."""
+    if triton_mode() == "gpu" and dtype != fp8_dtype():
+        pytest.skip(f"this GPU has no {dtype}")
+
+
 @pytest.mark.parametrize("dtype", LARGEST)
 @pytest.mark.parametrize(("rows", "columns"), [(0, 128), (1, 1), (3, 128), (130, 129), (61, 400)])
 def test_quantisers_equal_their_references_to_the_bit(device, rows, columns, dtype):
+    _skip_foreign(dtype)
     x = _normal(rows, columns, device=device) * torch.logspace(-30, 20, columns, device=device)
     x[:, ::3] = 0.0
     scaled = quantise_rows(x, dtype)
@@ -70,6 +78,7 @@ def test_quantisers_equal_their_references_to_the_bit(device, rows, columns, dty
 
 @pytest.mark.parametrize("dtype", LARGEST)
 def test_quantising_keeps_three_bits_and_the_largest_number(device, dtype):
+    _skip_foreign(dtype)
     x = _normal(40, 256, device=device, dtype=torch.bfloat16)
     scaled, largest = quantise_rows(x, dtype), x.float().unflatten(1, (-1, 128)).abs().amax(2)
     back = float_rows(scaled)

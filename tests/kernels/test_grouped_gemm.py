@@ -4,18 +4,15 @@ import math
 
 import pytest
 import torch
+from moesim_kernels.ops.dense_plan import dense_plan
+from moesim_kernels.ops.gate_logits import gate_logits
 from moesim_kernels.ops.grouped_down import (
     combine,
     combine_reference,
     grouped_down,
     grouped_down_reference,
 )
-from moesim_kernels.ops.grouped_linear import (
-    dense_plan,
-    gate_logits,
-    grouped_linear,
-    grouped_linear_reference,
-)
+from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
 from moesim_kernels.tiles.tiles import Tile
@@ -137,6 +134,42 @@ def test_dense_plan_is_the_plan_of_one_expert():
         assert torch.equal(getattr(dense, name), getattr(want, name)), name
 
 
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "inner", "width", "dtype"),
+    [
+        (1, 1, 1, 37, 129, torch.float32),
+        (50, 9, 4, 129, 37, torch.bfloat16),
+        (37, 5, 5, 64, 48, torch.float16),
+        (90, 2, 2, 128, 300, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("gather", [True, False])
+def test_matrices_that_lie_the_other_way(
+    device, tokens, experts, top_k, inner, width, dtype, gather
+):
+    plan = make_plan(random_ids(tokens, experts, top_k, skew=1.0, device=device), experts, 16)
+    a = _tokens(tokens if gather else tokens * top_k, inner, dtype=dtype, device=device)
+    w_ENC = _normal(experts, width, inner, dtype=dtype, device=device, seed=2)
+    turned = w_ENC.mT.contiguous()
+    got = grouped_linear(a, turned, plan, gather=gather, transposed=True)
+    torch.testing.assert_close(
+        got, grouped_linear(a, w_ENC, plan, gather=gather), **TOLERANCE[dtype]
+    )
+    want = grouped_linear_reference(a, turned, plan, gather=gather, transposed=True)
+    torch.testing.assert_close(
+        want, grouped_linear_reference(a, w_ENC, plan, gather=gather), **TOLERANCE[dtype]
+    )
+    torch.testing.assert_close(got, want, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("top_k", [1, 16, 17, 40])
+def test_combine_of_any_number_of_experts(device, top_k):
+    y_PH, weights_TK = _normal(9 * top_k, 300, device=device), torch.rand(9, top_k).to(device)
+    torch.testing.assert_close(
+        combine(y_PH, weights_TK), combine_reference(y_PH, weights_TK), rtol=1e-5, atol=1e-5
+    )
+
+
 def _inside_nan(tensor):
     """A contiguous copy of ``tensor`` with NaN before and after it."""
     guard = 4096
@@ -167,7 +200,7 @@ def test_reads_and_writes_nothing_beside_its_tensors(device, monkeypatch):
     out_TH = combine(grouped_down(grouped_swiglu(x_TH, w_gate_up, plan), w_down, plan), weights_TK)
     monkeypatch.setattr(torch, "empty", empty)
     assert out_TH.isfinite().all()
-    assert len(buffers) >= 8
+    assert len(buffers) >= 4
     for buffer in buffers:
         assert (buffer[:guard] == 77).all()
         assert (buffer[-guard:] == 77).all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from moesim_kernels.ops.counting_sort import MOST_EXPERTS, counted
 from moesim_kernels.ops.plan import (
     is_sparse,
     make_plan,
@@ -102,3 +103,38 @@ def test_far_more_experts_than_pairs_give_the_same_plan(
             assert torch.equal(getattr(plan, name), getattr(want, name)), name
     assert not is_sparse(experts // 4 + 1, experts)
     assert not is_sparse(2**15, 2**20)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "experts", "counts"),
+    [
+        (2048, 100, "none"),
+        (2049, 100, "rows"),
+        (5000, 8, "rows"),
+        (5000, 700, "sums"),
+        (3000, 4096, "sums"),
+    ],
+)
+@pytest.mark.parametrize("skew", [0.0, 2.0])
+def test_every_way_of_counting_gives_the_plan(device, pairs, experts, counts, skew):
+    assert counted(pairs, experts) == counts
+    ids_TK = random_ids(pairs, min(experts, 256), 1, skew=skew, seed=3, device=device)
+    ids_TK = (ids_TK * (experts // min(experts, 256))).int()
+    plan, want = make_plan(ids_TK, experts, 16), make_plan_reference(ids_TK, experts, 16)
+    for name in TENSORS:
+        assert torch.equal(getattr(plan, name), getattr(want, name)), name
+
+
+def test_pieces_of_a_plan_begin_on_multiples_of_16_bytes(device):
+    plan = make_plan(random_ids(37, 61, 3, device=device), 61, 16)
+    base = plan.sorted_pairs.data_ptr()
+    assert all((getattr(plan, name).data_ptr() - base) % 16 == 0 for name in TENSORS)
+
+
+def test_more_experts_than_fit_a_program_have_a_way_of_their_own(device):
+    experts = MOST_EXPERTS + 1
+    ids_TK = random_ids(3000, 200, 1, skew=1.0, device=device) * 20
+    assert not is_sparse(ids_TK.numel(), experts)
+    plan, want = make_plan(ids_TK, experts, 32), make_plan_reference(ids_TK, experts, 32)
+    for name in TENSORS:
+        assert torch.equal(getattr(plan, name), getattr(want, name)), name

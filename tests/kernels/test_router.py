@@ -196,9 +196,12 @@ def test_options_equal_reference(device, tokens, experts, top_k, groups, kept, s
     assert torch.equal(counts_E - 5, torch.bincount(ids_TK.flatten(), minlength=experts).int())
 
 
-def test_bias_chooses_and_does_not_weigh(router):
+def test_bias_chooses_and_does_not_weigh(router, device):
     def biased(*values, score="softmax", **options):
-        return {"score": score, "options": Options(bias_E=torch.tensor(values), **options)}
+        return {
+            "score": score,
+            "options": Options(bias_E=torch.tensor(values, device=device), **options),
+        }
 
     weights, ids = router([0.0, 2.0, -1.0, 1.0], 2, **biased(0.0, -9.0, 9.0, 0.0))
     assert ids == [2, 3]
@@ -207,10 +210,10 @@ def test_bias_chooses_and_does_not_weigh(router):
     assert router([0.0, 0.0, 0.0], 2, **biased(0.0, 0.2, 0.1, score="sigmoid"))[1] == [1, 2]
 
 
-def test_bias_moves_groups(router):
+def test_bias_moves_groups(router, device):
     row = [1.0, 1.0, 0.0, 0.0]
     for bias, chosen in ((0.0, [0, 1]), (0.5, [2, 3])):
-        options = Options(bias_E=torch.tensor([0.0, 0.0, bias, bias]))
+        options = Options(bias_E=torch.tensor([0.0, 0.0, bias, bias], device=device))
         assert router(row, 2, "sigmoid", 2, 1, options=options)[1] == chosen
 
 
@@ -236,9 +239,12 @@ def test_refuses_nan_and_options_that_do_not_fit(call, device):
         call(bad, 2)
     assert call(torch.where(bad.isnan(), INF, bad), 1)[1].tolist() == [[0], [3]]
     for options, message in (
-        ({"bias_E": torch.zeros(7)}, r"bias_E: expected torch.float32 of shape \(8,\)"),
-        ({"bias_E": torch.full((8,), NAN)}, "bias_E: expected finite numbers"),
-        ({"counts_E": torch.zeros(8)}, "counts_E: expected torch.int32"),
+        (
+            {"bias_E": torch.zeros(7, device=device)},
+            r"bias_E: expected torch.float32 of shape \(8,\)",
+        ),
+        ({"bias_E": torch.full((8,), NAN, device=device)}, "bias_E: expected finite numbers"),
+        ({"counts_E": torch.zeros(8, device=device)}, "counts_E: expected torch.int32"),
         ({"noise_std": -1.0}, "noise_std"),
         ({"temperature": 0.0}, "temperature"),
         ({"seed": 2**31}, "seed: expected an integer from 0"),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesim_kernels.ops.fp8 import quantise_blocks_reference, quantise_rows_reference
 from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
+from moesim_kernels.ops.runtime import device as kernel_device
 from moesim_kernels.tiles.tiles import Tile, tile_bound, tiles_per_expert
 from moesim_kernels.timing.bench import random_ids
 
@@ -31,7 +32,7 @@ from moesim.routing import RoutingSpec, route
 )
 @pytest.mark.parametrize("routing", ["uniform", "zipf:1.2", "power_law:1.2"])
 def test_tiles_of_the_simulator_are_those_of_the_plan(
-    routing, num_experts, top_k, num_tokens, block_m
+    device, routing, num_experts, top_k, num_tokens, block_m
 ):
     drawn = route(
         RoutingSpec.parse(routing),
@@ -43,7 +44,7 @@ def test_tiles_of_the_simulator_are_those_of_the_plan(
     )
     counts_E = drawn.num_tokens_E()
     load = Load.of(counts_E[None], np.array([num_tokens * top_k]), block_m)
-    plan = make_plan(torch.from_numpy(drawn.expert_ids_TK), num_experts, block_m)
+    plan = make_plan(torch.from_numpy(drawn.expert_ids_TK).to(device), num_experts, block_m)
     assert (
         load.blocks_D.tolist()
         == [int(plan.num_tiles)]
@@ -148,7 +149,9 @@ def test_tiles_bytes_and_flops_are_the_simulators(routing, tile, columns, depth)
 @given(routing=routings, block_m=st.sampled_from([16, 64]))
 def test_the_kernels_plan_is_the_counted_one(routing, block_m):
     num_experts, num_tokens, skew, seed, top_k = routing
-    ids_TK = random_ids(num_tokens, num_experts, top_k, skew=skew, seed=seed)
+    ids_TK = random_ids(
+        num_tokens, num_experts, top_k, skew=skew, seed=seed, device=kernel_device()
+    )
     plan, counted = (
         make_plan(ids_TK, num_experts, block_m),
         make_plan_reference(ids_TK, num_experts, block_m),

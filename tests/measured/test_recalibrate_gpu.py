@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moesim.cli import main as run_moesim
+from moesim.costs.libraries import running
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
@@ -47,7 +48,7 @@ def path(tmp_path_factory):
 def checked(profile, truth, noise=0.02, count=12):
     """What a GPU with those factors would take, for layers of many sizes."""
     rng = np.random.default_rng(2)
-    there, pairs = single_device(scaled(profile, truth)), []
+    there, pairs = running(single_device(scaled(profile, truth))), []
     for number in range(count):
         layer = MoELayer(
             hidden_size=int(512 * rng.integers(2, 9)),
@@ -63,7 +64,7 @@ def checked(profile, truth, noise=0.02, count=12):
         )
         before, after = (
             simulate(case.candidate, cluster, case.workload, must_fit=False)
-            for cluster in (case.cluster, there)
+            for cluster in (running(case.cluster), there)
         )
         for quantity, phase in (("layer", None), ("experts", "experts"), ("gate", "gate")):
             simulated, measured = (
@@ -173,7 +174,8 @@ def checked_one(candidate, cluster, workload, truth):
     case = Case(candidate=candidate, cluster=cluster, workload=workload)
     there = single_device(scaled(cluster.profile, truth))
     before, after = (
-        simulate(candidate, on, workload, must_fit=False).layer_time_s for on in (cluster, there)
+        simulate(candidate, running(on), workload, must_fit=False).layer_time_s
+        for on in (cluster, there)
     )
     row = CheckRow(
         candidate=candidate.label,

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.devices.separate import SeparateKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.work import GemmSpec, GemmWork
@@ -26,7 +27,7 @@ _WIDEN_OPERATIONS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WaveKernels:
+class WaveKernels(SeparateKernels):
     """Primitives of one GPU: grouped GEMM, top-k, stream, gather, launch."""
 
     profile: Profile
