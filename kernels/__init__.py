@@ -42,6 +42,7 @@ _MODULE_OF = {
     "LayerWeights": "ops.weights",
     "moe_layer": "ops.layer",
     "prepare_layer": "ops.prepared",
+    "synchronize": "ops.watch",
     "expert_parallel_layer": "ranks.expert_parallel",
     "compile_all": "compile.check",
     "time_expert_phase": "timing.bench",

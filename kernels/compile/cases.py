@@ -87,7 +87,13 @@ def _tiny() -> Iterator[Case]:
                     dtype=dtype,
                     tile=f"{BLOCK_P}x{BLOCK_H}",
                     function=_tiny_in_kernel,
-                    constexprs={"GATED": gated, "BLOCK_P": BLOCK_P, "BLOCK_H": BLOCK_H} | width,
+                    constexprs={
+                        "GATED": gated,
+                        "WATCHED": True,
+                        "BLOCK_P": BLOCK_P,
+                        "BLOCK_H": BLOCK_H,
+                    }
+                    | width,
                 )
             yield Case(
                 kernel=f"tiny expert out{size}",
@@ -131,6 +137,8 @@ def _others() -> Iterator[Case]:
             function=_place_kernel,
             constexprs={
                 "COUNTS": counts,
+                "WATCHED": True,
+                "WEIGHED": True,
                 "BLOCK_M": 128,
                 "SEGMENT": SEGMENT,
                 "COMPARED": COMPARED,
@@ -155,11 +163,23 @@ def _others() -> Iterator[Case]:
             {"BINS": 256, "BLOCK_S": SUM_S, "BLOCK_E": SUM_E},
             8,
         ),
-        ("plan rank", "128x128", _rank_kernel, {"BLOCK": 128, "CHUNKS": 8}, 8),
+        (
+            "plan rank",
+            "128x128",
+            _rank_kernel,
+            {"BLOCK": 128, "CHUNKS": 8, "COMPARED": COMPARED},
+            8,
+        ),
         ("plan prefix", "64x64", _prefix_kernel, {"BLOCK_S": 64, "BLOCK_E": 64}, 4),
         ("plan offsets", "4096", _offsets_kernel, {"BLOCK_M": 128, "BLOCK": 4096}, 4),
         ("plan scatter", "1024", _scatter_kernel, {"SEGMENT": 1024, "BLOCK": 1024}, 4),
-        ("plan sparse rank", "128x128", _sparse_rank_kernel, {"BLOCK": 128}, 8),
+        (
+            "plan sparse rank",
+            "128x128",
+            _sparse_rank_kernel,
+            {"BLOCK": 128, "COMPARED": COMPARED},
+            8,
+        ),
         ("plan sparse tiles", "128x128", _sparse_tiles_kernel, {"BLOCK_M": 128, "BLOCK": 128}, 8),
         ("plan sparse offsets", "1024", _sparse_offsets_kernel, {"STEPS": 12, "BLOCK": 1024}, 4),
         ("plan tile map", "1024", _tile_map_kernel, {"STEPS": 9, "BLOCK_M": 128, "BLOCK": 1024}, 4),
@@ -199,7 +219,7 @@ def _smallest(limits: Limits) -> Iterator[Case]:
             dtype="bf16",
             tile="16x1",
             function=_tiny_in_kernel,
-            constexprs={"GATED": True, "BLOCK_P": BLOCK_P, "BLOCK_H": 1},
+            constexprs={"GATED": True, "WATCHED": True, "BLOCK_P": BLOCK_P, "BLOCK_H": 1},
         ),
         Case(
             kernel="tiny_out",

@@ -34,10 +34,16 @@ from moesim.costs.devices.tile_choice import compiled_tiles
 
 
 def outer_case(
-    name: str, dtype: str, limits: Limits, a_top_k: int, b_top_k: int, size: int = 4096
+    name: str,
+    dtype: str,
+    limits: Limits,
+    a_top_k: int,
+    b_top_k: int,
+    size: int = 4096,
+    added: bool = False,
 ) -> Case:
     """Return the outer products of a gradient of matrices of ``size`` rows and columns."""
-    tile = outer_tile(size, size, FORMATS[dtype][1], limits)
+    tile = outer_tile(size, size, FORMATS[dtype][1], limits, added)
     return Case(
         kernel=name,
         dtype=dtype,
@@ -48,6 +54,7 @@ def outer_case(
         constexprs={
             "A_TOP_K": a_top_k,
             "B_TOP_K": b_top_k,
+            "ADDED": added,
             "DOT": dot_format(dtype),
             "BLOCK_R": tile.block_r,
             "BLOCK_N": tile.block_n,
@@ -139,12 +146,12 @@ def _persistent(target: str, limits: Limits) -> Iterator[Case]:
     gather = gathers_by_descriptor(target)
     for dtype in ("bf16", "f16", "fp8"):
         for block_m in (16, 32, 64, 128):
-            if gather or dtype == "fp8":
+            if gather:
                 yield gemm_case(
                     limits, _persistent_swiglu_kernel, block_m, dtype, GATHER_ROWS=gather
                 )
-            elif block_m >= DESCRIBED_ROWS:
-                for saved in (False, True):
+            elif block_m >= DESCRIBED_ROWS or dtype == "fp8":
+                for saved in (False,) if dtype == "fp8" else (False, True):
                     yield gemm_case(
                         limits,
                         _wide_swiglu_kernel,
@@ -220,10 +227,12 @@ def _training(limits: Limits) -> Iterator[Case]:
 def _scaled(limits: Limits) -> Iterator[Case]:
     for dtype, name in FP8_NAMES.items():
         for block_m in (16, 32, 64, 128):
-            yield gemm_case(limits, _swiglu_kernel, block_m, dtype, EVEN_H=True)
+            yield gemm_case(
+                limits, _wide_swiglu_kernel, block_m, dtype, EVEN_H=True, DESCRIBED=False
+            )
             yield gemm_case(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
         # The masked variants are compiled for the largest block of rows only.
-        yield gemm_case(limits, _swiglu_kernel, 128, dtype, EVEN_H=False)
+        yield gemm_case(limits, _wide_swiglu_kernel, 128, dtype, EVEN_H=False, DESCRIBED=False)
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
         numbers = {"LARGEST": LARGEST[getattr(torch, name)], "SMALLEST": SMALLEST}
         for kernel, function, tile, sizes in (
@@ -270,6 +279,7 @@ def _gemms(target: str, limits: Limits) -> Iterator[Case]:
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=True)
         yield outer_case("outer gate up", dtype, limits, 1, 8)
         yield outer_case("outer down", dtype, limits, 8, 1)
+        yield outer_case("outer added", dtype, limits, 8, 1, added=True)
         for block_m in (16, 32, 64, 128):
             yield gemm_case(
                 limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=True, TRANSPOSED=True

@@ -120,9 +120,14 @@ class Case:
             return f"tensordesc<{FORMATS[self.dtype][0]}{block}>"
         if not name.endswith("_ptr"):
             return "fp32" if name in ("inverse_temperature", "noise_std") else "i32"
+        if name == "missing_ptr":
+            return "*i1"
         # Gate logits are stored in float32.
         transposed = self.constexprs.get("TRANSPOSED")
         if name == "out_ptr" and self.constexprs.get("GATHER") and not transposed:
+            return "*fp32"
+        # Gradients are added up in float32.
+        if name == "out_ptr" and self.constexprs.get("ADDED"):
             return "*fp32"
         # Quantizers read bfloat16, and scaled products store it.
         if self.dtype in FP8_NAMES and name == (

@@ -71,6 +71,11 @@ def _check_tensor(name: str, tensor: torch.Tensor, x_TH: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected {x_TH.device} as x_TH, got {tensor.device}")
 
 
+def _first_bad(rows: torch.Tensor) -> int:
+    # Only input that is refused pays for finding where it is wrong.
+    return int((~rows.isfinite()).any(1).int().argmax())
+
+
 def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
     """Refuse numbers that would make NaN logits; this waits for the device.
 
@@ -86,8 +91,10 @@ def check_numbers(x_TH: torch.Tensor, weights: LayerWeights) -> None:
         ),
     ):
         if tensor is not None and not bool(tensor.isfinite().all()):
+            where = f" for token {_first_bad(tensor)}" if tensor is x_TH else ""
             raise ValueError(
-                f"{name}: expected finite numbers, got NaN or infinity, which would make NaN logits"
+                f"{name}: expected finite numbers, got NaN or infinity{where}, which would make "
+                "NaN logits"
             )
 
 
@@ -121,4 +128,7 @@ def check_routing(
     if checked:
         check_ids(ids_TK, layer.num_experts)
         if not bool(weights_TK.isfinite().all()):
-            raise ValueError("routing: expected finite weights, got NaN or infinity")
+            raise ValueError(
+                "routing: expected finite weights, got NaN or infinity for token "
+                f"{_first_bad(weights_TK)}"
+            )

@@ -23,10 +23,13 @@ Sums of integers are the same in any order, so every run gives the same plan. Id
 read as the nearest expert, so a wrong routing gives wrong numbers but no wrong addresses.
 """
 
+from dataclasses import dataclass
+
 import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import jit, tl, triton
+from moesim_kernels.ops.watch import IDS, WEIGHTS, note
 from moesim_kernels.tiles.tiles import tile_bound
 
 #: pairs of a segment, each of which is compared with the others; and how many of them at once
@@ -35,11 +38,54 @@ SEGMENT, COMPARED = 256, 32
 MOST_RECOUNTED, COUNTED = 2048, 1024
 #: the most numbers of a table of counts whose rows every program adds up for itself; how many it
 #: reads at once
-MOST_RESUMMED, SUMMED = 2**14, 4096
+MOST_RESUMMED, SUMMED = 2**15, 4096
 #: the most experts whose counts a program keeps in registers
 MOST_EXPERTS = 4096
 #: experts and segments of a step of the sums
 SUM_E, SUM_S = 64, 64
+#: the most experts that a router counts for a plan, and tokens of its segments, of few and of many
+MOST_ROUTED, ROUTED_TOKENS, MANY_ROUTED_TOKENS = 256, 16, 32
+#: number of tokens from which a router's segments are the larger ones
+_MANY_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segments:
+    """Pairs counted by expert in segments of consecutive tokens, which a plan begins with.
+
+    Attributes:
+        counts_SE: Counts, int32 of shape (segments + 1, experts padded to a power of two); the last
+            row is room for the totals.
+        tokens: Number of tokens in a segment, a power of two.
+        pairs: Number of pairs in a segment.
+    """
+
+    counts_SE: torch.Tensor
+    tokens: int
+    pairs: int
+
+
+def new_segments(
+    num_tokens: int, top_k: int, num_experts: int, device: torch.device
+) -> Segments | None:
+    """Return memory in which a router counts its choices for a plan; None where the plan counts
+    for itself or has no use for counts.
+    """
+    wide = num_tokens <= _MANY_TOKENS or bins_of(num_experts) > MOST_ROUTED // 2
+    tokens = ROUTED_TOKENS if wide else MANY_ROUTED_TOKENS
+    # A segment has at most as many pairs as the plan compares.
+    while tokens * top_k > SEGMENT:
+        tokens //= 2
+    if num_experts > MOST_ROUTED or num_tokens * top_k <= MOST_RECOUNTED or not tokens:
+        return None
+    shape = (triton.cdiv(num_tokens, tokens) + 1, bins_of(num_experts))
+    counts_SE = torch.empty(shape, dtype=torch.int32, device=device)
+    return Segments(counts_SE=counts_SE, tokens=tokens, pairs=tokens * top_k)
+
+
+def bins_of(num_experts: int) -> int:
+    """Return the experts of a row of counts, padded."""
+    return max(triton.next_power_of_2(num_experts), 16)
 
 
 @jit
@@ -101,10 +147,16 @@ def _place_kernel(
     tile_expert_ptr,
     tile_row_ptr,
     num_tiles_ptr,
+    weights_ptr,
+    watch_ptr,
     num_pairs,
     num_experts,
     max_tiles,
+    segment_pairs,
+    top_k,
     COUNTS: tl.constexpr,
+    WATCHED: tl.constexpr,
+    WEIGHED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     SEGMENT: tl.constexpr,
     COMPARED: tl.constexpr,
@@ -124,7 +176,9 @@ def _place_kernel(
             q = start + tl.arange(0, COUNTED)
             others = _expert_of(ids_ptr, q, num_pairs, num_experts)
             total += tl.histogram(others, BINS, mask=q < num_pairs)
-            before += tl.histogram(others, BINS, mask=q < tl.minimum(segment * SEGMENT, num_pairs))
+            before += tl.histogram(
+                others, BINS, mask=q < tl.minimum(segment * segment_pairs, num_pairs)
+            )
     elif COUNTS == "rows":
         # Summed over the rows at the end: a sum in every step would cross the program's warps each
         # time.
@@ -160,43 +214,64 @@ def _place_kernel(
         unused = start + tl.arange(0, SEGMENT)
         tl.store(tile_expert_ptr + unused, -1, mask=unused < max_tiles)
         tl.store(tile_row_ptr + unused, -1, mask=unused < max_tiles)
-    p = segment * SEGMENT + tl.arange(0, SEGMENT)
+    # A segment of a router may be shorter than a block.
+    p = segment * segment_pairs + tl.arange(0, SEGMENT)
+    end = tl.minimum((segment + 1) * segment_pairs, num_pairs)
+    if WATCHED:
+        given = tl.load(ids_ptr + p, mask=p < end, other=0)
+        note(watch_ptr, IDS, (given < 0) | (given >= num_experts), p // top_k)
+    if WEIGHED:
+        weights = tl.load(weights_ptr + p, mask=p < end, other=0.0)
+        note(watch_ptr, WEIGHTS, (tl.abs(weights) < float("inf")) == 0, p // top_k)
     ids = _expert_of(ids_ptr, p, num_pairs, num_experts)
     earlier = tl.zeros((SEGMENT, COMPARED), tl.int32)
     for start in range(0, SEGMENT, COMPARED):
-        q = segment * SEGMENT + start + tl.arange(0, COMPARED)
+        q = segment * segment_pairs + start + tl.arange(0, COMPARED)
         others = _expert_of(ids_ptr, q, num_pairs, num_experts)
         earlier += ((ids[:, None] == others[None, :]) & (q[None, :] < p[:, None])).to(tl.int32)
     row = tl.gather(first + before, ids, axis=0) + tl.sum(earlier, axis=1)
-    tl.store(sorted_pairs_ptr + row, p, mask=p < num_pairs)
+    tl.store(sorted_pairs_ptr + row, p, mask=p < end)
 
 
-def counted(num_pairs: int, num_experts: int) -> str:
+def counted(num_pairs: int, num_experts: int, segment_pairs: int = SEGMENT) -> str:
     """Return what is counted beforehand: "none", the "rows" of every segment, or also their "sums"
     over the segments.
     """
     if num_pairs <= MOST_RECOUNTED:
         return "none"
-    table = triton.cdiv(num_pairs, SEGMENT) * triton.next_power_of_2(num_experts)
+    table = triton.cdiv(num_pairs, segment_pairs) * bins_of(num_experts)
     return "rows" if table <= MOST_RESUMMED else "sums"
 
 
-def sorted_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> list[torch.Tensor]:
+def sorted_plan(
+    ids_TK: torch.Tensor,
+    num_experts: int,
+    block_m: int,
+    routed: Segments | None = None,
+    watch: torch.Tensor | None = None,
+    weights_TK: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
     """Return the tensors of a plan with at least one pair and at most `MOST_EXPERTS` experts.
 
     Args:
         ids_TK: Expert ids, int32 of shape (T, K), contiguous.
         num_experts: Number of experts E.
         block_m: Number of rows in a tile.
+        routed: What a router counted of these ids; None if nothing was counted.
+        watch: Memory where the first token with an id out of range is noted
+            (`moesim_kernels.ops.watch`); None for no watch.
+        weights_TK: Router weights, float32 of the shape of ``ids_TK``, that are watched, too.
 
     Returns:
         Pairs in the order of their experts, the first row of each expert, the experts and the first
         rows of the tiles, and the number of tiles, as `moesim_kernels.ops.plan.Plan` has them.
     """
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
-    counts, bins = counted(num_pairs, num_experts), max(triton.next_power_of_2(num_experts), 16)
-    segments = triton.cdiv(num_pairs, SEGMENT)
-    table = {"none": 0, "rows": segments, "sums": segments + 1}[counts] * bins
+    segment_pairs = SEGMENT if routed is None else routed.pairs
+    counts, bins = counted(num_pairs, num_experts, segment_pairs), bins_of(num_experts)
+    segments = triton.cdiv(num_pairs, segment_pairs)
+    rows = {"none": 0, "rows": segments, "sums": segments + 1}[counts]
+    table = rows * bins if routed is None else 0
     # One allocation, its pieces on multiples of 16 bytes, which launches tell from other addresses.
     sizes = [
         size
@@ -205,7 +280,9 @@ def sorted_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> list[to
     ]
     pieces = torch.empty(sum(sizes), dtype=torch.int32, device=ids_TK.device).split(sizes)
     sorted_pairs, offsets_E1, tile_expert, tile_row, num_tiles, counts_SE = pieces[::2]
-    if counts != "none":
+    if routed is not None:
+        counts_SE = routed.counts_SE
+    elif counts != "none":
         launch(
             _count_kernel,
             (segments,),
@@ -239,13 +316,19 @@ def sorted_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> list[to
         tile_expert,
         tile_row,
         num_tiles,
+        None if watch is None else weights_TK,
+        watch,
         num_pairs,
         num_experts,
         max_tiles,
+        segment_pairs,
+        ids_TK.shape[1],
         COUNTS=counts,
+        WATCHED=watch is not None,
+        WEIGHED=watch is not None and weights_TK is not None,
         BLOCK_M=block_m,
-        SEGMENT=SEGMENT,
-        COMPARED=COMPARED,
+        SEGMENT=triton.next_power_of_2(segment_pairs),
+        COMPARED=min(COMPARED, triton.next_power_of_2(segment_pairs)),
         COUNTED=COUNTED,
         BINS=bins,
         BLOCK_S=max(SUMMED // bins, 1),

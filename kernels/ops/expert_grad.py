@@ -16,6 +16,10 @@ are stored. The inputs, the plan and the pre-activations are kept; pre-activatio
 again on request, and where kernels do not keep them (float32). Intermediates are rounded to the
 experts' format.
 
+A weight with an attribute ``main_grad`` (a tensor of its shape, contiguous, in its format or
+float32) gets no gradient of its own: it is added to that buffer in place, as frameworks for
+training in parts expect. ``weight.main_grad = weight.grad`` accumulates in a gradient that exists.
+
 Expert choices have no gradient, and second derivatives are not supported. `gate_weights` makes the
 router's weights of given choices differentiable.
 """
@@ -35,7 +39,7 @@ from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_ref
 from moesim_kernels.ops.grouped_outer import grouped_outer, grouped_outer_reference
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference, saves
 from moesim_kernels.ops.plan import Plan
-from moesim_kernels.ops.router import noise
+from moesim_kernels.ops.router_options import noise
 from moesim_kernels.ops.runtime import store_dtype, target
 from moesim_kernels.ops.swiglu_grad import swiglu_grad, swiglu_grad_reference
 from moesim_kernels.ops.weights import LayerWeights
@@ -104,6 +108,18 @@ _TORCH = SimpleNamespace(
 )
 
 
+def _weight_grad(
+    run: SimpleNamespace,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    plan: Plan,
+    buffer_ENC: torch.Tensor | None,
+) -> torch.Tensor | None:
+    gradient_ENC = run.outer(a, b, plan, buffer_ENC)
+    # Autograd must not add once more what the buffer has got already.
+    return gradient_ENC if buffer_ENC is None else None
+
+
 # Routed experts and combine with their gradients; ``run`` names the functions to compute them with.
 class _Experts(torch.autograd.Function):
     @staticmethod
@@ -120,6 +136,7 @@ class _Experts(torch.autograd.Function):
         act_PI, gate_up_P2I = run.up(x_TH, w_gate_up, plan, not recompute)
         ctx.save_for_backward(x_TH, weights_TK, w_gate_up, w_down, gate_up_P2I)
         ctx.plan, ctx.run = plan, run
+        ctx.buffers = tuple(getattr(w, "main_grad", None) for w in (w_gate_up, w_down))
         return run.combine(run.down(act_PI, w_down, plan), weights_TK)
 
     @staticmethod
@@ -141,9 +158,9 @@ class _Experts(torch.autograd.Function):
             # Combine with weights of 1 sums the gradients of a token's pairs without atomics.
             d_x_TH = run.combine(d_x_PH, torch.ones_like(weights_TK))
         if needs[2]:
-            d_w_gate_up = run.outer(d_gate_up_P2I, x_TH, plan)
+            d_w_gate_up = _weight_grad(run, d_gate_up_P2I, x_TH, plan, ctx.buffers[0])
         if needs[3]:
-            d_w_down = run.outer(grad_TH, weighted_PI, plan)
+            d_w_down = _weight_grad(run, grad_TH, weighted_PI, plan, ctx.buffers[1])
         return d_x_TH, d_weights_TK, d_w_gate_up, d_w_down, None, None, None
 
 

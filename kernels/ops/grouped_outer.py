@@ -4,11 +4,14 @@
         total = 0                                                # float32
         for rows r of expert e, BLOCK_R at a time, in plan order:
             total += a[pairs r, n].T @ b[pairs r, c]
+        out[e, n, c] = total, or out[e, n, c] += total where gradients are accumulated
 
 This is the third grouped GEMM of training: the forward pass and the gradients of activations
 multiply rows by matrices (`grouped_linear`); here the rows of each expert are the inner dimension.
 A program owns a block of one expert's matrix and walks over that expert's rows in the plan's order.
 It needs no atomics, gives the same bits every time, and stores zeros for experts without rows.
+Sums can be added to a buffer of gradients in place, which needs no memory beside it and leaves the
+matrices of experts without rows alone.
 """
 
 from dataclasses import dataclass
@@ -49,7 +52,9 @@ class OuterTile:
     num_stages: int
 
 
-def outer_tile(width: int, inner: int, operand_bits: int, limits: Limits) -> OuterTile:
+def outer_tile(
+    width: int, inner: int, operand_bits: int, limits: Limits, added: bool = False
+) -> OuterTile:
     """Return the tile for a format on a GPU: as large as its warps hold without spilling and its
     shared memory feeds.
 
@@ -58,11 +63,13 @@ def outer_tile(width: int, inner: int, operand_bits: int, limits: Limits) -> Out
         inner: Number of columns of a matrix.
         operand_bits: Bits of one operand element.
         limits: What the GPU gives a program.
+        added: Whether the sums begin with the numbers of a buffer.
     """
     # Vector units multiply float32 and keep operands and sums in registers.
     if operand_bits >= 32:
         return OuterTile(32, 64, 64, 4, 2)
-    large = limits.elements_per_warp >= 4096 and limits.shared_bytes >= 160 * 1024
+    per_warp = min(limits.elements_per_warp, limits.loaded_per_warp if added else 4096)
+    large = per_warp >= 4096 and limits.shared_bytes >= 160 * 1024
     block_n = min(max(triton.next_power_of_2(width), 16), 128)
     block_c = min(max(triton.next_power_of_2(inner), 16), 256 if large else 128)
     stages = limits.shared_bytes // ((block_n + block_c) * 64 * operand_bits // 8)
@@ -82,6 +89,7 @@ def _outer_kernel(
     inner,
     A_TOP_K: tl.constexpr,
     B_TOP_K: tl.constexpr,
+    ADDED: tl.constexpr,
     DOT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -100,7 +108,18 @@ def _outer_kernel(
     # An expert without rows runs no step and stores zeros.
     first = tl.load(offsets_ptr + expert)
     end = tl.load(offsets_ptr + expert + 1)
-    total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    if ADDED and first == end:
+        return
+    # Offsets inside a block are 32-bit numbers, of which registers hold twice as many as of
+    # addresses.
+    out_ptr += (expert * width + block // blocks_c * BLOCK_N) * inner + block % blocks_c * BLOCK_C
+    out_at = tl.arange(0, BLOCK_N)[:, None] * inner + tl.arange(0, BLOCK_C)[None, :]
+    inside = (n < width)[:, None] & (c < inner)[None, :]
+    if ADDED:
+        # The sum begins with the buffer's numbers, which costs no registers beside it.
+        total = tl.load(out_ptr + out_at, mask=inside, other=0.0).to(tl.float32)
+    else:
+        total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for step in range(0, tl.cdiv(end - first, BLOCK_R)):
         r = first + step * BLOCK_R + tl.arange(0, BLOCK_R)
         pairs = tl.load(sorted_pairs_ptr + r, mask=r < end, other=0).to(tl.int64)
@@ -117,10 +136,7 @@ def _outer_kernel(
         ).to(DOT)
         # Both are loaded row by row; a matrix unit takes the first one turned around.
         total = tl.dot(tl.trans(a), b, total, input_precision="ieee")
-    out_at = out_ptr + (expert * width + n)[:, None] * inner + c[None, :]
-    tl.store(
-        out_at, total.to(out_ptr.dtype.element_ty), mask=(n < width)[:, None] & (c < inner)[None, :]
-    )
+    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def _rows_per_operand(name: str, operand: torch.Tensor, plan: Plan) -> int:
@@ -144,7 +160,22 @@ def _check(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> tuple[int, int]:
     return shared
 
 
-def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _check_buffer(into_ENC: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: Plan) -> None:
+    shape = (plan.num_experts, a.shape[1], b.shape[1])
+    if (
+        into_ENC.shape != shape
+        or into_ENC.dtype not in (a.dtype, torch.float32)
+        or not into_ENC.is_contiguous()
+    ):
+        raise ValueError(
+            f"into_ENC: expected contiguous {a.dtype} or torch.float32 of shape {shape}, got "
+            f"{into_ENC.dtype} of shape {tuple(into_ENC.shape)}"
+        )
+
+
+def grouped_outer(
+    a: torch.Tensor, b: torch.Tensor, plan: Plan, into_ENC: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum a^T b over each expert's pairs, accumulating in float32.
 
     Args:
@@ -152,22 +183,30 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
             pairs p = t x K + j of shape (P, N).
         b: Second factors in the same format, contiguous, shape (T, C) or (P, C).
         plan: Plan for this routing.
+        into_ENC: Buffer to which the sums are added in place, contiguous, in the format of ``a`` or
+            float32, shape (E, N, C); None for a new tensor.
 
     Returns:
-        A tensor of shape (E, N, C) in the format of ``a``.
+        A tensor of shape (E, N, C) in the format of ``a``, or the buffer.
 
     Raises:
         ValueError: Shapes or formats do not fit each other.
         RuntimeError: Triton cannot launch kernels here.
     """
     a_top_k, b_top_k = _check(a, b, plan)
-    require_triton(a, b, plan.sorted_pairs)
     width, inner = a.shape[1], b.shape[1]
-    out_ENC = torch.empty(
-        plan.num_experts, width, inner, dtype=store_dtype(a.dtype), device=a.device
-    )
+    if into_ENC is None:
+        require_triton(a, b, plan.sorted_pairs)
+        out_ENC = torch.empty(
+            plan.num_experts, width, inner, dtype=store_dtype(a.dtype), device=a.device
+        )
+    else:
+        _check_buffer(into_ENC, a, b, plan)
+        require_triton(a, b, plan.sorted_pairs, into_ENC)
+        # The buffer itself, except where the interpreter cannot store its format.
+        out_ENC = into_ENC.to(store_dtype(into_ENC.dtype))
     if out_ENC.numel():
-        tile = outer_tile(width, inner, 8 * a.element_size(), limits())
+        tile = outer_tile(width, inner, 8 * a.element_size(), limits(), into_ENC is not None)
         blocks = triton.cdiv(width, tile.block_n) * triton.cdiv(inner, tile.block_c)
         launch(
             _outer_kernel,
@@ -181,6 +220,7 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
             inner,
             A_TOP_K=a_top_k,
             B_TOP_K=b_top_k,
+            ADDED=into_ENC is not None,
             DOT=dot_dtype(a.dtype),
             BLOCK_R=tile.block_r,
             BLOCK_N=tile.block_n,
@@ -188,10 +228,14 @@ def grouped_outer(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-    return out_ENC.to(a.dtype)
+    if into_ENC is None:
+        return out_ENC.to(a.dtype)
+    return into_ENC if out_ENC is into_ENC else into_ENC.copy_(out_ENC)
 
 
-def grouped_outer_reference(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> torch.Tensor:
+def grouped_outer_reference(
+    a: torch.Tensor, b: torch.Tensor, plan: Plan, into_ENC: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute `grouped_outer` in torch: float32 products of the stored numbers, expert by expert,
     rounded once.
     """
@@ -203,4 +247,8 @@ def grouped_outer_reference(a: torch.Tensor, b: torch.Tensor, plan: Plan) -> tor
         strict=True,
     )
     # Experts without rows multiply empty matrices, which gives zeros.
-    return torch.stack([rows.T @ others for rows, others in parts]).to(a.dtype)
+    sums_ENC = torch.stack([rows.T @ others for rows, others in parts])
+    if into_ENC is None:
+        return sums_ENC.to(a.dtype)
+    _check_buffer(into_ENC, a, b, plan)
+    return into_ENC.copy_(into_ENC.float() + sums_ENC)

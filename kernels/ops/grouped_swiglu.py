@@ -23,7 +23,6 @@ from moesim_kernels.ops.operands import (
     float_rows,
     require_product,
     result_dtype,
-    scales,
     tensors,
     values,
 )
@@ -53,9 +52,7 @@ from moesim_kernels.tiles.tiles import Tile, tile_config
 @jit
 def _swiglu_kernel(
     x_ptr,
-    x_scales_ptr,
     w_ptr,
-    w_scales_ptr,
     out_ptr,
     sorted_pairs_ptr,
     offsets_ptr,
@@ -66,7 +63,6 @@ def _swiglu_kernel(
     width,
     TOP_K: tl.constexpr,
     DOT: tl.constexpr,
-    SCALED: tl.constexpr,
     EVEN_H: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -95,19 +91,6 @@ def _swiglu_kernel(
     x_at = x_ptr + (pairs // TOP_K).to(tl.int64)[:, None] * hidden + h[None, :]
     gate_at = w_ptr + (expert * 2 * width + n)[None, :] * hidden + h[:, None]
     up_at = w_ptr + ((expert * 2 + 1) * width + n)[None, :] * hidden + h[:, None]
-    if SCALED:
-        blocks_h = tl.cdiv(hidden, 128)
-        x_scale_at = x_scales_ptr + (pairs // TOP_K).to(tl.int64) * blocks_h
-        # All columns of a block share their gate scales. The up rows may begin inside a block of
-        # scales, so they can need two different scales.
-        blocks_n = tl.cdiv(2 * width, 128)
-        up_block = (width + block_n * BLOCK_N) // 128
-        up_first = (width + n) // 128 == up_block
-        gate_scale_at = w_scales_ptr + (expert * blocks_n + block_n * BLOCK_N // 128) * blocks_h
-        up_scale_at = w_scales_ptr + (expert * blocks_n + up_block) * blocks_h
-        next_scale_at = (
-            w_scales_ptr + (expert * blocks_n + tl.minimum(up_block + 1, blocks_n - 1)) * blocks_h
-        )
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, hidden, BLOCK_K):
@@ -121,18 +104,9 @@ def _swiglu_kernel(
         x = tl.load(x_at, mask=x_mask, other=0.0).to(DOT)
         w_gate = tl.load(gate_at, mask=w_mask, other=0.0).to(DOT)
         w_up = tl.load(up_at, mask=w_mask, other=0.0).to(DOT)
-        if SCALED:
-            # A step lies inside one block of scales, so scaling its product once is exact.
-            x_scale = tl.load(x_scale_at + start // 128, mask=exists, other=0.0)[:, None]
-            gate += tl.dot(x, w_gate) * (x_scale * tl.load(gate_scale_at + start // 128))
-            up_scale = tl.where(
-                up_first, tl.load(up_scale_at + start // 128), tl.load(next_scale_at + start // 128)
-            )
-            up += tl.dot(x, w_up) * x_scale * up_scale[None, :]
-        else:
-            # "ieee" keeps float32 operands from being rounded to TF32.
-            gate = tl.dot(x, w_gate, gate, input_precision="ieee")
-            up = tl.dot(x, w_up, up, input_precision="ieee")
+        # "ieee" keeps float32 operands from being rounded to TF32.
+        gate = tl.dot(x, w_gate, gate, input_precision="ieee")
+        up = tl.dot(x, w_up, up, input_precision="ieee")
         x_at += BLOCK_K
         gate_at += BLOCK_K
         up_at += BLOCK_K
@@ -216,26 +190,28 @@ def grouped_swiglu(
         described = (
             chosen_path(path, x_TH, w_gate_up, plan.block_m, tile.descriptors) == "descriptors"
         )
-        # 16-bit operands take the wide product, except where the accelerator gathers the tokens.
-        if (
-            not isinstance(x_TH, BlockScaled)
-            and is_wide(x, w)
-            and not (described and gathers_rows())
-        ):
-            wide_swiglu(x, w, out_PI, plan, tile, described=described, saved_P2I=saved_P2I)
+        # Operands of 8 or 16 bits take the wide product, except where the accelerator gathers
+        # tokens.
+        if is_wide(x, w) and not (described and gathers_rows()):
+            wide_swiglu(
+                x_TH, w_gate_up, out_PI, plan, tile, described=described, saved_P2I=saved_P2I
+            )
             return out_PI.to(out_dtype)
         # Operands that the tensor memory accelerator can copy take the persistent kernel instead.
         if described:
             persistent_swiglu(x_TH, w_gate_up, out_PI, plan, tile)
             return out_PI.to(out_dtype)
+        if isinstance(x_TH, BlockScaled):
+            raise ValueError(
+                "w_gate_up: expected fewer than 2**31 numbers in a block-scaled expert, got shape "
+                f"{tuple(w.shape)}"
+            )
         # The number of tiles is on the device; the grid is sized by its bound.
         launch(
             _swiglu_kernel,
             (plan.max_tiles * triton.cdiv(width, tile.block_n),),
             x,
-            scales(x_TH),
             w,
-            scales(w_gate_up),
             out_PI,
             plan.sorted_pairs,
             plan.expert_offsets_E1,
@@ -246,7 +222,6 @@ def grouped_swiglu(
             width,
             TOP_K=plan.top_k,
             DOT=dot_dtype(x.dtype),
-            SCALED=isinstance(x_TH, BlockScaled),
             EVEN_H=hidden % tile.block_k == 0,
             BLOCK_M=plan.block_m,
             BLOCK_N=tile.block_n,

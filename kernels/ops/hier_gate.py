@@ -23,7 +23,8 @@ import torch
 from moesim_kernels.ops.gate_logits import gate_parts
 from moesim_kernels.ops.grouped_linear import grouped_linear
 from moesim_kernels.ops.plan import make_plan
-from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
+from moesim_kernels.ops.router import route_parts, route_reference
+from moesim_kernels.ops.router_options import UNCHECKED, Options
 from moesim_kernels.tiles.tiles import tile_config
 
 
@@ -70,6 +71,7 @@ def two_level_gate(
     fine_EH: torch.Tensor,
     top_k: int,
     num_limited_groups: int,
+    watch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose groups of experts, then experts inside them.
 
@@ -80,6 +82,8 @@ def two_level_gate(
             experts g x E/G onwards.
         top_k: Number of experts each token uses.
         num_limited_groups: Number of groups each token keeps.
+        watch: Memory where the first token whose coarse logits are not finite is noted
+            (`moesim_kernels.ops.watch`); None for no watch.
 
     Returns:
         Weights, float32 of shape (T, K), softmax over the chosen fine logits; expert ids, int32 of
@@ -94,7 +98,10 @@ def two_level_gate(
     (num_groups, hidden), per_group = coarse_GH.shape, fine_EH.shape[0] // coarse_GH.shape[0]
     # Ascending groups make the columns below ascend with the expert id, which settles ties.
     groups_Tg = route_parts(
-        gate_parts(x_TH, coarse_GH), num_limited_groups, options=UNCHECKED, ascending=True
+        gate_parts(x_TH, coarse_GH),
+        num_limited_groups,
+        options=UNCHECKED if watch is None else Options(checked=False, watch=watch),
+        ascending=True,
     )[1]
     tile = tile_config(groups_Tg.numel() / num_groups, per_group)
     # From here on a group is an "expert" whose matrix is its keys.

@@ -15,10 +15,11 @@ from typing import Literal
 
 import torch
 from moesim_kernels.ops.checks import check_numbers, check_routing, check_shapes
+from moesim_kernels.ops.counting_sort import Segments
 from moesim_kernels.ops.dense_plan import dense_plan
 from moesim_kernels.ops.expert_grad import experts, gate_weights
 from moesim_kernels.ops.fp8 import quantise_rows, quantise_rows_reference
-from moesim_kernels.ops.gates import count, gate_tokens, gate_tokens_reference
+from moesim_kernels.ops.gates import count, gate_tokens, gate_tokens_reference, plan_segments
 from moesim_kernels.ops.grouped_down import (
     combine,
     combine_reference,
@@ -27,8 +28,9 @@ from moesim_kernels.ops.grouped_down import (
 )
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
 from moesim_kernels.ops.operands import BlockScaled, Operand, tensors, values
-from moesim_kernels.ops.plan import Plan, make_plan, make_plan_reference
+from moesim_kernels.ops.plan import Plan, check_ids, make_plan, make_plan_reference
 from moesim_kernels.ops.runtime import device_name, limits
+from moesim_kernels.ops.watch import Checked, looks, report
 from moesim_kernels.ops.weights import (
     LayerWeights,
     check_layer,
@@ -92,6 +94,8 @@ def expert_phase(
     *,
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
+    routed: Segments | None = None,
+    checked: Checked = "later",
 ) -> torch.Tensor:
     """Run plan, both grouped GEMMs, and combine; differentiable (then with the default tiles).
 
@@ -103,6 +107,11 @@ def expert_phase(
         swiglu_tile: Tile of the first GEMM, by default from `choose_tiles`; the plan takes its
             block_m.
         down_tile: Tile of the second GEMM, by default chosen the same way; the plan's block_m wins.
+        routed: What the router counted of these ids (see `moesim_kernels.ops.plan.make_plan`).
+        checked: Whether ids out of range and weights that are not finite are refused, with the
+            first token named. On a CPU they are at once. On a GPU True waits for the device, and
+            "later" waits for nothing: the next checked call or
+            `moesim_kernels.ops.watch.synchronize` raises.
 
     Returns:
         A tensor of shape (T, H) in the format of ``x_TH``.
@@ -125,7 +134,11 @@ def expert_phase(
         # Chosen from the number of tokens alone, since the histogram stays on the device.
         swiglu_tile, chosen_down = choose_tiles(device_name(), shape, len(ids_TK), limits())
         down_tile = down_tile or chosen_down
-    plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m)
+    looked_at, watch = looks(checked, x_TH)
+    report(watch)
+    if looked_at:
+        check_ids(ids_TK, w_gate_up.shape[0])
+    plan = make_plan(ids_TK, w_gate_up.shape[0], swiglu_tile.block_m, routed, watch, weights_TK)
     # The autograd function has its own forward pass, which saves what backward needs.
     if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
@@ -217,9 +230,10 @@ def moe_layer(
     backend: Literal["triton", "torch"] = "triton",
     *,
     routing: tuple[torch.Tensor, torch.Tensor] | None = None,
-    checked: bool = True,
+    checked: Checked = True,
     seed: int = 0,
     counts_E: torch.Tensor | None = None,
+    missing_E: torch.Tensor | None = None,
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -232,11 +246,15 @@ def moe_layer(
         backend: "triton", or "torch" for the same numbers without Triton.
         routing: Weights (float32) and expert ids (int32), both of shape (T, K), contiguous, that
             replace the gate's choices.
-        checked: Whether NaN, infinities, and ids out of range are refused. The check waits for the
-            device; without it such input gives wrong answers.
+        checked: Whether NaN, infinities, and ids out of range are refused, with the first token
+            named. True does so before anything is launched, and waits for a GPU; "later" waits for
+            nothing: on a GPU the next checked call or `moesim_kernels.ops.watch.synchronize`
+            raises. With False such input gives wrong answers.
         seed: Seed of a noisy gate's noise; use a new seed for every call in training.
         counts_E: int32 of shape (E,); the number of tokens that chose each expert is added, for the
             update of a bias (`moesim_kernels.ops.selection.updated_bias`).
+        missing_E: bool of shape (E,); experts that get no token in this call (expert dropout, see
+            `moesim_kernels.ops.router_options.missing_experts`). Flat and group-limited gates only.
         swiglu_tile: Tile of the first GEMM, passed to `expert_phase`.
         down_tile: Tile of the second GEMM, passed to `expert_phase`.
 
@@ -253,14 +271,16 @@ def moe_layer(
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
     check_layer(layer)
     check_shapes(x_TH, weights, layer)
-    if checked:
+    looked_at, watch = looks(checked if backend == "triton" else bool(checked), x_TH)
+    report(watch)
+    if looked_at:
         check_numbers(x_TH, weights)
     if routing is not None:
-        check_routing(routing, len(x_TH), layer, checked)
+        check_routing(routing, len(x_TH), layer, looked_at)
     if routing is not None:
         # Given choices are counted here, the gate's are counted by the gate.
         count(routing[1], counts_E)
-    gating = {"seed": seed, "counts_E": counts_E, "checked": checked}
+    gating = {"seed": seed, "counts_E": counts_E, "missing_E": missing_E, "checked": looked_at}
     if backend == "torch":
         weights_TK, ids_TK = routing or gate_tokens_reference(
             x_TH, layer.gate, weights, layer.top_k, **gating
@@ -269,11 +289,24 @@ def moe_layer(
         return (
             out_TH + shared_experts_reference(x_TH, weights) if layer.num_shared_experts else out_TH
         )
-    weights_TK, ids_TK = routing or gate_tokens(x_TH, layer.gate, weights, layer.top_k, **gating)
+    routed = None
+    if routing is None:
+        routed = plan_segments(len(x_TH), layer.gate, layer.num_experts, layer.top_k, x_TH.device)
+    weights_TK, ids_TK = routing or gate_tokens(
+        x_TH, layer.gate, weights, layer.top_k, segments=routed, watch=watch, **gating
+    )
     # Given router weights keep the gradient they came with.
     if routing is None:
         weights_TK = _with_gradient(weights_TK, x_TH, layer.gate, weights, ids_TK, seed)
     out_TH = expert_phase(
-        x_TH, ids_TK, weights_TK, weights, swiglu_tile=swiglu_tile, down_tile=down_tile
+        x_TH,
+        ids_TK,
+        weights_TK,
+        weights,
+        swiglu_tile=swiglu_tile,
+        down_tile=down_tile,
+        routed=routed,
+        # What the gate has chosen exists, and the host has looked before.
+        checked="later" if watch is not None and routing is not None else False,
     )
     return out_TH + shared_experts(x_TH, weights) if layer.num_shared_experts else out_TH

@@ -272,8 +272,9 @@ def chosen_path(
         "address": a.data_ptr() | w.data_ptr(),
     }
     if path is None:
-        wanted = block_m >= DESCRIBED_ROWS if descriptors is None else descriptors
-        if not wanted and a.element_size() == 2:
+        if descriptors is None:
+            descriptors = block_m >= DESCRIBED_ROWS or a.element_size() != 2
+        if not descriptors:
             return "pointers"
         return gemm_path(target(), **about)
     if path not in ("pointers", "descriptors"):

@@ -29,7 +29,7 @@ bit-identical. The kernels are in `moesim_kernels.ops.plan_kernels`.
 from dataclasses import dataclass
 
 import torch
-from moesim_kernels.ops.counting_sort import MOST_EXPERTS, sorted_plan
+from moesim_kernels.ops.counting_sort import COMPARED, MOST_EXPERTS, Segments, sorted_plan
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan_kernels import (
     _offsets_kernel,
@@ -138,14 +138,26 @@ def check_ids(ids_TK: torch.Tensor, num_experts: int) -> None:
             )
 
 
-def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
+def make_plan(
+    ids_TK: torch.Tensor,
+    num_experts: int,
+    block_m: int,
+    routed: Segments | None = None,
+    watch: torch.Tensor | None = None,
+    weights_TK: torch.Tensor | None = None,
+) -> Plan:
     """Plan the grouped GEMMs of one routing, without waiting for the device.
 
     Args:
-        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1 (not checked
-            on a GPU, since the check would wait for the device).
+        ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1 (on a GPU
+            looked at with a ``watch`` only, since the host would have to wait for the device).
         num_experts: Number of experts E.
         block_m: Number of rows in a tile, a power of two.
+        routed: What the router counted of these ids, which saves counting them; None otherwise.
+        watch: Memory where the first token with an id out of range is noted
+            (`moesim_kernels.ops.watch`); None for no watch. For more than 4,096 experts ids are
+            checked at once, which waits for the device.
+        weights_TK: Router weights, float32 of the shape of ``ids_TK``, that are watched, too.
 
     Returns:
         The plan, on the device of ``ids_TK``.
@@ -156,11 +168,11 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     """
     _check(ids_TK, num_experts, block_m)
     require_triton(ids_TK)
-    if ids_TK.device.type == "cpu":
+    if ids_TK.device.type == "cpu" or (watch is not None and num_experts > MOST_EXPERTS):
         check_ids(ids_TK, num_experts)
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
     if num_pairs and num_experts <= MOST_EXPERTS:
-        made = sorted_plan(ids_TK, num_experts, block_m)
+        made = sorted_plan(ids_TK, num_experts, block_m, routed, watch, weights_TK)
         return Plan(
             **dict(zip(_TENSORS, made, strict=True)), block_m=block_m, top_k=ids_TK.shape[1]
         )
@@ -207,6 +219,7 @@ def make_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         num_experts,
         BLOCK=_RANK_BLOCK,
         CHUNKS=chunks,
+        COMPARED=COMPARED,
         num_warps=8,
     )
     block_s, block_e = (
@@ -294,6 +307,7 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
         sorted_ids,
         num_pairs,
         BLOCK=_RANK_BLOCK,
+        COMPARED=COMPARED,
         num_warps=8,
     )
     launch(

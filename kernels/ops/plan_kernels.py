@@ -49,20 +49,30 @@ def work_tile(
 
 @jit
 def _rank_kernel(
-    ids_ptr, rank_ptr, counts_ptr, num_pairs, num_experts, BLOCK: tl.constexpr, CHUNKS: tl.constexpr
+    ids_ptr,
+    rank_ptr,
+    counts_ptr,
+    num_pairs,
+    num_experts,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    COMPARED: tl.constexpr,
 ):
     segment = tl.program_id(0) // CHUNKS
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ids = tl.load(ids_ptr + p, mask=p < num_pairs, other=-1)
-    # Comparing a block with every block of its segment needs neither a sort nor atomics.
-    rank = tl.zeros((BLOCK,), tl.int32)
-    total = tl.zeros((BLOCK,), tl.int32)
-    for chunk in range(CHUNKS):
-        q = (segment * CHUNKS + chunk) * BLOCK + tl.arange(0, BLOCK)
+    # Comparing a block with every pair of its segment needs neither a sort nor atomics. Counts are
+    # added up lane by lane and across lanes once, at the end.
+    ranks = tl.zeros((BLOCK, COMPARED), tl.int32)
+    totals = tl.zeros((BLOCK, COMPARED), tl.int32)
+    for start in range(0, CHUNKS * BLOCK, COMPARED):
+        q = segment * CHUNKS * BLOCK + start + tl.arange(0, COMPARED)
         others = tl.load(ids_ptr + q, mask=q < num_pairs, other=-2)
         same = ids[:, None] == others[None, :]
-        total += tl.sum(same.to(tl.int32), axis=1)
-        rank += tl.sum((same & (q[None, :] < p[:, None])).to(tl.int32), axis=1)
+        totals += same.to(tl.int32)
+        ranks += (same & (q[None, :] < p[:, None])).to(tl.int32)
+    rank = tl.sum(ranks, axis=1)
+    total = tl.sum(totals, axis=1)
     tl.store(rank_ptr + p, rank, mask=p < num_pairs)
     # The last pair of an expert in the segment is the only one that stores the count.
     last = (p < num_pairs) & (rank == total - 1)
@@ -161,20 +171,28 @@ def _tile_map_kernel(
 
 @jit
 def _sparse_rank_kernel(
-    ids_ptr, rank_ptr, row_ptr, sorted_pairs_ptr, sorted_ids_ptr, num_pairs, BLOCK: tl.constexpr
+    ids_ptr,
+    rank_ptr,
+    row_ptr,
+    sorted_pairs_ptr,
+    sorted_ids_ptr,
+    num_pairs,
+    BLOCK: tl.constexpr,
+    COMPARED: tl.constexpr,
 ):
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ids = tl.load(ids_ptr + p, mask=p < num_pairs, other=-1)
-    rank = tl.zeros((BLOCK,), tl.int32)
-    lower = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, num_pairs, BLOCK):
-        q = start + tl.arange(0, BLOCK)
+    ranks = tl.zeros((BLOCK, COMPARED), tl.int32)
+    lowers = tl.zeros((BLOCK, COMPARED), tl.int32)
+    for start in range(0, num_pairs, COMPARED):
+        q = start + tl.arange(0, COMPARED)
         # Lanes past the end get the largest id, so that they count as neither equal nor lower.
         others = tl.load(ids_ptr + q, mask=q < num_pairs, other=2147483647)
-        rank += tl.sum(
-            ((ids[:, None] == others[None, :]) & (q[None, :] < p[:, None])).to(tl.int32), axis=1
-        )
-        lower += tl.sum((others[None, :] < ids[:, None]).to(tl.int32), axis=1)
+        same = ids[:, None] == others[None, :]
+        ranks += (same & (q[None, :] < p[:, None])).to(tl.int32)
+        lowers += (others[None, :] < ids[:, None]).to(tl.int32)
+    rank = tl.sum(ranks, axis=1)
+    lower = tl.sum(lowers, axis=1)
     tl.store(rank_ptr + p, rank, mask=p < num_pairs)
     tl.store(row_ptr + p, lower + rank, mask=p < num_pairs)
     tl.store(sorted_pairs_ptr + lower + rank, p, mask=p < num_pairs)

@@ -17,6 +17,7 @@ from moesim_kernels.ops.launches import Tape, record
 from moesim_kernels.ops.layer import moe_layer
 from moesim_kernels.ops.operands import BlockScaled, values
 from moesim_kernels.ops.runtime import capturing, triton_mode
+from moesim_kernels.ops.watch import Checked, looks, report
 from moesim_kernels.ops.weights import LayerWeights, check_layer
 from moesim_kernels.tiles.tiles import Tile
 
@@ -54,7 +55,9 @@ class PreparedLayer:
             A tensor of shape (T, H) in the format of ``x_TH``.
 
         Raises:
-            ValueError: The tokens have a shape, format, stride or device the layer does not take.
+            ValueError: The tokens have a shape, format, stride or device the layer does not take,
+                or those of an earlier call were not finite (on a GPU, see
+                `moesim_kernels.ops.watch`).
             RuntimeError: Triton cannot launch kernels here.
         """
         if (
@@ -65,6 +68,7 @@ class PreparedLayer:
             or (self._dtype is not None and x_TH.dtype != self._dtype)
         ):
             check_shapes(x_TH, self._weights, self._layer)
+        report(looks("later", x_TH)[1])
         with torch.no_grad():
             if triton_mode() != "gpu" or not 0 < len(x_TH) <= MOST_RECORDED or x_TH.data_ptr() % 16:
                 return self._run(x_TH)
@@ -72,8 +76,10 @@ class PreparedLayer:
 
     def _run(self, x_TH: torch.Tensor) -> torch.Tensor:
         up, down = self._tiles
+        # Tokens of a CPU are not looked at: a prepared layer is promised finite ones.
+        checked: Checked = "later" if triton_mode() == "gpu" else False
         return moe_layer(
-            x_TH, self._weights, self._layer, checked=False, swiglu_tile=up, down_tile=down
+            x_TH, self._weights, self._layer, checked=checked, swiglu_tile=up, down_tile=down
         )
 
     def _recorded(self, x_TH: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,11 @@ import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.gate_logits import gate_parts
 from moesim_kernels.ops.launches import launch
-from moesim_kernels.ops.router import UNCHECKED, route_parts, route_reference
+from moesim_kernels.ops.router import route_parts, route_reference
 from moesim_kernels.ops.router_kernel import key_logit, order_key, score_of
+from moesim_kernels.ops.router_options import UNCHECKED
 from moesim_kernels.ops.runtime import jit, require_triton, tile_rows, tl, triton
+from moesim_kernels.ops.watch import LOGITS, note
 
 #: rows, keys and depth that a program multiplies at once, and its warps
 BLOCK_R, BLOCK_S, BLOCK_K, WARPS = 32, 32, 32, 4
@@ -89,11 +91,13 @@ def _pair_kernel(
     at_ptr,
     weights_ptr,
     ids_ptr,
+    watch_ptr,
     num_rows,
     num_keys,
     heads,
     BEST: tl.constexpr,
     FOUND: tl.constexpr,
+    WATCHED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -110,6 +114,11 @@ def _pair_kernel(
     column_logit = tl.load(
         logits_ptr + (num_rows + r)[:, None] * num_keys + column, mask=exists, other=0.0
     )
+    if WATCHED:
+        finite = tl.maximum(tl.abs(row_logit), tl.abs(column_logit)) < float("inf")
+        # A maximum may ignore NaN, a comparison with itself does not.
+        finite = finite & (row_logit == row_logit) & (column_logit == column_logit)
+        note(watch_ptr, LOGITS, exists & (finite == 0), (r // heads)[:, None])
     # Rows and columns ascend, so pairs of a row and a column ascend with the expert's id.
     sums = tl.reshape(
         row_logit[:, :, None] + column_logit[:, None, :], (BLOCK_R, BLOCK_B * BLOCK_B)
@@ -164,7 +173,12 @@ def _check(
 
 
 def product_key_gate(
-    x_TH: torch.Tensor, query_QH: torch.Tensor, keys_2Sq: torch.Tensor, heads: int, top_k: int
+    x_TH: torch.Tensor,
+    query_QH: torch.Tensor,
+    keys_2Sq: torch.Tensor,
+    heads: int,
+    top_k: int,
+    watch: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts by their row and column keys.
 
@@ -175,6 +189,8 @@ def product_key_gate(
         keys_2Sq: Row keys and column keys, shape (2, S, query_size / 2).
         heads: Number of queries of each token.
         top_k: Number of experts each token uses, a multiple of the heads.
+        watch: Memory where the first token whose best logits are not finite is noted
+            (`moesim_kernels.ops.watch`); None for no watch.
 
     Returns:
         Weights, float32 of shape (T, K), summing to 1; expert ids, int32 of shape (T, K), head by
@@ -226,11 +242,13 @@ def product_key_gate(
             at_2Rk,
             weights_RK,
             ids_RK,
+            watch,
             rows,
             keys,
             heads,
             BEST=best,
             FOUND=found,
+            WATCHED=watch is not None,
             BLOCK_R=block_r,
             BLOCK_B=block_b,
             BLOCK_F=triton.next_power_of_2(found),

@@ -30,12 +30,13 @@ The kernel and `route_reference` follow exactly the same rules:
    expert alone: it is the sum of twelve uniform numbers minus 6, nearly normal and cut off at 6
    deviations. A hash (MurmurHash3's finalizer) makes it from integers, so that it is the same
    number everywhere.
+7. A missing expert is as if it were not there: it enters no sum, no maximum and no group, and gets
+   no token. A token for which fewer than K experts are left lists expert 0 with weight 0 in the
+   places behind them.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
+from moesim_kernels.ops.counting_sort import Segments
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.router_kernel import (
     MAX_OPTIONS_ROW,
@@ -43,98 +44,8 @@ from moesim_kernels.ops.router_kernel import (
     _route_kernel,
     route_warps,
 )
+from moesim_kernels.ops.router_options import PLAIN, Options
 from moesim_kernels.ops.runtime import require_triton, tile_rows, triton
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Options of a router in addition to top-k.
-
-    Attributes:
-        bias_E: Bias added to the scores by which experts are chosen, float32 of shape (E,),
-            contiguous; None for no bias.
-        noise_std: Standard deviation of the noise added to logits, 0 for none.
-        seed: Seed of the noise.
-        temperature: Number by which logits are divided.
-        counts_E: Histogram, int32 of shape (E,), contiguous: the number of tokens that chose each
-            expert is added to it.
-        checked: Whether NaN logits are refused; on a GPU this check waits for the device.
-
-    Raises:
-        ValueError: A number is outside its range.
-    """
-
-    bias_E: torch.Tensor | None = None
-    noise_std: float = 0.0
-    seed: int = 0
-    temperature: float = 1.0
-    counts_E: torch.Tensor | None = None
-    checked: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"noise_std: expected a number >= 0, got {self.noise_std}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number > 0, got {self.temperature}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed: expected an integer from 0 to 2**31 - 1, got {self.seed}")
-
-    def check(self, logits_TE: torch.Tensor) -> None:
-        """Refuse tensors that do not fit the logits, and NaN among the logits.
-
-        Raises:
-            ValueError: A shape or format does not fit, or a logit is NaN.
-        """
-        for name, dtype in (("bias_E", torch.float32), ("counts_E", torch.int32)):
-            tensor = getattr(self, name)
-            if tensor is not None and (
-                tensor.shape != logits_TE.shape[1:] or tensor.dtype != dtype
-            ):
-                raise ValueError(
-                    f"{name}: expected {dtype} of shape ({logits_TE.shape[1]},), got "
-                    f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-                )
-        # The reductions below read a result from the device, which is the wait.
-        if self.checked and bool(logits_TE.isnan().any()):
-            raise ValueError("logits_TE: expected numbers, got NaN")
-        if self.checked and self.bias_E is not None and not bool(self.bias_E.isfinite().all()):
-            raise ValueError("bias_E: expected finite numbers, got NaN or infinity")
-
-    def logits(self, logits_TE: torch.Tensor) -> torch.Tensor:
-        """Return the logits over the temperature, with noise, computed in torch."""
-        logits_TE = logits_TE * (torch.ones((), device=logits_TE.device) / self.temperature)
-        return (
-            logits_TE + noise(*logits_TE.shape, self.seed, logits_TE.device) * self.noise_std
-            if self.noise_std
-            else logits_TE
-        )
-
-
-PLAIN = Options()
-#: for logits of a gate whose caller decides which checks it needs
-UNCHECKED = Options(checked=False)
-
-
-def noise(
-    num_tokens: int, num_experts: int, seed: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """Return noise of deviation 1 for every logit, by the rules of this module: float32 of shape
-    (T, E).
-    """
-    mask = 2**32 - 1
-
-    def hashed(h: torch.Tensor) -> torch.Tensor:
-        h = (h ^ (h >> 16)) * 0x85EBCA6B & mask
-        h = (h ^ (h >> 13)) * 0xC2B2AE35 & mask
-        return h ^ (h >> 16)
-
-    t_T1 = torch.arange(num_tokens, device=device)[:, None]
-    expert_E = torch.arange(num_experts, device=device) * 0x9E3779B9 & mask
-    # The numbers are int64 here, so each product is masked to 32 bits.
-    state_TE = hashed(hashed((t_T1 + hashed(torch.tensor(seed, device=device))) & mask) ^ expert_E)
-    words = [hashed((state_TE + (i * 0x2545F491 + 1)) & mask) for i in range(6)]
-    total_TE = sum((word & 0xFFFF) + (word >> 16) for word in words)
-    return (total_TE - 6 * 65535).float() * (1.0 / 65536)
 
 
 def _check(
@@ -212,6 +123,7 @@ def route_parts(
     *,
     ascending: bool = False,
     kept_Tg: torch.Tensor | None = None,
+    segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Route as `route` does, from logits that come in parts, which are added in their order.
 
@@ -225,6 +137,8 @@ def route_parts(
         ascending: Whether experts are listed by id instead of best first.
         kept_Tg: Groups kept before, int32 of shape (T, g), if the columns are the experts of these
             groups side by side; ids then count the experts of all groups.
+        segments: Memory in which the choices are counted for a plan
+            (`moesim_kernels.ops.counting_sort.new_segments`); None for no counts.
 
     Returns:
         Weights, float32 of shape (T, K); expert ids, int32 of shape (T, K).
@@ -237,7 +151,15 @@ def route_parts(
     whole = parts_STE.sum(0) if options.checked and len(parts_STE) > 1 else parts_STE[0]
     _check(whole, top_k, score, num_expert_groups, num_limited_groups, options)
     return _routed(
-        parts_STE, top_k, score, num_expert_groups, num_limited_groups, options, ascending, kept_Tg
+        parts_STE,
+        top_k,
+        score,
+        num_expert_groups,
+        num_limited_groups,
+        options,
+        ascending,
+        kept_Tg,
+        segments,
     )
 
 
@@ -250,10 +172,9 @@ def _routed(
     options: Options,
     ascending: bool = False,
     kept_Tg: torch.Tensor | None = None,
+    segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    require_triton(
-        *(x for x in (parts_STE, options.bias_E, options.counts_E, kept_Tg) if x is not None)
-    )
+    require_triton(*(x for x in (parts_STE, *options.tensors, kept_Tg) if x is not None))
     parts, num_tokens, num_experts = parts_STE.shape
     # Groups and their experts are padded separately, so that a group is an axis of the block.
     block_g = triton.next_power_of_2(num_expert_groups)
@@ -269,8 +190,12 @@ def _routed(
     if num_tokens:
         kept_size = 1 if kept_Tg is None else num_experts // kept_Tg.shape[1]
         biased, noisy = options.bias_E is not None, options.noise_std > 0
-        # Bias and noise keep a second block alive and get half as many rows.
-        block_t = tile_rows(num_tokens, block_g * block_s * (2 if biased or noisy else 1))
+        # Noise keeps a second block alive and gets half as many rows, a bias a quarter.
+        lanes = block_g * block_s
+        block_t = tile_rows(num_tokens, lanes * (4 if biased else 2 if noisy else 1))
+        if segments is not None:
+            # A program counts a segment.
+            block_t = segments.tokens
         # A product fused with a sum would be rounded once where the reference rounds twice.
         fusion = {"enable_fp_fusion": False} if noisy else {}
         launch(
@@ -278,9 +203,12 @@ def _routed(
             (triton.cdiv(num_tokens, block_t),),
             parts_STE,
             options.bias_E,
+            options.missing_E,
             weights_TK,
             ids_TK,
             options.counts_E,
+            None if segments is None else segments.counts_SE,
+            options.watch,
             kept_Tg,
             num_tokens,
             num_experts,
@@ -296,17 +224,30 @@ def _routed(
             ASCENDING=ascending,
             MAPPED=kept_Tg is not None,
             BIASED=biased,
+            MASKED=options.missing_E is not None,
+            WATCHED=options.watch is not None,
             NOISY=noisy,
             COUNTED=options.counts_E is not None,
+            BINS=0 if segments is None else segments.counts_SE.shape[1],
             BLOCK_T=block_t,
             BLOCK_G=block_g,
             BLOCK_S=block_s,
             BLOCK_K=triton.next_power_of_2(top_k),
             PARTS=parts,
-            num_warps=route_warps(block_g * block_s),
+            num_warps=route_warps(lanes if segments is None else 2 * block_t * lanes),
             **fusion,
         )
     return weights_TK, ids_TK
+
+
+def _first(by: torch.Tensor, eligible: torch.Tensor) -> torch.Tensor:
+    """Return the order along the last axis: eligible ones first, each by the number, best first,
+    ties in their order.
+    """
+    # Two stable sorts, since a number of -inf would otherwise tie with what is not eligible.
+    by_number = by.sort(dim=-1, descending=True, stable=True).indices
+    eligible = eligible.gather(-1, by_number).to(torch.int8)
+    return by_number.gather(-1, eligible.sort(dim=-1, descending=True, stable=True).indices)
 
 
 def route_reference(
@@ -323,7 +264,10 @@ def route_reference(
     _check(logits_TE, top_k, score, num_expert_groups, num_limited_groups, options)
     num_tokens, num_experts = logits_TE.shape
     logits_TE = options.logits(logits_TE)
-    logits_TE = torch.where(logits_TE.isnan(), -torch.inf, logits_TE)
+    there_TE = torch.ones_like(logits_TE, dtype=torch.bool)
+    if options.missing_E is not None:
+        there_TE &= ~options.missing_E
+    logits_TE = torch.where(logits_TE.isnan() | ~there_TE, -torch.inf, logits_TE)
 
     def scores(logits: torch.Tensor, row_max: torch.Tensor) -> torch.Tensor:
         if score == "sigmoid":
@@ -334,27 +278,30 @@ def route_reference(
     # Without a bias, experts are chosen by logit, which still differs where scores saturate.
     scores_TE, by_TE = scores(logits_TE, logits_TE.amax(1, keepdim=True)), logits_TE
     if options.bias_E is not None:
-        share_TE = scores_TE if score == "sigmoid" else scores_TE / scores_TE.sum(1, keepdim=True)
+        there_scores_TE = torch.where(there_TE, scores_TE, 0.0)
+        total_T1 = there_scores_TE.sum(1, keepdim=True)
+        share_TE = scores_TE if score == "sigmoid" else scores_TE / total_T1
         scores_TE = torch.where(logits_TE == -torch.inf, logits_TE, share_TE + options.bias_E)
         by_TE = scores_TE
-    eligible_TE = torch.ones_like(logits_TE, dtype=torch.bool)
+    eligible_TE = there_TE
     if num_limited_groups < num_expert_groups:
-        scores_TGS = scores_TE.view(num_tokens, num_expert_groups, -1)
-        group_score_TG = scores_TGS.topk(min(2, scores_TGS.shape[2]), dim=2).values.sum(2)
-        # A stable sort breaks ties to the lowest group id, which topk does not promise.
-        kept_TG = group_score_TG.sort(dim=1, descending=True, stable=True).indices[
-            :, :num_limited_groups
-        ]
+        there_TGS = there_TE.view(num_tokens, num_expert_groups, -1)
+        scores_TGS = scores_TE.view(there_TGS.shape)
+        best_TG2 = _first(scores_TGS, there_TGS)[:, :, :2]
+        group_score_TG = torch.where(
+            there_TGS.gather(2, best_TG2), scores_TGS.gather(2, best_TG2), 0.0
+        ).sum(2)
+        kept_TG = _first(group_score_TG, there_TGS.any(2))[:, :num_limited_groups]
         eligible_TG = torch.zeros_like(group_score_TG, dtype=torch.bool).scatter_(1, kept_TG, True)
-        eligible_TE = eligible_TG.repeat_interleave(num_experts // num_expert_groups, dim=1)
-    # Two stable sorts: first by the number that chooses, then eligible experts before the others,
-    # which a logit of -inf would otherwise tie with.
-    by_logit_TE = by_TE.sort(dim=1, descending=True, stable=True).indices
-    eligible_by_logit_TE = eligible_TE.gather(1, by_logit_TE).to(torch.int8)
-    eligible_first_TE = eligible_by_logit_TE.sort(dim=1, descending=True, stable=True).indices
-    ids_TK = by_logit_TE.gather(1, eligible_first_TE)[:, :top_k]
-    chosen_TK = logits_TE.gather(1, ids_TK)
+        eligible_TE = there_TE & eligible_TG.repeat_interleave(
+            num_experts // num_expert_groups, dim=1
+        )
+    ids_TK = _first(by_TE, eligible_TE)[:, :top_k]
+    left_TK = eligible_TE.gather(1, ids_TK)
+    chosen_TK = torch.where(left_TK, logits_TE.gather(1, ids_TK), -torch.inf)
     score_TK = scores(chosen_TK, chosen_TK.amax(1, keepdim=True))
+    # Slots for which no expert is left list expert 0 and weigh nothing.
+    ids_TK, score_TK = torch.where(left_TK, ids_TK, 0), torch.where(left_TK, score_TK, 0.0)
     total_T1 = score_TK.sum(1, keepdim=True)
     weights_TK = torch.where(total_T1 > 0, score_TK / total_T1, 1.0 / top_k)
     if options.counts_E is not None:

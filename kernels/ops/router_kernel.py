@@ -13,6 +13,7 @@ reference. Integer keys make the comparison total: NaN counts as -inf, and -0.0 
 
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.runtime import jit, tl
+from moesim_kernels.ops.watch import LOGITS, note
 
 #: Lanes of one row that a program takes without spilling, without and with bias or noise.
 MAX_ROW, MAX_OPTIONS_ROW = 2**14, 2**13
@@ -56,25 +57,8 @@ def _hashed(h):
 
 
 @jit
-def _load_logits(
-    logits_ptr,
-    t,
-    expert,
-    mask,
-    num_tokens,
-    num_experts,
-    inverse_temperature,
-    noise_std,
-    seed,
-    NOISY: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    # Logits may come in parts, which are added in their order.
-    at = logits_ptr + t * num_experts + expert
-    logits = tl.load(at, mask=mask, other=0.0)
-    for _ in tl.static_range(1, PARTS):
-        at += (tl.zeros_like(t) + num_tokens) * num_experts
-        logits += tl.load(at, mask=mask, other=0.0)
+def with_noise(logits, t, expert, inverse_temperature, noise_std, seed, NOISY: tl.constexpr):
+    """Return logits over the temperature, with the noise of tokens ``t`` and experts ``expert``."""
     logits *= inverse_temperature
     if NOISY:
         # The noise depends on seed, token and expert only, so every block shape gives the same
@@ -92,70 +76,78 @@ def _load_logits(
 
 
 @jit
-def _route_kernel(
-    logits_ptr,
+def _load_logits(logits_ptr, t, expert, mask, num_tokens, num_experts, PARTS: tl.constexpr):
+    # Logits may come in parts, which are added in their order.
+    at = logits_ptr + t * num_experts + expert
+    logits = tl.load(at, mask=mask, other=0.0)
+    for _ in tl.static_range(1, PARTS):
+        at += (tl.zeros_like(t) + num_tokens) * num_experts
+        logits += tl.load(at, mask=mask, other=0.0)
+    return logits
+
+
+@jit
+def lanes(num_groups, per_group, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Return the lanes of a row, their experts, and which lanes are experts.
+
+    Every group starts a row of BLOCK_S lanes, so lanes keep the order of expert ids and a group is
+    an axis.
+    """
+    lane = tl.arange(0, BLOCK_G * BLOCK_S)
+    group = lane // BLOCK_S
+    member = lane % BLOCK_S
+    return lane, group * per_group + member, (group < num_groups) & (member < per_group)
+
+
+@jit
+def select(
+    logits,
+    exists,
+    t,
     bias_ptr,
-    weights_ptr,
-    ids_ptr,
-    counts_ptr,
-    kept_ptr,
-    num_tokens,
-    num_experts,
+    missing_ptr,
+    watch_ptr,
     num_groups,
     num_limited_groups,
+    per_group,
     top_k,
-    kept_size,
-    seed,
-    inverse_temperature,
-    noise_std,
     SIGMOID: tl.constexpr,
     GROUPED: tl.constexpr,
-    ASCENDING: tl.constexpr,
-    MAPPED: tl.constexpr,
     BIASED: tl.constexpr,
-    NOISY: tl.constexpr,
-    COUNTED: tl.constexpr,
+    MASKED: tl.constexpr,
+    WATCHED: tl.constexpr,
+    KEPT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    await_inputs(PDL)
+    """Return the keys and ids of the chosen experts, best first, in blocks of BLOCK_K slots.
+
+    The keys are those of the logits, or with a bias and without KEPT those that chose. INT_MIN
+    marks slots for which no expert is left.
+    """
     int_min: tl.constexpr = -2147483648
-    per_group = num_experts // num_groups
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    # Every group starts a row of BLOCK_S lanes, so lanes keep the order of expert ids and a group
-    # is an axis.
-    lane = tl.arange(0, BLOCK_G * BLOCK_S)
-    group = lane // BLOCK_S
-    member = lane % BLOCK_S
-    expert = group * per_group + member
-    is_expert = (group < num_groups) & (member < per_group)
-    exists = (t[:, None] < num_tokens) & is_expert[None, :]
-    logits = _load_logits(
-        logits_ptr,
-        t[:, None],
-        expert[None, :],
-        exists,
-        num_tokens,
-        num_experts,
-        inverse_temperature,
-        noise_std,
-        seed,
-        NOISY,
-        PARTS,
-    )
+    lane, expert, is_expert = lanes(num_groups, per_group, BLOCK_G, BLOCK_S)
+    if MASKED:
+        # A missing expert is a lane without an expert.
+        missing = tl.load(missing_ptr + expert, mask=is_expert, other=1)
+        exists = exists & (missing == 0)[None, :]
+    if WATCHED:
+        # Not below infinity: NaN, too.
+        note(watch_ptr, LOGITS, exists & ((tl.abs(logits) < float("inf")) == 0), t)
     keys = tl.where(exists, order_key(logits), int_min)
     # The maximum is taken of the keys, which are free of NaN.
     row_max = key_logit(tl.max(keys, axis=1))[:, None]
+    plain_keys = keys
     if BIASED:
         logits = key_logit(keys)
         score = score_of(logits, row_max, SIGMOID)
         if not SIGMOID:
             score = score / tl.sum(tl.where(exists, score, 0.0), axis=1)[:, None]
         bias = tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
+        if WATCHED:
+            note(watch_ptr, LOGITS, exists & ((tl.abs(bias) < float("inf")) == 0), t)
         # A bias must not lift a logit of -inf, which marks an expert that may not be chosen.
         keys = tl.where(
             exists, order_key(tl.where(logits == float("-inf"), logits, score + bias)), int_min
@@ -199,33 +191,139 @@ def _route_kernel(
         # Two plain reductions, for the key and for its lowest lane, are faster than one of pairs.
         top = tl.max(keys, axis=1)
         lane_at = tl.min(tl.where(keys == top[:, None], lane[None, :], BLOCK_G * BLOCK_S), axis=1)
+        taken = lane[None, :] == lane_at[:, None]
+        if BIASED and KEPT:
+            # Selection saw the bias, weights must not.
+            top = tl.where(
+                top == int_min, top, tl.max(tl.where(taken, plain_keys, int_min), axis=1)
+            )
         expert_at = (lane_at // BLOCK_S) * per_group + lane_at % BLOCK_S
         chosen_key = tl.where(slot == k, top[:, None], chosen_key)
         chosen_id = tl.where(slot == k, expert_at[:, None], chosen_id)
-        keys = tl.where(lane[None, :] == lane_at[:, None], int_min, keys)
+        keys = tl.where(taken, int_min, keys)
+    return chosen_key, chosen_id
 
-    writes = (t[:, None] < num_tokens) & (slot < top_k)
-    if BIASED:
-        # Selection saw the bias, weights must not: the logits of the chosen experts are read again.
-        logits = _load_logits(
-            logits_ptr,
-            t[:, None],
-            chosen_id,
-            writes,
-            num_tokens,
-            num_experts,
-            inverse_temperature,
-            noise_std,
-            seed,
-            NOISY,
-            PARTS,
-        )
-        chosen_key = tl.where(writes, order_key(logits), int_min)
+
+@jit
+def weights_of(chosen_key, top_k, SIGMOID: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return the weights of the chosen experts from the keys of their logits."""
+    int_min: tl.constexpr = -2147483648
+    slot = tl.arange(0, BLOCK_K)[None, :]
     best_logit = key_logit(tl.max(chosen_key, axis=1))[:, None]
-    score = tl.where(slot < top_k, score_of(key_logit(chosen_key), best_logit, SIGMOID), 0.0)
+    score = score_of(key_logit(chosen_key), best_logit, SIGMOID)
+    # Slots for which no expert is left weigh nothing.
+    score = tl.where((slot < top_k) & (chosen_key != int_min), score, 0.0)
     total = tl.sum(score, axis=1)[:, None]
     # A row whose scores are all 0 gets equal weights instead of a division by 0.
-    weights = tl.where(total > 0.0, score / total, 1.0 / top_k)
+    return tl.where(total > 0.0, score / tl.where(total > 0.0, total, 1.0), 1.0 / top_k)
+
+
+@jit
+def store_histogram(
+    table_ptr,
+    chosen_id,
+    num_tokens,
+    top_k,
+    BINS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SEGMENT_T: tl.constexpr,
+):
+    """Store how often each expert was chosen in every segment of SEGMENT_T tokens, as rows of BINS
+    numbers: what a plan would count otherwise.
+    """
+    pairs = tl.reshape(chosen_id, (BLOCK_T * BLOCK_K,))
+    at = tl.arange(0, BLOCK_T * BLOCK_K)
+    first_t = tl.program_id(0) * BLOCK_T
+    token = at // BLOCK_K
+    exists = (first_t + token < num_tokens) & (at % BLOCK_K < top_k)
+    for s in tl.static_range(BLOCK_T // SEGMENT_T):
+        counts = tl.histogram(pairs, BINS, mask=exists & (token // SEGMENT_T == s))
+        row = (first_t // SEGMENT_T + s).to(tl.int64)
+        tl.store(
+            table_ptr + row * BINS + tl.arange(0, BINS),
+            counts,
+            mask=(tl.arange(0, BINS) >= 0) & (row * SEGMENT_T < num_tokens),
+        )
+
+
+@jit
+def _route_kernel(
+    logits_ptr,
+    bias_ptr,
+    missing_ptr,
+    weights_ptr,
+    ids_ptr,
+    counts_ptr,
+    table_ptr,
+    watch_ptr,
+    kept_ptr,
+    num_tokens,
+    num_experts,
+    num_groups,
+    num_limited_groups,
+    top_k,
+    kept_size,
+    seed,
+    inverse_temperature,
+    noise_std,
+    SIGMOID: tl.constexpr,
+    GROUPED: tl.constexpr,
+    ASCENDING: tl.constexpr,
+    MAPPED: tl.constexpr,
+    BIASED: tl.constexpr,
+    MASKED: tl.constexpr,
+    WATCHED: tl.constexpr,
+    NOISY: tl.constexpr,
+    COUNTED: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    await_inputs(PDL)
+    int_min: tl.constexpr = -2147483648
+    per_group = num_experts // num_groups
+    t = (tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    _, expert, is_expert = lanes(num_groups, per_group, BLOCK_G, BLOCK_S)
+    expert = expert[None, :]
+    exists = (t < num_tokens) & is_expert[None, :]
+    logits = _load_logits(logits_ptr, t, expert, exists, num_tokens, num_experts, PARTS)
+    logits = with_noise(logits, t, expert, inverse_temperature, noise_std, seed, NOISY)
+    chosen_key, chosen_id = select(
+        logits,
+        exists,
+        t,
+        bias_ptr,
+        missing_ptr,
+        watch_ptr,
+        num_groups,
+        num_limited_groups,
+        per_group,
+        top_k,
+        SIGMOID,
+        GROUPED,
+        BIASED,
+        MASKED,
+        WATCHED,
+        False,
+        BLOCK_T,
+        BLOCK_G,
+        BLOCK_S,
+        BLOCK_K,
+    )
+    slot = tl.arange(0, BLOCK_K)[None, :]
+    writes = (t < num_tokens) & (slot < top_k)
+    if BIASED:
+        # Selection saw the bias, weights must not: the logits of the chosen experts are read again,
+        # which costs fewer registers than keeping those of all.
+        logits = _load_logits(logits_ptr, t, chosen_id, writes, num_tokens, num_experts, PARTS)
+        logits = with_noise(logits, t, chosen_id, inverse_temperature, noise_std, seed, NOISY)
+        chosen_key = tl.where(writes & (chosen_key != int_min), order_key(logits), int_min)
+    weights = weights_of(chosen_key, top_k, SIGMOID, BLOCK_K)
     place = slot
     if ASCENDING:
         # Listed by id: an expert's place is the number of others with a lower id.
@@ -233,14 +331,16 @@ def _route_kernel(
         place = tl.sum(lower.to(tl.int32), axis=2)
     if MAPPED:
         # Columns are the experts of groups that were kept before, side by side.
-        kept_at = kept_ptr + t[:, None] * (num_experts // kept_size) + chosen_id // kept_size
+        kept_at = kept_ptr + t * (num_experts // kept_size) + chosen_id // kept_size
         chosen_id = tl.load(kept_at, mask=writes, other=0) * kept_size + chosen_id % kept_size
-    out = t[:, None] * top_k + place
+    out = t * top_k + place
     tl.store(weights_ptr + out, weights, mask=writes)
     tl.store(ids_ptr + out, chosen_id, mask=writes)
     if COUNTED:
         # Integer additions commute, so the counts do not depend on the order of the programs.
         tl.atomic_add(counts_ptr + chosen_id, 1, mask=writes, sem="relaxed")
+    if BINS:
+        store_histogram(table_ptr, chosen_id, num_tokens, top_k, BINS, BLOCK_T, BLOCK_K, BLOCK_T)
 
 
 def route_warps(row_elements: int) -> int:

@@ -21,7 +21,6 @@ from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import check_ids
 from moesim_kernels.ops.runtime import (
-    capturing,
     jit,
     require_float,
     require_triton,
@@ -29,6 +28,7 @@ from moesim_kernels.ops.runtime import (
     tl,
     triton,
 )
+from moesim_kernels.ops.watch import IDS, Checked, looks, note, report
 
 #: number of neurons and of columns that a program takes at once
 BLOCK_P, BLOCK_H = 16, 256
@@ -55,7 +55,10 @@ def _tiny_in_kernel(
     hidden,
     width,
     top_k,
+    num_experts,
+    watch_ptr,
     GATED: tl.constexpr,
+    WATCHED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
@@ -66,7 +69,11 @@ def _tiny_in_kernel(
     exists = p < num_neurons
     # Consecutive neurons of a token belong to the same expert, ``width`` of them at a time.
     pair = t * top_k + p // width
-    expert = tl.load(ids_ptr + pair, mask=exists, other=0).to(tl.int64)
+    given = tl.load(ids_ptr + pair, mask=exists, other=0)
+    if WATCHED:
+        note(watch_ptr, IDS, (given < 0) | (given >= num_experts), t + tl.zeros_like(given))
+    # An id out of range is read as the nearest expert, so that no address is wrong.
+    expert = tl.minimum(tl.maximum(given, 0), num_experts - 1).to(tl.int64)
     # With SwiGLU an expert has its gate rows first, then as many up rows.
     row = expert * (2 * width if GATED else width) + p % width
     # Products are added up lane by lane and across lanes once, at the end: the loop only loads and
@@ -98,6 +105,7 @@ def _tiny_out_kernel(
     hidden,
     width,
     top_k,
+    num_experts,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
@@ -111,7 +119,8 @@ def _tiny_out_kernel(
     for start in range(0, num_neurons, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         exists = p < num_neurons
-        expert = tl.load(ids_ptr + t * top_k + p // width, mask=exists, other=0).to(tl.int64)
+        expert = tl.load(ids_ptr + t * top_k + p // width, mask=exists, other=0)
+        expert = tl.minimum(tl.maximum(expert, 0), num_experts - 1).to(tl.int64)
         act = tl.load(act_ptr + t * num_neurons + p, mask=exists, other=0.0)
         rows = tl.load(
             w_ptr + (expert * width + p % width)[:, None] * hidden + h[None, :],
@@ -183,7 +192,7 @@ def tiny_expert(
     weights_TK: torch.Tensor,
     activation: Literal["swiglu", "gelu"] = "swiglu",
     *,
-    checked: bool = True,
+    checked: Checked = True,
 ) -> torch.Tensor:
     """Return the weighted sum of each token's tiny experts.
 
@@ -196,8 +205,10 @@ def tiny_expert(
         ids_TK: Expert ids, int32 of shape (T, K), contiguous; each must lie in 0..E-1.
         weights_TK: Router weights, float32 of shape (T, K), contiguous.
         activation: "swiglu", or "gelu" (exact, as in PEER).
-        checked: Whether ids out of range are refused, for which a GPU is waited for. While a graph
-            is recorded nothing may wait, and they are not checked.
+        checked: Whether ids out of range are refused, with the first token named. On a CPU they
+            always are. On a GPU True waits for the device, and "later" waits for nothing: the next
+            checked call or `moesim_kernels.ops.watch.synchronize` raises. Otherwise, and while a
+            graph is recorded, they are read as the nearest expert.
 
     Returns:
         A tensor of shape (T, H) in the format of ``x_TH``; summed in float32, rounded once.
@@ -209,8 +220,10 @@ def tiny_expert(
     _check(x_TH, w_in, w_out_EIH, ids_TK, weights_TK, activation)
     require_triton(x_TH, w_in, w_out_EIH, ids_TK, weights_TK)
     (experts, width, hidden), (num_tokens, top_k) = w_out_EIH.shape, ids_TK.shape
-    # Addresses follow from ids, so interpreted kernels always check them.
-    if ids_TK.device.type == "cpu" or (checked and not capturing()):
+    looked_at, watch = looks(checked, x_TH)
+    report(watch)
+    # Interpreted kernels always have their ids checked.
+    if looked_at or ids_TK.device.type == "cpu":
         check_ids(ids_TK, experts)
     neurons = top_k * width
     act_TP = torch.empty(num_tokens, neurons, dtype=torch.float32, device=x_TH.device)
@@ -231,7 +244,10 @@ def tiny_expert(
                 hidden,
                 width,
                 top_k,
+                experts,
+                watch,
                 GATED=activation == "swiglu",
+                WATCHED=watch is not None,
                 BLOCK_P=BLOCK_P,
                 BLOCK_H=block_h,
             )
@@ -246,6 +262,7 @@ def tiny_expert(
             hidden,
             width,
             top_k,
+            experts,
             BLOCK_P=BLOCK_P,
             BLOCK_H=block_h,
         )

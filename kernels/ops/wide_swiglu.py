@@ -1,8 +1,10 @@
-"""Compute the up projection of 16-bit experts as one wide product of gate and up columns together.
+"""Compute the up projection of experts of 8 or 16 bits as one wide product of gate and up columns
+together.
 
     for each tile (expert e, rows r) and block of n gate columns and their n up columns:
         for each step k of the hidden size:
             acc[:, 2n] += x[tokens of r, k] @ W_gate_up[e, gate and up rows, k].T     # float32
+            (block-scaled: the product of the step times the scales of its rows and columns)
         gate, up = the halves of acc
         out[r, n] = silu(gate) * up
 
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
+from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import dot_dtype, jit, tensor_descriptor, tl, triton
@@ -36,8 +39,10 @@ MOST_ELEMENTS = 2**31
 @jit
 def _wide_swiglu_kernel(
     x_ptr,
+    x_scales_ptr,
     w_ptr,
     w_desc,
+    w_scales_ptr,
     out_ptr,
     saved_ptr,
     sorted_pairs_ptr,
@@ -49,6 +54,7 @@ def _wide_swiglu_kernel(
     width,
     TOP_K: tl.constexpr,
     DOT: tl.constexpr,
+    SCALED: tl.constexpr,
     DESCRIBED: tl.constexpr,
     SAVED: tl.constexpr,
     EVEN_H: tl.constexpr,
@@ -74,7 +80,23 @@ def _wide_swiglu_kernel(
         return
     first = block_n * BLOCK_N
     h = tl.arange(0, BLOCK_K)
-    x_at = x_ptr + (pairs // TOP_K).to(tl.int64)[:, None] * hidden + h[None, :]
+    tokens = (pairs // TOP_K).to(tl.int64)
+    x_at = x_ptr + tokens[:, None] * hidden + h[None, :]
+    if SCALED:
+        blocks_h = tl.cdiv(hidden, 128)
+        blocks_n = tl.cdiv(2 * width, 128)
+        x_scale_at = x_scales_ptr + tokens * blocks_h
+        # All gate columns of a block share their scales. The up rows may begin inside a block of
+        # scales, so they can need two different ones.
+        up_block = (width + first) // 128
+        scale_at = w_scales_ptr + expert * blocks_n * blocks_h
+        gate_scale_at = scale_at + first // 128 * blocks_h
+        up_scale_at = scale_at + up_block * blocks_h
+        next_scale_at = scale_at + tl.minimum(up_block + 1, blocks_n - 1) * blocks_h
+        column = tl.arange(0, 2 * BLOCK_N)
+        is_up = column >= BLOCK_N if DESCRIBED else column % 2 == 1
+        up_column = first + (column % BLOCK_N if DESCRIBED else column // 2)
+        is_first = (width + up_column) // 128 == up_block
     if not DESCRIBED:
         # Column 2n is gate row n, column 2n + 1 up row n. Columns past the last repeat it and are
         # not stored, which saves a mask in the loop.
@@ -100,7 +122,16 @@ def _wide_swiglu_kernel(
             w = tl.load(w_at + start).to(DOT)
         else:
             w = tl.load(w_at + start, mask=(h < hidden - start)[:, None], other=0.0).to(DOT)
-        total = tl.dot(x, w, total, input_precision="ieee")
+        if SCALED:
+            # A step lies inside one block of scales, so scaling its product once is exact.
+            x_scale = tl.load(x_scale_at + start // 128, mask=exists, other=0.0)
+            up_scale = tl.where(
+                is_first, tl.load(up_scale_at + start // 128), tl.load(next_scale_at + start // 128)
+            )
+            w_scale = tl.where(is_up, up_scale, tl.load(gate_scale_at + start // 128))
+            total += tl.dot(x, w) * (x_scale[:, None] * w_scale[None, :])
+        else:
+            total = tl.dot(x, w, total, input_precision="ieee")
     if DESCRIBED:
         # Gate columns, then up columns.
         gate, up = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
@@ -122,12 +153,12 @@ def _wide_swiglu_kernel(
 
 
 def is_wide(x: torch.Tensor, w_gate_up: torch.Tensor) -> bool:
-    """Return whether the up projection of these plain operands is computed here: for 16-bit formats
-    and experts of any usual size.
+    """Return whether the up projection of these numbers is computed here: for formats of 8 and 16
+    bits and experts of any usual size.
 
     float32 products run on the vector units, which gain nothing from width and need the registers.
     """
-    return x.element_size() == 2 and w_gate_up.shape[1] * w_gate_up.shape[2] < MOST_ELEMENTS
+    return x.element_size() <= 2 and w_gate_up.shape[1] * w_gate_up.shape[2] < MOST_ELEMENTS
 
 
 def describe_gate_up(w_gate_up: torch.Tensor, tile: Tile) -> Any:
@@ -141,8 +172,8 @@ def describe_gate_up(w_gate_up: torch.Tensor, tile: Tile) -> Any:
 
 
 def wide_swiglu(
-    x_TH: torch.Tensor,
-    w_gate_up: torch.Tensor,
+    x_TH: Operand,
+    w_gate_up: Operand,
     out_PI: torch.Tensor,
     plan: Plan,
     tile: Tile,
@@ -163,13 +194,16 @@ def wide_swiglu(
         saved_P2I: Memory where the pre-activations of training go, row p for pair p, gate columns
             before up columns.
     """
-    hidden, width = x_TH.shape[1], w_gate_up.shape[1] // 2
+    x, w = values(x_TH), values(w_gate_up)
+    hidden, width = x.shape[1], w.shape[1] // 2
     launch(
         _wide_swiglu_kernel,
         (plan.max_tiles * triton.cdiv(width, tile.block_n),),
-        x_TH,
-        None if described else w_gate_up,
-        describe_gate_up(w_gate_up, tile) if described else None,
+        x,
+        scales(x_TH),
+        None if described else w,
+        describe_gate_up(w, tile) if described else None,
+        scales(w_gate_up),
         out_PI,
         saved_P2I,
         plan.sorted_pairs,
@@ -180,7 +214,8 @@ def wide_swiglu(
         hidden,
         width,
         TOP_K=plan.top_k,
-        DOT=dot_dtype(x_TH.dtype),
+        DOT=dot_dtype(x.dtype),
+        SCALED=isinstance(x_TH, BlockScaled),
         DESCRIBED=described,
         SAVED=saved_P2I is not None,
         EVEN_H=hidden % tile.block_k == 0,

@@ -29,6 +29,8 @@ class Limits:
         whole_line_rows: Number of rows of 16-bit operands up to which the fused projection takes a
             whole cache line of each row at a step; above, it takes half a line.
         float32_per_warp: Accumulator elements that a warp gets in a float32 GEMM.
+        loaded_per_warp: Accumulator elements that a warp holds where a sum begins with numbers from
+            memory, which data-center Blackwell keeps in registers on their way.
     """
 
     shared_bytes: int
@@ -37,6 +39,7 @@ class Limits:
     most_stages: int = 4
     whole_line_rows: int = 128
     float32_per_warp: int = 1024
+    loaded_per_warp: int = 4096
 
 
 #: NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", maximum
@@ -52,7 +55,7 @@ LIMITS = {
     "sm_80": Limits(shared_bytes=163 * 1024, elements_per_warp=2048, fp8="", float32_per_warp=512),
     "sm_89": Limits(shared_bytes=99 * 1024, elements_per_warp=2048),
     "sm_90": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
-    "sm_100": Limits(shared_bytes=227 * 1024, elements_per_warp=4096),
+    "sm_100": Limits(shared_bytes=227 * 1024, elements_per_warp=4096, loaded_per_warp=2048),
     "sm_120": Limits(shared_bytes=99 * 1024, elements_per_warp=2048, whole_line_rows=64),
     "gfx942": Limits(shared_bytes=64 * 1024, elements_per_warp=4096, fp8="float8_e4m3fnuz"),
     "gfx950": Limits(shared_bytes=160 * 1024, elements_per_warp=4096, most_stages=3),

@@ -149,7 +149,8 @@ def test_the_kernel_that_runs_follows_from_format_and_tile():
     pointers, descriptors = replace(tile, descriptors=False), replace(tile, descriptors=True)
     assert form_of(True, 2, tile) == form_of(True, 2, pointers) == "wide_pointers"
     assert form_of(True, 2, descriptors) == "wide_descriptors"
-    assert form_of(True, 1, descriptors) == "paired_descriptors"
+    assert form_of(True, 1, descriptors) == "wide_descriptors"
+    assert form_of(True, 4, descriptors) == "paired_descriptors"
     assert form_of(True, 4, pointers) == "paired_pointers"
     assert form_of(False, 2, descriptors) == "single_descriptors"
     assert form_of(False, 1, descriptors) == "linear_descriptors"

@@ -51,7 +51,7 @@ def tokens_of(count):
 def layers():
     report, flat = {}, layer_of("flat")
     weights = LayerWeights.random(flat, 0)
-    for tokens in (16, 1200):
+    for tokens in (16, 1200, 9000):
         x = tokens_of(tokens)
         ids, shares = random_ids(tokens, 64, 4), torch.rand(tokens, 4)
         report[f"phase {tokens}"] = seen(
@@ -70,7 +70,7 @@ def layers():
 def plans():
     return {
         f"plan {pairs}": seen(lambda pairs=pairs: make_plan(random_ids(pairs, 128, 1), 128, 64))
-        for pairs in (16, 2048, 16384, 65536)
+        for pairs in (16, 2048, 65536, 131072)
     }
 
 

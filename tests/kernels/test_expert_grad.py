@@ -115,6 +115,32 @@ def test_the_gradient_of_swiglu_in_one_pass(device, tokens, top_k, width, dtype)
             swiglu_grad(gate_up_P2I, z_PI, weights_TK.half())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("function", [experts, experts_reference])
+def test_gradients_are_added_to_a_buffer_in_place(device, function, dtype):
+    plan, tensors = _operands(40, 6, 2, 64, 48, 1.0, device, dtype)
+    x_TH, weights_TK, w_gate_up, w_down = tensors
+    wanted = _gradients(function, tensors, plan)[1]
+    w_gate_up.main_grad = torch.ones_like(w_gate_up, dtype=torch.float32)
+    w_down.main_grad = torch.full_like(w_down, 2.0)
+    buffers = [w_gate_up.main_grad.clone(), w_down.main_grad.clone()]
+    places = [w.main_grad.data_ptr() for w in (w_gate_up, w_down)]
+    out_TH = function(*tensors, plan)
+    out_TH.backward(_normal(*out_TH.shape, seed=5, device=device).to(dtype))
+    assert (w_gate_up.grad, w_down.grad) == (None, None)
+    assert places == [w.main_grad.data_ptr() for w in (w_gate_up, w_down)]
+    bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for w, before, want in zip((w_gate_up, w_down), buffers, wanted[2:], strict=True):
+        torch.testing.assert_close(
+            w.main_grad.float(), before.float() + want.float(), rtol=bound, atol=bound
+        )
+    torch.testing.assert_close(x_TH.grad, wanted[0])
+    torch.testing.assert_close(weights_TK.grad, wanted[1])
+    w_down.main_grad = w_down.main_grad[:, :1]
+    with pytest.raises(ValueError, match="into_ENC: expected contiguous"):
+        function(*tensors, plan).sum().backward()
+
+
 @pytest.mark.parametrize("target", LIMITS)
 @pytest.mark.parametrize("bits", [16, 32])
 def test_tiles_of_outer_products_fit(target, bits):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from moesim_kernels.ops import gate_logits as gate_module
 from moesim_kernels.ops.gate_logits import gate_logits, gate_parts, part_steps
-from moesim_kernels.ops.router import UNCHECKED, Options, route, route_parts, route_reference
+from moesim_kernels.ops.router import route, route_parts, route_reference
+from moesim_kernels.ops.router_options import UNCHECKED, Options
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

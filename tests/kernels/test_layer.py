@@ -211,7 +211,10 @@ NAN = float("nan")
             lambda x, w, r: (x.half(), w, r),
             "weights.w_gate_up: expected torch.float16 as x_TH, got torch.float32",
         ),
-        (lambda x, w, r: (x * NAN, w, r), "x_TH: expected finite numbers, got NaN"),
+        (
+            lambda x, w, r: (x * NAN, w, r),
+            "x_TH: expected finite numbers, got NaN or infinity for token 0",
+        ),
         (lambda x, w, r: (x / 0, w, r), "x_TH: expected finite numbers"),
         (
             lambda x, w, r: (x, replace(w, fine_EH=w.fine_EH * NAN), r),
@@ -243,7 +246,10 @@ NAN = float("nan")
             lambda x, w, r: (x, w, (r[0][:2], r[1])),
             "routing: expected contiguous weights of torch.float32",
         ),
-        (lambda x, w, r: (x, w, (r[0] * NAN, r[1])), "routing: expected finite weights"),
+        (
+            lambda x, w, r: (x, w, (r[0] * NAN, r[1])),
+            "routing: expected finite weights, .* for token 0",
+        ),
     ],
 )
 def test_refuses_bad_input_before_a_launch(device, monkeypatch, backend, change, message):

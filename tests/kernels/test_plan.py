@@ -111,7 +111,7 @@ def test_far_more_experts_than_pairs_give_the_same_plan(
         (2048, 100, "none"),
         (2049, 100, "rows"),
         (5000, 8, "rows"),
-        (5000, 700, "sums"),
+        (9000, 700, "sums"),
         (3000, 4096, "sums"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from moesim_kernels.ops.router import MAX_ROW, UNCHECKED, Options, noise, route, route_reference
+from moesim_kernels.ops.router import route, route_reference
+from moesim_kernels.ops.router_kernel import MAX_ROW
+from moesim_kernels.ops.router_options import UNCHECKED, Options, noise
 
 INF, NAN = float("inf"), float("nan")
 

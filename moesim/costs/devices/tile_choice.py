@@ -133,8 +133,8 @@ def tile_us_R(
 
 
 def form_of(gated: bool, element_bytes: float, tile: Tile) -> TileForm:
-    """Return which kernel runs: 16-bit operands have kernels of one program for each tile, whose up
-    projection is one wide product.
+    """Return which kernel runs: operands of up to 16 bits multiply gate and up columns as one wide
+    product, and those of 16 bits have a down projection of one program for each tile.
 
     Args:
         gated: Whether gate and up columns are multiplied together.
@@ -144,7 +144,7 @@ def form_of(gated: bool, element_bytes: float, tile: Tile) -> TileForm:
     if gated:
         return (
             ("wide_descriptors" if tile.descriptors else "wide_pointers")
-            if element_bytes == 2
+            if element_bytes <= 2
             else ("paired_descriptors" if tile.descriptors else "paired_pointers")
         )
     if not tile.descriptors:
