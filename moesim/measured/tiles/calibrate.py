@@ -24,10 +24,10 @@ ASSUMED = {
     "kernel_gap_us": 0.35,
     "kernel_start_us": 1.3,
     "stream_efficiency": 0.8,
-    "plan_ns_per_row": 0.06,
+    "plan_ns_per_row": 0.15,
     "route_cycles_per_logit": 4.0,
     "route_round_us": 0.25,
-    "logits_efficiency": 0.5,
+    "logits_efficiency": 0.6,
     "scale_cycles": 1.0,
 }
 #: what measured over predicted may be beyond the GEMMs' spread: plan, combine and launches are
