@@ -34,13 +34,25 @@ def calibrate_comm(
 @calibrate_app.command("kernels")
 def calibrate_kernels(
     framework: Annotated[str, typer.Option(help="sglang (what is simulated) or vllm.")] = "sglang",
-    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
+    family: Annotated[
+        str, typer.Option(help="Another library instead, such as trtllm-deepgemm.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Calibration file to write; default: NAME.toml here.")
+    ] = None,
 ) -> None:
     """Fit the kernel model to a framework's measured rows that may be fitted (about a minute)."""
-    from moesim.measured.kernels import calibrate as fitting
     from moesim.report.tables import check_writable
 
+    out = out or Path(f"{family}.toml" if family else "triton-moe.toml")
     check_writable(out)
+    if family:
+        from moesim.measured.kernels.family_calibrate import calibrate as fit_family
+
+        _report_fit(fit_family(out, family), out)
+        return
+    from moesim.measured.kernels import calibrate as fitting
+
     _report_fit(fitting.calibrate(out, framework), out)
 
 

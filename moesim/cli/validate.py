@@ -146,11 +146,16 @@ def validate_kernels(
     limit: Annotated[
         int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)
     ] = 500,
+    family: Annotated[
+        str, typer.Option(help="Without --rows: another library, such as trtllm-deepgemm.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write every row with its prediction as CSV.")
     ] = None,
 ) -> None:
-    """Predict measured Triton MoE kernels, fitted rows and others, and compare with a roofline."""
+    """Predict measured MoE kernels, Triton's or another library's, fitted rows and others, and
+    compare with a roofline.
+    """
     from moesim.measured.kernels.predict import read_rows
     from moesim.measured.kernels.scoreboard import error_table, ranking_table
     from moesim.measured.kernels.validate import PREDICTIONS, measured_rows, predicted
@@ -159,12 +164,12 @@ def validate_kernels(
 
     if mode not in ("calibrated", "spec"):
         raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
-    given = read_rows(rows) if rows is not None else measured_rows(system, limit)
+    given = read_rows(rows) if rows is not None else measured_rows(system, limit, family)
     table = predicted(given, mode)
     if "latency_ms" in table:
         errors = error_table(table)
         print_table(
-            "Measured Triton MoE kernels: error in %, share inside the 80 % interval in %",
+            f"Measured {family or 'Triton'} MoE kernels: error, share inside the 80 % interval, %",
             errors,
             list(errors[0]),
         )

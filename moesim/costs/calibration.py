@@ -56,7 +56,7 @@ class CalibrationFile(Strict):
     sources: list[str]
     calibrated_profiles: list[str]
     calibrated_generations: list[int] = []
-    model: Literal["waves", "tiles"] = "waves"
+    model: Literal["waves", "tiles", "fused"] = "waves"
     parameters: dict[str, float]
     device_factors: dict[str, dict[str, float]] = {}
     few_shot_factors: dict[str, dict[str, float]] = {}
