@@ -110,6 +110,8 @@ def gemm_case(
         constexprs |= {"SAVED": False, "saved_ptr": None}
     if function is _linear_kernel:
         constexprs.setdefault("TRANSPOSED", False)
+    if "WEIGHED" in function.arg_names and not flags.get("WEIGHED"):
+        constexprs |= {"WEIGHED": False, "weights_ptr": None}
     if "SCALED" in function.arg_names:
         constexprs["SCALED"] = scaled
     # A usual top-k stands for all.
@@ -126,7 +128,8 @@ def gemm_case(
         name = f"{'described' if 'DESCRIBED' in flags else 'persistent'} {name}"
     elif not flags.get("EVEN_H") and not flags.get("EVEN_K"):
         name = f"{name} masked"
-    name += " transposed" if flags.get("TRANSPOSED") else " saved" if flags.get("SAVED") else ""
+    for flag in ("TRANSPOSED", "SAVED", "WEIGHED"):
+        name += f" {flag.lower()}" if flags.get(flag) else ""
     return Case(
         kernel=name,
         dtype=dtype,
@@ -161,7 +164,8 @@ def _persistent(target: str, limits: Limits) -> Iterator[Case]:
                         EVEN_H=True,
                         SAVED=saved,
                     )
-            yield gemm_case(limits, _persistent_linear_kernel, block_m, dtype)
+            for flags in ({}, {"WEIGHED": True}):
+                yield gemm_case(limits, _persistent_linear_kernel, block_m, dtype, **flags)
 
 
 def _chosen(limits: Limits) -> Iterator[Case]:
@@ -230,7 +234,10 @@ def _scaled(limits: Limits) -> Iterator[Case]:
             yield gemm_case(
                 limits, _wide_swiglu_kernel, block_m, dtype, EVEN_H=True, DESCRIBED=False
             )
-            yield gemm_case(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
+            for weighed in ({}, {"WEIGHED": True}):
+                yield gemm_case(
+                    limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False, **weighed
+                )
         # The masked variants are compiled for the largest block of rows only.
         yield gemm_case(limits, _wide_swiglu_kernel, 128, dtype, EVEN_H=False, DESCRIBED=False)
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
@@ -272,7 +279,10 @@ def _gemms(target: str, limits: Limits) -> Iterator[Case]:
                 and keeps_registers(target, block_m, described=False)
             ):
                 yield gemm_case(limits, up, block_m, dtype, EVEN_H=True, SAVED=True, **flags)
-            yield gemm_case(limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False)
+            for weighed in ({}, {"WEIGHED": True}):
+                yield gemm_case(
+                    limits, _linear_kernel, block_m, dtype, EVEN_K=True, GATHER=False, **weighed
+                )
         yield gemm_case(limits, up, 128, dtype, EVEN_H=False, **flags)
         yield gemm_case(limits, _linear_kernel, 128, dtype, EVEN_K=False, GATHER=False)
         # Gate logits: gathered rows and float32 results.

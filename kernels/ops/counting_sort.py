@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
-from moesim_kernels.ops.runtime import jit, tl, triton
+from moesim_kernels.ops.runtime import cdiv, jit, next_power_of_2, tl
 from moesim_kernels.ops.watch import IDS, WEIGHTS, note
 from moesim_kernels.tiles.tiles import tile_bound
 
@@ -78,14 +78,14 @@ def new_segments(
         tokens //= 2
     if num_experts > MOST_ROUTED or num_tokens * top_k <= MOST_RECOUNTED or not tokens:
         return None
-    shape = (triton.cdiv(num_tokens, tokens) + 1, bins_of(num_experts))
+    shape = (cdiv(num_tokens, tokens) + 1, bins_of(num_experts))
     counts_SE = torch.empty(shape, dtype=torch.int32, device=device)
     return Segments(counts_SE=counts_SE, tokens=tokens, pairs=tokens * top_k)
 
 
 def bins_of(num_experts: int) -> int:
     """Return the experts of a row of counts, padded."""
-    return max(triton.next_power_of_2(num_experts), 16)
+    return max(next_power_of_2(num_experts), 16)
 
 
 @jit
@@ -239,7 +239,7 @@ def counted(num_pairs: int, num_experts: int, segment_pairs: int = SEGMENT) -> s
     """
     if num_pairs <= MOST_RECOUNTED:
         return "none"
-    table = triton.cdiv(num_pairs, segment_pairs) * bins_of(num_experts)
+    table = cdiv(num_pairs, segment_pairs) * bins_of(num_experts)
     return "rows" if table <= MOST_RESUMMED else "sums"
 
 
@@ -269,7 +269,7 @@ def sorted_plan(
     num_pairs, max_tiles = ids_TK.numel(), tile_bound(ids_TK.numel(), num_experts, block_m)
     segment_pairs = SEGMENT if routed is None else routed.pairs
     counts, bins = counted(num_pairs, num_experts, segment_pairs), bins_of(num_experts)
-    segments = triton.cdiv(num_pairs, segment_pairs)
+    segments = cdiv(num_pairs, segment_pairs)
     rows = {"none": 0, "rows": segments, "sums": segments + 1}[counts]
     table = rows * bins if routed is None else 0
     # One allocation, its pieces on multiples of 16 bytes, which launches tell from other addresses.
@@ -327,8 +327,8 @@ def sorted_plan(
         WATCHED=watch is not None,
         WEIGHED=watch is not None and weights_TK is not None,
         BLOCK_M=block_m,
-        SEGMENT=triton.next_power_of_2(segment_pairs),
-        COMPARED=min(COMPARED, triton.next_power_of_2(segment_pairs)),
+        SEGMENT=next_power_of_2(segment_pairs),
+        COMPARED=min(COMPARED, next_power_of_2(segment_pairs)),
         COUNTED=COUNTED,
         BINS=bins,
         BLOCK_S=max(SUMMED // bins, 1),

@@ -27,13 +27,13 @@ from moesim_kernels.ops.operands import (
     expanded_blocks,
 )
 from moesim_kernels.ops.runtime import (
+    cdiv,
     jit,
     require_float,
     require_triton,
     store_dtype,
     tile_rows,
     tl,
-    triton,
 )
 
 #: the smallest magnitude for which a block is scaled
@@ -154,7 +154,7 @@ def quantise_rows(x_RC: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn) 
         block_r = tile_rows(rows, SCALE_BLOCK)
         launch(
             _quantise_rows_kernel,
-            (triton.cdiv(rows, block_r), blocks),
+            (cdiv(rows, block_r), blocks),
             x_RC,
             values,
             scales,

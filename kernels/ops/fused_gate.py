@@ -24,13 +24,14 @@ from moesim_kernels.ops.router_kernel import (
 )
 from moesim_kernels.ops.router_options import Options
 from moesim_kernels.ops.runtime import (
+    cdiv,
     dot_dtype,
     jit,
     limits,
+    next_power_of_2,
     num_sms,
     require_triton,
     tl,
-    triton,
 )
 from moesim_kernels.tiles.tiles import Limits
 
@@ -136,8 +137,8 @@ def fuses(x_TH: torch.Tensor, num_experts: int, num_groups: int) -> bool:
     """Return whether a gate is computed by `fused_gate`: 16-bit operands, rows of at most 256
     lanes, and tokens for every multiprocessor.
     """
-    block_g = triton.next_power_of_2(num_groups)
-    block_s = triton.next_power_of_2(num_experts // num_groups)
+    block_g = next_power_of_2(num_groups)
+    block_s = next_power_of_2(num_experts // num_groups)
     return (
         x_TH.element_size() == 2
         and block_g * block_s <= MOST_LANES
@@ -150,7 +151,9 @@ def fused_tile(lanes: int, limits: Limits, biased: bool) -> tuple[int, int, int]
     # With a bias a program keeps the logits beside the numbers that choose.
     block_t = BLOCK_T // 2 if biased and lanes > 128 else BLOCK_T
     stages = limits.shared_bytes // ((BLOCK_T + max(lanes, 16)) * BLOCK_H * 2)
-    return block_t, (8 if lanes > 64 else 4), max(min(stages, 4), 1)
+    # Three stages of 64 lanes spill on GPUs with less than 128 KiB of shared memory.
+    most = 4 if limits.shared_bytes >= 128 * 1024 else 2
+    return block_t, (8 if lanes > 64 else 4), max(min(stages, most), 1)
 
 
 def fused_gate(
@@ -185,8 +188,8 @@ def fused_gate(
     (num_tokens, hidden), num_experts = x_TH.shape, len(keys_EH)
     options.check_shapes(num_experts)
     require_triton(*(x for x in (x_TH, keys_EH, *options.tensors) if x is not None))
-    block_g = triton.next_power_of_2(num_groups)
-    block_s = triton.next_power_of_2(num_experts // num_groups)
+    block_g = next_power_of_2(num_groups)
+    block_s = next_power_of_2(num_experts // num_groups)
     # A matrix unit multiplies no fewer than 16 columns.
     block_s = max(block_s, 16 // block_g)
     block_t, warps, stages = fused_tile(block_g * block_s, limits(), options.bias_E is not None)
@@ -195,7 +198,7 @@ def fused_gate(
     noisy = options.noise_std > 0
     launch(
         _fused_gate_kernel,
-        (triton.cdiv(num_tokens, block_t),),
+        (cdiv(num_tokens, block_t),),
         x_TH,
         keys_EH,
         options.bias_E,
@@ -228,7 +231,7 @@ def fused_gate(
         BLOCK_T=block_t,
         BLOCK_G=block_g,
         BLOCK_S=block_s,
-        BLOCK_K=triton.next_power_of_2(top_k),
+        BLOCK_K=next_power_of_2(top_k),
         BLOCK_H=BLOCK_H,
         num_warps=warps,
         num_stages=stages,

@@ -16,14 +16,15 @@ import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.runtime import (
+    cdiv,
     dot_dtype,
     jit,
     limits,
+    next_power_of_2,
     num_sms,
     require_float,
     require_triton,
     tl,
-    triton,
 )
 from moesim_kernels.tiles.tiles import Limits
 
@@ -89,7 +90,7 @@ def gate_tile(
 ) -> tuple[int, int, int, int, int]:
     """Return the tokens, experts and depth of a tile, its warps and its stages."""
     block_t = 16 if num_tokens <= 16 else 64 if num_tokens <= 512 else 128
-    block_e = min(max(triton.next_power_of_2(num_experts), 16), 32 if num_tokens <= 16 else 128)
+    block_e = min(max(next_power_of_2(num_experts), 16), 32 if num_tokens <= 16 else 128)
     if element_bytes == 4:
         # Vector units multiply these and keep operands and sums in registers.
         return min(block_t, 32), min(block_e, 64), 32, 4, 2
@@ -106,7 +107,7 @@ def part_steps(num_tiles: int, num_experts: int, hidden: int, block_k: int) -> i
     """
     most = MOST_PARTS if num_experts <= MOST_PARTED else 1
     parts = max(min(num_sms() // max(num_tiles, 1), most, hidden // LEAST_DEPTH), 1)
-    return triton.cdiv(triton.cdiv(hidden, parts), block_k)
+    return cdiv(cdiv(hidden, parts), block_k)
 
 
 def gate_parts(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
@@ -139,9 +140,9 @@ def gate_parts(x_TH: torch.Tensor, keys_EH: torch.Tensor) -> torch.Tensor:
     block_t, block_e, block_k, warps, stages = gate_tile(
         num_tokens, num_experts, x_TH.element_size(), limits()
     )
-    tiles = triton.cdiv(num_tokens, block_t) * triton.cdiv(num_experts, block_e)
+    tiles = cdiv(num_tokens, block_t) * cdiv(num_experts, block_e)
     steps = part_steps(tiles, num_experts, hidden, block_k)
-    parts = max(triton.cdiv(hidden, steps * block_k), 1)
+    parts = max(cdiv(hidden, steps * block_k), 1)
     logits_STE = torch.empty(
         parts, num_tokens, num_experts, dtype=torch.float32, device=x_TH.device
     )

@@ -6,7 +6,9 @@
 
 The projection leaves one row per (token, expert) pair. The combine sums the K rows of a token in
 float32, in the order the router listed them, with no atomics, so the same routing gives the same
-bits every time.
+bits every time. Where every token has one expert, there is nothing to sum, and the projection
+multiplies by the weights itself. With more, its programs would have to wait for each other to add
+in a fixed order.
 """
 
 import torch
@@ -17,13 +19,14 @@ from moesim_kernels.ops.operands import Operand
 from moesim_kernels.ops.persistent import Path
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.runtime import (
+    cdiv,
     jit,
+    next_power_of_2,
     require_float,
     require_triton,
     store_dtype,
     tile_rows,
     tl,
-    triton,
 )
 from moesim_kernels.tiles.tiles import Tile
 
@@ -36,6 +39,7 @@ def grouped_down(
     *,
     out_dtype: torch.dtype | None = None,
     path: Path | None = None,
+    weights_TK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Project the activations back to the hidden size.
 
@@ -48,6 +52,8 @@ def grouped_down(
             activations.
         path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); by default the one
             that suits this GPU.
+        weights_TK: Router weights, float32 of shape (T, 1), contiguous, of tokens with one expert
+            each: then the result is combined. None for a `combine` that follows.
 
     Returns:
         A tensor of shape (P, H), with row p for pair p = t x K + j.
@@ -56,8 +62,22 @@ def grouped_down(
         ValueError: Shapes or formats do not fit each other.
         RuntimeError: Triton cannot launch kernels here.
     """
+    if weights_TK is not None:
+        _check_weights(weights_TK)
+        if plan.top_k != 1 or len(weights_TK) != plan.num_rows:
+            raise ValueError(
+                f"weights_TK: expected shape ({plan.num_rows}, 1) and one expert for each token, "
+                f"got {tuple(weights_TK.shape)} and {plan.top_k}"
+            )
     return grouped_linear(
-        act_PI, w_down, plan, gather=False, config=config, out_dtype=out_dtype, path=path
+        act_PI,
+        w_down,
+        plan,
+        gather=False,
+        config=config,
+        out_dtype=out_dtype,
+        path=path,
+        weights_TK=weights_TK,
     )
 
 
@@ -115,19 +135,21 @@ def combine_blocks(num_tokens: int, hidden: int) -> tuple[int, int]:
     """Return the rows and columns that a program of `combine` takes: fewer of few tokens, since
     every multiprocessor should get some.
     """
-    block_h = min(
-        MOST_COLUMNS if num_tokens >= 128 else MOST_COLUMNS // 4, triton.next_power_of_2(hidden)
-    )
-    return tile_rows(num_tokens, 2 * block_h, triton.cdiv(hidden, block_h)), block_h
+    block_h = min(MOST_COLUMNS if num_tokens >= 128 else MOST_COLUMNS // 4, next_power_of_2(hidden))
+    return tile_rows(num_tokens, 2 * block_h, cdiv(hidden, block_h)), block_h
 
 
-def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
-    require_float("y_PH", y_PH)
+def _check_weights(weights_TK: torch.Tensor) -> None:
     if weights_TK.ndim != 2 or weights_TK.dtype != torch.float32:
         raise ValueError(
             f"weights_TK: expected float32 of shape (T, K), got {weights_TK.dtype} of shape "
             f"{tuple(weights_TK.shape)}"
         )
+
+
+def _check(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> None:
+    require_float("y_PH", y_PH)
+    _check_weights(weights_TK)
     # One row of y_PH for each router weight.
     if y_PH.ndim != 2 or y_PH.shape[0] != weights_TK.numel():
         raise ValueError(f"y_PH: expected shape ({weights_TK.numel()}, H), got {tuple(y_PH.shape)}")
@@ -155,7 +177,7 @@ def combine(y_PH: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         block_t, block_h = combine_blocks(num_tokens, hidden)
         launch(
             _combine_kernel,
-            (triton.cdiv(num_tokens, block_t), triton.cdiv(hidden, block_h)),
+            (cdiv(num_tokens, block_t), cdiv(hidden, block_h)),
             y_PH,
             weights_TK,
             out_TH,

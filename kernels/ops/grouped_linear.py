@@ -27,18 +27,10 @@ from moesim_kernels.ops.operands import (
     tensors,
     values,
 )
-from moesim_kernels.ops.persistent import Path, chosen_path, persistent_linear
+from moesim_kernels.ops.persistent import Path, chosen_path, persistent_linear, weighed
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
-from moesim_kernels.ops.runtime import (
-    dot_dtype,
-    jit,
-    limits,
-    require_triton,
-    store_dtype,
-    tl,
-    triton,
-)
+from moesim_kernels.ops.runtime import cdiv, dot_dtype, jit, limits, require_triton, store_dtype, tl
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
 
@@ -48,6 +40,7 @@ def _linear_kernel(
     a_scales_ptr,
     w_ptr,
     w_scales_ptr,
+    weights_ptr,
     out_ptr,
     sorted_pairs_ptr,
     offsets_ptr,
@@ -59,6 +52,7 @@ def _linear_kernel(
     TOP_K: tl.constexpr,
     GATHER: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    WEIGHED: tl.constexpr,
     DOT: tl.constexpr,
     SCALED: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -122,6 +116,8 @@ def _linear_kernel(
             total = tl.dot(a, w, total, input_precision="ieee")
         a_at += BLOCK_K
         w_at += w_step
+    if WEIGHED:
+        total = weighed(total, weights_ptr, out_ptr, pairs, exists)
     # Stored by pair and not by row: the next step reads a token's pairs side by side.
     out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(
@@ -193,6 +189,7 @@ def grouped_linear(
     out_dtype: torch.dtype | None = None,
     config: Tile | None = None,
     path: Path | None = None,
+    weights_TK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multiply every row by its expert's matrix, accumulating in float32.
 
@@ -210,6 +207,8 @@ def grouped_linear(
             block_k must divide 128 for scaled operands.
         path: "pointers" or "descriptors" (see `moesim_kernels.ops.persistent`); gathered rows and
             transposed matrices always use pointers. By default the path that suits this GPU.
+        weights_TK: Router weights, float32 of shape (T, K), contiguous, by which the rounded rows
+            are multiplied; None for no weights.
 
     Returns:
         A tensor of shape (P, N), with row p for pair p.
@@ -241,16 +240,17 @@ def grouped_linear(
             and not transposed
             and chosen_path(path, a, w_ENC, plan.block_m, tile.descriptors) == "descriptors"
         ):
-            persistent_linear(a, w_ENC, out_PN, plan, tile)
+            persistent_linear(a, w_ENC, out_PN, plan, tile, weights_TK)
             return out_PN.to(out_dtype)
         # The number of tiles is on the device; the grid is sized by its bound.
         launch(
             _linear_kernel,
-            (plan.max_tiles * triton.cdiv(width, tile.block_n),),
+            (plan.max_tiles * cdiv(width, tile.block_n),),
             rows,
             scales(a),
             w,
             scales(w_ENC),
+            weights_TK,
             out_PN,
             plan.sorted_pairs,
             plan.expert_offsets_E1,
@@ -262,6 +262,7 @@ def grouped_linear(
             TOP_K=plan.top_k,
             GATHER=gather,
             TRANSPOSED=transposed,
+            WEIGHED=weights_TK is not None,
             DOT=dot_dtype(rows.dtype),
             SCALED=isinstance(a, BlockScaled),
             EVEN_K=inner % tile.block_k == 0,

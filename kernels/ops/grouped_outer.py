@@ -21,14 +21,15 @@ from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.runtime import (
+    cdiv,
     dot_dtype,
     jit,
     limits,
+    next_power_of_2,
     require_float,
     require_triton,
     store_dtype,
     tl,
-    triton,
 )
 from moesim_kernels.tiles.tiles import Limits
 
@@ -70,8 +71,8 @@ def outer_tile(
         return OuterTile(32, 64, 64, 4, 2)
     per_warp = min(limits.elements_per_warp, limits.loaded_per_warp if added else 4096)
     large = per_warp >= 4096 and limits.shared_bytes >= 160 * 1024
-    block_n = min(max(triton.next_power_of_2(width), 16), 128)
-    block_c = min(max(triton.next_power_of_2(inner), 16), 256 if large else 128)
+    block_n = min(max(next_power_of_2(width), 16), 128)
+    block_c = min(max(next_power_of_2(inner), 16), 256 if large else 128)
     stages = limits.shared_bytes // ((block_n + block_c) * 64 * operand_bits // 8)
     return OuterTile(
         64, block_n, block_c, 8 if block_n * block_c > 64 * 128 else 4, max(min(stages, 3), 1)
@@ -207,7 +208,7 @@ def grouped_outer(
         out_ENC = into_ENC.to(store_dtype(into_ENC.dtype))
     if out_ENC.numel():
         tile = outer_tile(width, inner, 8 * a.element_size(), limits(), into_ENC is not None)
-        blocks = triton.cdiv(width, tile.block_n) * triton.cdiv(inner, tile.block_c)
+        blocks = cdiv(width, tile.block_n) * cdiv(inner, tile.block_c)
         launch(
             _outer_kernel,
             (plan.num_experts * blocks,),

@@ -36,6 +36,7 @@ from moesim_kernels.ops.persistent import (
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (
+    cdiv,
     dot_dtype,
     jit,
     limits,
@@ -43,7 +44,6 @@ from moesim_kernels.ops.runtime import (
     store_dtype,
     target,
     tl,
-    triton,
 )
 from moesim_kernels.ops.wide_swiglu import is_wide, wide_swiglu
 from moesim_kernels.tiles.tiles import Tile, tile_config
@@ -209,7 +209,7 @@ def grouped_swiglu(
         # The number of tiles is on the device; the grid is sized by its bound.
         launch(
             _swiglu_kernel,
-            (plan.max_tiles * triton.cdiv(width, tile.block_n),),
+            (plan.max_tiles * cdiv(width, tile.block_n),),
             x,
             w,
             out_PI,

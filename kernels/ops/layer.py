@@ -142,10 +142,11 @@ def expert_phase(
     # The autograd function has its own forward pass, which saves what backward needs.
     if trained(x_TH, weights_TK, weights.w_gate_up, weights.w_down):
         return experts(x_TH, weights_TK, weights.w_gate_up, weights.w_down, plan)
-    return combine(
-        _feed_forward(x_TH, weights.w_gate_up, weights.w_down, plan, swiglu_tile, down_tile),
-        weights_TK,
-    )
+    tiles = (swiglu_tile, down_tile)
+    if plan.top_k == 1:
+        return _feed_forward(x_TH, weights.w_gate_up, weights.w_down, plan, *tiles, weights_TK)
+    y_PH = _feed_forward(x_TH, weights.w_gate_up, weights.w_down, plan, *tiles)
+    return combine(y_PH, weights_TK)
 
 
 def _feed_forward(
@@ -155,12 +156,18 @@ def _feed_forward(
     plan: Plan,
     swiglu_tile: Tile | None = None,
     down_tile: Tile | None = None,
+    weights_TK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     x, dtype = _operand(x_TH, gate_up, quantise_rows), x_TH.dtype
     # Activations are quantized again between the GEMMs if the weights are block-scaled.
     act_PI = grouped_swiglu(x, gate_up, plan, swiglu_tile, out_dtype=dtype)
     return grouped_down(
-        _operand(act_PI, down, quantise_rows), down, plan, down_tile, out_dtype=dtype
+        _operand(act_PI, down, quantise_rows),
+        down,
+        plan,
+        down_tile,
+        out_dtype=dtype,
+        weights_TK=weights_TK,
     )
 
 

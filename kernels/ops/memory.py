@@ -7,7 +7,7 @@ Both read and write, so the bytes moved are twice the bytes of the result.
 """
 
 import torch
-from moesim_kernels.ops.runtime import jit, require_triton, tl, triton
+from moesim_kernels.ops.runtime import cdiv, jit, next_power_of_2, require_triton, tl
 
 #: number of elements a program moves at once, and its number of warps
 BLOCK, WARPS = 4096, 8
@@ -67,7 +67,7 @@ def stream(source_N: torch.Tensor, target_N: torch.Tensor) -> None:
         )
     require_triton(source_N, target_N)
     if len(source_N):
-        grid = (triton.cdiv(len(source_N), BLOCK),)
+        grid = (cdiv(len(source_N), BLOCK),)
         _stream_kernel[grid](source_N, target_N, len(source_N), BLOCK=BLOCK, num_warps=WARPS)
 
 
@@ -98,9 +98,9 @@ def gather(source_SC: torch.Tensor, rows_R: torch.Tensor, target_RC: torch.Tenso
     if not target_RC.numel():
         return
     # Wide rows are split over programs, narrow ones share a program.
-    columns = min(triton.next_power_of_2(shape[1]), BLOCK)
+    columns = min(next_power_of_2(shape[1]), BLOCK)
     rows = BLOCK // columns
-    _gather_kernel[(triton.cdiv(shape[0], rows), triton.cdiv(shape[1], columns))](
+    _gather_kernel[(cdiv(shape[0], rows), cdiv(shape[1], columns))](
         source_SC, rows_R, target_RC, *shape, BLOCK_R=rows, BLOCK_C=columns, num_warps=WARPS
     )
 

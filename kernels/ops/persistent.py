@@ -28,6 +28,7 @@ from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (
+    cdiv,
     dot_dtype,
     jit,
     limits,
@@ -35,7 +36,6 @@ from moesim_kernels.ops.runtime import (
     target,
     tensor_descriptor,
     tl,
-    triton,
 )
 from moesim_kernels.tiles.tiles import Tile
 
@@ -177,11 +177,21 @@ def _persistent_swiglu_kernel(
 
 
 @jit
+def weighed(total, weights_ptr, out_ptr, pairs, exists):
+    """Return rows times the router weights of their pairs, rounded before as a combine of its own
+    would find them.
+    """
+    weights = tl.load(weights_ptr + pairs, mask=exists, other=0.0)
+    return weights[:, None] * total.to(out_ptr.dtype.element_ty).to(tl.float32)
+
+
+@jit
 def _persistent_linear_kernel(
     a_desc,
     a_scales_ptr,
     w_desc,
     w_scales_ptr,
+    weights_ptr,
     out_ptr,
     sorted_pairs_ptr,
     offsets_ptr,
@@ -190,6 +200,7 @@ def _persistent_linear_kernel(
     num_tiles_ptr,
     inner,
     width,
+    WEIGHED: tl.constexpr,
     DOT: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -230,6 +241,8 @@ def _persistent_linear_kernel(
                 total += tl.dot(a, w) * (a_scale * tl.load(w_scale_at + k // 128))
             else:
                 total = tl.dot(a, w, total)
+        if WEIGHED:
+            total = weighed(total, weights_ptr, out_ptr, pairs, exists)
         columns = first + tl.arange(0, BLOCK_N)
         # Rows go to their pair's position, so the combine finds a token's results side by side.
         out_at = out_ptr + pairs.to(tl.int64)[:, None] * width + columns[None, :]
@@ -295,11 +308,11 @@ def _grid(plan: Plan, width: int, tile: Tile, accumulators: int, element_bytes: 
     is up to 5 % faster. How many the GPU holds is the estimate the simulator's waves are based on.
     """
     if element_bytes == 2 and accumulators == 1:
-        return (plan.max_tiles * triton.cdiv(width, tile.block_n),)
+        return (plan.max_tiles * cdiv(width, tile.block_n),)
     # Both accumulators count as one tile of double width.
     wide = replace(tile, block_m=plan.block_m, block_n=tile.block_n * accumulators)
     held = num_sms() * int(wide.ctas_per_sm(element_bytes, limits().shared_bytes))
-    return (max(min(held, plan.max_tiles * triton.cdiv(width, tile.block_n)), 1),)
+    return (max(min(held, plan.max_tiles * cdiv(width, tile.block_n)), 1),)
 
 
 def persistent_swiglu(
@@ -354,7 +367,12 @@ def persistent_swiglu(
 
 
 def persistent_linear(
-    rows_PC: Operand, w_ENC: Operand, out_PN: torch.Tensor, plan: Plan, tile: Tile
+    rows_PC: Operand,
+    w_ENC: Operand,
+    out_PN: torch.Tensor,
+    plan: Plan,
+    tile: Tile,
+    weights_TK: torch.Tensor | None = None,
 ) -> None:
     """Fill ``out_PN`` as `grouped_linear` does for rows in the plan's order, after its checks have
     passed.
@@ -368,6 +386,7 @@ def persistent_linear(
         scales(rows_PC),
         tensor_descriptor(w.view(experts * width, inner), [tile.block_n, tile.block_k]),
         scales(w_ENC),
+        weights_TK,
         out_PN,
         plan.sorted_pairs,
         plan.expert_offsets_E1,
@@ -376,6 +395,7 @@ def persistent_linear(
         plan.num_tiles,
         inner,
         width,
+        WEIGHED=weights_TK is not None,
         DOT=dot_dtype(a.dtype),
         SCALED=isinstance(rows_PC, BlockScaled),
         BLOCK_M=plan.block_m,

@@ -41,7 +41,7 @@ from moesim_kernels.ops.plan_kernels import (
     _sparse_tiles_kernel,
     _tile_map_kernel,
 )
-from moesim_kernels.ops.runtime import require_triton, triton
+from moesim_kernels.ops.runtime import cdiv, next_power_of_2, require_triton
 from moesim_kernels.tiles.tiles import Tile, tile_bound, tile_config, tiles_per_expert
 
 __all__ = [
@@ -177,9 +177,9 @@ def make_plan(
             **dict(zip(_TENSORS, made, strict=True)), block_m=block_m, top_k=ids_TK.shape[1]
         )
     # Short inputs get shorter segments, so that the rank kernel does not compare empty blocks.
-    num_chunks = triton.cdiv(num_pairs, _RANK_BLOCK)
-    chunks = min(_RANK_CHUNKS, triton.next_power_of_2(max(num_chunks, 1)))
-    num_segments = triton.cdiv(num_chunks, chunks)
+    num_chunks = cdiv(num_pairs, _RANK_BLOCK)
+    chunks = min(_RANK_CHUNKS, next_power_of_2(max(num_chunks, 1)))
+    num_segments = cdiv(num_chunks, chunks)
 
     def ints(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=ids_TK.device)
@@ -223,13 +223,13 @@ def make_plan(
         num_warps=8,
     )
     block_s, block_e = (
-        min(64, triton.next_power_of_2(num_segments)),
-        min(64, triton.next_power_of_2(num_experts)),
+        min(64, next_power_of_2(num_segments)),
+        min(64, next_power_of_2(num_experts)),
     )
     # Step 2: the counts become their exclusive sums over the segments, in place.
     launch(
         _prefix_kernel,
-        (triton.cdiv(num_experts, block_e),),
+        (cdiv(num_experts, block_e),),
         counts_SE,
         totals_E,
         num_segments,
@@ -246,12 +246,12 @@ def make_plan(
         tile_offsets_E1,
         num_experts,
         BLOCK_M=block_m,
-        BLOCK=min(4096, triton.next_power_of_2(num_experts)),
+        BLOCK=min(4096, next_power_of_2(num_experts)),
     )
     # Step 4: every pair writes itself to its row.
     launch(
         _scatter_kernel,
-        (triton.cdiv(num_pairs, 1024),),
+        (cdiv(num_pairs, 1024),),
         ids_TK,
         rank_P,
         counts_SE,
@@ -265,7 +265,7 @@ def make_plan(
     # Step 5: the bisection needs one step per bit of the number of experts.
     launch(
         _tile_map_kernel,
-        (triton.cdiv(max_tiles, 1024),),
+        (cdiv(max_tiles, 1024),),
         offsets_E1,
         tile_offsets_E1,
         tile_expert,
@@ -295,7 +295,7 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     # Only tiles in use are stored, so that the others must be marked as idle beforehand.
     tile_expert.fill_(-1)
     tile_row.fill_(-1)
-    grid = (triton.cdiv(num_pairs, _RANK_BLOCK),)
+    grid = (cdiv(num_pairs, _RANK_BLOCK),)
     # Every pair is compared with all others; the ratio test keeps this small.
     launch(
         _sparse_rank_kernel,
@@ -327,7 +327,7 @@ def _sparse_plan(ids_TK: torch.Tensor, num_experts: int, block_m: int) -> Plan:
     # Offsets of all experts, by bisection of the sorted ids.
     launch(
         _sparse_offsets_kernel,
-        (triton.cdiv(num_experts + 1, 1024),),
+        (cdiv(num_experts + 1, 1024),),
         sorted_ids,
         offsets_E1,
         num_pairs,

@@ -24,7 +24,7 @@ from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.router import route_parts, route_reference
 from moesim_kernels.ops.router_kernel import key_logit, order_key, score_of
 from moesim_kernels.ops.router_options import UNCHECKED
-from moesim_kernels.ops.runtime import jit, require_triton, tile_rows, tl, triton
+from moesim_kernels.ops.runtime import cdiv, jit, next_power_of_2, require_triton, tile_rows, tl
 from moesim_kernels.ops.watch import LOGITS, note
 
 #: rows, keys and depth that a program multiplies at once, and its warps
@@ -205,7 +205,7 @@ def product_key_gate(
     require_triton(x_TH, query_QH, keys_2Sq)
     rows, (_, keys, depth), found = len(x_TH) * heads, keys_2Sq.shape, top_k // heads
     best = min(found, keys)
-    block_b = triton.next_power_of_2(best)
+    block_b = next_power_of_2(best)
     if block_b**2 > MOST_SUMS:
         raise ValueError(
             f"top_k: expected at most {MOST_SUMS} padded pairs of a head, got {block_b**2}"
@@ -215,7 +215,7 @@ def product_key_gate(
     if rows:
         queries_STQ = gate_parts(x_TH, query_QH)
         logits_2RS = torch.empty(1, 2 * rows, keys, dtype=torch.float32, device=x_TH.device)
-        blocks = triton.cdiv(rows, BLOCK_R) * triton.cdiv(keys, BLOCK_S)
+        blocks = cdiv(rows, BLOCK_R) * cdiv(keys, BLOCK_S)
         launch(
             _half_logits_kernel,
             (blocks, 2),
@@ -237,7 +237,7 @@ def product_key_gate(
         block_r = tile_rows(rows, 2 * block_b**2)
         launch(
             _pair_kernel,
-            (triton.cdiv(rows, block_r),),
+            (cdiv(rows, block_r),),
             logits_2RS,
             at_2Rk,
             weights_RK,
@@ -251,7 +251,7 @@ def product_key_gate(
             WATCHED=watch is not None,
             BLOCK_R=block_r,
             BLOCK_B=block_b,
-            BLOCK_F=triton.next_power_of_2(found),
+            BLOCK_F=next_power_of_2(found),
         )
     return weights_RK.view(-1, top_k), ids_RK.view(-1, top_k)
 

@@ -45,7 +45,7 @@ from moesim_kernels.ops.router_kernel import (
     route_warps,
 )
 from moesim_kernels.ops.router_options import PLAIN, Options
-from moesim_kernels.ops.runtime import require_triton, tile_rows, triton
+from moesim_kernels.ops.runtime import cdiv, next_power_of_2, require_triton, tile_rows
 
 
 def _check(
@@ -177,8 +177,8 @@ def _routed(
     require_triton(*(x for x in (parts_STE, *options.tensors, kept_Tg) if x is not None))
     parts, num_tokens, num_experts = parts_STE.shape
     # Groups and their experts are padded separately, so that a group is an axis of the block.
-    block_g = triton.next_power_of_2(num_expert_groups)
-    block_s = triton.next_power_of_2(num_experts // num_expert_groups)
+    block_g = next_power_of_2(num_expert_groups)
+    block_s = next_power_of_2(num_experts // num_expert_groups)
     most = MAX_OPTIONS_ROW if options.bias_E is not None or options.noise_std else MAX_ROW
     if block_g * block_s > most:
         raise ValueError(
@@ -200,7 +200,7 @@ def _routed(
         fusion = {"enable_fp_fusion": False} if noisy else {}
         launch(
             _route_kernel,
-            (triton.cdiv(num_tokens, block_t),),
+            (cdiv(num_tokens, block_t),),
             parts_STE,
             options.bias_E,
             options.missing_E,
@@ -232,7 +232,7 @@ def _routed(
             BLOCK_T=block_t,
             BLOCK_G=block_g,
             BLOCK_S=block_s,
-            BLOCK_K=triton.next_power_of_2(top_k),
+            BLOCK_K=next_power_of_2(top_k),
             PARTS=parts,
             num_warps=route_warps(lanes if segments is None else 2 * block_t * lanes),
             **fusion,

@@ -169,6 +169,18 @@ def store_dtype(dtype: torch.dtype) -> torch.dtype:
     )
 
 
+def cdiv(number: int, divisor: int) -> int:
+    """Return the quotient of two integers, rounded up. (Triton's own takes microseconds of host
+    time, since kernels can call it, too.)
+    """
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the lowest power of two that is at least this number, and at least 1."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def tensor_descriptor(tensor: torch.Tensor, block: list[int]) -> Any:
     """Return what a launch turns into a descriptor of a contiguous tensor with blocks of this
     shape.
@@ -207,9 +219,9 @@ def tile_rows(num_rows: int, row_elements: int, num_columns: int = 1) -> int:
     """
     # Elements of one block, for the interpreter and for a GPU.
     if _INTERPRETED:
-        return max(1, min(2**18 // row_elements, triton.next_power_of_2(num_rows)))
+        return max(1, min(2**18 // row_elements, next_power_of_2(num_rows)))
     spread = max(num_rows * num_columns // (4 * num_sms()), 1)
-    return max(1, min(2**12 // row_elements, triton.next_power_of_2(spread)))
+    return max(1, min(2**12 // row_elements, next_power_of_2(spread)))
 
 
 def limits() -> Limits:

@@ -13,7 +13,14 @@ atomics.
 import torch
 from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
-from moesim_kernels.ops.runtime import jit, require_float, require_triton, store_dtype, tl, triton
+from moesim_kernels.ops.runtime import (
+    jit,
+    next_power_of_2,
+    require_float,
+    require_triton,
+    store_dtype,
+    tl,
+)
 
 #: columns of a step
 BLOCK_I = 1024
@@ -109,7 +116,7 @@ def swiglu_grad(
     weighted_PI = torch.empty(pairs, width, dtype=store_dtype(dtype), device=z_PI.device)
     d_weights_TK = torch.empty(weights_TK.shape, dtype=torch.float32, device=z_PI.device)
     if pairs:
-        block_i = min(BLOCK_I, triton.next_power_of_2(width))
+        block_i = min(BLOCK_I, next_power_of_2(width))
         launch(
             _swiglu_grad_kernel,
             (pairs,),

@@ -21,12 +21,13 @@ from moesim_kernels.ops.chain import await_inputs
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.plan import check_ids
 from moesim_kernels.ops.runtime import (
+    cdiv,
     jit,
+    next_power_of_2,
     require_float,
     require_triton,
     store_dtype,
     tl,
-    triton,
 )
 from moesim_kernels.ops.watch import IDS, Checked, looks, note, report
 
@@ -230,11 +231,11 @@ def tiny_expert(
     out_TH = torch.empty(num_tokens, hidden, dtype=store_dtype(x_TH.dtype), device=x_TH.device)
     if num_tokens:
         # Narrow layers get one block as wide as a row instead of mostly masked lanes.
-        block_h = min(BLOCK_H, triton.next_power_of_2(hidden))
+        block_h = min(BLOCK_H, next_power_of_2(hidden))
         if neurons:
             launch(
                 _tiny_in_kernel,
-                (num_tokens, triton.cdiv(neurons, BLOCK_P)),
+                (num_tokens, cdiv(neurons, BLOCK_P)),
                 x_TH,
                 w_in,
                 ids_TK,
@@ -253,7 +254,7 @@ def tiny_expert(
             )
         launch(
             _tiny_out_kernel,
-            (num_tokens, triton.cdiv(hidden, block_h)),
+            (num_tokens, cdiv(hidden, block_h)),
             act_TP,
             w_out_EIH,
             ids_TK,

@@ -29,7 +29,7 @@ from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
-from moesim_kernels.ops.runtime import dot_dtype, jit, tensor_descriptor, tl, triton
+from moesim_kernels.ops.runtime import cdiv, dot_dtype, jit, tensor_descriptor, tl
 from moesim_kernels.tiles.tiles import Tile
 
 #: offsets inside one expert's matrix are 32-bit numbers
@@ -198,7 +198,7 @@ def wide_swiglu(
     hidden, width = x.shape[1], w.shape[1] // 2
     launch(
         _wide_swiglu_kernel,
-        (plan.max_tiles * triton.cdiv(width, tile.block_n),),
+        (plan.max_tiles * cdiv(width, tile.block_n),),
         x,
         scales(x_TH),
         None if described else w,

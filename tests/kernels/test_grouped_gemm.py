@@ -263,3 +263,18 @@ def test_refuses(device):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_expert_of_each_token_needs_no_combine(device, dtype):
+    ids_TK = random_ids(70, 5, 1, skew=1.0, device=device)
+    plan = make_plan(ids_TK, 5, 16)
+    act_PI = _normal(70, 48, dtype=dtype, device=device, seed=1)
+    w_down = (_normal(5, 64, 48, device=device, seed=2) / 7).to(dtype)
+    weights_TK = _normal(70, 1, device=device, seed=3).abs()
+    out_TH = grouped_down(act_PI, w_down, plan, weights_TK=weights_TK)
+    want_TH = combine(grouped_down(act_PI, w_down, plan), weights_TK)
+    bound = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(out_TH, want_TH, rtol=bound, atol=bound)
+    with pytest.raises(ValueError, match="weights_TK: expected shape"):
+        grouped_down(act_PI, w_down, plan, weights_TK=weights_TK[:3])

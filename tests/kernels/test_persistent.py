@@ -21,6 +21,10 @@ TOLERANCE = {
     torch.float16: {"rtol": 2e-3, "atol": 1e-3},
     torch.bfloat16: {"rtol": 1.6e-2, "atol": 8e-3},
 }
+#: whether the accelerator gathers rows; a GPU can only do as it can
+GATHERED = (
+    (gathers_by_descriptor(runtime.target()),) if runtime.triton_mode() == "gpu" else (False, True)
+)
 
 
 def _normal(*shape, dtype=torch.float32, device="cpu", seed=0):
@@ -29,13 +33,6 @@ def _normal(*shape, dtype=torch.float32, device="cpu", seed=0):
 
 
 def _gathers(monkeypatch, gathered):
-    """Gather rows by descriptor or not; a GPU can only do as it can."""
-    if runtime.triton_mode() == "gpu" and gathered != gathers_by_descriptor(runtime.target()):
-        pytest.skip(
-            "this GPU's accelerator does not gather rows"
-            if gathered
-            else "this GPU's accelerator gathers"
-        )
     monkeypatch.setattr(persistent, "gathers_by_descriptor", lambda target: gathered)
 
 
@@ -51,7 +48,7 @@ def _gathers(monkeypatch, gathered):
         (20, 8, 1, 8, 8, torch.bfloat16, 0.0),
     ],
 )
-@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("gathered", GATHERED)
 def test_equals_reference(
     device, monkeypatch, tokens, experts, top_k, hidden, width, dtype, skew, gathered
 ):
@@ -70,7 +67,7 @@ def test_equals_reference(
     )
 
 
-@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("gathered", GATHERED)
 @pytest.mark.parametrize(
     ("tokens", "experts", "hidden", "width", "skew"),
     [(50, 7, 400, 80, 1.2), (130, 2, 128, 144, 0.0)],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.costs.calibration import generation_of
 from moesim.costs.devices.fused_model import BOUNDS, RULES, TileRule
 from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
@@ -175,7 +176,8 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         held = held_out_s(rows, shapes, rule)
         profiles.add(profile.name)
         chosen = {key: float(getattr(rule, key)) for key in RULES}
-        parameters |= {f"{dtype}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
+        prefix = f"{dtype}_sm{generation_of(profile)}"
+        parameters |= {f"{prefix}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
         scores[f"{profile.name}-{dtype}"] = error_scores(held, rows.measured_s)
         alone = np.array([record["moe_ep_size"] == 1 for record in records])
         for spread, keep in (("ep1", alone), ("epn", ~alone)):
@@ -188,7 +190,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
                     "kind": kind,
                     "rows": int(keep.sum()),
                 }
-    generations = {round(10 * (load_profile(p).compute_capability or 0)) for p in profiles}
+    generations = {generation_of(load_profile(name)) for name in profiles}
     found = Fitted(
         title=family.title,
         fitted_on=f"{len(table)} rows, at most {_ROWS_PER_GROUP} of each group of a shape and "

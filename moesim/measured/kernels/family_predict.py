@@ -1,10 +1,11 @@
 """Predict measured rows of a library's kernels: a price for each, and its interval."""
 
+import re
 from typing import Any
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration, load_calibration
+from moesim.costs.calibration import Calibration, generation_of, load_calibration
 from moesim.costs.devices.fused_model import BOUNDS, RULES, TileRule
 from moesim.errors import ConfigError
 from moesim.hardware import Profile, load_profile
@@ -15,26 +16,34 @@ from moesim.measured.kernels.family_rows import FamilyRows
 Array = np.ndarray
 
 
-def formats_of(calibration: Calibration) -> list[str]:
-    """Return the formats that a library's calibration has parameters of."""
-    return [
-        name.removesuffix("_start_us")
-        for name in calibration.parameters
-        if name.endswith("_start_us")
-    ]
+_FITTED = re.compile(r"(.+)_sm(\d+)_start_us")
 
 
-def format_parameters(calibration: Calibration, dtype: str) -> tuple[TileRule, dict[str, float]]:
-    """Return the rule of tiles and the parameters of one format.
+def formats_of(calibration: Calibration) -> dict[str, list[int]]:
+    """Return the formats that a library's calibration has parameters of, and the generations they
+    were fitted on (ten times the compute capability).
+    """
+    found: dict[str, list[int]] = {}
+    for name in calibration.parameters:
+        if fitted := _FITTED.fullmatch(name):
+            found.setdefault(fitted[1], []).append(int(fitted[2]))
+    return found
+
+
+def format_parameters(
+    calibration: Calibration, dtype: str, profile: Profile
+) -> tuple[TileRule, dict[str, float]]:
+    """Return the rule of tiles and the parameters of one format, those of the device's generation
+    or of the one nearest to it.
 
     Raises:
         ConfigError: The calibration has none of this format.
     """
-    if dtype not in formats_of(calibration):
-        raise ConfigError(
-            f"{calibration.name}: expected one of {', '.join(formats_of(calibration))}, got {dtype}"
-        )
-    values = {name: calibration[f"{dtype}_{name}"] for name in (*RULES, *BOUNDS)}
+    formats = formats_of(calibration)
+    if dtype not in formats:
+        raise ConfigError(f"{calibration.name}: expected one of {', '.join(formats)}, got {dtype}")
+    near = min(formats[dtype], key=lambda fitted: abs(fitted - generation_of(profile)))
+    values = {name: calibration[f"{dtype}_sm{near}_{name}"] for name in (*RULES, *BOUNDS)}
     rule = TileRule(
         least_rows=int(values["least_rows"]),
         most_rows=int(values["most_rows"]),
@@ -80,7 +89,7 @@ def predict_family(
     """
     calibration = load_calibration(family.name, profile)
     dtype = rows[0]["moe_dtype"]
-    rule, parameters = format_parameters(calibration, dtype)
+    rule, parameters = format_parameters(calibration, dtype, profile)
     drawn = FamilyRows.of(rows, profile, family)
     predicted = drawn.predicted_s(rule, parameters) * 1e3
     factors = np.array(

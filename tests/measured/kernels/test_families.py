@@ -75,7 +75,7 @@ def test_a_calibration_states_its_rows_and_formats(name):
     """Of H100 and B200 alone, with every parameter inside its limits."""
     calibration = load_calibration(name, H100)
     for dtype in formats_of(calibration):
-        rule, parameters = format_parameters(calibration, dtype)
+        rule, parameters = format_parameters(calibration, dtype, H100)
         assert rule.least_rows <= rule.most_rows
         for key, (_, low, high) in BOUNDS.items():
             assert low * 0.999 <= parameters[key] <= high * 1.001
@@ -85,7 +85,7 @@ def test_a_calibration_states_its_rows_and_formats(name):
     assert file["command"] == f"moesim calibrate kernels --family {name}"
     assert {line.split()[0] for line in file["fit_groups"]} <= {"h100_sxm", "b200_sxm"}
     with pytest.raises(ConfigError, match="expected one of"):
-        format_parameters(calibration, "int1")
+        format_parameters(calibration, "int1", H100)
 
 
 def test_the_price_by_hand():
