@@ -1,8 +1,9 @@
 """List the grouped GEMMs that are compiled ahead of time: with every block of rows and format that
-`tile_config` ships, and with the tiles of the rule for Hopper.
+`tile_config` ships, and with every tile that is chosen on Hopper.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ from moesim_kernels.ops.persistent import (
 )
 from moesim_kernels.ops.swiglu_grad import BLOCK_I, _swiglu_grad_kernel
 from moesim_kernels.ops.wide_swiglu import _wide_swiglu_kernel
-from moesim_kernels.tiles.hopper import TILES
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
+from moesim_kernels.tiles.training import TILES
+
+from moesim.costs.devices.tile_choice import compiled_tiles
 
 
 def outer_case(
@@ -73,6 +76,8 @@ def gemm_case(
     kernel.
     """
     bits, scaled = FORMATS[dtype][1], dtype in FP8_NAMES
+    # A usual tile is told by its sizes; of given ones several differ in warps or stages alone.
+    given = tile is not None
     # The names of the kernels tell which of them keep two accumulators.
     accumulators = 1 if "linear" in function.__name__ else 2
     gathered = flags.get("GATHER", False) and not flags.get("TRANSPOSED", False)
@@ -128,7 +133,7 @@ def gemm_case(
     return Case(
         kernel=name,
         dtype=dtype,
-        tile=f"{tile.block_m}x{tile.block_n}x{tile.block_k}",
+        tile=str(tile) if given else f"{tile.block_m}x{tile.block_n}x{tile.block_k}",
         function=function,
         constexprs=constexprs | dict.fromkeys(unused),
         num_warps=tile.num_warps,
@@ -163,45 +168,54 @@ def _persistent(target: str, limits: Limits) -> Iterator[Case]:
                 yield gemm_case(limits, _persistent_linear_kernel, block_m, dtype, **flags)
 
 
-def _hopper(limits: Limits) -> Iterator[Case]:
-    """The tiles that the rule for Hopper chooses, with pointers or descriptors as it does."""
+def _chosen(limits: Limits) -> Iterator[Case]:
+    """Yield the tiles that are chosen among on Hopper, in the format they were timed in."""
+    for tile in _distinct(compiled_tiles("sm_90", 16, "up")):
+        yield gemm_case(
+            limits,
+            _wide_swiglu_kernel,
+            tile.block_m,
+            "bf16",
+            tile=tile,
+            DESCRIBED=bool(tile.descriptors),
+            EVEN_H=True,
+        )
+    for tile in _distinct(compiled_tiles("sm_90", 16, "down")):
+        if tile.descriptors:
+            yield gemm_case(limits, _persistent_linear_kernel, tile.block_m, "bf16", tile=tile)
+        else:
+            yield gemm_case(
+                limits, _linear_kernel, tile.block_m, "bf16", tile=tile, EVEN_K=True, GATHER=False
+            )
+
+
+def _distinct(tiles: Iterable[Tile]) -> list[Tile]:
+    # Groups of row blocks only reorder programs: they are compiled once.
+    return list(dict.fromkeys(replace(tile, group_m=1) for tile in tiles))
+
+
+def _training(limits: Limits) -> Iterator[Case]:
+    """Yield the tiles of training on Hopper: pre-activations are kept, weights read transposed."""
     for dtype in ("bf16", "f16"):
         for block_m, (up, down) in TILES.items():
-            if block_m >= DESCRIBED_ROWS:
+            described = block_m >= DESCRIBED_ROWS
+            for saved in (False, True):
                 yield gemm_case(
                     limits,
                     _wide_swiglu_kernel,
                     block_m,
                     dtype,
                     tile=up,
-                    DESCRIBED=True,
+                    DESCRIBED=described,
                     EVEN_H=True,
+                    SAVED=saved,
                 )
+            if described:
                 yield gemm_case(limits, _persistent_linear_kernel, block_m, dtype, tile=down)
             else:
                 yield gemm_case(
-                    limits,
-                    _wide_swiglu_kernel,
-                    block_m,
-                    dtype,
-                    tile=up,
-                    DESCRIBED=False,
-                    EVEN_H=True,
-                )
-                yield gemm_case(
                     limits, _linear_kernel, block_m, dtype, tile=down, EVEN_K=True, GATHER=False
                 )
-            described = block_m >= DESCRIBED_ROWS
-            yield gemm_case(
-                limits,
-                _wide_swiglu_kernel,
-                block_m,
-                dtype,
-                tile=up,
-                DESCRIBED=described,
-                EVEN_H=True,
-                SAVED=True,
-            )
             yield gemm_case(
                 limits,
                 _linear_kernel,
@@ -303,4 +317,5 @@ def gemm_cases(target: str, limits: Limits) -> Iterator[Case]:
     yield from _scaled(limits)
     yield from _persistent(target, limits)
     if target == "sm_90":
-        yield from _hopper(limits)
+        yield from _chosen(limits)
+        yield from _training(limits)

@@ -43,8 +43,8 @@ from moesim_kernels.ops.router_options import noise
 from moesim_kernels.ops.runtime import store_dtype, target
 from moesim_kernels.ops.swiglu_grad import swiglu_grad, swiglu_grad_reference
 from moesim_kernels.ops.weights import LayerWeights
-from moesim_kernels.tiles.hopper import TILES, fitted
 from moesim_kernels.tiles.tiles import Tile
+from moesim_kernels.tiles.training import TILES, fitted
 from torch.autograd.function import once_differentiable
 
 from moesim.model import Gate
@@ -80,8 +80,8 @@ def _linear(
 
 
 def _tile(plan: Plan, element_bytes: int, columns: int, *, up: bool) -> Tile | None:
-    """Return the tile of the rule for Hopper for this plan's rows; elsewhere None, which leaves it
-    to the mean load.
+    """Return training's tile for this plan's rows on Hopper; elsewhere None, which leaves it to the
+    mean load.
     """
     if target() != "sm_90" or element_bytes != 2 or plan.block_m not in TILES:
         return None

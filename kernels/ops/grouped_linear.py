@@ -238,7 +238,7 @@ def grouped_linear(
         if (
             not gather
             and not transposed
-            and chosen_path(path, a, w_ENC, plan.block_m) == "descriptors"
+            and chosen_path(path, a, w_ENC, plan.block_m, tile.descriptors) == "descriptors"
         ):
             persistent_linear(a, w_ENC, out_PN, plan, tile, weights_TK)
             return out_PN.to(out_dtype)

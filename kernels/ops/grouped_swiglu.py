@@ -187,7 +187,9 @@ def grouped_swiglu(
             limits=limits(),
         )
         require_product(x_TH, tile)
-        described = chosen_path(path, x_TH, w_gate_up, plan.block_m) == "descriptors"
+        described = (
+            chosen_path(path, x_TH, w_gate_up, plan.block_m, tile.descriptors) == "descriptors"
+        )
         # Operands of 8 or 16 bits take the wide product, except where the accelerator gathers
         # tokens.
         if is_wide(x, w) and not (described and gathers_rows()):

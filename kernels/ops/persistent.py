@@ -259,10 +259,20 @@ DESCRIBED_ROWS = 128
 
 
 def chosen_path(
-    path: Path | None, rows: Operand, weights: Operand, block_m: int = DESCRIBED_ROWS
+    path: Path | None,
+    rows: Operand,
+    weights: Operand,
+    block_m: int = DESCRIBED_ROWS,
+    descriptors: bool | None = None,
 ) -> Path:
-    """Return the path that was asked for, or the default path of the operands and of a tile of
-    ``block_m`` rows on this GPU.
+    """Return the path that was asked for, or the default path on this GPU.
+
+    Args:
+        path: The path that was asked for; None: what the tile wants, where the operands allow it.
+        rows: Rows of the product.
+        weights: Weights of the product.
+        block_m: Number of rows of the tile.
+        descriptors: Whether the tile was chosen for descriptors; None leaves it to its rows.
 
     Raises:
         ValueError: The path is unknown, or descriptors cannot describe the matrices.
@@ -275,7 +285,9 @@ def chosen_path(
         "address": a.data_ptr() | w.data_ptr(),
     }
     if path is None:
-        if block_m < DESCRIBED_ROWS and a.element_size() == 2:
+        if descriptors is None:
+            descriptors = block_m >= DESCRIBED_ROWS or a.element_size() != 2
+        if not descriptors:
             return "pointers"
         return gemm_path(target(), **about)
     if path not in ("pointers", "descriptors"):

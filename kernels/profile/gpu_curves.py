@@ -1,6 +1,7 @@
 """Measure what a GPU reaches: GEMM rate by format and size, streams by working set, gathers by
-access size, launches.
+access size, launches, copies to another GPU.
 
+Operands are random: constant ones toggle fewer wires and run 5 to 13 % faster (seen on an H100).
 Every function takes a timer, so that a test can make the calls without timing them.
 """
 
@@ -10,14 +11,17 @@ from functools import partial
 import numpy as np
 import torch
 from moesim_kernels.ops.memory import gather, stream
+from moesim_kernels.timing.graphs import host_seconds
 
 Array = np.ndarray
-#: (call, whether L2 is overwritten first) -> seconds of repeats, ndarray of shape (repeats,)
+#: (call, whether L2 is overwritten first) -> seconds per call, ndarray of shape (repeats,)
 Timer = Callable[[Callable[[], object], bool], Array]
 GEMM_SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 ACCESS_BYTES = (32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
-# Seconds of the longest product, and launches in one timing.
-_LONGEST_S, _LAUNCHES = 0.02, 100
+#: bytes of a copy from one GPU to another, 4 KiB to 256 MiB
+COPY_BYTES = tuple(1 << exponent for exponent in range(12, 29, 2))
+# Seconds of the longest product, and the largest share of a time that is taken for its launch.
+_LONGEST_S, _MOST_LAUNCH = 0.02, 0.5
 
 
 def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
@@ -26,20 +30,27 @@ def _products(size: int, device: torch.device) -> dict[str, Callable[[], Callabl
     """
 
     def plain(dtype: torch.dtype) -> Callable[[], object]:
-        left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+        left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
         return partial(torch.mm, left, right, out=torch.empty_like(left))
 
     def scaled() -> Callable[[], object]:
-        left = torch.ones(size, size, device=device).to(torch.float8_e4m3fn)
+        left, right = (
+            torch.randn(size, size, dtype=torch.bfloat16, device=device).to(torch.float8_e4m3fn)
+            for _ in range(2)
+        )
         # Scales of 1: the rate does not depend on them.
         one = torch.ones((), device=device)
         return partial(
-            torch._scaled_mm, left, left.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16
+            torch._scaled_mm, left, right.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16
         )
 
     def whole() -> Callable[[], object]:
-        left = torch.ones(size, size, dtype=torch.int8, device=device)
-        return partial(torch._int_mm, left, left)
+        left, right = (
+            torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device)
+            for _ in range(2)
+        )
+        # The second operand by columns, as weights lie: by rows cuBLAS leaves its fast kernels.
+        return partial(torch._int_mm, left, right.T)
 
     return {
         "float32": partial(plain, torch.float32),
@@ -103,7 +114,7 @@ def gemm_rates(
                     if name in found or not _says_unsupported(error):
                         raise
                     break
-                best = max(best, float(rates.max()))
+                best = max(best, float(np.median(rates)))
                 found.setdefault(name, {})[size] = rates
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -111,21 +122,35 @@ def gemm_rates(
 
 
 def stream_rates(
-    timer: Timer, device: torch.device, l2_bytes: int, largest: int
+    timer: Timer, device: torch.device, l2_bytes: int, largest: int, launch_s: float = 0.0
 ) -> dict[int, Array]:
     """Return bytes/s, read and written, of copies of half a working set to the other half, from a
     quarter of L2 on.
+
+    Args:
+        timer: Function that times the calls.
+        device: Device that runs the copies.
+        l2_bytes: Size of L2.
+        largest: Size of the largest working set.
+        launch_s: Seconds per launch that prices add by themselves, and that are subtracted here.
     """
     found, size = {}, max(l2_bytes // 4, 1 << 12)
     while size <= largest:
-        source, target = torch.ones(2, size // 8, device=device)
-        found[size] = 2.0 * source.nbytes / timer(partial(stream, source, target), False)
+        source, target = torch.randn(2, size // 8, device=device)
+        seconds = timer(partial(stream, source, target), False)
+        found[size] = 2.0 * source.nbytes / _without_launch(seconds, launch_s)
         size *= 2
     return found
 
 
 def gather_rates(
-    timer: Timer, device: torch.device, working_set: int, moved: int, *, cold: bool
+    timer: Timer,
+    device: torch.device,
+    working_set: int,
+    moved: int,
+    *,
+    cold: bool,
+    launch_s: float = 0.0,
 ) -> dict[int, Array]:
     """Return bytes/s, read and written, of random rows of a table, by the bytes of a row.
 
@@ -135,35 +160,67 @@ def gather_rates(
         working_set: Size of the table in bytes.
         moved: Size of the result in bytes.
         cold: Whether L2 is overwritten before each repeat.
+        launch_s: Seconds per launch that prices add by themselves, and that are subtracted here.
     """
     generator, found = torch.Generator().manual_seed(0), {}
     for access in ACCESS_BYTES:
-        table = torch.ones(max(working_set // access, 1), access // 4, device=device)
+        table = torch.randn(max(working_set // access, 1), access // 4, device=device)
         rows = (
             torch.randint(0, len(table), (max(moved // access, 1),), generator=generator)
             .int()
             .to(device)
         )
         target = torch.empty(len(rows), access // 4, device=device)
-        found[access] = 2.0 * target.nbytes / timer(partial(gather, table, rows, target), cold)
+        seconds = timer(partial(gather, table, rows, target), cold)
+        found[access] = 2.0 * target.nbytes / _without_launch(seconds, launch_s)
     return found
 
 
-def launch_seconds(timer: Timer, device: torch.device, graph: bool) -> Array:
-    """Return seconds per launch of a kernel that does next to nothing, a hundred in a row, in a
-    graph or not.
-    """
+def _without_launch(seconds: Array, launch_s: float) -> Array:
+    # A time that is mostly launch says little of the rest, so that at most half is taken away.
+    return np.maximum(seconds - launch_s, (1.0 - _MOST_LAUNCH) * seconds)
+
+
+def _nothing(device: torch.device) -> Callable[[], None]:
+    """Return a launch of a kernel that does next to nothing."""
     source, target = torch.ones(2, 64, device=device)
+    return partial(stream, source, target)
 
-    def launches() -> None:
-        for _ in range(_LAUNCHES):
-            stream(source, target)
 
-    if not graph:
-        return timer(launches, False) / _LAUNCHES
-    # Compiled before the capture, during which nothing may wait.
-    launches()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        launches()
-    return timer(captured.replay, False) / _LAUNCHES
+def launch_seconds(timer: Timer, device: torch.device) -> Array:
+    """Return seconds per launch of a kernel that does next to nothing, one after another."""
+    return timer(_nothing(device), False)
+
+
+def host_launch_seconds(device: torch.device, wait: Callable[[], object]) -> Array:
+    """Return the host's seconds per launch of a kernel through Triton, as without graphs.
+
+    Args:
+        device: Device that runs the kernel.
+        wait: Function that waits for the device.
+    """
+    return host_seconds(_nothing(device), wait)
+
+
+def copy_rates(
+    timer: Timer, source: torch.device, target: torch.device, sizes: Sequence[int]
+) -> dict[int, Array]:
+    """Return bytes/s of copies from one GPU's memory to another's, by the bytes of a copy.
+
+    Args:
+        timer: Function that times calls that cannot be captured: torch makes both GPUs wait for
+            each other.
+        source: GPU that is read, and whose clock counts.
+        target: GPU that is written.
+        sizes: Bytes of the copies.
+    """
+    found = {}
+    for size in sizes:
+        read = torch.randn(size // 4, device=source)
+        written = torch.empty(size // 4, device=target)
+        found[size] = size / timer(partial(_copy, read, written), False)
+    return found
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(source, non_blocking=True)

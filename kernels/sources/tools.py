@@ -59,8 +59,15 @@ class KernelTuner:
         return GpuProfiler().unavailable_because()
 
     def rows(
-        self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
-    ) -> Iterator[dict[str, Any]]:
+        self,
+        layer: MoELayer,
+        tokens: Sequence[int],
+        *,
+        seconds: float,
+        dtype: str,
+        skew: float,
+        seed: int,
+    ) -> Iterator[list[dict[str, Any]]]:
         """Tune a layer, as `moesim_kernels.timing.tune.tune` describes.
 
         Raises:
@@ -70,7 +77,8 @@ class KernelTuner:
         from moesim_kernels.ops.weights import torch_dtype
         from moesim_kernels.timing.tune import tune
 
-        return tune(layer, list(tokens), dtype=torch_dtype(dtype), skew=skew, seed=seed)
+        about: dict[str, Any] = {"dtype": torch_dtype(dtype), "skew": skew, "seed": seed}
+        return tune(layer, list(tokens), seconds=seconds, **about)
 
     def table(self) -> Path:
         """Return the path where this GPU's table lives by default, and where layers find it.
@@ -95,3 +103,26 @@ class KernelTuner:
         from moesim_kernels.tiles.choice import merged_rows
 
         return merged_rows(table, rows)
+
+
+class KernelSweeper:
+    """Time many tiles of the grouped GEMMs on this machine's GPU."""
+
+    name = "sweep"
+
+    def unavailable_because(self) -> str | None:
+        """Return why it cannot run: it needs torch, Triton, and a GPU."""
+        return GpuProfiler().unavailable_because()
+
+    def rows(
+        self, layer: MoELayer, tokens: Sequence[int], *, seconds: float, skew: float, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """Time tiles of a layer, as `moesim_kernels.timing.sweep.sweep` describes.
+
+        Raises:
+            RuntimeError: There is no GPU with an active Triton driver.
+            ConfigError: The kernels do not compute this layer.
+        """
+        from moesim_kernels.timing.sweep import sweep
+
+        return sweep(layer, list(tokens), seconds=seconds, skew=skew, seed=seed)

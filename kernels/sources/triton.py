@@ -8,8 +8,9 @@ are as many GPUs here as the candidate has devices, dispatch and combine are tim
 NCCL, byte by byte. Values are medians, with P10 and P90. Another GPU never stands for the
 candidate's.
 
-The calls to time are prepared separately from the timer, so that everything but the clock runs
-without a GPU.
+What is simulated is what runs: these kernels, with the tiles they choose, whatever library the
+cluster is priced with otherwise. The calls to time are prepared separately from the timer, so that
+everything but the clock runs without a GPU.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.libraries import running
 from moesim.costs.load import Load
 from moesim.costs.phases.experts import ExpertShape, price_experts
 from moesim.costs.phases.gate import price_gate
@@ -29,6 +31,7 @@ from moesim.hardware import Cluster
 from moesim.lowering.traffic import Traffic
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
+from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate_prepared
 from moesim.simulation.trust import ASSUMED_INTERVAL, trust_of
@@ -41,28 +44,21 @@ Array = np.ndarray
 #: (call, whether L2 is overwritten first) -> seconds of repeats, ndarray of shape (repeats,)
 Timer = Callable[[Callable[[], object], bool], Array]
 _TIMEOUT_S = 120.0
+# Seconds of the GPU for each call.
+_BUDGET_S = 0.2
 
 
 def graph_seconds(call: Callable[[], object], flush: bool) -> Array:
-    """Return the seconds of replays of a call captured in a CUDA graph; this is the timer on a GPU.
+    """Return the seconds that a call adds to a CUDA graph; this is the timer on a GPU.
 
     Args:
         call: Function that launches work, without waiting for the device.
-        flush: Whether L2 is overwritten before each replay.
+        flush: Whether L2 is overwritten before each call.
     """
-    import torch
-    from moesim_kernels.timing.bench import call_seconds
+    from moesim_kernels.profile.gpu_profile import Gpu
+    from moesim_kernels.timing.graphs import CudaClock, per_call_seconds
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiled, and its memory known, before it is captured
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        call()
-    return np.array(call_seconds(captured.replay, flush_l2=flush))
+    return per_call_seconds(CudaClock(Gpu.here().clock_hz), call, cold=flush, budget_s=_BUDGET_S)
 
 
 def is_of(gpu: str, cluster: Cluster) -> bool:
@@ -142,6 +138,7 @@ def timed_rows(
 
     layer = candidate.layer
     check_layer(layer)
+    cluster = running(cluster)
     prepared = prepare(candidate, cluster, workload)
     result, traffic = simulate_prepared(prepared, must_fit=False), prepared.traffic
     # The device with the most rows sets the time of the expert phase.
@@ -260,8 +257,8 @@ def expert_phase_of(
         ConfigError: The kernels do not compute this layer.
     """
     import torch
-    from moesim_kernels.ops.runtime import limits
-    from moesim_kernels.tiles.tiles import tile_config
+    from moesim_kernels.ops.runtime import device_name, limits
+    from moesim_kernels.tiles.choice import Shape, choose_tiles
     from moesim_kernels.timing.bench import prepare_expert_phase
 
     counts_L, layer = traffic.counts_DL[busiest], candidate.layer
@@ -277,18 +274,30 @@ def expert_phase_of(
     ids = torch.from_numpy(np.repeat(np.arange(len(counts_L), dtype=np.int32), counts_L))[
         :, None
     ].to(device)
-    # The price and the kernel must use the same tile.
-    tile = tile_config(
-        float(counts_L.mean()), 2 * int(shape.width), num_accumulators=2, limits=limits()
+    rows, element_bytes = counts_L.sum(keepdims=True), BYTES_PER_ELEMENT[shape.fmt]
+    # The price and the kernel must use the same tiles.
+    up, down = choose_tiles(
+        device_name(),
+        Shape(
+            num_experts=len(counts_L),
+            top_k=1,
+            hidden_size=layer.hidden_size,
+            expert_intermediate_size=int(shape.width),
+            dtype=shape.fmt,
+            operand_bits=round(8 * element_bytes),
+        ),
+        int(rows[0]),
+        limits(),
     )
-    call = prepare_expert_phase(local, ids, seed=seed, swiglu_tile=tile, down_tile=tile)
-    rows = counts_L.sum(keepdims=True)
-    load = Load.of(counts_L[None], rows, tile.block_m)
+    call = prepare_expert_phase(local, ids, seed=seed, swiglu_tile=up, down_tile=down)
+    load = Load.of(counts_L[None], rows, up.block_m)
+    # A price counts the columns of the product, gate and up together.
+    tiles = (replace(up, block_n=2 * up.block_n), down)
     kernels = kernels_for(cluster.profile)
     prices = {
         warm: float(
             price_experts(
-                kernels, replace(shape, top_k=1), load, rows, tile=tile, warm=warm
+                kernels, replace(shape, top_k=1), load, rows, tiles=tiles, warm=warm
             ).solo_s_D()[0]
         )
         for warm in (False, True)

@@ -16,15 +16,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moesim_kernels.tiles.hopper import hopper_tiles
-from moesim_kernels.tiles.modeled import FORMATS, best_tiles, expected_counts, profile_of
+from moesim_kernels.tiles.modeled import FORMATS, best_tiles, expert_sizes
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
+from moesim.costs.devices.tile_choice import expected_counts, nearby_tokens
+from moesim.costs.tiles import TILE_FIELDS
 from moesim.errors import ConfigError
 from moesim.files.toml import user_folder
+from moesim.hardware.drivers import profile_of_driver
 
-# Columns that make up a tile, and columns that a tuned tile is found by.
-_TILE = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+# Columns that a tuned tile is found by.
 _KEY = (
     "device",
     "num_experts",
@@ -78,12 +79,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
         for row in rows:
-            for name in (*_TILE, "num_tokens", *_KEY[1:5]):
+            for name in (*TILE_FIELDS, "num_tokens", *_KEY[1:5]):
                 row[name] = int(row[name])
             for name in ("device", "dtype", "gemm"):
                 row[name] = str(row[name])
             # Made only for its own checks of the numbers.
-            Tile(**{name: row[name] for name in _TILE})
+            _tile(row)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -141,6 +142,12 @@ def tuned_tile(device_name: str, shape: Shape, gemm: str, num_tokens: int) -> Ti
     )
 
 
+def _tile(row: Mapping[str, Any]) -> Tile:
+    # Tables of older versions do not say how weights are read.
+    path = row.get("path") or None
+    return Tile.of(row, descriptors=None if path is None else path == "descriptors")
+
+
 @lru_cache(maxsize=8)
 def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]:
     paths = [Path(path) for path in setting.split(os.pathsep) if path] or sorted(
@@ -150,7 +157,7 @@ def _tables(setting: str, folder: str) -> dict[tuple[str, ...], dict[int, Tile]]
     # Later files win where two have the same layer and number of tokens.
     for path in paths:
         for row in read_table(path):
-            tile = Tile(**{name: row[name] for name in _TILE})
+            tile = _tile(row)
             tables.setdefault(tuple(str(row[name]) for name in _KEY), {})[row["num_tokens"]] = tile
     return tables
 
@@ -178,9 +185,9 @@ def choose_tiles(
         limits: Resources the GPU gives a program.
 
     Returns:
-        The tuned pair if there is one; otherwise the pair of `moesim_kernels.tiles.hopper` where it
-        holds; otherwise the best pair for an expected histogram, if the GPU has a profile;
-        otherwise the pair of `tile_config`. Both tiles have the same number of rows.
+        The tuned pair if there is one; otherwise the best pair for an expected histogram, if the
+        GPU has a profile; otherwise the pair of `tile_config`. Both tiles have the same number of
+        rows.
 
     Raises:
         ConfigError: A tuned table or a profile is not valid.
@@ -190,13 +197,14 @@ def choose_tiles(
     if up is not None and down is not None:
         # Both GEMMs run on one plan, which has one number of rows.
         return up, replace(down, block_m=up.block_m)
-    ruled = _ruled(device_name, shape, num_tokens) if device_name else None
-    if ruled is not None:
-        return ruled
-    # The number of tokens is rounded up to a power of two, so that a server's batches do not each
-    # pay for a search.
-    padded = num_tokens if num_tokens <= 64 else 1 << (num_tokens - 1).bit_length()
-    modelled = _modelled(device_name, shape, padded, limits) if device_name else None
+    return default_tiles(device_name, shape, num_tokens, limits)
+
+
+def default_tiles(
+    device_name: str, shape: Shape, num_tokens: int, limits: Limits
+) -> tuple[Tile, Tile]:
+    """Return what `choose_tiles` chooses without a tuned table; arguments and errors are its."""
+    modelled = _modelled(device_name, shape, nearby_tokens(num_tokens)) if device_name else None
     if modelled is not None:
         return modelled
     load, bits = num_tokens * shape.top_k / shape.num_experts, shape.operand_bits
@@ -213,34 +221,13 @@ def choose_tiles(
     )
 
 
-def _ruled(device_name: str, shape: Shape, num_tokens: int) -> tuple[Tile, Tile] | None:
-    """Return the tiles of the rule for Hopper where the GPU is one and the format has 16 bits."""
-    if shape.operand_bits != 16 or not _is_hopper(device_name):
-        return None
-    load = num_tokens * shape.top_k / shape.num_experts
-    return hopper_tiles(load, shape.hidden_size, shape.expert_intermediate_size)
-
-
-@lru_cache(maxsize=8)
-def _is_hopper(device_name: str) -> bool:
-    profile = profile_of(device_name)
-    return profile is not None and profile.compute_capability == 9.0
-
-
-@lru_cache(maxsize=1024)
-def _modelled(
-    device_name: str, shape: Shape, num_tokens: int, limits: Limits
-) -> tuple[Tile, Tile] | None:
-    profile = profile_of(device_name)
+def _modelled(device_name: str, shape: Shape, num_tokens: int) -> tuple[Tile, Tile] | None:
+    profile = profile_of_driver(device_name)
     if profile is None or FORMATS[shape.operand_bits] not in profile.peak_flops_per_s:
         return None
     # Random routing stands for the histogram, which is on the device.
     counts_E = expected_counts(num_tokens * shape.top_k, shape.num_experts)
-    return best_tiles(
-        counts_E,
-        shape.hidden_size,
-        shape.expert_intermediate_size,
-        profile=profile,
-        limits=limits,
-        operand_bits=shape.operand_bits,
+    sizes = expert_sizes(
+        shape.hidden_size, shape.expert_intermediate_size, shape.top_k, shape.operand_bits
     )
+    return best_tiles(counts_E, sizes, profile)[0]

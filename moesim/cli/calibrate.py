@@ -34,14 +34,44 @@ def calibrate_comm(
 @calibrate_app.command("kernels")
 def calibrate_kernels(
     framework: Annotated[str, typer.Option(help="sglang (what is simulated) or vllm.")] = "sglang",
-    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("triton-moe.toml"),
+    family: Annotated[
+        str, typer.Option(help="Another library instead, such as trtllm-deepgemm.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Calibration file to write; default: NAME.toml here.")
+    ] = None,
 ) -> None:
     """Fit the kernel model to a framework's measured rows that may be fitted (about a minute)."""
+    from moesim.report.tables import check_writable
+
+    out = out or Path(f"{family}.toml" if family else "triton-moe.toml")
+    check_writable(out)
+    if family:
+        from moesim.measured.kernels.family_calibrate import calibrate as fit_family
+
+        _report_fit(fit_family(out, family), out)
+        return
     from moesim.measured.kernels import calibrate as fitting
+
+    _report_fit(fitting.calibrate(out, framework), out)
+
+
+@calibrate_app.command("tiles")
+def calibrate_tiles(
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(help="Timed tiles of one GPU (`moesim kernels sweep`); default: the shipped."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path(
+        "moesim-triton.toml"
+    ),
+) -> None:
+    """Fit the tile model of this project's kernels to timed tiles (about ten seconds)."""
+    from moesim.measured.tiles import calibrate as fitting
     from moesim.report.tables import check_writable
 
     check_writable(out)
-    _report_fit(fitting.calibrate(out, framework), out)
+    _report_fit(fitting.calibrate(out, rows), out)
 
 
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:

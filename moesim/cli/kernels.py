@@ -1,4 +1,4 @@
-"""``moesim kernels``: compile Triton kernels for absent GPUs, and tune them on a present one."""
+"""``moesim kernels``: compile Triton kernels for absent GPUs, and time them on a present one."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,13 +9,19 @@ import typer
 from moesim.errors import MeasurementError, MoesimError
 
 kernels_app = typer.Typer(
-    no_args_is_help=True, help="Compile the Triton kernels, and tune their tiles."
+    no_args_is_help=True, help="Compile the Triton kernels, and time their tiles."
 )
 _COLUMNS = (
     *("target", "kernel", "dtype", "tile", "status", "registers", "shared_bytes", "spills"),
     *("ctas_per_sm", "compile_s", "held_to"),
 )
 _MOST_TOKENS = 4194304
+Preset = Annotated[
+    str, typer.Option(help="Model whose layer is timed; `moesim profiles` lists them.")
+]
+Tokens = Annotated[str, typer.Option(help="Numbers of tokens, each timed for itself.")]
+Skew = Annotated[float, typer.Option(help="Zipf exponent of the experts' popularity.", min=0.0)]
+RoutingSeed = Annotated[int, typer.Option(help="Seed of routing, tokens and weights.", min=0)]
 
 
 @kernels_app.command("compile")
@@ -78,23 +84,18 @@ def _summary(rows: list[dict], target: str) -> dict:
 
 @kernels_app.command("tune")
 def tune_kernels(
-    preset: Annotated[
-        str, typer.Option(help="Model whose layer is tuned; `moesim profiles` lists them.")
-    ],
+    preset: Preset,
     out: Annotated[
         Path | None,
         typer.Option(
             help="CSV to write or add to; default: this GPU's table, which layers look up."
         ),
     ] = None,
-    tokens: Annotated[
-        str, typer.Option(help="Numbers of tokens, each tuned for itself.")
-    ] = "1,16,64,256,1024,4096",
+    tokens: Tokens = "1,16,64,256,1024,4096",
+    seconds: Annotated[float, typer.Option(help="When to stop.", min=1.0)] = 90.0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    skew: Annotated[
-        float, typer.Option(help="Zipf exponent of the experts' popularity.", min=0.0)
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of routing, tokens and weights.", min=0)] = 0,
+    skew: Skew = 0.0,
+    seed: RoutingSeed = 0,
 ) -> None:
     """Search the tiles of a model's expert GEMMs by timing them on this machine's GPU."""
     from moesim.measured.plugins import KernelTuner, kernel_tool
@@ -102,7 +103,56 @@ def tune_kernels(
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 
-    layer = load_preset(preset).layer
+    layer, numbers = load_preset(preset).layer, _numbers(tokens)
+    tool: KernelTuner = kernel_tool("tune")
+    best: dict[int, list[dict]] = {}
+    try:
+        out = out or tool.table()
+        check_writable(out, make_folder=True)
+        tool.merged(out, [])
+        for rows in tool.rows(layer, numbers, seconds=seconds, dtype=dtype, skew=skew, seed=seed):
+            up, tokens_now = rows[0], rows[0]["num_tokens"]
+            known = best.get(tokens_now)
+            # kept after every timing that found something better
+            if known is None or up["tuned_us"] < known[0]["tuned_us"]:
+                say(
+                    f"{tokens_now} tokens: {up['tuned_us']:.0f} us after {up['timed']} tiles, "
+                    f"default {up['default_us']:.0f} us"
+                )
+                write_csv(out, tool.merged(out, rows))
+                best[tokens_now] = rows
+    except RuntimeError as error:
+        raise MeasurementError(f"kernels tune: {error}") from None
+    print_table(
+        "Tiles, and microseconds of both GEMMs",
+        [row | {"tile": _tile_name(row)} for rows in best.values() for row in rows],
+        {
+            "num_tokens": "tokens",
+            "gemm": "gemm",
+            "tile": "tile",
+            "path": "path",
+            "timed": "timed",
+            "tuned_us": "tuned us",
+            "default_us": "default us",
+        },
+    )
+    if missing := [str(number) for number in numbers if number not in best]:
+        say(f"not reached: {', '.join(missing)} tokens; try --seconds {2 * seconds:.0f}")
+    say(f"wrote {out}")
+
+
+def _tile_name(row: dict) -> str:
+    sizes = "x".join(str(row[name]) for name in ("block_m", "block_n", "block_k"))
+    group = f"g{row['group_m']}" if row["group_m"] > 1 else ""
+    return f"{sizes}w{row['num_warps']}s{row['num_stages']}{group}"
+
+
+def _numbers(tokens: str) -> list[int]:
+    """Return the numbers of tokens of a list.
+
+    Raises:
+        MoesimError: One is not a number of tokens.
+    """
     numbers = [text.strip() for text in tokens.split(",")]
     if not all(
         text.isascii() and text.isdigit() and 0 < int(text) <= _MOST_TOKENS for text in numbers
@@ -110,33 +160,39 @@ def tune_kernels(
         raise MoesimError(
             f"--tokens: expected integers from 1 to {_MOST_TOKENS}, such as 16,1024, got {tokens!r}"
         )
-    tool: KernelTuner = kernel_tool("tune")
+    return [int(text) for text in numbers]
+
+
+@kernels_app.command("sweep")
+def sweep_kernels(
+    preset: Preset,
+    out: Annotated[Path, typer.Option(help="CSV to write, row by row.")],
+    tokens: Tokens = "16,64,256,1024,4096",
+    seconds: Annotated[float, typer.Option(help="When to stop.", min=1.0)] = 120.0,
+    skew: Skew = 0.0,
+    seed: RoutingSeed = 0,
+) -> None:
+    """Time every compiled tile of a model's expert GEMMs on this machine's GPU.
+
+    `moesim validate tiles --rows FILE` compares the times with the tile model's.
+    """
+    from moesim.measured.plugins import KernelSweeper, kernel_tool
+    from moesim.model.presets import load_preset
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import say
+
+    layer, numbers = load_preset(preset).layer, _numbers(tokens)
+    tool: KernelSweeper = kernel_tool("sweep")
+    check_writable(out, make_folder=True)
     rows: list[dict] = []
     try:
-        out = out or tool.table()
-        check_writable(out, make_folder=True)
-        tool.merged(out, rows)
-        for row in tool.rows(
-            layer, [int(text) for text in numbers], dtype=dtype, skew=skew, seed=seed
-        ):
-            say(f"tuned {row['gemm']} for {row['num_tokens']} tokens")
+        for row in tool.rows(layer, numbers, seconds=seconds, skew=skew, seed=seed):
+            if not rows or rows[-1]["num_tokens"] != row["num_tokens"]:
+                say(f"timing tiles of {row['num_tokens']} tokens, {len(rows)} rows so far")
             rows.append(row)
-            write_csv(out, tool.merged(out, rows))
+            # a row is kept as soon as it was timed
+            write_csv(out, rows)
     except RuntimeError as error:
-        raise MeasurementError(f"kernels tune: {error}") from None
-    print_table(
-        "Tiles, and microseconds of the expert phase",
-        rows,
-        [
-            "num_tokens",
-            "gemm",
-            "block_m",
-            "block_n",
-            "block_k",
-            "num_warps",
-            "num_stages",
-            "tuned_us",
-            "default_us",
-        ],
-    )
-    say(f"wrote {out}")
+        raise MeasurementError(f"kernels sweep: {error}") from None
+    say(f"wrote {out}, {len(rows)} rows")
+    say(f"`moesim validate tiles --rows {out}` compares them with the tile model")

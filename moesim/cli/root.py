@@ -154,6 +154,11 @@ def measure(
         f"{fmt} {rate / 1e9:,.0f} GFLOP/s" for fmt, rate in profile.peak_flops_per_s.items()
     )
     print(f"{peaks}; memory {profile.hbm_bandwidth_bytes_per_s / 1e9:.1f} GB/s")
+    if profile.host_launch_s is not None:
+        print(
+            f"launch of a kernel: {profile.kernel_launch_s / US:.2f} us in a graph, "
+            f"{profile.host_launch_s / US:.1f} us by the host"
+        )
     if profile.host_fabric is not None:
         fabric = profile.host_fabric
         print(

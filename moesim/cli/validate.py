@@ -97,6 +97,41 @@ def validate_published(
         say(f"wrote {out}")
 
 
+@validate_app.command("tiles")
+def validate_tiles(
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="Table of tiles (`moesim kernels sweep`); default: the shipped rows."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every row with predicted_us as CSV.")
+    ] = None,
+) -> None:
+    """Predict the tiles of this project's grouped GEMMs, and compare those that were timed."""
+    from moesim.measured.tiles.calibrate import shipped_rows
+    from moesim.measured.tiles.rows import read_all
+    from moesim.measured.tiles.validate import SHOWN, predicted, scores
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_table, say
+
+    if out is not None:
+        check_writable(out)
+    table = read_all([rows] if rows is not None else shipped_rows())
+    predictions = predicted(table)
+    if found := scores(table, predictions):
+        print_table("Tiles of the grouped GEMMs: error and regret in %", found, SHOWN)
+    if rows is None:
+        say("these rows were fitted; `moesim calibrate tiles` scores layers left out of the fit")
+    if out is not None:
+        columns = [name for name in table.rows[0] if name != "predicted_us"]
+        joined = [
+            row | {"predicted_us": float(predicted_us)}
+            for row, predicted_us in zip(table.rows, predictions, strict=True)
+        ]
+        write_csv(out, joined, [*columns, "predicted_us"])
+        say(f"wrote {out}")
+
+
 @validate_app.command("kernels")
 def validate_kernels(
     rows: Annotated[
@@ -111,11 +146,16 @@ def validate_kernels(
     limit: Annotated[
         int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)
     ] = 500,
+    family: Annotated[
+        str, typer.Option(help="Without --rows: another library, such as trtllm-deepgemm.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write every row with its prediction as CSV.")
     ] = None,
 ) -> None:
-    """Predict measured Triton MoE kernels, fitted rows and others, and compare with a roofline."""
+    """Predict measured MoE kernels, Triton's or another library's, fitted rows and others, and
+    compare with a roofline.
+    """
     from moesim.measured.kernels.predict import read_rows
     from moesim.measured.kernels.scoreboard import error_table, ranking_table
     from moesim.measured.kernels.validate import PREDICTIONS, measured_rows, predicted
@@ -124,12 +164,12 @@ def validate_kernels(
 
     if mode not in ("calibrated", "spec"):
         raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
-    given = read_rows(rows) if rows is not None else measured_rows(system, limit)
+    given = read_rows(rows) if rows is not None else measured_rows(system, limit, family)
     table = predicted(given, mode)
     if "latency_ms" in table:
         errors = error_table(table)
         print_table(
-            "Measured Triton MoE kernels: error in %, share inside the 80 % interval in %",
+            f"Measured {family or 'Triton'} MoE kernels: error, share inside the 80 % interval, %",
             errors,
             list(errors[0]),
         )

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -55,6 +56,7 @@ class CalibrationFile(Strict):
     sources: list[str]
     calibrated_profiles: list[str]
     calibrated_generations: list[int] = []
+    model: Literal["waves", "tiles", "fused"] = "waves"
     parameters: dict[str, float]
     device_factors: dict[str, dict[str, float]] = {}
     few_shot_factors: dict[str, dict[str, float]] = {}
@@ -72,6 +74,7 @@ class Calibration:
         parameters: Fitted numbers, already multiplied by the device's factors.
         residuals: Class of kernel -> (P10, P90) of measured / predicted at this level.
         level: ``calibrated``, ``few_shot`` or ``spec_sheet``.
+        model: Which model of a GPU's kernels the parameters are of: waves of one tile, or tiles.
         digest: First 12 hex digits of the file's SHA-256.
     """
 
@@ -80,6 +83,7 @@ class Calibration:
     residuals: dict[str, tuple[float, float]]
     level: str
     digest: str
+    model: str = "waves"
 
     def interval(self, kind: str) -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted for a class of kernel.
@@ -135,6 +139,7 @@ def _load(
         },
         level=level,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        model=file.model,
     )
 
 

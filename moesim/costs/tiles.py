@@ -3,9 +3,11 @@ per SM.
 """
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,10 @@ from moesim.units import KIB
 
 _REGISTERS_PER_SM = 65536
 _WARPS_PER_SM = 64
+
+
+#: numbers that make up a tile, as tables of tiles name their columns
+TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,8 @@ class Tile:
         group_m: Number of row tiles that share a sweep over columns, for L2.
         num_warps: Warps of a CTA.
         num_stages: Stages of the software pipeline.
+        descriptors: Whether the accelerator copies blocks by tensor descriptors; None where nobody
+            chose. Only this project's kernels ask.
 
     Raises:
         ConfigError: A block or a number of warps is not a power of two, or a number is below 1.
@@ -41,9 +49,10 @@ class Tile:
     group_m: int = 8
     num_warps: int = 4
     num_stages: int = 3
+    descriptors: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("block_m", "block_n", "block_k", "num_warps", "num_stages", "group_m"):
+        for name in TILE_FIELDS:
             value = getattr(self, name)
             if not isinstance(value, int):
                 continue
@@ -53,6 +62,11 @@ class Tile:
                     f"tile.{name}: expected {'a power of two' if power else 'an integer >= 1'}, "
                     f"got {value}"
                 )
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any], *, descriptors: bool | None = None) -> "Tile":
+        """Return the tile of a table's row, or of its columns: `TILE_FIELDS` by name."""
+        return cls(**{name: numbers[name] for name in TILE_FIELDS}, descriptors=descriptors)
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
@@ -119,11 +133,8 @@ def _tuned() -> dict[tuple[str, str, int, int], dict[int, Tile]]:
                 int(row["local_experts"]),
                 int(row["local_intermediate_size"]),
             )
-            numbers = {
-                name: int(row[name])
-                for name in ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
-            }
-            table.setdefault(key, {})[int(row["num_tokens"])] = Tile(**numbers)
+            numbers = {name: int(row[name]) for name in TILE_FIELDS}
+            table.setdefault(key, {})[int(row["num_tokens"])] = Tile.of(numbers)
     return table
 
 

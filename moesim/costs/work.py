@@ -18,6 +18,27 @@ Array = np.ndarray
 _ALIGNED = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSizes:
+    """Sizes of the experts of one layer on one device, which decide on tiles.
+
+    Attributes:
+        hidden: Hidden size H.
+        width: Expert width I on the device.
+        num_up: Number of up projections: 2 for SwiGLU, otherwise 1.
+        top_k: Experts that a token uses.
+        fmt: Format in which the matrix units multiply.
+        element_bytes: Bytes of one operand element.
+    """
+
+    hidden: int
+    width: int
+    num_up: int
+    top_k: int
+    fmt: str
+    element_bytes: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GemmSpec:
     """How a grouped GEMM is run: its tile, its formats, and where its operands lie.
@@ -35,6 +56,9 @@ class GemmSpec:
         weight_only: Whether weights are widened in the kernel.
         gather_inputs: Whether input rows lie at random places.
         scatter_outputs: Whether output rows go to random places.
+        row_copies: Rows that are copies of one input row, which is read from memory once.
+        logits: Whether the results are a gate's, of few columns and full depth; a library may have
+            a kernel of its own for them.
     """
 
     tile: Tile
@@ -47,6 +71,8 @@ class GemmSpec:
     weight_only: bool = False
     gather_inputs: bool = False
     scatter_outputs: bool = False
+    row_copies: Size = 1.0
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

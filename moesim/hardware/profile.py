@@ -69,7 +69,11 @@ class Profile:
         streaming_efficiency: Share of the datasheet bandwidth at each of these working sets.
         l2_bytes: Size of the last-level cache; for ``systolic``, of the vector memory (VMEM) that
             products are tiled through.
-        kernel_launch_s: Time between two dependent small kernels.
+        kernel_launch_s: Time between two dependent small kernels, on a GPU inside a graph.
+        host_launch_s: Time that the host takes to launch a kernel by itself, outside a graph; None
+            if the file states none.
+        eager: Whether the host launches every kernel by itself, as without graphs; files never say
+            so, `moesim.hardware.what_if` does.
         serial: Coefficients of the serial cost model by phase (seconds, or seconds per unit).
         residuals: P10 and P90 of measured over predicted time of each of these phases, on calls
             left out of the fit.
@@ -109,6 +113,8 @@ class Profile:
     digest: str
     provenance: dict[str, tuple[str, str]]
     power_w: float | None = None
+    host_launch_s: float | None = None
+    eager: bool = False
     growth: dict[str, float] = field(default_factory=dict)
     machine: str = ""
 
@@ -142,16 +148,17 @@ class Profile:
 
     def gather_slowdown(self, access_bytes: np.ndarray | float) -> np.ndarray | float:
         """Return how much longer rows of ``access_bytes`` at random addresses take than rows of the
-        largest size of the curve.
+        best size of the curve.
 
-        Rows of the largest size move as fast as a stream, whose achieved bandwidth a calibration
-        knows; the curve only adds its shape. Rows written at random addresses are assumed to be as
-        slow as rows read there (the same 32-byte sectors).
+        Rows of the best size move as fast as a stream, whose achieved bandwidth a calibration
+        knows; the curve only adds its shape. (The best size need not be the largest: of measured
+        curves the end wavers by a per cent or two.) Rows written at random addresses are assumed to
+        be as slow as rows read there (the same 32-byte sectors).
         """
         share = np.interp(
             np.log(access_bytes), np.log(self.gather_access_bytes), self.gather_efficiency
         )
-        return self.gather_efficiency[-1] / share
+        return max(self.gather_efficiency) / share
 
     def cache_speed_up(self, working_set_bytes: np.ndarray | float) -> np.ndarray:
         """Return how much faster a working set is streamed than one far larger than the cache
@@ -222,6 +229,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         streaming_efficiency=tuple(p.efficiency.value for p in streams),
         l2_bytes=file.l2.capacity_mib.value * MIB,
         kernel_launch_s=file.launch.kernel_us.value * US,
+        host_launch_s=host.value * US if (host := file.launch.plain_kernel_us) else None,
         serial={
             phase: {k: q.value for k, q in table.items()} for phase, table in file.serial.items()
         },

@@ -3,8 +3,8 @@ every number has a kind and a source.
 
 `moesim.hardware` turns a `ProfileFile` into a `Profile` in SI units. The tables that no data sheet
 has belong to a measured machine: the run itself (``[measurement]``), rates by size, coefficients
-and their held-out residuals, and the all-to-all between processes or devices of the host
-(``[host_fabric]``).
+and their held-out residuals, and between processes or devices of the host the all-to-all
+(``[host_fabric]``) and copies (``[[peer_copies]]``).
 """
 
 from typing import Literal
@@ -76,8 +76,15 @@ class _L2(Strict):
 
 class _Launch(Strict):
     kernel_us: Quantity
-    #: launch time outside a graph; ``kernel_us`` is then the time inside one
+    #: the host's time for a launch by itself; ``kernel_us`` is then the time inside a graph
     plain_kernel_us: Quantity | None = None
+
+
+class CopyPoint(Strict):
+    """The rate of copies of ``bytes`` from one device's memory to that of another of the host."""
+
+    bytes: float = Field(gt=0)
+    gb_per_s: Quantity
 
 
 class Measurement(Strict):
@@ -150,6 +157,7 @@ class ProfileFile(Sourced):
     #: Errors of these coefficients on calls that they were not fitted to.
     residuals: dict[str, HeldOut] = {}
     host_fabric: HostFabricFile | None = None
+    peer_copies: list[CopyPoint] = []
 
     @model_validator(mode="after")
     def _complete(self) -> "ProfileFile":

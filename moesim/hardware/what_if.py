@@ -2,8 +2,10 @@
 
 A change is a number in the unit of its key, or a factor over the present number written as text,
 ``2x``. Related numbers change together: more SMs raise every peak rate, and a larger L2 holds
-larger working sets. Fitted efficiencies stay those of the original device, although the changed one
-was never measured; its prices therefore count as ``spec_sheet``.
+larger working sets. Kernels are captured in graphs unless ``host_launch_us`` is named: then the
+host launches each by itself, in that time (``1x``: in the time the profile states). Fitted
+efficiencies stay those of the original device, although the changed one was never measured; its
+prices therefore count as ``spec_sheet``.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from dataclasses import replace
 
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware.profile import Profile
-from moesim.units import GB, GIB, MIB, TERA
+from moesim.units import GB, GIB, MIB, TERA, US
 
 _BF16 = "bfloat16"
 
@@ -42,6 +44,15 @@ def _l2(profile: Profile, factor: float) -> Profile:
     )
 
 
+def _host_launch_s(profile: Profile) -> float:
+    if profile.execution != "waves" or profile.host_launch_s is None:
+        raise ConfigError(
+            f"{profile.name}: host_launch_us: expected a GPU whose profile states the launch time "
+            "outside a graph (launch.plain_kernel_us)"
+        )
+    return profile.host_launch_s
+
+
 #: key -> (a function that returns the present number in the unit of the key, a function that
 #: returns the profile with that number multiplied by a factor)
 DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, float], Profile]]] = {
@@ -59,6 +70,11 @@ DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, floa
         _peaks,
     ),
     "l2_mib": (lambda p: p.l2_bytes / MIB, _l2),
+    # Whoever names it asks for kernels that the host launches one by one.
+    "host_launch_us": (
+        lambda p: _host_launch_s(p) / US,
+        lambda p, f: replace(p, host_launch_s=_host_launch_s(p) * f, eager=True),
+    ),
 }
 
 

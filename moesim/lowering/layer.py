@@ -22,11 +22,10 @@ from moesim.costs.phases.experts import (
     ExpertShape,
     price_experts,
     price_layer_experts,
-    typical_tile,
+    tiles_of,
 )
 from moesim.costs.phases.gate import price_gate
 from moesim.costs.phases.tokens import price_permute, price_reduce
-from moesim.costs.tiles import Tile
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of
@@ -47,7 +46,6 @@ def lower_layer(
     kernel: CommKernel | None,
     *,
     widths_DL: Array | None = None,
-    tile: Tile | None = None,
 ) -> Program:
     """Lower one forward pass of the layer.
 
@@ -58,9 +56,8 @@ def lower_layer(
         kernel: Communication kernel of the exchange; None for one device.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot; None if all experts
             have the same width.
-        tile: Tile of the expert GEMMs; by default the one a tuned kernel would use.
     """
-    return _Lowering(candidate, cluster, batches, kernel, widths_DL, tile).run()
+    return _Lowering(candidate, cluster, batches, kernel, widths_DL).run()
 
 
 class _Lowering:
@@ -73,10 +70,9 @@ class _Lowering:
         batches: Sequence[Traffic],
         kernel: CommKernel | None,
         widths_DL: Array | None,
-        tile: Tile | None,
     ) -> None:
         self.candidate, self.layer, self.batches = candidate, candidate.layer, batches
-        self.widths_DL, self.tile = widths_DL, tile
+        self.widths_DL = widths_DL
         self.overlapped = len(batches) > 1
         self.builder = ProgramBuilder()
         self.compute_D: Array | None = None
@@ -184,17 +180,18 @@ class _Lowering:
 
     def _experts(self, batch: int, arrived_DM: Array, shared_D: Array | None, tag: str) -> Array:
         traffic = self.batches[batch]
-        tile = self.tile or typical_tile(traffic.counts_DL, self.layer.precision.activations)
+        tp = self.candidate.parallelism.tp
         cost = self.devices.price(
             lambda kernels, which: price_layer_experts(
                 kernels,
                 self.layer,
-                self.candidate.parallelism.tp,
+                tp,
                 traffic.counts_DL[which],
                 None if self.widths_DL is None else self.widths_DL[which],
                 traffic.tokens_D[which],
-                tile=tile,
-            )[0]
+                # all devices launch the same tiles, whatever each has to do
+                tiles=tiles_of(kernels, self.layer, tp, traffic.counts_DL),
+            )
         )
         # shared experts share the device, so the routed ones start after them
         after = (
@@ -247,7 +244,7 @@ def price_shared(candidate: Candidate, kernels: Kernels, num_tokens_S: Array) ->
         weight_only=whole.weight_only,
     )
     counts = np.asarray(num_tokens_S)[:, None]
-    tile = typical_tile(counts, shape.fmt)
+    tiles = kernels.expert_tiles(counts, shape.sizes)
     return price_experts(
-        kernels, shape, Load.of(counts, counts[:, 0], tile.block_m), num_tokens_S, tile=tile
+        kernels, shape, Load.of(counts, counts[:, 0], tiles[0].block_m), num_tokens_S, tiles=tiles
     )

@@ -16,7 +16,7 @@ from moesim.costs.phases.experts import (
     ExpertShape,
     price_experts,
     price_layer_experts,
-    typical_tile,
+    tiles_of,
 )
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
@@ -54,23 +54,25 @@ def demands_of_widths(
 def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
     first = members[0]
     tp, layer = first.parallelism.tp, first.layer
-    # the histograms, and with them the tile, do not depend on the width
-    tile = typical_tile(traffic.counts_DL, layer.precision.activations)
     tokens_D = np.asarray(traffic.tokens_D)
     parts = []
     for kernels, which in devices.groups:
         counts_DL = traffic.counts_DL[which]
-        # all members in one call: every member's devices become rows of a table
         if kernels.rows_may_differ:
+            # all members in one call: every member's devices become rows of a table, and tiles do
+            # not depend on the width
+            tiles = tiles_of(kernels, layer, tp, traffic.counts_DL)
             count, size = len(members), len(counts_DL)
-            load = _repeated(Load.of(counts_DL, tokens_D[which] * layer.top_k, tile.block_m), count)
+            load = _repeated(
+                Load.of(counts_DL, tokens_D[which] * layer.top_k, tiles[0].block_m), count
+            )
             width = np.repeat([-(-c.layer.widest // tp) for c in members], size)
             cost = price_experts(
                 kernels,
                 replace(ExpertShape.of(layer, tp), width=width),
                 load,
                 np.tile(tokens_D[which], count),
-                tile=tile,
+                tiles=tiles,
             )
             parts.append(_by_member(cost, count))
         else:
@@ -78,8 +80,14 @@ def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -
                 _stacked(
                     [
                         price_layer_experts(
-                            kernels, c.layer, tp, counts_DL, None, tokens_D[which], tile=tile
-                        )[0]
+                            kernels,
+                            c.layer,
+                            tp,
+                            counts_DL,
+                            None,
+                            tokens_D[which],
+                            tiles=tiles_of(kernels, c.layer, tp, traffic.counts_DL),
+                        )
                         for c in members
                     ]
                 )

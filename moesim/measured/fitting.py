@@ -60,6 +60,9 @@ def robust_fit(
     """Minimize a soft-L1 loss of weighted log errors, of scale 0.1: beyond 10 % an error counts
     linearly.
 
+    A parameter on which no row depends keeps its first guess: a minimizer would let rounding choose
+    it, and another machine would choose otherwise.
+
     Args:
         log_errors: Function from parameters to log(predicted / measured), ndarray of shape (N,).
         bounds: First guess and limits of each parameter.
@@ -70,20 +73,27 @@ def robust_fit(
     """
     from scipy.optimize import least_squares
 
-    scale = np.array([b[0] for b in bounds.values()])
+    guess = {name: bound[0] for name, bound in bounds.items()}
+    usual = log_errors(guess)
+    free = {
+        name: bound
+        for name, bound in bounds.items()
+        if any(not np.array_equal(usual, log_errors(guess | {name: b})) for b in bound[1:])
+    }
+    scale = np.array([b[0] for b in free.values()])
     root = np.sqrt(weights)
     solution = least_squares(
-        lambda x: root * log_errors(dict(zip(bounds, x * scale, strict=True))),
+        lambda x: root * log_errors(guess | dict(zip(free, x * scale, strict=True))),
         np.ones(len(scale)),
         loss="soft_l1",
         f_scale=0.1,
         diff_step=1e-3,
         bounds=(
-            np.array([b[1] for b in bounds.values()]) / scale,
-            np.array([b[2] for b in bounds.values()]) / scale,
+            np.array([b[1] for b in free.values()]) / scale,
+            np.array([b[2] for b in free.values()]) / scale,
         ),
     )
-    return dict(zip(bounds, (solution.x * scale).tolist(), strict=True))
+    return guess | dict(zip(free, (solution.x * scale).tolist(), strict=True))
 
 
 def _number(value: float) -> str:
@@ -111,6 +121,7 @@ class Fitted:
         fit_groups: The groups of rows that were fitted, in words.
         device_factors: Device -> factors of its parameters.
         few_shot_factors: Device of which ten rows are known -> factors of its parameters.
+        model: Model that the parameters are of, see `moesim.costs.calibration.Calibration`.
     """
 
     title: str
@@ -124,6 +135,7 @@ class Fitted:
     fit_groups: list[str]
     device_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     few_shot_factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    model: str = "waves"
 
 
 def write_calibration(path: Path, found: Fitted, command: str) -> None:
@@ -146,6 +158,7 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
         "fit_groups = [",
         *(f"  {_text(g)}," for g in found.fit_groups),
         "]",
+        *([f"model = {_text(found.model)}"] if found.model != "waves" else []),
         "",
         "[parameters]",
         *(f"{name} = {_number(value)}" for name, value in found.parameters.items()),

@@ -37,14 +37,22 @@ class KernelTuner(Protocol):
         """Say in one line why it cannot run on this machine; None if it can."""
 
     def rows(
-        self, layer: MoELayer, tokens: Sequence[int], *, dtype: str, skew: float, seed: int
-    ) -> Iterator[dict[str, Any]]:
-        """Yield a row for each number of tokens and grouped GEMM of the layer: the tile, its time
-        and the default tile's time.
+        self,
+        layer: MoELayer,
+        tokens: Sequence[int],
+        *,
+        seconds: float,
+        dtype: str,
+        skew: float,
+        seed: int,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield, after every timing, a row for each grouped GEMM of the layer: the best tile so
+        far, its time and the default tile's time.
 
         Args:
             layer: The layer, for its sizes.
             tokens: Numbers of tokens, each of which is tuned separately.
+            seconds: When to stop.
             dtype: Format of the experts.
             skew: Skew of the experts' popularity: the e-th most popular is chosen in proportion to
                 (e + 1)^-skew.
@@ -58,11 +66,25 @@ class KernelTuner(Protocol):
         """Return the rows of a table, with these rows instead of those for the same layer."""
 
 
+class KernelSweeper(Protocol):
+    """A tool that times many tiles on this machine's GPU."""
+
+    def unavailable_because(self) -> str | None:
+        """Say in one line why it cannot run on this machine; None if it can."""
+
+    def rows(
+        self, layer: MoELayer, tokens: Sequence[int], *, seconds: float, skew: float, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a row for each timed tile, of the columns of `moesim.measured.tiles.rows`; the
+        arguments are those of `KernelTuner.rows`.
+        """
+
+
 def kernel_tool(name: str) -> Any:
     """Return the installed tool of a name.
 
     Args:
-        name: ``compile`` or ``tune``.
+        name: ``compile``, ``tune`` or ``sweep``.
 
     Raises:
         MeasurementError: No installed package has the tool, or it cannot run on this machine.

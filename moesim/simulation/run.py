@@ -7,7 +7,8 @@ from typing import TypedDict, Unpack
 import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
-from moesim.costs.phases.experts import slot_widths, typical_tile
+from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.phases.experts import slot_widths, tiles_of
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.hardware import Cluster
@@ -113,14 +114,19 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         workload=workload,
         version=VERSION,
         profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
-        tile=str(typical_tile(traffic.counts_DL, candidate.layer.precision.activations))
-        if waves
-        else "",
+        tile=_tile_name(prepared) if waves else "",
         granularity=granularity_of(cluster, candidate.schedule),
         effects=GateEffects.of(
             candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp
         ),
     )
+
+
+def _tile_name(prepared: Prepared) -> str:
+    """Return the up projection's tile on the first device."""
+    candidate, kernels = prepared.candidate, kernels_for(prepared.cluster.profile)
+    counts_DL = prepared.traffic.counts_DL
+    return str(tiles_of(kernels, candidate.layer, candidate.parallelism.tp, counts_DL)[0])
 
 
 def lower(prepared: Prepared) -> Program:

@@ -137,25 +137,41 @@ def test_what_cannot_run_says_why(kernels, monkeypatch, tmp_path):
 
 
 class Tuner:
-    """Says what it was asked for."""
+    """Says what it was asked for; the second timing is better, the third is not."""
 
     def unavailable_because(self):
         return None
 
     def rows(self, layer, tokens, **options):
-        for number in tokens:
-            yield {
-                "num_tokens": number,
-                "gemm": "swiglu",
-                "num_experts": layer.num_experts,
-                "tuned_us": 1.0,
-            } | options
+        for number in tokens[: 1 if options["seconds"] < 2 else None]:
+            for timed, tuned_us in ((2, 9.0), (3, 7.0), (4, 7.0)):
+                yield [
+                    {
+                        "num_tokens": number,
+                        "gemm": gemm,
+                        "num_experts": layer.num_experts,
+                        "block_m": 16,
+                        "block_n": 64,
+                        "block_k": 128,
+                        "group_m": 8,
+                        "num_warps": 4,
+                        "num_stages": 3,
+                        "path": "pointers",
+                        "timed": timed,
+                        "tuned_us": tuned_us,
+                        "default_us": 9.0,
+                    }
+                    | options
+                    for gemm in ("swiglu", "down")
+                ]
 
     def table(self):
         return Path(os.environ["MOESIM_HOME"]) / "kernel_tiles" / "gpu.csv"
 
     def merged(self, table, rows):
-        return list(rows)
+        old = list(csv.DictReader(table.open())) if table.exists() else []
+        keys = {(str(row["num_tokens"]), row["gemm"]) for row in rows}
+        return [row for row in old if (row["num_tokens"], row["gemm"]) not in keys] + list(rows)
 
 
 def test_tune_without_a_file_writes_this_gpus_table(kernels, monkeypatch, tmp_path):
@@ -163,7 +179,8 @@ def test_tune_without_a_file_writes_this_gpus_table(kernels, monkeypatch, tmp_pa
     monkeypatch.setenv("MOESIM_HOME", str(tmp_path))
     code, _, err = kernels("tune", "--preset", "mixtral-8x7b", "--tokens", "16")
     assert code == 0, err
-    assert len(list(csv.DictReader((tmp_path / "kernel_tiles" / "gpu.csv").open()))) == 1
+    rows = list(csv.DictReader((tmp_path / "kernel_tiles" / "gpu.csv").open()))
+    assert [(row["gemm"], row["tuned_us"]) for row in rows] == [("swiglu", "7.0"), ("down", "7.0")]
 
 
 def test_tune_writes_what_it_found(kernels, monkeypatch, tmp_path):
@@ -181,11 +198,53 @@ def test_tune_writes_what_it_found(kernels, monkeypatch, tmp_path):
         str(path),
     )
     assert code == 0, err
-    assert "swiglu" in out
+    assert "16x64x128w4s3g8" in out
+    # Progress says what became better, and nothing else.
+    assert err.count("us after") == 4
     rows = list(csv.DictReader(path.open()))
     assert [(row["num_tokens"], row["num_experts"], row["dtype"], row["skew"]) for row in rows] == [
-        ("16", "8", "bfloat16", "1.0"),
-        ("1024", "8", "bfloat16", "1.0"),
+        (tokens, "8", "bfloat16", "1.0") for tokens in ("16", "16", "1024", "1024")
+    ]
+
+
+def test_tune_says_what_it_did_not_reach(kernels, monkeypatch, tmp_path):
+    monkeypatch.setattr(plugins, "kernel_tool", lambda _: Tuner())
+    path = tmp_path / "tiles.csv"
+    code, _, err = kernels(
+        *("tune", "--preset", "mixtral-8x7b", "--tokens", "16,1024", "--seconds", "1"),
+        *("--out", str(path)),
+    )
+    assert code == 0, err
+    assert "not reached: 1024 tokens; try --seconds 2" in err
+    assert {row["num_tokens"] for row in csv.DictReader(path.open())} == {"16"}
+
+
+class Sweeper:
+    """Yields rows, then fails as a lost GPU does."""
+
+    def unavailable_because(self):
+        return None
+
+    def rows(self, layer, tokens, **options):
+        for number in tokens:
+            yield {"num_tokens": number, "hidden_size": layer.hidden_size} | options
+        raise RuntimeError("device lost")
+
+
+def test_sweep_keeps_every_row(kernels, monkeypatch, tmp_path):
+    monkeypatch.setattr(plugins, "kernel_tool", lambda _: Sweeper())
+    path = tmp_path / "new" / "rows.csv"
+    code, _, err = kernels(
+        *("sweep", "--preset", "mixtral-8x7b", "--tokens", "16,64", "--seconds", "5"),
+        *("--out", str(path)),
+    )
+    assert code == 2
+    assert "kernels sweep: device lost" in err
+    assert "timing tiles of 64 tokens, 1 rows so far" in err
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["num_tokens"], row["hidden_size"], row["seconds"]) for row in rows] == [
+        ("16", "4096", "5.0"),
+        ("64", "4096", "5.0"),
     ]
 
 

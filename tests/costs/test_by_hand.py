@@ -107,7 +107,7 @@ def test_experts(plain, make_layer, gated, top_k, kernels):
     hidden, width, counts, tokens = 1024, 512, [60, 0, 40], 80
     up = (2 if gated else 1) * width
     cost = price_experts(
-        plain, ExpertShape.of(layer, 1), load_of(counts), np.array([tokens]), tile=TILE
+        plain, ExpertShape.of(layer, 1), load_of(counts), np.array([tokens]), tiles=(TILE, TILE)
     )
     # rows are gathered by the first GEMM, scattered by the second and gathered to be summed
     gemms = (
@@ -124,7 +124,7 @@ def test_experts(plain, make_layer, gated, top_k, kernels):
     assert launches_in(
         plain,
         lambda chip: price_experts(
-            chip, ExpertShape.of(layer, 1), load_of(counts), np.array([tokens]), tile=TILE
+            chip, ExpertShape.of(layer, 1), load_of(counts), np.array([tokens]), tiles=(TILE, TILE)
         ),
     ) == [kernels]
 
@@ -134,9 +134,9 @@ def test_masked_choices_are_carried_along(plain, make_layer):
     streamed.
     """
     shape, tokens = ExpertShape.of(make_layer(), 1), np.array([80])
-    here = price_experts(plain, shape, load_of([60, 40]), tokens, tile=TILE)
+    here = price_experts(plain, shape, load_of([60, 40]), tokens, tiles=(TILE, TILE))
     masked = Load.of(np.array([[60, 40]]), np.array([160]), TILE.block_m)
-    cost = price_experts(plain, shape, masked, tokens, tile=TILE)
+    cost = price_experts(plain, shape, masked, tokens, tiles=(TILE, TILE))
     added = 60 * (1024 + 2 * 1024) * 2 + 60 * (1024 + 512) * 2 + 60 * 2 * 1024 * 2
     assert cost.memory_s_D - here.memory_s_D == pytest.approx(added / GB_PER_S)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.load import Load
-from moesim.costs.phases.experts import ExpertShape, price_experts, typical_tile
+from moesim.costs.phases.experts import ExpertShape, price_experts, tiles_of
 from moesim.costs.phases.gate import price_gate
 from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.tiles import heuristic_tile
@@ -36,7 +36,7 @@ COUNTS = st.lists(st.integers(0, 3000), min_size=16, max_size=16).map(
 def phases(kernels, layer, counts_DL, tokens_D):
     """Every phase of the layer on devices with these rows and tokens."""
     shape = ExpertShape.of(layer, 1)
-    tile = typical_tile(counts_DL, shape.fmt)
+    tiles = tiles_of(kernels, layer, 1, counts_DL)
     widths_DL = None
     if layer.uneven:  # each device holds the first eight experts
         widths_DL = np.repeat(layer.width_E()[None, :8], 2, axis=0)
@@ -44,13 +44,13 @@ def phases(kernels, layer, counts_DL, tokens_D):
     load = Load.of(
         counts_DL,
         np.maximum(tokens_D * layer.top_k, counts_DL.sum(axis=1)),
-        tile.block_m,
+        tiles[0].block_m,
         widths_DL,
     )
     return {
         "gate": price_gate(kernels, layer, tokens_D),
         "permute": price_permute(kernels, layer, tokens_D, tokens_D),
-        "experts": price_experts(kernels, shape, load, tokens_D, tile=tile),
+        "experts": price_experts(kernels, shape, load, tokens_D, tiles=tiles),
         "reduce": price_reduce(kernels, layer, tokens_D, tokens_D),
     }
 
@@ -110,7 +110,8 @@ def test_devices_are_priced_independently(h100, make_layer):
 
     def price(rows):
         load = Load.of(counts[rows], tokens[rows] * 2, tile.block_m)
-        return price_experts(kernels, shape, load, tokens[rows], tile=tile).solo_s_D().tolist()
+        cost = price_experts(kernels, shape, load, tokens[rows], tiles=(tile, tile))
+        return cost.solo_s_D().tolist()
 
     assert price([0, 1]) == pytest.approx([*price([0]), *price([1])])
 
@@ -124,13 +125,13 @@ def test_weights_are_read_once_and_at_best_at_full_bandwidth(h100, make_layer):
     for active in (1, 4, 16):
         counts = np.zeros((1, 16), dtype=int)
         counts[0, :active] = 1
-        tile = typical_tile(counts, "bfloat16")
+        tile = heuristic_tile(1.0, 2.0)
         cost = price_experts(
             kernels,
             shape,
             Load.of(counts, counts.sum(axis=1), tile.block_m),
             counts.sum(axis=1),
-            tile=tile,
+            tiles=(tile, tile),
         )
         weights_s = active * layer.bytes_per_expert / h100.hbm_bandwidth_bytes_per_s
         assert weights_s <= cost.memory_s_D[0] <= 2.5 * weights_s
@@ -157,7 +158,7 @@ def test_warm_weights_are_not_slower_than_cold(h100, make_layer):
     load = Load.of(counts, counts.sum(axis=1), 16)
     cold, warm = (
         price_experts(
-            kernels, shape, load, np.array([32]), tile=heuristic_tile(4, 2.0), warm=w
+            kernels, shape, load, np.array([32]), tiles=(heuristic_tile(4, 2.0),) * 2, warm=w
         ).solo_s_D()[0]
         for w in (False, True)
     )
@@ -210,6 +211,18 @@ def test_at_few_experts_a_flat_gate_is_the_cheapest(h100, make_layer):
     assert flat < two_level
 
 
+def test_the_host_launches_where_it_is_said(h100):
+    """In a graph the calibrated cycles; from the host its time, unless the chip is slower."""
+    captured = kernels_for(h100)
+    each = captured.calibration["kernel_launch_cycles"] / h100.clock_hz
+    count = np.array([0.0, 1.0, 8.0])
+    assert captured.launches(count).solo_s_D() == pytest.approx(count * each)
+    eager = kernels_for(replace(h100, eager=True))
+    assert eager.launches(count).solo_s_D() == pytest.approx(count * h100.host_launch_s)
+    fast = kernels_for(replace(h100, eager=True, host_launch_s=each / 2))
+    assert fast.launches(count).solo_s_D() == pytest.approx(count * each)
+
+
 def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
     layer, kernels, tile = (
         make_layer(num_experts=8, top_k=1),
@@ -220,6 +233,7 @@ def test_more_tokens_never_cost_less_at_one_tile(h100, make_layer):
     for rows in range(0, 2000, 37):
         counts, tokens = np.full((1, 8), rows), np.array([8 * rows])
         load = Load.of(counts, tokens, tile.block_m)
-        times.append(price_experts(kernels, shape, load, tokens, tile=tile).solo_s_D()[0])
+        cost = price_experts(kernels, shape, load, tokens, tiles=(tile, tile))
+        times.append(cost.solo_s_D()[0])
     assert times == sorted(times)
     assert times[0] == 0.0

@@ -84,7 +84,7 @@ def test_equal_widths_cost_what_one_width_costs(
     )
     same(
         *(
-            price_experts(chips[kind], shape, load, tokens, tile=tile, warm=warm)
+            price_experts(chips[kind], shape, load, tokens, tiles=(tile, tile), warm=warm)
             for load in (even, each)
         )
     )
@@ -137,7 +137,11 @@ def test_wider_experts_never_cost_less(chips, make_layer, kind, counts, widths):
     def price(each):
         shape = replace(ExpertShape.of(layer, 1), width=int(widths.max()))
         return price_experts(
-            chips[kind], shape, Load.of(counts, tokens * 2, tile.block_m, each), tokens, tile=tile
+            chips[kind],
+            shape,
+            Load.of(counts, tokens * 2, tile.block_m, each),
+            tokens,
+            tiles=(tile, tile),
         )
 
     one, other = price(widths), price(widest)
@@ -153,8 +157,7 @@ def test_by_hand(plain, make_layer):
     tile = Tile(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=2)
     layer = make_layer(num_experts=4, expert_intermediate_size=(512, 0, 128, 512))
     counts, widths = np.array([[60, 0, 40, 0]]), np.array([[512, 0, 128, 512]])
-    cost, used = price_layer_experts(plain, layer, 1, counts, widths, np.array([50]), tile=tile)
-    assert used == tile
+    cost = price_layer_experts(plain, layer, 1, counts, widths, np.array([50]), tiles=(tile, tile))
     hidden, row_widths = 1024, 60 * 512 + 40 * 128
     gemms = (
         3 * (512 + 128) * hidden * 2
@@ -193,7 +196,8 @@ def test_slots_know_their_expert_s_width(make_layer):
 
 def test_even_layers_need_no_widths(make_layer, h100):
     layer, counts = make_layer(), np.array([[5, 0, 90]])
-    cost, tile = price_layer_experts(kernels_for(h100), layer, 2, counts, None, np.array([60]))
-    shape = ExpertShape.of(layer, 2)
-    load = Load.of(counts, np.array([120]), tile.block_m)
-    same(cost, price_experts(kernels_for(h100), shape, load, np.array([60]), tile=tile))
+    kernels, shape = kernels_for(h100), ExpertShape.of(layer, 2)
+    cost = price_layer_experts(kernels, layer, 2, counts, None, np.array([60]))
+    tiles = kernels.expert_tiles(counts, shape.sizes)
+    load = Load.of(counts, np.array([120]), tiles[0].block_m)
+    same(cost, price_experts(kernels, shape, load, np.array([60]), tiles=tiles))

@@ -2,8 +2,10 @@
 source.
 """
 
+from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from moesim.errors import ConfigError, UnknownNameError
@@ -285,7 +287,9 @@ class TestShipped:
         assert 2**20 <= profile.l2_bytes < 2**31
         assert list(profile.gather_access_bytes) == sorted(set(profile.gather_access_bytes))
         assert all(0 < share <= 1 for share in profile.gather_efficiency)
-        assert list(profile.gather_efficiency) == sorted(profile.gather_efficiency)
+        # Longer rows never cost much: a measured curve wavers by a per cent or two.
+        best = np.maximum.accumulate(profile.gather_efficiency)
+        assert (np.array(profile.gather_efficiency) >= 0.98 * best).all()
         assert all(1e9 < rate < 1e17 for rate in profile.peak_flops_per_s.values())
         if "float8_e4m3" in profile.peak_flops_per_s:
             assert profile.peak("float8_e4m3") >= profile.peak("bfloat16")
@@ -306,37 +310,63 @@ GPUS = [name for name in toml.names("devices") if not name.startswith("tpu")]
 
 @pytest.mark.parametrize("name", GPUS)
 def test_gpus_know_what_short_rows_cost(name):
-    """32 B to 64 KiB, within what sector physics allows, all assumed; rows of 1 KiB and more move
-    like a stream.
-    """
-    chip = load_profile(name)
-    assert chip.gather_access_bytes[0] == 32
-    assert chip.gather_access_bytes[-1] == 65536
-    for size, (low, high) in {
-        32: (0.27, 0.38),
-        64: (0.5, 0.76),
-        128: (0.8, 0.95),
-        4096: (0.8, 0.95),
-    }.items():
-        assert low <= chip.gather_share(size) <= high
-    assert list(chip.gather_efficiency) == sorted(chip.gather_efficiency)
+    """32 B to 64 KiB, as measured on an H100; rows of 1 KiB and more move like a stream."""
+    chip, measured = load_profile(name), load_profile("h100-sxm")
+    assert (chip.gather_access_bytes[0], chip.gather_access_bytes[-1]) == (32, 65536)
+    assert chip.gather_efficiency == measured.gather_efficiency
     kinds = {kind for key, (kind, _) in chip.provenance.items() if key.startswith("hbm.gather")}
-    assert kinds == {"assumed"}
-    assert chip.gather_slowdown(32) > 2
-    assert (chip.gather_slowdown(1024), chip.gather_slowdown(7168), chip.gather_slowdown(1e9)) == (
-        1.0,
-        1.0,
-        1.0,
+    assert kinds == {"measured" if chip is measured else "derived"}
+    assert [chip.gather_slowdown(size) for size in (32, 64, 128)] == pytest.approx(
+        [2.0, 1.28, 1.06], rel=0.01
     )
+    for size in (1024, 7168, 1e9):
+        assert 1.0 <= chip.gather_slowdown(size) < 1.02
+
+
+def test_rows_of_the_best_size_move_like_a_stream():
+    """The end of a measured curve may waver below it: no size is faster than a stream."""
+    chip = replace(
+        load_profile("h100-sxm"),
+        gather_access_bytes=(32.0, 1024.0, 65536.0),
+        gather_efficiency=(0.4, 0.9, 0.88),
+    )
+    found = [chip.gather_slowdown(size) for size in (32, 1024, 65536)]
+    assert found == pytest.approx([0.9 / 0.4, 1.0, 0.9 / 0.88])
 
 
 @pytest.mark.parametrize("name", GPUS)
 def test_gpus_know_what_their_cache_is_worth(name):
     """A working set well inside the L2 streams faster than HBM, one far larger at what HBM
-    achieves.
+    achieves: measured on an A100, H100, and H200, elsewhere the H100's share. What the L2 gives
+    was measured on an A100 and H200 only.
     """
     chip = load_profile(name)
     assert chip.streaming_bytes[0] < chip.l2_bytes < chip.streaming_bytes[-1]
     assert 0.8 <= chip.streaming_efficiency[-1] < 1 < chip.streaming_efficiency[0]
     kinds = {kind for key, (kind, _) in chip.provenance.items() if key.startswith("hbm.streaming")}
-    assert kinds == ({"measured"} if name in ("a100-sxm", "h200-sxm") else {"assumed"})
+    assert kinds == {
+        "a100-sxm": {"measured"},
+        "h200-sxm": {"measured"},
+        "h100-sxm": {"measured", "derived", "assumed"},
+    }.get(name, {"assumed", "derived"})
+    if "derived" in kinds:
+        assert chip.streaming_efficiency[-1] == load_profile("h100-sxm").streaming_efficiency[-1]
+
+
+def test_the_h100_has_been_measured():
+    path = toml.find("devices", "h100-sxm")
+    file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+    points = [*file.hbm.gather, *file.hbm.streaming]
+    measured = [p.efficiency for p in points] + [p.tflops for p in file.compute.gemm]
+    measured = [q for q in (*measured, file.launch.kernel_us) if q.kind == "measured"]
+    assert len(measured) >= 20
+    for number in measured:
+        source = file.sources[number.source]
+        assert "H100 80GB HBM3" in source.locator
+        assert "driver 580" in source.locator
+        assert number.low <= number.median <= number.high
+        assert number.repeats >= 10
+    # Smaller products took as long as their launch, and operands were ones.
+    assert min(p.size for p in file.compute.gemm) >= 4096
+    assert "operands were ones" in file.sources["run-gemm"].title
+    assert file.launch.kernel_us.value < 1.0 < 10.0 < file.launch.plain_kernel_us.value

@@ -22,12 +22,31 @@ def time_of(cluster):
     return simulate(Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, WORK)
 
 
-@pytest.mark.parametrize("key", DEVICE_KEYS)
+@pytest.mark.parametrize("key", sorted(DEVICE_KEYS.keys() - {"host_launch_us"}))
 def test_a_factor_of_one_changes_no_time(hgx, key):
     same = hgx.with_(**{key: "1x"})
     assert time_of(same).layer_time_s == time_of(hgx).layer_time_s
     assert time_of(same).calibration == "spec_sheet" != time_of(hgx).calibration
     assert same.digest != hgx.digest
+
+
+def test_launches_from_the_host_are_asked_for(hgx):
+    """Naming the host's launch time gives up graphs, also at the time the profile states."""
+    captured, eager = (
+        time_of(cluster).layer_time_s for cluster in (hgx, hgx.with_(host_launch_us="1x"))
+    )
+    slower, faster = (
+        time_of(hgx.with_(host_launch_us=us)).layer_time_s for us in (2.0 * 19.255, 0.5)
+    )
+    assert captured < eager < slower
+    # A host faster than the chip's own front end leaves the time of a graph.
+    assert faster == captured
+    changed = hgx.with_(host_launch_us="2x").profile
+    assert changed.eager
+    assert changed.host_launch_s == pytest.approx(38.51e-6)
+    pod = load_cluster("tpu-v5p-4x4x4")
+    with pytest.raises(ConfigError, match="tpu-v5p: host_launch_us: expected a GPU whose profile"):
+        pod.with_(host_launch_us=5.0)
 
 
 @pytest.mark.parametrize("key", ["hbm_gb_per_s", "num_sms", "bf16_tflops", "nvlink_gb_per_s"])

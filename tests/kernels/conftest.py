@@ -7,6 +7,8 @@ here, and the summary says so.
 
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,12 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def device():
     return runtime.device()
+
+
+@pytest.fixture(scope="session")
+def fake():
+    """The module of the GPU that is made of two clocks."""
+    spec = spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -6,9 +6,15 @@ import csv
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from moesim_kernels.ops.runtime import triton_mode
+from moesim_kernels.timing.sweep import sweep
+from moesim_kernels.timing.tune import tune
+
+from moesim.costs.devices.tile_choice import compiled_tiles
+from moesim.report.tables import write_csv
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -24,7 +30,8 @@ def _load(name):
 
 @pytest.fixture(scope="module")
 def figures():
-    names, path = ("figures_clock", "figures_peers", "figures_parts", "figures"), list(sys.path)
+    names = ("figures_clock", "figures_peers", "figures_parts", "figures_tiles", "figures")
+    path = list(sys.path)
     yield [_load(name) for name in names][-1]
     sys.path[:] = path
     for name in names:
@@ -51,8 +58,39 @@ class Clock:
     eager_us = host_us = device_us
 
 
+def _swept(layer, tokens, *, seconds):
+    """Rows of a sweep as an H100's, whose every call takes what its tile has rows."""
+    rows = sweep(layer, tokens, seconds=1e9, timer=lambda gemm, tile, call: tile.block_m * 1e-6)
+    return [row | {"device": "NVIDIA H100 80GB HBM3"} for row in rows]
+
+
+def _tuned(layer, tokens, *, seconds):
+    return tune(layer, tokens[:1], seconds=1e9, timer=lambda gemm, tile, call: tile.block_n * 1e-6)
+
+
+def _checked(command, **_):
+    """What studies/check_gpu.py leaves in its folder."""
+    folder = Path(command[command.index("--out") + 1])
+    score = {"mape": 6.0, "p90": 14.0, "bias": -1.0, "rows": 8}
+    names = ("experts", "gate", "layer")
+    write_csv(folder / "summary.csv", [{"quantity": f"{n}_time_us"} | score for n in names])
+    verdicts = [{"role": "winner", "verdict": v} for v in ("confirmed", "confirmed", "refuted")]
+    write_csv(folder / "check.csv", verdicts)
+    return SimpleNamespace(returncode=0, stderr="")
+
+
 @pytest.fixture
 def small(figures, monkeypatch, tmp_path):
+    chosen = tuple(compiled_tiles("sm_80", 16, gemm)[0] for gemm in ("up", "down"))
+    for name, value in {
+        "SHAPES": {"olmoe": (64, 32, 8, 2)},
+        "TOKENS": (4,),
+        "sweep": _swept,
+        "tune": _tuned,
+        "default_tiles": lambda *_: chosen,
+        "subprocess": SimpleNamespace(run=_checked),
+    }.items():
+        monkeypatch.setattr(figures.simulator, name, value)
     for name, value in {
         "SHAPES": {"olmoe": (64, 32, 8, 2)},
         "TOKENS": (4,),
@@ -109,11 +147,17 @@ def test_every_line_of_the_table(figures, small):
         "expert phase over an H100's best peer, published: geometric mean / worst",
         "forward and backward",
         "of the best tile",
-        "tile model: MAPE",
-        "check_gpu: experts",
+        "tile model, up: MAPE",
+        "tile model, down: MAPE",
+        "check_gpu, experts: MAPE",
+        "check_gpu, verdicts",
         "tune, one model",
     ):
         assert any(line.startswith(start) for line in what), start
+    [regret] = [row.here for row in rows if row.what.startswith("of the best tile")]
+    assert regret.startswith("0.0 / 0 % (8 tiles;")
+    [verdicts] = [row.here for row in rows if row.what.startswith("check_gpu, verdicts")]
+    assert verdicts == "2 confirmed, 1 refuted"
     [over_peers] = [row.here for row in rows if row.what.startswith("expert phase over an H100")]
     assert over_peers.startswith("1.00 / 2.00 (2 cases; worst b zipf1.0 4 tokens: 1 us, vllm 0)")
     [kernels] = [row.here for row in rows if row.what.startswith("device kernels")]

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from moesim_kernels.ops.runtime import device as kernel_device
+from moesim_kernels.ops import runtime
 from moesim_kernels.profile import gpu_curves, gpu_profile
-from moesim_kernels.profile.gpu_profile import Gpu, profile_text
+from moesim_kernels.profile.gpu_profile import Bench, Gpu, profile_text, write_profile
 from moesim_kernels.profile.profilers import GpuProfiler
+from moesim_kernels.timing import graphs
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.errors import MeasurementError
@@ -30,10 +31,8 @@ UNKNOWN = Gpu(
     count=1,
 )
 H100 = replace(UNKNOWN, name="NVIDIA H100 80GB HBM3", compute_capability=9.0, num_sms=132)
-# Products are torch's own and run anywhere; streams and gathers are kernels. A GPU has no int8
-# product of 16.
-CPU, HERE = torch.device("cpu"), kernel_device()
-SIZES = (16, 32) if HERE.type == "cpu" else (32,)
+#: torch multiplies there wherever the test runs; kernels want their tensors where they run
+CPU, HERE = torch.device("cpu"), runtime.device()
 
 
 class Timer:
@@ -48,16 +47,19 @@ class Timer:
         return np.array([1e-3, 1.1e-3, 1.0e-3, 1.2e-3, 1.0e-3, 1.5e-3, 1.3e-3])
 
 
+def bench(timer=None, peer=None):
+    timer = timer or Timer()
+    return Bench(timer=timer, queue=timer, wait=lambda: None, device=HERE, peer=peer)
+
+
 def write(path, gpu, **options):
     text = profile_text(
         gpu,
-        Timer(),
-        HERE,
+        bench(**options),
         command="a test",
         largest_bytes=1 << 17,
-        sizes=SIZES,
-        graph=False,
-        **options,
+        sizes=(32, 64),
+        tell=lambda _: None,
     )
     path.write_text(text, encoding="utf-8")
     return toml.parse(text, ProfileFile, path.name), load_profile(str(path))
@@ -72,10 +74,11 @@ def test_an_unknown_gpu_gets_figures_at_which_the_model_reaches_what_was_measure
         calibration.read_text(encoding="utf-8"), gpu_profile.CalibrationFile, ""
     ).parameters
     assert profile.peak("bfloat16") * parameters["mma_efficiency"] == pytest.approx(
-        2 * 32**3 / 1e-3, rel=1e-3
+        2 * 64**3 / 1.1e-3, rel=1e-3
     )
     share = parameters["activation_bandwidth_efficiency"]
-    assert profile.hbm_bandwidth_bytes_per_s * share == pytest.approx((1 << 17) / 1e-3, rel=1e-3)
+    # Half of a time at most is taken for its launch, and this timer's launches take as long.
+    assert profile.hbm_bandwidth_bytes_per_s * share == pytest.approx((1 << 17) / 0.55e-3, rel=1e-3)
     assert file.compute.peak_tflops["bfloat16"].kind == "derived"
     assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
 
@@ -85,6 +88,8 @@ def test_a_shipped_gpu_keeps_its_data_sheet(tmp_path):
     shipped = load_profile("h100-sxm")
     assert profile.peak_flops_per_s == pytest.approx(shipped.peak_flops_per_s)
     assert profile.hbm_bandwidth_bytes_per_s == shipped.hbm_bandwidth_bytes_per_s
+    # Calibrated cycles are cycles of this clock, not of the highest that the driver allows.
+    assert profile.clock_hz == shipped.clock_hz < H100.clock_hz
     assert file.compute.peak_tflops["bfloat16"].kind == "datasheet"
     assert "h100-sxm" in file.sources["figures"].title
     other = replace(UNKNOWN, name="AMD Instinct MI355X", num_sms=256)
@@ -107,10 +112,12 @@ def test_every_measured_number_has_its_spread(tmp_path):
     ]
     for number in points:
         assert number.kind == "measured"
-        assert number.min <= number.low <= number.median <= number.high <= number.value
+        assert number.min <= number.low <= number.median == number.value <= number.high
         assert number.repeats == 7
     launch = file.launch.kernel_us
-    assert launch.value == launch.min == pytest.approx(1e3 / 100)
+    assert launch.value == launch.median == pytest.approx(1.1e3)
+    assert file.launch.plain_kernel_us.repeats == 20
+    assert file.peer_copies == []
     assert file.measurement.command == "a test"
     assert not file.measurement.contended
 
@@ -130,7 +137,7 @@ def test_a_slower_machine_afterwards_is_told(tmp_path):
             return super().__call__(call, flush) * (1.0 + 0.01 * len(self.flushed))
 
     text = profile_text(
-        UNKNOWN, Slowing(), HERE, command="", largest_bytes=1 << 17, sizes=SIZES[-1:], graph=False
+        UNKNOWN, bench(Slowing()), command="", largest_bytes=1 << 17, sizes=(32,), tell=str
     )
     assert "contended = true" in text
 
@@ -140,6 +147,22 @@ def test_caches_are_flushed_before_a_cold_gather_alone():
         timer = Timer()
         gpu_curves.gather_rates(timer, HERE, 1 << 16, 1 << 14, cold=cold)
         assert timer.flushed == [cold] * len(gpu_curves.ACCESS_BYTES)
+
+
+def test_copies_to_another_gpu_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_profile, "COPY_BYTES", (1 << 12, 1 << 14))
+    file, _ = write(tmp_path / "two.toml", replace(UNKNOWN, count=2), peer=HERE)
+    assert [point.bytes for point in file.peer_copies] == [1 << 12, 1 << 14]
+    rate = file.peer_copies[1].gb_per_s
+    assert (rate.kind, rate.source, rate.repeats) == ("measured", "copies", 7)
+    assert {q.source for _, q in toml.quantities(file)} == set(file.sources)
+    assert rate.value == pytest.approx((1 << 14) / 1.1e-3 / 1e9, rel=1e-3)
+
+
+def test_one_gpu_has_nobody_to_copy_to():
+    told = []
+    assert gpu_profile._copies(UNKNOWN, bench(), told.append) == []
+    assert told == ["copies between GPUs: not measured, there is one GPU here"]
 
 
 def _raise(monkeypatch, error, from_size=0):
@@ -183,8 +206,8 @@ def test_a_format_without_products_is_left_out(monkeypatch):
 
 
 def test_products_that_would_take_too_long_are_left_out():
-    """2 x 32^3 FLOP take a millisecond: at twice that rate 64 times the work takes 32, and 20 are
-    the limit.
+    """2 x 32^3 FLOP take 1.1 ms: at twice that rate 64 times the work takes 35, and 20 are the
+    limit.
     """
     assert set(gpu_curves.gemm_rates(Timer(), CPU, (32, 128))["float32"]) == {32}
 
@@ -195,6 +218,9 @@ class FakeDriver:
 
     def get_current_target(self):
         return SimpleNamespace(backend="cuda", arch=90)
+
+    def get_active_torch_device(self):
+        return CPU
 
     utils = SimpleNamespace(
         get_device_properties=lambda _: {
@@ -228,3 +254,95 @@ def test_what_the_driver_tells(monkeypatch):
 def test_the_profiler_says_why_it_cannot():
     reason = GpuProfiler().unavailable_because()
     assert reason is None or ("\n" not in reason and reason)
+
+
+class Machine:
+    """A whole GPU without one: its driver, torch's view of it, and its kernels, whose rates are
+    known.
+    """
+
+    def __init__(self, fake, monkeypatch):
+        self.fake, self.gpu = fake, fake.FakeGpu()
+        self.gpu.install(monkeypatch, [graphs])
+        told = SimpleNamespace(
+            name="ACME Z9",
+            major=9,
+            minor=0,
+            total_memory=1 << 27,
+            L2_cache_size=fake.L2_BYTES,
+            shared_memory_per_multiprocessor=1 << 17,
+        )
+        driver = FakeDriver()
+        driver.get_empty_cache_for_benchmark = lambda: self.gpu
+        driver.clear_cache = lambda cache: cache.flush()
+        monkeypatch.setattr(gpu_profile.triton.runtime.driver, "_active", driver, raising=False)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        for name in ("stream", "gather", "_copy"):
+            monkeypatch.setattr(gpu_curves, name, getattr(self, name.strip("_")))
+        for name in ("mm", "_scaled_mm", "_int_mm"):
+            monkeypatch.setattr(torch, name, self.product)
+
+    def stream(self, source, target):
+        moved = 2.0 * source.nbytes
+        data = (source.data_ptr(), moved)
+        self.gpu.launch("stream", lambda: self.gpu.moved(moved, data) if moved > 4096 else 0.0)
+
+    def gather(self, table, rows, target):
+        # Rows shorter than 128 bytes read 128 from memory, so that half of the traffic is wasted.
+        share = 1.0 if table.shape[1] * 4 >= 128 else 0.5
+        moved, data = 2.0 * target.nbytes, (table.data_ptr(), table.nbytes)
+        size = max(moved, 2.0 * table.nbytes)
+        self.gpu.launch("gather", lambda: self.gpu.moved(size, data, share) * moved / size)
+
+    def copy(self, source, target):
+        self.gpu.launch("copy", lambda: source.nbytes / self.fake.LINK)
+
+    def product(self, left, right, **_):
+        rate = self.fake.PEAK[str(left.dtype).removeprefix("torch.")]
+        flops = 2.0 * len(left) ** 3
+        self.gpu.launch(f"{left.dtype}", lambda: flops / rate)
+
+
+def test_a_whole_gpu_is_measured_as_it_is(fake, monkeypatch, tmp_path, capsys):
+    """Everything from the driver to the file, with the truth known: launches of 19 us do not hide
+    what an L2 or a small product can do.
+    """
+    Machine(fake, monkeypatch)
+    shorter = profile_text.__kwdefaults__ | {"sizes": (256, 512)}
+    monkeypatch.setattr(profile_text, "__kwdefaults__", shorter)
+    write_profile(tmp_path / "z9.toml", 1.0, command="a test")
+    path = tmp_path / "z9.toml"
+    file = toml.parse(path.read_text(encoding="utf-8"), ProfileFile, path.name)
+    profile = load_profile(str(path))
+    assert profile.kernel_launch_s == pytest.approx(fake.GAP_S, rel=0.02)
+    assert profile.host_launch_s == pytest.approx(fake.HOST_S, rel=0.02)
+    bandwidth = profile.hbm_bandwidth_bytes_per_s
+    near, far = file.hbm.streaming[0], file.hbm.streaming[-1]
+    assert near.working_set_mib < 1 < far.working_set_mib
+    assert near.efficiency.value * bandwidth == pytest.approx(fake.L2, rel=0.05)
+    assert far.efficiency.value * bandwidth == pytest.approx(fake.HBM, rel=0.05)
+    for point in file.hbm.gather:
+        share = 1.0 if point.access_bytes >= 128 else 0.5
+        assert point.efficiency.value * bandwidth == pytest.approx(share * fake.HBM, rel=0.05)
+    for point in file.hbm.gather_cached:
+        assert point.efficiency.value * bandwidth == pytest.approx(fake.L2, rel=0.05)
+    for point in file.compute.gemm:
+        flops = 2.0 * point.size**3
+        peak = fake.PEAK[{"float8_e4m3": "float8_e4m3fn"}.get(point.format, point.format)]
+        truth = flops / (fake.GAP_S + flops / peak)
+        assert point.tflops.value * 1e12 == pytest.approx(truth, rel=0.03)
+    assert not profile.contended
+    told = capsys.readouterr().err
+    assert "measuring gathers" in told
+    assert "copies between GPUs: not measured, there is one GPU here" in told
+
+
+def test_copies_are_queued_not_captured(fake, monkeypatch):
+    machine = Machine(fake, monkeypatch)
+    made = Bench.of(graphs.CudaClock(2e9), CPU, 0.01, 1)
+    rates = gpu_curves.copy_rates(made.queue, CPU, CPU, (1 << 16, 1 << 20))
+    for size, found in rates.items():
+        truth = size / (fake.GAP_S + size / fake.LINK)
+        assert np.median(found) == pytest.approx(truth, rel=0.03)
+    assert machine.gpu.capturing is None

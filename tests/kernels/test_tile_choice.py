@@ -16,23 +16,19 @@ from moesim_kernels.tiles.choice import (
     table_file,
     tuned_tile,
 )
-from moesim_kernels.tiles.hopper import hopper_tiles, row_block
-from moesim_kernels.tiles.modeled import (
-    best_tile,
-    best_tiles,
-    expected_counts,
-    profile_of,
-    shipped_tiles,
-    tile_seconds,
-)
-from moesim_kernels.tiles.tiles import LIMITS, Tile, tile_config
+from moesim_kernels.tiles.modeled import best_tiles, expert_sizes
+from moesim_kernels.tiles.tiles import LIMITS, tile_config
 from moesim_kernels.timing.bench import random_ids
 
-from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.calibration import load_calibration
+from moesim.costs.devices.tile_choice import compiled_tiles, expected_counts
+from moesim.costs.devices.tile_kernels import TileKernels
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.costs.load import Load
 from moesim.costs.work import GemmSpec
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
+from moesim.hardware.drivers import profile_of_driver
 from moesim.model import MoELayer
 
 SHAPE = Shape(
@@ -63,57 +59,37 @@ def test_expected_counts_refuse():
         expected_counts(-1, 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "target"), [("h100-sxm", "sm_90"), ("a100-sxm", "sm_80"), ("mi300x", "gfx942")]
-)
+@pytest.mark.parametrize("name", ["h100-sxm", "a100-sxm", "mi300x"])
 @pytest.mark.parametrize("skew", [0.0, 1.5])
 @pytest.mark.parametrize("tokens", [1, 40, 3000])
-def test_the_best_tile_is_the_models_least(name, target, skew, tokens):
-    profile, limits = load_profile(name), LIMITS[target]
+def test_the_best_pair_is_the_models_least(name, skew, tokens):
+    """Of all pairs that share their rows, by what the simulator charges for each GEMM."""
+    profile, sizes = load_profile(name), expert_sizes(2048, 1536, 2, 16)
     counts_E = torch.bincount(random_ids(tokens, 16, 2, skew=skew).flatten(), minlength=16).numpy()
-    best = best_tile(counts_E, 1536, 2048, profile=profile, limits=limits, num_accumulators=2)
-    tiles = shipped_tiles(1536, num_accumulators=2, limits=limits)
-    seconds = [
-        tile_seconds(counts_E, 1536, 2048, tile, profile=profile, num_accumulators=2)
-        for tile in tiles
-    ]
-    assert best == tiles[int(np.argmin(seconds))]
-    up, down = best_tiles(counts_E, 2048, 1536, profile=profile, limits=limits)
-    assert up in tiles
-    assert up.block_m == down.block_m
-    # The model's own price of both accumulators' columns as one GEMM.
-    load = Load.of(counts_E[None], np.array([tokens * 2]), best.block_m)
-    wide = Tile(
-        block_m=best.block_m,
-        block_n=2 * best.block_n,
-        block_k=best.block_k,
-        group_m=best.group_m,
-        num_warps=best.num_warps,
-        num_stages=best.num_stages,
-    )
-    cost = kernels_for(profile).grouped_gemm(
-        load, 3072, 2048, GemmSpec(tile=wide, fmt="bfloat16", weight_bytes=2.0, input_bytes=2.0)
-    )
-    assert min(seconds) == float(cost.solo_s_D()[0])
+    pairs = best_tiles(counts_E, sizes, profile, most=10**6)
+    kernels = TileKernels(profile=profile, calibration=load_calibration(OWN_KERNELS, profile))
+
+    def charged(tile, columns, depth, up):
+        load = Load.of(counts_E[None], counts_E.sum(keepdims=True), tile.block_m)
+        about = {"fmt": "bfloat16", "weight_bytes": 2.0, "input_bytes": 2.0}
+        wide = replace(tile, block_n=tile.block_n * (2 if up else 1))
+        spec = GemmSpec(tile=wide, gather_inputs=up, row_copies=2.0 if up else 1.0, **about)
+        return float(kernels.grouped_gemm(load, columns, depth, spec).solo_s_D()[0])
+
+    seconds = [charged(u, 3072, 2048, True) + charged(d, 2048, 1536, False) for u, d in pairs]
+    assert seconds == pytest.approx(sorted(seconds), rel=1e-9)
+    assert all(up.block_m == down.block_m for up, down in pairs)
+    assert len(pairs) == len(set(pairs))
 
 
 def test_the_histogram_decides_where_the_mean_does_not():
-    profile, limits = load_profile("h100-sxm"), LIMITS["sm_90"]
-    even = np.full(128, 16)
+    profile = load_profile("h100-sxm")
+    even = np.full(128, 8)
     skewed = np.zeros(128, dtype=int)
     skewed[0] = even.sum()
-    tiles = [
-        best_tiles(counts, 4096, 1536, profile=profile, limits=limits)[0].block_m
-        for counts in (even, skewed)
-    ]
-    assert tiles[0] == 16 < tiles[1]
-
-
-def test_only_gpus_are_priced():
-    with pytest.raises(ConfigError, match="expected a GPU that runs tiles in waves"):
-        tile_seconds(
-            np.ones(4, dtype=int), 64, 64, tile_config(1, 64), profile=load_profile("tpu-v5p")
-        )
+    sizes = expert_sizes(4096, 1536, 8, 16)
+    rows = [best_tiles(counts, sizes, profile)[0][0].block_m for counts in (even, skewed)]
+    assert rows[0] < rows[1]
 
 
 def test_profiles_are_found_by_what_drivers_call_gpus():
@@ -123,11 +99,15 @@ def test_profiles_are_found_by_what_drivers_call_gpus():
         ("NVIDIA L40S", "l40s"),
         ("AMD Instinct MI300X", "mi300x"),
     ):
-        assert profile_of(name).name == profile
-    assert profile_of("h100").name == profile_of("NVIDIA H100 SXM5 80GB").name == "h100-sxm"
+        assert profile_of_driver(name).name == profile
     assert (
-        profile_of("NVIDIA RTX PRO 6000 Blackwell Server Edition").name
-        == profile_of("rtx-pro-6000").name
+        profile_of_driver("h100").name
+        == profile_of_driver("NVIDIA H100 SXM5 80GB").name
+        == "h100-sxm"
+    )
+    assert (
+        profile_of_driver("NVIDIA RTX PRO 6000 Blackwell Server Edition").name
+        == profile_of_driver("rtx-pro-6000").name
     )
 
 
@@ -148,7 +128,7 @@ def test_profiles_are_found_by_what_drivers_call_gpus():
     ],
 )
 def test_a_card_or_a_slice_is_not_the_module_of_its_name(name):
-    assert profile_of(name) is None
+    assert profile_of_driver(name) is None
     tiles = choose_tiles(name, SHAPE, 4096, LIMITS["sm_90"])
     assert tiles == choose_tiles("", SHAPE, 4096, LIMITS["sm_90"])
 
@@ -249,7 +229,6 @@ def test_without_a_gpu_tiles_follow_the_mean_load(tables):
 
 
 def test_a_known_gpu_gets_the_models_tiles_without_a_look_at_the_routing(tables):
-    profile, limits = load_profile("a100-sxm"), LIMITS["sm_80"]
     shape = Shape(
         num_experts=128,
         top_k=8,
@@ -258,17 +237,18 @@ def test_a_known_gpu_gets_the_models_tiles_without_a_look_at_the_routing(tables)
         dtype="bfloat16",
         operand_bits=16,
     )
-    for tokens in (1, 700, 1024):
-        counts_E = expected_counts((1024 if tokens > 64 else tokens) * 8, 128)
-        assert choose_tiles("NVIDIA A100-SXM4-80GB", shape, tokens, limits) == best_tiles(
-            counts_E, 4096, 1536, profile=profile, limits=limits
-        )
+    sizes = expert_sizes(4096, 1536, 8, 16)
+    for tokens, near in ((1, 1), (701, 704), (1024, 1024)):
+        counts_E = expected_counts(near * 8, 128)
+        for driver, name in (("NVIDIA A100-SXM4-80GB", "a100-sxm"), ("NVIDIA H200", "h200-sxm")):
+            chosen = choose_tiles(driver, shape, tokens, LIMITS["sm_90"])
+            assert chosen == best_tiles(counts_E, sizes, load_profile(name))[0]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "block_m"), [(1, 16), (128, 16), (256, 32), (512, 64), (1024, 128), (99999, 128)]
+    ("tokens", "block_m"), [(1, 16), (64, 16), (256, 32), (512, 64), (1024, 128), (99999, 128)]
 )
-def test_hopper_has_a_rule_whose_rows_cover_an_experts(tables, tokens, block_m):
+def test_rows_of_a_tile_cover_an_experts_on_hopper(tables, tokens, block_m):
     shape = Shape(
         num_experts=128,
         top_k=8,
@@ -279,8 +259,7 @@ def test_hopper_has_a_rule_whose_rows_cover_an_experts(tables, tokens, block_m):
     )
     limits = LIMITS["sm_90"]
     up, down = choose_tiles("NVIDIA H100 80GB HBM3", shape, tokens, limits)
-    assert (up, down) == hopper_tiles(tokens / 16, 4096, 1536)
-    assert up.block_m == down.block_m == row_block(tokens / 16) == block_m
+    assert up.block_m == down.block_m == block_m
     for tile, columns in ((up, 2 * up.block_n), (down, down.block_n)):
         assert (block_m + columns) * tile.block_k * 2 * tile.num_stages <= limits.shared_bytes
         assert block_m * columns <= limits.elements_per_warp * tile.num_warps
@@ -288,9 +267,29 @@ def test_hopper_has_a_rule_whose_rows_cover_an_experts(tables, tokens, block_m):
     assert choose_tiles("NVIDIA H100 80GB HBM3", scaled, tokens, limits) != (up, down)
 
 
-def test_matrices_with_many_blocks_of_columns_are_walked_in_groups():
-    assert [tile.group_m for tile in hopper_tiles(256, 4096, 14336)] == [8, 1]
-    assert [tile.group_m for tile in hopper_tiles(256, 7168, 2048)] == [1, 8]
+def test_other_targets_choose_among_the_tiles_of_the_mean_load():
+    """The table names what is compiled: the tiles of `tile_config`, but for 16 bits on Hopper."""
+    for target, limits in LIMITS.items():
+        for bits in (8, 16, 32):
+            if (target, bits) == ("sm_90", 16) or (bits == 8 and not limits.fp8):
+                continue
+            described = target.startswith("sm_") and int(target[3:]) >= 90 and bits <= 16
+            for gemm, accumulators in (("up", 2), ("down", 1)):
+                assert compiled_tiles(target, bits, gemm) == tuple(
+                    replace(
+                        tile_config(
+                            rows,
+                            4096,
+                            operand_bits=bits,
+                            result_bits=max(bits, 16),
+                            num_accumulators=accumulators,
+                            block_m=rows,
+                            limits=limits,
+                        ),
+                        descriptors=described,
+                    )
+                    for rows in (16, 32, 64, 128)
+                )
 
 
 def test_layers_run_with_the_tuned_tile(tables, monkeypatch, device):

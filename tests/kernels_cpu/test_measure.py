@@ -7,6 +7,7 @@ import pytest
 
 from moesim import Candidate, Workload, load_profile, simulate
 from moesim.cli import main
+from moesim.files import toml
 from moesim.hardware import single_device
 from moesim.measured import sources
 
@@ -72,6 +73,24 @@ def test_the_interval_is_that_of_calls_left_out_of_the_fit(cpu_profile_path, mak
     )
     assert unknown.calibration == "none"
     assert unknown.layer_time_high_s == pytest.approx(1.5 * unknown.layer_time_s)
+
+
+class Measured:
+    """A profiler that has measured an H100 already."""
+
+    def unavailable_because(self):
+        return None
+
+    def write(self, path, seconds, command):
+        text = toml.find("devices", "h100-sxm").read_text(encoding="utf-8")
+        path.write_text(text.replace('"h100_sxm", "h100", "h100-sxm5", "h100-80gb"', ""))
+
+
+def test_a_measured_gpu_tells_both_of_its_launch_times(moesim, monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "profilers", lambda: {"gpu": Measured()})
+    code, out, _ = moesim("measure", "--device", "gpu", "--out", str(tmp_path / "here.toml"))
+    assert code == 0
+    assert "launch of a kernel: 0.95 us in a graph, 19.3 us by the host" in out
 
 
 class Absent:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.devices.separate import SeparateKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.work import GemmSpec, GemmWork
@@ -26,7 +27,7 @@ _WIDEN_OPERATIONS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WaveKernels:
+class WaveKernels(SeparateKernels):
     """Primitives of one GPU: grouped GEMM, top-k, stream, gather, launch."""
 
     profile: Profile
@@ -35,12 +36,18 @@ class WaveKernels:
     rows_may_differ: ClassVar[bool] = True
 
     def launches(self, count: float | Array) -> PhaseCost:
-        """Price ``count`` dependent launches that do nothing else, in cycles, since front ends run
-        on the chip's clock.
+        """Price ``count`` dependent launches that do nothing else.
+
+        Inside a graph a launch takes the calibrated cycles, since front ends run on the chip's
+        clock; they also hold what a kernel needs to start and to drain, so that they are more than
+        the profile's time between two empty kernels. Without graphs (`Profile.eager`) a launch is
+        no faster than the host, whose time no kernel is taken to hide: an upper bound, reached
+        where kernels are shorter than their launch.
         """
-        latency = np.asarray(count) * (
-            self.calibration["kernel_launch_cycles"] / self.profile.clock_hz
-        )
+        each = self.calibration["kernel_launch_cycles"] / self.profile.clock_hz
+        if self.profile.eager and self.profile.host_launch_s is not None:
+            each = max(each, self.profile.host_launch_s)
+        latency = np.asarray(count) * each
         return PhaseCost(
             compute_s_D=np.zeros_like(latency),
             memory_s_D=np.zeros_like(latency),

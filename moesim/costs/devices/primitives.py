@@ -10,9 +10,11 @@ from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.gpu import WaveKernels
 from moesim.costs.devices.serial import SerialKernels
 from moesim.costs.devices.systolic import SystolicKernels
+from moesim.costs.devices.tile_kernels import TileKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
-from moesim.costs.work import GemmSpec
+from moesim.costs.tiles import Tile
+from moesim.costs.work import ExpertSizes, GemmSpec
 from moesim.hardware import Profile
 
 Array = np.ndarray
@@ -23,9 +25,23 @@ class Kernels(Protocol):
 
     Attributes:
         rows_may_differ: Whether sizes may also be arrays with one value for each row.
+        expert_kernels: Kernels of the expert phase where a token uses several experts, and where it
+            uses one.
+        activation_apart: Whether the activation is a kernel of its own, which reads and writes
+            memory.
     """
 
     rows_may_differ: ClassVar[bool]
+    expert_kernels: ClassVar[tuple[int, int]]
+    activation_apart: ClassVar[bool]
+
+    def expert_tiles(self, counts_DL: Array, sizes: ExpertSizes) -> tuple[Tile, Tile]:
+        """Return the tiles of the up and of the down projection, which have the same block_m.
+
+        Args:
+            counts_DL: Rows of each expert of each device, ndarray of shape (D, L).
+            sizes: Sizes of the experts.
+        """
 
     def launches(self, count: float | Array) -> PhaseCost:
         """Price dependent launches that do nothing else."""
@@ -77,4 +93,6 @@ def kernels_for(profile: Profile) -> Kernels:
     calibration = load_calibration(profile.calibration, profile)
     if profile.execution == "systolic":
         return SystolicKernels(profile=profile, calibration=calibration)
+    if calibration.model == "tiles":
+        return TileKernels(profile=profile, calibration=calibration)
     return WaveKernels(profile=profile, calibration=calibration)

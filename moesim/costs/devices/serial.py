@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from moesim.costs.devices.separate import SeparateKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.work import GemmSpec, by_width
@@ -196,7 +197,7 @@ def phase_intervals(profile: Profile, fmt: str, gate_fmt: str) -> dict[str, tupl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SerialKernels:
+class SerialKernels(SeparateKernels):
     """Primitives of one CPU: grouped GEMM, top-k, gather, align, element-wise passes, launch."""
 
     profile: Profile

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.devices.separate import SeparateKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.work import GemmSpec
@@ -46,7 +47,7 @@ def padded(size: Size | Array, multiple: int) -> Array:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SystolicKernels:
+class SystolicKernels(SeparateKernels):
     """Primitives of one TPU chip with all its TensorCores: grouped GEMM, top-k, stream, gather,
     launch.
     """

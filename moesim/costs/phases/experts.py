@@ -2,7 +2,7 @@
 
 The kernels are align (sort choices by expert), up GEMM (gate and up for SwiGLU), activation, down
 GEMM, and the weighted sum over a token's local choices. A fused MoE of vLLM or sglang launches
-these, and their benchmarks time them.
+these, and their benchmarks time them. A library may fuse the activation into the up GEMM.
 
 Shape legend: D devices or rows, L local experts (slots).
 """
@@ -14,15 +14,13 @@ import numpy as np
 from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
-from moesim.costs.tiles import Tile, heuristic_tile
-from moesim.costs.work import GemmSpec
+from moesim.costs.tiles import Tile
+from moesim.costs.work import ExpertSizes, GemmSpec
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.placement import Placement
 
 Array = np.ndarray
-#: launches: align (2), both GEMMs, activation, zero fill, weighted sum; k = 1 has nothing to sum
-_KERNELS, _KERNELS_TOP_1 = 7, 6
 #: narrow formats quantize the input of both GEMMs in separate kernels
 _QUANTISE_KERNELS = 2
 _OUTPUT_BYTES = 2.0
@@ -56,6 +54,18 @@ class ExpertShape:
     block_scaled: bool = False
     weight_only: bool = False
 
+    @property
+    def sizes(self) -> ExpertSizes:
+        """What tiles are chosen by; the sizes must be numbers."""
+        return ExpertSizes(
+            hidden=int(self.hidden),
+            width=int(self.width),
+            num_up=int(self.num_up),
+            top_k=int(self.top_k),
+            fmt=self.fmt,
+            element_bytes=BYTES_PER_ELEMENT[self.fmt],
+        )
+
     @classmethod
     def of(cls, layer: MoELayer, tp: int) -> "ExpertShape":
         """Return the shape on one of ``tp`` devices that share each expert's width."""
@@ -73,10 +83,16 @@ class ExpertShape:
         )
 
 
-def typical_tile(counts_DL: Array, fmt: str) -> Tile:
-    """Return the tile that a tuned kernel would use for the mean load of an active expert."""
-    active = max(int((counts_DL > 0).sum()), 1)
-    return heuristic_tile(float(counts_DL.sum()) / active, BYTES_PER_ELEMENT[fmt])
+def tiles_of(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array) -> tuple[Tile, Tile]:
+    """Return the tiles of both GEMMs of a layer's routed experts on one of ``tp`` devices.
+
+    Args:
+        kernels: Primitives of the device, whose library chooses.
+        layer: The layer, for its sizes and formats.
+        tp: Devices that share each expert's width.
+        counts_DL: ndarray of shape (D, L): rows of each slot of every device.
+    """
+    return kernels.expert_tiles(counts_DL, ExpertShape.of(layer, tp).sizes)
 
 
 def slot_widths(layer: MoELayer, placement: Placement, tp: int) -> Array:
@@ -104,9 +120,9 @@ def price_layer_experts(
     widths_DL: Array | None,
     num_tokens_D: Array,
     *,
-    tile: Tile | None = None,
+    tiles: tuple[Tile, Tile] | None = None,
     warm: bool = False,
-) -> tuple[PhaseCost, Tile]:
+) -> PhaseCost:
     """Price the routed experts of a layer, which have one width or several.
 
     Args:
@@ -117,16 +133,16 @@ def price_layer_experts(
         widths_DL: ndarray of shape (D, L): see `slot_widths`; None if all experts of the layer have
             the same width.
         num_tokens_D: ndarray of shape (D,): distinct tokens present.
-        tile: Tile of both GEMMs; by default the one a tuned kernel would use.
+        tiles: Tiles of both GEMMs; by default those that the library chooses for these devices.
         warm: Whether back-to-back calls find weights in L2, see `price_experts`.
 
     Returns:
-        PhaseCost of shape (D,), and the tile.
+        PhaseCost of shape (D,).
     """
     shape = ExpertShape.of(layer, tp)
-    tile = tile or typical_tile(counts_DL, shape.fmt)
-    load = Load.of(counts_DL, np.asarray(num_tokens_D) * layer.top_k, tile.block_m, widths_DL)
-    return price_experts(kernels, shape, load, num_tokens_D, tile=tile, warm=warm), tile
+    tiles = tiles or kernels.expert_tiles(counts_DL, shape.sizes)
+    load = Load.of(counts_DL, np.asarray(num_tokens_D) * layer.top_k, tiles[0].block_m, widths_DL)
+    return price_experts(kernels, shape, load, num_tokens_D, tiles=tiles, warm=warm)
 
 
 def price_experts(
@@ -135,7 +151,7 @@ def price_experts(
     load: Load,
     num_tokens_D: Array,
     *,
-    tile: Tile,
+    tiles: tuple[Tile, Tile],
     warm: bool = False,
 ) -> PhaseCost:
     """Price the expert phase on every device.
@@ -146,7 +162,8 @@ def price_experts(
         load: The histogram of the rows they compute.
         num_tokens_D: ndarray of shape (D,): distinct tokens present, whose local outputs are
             summed.
-        tile: Tile of both GEMMs.
+        tiles: Tiles of the up and of the down projection, which have the same block_m. An up tile's
+            block_n counts the columns of its product.
         warm: Whether back-to-back calls find weights in L2 (a benchmark) or not (one of many
             layers).
 
@@ -164,11 +181,16 @@ def price_experts(
     )
     quantised = BYTES_PER_ELEMENT[shape.fmt] < _OUTPUT_BYTES
     launches = (
-        np.where(np.asarray(shape.top_k) > 1, _KERNELS, _KERNELS_TOP_1)
+        np.where(np.asarray(shape.top_k) > 1, *kernels.expert_kernels)
         + quantised * _QUANTISE_KERNELS
     )
 
-    def gemm(n: Size, k: Size, *, gather: bool = False, scatter: bool = False) -> PhaseCost:
+    # a token's local experts share its row
+    copies = np.maximum(load.rows_D / np.maximum(num_tokens_D, 1), 1.0)
+
+    def gemm(
+        n: Size, k: Size, tile: Tile, *, gather: bool = False, scatter: bool = False
+    ) -> PhaseCost:
         return kernels.grouped_gemm(
             load,
             n,
@@ -183,6 +205,7 @@ def price_experts(
                 weight_only=shape.weight_only,
                 gather_inputs=gather,
                 scatter_outputs=scatter,
+                row_copies=copies if gather else 1.0,
             ),
         )
 
@@ -191,9 +214,9 @@ def price_experts(
     slots, slot_widths = load.rows_D + load.masked_rows_D, load.slot_widths_D(shape.width)
     phases = [
         kernels.align(load.rows_D, 0 if load.counts_DL is None else load.counts_DL.shape[-1]),
-        gemm(up_columns, hidden, gather=True),
-        kernels.stream(slot_widths * per_width * _OUTPUT_BYTES),
-        gemm(hidden, width, scatter=True),
+        gemm(up_columns, hidden, tiles[0], gather=True),
+        kernels.stream(slot_widths * (kernels.activation_apart * per_width * _OUTPUT_BYTES)),
+        gemm(hidden, width, tiles[1], scatter=True),
         kernels.gather_sum(slots, tokens, hidden * _OUTPUT_BYTES),
         kernels.launches((load.rows_D > 0) * launches),
     ]

@@ -292,6 +292,7 @@ def _scores(
             output_bytes=output_bytes,
             gather_inputs=routed,
             scatter_outputs=routed,
+            logits=True,
         ),
     )
 

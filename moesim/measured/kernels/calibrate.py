@@ -70,7 +70,7 @@ def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
     own = dict(parameters)
     for name, (device, scaled) in _DEVICE_FACTORS.items():
         if device == profile.name:
-            own[scaled] *= own[name]
+            own[scaled] *= own.get(name, 1.0)
     calibration = Calibration(name="", parameters=own, residuals={}, level="calibrated", digest="")
     return group.draws.price(WaveKernels(profile=profile, calibration=calibration))
 
@@ -78,11 +78,21 @@ def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
 def fit(groups: list[FitGroup]) -> dict[str, float]:
     """Fit all parameters; every class of system, precision, and EP = 1 or more has the
     same weight.
+
+    A device's own factors are fitted beside other devices only: its rows alone cannot tell them
+    from what they multiply. Otherwise they are left out, which means 1.
     """
+    systems = {load_profile(g.system).name for g in groups}
+    left_out = {
+        name
+        for name, (device, _) in _DEVICE_FACTORS.items()
+        if device not in systems or len(systems) == 1
+    }
+    bounds = {name: bound for name, bound in BOUNDS.items() if name not in left_out}
     labels = np.concatenate([[f"{g.system} {g.precision} {s}" for s in g.spread] for g in groups])
     _, of_row, count = np.unique(labels, return_inverse=True, return_counts=True)
     weights = (len(labels) / len(count) / count)[of_row]
-    return robust_fit(lambda p: _log_errors(groups, p), BOUNDS, weights)
+    return robust_fit(lambda p: _log_errors(groups, p), bounds, weights)
 
 
 def _log_errors(groups: list[FitGroup], parameters: dict[str, float]) -> np.ndarray:
@@ -186,7 +196,7 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
         device_factors={
             device: {scaled: fitted[name]}
             for name, (device, scaled) in _DEVICE_FACTORS.items()
-            if device in profiles
+            if name in fitted
         },
         few_shot_factors=few,
         residuals=all_residuals(held_out, elsewhere, with_ten) | other_generation(elsewhere),

@@ -13,12 +13,11 @@ from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.gpu import WaveKernels
 from moesim.costs.load import Load, idle_blocks
 from moesim.costs.phases.experts import ExpertShape, price_experts
-from moesim.costs.tiles import Tile, num_blocks, sglang_tile, vllm_tile
+from moesim.costs.tiles import TILE_FIELDS, Tile, num_blocks, sglang_tile, vllm_tile
 from moesim.hardware import Profile
 from moesim.measured.kernels import table as silicon
 from moesim.model import Precision
 
-TILE_FIELDS = ("block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
 PRECISION = {"bfloat16": Precision.named("bf16"), "fp8_block": Precision.named("fp8")}
 
 
@@ -66,7 +65,7 @@ class RowDraws:
         (num_rows,).
         """
         solo = price_experts(
-            kernels, self.shape, self.load, self.tokens, tile=self.tile, warm=True
+            kernels, self.shape, self.load, self.tokens, tiles=(self.tile, self.tile), warm=True
         ).solo_s_D()
         total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
@@ -90,7 +89,7 @@ def row_tile(row: dict, device: str) -> Tile:
     framework's table or default.
     """
     if row.get("block_m", 0) > 0:  # false where the column is empty (NaN)
-        return Tile(**{name: int(row[name]) for name in TILE_FIELDS})
+        return Tile.of({name: int(row[name]) for name in TILE_FIELDS})
     local_experts = row["num_experts"] // row["moe_ep_size"]
     width = row["inter_size"] // row["moe_tp_size"]
     if row["dataset"].startswith("vllm"):
@@ -146,5 +145,5 @@ def draw_rows(rows: list[dict], profile: Profile) -> RowDraws:
         tokens=summed[:, 5],
         # a tile of arrays has one configuration per draw, which the price broadcasts like any other
         # size
-        tile=Tile(**{name: tile_fields[:, i] for i, name in enumerate(TILE_FIELDS)}),  # type: ignore[arg-type]
+        tile=Tile.of({name: tile_fields[:, i] for i, name in enumerate(TILE_FIELDS)}),
     )

@@ -21,6 +21,8 @@ from moesim.measured.kernels.draws import (
     residual_class,
     row_kernels,
 )
+from moesim.measured.kernels.family_predict import predict_family
+from moesim.measured.kernels.family_records import FAMILIES, FORMATS, family_of
 from moesim.measured.kernels.scoreboard import roofline_s
 
 _SIZES = (
@@ -36,6 +38,8 @@ _POWERS = ("block_m", "block_n", "block_k", "num_warps")
 #: limits beyond which nothing was measured, and histograms would not fit into memory or floats
 _MOST_TOKENS, _MOST_EXPERTS, _LARGEST, _LARGEST_ALPHA = 1 << 24, 1 << 16, 1 << 48, 10
 _LATENCIES = ("latency", "latency_ms")
+#: library of the frameworks' own Triton kernels, which have calibrations by framework
+TRITON = "triton"
 #: columns that a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
 
@@ -102,8 +106,8 @@ def read_rows(path: Path):
         path,
         table,
         "moe_dtype",
-        ~table["moe_dtype"].isin(PRECISION),
-        f"one of {', '.join(PRECISION)}",
+        ~table["moe_dtype"].isin(FORMATS),
+        f"one of {', '.join(FORMATS)}",
     )
     _refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
     power_law = table["distribution"].astype(str).str.fullmatch(r"power_law_\d+(\.\d+)?")
@@ -135,8 +139,15 @@ def read_rows(path: Path):
     _refuse(
         path, table, "num_experts", table["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}"
     )
-    known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm)/.+")
-    _refuse(path, table, "dataset", ~known, "sglang/VERSION or vllm/VERSION")
+    known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm|trtllm)/.+")
+    _refuse(path, table, "dataset", ~known, "sglang/VERSION, vllm/VERSION or trtllm/VERSION")
+    library = table[["dataset", "kernel_source"]].apply(
+        lambda row: library_of(str(row["dataset"]), str(row["kernel_source"])), axis=1
+    )
+    names = ", ".join(["triton", *FAMILIES])
+    _refuse(path, table, "kernel_source", library.isna(), f"a kernel of {names}")
+    formats = (library != TRITON) | table["moe_dtype"].isin(PRECISION)
+    _refuse(path, table, "moe_dtype", ~formats, f"one of {', '.join(PRECISION)} of Triton kernels")
     alphas = pd.to_numeric(
         table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce"
     )
@@ -164,6 +175,16 @@ def read_rows(path: Path):
     return table
 
 
+def library_of(dataset: str, kernel_source: str) -> str | None:
+    """Return the library of a row: `TRITON`, the name of a
+    `moesim.measured.kernels.family_records.KernelFamily`, or None.
+    """
+    if "triton" in kernel_source:
+        return TRITON
+    family = family_of(dataset, kernel_source)
+    return None if family is None else family.name
+
+
 def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
@@ -189,8 +210,20 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     """
     out: dict[str, np.ndarray] = {name: np.empty(len(table)) for name in PREDICTED[:4]}
     out |= {name: np.empty(len(table), dtype=object) for name in PREDICTED[4:]}
-    for (system, dataset, dtype), part in table.groupby(["system", "dataset", "moe_dtype"]):
+    library = [
+        library_of(str(row.dataset), str(row.kernel_source)) or TRITON
+        for row in table[["dataset", "kernel_source"]].itertuples()
+    ]
+    for (system, dataset, dtype, name), part in table.groupby(
+        ["system", "dataset", "moe_dtype", np.array(library, dtype=object)]
+    ):
         profile = load_profile(str(system))
+        if name != TRITON:
+            found = predict_family(part.to_dict("records"), profile, FAMILIES[str(name)])
+            for column, values in found.items():
+                out[column][part.index.to_numpy()] = values
+            out["evidence"][part.index.to_numpy()] = "simulated"
+            continue
         kernels = row_kernels(str(dataset), profile, few_shot=few_shot)
         records: list[dict[str, Any]] = part.to_dict("records")
         draws = draw_rows(records, profile)

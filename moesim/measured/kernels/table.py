@@ -53,13 +53,14 @@ def unavailable_because() -> str | None:
 
 
 @cache
-def load_rows(system: str, dataset: str):
+def load_rows(system: str, dataset: str, every: bool = False):
     """Return all Triton rows of one system and dataset as a pandas DataFrame with `COLUMNS` and
     ``latency_ms``.
 
     Args:
         system: Name of the system, such as ``h100_sxm``.
         dataset: Name of the dataset, ``framework/version``.
+        every: Whether to return rows of every kernel, not only Triton's.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed, or the package has no such file.
@@ -70,7 +71,8 @@ def load_rows(system: str, dataset: str):
             f"measured rows: aiconfigurator-core has none of {dataset} on {system}"
         )
     table = _read(path)
-    table = table[table["kernel_source"].str.contains("triton")]
+    if not every:
+        table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
     return table[[*COLUMNS, "latency_ms"]].reset_index(drop=True)
 
@@ -85,14 +87,15 @@ def systems() -> list[str]:
     ]
 
 
-def datasets(system: str) -> list[str]:
+def datasets(system: str, every: bool = False) -> list[str]:
     """Return the datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's
-    Triton kernels.
+    Triton kernels, or if ``every``, of any kernel.
     """
     found = []
     for path in sorted((_data(system) / "moe").glob("*/*/moe_perf.parquet")):
         dataset = "/".join(path.parts[-3:-1])
-        if dataset.startswith(("sglang", "vllm")) and len(load_rows(system, dataset)):
+        ours = every or dataset.startswith(("sglang", "vllm"))
+        if ours and len(load_rows(system, dataset, every)):
             found.append(dataset)
     return found
 

@@ -1,8 +1,11 @@
 """Join measured rows and their predictions for the scoreboard and the fidelity study."""
 
-from moesim.errors import MeasurementError
+from moesim.errors import MeasurementError, UnknownNameError
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.draws import PRECISION
+from moesim.measured.kernels.family_calibrate import may_fit as may_fit_family
+from moesim.measured.kernels.family_predict import family_rows
+from moesim.measured.kernels.family_records import FAMILIES
 from moesim.measured.kernels.groups import may_fit
 from moesim.measured.kernels.predict import PREDICTED, predict_rows
 
@@ -11,16 +14,20 @@ _SEED = 1
 PREDICTIONS = PREDICTED
 
 
-def measured_rows(system: str, limit: int):
+def measured_rows(system: str, limit: int, family: str = ""):
     """Return the measured rows of a system, or of all systems.
 
     Args:
         system: Name of the system, such as ``h100_sxm``, or ``all``.
         limit: Number of random rows per dataset, format, EP class and fit class, drawn with a fixed
             seed; 0 for all rows.
+        family: Library whose rows are returned, see
+            `moesim.measured.kernels.family_records`; by default the frameworks' Triton kernels.
 
     Raises:
-        MeasurementError: The extra ``silicon`` is not installed, or it has no such system.
+        MeasurementError: The extra ``silicon`` is not installed, or it has no such system, or no
+            rows of the family there.
+        UnknownNameError: There is no such family.
     """
     import pandas as pd
 
@@ -29,16 +36,28 @@ def measured_rows(system: str, limit: int):
         raise MeasurementError(
             f"measured rows: expected one of {', '.join(known)} or all, got {system!r}"
         )
+    if family and family not in FAMILIES:
+        raise UnknownNameError("family", family, FAMILIES)
     parts = []
     for name in known if system == "all" else [system]:
-        for dataset in silicon.datasets(name):
-            table = silicon.load_rows(name, dataset)
-            table = table[table["moe_dtype"].isin(PRECISION)]
-            table = table.assign(fitted=[may_fit(r) for r in table.to_dict("records")])
+        for dataset in silicon.datasets(name, every=bool(family)):
+            table = (
+                family_rows(name, dataset, FAMILIES[family])
+                if family
+                else silicon.load_rows(name, dataset)
+            )
+            if not family:
+                table = table[table["moe_dtype"].isin(PRECISION)]
+            is_fitted = may_fit_family if family else may_fit
+            table = table.assign(fitted=[is_fitted(r) for r in table.to_dict("records")])
             for _, part in table.groupby(["moe_dtype", table["moe_ep_size"] > 1, "fitted"]):
                 parts.append(
                     part.sample(limit, random_state=_SEED) if 0 < limit < len(part) else part
                 )
+    if not parts:
+        raise MeasurementError(
+            f"measured rows: aiconfigurator-core has none of {family} on {system}"
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -53,5 +72,7 @@ def predicted(table, mode: str):
     if "latency" in table and "latency_ms" not in table:
         table = table.assign(latency_ms=table["latency"])
     if "fitted" not in table:
-        table = table.assign(fitted=[may_fit(r) for r in table.to_dict("records")])
+        table = table.assign(
+            fitted=[may_fit(r) or may_fit_family(r) for r in table.to_dict("records")]
+        )
     return table

@@ -21,30 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import figures_parts as parts
+import figures_tiles as simulator
 import torch
 from figures_clock import Clock, Row
 from figures_peers import peers
 from moesim_kernels.ops.runtime import device_name, triton_mode
 
 Part = Callable[[Clock], Iterator[Row]]
-#: what other programs measure, and which: their lines of the table
-ELSEWHERE = (
-    Row(
-        "tile model: MAPE per tile, rank correlation over tiles",
-        "10 %, .9",
-        "moesim kernels sweep, then moesim validate tiles",
-    ),
-    Row(
-        "check_gpu: experts, gate, layer: MAPE / P90; bias; verdicts",
-        "7/15, 12/25, 8/18; within 4; >= 80 % confirmed, 0 refuted",
-        "python studies/check_gpu.py",
-    ),
-    Row(
-        "tune, one model, six token counts",
-        "90 s, within 3 % of an exhaustive search",
-        "moesim kernels tune",
-    ),
-)
 
 
 def all_parts(file: Path) -> dict[str, tuple[Part, float]]:
@@ -55,9 +38,11 @@ def all_parts(file: Path) -> dict[str, tuple[Part, float]]:
         "plans": (parts.plans, 0.1),
         "gates": (parts.gates, 0.15),
         "tiny": (parts.tiny, 0.15),
-        "peers": (partial(peers, file=file), 0.5),
-        "training": (parts.training, 0.5),
-        "regret": (parts.regret, 1.0),
+        "peers": (partial(peers, file=file), 0.25),
+        "training": (parts.training, 0.25),
+        "tiles": (simulator.tiles, 0.5),
+        "tuning": (simulator.tuning, 0.45),
+        "check": (simulator.check, 1.0),
     }
 
 
@@ -74,7 +59,6 @@ def table(clock: Clock, chosen: dict[str, tuple[Part, float]]) -> Iterator[Row]:
             reason = (str(error).strip().splitlines() or [""])[0]
             yield Row(name, "", f"failed: {type(error).__name__}: {reason[:300]}")
         clock.end = end
-    yield from ELSEWHERE
 
 
 def main() -> int:

@@ -7,19 +7,13 @@ from functools import partial
 import torch
 from figures_clock import Clock, Row, equal_weights, layer_of, tokens_of
 from moesim_kernels.ops.gates import gate_tokens
-from moesim_kernels.ops.grouped_down import grouped_down
-from moesim_kernels.ops.grouped_swiglu import grouped_swiglu
 from moesim_kernels.ops.launches import counted_launches
 from moesim_kernels.ops.layer import LayerWeights, expert_phase, expert_phase_reference, moe_layer
 from moesim_kernels.ops.plan import make_plan
 from moesim_kernels.ops.prepared import prepare_layer
 from moesim_kernels.ops.runtime import device as kernel_device
-from moesim_kernels.ops.runtime import device_name, limits
 from moesim_kernels.ops.tiny_expert import tiny_expert
 from moesim_kernels.ops.weights import shapes
-from moesim_kernels.tiles.choice import Shape, choose_tiles
-from moesim_kernels.tiles.hopper import TILES
-from moesim_kernels.tiles.tiles import Tile
 from moesim_kernels.timing.bench import random_ids
 from moesim_kernels.timing.peers import PEERS, Operands, missing_because
 
@@ -208,75 +202,4 @@ def training(clock: Clock) -> Iterator[Row]:
         why
         or f"{statistics.mean(ratios.values()):.2f} / {max(ratios.values()):.2f}: "
         + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()),
-    )
-
-
-def _candidates() -> list[tuple[Tile, Tile]]:
-    """Pairs of tiles beside those of the rule: other rows, columns, depths, warps and groups."""
-    sizes = (
-        (16, 64, 128, 4, 4, 1),
-        (32, 64, 128, 4, 3, 1),
-        (64, 64, 64, 4, 4, 1),
-        (64, 128, 64, 8, 3, 1),
-        (128, 64, 64, 8, 3, 1),
-        (128, 128, 64, 8, 3, 1),
-        (128, 128, 64, 8, 4, 8),
-    )
-    made = [
-        Tile(
-            block_m=block_m,
-            block_n=block_n,
-            block_k=block_k,
-            num_warps=num_warps,
-            num_stages=num_stages,
-            group_m=group_m,
-        )
-        for block_m, block_n, block_k, num_warps, num_stages, group_m in sizes
-    ]
-    return [*TILES.values(), *((tile, tile) for tile in made)]
-
-
-def regret(clock: Clock) -> Iterator[Row]:
-    """What the tiles chosen by default cost over the best of those timed here."""
-    found: dict[str, float] = {}
-    for name, (hidden, width, num_experts, top_k) in SHAPES.items():
-        if not clock.left():
-            break
-        weights = LayerWeights.random(
-            layer_of(hidden, width, num_experts, top_k), 0, device=kernel_device()
-        )
-        shape = Shape(
-            num_experts=num_experts,
-            top_k=top_k,
-            hidden_size=hidden,
-            expert_intermediate_size=width,
-            dtype="bfloat16",
-            operand_bits=16,
-        )
-        for num_tokens in TOKENS:
-            if not clock.left():
-                break
-            default = choose_tiles(device_name(), shape, num_tokens, limits())
-            ids_TK = random_ids(num_tokens, num_experts, top_k, device=kernel_device())
-            x_TH, act_PI = tokens_of(num_tokens, hidden), tokens_of(ids_TK.numel(), width)
-            times: dict[str, list[float]] = {"up": [], "down": []}
-            for up, down in (default, *_candidates()):
-                plan = make_plan(ids_TK, num_experts, up.block_m)
-                for gemm, call in (
-                    ("up", partial(grouped_swiglu, x_TH, weights.w_gate_up, plan, up)),
-                    ("down", partial(grouped_down, act_PI, weights.w_down, plan, down)),
-                ):
-                    # A tile that this GPU refuses is no candidate.
-                    try:
-                        times[gemm].append(clock.device_us(call, 5))
-                    except Exception as error:
-                        print(f"    {gemm} {call.args[-1]}: {type(error).__name__}", flush=True)
-            for gemm, us in times.items():
-                found[f"{name} {num_tokens} {gemm}"] = us[0] / min(us) - 1
-    worst = max(found, key=found.__getitem__)
-    yield Row(
-        "of the best tile timed, as chosen by default: mean regret / worst",
-        "3 / 15 % (1 / 5)",
-        f"{100 * statistics.mean(found.values()):.1f} / {100 * found[worst]:.0f} % "
-        f"({len(found)} GEMMs; worst {worst})",
     )

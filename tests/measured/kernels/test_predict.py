@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from moesim.cli import main
+from moesim.measured.kernels.family_records import FAMILIES, FORMATS
 from moesim.measured.kernels.predict import PREDICTED, predict_rows, read_rows
 
 ROW = {
@@ -240,7 +241,17 @@ def bad(column, value):
         ("distribution", "zipf", "expected balanced or power_law_ALPHA, got 'zipf'"),
         ("distribution", "power_law_", "expected balanced or power_law_ALPHA, got 'power_law_'"),
         ("distribution", None, "expected balanced or power_law_ALPHA, got nan"),
-        ("moe_dtype", "w4a16_mxfp4", "expected one of bfloat16, fp8_block, got 'w4a16_mxfp4'"),
+        (
+            "moe_dtype",
+            "w4a16_mxfp4",
+            "expected one of bfloat16, fp8_block of Triton kernels, got 'w4a16_mxfp4'",
+        ),
+        ("moe_dtype", "int1", f"expected one of {', '.join(FORMATS)}, got 'int1'"),
+        (
+            "kernel_source",
+            "cutlas",
+            f"expected a kernel of {', '.join(['triton', *FAMILIES])}, got 'cutlas'",
+        ),
         ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
         ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
         ("system", None, "unknown profile 'nan'"),

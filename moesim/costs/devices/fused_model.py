@@ -1,0 +1,171 @@
+"""Price the experts of a library whose kernels are priced as a whole: few parameters per format.
+
+    rows of a tile    the power of two at or above an expert's mean load, within a library's limits
+    busy              waves of tiles over the SMs: products, and a start of each tile
+    read              active experts' weights at the memory's rate
+    fed               what tiles ask of L2: a row block reads its expert's weights again
+    a GEMM            (busy^p + read^p + fed^p)^(1/p)
+    experts           two GEMMs + activations moved + start + a time per active and per local expert
+                      + a time per choice of the tokens present
+
+Libraries keep their tiles to themselves (autotuned CUTLASS, TensorRT-LLM's generated kernels,
+FlashInfer, DeepGEMM), so that nothing finer than the histogram and the size of row blocks is known.
+The form is ours; the parameters are fitted to measured expert phases
+(`moesim.measured.kernels.family_calibrate`).
+
+Shape legend: R rows of a table, or devices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.hardware import Profile
+from moesim.units import US
+
+Array = np.ndarray
+#: columns of a tile, which no library tells: the usual 128
+_COLUMNS = 128
+_OUTPUT_BYTES = 2.0
+#: parameters of a format: first guess, lowest, highest
+BOUNDS = {
+    "start_us": (20.0, 1.0, 200.0),
+    "expert_us": (0.02, 1e-4, 5.0),
+    "local_us": (0.01, 1e-4, 2.0),
+    "choice_ns": (0.5, 1e-3, 60.0),
+    "mma_efficiency": (0.6, 0.05, 3.0),
+    "weight_efficiency": (0.85, 0.1, 2.5),
+    "activation_efficiency": (0.5, 0.03, 30.0),
+    "l2_bytes_per_cycle": (40.0, 3.0, 1000.0),
+    "tile_cycles": (800.0, 10.0, 40000.0),
+    "overlap_power": (2.0, 1.0, 8.0),
+}
+#: what a format's tiles are, chosen among few values: rows at least and at most, the factor over
+#: the mean load, and whether a last wave takes as long as a full one
+RULES = {
+    "least_rows": (8, 16, 64, 128),
+    "most_rows": (128, 256),
+    "row_factor": (0.5, 1.0, 2.0),
+    "whole_waves": (0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileRule:
+    """How many rows a library's tiles have.
+
+    Attributes:
+        least_rows: Fewest rows.
+        most_rows: Most rows.
+        row_factor: Factor over the mean load of an active expert.
+        whole_waves: Whether a last wave takes as long as a full one.
+    """
+
+    least_rows: int
+    most_rows: int
+    row_factor: float
+    whole_waves: bool
+
+    def block_m(self, rows: float, active: float) -> int:
+        """Return the rows of a tile for this mean load: a power of two."""
+        load = max(self.row_factor * rows / max(active, 1.0), 1.0)
+        power = 1 << int(np.ceil(np.log2(load)))
+        return int(min(max(power, self.least_rows), self.most_rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FusedWork:
+    """Expert phases, one per row.
+
+    Attributes:
+        rows_R: Rows of all experts of the device.
+        active_R: Experts with at least one row.
+        local_R: Experts on the device.
+        blocks_R: Row blocks: the sum over experts of ceil(rows / block_m).
+        block_m_R: Rows of a tile.
+        tokens_R: Distinct tokens whose rows enter.
+        choices_R: Choices of all tokens present, local or not.
+        hidden_R: Hidden size H.
+        width_R: Expert width I on the device.
+        num_up_R: Up projections: 2 for SwiGLU, otherwise 1.
+        fmt: Format in which the matrix units multiply.
+        weight_bytes: Bytes of one weight, scales included.
+        input_bytes: Bytes of one input element, scales included.
+    """
+
+    rows_R: Array
+    active_R: Array
+    local_R: Array
+    blocks_R: Array
+    block_m_R: Array
+    tokens_R: Array
+    choices_R: Array
+    hidden_R: Array
+    width_R: Array
+    num_up_R: Array
+    fmt: str
+    weight_bytes: float
+    input_bytes: float
+
+
+def fused_parts_R(
+    work: FusedWork, profile: Profile, rule: TileRule, c: dict[str, float]
+) -> tuple[Array, Array, Array]:
+    """Return the compute, memory and other seconds of expert phases, each of shape (R,).
+
+    Args:
+        work: The expert phases.
+        profile: The GPU.
+        rule: Rule of the tiles that ``work`` was counted with.
+        c: Parameters of the format, the keys of `BOUNDS`.
+
+    Raises:
+        ConfigError: The profile has no rate for the format.
+    """
+    sms, bandwidth = profile.num_sms, profile.hbm_bandwidth_bytes_per_s
+    rate = profile.peak(work.fmt) / sms * c["mma_efficiency"]
+    fed_rate = c["l2_bytes_per_cycle"] * sms * profile.clock_hz
+    busy_all, read_all, gemms = (np.zeros(np.shape(work.rows_R)) for _ in range(3))
+    for columns, depth in (
+        (work.num_up_R * work.width_R, work.hidden_R),
+        (work.hidden_R, work.width_R),
+    ):
+        tiles = work.blocks_R * np.ceil(columns / _COLUMNS)
+        per_sm = tiles / sms
+        waves = np.ceil(per_sm) if rule.whole_waves else per_sm + 0.5 * (tiles > 0)
+        tile_s = 2.0 * work.block_m_R * _COLUMNS * depth / rate
+        busy = waves * (tile_s + c["tile_cycles"] / profile.clock_hz)
+        read = (
+            work.active_R
+            * columns
+            * depth
+            * work.weight_bytes
+            / (bandwidth * c["weight_efficiency"])
+        )
+        asked = work.blocks_R * columns * depth * work.weight_bytes
+        asked = asked + tiles * work.block_m_R * depth * work.input_bytes
+        fed = asked / fed_rate
+        busiest = np.maximum(np.maximum(busy, read), fed)
+        safe = np.where(busiest > 0, busiest, 1.0)
+        power = 1.0 + c["overlap_power"]
+        joint = sum((part / safe) ** power for part in (busy, read, fed))
+        gemms = gemms + busiest * joint ** (1.0 / power)
+        busy_all, read_all = busy_all + np.maximum(busy, fed), read_all + read
+    moved = 2.0 * work.tokens_R * work.hidden_R * _OUTPUT_BYTES + work.rows_R * (
+        work.hidden_R * (_OUTPUT_BYTES + work.input_bytes)
+        + work.width_R * ((work.num_up_R + 1.0) * _OUTPUT_BYTES + work.input_bytes)
+    )
+    other = US * (c["start_us"] + c["expert_us"] * work.active_R + c["local_us"] * work.local_R)
+    other = other + 1e-9 * c["choice_ns"] * work.choices_R
+    streams = moved / (bandwidth * c["activation_efficiency"])
+    memory = read_all + streams
+    # GEMMs and streams follow each other: what one pool leaves idle is no other's to fill
+    return busy_all, memory, gemms + streams + other - np.maximum(busy_all, memory)
+
+
+def fused_seconds_R(
+    work: FusedWork, profile: Profile, rule: TileRule, c: dict[str, float]
+) -> Array:
+    """Return the seconds of expert phases; arguments and errors are those of `fused_parts_R`."""
+    compute, memory, other = fused_parts_R(work, profile, rule, c)
+    return np.where(work.rows_R > 0, np.maximum(compute, memory) + other, 0.0)

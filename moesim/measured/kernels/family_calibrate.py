@@ -1,0 +1,219 @@
+"""Fit the price of a library's experts to measured rows that may be fitted:
+``moesim calibrate kernels --family NAME``.
+
+Only rows of the groups in ``hw_profiles/silicon/fit_families.csv`` are used, none under 50 us.
+Autotuned kernels have plateaus: a row slower than 1.3 times a larger batch of its series is left
+out, since no structure predicts it; a user may meet it all the same. Scores and intervals come from
+fits that saw no row of a shape, where a format has several.
+"""
+
+import csv
+from functools import cache
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.costs.calibration import generation_of
+from moesim.costs.devices.fused_model import BOUNDS, RULES, TileRule
+from moesim.errors import UnknownNameError
+from moesim.hardware import load_profile
+from moesim.measured.fitting import Fitted, write_calibration
+from moesim.measured.kernels import table as silicon
+from moesim.measured.kernels.family_records import FAMILIES, KernelFamily
+from moesim.measured.kernels.family_rows import FamilyRows
+from moesim.measured.scores import error_scores
+
+Array = np.ndarray
+SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
+_SERIES = ["moe_tp_size", "moe_ep_size", "distribution"]
+_ROWS_PER_GROUP, _RULE_ROWS, _SEED, _FLOOR_MS, _PLATEAU = 250, 600, 0, 0.05, 1.3
+#: spread of the logarithm of a parameter around its first guess
+_SPREAD = 3.0
+
+
+@cache
+def fit_rows() -> list[dict[str, Any]]:
+    """Return the groups of ``fit_families.csv``."""
+    path = files("moesim_hw_profiles") / "silicon" / "fit_families.csv"
+    with path.open(encoding="utf-8") as file:
+        return [row | {name: int(row[name]) for name in SHAPE} for row in csv.DictReader(file)]
+
+
+@cache
+def _fitted() -> dict[tuple, str]:
+    return {
+        (r["system"], r["dataset"], r["kernel_source"], r["dtype"], *(r[c] for c in SHAPE)): r["ep"]
+        for r in fit_rows()
+    }
+
+
+def may_fit(row: dict[str, Any]) -> bool:
+    """Return whether a measured row belongs to the groups that may be fitted."""
+    key = (row["system"], row["dataset"], row["kernel_source"], row["moe_dtype"])
+    ep = _fitted().get((*key, *(row[column] for column in SHAPE)))
+    return ep is not None and (ep == "all" or str(row["moe_ep_size"]) in ep.split())
+
+
+def collect(family: KernelFamily):
+    """Return the family's rows that may be fitted, without short ones and plateaus.
+
+    Returns:
+        DataFrame of the columns of `moesim.measured.kernels.table.COLUMNS` and ``latency_ms``.
+
+    Raises:
+        MeasurementError: The extra ``silicon`` is not installed.
+    """
+    import pandas as pd
+
+    parts = []
+    for group in fit_rows():
+        if not family.has(group["dataset"], group["kernel_source"]):
+            continue
+        table = silicon.load_rows(group["system"], group["dataset"], every=True)
+        same = (table["kernel_source"] == group["kernel_source"]) & (
+            table["moe_dtype"] == group["dtype"]
+        )
+        for name in SHAPE:
+            same &= table[name] == group[name]
+        table = table[same]
+        if group["ep"] != "all":
+            table = table[table["moe_ep_size"].isin([int(n) for n in str(group["ep"]).split()])]
+        table = table.sort_values("num_tokens", kind="stable")
+        later = table.iloc[::-1].groupby(_SERIES)["latency_ms"].cummin().reindex(table.index)
+        table = table[
+            (table["latency_ms"] >= _FLOOR_MS) & (table["latency_ms"] <= _PLATEAU * later)
+        ]
+        parts.append(table.sample(min(_ROWS_PER_GROUP, len(table)), random_state=_SEED))
+    return pd.concat(parts, ignore_index=True)
+
+
+def fit(rows: FamilyRows, rule: TileRule) -> dict[str, float]:
+    """Fit the parameters of one format, by the soft-L1 loss of log errors of scale 0.1."""
+    from scipy.optimize import least_squares
+
+    guess = np.log([first for first, _, _ in BOUNDS.values()])
+    low, high = (np.log([bound[i] for bound in BOUNDS.values()]) for i in (1, 2))
+    log_measured, work = np.log(rows.measured_s), rows.work(rule)
+
+    def errors(x: Array) -> Array:
+        parameters = dict(zip(BOUNDS, np.exp(x).tolist(), strict=True))
+        off = np.log(rows.predicted_s(rule, parameters, work)) - log_measured
+        # a parameter that no row determines stays where it began
+        return np.concatenate([off, 0.1 * (x - guess) / _SPREAD])
+
+    solution = least_squares(
+        errors, guess, bounds=(low, high), loss="soft_l1", f_scale=0.1, x_scale=0.3, max_nfev=80
+    )
+    return dict(zip(BOUNDS, np.exp(solution.x).tolist(), strict=True))
+
+
+def best_rule(rows: FamilyRows) -> TileRule:
+    """Return the rule of tiles with the least error on a sample of the rows."""
+    rng = np.random.default_rng(_SEED)
+    keep = np.zeros(rows.num_rows, dtype=bool)
+    keep[rng.permutation(rows.num_rows)[:_RULE_ROWS]] = True
+    sample = rows.only(keep)
+    found: list[tuple[float, int, TileRule]] = []
+    for least, most, factor, whole in product(*RULES.values()):
+        if least > most or (least == most and factor != 1.0):
+            continue
+        rule = TileRule(
+            least_rows=int(least),
+            most_rows=int(most),
+            row_factor=float(factor),
+            whole_waves=bool(whole),
+        )
+        off = sample.predicted_s(rule, fit(sample, rule)) / sample.measured_s - 1.0
+        found.append((float(np.abs(off).mean()), len(found), rule))
+    return min(found)[2]
+
+
+def held_out_s(rows: FamilyRows, shapes: list[tuple[int, ...]], rule: TileRule) -> Array:
+    """Return predictions of each row by a fit that saw none of its shape; of a single shape, by
+    fits that saw none of its fifth of the rows.
+    """
+    distinct = sorted(set(shapes))
+    if len(distinct) > 1:
+        fold = np.array([distinct.index(shape) for shape in shapes])
+    else:
+        fold = np.arange(rows.num_rows) % 5
+    out = np.empty(rows.num_rows)
+    for part in np.unique(fold):
+        held = fold == part
+        out[held] = rows.only(held).predicted_s(rule, fit(rows.only(~held), rule))
+    return out
+
+
+def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
+    """Fit, cross-validate and write a family's calibration file, and return the scores by format
+    and device.
+
+    Args:
+        path: The file to write.
+        name: Name of the family, one of `FAMILIES`.
+
+    Raises:
+        UnknownNameError: There is no such family.
+        MeasurementError: The extra ``silicon`` is not installed.
+    """
+    if name not in FAMILIES:
+        raise UnknownNameError("family", name, FAMILIES)
+    family = FAMILIES[name]
+    table = collect(family)
+    parameters: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {}
+    residuals: dict[str, dict] = {}
+    profiles = set()
+    for (system, dtype), part in table.groupby(["system", "moe_dtype"]):
+        profile = load_profile(str(system))
+        records = part.to_dict("records")
+        rows = FamilyRows.of(records, profile, family)
+        rule = best_rule(rows)
+        shapes = [tuple(record[column] for column in SHAPE) for record in records]
+        held = held_out_s(rows, shapes, rule)
+        profiles.add(profile.name)
+        chosen = {key: float(getattr(rule, key)) for key in RULES}
+        prefix = f"{dtype}_sm{generation_of(profile)}"
+        parameters |= {f"{prefix}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
+        scores[f"{profile.name}-{dtype}"] = error_scores(held, rows.measured_s)
+        alone = np.array([record["moe_ep_size"] == 1 for record in records])
+        for spread, keep in (("ep1", alone), ("epn", ~alone)):
+            if keep.sum() >= 20:
+                low, high = np.percentile(rows.measured_s[keep] / held[keep], (10, 90))
+                kind = "cross-validated by shape" if len(set(shapes)) > 1 else "one shape"
+                residuals[f"calibrated-{dtype}-{spread}"] = {
+                    "low": low,
+                    "high": high,
+                    "kind": kind,
+                    "rows": int(keep.sum()),
+                }
+    generations = {generation_of(load_profile(name)) for name in profiles}
+    found = Fitted(
+        title=family.title,
+        fitted_on=f"{len(table)} rows, at most {_ROWS_PER_GROUP} of each group of a shape and "
+        "format, none under 50 us and none of a plateau",
+        sources=[
+            "aiconfigurator-core 0.12, moe_perf.parquet: "
+            + ", ".join(sorted(set(table["kernel_source"])))
+        ],
+        profiles=sorted(profiles),
+        generations=sorted(generations),
+        parameters=parameters,
+        residuals=residuals,
+        scores=scores,
+        fit_groups=sorted(
+            {
+                f"{r['system']} {r['dataset']} {r['moe_dtype']} "
+                + " ".join(str(r[column]) for column in SHAPE)
+                for r in table[["system", "dataset", "moe_dtype", *SHAPE]]
+                .drop_duplicates()
+                .to_dict("records")
+            }
+        ),
+        model="fused",
+    )
+    write_calibration(path, found, f"moesim calibrate kernels --family {name}")
+    return scores

@@ -1,0 +1,1 @@
+"""Timed tiles of this project's grouped GEMMs: read them, fit the tile model to them, score it."""
