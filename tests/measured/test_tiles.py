@@ -58,6 +58,7 @@ def test_what_is_fitted_may_be(shipped):
     assert set(shipped.work.form_R.tolist()) == set(range(len(FORMS)))
 
 
+@pytest.mark.full
 def test_the_shipped_calibration_is_this_fit(tmp_path):
     """To a thousandth: the last digits of a fit are the machine's."""
     import tomllib

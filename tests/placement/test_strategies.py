@@ -58,7 +58,14 @@ def test_contract(strategy, check, ranks, per_rank, extra, nodes, seed):
     check(partial(place, text_of(strategy)), case)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+#: a mixed-integer program for every case takes a minute; test_contract holds it to the same checks
+LONG = ("exact",)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in STRATEGIES],
+)
 def test_the_whole_suite(strategy):
     check_strategy(partial(place, text_of(strategy)), replicates=strategy in REPLICATING)
 
