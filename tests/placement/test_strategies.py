@@ -58,7 +58,7 @@ def test_contract(strategy, check, ranks, per_rank, extra, nodes, seed):
     check(partial(place, text_of(strategy)), case)
 
 
-#: a mixed-integer program for every case takes a minute; test_contract holds it to the same checks
+#: a mixed-integer program for every case takes a minute
 LONG = ("exact",)
 
 
