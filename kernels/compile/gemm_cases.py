@@ -14,17 +14,12 @@ from moesim_kernels.ops.fp8 import (
     _quantise_blocks_kernel,
     _quantise_rows_kernel,
 )
+from moesim_kernels.ops.gemm_paths import DESCRIBED_ROWS, gathers_by_descriptor, gemm_path
 from moesim_kernels.ops.grouped_linear import _linear_kernel, linear_tile
 from moesim_kernels.ops.grouped_outer import _outer_kernel, outer_tile
 from moesim_kernels.ops.grouped_swiglu import _swiglu_kernel, keeps_registers
 from moesim_kernels.ops.operands import LARGEST, SCALE_BLOCK
-from moesim_kernels.ops.persistent import (
-    DESCRIBED_ROWS,
-    _persistent_linear_kernel,
-    _persistent_swiglu_kernel,
-    gathers_by_descriptor,
-    gemm_path,
-)
+from moesim_kernels.ops.persistent import _persistent_linear_kernel, _persistent_swiglu_kernel
 from moesim_kernels.ops.swiglu_grad import BLOCK_I, _swiglu_grad_kernel
 from moesim_kernels.ops.wide_swiglu import _wide_swiglu_kernel
 from moesim_kernels.tiles.tiles import Limits, Tile, tile_config

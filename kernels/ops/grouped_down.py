@@ -13,10 +13,10 @@ in a fixed order.
 
 import torch
 from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.gemm_paths import Path
 from moesim_kernels.ops.grouped_linear import grouped_linear, grouped_linear_reference
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import Operand
-from moesim_kernels.ops.persistent import Path
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.runtime import (
     cdiv,

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.gemm_paths import Path, chosen_path
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
@@ -27,7 +28,7 @@ from moesim_kernels.ops.operands import (
     tensors,
     values,
 )
-from moesim_kernels.ops.persistent import Path, chosen_path, persistent_linear, weighed
+from moesim_kernels.ops.persistent import persistent_linear, weighed
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import cdiv, dot_dtype, jit, limits, require_triton, store_dtype, tl

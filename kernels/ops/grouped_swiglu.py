@@ -14,6 +14,7 @@ applied to the product of that step.
 
 import torch
 from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.gemm_paths import DESCRIBED_ROWS, Path, chosen_path, gathers_rows
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import (
     BlockScaled,
@@ -26,13 +27,7 @@ from moesim_kernels.ops.operands import (
     tensors,
     values,
 )
-from moesim_kernels.ops.persistent import (
-    DESCRIBED_ROWS,
-    Path,
-    chosen_path,
-    gathers_rows,
-    persistent_swiglu,
-)
+from moesim_kernels.ops.persistent import persistent_swiglu
 from moesim_kernels.ops.plan import Plan
 from moesim_kernels.ops.plan_kernels import work_tile
 from moesim_kernels.ops.runtime import (

@@ -15,14 +15,14 @@ plan's tiles by the number of programs; the number of tiles is read on the devic
 and no program is launched in vain.
 
 The mathematics, and therefore the results, are those of `grouped_swiglu` and `grouped_linear`,
-which choose between the two paths with `gemm_path`.
+which choose between the two paths (`gemm_paths`).
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from moesim_kernels.ops.chain import await_inputs
+from moesim_kernels.ops.gemm_paths import gathers_rows
 from moesim_kernels.ops.launches import launch
 from moesim_kernels.ops.operands import BlockScaled, Operand, scales, values
 from moesim_kernels.ops.plan import Plan
@@ -33,49 +33,10 @@ from moesim_kernels.ops.runtime import (
     jit,
     limits,
     num_sms,
-    target,
     tensor_descriptor,
     tl,
 )
 from moesim_kernels.tiles.tiles import Tile
-
-Path = Literal["pointers", "descriptors"]
-#: alignment in bytes that the accelerator requires of the first element of every row
-_ALIGNED = 16
-
-
-def gemm_path(target: str, *, element_bytes: int, depth: int, address: int = 0) -> Path:
-    """Return the path that a grouped GEMM takes on a GPU.
-
-    Args:
-        target: Architecture, such as "sm_90" or "gfx942"; "" where kernels are interpreted.
-        element_bytes: Bytes of one operand element.
-        depth: Number of elements in a row.
-        address: Alignment of the matrices' first bytes, given as any common multiple of their
-            addresses.
-
-    Returns:
-        "descriptors" on compute capability 9.0 and later for operands of 8 or 16 bits whose rows
-        are aligned to 16 bytes; otherwise "pointers": float32 products run on the vector units,
-        which do not wait for the copies.
-    """
-    has_accelerator = target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90
-    aligned = depth * element_bytes % _ALIGNED == 0 and address % _ALIGNED == 0
-    return "descriptors" if has_accelerator and aligned and element_bytes <= 2 else "pointers"
-
-
-def gathers_by_descriptor(target: str) -> bool:
-    """Return whether the accelerator can gather rows: only data-center Blackwell can (PTX ISA,
-    tile::gather4).
-    """
-    return target in ("sm_100", "sm_103")
-
-
-def gathers_rows() -> bool:
-    """Whether the active GPU's accelerator gathers rows, which the persistent up projection then
-    makes use of.
-    """
-    return gathers_by_descriptor(target())
 
 
 @jit
@@ -251,53 +212,6 @@ def _persistent_linear_kernel(
             total.to(out_ptr.dtype.element_ty),
             mask=exists[:, None] & (columns < width)[None, :],
         )
-
-
-#: number of rows of a tile from which descriptors pay for 16-bit operands; below, pointers were up
-#: to 3 % faster on an H100
-DESCRIBED_ROWS = 128
-
-
-def chosen_path(
-    path: Path | None,
-    rows: Operand,
-    weights: Operand,
-    block_m: int = DESCRIBED_ROWS,
-    descriptors: bool | None = None,
-) -> Path:
-    """Return the path that was asked for, or the default path on this GPU.
-
-    Args:
-        path: The path that was asked for; None: what the tile wants, where the operands allow it.
-        rows: Rows of the product.
-        weights: Weights of the product.
-        block_m: Number of rows of the tile.
-        descriptors: Whether the tile was chosen for descriptors; None leaves it to its rows.
-
-    Raises:
-        ValueError: The path is unknown, or descriptors cannot describe the matrices.
-    """
-    a, w = values(rows), values(weights)
-    # The bitwise or of both addresses is aligned only if both are.
-    about: dict[str, int] = {
-        "element_bytes": a.element_size(),
-        "depth": a.shape[1],
-        "address": a.data_ptr() | w.data_ptr(),
-    }
-    if path is None:
-        if descriptors is None:
-            descriptors = block_m >= DESCRIBED_ROWS or a.element_size() != 2
-        if not descriptors:
-            return "pointers"
-        return gemm_path(target(), **about)
-    if path not in ("pointers", "descriptors"):
-        raise ValueError(f"path: expected 'pointers' or 'descriptors', got {path!r}")
-    if path == "descriptors" and gemm_path("sm_90", **about) != path:
-        raise ValueError(
-            "path: expected 'pointers' for operands of more than 16 bits or rows that do not "
-            f"begin on multiples of {_ALIGNED} bytes, got {a.dtype} of shape {tuple(a.shape)}"
-        )
-    return path
 
 
 def _grid(plan: Plan, width: int, tile: Tile, accumulators: int, element_bytes: int) -> tuple[int]:

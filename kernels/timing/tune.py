@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from moesim_kernels.ops.persistent import gemm_path
+from moesim_kernels.ops.gemm_paths import gemm_path
 from moesim_kernels.ops.runtime import device as kernel_device
 from moesim_kernels.ops.runtime import device_name, target
 from moesim_kernels.ops.runtime import limits as gpu_limits

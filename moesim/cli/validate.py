@@ -132,6 +132,30 @@ def validate_tiles(
         say(f"wrote {out}")
 
 
+#: columns of `error_table` and `ranking_table` -> headings that fit 80 characters
+_ERRORS = {
+    "ep": "ep",
+    "us": "us",
+    "fitted": "fit",
+    "rows": "rows",
+    "median": "median",
+    "mape": "mape",
+    "p90": "p90",
+    "bias": "bias",
+    "inside": "inside",
+    "roofline_mape": "roof",
+}
+_RANKS = {
+    "precision": "precision",
+    "groups": "groups",
+    "kendall_tau": "tau",
+    "regret_percent": "regret",
+    "regret_p90_percent": "p90",
+    "roofline_tau": "roof tau",
+    "roofline_regret_percent": "roof regret",
+}
+
+
 @validate_app.command("kernels")
 def validate_kernels(
     rows: Annotated[
@@ -160,24 +184,18 @@ def validate_kernels(
     from moesim.measured.kernels.scoreboard import error_table, ranking_table
     from moesim.measured.kernels.validate import PREDICTIONS, measured_rows, predicted
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_parts, say
 
     if mode not in ("calibrated", "spec"):
         raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
     given = read_rows(rows) if rows is not None else measured_rows(system, limit, family)
     table = predicted(given, mode)
     if "latency_ms" in table:
-        errors = error_table(table)
-        print_table(
-            f"Measured {family or 'Triton'} MoE kernels: error, share inside the 80 % interval, %",
-            errors,
-            list(errors[0]),
-        )
-        ranks = ranking_table(table)
-        if ranks:
-            print_table(
-                "Ranking of architecture x TP x EP under equal conditions", ranks, list(ranks[0])
-            )
+        print_parts(error_table(table), ("system", "dataset", "precision", "calibration"), _ERRORS)
+        if ranks := ranking_table(table):
+            say("ranking of architecture x TP x EP under equal conditions; regret in %")
+            print_parts(ranks, ("system", "dataset"), _RANKS)
+        say("error, roofline's error (roof) and share inside the 80 % interval, in %")
     if out is not None:
         columns = [c for c in given.columns if c not in PREDICTIONS]
         write_csv(out, table.to_dict("records"), [*columns, *PREDICTIONS])

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich import box
@@ -58,6 +60,20 @@ def print_table(
     out = console()
     out.print(title, style="bold", soft_wrap=True)
     out.print(table)
+
+
+def print_parts(
+    rows: Sequence[Mapping[str, Any]], parts: Sequence[str], columns: Mapping[str, str]
+) -> None:
+    """Print a table for each run of rows that share the values of ``parts``, which head it.
+
+    Args:
+        rows: Rows, as flat mappings, those of a part next to each other.
+        parts: Keys that name a part.
+        columns: Key -> heading of the other columns.
+    """
+    for named, found in groupby(rows, itemgetter(*parts)):
+        print_table(", ".join(str(value) for value in named), found, columns)
 
 
 def say(text: str) -> None:

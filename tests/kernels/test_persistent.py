@@ -4,12 +4,12 @@ taken.
 
 import pytest
 import torch
-from moesim_kernels.ops import persistent, runtime
+from moesim_kernels.ops import gemm_paths, persistent, runtime
 from moesim_kernels.ops.fp8 import quantise_blocks_reference, quantise_rows_reference
+from moesim_kernels.ops.gemm_paths import gathers_by_descriptor, gemm_path
 from moesim_kernels.ops.grouped_down import grouped_down, grouped_down_reference
 from moesim_kernels.ops.grouped_linear import grouped_linear
 from moesim_kernels.ops.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
-from moesim_kernels.ops.persistent import gathers_by_descriptor, gemm_path
 from moesim_kernels.ops.plan import make_plan, make_plan_reference
 from moesim_kernels.tiles.tiles import LIMITS, Tile
 from moesim_kernels.timing.bench import random_ids
@@ -33,7 +33,7 @@ def _normal(*shape, dtype=torch.float32, device="cpu", seed=0):
 
 
 def _gathers(monkeypatch, gathered):
-    monkeypatch.setattr(persistent, "gathers_by_descriptor", lambda target: gathered)
+    monkeypatch.setattr(gemm_paths, "gathers_by_descriptor", lambda target: gathered)
 
 
 # tokens, experts, top_k, hidden, width, dtype, skew
