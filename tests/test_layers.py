@@ -76,6 +76,7 @@ LAZY_OK = {
     },
     "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("layer", "priced")},
     "moesim.simulation.prepare": {"moesim.lowering.traffic"},
+    "moesim.simulation.kernels": {"moesim.lowering.traffic", "moesim.lowering.widths"},
     "moesim.simulation.effects": {"moesim.lowering.traffic"},
     "moesim.placement.slots": {"moesim.placement.turns"},
     "moesim.routing.systematic": {"moesim.routing.swaps"},

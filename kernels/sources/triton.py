@@ -34,7 +34,7 @@ from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import simulate_prepared
-from moesim.simulation.trust import ASSUMED_INTERVAL, trust_of
+from moesim.simulation.trust import ASSUMED_INTERVAL
 from moesim.units import US
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def timed_rows(
     # The device with the most rows sets the time of the expert phase.
     busiest = int(traffic.counts_DL.sum(axis=1).argmax())
     tokens = int(np.asarray(traffic.num_tokens_S)[busiest])
-    low, high, level = trust_of(candidate, cluster, {"experts": 1.0})
+    low, high = result.intervals.get("experts", ASSUMED_INTERVAL)
+    level = result.calibration
     about: dict[str, Any] = {
         "candidate": candidate.label,
         "source": Triton.name,
@@ -328,7 +329,8 @@ def exchange_rows(
     rows = []
     for (way, matrix), seconds in zip(matrices.items(), times, strict=True):
         p10, median, p90 = np.percentile(seconds, (10, 50, 90)) / US
-        low, high, level = trust_of(candidate, cluster, {way: 1.0})
+        low, high = result.intervals.get(way, ASSUMED_INTERVAL)
+        level = result.calibration
         simulated = result.phase_time_s[way] / US
         rows.append(
             CheckRow(

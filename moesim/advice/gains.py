@@ -30,7 +30,7 @@ from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
-from moesim.simulation.trust import ASSUMED_INTERVAL, intervals_of
+from moesim.simulation.trust import ASSUMED_INTERVAL
 
 #: shares of the fine-grained law's step that the step may be
 _STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)
@@ -56,12 +56,10 @@ class Outcome:
     Attributes:
         result: The result of the simulation.
         cluster: The hardware it ran on.
-        intervals: Phase -> factors of its time, P10 and P90.
     """
 
     result: Result
     cluster: Cluster
-    intervals: dict[str, tuple[float, float]]
 
     @property
     def plan_text(self) -> str:
@@ -76,13 +74,13 @@ class Outcome:
 def outcome(
     candidate: Candidate, cluster: Cluster, workload: Workload, *, engine: str = "flow"
 ) -> Outcome:
-    """Simulate a design, and keep the intervals of its phases.
+    """Simulate a design.
 
     Raises:
         MoesimError: The design cannot be simulated, or its model does not fit in memory.
     """
     result = simulate(candidate, cluster, workload, engine=engine)
-    return Outcome(result=result, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
+    return Outcome(result=result, cluster=cluster)
 
 
 def gain(before: Outcome, after: Outcome) -> Span:
@@ -92,7 +90,8 @@ def gain(before: Outcome, after: Outcome) -> Span:
         np.array([o.result.phase_time_s[p] for p in phases]) for o in (before, after)
     )
     own_P2, other_P2 = (
-        np.array([o.intervals.get(p, ASSUMED_INTERVAL) for p in phases]) for o in (before, after)
+        np.array([o.result.intervals.get(p, ASSUMED_INTERVAL) for p in phases])
+        for o in (before, after)
     )
     same_P = np.array([_same_kernels(p, before, after) for p in phases])
     # a phase with the same kernels shares its factor, apart from what its interval is wider than
@@ -130,7 +129,8 @@ def _same_kernels(phase: str, before: Outcome, after: Outcome) -> bool:
         return one.schedule.exchange == other.schedule.exchange and across[0] == across[1]
     if phase == "gate":
         return one.layer.gate == other.layer.gate
-    return one.layer.precision == other.layer.precision
+    same = one.layer.precision == other.layer.precision
+    return same and (phase != "experts" or before.result.kernels == after.result.kernels)
 
 
 def elasticity(below: Outcome, above: Outcome, ratio: float) -> Span:

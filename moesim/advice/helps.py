@@ -14,7 +14,6 @@ from moesim.model import Precision
 from moesim.model.hf_config import Model
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
-from moesim.simulation.trust import intervals_of
 from moesim.units import GIB
 
 #: key of `Cluster.with_` -> the change in words
@@ -43,16 +42,13 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
     """
     found = []
     candidate = best.candidate
-    before = Outcome(result=best, cluster=cluster, intervals=intervals_of(candidate, cluster)[0])
+    before = Outcome(result=best, cluster=cluster)
 
     def tried(change: str, where: Cluster, work: Workload) -> None:
         result = simulate(candidate, where, work, engine=engine, must_fit=False)
         if result.memory_over_bytes is not None and result.memory_over_bytes > 0:
             return
-        factor = gain(
-            before,
-            Outcome(result=result, cluster=where, intervals=intervals_of(candidate, where)[0]),
-        )
+        factor = gain(before, Outcome(result=result, cluster=where))
         if factor.mid > 1.01:
             found.append(Help(change=change, factor=factor))
 

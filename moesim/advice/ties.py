@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from moesim.advice.gains import Outcome, gain
 from moesim.hardware import Cluster
 from moesim.simulation.result import Result
-from moesim.simulation.trust import intervals_of
 
 #: relative differences that count as ties, at ``device`` and at ``device_loose`` granularity
 FLOOR, LOOSE_FLOOR = 0.06, 0.14
@@ -34,12 +33,8 @@ class PricedDesign:
 
     @classmethod
     def of(cls, result: Result, cluster: Cluster, per_second: float = 1.0) -> "PricedDesign":
-        """Return a result on its cluster, with the intervals of its phases."""
-        intervals, _ = intervals_of(result.candidate, cluster)
-        return cls(
-            outcome=Outcome(result=result, cluster=cluster, intervals=intervals),
-            per_second=per_second,
-        )
+        """Return a result on its cluster."""
+        return cls(outcome=Outcome(result=result, cluster=cluster), per_second=per_second)
 
     @property
     def cost(self) -> float:

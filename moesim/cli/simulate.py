@@ -40,7 +40,10 @@ class SimulateOptions:
     ] = "contiguous"
     replicas: Annotated[int, typer.Option(help="Expert replicas (eplb and others).")] = 0
     precision: Annotated[
-        str, typer.Option(help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4 or nvfp4.")
+        str,
+        typer.Option(
+            help="bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, mxfp4_a8, nvfp4, nvfp4_a16."
+        ),
     ] = "bf16"
     gate: Annotated[
         str | None,
@@ -75,6 +78,13 @@ class SimulateOptions:
             "--exchange", "--dispatch", help=f"{', '.join(EXCHANGES)}; default: the cluster's."
         ),
     ] = None
+    kernels: Annotated[
+        str,
+        typer.Option(
+            help="Whose kernels: auto, auto:sglang, auto:vllm, auto:trtllm, or a library such as "
+            "trtllm-cutlass."
+        ),
+    ] = "auto"
     micro_batches: Annotated[
         int, typer.Option(help="Parts of the batch; 2 overlaps travel with compute.")
     ] = 1
@@ -123,6 +133,7 @@ def simulate(given: SimulateOptions) -> None:
         parallelism=spread,
         placement=given.placement,
         num_replicas=given.replicas,
+        kernels=given.kernels,
         dense_part=None if given.layer_only else model.dense_part,
         schedule=Schedule(
             exchange=given.exchange,
@@ -158,6 +169,8 @@ def simulate(given: SimulateOptions) -> None:
             f"token, {row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far through the "
             f"busiest port, {row['num_sms']} SMs; limited by {row['limited_by']}"
         )
+    if result.kernels:
+        print(f"kernels        {result.kernels}" + (f", tile {result.tile}" if result.tile else ""))
     print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     effects = result.effects
     print(
@@ -170,9 +183,6 @@ def simulate(given: SimulateOptions) -> None:
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
         print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
-    print(
-        f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}"
-        + (f"; tile {result.tile}" if result.tile else "")
-    )
+    print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}")
     if given.out is not None:
         write_csv(given.out, [result.row()])

@@ -23,6 +23,9 @@ from moesim.hardware import Profile
 
 #: levels that say how far a price can be trusted, weakest first
 LEVELS = ("none", "spec_sheet", "few_shot", "calibrated")
+#: calibration of SGLang's Triton stack, which GPU profiles name; its prices stand for the kernels
+#: beside the experts of any library
+BESIDE = "triton-moe"
 
 
 def weakest(levels: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from moesim.design import identity
 from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
+from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, MoELayer
 from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
@@ -43,6 +44,7 @@ _WORDS = {
     "routing": "{}",
     "seed": "seed{}",
     "kv_tokens_per_device": "kv{}",
+    "kernels_asked": "{}",
 }
 
 
@@ -88,6 +90,12 @@ class Candidate:
         num_replicas: Number of expert slots beyond one per expert.
         dense_part: The rest of the model; None leaves memory unchecked.
         schedule: The exchange, the micro-batches and their order.
+        kernels: The library whose kernels run the experts: ``auto`` (the fastest that a serving
+            engine launches for the design), ``auto:ENGINE`` (``sglang``, ``vllm`` or ``trtllm``),
+            or the name of a library of `moesim.hardware.libraries`.
+
+    Raises:
+        UnknownNameError: There is no such library or engine.
     """
 
     layer: MoELayer
@@ -96,6 +104,10 @@ class Candidate:
     num_replicas: int = 0
     dense_part: DensePart | None = None
     schedule: Schedule = field(default_factory=Schedule)
+    kernels: str = field(default=AUTO, metadata={identity.COLUMN: "kernels_asked"})
+
+    def __post_init__(self) -> None:
+        check_choice(self.kernels)
 
     @property
     def label(self) -> str:

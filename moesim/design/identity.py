@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_origin
 
 import numpy as np
 
-from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, MoesimError
 from moesim.model import DensePart
 from moesim.model.gate import Gate
@@ -25,8 +24,9 @@ from moesim.model.widths import read_width, width_text
 from moesim.units import short_number
 
 T = TypeVar("T")
-#: names of columns that would mean something different in a row of results
-_RENAMED: dict[tuple[type, str], str] = {(Schedule, "granularity"): "schedule_granularity"}
+#: key of a field's metadata: its column, where its name means something different in a row of
+#: results
+COLUMN = "column"
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 
 
@@ -154,7 +154,7 @@ def _leaves(kind: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
         annotation: Any = str if get_origin(field.type) is Literal else field.type
         here = (*path, field.name)
         if annotation in _CODECS:
-            column = _RENAMED.get((kind, field.name), field.name)
+            column = field.metadata.get(COLUMN, field.name)
             yield Leaf(column, _CODECS[annotation], here, _default(field))
         elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
             yield from _leaves(annotation, here)

@@ -2,7 +2,7 @@
 order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moesim.errors import require, require_int
@@ -36,7 +36,7 @@ class Schedule:
     exchange: str | None = None
     num_comm_sms: int | None = None
     num_micro_batches: int = 1
-    granularity: Granularity = "device"
+    granularity: Granularity = field(default="device", metadata={"column": "schedule_granularity"})
     send_order: Literal["rotated", "naive"] = "rotated"
     send_window: int = 0
 

@@ -301,7 +301,13 @@ def index_names(kind: str) -> list[str]:
     return sorted(_index(kind))
 
 
-def find(kind: Literal["devices", "clusters", "calibration", "economics"], name: str) -> Path:
+#: folder -> what its files are called in errors
+_WHAT = {"devices": "profile", "clusters": "cluster", "libraries": "kernel library"}
+
+
+def find(
+    kind: Literal["devices", "clusters", "calibration", "economics", "libraries"], name: str
+) -> Path:
     """Return the file that a name or a path refers to.
 
     Raises:
@@ -317,5 +323,7 @@ def find(kind: Literal["devices", "clusters", "calibration", "economics"], name:
     try:
         return index[name.lower()]
     except KeyError:
-        what = {"devices": "profile", "clusters": "cluster"}.get(kind, kind)
+        what = {"devices": "profile", "clusters": "cluster", "libraries": "kernel library"}.get(
+            kind, kind
+        )
         raise UnknownNameError(what, name, index) from None

@@ -19,13 +19,13 @@ from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
 from moesim.costs.phases.experts import (
-    ExpertShape,
     price_experts,
     price_layer_experts,
     tiles_of,
 )
 from moesim.costs.phases.gate import price_gate
 from moesim.costs.phases.tokens import price_permute, price_reduce
+from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from moesim.costs.devices.primitives import Kernels, kernels_for
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
 from moesim.costs.phases.experts import (
-    ExpertShape,
-    price_experts,
     price_layer_experts,
+    price_routed,
     tiles_of,
 )
+from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate
-from moesim.hardware import Cluster
+from moesim.hardware import Cluster, Profile
 from moesim.lowering.devices import Devices
 from moesim.lowering.layer import price_shared
 from moesim.lowering.traffic import Traffic
@@ -51,48 +52,77 @@ def demands_of_widths(
     return found
 
 
+def price_widths(
+    members: Sequence[Candidate],
+    profile: Profile,
+    traffic: Traffic,
+    which: slice,
+    widths_DL: Array | None = None,
+) -> Array:
+    """Return the seconds of the experts alone, by member and device.
+
+    Args:
+        members: B candidates that differ only in the width of their experts.
+        profile: Kind of the devices, with the calibration of the library that runs them.
+        traffic: Traffic of the batch, which is equal for all members.
+        which: The devices of this kind.
+        widths_DL: ndarray of shape (D, L): width of the expert in every slot, of a single member
+            whose experts differ; None if all have the same width.
+
+    Returns:
+        ndarray of shape (B, devices of this kind).
+    """
+    parts = _priced(members, kernels_for(profile), traffic, which, widths_DL)
+    compute, memory, latency = parts
+    return latency + np.maximum(compute, memory)
+
+
 def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
-    first = members[0]
-    tp, layer = first.parallelism.tp, first.layer
-    tokens_D = np.asarray(traffic.tokens_D)
-    parts = []
-    for kernels, which in devices.groups:
-        counts_DL = traffic.counts_DL[which]
-        if kernels.rows_may_differ:
-            # all members in one call: every member's devices become rows of a table, and tiles do
-            # not depend on the width
-            tiles = tiles_of(kernels, layer, tp, traffic.counts_DL)
-            count, size = len(members), len(counts_DL)
-            load = _repeated(
-                Load.of(counts_DL, tokens_D[which] * layer.top_k, tiles[0].block_m), count
-            )
-            width = np.repeat([-(-c.layer.widest // tp) for c in members], size)
-            cost = price_experts(
-                kernels,
-                replace(ExpertShape.of(layer, tp), width=width),
-                load,
-                np.tile(tokens_D[which], count),
-                tiles=tiles,
-            )
-            parts.append(_by_member(cost, count))
-        else:
-            parts.append(
-                _stacked(
-                    [
-                        price_layer_experts(
-                            kernels,
-                            c.layer,
-                            tp,
-                            counts_DL,
-                            None,
-                            tokens_D[which],
-                            tiles=tiles_of(kernels, c.layer, tp, traffic.counts_DL),
-                        )
-                        for c in members
-                    ]
+    return _demands(
+        devices, [_priced(members, kernels, traffic, which) for kernels, which in devices.groups]
+    )
+
+
+def _priced(
+    members: Sequence[Candidate],
+    kernels: Kernels,
+    traffic: Traffic,
+    which: slice,
+    widths_DL: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Return compute, memory and latency seconds of one kind of device, each of shape (B, D)."""
+    tp, layer = members[0].parallelism.tp, members[0].layer
+    counts_DL = traffic.counts_DL[which]
+    tokens_D = np.asarray(traffic.tokens_D)[which]
+    if not kernels.rows_may_differ or widths_DL is not None:
+        return _stacked(
+            [
+                price_layer_experts(
+                    kernels,
+                    c.layer,
+                    tp,
+                    counts_DL,
+                    None if widths_DL is None else widths_DL[which],
+                    tokens_D,
+                    tiles=tiles_of(kernels, c.layer, tp, traffic.counts_DL),
                 )
-            )
-    return _demands(devices, parts)
+                for c in members
+            ]
+        )
+    # all members in one call: every member's devices become rows of a table, and tiles do not
+    # depend on the width
+    tiles = tiles_of(kernels, layer, tp, traffic.counts_DL)
+    count, size = len(members), len(counts_DL)
+    load = _repeated(Load.of(counts_DL, tokens_D * layer.top_k, tiles[0].block_m), count)
+    width = np.repeat([-(-c.layer.widest // tp) for c in members], size)
+    cost = price_routed(
+        kernels,
+        replace(ExpertShape.of(layer, tp), width=width),
+        load,
+        np.tile(tokens_D, count),
+        tiles=tiles,
+    )
+    return _by_member(cost, count)
 
 
 def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:

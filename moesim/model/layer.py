@@ -119,6 +119,12 @@ class MoELayer:
         return not isinstance(self.expert_intermediate_size, int)
 
     @property
+    def widths_differ(self) -> bool:
+        """Whether experts have different widths, or some are pruned."""
+        widths = self.expert_intermediate_size
+        return not isinstance(widths, int) and len(set(widths)) > 1
+
+    @property
     def has_pruned(self) -> bool:
         """Whether any expert has width 0."""
         return self.uneven and 0 in self.expert_intermediate_size  # type: ignore[operator]

@@ -39,6 +39,7 @@ FORMATS = {
 #: bytes of one number of each format, without scales
 BYTES_PER_ELEMENT = {name: fmt.bytes for name, fmt in FORMATS.items()}
 _FP8 = "float8_e4m3"
+_MX_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Precision:
         combine: Format of an expert's output on its way back.
         scale_block: Size of the blocks of float8_e4m3 that share one 4-byte scale: scale_block x
             scale_block weights, or scale_block elements of a token; 0 for one scale per tensor.
+            Blocks of 32 are those of MXFP8, whose scales have one byte.
 
     Raises:
         ConfigError: A format is unknown, the block is below 0, or activations are narrower than the
@@ -136,7 +138,7 @@ class Precision:
         fmt = FORMATS[getattr(self, which)]
         scales = fmt.scale_bytes * -(-num_elements // fmt.scale_elements)
         if getattr(self, which) == _FP8 and self.scale_block:
-            scales = 4.0 * -(-num_elements // self.scale_block)
+            scales = self._fp8_scale_bytes * -(-num_elements // self.scale_block)
         return num_elements * fmt.bytes + scales
 
     @property
@@ -145,13 +147,21 @@ class Precision:
         fmt = FORMATS[self.weights]
         scale = fmt.scale_bytes / fmt.scale_elements
         if self.weights == _FP8 and self.scale_block:
-            scale = 4.0 / self.scale_block**2
+            scale = self._fp8_scale_bytes / self.scale_block**2
         return fmt.bytes + scale
+
+    @property
+    def _fp8_scale_bytes(self) -> float:
+        """The bytes of the scale of a block: one for the 32 elements of MXFP8 (OCP Microscaling
+        Formats 1.0), otherwise a float32.
+        """
+        return 1.0 if self.scale_block == _MX_BLOCK else 4.0
 
 
 #: bf16, fp16: throughout. fp8: weights, tokens and dispatch, 128 x 128 blocks (DeepSeek-V3, arXiv
-#: 2412.19437); fp8_tensor: one scale per tensor. int8: weights and tokens. int4, mxfp4, nvfp4:
-#: weights only, bf16 tokens.
+#: 2412.19437); fp8_tensor: one scale per tensor. int8: weights and tokens. int4, mxfp4, nvfp4_a16:
+#: weights only, bf16 tokens. mxfp4_a8: mxfp4 weights, mxfp8 tokens (gpt-oss on Blackwell). nvfp4:
+#: weights and tokens, as NVIDIA publishes checkpoints for Blackwell.
 RECIPES = {
     "bf16": Precision(),
     "fp16": Precision(
@@ -162,5 +172,7 @@ RECIPES = {
     "int8": Precision(weights="int8", activations="int8", dispatch="int8"),
     "int4": Precision(weights="int4"),
     "mxfp4": Precision(weights="mxfp4"),
-    "nvfp4": Precision(weights="nvfp4"),
+    "mxfp4_a8": Precision(weights="mxfp4", activations=_FP8, dispatch=_FP8, scale_block=32),
+    "nvfp4": Precision(weights="nvfp4", activations="nvfp4", dispatch="nvfp4"),
+    "nvfp4_a16": Precision(weights="nvfp4"),
 }

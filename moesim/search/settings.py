@@ -15,7 +15,7 @@ from moesim.search.samplers import sampler_for
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
 from moesim.search.trial import TRIAL_COLUMNS
-from moesim.simulation.trust import calibration_digests
+from moesim.simulation.trust import study_digests
 from moesim.version import VERSION
 
 
@@ -36,7 +36,7 @@ def settings_of(
         "screen": screen,
         "economics": {"name": economics, "digest": problem.economics.digest},
         "enqueued": digest_of(points),
-        "calibration": calibration_digests(problem.cluster),
+        "calibration": study_digests(problem.cluster),
         "version": VERSION,
     }
 

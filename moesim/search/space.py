@@ -29,6 +29,7 @@ from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
 from moesim.files.toml import Strict, describe
 from moesim.hardware import Cluster
+from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset
@@ -77,6 +78,8 @@ class Space(Strict):
         exchange: Choices of the exchange, see `moesim.hardware.exchanges`; ``cluster`` stands for
             the cluster's own. Older files call this parameter ``dispatch``.
         num_micro_batches: Choices of the number of micro-batches.
+        kernels: Choices of the kernel library: ``auto``, ``auto:ENGINE``, or names of
+            `moesim.hardware.libraries`.
         capacity_factor: Choices of the capacity factor; 0 means dropless.
         overflow: Choices of what happens beyond the capacity: ``drop`` or ``reroute``.
         hardware: Changes of the cluster and its devices: key of
@@ -108,6 +111,7 @@ class Space(Strict):
         default=[_OWN], validation_alias=AliasChoices("exchange", "dispatch")
     )
     num_micro_batches: _Some[int] = [1]
+    kernels: _Some[str] = [AUTO]
     capacity_factor: _Some[float] = [0.0]
     overflow: _Some[str] = ["drop"]
     hardware: dict[str, _Some[int | float | str | list[int]]] = {}
@@ -125,6 +129,8 @@ class Space(Strict):
             self._check_gate(gate)
         for exchange, parts in product(self.exchange, self.num_micro_batches):
             Schedule(exchange=None if exchange == _OWN else exchange, num_micro_batches=parts)
+        for kernels in self.kernels:
+            check_choice(kernels)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
         for name in self.hardware:
@@ -227,6 +233,7 @@ class Space(Strict):
                 "precision",
                 "exchange",
                 "num_micro_batches",
+                "kernels",
                 "overflow",
             )
             or isinstance(self.choices()[name][0], str)
@@ -316,6 +323,7 @@ class Space(Strict):
                 exchange=None if point["exchange"] == _OWN else point["exchange"],
                 num_micro_batches=point["num_micro_batches"],
             ),
+            kernels=point["kernels"],
         )
         return candidate, cluster
 
@@ -333,7 +341,7 @@ PARAMETERS = (
 #: parameters that exist only if a gate takes groups
 GROUPS = ("num_expert_groups", "num_limited_groups")
 #: parameters that points name only if the space lists more than one choice
-OPTIONAL = ("exchange", "num_micro_batches", "capacity_factor", "overflow")
+OPTIONAL = ("exchange", "num_micro_batches", "kernels", "capacity_factor", "overflow")
 
 
 def _takes_groups(gate: str) -> bool:

@@ -9,6 +9,7 @@ The whole pipeline is on this page, each step fed by the one before::
     slots      choices take slots, replicas in turn or the nearest        moesim.placement.slots
     traffic    who sends how many tokens where, and every slot's rows     moesim.lowering.traffic
     padding    slots of a fixed capacity are filled with rows of zeros    moesim.lowering.traffic
+    kernels    the library that is named, or the fastest, runs the rows   moesim.simulation.kernels
 
 `prepare` is called once for a design, and its result is handed on: to
 `moesim.simulation.run.lower`, to memory, to screening, and to sources that measure the same
@@ -26,14 +27,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from moesim.costs.libraries import running
+from moesim.costs.phases.experts import slot_widths
 from moesim.design.candidate import Candidate, Workload
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, check_devices
+from moesim.hardware.libraries import AUTO
 from moesim.model import MoELayer, Precision
 from moesim.placement import Placement, Setting, place
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
+from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
 
 if TYPE_CHECKING:
@@ -46,7 +51,9 @@ class Prepared:
 
     Attributes:
         candidate: The design.
-        cluster: The hardware it runs on.
+        cluster: The hardware it runs on, with the kernels of the library that runs the experts.
+        kernels: Name of that library, or of one for each kind of device joined by ``+``; empty if
+            no device is a GPU.
         workload: The tokens it is given.
         placement: The slots of its experts.
         choices: Experts of every token of the whole batch, with those of full experts rerouted.
@@ -56,6 +63,7 @@ class Prepared:
 
     candidate: Candidate
     cluster: Cluster
+    kernels: str
     workload: Workload
     placement: Placement
     choices: Routing
@@ -80,8 +88,8 @@ def prepare(
 
     Raises:
         ConfigError: The parallelism does not use the cluster's devices, the slots do not divide
-            over the ranks, there are more micro-batches than tokens, or a given placement has other
-            ranks or experts.
+            over the ranks, there are more micro-batches than tokens, a given placement has other
+            ranks or experts, or the kernel library named does not run the design.
     """
     layer, parts = candidate.layer, candidate.schedule.num_micro_batches
     check_devices(cluster, candidate.parallelism.num_devices, "parallelism: ep x tp")
@@ -103,9 +111,12 @@ def prepare(
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
     placed, traffic = _spread(key, work, where, placement, 1)
     batches = traffic if parts == 1 else _spread(key, work, where, placement, parts)[1]
+    widths = slot_widths(layer, placed, candidate.parallelism.tp) if layer.widths_differ else None
+    kernels = choose_kernels([candidate], cluster, traffic[0], widths)[0]
     return Prepared(
         candidate=candidate,
-        cluster=cluster,
+        cluster=running(cluster, kernels),
+        kernels=kernels,
         workload=workload,
         placement=placed,
         choices=_choices(_for_capacity(layer), work, cluster.num_devices, 1)[0],
@@ -137,6 +148,7 @@ def _for_traffic(candidate: Candidate) -> Candidate:
         ),
         dense_part=None,
         schedule=Schedule(),
+        kernels=AUTO,
     )
 
 

@@ -31,6 +31,7 @@ FOUND_COLUMNS = (
     "dropped_token_fraction",
     *COLUMNS,
     "peak_memory_gib",
+    "kernels",
     "tile",
     "granularity",
 )
@@ -69,6 +70,10 @@ class Result:
         workload: The tokens it was given; its seed is that of the routing.
         version: Version of moesim.
         profile_hash: Hash over the cluster, device and calibration files.
+        kernels: Name of the library that runs the experts, one for each kind of device joined by
+            ``+``; empty on devices that are no GPUs.
+        intervals: Phase -> P10 and P90 of measured over simulated time, as far as its calibration
+            knows them.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
         granularity: Whether transfers were simulated per ``device`` or per ``pair``;
             ``device_loose`` where one transfer per device is known to be inaccurate, see
@@ -98,6 +103,8 @@ class Result:
     workload: Workload
     version: str
     profile_hash: str
+    kernels: str
+    intervals: dict[str, tuple[float, float]]
     tile: str
     granularity: str = "device"
 
@@ -122,6 +129,7 @@ class Result:
             "peak_memory_gib": None
             if self.peak_memory_bytes is None
             else self.peak_memory_bytes / GIB,
+            "kernels": self.kernels,
             "tile": self.tile,
             "granularity": self.granularity,
             "evidence": self.evidence,

@@ -8,7 +8,8 @@ import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.devices.primitives import kernels_for
-from moesim.costs.phases.experts import slot_widths, tiles_of
+from moesim.costs.phases.experts import slot_widths
+from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.hardware import Cluster
@@ -24,7 +25,7 @@ from moesim.simulation.phases import (
 )
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.result import Result
-from moesim.simulation.trust import basis_digest, granularity_of, trust_of
+from moesim.simulation.trust import basis_digest, granularity_of, intervals_of, span_of
 from moesim.units import MB
 from moesim.version import VERSION
 
@@ -88,7 +89,8 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
     program = lower(prepared)
     timeline = run(program, engine)
     phases = critical_phases(program, timeline)
-    low, high, level = trust_of(candidate, cluster, phases)
+    intervals, level = intervals_of(candidate, cluster)
+    low, high = span_of(intervals, phases)
     time_s = timeline.makespan_s
     waves = cluster.profile.execution == "waves"
     return Result(
@@ -114,6 +116,8 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         workload=workload,
         version=VERSION,
         profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
+        kernels=prepared.kernels,
+        intervals=intervals,
         tile=_tile_name(prepared) if waves else "",
         granularity=granularity_of(cluster, candidate.schedule),
         effects=GateEffects.of(
@@ -123,10 +127,10 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
 
 
 def _tile_name(prepared: Prepared) -> str:
-    """Return the up projection's tile on the first device."""
+    """Return the up projection's tile on the first kind of device."""
     candidate, kernels = prepared.candidate, kernels_for(prepared.cluster.profile)
-    counts_DL = prepared.traffic.counts_DL
-    return str(tiles_of(kernels, candidate.layer, candidate.parallelism.tp, counts_DL)[0])
+    shape = ExpertShape.of(candidate.layer, candidate.parallelism.tp)
+    return kernels.tile_name(shape, prepared.traffic.counts_DL)
 
 
 def lower(prepared: Prepared) -> Program:
@@ -140,7 +144,7 @@ def lower(prepared: Prepared) -> Program:
         kernel = exchange_kernel(cluster, cluster.exchange(schedule), schedule.num_comm_sms)
     widths = (
         slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp)
-        if candidate.layer.uneven
+        if candidate.layer.widths_differ
         else None
     )
     return lower_layer(candidate, cluster, prepared.batches, kernel, widths_DL=widths)

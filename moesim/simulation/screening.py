@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.costs.libraries import running
 from moesim.costs.phases.memory import memory_need
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.bound_many import run_bound_many
@@ -23,6 +24,7 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.lowering.widths import demands_of_widths
 from moesim.program import Program
+from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import lower, simulate_prepared
 
@@ -97,10 +99,30 @@ def _bound_frame(
     members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds
 ) -> None:
     prepared = prepare(members[0], cluster, workload)
-    program = lower(prepared)
-    if members[0].layer.uneven or program.factored:
+    if members[0].layer.uneven:
         for candidate, place in zip(members, places, strict=True):
             _one(prepare(candidate, cluster, workload), int(place), found)
+        return
+    # widths may differ in the library that is fastest, and each library has a program of its own
+    chosen = choose_kernels(members, cluster, prepared.traffic)
+    for kernels in dict.fromkeys(chosen):
+        own = [i for i, name in enumerate(chosen) if name == kernels]
+        _bound_same_kernels(
+            [members[i] for i in own],
+            places[own],
+            replace(prepared, cluster=running(cluster, kernels), kernels=kernels),
+            found,
+        )
+
+
+def _bound_same_kernels(
+    members: list[Candidate], places: Array, prepared: Prepared, found: Bounds
+) -> None:
+    """Bound members whose experts run in one library."""
+    program = lower(replace(prepared, candidate=members[0]))
+    if program.factored:
+        for candidate, place in zip(members, places, strict=True):
+            _one(replace(prepared, candidate=candidate), int(place), found)
         return
     makespan_B, busy_BR = run_bound_many(program, *_experts(members, prepared, program))
     found.layer_time_s_N[places] = makespan_B

@@ -7,16 +7,19 @@ import hashlib
 from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.devices.serial import phase_intervals
+from moesim.costs.libraries import own_name
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
-from moesim.hardware import Cluster
+from moesim.files import toml
+from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import Exchange
+from moesim.hardware.libraries import kernel_libraries, kernel_library
 
 #: interval of phases without measured rows behind them (gate, permute, reduce, shared): a factor of
 #: 1.5, assumed
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
-#: recipe -> class of measured kernels that its calibration rests on; other recipes rest on none
-_MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
+#: library whose formats name the classes of a calibration that belongs to no library
+_PLAIN = "sglang-triton"
 #: number of devices up to which one transfer op per device agreed with pairs within 4 % on any
 #: fabric without thin uplinks (studies/granularity.py); beyond it, tori and exchanges of two hops
 #: were up to 7 and 14 % off
@@ -61,6 +64,22 @@ def calibration_digests(cluster: Cluster, exchange: Exchange | None = None) -> l
     return found
 
 
+def study_digests(cluster: Cluster) -> list[str]:
+    """Return the hashes of everything that prices on this cluster may rest on, by whatever library
+    and exchange a design chooses: the calibrations and records of all libraries, and the
+    calibration of the cluster's own exchange.
+    """
+    found = calibration_digests(cluster)
+    for library in kernel_libraries():
+        found.append(library.digest)
+        found += [
+            load_calibration(library.calibration, profile).digest
+            for profile, _ in cluster.groups
+            if profile.execution == "waves"
+        ]
+    return found
+
+
 def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
     """Return a hash over everything a price on this cluster rests on: cluster, device and
     calibration files.
@@ -70,24 +89,33 @@ def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
     ).hexdigest()[:12]
 
 
-def trust_of(
-    candidate: Candidate, cluster: Cluster, phases: dict[str, float]
-) -> tuple[float, float, str]:
-    """Return the interval and the calibration of a simulated layer.
+def span_of(
+    intervals: dict[str, tuple[float, float]], phases: dict[str, float]
+) -> tuple[float, float]:
+    """Return the interval of a layer's time, from those of the phases on its critical path.
 
     Args:
-        candidate: The design whose layer was simulated.
-        cluster: The hardware it ran on.
-        phases: Seconds of each phase on the critical path; each has its own interval.
+        intervals: Phase -> P10 and P90 of its time as factors, see `intervals_of`.
+        phases: Seconds of each phase on the critical path.
 
     Returns:
-        (low, high, level): factors of the layer time, and the weakest calibration that it rests on.
+        Factors (low, high) of the layer's time.
     """
-    intervals, level = intervals_of(candidate, cluster)
     total = sum(phases.values())
-    low = sum(t * intervals.get(name, ASSUMED_INTERVAL)[0] for name, t in phases.items()) / total
-    high = sum(t * intervals.get(name, ASSUMED_INTERVAL)[1] for name, t in phases.items()) / total
-    return low, high, level
+    low, high = (
+        sum(t * intervals.get(name, ASSUMED_INTERVAL)[end] for name, t in phases.items()) / total
+        for end in (0, 1)
+    )
+    return low, high
+
+
+def measured_format(profile: Profile, recipe: str) -> str:
+    """Return the format of the measured rows behind a recipe's price on a device: ``unmeasured`` if
+    there are none.
+    """
+    name = own_name(profile)
+    library = kernel_library(name if name in toml.names("libraries") else _PLAIN)
+    return library.formats.get(recipe, "unmeasured")
 
 
 def intervals_of(
@@ -97,7 +125,8 @@ def intervals_of(
 
     Args:
         candidate: The design whose layer is simulated.
-        cluster: The hardware it runs on.
+        cluster: The hardware it runs on, with the calibrations of the libraries that run its
+            experts (`moesim.costs.libraries.running`).
 
     Returns:
         Phase -> factors of its time, P10 and P90 (a phase without an entry has `ASSUMED_INTERVAL`);
@@ -113,13 +142,9 @@ def intervals_of(
             continue
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        alike = (
-            isinstance(layer.expert_intermediate_size, int)
-            or len(set(layer.expert_intermediate_size)) == 1
-        )
         # no measured row has experts of different widths
         measured_as = (
-            _MEASURED_AS.get(layer.precision.name, "unmeasured") if alike else "unmeasured"
+            "unmeasured" if layer.widths_differ else measured_format(profile, layer.precision.name)
         )
         low, high = kernels.interval(f"{measured_as}-{spread}")
         before = intervals.get("experts", (low, high))

@@ -118,7 +118,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
             ["simulate", "--precision", "int3"],
             (
                 "precision: expected one of bf16, fp16, fp8, fp8_tensor, int8, int4, mxfp4, "
-                "nvfp4, got 'int3'"
+                "mxfp4_a8, nvfp4, nvfp4_a16, got 'int3'"
             ),
         ),
         (

@@ -204,7 +204,7 @@ def test_a_cluster_runs_another_library():
     ours = running(cluster)
     assert ours.profile.calibration == OWN_KERNELS
     assert cluster.profile.calibration == "triton-moe"
-    assert running(ours, "triton-moe").profile.calibration == "triton-moe"
+    assert running(ours, "sglang-triton").profile.calibration == "triton-moe"
     with pytest.raises(UnknownNameError):
         running(cluster, "no-such-library")
     tpu = load_cluster("tpu-v5p-4x4x4")

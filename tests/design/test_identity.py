@@ -143,6 +143,7 @@ def with_leaf(value, path, new):
 
 
 OTHERS = {
+    "kernels": ["auto:vllm", "sglang-triton"],
     "overflow": ["reroute"],
     "gated": [False],
     "padded": [True],

@@ -21,7 +21,9 @@ from moesim.model.precision import FORMATS, RECIPES, Precision
         ("int8", 7168, 7168, 2 * 7168, 1.0),
         ("int4", 7168, 2 * 7168, 2 * 7168, 0.5 + 2 / 128),
         ("mxfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 32),
-        ("nvfp4", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 16),
+        ("mxfp4_a8", 7168, 7168 + 224, 2 * 7168, 0.5 + 1 / 32),
+        ("nvfp4", 7168, 3584 + 448, 2 * 7168, 0.5 + 1 / 16),
+        ("nvfp4_a16", 7168, 2 * 7168, 2 * 7168, 0.5 + 1 / 16),
     ],
 )
 def test_bytes_count_their_scales(recipe, elements, dispatch, combine, weight):
@@ -39,8 +41,9 @@ def test_narrow_tokens_count_the_scales_of_their_blocks():
 
 
 def test_what_a_recipe_does_to_the_kernels():
-    assert {name for name, p in RECIPES.items() if p.block_scaled} == {"fp8"}
-    assert {name for name, p in RECIPES.items() if p.weight_only} == {"int4", "mxfp4", "nvfp4"}
+    assert {name for name, p in RECIPES.items() if p.block_scaled} == {"fp8", "mxfp4_a8"}
+    weight_only = {"int4", "mxfp4", "mxfp4_a8", "nvfp4_a16"}
+    assert {name for name, p in RECIPES.items() if p.weight_only} == weight_only
     assert len(set(RECIPES.values())) == len(RECIPES)
 
 

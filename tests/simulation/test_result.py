@@ -11,6 +11,7 @@ from moesim import Workload, load_cluster, simulate
 from moesim.design.schedule import Schedule
 from moesim.engines import ENGINES
 from moesim.files import toml
+from moesim.hardware.libraries import kernel_library
 from moesim.simulation.result import RESULT_COLUMNS
 from moesim.simulation.trust import granularity_of
 
@@ -58,7 +59,8 @@ def test_the_hash_changes_with_what_the_result_rests_on(hgx, candidate, tmp_path
         simulate(candidate, hgx, WORK).profile_hash,
         simulate(candidate, load_cluster("hgx-a100-8"), WORK).profile_hash,
     }
-    for name in (hgx.profile.calibration, "nccl"):
+    library = kernel_library(simulate(candidate, hgx, WORK).kernels)
+    for name in (library.calibration, "nccl"):
         folder = tmp_path / hashlib.sha256(name.encode()).hexdigest()[:8]
         (folder / "calibration").mkdir(parents=True)
         shipped = toml.find("calibration", name)

@@ -51,7 +51,7 @@ def test_mixed_cluster_gives_fast_devices_more(make_candidate):
     held = prepare(candidate, mixed, work).placement.slots_of_rank()
     assert held[32:].sum() > 1.5 * held[:32].sum()
     even = simulate(replace(candidate, placement="contiguous"), mixed, work)
-    assert simulate(candidate, mixed, work).experts_time_s < 0.85 * even.experts_time_s
+    assert simulate(candidate, mixed, work).experts_time_s < 0.9 * even.experts_time_s
 
 
 def test_given_placement_is_used(hgx, make_candidate):

@@ -68,9 +68,13 @@ class TileRule:
 
     def block_m(self, rows: float, active: float) -> int:
         """Return the rows of a tile for this mean load: a power of two."""
-        load = max(self.row_factor * rows / max(active, 1.0), 1.0)
-        power = 1 << int(np.ceil(np.log2(load)))
-        return int(min(max(power, self.least_rows), self.most_rows))
+        return int(self.block_m_R(np.asarray(rows), np.asarray(active)))
+
+    def block_m_R(self, rows_R: Array, active_R: Array) -> Array:
+        """Return the rows of a tile for each load: ndarray of shape (R,), int64."""
+        load = np.maximum(self.row_factor * rows_R / np.maximum(active_R, 1.0), 1.0)
+        power = np.left_shift(1, np.ceil(np.log2(load)).astype(np.int64))
+        return np.clip(power, self.least_rows, self.most_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -6,13 +6,15 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from moesim.costs.calibration import load_calibration
+from moesim.costs.calibration import BESIDE, load_calibration
+from moesim.costs.devices.fused_kernels import FusedKernels
 from moesim.costs.devices.gpu import WaveKernels
 from moesim.costs.devices.serial import SerialKernels
 from moesim.costs.devices.systolic import SystolicKernels
 from moesim.costs.devices.tile_kernels import TileKernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
+from moesim.costs.shape import ExpertShape
 from moesim.costs.tiles import Tile
 from moesim.costs.work import ExpertSizes, GemmSpec
 from moesim.hardware import Profile
@@ -42,6 +44,19 @@ class Kernels(Protocol):
             counts_DL: Rows of each expert of each device, ndarray of shape (D, L).
             sizes: Sizes of the experts.
         """
+
+    def experts(self, shape: ExpertShape, load: Load, num_tokens_D: Array) -> PhaseCost | None:
+        """Price the routed experts as a whole, from tokens to weighted outputs on one device; None
+        where they are priced kernel by kernel.
+
+        Args:
+            shape: Sizes and formats of the experts.
+            load: The histogram of the rows they compute.
+            num_tokens_D: Distinct tokens present.
+        """
+
+    def tile_name(self, shape: ExpertShape, counts_DL: Array) -> str:
+        """Return the tile of the up projection in words, as far as the library tells."""
 
     def launches(self, count: float | Array) -> PhaseCost:
         """Price dependent launches that do nothing else."""
@@ -95,4 +110,7 @@ def kernels_for(profile: Profile) -> Kernels:
         return SystolicKernels(profile=profile, calibration=calibration)
     if calibration.model == "tiles":
         return TileKernels(profile=profile, calibration=calibration)
+    if calibration.model == "fused":
+        beside = load_calibration(BESIDE, profile)
+        return FusedKernels(profile=profile, calibration=beside, library=calibration)
     return WaveKernels(profile=profile, calibration=calibration)

@@ -6,6 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from moesim.costs.load import Load
+from moesim.costs.phase import PhaseCost
+from moesim.costs.shape import ExpertShape
 from moesim.costs.tiles import Tile, heuristic_tile
 from moesim.costs.work import ExpertSizes
 
@@ -26,3 +29,11 @@ class SeparateKernels:
         active = max(int((counts_DL > 0).sum()), 1)
         tile = heuristic_tile(float(counts_DL.sum()) / active, sizes.element_bytes)
         return tile, tile
+
+    def experts(self, shape: ExpertShape, load: Load, num_tokens_D: np.ndarray) -> PhaseCost | None:
+        """Return None: the experts are priced kernel by kernel."""
+        return None
+
+    def tile_name(self, shape: ExpertShape, counts_DL: np.ndarray) -> str:
+        """Return the tile of the up projection, in words."""
+        return str(self.expert_tiles(counts_DL, shape.sizes)[0])

@@ -32,6 +32,7 @@ from moesim.costs.devices.tile_model import TileModel
 from moesim.costs.devices.tile_work import FORMS, TileWork
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost
+from moesim.costs.shape import ExpertShape
 from moesim.costs.tiles import Tile
 from moesim.costs.work import ExpertSizes, GemmSpec, by_width
 from moesim.errors import ConfigError
@@ -70,6 +71,14 @@ class TileKernels:
         # as the kernels do, which do not see the histogram
         up, down = best_pairs(model, expected_counts(rows, experts), sizes, target)[0]
         return replace(up, block_n=up.block_n * sizes.num_up), down
+
+    def experts(self, shape: ExpertShape, load: Load, num_tokens_D: Array) -> PhaseCost | None:
+        """Return None: the experts are priced kernel by kernel."""
+        return None
+
+    def tile_name(self, shape: ExpertShape, counts_DL: Array) -> str:
+        """Return the tile of the up projection, in words."""
+        return str(self.expert_tiles(counts_DL, shape.sizes)[0])
 
     def launches(self, count: float | Array) -> PhaseCost:
         """Price the gaps and the starts of ``count`` kernels in a CUDA graph."""

@@ -7,15 +7,14 @@ these, and their benchmarks time them. A library may fuse the activation into th
 Shape legend: D devices or rows, L local experts (slots).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load, Size
 from moesim.costs.phase import PhaseCost, sequence
+from moesim.costs.shape import ExpertShape
 from moesim.costs.tiles import Tile
-from moesim.costs.work import ExpertSizes, GemmSpec
+from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.placement import Placement
@@ -24,63 +23,6 @@ Array = np.ndarray
 #: narrow formats quantize the input of both GEMMs in separate kernels
 _QUANTISE_KERNELS = 2
 _OUTPUT_BYTES = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExpertShape:
-    """Sizes of the experts on a device; in a table of measurements every size has one value per
-    row.
-
-    Attributes:
-        hidden: Hidden size H.
-        width: Expert width on this device: the layer's width over its tensor parallelism. Where
-            experts differ, it is the widest, and the `Load` holds the width of each.
-        num_up: Number of up projections: 2 for SwiGLU, otherwise 1.
-        top_k: Number of experts that a token uses.
-        fmt: Format of the GEMMs.
-        weight_bytes: Bytes of one weight, scales included.
-        input_bytes: Bytes of one input element, scales included.
-        block_scaled: Whether a scale is applied after every block of the depth.
-        weight_only: Whether the kernel widens the weights before it multiplies.
-    """
-
-    hidden: Size
-    width: Size
-    num_up: Size
-    top_k: Size
-    fmt: str
-    weight_bytes: float
-    input_bytes: float
-    block_scaled: bool = False
-    weight_only: bool = False
-
-    @property
-    def sizes(self) -> ExpertSizes:
-        """What tiles are chosen by; the sizes must be numbers."""
-        return ExpertSizes(
-            hidden=int(self.hidden),
-            width=int(self.width),
-            num_up=int(self.num_up),
-            top_k=int(self.top_k),
-            fmt=self.fmt,
-            element_bytes=BYTES_PER_ELEMENT[self.fmt],
-        )
-
-    @classmethod
-    def of(cls, layer: MoELayer, tp: int) -> "ExpertShape":
-        """Return the shape on one of ``tp`` devices that share each expert's width."""
-        precision = layer.precision
-        return cls(
-            hidden=layer.hidden_size,
-            width=-(-layer.widest // tp),
-            num_up=2 if layer.gated else 1,
-            top_k=layer.top_k,
-            fmt=precision.activations,
-            weight_bytes=precision.weight_bytes,
-            input_bytes=precision.token_bytes("activations", layer.hidden_size) / layer.hidden_size,
-            block_scaled=precision.block_scaled,
-            weight_only=precision.weight_only,
-        )
 
 
 def tiles_of(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array) -> tuple[Tile, Tile]:
@@ -142,6 +84,24 @@ def price_layer_experts(
     shape = ExpertShape.of(layer, tp)
     tiles = tiles or kernels.expert_tiles(counts_DL, shape.sizes)
     load = Load.of(counts_DL, np.asarray(num_tokens_D) * layer.top_k, tiles[0].block_m, widths_DL)
+    return price_routed(kernels, shape, load, num_tokens_D, tiles=tiles, warm=warm)
+
+
+def price_routed(
+    kernels: Kernels,
+    shape: ExpertShape,
+    load: Load,
+    num_tokens_D: Array,
+    *,
+    tiles: tuple[Tile, Tile],
+    warm: bool = False,
+) -> PhaseCost:
+    """Price the routed experts: as a whole where a library is priced so, otherwise kernel by kernel
+    with `price_experts`, whose arguments these are.
+    """
+    whole = kernels.experts(shape, load, num_tokens_D)
+    if whole is not None:
+        return whole
     return price_experts(kernels, shape, load, num_tokens_D, tiles=tiles, warm=warm)
 
 
@@ -154,7 +114,7 @@ def price_experts(
     tiles: tuple[Tile, Tile],
     warm: bool = False,
 ) -> PhaseCost:
-    """Price the expert phase on every device.
+    """Price the expert phase on every device, kernel by kernel.
 
     Args:
         kernels: Primitives of the device.

@@ -1,0 +1,75 @@
+"""Choose whose kernels run a design's experts: the library that is named, or the fastest.
+
+``auto`` prices the experts of the whole batch by every library that could run them
+(`moesim.costs.libraries.candidates`) and takes the one whose slowest device ends first. The price
+is the one that the layer is then lowered with.
+
+Shape legend: D devices, L local experts.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moesim.costs.libraries import AND, candidates, has_own_kernels, own_name, priced_by
+from moesim.design.candidate import Candidate
+from moesim.errors import ConfigError
+from moesim.hardware import Cluster
+from moesim.hardware.libraries import AUTO
+
+if TYPE_CHECKING:
+    from moesim.lowering.traffic import Traffic
+
+
+def choose_kernels(
+    members: Sequence[Candidate],
+    cluster: Cluster,
+    traffic: "Traffic",
+    widths_DL: np.ndarray | None = None,
+) -> list[str]:
+    """Return the library of each design, or of each kind of device joined by ``+``.
+
+    Args:
+        members: Designs that differ at most in the width of their experts.
+        cluster: The hardware they run on.
+        traffic: What the whole batch moves and computes.
+        widths_DL: ndarray of shape (D, L): width of the expert in every slot, of a single member
+            whose experts differ; None if all have the same width.
+
+    Returns:
+        Names that `moesim.costs.libraries.running` reads, one for each member.
+
+    Raises:
+        ConfigError: The library named does not run the design on the cluster; the text says why.
+    """
+    first = members[0]
+    exchange = cluster.exchange(first.schedule) if cluster.num_devices > 1 else None
+    start, chosen = 0, []
+    for profile, count in cluster.groups:
+        devices = slice(start, start + count)
+        start += count
+        asked = first.kernels.partition(":")[0] != AUTO
+        if profile.execution != "waves" and asked:
+            raise ConfigError(f"kernels: {first.kernels} runs on GPUs, and {profile.name} is none")
+        if has_own_kernels(profile) and not asked:
+            chosen.append([own_name(profile)] * len(members))
+            continue
+        able = candidates(profile, first.layer, exchange, first.kernels)
+        if len(able) == 1:
+            chosen.append([able[0].name] * len(members))
+            continue
+        # numba is loaded only here, so that `import moesim` stays light
+        from moesim.lowering.widths import price_widths
+
+        slowest_s = [
+            price_widths(members, priced_by(profile, one.name), traffic, devices, widths_DL).max(
+                axis=1
+            )
+            for one in able
+        ]
+        chosen.append([able[int(i)].name for i in np.stack(slowest_s).argmin(axis=0)])
+    # one name where all kinds of device run the same library
+    return [
+        AND.join(names if len(set(names)) > 1 else names[:1]) for names in zip(*chosen, strict=True)
+    ]
