@@ -29,7 +29,14 @@ _MOST_TOKENS = 1 << 20
 _MOST_DEVICES = 4096
 
 
-def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flow") -> list[Help]:
+def helps(
+    best: Result,
+    cluster: Cluster,
+    workload: Workload,
+    engine: str = "flow",
+    *,
+    most_s: float | None = None,
+) -> list[Help]:
     """Return what each change brings to a simulated design, everything else equal.
 
     Changes of less than 1 % are left out.
@@ -39,6 +46,7 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
         cluster: The hardware it ran on.
         workload: The tokens it was given.
         engine: Name of the engine that simulated it.
+        most_s: Time that a layer may take; changes that take longer are left out.
     """
     found = []
     candidate = best.candidate
@@ -47,6 +55,8 @@ def helps(best: Result, cluster: Cluster, workload: Workload, engine: str = "flo
     def tried(change: str, where: Cluster, work: Workload) -> None:
         result = simulate(candidate, where, work, engine=engine, must_fit=False)
         if result.memory_over_bytes is not None and result.memory_over_bytes > 0:
+            return
+        if most_s is not None and result.layer_time_s > most_s:
             return
         factor = gain(before, Outcome(result=result, cluster=where))
         if factor.mid > 1.01:

@@ -28,9 +28,11 @@ from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import Economics, load_economics
+from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec
+from moesim.simulation.kernels import engines_of
 from moesim.simulation.prepare import prepare
 from moesim.simulation.result import Result
 from moesim.simulation.run import exchange_of, simulate
@@ -45,8 +47,10 @@ USUAL_ROUTING = "power_law:1.2"
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
 #: factor on the latency that the bound of a batch may reach
 _ROOM = 2.0
-#: batches that are tried for a latency, largest first
+#: batches that are tried for a latency, largest first: powers of two, then eighths between the
+#: largest that keeps it and its double
 _BATCHES = tuple(2**n for n in range(13, -1, -1))
+_BETWEEN = (15, 14, 13, 12, 11, 10, 9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class _Task:
     objective: Objective
     economics: Economics
     latency_s: float | None
+    kernels: str
 
     def per_second(self, mean_utilisation: dict[str, float]) -> float:
         """Return what a second of the layer costs in the objective's unit."""
@@ -79,6 +84,7 @@ def recommend(
     routing: str = USUAL_ROUTING,
     latency_ms: float | None = None,
     precision: str = "auto",
+    kernels: str = AUTO,
     objective: Objective = "throughput",
     economics: str = "default",
     seed: int = 0,
@@ -91,13 +97,16 @@ def recommend(
         gpus: Number of devices, which is part of a node or whole nodes; by default that of the
             cluster.
         phase: ``prefill`` or ``decode``.
-        tokens: Tokens of each device in one forward pass; by default `USUAL_TOKENS`, or with a
-            latency the largest power of two that stays within it.
-        kv_tokens: Tokens in each device's KV cache; by default those of the batch.
+        tokens: Tokens of each device in one forward pass; by default `USUAL_TOKENS`, for decoding
+            halved until the KV cache fits, or with a latency the largest power of two, or eighth
+            between two, that stays within it.
+        kv_tokens: Tokens in each device's KV cache; by default those of the batch, for decoding
+            `moesim.design.candidate.USUAL_CONTEXT` for each sequence.
         routing: Distribution of the experts' load.
         latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the
             other.
         precision: ``auto`` (see `moesim.advice.designs.formats`), or recipes separated by commas.
+        kernels: ``auto``, ``auto:ENGINE`` for what one serving engine launches, or a library.
         objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of
             the MoE layers.
         economics: Name of the cost and power model.
@@ -123,6 +132,7 @@ def recommend(
         objective=objective,
         economics=load_economics(economics),
         latency_s=None if latency_ms is None else latency_ms / 1e3,
+        kernels=check_choice(kernels),
         workload=Workload(
             num_tokens_per_device=tokens or USUAL_TOKENS[phase],
             phase=phase,
@@ -134,46 +144,82 @@ def recommend(
     task.per_second({})  # a missing price or power is reported before the work starts
     if task.latency_s is not None and tokens is None:
         return _largest_batch(task)
+    if tokens is None and kv_tokens is None and phase == "decode":
+        return _fitting_batch(task)
     return _recommended(task)
 
 
+def _with_tokens(task: _Task, tokens: int) -> _Task:
+    return replace(task, workload=replace(task.workload, num_tokens_per_device=tokens))
+
+
+def _fitting_batch(task: _Task) -> Recommendation:
+    """Return the recommendation for the usual batch, halved until its KV cache fits."""
+    first: CapacityError | None = None
+    tokens = task.workload.num_tokens_per_device
+    while tokens:
+        try:
+            return _recommended(_with_tokens(task, tokens))
+        except CapacityError as error:
+            first = first or error
+            tokens //= 2
+    assert first is not None, "the usual batch has tokens"
+    raise first
+
+
 def _largest_batch(task: _Task) -> Recommendation:
-    """Return the recommendation for the largest power of two of tokens that stays within the
-    latency.
-    """
+    """Return the recommendation for the largest batch that stays within the latency."""
     assert task.latency_s is not None
-    layers = task.model.dense_part.num_moe_layers
     last: MoesimError | None = None
     for tokens in _BATCHES:
-        if tokens * task.cluster.num_devices > 1 << 22:
+        found, error = _keeping(_with_tokens(task, tokens), must_try=tokens == 1)
+        if found is None:
+            last = error or last
             continue
-        now = replace(task, workload=replace(task.workload, num_tokens_per_device=tokens))
-        # bound one format and exchange only, and leave room for better ones, since the others are
-        # not bounded
-        designs = _all(now)
-        usual = designs[0].layer.precision, designs[0].schedule
-        few = [c for c in designs if (c.layer.precision, c.schedule) == usual]
-        bounds = bounds_of(few, now.cluster, now.workload)
-        if tokens > 1 and not (layers * bounds.layer_time_s_N <= _ROOM * task.latency_s).any():
-            continue
-        try:
-            return _recommended(now)
-        except (CapacityError, ConfigError) as error:
-            last = error
+        for eighths in _BETWEEN if tokens >= len(_BETWEEN) + 1 else ():
+            larger, _ = _keeping(_with_tokens(task, tokens * eighths // 8), must_try=False)
+            if larger is not None:
+                return larger
+        return found
     assert last is not None, "one token is always tried"
     raise last
 
 
+def _keeping(task: _Task, must_try: bool) -> tuple[Recommendation | None, MoesimError | None]:
+    """Return the recommendation for a batch that stays within the latency, or the reason against
+    it, where it was tried.
+
+    Args:
+        task: The question, with the batch.
+        must_try: Whether to try it even if its bound is far above the latency.
+    """
+    assert task.latency_s is not None
+    if task.workload.num_tokens_per_device * task.cluster.num_devices > 1 << 22:
+        return None, None
+    # bound one format and exchange only, and leave room for better ones, since the others are not
+    # bounded
+    designs = _all(task)
+    usual = designs[0].layer.precision, designs[0].schedule
+    few = [c for c in designs if (c.layer.precision, c.schedule) == usual]
+    bounds = bounds_of(few, task.cluster, task.workload)
+    layers = task.model.dense_part.num_moe_layers
+    if not must_try and not (layers * bounds.layer_time_s_N <= _ROOM * task.latency_s).any():
+        return None, None
+    try:
+        return _recommended(task), None
+    except (CapacityError, ConfigError) as error:
+        return None, error
+
+
 def _all(task: _Task) -> list[Candidate]:
     work = task.workload
-    return list(
-        candidates(
-            task.model,
-            task.cluster,
-            phase=work.phase,
-            names=task.names,
-            tokens=work.num_tokens_per_device,
-        )
+    return candidates(
+        task.model,
+        task.cluster,
+        phase=work.phase,
+        names=task.names,
+        tokens=work.num_tokens_per_device,
+        kernels=task.kernels,
     )
 
 
@@ -209,12 +255,24 @@ def _recommended(task: _Task) -> Recommendation:
         objective=task.objective,
         best=best,
         choices=choices,
-        helps=helps(best.result, task.cluster, task.workload),
+        helps=_helps(task, best),
         num_screened=len(designs),
         num_fitting=len(order),
+        engines=engines_of(best.result, task.cluster),
         exchange=exchange_of(prepare(best.candidate, task.cluster, task.workload)),
         kv_tokens_left=room_for_kv(best.result, best.candidate),
         notes=task.model.notes,
+    )
+
+
+def _helps(task: _Task, best: Choice) -> list[Help]:
+    """Return what would help; of larger batches those that stay within the latency."""
+    layers, bound = task.model.dense_part.num_moe_layers, task.latency_s
+    return helps(
+        best.result,
+        task.cluster,
+        task.workload,
+        most_s=None if bound is None else bound / layers,
     )
 
 
@@ -326,8 +384,8 @@ def _choice(task: _Task, result: Result, group: int) -> Choice:
         result=result,
         group=group,
         loss_delta=delta,
-        loss_penalty=max(delta[0] - loss_delta(task.model, task.model.published_as)[0], 0.0),
-        watts_per_device=watts,
+        wall_watts_per_device=watts,
+        wall_factor=economics.wall_factor,
         moe_layers=task.model.dense_part.num_moe_layers,
         usd_per_hour=None if economics.unknown_price(cluster) else economics.usd_per_hour(cluster),
         cost_model=f"{economics.name}@{economics.digest}",
@@ -339,7 +397,7 @@ def _simplicity(choice: Choice) -> tuple:
     c = choice.candidate
     strategy = PlacementSpec.parse(c.placement).strategy
     return (
-        choice.loss_penalty,
+        max(choice.loss_delta[0], 0.0),
         c.parallelism.tp,
         c.num_replicas if strategy in REPLICATING else 0,
         PLACEMENTS.index(strategy),

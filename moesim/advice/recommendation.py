@@ -23,11 +23,10 @@ class Choice:
         result: Result of the engine that its row names.
         group: 0 if no other design is better for certain; 1 if that holds among the rest; and so on
             (`moesim.advice.ties.groups`).
-        loss_delta: Loss over that of bf16 in nats: (middle, low, high).
-        loss_penalty: Loss over that of the model's published format in nats, >= 0, since rounding
-            of the published weights cannot be undone.
-        watts_per_device: Power of a device while the layer runs; None where the cost model has no
-            figure.
+        loss_delta: Loss over that of the model's published format in nats: (middle, low, high).
+        wall_watts_per_device: Power of a device while the layer runs, with its share of host and
+            cooling; None where the cost model has no figure.
+        wall_factor: That power over the power of the device and its NIC alone.
         usd_per_hour: Price of the whole cluster; None where the cost model has no figure.
         moe_layers: Number of MoE layers of one forward pass.
         cost_model: Name and digest of the cost model that power and price come from.
@@ -38,8 +37,8 @@ class Choice:
     result: Result
     group: int
     loss_delta: tuple[float, float, float]
-    loss_penalty: float
-    watts_per_device: float | None
+    wall_watts_per_device: float | None
+    wall_factor: float
     usd_per_hour: float | None
     moe_layers: int
     cost_model: str
@@ -49,6 +48,12 @@ class Choice:
     def candidate(self) -> Candidate:
         """The design."""
         return self.result.candidate
+
+    @property
+    def watts_per_device(self) -> float | None:
+        """The power of a device and its NIC alone; None where the cost model has no figure."""
+        wall = self.wall_watts_per_device
+        return None if wall is None else wall / self.wall_factor
 
     @property
     def pass_time_s(self) -> float:
@@ -73,8 +78,8 @@ class Choice:
         tokens = result.workload.num_tokens_per_device
         joules = (
             None
-            if self.watts_per_device is None
-            else self.watts_per_device * self.pass_time_s / tokens
+            if self.wall_watts_per_device is None
+            else self.wall_watts_per_device * self.pass_time_s / tokens
         )
         usd = None
         if self.usd_per_hour is not None:
@@ -100,8 +105,8 @@ class Choice:
             "loss_delta": self.loss_delta[0],
             "loss_delta_low": self.loss_delta[1],
             "loss_delta_high": self.loss_delta[2],
-            "loss_penalty": self.loss_penalty,
             "watts_per_device": self.watts_per_device,
+            "wall_watts_per_device": self.wall_watts_per_device,
             "moe_layers_joules_per_token": joules,
             "usd_per_hour": self.usd_per_hour,
             "moe_layers_usd_per_million_tokens": usd,
@@ -137,6 +142,7 @@ class Recommendation:
         helps: Changes that would help, the most helpful first.
         num_screened: Number of designs whose bound was computed.
         num_fitting: Number of those that fit in memory.
+        engines: Serving engines that launch ``best`` as simulated.
         exchange: Rows of both directions of the exchange of ``best``, see
             `moesim.simulation.run.exchange_of`.
         kv_tokens_left: Tokens of KV cache per device that would still fit.
@@ -152,6 +158,7 @@ class Recommendation:
     helps: list[Help]
     num_screened: int
     num_fitting: int
+    engines: tuple[str, ...]
     exchange: list[dict[str, object]]
     kv_tokens_left: int
     notes: tuple[str, ...]

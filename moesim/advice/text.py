@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from moesim.advice.recommendation import Choice, Recommendation
+from moesim.design.candidate import USUAL_CONTEXT
 from moesim.placement.spec import PlacementSpec
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import prepare
@@ -80,6 +81,7 @@ def lines_of(found: Recommendation) -> Iterator[str]:
         + f", {schedule.num_micro_batches} micro-batch"
         + ("es" if schedule.num_micro_batches > 1 else ""),
     )
+    yield line("kernels", _kernels(found))
     event = best.event_layer_time_s
     yield line(
         "layer",
@@ -126,14 +128,21 @@ def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.0f}"
 
 
+def _kernels(found: Recommendation) -> str:
+    result, engines = found.best.result, found.engines
+    if not result.kernels:
+        return "those of the device, which serving engines do not choose"
+    launched = f"launched by {', '.join(engines)}" if engines else "no serving engine launches this"
+    return f"{result.kernels}, tile {result.tile}; {launched}"
+
+
 def _precision(found: Recommendation) -> str:
     name = found.best.candidate.layer.precision.name
-    middle, low, high = found.best.loss_delta
     published = found.model.published_as
-    if name == "bf16":
-        return name + (" (as published)" if name == published else f" (published in {published})")
-    of = "as published" if name == published else f"published in {published}"
-    return f"{name} ({of}); loss {middle:+.4f} nats over bf16 ({low:+.4f} to {high:+.4f})"
+    if name == published:
+        return f"{name} (as published)"
+    middle, low, high = found.best.loss_delta
+    return f"{name} (published in {published}); loss {middle:+.4f} nats ({low:+.4f} to {high:+.4f})"
 
 
 def _memory(found: Recommendation) -> str:
@@ -148,8 +157,11 @@ def _memory(found: Recommendation) -> str:
         "KV cache"
     )
     if found.workload.phase == "decode":
-        each = found.kv_tokens_left // found.workload.num_tokens_per_device
-        text += f" ({each:,} for each sequence of the batch)"
+        batch = found.workload.num_tokens_per_device
+        text += (
+            f" ({found.kv_tokens_left // batch:,} for each of the {batch:,} sequences, in addition "
+            f"to {found.workload.kv_tokens // batch:,})"
+        )
     return text
 
 
@@ -180,8 +192,9 @@ def _economics(best: Choice) -> str:
     row = best.row()
     power = (
         "power unknown"
-        if best.watts_per_device is None
-        else f"{best.watts_per_device:,.0f} W per device, "
+        if best.wall_watts_per_device is None
+        else f"{best.watts_per_device:,.0f} W per device, {best.wall_watts_per_device:,.0f} with "
+        "its share of host and cooling, "
         f"{row['moe_layers_joules_per_token']:.3g} J per token"
     )
     price = (
@@ -217,6 +230,11 @@ def _notes(found: Recommendation) -> Iterator[str]:
         f"load {found.workload.routing} of the experts, known when they are placed; --routing "
         "trace:FILE takes yours"
     )
+    if found.workload.phase == "decode" and found.workload.kv_tokens_per_device is None:
+        yield (
+            f"a context of {USUAL_CONTEXT:,} tokens a sequence in the KV cache; --kv-tokens takes "
+            "the tokens of a device"
+        )
     if found.cluster.is_what_if:
         yield f"{found.cluster.name}: sizes that nobody measured, counted as spec_sheet"
     yield from found.notes

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli.options import takes
+from moesim.errors import ConfigError
+from moesim.hardware.libraries import AUTO
+
+if TYPE_CHECKING:
+    from moesim.advice.recommendation import Recommendation
 
 #: columns of the table of alternatives
 _SHOWN = {
@@ -17,10 +22,22 @@ _SHOWN = {
     "num_replicas": "replicas",
     "precision": "format",
     "exchange": "exchange",
+    "kernels": "kernels",
     "num_micro_batches": "parts",
     "layer_time_us": "layer us",
     "moe_layers_tokens_per_s_per_device": "tokens/s/device",
     "peak_memory_gib": "GiB",
+    "calibration": "calibration",
+}
+
+#: columns of the table of clusters
+_OFFERED = {
+    "cluster": "cluster",
+    "devices": "devices",
+    "usd_per_hour": "USD/h",
+    "moe_layers_tokens_per_s": "tokens/s",
+    "moe_layers_usd_per_million_tokens": "USD/M",
+    "moe_layers_joules_per_token": "J/token",
     "calibration": "calibration",
 }
 
@@ -30,7 +47,9 @@ class RecommendOptions:
     """The options of moesim recommend."""
 
     model: Annotated[str, typer.Option(help="Preset, or path of a Hugging Face config.json.")]
-    cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")]
+    cluster: Annotated[
+        str | None, typer.Option(help="Cluster, device profile, or path of a TOML file.")
+    ] = None
     gpus: Annotated[
         int | None,
         typer.Option(help="Devices: part of a node, or whole nodes; default: the cluster's."),
@@ -44,7 +63,10 @@ class RecommendOptions:
         ),
     ] = None
     kv_tokens: Annotated[
-        int | None, typer.Option(help="Tokens in each device's KV cache; default: the batch's.")
+        int | None,
+        typer.Option(
+            help="Tokens in each device's KV cache; default: the batch's, or 4096 a sequence."
+        ),
     ] = None
     routing: Annotated[
         str, typer.Option(help="Load of the experts, such as power_law:1.2, olmoe-c4, trace:FILE.")
@@ -59,6 +81,12 @@ class RecommendOptions:
         ),
     ] = None
     precision: Annotated[str, typer.Option(help="auto, or formats such as bf16,fp8,int4.")] = "auto"
+    kernels: Annotated[
+        str,
+        typer.Option(
+            help="auto, auto:ENGINE (sglang, vllm, trtllm), or a library such as trtllm-cutlass."
+        ),
+    ] = "auto"
     objective: Annotated[
         str, typer.Option(help="throughput, cost or energy, of the MoE layers.")
     ] = "throughput"
@@ -67,46 +95,145 @@ class RecommendOptions:
     )
     show: Annotated[int, typer.Option(help="Alternatives to print.", min=0)] = 8
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Clusters to compare in one table, separated by commas."),
+    ] = None
+    budget_usd_per_hour: Annotated[
+        float | None,
+        typer.Option(help="With --compare: every cluster at the size that this pays."),
+    ] = None
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="Recommend what this engine launches (sglang, vllm or trtllm), and write its "
+            "command, expert map and a README to the folder --out."
+        ),
+    ] = None
+    checkpoint: Annotated[
+        str, typer.Option(help="With --export: checkpoint that the command names.")
+    ] = "$MODEL"
     out: Annotated[
-        Path | None, typer.Option(help="Write the recommended design and its alternatives as CSV.")
+        Path | None,
+        typer.Option(
+            help="Write the recommended design and its alternatives as CSV, or with --compare the "
+            "table; with --export, the folder."
+        ),
     ] = None
 
 
 @takes(RecommendOptions)
 def recommend(given: RecommendOptions) -> None:
     """Recommend parallelism, placement, replicas and format for a model on a cluster."""
+    if (given.cluster is None) == (given.compare is None):
+        raise ConfigError("recommend: expected either --cluster or --compare")
+    if given.compare is None and given.budget_usd_per_hour is not None:
+        raise ConfigError("budget_usd_per_hour: expected --compare with it; --gpus sizes a cluster")
+    if given.export is not None and (given.out is None or given.compare is not None):
+        raise ConfigError("export: expected --cluster and --out, the folder to write")
+    if given.compare is not None:
+        _compare(given)
+    else:
+        _recommend(given)
+
+
+def _asked(given: RecommendOptions) -> dict[str, Any]:
+    """Return the arguments that a recommendation and a comparison share."""
+    kernels = given.kernels
+    if given.export is not None and kernels == AUTO:
+        kernels = f"{AUTO}:{given.export}"
+    return {
+        "phase": given.phase,
+        "tokens": given.tokens,
+        "kv_tokens": given.kv_tokens,
+        "routing": given.routing,
+        "latency_ms": given.latency_ms,
+        "precision": given.precision,
+        "kernels": kernels,
+        "objective": given.objective,
+        "economics": given.economics,
+        "seed": given.seed,
+    }
+
+
+def _recommend(given: RecommendOptions) -> None:
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 
-    if given.out is not None:
+    assert given.cluster is not None, "checked by the command"
+    if given.out is not None and given.export is None:
         check_writable(given.out, make_folder=True)
-    found = run(
-        given.model,
-        given.cluster,
-        gpus=given.gpus,
-        phase=given.phase,  # type: ignore[arg-type]
-        tokens=given.tokens,
-        kv_tokens=given.kv_tokens,
-        routing=given.routing,
-        latency_ms=given.latency_ms,
-        precision=given.precision,
-        objective=given.objective,  # type: ignore[arg-type]
-        economics=given.economics,
-        seed=given.seed,
-    )
-    rows = found.rows()
-    print(
+    found = run(given.model, given.cluster, gpus=given.gpus, **_asked(given))
+    rows, lines = found.rows(), list(lines_of(found))
+    title = (
         f"{found.model.name} on {found.cluster.name}, {found.cluster.num_devices} devices: "
         f"{found.best.candidate.label}"
     )
-    for line in lines_of(found):
+    for line in (title, *lines):
         print(line)
     if given.show and rows[1:]:
         print_table(
             "Alternatives (group 0: none is better for certain)", rows[1 : given.show + 1], _SHOWN
         )
-    if given.out is not None:
+    if given.export is not None:
+        assert given.out is not None, "checked by the command"
+        for path in _export(found, given, [title, *lines]):
+            say(f"wrote {path}")
+    elif given.out is not None:
         write_csv(given.out, rows)
+        say(f"wrote {given.out}")
+
+
+def _export(found: "Recommendation", given: RecommendOptions, lines: list[str]) -> list[Path]:
+    """Write what starts the recommended design in a serving engine."""
+    from moesim.serving.bundle import write_bundle
+    from moesim.serving.launch import Deployment
+    from moesim.simulation.prepare import prepare
+
+    assert given.export is not None, "checked by the command"
+    assert given.out is not None, "likewise"
+    if given.export not in found.engines:
+        raise ConfigError(
+            f"export: expected an engine that launches {found.best.candidate.label} with "
+            f"{found.best.result.kernels or 'the kernels of the device'}, which are "
+            f"{', '.join(found.engines) or 'none'}, got {given.export}"
+        )
+    best, dense = found.best, found.model.dense_part
+    deployed = Deployment(
+        candidate=best.candidate,
+        cluster=found.cluster,
+        placement=prepare(best.candidate, found.cluster, found.workload).placement,
+        row=best.row(),
+        num_layers=dense.num_moe_layers,
+    )
+    return write_bundle(
+        given.out,
+        deployed,
+        given.export,
+        dense_layers=dense.num_layers - dense.num_moe_layers,
+        model=given.checkpoint,
+        about=lines,
+    )
+
+
+def _compare(given: RecommendOptions) -> None:
+    from moesim.advice.compare import COLUMNS, compare
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_table, say
+
+    assert given.compare is not None, "checked by the command"
+    if given.out is not None:
+        check_writable(given.out, make_folder=True)
+    names = [name.strip() for name in given.compare.split(",")]
+    offers = compare(
+        given.model, names, budget_usd_per_hour=given.budget_usd_per_hour, **_asked(given)
+    )
+    rows = [offer.row() for offer in offers]
+    print_table(f"{given.model}, MoE layers only, {given.phase}", rows, _OFFERED)
+    for row in rows:
+        print(f"{row['cluster']:18} {row['candidate'] or 'no design: ' + row['why_not']}")
+    if given.out is not None:
+        write_csv(given.out, rows, COLUMNS)
         say(f"wrote {given.out}")

@@ -4,16 +4,23 @@ from dataclasses import replace
 from functools import lru_cache
 
 from moesim.costs.calibration import BESIDE, load_calibration
+from moesim.design.candidate import Candidate
+from moesim.design.launch import launching_engines
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import Exchange
-from moesim.hardware.libraries import AUTO, KernelLibrary, kernel_libraries, kernel_library
-from moesim.model import MoELayer
+from moesim.hardware.libraries import (
+    AUTO,
+    ENGINES,
+    KernelLibrary,
+    kernel_libraries,
+    kernel_library,
+)
 
 #: library of this project's Triton kernels
 OWN_KERNELS = "moesim-triton"
-#: library that prices what no other one was measured in, by serving engine
-_EVERYWHERE = {"": "sglang-triton", "sglang": "sglang-triton", "vllm": "vllm-triton"}
+#: library that prices what no other one runs
+_EVERYWHERE = "sglang-triton"
 #: joins the names of the libraries of a cluster with several kinds of device
 AND = "+"
 
@@ -68,66 +75,86 @@ def has_own_kernels(profile: Profile) -> bool:
     return profile.execution != "waves" or profile.calibration != BESIDE
 
 
-def engines_of(library: KernelLibrary, exchange: Exchange | None) -> tuple[str, ...]:
-    """Return the serving engines that launch a library together with an exchange.
+def able(profile: Profile, candidate: Candidate, exchange: Exchange | None) -> list[KernelLibrary]:
+    """Return the libraries among which a design's choice takes the fastest, on one kind of device.
 
-    Args:
-        library: The library.
-        exchange: The exchange; None on one device, which has none.
-    """
-    if exchange is not None and exchange.name not in library.exchanges:
-        return ()
-    return tuple(e for e in library.launch if exchange is None or e in exchange.launch)
-
-
-def candidates(
-    profile: Profile, layer: MoELayer, exchange: Exchange | None, kernels: str = AUTO
-) -> list[KernelLibrary]:
-    """Return the libraries among which a choice takes the fastest, on one kind of device.
-
-    ``auto`` has the libraries that some serving engine launches and whose rows were measured in the
-    layer's formats on the device's generation. If an engine launches the exchange, one must launch
-    both. Where nothing is left, it has the Triton kernels, which run everywhere.
+    ``auto`` has those that a serving engine launches with the design and whose rows were measured
+    in the layer's formats on the device's generation; where there is none, those that are compiled
+    for any GPU. If no engine launches the design's exchange and layout, the kernels are judged
+    alone; where no engine launches any, they are SGLang's Triton kernels.
 
     Args:
         profile: The GPU.
-        layer: The layer, for its formats and the kind of its experts.
-        exchange: The exchange; None on one device.
-        kernels: ``auto``, ``auto:ENGINE``, or the name of a library.
+        candidate: The design: its layer's formats and kind of experts, its layout, its choice.
+        exchange: Its exchange; None on one device, which has none.
 
     Raises:
         ConfigError: The library named does not run the layer on the device or after the exchange,
-            or the engine has none; the text says why and names those that do.
+            or the engine named has none; the text says why and names those that do.
     """
-    recipe = layer.precision.name
-    kind = {"gated": layer.gated, "uneven": layer.widths_differ}
-    auto, _, engine = kernels.partition(":")
-    fit = [
-        library
-        for library in kernel_libraries()
-        if library.refuses(profile, recipe, **kind) is None
-        and (exchange is None or exchange.name in library.exchanges)
-    ]
+    auto, _, engine = candidate.kernels.partition(":")
     if auto != AUTO:
-        library = kernel_library(kernels)
-        reason = library.refuses(profile, recipe, **kind)
-        if reason is None and exchange is not None and exchange.name not in library.exchanges:
-            reason = f"takes tokens of {', '.join(library.exchanges)}, not of {exchange.name}"
-        if reason is not None:
-            others = ", ".join(one.name for one in fit) or "none"
+        library = kernel_library(candidate.kernels)
+        if reason := _refusal(library, profile, candidate, exchange):
+            others = ", ".join(one.name for one in _fit(profile, candidate, exchange)) or "none"
             raise ConfigError(f"kernels: {library.name} {reason}; others that do: {others}")
         return [library]
-
-    def launched(library: KernelLibrary) -> bool:
-        engines = engines_of(library, exchange if exchange and exchange.launch else None)
-        return bool(engines) if not engine else engine in engines
-
-    found = [one for one in fit if one.measured(profile, recipe) and launched(one)]
-    if found:
-        return found
-    if engine not in _EVERYWHERE:
+    found = launched(profile, candidate, exchange)
+    if not found and not launching_engines(candidate, exchange):
+        wanted = {engine} if engine else set(ENGINES)
+        fit = _fit(profile, candidate, exchange)
+        found = [library for library in fit if wanted & set(library.launch)]
+    recipe = candidate.layer.precision.name
+    measured = [library for library in found if library.measured(profile, recipe)]
+    if measured or found:
+        return measured or found
+    if engine:
         raise ConfigError(
-            f"kernels: expected formats and devices that {engine} has measured kernels for, got "
-            f"{recipe} on {profile.name}"
+            f"kernels: expected a design that {engine} has kernels for, got {recipe}"
+            + (f" after {exchange.name}" if exchange is not None else "")
+            + f" on {profile.name}"
         )
-    return [kernel_library(_EVERYWHERE[engine])]
+    return [kernel_library(_EVERYWHERE)]
+
+
+def launched(
+    profile: Profile, candidate: Candidate, exchange: Exchange | None
+) -> list[KernelLibrary]:
+    """Return the libraries that a serving engine launches with a design on one kind of device.
+
+    Args:
+        profile: The GPU.
+        candidate: The design; ``auto:ENGINE`` and the name of a library leave out the others.
+        exchange: Its exchange; None on one device, which has none.
+    """
+    auto, _, engine = candidate.kernels.partition(":")
+    wanted = {engine} if engine else set(ENGINES)
+    wanted &= set(launching_engines(candidate, exchange))
+    after = None if exchange is None else exchange.name
+    return [
+        library
+        for library in _fit(profile, candidate, exchange)
+        if wanted & set(library.engines(after)) and (auto == AUTO or library.name == auto)
+    ]
+
+
+def _fit(profile: Profile, candidate: Candidate, exchange: Exchange | None) -> list[KernelLibrary]:
+    """Return the libraries that run a design's experts on a device."""
+    return [
+        library
+        for library in kernel_libraries()
+        if _refusal(library, profile, candidate, exchange) is None
+    ]
+
+
+def _refusal(
+    library: KernelLibrary, profile: Profile, candidate: Candidate, exchange: Exchange | None
+) -> str | None:
+    """Say in words why a library does not run a design's experts on a device; None if it does."""
+    layer = candidate.layer
+    reason = library.refuses(
+        profile, layer.precision.name, gated=layer.gated, uneven=layer.widths_differ
+    )
+    if reason is None and exchange is not None and exchange.name not in library.exchanges:
+        return f"takes tokens of {', '.join(library.exchanges)}, not of {exchange.name}"
+    return reason

@@ -13,6 +13,8 @@ from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 
 Phase = Literal["prefill", "decode"]
+#: tokens of context of a sequence that is decoded, unless they are given (assumed)
+USUAL_CONTEXT = 4096
 #: columns that a label always contains, or contains as the text of the schedule
 _NAMED = frozenset(
     (
@@ -160,7 +162,8 @@ class Workload:
             workload. The price of a layer depends only on the number of tokens.
         routing: Distribution of the load, such as ``uniform``, ``zipf:0.8``, ``power_law:1.2``.
         kv_tokens_per_device: Number of tokens whose keys and values each device holds; by default
-            the tokens of the batch.
+            the tokens of the batch, and for decoding, where each token of the batch is a sequence,
+            `USUAL_CONTEXT` times as many.
         seed: Seed of the routing.
 
     Raises:
@@ -186,11 +189,10 @@ class Workload:
     @property
     def kv_tokens(self) -> int:
         """The number of tokens in the KV cache of each device."""
-        return (
-            self.num_tokens_per_device
-            if self.kv_tokens_per_device is None
-            else self.kv_tokens_per_device
-        )
+        if self.kv_tokens_per_device is not None:
+            return self.kv_tokens_per_device
+        context = USUAL_CONTEXT if self.phase == "decode" else 1
+        return self.num_tokens_per_device * context
 
     @property
     def label(self) -> str:

@@ -33,6 +33,7 @@ PRICED = (
     "layer_joules_per_token",
     "layer_usd_per_million_tokens",
     "watts_per_device",
+    "wall_watts_per_device",
     "usd_per_hour",
     "cost_model",
 )
@@ -172,8 +173,16 @@ class Economics:
         """
         return round(usd_per_hour / self.usd_per_hour(cluster) * cluster.num_nodes)
 
+    @property
+    def wall_factor(self) -> float:
+        """The power that a data center draws over that of devices and NICs: hosts, fans and power
+        supplies, times the power usage effectiveness of the building.
+        """
+        return self.file.power.host_factor.value * self.file.power.pue.value
+
     def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
-        """Return the mean power of the whole cluster while it runs.
+        """Return the mean power that the whole cluster draws at the wall while it runs, hosts and
+        cooling included (`wall_factor`).
 
         Args:
             cluster: The cluster that runs.
@@ -210,7 +219,7 @@ class Economics:
                 * _growth(cluster, "nic_gb_per_s")
                 * nics
             )
-        return total * power.host_factor.value * power.pue.value
+        return total * self.wall_factor
 
 
 def _mean(values: list) -> Any:
@@ -287,7 +296,8 @@ def priced(
     if economics.unknown_power(cluster) is None:
         watts = economics.watts(cluster, utilisation)
         columns["layer_joules_per_token"] = watts * layer_time_s / tokens
-        columns["watts_per_device"] = watts / cluster.num_devices
+        columns["watts_per_device"] = watts / cluster.num_devices / economics.wall_factor
+        columns["wall_watts_per_device"] = watts / cluster.num_devices
     if economics.unknown_price(cluster) is None:
         usd = economics.usd_per_hour(cluster)
         columns["layer_usd_per_million_tokens"] = usd / 3600 * layer_time_s / tokens * 1e6

@@ -10,6 +10,7 @@ and the flags that select them in a serving engine. To add a library, add a file
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 from pydantic import Field
@@ -30,6 +31,13 @@ Kind = Literal["gated", "ungated"]
 class _Format(Strict):
     rows: str = Field(min_length=1)
     generations: list[int]
+    #: flags of engines that select the library otherwise for this format
+    launch: dict[str, str] = {}
+
+
+class _Launch(Strict):
+    flags: str
+    exchanges: list[str]
 
 
 class LibraryFile(Strict):
@@ -48,7 +56,7 @@ class LibraryFile(Strict):
     launches: list[str] = Field(min_length=1)
     notes: list[str] = []
     formats: dict[str, _Format]
-    launch: dict[Literal["sglang", "vllm", "trtllm"], str]
+    launch: dict[Literal["sglang", "vllm", "trtllm"], _Launch]
     sources: list[Source] = Field(min_length=1)
 
 
@@ -66,7 +74,7 @@ class KernelLibrary:
         uneven: Whether it computes experts of different widths.
         everywhere: Whether it is compiled for any GPU and format; outside `formats` it is priced
             without measured rows.
-        exchanges: Names of the exchanges whose output it takes.
+        exchanges: Names of the exchanges whose tokens it takes.
         tiles: How it chooses tiles, in words.
         padding: What it pads, in words.
         launches: The kernels of an expert phase, in words.
@@ -74,6 +82,8 @@ class KernelLibrary:
         formats: Recipe of formats -> name of the format in the measured rows.
         generations: Recipe of formats -> major compute capabilities that the rows serve.
         launch: Serving engine -> flags that select the library there.
+        launch_of: (serving engine, recipe) -> flags of formats that are selected otherwise there.
+        follows: Serving engine -> exchanges that the library follows there.
         sources: Titles of the sources.
         digest: First 12 hex digits of the file's SHA-256.
     """
@@ -94,8 +104,22 @@ class KernelLibrary:
     formats: dict[str, str]
     generations: dict[str, tuple[int, ...]]
     launch: dict[str, str]
+    launch_of: dict[tuple[str, str], str]
+    follows: dict[str, tuple[str, ...]]
     sources: tuple[str, ...]
     digest: str
+
+    def engines(self, exchange: str | None) -> list[str]:
+        """Return the serving engines that launch the library after an exchange, or on one device
+        (None).
+        """
+        return [e for e in self.launch if exchange is None or exchange in self.follows[e]]
+
+    def flags(self, engine: str, recipe: str) -> str:
+        """Return the flags that select the library in a serving engine that launches it, for a
+        recipe of formats.
+        """
+        return self.launch_of.get((engine, recipe), self.launch[engine])
 
     def measured(self, profile: Profile, recipe: str) -> bool:
         """Return whether rows of this format and of the device's generation were measured."""
@@ -135,7 +159,11 @@ def _load(path: str, modified_ns: int) -> KernelLibrary:
     where = toml.Path(path)
     text = toml.read_text(where)
     file = toml.parse(text, LibraryFile, where.name)
-    for exchange in file.exchanges:
+    follows: dict[str, tuple[str, ...]] = {
+        engine: tuple(one.exchanges) for engine, one in file.launch.items()
+    }
+    exchanges = dict.fromkeys([*file.exchanges, *chain(*follows.values())])
+    for exchange in exchanges:
         exchange_named(exchange)
     return KernelLibrary(
         name=where.stem,
@@ -146,14 +174,20 @@ def _load(path: str, modified_ns: int) -> KernelLibrary:
         experts=tuple(file.experts),
         uneven=file.uneven,
         everywhere=file.everywhere,
-        exchanges=tuple(file.exchanges),
+        exchanges=tuple(exchanges),
         tiles=file.tiles,
         padding=file.padding,
         launches=tuple(file.launches),
         notes=tuple(file.notes),
         formats={recipe: one.rows for recipe, one in file.formats.items()},
         generations={recipe: tuple(one.generations) for recipe, one in file.formats.items()},
-        launch=dict(file.launch.items()),
+        launch={engine: one.flags for engine, one in file.launch.items()},
+        launch_of={
+            (engine, recipe): flags
+            for recipe, one in file.formats.items()
+            for engine, flags in one.launch.items()
+        },
+        follows=follows,
         sources=tuple(source.title for source in file.sources),
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
     )
@@ -168,6 +202,13 @@ def kernel_library(name: str) -> KernelLibrary:
     """
     path = toml.find("libraries", name)
     return _load(str(path), path.stat().st_mtime_ns)
+
+
+def known_library(name: str) -> KernelLibrary | None:
+    """Return the library with a given name; None if there is none, since a device may also have
+    kernels of its own calibration.
+    """
+    return kernel_library(name) if name in toml.names("libraries") else None
 
 
 def kernel_libraries() -> list[KernelLibrary]:

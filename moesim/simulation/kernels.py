@@ -1,7 +1,7 @@
 """Choose whose kernels run a design's experts: the library that is named, or the fastest.
 
 ``auto`` prices the experts of the whole batch by every library that could run them
-(`moesim.costs.libraries.candidates`) and takes the one whose slowest device ends first. The price
+(`moesim.costs.libraries.able`) and takes the one whose slowest device ends first. The price
 is the one that the layer is then lowered with.
 
 Shape legend: D devices, L local experts.
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moesim.costs.libraries import AND, candidates, has_own_kernels, own_name, priced_by
+from moesim.costs.libraries import AND, able, has_own_kernels, own_name, priced_by
 from moesim.design.candidate import Candidate
+from moesim.design.launch import launching_engines
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
-from moesim.hardware.libraries import AUTO
+from moesim.hardware.libraries import AUTO, known_library
+from moesim.simulation.result import Result
 
 if TYPE_CHECKING:
     from moesim.lowering.traffic import Traffic
@@ -55,9 +57,9 @@ def choose_kernels(
         if has_own_kernels(profile) and not asked:
             chosen.append([own_name(profile)] * len(members))
             continue
-        able = candidates(profile, first.layer, exchange, first.kernels)
-        if len(able) == 1:
-            chosen.append([able[0].name] * len(members))
+        found = able(profile, first, exchange)
+        if len(found) == 1:
+            chosen.append([found[0].name] * len(members))
             continue
         # numba is loaded only here, so that `import moesim` stays light
         from moesim.lowering.widths import price_widths
@@ -66,10 +68,29 @@ def choose_kernels(
             price_widths(members, priced_by(profile, one.name), traffic, devices, widths_DL).max(
                 axis=1
             )
-            for one in able
+            for one in found
         ]
-        chosen.append([able[int(i)].name for i in np.stack(slowest_s).argmin(axis=0)])
+        chosen.append([found[int(i)].name for i in np.stack(slowest_s).argmin(axis=0)])
     # one name where all kinds of device run the same library
     return [
         AND.join(names if len(set(names)) > 1 else names[:1]) for names in zip(*chosen, strict=True)
     ]
+
+
+def engines_of(result: Result, cluster: Cluster) -> tuple[str, ...]:
+    """Return the serving engines that launch a simulated design as it was simulated.
+
+    Args:
+        result: The simulated design, which names the libraries of its kernels.
+        cluster: The hardware it ran on.
+    """
+    candidate = result.candidate
+    exchange = cluster.exchange(candidate.schedule) if cluster.num_devices > 1 else None
+    found = launching_engines(candidate, exchange)
+    for name in result.kernels.split(AND) if result.kernels else ():
+        library = known_library(name)
+        if library is None:
+            return ()
+        able_to = library.engines(exchange.name if exchange else None)
+        found = tuple(engine for engine in found if engine in able_to)
+    return found if result.kernels else ()

@@ -104,7 +104,9 @@ def _bound_frame(
             _one(prepare(candidate, cluster, workload), int(place), found)
         return
     # widths may differ in the library that is fastest, and each library has a program of its own
-    chosen = choose_kernels(members, cluster, prepared.traffic)
+    chosen = [prepared.kernels]
+    if len(members) > 1:
+        chosen = choose_kernels(members, cluster, prepared.traffic)
     for kernels in dict.fromkeys(chosen):
         own = [i for i, name in enumerate(chosen) if name == kernels]
         _bound_same_kernels(

@@ -10,10 +10,9 @@ from moesim.costs.devices.serial import phase_intervals
 from moesim.costs.libraries import own_name
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
-from moesim.files import toml
 from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import Exchange
-from moesim.hardware.libraries import kernel_libraries, kernel_library
+from moesim.hardware.libraries import kernel_libraries, kernel_library, known_library
 
 #: interval of phases without measured rows behind them (gate, permute, reduce, shared): a factor of
 #: 1.5, assumed
@@ -113,8 +112,7 @@ def measured_format(profile: Profile, recipe: str) -> str:
     """Return the format of the measured rows behind a recipe's price on a device: ``unmeasured`` if
     there are none.
     """
-    name = own_name(profile)
-    library = kernel_library(name if name in toml.names("libraries") else _PLAIN)
+    library = known_library(own_name(profile)) or kernel_library(_PLAIN)
     return library.formats.get(recipe, "unmeasured")
 
 

@@ -1,0 +1,1 @@
+"""Start a design in a serving engine: the launch command, and the files that go with it."""
