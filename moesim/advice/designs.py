@@ -157,18 +157,16 @@ def _narrower(model: Model, cluster: Cluster) -> list[str]:
 def loss_delta(model: Model, name: str) -> tuple[float, float, float]:
     """Return the loss of a format minus that of the published one, in nats: (middle, low, high).
 
-    The published format is the zero: its loss is in the model's own. A format with weights as wide
-    or wider can hold the published ones, and takes nothing back.
+    The published format is the zero: its loss is in the model's own. Wider weights hold the
+    published ones and take nothing back; what rounding tokens to 8 bits costs is added to them.
     """
-    published = Precision.named(model.published_as)
-    precision = Precision.named(name)
-    if precision == published or precision.weight_bytes > 1.01 * published.weight_bytes:
+    published, precision = Precision.named(model.published_as), Precision.named(name)
+    if precision == published:
         return 0.0, 0.0, 0.0
+    wider = precision.weight_bytes > 1.01 * published.weight_bytes
     of = layer_delta(replace(model.layer, precision=precision))
-    base = layer_delta(replace(model.layer, precision=published))
-    if of == base:
-        return 0.0, 0.0, 0.0
     # the layer's other choices add the same loss and interval on both sides
+    base = layer_delta(replace(model.layer, precision=Precision() if wider else published))
     return of.nats - base.nats, of.low - base.low, of.high - base.high
 
 

@@ -129,7 +129,7 @@ def would_hold(model: Model, cluster: Cluster, names: Iterable[str], workload: W
         if fitting and (best is None or fitting[0] < best[0]):
             best = fitting[0], name
     if best is None:
-        dense = model.dense_part.params * 2.0 / GIB
+        dense = model.dense_part.num_bytes / GIB
         return (
             f"no number of {cluster.profile.name} up to {_MOST_DEVICES:,} would: every device "
             f"holds the {dense:.0f} GiB of attention, embeddings and dense layers, and its KV "

@@ -19,6 +19,7 @@ from moesim.model.gate import Gate
 from moesim.model.layer import DensePart, MoELayer
 from moesim.model.precision import Precision
 from moesim.model.presets import Attention, load_preset, preset_names
+from moesim.model.quantization import dense_weight_bytes, recipe_of
 
 #: model type -> values that its configuration class implies if the file does not state them
 _IMPLIED: dict[str, dict[str, Any]] = {
@@ -33,9 +34,6 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"scoring_func": "sigmoid"},
     "llama4_text": {"scoring_func": "sigmoid", "n_shared_experts": 1},
 }
-#: preset -> format in which its weights were published, if it is not bf16 (arXiv 2412.19437 and
-#: 2508.10925)
-_PUBLISHED_AS = {"deepseek-v3": "fp8", "gpt-oss-120b": "mxfp4"}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k")
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
@@ -84,14 +82,13 @@ def load_model(name: str) -> Model:
             load_preset(name)
         except UnknownNameError as error:
             raise ConfigError(f"{error} (or give the path of a config.json)") from None
-    published = _PUBLISHED_AS.get(name, "bf16")
-    preset = load_preset(name, Precision.named(published))
+    preset = load_preset(name)
     return Model(
         name=name,
-        layer=preset.layer,
+        layer=replace(preset.layer, precision=Precision.named(preset.published_as)),
         dense_part=preset.dense_part,
         source=preset.source,
-        published_as=published,
+        published_as=preset.published_as,
     )
 
 
@@ -189,6 +186,7 @@ class _Config:
                 vocab_size=self.whole("vocab_size", what="the number of tokens known"),
                 dense_intermediate_size=self._dense_width(hidden, width, layers > moe_layers),
                 tied_embeddings=self._tied(),
+                weight_bytes=dense_weight_bytes(self.data.get("quantization_config")),
                 **self._attention(hidden),
             )
         except ConfigError as error:
@@ -356,7 +354,7 @@ class _Config:
     def _precision(self) -> str:
         stated = self.data.get("quantization_config")
         if isinstance(stated, dict):
-            name = _recipe(stated)
+            name = recipe_of(stated)
             if name is not None:
                 return name
             method = stated.get("quant_method", "(none)")
@@ -368,31 +366,6 @@ class _Config:
         if dtype not in _DTYPES:
             self.notes.append(f"torch_dtype {dtype}: bf16 assumed")
         return _DTYPES.get(dtype, "bf16")
-
-
-def _recipe(config: dict[str, Any]) -> str | None:
-    """Return the recipe that matches a ``quantization_config``; None if no recipe does."""
-    method = config.get("quant_method")
-    if method == "mxfp4":
-        return "mxfp4"
-    if method == "fp8":
-        return "fp8" if config.get("weight_block_size") else "fp8_tensor"
-    if method in ("gptq", "awq"):
-        return "int4" if config.get("bits") == 4 else None
-    if method == "modelopt":
-        return {"NVFP4": "nvfp4", "FP8": "fp8_tensor"}.get(str(config.get("quant_algo")))
-    if method == "compressed-tensors":
-        groups = config.get("config_groups")
-        first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-        weights = first.get("weights") if isinstance(first, dict) else None
-        if not isinstance(weights, dict):
-            return None
-        tokens = bool(first and first.get("input_activations"))
-        form = weights.get("type"), weights.get("num_bits"), tokens
-        if form == ("float", 8, True):
-            return "fp8" if weights.get("strategy") == "block" else "fp8_tensor"
-        return {("int", 4, False): "int4", ("int", 8, True): "int8"}.get(form)  # type: ignore[arg-type]
-    return None
 
 
 __all__ = ["Model", "load_model", "read_config"]

@@ -15,6 +15,9 @@ from moesim.model.gate import Gate
 from moesim.model.precision import Precision
 from moesim.model.widths import checked_widths, width_text
 
+#: embeddings and output heads stay in 16 bits in every quantization
+_EMBEDDING_BYTES = 2.0
+
 __all__ = ["DensePart", "Gate", "MoELayer", "Precision"]
 
 
@@ -239,6 +242,8 @@ class DensePart:
         dense_intermediate_size: Width of a dense feed-forward block of the model, which is also the
             width that granularity is relative to.
         tied_embeddings: Whether the output head shares the embedding.
+        weight_bytes: Bytes of a weight of attention and dense layers, in the model's own
+            quantization; embeddings have 2.
 
     Raises:
         ConfigError: A size is below its minimum.
@@ -252,8 +257,15 @@ class DensePart:
     kv_bytes_per_token_per_layer: float
     dense_intermediate_size: int
     tied_embeddings: bool = False
+    weight_bytes: float = 2.0
 
     def __post_init__(self) -> None:
+        require(
+            0 < self.weight_bytes < math.inf,
+            "dense_part.weight_bytes",
+            "a number > 0",
+            self.weight_bytes,
+        )
         for name in ("num_layers", "hidden_size", "vocab_size", "dense_intermediate_size"):
             require_int(f"dense_part.{name}", getattr(self, name), 1)
         require_int("dense_part.attention_params_per_layer", self.attention_params_per_layer, 0)
@@ -276,14 +288,25 @@ class DensePart:
         """The number of weights outside the experts and gates of the MoE layers: embeddings,
         attention, dense feed-forward layers.
         """
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         dense_ffn = (
             3
             * self.hidden_size
             * self.dense_intermediate_size
             * (self.num_layers - self.num_moe_layers)
         )
-        return embeddings + self.num_layers * self.attention_params_per_layer + dense_ffn
+        layers = self.num_layers * self.attention_params_per_layer + dense_ffn
+        return self.embedding_params + layers
+
+    @property
+    def embedding_params(self) -> int:
+        """The number of weights of the embedding and of an output head of its own."""
+        return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+    @property
+    def num_bytes(self) -> float:
+        """The bytes of the weights outside the experts and gates of the MoE layers."""
+        embeddings = self.embedding_params
+        return embeddings * _EMBEDDING_BYTES + (self.params - embeddings) * self.weight_bytes
 
     def active_params(self, layer: MoELayer) -> int:
         """Return the number of weights that one token uses in the whole model, embeddings included

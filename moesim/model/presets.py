@@ -68,6 +68,9 @@ class _Preset(Strict):
     vocab_size: int
     dense_intermediate_size: int
     tied_embeddings: bool = False
+    #: recipe of the published weights, and whether attention and dense layers have it, too
+    published_as: str = "bf16"
+    dense_quantized: bool = False
     attention: Attention
 
 
@@ -84,12 +87,14 @@ class Preset:
         layer: One MoE layer of the model.
         dense_part: The rest of the model.
         source: The source of the sizes.
+        published_as: Recipe of the format in which the weights are published.
     """
 
     name: str
     layer: MoELayer
     dense_part: DensePart
     source: str
+    published_as: str
 
 
 @cache
@@ -138,5 +143,12 @@ def load_preset(name: str, precision: Precision | None = None) -> Preset:
         kv_bytes_per_token_per_layer=p.attention.kv_bytes(),
         dense_intermediate_size=p.dense_intermediate_size,
         tied_embeddings=p.tied_embeddings,
+        weight_bytes=Precision.named(p.published_as if p.dense_quantized else "bf16").weight_bytes,
     )
-    return Preset(name=name, layer=layer, dense_part=dense, source=p.source)
+    return Preset(
+        name=name,
+        layer=layer,
+        dense_part=dense,
+        source=p.source,
+        published_as=p.published_as,
+    )

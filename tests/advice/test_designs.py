@@ -35,18 +35,10 @@ def test_placements_give_every_rank_equally_many_slots():
 
 
 def test_exchanges_belong_to_the_fabric():
-    assert exchanges(load_cluster("hgx-h100-8"), "prefill") == [
-        "nccl",
-        "deepep_normal",
-        "all_gather",
-    ]
-    assert exchanges(load_cluster("h100-rail-8x8"), "decode") == [
-        "nccl",
-        "deepep_ll",
-        "hierarchical",
-        "all_gather",
-    ]
-    assert exchanges(load_cluster("mi300x-8"), "prefill") == ["nccl", "all_gather"]
+    """Those that no serving engine launches are left to simulations."""
+    assert exchanges(load_cluster("hgx-h100-8"), "prefill") == ["deepep_normal", "all_gather"]
+    assert exchanges(load_cluster("h100-rail-8x8"), "decode") == ["deepep_ll", "all_gather"]
+    assert exchanges(load_cluster("mi300x-8"), "prefill") == ["all_gather"]
     assert exchanges(load_cluster("tpu-v5p-4x4x4"), "prefill") == ["ici"]
     assert exchanges(load_cluster("gb200-nvl72"), "prefill")[0] == "nvl72"
     assert exchanges(load_cluster("h100-sxm"), "prefill") == ["nccl"]
@@ -63,11 +55,19 @@ def test_splits_keep_tp_within_a_node():
 
 def test_formats_are_those_the_device_runs(hgx):
     deepseek, oss = load_model("deepseek-v3"), load_model("gpt-oss-120b")
-    assert formats(deepseek, hgx) == ["fp8", "bf16"]
+    assert formats(deepseek, hgx) == ["fp8"]
+    assert formats(deepseek, load_cluster("hgx-b200-8")) == ["fp8", "nvfp4"]
+    assert formats(load_model("qwen3-30b-a3b"), hgx) == ["bf16", "fp8"]
+    assert formats(oss, hgx) == ["mxfp4"]
+    assert formats(oss, load_cluster("hgx-b200-8")) == ["mxfp4", "mxfp4_a8"]
     assert formats(deepseek, load_cluster("hgx-a100-8")) == ["bf16"]
     assert formats(oss, load_cluster("hgx-a100-8")) == ["mxfp4", "bf16"]
     assert formats(oss, hgx, "int4, fp8,int4") == ["int4", "fp8"]
+    # 4-bit weights fit into 8 bits; tokens in 8 bits are rounded all the same
     assert loss_delta(oss, "fp8") == pytest.approx((0.0015, 0.0, 0.005))
+    assert loss_delta(oss, "mxfp4") == loss_delta(oss, "bf16") == (0.0, 0.0, 0.0)
+    assert loss_delta(deepseek, "fp8") == loss_delta(deepseek, "bf16") == (0.0, 0.0, 0.0)
+    assert loss_delta(deepseek, "nvfp4")[0] == pytest.approx(0.024 - 0.0015)
     with pytest.raises(
         ConfigError, match=r"a100-sxm has no rate for float8_e4m3, which fp8 multiplies in: it has "
     ):

@@ -46,7 +46,7 @@ def test_the_best_is_the_simplest_that_no_other_beats(hgx, found):
     )
     for other in found.tied:
         if (
-            other.loss_penalty == best.loss_penalty
+            other.loss_delta == best.loss_delta
             and other.candidate.parallelism == best.candidate.parallelism
         ):
             assert best.candidate.num_replicas <= other.candidate.num_replicas
@@ -83,7 +83,7 @@ def test_rows_begin_with_the_recommended(found):
         rows[0]["usd_per_hour"] / 3600 * seconds_per_million
     )
     assert rows[0]["moe_layers_joules_per_token"] * 1e6 == pytest.approx(
-        8 * rows[0]["watts_per_device"] * seconds_per_million
+        8 * rows[0]["wall_watts_per_device"] * seconds_per_million
     )
 
 
@@ -155,7 +155,7 @@ def test_a_model_that_does_not_fit_says_what_would_hold_it():
         recommend("deepseek-v3", "hgx-h100-8", tokens=256)
     line = str(caught.value)
     assert line.startswith(
-        "deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 10"
+        "deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 9"
     )
     assert line.endswith(" GiB of 76.1 usable (fp8, ep8tp1); 16 of h100-sxm would hold it in fp8")
     sixteen = recommend("deepseek-v3", "h100-rail-8x8", gpus=16, tokens=256)
@@ -202,11 +202,12 @@ def test_cost_ranks_as_throughput_does_and_energy_by_joules(hgx, found):
 
 def test_narrower_than_published_is_a_penalty_and_wider_is_none(hgx):
     of = {
-        c.candidate.layer.precision.name: c.loss_penalty
+        c.candidate.layer.precision.name: c.loss_delta[0]
         for c in recommend(QWEN, hgx, tokens=64, precision="bf16,fp8,int4").choices
     }
     assert of == pytest.approx({"bf16": 0.0, "fp8": 0.0015, "int4": 0.04})
-    assert {c.loss_penalty for c in recommend("gpt-oss-120b", hgx, tokens=64).choices} == {0.0}
+    own = recommend("gpt-oss-120b", hgx, tokens=64)
+    assert {c.loss_delta for c in own.choices} == {(0.0, 0.0, 0.0)}
 
 
 @pytest.mark.parametrize(

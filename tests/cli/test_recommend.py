@@ -36,13 +36,14 @@ def test_it_says_what_to_run_and_how_far_to_trust_it(moesim, tmp_path):
     subjects = [
         line[:15].strip() for line in lines if line[:15].strip() and not line.startswith(" ")
     ]
-    assert subjects[1:15] == [
+    assert subjects[1:16] == [
         "workload",
         "parallelism",
         "placement",
         "redundancy",
         "precision",
         "exchange",
+        "kernels",
         "layer",
         "throughput",
         "memory",
@@ -63,7 +64,8 @@ def test_it_says_what_to_run_and_how_far_to_trust_it(moesim, tmp_path):
 def test_decode_says_how_long_its_sequences_may_be(moesim):
     code, out, _ = moesim(*SMALL, "--model", "olmoe-1b-7b", "--phase", "decode", "--show", "0")
     assert code == 0
-    assert "for each sequence of the batch)" in out
+    assert "sequences, in addition to 4,096)" in out
+    assert "a context of 4,096 tokens a sequence in the KV cache" in out
     assert "Alternatives" not in out
 
 
@@ -106,7 +108,7 @@ def test_a_config_json_with_its_notes(moesim, tmp_path):
         ),
         (
             ["--model", "deepseek-v3"],
-            "deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 10",
+            "deepseek-v3 does not fit on hgx-h100-8: the fullest device needs at least 9",
         ),
         (
             ["--model", "olmoe-1b-7b", "--gpus", "16"],

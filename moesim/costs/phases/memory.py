@@ -11,7 +11,7 @@ from moesim.model import DensePart, MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.units import GIB
 
-_DENSE_BYTES = 2.0
+_BUFFER_BYTES = 2.0
 #: a number, or an array with one for each device
 Amount = float | np.ndarray
 
@@ -23,7 +23,7 @@ class MemoryNeed:
     Attributes:
         experts_bytes: Bytes of the expert slots of all MoE layers.
         dense_bytes: Bytes of what every device holds: embeddings, attention, dense layers, gates
-            and shared experts (bf16).
+            and shared experts, in the model's own quantization.
         kv_bytes: Bytes of the KV cache.
         buffer_bytes: Bytes of received tokens and intermediate activations of one layer.
     """
@@ -75,14 +75,14 @@ def memory_need(
     per_layer_bytes += layer.shared_params * layer.precision.weight_bytes
     return MemoryNeed(
         experts_bytes=layers * held_width * layer.bytes_per_width,
-        dense_bytes=dense_part.params * _DENSE_BYTES + layers * per_layer_bytes,
+        dense_bytes=dense_part.num_bytes + layers * per_layer_bytes,
         kv_bytes=kv_tokens * dense_part.num_layers * dense_part.kv_bytes_per_token_per_layer,
         buffer_bytes=(
             2.0 * tokens * layer.hidden_size
             + layer.num_matrices * row_widths
             + rows * layer.hidden_size
         )
-        * _DENSE_BYTES,
+        * _BUFFER_BYTES,
     )
 
 
