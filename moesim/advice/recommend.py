@@ -14,20 +14,21 @@ known.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import get_args
 
 import numpy as np
 
-from moesim.advice.designs import PLACEMENTS, SEARCHED, candidates, formats, loss_delta, sized
+from moesim.advice.designs import PLACEMENTS, SEARCHED, formats, loss_delta, sized
 from moesim.advice.helps import helps, room_for_kv, would_hold
 from moesim.advice.recommendation import Choice, Help, Objective, Recommendation
+from moesim.advice.task import Task, fitting_batch, largest_batch
 from moesim.advice.ties import PricedDesign, groups
 from moesim.design.candidate import Candidate, Phase, Workload
-from moesim.errors import CapacityError, ConfigError, MoesimError, require, require_int
+from moesim.errors import CapacityError, ConfigError, require, require_int
 from moesim.hardware import Cluster, load_cluster
-from moesim.hardware.economics import Economics, load_economics
+from moesim.hardware.economics import load_economics
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
@@ -45,32 +46,6 @@ USUAL_ROUTING = "power_law:1.2"
 #: number of designs that the flow engine simulates: the best, and the best of every kind; that are
 #: also placed by local search; and that the event engine confirms
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
-#: factor on the latency that the bound of a batch may reach
-_ROOM = 2.0
-#: batches that are tried for a latency, largest first: powers of two, then eighths between the
-#: largest that keeps it and its double
-_BATCHES = tuple(2**n for n in range(13, -1, -1))
-_BETWEEN = (15, 14, 13, 12, 11, 10, 9)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """The question: what to recommend for which model on which hardware."""
-
-    model: Model
-    cluster: Cluster
-    workload: Workload
-    names: list[str]
-    objective: Objective
-    economics: Economics
-    latency_s: float | None
-    kernels: str
-
-    def per_second(self, mean_utilisation: dict[str, float]) -> float:
-        """Return what a second of the layer costs in the objective's unit."""
-        if self.objective == "energy":
-            return float(self.economics.watts(self.cluster, mean_utilisation))
-        return self.economics.usd_per_hour(self.cluster) / 3600 if self.objective == "cost" else 1.0
 
 
 def recommend(
@@ -125,7 +100,7 @@ def recommend(
     require(latency_ms is None or 0 < latency_ms < inf, "latency_ms", "a number > 0", latency_ms)
     if tokens is not None:
         require_int("tokens", tokens, 1)
-    task = _Task(
+    task = Task(
         model=model,
         cluster=machine,
         names=formats(model, machine, precision),
@@ -143,88 +118,14 @@ def recommend(
     )
     task.per_second({})  # a missing price or power is reported before the work starts
     if task.latency_s is not None and tokens is None:
-        return _largest_batch(task)
+        return largest_batch(task, _recommended)
     if tokens is None and kv_tokens is None and phase == "decode":
-        return _fitting_batch(task)
+        return fitting_batch(task, _recommended)
     return _recommended(task)
 
 
-def _with_tokens(task: _Task, tokens: int) -> _Task:
-    return replace(task, workload=replace(task.workload, num_tokens_per_device=tokens))
-
-
-def _fitting_batch(task: _Task) -> Recommendation:
-    """Return the recommendation for the usual batch, halved until its KV cache fits."""
-    first: CapacityError | None = None
-    tokens = task.workload.num_tokens_per_device
-    while tokens:
-        try:
-            return _recommended(_with_tokens(task, tokens))
-        except CapacityError as error:
-            first = first or error
-            tokens //= 2
-    assert first is not None, "the usual batch has tokens"
-    raise first
-
-
-def _largest_batch(task: _Task) -> Recommendation:
-    """Return the recommendation for the largest batch that stays within the latency."""
-    assert task.latency_s is not None
-    last: MoesimError | None = None
-    for tokens in _BATCHES:
-        found, error = _keeping(_with_tokens(task, tokens), must_try=tokens == 1)
-        if found is None:
-            last = error or last
-            continue
-        for eighths in _BETWEEN if tokens >= len(_BETWEEN) + 1 else ():
-            larger, _ = _keeping(_with_tokens(task, tokens * eighths // 8), must_try=False)
-            if larger is not None:
-                return larger
-        return found
-    assert last is not None, "one token is always tried"
-    raise last
-
-
-def _keeping(task: _Task, must_try: bool) -> tuple[Recommendation | None, MoesimError | None]:
-    """Return the recommendation for a batch that stays within the latency, or the reason against
-    it, where it was tried.
-
-    Args:
-        task: The question, with the batch.
-        must_try: Whether to try it even if its bound is far above the latency.
-    """
-    assert task.latency_s is not None
-    if task.workload.num_tokens_per_device * task.cluster.num_devices > 1 << 22:
-        return None, None
-    # bound one format and exchange only, and leave room for better ones, since the others are not
-    # bounded
-    designs = _all(task)
-    usual = designs[0].layer.precision, designs[0].schedule
-    few = [c for c in designs if (c.layer.precision, c.schedule) == usual]
-    bounds = bounds_of(few, task.cluster, task.workload)
-    layers = task.model.dense_part.num_moe_layers
-    if not must_try and not (layers * bounds.layer_time_s_N <= _ROOM * task.latency_s).any():
-        return None, None
-    try:
-        return _recommended(task), None
-    except (CapacityError, ConfigError) as error:
-        return None, error
-
-
-def _all(task: _Task) -> list[Candidate]:
-    work = task.workload
-    return candidates(
-        task.model,
-        task.cluster,
-        phase=work.phase,
-        names=task.names,
-        tokens=work.num_tokens_per_device,
-        kernels=task.kernels,
-    )
-
-
-def _recommended(task: _Task) -> Recommendation:
-    designs = _all(task)
+def _recommended(task: Task) -> Recommendation:
+    designs = task.designs()
     bounds = bounds_of(designs, task.cluster, task.workload)
     order = _fitting(task, designs, bounds)
     results = [
@@ -265,7 +166,7 @@ def _recommended(task: _Task) -> Recommendation:
     )
 
 
-def _helps(task: _Task, best: Choice) -> list[Help]:
+def _helps(task: Task, best: Choice) -> list[Help]:
     """Return what would help; of larger batches those that stay within the latency."""
     layers, bound = task.model.dense_part.num_moe_layers, task.latency_s
     return helps(
@@ -276,7 +177,7 @@ def _helps(task: _Task, best: Choice) -> list[Help]:
     )
 
 
-def _by_event(task: _Task, choice: Choice) -> float:
+def _by_event(task: Task, choice: Choice) -> float:
     return simulate(
         choice.candidate, task.cluster, task.workload, engine="event_compiled"
     ).layer_time_s
@@ -309,7 +210,7 @@ def _finalists(designs: Sequence[Candidate]) -> list[Candidate]:
     return [*found, *list(searched)[:_SEARCH]]
 
 
-def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[int]:
+def _fitting(task: Task, designs: Sequence[Candidate], bounds: Bounds) -> list[int]:
     """Return the indices of the designs that fit, best bound first.
 
     Raises:
@@ -339,7 +240,7 @@ def _fitting(task: _Task, designs: Sequence[Candidate], bounds: Bounds) -> list[
     return sorted((i for i in range(len(designs)) if over_N[i] <= 0), key=lambda i: cost[i])
 
 
-def _simulated(task: _Task, candidate: Candidate) -> Result | None:
+def _simulated(task: Task, candidate: Candidate) -> Result | None:
     """Simulate a design with the flow engine; None where a local search fills a device beyond its
     memory.
     """
@@ -349,7 +250,7 @@ def _simulated(task: _Task, candidate: Candidate) -> Result | None:
         return None
 
 
-def _within(task: _Task, ranked: list[Result]) -> list[Result]:
+def _within(task: Task, ranked: list[Result]) -> list[Result]:
     """Return the designs that stay within the latency.
 
     Raises:
@@ -374,7 +275,7 @@ def _within(task: _Task, ranked: list[Result]) -> list[Result]:
     return kept
 
 
-def _choice(task: _Task, result: Result, group: int) -> Choice:
+def _choice(task: Task, result: Result, group: int) -> Choice:
     economics, cluster = task.economics, task.cluster
     watts = None
     if economics.unknown_power(cluster) is None:

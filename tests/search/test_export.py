@@ -166,6 +166,7 @@ def test_vllm_with_copies_over_nodes(one):
         "--data-parallel-rpc-port": "13345",
         "--enable-expert-parallel": True,
         "--all2all-backend": "deepep_high_throughput",
+        "--moe-backend": "flashinfer_cutlass",
         "--enable-eplb": True,
         "--eplb-config": '{"num_redundant_experts": 64}',
         "--enable-dbo": True,

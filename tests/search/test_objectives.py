@@ -64,7 +64,10 @@ def test_every_objective_can_be_searched(study, tmp_path):
             assert all(0 < value < math.inf for value in trial.evaluation.values(list(OBJECTIVES)))
             row = trial.row()
             assert row["layer_joules_per_token"] == pytest.approx(
-                row["watts_per_device"] * row["layer_time_us"] * 1e-6 / row["num_tokens_per_device"]
+                row["wall_watts_per_device"]
+                * row["layer_time_us"]
+                * 1e-6
+                / row["num_tokens_per_device"]
             )
             assert row["layer_usd_per_million_tokens"] == pytest.approx(
                 24.0 / 3600 * row["layer_time_us"] / row["num_tokens_per_device"] / 8
