@@ -200,3 +200,31 @@ def validate_kernels(
         columns = [c for c in given.columns if c not in PREDICTIONS]
         write_csv(out, table.to_dict("records"), [*columns, *PREDICTIONS])
         say(f"wrote {out}")
+
+
+#: columns of `moesim.measured.kernels.choices.choice_table` -> headings that fit 80 characters
+_CHOICES = {
+    "precision": "format",
+    "layers": "layers",
+    "as_good_percent": "good",
+    "regret_percent": "regret",
+    "usual": "always",
+    "usual_regret_percent": "regret",
+}
+
+
+@validate_app.command("libraries")
+def validate_libraries(
+    system: Annotated[str, typer.Option(help="Whose measured rows.")] = "h100_sxm",
+    limit: Annotated[int, typer.Option(help="Layers and loads, drawn; 0 for all.", min=0)] = 1000,
+) -> None:
+    """Score the choice of a kernel library: is the one predicted fastest the one measured so?"""
+    from moesim.measured.kernels.choices import choice_table, measured_libraries
+    from moesim.report.terminal import print_table, say
+
+    table = choice_table(measured_libraries(system, limit))
+    print_table(f"The library predicted fastest on {system}", table, _CHOICES)
+    say(
+        "good: share measured fastest, or within 5 %; regret over the fastest, of the choice and "
+        "of always taking the library that is fastest most often; in %"
+    )
