@@ -180,7 +180,7 @@ def exchanges(cluster: Cluster, phase: str) -> list[str]:
     found = [
         e.name
         for e in (own, *(e for e in EXCHANGES.values() if e is not own))
-        if e.launch and e.runs_on(cluster) and (e is own or e.suits(cluster, phase))
+        if e.launch and e.runs_on(cluster) and e.suits(cluster, phase)
     ]
     return found or [own.name]
 

@@ -50,7 +50,7 @@ def measured_libraries(system: str, limit: int):
     """
     import pandas as pd
 
-    parts = []
+    parts = [pd.DataFrame(columns=[*_SAME, "kernels", "latency_ms"])]
     for dataset in silicon.datasets(system, every=True):
         framework = dataset.partition("/")[0]
         if framework in _TRITON:
@@ -60,7 +60,7 @@ def measured_libraries(system: str, limit: int):
         for name, family in FAMILIES.items():
             found = family_rows(system, dataset, family)
             parts.append(found.assign(kernels=name))
-    joined = pd.concat([p for p in parts if len(p)], ignore_index=True)
+    joined = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
     joined = joined[joined["latency_ms"] >= FLOOR_MS]
     # of several versions of a library the newest, which comes last
     joined = joined.drop_duplicates([*_SAME, "kernels"], keep="last")
