@@ -22,7 +22,12 @@ from moesim.errors import UnknownNameError
 from moesim.units import GB, KB, US
 
 NODE = Ports(
-    near_bytes_per_s=450 * GB, far_bytes_per_s=0.0, num_ranks=8, ranks_per_domain=8, num_sms=132
+    near_bytes_per_s=450 * GB,
+    far_bytes_per_s=0.0,
+    num_ranks=8,
+    ranks_per_domain=8,
+    num_sms=132,
+    memory_bytes_per_s=3350 * GB,
 )
 TWO_NODES = replace(NODE, far_bytes_per_s=50 * GB, num_ranks=16)
 SIZES = st.integers(0, 1 << 17)
@@ -131,6 +136,33 @@ def test_low_latency_by_hand():
     assert price.time_s_D(work, TWO_NODES) / US == pytest.approx([expected])
     assert price.limiting_D.tolist() == ["far"]
     assert price.num_sms == 0
+
+
+def test_low_latency_combine_by_hand():
+    """Memory and port add up; the NIC runs next to them, and any number of domains is one step."""
+    names = {
+        "start_us": 10.0,
+        "expert_us": 1.0,
+        "memory_efficiency": 0.2,
+        "port_efficiency": 0.75,
+        "nic_efficiency": 0.9,
+        "node_us": 13.0,
+    }
+    calibration = fixed(**{f"combine_{n}": v for n, v in names.items()})
+    alone = DeepEpLowLatency(ports=NODE, calibration=calibration)
+    work = work_of(alone, [512], direction="combine")
+    memory, near = 4096 * 14336 / (0.2 * 3350e3), 4096 * 14336 * 7 / 8 / (0.75 * 450e3)
+    price = alone.price("combine", work)
+    assert price.time_s_D(work, NODE) / US == pytest.approx([11.0 + memory + near])
+    for nodes in (2, 8):
+        ports = replace(TWO_NODES, num_ranks=8 * nodes)
+        kernel = replace(alone, ports=ports)
+        work = work_of(kernel, [512], direction="combine")
+        near = 4096 * 14336 * 7 / (8 * nodes) / (0.75 * 450e3)
+        far = 4096 * 14336 * (nodes - 1) / nodes / (0.9 * 50e3)
+        expected = 11.0 + 13.0 + ((memory + near) ** 4 + far**4) ** 0.25
+        price = kernel.price("combine", work)
+        assert price.time_s_D(work, ports) / US == pytest.approx([expected])
 
 
 def test_normal_dispatch_by_hand():
@@ -280,9 +312,7 @@ def test_devices_are_priced_each_by_its_own_share(kernel):
 
 
 def test_devices_nobody_measured_are_priced_from_their_spec_sheet():
-    mesh = Ports(
-        near_bytes_per_s=448 * GB, far_bytes_per_s=0.0, num_ranks=8, ranks_per_domain=8, num_sms=304
-    )
+    mesh = replace(NODE, near_bytes_per_s=448 * GB, num_sms=304, memory_bytes_per_s=5300 * GB)
     kernel = comm_kernel("nccl", mesh, load_profile("mi300x"))
     low, high = kernel.interval("dispatch")
     assert (kernel.level, low < 1.0 < high) == ("spec_sheet", True)
@@ -305,8 +335,8 @@ def test_unknown_kernel(h100):
 #: published in the DeepEP README for H800 (200 GB/s NVLink, 400 Gb/s NIC), 128 tokens, hidden 7168,
 #: top-8: ranks, us
 PUBLISHED = {
-    "dispatch": {8: 77, 16: 118, 64: 173, 256: 194},
-    "combine": {16: 195, 64: 314, 256: 360},
+    "dispatch": {8: 77, 16: 118, 32: 155, 64: 173, 128: 192, 256: 194},
+    "combine": {8: 114, 16: 195, 32: 273, 64: 314, 128: 369, 256: 360},
 }
 
 
@@ -315,13 +345,11 @@ PUBLISHED = {
     [(d, r, us) for d, row in PUBLISHED.items() for r, us in row.items()],
 )
 def test_published_low_latency_within_15_percent(direction, ranks, us):
-    """Combine on 8 ranks (114 us) is not among them: that release ran faster, we say 143 us."""
-    ports = Ports(
+    ports = replace(
+        NODE,
         near_bytes_per_s=200 * GB,
         far_bytes_per_s=50 * GB if ranks > 8 else 0.0,
         num_ranks=ranks,
-        ranks_per_domain=8,
-        num_sms=132,
     )
     kernel = comm_kernel("deepep_ll", ports, load_profile("h800"))
     work = work_of(kernel, [128], direction=direction, experts=288 if ranks == 256 else 256)

@@ -28,6 +28,7 @@ class Ports:
         num_ranks: Number of ranks R that take part.
         ranks_per_domain: Number of ranks that the near port reaches, this one included.
         num_sms: SMs of the device.
+        memory_bytes_per_s: Rate of the device's memory, as its data sheet has it.
     """
 
     near_bytes_per_s: float
@@ -35,6 +36,7 @@ class Ports:
     num_ranks: int
     ranks_per_domain: int
     num_sms: int
+    memory_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

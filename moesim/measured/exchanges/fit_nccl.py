@@ -109,28 +109,23 @@ def _as_shot(rows, system: str):
     return part[here].reset_index(drop=True)
 
 
-def fit_nccl(low_latency: Parameters) -> tuple[Fitted, Parameters]:
+def fit_nccl(network: Parameters) -> tuple[Fitted, Parameters]:
     """Fit NCCL's collectives on A100 and H100, and the few-shot factors of three Blackwell devices.
 
     Args:
-        low_latency: DeepEP's low-latency parameters, which say what nodes and NICs cost; no NCCL
-            row does.
+        network: What nodes and NICs cost, from DeepEP's rows; no NCCL row spans nodes.
 
     Returns:
         The fit, and for each device the one factor of all its latencies.
     """
     rows = fitted_rows("nccl", ("a100_sxm", "h100_sxm"))
-    node = {
-        "node_us": low_latency["dispatch_node_us"],
-        "nic_efficiency": low_latency["dispatch_nic_efficiency"],
-    }
     parameters: Parameters = {}
     factors: Factors = {"a100-sxm": {}}
     residuals: Residuals = {}
     scores: Scores = {}
     alone: dict[str, tuple[Parameters, Parameters]] = {}
     for collective in COLLECTIVES:
-        quantity = _nccl_quantity(rows, collective, node)
+        quantity = _nccl_quantity(rows, collective, network)
         some, of_a100 = quantity.fit()
         parameters |= some
         factors["a100-sxm"] |= of_a100["a100_sxm"]
@@ -178,7 +173,7 @@ def fit_nccl(low_latency: Parameters) -> tuple[Fitted, Parameters]:
     latency: Parameters = {}
     for system, ten in shots.groupby("system"):
         shot = replace(
-            _nccl_quantity(rows, "alltoall", node), rows=ten.reset_index(drop=True), factors={}
+            _nccl_quantity(rows, "alltoall", network), rows=ten.reset_index(drop=True), factors={}
         )
         own = _own_factors(shot, parameters)
         device = systems()[str(system)].profile.name

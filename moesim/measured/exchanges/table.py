@@ -94,6 +94,7 @@ class MeasuredSystem:
             num_ranks=num_ranks,
             ranks_per_domain=self.ranks_per_domain,
             num_sms=self.profile.num_sms,
+            memory_bytes_per_s=self.profile.hbm_bandwidth_bytes_per_s,
         )
 
 
