@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moesim import load_profile
 from moesim.costs.calibration import Calibration
 from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
-from moesim.costs.comm.forms import fill, per_unit, soft_maximum
+from moesim.costs.comm.forms import fill, per_unit, soft_maximum, soft_minimum
 from moesim.costs.comm.kernels import NAMES, comm_kernel
 from moesim.costs.comm.nccl import Nccl, payload_bytes
 from moesim.costs.comm.nvl72 import Nvl72
@@ -79,32 +79,75 @@ def test_fill_is_all_of_a_short_steady_state_and_the_depth_of_a_long_one():
     assert per_unit(np.array([6.0, 0.0]), np.array([3.0, 0.0])).tolist() == [2.0, 0.0]
 
 
-def test_nccl_by_hand():
+def test_soft_minimum():
+    assert soft_minimum(3.0, 1e9, norm=8.0) == pytest.approx(3.0)
+    assert soft_minimum(2.0, 2.0, norm=8.0) == pytest.approx(2.0 / 2**0.125)
+
+
+def test_nccl_alltoall_by_hand():
     """8 ranks, 7 MB over the port at 450 GB/s, both protocols written out."""
-    calibration = fixed(
-        alltoall_start_us=7.0,
-        alltoall_port_efficiency=0.7,
-        alltoall_few_peers=0.14,
-        alltoall_ramp_kb=5000.0,
-        alltoall_ramp_knee_kb=2000.0,
-        alltoall_protocol_gb_per_s=6.0,
-        alltoall_ceiling_us=14.0,
-        alltoall_legacy_ceiling_us=9.0,
-        alltoall_hop_us=0.0,
-        alltoall_node_us=7.0,
-        alltoall_nic_efficiency=0.94,
-        alltoall_channels=32.0,
-    )
-    kernel = Nccl(ports=NODE, calibration=calibration)
+    names = {
+        "start_us": 6.0,
+        "hop_us": 0.5,
+        "legacy_hop_us": 1.5,
+        "port_efficiency": 0.7,
+        "few_peers": 0.14,
+        "ramp_kb": 5000.0,
+        "ramp_knee_kb": 2000.0,
+        "protocol_gb_per_s": 6.0,
+        "ceiling_us": 13.0,
+        "legacy_ceiling_us": 9.0,
+        "node_us": 7.0,
+        "nic_efficiency": 0.94,
+        "channels": 32.0,
+    }
+    kernel = Nccl(ports=NODE, calibration=fixed(**{f"alltoall_{n}": v for n, v in names.items()}))
     port_us = (7000 + 5000 * 7000 / 9000) / (450 * 0.7 * 7 / 7.14)
     protocol_us = min(7 + 1000 / 6.0, 14.0)
     expected = ((7 + port_us) ** 8 + protocol_us**8) ** (1 / 8)
     assert kernel.time_s(7e6) / US == pytest.approx(expected)
-    assert replace(kernel, legacy=True).time_s(1e5) < kernel.time_s(1e5)
     assert kernel.time_s(0.0) / US == pytest.approx(7.0 * 2**0.125)
+    pair = replace(kernel, ports=replace(NODE, num_ranks=2))
+    assert replace(pair, legacy=True).time_s(1e5) < pair.time_s(1e5)
+    assert replace(kernel, legacy=True).time_s(0.0) / US == pytest.approx(10.0 * 2**0.125)
     across = replace(kernel, ports=TWO_NODES)
-    assert across.time_s(0.0, 0.0) / US == pytest.approx(14.0 * 2**0.125)
-    assert across.time_s(0.0, 1e9) == pytest.approx(14 * US + 1e9 / (0.94 * 50 * GB), rel=1e-6)
+    assert across.time_s(0.0, 0.0) / US == pytest.approx(14.5 * 2**0.125)
+    assert across.time_s(0.0, 1e9) == pytest.approx(14.5 * US + 1e9 / (0.94 * 50 * GB), rel=1e-6)
+
+
+def test_nccl_ring_by_hand():
+    """8 ranks: each protocol where it is the fastest, and the NIC next to it."""
+    names = {
+        "start_us": 4.0,
+        "hop_us": 1.0,
+        "protocol_gb_per_s": 5.0,
+        "middle_start_us": 6.0,
+        "middle_hop_us": 1.0,
+        "middle_efficiency": 0.4,
+        "bulk_start_us": 20.0,
+        "bulk_hop_us": 1.0,
+        "port_efficiency": 0.8,
+        "few_peers": 0.14,
+        "ramp_kb": 0.0,
+        "ramp_knee_kb": 1.0,
+        "legacy_factor": 1.2,
+        "node_us": 7.0,
+        "nic_efficiency": 0.94,
+    }
+    calibration = fixed(**{f"all_gather_{n}": v for n, v in names.items()})
+    kernel = Nccl(ports=NODE, calibration=calibration, collective="all_gather")
+    for near_kb in (0.0, 7.0, 700.0, 70000.0):
+        buffer_kb = near_kb * 8 / 7
+        protocols = (
+            11 + buffer_kb / 5,
+            13 + buffer_kb / (0.4 * 450),
+            27 + near_kb / (0.8 * 450 * 7 / 7.14),
+        )
+        expected = sum(p**-8 for p in protocols) ** (-1 / 8)
+        assert kernel.time_s(near_kb * KB) / US == pytest.approx(expected)
+    assert replace(kernel, legacy=True).time_s(0.0) > 1.19 * kernel.time_s(0.0)
+    across = replace(kernel, ports=TWO_NODES)
+    assert across.time_s(0.0, 1e9) == pytest.approx(1e9 / (0.94 * 50 * GB), rel=2e-2)
 
 
 def test_low_latency_by_hand():

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from moesim.measured.exchanges.batches import LONG
 from moesim.measured.exchanges.fit import (
     CROSS_VALIDATED,
     TABLES,
-    TRANSFER,
     FitQuantity,
     Parameters,
     Residuals,
@@ -154,7 +154,10 @@ def widened(fitted: Fitted, nccl: Fitted, latency: Parameters, names: tuple[str,
     residuals = dict(fitted.residuals)
     # without rows of the device its latencies are unknown, and short exchanges consist of them; ten
     # rows make them known
-    for level, kind in (("other_generation", "alltoall"), ("other_generation_few_shot", TRANSFER)):
+    for level, kind in (
+        ("other_generation", "alltoall"),
+        ("other_generation_few_shot", f"alltoall{LONG}"),
+    ):
         added = nccl.residuals[f"{level}-{kind}"]
         for direction in ("dispatch", "combine"):
             own = fitted.residuals[f"spec_sheet-{direction}"]

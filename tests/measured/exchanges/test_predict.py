@@ -179,7 +179,9 @@ def test_targets_on_rows_not_fitted():
     ],
 )
 def test_old_nccl_is_known_by_its_version(columns, old, predictions, row_of):
-    rows = pd.DataFrame([row_of("nccl") | {"message_size": 1 << 17}] * 2).assign(**columns)
+    rows = pd.DataFrame([row_of("nccl") | {"num_gpus": 2, "message_size": 1 << 17}] * 2).assign(
+        **columns
+    )
     times = predictions(rows)["predicted_us"]
     newest = predictions(rows[["family", *COLUMNS["nccl"], "system"]])["predicted_us"]
     assert (times < newest).tolist() == old
