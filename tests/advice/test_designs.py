@@ -41,6 +41,7 @@ def test_exchanges_belong_to_the_fabric():
         "all_gather",
     ]
     assert exchanges(load_cluster("h100-rail-8x8"), "decode") == [
+        "deepep_normal",
         "nccl",
         "deepep_ll",
         "hierarchical",

@@ -36,6 +36,9 @@ from moesim.costs.comm.nccl import num_domains, payload_bytes
 from moesim.costs.comm.work import Array, Direction, Ports, Price, Work
 from moesim.units import GB, KB, US
 
+#: class of residuals of exchanges across domains, after the direction
+ACROSS = "_across"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stages:
@@ -72,7 +75,7 @@ class _DeepEp:
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted."""
-        return self.calibration.interval(direction)
+        return interval_of(self.calibration, direction, float(np.max(num_domains(self.ports))))
 
     def _links(self, direction: Direction, work: Work) -> tuple[Array, Array]:
         c, ports = self.calibration, self.ports
@@ -212,3 +215,18 @@ class DeepEpLowLatency(_DeepEp):
 
 def _kb_per_us(gb_per_s: float) -> float:
     return gb_per_s * GB / KB * US
+
+
+def interval_of(
+    calibration: Calibration, direction: str, num_domains: float
+) -> tuple[float, float]:
+    """Return the P10 and P90 of measured / predicted of exchanges across some domains.
+
+    Two domains were measured. Each further doubling is taken to add an error as large as the first
+    one's and independent of it (assumed), so that log widths grow with its square root.
+    """
+    if num_domains <= 1.0:
+        return calibration.interval(direction)
+    low, high = calibration.interval(f"{direction}{ACROSS}")
+    power = float(np.sqrt(np.log2(max(num_domains, 2.0))))
+    return low**power, high**power

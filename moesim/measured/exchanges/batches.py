@@ -6,13 +6,13 @@ the kernels price elementwise.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moesim.costs.calibration import Calibration
-from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
+from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal, interval_of
 from moesim.costs.comm.nccl import COLLECTIVES, Nccl
 from moesim.costs.comm.nvl72 import Nvl72, Phase
 from moesim.costs.comm.work import Direction, Work
@@ -58,6 +58,7 @@ class Batch:
         quantity: ``dispatch``, ``combine`` or empty, see `table.quantities`.
         kind: Collective, direction or phase.
         residual: Class of residuals: the kind, and for NCCL whether the rows are short or long.
+        domains: Number of domains of DeepEP's rows.
         seconds: Function from a calibration to predicted seconds, ndarray of shape (rows,).
     """
 
@@ -67,6 +68,11 @@ class Batch:
     kind: str
     residual: str
     seconds: Callable[[Calibration], np.ndarray]
+    domains: float = 1.0
+
+    def interval(self, calibration: Calibration) -> tuple[float, float]:
+        """Return the P10 and P90 of measured / predicted."""
+        return interval_of(calibration, self.residual, self.domains)
 
 
 def batches(rows) -> list[Batch]:
@@ -95,10 +101,15 @@ def batches(rows) -> list[Batch]:
                 found.append(_batch(some, name, "", phase, _nvl72(some, system, phase)))
         else:
             make = _normal if family == "deepep_normal" else _low_latency
-            found += [
-                _batch(part, name, direction, direction, make(part, system, direction))
-                for direction in ("dispatch", "combine")
-            ]
+            ranks = part["node_num"].astype(int) * system.ranks_per_node
+            for domains, some in part.groupby(np.maximum(ranks / system.ranks_per_domain, 1.0)):
+                found += [
+                    replace(
+                        _batch(some, name, way, way, make(some, system, way)),
+                        domains=float(domains),
+                    )
+                    for way in ("dispatch", "combine")
+                ]
     return found
 
 

@@ -3,13 +3,15 @@
 Only one generation was measured, so NCCL's spread between generations is added in quadrature for
 devices of others. DeepEP's latencies (starts, work per token that moves no bytes, pipeline depth)
 take one factor on such a device: that of NCCL's start, ceiling and ramp when the device's ten rows
-may move them only together. Bytes take as long as the spec sheet says.
+may move them only together. Bytes take as long as the spec sheet says. Exchanges across nodes have
+intervals of their own, from two nodes.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from moesim.costs.comm.deepep import ACROSS
 from moesim.measured.exchanges.batches import LONG
 from moesim.measured.exchanges.fit import (
     CROSS_VALIDATED,
@@ -26,6 +28,7 @@ from moesim.measured.exchanges.fit import (
     residual,
     scores_by,
     spread,
+    symmetric_spread,
 )
 from moesim.measured.fitting import Bounds, Fitted
 
@@ -88,6 +91,8 @@ LOW_LATENCY_LATENCIES = tuple(
     for direction in _LOW_LATENCY
     for name in ("start_us", "expert_us", "token_us", "node_us")
 )
+#: levels of calibration of devices of the fitted generation
+_NEAR = ("calibrated", "spec_sheet")
 _ROWS = {
     "deepep_normal": "wideep_deepep_normal_perf.parquet",
     "deepep_ll": "wideep_deepep_ll_perf.parquet",
@@ -110,11 +115,18 @@ def _fit_deepep(
         )
         parameters |= quantity.fit()[0]
         predicted = quantity.cross_validate(groups)
-        both = in_quadrature(spread(quantity.measured / predicted), release_spread(rows, quantity))
-        near = residual(
-            both, len(rows), f"{CROSS_VALIDATED} by shape, with the spread between releases"
-        )
-        residuals |= {f"calibrated-{direction}": near, f"spec_sheet-{direction}": near}
+        ratios, far = quantity.measured / predicted, (rows["node_num"] > 1).to_numpy()
+        releases = release_spread(rows, quantity)
+        for suffix, chosen, width, by in (
+            ("", ~far, spread, "shape"),
+            (ACROSS, far, symmetric_spread, "number of tokens, both ways"),
+        ):
+            entry = residual(
+                in_quadrature(width(ratios[chosen]), releases),
+                int(chosen.sum()),
+                f"{CROSS_VALIDATED} by {by}, with the spread between releases",
+            )
+            residuals |= {f"{level}-{direction}{suffix}": entry for level in _NEAR}
         scores |= {
             f"{k}-{direction}": v
             for k, v in scores_by(
@@ -159,7 +171,7 @@ def widened(fitted: Fitted, nccl: Fitted, latency: Parameters, names: tuple[str,
         ("other_generation_few_shot", f"alltoall{LONG}"),
     ):
         added = nccl.residuals[f"{level}-{kind}"]
-        for direction in ("dispatch", "combine"):
+        for direction in (f"{d}{a}" for d in ("dispatch", "combine") for a in ("", ACROSS)):
             own = fitted.residuals[f"spec_sheet-{direction}"]
             both = in_quadrature((own["low"], own["high"]), (added["low"], added["high"]))
             residuals[f"{level}-{direction}"] = residual(

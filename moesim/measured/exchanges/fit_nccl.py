@@ -127,7 +127,8 @@ def _by_size(
         kind: How the rows were predicted.
         width: Function from ratios to (P10, P90).
     """
-    short, found = is_short(rows), {}
+    short = is_short(rows)
+    found: Residuals = {}
     for chosen, suffix, what in (
         (np.ones(len(rows), dtype=bool), "", ""),
         (short, SHORT, ", < 64 KiB"),
