@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moesim import load_profile
 from moesim.costs.calibration import Calibration
+from moesim.costs.comm.bridge import host_interval, host_seconds
 from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
 from moesim.costs.comm.forms import fill, per_unit, soft_maximum, soft_minimum
 from moesim.costs.comm.kernels import NAMES, comm_kernel
@@ -30,6 +31,7 @@ NODE = Ports(
     memory_bytes_per_s=3350 * GB,
 )
 TWO_NODES = replace(NODE, far_bytes_per_s=50 * GB, num_ranks=16)
+NO_BRIDGE = {"bridge_bytes_per_s": 0.0, "ranks_per_bridge": 1}
 SIZES = st.integers(0, 1 << 17)
 
 
@@ -148,6 +150,49 @@ def test_nccl_ring_by_hand():
     assert replace(kernel, legacy=True).time_s(0.0) > 1.19 * kernel.time_s(0.0)
     across = replace(kernel, ports=TWO_NODES)
     assert across.time_s(0.0, 1e9) == pytest.approx(1e9 / (0.94 * 50 * GB), rel=2e-2)
+
+
+PCIE = replace(NODE, near_bytes_per_s=32 * GB, bridge_bytes_per_s=32 * GB, ranks_per_bridge=4)
+
+
+def test_host_between_pcie_switches_by_hand():
+    """8 devices on two switches of 4: four of them send 4/7 of their bytes over one link."""
+    one = np.ones(1)
+    assert host_seconds(one, PCIE, ring=False) == pytest.approx(4 * 4 / 7)
+    assert host_seconds(one, PCIE, ring=True) == pytest.approx(2.0)
+    assert host_seconds(one, replace(PCIE, bridge_bytes_per_s=64 * GB), ring=True) == 1.0
+    for ports in (NODE, replace(PCIE, num_ranks=4)):
+        assert host_seconds(one, ports, ring=False) == host_seconds(one, ports, ring=True) == 0.0
+    assert [float(f[0]) for f in host_interval(PCIE, ring=True)] == pytest.approx([1 / 2, 8.0])
+    assert [float(f[0]) for f in host_interval(NODE, ring=True)] == [1.0, 1.0]
+
+
+def test_a_price_through_a_host_says_that_nobody_measured_it():
+    profile = load_profile("l40s")
+    for name in ("nccl_all_gather", "nccl"):
+        here, direct = (comm_kernel(name, p, profile) for p in (PCIE, replace(PCIE, **NO_BRIDGE)))
+        assert (here.level, direct.level) == ("none", "spec_sheet")
+        low, high = here.interval("dispatch")
+        assert low < 0.6 * direct.interval("dispatch")[0]
+        assert high > 4.0 * direct.interval("dispatch")[1]
+    assert here.time_s(1e8) > 1.5 * direct.time_s(1e8)
+
+
+def test_nccl_across_nodes_rests_on_no_row(h100):
+    kernel = comm_kernel("nccl", TWO_NODES, h100)
+    assert kernel.level == "spec_sheet"
+    assert kernel.interval("dispatch") == pytest.approx((1 / 1.5, 1.5))
+    assert comm_kernel("nccl", NODE, h100).level == "calibrated"
+
+
+def test_intervals_of_deepep_widen_with_nodes(h100):
+    widths = []
+    for nodes in (1, 2, 4, 8):
+        ports = replace(TWO_NODES, num_ranks=8 * nodes)
+        low, high = comm_kernel("deepep_normal", ports, h100).interval("dispatch")
+        widths.append(np.log(high / low))
+    assert widths == sorted(widths)
+    assert widths[3] == pytest.approx(widths[1] * np.sqrt(3.0))
 
 
 def test_low_latency_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moesim import Workload, load_cluster, simulate
+from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.comm.wire import Wire
 from moesim.design.candidate import Candidate, Parallelism
 from moesim.design.schedule import Schedule
@@ -16,6 +17,9 @@ from moesim.hardware.exchanges import EXCHANGES, Exchange, add_exchange, exchang
 from moesim.lowering.movement import Leg, Movement
 from moesim.model.hf_config import load_model
 from moesim.search import Space
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import exchange_of, simulate_prepared
+from moesim.units import MB
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8")
 
@@ -176,6 +180,19 @@ def test_a_better_machine_is_no_slower(phase):
             found = simulate(candidate, machine, work, must_fit=False).phase_time_s
             times.append([found["dispatch"], found["combine"]])
         assert np.less_equal(times[1], np.multiply(times[0], 1.0 + 1e-9)).all(), (nodes, name)
+
+
+def test_links_to_the_host_are_filled_once(make_candidate):
+    """The fabric shares a PCIe switch's link; the price adds no second wait for it."""
+    cluster = load_cluster("l40s-pcie-8")
+    candidate = make_candidate(num_experts=64, top_k=8)
+    candidate = replace(candidate, parallelism=Parallelism(ep=8))
+    kernel = exchange_kernel(cluster, cluster.exchange())
+    prepared = prepare(candidate, cluster, Workload(num_tokens_per_device=8192))
+    found = simulate_prepared(prepared, must_fit=False)
+    for row in exchange_of(prepared):
+        seconds = found.phase_time_s[row["direction"]]
+        assert seconds == pytest.approx(float(kernel.time_s(row["near_mb"] * MB)), rel=0.1)
 
 
 def test_cluster_files_of_before_call_it_dispatch(tmp_path):

@@ -20,8 +20,9 @@ the port's time. With NCCL up to 2.24 all starts are longer by a factor. Protoco
 Hu et al. 2025, arXiv 2507.04786.
 
 Nothing was measured across nodes: there the NIC is a stage that runs next to the port, with
-DeepEP's NIC efficiency and step per doubling of nodes. Behind PCIe switches see
-`moesim.costs.comm.bridge`.
+DeepEP's NIC efficiency and step per doubling of nodes, and the interval is a factor of at least 1.5
+either way (assumed). Behind PCIe switches the host's memory is one more stage, see
+`moesim.costs.comm.bridge`; LL sends twice the bytes, and LL128 needs NVLink.
 
 Data: aiconfigurator-core 0.12, nccl_perf tables of A100 and H100 (calibration ``nccl``).
 """
@@ -31,12 +32,15 @@ from typing import Literal
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration
+from moesim.costs.calibration import Calibration, weakest
+from moesim.costs.comm.bridge import host_interval, host_seconds
 from moesim.costs.comm.forms import PROTOCOL_NORM, priced, soft_maximum, soft_minimum
 from moesim.costs.comm.work import Array, Direction, Ports, Price, Work
 from moesim.units import GB, KB, US
 
 Collective = Literal["alltoall", "all_gather", "reduce_scatter", "all_reduce"]
+#: factor of the interval of what nobody measured (assumed)
+_UNMEASURED = 1.5
 COLLECTIVES: tuple[Collective, ...] = ("alltoall", "all_gather", "reduce_scatter", "all_reduce")
 
 
@@ -59,8 +63,16 @@ class Nccl:
 
     @property
     def level(self) -> str:
-        """``calibrated``, ``few_shot`` or ``spec_sheet``."""
-        return self.calibration.level
+        """``calibrated``, ``few_shot`` or ``spec_sheet``; across nodes at most ``spec_sheet``, and
+        ``none`` behind PCIe switches.
+        """
+        if self.ports.bridge_bytes_per_s:
+            return "none"
+        return weakest([self.calibration.level, "spec_sheet"][: 2 if self._is_across else 1])
+
+    @property
+    def _is_across(self) -> bool:
+        return bool(np.max(num_domains(self.ports)) > 1.0)
 
     def _c(self, name: str) -> float:
         return self.calibration[f"{self.collective}_{name}"]
@@ -98,6 +110,9 @@ class Nccl:
     def _near_s(self, near_bytes: Array) -> Array:
         return near_bytes * self.port_factor(near_bytes) / self.ports.near_bytes_per_s
 
+    def _host_s(self, near_s: Array) -> Array:
+        return host_seconds(near_s, self.ports, ring=self.collective != "alltoall")
+
     def _far_s(self, far_bytes: Array) -> Array:
         rate = self.ports.far_bytes_per_s * self._c("nic_efficiency")
         return far_bytes / rate if rate else np.zeros_like(far_bytes, dtype=np.float64)
@@ -117,7 +132,8 @@ class Nccl:
             start + per_peer / (self._c("protocol_gb_per_s") * GB),
             np.maximum(ceiling_us * US + steps, start),
         )
-        moved = soft_maximum(self._near_s(near_bytes), self._far_s(far_bytes))
+        near = self._near_s(near_bytes)
+        moved = soft_maximum(near, self._host_s(near), self._far_s(far_bytes))
         return soft_maximum(start + moved, protocol, norm=PROTOCOL_NORM)
 
     def _ring_s(self, near_bytes: Array, far_bytes: Array, nodes_s: Array) -> Array:
@@ -128,23 +144,26 @@ class Nccl:
             hops = self._c(f"{protocol}hop_us") * self._peers
             return slower * (self._c(f"{protocol}start_us") + hops) + nodes_s
 
-        middle = self.ports.near_bytes_per_s * self._c("middle_efficiency")
-        fastest = soft_minimum(
-            start("") + buffer / (self._c("protocol_gb_per_s") * GB),
-            start("middle_") + buffer / middle,
-            start("bulk_") + self._near_s(near_bytes),
-            norm=PROTOCOL_NORM,
-        )
+        near = self._near_s(near_bytes)
+        host = self._host_s(near)
+        short = soft_maximum(buffer / (self._c("protocol_gb_per_s") * GB), 2.0 * host)
+        protocols = [start("") + short, start("bulk_") + soft_maximum(near, host)]
+        if not self.ports.bridge_bytes_per_s:
+            middle = self.ports.near_bytes_per_s * self._c("middle_efficiency")
+            protocols.append(start("middle_") + buffer / middle)
+        fastest = soft_minimum(*protocols, norm=PROTOCOL_NORM)
         first = np.minimum(start(""), fastest)
         return first + soft_maximum(fastest - first, self._far_s(far_bytes))
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange; both directions cost the same."""
+        near = self._near_s(work.near_bytes_D)
         return priced(
             self.time_s(work.near_bytes_D, work.far_bytes_D),
             work,
             sm_s=0.0,
-            near_s=self._near_s(work.near_bytes_D),
+            # the links to the host are resources of the fabric, which engines fill by themselves
+            near_s=np.maximum(near, self._host_s(near)),
             far_s=self._far_s(work.far_bytes_D),
             near_factor=self.port_factor(work.near_bytes_D),
             far_factor=1.0 / self._c("nic_efficiency"),
@@ -153,7 +172,11 @@ class Nccl:
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted."""
-        return self.calibration.interval(self.collective)
+        low, high = self.calibration.interval(self.collective)
+        if self._is_across:
+            low, high = min(low, 1.0 / _UNMEASURED), max(high, _UNMEASURED)
+        least, most = host_interval(self.ports, ring=self.collective != "alltoall")
+        return low * float(least.min()), high * float(most.max())
 
 
 def payload_bytes(element_bytes: float) -> float:

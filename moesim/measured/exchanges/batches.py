@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.comm.bridge import host_interval
 from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal, interval_of
 from moesim.costs.comm.nccl import COLLECTIVES, Nccl
 from moesim.costs.comm.nvl72 import Nvl72, Phase
@@ -59,6 +60,8 @@ class Batch:
         kind: Collective, direction or phase.
         residual: Class of residuals: the kind, and for NCCL whether the rows are short or long.
         domains: Number of domains of DeepEP's rows.
+        host: What a host between PCIe switches makes of the interval, see
+            `moesim.costs.comm.bridge.host_interval`.
         seconds: Function from a calibration to predicted seconds, ndarray of shape (rows,).
     """
 
@@ -69,10 +72,16 @@ class Batch:
     residual: str
     seconds: Callable[[Calibration], np.ndarray]
     domains: float = 1.0
+    host: tuple[Any, Any] = (1.0, 1.0)
 
-    def interval(self, calibration: Calibration) -> tuple[float, float]:
-        """Return the P10 and P90 of measured / predicted."""
-        return interval_of(calibration, self.residual, self.domains)
+    def interval(self, calibration: Calibration) -> tuple[Any, Any]:
+        """Return the P10 and P90 of measured / predicted, of all rows or of each."""
+        low, high = interval_of(calibration, self.residual, self.domains)
+        return low * self.host[0], high * self.host[1]
+
+    def level(self, calibration: Calibration) -> str:
+        """Return how far the prediction can be trusted."""
+        return "none" if systems()[self.system].bridge_bytes_per_s else calibration.level
 
 
 def batches(rows) -> list[Batch]:
@@ -92,7 +101,10 @@ def batches(rows) -> list[Batch]:
             for (collective, short), some in part.groupby(["op_name", is_short(part)]):
                 seconds = _nccl(some, system, collective)
                 size = SHORT if short else LONG
-                found.append(_batch(some, name, "", collective, seconds, f"{collective}{size}"))
+                batch = _batch(some, name, "", collective, seconds, f"{collective}{size}")
+                ports = system.ports(some["num_gpus"].to_numpy(dtype=np.float64))
+                host = host_interval(ports, ring=collective != "alltoall")
+                found.append(replace(batch, host=host))
         elif family == "nvl72_alltoall":
             phases = [
                 PHASES[key] for key in zip(part["op_name"], part["kernel_source"], strict=True)

@@ -195,5 +195,6 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
                 seconds * low / US,
                 seconds * high / US,
             )
-            out["evidence"][at], out["calibration"][at] = "simulated", calibration.level
+            out["evidence"][at] = "simulated"
+            out["calibration"][at] = batch.level(calibration)
     return out
