@@ -11,7 +11,7 @@ from moesim.costs.comm.work import CommKernel, Direction, Ports, Price, Work
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
-from moesim.units import GB, US
+from moesim.units import US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,8 +47,6 @@ class _Pair:
 
 def ports_of(cluster: Cluster) -> Ports:
     """Return a device's side of a cluster's fabric; on a mixed cluster the first device's."""
-    up = cluster.file.scale_up
-    bridge = up.uplink_gb_per_s if up is not None and up.kind == "pcie" else None
     return Ports(
         near_bytes_per_s=cluster.link_bytes_per_s,
         far_bytes_per_s=cluster.nic_bytes_per_s,
@@ -56,8 +54,8 @@ def ports_of(cluster: Cluster) -> Ports:
         ranks_per_domain=cluster.devices_per_domain,
         num_sms=cluster.profile.num_sms,
         memory_bytes_per_s=cluster.profile.hbm_bandwidth_bytes_per_s,
-        bridge_bytes_per_s=bridge.value * GB if bridge is not None else 0.0,
-        ranks_per_bridge=(up.devices_per_switch or 1) if up is not None else 1,
+        bridge_bytes_per_s=cluster.bridge_bytes_per_s,
+        ranks_per_bridge=cluster.devices_per_bridge,
     )
 
 
