@@ -1,5 +1,5 @@
 """Fit the communication kernels to the rows that may be fitted: ``moesim calibrate comm`` (about
-two minutes).
+half a minute).
 
 There is one file per kernel. Fits minimize robust log errors
 (`moesim.measured.fitting.robust_fit`). Scores and intervals come from rows that a fit left out:
