@@ -149,20 +149,10 @@ class Cluster:
         return up.link_gb_per_s.value * GB * links
 
     @property
-    def bridge_bytes_per_s(self) -> float:
-        """The rate of the link between a PCIe switch and the host in one direction; 0 if a domain
-        has no PCIe switches.
-        """
+    def bridge(self) -> tuple[float, int]:
+        """See `moesim.hardware.cluster_file.ScaleUp.bridge`."""
         up = self.file.scale_up
-        if up is None or up.kind != "pcie" or up.uplink_gb_per_s is None:
-            return 0.0
-        return up.uplink_gb_per_s.value * GB
-
-    @property
-    def devices_per_bridge(self) -> int:
-        """The number of devices that share a link to the host; 1 without PCIe switches."""
-        up = self.file.scale_up
-        return (up.devices_per_switch or 1) if up is not None and self.bridge_bytes_per_s else 1
+        return (0.0, 1) if up is None else up.bridge
 
     @property
     def nic_bytes_per_s(self) -> float:

@@ -54,8 +54,8 @@ def ports_of(cluster: Cluster) -> Ports:
         ranks_per_domain=cluster.devices_per_domain,
         num_sms=cluster.profile.num_sms,
         memory_bytes_per_s=cluster.profile.hbm_bandwidth_bytes_per_s,
-        bridge_bytes_per_s=cluster.bridge_bytes_per_s,
-        ranks_per_bridge=cluster.devices_per_bridge,
+        bridge_bytes_per_s=cluster.bridge[0],
+        ranks_per_bridge=cluster.bridge[1],
     )
 
 

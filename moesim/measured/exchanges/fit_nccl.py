@@ -102,8 +102,8 @@ def _nccl_quantity(rows, collective: str, network: Parameters) -> FitQuantity:
 
 
 def _of_two(ratios: np.ndarray) -> tuple[float, float]:
-    """Return an interval for a third generation, from how two predict each other: it may be off
-    either way, and the mean of two is itself off by half of their variance.
+    """Return an interval for a third generation that ten rows have moved, from how two predict each
+    other: what is left then is the device's own, of which two devices tell little.
     """
     low, high = symmetric_spread(ratios)
     return low**_THIRD, high**_THIRD
@@ -182,18 +182,12 @@ def fit_nccl(network: Parameters) -> tuple[Fitted, Parameters]:
             without.append(here.measured / here.predict(guessed, {}))
             with_ten.append(here.measured / here.predict(guessed, shot))
         both = pd.concat(seen, ignore_index=True)
-        for level, ratios in (
-            ("other_generation", without),
-            ("other_generation_few_shot", with_ten),
+        how = "A100 from H100 and H100 from A100, both ways"
+        for level, ratios, by, width in (
+            ("other_generation", without, how, symmetric_spread),
+            ("other_generation_few_shot", with_ten, f"{how}, widened for only two", _of_two),
         ):
-            residuals |= _by_size(
-                (level,),
-                both,
-                np.concatenate(ratios),
-                collective,
-                "A100 from H100 and H100 from A100, widened for only two",
-                _of_two,
-            )
+            residuals |= _by_size((level,), both, np.concatenate(ratios), collective, by, width)
     few_shot: Factors = {}
     latency: Parameters = {}
     for system, ten_rows in few_shot_rows().groupby("system"):
