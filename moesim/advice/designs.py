@@ -34,6 +34,7 @@ from moesim.quality import layer_delta
 _USUAL = ("bf16", "fp8")
 #: placement strategies, simplest first
 PLACEMENTS = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "local_search")
+_PHASES = ("prefill", "decode")
 SEARCHED = "local_search:20"
 _COPIES_PER_RANK = (0, 1, 2, 4)
 
@@ -180,7 +181,12 @@ def exchanges(cluster: Cluster, phase: str) -> list[str]:
     found = [
         e.name
         for e in (own, *(e for e in EXCHANGES.values() if e is not own))
-        if e.launch and e.runs_on(cluster) and e.suits(cluster, phase)
+        if e.launch
+        and e.runs_on(cluster)
+        # an exchange that suits no phase of itself is tried only where it is the cluster's own
+        and (
+            e.suits(cluster, phase) or (e is own and not any(e.suits(cluster, p) for p in _PHASES))
+        )
     ]
     return found or [own.name]
 

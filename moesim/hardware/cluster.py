@@ -149,6 +149,12 @@ class Cluster:
         return up.link_gb_per_s.value * GB * links
 
     @property
+    def bridge(self) -> tuple[float, int]:
+        """See `moesim.hardware.cluster_file.ScaleUp.bridge`."""
+        up = self.file.scale_up
+        return (0.0, 1) if up is None else up.bridge
+
+    @property
     def nic_bytes_per_s(self) -> float:
         """The rate of the NIC of a device in one direction; 0 if there is only one domain."""
         return (

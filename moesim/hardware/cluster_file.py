@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from moesim.files.toml import Quantity, Sourced, Strict
+from moesim.units import GB
 
 ScaleUpKind = Literal["switch", "mesh", "pcie", "torus"]
 Routing = Literal["dimension_ordered", "multi_path", "single_path"]
@@ -40,6 +41,15 @@ class ScaleUp(Strict):
     #: one (Camara et al. 2010)
     twisted: bool = False
     routing: Routing = "dimension_ordered"
+
+    @property
+    def bridge(self) -> tuple[float, int]:
+        """The rate of the link between a PCIe switch and the host in one direction, in bytes per
+        second, and the number of devices that share it; 0 and 1 without PCIe switches.
+        """
+        if self.kind != "pcie" or self.uplink_gb_per_s is None or self.devices_per_switch is None:
+            return 0.0, 1
+        return self.uplink_gb_per_s.value * GB, self.devices_per_switch
 
     @model_validator(mode="after")
     def _whole(self) -> "ScaleUp":

@@ -54,8 +54,15 @@ def _on_ports(cluster: Machine) -> bool:
     return not cluster.is_torus
 
 
+def _behind_switches(cluster: Machine) -> bool:
+    """Return whether a switch joins the devices of a node: kernels that write into peers' memory
+    need every pair of a node to reach each other, which PCIe does not promise.
+    """
+    return cluster.scale_up_kind in (None, "switch")
+
+
 def _in_one_domain(cluster: Machine) -> bool:
-    return not cluster.is_torus and cluster.num_nodes == 1
+    return _behind_switches(cluster) and cluster.num_nodes == 1
 
 
 def _on_torus(cluster: Machine) -> bool:
@@ -108,8 +115,15 @@ class Exchange:
             its prices have no basis.
         suits: A function of (cluster, phase): whether `moesim recommend` tries the exchange there
             if it is not the exchange of the cluster.
-        launch: Serving engine -> flags that select the exchange there; an engine without it has no
-            entry.
+        launch: Serving engine (``sglang``, ``vllm``, ``trtllm``) -> what selects the exchange
+            there: flags of the server, for ``trtllm`` an environment variable, next to
+            ``enable_attention_dp``; an empty text if the engine does so by default. An engine
+            without the exchange has no entry. An empty mapping means that no serving engine
+            launches the exchange, so that a recommendation to serve a model must not name it.
+            Sources: the documentation of SGLang (expert parallelism, September 2026) and vLLM
+            (expert-parallel deployment and ``--all2all-backend``, 0.19 and later), and
+            TensorRT-LLM's choice of the communication of an MoE layer
+            (``communication_factory.py``, 1.3).
     """
 
     name: str
@@ -171,6 +185,8 @@ add_exchange(
         ),
         kernel="nccl",
         calibration="nccl",
+        # vLLM's naive backend broadcasts, and TensorRT-LLM's NCCL EP has kernels of its own
+        launch={},
     )
 )
 add_exchange(
@@ -182,10 +198,12 @@ add_exchange(
         kernel="deepep_normal",
         pattern="two_hop",
         calibration="deepep-normal",
+        runs_on=_behind_switches,
         suits=_nvlink_in("prefill"),
         launch={
             "sglang": "--moe-a2a-backend deepep --deepep-mode normal",
             "vllm": "--all2all-backend deepep_high_throughput",
+            "trtllm": "TRTLLM_FORCE_COMM_METHOD=DEEPEP",
         },
     )
 )
@@ -196,10 +214,12 @@ add_exchange(
         kernel="deepep_ll",
         every_choice=True,
         calibration="deepep-ll",
+        runs_on=_behind_switches,
         suits=_nvlink_in("decode"),
         launch={
             "sglang": "--moe-a2a-backend deepep --deepep-mode low_latency",
             "vllm": "--all2all-backend deepep_low_latency",
+            "trtllm": "TRTLLM_FORCE_COMM_METHOD=DEEPEPLOWLATENCY",
         },
     )
 )
@@ -211,6 +231,11 @@ add_exchange(
         calibration="nvl72",
         runs_on=_in_one_domain,
         suits=_never,
+        launch={
+            "sglang": "--moe-a2a-backend flashinfer",
+            "vllm": "--all2all-backend flashinfer_nvlink_one_sided",
+            "trtllm": "TRTLLM_FORCE_COMM_METHOD=NVLINK_ONE_SIDED",
+        },
     )
 )
 add_exchange(
@@ -234,7 +259,11 @@ add_exchange(
         kernel="all_gather",
         pattern="all_gather",
         calibration="nccl",
-        launch={"sglang": "", "vllm": "--all2all-backend allgather_reducescatter"},
+        launch={
+            "sglang": "",
+            "vllm": "--all2all-backend allgather_reducescatter",
+            "trtllm": "TRTLLM_FORCE_COMM_METHOD=ALLGATHER",
+        },
     )
 )
 add_exchange(

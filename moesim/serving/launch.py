@@ -84,10 +84,14 @@ def launch_lines(
         f"{deployed.row['routing']}",
     ]
     model = model if model.startswith("$") else shlex.quote(model)
+    exchange = deployed.cluster.exchange(deployed.candidate.schedule)
+    several = deployed.cluster.num_devices > 1
+    # TensorRT-LLM selects exchanges by variables of the environment
+    setting = exchange.launch.get("trtllm", "") if several else ""
     start, flags = {
         "sglang": (f"python3 -m sglang.launch_server --model-path {model}", _sglang),
         "vllm": (f"vllm serve {model}", _vllm),
-        "trtllm": (f"trtllm-serve {model}", _trtllm),
+        "trtllm": (f"{setting} trtllm-serve {model}".lstrip(), _trtllm),
     }[engine]
     words = [start]
     for flag in (*flags(deployed, map_file), *_format(deployed.candidate)):

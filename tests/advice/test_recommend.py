@@ -31,6 +31,7 @@ def priced(hgx, found):
             phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
             layer_time_s=sum(seconds.values()),
             tokens_per_s=4096 / sum(seconds.values()),
+            intervals=dict.fromkeys(result.phase_time_s, (0.85, 1.2)),
         )
         return PricedDesign.of(result, hgx, per_second)
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from moesim import load_profile
 from moesim.costs.calibration import Calibration
+from moesim.costs.comm.bridge import host_interval, host_seconds
 from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
-from moesim.costs.comm.forms import fill, per_unit, soft_maximum
+from moesim.costs.comm.forms import fill, per_unit, soft_maximum, soft_minimum
 from moesim.costs.comm.kernels import NAMES, comm_kernel
 from moesim.costs.comm.nccl import Nccl, payload_bytes
 from moesim.costs.comm.nvl72 import Nvl72
@@ -22,9 +23,15 @@ from moesim.errors import UnknownNameError
 from moesim.units import GB, KB, US
 
 NODE = Ports(
-    near_bytes_per_s=450 * GB, far_bytes_per_s=0.0, num_ranks=8, ranks_per_domain=8, num_sms=132
+    near_bytes_per_s=450 * GB,
+    far_bytes_per_s=0.0,
+    num_ranks=8,
+    ranks_per_domain=8,
+    num_sms=132,
+    memory_bytes_per_s=3350 * GB,
 )
 TWO_NODES = replace(NODE, far_bytes_per_s=50 * GB, num_ranks=16)
+NO_BRIDGE = {"bridge_bytes_per_s": 0.0, "ranks_per_bridge": 1}
 SIZES = st.integers(0, 1 << 17)
 
 
@@ -74,32 +81,118 @@ def test_fill_is_all_of_a_short_steady_state_and_the_depth_of_a_long_one():
     assert per_unit(np.array([6.0, 0.0]), np.array([3.0, 0.0])).tolist() == [2.0, 0.0]
 
 
-def test_nccl_by_hand():
+def test_soft_minimum():
+    assert soft_minimum(3.0, 1e9, norm=8.0) == pytest.approx(3.0)
+    assert soft_minimum(2.0, 2.0, norm=8.0) == pytest.approx(2.0 / 2**0.125)
+
+
+def test_nccl_alltoall_by_hand():
     """8 ranks, 7 MB over the port at 450 GB/s, both protocols written out."""
-    calibration = fixed(
-        alltoall_start_us=7.0,
-        alltoall_port_efficiency=0.7,
-        alltoall_few_peers=0.14,
-        alltoall_ramp_kb=5000.0,
-        alltoall_ramp_knee_kb=2000.0,
-        alltoall_protocol_gb_per_s=6.0,
-        alltoall_ceiling_us=14.0,
-        alltoall_legacy_ceiling_us=9.0,
-        alltoall_hop_us=0.0,
-        alltoall_node_us=7.0,
-        alltoall_nic_efficiency=0.94,
-        alltoall_channels=32.0,
-    )
-    kernel = Nccl(ports=NODE, calibration=calibration)
+    names = {
+        "start_us": 6.0,
+        "hop_us": 0.5,
+        "legacy_hop_us": 1.5,
+        "port_efficiency": 0.7,
+        "few_peers": 0.14,
+        "ramp_kb": 5000.0,
+        "ramp_knee_kb": 2000.0,
+        "protocol_gb_per_s": 6.0,
+        "ceiling_us": 13.0,
+        "legacy_ceiling_us": 9.0,
+        "node_us": 7.0,
+        "nic_efficiency": 0.94,
+        "channels": 32.0,
+    }
+    kernel = Nccl(ports=NODE, calibration=fixed(**{f"alltoall_{n}": v for n, v in names.items()}))
     port_us = (7000 + 5000 * 7000 / 9000) / (450 * 0.7 * 7 / 7.14)
     protocol_us = min(7 + 1000 / 6.0, 14.0)
     expected = ((7 + port_us) ** 8 + protocol_us**8) ** (1 / 8)
     assert kernel.time_s(7e6) / US == pytest.approx(expected)
-    assert replace(kernel, legacy=True).time_s(1e5) < kernel.time_s(1e5)
     assert kernel.time_s(0.0) / US == pytest.approx(7.0 * 2**0.125)
+    pair = replace(kernel, ports=replace(NODE, num_ranks=2))
+    assert replace(pair, legacy=True).time_s(1e5) < pair.time_s(1e5)
+    assert replace(kernel, legacy=True).time_s(0.0) / US == pytest.approx(10.0 * 2**0.125)
     across = replace(kernel, ports=TWO_NODES)
-    assert across.time_s(0.0, 0.0) / US == pytest.approx(14.0 * 2**0.125)
-    assert across.time_s(0.0, 1e9) == pytest.approx(14 * US + 1e9 / (0.94 * 50 * GB), rel=1e-6)
+    assert across.time_s(0.0, 0.0) / US == pytest.approx(14.5 * 2**0.125)
+    assert across.time_s(0.0, 1e9) == pytest.approx(14.5 * US + 1e9 / (0.94 * 50 * GB), rel=1e-6)
+
+
+def test_nccl_ring_by_hand():
+    """8 ranks: each protocol where it is the fastest, and the NIC next to it."""
+    names = {
+        "start_us": 4.0,
+        "hop_us": 1.0,
+        "protocol_gb_per_s": 5.0,
+        "middle_start_us": 6.0,
+        "middle_hop_us": 1.0,
+        "middle_efficiency": 0.4,
+        "bulk_start_us": 20.0,
+        "bulk_hop_us": 1.0,
+        "port_efficiency": 0.8,
+        "few_peers": 0.14,
+        "ramp_kb": 0.0,
+        "ramp_knee_kb": 1.0,
+        "legacy_factor": 1.2,
+        "node_us": 7.0,
+        "nic_efficiency": 0.94,
+    }
+    calibration = fixed(**{f"all_gather_{n}": v for n, v in names.items()})
+    kernel = Nccl(ports=NODE, calibration=calibration, collective="all_gather")
+    for near_kb in (0.0, 7.0, 700.0, 70000.0):
+        buffer_kb = near_kb * 8 / 7
+        protocols = (
+            11 + buffer_kb / 5,
+            13 + buffer_kb / (0.4 * 450),
+            27 + near_kb / (0.8 * 450 * 7 / 7.14),
+        )
+        expected = sum(p**-8 for p in protocols) ** (-1 / 8)
+        assert kernel.time_s(near_kb * KB) / US == pytest.approx(expected)
+    assert replace(kernel, legacy=True).time_s(0.0) > 1.19 * kernel.time_s(0.0)
+    across = replace(kernel, ports=TWO_NODES)
+    assert across.time_s(0.0, 1e9) == pytest.approx(1e9 / (0.94 * 50 * GB), rel=2e-2)
+
+
+PCIE = replace(NODE, near_bytes_per_s=32 * GB, bridge_bytes_per_s=32 * GB, ranks_per_bridge=4)
+
+
+def test_host_between_pcie_switches_by_hand():
+    """8 devices on two switches of 4: four of them send 4/7 of their bytes over one link."""
+    one = np.ones(1)
+    assert host_seconds(one, PCIE, ring=False) == pytest.approx(4 * 4 / 7)
+    assert host_seconds(one, PCIE, ring=True) == pytest.approx(2.0)
+    assert host_seconds(one, replace(PCIE, bridge_bytes_per_s=64 * GB), ring=True) == 1.0
+    for ports in (NODE, replace(PCIE, num_ranks=4)):
+        assert host_seconds(one, ports, ring=False) == host_seconds(one, ports, ring=True) == 0.0
+    assert [float(f[0]) for f in host_interval(PCIE, ring=True)] == pytest.approx([1 / 2, 8.0])
+    assert [float(f[0]) for f in host_interval(NODE, ring=True)] == [1.0, 1.0]
+
+
+def test_a_price_through_a_host_says_that_nobody_measured_it():
+    profile = load_profile("l40s")
+    for name in ("nccl_all_gather", "nccl"):
+        here, direct = (comm_kernel(name, p, profile) for p in (PCIE, replace(PCIE, **NO_BRIDGE)))
+        assert (here.level, direct.level) == ("none", "spec_sheet")
+        low, high = here.interval("dispatch")
+        assert low < 0.6 * direct.interval("dispatch")[0]
+        assert high > 4.0 * direct.interval("dispatch")[1]
+    assert here.time_s(1e8) > 1.5 * direct.time_s(1e8)
+
+
+def test_nccl_across_nodes_rests_on_no_row(h100):
+    kernel = comm_kernel("nccl", TWO_NODES, h100)
+    assert kernel.level == "spec_sheet"
+    assert kernel.interval("dispatch") == pytest.approx((1 / 1.5, 1.5))
+    assert comm_kernel("nccl", NODE, h100).level == "calibrated"
+
+
+def test_intervals_of_deepep_widen_with_nodes(h100):
+    widths = []
+    for nodes in (1, 2, 4, 8):
+        ports = replace(TWO_NODES, num_ranks=8 * nodes)
+        low, high = comm_kernel("deepep_normal", ports, h100).interval("dispatch")
+        widths.append(np.log(high / low))
+    assert widths == sorted(widths)
+    assert widths[3] == pytest.approx(widths[1] * np.sqrt(3.0))
 
 
 def test_low_latency_by_hand():
@@ -131,6 +224,33 @@ def test_low_latency_by_hand():
     assert price.time_s_D(work, TWO_NODES) / US == pytest.approx([expected])
     assert price.limiting_D.tolist() == ["far"]
     assert price.num_sms == 0
+
+
+def test_low_latency_combine_by_hand():
+    """Memory and port add up; the NIC runs next to them, and any number of domains is one step."""
+    names = {
+        "start_us": 10.0,
+        "expert_us": 1.0,
+        "memory_efficiency": 0.2,
+        "port_efficiency": 0.75,
+        "nic_efficiency": 0.9,
+        "node_us": 13.0,
+    }
+    calibration = fixed(**{f"combine_{n}": v for n, v in names.items()})
+    alone = DeepEpLowLatency(ports=NODE, calibration=calibration)
+    work = work_of(alone, [512], direction="combine")
+    memory, near = 4096 * 14336 / (0.2 * 3350e3), 4096 * 14336 * 7 / 8 / (0.75 * 450e3)
+    price = alone.price("combine", work)
+    assert price.time_s_D(work, NODE) / US == pytest.approx([11.0 + memory + near])
+    for nodes in (2, 8):
+        ports = replace(TWO_NODES, num_ranks=8 * nodes)
+        kernel = replace(alone, ports=ports)
+        work = work_of(kernel, [512], direction="combine")
+        near = 4096 * 14336 * 7 / (8 * nodes) / (0.75 * 450e3)
+        far = 4096 * 14336 * (nodes - 1) / nodes / (0.9 * 50e3)
+        expected = 11.0 + 13.0 + ((memory + near) ** 4 + far**4) ** 0.25
+        price = kernel.price("combine", work)
+        assert price.time_s_D(work, ports) / US == pytest.approx([expected])
 
 
 def test_normal_dispatch_by_hand():
@@ -280,9 +400,7 @@ def test_devices_are_priced_each_by_its_own_share(kernel):
 
 
 def test_devices_nobody_measured_are_priced_from_their_spec_sheet():
-    mesh = Ports(
-        near_bytes_per_s=448 * GB, far_bytes_per_s=0.0, num_ranks=8, ranks_per_domain=8, num_sms=304
-    )
+    mesh = replace(NODE, near_bytes_per_s=448 * GB, num_sms=304, memory_bytes_per_s=5300 * GB)
     kernel = comm_kernel("nccl", mesh, load_profile("mi300x"))
     low, high = kernel.interval("dispatch")
     assert (kernel.level, low < 1.0 < high) == ("spec_sheet", True)
@@ -305,8 +423,8 @@ def test_unknown_kernel(h100):
 #: published in the DeepEP README for H800 (200 GB/s NVLink, 400 Gb/s NIC), 128 tokens, hidden 7168,
 #: top-8: ranks, us
 PUBLISHED = {
-    "dispatch": {8: 77, 16: 118, 64: 173, 256: 194},
-    "combine": {16: 195, 64: 314, 256: 360},
+    "dispatch": {8: 77, 16: 118, 32: 155, 64: 173, 128: 192, 256: 194},
+    "combine": {8: 114, 16: 195, 32: 273, 64: 314, 128: 369, 256: 360},
 }
 
 
@@ -315,13 +433,11 @@ PUBLISHED = {
     [(d, r, us) for d, row in PUBLISHED.items() for r, us in row.items()],
 )
 def test_published_low_latency_within_15_percent(direction, ranks, us):
-    """Combine on 8 ranks (114 us) is not among them: that release ran faster, we say 143 us."""
-    ports = Ports(
+    ports = replace(
+        NODE,
         near_bytes_per_s=200 * GB,
         far_bytes_per_s=50 * GB if ranks > 8 else 0.0,
         num_ranks=ranks,
-        ranks_per_domain=8,
-        num_sms=132,
     )
     kernel = comm_kernel("deepep_ll", ports, load_profile("h800"))
     work = work_of(kernel, [128], direction=direction, experts=288 if ranks == 256 else 256)

@@ -1,18 +1,25 @@
 """Exchanges: one record each, and a new one in one place."""
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pytest
 
 from moesim import Workload, load_cluster, simulate
+from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.comm.wire import Wire
+from moesim.design.candidate import Candidate, Parallelism
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import EXCHANGES, Exchange, add_exchange, exchange_named
 from moesim.lowering.movement import Leg, Movement
+from moesim.model.hf_config import load_model
 from moesim.search import Space
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import exchange_of, simulate_prepared
+from moesim.units import MB
 
 WORK = Workload(num_tokens_per_device=256, routing="zipf:0.8")
 
@@ -121,6 +128,12 @@ def test_where_kernels_belong():
         load_cluster(name) for name in ("tpu-v5p-4x4x4", "hgx-h100-8", "h100-rail-8x8")
     )
     belongs = {name: [e.runs_on(c) for c in (torus, node, rail)] for name, e in EXCHANGES.items()}
+    pcie, mesh = load_cluster("l40s-pcie-8"), load_cluster("mi300x-8")
+    for name in ("nvl72", "deepep_normal", "deepep_ll"):
+        assert not EXCHANGES[name].runs_on(pcie)
+        assert not EXCHANGES[name].runs_on(mesh)
+    assert EXCHANGES["nccl"].runs_on(pcie)
+    assert EXCHANGES["nccl"].runs_on(mesh)
     assert belongs["nvl72"] == [False, True, False]
     assert belongs["ici"] == [True, False, False]
     assert belongs["host"] == belongs["ideal"] == [True, True, True]
@@ -128,6 +141,58 @@ def test_where_kernels_belong():
         belongs[name] == [False, True, True]
         for name in ("nccl", "deepep_normal", "deepep_ll", "all_gather")
     )
+
+
+def test_what_serving_engines_launch():
+    """An empty mapping says that none launches it: such exchanges are models of a fabric."""
+    engines = {name: sorted(e.launch) for name, e in EXCHANGES.items()}
+    every = ["sglang", "trtllm", "vllm"]
+    assert engines == {
+        "nccl": [],
+        "deepep_normal": every,
+        "deepep_ll": every,
+        "nvl72": every,
+        "hierarchical": [],
+        "all_gather": every,
+        "ici": [],
+        "host": [],
+        "ideal": [],
+    }
+    selected = [text for e in EXCHANGES.values() for text in e.launch.values()]
+    assert len(set(selected)) == len(selected)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_better_machine_is_no_slower(phase):
+    """An H800 is an H100 whose NVLink has 200 GB/s, not 450; all else is equal."""
+    layer = load_model("deepseek-v3").layer
+    tokens = {"prefill": 4096, "decode": 128}[phase]
+    for nodes, name in product((1, 8), (None, "nccl", "deepep_normal", "deepep_ll")):
+        times = []
+        for cluster in ("h800-rail-8x8", "h100-rail-8x8"):
+            machine = load_cluster(cluster).with_(num_nodes=nodes)
+            candidate = Candidate(
+                layer=layer,
+                parallelism=Parallelism(ep=machine.num_devices),
+                schedule=Schedule(exchange=name),
+            )
+            work = Workload(num_tokens_per_device=tokens, phase=phase)
+            found = simulate(candidate, machine, work, must_fit=False).phase_time_s
+            times.append([found["dispatch"], found["combine"]])
+        assert np.less_equal(times[1], np.multiply(times[0], 1.0 + 1e-9)).all(), (nodes, name)
+
+
+def test_links_to_the_host_are_filled_once(make_candidate):
+    """The fabric shares a PCIe switch's link; the price adds no second wait for it."""
+    cluster = load_cluster("l40s-pcie-8")
+    candidate = make_candidate(num_experts=64, top_k=8)
+    candidate = replace(candidate, parallelism=Parallelism(ep=8))
+    kernel = exchange_kernel(cluster, cluster.exchange())
+    prepared = prepare(candidate, cluster, Workload(num_tokens_per_device=8192))
+    found = simulate_prepared(prepared, must_fit=False)
+    for row in exchange_of(prepared):
+        seconds = found.phase_time_s[row["direction"]]
+        assert seconds == pytest.approx(float(kernel.time_s(row["near_mb"] * MB)), rel=0.1)
 
 
 def test_cluster_files_of_before_call_it_dispatch(tmp_path):

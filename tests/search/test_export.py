@@ -142,7 +142,12 @@ def test_sglang_without_deepep_gathers_and_says_so(one):
         "sglang",
     )
     assert flags["--ep-dispatch-algorithm"] == "static"
-    assert len(notes) == 2
+    # the study took the fastest library, which is another engine's
+    assert [note.startswith("# kernels trtllm-cutlass: not of this engine") for note in notes] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_vllm_with_copies_over_nodes(one):

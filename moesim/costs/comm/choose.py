@@ -53,6 +53,9 @@ def ports_of(cluster: Cluster) -> Ports:
         num_ranks=cluster.num_devices,
         ranks_per_domain=cluster.devices_per_domain,
         num_sms=cluster.profile.num_sms,
+        memory_bytes_per_s=cluster.profile.hbm_bandwidth_bytes_per_s,
+        bridge_bytes_per_s=cluster.bridge[0],
+        ranks_per_bridge=cluster.bridge[1],
     )
 
 

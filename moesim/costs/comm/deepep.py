@@ -10,12 +10,19 @@ forwarded there, so the SMs handle copies twice (``hop_factor``).
 
 *Low latency*: one copy per choice travels into the expert's slot. The SMs follow from the experts,
 which have one group of warps each (g = ceil(E / SMs of the device), ceil(E / g) SMs); in dispatch
-an SM takes one token after the other. Across domains every copy crosses the NIC separately. In both
-modes each doubling of domains costs a step.
+an SM takes one token after the other. In combine the device reads its tokens' copies from its
+memory and sums them when all have come through the port, so that memory and port add up instead of
+running side by side; the port is as efficient as in the normal mode's combine, and on a slower port
+only its share grows. Across domains every copy crosses the NIC separately, which is slower than
+both and hides them.
+
+Each doubling of domains costs a step. Low-latency combine takes one step however many there are:
+all copies leave at once, and each is awaited by the one token that it belongs to.
 
 Data: aiconfigurator-core 0.12, wideep_deepep_{normal,ll}_perf of H100, kernel time without the
-notify kernel (calibrations ``deepep-normal``, ``deepep-ll``). The code is deepseek-ai/DeepEP; its
-README has the published figures.
+notify kernel and the wait of the host for its counts, which nobody measured (calibrations
+``deepep-normal``, ``deepep-ll``). The code is deepseek-ai/DeepEP; its docs/legacy.md has the
+published figures, of H800.
 """
 
 from dataclasses import dataclass
@@ -29,20 +36,28 @@ from moesim.costs.comm.nccl import num_domains, payload_bytes
 from moesim.costs.comm.work import Array, Direction, Ports, Price, Work
 from moesim.units import GB, KB, US
 
+#: class of residuals of exchanges across domains, after the direction
+ACROSS = "_across"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stages:
-    """Seconds of one exchange: its start, its stages, and the depth of its pipeline."""
+    """Seconds of one exchange: its start, its stages, and the depth of its pipeline.
+
+    With ``in_turn`` SMs and port work one after the other; the NIC always runs next to them.
+    """
 
     start: Array
     sm: Array
     near: Array
     far: Array
     depth: Array | float
+    in_turn: bool = False
 
     @property
     def time_s(self) -> Array:
-        steady = soft_maximum(self.sm, self.near, self.far)
+        inside = (self.sm + self.near,) if self.in_turn else (self.sm, self.near)
+        steady = soft_maximum(*inside, self.far)
         return self.start + steady + fill(steady, self.depth)
 
 
@@ -60,7 +75,7 @@ class _DeepEp:
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted."""
-        return self.calibration.interval(direction)
+        return interval_of(self.calibration, direction, float(np.max(num_domains(self.ports))))
 
     def _links(self, direction: Direction, work: Work) -> tuple[Array, Array]:
         c, ports = self.calibration, self.ports
@@ -171,18 +186,26 @@ class DeepEpLowLatency(_DeepEp):
         groups = np.ceil(np.asarray(work.num_experts) / self.ports.num_sms)
         sms = np.ceil(work.num_experts / groups)
         near, far = self._links(direction, work)
+        domains = num_domains(self.ports)
+        steps = np.log2(domains) if direction == "dispatch" else domains > 1.0
         start_us = (
             c[f"{direction}_start_us"]
             + c[f"{direction}_expert_us"] * (work.num_experts / 256.0)
-            + c[f"{direction}_node_us"] * np.log2(num_domains(self.ports))
+            + c[f"{direction}_node_us"] * steps
         )
-        sm = work.tokens_D / sms * c[f"{direction}_token_us"] * US
+        if direction == "dispatch":
+            sm_us = work.tokens_D / sms * c["dispatch_token_us"]
+        else:
+            # as fast with few experts, on few SMs: it waits for memory, not for them
+            rate = self.ports.memory_bytes_per_s * c["combine_memory_efficiency"]
+            sm_us = work.copies_D * work.copy_bytes / rate / US
         return _Stages(
             start=np.broadcast_to(start_us * US, np.shape(near)),
-            sm=sm,
+            sm=sm_us * US,
             near=near,
             far=far,
             depth=0.0,
+            in_turn=direction == "combine",
         )
 
     def price(self, direction: Direction, work: Work) -> Price:
@@ -192,3 +215,18 @@ class DeepEpLowLatency(_DeepEp):
 
 def _kb_per_us(gb_per_s: float) -> float:
     return gb_per_s * GB / KB * US
+
+
+def interval_of(
+    calibration: Calibration, direction: str, num_domains: float
+) -> tuple[float, float]:
+    """Return the P10 and P90 of measured / predicted of exchanges across some domains.
+
+    Two domains were measured. Each further doubling is taken to add an error as large as the first
+    one's and independent of it (assumed), so that log widths grow with its square root.
+    """
+    if num_domains <= 1.0:
+        return calibration.interval(direction)
+    low, high = calibration.interval(f"{direction}{ACROSS}")
+    power = float(np.sqrt(np.log2(max(num_domains, 2.0))))
+    return low**power, high**power

@@ -9,7 +9,7 @@ import numpy as np
 
 from moesim.costs.comm.work import Array, Price, Work
 
-#: p of the p-norms over stages; 8 where NCCL has two protocols of which the slower decides
+#: p of the p-norms over stages; 8 where NCCL has several protocols of which one decides
 STAGE_NORM, PROTOCOL_NORM = 4.0, 8.0
 
 
@@ -24,6 +24,18 @@ def soft_maximum(*stages: Array | float, norm: float = STAGE_NORM) -> Array:
     largest = np.maximum.reduce(np.broadcast_arrays(*stages))
     unit = np.where(largest > 0.0, largest, 1.0)
     return unit * sum((np.asarray(s) / unit) ** norm for s in stages) ** (1.0 / norm)
+
+
+def soft_minimum(*stages: Array | float, norm: float) -> Array:
+    """Return ``(sum of stage**-norm)**(-1/norm)``: the smallest stage, times down to
+    ``n**(-1/norm)`` where n stages are equal.
+
+    Args:
+        stages: Seconds > 0, of shapes that broadcast.
+        norm: The p of the p-norm.
+    """
+    smallest = np.minimum.reduce(np.broadcast_arrays(*stages))
+    return smallest * sum((smallest / np.asarray(s)) ** norm for s in stages) ** (-1.0 / norm)
 
 
 def fill(steady_s: Array, depth_s: Array | float) -> Array:

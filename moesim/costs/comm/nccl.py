@@ -1,20 +1,28 @@
 """Price NCCL's collectives: the all-to-all of expert parallelism, and those of a dispatch under TP.
 
-The structure is per device with w bytes over its port and R ranks; v is the rate of one direction
-of the port, and every other letter is fitted. There are two protocols, of which the slower decides
-(8-norm).
+The structure is per device with w bytes over its port and R ranks; S = w R / (R-1) are the bytes of
+the buffer, v is the rate of one direction of the port, and every other letter is fitted. Small
+exchanges use protocols with short starts.
 
-*Bandwidth*: start + (w + ramp w / (w + knee)) / (v efficiency). The ramp is bytes that could have
-been sent while channels and pipeline slots filled; the efficiency counts headers and falls with few
-peers, (R-1)/(R-1+few).
+*Bandwidth* (NCCL's Simple): (w + ramp w / (w + knee)) / (v efficiency) beyond its start. The ramp
+is bytes that could have been sent while channels and pipeline slots filled; the efficiency counts
+headers and falls with few peers, (R-1)/(R-1+few).
 
-*Low latency*: start + bytes per peer / protocol rate, up to a ceiling that is the start of the
-other protocol.
+*All-to-all*: of two protocols the slower decides (8-norm). The short one takes start + bytes per
+peer / protocol rate, up to a ceiling that is the start of the other. Both grow with each doubling
+of the peers. NCCL up to 2.24 (``legacy``) left the short protocol at a lower ceiling, and its start
+grew faster.
 
-Ring collectives start hop after hop, so their starts and ceilings grow with R-1. The all-to-all of
-NCCL up to 2.24 left the low-latency protocol at a lower ceiling (``legacy``). Nothing was measured
-across nodes: there the NIC is a stage that runs next to the port, with DeepEP's NIC efficiency and
-step per doubling of nodes.
+*Rings* (the other collectives): of three protocols the fastest is used (a minimum, 8-norm). All
+start hop after hop, so that their starts grow with R-1. The shortest (LL) takes S / protocol rate,
+the middle one (LL128) S / (v middle efficiency), for the SMs copy the whole buffer; Simple takes
+the port's time. With NCCL up to 2.24 all starts are longer by a factor. Protocols and their use:
+Hu et al. 2025, arXiv 2507.04786.
+
+Nothing was measured across nodes: there the NIC is a stage that runs next to the port, with
+DeepEP's NIC efficiency and step per doubling of nodes, and the interval is a factor of at least 1.5
+either way (assumed). Behind PCIe switches the host's memory is one more stage, see
+`moesim.costs.comm.bridge`; LL sends twice the bytes, and LL128 needs NVLink.
 
 Data: aiconfigurator-core 0.12, nccl_perf tables of A100 and H100 (calibration ``nccl``).
 """
@@ -24,12 +32,15 @@ from typing import Literal
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration
-from moesim.costs.comm.forms import PROTOCOL_NORM, priced, soft_maximum
+from moesim.costs.calibration import Calibration, weakest
+from moesim.costs.comm.bridge import host_interval, host_seconds
+from moesim.costs.comm.forms import PROTOCOL_NORM, priced, soft_maximum, soft_minimum
 from moesim.costs.comm.work import Array, Direction, Ports, Price, Work
 from moesim.units import GB, KB, US
 
 Collective = Literal["alltoall", "all_gather", "reduce_scatter", "all_reduce"]
+#: factor of the interval of what nobody measured (assumed)
+_UNMEASURED = 1.5
 COLLECTIVES: tuple[Collective, ...] = ("alltoall", "all_gather", "reduce_scatter", "all_reduce")
 
 
@@ -41,7 +52,7 @@ class Nccl:
         ports: The device's side of the fabric.
         calibration: Fitted parameters.
         collective: Which collective it is.
-        legacy: Whether NCCL is older than 2.25.
+        legacy: Whether NCCL is older than 2.25; a bool, or an ndarray with one per exchange.
     """
 
     ports: Ports
@@ -52,8 +63,16 @@ class Nccl:
 
     @property
     def level(self) -> str:
-        """``calibrated``, ``few_shot`` or ``spec_sheet``."""
-        return self.calibration.level
+        """``calibrated``, ``few_shot`` or ``spec_sheet``; across nodes at most ``spec_sheet``, and
+        ``none`` behind PCIe switches.
+        """
+        if self.ports.bridge_bytes_per_s:
+            return "none"
+        return weakest([self.calibration.level, "spec_sheet"][: 2 if self._is_across else 1])
+
+    @property
+    def _is_across(self) -> bool:
+        return bool(np.max(num_domains(self.ports)) > 1.0)
 
     def _c(self, name: str) -> float:
         return self.calibration[f"{self.collective}_{name}"]
@@ -64,12 +83,15 @@ class Nccl:
         """Return the bytes of one copy: the token's elements with their scales."""
         return hidden_size * payload_bytes(element_bytes)
 
+    @property
+    def _peers(self) -> Array:
+        return np.maximum(self.ports.num_ranks - 1.0, 1.0)
+
     def port_factor(self, near_bytes: Array) -> Array:
         """Return the seconds of the port per byte, times its rate: >= 1, and less for
         more bytes.
         """
-        peers = np.maximum(self.ports.num_ranks - 1.0, 1.0)
-        efficiency = self._c("port_efficiency") * peers / (peers + self._c("few_peers"))
+        efficiency = self._c("port_efficiency") * self._peers / (self._peers + self._c("few_peers"))
         return (
             1.0 + self._c("ramp_kb") * KB / (near_bytes + self._c("ramp_knee_kb") * KB)
         ) / efficiency
@@ -81,55 +103,80 @@ class Nccl:
             near_bytes: Bytes over the device's port in its busier direction, of any shape.
             far_bytes: Bytes over its NIC in the busier direction.
         """
-        ports = self.ports
-        peers = np.maximum(ports.num_ranks - 1.0, 1.0)
-        steps = self._c("hop_us") * US * peers + self._c("node_us") * US * np.log2(
-            num_domains(ports)
-        )
-        start = self._c("start_us") * US + steps
-        near = (
-            np.asarray(near_bytes)
-            * self.port_factor(np.asarray(near_bytes))
-            / ports.near_bytes_per_s
-        )
-        far = self._far_s(far_bytes)
-        # a small exchange uses the low-latency protocol until the other one's start is shorter
-        ceiling: Array = self._c("ceiling_us") * US + steps
-        if self.collective == "alltoall":
-            ceiling = np.where(
-                self.legacy, np.minimum(ceiling, self._c("legacy_ceiling_us") * US + steps), ceiling
-            )
-        per_peer = (near_bytes + np.asarray(far_bytes)) / peers
-        protocol = np.minimum(
-            start + per_peer / (self._c("protocol_gb_per_s") * GB), np.maximum(ceiling, start)
-        )
-        return soft_maximum(start + soft_maximum(near, far), protocol, norm=PROTOCOL_NORM)
+        near, far = np.asarray(near_bytes, dtype=np.float64), np.asarray(far_bytes)
+        form = self._alltoall_s if self.collective == "alltoall" else self._ring_s
+        return form(near, far, self._c("node_us") * US * np.log2(num_domains(self.ports)))
 
-    def _far_s(self, far_bytes: Array | float) -> Array:
+    def _near_s(self, near_bytes: Array) -> Array:
+        return near_bytes * self.port_factor(near_bytes) / self.ports.near_bytes_per_s
+
+    def _host_s(self, near_s: Array) -> Array:
+        return host_seconds(near_s, self.ports, ring=self.collective != "alltoall")
+
+    def _far_s(self, far_bytes: Array) -> Array:
         rate = self.ports.far_bytes_per_s * self._c("nic_efficiency")
-        return (
-            np.asarray(far_bytes) / rate
-            if rate
-            else np.zeros_like(np.asarray(far_bytes, dtype=np.float64))
+        return far_bytes / rate if rate else np.zeros_like(far_bytes, dtype=np.float64)
+
+    def _alltoall_s(self, near_bytes: Array, far_bytes: Array, nodes_s: Array) -> Array:
+        hop_us = self._c("hop_us") + np.where(self.legacy, self._c("legacy_hop_us"), 0.0)
+        steps = hop_us * US * np.log2(np.maximum(self.ports.num_ranks, 2.0) / 2.0) + nodes_s
+        start = self._c("start_us") * US + steps
+        ceiling_us: Array = np.where(
+            self.legacy,
+            np.minimum(self._c("ceiling_us"), self._c("legacy_ceiling_us")),
+            self._c("ceiling_us"),
         )
+        per_peer = (near_bytes + far_bytes) / self._peers
+        # a small exchange uses the low-latency protocol until the other one's start is shorter
+        protocol = np.minimum(
+            start + per_peer / (self._c("protocol_gb_per_s") * GB),
+            np.maximum(ceiling_us * US + steps, start),
+        )
+        near = self._near_s(near_bytes)
+        moved = soft_maximum(near, self._host_s(near), self._far_s(far_bytes))
+        return soft_maximum(start + moved, protocol, norm=PROTOCOL_NORM)
+
+    def _ring_s(self, near_bytes: Array, far_bytes: Array, nodes_s: Array) -> Array:
+        buffer = (near_bytes + far_bytes) * self.ports.num_ranks / self._peers
+        slower = np.where(self.legacy, self._c("legacy_factor"), 1.0) * US
+
+        def start(protocol: str) -> Array:
+            hops = self._c(f"{protocol}hop_us") * self._peers
+            return slower * (self._c(f"{protocol}start_us") + hops) + nodes_s
+
+        near = self._near_s(near_bytes)
+        host = self._host_s(near)
+        short = soft_maximum(buffer / (self._c("protocol_gb_per_s") * GB), 2.0 * host)
+        protocols = [start("") + short, start("bulk_") + soft_maximum(near, host)]
+        if not self.ports.bridge_bytes_per_s:
+            middle = self.ports.near_bytes_per_s * self._c("middle_efficiency")
+            protocols.append(start("middle_") + buffer / middle)
+        fastest = soft_minimum(*protocols, norm=PROTOCOL_NORM)
+        first = np.minimum(start(""), fastest)
+        return first + soft_maximum(fastest - first, self._far_s(far_bytes))
 
     def price(self, direction: Direction, work: Work) -> Price:
         """Price one exchange; both directions cost the same."""
-        factor = self.port_factor(work.near_bytes_D)
+        near = self._near_s(work.near_bytes_D)
         return priced(
             self.time_s(work.near_bytes_D, work.far_bytes_D),
             work,
             sm_s=0.0,
-            near_s=work.near_bytes_D * factor / self.ports.near_bytes_per_s,
+            # the links to the host are resources of the fabric, which engines fill by themselves
+            near_s=np.maximum(near, self._host_s(near)),
             far_s=self._far_s(work.far_bytes_D),
-            near_factor=factor,
+            near_factor=self.port_factor(work.near_bytes_D),
             far_factor=1.0 / self._c("nic_efficiency"),
             num_sms=int(self._c("channels")),
         )
 
     def interval(self, direction: Direction) -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted."""
-        return self.calibration.interval(self.collective)
+        low, high = self.calibration.interval(self.collective)
+        if self._is_across:
+            low, high = min(low, 1.0 / _UNMEASURED), max(high, _UNMEASURED)
+        least, most = host_interval(self.ports, ring=self.collective != "alltoall")
+        return low * float(least.min()), high * float(most.max())
 
 
 def payload_bytes(element_bytes: float) -> float:

@@ -28,6 +28,10 @@ class Ports:
         num_ranks: Number of ranks R that take part.
         ranks_per_domain: Number of ranks that the near port reaches, this one included.
         num_sms: SMs of the device.
+        memory_bytes_per_s: Rate of the device's memory, as its data sheet has it.
+        bridge_bytes_per_s: Rate of one direction of the link between a PCIe switch and the host; 0
+            if the devices of a domain reach each other without one.
+        ranks_per_bridge: Number of ranks that share that link.
     """
 
     near_bytes_per_s: float
@@ -35,6 +39,9 @@ class Ports:
     num_ranks: int
     ranks_per_domain: int
     num_sms: int
+    memory_bytes_per_s: float
+    bridge_bytes_per_s: float = 0.0
+    ranks_per_bridge: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,7 +93,7 @@ class Price:
 
     def time_s_D(self, work: Work, ports: Ports) -> Array:
         """Return the seconds of the exchange alone: latency + the largest stage, ndarray of shape
-        (D,).
+        (D,); without the links of PCIe switches to the host, which belong to the fabric.
         """
         stages = [self.sm_s_D, work.near_bytes_D * self.near_factor_D / ports.near_bytes_per_s]
         if ports.far_bytes_per_s:

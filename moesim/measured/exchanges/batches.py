@@ -6,17 +6,19 @@ the kernels price elementwise.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moesim.costs.calibration import Calibration
-from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal
+from moesim.costs.comm.bridge import host_interval
+from moesim.costs.comm.deepep import DeepEpLowLatency, DeepEpNormal, interval_of
 from moesim.costs.comm.nccl import COLLECTIVES, Nccl
 from moesim.costs.comm.nvl72 import Nvl72, Phase
 from moesim.costs.comm.work import Direction, Work
 from moesim.measured.exchanges.table import MeasuredSystem, systems
+from moesim.units import KIB
 
 #: family -> its calibration file
 CALIBRATION = {
@@ -38,6 +40,11 @@ PHASES: dict[tuple[str, str], Phase] = {
     ("alltoall_prepare", "NVLinkTwoSided"): "prepare",
 }
 _LEGACY_BEFORE = (2, 25)
+#: bytes below which NCCL's rows have intervals of their own: they take steps of a few us that
+#: depend on what else the machine did
+SHORT_BYTES = 64 * KIB
+#: classes of residuals of NCCL's short and long rows, after the name of the collective
+SHORT, LONG = "_short", "_long"
 #: DeepEP's collector limits a token to the nodes of its best four groups, one group per node
 _NODE_LIMIT = 4
 
@@ -50,7 +57,11 @@ class Batch:
         at: ndarray of int, shape (rows,): positions of the rows in the table.
         system: The package's name of the system.
         quantity: ``dispatch``, ``combine`` or empty, see `table.quantities`.
-        kind: Class of residuals: collective, direction or phase.
+        kind: Collective, direction or phase.
+        residual: Class of residuals: the kind, and for NCCL whether the rows are short or long.
+        domains: Number of domains of DeepEP's rows.
+        host: What a host between PCIe switches makes of the interval, see
+            `moesim.costs.comm.bridge.host_interval`.
         seconds: Function from a calibration to predicted seconds, ndarray of shape (rows,).
     """
 
@@ -58,7 +69,19 @@ class Batch:
     system: str
     quantity: str
     kind: str
+    residual: str
     seconds: Callable[[Calibration], np.ndarray]
+    domains: float = 1.0
+    host: tuple[Any, Any] = (1.0, 1.0)
+
+    def interval(self, calibration: Calibration) -> tuple[Any, Any]:
+        """Return the P10 and P90 of measured / predicted, of all rows or of each."""
+        low, high = interval_of(calibration, self.residual, self.domains)
+        return low * self.host[0], high * self.host[1]
+
+    def level(self, calibration: Calibration) -> str:
+        """Return how far the prediction can be trusted."""
+        return "none" if systems()[self.system].bridge_bytes_per_s else calibration.level
 
 
 def batches(rows) -> list[Batch]:
@@ -75,8 +98,13 @@ def batches(rows) -> list[Batch]:
     for name, part in rows.groupby("system"):
         system = systems()[str(name)]
         if family == "nccl":
-            for collective, some in part.groupby("op_name"):
-                found.append(_batch(some, name, "", collective, _nccl(some, system, collective)))
+            for (collective, short), some in part.groupby(["op_name", is_short(part)]):
+                seconds = _nccl(some, system, collective)
+                size = SHORT if short else LONG
+                batch = _batch(some, name, "", collective, seconds, f"{collective}{size}")
+                ports = system.ports(some["num_gpus"].to_numpy(dtype=np.float64))
+                host = host_interval(ports, ring=collective != "alltoall")
+                found.append(replace(batch, host=host))
         elif family == "nvl72_alltoall":
             phases = [
                 PHASES[key] for key in zip(part["op_name"], part["kernel_source"], strict=True)
@@ -85,17 +113,37 @@ def batches(rows) -> list[Batch]:
                 found.append(_batch(some, name, "", phase, _nvl72(some, system, phase)))
         else:
             make = _normal if family == "deepep_normal" else _low_latency
-            found += [
-                _batch(part, name, direction, direction, make(part, system, direction))
-                for direction in ("dispatch", "combine")
-            ]
+            ranks = part["node_num"].astype(int) * system.ranks_per_node
+            for domains, some in part.groupby(np.maximum(ranks / system.ranks_per_domain, 1.0)):
+                found += [
+                    replace(
+                        _batch(some, name, way, way, make(some, system, way)),
+                        domains=float(domains),
+                    )
+                    for way in ("dispatch", "combine")
+                ]
     return found
 
 
-def _batch(part, system: str, quantity: str, kind: str, seconds) -> Batch:
+def _batch(part, system: str, quantity: str, kind: str, seconds, residual: str = "") -> Batch:
     return Batch(
-        at=part["_at"].to_numpy(), system=str(system), quantity=quantity, kind=kind, seconds=seconds
+        at=part["_at"].to_numpy(),
+        system=str(system),
+        quantity=quantity,
+        kind=kind,
+        residual=residual or kind,
+        seconds=seconds,
     )
+
+
+def _sent_bytes(rows) -> np.ndarray:
+    """Return the bytes of the buffer of NCCL rows: ndarray of shape (rows,)."""
+    return (rows["message_size"].astype(float) * rows["nccl_dtype"].map(NCCL_BYTES)).to_numpy()
+
+
+def is_short(rows) -> np.ndarray:
+    """Return which NCCL rows are shorter than `SHORT_BYTES`: ndarray of bool, shape (rows,)."""
+    return _sent_bytes(rows) < SHORT_BYTES
 
 
 def _numbers(part, *columns: str) -> list[np.ndarray]:
@@ -109,8 +157,8 @@ def _work(**fields: Any) -> Work:
 
 
 def _nccl(part, system: MeasuredSystem, collective) -> Callable[[Calibration], np.ndarray]:
-    ranks, elements = _numbers(part, "num_gpus", "message_size")
-    sent = elements * part["nccl_dtype"].map(NCCL_BYTES).to_numpy()
+    [ranks] = _numbers(part, "num_gpus")
+    sent = _sent_bytes(part)
     assert collective in COLLECTIVES
     near_peers = np.minimum(ranks, system.ranks_per_domain) - 1
     near, far = sent * near_peers / ranks, sent * (ranks - 1 - near_peers) / ranks

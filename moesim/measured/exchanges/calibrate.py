@@ -1,5 +1,5 @@
 """Fit the communication kernels to the rows that may be fitted: ``moesim calibrate comm`` (about
-two minutes).
+half a minute).
 
 There is one file per kernel. Fits minimize robust log errors
 (`moesim.measured.fitting.robust_fit`). Scores and intervals come from rows that a fit left out:
@@ -15,6 +15,7 @@ from moesim.measured.exchanges.fit_deepep import (
     LOW_LATENCY_LATENCIES,
     NORMAL_LATENCIES,
     fit_low_latency,
+    fit_network,
     fit_normal,
     widened,
 )
@@ -33,9 +34,10 @@ def calibrate(folder: Path) -> dict[str, dict[str, float]]:
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.
     """
-    low_latency = fit_low_latency()
-    normal = fit_normal(low_latency.parameters)
-    nccl, latency = fit_nccl(low_latency.parameters)
+    network = fit_network()
+    normal = fit_normal(network)
+    low_latency = fit_low_latency(normal.parameters)
+    nccl, latency = fit_nccl(network)
     files = {
         "nccl": nccl,
         "deepep-normal": widened(normal, nccl, latency, NORMAL_LATENCIES),

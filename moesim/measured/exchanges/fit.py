@@ -33,8 +33,6 @@ _FOLDS = 5
 CROSS_VALIDATED = "cross-validated"
 #: the package that measured rows come from, before the name of a table
 TABLES = "aiconfigurator-core 0.12, "
-#: class of residuals that says how well a device of one generation predicts one of another
-TRANSFER = "transfer"
 #: P90 of a normal distribution over the median of its absolute values
 _NORMAL_P90 = 1.9
 

@@ -3,17 +3,19 @@
 Only one generation was measured, so NCCL's spread between generations is added in quadrature for
 devices of others. DeepEP's latencies (starts, work per token that moves no bytes, pipeline depth)
 take one factor on such a device: that of NCCL's start, ceiling and ramp when the device's ten rows
-may move them only together. Bytes take as long as the spec sheet says.
+may move them only together. Bytes take as long as the spec sheet says. Exchanges across nodes have
+intervals of their own, from two nodes.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from moesim.costs.comm.deepep import ACROSS
+from moesim.measured.exchanges.batches import LONG
 from moesim.measured.exchanges.fit import (
     CROSS_VALIDATED,
     TABLES,
-    TRANSFER,
     FitQuantity,
     Parameters,
     Residuals,
@@ -26,6 +28,7 @@ from moesim.measured.exchanges.fit import (
     residual,
     scores_by,
     spread,
+    symmetric_spread,
 )
 from moesim.measured.fitting import Bounds, Fitted
 
@@ -78,7 +81,7 @@ _LOW_LATENCY: dict[str, Bounds] = {
     "combine": {
         "start_us": (10.2, 1.0, 40.0),
         "expert_us": (1.6, 0.01, 20.0),
-        "port_efficiency": (0.5, 0.2, 1.0),
+        "memory_efficiency": (0.2, 0.02, 1.0),
         "nic_efficiency": (0.94, 0.5, 1.0),
         "node_us": (12.0, 0.1, 30.0),
     },
@@ -88,10 +91,16 @@ LOW_LATENCY_LATENCIES = tuple(
     for direction in _LOW_LATENCY
     for name in ("start_us", "expert_us", "token_us", "node_us")
 )
+#: levels of calibration of devices of the fitted generation
+_NEAR = ("calibrated", "spec_sheet")
+_ROWS = {
+    "deepep_normal": "wideep_deepep_normal_perf.parquet",
+    "deepep_ll": "wideep_deepep_ll_perf.parquet",
+}
 
 
 def _fit_deepep(
-    family: str, bounds: dict[str, Bounds], fixed: dict[str, Parameters], title: str, table: str
+    family: str, bounds: dict[str, Bounds], fixed: dict[str, Parameters], title: str, source: str
 ) -> Fitted:
     rows = fitted_rows(family, ("h100_sxm",))
     parameters: Parameters = {}
@@ -106,11 +115,18 @@ def _fit_deepep(
         )
         parameters |= quantity.fit()[0]
         predicted = quantity.cross_validate(groups)
-        both = in_quadrature(spread(quantity.measured / predicted), release_spread(rows, quantity))
-        near = residual(
-            both, len(rows), f"{CROSS_VALIDATED} by shape, with the spread between releases"
-        )
-        residuals |= {f"calibrated-{direction}": near, f"spec_sheet-{direction}": near}
+        ratios, far = quantity.measured / predicted, (rows["node_num"] > 1).to_numpy()
+        releases = release_spread(rows, quantity)
+        for suffix, chosen, width, by in (
+            ("", ~far, spread, "shape"),
+            (ACROSS, far, symmetric_spread, "number of tokens, both ways"),
+        ):
+            entry = residual(
+                in_quadrature(width(ratios[chosen]), releases),
+                int(chosen.sum()),
+                f"{CROSS_VALIDATED} by {by}, with the spread between releases",
+            )
+            residuals |= {f"{level}-{direction}{suffix}": entry for level in _NEAR}
         scores |= {
             f"{k}-{direction}": v
             for k, v in scores_by(
@@ -123,7 +139,7 @@ def _fit_deepep(
     return Fitted(
         title=title,
         fitted_on=f"{len(rows)} rows of DeepEP on 8 and 16 H100, top-k not 1, 2 or 22",
-        sources=[f"{TABLES}{table}"],
+        sources=[f"{TABLES}{_ROWS[family]}", source],
         profiles=["h100-sxm"],
         generations=generations("h100_sxm"),
         parameters=parameters,
@@ -150,9 +166,12 @@ def widened(fitted: Fitted, nccl: Fitted, latency: Parameters, names: tuple[str,
     residuals = dict(fitted.residuals)
     # without rows of the device its latencies are unknown, and short exchanges consist of them; ten
     # rows make them known
-    for level, kind in (("other_generation", "alltoall"), ("other_generation_few_shot", TRANSFER)):
+    for level, kind in (
+        ("other_generation", "alltoall"),
+        ("other_generation_few_shot", f"alltoall{LONG}"),
+    ):
         added = nccl.residuals[f"{level}-{kind}"]
-        for direction in ("dispatch", "combine"):
+        for direction in (f"{d}{a}" for d in ("dispatch", "combine") for a in ("", ACROSS)):
             own = fitted.residuals[f"spec_sheet-{direction}"]
             both = in_quadrature((own["low"], own["high"]), (added["low"], added["high"]))
             residuals[f"{level}-{direction}"] = residual(
@@ -164,27 +183,46 @@ def widened(fitted: Fitted, nccl: Fitted, latency: Parameters, names: tuple[str,
     return replace(fitted, residuals=residuals, few_shot_factors=few_shot)
 
 
-def fit_low_latency() -> Fitted:
-    """Fit DeepEP's low-latency mode on 8 and 16 H100."""
+def fit_network() -> Parameters:
+    """Fit what nodes and NICs cost to low-latency dispatch on 8 and 16 H100.
+
+    Returns:
+        ``node_us`` and ``nic_efficiency``.
+    """
+    quantity = FitQuantity(
+        rows=fitted_rows("deepep_ll", ("h100_sxm",)),
+        kind="dispatch",
+        bounds=_LOW_LATENCY["dispatch"],
+        fixed={},
+        factors={},
+    )
+    found = quantity.fit()[0]
+    return {n: found[f"dispatch_{n}"] for n in ("node_us", "nic_efficiency")}
+
+
+def fit_low_latency(normal: Parameters) -> Fitted:
+    """Fit DeepEP's low-latency mode on 8 and 16 H100; in combine the port is as efficient as in the
+    normal mode's.
+
+    Rows of one port rate cannot tell how long a copy is read and how long it travels.
+    """
+    port = {"port_efficiency": normal["combine_port_efficiency"]}
     return _fit_deepep(
         "deepep_ll",
         _LOW_LATENCY,
-        {"dispatch": {}, "combine": {"token_us": 0.0}},
+        {"dispatch": {}, "combine": port},
         "DeepEP low latency: a copy per choice",
-        "wideep_deepep_ll_perf.parquet",
+        "combine_port_efficiency: deepep-normal.toml",
     )
 
 
-def fit_normal(low_latency: Parameters) -> Fitted:
-    """Fit DeepEP's normal mode on 8 and 16 H100; NIC efficiencies are those of the low-latency
-    mode.
-    """
-    fixed = {d: {"nic_efficiency": low_latency[f"{d}_nic_efficiency"]} for d in _NORMAL}
-    fitted = _fit_deepep(
+def fit_normal(network: Parameters) -> Fitted:
+    """Fit DeepEP's normal mode on 8 and 16 H100; the NIC's efficiency is that of `fit_network`."""
+    fixed = {d: {"nic_efficiency": network["nic_efficiency"]} for d in _NORMAL}
+    return _fit_deepep(
         "deepep_normal",
         _NORMAL,
         fixed,
         "DeepEP normal mode: a copy per rank, on a few SMs",
-        "wideep_deepep_normal_perf.parquet",
+        "nic_efficiency: that of dispatch in deepep-ll.toml",
     )
-    return replace(fitted, sources=[*fitted.sources, "nic_efficiency: deepep-ll.toml"])

@@ -189,11 +189,12 @@ def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
             calibration = load_calibration(CALIBRATION[family], profile, few_shot=few_shot)
             at, seconds = positions[batch.at], batch.seconds(calibration)
             name = f"{batch.quantity}_us" if batch.quantity else "us"
-            low, high = calibration.interval(batch.kind)
+            low, high = batch.interval(calibration)
             out[f"predicted_{name}"][at] = seconds / US
             out[f"low_{name}"][at], out[f"high_{name}"][at] = (
                 seconds * low / US,
                 seconds * high / US,
             )
-            out["evidence"][at], out["calibration"][at] = "simulated", calibration.level
+            out["evidence"][at] = "simulated"
+            out["calibration"][at] = batch.level(calibration)
     return out

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.measured.exchanges.batches import NCCL_BYTES
+from moesim.measured.exchanges.batches import is_short
 from moesim.measured.exchanges.predict import predict_comm_rows
 from moesim.measured.exchanges.table import (
     COLUMNS,
@@ -16,11 +16,7 @@ from moesim.measured.exchanges.table import (
     was_shot,
 )
 from moesim.measured.scores import error_scores
-from moesim.units import KIB
 
-#: NCCL rows below this size are scored separately: they take steps of a few us that depend on what
-#: else the machine did
-_SMALL_BYTES = 64 * KIB
 #: share of a file's rows that must equal another's before it counts as a copy
 _COPY = 0.9
 
@@ -59,9 +55,8 @@ def _subclass(family: str, rows) -> np.ndarray:
     (rows,).
     """
     if family == "nccl":
-        sent = rows["message_size"].astype(float) * rows["nccl_dtype"].map(NCCL_BYTES)
         return np.where(
-            sent < _SMALL_BYTES, rows["op_name"] + " < 64 KiB", rows["op_name"] + " >= 64 KiB"
+            is_short(rows), rows["op_name"] + " < 64 KiB", rows["op_name"] + " >= 64 KiB"
         )
     if family == "nvl72_alltoall":
         return ("EP" + rows["moe_ep_size"].astype(int).astype(str)).to_numpy()

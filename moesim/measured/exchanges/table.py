@@ -76,6 +76,8 @@ class MeasuredSystem:
         far_bytes_per_s: Rate of one direction of its NIC.
         ranks_per_domain: Number of GPUs that the port reaches.
         ranks_per_node: Number of GPUs of one node (of one tray on an NVL72).
+        bridge_bytes_per_s: Rate of one direction of a PCIe switch's link to the host; 0 without.
+        ranks_per_bridge: Number of GPUs that share that link.
     """
 
     profile: Profile
@@ -83,6 +85,8 @@ class MeasuredSystem:
     far_bytes_per_s: float
     ranks_per_domain: int
     ranks_per_node: int
+    bridge_bytes_per_s: float = 0.0
+    ranks_per_bridge: int = 1
 
     def ports(self, num_ranks) -> Ports:
         """Return the ports when ``num_ranks`` take part, a number or an ndarray with one
@@ -94,6 +98,9 @@ class MeasuredSystem:
             num_ranks=num_ranks,
             ranks_per_domain=self.ranks_per_domain,
             num_sms=self.profile.num_sms,
+            memory_bytes_per_s=self.profile.hbm_bandwidth_bytes_per_s,
+            bridge_bytes_per_s=self.bridge_bytes_per_s,
+            ranks_per_bridge=self.ranks_per_bridge,
         )
 
 
@@ -110,6 +117,8 @@ def systems() -> dict[str, MeasuredSystem]:
             far_bytes_per_s=s["nic_gb_per_s"] * GB,
             ranks_per_domain=s["ranks_per_domain"],
             ranks_per_node=s["ranks_per_node"],
+            bridge_bytes_per_s=s.get("uplink_gb_per_s", 0.0) * GB,
+            ranks_per_bridge=s.get("devices_per_switch", 1),
         )
         for name, s in tomllib.loads(text)["systems"].items()
     }

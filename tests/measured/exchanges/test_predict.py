@@ -8,6 +8,7 @@ from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.work import Work
 from moesim.measured.exchanges.predict import predicted_columns
 from moesim.measured.exchanges.scoreboard import comm_scores
+from moesim.measured.exchanges.shot_nccl import latency_factor, shot_factors
 from moesim.measured.exchanges.table import COLUMNS, systems
 from moesim.measured.kernels import table as silicon
 
@@ -149,17 +150,60 @@ def test_targets_on_rows_not_fitted():
 
     rows = {(r["family"], r["quantity"], r["system"], r["class"]): r for r in scoreboard("spec")}
     for key, mape, p90 in (
-        (("nccl", "-", "h200_sxm", "alltoall >= 64 KiB"), 8, 18),
+        (("nccl", "-", "h200_sxm", "alltoall < 64 KiB"), 11, 25),
+        (("nccl", "-", "h200_sxm", "alltoall >= 64 KiB"), 7, 14),
+        (("nccl", "-", "h200_sxm", "all_gather < 64 KiB"), 6, 13),
+        (("nccl", "-", "h200_sxm", "all_gather >= 64 KiB"), 5, 11),
+        (("nccl", "-", "h200_sxm", "reduce_scatter < 64 KiB"), 5, 12),
+        (("nccl", "-", "h200_sxm", "reduce_scatter >= 64 KiB"), 6, 12),
         (("deepep_normal", "dispatch", "h200_sxm", "EP8"), 6, 12),
         (("deepep_normal", "combine", "h200_sxm", "EP8"), 6, 12),
         (("deepep_ll", "dispatch", "h200_sxm", "EP8"), 11, 18),
-        (("deepep_ll", "combine", "h200_sxm", "EP8"), 10, 18),
+        (("deepep_ll", "combine", "h200_sxm", "EP8"), 9, 18),
+        (("deepep_ll", "combine", "h100_sxm", "EP32"), 4, 7),
+        (("deepep_ll", "combine", "h100_sxm", "EP64"), 4, 7),
         (("deepep_normal", "dispatch", "h100_sxm", "EP8 top-k 1, 2, 22"), 8, 16),
         (("deepep_normal", "combine", "h100_sxm", "EP8 top-k 1, 2, 22"), 8, 16),
         (("nvl72_alltoall", "-", "gb200", "EP32"), 8, 16),
     ):
         assert rows[key]["mape"] < mape, key
         assert rows[key]["p90"] < p90, key
+    for (family, _, system, label), row in rows.items():
+        if family == "nccl" and system == "h200_sxm":
+            assert 70 < row["inside"] < 90, label
+        if system in ("l40s", "rtx_pro_6000_server"):
+            assert row["calibration"] == "none"
+            assert row["inside"] > 80, label
+
+
+def test_short_and_long_rows_of_nccl_have_intervals_of_their_own(predictions, row_of):
+    sizes = [1 << 10, 1 << 14, 1 << 16, 1 << 26]
+    out = predictions(pd.DataFrame([row_of("nccl") | {"message_size": n} for n in sizes]))
+    low, high = (out[f"{end}_us"] / out["predicted_us"] for end in ("low", "high"))
+    for ends in (low, high):
+        assert ends[0] == pytest.approx(ends[1])
+        assert ends[2] == pytest.approx(ends[3])
+        assert ends[1] != pytest.approx(ends[2])
+
+
+def test_ten_rows_of_an_alltoall_tell_all_collectives():
+    starts = {f"alltoall_{n}": v for n, v in (("start_us", 6.0), ("hop_us", 0.6))}
+    others = ("ceiling_us", "port_efficiency", "ramp_kb")
+    parameters = starts | {f"alltoall_{n}": 1.0 for n in others}
+
+    class Shot:
+        measured = np.array([12.0, 13.2])
+
+        def predict(self, p, factors):
+            return np.array([p["alltoall_start_us"], p["alltoall_start_us"] + p["alltoall_hop_us"]])
+
+    factors = shot_factors(Shot(), parameters, ("alltoall", "all_gather"))
+    assert factors["alltoall_start_us"] == factors["alltoall_hop_us"]
+    assert factors["alltoall_start_us"] == pytest.approx(2.0, rel=0.3)
+    names = [f"{p}{n}" for p in ("", "middle_", "bulk_") for n in ("start_us", "hop_us")]
+    latency = latency_factor(Shot(), parameters)
+    assert all(factors[f"all_gather_{n}"] == latency for n in names)
+    assert factors["all_gather_middle_efficiency"] == factors["alltoall_port_efficiency"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +223,9 @@ def test_targets_on_rows_not_fitted():
     ],
 )
 def test_old_nccl_is_known_by_its_version(columns, old, predictions, row_of):
-    rows = pd.DataFrame([row_of("nccl") | {"message_size": 1 << 17}] * 2).assign(**columns)
+    rows = pd.DataFrame([row_of("nccl") | {"num_gpus": 2, "message_size": 1 << 17}] * 2).assign(
+        **columns
+    )
     times = predictions(rows)["predicted_us"]
     newest = predictions(rows[["family", *COLUMNS["nccl"], "system"]])["predicted_us"]
     assert (times < newest).tolist() == old

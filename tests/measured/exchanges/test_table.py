@@ -143,7 +143,7 @@ def made_up(scale=1.0):
     bounds = {
         "start_us": (8.0, 1.0, 40.0),
         "expert_us": (4.0, 0.01, 20.0),
-        "port_efficiency": (0.6, 0.2, 1.0),
+        "memory_efficiency": (0.3, 0.02, 1.0),
         "nic_efficiency": (0.9, 0.5, 1.0),
         "node_us": (8.0, 0.1, 30.0),
     }
@@ -151,21 +151,21 @@ def made_up(scale=1.0):
         rows=rows.assign(combine_avg_t_us=1.0),
         kind="combine",
         bounds=bounds,
-        fixed={"token_us": 0.0},
+        fixed={"port_efficiency": 0.75},
         factors={},
     )
     truth = {
         "combine_start_us": 10.0,
         "combine_expert_us": 2.0,
-        "combine_port_efficiency": 0.5,
+        "combine_memory_efficiency": 0.2,
         "combine_nic_efficiency": 0.95,
         "combine_node_us": 12.0,
-        "combine_token_us": 0.0,
+        "combine_port_efficiency": 0.75,
     }
     seconds = quantity.predict(truth, {}) * np.where(rows["dataset"] == "two", scale, 1.0)
     timed = rows.assign(dispatch_avg_t_us=1.0, combine_avg_t_us=seconds * 1e6)
     return FitQuantity(
-        rows=timed, kind="combine", bounds=bounds, fixed={"token_us": 0.0}, factors={}
+        rows=timed, kind="combine", bounds=bounds, fixed={"port_efficiency": 0.75}, factors={}
     ), truth
 
 
