@@ -6,7 +6,8 @@
     fed               what tiles ask of L2: a row block reads its expert's weights again
     a GEMM            (busy^p + read^p + fed^p)^(1/p)
     experts           two GEMMs + activations moved + start + a time per active and per local expert
-                      + a time per choice of the tokens present
+                      + a time per choice of the tokens present; where the host launches while the
+                      GPU works, a share of the start is hidden, but no phase is shorter than it
 
 Libraries keep their tiles to themselves (autotuned CUTLASS, TensorRT-LLM's generated kernels,
 FlashInfer, DeepGEMM), so that nothing finer than the histogram and the size of row blocks is known.
@@ -16,6 +17,7 @@ The form is ours; the parameters are fitted to measured expert phases
 Shape legend: R rows of a table, or devices.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +31,7 @@ _COLUMNS = 128
 _OUTPUT_BYTES = 2.0
 #: parameters of a format: first guess, lowest, highest
 BOUNDS = {
-    "start_us": (20.0, 1.0, 200.0),
+    "start_us": (20.0, 1.0, 1000.0),
     "expert_us": (0.02, 1e-4, 5.0),
     "local_us": (0.01, 1e-4, 2.0),
     "choice_ns": (0.5, 1e-3, 60.0),
@@ -41,12 +43,15 @@ BOUNDS = {
     "overlap_power": (2.0, 1.0, 8.0),
 }
 #: what a format's tiles are, chosen among few values: rows at least and at most, the factor over
-#: the mean load, and whether a last wave takes as long as a full one
+#: the mean load, whether a last wave takes as long as a full one, whether the mean load is that
+#: expected before routing, and the share of the start that no work hides
 RULES = {
     "least_rows": (8, 16, 64, 128),
     "most_rows": (128, 256),
     "row_factor": (0.5, 1.0, 2.0),
     "whole_waves": (0, 1),
+    "by_expected": (0,),
+    "exposed": (1.0,),
 }
 
 
@@ -57,18 +62,43 @@ class TileRule:
     Attributes:
         least_rows: Fewest rows.
         most_rows: Most rows.
-        row_factor: Factor over the mean load of an active expert.
+        row_factor: Factor over the mean load of an expert.
         whole_waves: Whether a last wave takes as long as a full one.
+        by_expected: Whether the mean load is that expected before routing, over all experts of the
+            layer, instead of that of this device's active experts.
+        exposed: Share of the start that no work hides: 1 in a CUDA graph, less where the host
+            launches kernels while the GPU works on earlier ones.
     """
 
     least_rows: int
     most_rows: int
     row_factor: float
     whole_waves: bool
+    by_expected: bool = False
+    exposed: float = 1.0
 
-    def block_m(self, rows: float, active: float) -> int:
-        """Return the rows of a tile for this mean load: a power of two."""
-        load = max(self.row_factor * rows / max(active, 1.0), 1.0)
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> "TileRule":
+        """Return the rule with these values of the keys of `RULES`."""
+        return cls(
+            least_rows=int(values["least_rows"]),
+            most_rows=int(values["most_rows"]),
+            row_factor=float(values["row_factor"]),
+            whole_waves=values["whole_waves"] > 0,
+            by_expected=values["by_expected"] > 0,
+            exposed=float(values["exposed"]),
+        )
+
+    def block_m(self, rows: float, active: float, expected: float) -> int:
+        """Return the rows of a tile: a power of two.
+
+        Args:
+            rows: Rows of all experts of the device.
+            active: Experts with at least one row.
+            expected: Choices of the tokens present over the number of all experts of the layer.
+        """
+        mean = expected if self.by_expected else rows / max(active, 1.0)
+        load = max(self.row_factor * mean, 1.0)
         power = 1 << int(np.ceil(np.log2(load)))
         return int(min(max(power, self.least_rows), self.most_rows))
 
@@ -155,12 +185,14 @@ def fused_parts_R(
         work.hidden_R * (_OUTPUT_BYTES + work.input_bytes)
         + work.width_R * ((work.num_up_R + 1.0) * _OUTPUT_BYTES + work.input_bytes)
     )
-    other = US * (c["start_us"] + c["expert_us"] * work.active_R + c["local_us"] * work.local_R)
+    other = US * (c["expert_us"] * work.active_R + c["local_us"] * work.local_R)
     other = other + 1e-9 * c["choice_ns"] * work.choices_R
     streams = moved / (bandwidth * c["activation_efficiency"])
-    memory = read_all + streams
+    memory, start = read_all + streams, US * c["start_us"]
     # GEMMs and streams follow each other: what one pool leaves idle is no other's to fill
-    return busy_all, memory, gemms + streams + other - np.maximum(busy_all, memory)
+    total = gemms + streams + other
+    total = np.maximum(total + rule.exposed * start, start)
+    return busy_all, memory, total - np.maximum(busy_all, memory)
 
 
 def fused_seconds_R(

@@ -16,6 +16,8 @@ from moesim.measured.kernels.family_rows import FamilyRows
 Array = np.ndarray
 
 
+#: distributions whose draws are known
+DISTRIBUTIONS = r"balanced|uniform|power_law_\d+(\.\d+)?(_eplb)?"
 _FITTED = re.compile(r"(.+)_sm(\d+)_start_us")
 
 
@@ -30,49 +32,74 @@ def formats_of(calibration: Calibration) -> dict[str, list[int]]:
     return found
 
 
+def serves(calibration: Calibration, dtype: str, profile: Profile) -> bool:
+    """Return whether a library's calibration prices a format on a device: whether it was fitted on
+    a device of the same major compute capability.
+
+    Args:
+        calibration: A library's calibration, of `load_calibration`.
+        dtype: Format of the rows, one of `moesim.measured.kernels.family_records.FORMATS`.
+        profile: The device.
+    """
+    return bool(_near(calibration, dtype, profile))
+
+
+def _near(calibration: Calibration, dtype: str, profile: Profile) -> list[int]:
+    """Return the fitted generations of a device's major compute capability, nearest first."""
+    own = generation_of(profile)
+    same = [one for one in formats_of(calibration).get(dtype, []) if one // 10 == own // 10]
+    return sorted(same, key=lambda fitted: abs(fitted - own))
+
+
 def format_parameters(
     calibration: Calibration, dtype: str, profile: Profile
 ) -> tuple[TileRule, dict[str, float]]:
     """Return the rule of tiles and the parameters of one format, those of the device's generation
-    or of the one nearest to it.
+    or of the one nearest to it among those of the same major compute capability.
 
     Raises:
-        ConfigError: The calibration has none of this format.
+        ConfigError: The calibration does not serve this format on this device (`serves`); the
+            message lists the formats and generations that it has.
     """
-    formats = formats_of(calibration)
-    if dtype not in formats:
-        raise ConfigError(f"{calibration.name}: expected one of {', '.join(formats)}, got {dtype}")
-    near = min(formats[dtype], key=lambda fitted: abs(fitted - generation_of(profile)))
-    values = {name: calibration[f"{dtype}_sm{near}_{name}"] for name in (*RULES, *BOUNDS)}
-    rule = TileRule(
-        least_rows=int(values["least_rows"]),
-        most_rows=int(values["most_rows"]),
-        row_factor=values["row_factor"],
-        whole_waves=values["whole_waves"] > 0,
-    )
-    return rule, {name: values[name] for name in BOUNDS}
+    near = _near(calibration, dtype, profile)
+    if not near:
+        fitted = formats_of(calibration)
+        known = "; ".join(
+            f"{name} on {' or '.join(f'sm_{one}' for one in fitted[name])}" for name in fitted
+        )
+        raise ConfigError(
+            f"{calibration.name}: expected {known}, got {dtype} on {profile.name} "
+            f"(sm_{generation_of(profile)})"
+        )
+    values = {name: calibration[f"{dtype}_sm{near[0]}_{name}"] for name in (*RULES, *BOUNDS)}
+    return TileRule.of(values), {name: values[name] for name in BOUNDS}
 
 
 def family_rows(system: str, dataset: str, family: KernelFamily):
-    """Return the measured rows of a family in one dataset that its price can be asked of: its
-    formats, and loads whose draws are known.
+    """Return the measured rows of a family in one dataset whose draws are known.
 
     Returns:
-        DataFrame of the columns of `moesim.measured.kernels.table.COLUMNS` and ``latency_ms``.
+        DataFrame of the columns of `moesim.measured.kernels.table.COLUMNS`, those of its
+        `moesim.measured.kernels.table.EXTRAS` and ``latency_ms``, of the formats that the family's
+        calibration serves (`serves`) and the device computes; and the number of rows of each other
+        format.
     """
-    table = silicon.load_rows(system, dataset, every=True)
+    table = silicon.load_rows(system, dataset, True, family.table)
     profile = load_profile(system)
-    known = [
-        dtype
-        for dtype in formats_of(load_calibration(family.name, profile))
-        if FORMATS[dtype].activations in profile.peak_flops_per_s
-    ]
-    return table[
-        table["kernel_source"].map(lambda source: family.has(dataset, source))
-        & table["moe_dtype"].isin(known)
-        & table["distribution"].str.fullmatch(r"balanced|power_law_\d+(\.\d+)?")
+    calibration = load_calibration(family.name, profile)
+    table = table[
+        table["kernel_source"].map(lambda source: family.has(dataset, source, family.op_name))
+        & table["distribution"].str.fullmatch(DISTRIBUTIONS)
         & (table["num_experts"] % table["moe_ep_size"] == 0)
     ]
+    served = [
+        dtype
+        for dtype in formats_of(calibration)
+        if serves(calibration, dtype, profile)
+        and FORMATS[dtype].activations in profile.peak_flops_per_s
+    ]
+    priced = table["moe_dtype"].isin(served)
+    return table[priced], table.loc[~priced, "moe_dtype"].value_counts().to_dict()
 
 
 def predict_family(
