@@ -19,8 +19,6 @@ from moesim.routing.distributions import RoutingSpec
 Array = np.ndarray
 #: end of a distribution whose experts are placed by load (DeepSeek's EPLB)
 PLACED = "_eplb"
-#: steps until counts that were scaled to known tokens agree with them within a percent
-_STEPS = 10
 
 
 def timed_counts(
@@ -46,7 +44,9 @@ def timed_counts(
     entering = silicon.entering_tokens(local, tokens, top_k, ranks)
     present = float(tokens)
     if known := _known(row, "rank0_num_tokens", family):
-        local, entering, present = _matched(local, entering, known, tokens), known, known
+        # draws are not reproducible, but this tells how hot the timed rank was
+        scaled = np.minimum(local * known / max(entering, 1.0), tokens)
+        local, entering, present = np.rint(scaled).astype(np.int64), known, known
     if ranks > 1 and row["dataset"] in family.clamps:
         clamped = local.copy()
         clamped[0] += max(round(entering) * top_k - int(local.sum()), 0)
@@ -100,12 +100,3 @@ def _in_blocks(rows: int, local: int, family: KernelFamily) -> Array:
     counts[: whole % local] += block
     counts[whole % local] += rest
     return counts
-
-
-def _matched(local: Array, entering: float, known: float, num_tokens: int) -> Array:
-    """Return the counts scaled until as many distinct tokens are expected as are known."""
-    scaled = local.astype(np.float64)
-    for _ in range(_STEPS):
-        scaled = np.minimum(scaled * known / max(entering, 1.0), num_tokens)
-        entering = num_tokens * (1.0 - float(np.prod(1.0 - scaled / num_tokens)))
-    return np.rint(scaled).astype(np.int64)

@@ -258,7 +258,7 @@ def bad(column, value):
             "kernel_source",
             "sglang_marln_moe",
             "unknown kernel of sglang 'sglang_marln_moe': did you mean sglang_marlin_moe or "
-            "sglang_marlin_moe_situ_as_silu?",
+            "sglang_marlin_moe_situ_as_silu or sglang_flashinfer_trtllm_moe?",
         ),
         ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
         ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
