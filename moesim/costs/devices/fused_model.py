@@ -6,8 +6,9 @@
     fed               what tiles ask of L2: a row block reads its expert's weights again
     a GEMM            (busy^p + read^p + fed^p)^(1/p)
     experts           two GEMMs + activations moved + start + a time per active and per local expert
-                      + a time per choice of the tokens present; where the host launches while the
-                      GPU works, a share of the start is hidden, but no phase is shorter than it
+                      + a time per choice of the tokens present, or per choice that is skipped;
+                      where the host launches while the GPU works, a share of the start is hidden,
+                      but no phase is shorter than the start
 
 Libraries keep their tiles to themselves (autotuned CUTLASS, TensorRT-LLM's generated kernels,
 FlashInfer, DeepGEMM), so that nothing finer than the histogram and the size of row blocks is known.
@@ -44,13 +45,15 @@ BOUNDS = {
 }
 #: what a format's tiles are, chosen among few values: rows at least and at most, the factor over
 #: the mean load, whether a last wave takes as long as a full one, whether the mean load is that
-#: expected before routing, and the share of the start that no work hides
+#: expected before routing, whether only choices of other devices cost a time each, and the share of
+#: the start that no work hides
 RULES = {
     "least_rows": (8, 16, 64, 128),
     "most_rows": (128, 256),
     "row_factor": (0.5, 1.0, 2.0),
     "whole_waves": (0, 1),
     "by_expected": (0,),
+    "remote_only": (0, 1),
     "exposed": (1.0,),
 }
 
@@ -66,6 +69,8 @@ class TileRule:
         whole_waves: Whether a last wave takes as long as a full one.
         by_expected: Whether the mean load is that expected before routing, over all experts of the
             layer, instead of that of this device's active experts.
+        remote_only: Whether the time of a choice is that of skipping one of another device's
+            experts.
         exposed: Share of the start that no work hides: 1 in a CUDA graph, less where the host
             launches kernels while the GPU works on earlier ones.
     """
@@ -75,6 +80,7 @@ class TileRule:
     row_factor: float
     whole_waves: bool
     by_expected: bool = False
+    remote_only: bool = False
     exposed: float = 1.0
 
     @classmethod
@@ -86,6 +92,7 @@ class TileRule:
             row_factor=float(values["row_factor"]),
             whole_waves=values["whole_waves"] > 0,
             by_expected=values["by_expected"] > 0,
+            remote_only=values["remote_only"] > 0,
             exposed=float(values["exposed"]),
         )
 
@@ -137,6 +144,61 @@ class FusedWork:
     weight_bytes: float
     input_bytes: float
 
+    @classmethod
+    def of(
+        cls,
+        counts_DL: Array,
+        *,
+        rule: TileRule,
+        tokens_D: Array,
+        choices_D: Array,
+        num_experts: int,
+        hidden: int,
+        width: int,
+        num_up: int,
+        fmt: str,
+        weight_bytes: float,
+        input_bytes: float,
+    ) -> "FusedWork":
+        """Return the expert phase of each device from its rows.
+
+        Args:
+            counts_DL: Rows of each local expert of each device, shape (D, L).
+            rule: Rule of the tiles.
+            tokens_D: Distinct tokens whose rows enter, shape (D,).
+            choices_D: Choices of all tokens present, local or not, shape (D,).
+            num_experts: Experts of the layer, on all devices.
+            hidden: Hidden size.
+            width: Expert width on a device.
+            num_up: Up projections: 2 for SwiGLU, otherwise 1.
+            fmt: Format in which the matrix units multiply.
+            weight_bytes: Bytes of one weight, scales included.
+            input_bytes: Bytes of one input element, scales included.
+        """
+        rows_D, active_D = counts_DL.sum(axis=1), (counts_DL > 0).sum(axis=1)
+        block_m_D = np.array(
+            [
+                rule.block_m(*loads)
+                for loads in zip(rows_D, active_D, choices_D / num_experts, strict=True)
+            ]
+        )
+        same = np.ones(len(counts_DL))
+        return cls(
+            rows_R=rows_D.astype(float),
+            active_R=active_D.astype(float),
+            local_R=same * counts_DL.shape[1],
+            blocks_R=np.ceil(counts_DL / block_m_D[:, None]).sum(axis=1),
+            block_m_R=block_m_D,
+            tokens_R=np.asarray(tokens_D, dtype=float),
+            choices_R=np.asarray(choices_D, dtype=float),
+            hidden_R=same * hidden,
+            width_R=same * width,
+            num_up_R=same * num_up,
+            fmt=fmt,
+            weight_bytes=weight_bytes,
+            input_bytes=input_bytes,
+        )
+
 
 def fused_parts_R(
     work: FusedWork, profile: Profile, rule: TileRule, c: dict[str, float]
@@ -186,7 +248,10 @@ def fused_parts_R(
         + work.width_R * ((work.num_up_R + 1.0) * _OUTPUT_BYTES + work.input_bytes)
     )
     other = US * (c["expert_us"] * work.active_R + c["local_us"] * work.local_R)
-    other = other + 1e-9 * c["choice_ns"] * work.choices_R
+    looked_at = work.choices_R
+    if rule.remote_only:
+        looked_at = np.maximum(looked_at - work.rows_R, 0.0)
+    other = other + 1e-9 * c["choice_ns"] * looked_at
     streams = moved / (bandwidth * c["activation_efficiency"])
     memory, start = read_all + streams, US * c["start_us"]
     # GEMMs and streams follow each other: what one pool leaves idle is no other's to fill

@@ -100,6 +100,7 @@ FAMILIES = {
             title="TensorRT-LLM's CUTLASS fused MoE",
             sources=("moe_torch_flow_cutlass",),
             frameworks=("trtllm",),
+            rules={"by_expected": (0, 1)},
             fit_names={"trtllm_cutlass": "trtllm"},
         ),
         KernelFamily(

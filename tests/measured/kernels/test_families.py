@@ -122,6 +122,44 @@ def test_more_work_never_costs_less():
     assert fused_seconds_R(work(), H100, whole, PARAMETERS) != [one]
 
 
+def test_work_from_counts_by_hand():
+    """Two devices of three experts: 40 and 200 rows, in tiles of 32 and 64."""
+    found = FusedWork.of(
+        np.array([[40, 0, 0], [100, 1, 99]]),
+        rule=replace(RULE, row_factor=0.5),
+        tokens_D=np.array([40, 150]),
+        choices_D=np.array([320, 1200]),
+        num_experts=24,
+        hidden=4096,
+        width=1536,
+        num_up=2,
+        fmt="bfloat16",
+        weight_bytes=2.0,
+        input_bytes=2.0,
+    )
+    assert found.rows_R.tolist() == [40, 200]
+    assert found.active_R.tolist() == [1, 3]
+    assert found.block_m_R.tolist() == [32, 64]
+    assert found.blocks_R.tolist() == [2, 2 + 1 + 2]
+    expected = replace(RULE, by_expected=True)
+    assert expected.block_m(40, 1, 320 / 24) == 16
+
+
+def test_only_skipped_choices_may_cost():
+    """Twice as many choices as rows: half of them are of other devices."""
+    free = PARAMETERS | {"choice_ns": 0.0}
+    [none], [every], [remote] = (
+        fused_seconds_R(work(choices_R=np.array([1024.0])), H100, rule, parameters)
+        for rule, parameters in (
+            (RULE, free),
+            (RULE, free | {"choice_ns": 2.0}),
+            (replace(RULE, remote_only=True), free | {"choice_ns": 2.0}),
+        )
+    )
+    assert every - none == pytest.approx(2e-9 * 1024)
+    assert remote - none == pytest.approx(2e-9 * 512)
+
+
 def test_work_hides_a_share_of_the_start():
     """No phase is shorter than its start; longer ones wait for the exposed share."""
     long = PARAMETERS | {"start_us": 1.0}
