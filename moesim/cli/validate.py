@@ -145,6 +145,7 @@ _ERRORS = {
     "inside": "inside",
     "roofline_mape": "roof",
 }
+_PART = ("system", "dataset", "family", "precision", "calibration")
 _RANKS = {
     "precision": "precision",
     "groups": "groups",
@@ -171,7 +172,10 @@ def validate_kernels(
         int, typer.Option(help="Without --rows: rows per class, drawn; 0 for all.", min=0)
     ] = 500,
     family: Annotated[
-        str, typer.Option(help="Without --rows: another library, such as trtllm-deepgemm.")
+        str,
+        typer.Option(
+            help="Without --rows: another library, such as trtllm-deepgemm or vllm_cutlass."
+        ),
     ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write every row with its prediction as CSV.")
@@ -188,10 +192,10 @@ def validate_kernels(
 
     if mode not in ("calibrated", "spec"):
         raise MoesimError(f"--mode: expected calibrated or spec, got {mode!r}")
-    given = read_rows(rows) if rows is not None else measured_rows(system, limit, family)
+    given = read_rows(rows) if rows is not None else measured_rows(system, limit, family, say)
     table = predicted(given, mode)
     if "latency_ms" in table:
-        print_parts(error_table(table), ("system", "dataset", "precision", "calibration"), _ERRORS)
+        print_parts(error_table(table), _PART, _ERRORS)
         if ranks := ranking_table(table):
             say("ranking of architecture x TP x EP under equal conditions; regret in %")
             print_parts(ranks, ("system", "dataset"), _RANKS)

@@ -18,6 +18,7 @@ class ExpertShape:
         width: Expert width on this device: the layer's width over its tensor parallelism. Where
             experts differ, it is the widest, and the `Load` holds the width of each.
         num_up: Number of up projections: 2 for SwiGLU, otherwise 1.
+        num_experts: Number of experts of the layer, on all devices.
         top_k: Number of experts that a token uses.
         fmt: Format of the GEMMs.
         weight_bytes: Bytes of one weight, scales included.
@@ -30,6 +31,7 @@ class ExpertShape:
     width: Size
     num_up: Size
     top_k: Size
+    num_experts: Size = 1
     fmt: str
     weight_bytes: float
     input_bytes: float
@@ -57,6 +59,7 @@ class ExpertShape:
             width=-(-layer.widest // tp),
             num_up=2 if layer.gated else 1,
             top_k=layer.top_k,
+            num_experts=layer.num_experts,
             fmt=precision.activations,
             weight_bytes=precision.weight_bytes,
             input_bytes=precision.token_bytes("activations", layer.hidden_size) / layer.hidden_size,

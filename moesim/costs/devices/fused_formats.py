@@ -3,7 +3,7 @@ calibration.
 
 A calibration of the model ``fused`` holds parameters ``FORMAT_smGENERATION_NAME``, one set for each
 format and generation (ten times the compute capability) that was fitted. A device takes those of
-its own generation, or of the one nearest to it.
+its own generation, or of the one nearest to it with the same major compute capability.
 """
 
 import re
@@ -60,24 +60,44 @@ def formats_of(calibration: Calibration) -> dict[str, list[int]]:
     return found
 
 
+def serves(calibration: Calibration, dtype: str, profile: Profile) -> bool:
+    """Return whether a library's calibration prices a format on a device: whether it was fitted on
+    a device of the same major compute capability.
+
+    Args:
+        calibration: A library's calibration, of `load_calibration`.
+        dtype: Format of the rows, one of `FORMATS`.
+        profile: The device.
+    """
+    return bool(_near(calibration, dtype, profile))
+
+
+def _near(calibration: Calibration, dtype: str, profile: Profile) -> list[int]:
+    """Return the fitted generations of a device's major compute capability, nearest first."""
+    own = generation_of(profile)
+    same = [one for one in formats_of(calibration).get(dtype, []) if one // 10 == own // 10]
+    return sorted(same, key=lambda fitted: abs(fitted - own))
+
+
 def format_parameters(
     calibration: Calibration, dtype: str, profile: Profile
 ) -> tuple[TileRule, dict[str, float]]:
     """Return the rule of tiles and the parameters of one format, those of the device's generation
-    or of the one nearest to it.
+    or of the one nearest to it among those of the same major compute capability.
 
     Raises:
-        ConfigError: The calibration has none of this format.
+        ConfigError: The calibration does not serve this format on this device (`serves`); the
+            message lists the formats and generations that it has.
     """
-    formats = formats_of(calibration)
-    if dtype not in formats:
-        raise ConfigError(f"{calibration.name}: expected one of {', '.join(formats)}, got {dtype}")
-    near = min(formats[dtype], key=lambda fitted: abs(fitted - generation_of(profile)))
-    values = {name: calibration[f"{dtype}_sm{near}_{name}"] for name in (*RULES, *BOUNDS)}
-    rule = TileRule(
-        least_rows=int(values["least_rows"]),
-        most_rows=int(values["most_rows"]),
-        row_factor=values["row_factor"],
-        whole_waves=values["whole_waves"] > 0,
-    )
-    return rule, {name: values[name] for name in BOUNDS}
+    near = _near(calibration, dtype, profile)
+    if not near:
+        fitted = formats_of(calibration)
+        known = "; ".join(
+            f"{name} on {' or '.join(f'sm_{one}' for one in fitted[name])}" for name in fitted
+        )
+        raise ConfigError(
+            f"{calibration.name}: expected {known}, got {dtype} on {profile.name} "
+            f"(sm_{generation_of(profile)})"
+        )
+    values = {name: calibration[f"{dtype}_sm{near[0]}_{name}"] for name in (*RULES, *BOUNDS)}
+    return TileRule.of(values), {name: values[name] for name in BOUNDS}

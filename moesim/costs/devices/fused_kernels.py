@@ -42,19 +42,15 @@ class FusedKernels(WaveKernels):
         assert load.widths_DL is None, "records of such libraries refuse experts that differ"
         assert load.counts_DL is not None, "blocks are counted from the histogram"
         rule, parameters = self._format(shape)
-        block_m = rule.block_m_R(load.rows_D, load.active_D)
-        size = np.shape(load.rows_D)
-        work = FusedWork(
-            rows_R=load.rows_D,
-            active_R=load.active_D,
-            local_R=np.full(size, float(load.counts_DL.shape[-1])),
-            blocks_R=(-(-load.counts_DL // block_m[..., None])).sum(axis=-1),
-            block_m_R=block_m,
-            tokens_R=np.asarray(num_tokens_D, dtype=np.float64),
-            choices_R=load.rows_D + load.masked_rows_D,
-            hidden_R=np.broadcast_to(np.asarray(shape.hidden, dtype=np.float64), size),
-            width_R=np.broadcast_to(np.asarray(shape.width, dtype=np.float64), size),
-            num_up_R=np.broadcast_to(np.asarray(shape.num_up, dtype=np.float64), size),
+        work = FusedWork.of(
+            load.counts_DL,
+            rule=rule,
+            tokens_D=num_tokens_D,
+            choices_D=load.rows_D + load.masked_rows_D,
+            num_experts=shape.num_experts,
+            hidden=shape.hidden,
+            width=shape.width,
+            num_up=shape.num_up,
             fmt="bfloat16" if shape.fmt == "float16" else shape.fmt,
             weight_bytes=shape.weight_bytes,
             input_bytes=shape.input_bytes,
@@ -67,11 +63,12 @@ class FusedKernels(WaveKernels):
 
     def tile_name(self, shape: ExpertShape, counts_DL: Array) -> str:
         """Return rows x columns of a tile on the busiest device, which is all that is known."""
-        rows_D = counts_DL.sum(axis=-1)
-        busiest = int(rows_D.argmax())
         rule, _ = self._format(shape)
-        active = max(int((counts_DL[busiest] > 0).sum()), 1)
-        return f"{rule.block_m(float(rows_D[busiest]), active)}x128"
+        rows_D, active_D = counts_DL.sum(axis=-1), (counts_DL > 0).sum(axis=-1)
+        busiest = int(rows_D.argmax())
+        expected = rows_D.sum() / shape.num_experts
+        rows = rule.block_m(float(rows_D[busiest]), float(active_D[busiest]), float(expected))
+        return f"{rows}x128"
 
     def _format(self, shape: ExpertShape) -> tuple[TileRule, dict[str, float]]:
         dtype = format_named(shape.fmt, shape.weight_bytes, block_scaled=shape.block_scaled)

@@ -57,8 +57,9 @@ def measured_libraries(system: str, limit: int):
             table = silicon.load_rows(system, dataset)
             table = table[table["moe_dtype"].isin(PRECISION)]
             parts.append(table.assign(kernels=_TRITON[framework]))
-        for name, family in FAMILIES.items():
-            found = family_rows(system, dataset, family)
+    for name, family in FAMILIES.items():
+        for dataset in silicon.datasets(system, every=True, name=family.table):
+            found, _ = family_rows(system, dataset, family)
             parts.append(found.assign(kernels=name))
     joined = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
     joined = joined[joined["latency_ms"] >= FLOOR_MS]

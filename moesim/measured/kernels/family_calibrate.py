@@ -22,13 +22,14 @@ from moesim.errors import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured.fitting import Fitted, write_calibration
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.family_records import FAMILIES, KernelFamily
+from moesim.measured.kernels.family_records import FAMILIES, SHAPE, KernelFamily, family_of
 from moesim.measured.kernels.family_rows import FamilyRows
 from moesim.measured.scores import error_scores
+from moesim.units import US
 
 Array = np.ndarray
-SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
 _SERIES = ["moe_tp_size", "moe_ep_size", "distribution"]
+_SLOTS = ["num_slots"]
 _ROWS_PER_GROUP, _RULE_ROWS, _SEED, _FLOOR_MS, _PLATEAU = 250, 600, 0, 0.05, 1.3
 #: spread of the logarithm of a parameter around its first guess
 _SPREAD = 3.0
@@ -44,17 +45,29 @@ def fit_rows() -> list[dict[str, Any]]:
 
 @cache
 def _fitted() -> dict[tuple, str]:
+    family = {fit: one.name for one in FAMILIES.values() for fit in one.fit_names}
     return {
-        (r["system"], r["dataset"], r["kernel_source"], r["dtype"], *(r[c] for c in SHAPE)): r["ep"]
+        (
+            family[r["family"]],
+            *(r[name] for name in ("system", "dataset", "kernel_source", "dtype", *SHAPE)),
+        ): r["ep"]
         for r in fit_rows()
     }
 
 
+def _ep_sizes(row: dict[str, Any]) -> str:
+    """Return the EP sizes of a row's group that may be fitted: ``all``, some, or empty for none."""
+    family = family_of(row["dataset"], row["kernel_source"], str(row.get("op_name", "")))
+    if family is None:
+        return ""
+    names = ("system", "dataset", "kernel_source", "moe_dtype", *SHAPE)
+    return _fitted().get((family.name, *(row[name] for name in names)), "")
+
+
 def may_fit(row: dict[str, Any]) -> bool:
     """Return whether a measured row belongs to the groups that may be fitted."""
-    key = (row["system"], row["dataset"], row["kernel_source"], row["moe_dtype"])
-    ep = _fitted().get((*key, *(row[column] for column in SHAPE)))
-    return ep is not None and (ep == "all" or str(row["moe_ep_size"]) in ep.split())
+    sizes = _ep_sizes(row)
+    return sizes == "all" or str(row["moe_ep_size"]) in sizes.split()
 
 
 def collect(family: KernelFamily):
@@ -70,9 +83,9 @@ def collect(family: KernelFamily):
 
     parts = []
     for group in fit_rows():
-        if not family.has(group["dataset"], group["kernel_source"]):
+        if group["family"] not in family.fit_names:
             continue
-        table = silicon.load_rows(group["system"], group["dataset"], every=True)
+        table = silicon.load_rows(group["system"], group["dataset"], True, family.table)
         same = (table["kernel_source"] == group["kernel_source"]) & (
             table["moe_dtype"] == group["dtype"]
         )
@@ -82,7 +95,8 @@ def collect(family: KernelFamily):
         if group["ep"] != "all":
             table = table[table["moe_ep_size"].isin([int(n) for n in str(group["ep"]).split()])]
         table = table.sort_values("num_tokens", kind="stable")
-        later = table.iloc[::-1].groupby(_SERIES)["latency_ms"].cummin().reindex(table.index)
+        series = [*_SERIES, *(name for name in _SLOTS if name in table)]
+        later = table.iloc[::-1].groupby(series)["latency_ms"].cummin().reindex(table.index)
         table = table[
             (table["latency_ms"] >= _FLOOR_MS) & (table["latency_ms"] <= _PLATEAU * later)
         ]
@@ -94,7 +108,11 @@ def fit(rows: FamilyRows, rule: TileRule) -> dict[str, float]:
     """Fit the parameters of one format, by the soft-L1 loss of log errors of scale 0.1."""
     from scipy.optimize import least_squares
 
-    guess = np.log([first for first, _, _ in BOUNDS.values()])
+    first = {name: bound[0] for name, bound in BOUNDS.items()}
+    if rule.exposed < 1.0:
+        # from far below, a start that hides behind the work would never show
+        first["start_us"] = min(float(rows.measured_s.min()) / US, BOUNDS["start_us"][2])
+    guess = np.log(list(first.values()))
     low, high = (np.log([bound[i] for bound in BOUNDS.values()]) for i in (1, 2))
     log_measured, work = np.log(rows.measured_s), rows.work(rule)
 
@@ -110,34 +128,31 @@ def fit(rows: FamilyRows, rule: TileRule) -> dict[str, float]:
     return dict(zip(BOUNDS, np.exp(solution.x).tolist(), strict=True))
 
 
-def best_rule(rows: FamilyRows) -> TileRule:
+def best_rule(rows: FamilyRows, family: KernelFamily) -> TileRule:
     """Return the rule of tiles with the least error on a sample of the rows."""
     rng = np.random.default_rng(_SEED)
     keep = np.zeros(rows.num_rows, dtype=bool)
     keep[rng.permutation(rows.num_rows)[:_RULE_ROWS]] = True
     sample = rows.only(keep)
+    choices = RULES | dict(family.rules)
     found: list[tuple[float, int, TileRule]] = []
-    for least, most, factor, whole in product(*RULES.values()):
-        if least > most or (least == most and factor != 1.0):
+    for values in product(*choices.values()):
+        rule = TileRule.of(dict(zip(choices, values, strict=True)))
+        one_size = rule.least_rows == rule.most_rows
+        if rule.least_rows > rule.most_rows or (one_size and rule.row_factor != 1.0):
             continue
-        rule = TileRule(
-            least_rows=int(least),
-            most_rows=int(most),
-            row_factor=float(factor),
-            whole_waves=bool(whole),
-        )
         off = sample.predicted_s(rule, fit(sample, rule)) / sample.measured_s - 1.0
         found.append((float(np.abs(off).mean()), len(found), rule))
     return min(found)[2]
 
 
-def held_out_s(rows: FamilyRows, shapes: list[tuple[int, ...]], rule: TileRule) -> Array:
-    """Return predictions of each row by a fit that saw none of its shape; of a single shape, by
+def held_out_s(rows: FamilyRows, groups: list[tuple[int, ...]], rule: TileRule) -> Array:
+    """Return predictions of each row by a fit that saw none of its group; of a single group, by
     fits that saw none of its fifth of the rows.
     """
-    distinct = sorted(set(shapes))
+    distinct = sorted(set(groups))
     if len(distinct) > 1:
-        fold = np.array([distinct.index(shape) for shape in shapes])
+        fold = np.array([distinct.index(group) for group in groups])
     else:
         fold = np.arange(rows.num_rows) % 5
     out = np.empty(rows.num_rows)
@@ -171,9 +186,10 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         profile = load_profile(str(system))
         records = part.to_dict("records")
         rows = FamilyRows.of(records, profile, family)
-        rule = best_rule(rows)
+        rule = best_rule(rows, family)
         shapes = [tuple(record[column] for column in SHAPE) for record in records]
-        held = held_out_s(rows, shapes, rule)
+        left_out = [tuple(record[column] for column in family.left_out) for record in records]
+        held = held_out_s(rows, left_out, rule)
         profiles.add(profile.name)
         chosen = {key: float(getattr(rule, key)) for key in RULES}
         prefix = f"{dtype}_sm{generation_of(profile)}"
@@ -196,7 +212,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         fitted_on=f"{len(table)} rows, at most {_ROWS_PER_GROUP} of each group of a shape and "
         "format, none under 50 us and none of a plateau",
         sources=[
-            "aiconfigurator-core 0.12, moe_perf.parquet: "
+            f"aiconfigurator-core 0.12, {family.table}.parquet: "
             + ", ".join(sorted(set(table["kernel_source"])))
         ],
         profiles=sorted(profiles),

@@ -1,78 +1,48 @@
 """Predict measured rows of a library's kernels: a price for each, and its interval."""
 
-import re
 from typing import Any
 
 import numpy as np
 
-from moesim.costs.calibration import Calibration, generation_of, load_calibration
-from moesim.costs.devices.fused_model import BOUNDS, RULES, TileRule
-from moesim.errors import ConfigError
+from moesim.costs.calibration import load_calibration
+from moesim.costs.devices.fused_formats import FORMATS, format_parameters, formats_of, serves
 from moesim.hardware import Profile, load_profile
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.family_records import FORMATS, KernelFamily
+from moesim.measured.kernels.family_records import KernelFamily
 from moesim.measured.kernels.family_rows import FamilyRows
 
 Array = np.ndarray
 
 
-_FITTED = re.compile(r"(.+)_sm(\d+)_start_us")
-
-
-def formats_of(calibration: Calibration) -> dict[str, list[int]]:
-    """Return the formats that a library's calibration has parameters of, and the generations they
-    were fitted on (ten times the compute capability).
-    """
-    found: dict[str, list[int]] = {}
-    for name in calibration.parameters:
-        if fitted := _FITTED.fullmatch(name):
-            found.setdefault(fitted[1], []).append(int(fitted[2]))
-    return found
-
-
-def format_parameters(
-    calibration: Calibration, dtype: str, profile: Profile
-) -> tuple[TileRule, dict[str, float]]:
-    """Return the rule of tiles and the parameters of one format, those of the device's generation
-    or of the one nearest to it.
-
-    Raises:
-        ConfigError: The calibration has none of this format.
-    """
-    formats = formats_of(calibration)
-    if dtype not in formats:
-        raise ConfigError(f"{calibration.name}: expected one of {', '.join(formats)}, got {dtype}")
-    near = min(formats[dtype], key=lambda fitted: abs(fitted - generation_of(profile)))
-    values = {name: calibration[f"{dtype}_sm{near}_{name}"] for name in (*RULES, *BOUNDS)}
-    rule = TileRule(
-        least_rows=int(values["least_rows"]),
-        most_rows=int(values["most_rows"]),
-        row_factor=values["row_factor"],
-        whole_waves=values["whole_waves"] > 0,
-    )
-    return rule, {name: values[name] for name in BOUNDS}
+#: distributions whose draws are known
+DISTRIBUTIONS = r"balanced|uniform|power_law_\d+(\.\d+)?(_eplb)?"
 
 
 def family_rows(system: str, dataset: str, family: KernelFamily):
-    """Return the measured rows of a family in one dataset that its price can be asked of: its
-    formats, and loads whose draws are known.
+    """Return the measured rows of a family in one dataset whose draws are known.
 
     Returns:
-        DataFrame of the columns of `moesim.measured.kernels.table.COLUMNS` and ``latency_ms``.
+        DataFrame of the columns of `moesim.measured.kernels.table.COLUMNS`, those of its
+        `moesim.measured.kernels.table.EXTRAS` and ``latency_ms``, of the formats that the family's
+        calibration serves (`serves`) and the device computes; and the number of rows of each other
+        format.
     """
-    table = silicon.load_rows(system, dataset, every=True)
+    table = silicon.load_rows(system, dataset, True, family.table)
     profile = load_profile(system)
-    known = [
-        dtype
-        for dtype in formats_of(load_calibration(family.name, profile))
-        if FORMATS[dtype].activations in profile.peak_flops_per_s
-    ]
-    return table[
-        table["kernel_source"].map(lambda source: family.has(dataset, source))
-        & table["moe_dtype"].isin(known)
-        & table["distribution"].str.fullmatch(r"balanced|power_law_\d+(\.\d+)?")
+    calibration = load_calibration(family.name, profile)
+    table = table[
+        table["kernel_source"].map(lambda source: family.has(dataset, source, family.op_name))
+        & table["distribution"].str.fullmatch(DISTRIBUTIONS)
         & (table["num_experts"] % table["moe_ep_size"] == 0)
     ]
+    served = [
+        dtype
+        for dtype in formats_of(calibration)
+        if serves(calibration, dtype, profile)
+        and FORMATS[dtype].activations in profile.peak_flops_per_s
+    ]
+    priced = table["moe_dtype"].isin(served)
+    return table[priced], table.loc[~priced, "moe_dtype"].value_counts().to_dict()
 
 
 def predict_family(

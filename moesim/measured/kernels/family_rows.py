@@ -1,7 +1,6 @@
 """Turn measured rows of a family into what its price needs: draws of the timed rank's histogram.
 
-The rank with the most load is timed, and all tokens enter it (`moesim.measured.kernels.table`);
-where a dataset clamps choices of other ranks, a local expert computes them.
+What the timed rank computes is said by `moesim.measured.kernels.family_counts`.
 """
 
 from collections.abc import Sequence
@@ -10,12 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from moesim.costs.devices.fused_formats import FORMATS
 from moesim.costs.devices.fused_model import FusedWork, TileRule, fused_seconds_R
 from moesim.hardware import Profile
 from moesim.measured.kernels import table as silicon
-from moesim.measured.kernels.family_records import FORMATS, KernelFamily
+from moesim.measured.kernels.family_counts import timed_counts
+from moesim.measured.kernels.family_records import KernelFamily
 
 Array = np.ndarray
+_NUMBERS = (
+    "rows",
+    "active",
+    "local",
+    "tokens",
+    "choices",
+    "expected",
+    "hidden",
+    "width",
+    "num_up",
+)
 _BLOCKS = (8, 16, 32, 64, 128, 256)
 
 
@@ -49,7 +61,7 @@ class FamilyRows:
         of_draw, sums, blocks = [], [], []
         for index, row in enumerate(rows):
             for draw in silicon.draws(row["distribution"]):
-                counts, tokens, present = _counts(row, draw, family)
+                counts, tokens, present = timed_counts(row, draw, family)
                 of_draw.append(index)
                 gated = silicon.is_gated(row) and "nongated" not in row["kernel_source"]
                 sums.append(
@@ -59,20 +71,20 @@ class FamilyRows:
                         len(counts),
                         tokens,
                         present * row["topk"],
+                        present * row["topk"] / row["num_experts"],
                         row["hidden_size"],
                         row["inter_size"] // row["moe_tp_size"],
                         2 if gated else 1,
                     )
                 )
                 blocks.append([(-(-counts // size)).sum() for size in _BLOCKS])
-        names = ("rows", "active", "local", "tokens", "choices", "hidden", "width", "num_up")
         table, blocks_RB = np.array(sums, dtype=np.float64), np.array(blocks, dtype=np.float64)
         return cls(
             profile=profile,
             dtype=rows[0]["moe_dtype"],
             row_of_draw=np.array(of_draw),
             num_rows=len(rows),
-            numbers={name: table[:, i] for i, name in enumerate(names)},
+            numbers={name: table[:, i] for i, name in enumerate(_NUMBERS)},
             blocks={size: blocks_RB[:, i] for i, size in enumerate(_BLOCKS)},
             measured_s=np.array([float(row.get("latency_ms", "nan")) for row in rows]) * 1e-3,
         )
@@ -96,13 +108,15 @@ class FamilyRows:
         numbers, precision = self.numbers, FORMATS[self.dtype]
         block_m = np.array(
             [
-                rule.block_m(rows, active)
-                for rows, active in zip(numbers["rows"], numbers["active"], strict=True)
+                rule.block_m(*loads)
+                for loads in zip(
+                    numbers["rows"], numbers["active"], numbers["expected"], strict=True
+                )
             ]
         )
         blocks = np.select([block_m == size for size in _BLOCKS], list(self.blocks.values()))
         return FusedWork(
-            **{f"{name}_R": values for name, values in numbers.items()},
+            **{f"{name}_R": numbers[name] for name in numbers if name != "expected"},
             blocks_R=blocks,
             block_m_R=block_m,
             fmt=precision.activations,
@@ -131,20 +145,3 @@ class FamilyRows:
         solo = np.maximum(flops, moved / self.profile.hbm_bandwidth_bytes_per_s)
         total = np.bincount(self.row_of_draw, weights=solo, minlength=self.num_rows)
         return total / np.bincount(self.row_of_draw, minlength=self.num_rows)
-
-
-def _counts(row: dict[str, Any], draw: int, family: KernelFamily) -> tuple[Array, float, float]:
-    """Return the rows of each local expert that a timed rank computes, its distinct tokens, and the
-    tokens whose choices it looks through.
-    """
-    tokens, experts, top_k, ranks = (
-        row[name] for name in ("num_tokens", "num_experts", "topk", "moe_ep_size")
-    )
-    loads_E = silicon.loads(row["distribution"], tokens, experts, top_k, draw)
-    local = silicon.hottest_rank(loads_E, ranks)
-    entering = silicon.entering_tokens(local, tokens, top_k, ranks)
-    if ranks == 1 or row["dataset"] not in family.clamps:
-        return local, entering, float(tokens)
-    clamped = local.copy()
-    clamped[0] += max(round(entering) * top_k - int(local.sum()), 0)
-    return clamped, entering, entering

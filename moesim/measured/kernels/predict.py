@@ -1,8 +1,8 @@
 """Predict a user's table of measured kernels: ``moesim validate kernels --rows FILE``.
 
-The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns are
-used if they are present. A latency column is never used for predictions, only for scoring them
-afterwards.
+The table has aiconfigurator's moe_perf columns plus ``system`` and ``dataset``. Tile columns,
+``op_name``, ``num_slots`` and ``rank0_num_tokens`` are used if they are present. A latency column
+is never used for predictions, only for scoring them afterwards.
 """
 
 from pathlib import Path
@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from moesim.costs.devices.fused_formats import FORMATS
 from moesim.errors import ConfigError
 from moesim.files.toml import UnknownNameError
 from moesim.hardware import load_profile
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.draws import (
-    PRECISION,
     TILE_FIELDS,
     draw_rows,
     residual_class,
     row_kernels,
 )
-from moesim.measured.kernels.family_predict import predict_family
-from moesim.measured.kernels.family_records import FAMILIES, FORMATS, family_of
+from moesim.measured.kernels.family_predict import DISTRIBUTIONS, predict_family
+from moesim.measured.kernels.family_records import FAMILIES, TRITON
+from moesim.measured.kernels.row_checks import check_libraries, libraries, refuse
 from moesim.measured.kernels.scoreboard import roofline_s
 
 _SIZES = (
@@ -38,8 +39,6 @@ _POWERS = ("block_m", "block_n", "block_k", "num_warps")
 #: limits beyond which nothing was measured, and histograms would not fit into memory or floats
 _MOST_TOKENS, _MOST_EXPERTS, _LARGEST, _LARGEST_ALPHA = 1 << 24, 1 << 16, 1 << 48, 10
 _LATENCIES = ("latency", "latency_ms")
-#: library of the frameworks' own Triton kernels, which have calibrations by framework
-TRITON = "triton"
 #: columns that a prediction adds to a row
 PREDICTED = ("predicted_latency_ms", "low_ms", "high_ms", "roofline_ms", "evidence", "calibration")
 
@@ -80,7 +79,7 @@ def read_rows(path: Path):
         raise ConfigError(f"{path.name}: expected at least one row, got none")
     for column in _SIZES:
         values = pd.to_numeric(table[column], errors="coerce")
-        _refuse(path, table, column, ~_whole(values), "an integer > 0")
+        refuse(path, table, column, ~_whole(values), "an integer > 0")
         table[column] = values.astype(np.int64)
     if "block_m" in table:
         untiled = table["block_m"].isna()  # these rows run their framework's tile
@@ -90,7 +89,7 @@ def read_rows(path: Path):
             right = _whole(values) & (
                 (np.log2(values.where(values > 0)) % 1 == 0) if power else True
             )
-            _refuse(
+            refuse(
                 path,
                 table,
                 column,
@@ -101,57 +100,47 @@ def read_rows(path: Path):
     for column in _LATENCIES:
         if column in table:
             values = pd.to_numeric(table[column], errors="coerce")
-            _refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
-    _refuse(
+            refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
+    refuse(
         path,
         table,
         "moe_dtype",
         ~table["moe_dtype"].isin(FORMATS),
         f"one of {', '.join(FORMATS)}",
     )
-    _refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
-    power_law = table["distribution"].astype(str).str.fullmatch(r"power_law_\d+(\.\d+)?")
-    _refuse(
+    refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
+    refuse(
         path,
         table,
         "distribution",
-        ~((table["distribution"] == "balanced") | power_law),
-        "balanced or power_law_ALPHA",
+        ~table["distribution"].astype(str).str.fullmatch(DISTRIBUTIONS),
+        "balanced, uniform, power_law_ALPHA or power_law_ALPHA_eplb",
     )
-    _refuse(path, table, "topk", table["topk"] > table["num_experts"], "at most num_experts")
-    _refuse(
+    refuse(path, table, "topk", table["topk"] > table["num_experts"], "at most num_experts")
+    refuse(
         path,
         table,
         "moe_ep_size",
         table["num_experts"] % table["moe_ep_size"] != 0,
         "a divisor of num_experts",
     )
-    _refuse(
+    refuse(
         path,
         table,
         "moe_tp_size",
         table["inter_size"] // table["moe_tp_size"] < 1,
         "at most inter_size",
     )
-    _refuse(
-        path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}"
-    )
-    _refuse(
+    refuse(path, table, "num_tokens", table["num_tokens"] > _MOST_TOKENS, f"at most {_MOST_TOKENS}")
+    refuse(
         path, table, "num_experts", table["num_experts"] > _MOST_EXPERTS, f"at most {_MOST_EXPERTS}"
     )
     known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm|trtllm)/.+")
-    _refuse(path, table, "dataset", ~known, "sglang/VERSION, vllm/VERSION or trtllm/VERSION")
-    library = table[["dataset", "kernel_source"]].apply(
-        lambda row: library_of(str(row["dataset"]), str(row["kernel_source"])), axis=1
-    )
-    names = ", ".join(["triton", *FAMILIES])
-    _refuse(path, table, "kernel_source", library.isna(), f"a kernel of {names}")
-    formats = (library != TRITON) | table["moe_dtype"].isin(PRECISION)
-    _refuse(path, table, "moe_dtype", ~formats, f"one of {', '.join(PRECISION)} of Triton kernels")
+    refuse(path, table, "dataset", ~known, "sglang/VERSION, vllm/VERSION or trtllm/VERSION")
     alphas = pd.to_numeric(
-        table["distribution"].astype(str).str.removeprefix("power_law_"), errors="coerce"
+        table["distribution"].astype(str).str.extract(r"power_law_([\d.]+)")[0], errors="coerce"
     )
-    _refuse(
+    refuse(
         path,
         table,
         "distribution",
@@ -169,28 +158,11 @@ def read_rows(path: Path):
             )
             raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
         if profile.execution != "waves":
-            _refuse(
+            refuse(
                 path, table, "system", table["system"] == system, "a GPU, which runs Triton kernels"
             )
+    check_libraries(path, table)
     return table
-
-
-def library_of(dataset: str, kernel_source: str) -> str | None:
-    """Return the library of a row: `TRITON`, the name of a
-    `moesim.measured.kernels.family_records.KernelFamily`, or None.
-    """
-    if "triton" in kernel_source:
-        return TRITON
-    family = family_of(dataset, kernel_source)
-    return None if family is None else family.name
-
-
-def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        got = table[column].iloc[row]
-        got = got.item() if isinstance(got, np.generic) else got
-        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
 
 
 def _whole(values):
@@ -210,12 +182,8 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
     """
     out: dict[str, np.ndarray] = {name: np.empty(len(table)) for name in PREDICTED[:4]}
     out |= {name: np.empty(len(table), dtype=object) for name in PREDICTED[4:]}
-    library = [
-        library_of(str(row.dataset), str(row.kernel_source)) or TRITON
-        for row in table[["dataset", "kernel_source"]].itertuples()
-    ]
     for (system, dataset, dtype, name), part in table.groupby(
-        ["system", "dataset", "moe_dtype", np.array(library, dtype=object)]
+        ["system", "dataset", "moe_dtype", libraries(table).fillna(TRITON)]
     ):
         profile = load_profile(str(system))
         if name != TRITON:

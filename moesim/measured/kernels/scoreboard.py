@@ -8,10 +8,11 @@ import numpy as np
 
 from moesim.hardware import Profile
 from moesim.measured.kernels.draws import RowDraws
+from moesim.measured.kernels.family_records import TRITON
 from moesim.measured.scores import error_scores, ranking
 
 FLOOR_MS = 0.05
-_GROUP = ("system", "dataset", "moe_dtype", "ep", "fitted", "short")
+_GROUP = ("system", "dataset", "fit_family", "moe_dtype", "ep", "fitted", "short")
 #: columns that candidates share if they ran under the same conditions: candidates are architecture
 #: x TP x EP at one hidden size, tokens and distribution
 _CONDITIONS = ("system", "dataset", "moe_dtype", "hidden_size", "num_tokens", "distribution")
@@ -45,7 +46,9 @@ def error_table(rows) -> list[dict[str, Any]]:
         One row per class, with the share of measurements inside the 80 % interval.
     """
     rows = rows.assign(
-        ep=np.where(rows["moe_ep_size"] > 1, "EP>1", "EP=1"), short=rows["latency_ms"] < FLOOR_MS
+        fit_family=rows.get("fit_family", TRITON),
+        ep=np.where(rows["moe_ep_size"] > 1, "EP>1", "EP=1"),
+        short=rows["latency_ms"] < FLOOR_MS,
     )
     table = []
     for key, part in rows.groupby(list(_GROUP)):
@@ -56,6 +59,7 @@ def error_table(rows) -> list[dict[str, Any]]:
             {
                 "system": named["system"],
                 "dataset": named["dataset"],
+                "family": named["fit_family"],
                 "precision": named["moe_dtype"],
                 "ep": named["ep"],
                 "us": "< 50" if named["short"] else ">= 50",

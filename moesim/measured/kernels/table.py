@@ -39,6 +39,9 @@ COLUMNS = (
     "moe_ep_size",
     "distribution",
 )
+#: columns of some files: which operation, slots of experts and their replicas, and tokens that
+#: enter the timed rank
+EXTRAS = ("op_name", "num_slots", "rank0_num_tokens")
 _DRAWS = 4
 
 
@@ -53,28 +56,30 @@ def unavailable_because() -> str | None:
 
 
 @cache
-def load_rows(system: str, dataset: str, every: bool = False):
-    """Return all Triton rows of one system and dataset as a pandas DataFrame with `COLUMNS` and
-    ``latency_ms``.
+def load_rows(system: str, dataset: str, every: bool = False, name: str = "moe_perf"):
+    """Return all Triton rows of one system and dataset as a pandas DataFrame with `COLUMNS`,
+    ``latency_ms`` and those of `EXTRAS` that the file has.
 
     Args:
         system: Name of the system, such as ``h100_sxm``.
         dataset: Name of the dataset, ``framework/version``.
         every: Whether to return rows of every kernel, not only Triton's.
+        name: Name of the file, without ``.parquet``.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed, or the package has no such file.
     """
-    path = _data(system) / "moe" / dataset / "moe_perf.parquet"
+    path = _data(system) / "moe" / dataset / f"{name}.parquet"
     if not path.is_file():
         raise MeasurementError(
-            f"measured rows: aiconfigurator-core has none of {dataset} on {system}"
+            f"measured rows: aiconfigurator-core has no {name} of {dataset} on {system}"
         )
     table = _read(path)
     if not every:
         table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
-    return table[[*COLUMNS, "latency_ms"]].reset_index(drop=True)
+    extras = [column for column in EXTRAS if column in table]
+    return table[[*COLUMNS, *extras, "latency_ms"]].reset_index(drop=True)
 
 
 def systems() -> list[str]:
@@ -87,15 +92,15 @@ def systems() -> list[str]:
     ]
 
 
-def datasets(system: str, every: bool = False) -> list[str]:
+def datasets(system: str, every: bool = False, name: str = "moe_perf") -> list[str]:
     """Return the datasets (``framework/version``) of a system that hold rows of sglang's or vLLM's
-    Triton kernels, or if ``every``, of any kernel.
+    Triton kernels, or if ``every``, of any kernel, in the file of this name.
     """
     found = []
-    for path in sorted((_data(system) / "moe").glob("*/*/moe_perf.parquet")):
+    for path in sorted((_data(system) / "moe").glob(f"*/*/{name}.parquet")):
         dataset = "/".join(path.parts[-3:-1])
         ours = every or dataset.startswith(("sglang", "vllm"))
-        if ours and len(load_rows(system, dataset, every)):
+        if ours and len(load_rows(system, dataset, every, name)):
             found.append(dataset)
     return found
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moesim.cli import main
-from moesim.measured.kernels.family_records import FAMILIES, FORMATS
+from moesim.costs.devices.fused_formats import FORMATS
 from moesim.measured.kernels.predict import PREDICTED, predict_rows, read_rows
 
 ROW = {
@@ -26,6 +26,7 @@ ROW = {
     "moe_ep_size": 1,
     "distribution": "power_law_1.2",
 }
+DRAWN = "balanced, uniform, power_law_ALPHA or power_law_ALPHA_eplb"
 TILE = {
     "block_m": 128,
     "block_n": 128,
@@ -238,9 +239,15 @@ def bad(column, value):
         ("latency_ms", 0.0, "expected a number > 0, got 0.0"),
         ("latency_ms", -0.5, "expected a number > 0, got -0.5"),
         ("latency_ms", "slow", "expected a number > 0, got 'slow'"),
-        ("distribution", "zipf", "expected balanced or power_law_ALPHA, got 'zipf'"),
-        ("distribution", "power_law_", "expected balanced or power_law_ALPHA, got 'power_law_'"),
-        ("distribution", None, "expected balanced or power_law_ALPHA, got nan"),
+        ("distribution", "zipf", f"expected {DRAWN}, got 'zipf'"),
+        ("distribution", "power_law_", f"expected {DRAWN}, got 'power_law_'"),
+        ("distribution", None, f"expected {DRAWN}, got nan"),
+        ("distribution", "uniform", "expected balanced or power_law_ALPHA, got 'uniform'"),
+        (
+            "distribution",
+            "power_law_1.2_eplb",
+            "expected balanced or power_law_ALPHA, got 'power_law_1.2_eplb'",
+        ),
         (
             "moe_dtype",
             "w4a16_mxfp4",
@@ -249,8 +256,9 @@ def bad(column, value):
         ("moe_dtype", "int1", f"expected one of {', '.join(FORMATS)}, got 'int1'"),
         (
             "kernel_source",
-            "cutlas",
-            f"expected a kernel of {', '.join(['triton', *FAMILIES])}, got 'cutlas'",
+            "sglang_marln_moe",
+            "unknown kernel of sglang 'sglang_marln_moe': did you mean sglang_marlin_moe or "
+            "sglang_marlin_moe_situ_as_silu or sglang_flashinfer_trtllm_moe?",
         ),
         ("dataset", None, "expected FRAMEWORK/VERSION, got nan"),
         ("system", "h100_sxn", "unknown profile 'h100_sxn': did you mean h100_sxm"),
@@ -355,3 +363,87 @@ def test_unknown_mode_is_one_line(validate):
     code, err, written = validate(table({}), "--mode", "best")
     assert (code, err) == (2, "error: --mode: expected calibrated or spec, got 'best'\n")
     assert written is None
+
+
+WIDE = {
+    "dataset": "trtllm/1.3.0rc10",
+    "kernel_source": "wideep_compute_cutlass",
+    "moe_dtype": "fp8_block",
+    "num_tokens": 4096,
+    "moe_ep_size": 8,
+}
+DEEPEP = {
+    "dataset": "sglang/0.5.10",
+    "kernel_source": "deepepmoe",
+    "moe_dtype": "fp8_block",
+    "num_tokens": 16384,
+    "moe_ep_size": 8,
+    "op_name": "moe_context",
+}
+
+
+def test_rows_of_wide_expert_parallelism(validate):
+    """Slots and entering tokens are used where a family has them, and may be missing."""
+    rows = table(
+        WIDE,
+        WIDE | {"rank0_num_tokens": 1000},
+        WIDE | {"num_slots": 160, "distribution": "power_law_1.2_eplb"},
+        DEEPEP,
+        DEEPEP | {"op_name": "moe_generation"},
+        DEEPEP | {"distribution": "uniform"},
+        {"rank0_num_tokens": 1, "num_slots": 3},
+        {},
+    )
+    code, err, written = validate(rows)
+    assert (code, err) == (0, err)
+    found = written["predicted_latency_ms"]
+    assert found.notna().all()
+    assert found[1] < found[0]
+    assert found[2] < found[0]
+    assert len({found[3], found[4], found[5]}) == 3
+    assert found[6] == found[7]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (WIDE | {"rank0_num_tokens": 4097}, "rank0_num_tokens, row 1: expected an integer from 1"),
+        (WIDE | {"num_slots": 129}, "num_slots, row 1: expected num_experts or more, a multiple"),
+        (WIDE | {"num_slots": "x"}, "num_slots, row 1: expected num_experts or more, a multiple"),
+        (
+            DEEPEP | {"op_name": "moe"},
+            "op_name, row 1: expected moe_context or moe_generation of kernel deepepmoe, got 'moe'",
+        ),
+        (
+            WIDE | {"system": "l40s"},
+            "moe_dtype, row 1: wideep-cutlass: expected nvfp4 on sm_100; fp8_block on sm_90, got "
+            "fp8_block on l40s (sm_89)",
+        ),
+        (
+            WIDE | {"moe_dtype": "bfloat16"},
+            "moe_dtype, row 1: wideep-cutlass: expected nvfp4 on sm_100; fp8_block on sm_90, got "
+            "bfloat16 on h100-sxm (sm_90)",
+        ),
+        (
+            {"dataset": "trtllm/1.3.0rc10", "kernel_source": "wideep_compute_cutlas"},
+            "kernel_source, row 1: unknown kernel of trtllm 'wideep_compute_cutlas': did you mean "
+            "wideep_compute_cutlass",
+        ),
+    ],
+)
+def test_row_that_no_library_prices_is_refused(validate, change, message):
+    code, err, written = validate(table({}, change))
+    assert code == 2
+    assert written is None
+    assert err.startswith(f"error: rows.csv: {message}")
+    assert err.count("\n") == 1
+
+
+def test_deepep_without_an_operation_is_refused(validate):
+    rows = table(DEEPEP).drop(columns="op_name")
+    code, err, _ = validate(rows)
+    assert (code, err) == (
+        2,
+        "error: rows.csv: op_name, row 0: expected moe_context or moe_generation of kernel "
+        "deepepmoe, got no such column\n",
+    )

@@ -48,6 +48,7 @@ def test_errors_by_hand():
         {
             "system": "h100_sxm",
             "dataset": "sglang/0.5.14",
+            "family": "triton",
             "precision": "bfloat16",
             "ep": "EP=1",
             "us": ">= 50",
