@@ -24,6 +24,7 @@ from moesim.measured.fitting import Fitted, write_calibration
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.family_records import FAMILIES, KernelFamily
 from moesim.measured.kernels.family_rows import FamilyRows
+from moesim.measured.kernels.residuals import cells_of
 from moesim.measured.scores import error_scores
 
 Array = np.ndarray
@@ -165,7 +166,8 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
     table = collect(family)
     parameters: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
-    residuals: dict[str, dict] = {}
+    ratios: list[tuple[str, str, str, int, float]] = []
+    one_shape: dict[tuple[str, str], bool] = {}
     profiles = set()
     for (system, dtype), part in table.groupby(["system", "moe_dtype"]):
         profile = load_profile(str(system))
@@ -179,17 +181,11 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         prefix = f"{dtype}_sm{generation_of(profile)}"
         parameters |= {f"{prefix}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
         scores[f"{profile.name}-{dtype}"] = error_scores(held, rows.measured_s)
-        alone = np.array([record["moe_ep_size"] == 1 for record in records])
-        for spread, keep in (("ep1", alone), ("epn", ~alone)):
-            if keep.sum() >= 20:
-                low, high = np.percentile(rows.measured_s[keep] / held[keep], (10, 90))
-                kind = "cross-validated by shape" if len(set(shapes)) > 1 else "one shape"
-                residuals[f"calibrated-{dtype}-{spread}"] = {
-                    "low": low,
-                    "high": high,
-                    "kind": kind,
-                    "rows": int(keep.sum()),
-                }
+        one_shape[str(system), str(dtype)] = len(set(shapes)) == 1
+        ratios += [
+            (str(system), record["dataset"], str(dtype), record["moe_ep_size"], float(ratio))
+            for record, ratio in zip(records, rows.measured_s / held, strict=True)
+        ]
     generations = {generation_of(load_profile(name)) for name in profiles}
     found = Fitted(
         title=family.title,
@@ -202,7 +198,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         profiles=sorted(profiles),
         generations=sorted(generations),
         parameters=parameters,
-        residuals=residuals,
+        cells=cells_of(ratios, one_shape),
         scores=scores,
         fit_groups=sorted(
             {

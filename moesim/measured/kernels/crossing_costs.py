@@ -1,0 +1,262 @@
+"""Estimate what crossings cost from where they were crossed: devices, formats, EP kinds, versions.
+
+An event is a fit that saw nothing of a cell and predicts it: of another device, format, EP kind or
+version of a library. Compared to a fit that saw all but the row's shape, its errors have a bias and
+a wider spread. Biases differ from library to library and from device to device, not from row to
+row, so that such a pair of a library and a device counts as one observation: the median of its
+events. The half width of the 80 % interval of the next bias is t sqrt(1 + 1 / n) s, with s the
+spread of biases of n pairs and t the P90 of Student's distribution with n - 1 degrees of freedom.
+From three pairs on s is 1.48 times the median absolute bias (a robust standard deviation: kernels
+of two formats may be entirely different ones), else the root mean square. The spread of rows that
+the crossing adds is estimated from many rows; it is the median of the pairs. Both are added in
+quadrature.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moesim.costs.crossings import Costs
+
+Array = np.ndarray
+#: shares of rows within a distance of the prediction that an event states
+SHARES = tuple(range(10, 100, 10))
+#: pairs from which on biases are pooled robustly
+_ROBUST_FROM = 3
+#: crossings that are estimated from events of their own
+KINDS = ("generation", "few_shot", "format", "ep1", "epn", "version", "shape")
+
+
+class Key(NamedTuple):
+    """A cell of measured rows: library, device, version of the library, format, EP kind."""
+
+    library: str
+    device: str
+    version: str
+    format: str
+    ep: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A cell that was predicted by a fit that saw nothing of it.
+
+    Attributes:
+        key: The cell.
+        source: What was fitted, in words.
+        crossed: What the prediction crossed.
+        rows: Number of rows.
+        bias: Median of log(measured / predicted).
+        spread: P80 of the distance from that median.
+        home_spread: The same of a fit that saw all but the row's shape.
+        home: P80 of the absolute log error of that fit.
+        within: By `SHARES`, percentiles of the absolute log error of the event.
+    """
+
+    key: Key
+    source: str
+    crossed: tuple[str, ...]
+    rows: int
+    bias: float
+    spread: float
+    home_spread: float
+    home: float
+    within: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, key: Key, source: str, crossed: tuple[str, ...], error_N: Array, home_M: Array
+    ) -> "Event":
+        """Summarize log errors.
+
+        Args:
+            key: The cell.
+            source: What was fitted, in words.
+            crossed: What the prediction crossed.
+            error_N: ndarray of shape (N,): log(measured / predicted) of the event.
+            home_M: ndarray of shape (M,): the same of a fit that saw all but the row's shape.
+        """
+
+        def spread(log_N: Array) -> float:
+            return float(np.percentile(np.abs(log_N - np.median(log_N)), 80))
+
+        return cls(
+            key=key,
+            source=source,
+            crossed=crossed,
+            rows=len(error_N),
+            bias=float(np.median(error_N)),
+            spread=spread(error_N),
+            home_spread=spread(home_M),
+            home=float(np.percentile(np.abs(home_M), 80)),
+            within=tuple(np.percentile(np.abs(error_N), SHARES).tolist()),
+        )
+
+    def inside(self, half: float) -> float:
+        """Return the share of rows within a distance of the prediction, by linear interpolation.
+
+        Args:
+            half: Half the logarithmic width of an interval.
+        """
+        return float(np.interp(half, (0.0, *self.within), (0.0, *(s / 100 for s in SHARES))))
+
+
+def cost_of(events: Iterable[Event], kind: str, *, few: bool = True) -> tuple[float, int]:
+    """Return what one crossing costs, and the number of pairs of a library and a device.
+
+    Args:
+        events: Events; those that crossed this alone count.
+        kind: Name of the crossing.
+        few: Whether to widen the interval because few pairs were seen.
+
+    Returns:
+        (half of the logarithmic width that it adds in quadrature, number of pairs); (0, 0) without
+        events.
+    """
+    from scipy.stats import norm, t
+
+    pairs: dict[tuple[str, str], list[Event]] = {}
+    for event in events:
+        if event.crossed == (kind,):
+            pairs.setdefault((event.key.library, event.key.device), []).append(event)
+    count = len(pairs)
+    if not count:
+        return 0.0, 0
+    squared = [np.median([e.bias**2 for e in found]) for found in pairs.values()]
+    if count >= _ROBUST_FROM:
+        sigma = float(np.sqrt(np.median(squared)) / norm.ppf(0.75))
+    else:
+        sigma = float(np.sqrt(np.mean(squared)))
+    z = float(norm.ppf(0.9))
+    if few:
+        z = float(t.ppf(0.9, max(count - 1, 1)) * np.sqrt(1 + 1 / count))
+    wider = [
+        np.median([max(e.spread**2 - e.home_spread**2, 0.0) for e in found])
+        for found in pairs.values()
+    ]
+    return float(np.hypot(z * sigma, np.sqrt(np.median(wider)))), count
+
+
+def costs_of(events: Sequence[Event]) -> tuple[Costs, dict[str, int]]:
+    """Return what each crossing costs, and on how many pairs of a library and a device it rests.
+
+    No two devices of one generation may be fitted. What a generation cost on those that may be,
+    without widening because they are few, is an upper bound of what a device costs.
+    """
+    found = {kind: cost_of(events, kind) for kind in KINDS}
+    device, count = cost_of(events, "generation", few=False)
+    costs = {kind: round(cost, 4) for kind, (cost, _) in found.items()}
+    groups = {"device": count} | {kind: count for kind, (_, count) in found.items()}
+    return Costs(**costs, device=round(device, 4)), groups
+
+
+def nested_coverage(events: Sequence[Event]) -> list[tuple[Event, float, float]]:
+    """Return how many rows of each event an interval holds whose costs its library did not tell.
+
+    Where no other library crossed the same, the library's other devices tell the cost.
+
+    Returns:
+        (event, share of rows inside, high over low) of every event.
+    """
+    out = []
+    for one in events:
+        others = [e for e in events if e.key.library != one.key.library]
+        apart = [e for e in events if e.key[:2] != one.key[:2]]
+        costs = [cost_of(others, kind) for kind in one.crossed]
+        costs = [
+            (cost if count else cost_of(apart, kind)[0], count)
+            for kind, (cost, count) in zip(one.crossed, costs, strict=True)
+        ]
+        half = float(np.hypot.reduce([one.home, *(cost for cost, _ in costs)]))
+        out.append((one, one.inside(half), float(np.exp(2 * half))))
+    return out
+
+
+def nested_table(events: Sequence[Event]) -> list[dict[str, str | int | float]]:
+    """Return `nested_coverage` by what is crossed, the mean over libraries.
+
+    Returns:
+        Rows with ``crossed``, ``events``, ``inside`` (percent) and ``width`` (high over low, the
+        median).
+    """
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for event, inside, width in nested_coverage(events):
+        libraries = found.setdefault("+".join(event.crossed), {})
+        libraries.setdefault(event.key.library, []).append((inside, width))
+    return [
+        {
+            "crossed": crossed,
+            "events": sum(map(len, libraries.values())),
+            "inside": 100
+            * float(np.mean([np.mean([i for i, _ in v]) for v in libraries.values()])),
+            "width": float(np.median([w for v in libraries.values() for _, w in v])),
+        }
+        for crossed, libraries in sorted(found.items())
+    ]
+
+
+def write_crossings(folder: Path, events: Sequence[Event]) -> dict[str, dict[str, float]]:
+    """Write ``crossings.csv``, the events, and ``crossings.toml``, what crossings cost.
+
+    Returns:
+        Name of a crossing -> its cost (``half``), and the ``pairs`` that it rests on.
+    """
+    costs, groups = costs_of(events)
+    alone = {f"{e.key.format}-{e.key.ep}" for e in events if e.crossed == ("generation",)}
+    known = ", ".join(f'"{kind}"' for kind in sorted(alone))
+    lines = [
+        'title = "What crossings cost: half the logarithmic width that each adds in quadrature"',
+        'command = "moesim calibrate crossings"',
+        f'fitted_on = "{len(events)} cells predicted by fits that saw nothing of them: crossings.csv"',
+        f"generation_known_in = [{known}]",
+        "",
+        "[costs]",
+        *(f"{name} = {cost!r}" for name, cost in costs.model_dump().items()),
+        "",
+        "# pairs of a library and a device",
+        "[groups]",
+        *(f"{name} = {groups[name]}" for name in costs.model_dump()),
+    ]
+    (folder / "crossings.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_events(folder / "crossings.csv", events)
+    return {
+        name: {"half": cost, "pairs": float(groups[name])}
+        for name, cost in costs.model_dump().items()
+    }
+
+
+def write_events(path: Path, events: Iterable[Event]) -> None:
+    """Write events as a table, five digits each."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*Key._fields, "source", "crossed", "rows", *_NUMBERS, *_WITHIN])
+        for one in events:
+            numbers = [getattr(one, name) for name in _NUMBERS]
+            writer.writerow(
+                [*one.key, one.source, "+".join(one.crossed), one.rows]
+                + [f"{value:.5g}" for value in (*numbers, *one.within)]
+            )
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read the table that `write_events` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [
+            Event(
+                key=Key(*(row[name] for name in Key._fields)),
+                source=row["source"],
+                crossed=tuple(row["crossed"].split("+")),
+                rows=int(row["rows"]),
+                **{name: float(row[name]) for name in _NUMBERS},
+                within=tuple(float(row[name]) for name in _WITHIN),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+_NUMBERS = ("bias", "spread", "home_spread", "home")
+_WITHIN = tuple(f"p{share}" for share in SHARES)
