@@ -63,8 +63,8 @@ def calibrate_crossings(
     ),
 ) -> None:
     """Estimate what crossing a device, a format, an EP kind or a version costs (some minutes)."""
-    from moesim.measured.kernels.crossing_costs import nested_table, write_crossings
     from moesim.measured.kernels.crossing_events import all_events
+    from moesim.measured.kernels.crossing_files import nested_table, write_crossings
     from moesim.report.terminal import print_table, say
 
     if not out.is_dir():

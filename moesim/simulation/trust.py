@@ -3,20 +3,24 @@ both.
 """
 
 import hashlib
+from dataclasses import replace
 
 from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.devices.serial import phase_intervals
+from moesim.costs.grades import Grade, grade_of, worst
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
+from moesim.model import MoELayer
 
 #: interval of phases without measured rows behind them (gate, permute, reduce, shared): a factor of
 #: 1.5, assumed
 ASSUMED_INTERVAL = (1 / 1.5, 1.5)
 #: recipe -> class of measured kernels that its calibration rests on; other recipes rest on none
 _MEASURED_AS = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8_block"}
+_UNMEASURED = "unmeasured"
 #: number of devices up to which one transfer op per device agreed with pairs within 4 % on any
 #: fabric without thin uplinks (studies/granularity.py); beyond it, tori and exchanges of two hops
 #: were up to 7 and 14 % off
@@ -90,6 +94,46 @@ def trust_of(
     return low, high, level
 
 
+def _alike(layer: MoELayer) -> bool:
+    widths = layer.expert_intermediate_size
+    return isinstance(widths, int) or len(set(widths)) == 1
+
+
+def _measured_as(layer: MoELayer) -> str:
+    """Return the format of measured kernels that a layer's experts run as. No measured row has
+    experts of different widths.
+    """
+    return _MEASURED_AS.get(layer.precision.name, _UNMEASURED) if _alike(layer) else _UNMEASURED
+
+
+def expert_grade(candidate: Candidate, cluster: Cluster) -> Grade:
+    """Return the grade of the experts' price, that of the worst device of the cluster.
+
+    Args:
+        candidate: The design whose layer is priced.
+        cluster: The hardware it runs on.
+    """
+    layer, found = candidate.layer, []
+    for profile, _ in cluster.groups:
+        if profile.execution == "serial":
+            known = phase_intervals(profile, layer.precision.activations, layer.gate.precision)
+            low, high = known.get("experts", ASSUMED_INTERVAL)
+            letter, words = (
+                ("A", "timed on this machine")
+                if "experts" in known
+                else ("D", "assumed: no measured rows")
+            )
+            found.append(Grade(letter=letter, rests_on=words, low=low, high=high))
+            continue
+        kernels = load_calibration(profile.calibration, profile)
+        grade = grade_of(kernels, _measured_as(layer), candidate.parallelism.ep)
+        if not _alike(layer):
+            words = "assumed: no measured row has experts of different widths"
+            grade = replace(grade, letter="D", rests_on=words)
+        found.append(grade)
+    return worst(found)
+
+
 def intervals_of(
     candidate: Candidate, cluster: Cluster
 ) -> tuple[dict[str, tuple[float, float]], str]:
@@ -113,21 +157,12 @@ def intervals_of(
             continue
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        alike = (
-            isinstance(layer.expert_intermediate_size, int)
-            or len(set(layer.expert_intermediate_size)) == 1
-        )
-        # no measured row has experts of different widths
-        measured_as = (
-            _MEASURED_AS.get(layer.precision.name, "unmeasured") if alike else "unmeasured"
-        )
+        measured_as = _measured_as(layer)
         low, high = kernels.interval(f"{measured_as}-{spread}")
         before = intervals.get("experts", (low, high))
         intervals["experts"] = (min(low, before[0]), max(high, before[1]))
-        # a calibration without residuals was fitted to nothing: its efficiencies are assumed
-        levels.append(
-            kernels.level if measured_as != "unmeasured" and kernels.residuals else "none"
-        )
+        # a calibration without measured rows was fitted to nothing: its efficiencies are assumed
+        levels.append(kernels.level if measured_as != _UNMEASURED and kernels.measured else "none")
     if cluster.num_devices > 1:
         exchange = cluster.exchange(candidate.schedule)
         kernel = exchange_kernel(cluster, exchange)

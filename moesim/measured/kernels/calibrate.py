@@ -117,8 +117,10 @@ def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict
 
 
 def with_ten_rows(groups: list[FitGroup]) -> Predictions:
-    """Predict each device by a fit to the others, with factors from ten of its rows (bf16 at EP = 1,
-    as in few-shot mode); nothing if there is only one device, which leaves nothing to fit on.
+    """Predict each device by a fit to the others, with factors from ten of its rows.
+
+    As in few-shot mode, those rows are bf16 at EP = 1. A single device leaves nothing to fit on, so
+    that nothing is predicted.
     """
     out: Predictions = []
     for system in sorted({g.system for g in groups}):

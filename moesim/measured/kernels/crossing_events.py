@@ -17,7 +17,7 @@ from moesim.hardware import load_profile
 from moesim.measured.kernels import calibrate as triton
 from moesim.measured.kernels.crossing_costs import Event, Key
 from moesim.measured.kernels.family_calibrate import SHAPE, collect, fit, held_out_s
-from moesim.measured.kernels.family_predict import format_parameters, formats_of
+from moesim.measured.kernels.family_predict import format_parameters
 from moesim.measured.kernels.family_records import FAMILIES
 from moesim.measured.kernels.family_rows import FamilyRows
 from moesim.measured.kernels.groups import FitGroup, Predictions
