@@ -187,7 +187,7 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
     if found.few_shot_spreads:
         lines += [
             "",
-            "# half the logarithmic width of the 80 % interval, on ten rows left out one by one",
+            "# half the log width of the 80 % interval, on ten rows left out shape by shape",
             "[few_shot_spreads]",
             *(f"{device} = {_number(half)}" for device, half in found.few_shot_spreads.items()),
         ]

@@ -11,6 +11,7 @@ leaves out whole shapes (`moesim.measured.kernels.residuals`); what else a price
 file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,15 @@ from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, wr
 from moesim.measured.kernels.groups import (
     ROWS_PER_GROUP,
     SEED,
+    SHAPE,
     FitGroup,
     Predictions,
     collect,
     few_shot_groups,
+    few_shot_rows,
     fit_groups,
 )
-from moesim.measured.kernels.residuals import cells_of, few_shot_spread
+from moesim.measured.kernels.residuals import HeldOutRow, cells_of, few_shot_spread
 from moesim.measured.scores import error_scores
 
 #: first guess and limits of the parameters, which `moesim.costs.devices.gpu` explains
@@ -116,54 +119,74 @@ def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict
     return few_shot_fit(lambda p: _log_errors(rows, p), parameters, FEW_SHOT)
 
 
-def with_ten_rows(groups: list[FitGroup]) -> Predictions:
-    """Predict each device by a fit to the others, with factors from ten of its rows.
+def with_ten_rows(groups: list[FitGroup], draws: int) -> list[Predictions]:
+    """Predict half of each device's shapes by a fit to other devices, with factors from ten rows of
+    its other half.
 
-    As in few-shot mode, those rows are bf16 at EP = 1. A single device leaves nothing to fit on, so
-    that nothing is predicted.
+    As in few-shot mode, the ten rows are bf16 at EP = 1. A single device leaves nothing to fit on,
+    so that nothing is predicted.
+
+    Args:
+        groups: Groups of one framework.
+        draws: How often shapes and rows are drawn.
+
+    Returns:
+        Predictions by draw.
     """
-    out: Predictions = []
+    out: list[Predictions] = [[] for _ in range(draws)]
     for system in sorted({g.system for g in groups}):
         others = [g for g in groups if g.system != system]
         own = [g for g in groups if g.system == system]
         if not others:
             continue
         parameters = fit(others)
-        known = [g.only(~g.spread) for g in own if g.precision == "bfloat16" and not g.spread.all()]
-        rows = [g.few(SEED + i) for i, g in enumerate(known)][:_FEW]
-        factors = few_shot_factors(rows, parameters)
-        scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
-        out += [(g, predict(g, scaled)) for g in own]
+        alone = [g.only(~g.spread) for g in own if g.precision == "bfloat16" and not g.spread.all()]
+        for draw, predictions in enumerate(out):
+            order = np.random.default_rng(SEED + draw).permutation(len(alone))
+            known = [alone[i] for i in order[: len(alone) // 2]]
+            picks = [known[i % len(known)].few(SEED + draw * _FEW + i) for i in range(_FEW)]
+            factors = few_shot_factors(picks, parameters)
+            scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
+            seen = {g.shape for g in known}
+            predictions += [(g, predict(g, scaled)) for g in own if g.shape not in seen]
     return out
 
 
-def few_shot_left_out(rows: FitGroup, parameters: dict[str, float]) -> np.ndarray:
-    """Return log(measured / predicted) of each of a device's few rows, by factors of the others.
+def few_shot_left_out(
+    rows: FitGroup, shapes: Sequence[tuple[int, ...]], parameters: dict[str, float]
+) -> np.ndarray:
+    """Return log(measured / predicted) of each of a device's few rows, by factors of those of other
+    shapes.
+
+    Args:
+        rows: The rows.
+        shapes: Shape of each row.
+        parameters: The parameters that the factors multiply.
 
     Returns:
         ndarray of shape (rows,).
     """
-    count = len(rows.measured_s)
-    errors = []
-    for index in range(count):
-        held = np.arange(count) == index
+    errors = np.empty(len(shapes))
+    for shape in set(shapes):
+        held = np.array([one == shape for one in shapes])
         factors = few_shot_factors([rows.only(~held)], parameters)
         scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
-        errors.append(-_log_errors([rows.only(held)], scaled))
-    return np.concatenate(errors)
+        errors[held] = -_log_errors([rows.only(held)], scaled)
+    return errors
+
+
+def _few_shot_spread(system: str, rows: FitGroup, parameters: dict[str, float]) -> float:
+    shapes = [tuple(r[c] for c in SHAPE) for r in few_shot_rows() if r["system"] == system]
+    return few_shot_spread(few_shot_left_out(rows, shapes, parameters))
 
 
 def _cells(held_out: Predictions) -> list[dict]:
-    shapes: dict[tuple[str, str], set] = {}
-    for group, _ in held_out:
-        shapes.setdefault((group.system, group.precision), set()).add(group.shape)
     return cells_of(
         (
-            (g.system, g.dataset, g.precision, 2 if spread else 1, ratio)
+            HeldOutRow(g.system, g.dataset, g.precision, 2 if spread else 1, g.shape, ratio)
             for g, p in held_out
             for spread, ratio in zip(g.spread, g.measured_s / p, strict=True)
-        ),
-        {key: len(found) == 1 for key, found in shapes.items()},
+        )
     )
 
 
@@ -220,7 +243,7 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
         few_shot_factors=few,
         cells=_cells(held_out),
         few_shot_spreads={
-            system.replace("_", "-"): few_shot_spread(few_shot_left_out(g, fitted))
+            system.replace("_", "-"): _few_shot_spread(system, g, fitted)
             for system, g in known.items()
         },
         scores=scores,

@@ -24,7 +24,7 @@ from moesim.measured.fitting import Fitted, write_calibration
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.family_records import FAMILIES, KernelFamily
 from moesim.measured.kernels.family_rows import FamilyRows
-from moesim.measured.kernels.residuals import cells_of
+from moesim.measured.kernels.residuals import HeldOutRow, cells_of
 from moesim.measured.scores import error_scores
 
 Array = np.ndarray
@@ -166,8 +166,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
     table = collect(family)
     parameters: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
-    ratios: list[tuple[str, str, str, int, float]] = []
-    one_shape: dict[tuple[str, str], bool] = {}
+    left_out: list[HeldOutRow] = []
     profiles = set()
     for (system, dtype), part in table.groupby(["system", "moe_dtype"]):
         profile = load_profile(str(system))
@@ -181,10 +180,9 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         prefix = f"{dtype}_sm{generation_of(profile)}"
         parameters |= {f"{prefix}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
         scores[f"{profile.name}-{dtype}"] = error_scores(held, rows.measured_s)
-        one_shape[str(system), str(dtype)] = len(set(shapes)) == 1
-        ratios += [
-            (str(system), record["dataset"], str(dtype), record["moe_ep_size"], float(ratio))
-            for record, ratio in zip(records, rows.measured_s / held, strict=True)
+        left_out += [
+            HeldOutRow(str(system), r["dataset"], str(dtype), r["moe_ep_size"], shape, float(ratio))
+            for r, shape, ratio in zip(records, shapes, rows.measured_s / held, strict=True)
         ]
     generations = {generation_of(load_profile(name)) for name in profiles}
     found = Fitted(
@@ -198,7 +196,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         profiles=sorted(profiles),
         generations=sorted(generations),
         parameters=parameters,
-        cells=cells_of(ratios, one_shape),
+        cells=cells_of(left_out),
         scores=scores,
         fit_groups=sorted(
             {

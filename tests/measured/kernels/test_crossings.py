@@ -14,7 +14,7 @@ from moesim.measured.kernels.crossing_costs import (
     nested_coverage,
 )
 from moesim.measured.kernels.crossing_files import nested_table, read_events, write_crossings
-from moesim.measured.kernels.residuals import FEWEST, cells_of, few_shot_spread
+from moesim.measured.kernels.residuals import FEWEST, HeldOutRow, cells_of, few_shot_spread
 
 EVENTS = read_events(crossings_path().with_suffix(".csv"))
 
@@ -101,14 +101,34 @@ def test_only_rows_that_may_be_fitted_made_events():
     assert all("triton" not in e.key.library for e in EVENTS if e.key.device == "b200-sxm")
 
 
+def row(ratio, shape=(1,), ep=1):
+    return HeldOutRow("h100_sxm", "v", "bfloat16", ep, shape, ratio)
+
+
 def test_cells_by_hand():
-    rows = [("h100_sxm", "v", "bfloat16", 1, r) for r in np.linspace(0.5, 1.5, 21)]
-    few = [("h100_sxm", "v", "bfloat16", 8, 1.0)] * (FEWEST - 1)
-    [cell] = cells_of([*rows, *few], {("h100_sxm", "bfloat16"): False})
-    assert (cell["low"], cell["high"], cell["rows"]) == (pytest.approx(0.6), pytest.approx(1.4), 21)
+    few = [row(1.0, ep=8)] * (FEWEST - 1)
+    [cell] = cells_of([*(row(r) for r in np.exp(np.linspace(-0.5, 0.5, 21))), *few])
+    assert (cell["low"], cell["high"]) == pytest.approx((np.exp(-0.4), np.exp(0.4)))
     assert (cell["device"], cell["generation"], cell["ep"]) == ("h100-sxm", 90, "ep1")
-    [single] = cells_of(rows, {("h100_sxm", "bfloat16"): True})
-    assert single["kind"] == "one shape"
+    assert (cell["kind"], cell["rows"]) == ("one shape", 21)
+
+
+def test_few_shapes_widen_an_interval():
+    """Two shapes that disagree leave the next one open; many of one opinion do not."""
+
+    def width(shapes):
+        rows = [row(np.exp(bias + e), (i,)) for i, bias in shapes for e in (-0.01, 0, 0.01) * 9]
+        [cell] = cells_of(rows)
+        assert cell["kind"] == "cross-validated by shape"
+        return np.log(cell["high"] / cell["low"]) / 2
+
+    between = 0.1 * np.sqrt(2)
+    factor = t.ppf(0.9, 1) ** 2 * 1.5 - norm.ppf(0.9) ** 2
+    assert width([(0, 0.1), (1, -0.1)]) == pytest.approx(
+        np.hypot(0.11, np.sqrt(factor) * between), rel=0.02
+    )
+    many = [(i, 0.1 * (-1) ** i) for i in range(20)]
+    assert width(many) < 0.13
 
 
 def test_few_shot_spread_by_hand():
