@@ -22,7 +22,7 @@ from moesim.costs.crossings import Costs
 
 Array = np.ndarray
 #: shares of rows within a distance of the prediction that an event states
-SHARES = tuple(range(10, 100, 10))
+SHARES = (*range(10, 100, 10), 95, 100)
 #: pairs from which on biases are pooled robustly
 _ROBUST_FROM = 3
 #: crossings that are estimated from events of their own
@@ -164,11 +164,10 @@ def nested_coverage(events: Sequence[Event]) -> list[tuple[Event, float, float]]
     for one in events:
         others = [e for e in events if e.key.library != one.key.library]
         apart = [e for e in events if e.key[:2] != one.key[:2]]
-        costs = [cost_of(others, kind) for kind in one.crossed]
-        costs = [
-            (cost if count else cost_of(apart, kind)[0], count)
-            for kind, (cost, count) in zip(one.crossed, costs, strict=True)
-        ]
-        half = float(np.hypot.reduce([one.home, *(cost for cost, _ in costs)]))
+        costs = []
+        for kind in one.crossed:
+            cost, count = cost_of(others, kind)
+            costs.append(cost if count else cost_of(apart, kind)[0])
+        half = float(np.hypot.reduce([one.home, *costs]))
         out.append((one, one.inside(half), float(np.exp(2 * half))))
     return out
