@@ -63,13 +63,15 @@ def calibrate_crossings(
     ),
 ) -> None:
     """Estimate what crossing a device, a format, an EP kind or a version costs (some minutes)."""
-    from moesim.measured.kernels.crossing_events import all_events
-    from moesim.measured.kernels.crossing_files import nested_table, write_crossings
+    from moesim.measured.kernels.crossing_families import family_events
+    from moesim.measured.kernels.crossing_files import write_crossings
+    from moesim.measured.kernels.crossing_nested import nested_table
+    from moesim.measured.kernels.crossing_triton import triton_events
     from moesim.report.terminal import print_table, say
 
     if not out.is_dir():
         raise ConfigError(f"{out}: expected a folder for crossings.csv and crossings.toml")
-    events = all_events()
+    events = [*triton_events(), *family_events()]
     costs = write_crossings(out, events)
     print_table(
         "What crossings add to half the logarithmic width of the 80 % interval",

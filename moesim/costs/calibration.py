@@ -20,7 +20,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from moesim.costs.crossings import Basis, Cell, Target, basis_of, crossings, crossings_path
+from moesim.costs.cells import Cell, crossings, crossings_path
+from moesim.costs.crossings import Basis, Target, basis_of
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict

@@ -123,7 +123,7 @@ class Fitted:
         generations: Generations of those devices, ten times their compute capabilities.
         parameters: Fitted numbers.
         residuals: Class of rows -> P10 and P90 of measured over predicted, on rows left out.
-        cells: Cells of expert kernels, see `moesim.costs.crossings.Cell`.
+        cells: Cells of expert kernels, see `moesim.costs.cells.Cell`.
         few_shot_spreads: Device of which ten rows are known -> half the logarithmic width of the
             interval that they leave.
         scores: Class of rows -> errors in percent, on rows left out.

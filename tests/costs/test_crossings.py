@@ -6,16 +6,8 @@ import pytest
 
 from moesim import load_profile
 from moesim.costs.calibration import load_calibration
-from moesim.costs.crossings import (
-    Cell,
-    Costs,
-    CrossingFile,
-    Target,
-    basis_of,
-    crossed_between,
-    crossings,
-    same_generation,
-)
+from moesim.costs.cells import Cell, Costs, CrossingFile, crossings
+from moesim.costs.crossings import Target, basis_of, crossed_between, same_generation
 from moesim.costs.grades import Grade, grade_of, worst
 
 COSTS = {

@@ -7,7 +7,7 @@ and vLLM's benchmark includes the router's top-k. The simulator prices with sgla
 (`moesim.measured.kernels.groups`); every other row of the package is kept for scoring. The fit is
 robust. The scores, and the P10 and P90 that become intervals, come from cross-validation that
 leaves out whole shapes (`moesim.measured.kernels.residuals`); what else a price crosses is told by
-`moesim.measured.kernels.crossing_events`. Refitting draws the same rows again and gives the same
+`moesim.measured.kernels.crossing_costs`. Refitting draws the same rows again and gives the same
 file.
 """
 
@@ -23,7 +23,6 @@ from moesim.hardware import load_profile
 from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, write_calibration
 from moesim.measured.kernels.groups import (
     ROWS_PER_GROUP,
-    SEED,
     SHAPE,
     FitGroup,
     Predictions,
@@ -65,7 +64,9 @@ FEW_SHOT = (
     "activation_bandwidth_efficiency",
     "kernel_launch_cycles",
 )
-_FOLDS, _FEW = 5, 10
+_FOLDS = 5
+#: rows of a device that few-shot mode knows
+FEW = 10
 
 
 def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
@@ -117,39 +118,6 @@ def cross_validate(groups: list[FitGroup]) -> Predictions:
 def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict[str, float]:
     """Fit the factors of one device to a few of its rows."""
     return few_shot_fit(lambda p: _log_errors(rows, p), parameters, FEW_SHOT)
-
-
-def with_ten_rows(groups: list[FitGroup], draws: int) -> list[Predictions]:
-    """Predict half of each device's shapes by a fit to other devices, with factors from ten rows of
-    its other half.
-
-    As in few-shot mode, the ten rows are bf16 at EP = 1. A single device leaves nothing to fit on,
-    so that nothing is predicted.
-
-    Args:
-        groups: Groups of one framework.
-        draws: How often shapes and rows are drawn.
-
-    Returns:
-        Predictions by draw.
-    """
-    out: list[Predictions] = [[] for _ in range(draws)]
-    for system in sorted({g.system for g in groups}):
-        others = [g for g in groups if g.system != system]
-        own = [g for g in groups if g.system == system]
-        if not others:
-            continue
-        parameters = fit(others)
-        alone = [g.only(~g.spread) for g in own if g.precision == "bfloat16" and not g.spread.all()]
-        for draw, predictions in enumerate(out):
-            order = np.random.default_rng(SEED + draw).permutation(len(alone))
-            known = [alone[i] for i in order[: len(alone) // 2]]
-            picks = [known[i % len(known)].few(SEED + draw * _FEW + i) for i in range(_FEW)]
-            factors = few_shot_factors(picks, parameters)
-            scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
-            seen = {g.shape for g in known}
-            predictions += [(g, predict(g, scaled)) for g in own if g.shape not in seen]
-    return out
 
 
 def few_shot_left_out(

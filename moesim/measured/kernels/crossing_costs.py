@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moesim.costs.crossings import Costs
+from moesim.costs.cells import Costs
 
 Array = np.ndarray
 #: shares of rows within a distance of the prediction that an event states
@@ -150,24 +150,3 @@ def costs_of(events: Sequence[Event]) -> tuple[Costs, dict[str, int]]:
     costs = {kind: round(cost, 4) for kind, (cost, _) in found.items()}
     groups = {"device": count} | {kind: count for kind, (_, count) in found.items()}
     return Costs(**costs, device=round(device, 4)), groups
-
-
-def nested_coverage(events: Sequence[Event]) -> list[tuple[Event, float, float]]:
-    """Return how many rows of each event an interval holds whose costs its library did not tell.
-
-    Where no other library crossed the same, the library's other devices tell the cost.
-
-    Returns:
-        (event, share of rows inside, high over low) of every event.
-    """
-    out = []
-    for one in events:
-        others = [e for e in events if e.key.library != one.key.library]
-        apart = [e for e in events if e.key[:2] != one.key[:2]]
-        costs = []
-        for kind in one.crossed:
-            cost, count = cost_of(others, kind)
-            costs.append(cost if count else cost_of(apart, kind)[0])
-        half = float(np.hypot.reduce([one.home, *costs]))
-        out.append((one, one.inside(half), float(np.exp(2 * half))))
-    return out

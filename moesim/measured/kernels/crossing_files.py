@@ -4,41 +4,10 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from moesim.measured.kernels.crossing_costs import (
-    SHARES,
-    Event,
-    Key,
-    costs_of,
-    nested_coverage,
-)
+from moesim.measured.kernels.crossing_costs import SHARES, Event, Key, costs_of
 
 _NUMBERS = ("bias", "spread", "home_spread", "home")
 _WITHIN = tuple(f"p{share}" for share in SHARES)
-
-
-def nested_table(events: Sequence[Event]) -> list[dict[str, str | int | float]]:
-    """Return `nested_coverage` by what is crossed, the mean over libraries.
-
-    Returns:
-        Rows with ``crossed``, ``events``, ``inside`` (percent) and ``width`` (high over low, the
-        median).
-    """
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for event, inside, width in nested_coverage(events):
-        libraries = found.setdefault("+".join(event.crossed), {})
-        libraries.setdefault(event.key.library, []).append((inside, width))
-    return [
-        {
-            "crossed": crossed,
-            "events": sum(map(len, libraries.values())),
-            "inside": 100
-            * float(np.mean([np.mean([i for i, _ in v]) for v in libraries.values()])),
-            "width": float(np.median([w for v in libraries.values() for _, w in v])),
-        }
-        for crossed, libraries in sorted(found.items())
-    ]
 
 
 def write_crossings(folder: Path, events: Sequence[Event]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moesim.costs.calibration import generation_of
-from moesim.costs.crossings import ONE_SHAPE
+from moesim.costs.cells import ONE_SHAPE
 from moesim.hardware import load_profile
 
 #: rows of which P10 and P90 are stated; a cell of fewer is left out
@@ -34,7 +34,7 @@ def cells_of(rows: Iterable[HeldOutRow]) -> list[dict]:
     sqrt(1 + 1 / n) for n shapes.
 
     Returns:
-        Cells of at least `FEWEST` rows, see `moesim.costs.crossings.Cell`.
+        Cells of at least `FEWEST` rows, see `moesim.costs.cells.Cell`.
     """
     found: dict[tuple[str, str, str, str], list[HeldOutRow]] = {}
     shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}

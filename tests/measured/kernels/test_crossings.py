@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from moesim.costs.crossings import crossings, crossings_path
-from moesim.measured.kernels.crossing_costs import (
-    SHARES,
-    Event,
-    Key,
-    cost_of,
-    costs_of,
-    nested_coverage,
-)
-from moesim.measured.kernels.crossing_files import nested_table, read_events, write_crossings
+from moesim.costs.cells import crossings, crossings_path
+from moesim.measured.kernels.crossing_costs import SHARES, Event, Key, cost_of, costs_of
+from moesim.measured.kernels.crossing_files import read_events, write_crossings
+from moesim.measured.kernels.crossing_nested import nested_coverage, nested_table
 from moesim.measured.kernels.residuals import FEWEST, HeldOutRow, cells_of, few_shot_spread
 
 EVENTS = read_events(crossings_path().with_suffix(".csv"))
