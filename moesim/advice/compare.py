@@ -34,6 +34,7 @@ COLUMNS = (
     "moe_layers_joules_per_token",
     "peak_memory_gib",
     "calibration",
+    "grade",
     "candidate",
     "why_not",
 )

@@ -76,6 +76,8 @@ def library_rows(point: LibraryPoint) -> list[Row]:
                 "experts_high_us": result.experts_time_s * high / US,
                 "evidence": result.evidence,
                 "calibration": result.calibration,
+                "grade": result.grades["experts"].letter,
+                "rests_on": result.grades["experts"].rests_on,
                 "engine": result.engine,
                 "seed": point.seed,
                 "version": result.version,

@@ -89,6 +89,7 @@ def lines_of(found: Recommendation) -> Iterator[str]:
         f"{result.layer_time_high_s / US:,.0f}; {result.evidence}, {result.calibration}"
         + (f"; {event / US:,.0f} us by the event engine" if event is not None else ""),
     )
+    yield from (line("" if i else "grade", text) for i, text in enumerate(_grades(found)))
     low, high = (
         result.layer_time_s / t for t in (result.layer_time_high_s, result.layer_time_low_s)
     )
@@ -126,6 +127,17 @@ def lines_of(found: Recommendation) -> Iterator[str]:
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.0f}"
+
+
+def _grades(found: Recommendation) -> Iterator[str]:
+    """Yield what the time rests on: the experts, then the exchange."""
+    result = found.best.result
+    phase, grade = result.graded
+    experts = result.grades["experts"]
+    yield f"{grade.letter} by {phase}; experts {experts.letter}: {experts.rests_on}"
+    if "dispatch" in result.grades:
+        moved = result.grades["dispatch"]
+        yield f"exchange {moved.letter}: {moved.rests_on}; the other phases D: assumed"
 
 
 def _kernels(found: Recommendation) -> str:

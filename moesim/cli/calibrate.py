@@ -56,6 +56,36 @@ def calibrate_kernels(
     _report_fit(fitting.calibrate(out, framework), out)
 
 
+@calibrate_app.command("crossings")
+def calibrate_crossings(
+    out: Annotated[Path, typer.Option(help="Folder for crossings.csv and crossings.toml.")] = Path(
+        "."
+    ),
+) -> None:
+    """Estimate what crossing a device, a format, an EP kind or a version costs (some minutes)."""
+    from moesim.measured.kernels.crossing_families import family_events
+    from moesim.measured.kernels.crossing_files import write_crossings
+    from moesim.measured.kernels.crossing_nested import nested_table
+    from moesim.measured.kernels.crossing_triton import triton_events
+    from moesim.report.terminal import print_table, say
+
+    if not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for crossings.csv and crossings.toml")
+    events = [*triton_events(), *family_events()]
+    costs = write_crossings(out, events)
+    print_table(
+        "What crossings add to half the logarithmic width of the 80 % interval",
+        [{"crossed": kind, **row} for kind, row in costs.items()],
+        ["crossed", "half", "pairs"],
+    )
+    print_table(
+        "Measurements inside the interval, % (costs without the row's library)",
+        nested_table(events),
+        ["crossed", "events", "inside", "width"],
+    )
+    say(f"wrote {out / 'crossings.csv'}, {out / 'crossings.toml'}")
+
+
 @calibrate_app.command("tiles")
 def calibrate_tiles(
     rows: Annotated[

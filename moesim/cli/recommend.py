@@ -27,7 +27,7 @@ _SHOWN = {
     "layer_time_us": "layer us",
     "moe_layers_tokens_per_s_per_device": "tokens/s/device",
     "peak_memory_gib": "GiB",
-    "calibration": "calibration",
+    "grade": "grade",
 }
 
 #: columns of the table of clusters
@@ -38,7 +38,7 @@ _OFFERED = {
     "moe_layers_tokens_per_s": "tokens/s",
     "moe_layers_usd_per_million_tokens": "USD/M",
     "moe_layers_joules_per_token": "J/token",
-    "calibration": "calibration",
+    "grade": "grade",
 }
 
 

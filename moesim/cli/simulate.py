@@ -102,6 +102,7 @@ def simulate(given: SimulateOptions) -> None:
     """Simulate one MoE layer of a published model on a cluster."""
     from dataclasses import replace
 
+    from moesim.costs.grades import ASSUMED_GRADE
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare
@@ -149,6 +150,8 @@ def simulate(given: SimulateOptions) -> None:
             "phase": name,
             "time_us": seconds / US,
             "share": f"{100 * seconds / result.layer_time_s:.0f} %",
+            "grade": result.grades.get(name, ASSUMED_GRADE).letter,
+            "rests_on": result.grades.get(name, ASSUMED_GRADE).rests_on,
         }
         for name, seconds in result.phase_time_s.items()
         if seconds > 0
@@ -156,7 +159,13 @@ def simulate(given: SimulateOptions) -> None:
     print_table(
         f"{given.preset} on {machine.name}: {candidate.label}",
         rows,
-        {"phase": "critical path", "time_us": "us", "share": "share"},
+        {
+            "phase": "phase",
+            "time_us": "us",
+            "share": "share",
+            "grade": "grade",
+            "rests_on": "rests on",
+        },
     )
     print(
         f"layer          {result.layer_time_s / US:,.0f} us ({result.layer_time_low_s / US:,.0f} "
@@ -183,6 +192,10 @@ def simulate(given: SimulateOptions) -> None:
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
         print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
-    print(f"evidence       {result.evidence}, {result.calibration}; bottleneck {result.bottleneck}")
+    phase, grade = result.graded
+    print(
+        f"evidence       {result.evidence}, {result.calibration}; grade {grade.letter} by {phase}; "
+        f"bottleneck {result.bottleneck}"
+    )
     if given.out is not None:
         write_csv(given.out, [result.row()])

@@ -4,8 +4,12 @@ A calibration file states its parameters, the rows it was fitted on, the command
 cross-validated scores, and the P10 and P90 of measured over predicted time, which are the interval
 of everything priced with it. A device that it was fitted on is ``calibrated``. A device of which it
 knows ten measured rows gets its own factors and is ``few_shot``. Any other device is priced from
-its spec sheet and is ``spec_sheet``; its interval is that of a device left out of the fit, and
-wider if its generation (compute capability) is not one of those fitted.
+its spec sheet and is ``spec_sheet``.
+
+Files of expert kernels list the cells that were fitted; the interval of any other price is wider by
+what it crosses (`moesim.costs.crossings`). Files of exchanges have intervals by level: that of a
+spec sheet is the one of a device left out of the fit, and wider if its generation (compute
+capability) is not one of those fitted.
 """
 
 import hashlib
@@ -16,6 +20,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from moesim.costs.cells import Cell, crossings, crossings_path
+from moesim.costs.crossings import Basis, Target, basis_of
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict
@@ -63,7 +69,9 @@ class CalibrationFile(Strict):
     parameters: dict[str, float]
     device_factors: dict[str, dict[str, float]] = {}
     few_shot_factors: dict[str, dict[str, float]] = {}
-    residuals: dict[str, Residuals]
+    residuals: dict[str, Residuals] = {}
+    cells: list[Cell] = []
+    few_shot_spreads: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
     fit_groups: list[str] = []
 
@@ -78,7 +86,14 @@ class Calibration:
         residuals: Class of kernel -> (P10, P90) of measured / predicted at this level.
         level: ``calibrated``, ``few_shot`` or ``spec_sheet``.
         model: Which model of a GPU's kernels the parameters are of: waves of one tile, or tiles.
-        digest: First 12 hex digits of the file's SHA-256.
+        digest: First 12 hex digits of the SHA-256 of the file, and of the costs of crossings if it
+            lists cells.
+        cells: What kernels were fitted on, if the file lists it.
+        device: Name of the device profile.
+        generation: Ten times its compute capability.
+        changed: Whether the device is a profile's with other figures.
+        few_shot_spread: Half the logarithmic width that ten rows of the device left; None if the
+            parameters rest on no such rows.
     """
 
     name: str
@@ -87,19 +102,62 @@ class Calibration:
     level: str
     digest: str
     model: str = "waves"
+    cells: tuple[Cell, ...] = ()
+    device: str = ""
+    generation: int = 0
+    changed: bool = False
+    few_shot_spread: float | None = None
 
-    def interval(self, kind: str) -> tuple[float, float]:
+    @property
+    def measured(self) -> bool:
+        """Whether measured rows stand behind the parameters; otherwise they are assumed."""
+        return bool(self.residuals or self.cells)
+
+    def interval(self, kind: str, version: str = "") -> tuple[float, float]:
         """Return the P10 and P90 of measured / predicted for a class of kernel.
 
-        A class that was never scored gets the widest known interval. Without any residuals at this
-        level the interval is a factor of 1.5 either way (assumed).
+        A class of exchanges that was never scored gets the widest known interval. Without any
+        residuals the interval is a factor of 1.5 either way (assumed).
+
+        Args:
+            kind: Class of an exchange; of expert kernels the format and EP kind, such as
+                ``bfloat16-epn``. A format that no row has is one that was crossed.
+            version: Version of the library, such as ``sglang/0.5.14``; empty for that of the fit.
         """
+        if self.cells:
+            fmt, _, ep = kind.rpartition("-")
+            found = self.basis(fmt, ep, version)
+            return found.low, found.high
         if kind in self.residuals:
             return self.residuals[kind]
         low, high = (
             zip(*self.residuals.values(), strict=True) if self.residuals else ((1 / 1.5,), (1.5,))
         )
         return min(low), max(high)
+
+    def basis(self, fmt: str, ep: str, version: str = "") -> Basis:
+        """Return what a price of expert kernels rests on, what it crosses, and its interval.
+
+        Args:
+            fmt: Format of the weights and tokens, as cells name it, such as ``fp8_block``.
+            ep: ``ep1`` or ``epn`` (EP > 1).
+            version: Version of the library; empty for that of the fit.
+
+        Raises:
+            ConfigError: The calibration lists no cells.
+        """
+        if not self.cells:
+            raise ConfigError(f"{self.name}: cells: expected at least one, got none")
+        target = Target(
+            device=self.device,
+            generation=self.generation,
+            changed=self.changed,
+            few_shot=self.few_shot_spread,
+            format=fmt,
+            ep=ep,
+            version=version,
+        )
+        return basis_of(self.cells, target, crossings())
 
     def __getitem__(self, parameter: str) -> float:
         try:
@@ -132,6 +190,9 @@ def _load(
     prefix = f"{level}-" if near else "other_generation-"
     if not near and any(k.startswith(f"other_generation_{level}-") for k in file.residuals):
         prefix = f"other_generation_{level}-"
+    described = text
+    if file.cells:
+        described += toml.read_text(crossings_path())
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},
@@ -141,8 +202,13 @@ def _load(
             if k.startswith(prefix)
         },
         level=level,
-        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        digest=hashlib.sha256(described.encode()).hexdigest()[:12],
         model=file.model,
+        cells=tuple(file.cells),
+        device=device,
+        generation=generation,
+        changed=changed,
+        few_shot_spread=file.few_shot_spreads.get(device, 0.0) if level == "few_shot" else None,
     )
 
 

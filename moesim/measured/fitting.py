@@ -104,6 +104,12 @@ def _text(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def _value(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return _text(value)
+    return str(value) if isinstance(value, int) else _number(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """The result of a fit, which becomes a calibration file; see
@@ -117,6 +123,9 @@ class Fitted:
         generations: Generations of those devices, ten times their compute capabilities.
         parameters: Fitted numbers.
         residuals: Class of rows -> P10 and P90 of measured over predicted, on rows left out.
+        cells: Cells of expert kernels, see `moesim.costs.cells.Cell`.
+        few_shot_spreads: Device of which ten rows are known -> half the logarithmic width of the
+            interval that they leave.
         scores: Class of rows -> errors in percent, on rows left out.
         fit_groups: The groups of rows that were fitted, in words.
         device_factors: Device -> factors of its parameters.
@@ -130,9 +139,11 @@ class Fitted:
     profiles: list[str]
     generations: list[int]
     parameters: dict[str, float]
-    residuals: dict[str, dict]
     scores: dict[str, dict[str, float]]
     fit_groups: list[str]
+    residuals: dict[str, dict] = field(default_factory=dict)
+    cells: list[dict] = field(default_factory=list)
+    few_shot_spreads: dict[str, float] = field(default_factory=dict)
     device_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     few_shot_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     model: str = "waves"
@@ -173,6 +184,13 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
                 f"[{table}.{device}]",
                 *(f"{name} = {_number(v)}" for name, v in factors.items()),
             ]
+    if found.few_shot_spreads:
+        lines += [
+            "",
+            "# half the log width of the 80 % interval, on ten rows left out shape by shape",
+            "[few_shot_spreads]",
+            *(f"{device} = {_number(half)}" for device, half in found.few_shot_spreads.items()),
+        ]
     for name, spread in found.residuals.items():
         lines += [
             "",
@@ -182,6 +200,13 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
             f"high = {_number(spread['high'])}",
             f"kind = {_text(spread['kind'])}",
             f"rows = {spread['rows']}",
+        ]
+    for cell in found.cells:
+        lines += [
+            "",
+            "# low and high: P10 and P90 of measured / predicted on rows left out of the fit",
+            "[[cells]]",
+            *(f"{key} = {_value(value)}" for key, value in cell.items()),
         ]
     for name, values in found.scores.items():
         lines += [

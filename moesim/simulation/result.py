@@ -4,14 +4,26 @@ trust it.
 
 from dataclasses import dataclass
 
+from moesim.costs.grades import ASSUMED_GRADE, Grade, worst
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.simulation.effects import COLUMNS, GateEffects
 from moesim.units import GIB, US
 
 PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
+#: share of the critical path from which on a phase's grade counts
+_MATTERS = 0.1
 RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
 #: columns that say what a row rests on, the last of every table
-PROVENANCE_COLUMNS = ("evidence", "calibration", "engine", "seed", "version", "profile_hash")
+PROVENANCE_COLUMNS = (
+    "evidence",
+    "calibration",
+    "grade",
+    "rests_on",
+    "engine",
+    "seed",
+    "version",
+    "profile_hash",
+)
 #: columns of `Result.row` before these: every field of the design and its workload, then what was
 #: found
 FOUND_COLUMNS = (
@@ -72,6 +84,7 @@ class Result:
         profile_hash: Hash over the cluster, device and calibration files.
         kernels: Name of the library that runs the experts, one for each kind of device joined by
             ``+``; empty on devices that are no GPUs.
+        grades: Phase -> its grade, see `moesim.costs.grades`; a phase without an entry is assumed.
         intervals: Phase -> P10 and P90 of measured over simulated time, as far as its calibration
             knows them.
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
@@ -104,12 +117,28 @@ class Result:
     version: str
     profile_hash: str
     kernels: str
+    grades: dict[str, Grade]
     intervals: dict[str, tuple[float, float]]
     tile: str
     granularity: str = "device"
 
+    @property
+    def graded(self) -> tuple[str, Grade]:
+        """The phase whose grade is that of the layer, and the grade: the worst among those that
+        take at least a tenth of the critical path.
+        """
+        total = sum(self.phase_time_s.values())
+        known = {
+            name: self.grades.get(name, ASSUMED_GRADE)
+            for name, seconds in self.phase_time_s.items()
+            if seconds >= _MATTERS * total
+        }
+        grade = worst(known.values())
+        return next(name for name, one in known.items() if one is grade), grade
+
     def row(self) -> dict[str, object]:
         """Return one flat row for a CSV file, with units in the column names."""
+        phase, grade = self.graded
         row = {
             "candidate": self.candidate.label,
             "design": self.candidate.key,
@@ -134,6 +163,8 @@ class Result:
             "granularity": self.granularity,
             "evidence": self.evidence,
             "calibration": self.calibration,
+            "grade": grade.letter,
+            "rests_on": f"{phase}: {grade.rests_on}",
             "engine": self.engine,
             "version": self.version,
             "profile_hash": self.profile_hash,

@@ -25,7 +25,13 @@ from moesim.simulation.phases import (
 )
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.result import Result
-from moesim.simulation.trust import basis_digest, granularity_of, intervals_of, span_of
+from moesim.simulation.trust import (
+    basis_digest,
+    grades_of,
+    granularity_of,
+    intervals_of,
+    span_of,
+)
 from moesim.units import MB
 from moesim.version import VERSION
 
@@ -117,6 +123,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         version=VERSION,
         profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
         kernels=prepared.kernels,
+        grades=grades_of(candidate, cluster),
         intervals=intervals,
         tile=_tile_name(prepared) if waves else "",
         granularity=granularity_of(cluster, candidate.schedule),

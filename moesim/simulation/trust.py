@@ -3,22 +3,32 @@ both.
 """
 
 import hashlib
+from dataclasses import replace
 
 from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.devices.serial import phase_intervals
+from moesim.costs.grades import ASSUMED_GRADE, Grade, grade_of, worst
 from moesim.costs.libraries import own_name
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import Exchange
 from moesim.hardware.libraries import kernel_libraries, kernel_library, known_library
+from moesim.model import MoELayer
 
-#: interval of phases without measured rows behind them (gate, permute, reduce, shared): a factor of
-#: 1.5, assumed
-ASSUMED_INTERVAL = (1 / 1.5, 1.5)
+#: interval of phases without measured rows behind them (gate, permute, reduce, shared)
+ASSUMED_INTERVAL = (ASSUMED_GRADE.low, ASSUMED_GRADE.high)
 #: library whose formats name the classes of a calibration that belongs to no library
 _PLAIN = "sglang-triton"
+_UNMEASURED = "unmeasured"
+#: level of an exchange's calibration -> its grade (`moesim.costs.grades`), and what that means
+_OF_LEVEL = {
+    "calibrated": ("A", "fitted on this device"),
+    "few_shot": ("B", "ten rows of this device"),
+    "spec_sheet": ("C", "fitted on other devices or fabrics"),
+    "none": ("D", "assumed: no measured rows"),
+}
 #: number of devices up to which one transfer op per device agreed with pairs within 4 % on any
 #: fabric without thin uplinks (studies/granularity.py); beyond it, tori and exchanges of two hops
 #: were up to 7 and 14 % off
@@ -108,12 +118,65 @@ def span_of(
     return low, high
 
 
-def measured_format(profile: Profile, recipe: str) -> str:
-    """Return the format of the measured rows behind a recipe's price on a device: ``unmeasured`` if
-    there are none.
+def _measured_as(layer: MoELayer, profile: Profile) -> str:
+    """Return the format of the measured rows behind the price of a layer's experts on a device. No
+    measured row has experts of different widths.
     """
     library = known_library(own_name(profile)) or kernel_library(_PLAIN)
-    return library.formats.get(recipe, "unmeasured")
+    known = library.formats.get(layer.precision.name, _UNMEASURED)
+    return _UNMEASURED if layer.widths_differ else known
+
+
+def expert_grade(candidate: Candidate, cluster: Cluster) -> Grade:
+    """Return the grade of the experts' price, that of the worst device of the cluster.
+
+    Args:
+        candidate: The design whose layer is priced.
+        cluster: The hardware it runs on.
+    """
+    layer, found = candidate.layer, []
+    for profile, _ in cluster.groups:
+        if profile.execution == "serial":
+            known = phase_intervals(profile, layer.precision.activations, layer.gate.precision)
+            low, high = known.get("experts", ASSUMED_INTERVAL)
+            letter, words = (
+                ("A", "timed on this machine")
+                if "experts" in known
+                else ("D", "assumed: no measured rows")
+            )
+            found.append(Grade(letter=letter, rests_on=words, low=low, high=high))
+            continue
+        kernels = load_calibration(profile.calibration, profile)
+        grade = grade_of(kernels, _measured_as(layer, profile), candidate.parallelism.ep)
+        if layer.widths_differ:
+            words = "assumed: no measured row has experts of different widths"
+            grade = replace(grade, letter="D", rests_on=words)
+        found.append(grade)
+    return worst(found)
+
+
+def grades_of(candidate: Candidate, cluster: Cluster) -> dict[str, Grade]:
+    """Return the grade of each phase that a calibration prices; a phase without one is assumed
+    (`moesim.costs.grades.ASSUMED_GRADE`).
+
+    Args:
+        candidate: The design whose layer is simulated.
+        cluster: The hardware it runs on, with the calibrations of its kernels.
+    """
+    found = {"experts": expert_grade(candidate, cluster)}
+    if cluster.num_devices == 1:
+        return found
+    exchange = cluster.exchange(candidate.schedule)
+    kernel = exchange_kernel(cluster, exchange)
+    level = kernel.level if exchange.runs_on(cluster) else "none"
+    if cluster.is_what_if:
+        level = weakest([level, "spec_sheet"])
+    letter, words = _OF_LEVEL[level]
+    for way in ("dispatch", "combine"):
+        low, high = kernel.interval(way) if exchange.runs_on(cluster) else ASSUMED_INTERVAL
+        rests_on = f"{exchange.calibration or exchange.name}: {words}"
+        found[way] = Grade(letter=letter, rests_on=rests_on, low=low, high=high)
+    return found
 
 
 def intervals_of(
@@ -140,17 +203,12 @@ def intervals_of(
             continue
         kernels = load_calibration(profile.calibration, profile)
         spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        # no measured row has experts of different widths
-        measured_as = (
-            "unmeasured" if layer.widths_differ else measured_format(profile, layer.precision.name)
-        )
+        measured_as = _measured_as(layer, profile)
         low, high = kernels.interval(f"{measured_as}-{spread}")
         before = intervals.get("experts", (low, high))
         intervals["experts"] = (min(low, before[0]), max(high, before[1]))
-        # a calibration without residuals was fitted to nothing: its efficiencies are assumed
-        levels.append(
-            kernels.level if measured_as != "unmeasured" and kernels.residuals else "none"
-        )
+        # a calibration without measured rows was fitted to nothing: its efficiencies are assumed
+        levels.append(kernels.level if measured_as != _UNMEASURED and kernels.measured else "none")
     if cluster.num_devices > 1:
         exchange = cluster.exchange(candidate.schedule)
         kernel = exchange_kernel(cluster, exchange)

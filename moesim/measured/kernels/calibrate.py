@@ -6,10 +6,12 @@ and vLLM's benchmark includes the router's top-k. The simulator prices with sgla
 ``hw_profiles/silicon/fit_groups.csv`` (A100 and H100) are used, none under 50 us
 (`moesim.measured.kernels.groups`); every other row of the package is kept for scoring. The fit is
 robust. The scores, and the P10 and P90 that become intervals, come from cross-validation that
-leaves out whole shapes (`moesim.measured.kernels.residuals`). Refitting draws the same rows again
-and gives the same file.
+leaves out whole shapes (`moesim.measured.kernels.residuals`); what else a price crosses is told by
+`moesim.measured.kernels.crossing_costs`. Refitting draws the same rows again and gives the same
+file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +23,15 @@ from moesim.hardware import load_profile
 from moesim.measured.fitting import Bounds, Fitted, few_shot_fit, robust_fit, write_calibration
 from moesim.measured.kernels.groups import (
     ROWS_PER_GROUP,
-    SEED,
+    SHAPE,
     FitGroup,
     Predictions,
     collect,
     few_shot_groups,
+    few_shot_rows,
     fit_groups,
 )
-from moesim.measured.kernels.residuals import all_residuals, other_generation
+from moesim.measured.kernels.residuals import HeldOutRow, cells_of, few_shot_spread
 from moesim.measured.scores import error_scores
 
 #: first guess and limits of the parameters, which `moesim.costs.devices.gpu` explains
@@ -61,7 +64,9 @@ FEW_SHOT = (
     "activation_bandwidth_efficiency",
     "kernel_launch_cycles",
 )
-_FOLDS, _FEW = 5, 10
+_FOLDS = 5
+#: rows of a device that few-shot mode knows
+FEW = 10
 
 
 def predict(group: FitGroup, parameters: dict[str, float]) -> np.ndarray:
@@ -115,29 +120,42 @@ def few_shot_factors(rows: list[FitGroup], parameters: dict[str, float]) -> dict
     return few_shot_fit(lambda p: _log_errors(rows, p), parameters, FEW_SHOT)
 
 
-def leave_device_out(groups: list[FitGroup]) -> tuple[Predictions, Predictions]:
-    """Predict each device by a fit that saw none of its rows.
+def few_shot_left_out(
+    rows: FitGroup, shapes: Sequence[tuple[int, ...]], parameters: dict[str, float]
+) -> np.ndarray:
+    """Return log(measured / predicted) of each of a device's few rows, by factors of those of other
+    shapes.
+
+    Args:
+        rows: The rows.
+        shapes: Shape of each row.
+        parameters: The parameters that the factors multiply.
 
     Returns:
-        Predictions from its spec sheet, and with factors from ten of its rows (bf16, as in few-shot
-        mode). Both are empty if there is only one device, which leaves nothing to fit on.
+        ndarray of shape (rows,).
     """
-    by_spec_sheet: Predictions = []
-    by_ten_rows: Predictions = []
-    for system in sorted({g.system for g in groups}):
-        others, own = (
-            [g for g in groups if g.system != system],
-            [g for g in groups if g.system == system],
-        )
-        if not others:
-            continue
-        parameters = fit(others)
-        by_spec_sheet += [(g, predict(g, parameters)) for g in own]
-        known = [g.few(SEED + i) for i, g in enumerate(own) if g.precision == "bfloat16"]
-        factors = few_shot_factors(known[:_FEW], parameters)
+    errors = np.empty(len(shapes))
+    for shape in set(shapes):
+        held = np.array([one == shape for one in shapes])
+        factors = few_shot_factors([rows.only(~held)], parameters)
         scaled = parameters | {n: parameters[n] * f for n, f in factors.items()}
-        by_ten_rows += [(g, predict(g, scaled)) for g in own]
-    return by_spec_sheet, by_ten_rows
+        errors[held] = -_log_errors([rows.only(held)], scaled)
+    return errors
+
+
+def _few_shot_spread(system: str, rows: FitGroup, parameters: dict[str, float]) -> float:
+    shapes = [tuple(r[c] for c in SHAPE) for r in few_shot_rows() if r["system"] == system]
+    return few_shot_spread(few_shot_left_out(rows, shapes, parameters))
+
+
+def _cells(held_out: Predictions) -> list[dict]:
+    return cells_of(
+        (
+            HeldOutRow(g.system, g.dataset, g.precision, 2 if spread else 1, g.shape, ratio)
+            for g, p in held_out
+            for spread, ratio in zip(g.spread, g.measured_s / p, strict=True)
+        )
+    )
 
 
 def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, float]]:
@@ -156,19 +174,11 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
         raise UnknownNameError("framework", framework, FRAMEWORKS)
     groups = collect(framework)
     held_out = cross_validate(groups)
-    # one device alone cannot say how a fit transfers to another, so sglang's two devices do
-    elsewhere, with_ten = leave_device_out(collect(FRAMEWORKS[0]))
     fitted = fit(groups)
     profiles = sorted({g.system.replace("_", "-") for g in groups})
     parameters = {name: value for name, value in fitted.items() if name not in _DEVICE_FACTORS}
-    few = (
-        {}
-        if framework != FRAMEWORKS[0]
-        else {
-            system.replace("_", "-"): few_shot_factors([g], fitted)
-            for system, g in few_shot_groups().items()
-        }
-    )
+    known = few_shot_groups() if framework == FRAMEWORKS[0] else {}
+    few = {system.replace("_", "-"): few_shot_factors([g], fitted) for system, g in known.items()}
     scores = {}
     for system, precision in sorted({(g.system, g.precision) for g in groups}):
         chosen = [(g, p) for g, p in held_out if (g.system, g.precision) == (system, precision)]
@@ -199,7 +209,11 @@ def calibrate(path: Path, framework: str = "sglang") -> dict[str, dict[str, floa
             if name in fitted
         },
         few_shot_factors=few,
-        residuals=all_residuals(held_out, elsewhere, with_ten) | other_generation(elsewhere),
+        cells=_cells(held_out),
+        few_shot_spreads={
+            system.replace("_", "-"): _few_shot_spread(system, g, fitted)
+            for system, g in known.items()
+        },
         scores=scores,
         fit_groups=[" ".join(str(part) for part in key) + f" ep {ep}" for key, ep in own.items()],
     )

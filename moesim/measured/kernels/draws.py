@@ -41,9 +41,13 @@ class RowDraws:
     tokens: np.ndarray
     tile: Tile
 
-    def only(self, row: int) -> "RowDraws":
-        """Return the draws of one row."""
-        keep = self.row_of_draw == row
+    def only(self, keep_N: np.ndarray) -> "RowDraws":
+        """Return the draws of some rows.
+
+        Args:
+            keep_N: ndarray of shape (num_rows,), bool: which rows to keep.
+        """
+        keep = keep_N[self.row_of_draw]
 
         def cut(part: Any) -> Any:
             values = {f.name: getattr(part, f.name) for f in fields(part)}
@@ -52,8 +56,8 @@ class RowDraws:
             )
 
         return RowDraws(
-            row_of_draw=np.zeros(int(keep.sum()), dtype=np.int64),
-            num_rows=1,
+            row_of_draw=(np.cumsum(keep_N) - 1)[self.row_of_draw[keep]],
+            num_rows=int(keep_N.sum()),
             shape=cut(self.shape),
             load=cut(self.load),
             tokens=self.tokens[keep],

@@ -24,6 +24,7 @@ from moesim.measured.fitting import Fitted, write_calibration
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.family_records import FAMILIES, SHAPE, KernelFamily, family_of
 from moesim.measured.kernels.family_rows import FamilyRows
+from moesim.measured.kernels.residuals import HeldOutRow, cells_of
 from moesim.measured.scores import error_scores
 from moesim.units import US
 
@@ -180,7 +181,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
     table = collect(family)
     parameters: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
-    residuals: dict[str, dict] = {}
+    left_out: list[HeldOutRow] = []
     profiles = set()
     for (system, dtype), part in table.groupby(["system", "moe_dtype"]):
         profile = load_profile(str(system))
@@ -188,24 +189,17 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         rows = FamilyRows.of(records, profile, family)
         rule = best_rule(rows, family)
         shapes = [tuple(record[column] for column in SHAPE) for record in records]
-        left_out = [tuple(record[column] for column in family.left_out) for record in records]
-        held = held_out_s(rows, left_out, rule)
+        groups = [tuple(record[column] for column in family.left_out) for record in records]
+        held = held_out_s(rows, groups, rule)
         profiles.add(profile.name)
         chosen = {key: float(getattr(rule, key)) for key in RULES}
         prefix = f"{dtype}_sm{generation_of(profile)}"
         parameters |= {f"{prefix}_{key}": v for key, v in (chosen | fit(rows, rule)).items()}
         scores[f"{profile.name}-{dtype}"] = error_scores(held, rows.measured_s)
-        alone = np.array([record["moe_ep_size"] == 1 for record in records])
-        for spread, keep in (("ep1", alone), ("epn", ~alone)):
-            if keep.sum() >= 20:
-                low, high = np.percentile(rows.measured_s[keep] / held[keep], (10, 90))
-                kind = "cross-validated by shape" if len(set(shapes)) > 1 else "one shape"
-                residuals[f"calibrated-{dtype}-{spread}"] = {
-                    "low": low,
-                    "high": high,
-                    "kind": kind,
-                    "rows": int(keep.sum()),
-                }
+        left_out += [
+            HeldOutRow(str(system), r["dataset"], str(dtype), r["moe_ep_size"], shape, float(ratio))
+            for r, shape, ratio in zip(records, shapes, rows.measured_s / held, strict=True)
+        ]
     generations = {generation_of(load_profile(name)) for name in profiles}
     found = Fitted(
         title=family.title,
@@ -218,7 +212,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
         profiles=sorted(profiles),
         generations=sorted(generations),
         parameters=parameters,
-        residuals=residuals,
+        cells=cells_of(left_out),
         scores=scores,
         fit_groups=sorted(
             {

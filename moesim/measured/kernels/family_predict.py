@@ -62,12 +62,12 @@ def predict_family(
     rule, parameters = format_parameters(calibration, dtype, profile)
     drawn = FamilyRows.of(rows, profile, family)
     predicted = drawn.predicted_s(rule, parameters) * 1e3
-    factors = np.array(
-        [
-            calibration.interval(f"{dtype}-{'epn' if row['moe_ep_size'] > 1 else 'ep1'}")
-            for row in rows
-        ]
-    )
+    classes = [
+        (f"{dtype}-{'epn' if row['moe_ep_size'] > 1 else 'ep1'}", str(row["dataset"]))
+        for row in rows
+    ]
+    of_class = {one: calibration.interval(*one) for one in set(classes)}
+    factors = np.array([of_class[one] for one in classes])
     return {
         "predicted_latency_ms": predicted,
         "low_ms": predicted * factors[:, 0],

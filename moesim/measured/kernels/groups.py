@@ -29,6 +29,7 @@ class FitGroup:
 
     Attributes:
         system: Name of the system, such as ``h100_sxm``.
+        dataset: Version of the library, such as ``sglang/0.5.14``.
         precision: ``bfloat16`` or ``fp8_block``.
         shape: The shape (hidden, width, top_k, experts).
         draws: Draws of the rows' expert histograms.
@@ -37,21 +38,30 @@ class FitGroup:
     """
 
     system: str
+    dataset: str
     precision: str
     shape: tuple[int, ...]
     draws: RowDraws
     spread: np.ndarray
     measured_s: np.ndarray
 
-    def few(self, seed: int) -> "FitGroup":
-        """Return one random row of the group."""
-        chosen = int(np.random.default_rng(seed).integers(len(self.measured_s)))
+    def only(self, keep_N: np.ndarray) -> "FitGroup":
+        """Return the group with some of its rows.
+
+        Args:
+            keep_N: ndarray of shape (rows,), bool: which rows to keep.
+        """
         return replace(
             self,
-            draws=self.draws.only(chosen),
-            spread=self.spread[[chosen]],
-            measured_s=self.measured_s[[chosen]],
+            draws=self.draws.only(keep_N),
+            spread=self.spread[keep_N],
+            measured_s=self.measured_s[keep_N],
         )
+
+    def few(self, seed: int) -> "FitGroup":
+        """Return one random row of the group."""
+        count = len(self.measured_s)
+        return self.only(np.arange(count) == np.random.default_rng(seed).integers(count))
 
 
 #: groups with the predicted seconds of their rows
@@ -126,6 +136,7 @@ def _group(rows: list[dict]) -> FitGroup:
     first = rows[0]
     return FitGroup(
         system=first["system"],
+        dataset=first["dataset"],
         precision=first["moe_dtype"],
         shape=tuple(first[c] for c in SHAPE),
         draws=draw_rows(rows, load_profile(first["system"])),

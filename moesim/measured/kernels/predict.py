@@ -197,9 +197,9 @@ def predict_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:
         draws = draw_rows(records, profile)
         at = part.index.to_numpy()
         predicted = draws.price(kernels) * 1e3
-        factors = np.array(
-            [kernels.calibration.interval(residual_class(dtype, r["moe_ep_size"])) for r in records]
-        )
+        classes = [residual_class(dtype, r["moe_ep_size"]) for r in records]
+        of_class = {name: kernels.calibration.interval(name, str(dataset)) for name in set(classes)}
+        factors = np.array([of_class[name] for name in classes])
         out["predicted_latency_ms"][at] = predicted
         out["low_ms"][at], out["high_ms"][at] = predicted * factors[:, 0], predicted * factors[:, 1]
         out["roofline_ms"][at] = roofline_s(draws, profile) * 1e3

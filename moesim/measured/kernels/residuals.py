@@ -1,117 +1,95 @@
 """Compute the intervals of kernel prices from rows that a fit left out."""
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from moesim.measured.kernels.groups import Predictions
+from moesim.costs.calibration import generation_of
+from moesim.costs.cells import ONE_SHAPE
+from moesim.hardware import load_profile
 
-_RESIDUAL_KINDS = {
-    "calibrated": "cross-validated by shape",
-    "spec_sheet": "device left out of the fit",
-    "few_shot": "device left out of the fit but for ten rows",
-    "other_generation": "device left out of the fit, and a bias like theirs",
-}
+#: rows of which P10 and P90 are stated; a cell of fewer is left out
+FEWEST = 20
+#: how rows were left out, where a cell has several shapes
+BY_SHAPE = "cross-validated by shape"
 
 
-def all_residuals(
-    held_out: Predictions, elsewhere: Predictions, with_ten: Predictions
-) -> dict[str, dict]:
-    """Return the intervals of the levels ``calibrated``, ``spec_sheet`` and ``few_shot``.
+class HeldOutRow(NamedTuple):
+    """A measured row that a fit left out, and measured / predicted."""
 
-    Only one device has fp8 rows that may be fitted, so it cannot be left out. The fp8 interval on
-    other devices is the cross-validated one, widened as much as bf16's is.
+    system: str
+    version: str
+    format: str
+    ep_size: int
+    shape: tuple[int, ...]
+    ratio: float
 
-    Args:
-        held_out: Predictions by fits that saw none of the rows' shape.
-        elsewhere: Predictions by fits that saw none of the rows' device.
-        with_ten: Predictions by such fits with ten rows of the device.
+
+def cells_of(rows: Iterable[HeldOutRow]) -> list[dict]:
+    """Return the cells of a calibration file: P10 and P90 of measured / predicted.
+
+    Shapes have biases of their own, and a few of them tell little of the next one's. Their part of
+    the interval is widened from the normal P90 to that of Student's distribution, times
+    sqrt(1 + 1 / n) for n shapes.
+
+    Returns:
+        Cells of at least `FEWEST` rows, see `moesim.costs.cells.Cell`.
     """
-    out = residual_classes("calibrated", held_out)
-    for level, predictions in (("spec_sheet", elsewhere), ("few_shot", with_ten)):
-        away = residual_classes(
-            level, [(g, p) for g, p in predictions if g.precision == "bfloat16"]
-        )
-        home = residual_classes(
-            "calibrated", [(g, p) for g, p in held_out if g.precision == "bfloat16"]
-        )
-        out |= away
-        for name, cls in residual_classes("calibrated", held_out).items():
-            if "fp8" not in name:
-                continue
-            twin = name.replace("fp8_block", "bfloat16")
-            reference = away.get(twin.replace("calibrated", level)), home.get(twin)
-            if reference[0] and reference[1]:
-                wider = {
-                    end: cls[end] * reference[0][end] / reference[1][end] for end in ("low", "high")
-                }
-                out[name.replace("calibrated", level)] = (
-                    cls
-                    | wider
-                    | {
-                        "kind": (
-                            "cross-validated by shape, widened as bfloat16 is from device to device"
-                        )
-                    }
-                )
-    return out
-
-
-def other_generation(elsewhere: Predictions) -> dict[str, dict]:
-    """Return the intervals on a device of another generation than those fitted.
-
-    Its bias is assumed to have the same distribution as theirs. Each device left out has its own
-    median log error; their root mean square is the spread s of biases, and the 80 % interval of the
-    next device's bias is t s sqrt(1 + 1 / n), with t from Student's distribution with n - 1 degrees
-    of freedom (wide for n = 2 devices, as it must be). It is added in quadrature to the spread of
-    rows within a device.
-
-    Args:
-        elsewhere: Predictions by fits that saw none of the rows' device.
-    """
-    from scipy.stats import t
-
-    rows = [(g, p) for g, p in elsewhere if g.precision == "bfloat16"]
-    systems = sorted({g.system for g, _ in rows})
-    medians = [
-        np.median(np.concatenate([np.log(g.measured_s / p) for g, p in rows if g.system == s]))
-        for s in systems
-    ]
-    count = len(systems)
-    bias = t.ppf(0.9, max(count - 1, 1)) * float(
-        np.sqrt(np.mean(np.square(medians)) * (1 + 1 / count))
-    )
-    out = {}
-    for name, cls in residual_classes("other_generation", rows).items():
-        low, high = np.log(cls["low"]), np.log(cls["high"])
-        middle = (low + high) / 2
-        half = float(np.hypot((high - low) / 2, bias))
-        for precision in ("bfloat16", "fp8_block"):
-            out[name.replace("bfloat16", precision)] = cls | {
-                "low": float(np.exp(middle - half)),
-                "high": float(np.exp(middle + half)),
+    found: dict[tuple[str, str, str, str], list[HeldOutRow]] = {}
+    shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for row in rows:
+        ep = "epn" if row.ep_size > 1 else "ep1"
+        found.setdefault((row.system, row.version, row.format, ep), []).append(row)
+        shapes.setdefault((row.system, row.format), set()).add(row.shape)
+    out = []
+    for (system, version, fmt, ep), own in sorted(found.items()):
+        if len(own) < FEWEST:
+            continue
+        profile = load_profile(system)
+        low, high = _interval(own)
+        out.append(
+            {
+                "device": profile.name,
+                "generation": generation_of(profile),
+                "version": version,
+                "format": fmt,
+                "ep": ep,
+                "low": low,
+                "high": high,
+                "kind": ONE_SHAPE if len(shapes[system, fmt]) == 1 else BY_SHAPE,
+                "rows": len(own),
             }
+        )
     return out
 
 
-def residual_classes(level: str, predictions: Predictions) -> dict[str, dict]:
-    """Return the P10 and P90 of measured / predicted by class: ``LEVEL-PRECISION-ep1`` and
-    ``-epn``.
+def _interval(rows: Sequence[HeldOutRow]) -> tuple[float, float]:
+    from scipy.stats import norm, t
+
+    by_shape: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        by_shape.setdefault(row.shape, []).append(float(np.log(row.ratio)))
+    low, high = np.percentile(np.concatenate(list(by_shape.values())), (10, 90))
+    count = len(by_shape)
+    if count > 1:
+        between = float(np.std([np.median(logs) for logs in by_shape.values()], ddof=1))
+        excess = t.ppf(0.9, count - 1) ** 2 * (1 + 1 / count) - norm.ppf(0.9) ** 2
+        half = float(np.hypot((high - low) / 2, np.sqrt(excess) * between))
+        low, high = (low + high) / 2 - half, (low + high) / 2 + half
+    return float(np.exp(low)), float(np.exp(high))
+
+
+def few_shot_spread(left_out_N: np.ndarray) -> float:
+    """Return half the logarithmic width of the 80 % interval that a few rows of a device leave.
+
+    Args:
+        left_out_N: ndarray of shape (N,): log(measured / predicted) of each of the rows by a fit to
+            those of other shapes. Their standard deviation is taken as 1.48 times the median of
+            their absolute values, and the P90 as Student's with N - 1 degrees of freedom.
     """
-    out = {}
-    for precision in sorted({g.precision for g, _ in predictions}):
-        for spread, name in ((False, "ep1"), (True, "epn")):
-            ratio = np.concatenate(
-                [
-                    (g.measured_s / p)[g.spread == spread]
-                    for g, p in predictions
-                    if g.precision == precision
-                ]
-            )
-            if len(ratio):
-                low, high = np.percentile(ratio, [10, 90])
-                out[f"{level}-{precision}-{name}"] = {
-                    "low": low,
-                    "high": high,
-                    "rows": len(ratio),
-                    "kind": _RESIDUAL_KINDS[level],
-                }
-    return out
+    from scipy.stats import norm, t
+
+    count = len(left_out_N)
+    sigma = float(np.median(np.abs(left_out_N)) / norm.ppf(0.75))
+    return float(t.ppf(0.9, count - 1) * np.sqrt(1 + 1 / count) * sigma)

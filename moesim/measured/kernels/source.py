@@ -118,7 +118,9 @@ class Silicon:
         kernels = row_kernels(row["dataset"], profile)
         calibration = kernels.calibration
         predicted = float(draw_rows([row], profile).price(kernels)[0])
-        low, high = calibration.interval(residual_class(row["moe_dtype"], row["moe_ep_size"]))
+        low, high = calibration.interval(
+            residual_class(row["moe_dtype"], row["moe_ep_size"]), row["dataset"]
+        )
         tile = row_tile(row, profile.name)
         return CheckRow(
             status="checked",

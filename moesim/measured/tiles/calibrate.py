@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moesim.costs.calibration import generation_of
 from moesim.costs.devices.tile_work import FORMS
+from moesim.costs.libraries import OWN_KERNELS
 from moesim.errors import ConfigError
 from moesim.hardware.drivers import profile_of_driver
 from moesim.measured.fitting import Fitted, write_calibration
@@ -90,8 +92,12 @@ def calibrate(out: Path, paths: list[Path] | None = None) -> dict[str, dict[str,
         near[group] = held_out[group] <= 1.1 * held_out[group].min()
     low, high = np.percentile(measured[near] / held_out[near], (10, 90))
     spread = {
-        "low": low / _WIDENED,
-        "high": high * _WIDENED,
+        "device": profile.name,
+        "generation": generation_of(profile),
+        "version": OWN_KERNELS,
+        "format": "bfloat16",
+        "low": float(low) / _WIDENED,
+        "high": float(high) * _WIDENED,
         "kind": "cross-validated by shape, widened for what no row times",
         "rows": int(near.sum()),
     }
@@ -100,9 +106,9 @@ def calibrate(out: Path, paths: list[Path] | None = None) -> dict[str, dict[str,
         fitted_on=f"{len(measured)} tiles of {len(shapes)} layers, timed on {devices[0]}",
         sources=[_SOURCE if paths is None else ", ".join(map(str, paths))],
         profiles=[profile.name],
-        generations=[round(10 * (profile.compute_capability or 0))],
+        generations=[generation_of(profile)],
         parameters=parameters | ASSUMED,
-        residuals={f"calibrated-bfloat16-{ep}": spread for ep in ("ep1", "epn")},
+        cells=[spread | {"ep": ep} for ep in ("ep1", "epn")],
         scores={name.replace(" ", "-"): one for name, one in scores.items()},
         fit_groups=[" ".join(map(str, shape)) for shape in shapes],
         model="tiles",
