@@ -172,16 +172,19 @@ def test_a_cache_too_large_for_any_number_of_devices():
 
 
 def test_a_latency_finds_the_largest_batch(hgx):
-    """Each pass keeps it, and twice the batch would not."""
+    """Each pass keeps it, and the next eighth of a power of two would not."""
     found = recommend(QWEN, hgx, latency_ms=20, precision="fp8")
     tokens = found.workload.num_tokens_per_device
     assert all(c.pass_time_s <= 0.020 for c in found.choices)
+    # what would help stays within the latency, too
+    assert not any(h.change.startswith("batches of") for h in found.helps)
+    eighth = 2 ** (tokens.bit_length() - 1) // 8
+    assert tokens % eighth == 0
+    more = tokens + eighth
     with pytest.raises(ConfigError) as caught:
-        recommend(QWEN, hgx, latency_ms=20, precision="fp8", tokens=2 * tokens)
+        recommend(QWEN, hgx, latency_ms=20, precision="fp8", tokens=more)
     assert str(caught.value).startswith("latency_ms: expected at least 2")
-    assert f"the 48 MoE layers of {QWEN} take at {2 * tokens:,} tokens per device" in str(
-        caught.value
-    )
+    assert f"the 48 MoE layers of {QWEN} take at {more:,} tokens per device" in str(caught.value)
 
 
 def test_a_latency_that_nothing_keeps(hgx):

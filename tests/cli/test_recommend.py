@@ -36,7 +36,7 @@ def test_it_says_what_to_run_and_how_far_to_trust_it(moesim, tmp_path):
     subjects = [
         line[:15].strip() for line in lines if line[:15].strip() and not line.startswith(" ")
     ]
-    assert subjects[1:16] == [
+    assert subjects[1:17] == [
         "workload",
         "parallelism",
         "placement",
@@ -45,6 +45,7 @@ def test_it_says_what_to_run_and_how_far_to_trust_it(moesim, tmp_path):
         "exchange",
         "kernels",
         "layer",
+        "grade",
         "throughput",
         "memory",
         "limited by",

@@ -104,12 +104,17 @@ def test_the_cell_that_is_crossed_least_counts():
 
 
 def test_ten_rows_that_disagree_widen():
-    def half(spread):
-        found = basis_of([cell()], target(device="l40s", generation=89, few_shot=spread), KNOWN)
+    def half(spread, device="h200-sxm", generation=90):
+        asked = target(device=device, generation=generation, few_shot=spread)
+        found = basis_of([cell()], asked, KNOWN)
         return log(found.high / found.low) / 2
 
     assert half(0.0) == pytest.approx(hypot(log(1.2 / 0.9) / 2, 0.05))
     assert half(0.3) == pytest.approx(hypot(log(1.2 / 0.9) / 2, 0.3))
+    # of another generation they correct the mean error, and the interval stays as wide
+    without = basis_of([cell()], target(device="l40s", generation=89), KNOWN)
+    assert half(0.0, "l40s", 89) == pytest.approx(log(without.high / without.low) / 2)
+    assert half(0.9, "l40s", 89) == pytest.approx(hypot(log(1.2 / 0.9) / 2, 0.9))
 
 
 def test_one_shape_is_crossed_by_every_other():

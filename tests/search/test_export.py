@@ -113,6 +113,7 @@ def test_sglang_with_copies_over_nodes(one):
         "--dist-init-addr": "$HEAD:5000",
         "--moe-a2a-backend": "deepep",
         "--deepep-mode": "low_latency",
+        "--moe-runner-backend": "deep_gemm",
         "--ep-num-redundant-experts": "64",
         "--init-expert-location": "map.json",
         "--ep-dispatch-algorithm": "dynamic",

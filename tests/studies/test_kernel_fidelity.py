@@ -119,7 +119,9 @@ def test_errors_by_bucket_are_those_of_the_rows(study, bucket):
 def test_scoreboard_and_ranking_say_how_each_was_predicted(study):
     done, out = study
     scores = pd.read_csv(out / "scoreboard.csv")
-    assert {*CLASS, *SCORES, *SOURCED, "us", "inside", "roofline_mape"} == set(scores.columns)
+    assert {*CLASS, *SCORES, *SOURCED, "family", "us", "inside", "roofline_mape"} == set(
+        scores.columns
+    )
     assert scores.notna().all(axis=None)
     assert scores["rows"].sum() == len(pd.read_csv(out / "rows.csv"))
     ranks = pd.read_csv(out / "ranking.csv")

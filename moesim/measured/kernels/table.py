@@ -58,7 +58,7 @@ def unavailable_because() -> str | None:
 @cache
 def load_rows(system: str, dataset: str, every: bool = False, name: str = "moe_perf"):
     """Return all Triton rows of one system and dataset as a pandas DataFrame with `COLUMNS`,
-    ``latency_ms`` and those of `EXTRAS` that the file has.
+    ``latency_ms`` and, of every kernel, those of `EXTRAS` that the file has.
 
     Args:
         system: Name of the system, such as ``h100_sxm``.
@@ -78,7 +78,7 @@ def load_rows(system: str, dataset: str, every: bool = False, name: str = "moe_p
     if not every:
         table = table[table["kernel_source"].str.contains("triton")]
     table = table.assign(system=system, dataset=dataset).rename(columns={"latency": "latency_ms"})
-    extras = [column for column in EXTRAS if column in table]
+    extras = [column for column in EXTRAS if every and column in table]
     return table[[*COLUMNS, *extras, "latency_ms"]].reset_index(drop=True)
 
 
