@@ -59,6 +59,7 @@ def test_rows_hold_every_class_of_every_system_and_its_predictions(study):
         "latency_ms",
         "fitted",
         *PREDICTED,
+        "fit_family",
         "tile",
         "mode",
         "version",
