@@ -2,7 +2,8 @@
 
 ``auto`` prices the experts of the whole batch by every library that could run them
 (`moesim.costs.libraries.able`) and takes the one whose slowest device ends first. The price
-is the one that the layer is then lowered with.
+is the one that the layer is then lowered with; copies that land while experts run, which slow
+kernels that need the memory more than others, are left out of the comparison.
 
 Shape legend: D devices, L local experts.
 """
