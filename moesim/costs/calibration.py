@@ -13,8 +13,8 @@ capability) is not one of those fitted.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -71,6 +71,7 @@ class CalibrationFile(Strict):
     few_shot_factors: dict[str, dict[str, float]] = {}
     residuals: dict[str, Residuals] = {}
     cells: list[Cell] = []
+    also_serves: dict[str, list[int]] = {}
     few_shot_spreads: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
     fit_groups: list[str] = []
@@ -89,6 +90,8 @@ class Calibration:
         digest: First 12 hex digits of the SHA-256 of the file, and of the costs of crossings if it
             lists cells.
         cells: What kernels were fitted on, if the file lists it.
+        also_serves: Format -> major compute capabilities that its parameters also serve, though no
+            row of them was fitted.
         device: Name of the device profile.
         generation: Ten times its compute capability.
         changed: Whether the device is a profile's with other figures.
@@ -103,6 +106,7 @@ class Calibration:
     digest: str
     model: str = "waves"
     cells: tuple[Cell, ...] = ()
+    also_serves: Mapping[str, Sequence[int]] = field(default_factory=dict)
     device: str = ""
     generation: int = 0
     changed: bool = False
@@ -205,6 +209,7 @@ def _load(
         digest=hashlib.sha256(described.encode()).hexdigest()[:12],
         model=file.model,
         cells=tuple(file.cells),
+        also_serves=file.also_serves,
         device=device,
         generation=generation,
         changed=changed,

@@ -1,7 +1,7 @@
 """Fit positive parameters robustly, and write the calibration file."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
@@ -131,6 +131,8 @@ class Fitted:
         device_factors: Device -> factors of its parameters.
         few_shot_factors: Device of which ten rows are known -> factors of its parameters.
         model: Model that the parameters are of, see `moesim.costs.calibration.Calibration`.
+        also_serves: Format -> major compute capabilities that its parameters also serve, though no
+            row of them was fitted.
     """
 
     title: str
@@ -147,6 +149,7 @@ class Fitted:
     device_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     few_shot_factors: dict[str, dict[str, float]] = field(default_factory=dict)
     model: str = "waves"
+    also_serves: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def write_calibration(path: Path, found: Fitted, command: str) -> None:
@@ -170,6 +173,10 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
         *(f"  {_text(g)}," for g in found.fit_groups),
         "]",
         *([f"model = {_text(found.model)}"] if found.model != "waves" else []),
+        *(
+            f"also_serves.{name} = [{', '.join(map(str, majors))}]"
+            for name, majors in found.also_serves.items()
+        ),
         "",
         "[parameters]",
         *(f"{name} = {_number(value)}" for name, value in found.parameters.items()),

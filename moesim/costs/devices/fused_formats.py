@@ -62,7 +62,7 @@ def formats_of(calibration: Calibration) -> dict[str, list[int]]:
 
 def serves(calibration: Calibration, dtype: str, profile: Profile) -> bool:
     """Return whether a library's calibration prices a format on a device: whether it was fitted on
-    a device of the same major compute capability.
+    a device of the same major compute capability, or says that it also serves that one.
 
     Args:
         calibration: A library's calibration, of `load_calibration`.
@@ -73,10 +73,14 @@ def serves(calibration: Calibration, dtype: str, profile: Profile) -> bool:
 
 
 def _near(calibration: Calibration, dtype: str, profile: Profile) -> list[int]:
-    """Return the fitted generations of a device's major compute capability, nearest first."""
-    own = generation_of(profile)
-    same = [one for one in formats_of(calibration).get(dtype, []) if one // 10 == own // 10]
-    return sorted(same, key=lambda fitted: abs(fitted - own))
+    """Return the fitted generations that serve a device, nearest first: those of its own major
+    compute capability, otherwise all if the format also serves it.
+    """
+    own, fitted = generation_of(profile), formats_of(calibration).get(dtype, [])
+    same = [one for one in fitted if one // 10 == own // 10]
+    if not same and own // 10 in calibration.also_serves.get(dtype, ()):
+        same = fitted
+    return sorted(same, key=lambda one: abs(one - own))
 
 
 def format_parameters(

@@ -238,6 +238,7 @@ def calibrate(path: Path, name: str) -> dict[str, dict[str, float]]:
             }
         ),
         model="fused",
+        also_serves=family.also_serves,
     )
     write_calibration(path, found, f"moesim calibrate kernels --family {name}")
     return scores
