@@ -20,6 +20,14 @@ COMMANDS = [
 ]
 
 
+#: commands of ten seconds and more
+LONG = (
+    "moesim measure",
+    "moesim validate kernels --family",
+    "moesim recommend --model deepseek-v3 --compare",
+)
+
+
 def test_readme_has_snippets_and_commands():
     assert len(SNIPPETS) == 2
     assert len(COMMANDS) >= 6
@@ -37,7 +45,13 @@ def test_snippet_runs(code, tmp_path):
         assert done.stdout.count(" us  imbalance ") == 3
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.full) if command.startswith(LONG) else command
+        for command in COMMANDS
+    ],
+)
 def test_command_runs(command, tmp_path):
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     words = shlex.split(command)

@@ -22,6 +22,7 @@ from moesim.cli.validate import validate_app
 from moesim.errors import MoesimError
 from moesim.files import toml
 from moesim.hardware import load_cluster, load_profile
+from moesim.hardware.libraries import known_library
 from moesim.model.presets import preset_names
 from moesim.units import US
 from moesim.version import VERSION
@@ -63,10 +64,15 @@ def _root(
 @app.command()
 def profiles(
     name: Annotated[
-        str | None, typer.Argument(help="A profile or cluster: show its numbers.")
+        str | None,
+        typer.Argument(
+            help="A profile or cluster: show its numbers; a kernel library: its record."
+        ),
     ] = None,
 ) -> None:
-    """List device profiles, clusters and presets, or one file's numbers with kind and source."""
+    """List device profiles, clusters, presets and kernel libraries, or show what one file says,
+    numbers with kind and source.
+    """
     from moesim.report.terminal import print_table
 
     if name is None:
@@ -76,9 +82,13 @@ def profiles(
                 ("devices", toml.names("devices")),
                 ("clusters", toml.names("clusters")),
                 ("presets", preset_names()),
+                ("kernels", toml.names("libraries")),
             )
         ]
         print_table("What can be named", rows, ["what", "names"])
+        return
+    if library := known_library(name):
+        print_table(f"{library.name}: {library.title}", library.rows_of_record(), ["what", "says"])
         return
     try:
         provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"

@@ -121,6 +121,27 @@ class KernelLibrary:
         """
         return self.launch_of.get((engine, recipe), self.launch[engine])
 
+    def rows_of_record(self) -> list[dict[str, str]]:
+        """Return the record as rows of ``what`` and what it ``says``, for people to read."""
+        says = {
+            "about": self.about,
+            "experts": " and ".join(self.experts) + (", of any widths" if self.uneven else ""),
+            "formats": "; ".join(
+                f"{recipe} on {' and '.join(f'{major}.x' for major in self.generations[recipe])}"
+                for recipe in self.formats
+            ),
+            "exchanges": ", ".join(self.exchanges),
+            "tiles": self.tiles,
+            "padding": self.padding,
+            "launches": ", ".join(self.launches),
+            "calibration": self.calibration,
+            "rows": self.rows,
+            **{f"launch, {engine}": flags for engine, flags in self.launch.items()},
+            **({"notes": " ".join(self.notes)} if self.notes else {}),
+            "sources": "; ".join(self.sources),
+        }
+        return [{"what": what, "says": text} for what, text in says.items()]
+
     def measured(self, profile: Profile, recipe: str) -> bool:
         """Return whether rows of this format and of the device's generation were measured."""
         return int(profile.compute_capability or 0) in self.generations.get(recipe, ())

@@ -143,3 +143,11 @@ def test_a_library_of_your_own(tmp_path, monkeypatch):
     path.write_text(text.replace('about = "a"\n', ""))
     with pytest.raises(ConfigError, match=r"mine.toml: about: expected a value, got nothing"):
         kernel_library("mine")
+
+
+def test_a_record_is_for_people_to_read():
+    says = {row["what"]: row["says"] for row in kernel_library("trtllm-cutlass").rows_of_record()}
+    assert says["formats"].startswith("bf16 on 9.x and 10.x; ")
+    assert says["launch, trtllm"] == "backend: CUTLASS"
+    assert "plateaus" in says["notes"]
+    assert all(says.values())

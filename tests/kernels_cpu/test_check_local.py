@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+#: the loop takes a minute
+pytestmark = pytest.mark.full
 STUDY = Path(__file__).parents[2] / "studies" / "check_local.py"
 FILES = ("layers.csv", "alltoall.csv", "ranks.csv", "candidates.csv", "summary.csv", "targets.csv")
 

@@ -324,3 +324,17 @@ def test_hardware_is_not_a_second_name_for_a_choice(make_space):
 def test_a_law_of_ones_own(study, make_space, tmp_path):
     with pytest.raises(ConfigError, match="nowhere"):
         study(tmp_path, space=make_space(quality="/nowhere/points.csv"))
+
+
+def test_kernels_are_a_dimension(study, make_space, tmp_path):
+    """Of libraries by name; rows say which was asked for and which ran."""
+    space = make_space(kernels=["auto", "sglang-triton", "auto:vllm"])
+    assert space.choices()["kernels"] == ["auto", "sglang-triton", "auto:vllm"]
+    found = study(tmp_path, space=space, num_trials=40)
+    rows = [t.row() for t in found.trials if t.feasible]
+    assert {row["kernels_asked"] for row in rows} == {"auto", "sglang-triton", "auto:vllm"}
+    for row in rows:
+        assert row["kernels"] == "sglang-triton" or row["kernels_asked"] != "sglang-triton"
+        assert row["grade"] in "ABCD"
+    with pytest.raises(ConfigError, match="unknown kernel library 'marlim': did you mean marlin"):
+        make_space(kernels=["marlim"])

@@ -19,17 +19,7 @@ from moesim.measured.kernels.predict import predict_rows
 from moesim.measured.kernels.scoreboard import FLOOR_MS
 
 #: columns that rows share if they timed the same experts under the same load
-_SAME = (
-    "moe_dtype",
-    "num_tokens",
-    "hidden_size",
-    "inter_size",
-    "topk",
-    "num_experts",
-    "moe_tp_size",
-    "moe_ep_size",
-    "distribution",
-)
+_SAME = silicon.COLUMNS[3:]
 _SEED, _AS_GOOD = 1, 0.05
 #: framework -> library of its Triton rows
 _TRITON = {"sglang": "sglang-triton", "vllm": "vllm-triton"}
