@@ -124,7 +124,10 @@ class Placement:
         per_node = self.nearest_within or self.num_ranks
         slot_TK = np.empty(expert_ids_TK.shape, dtype=np.int64)
         rank_P = self.rank_of_slot_P
-        for rank in np.unique(rank_T):
+        # tokens rank by rank, in their order within a rank
+        order_T = np.argsort(rank_T, kind="stable")
+        ranks, starts = np.unique(rank_T[order_T], return_index=True)
+        for rank, tokens in zip(ranks, np.split(order_T, starts[1:]), strict=True):
             far_P = np.where(rank_P == rank, 0, 1 + (rank_P // per_node != rank // per_node))
             least_E = np.full(self.num_experts, 3)
             np.minimum.at(least_E, self.expert_of_slot_P, far_P)
@@ -132,11 +135,11 @@ class Placement:
             order = near[np.argsort(self.expert_of_slot_P[near], kind="stable")]
             copies_E = np.bincount(self.expert_of_slot_P[near], minlength=self.num_experts)
             first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
-            ids = expert_ids_TK[rank_T == rank]
+            ids = expert_ids_TK[tokens]
             # every rank begins with a different replica, so that a few tokens do not all go to the
             # first
             turn = turn_of_choice(ids, self.num_experts) + rank
-            slot_TK[rank_T == rank] = order[first_E[ids] + turn % copies_E[ids]]
+            slot_TK[tokens] = order[first_E[ids] + turn % copies_E[ids]]
         return slot_TK
 
 

@@ -36,6 +36,8 @@ class Front:
         self.objectives = objectives
         self._costs = np.empty((0, len(objectives)))
         self._box: tuple[np.ndarray, np.ndarray] | None = None
+        # of the present front; it is asked for after every trial, and most change nothing
+        self._hypervolume: float | None = None
 
     def add(self, trials: list[Trial]) -> None:
         """Add trials to the front."""
@@ -43,7 +45,9 @@ class Front:
         costs = np.vstack([self._costs, np.array(new).reshape(len(new), len(self.objectives))])
         if self._box is None and len(costs) > 1:
             self._box = costs.max(axis=0), np.maximum(np.ptp(costs, axis=0), 1e-12)
-        self._costs = np.unique(costs[front(costs)], axis=0) if len(costs) else costs
+        found = np.unique(costs[front(costs)], axis=0) if len(costs) else costs
+        if not np.array_equal(found, self._costs):
+            self._costs, self._hypervolume = found, None
 
     @property
     def size(self) -> int:
@@ -54,8 +58,10 @@ class Front:
         """Return the share of the box that is dominated."""
         if self._box is None:
             return 0.0
-        worst, span = self._box
-        return hypervolume((self._costs - worst) / span + 1.0, np.ones(len(span)))
+        if self._hypervolume is None:
+            worst, span = self._box
+            self._hypervolume = hypervolume((self._costs - worst) / span + 1.0, np.ones(len(span)))
+        return self._hypervolume
 
 
 def watched_study(*args: Any, num_trials: int, objectives: list[str], **options: Any) -> Study:
