@@ -14,6 +14,7 @@ Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and front.
 command again to continue.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from moesim import Workload, load_cluster
@@ -65,7 +66,7 @@ def main(options: SearchOptions) -> None:
     if options.quick:
         return
 
-    tried = [SPACE.decode(point, cluster)[0] for point in measured]
+    tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
     winners = study.pareto(limit=WINNERS)
     checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
     write_check(out / "check.csv", checks)

@@ -1,5 +1,5 @@
-"""Check candidates against measured Triton rows: expert phase against expert phase, for exact
-shapes only.
+"""Check candidates against measured rows of the kernels they run: expert phase against expert
+phase, for exact shapes only.
 
 A candidate on D devices with T tokens each has D x T tokens in total. The row that times its kernel
 has that many tokens, the same experts, top-k, width, format, tp and ep, and the same load
@@ -7,17 +7,23 @@ distribution. If that number of tokens was not measured, but smaller and larger 
 is interpolated linearly between both in logarithms, and the row is marked ``interpolated``; nothing
 else is interpolated, and nothing is extrapolated.
 
-The row is predicted with its *own* semantics (`moesim.measured.kernels.table`): experts contiguous,
-the hottest rank, no gate limits, warm L2, the tile that the framework ran. The check is therefore
-of a candidate's kernel, not of its placement and gate.
+A design that another library runs is checked against that library's rows; those of the Triton
+kernels of SGLang and vLLM count for any other. The row is predicted with its *own* semantics
+(`moesim.measured.kernels.table`): experts contiguous, the hottest rank, no gate limits, warm L2,
+the tile that the framework ran. The check is therefore of a candidate's kernel, not of its
+placement and gate.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from moesim.costs.calibration import load_calibration
 from moesim.design.candidate import Candidate, Workload
+from moesim.errors import MoesimError
 from moesim.hardware import Cluster
+from moesim.hardware.libraries import kernel_library
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.draws import (
     PRECISION,
@@ -26,9 +32,13 @@ from moesim.measured.kernels.draws import (
     row_kernels,
     row_tile,
 )
+from moesim.measured.kernels.family_calibrate import may_fit as may_fit_family
+from moesim.measured.kernels.family_predict import family_rows, predict_family
+from moesim.measured.kernels.family_records import FAMILIES, KernelFamily
 from moesim.measured.kernels.groups import may_fit
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
+from moesim.simulation.prepare import prepare
 from moesim.units import US
 
 #: device profile -> its datasets, the most trusted first
@@ -106,6 +116,12 @@ class Silicon:
         }
         if reason := self.unavailable_because():
             return CheckRow(status="unavailable", detail=reason, **about)
+        try:
+            library = prepare(candidate, cluster, workload).kernels
+        except MoesimError as error:  # it cannot be simulated, so that nothing is compared
+            return CheckRow(status="not_measured", detail=str(error), **about)
+        if library in FAMILIES:
+            return self._of_library(FAMILIES[library], candidate, cluster, workload, about)
         row = self._row(candidate.layer, candidate, cluster, workload)
         if row is None:
             return CheckRow(
@@ -136,24 +152,57 @@ class Silicon:
             detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, "
             f"{row['distribution']}, tp{row['moe_tp_size']} ep{row['moe_ep_size']}, tile "
             f"{tile}: contiguous experts, hottest rank, no gate limits, warm L2; measured is "
-            "a mean of back-to-back calls"
-            + (
-                ", interpolated between {} and {} tokens".format(*row["between"])
-                if "between" in row
-                else ""
-            ),
-            extra={
-                "row": (
-                    row["dataset"],
-                    row["num_experts"],
-                    row["topk"],
-                    row["inter_size"],
-                    row["moe_dtype"],
-                    row["moe_tp_size"],
-                    row["moe_ep_size"],
-                    row["num_tokens"],
-                )
-            },
+            "a mean of back-to-back calls" + _between(row),
+            extra=_key_of(row),
+            **about,
+        )
+
+    def _of_library(
+        self,
+        family: KernelFamily,
+        candidate: Candidate,
+        cluster: Cluster,
+        workload: Workload,
+        about: dict[str, Any],
+    ) -> CheckRow:
+        """Look up a row of the library that runs the design, and predict it by its prices."""
+        profile, layer = cluster.profile, candidate.layer
+        dtype = kernel_library(family.name).formats[layer.precision.name]
+        plain = not layer.num_shared_experts and layer.capacity_factor is None and not layer.uneven
+        wanted = _wanted(candidate, workload) | {"moe_dtype": dtype}
+        num_tokens = cluster.num_devices * workload.num_tokens_per_device
+        found = []
+        for table in _tables(profile.name.replace("-", "_"), family.name) if plain else ():
+            rows = table
+            for column, value in wanted.items():
+                rows = rows[rows[column] == value]
+            found.append(_at_tokens(rows.to_dict("records"), num_tokens))
+        known = [row for row in found if row is not None]
+        row = min(known, key=lambda one: "between" in one, default=None)
+        if row is None:
+            return CheckRow(
+                status="not_measured",
+                detail=f"no row of {family.name} of exactly this shape on {profile.name}, nor rows "
+                "of fewer and more tokens",
+                **about,
+            )
+        predicted = predict_family([row], profile, family)
+        return CheckRow(
+            status="checked",
+            simulated=float(predicted["predicted_latency_ms"][0]) * 1e3,
+            simulated_low=float(predicted["low_ms"][0]) * 1e3,
+            simulated_high=float(predicted["high_ms"][0]) * 1e3,
+            measured=row["latency_ms"] * 1e3,
+            interpolated="between" in row,
+            in_fit_set=may_fit_family(row),
+            calibration=str(predicted["calibration"][0]),
+            engine="kernel_model",
+            profile_hash=load_calibration(family.name, profile).digest,
+            detail=f"{row['dataset']} {row['kernel_source']}, {row['num_tokens']} tokens, "
+            f"{row['distribution']}, tp{row['moe_tp_size']} ep{row['moe_ep_size']}: contiguous "
+            "experts, hottest rank, no gate limits; measured is a mean of back-to-back calls"
+            + _between(row),
+            extra=_key_of(row),
             **about,
         )
 
@@ -169,16 +218,7 @@ class Silicon:
             return None
         dtypes = {name: dtype for dtype, name in _PRECISION_NAMES.items()}
         num_tokens = cluster.num_devices * workload.num_tokens_per_device
-        wanted = {
-            "moe_dtype": dtypes.get(layer.precision.name),
-            "hidden_size": layer.hidden_size,
-            "inter_size": layer.expert_intermediate_size,
-            "topk": layer.top_k,
-            "num_experts": layer.num_experts,
-            "moe_tp_size": candidate.parallelism.tp,
-            "moe_ep_size": candidate.parallelism.ep,
-            "distribution": distribution_of(workload.routing),
-        }
+        wanted = _wanted(candidate, workload) | {"moe_dtype": dtypes.get(layer.precision.name)}
         same_but_tokens = []
         for dataset in DATASETS.get(cluster.profile.name, ()):
             rows = silicon.load_rows(cluster.profile.name.replace("-", "_"), dataset)
@@ -188,6 +228,40 @@ class Silicon:
         found = [_at_tokens(rows, num_tokens) for rows in same_but_tokens]
         known = [row for row in found if row is not None]
         return min(known, key=lambda row: "between" in row, default=None)
+
+
+def _wanted(candidate: Candidate, workload: Workload) -> dict[str, Any]:
+    """Return what a row of the design's experts must have, apart from its format and tokens."""
+    layer = candidate.layer
+    return {
+        "hidden_size": layer.hidden_size,
+        "inter_size": layer.expert_intermediate_size,
+        "topk": layer.top_k,
+        "num_experts": layer.num_experts,
+        "moe_tp_size": candidate.parallelism.tp,
+        "moe_ep_size": candidate.parallelism.ep,
+        "distribution": distribution_of(workload.routing),
+    }
+
+
+@cache
+def _tables(system: str, name: str) -> list:
+    """Return the rows of a library on a system, a table for each dataset, the newest first."""
+    family = FAMILIES[name]
+    found = silicon.datasets(system, every=True, name=family.table)
+    return [family_rows(system, dataset, family)[0] for dataset in reversed(found)]
+
+
+def _between(row: dict[str, Any]) -> str:
+    if "between" not in row:
+        return ""
+    return ", interpolated between {} and {} tokens".format(*row["between"])
+
+
+def _key_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a row from others, for those that count distinct rows."""
+    names = ("num_experts", "topk", "inter_size", "moe_dtype", "moe_tp_size", "moe_ep_size")
+    return {"row": (row["dataset"], *(row[name] for name in names), row["num_tokens"])}
 
 
 def _at_tokens(rows: list[dict[str, Any]], num_tokens: int) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Row semantics by hand, and the permitted set."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from moesim.measured.kernels.groups import collect, fit_groups, may_fit
 from moesim.measured.kernels.scoreboard import roofline_s
 from moesim.measured.kernels.source import Silicon, measured_architectures
 from moesim.measured.scores import error_scores
+from moesim.simulation.prepare import prepare
 
 ROW = {
     "system": "h100_sxm",
@@ -113,6 +116,31 @@ def test_source_checks_exact_shapes_and_never_substitutes():
     )
     assert other.status == "not_measured"
     assert other.measured is None
+
+
+def test_a_design_is_checked_against_the_kernels_it_runs():
+    """By the library that auto picks, or the one that is named; none of it without its rows."""
+    cluster = load_cluster("hgx-h100-8")
+    workload = Workload(num_tokens_per_device=1024, routing="power_law:1.2")
+    layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=128, top_k=8)
+
+    def row(kernels, **changes):
+        candidate = Candidate(
+            layer=replace(layer, **changes), parallelism=Parallelism(ep=8), kernels=kernels
+        )
+        return Silicon().check(candidate, cluster, workload)[0]
+
+    own, triton = row("trtllm-cutlass"), row("sglang-triton")
+    assert "moe_torch_flow_cutlass" in own.detail
+    assert "sglang_fused_moe_triton" in triton.detail
+    assert own.measured != triton.measured
+    assert own.simulated_low < own.simulated < own.simulated_high
+    auto = row("auto")
+    name = prepare(Candidate(layer=layer, parallelism=Parallelism(ep=8)), cluster, workload).kernels
+    assert auto.measured == row(name).measured
+    nothing = row("trtllm-cutlass", expert_intermediate_size=1552)
+    assert nothing.status == "not_measured"
+    assert nothing.detail.startswith("no row of trtllm-cutlass of exactly this shape on h100-sxm")
 
 
 def test_measured_architectures_cover_both_formats_and_all_layouts():
