@@ -17,6 +17,7 @@ import numpy as np
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
+from moesim.hardware.libraries import known_library
 from moesim.measured.scores import error_scores, ranking
 from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
 from moesim.report.labels import without_common_end
@@ -240,7 +241,11 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     """
     timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
     labels = list(dict.fromkeys(row.candidate for _, row in timed))
-    short, shared = without_common_end(labels)
+    # a measured architecture names its kernels, which every one of them has in common
+    plain = [
+        " ".join(word for word in label.split() if not known_library(word)) for label in labels
+    ]
+    short, shared = without_common_end(plain)
     shown = dict(zip(labels, short, strict=True))
     of_all = f"; all: {shared}" if shared else ""
     print_table(
@@ -291,7 +296,7 @@ def print_check(rows: list[tuple[str, CheckRow]]) -> None:
     ):
         s = silicon_summary(chosen)
         print(
-            f"measured Triton kernels, {title}: {s['rows']}; error median {_number(s['median'])} "
+            f"measured kernels, {title}: {s['rows']}; error median {_number(s['median'])} "
             f"%, mean {_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau "
             f"{_number(s['kendall_tau'])}, regret of the simulated best "
             f"{_number(s['regret'], percent=True)}"
