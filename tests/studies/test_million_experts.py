@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+#: the study takes a third of a minute
+pytestmark = pytest.mark.full
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "million_experts.py")
 
 
