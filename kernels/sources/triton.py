@@ -144,7 +144,8 @@ def timed_rows(
     # The device with the most rows sets the time of the expert phase.
     busiest = int(traffic.counts_DL.sum(axis=1).argmax())
     tokens = int(np.asarray(traffic.num_tokens_S)[busiest])
-    low, high = result.intervals.get("experts", ASSUMED_INTERVAL)
+    experts = result.grade_of("experts")
+    low, high = experts.low, experts.high
     level = result.calibration
     about: dict[str, Any] = {
         "candidate": candidate.label,
@@ -329,7 +330,8 @@ def exchange_rows(
     rows = []
     for (way, matrix), seconds in zip(matrices.items(), times, strict=True):
         p10, median, p90 = np.percentile(seconds, (10, 50, 90)) / US
-        low, high = result.intervals.get(way, ASSUMED_INTERVAL)
+        grade = result.grade_of(way)
+        low, high = grade.low, grade.high
         level = result.calibration
         simulated = result.phase_time_s[way] / US
         rows.append(

@@ -30,7 +30,6 @@ from moesim.quality.loss_law import STEP_UNCERTAINTY
 from moesim.quality.other_laws import expert_opinions, leverage_loss
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
-from moesim.simulation.trust import ASSUMED_INTERVAL
 
 #: shares of the fine-grained law's step that the step may be
 _STEP_SHARES = (1.0 - STEP_UNCERTAINTY, 1.0, 1.0 + STEP_UNCERTAINTY)
@@ -90,8 +89,7 @@ def gain(before: Outcome, after: Outcome) -> Span:
         np.array([o.result.phase_time_s[p] for p in phases]) for o in (before, after)
     )
     own_P2, other_P2 = (
-        np.array([o.result.intervals.get(p, ASSUMED_INTERVAL) for p in phases])
-        for o in (before, after)
+        np.array([(g.low, g.high) for g in map(o.result.grade_of, phases)]) for o in (before, after)
     )
     same_P = np.array([_same_kernels(p, before, after) for p in phases])
     # a phase with the same kernels shares its factor, apart from what its interval is wider than

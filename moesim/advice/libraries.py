@@ -59,7 +59,7 @@ def library_rows(point: LibraryPoint) -> list[Row]:
         if not library.measured(cluster.profile, point.precision):
             continue
         result = simulate(replace(candidate, kernels=library.name), cluster, work)
-        low, high = result.intervals["experts"]
+        grade = result.grade_of("experts")
         rows.append(
             {
                 "device": point.device,
@@ -72,12 +72,12 @@ def library_rows(point: LibraryPoint) -> list[Row]:
                 "kernels": library.name,
                 "launched_by": " ".join(library.launch),
                 "experts_us": result.experts_time_s / US,
-                "experts_low_us": result.experts_time_s * low / US,
-                "experts_high_us": result.experts_time_s * high / US,
+                "experts_low_us": result.experts_time_s * grade.low / US,
+                "experts_high_us": result.experts_time_s * grade.high / US,
                 "evidence": result.evidence,
                 "calibration": result.calibration,
-                "grade": result.grades["experts"].letter,
-                "rests_on": result.grades["experts"].rests_on,
+                "grade": grade.letter,
+                "rests_on": grade.rests_on,
                 "engine": result.engine,
                 "seed": point.seed,
                 "version": result.version,

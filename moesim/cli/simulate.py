@@ -102,7 +102,6 @@ def simulate(given: SimulateOptions) -> None:
     """Simulate one MoE layer of a published model on a cluster."""
     from dataclasses import replace
 
-    from moesim.costs.grades import ASSUMED_GRADE
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare
@@ -150,8 +149,8 @@ def simulate(given: SimulateOptions) -> None:
             "phase": name,
             "time_us": seconds / US,
             "share": f"{100 * seconds / result.layer_time_s:.0f} %",
-            "grade": result.grades.get(name, ASSUMED_GRADE).letter,
-            "rests_on": result.grades.get(name, ASSUMED_GRADE).rests_on,
+            "grade": result.grade_of(name).letter,
+            "rests_on": result.grade_of(name).rests_on,
         }
         for name, seconds in result.phase_time_s.items()
         if seconds > 0

@@ -86,7 +86,8 @@ class Calibration:
         parameters: Fitted numbers, already multiplied by the device's factors.
         residuals: Class of kernel -> (P10, P90) of measured / predicted at this level.
         level: ``calibrated``, ``few_shot`` or ``spec_sheet``.
-        model: Which model of a GPU's kernels the parameters are of: waves of one tile, or tiles.
+        model: Which model of a GPU's kernels the parameters are of: ``waves`` of one tile,
+            ``tiles``, or ``fused``, a library priced as a whole.
         digest: First 12 hex digits of the SHA-256 of the file, and of the costs of crossings if it
             lists cells.
         cells: What kernels were fitted on, if the file lists it.

@@ -1,5 +1,6 @@
 """Say whose kernels a cluster's GPUs run, which libraries could, and what prices them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,7 +12,6 @@ from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import Exchange
 from moesim.hardware.libraries import (
     AUTO,
-    ENGINES,
     KernelLibrary,
     kernel_libraries,
     kernel_library,
@@ -36,14 +36,18 @@ def running(cluster: Cluster, library: str = OWN_KERNELS) -> Cluster:
     Raises:
         UnknownNameError: There is no library of this name.
     """
-    names = library.split(AND)
-    names = names if len(names) > 1 else names * len(cluster.groups)
     groups = tuple(
         (priced_by(profile, name), count)
-        for (profile, count), name in zip(cluster.groups, names, strict=True)
+        for (profile, count), name in zip(cluster.groups, names_of(library, cluster), strict=True)
     )
     same = all(new is old for (new, _), (old, _) in zip(groups, cluster.groups, strict=True))
     return cluster if same else replace(cluster, groups=groups)
+
+
+def names_of(library: str, cluster: Cluster) -> list[str]:
+    """Return the library of each kind of device, see `running`."""
+    names = library.split(AND)
+    return names if len(names) > 1 else names * len(cluster.groups)
 
 
 @lru_cache(maxsize=256)
@@ -93,17 +97,18 @@ def able(profile: Profile, candidate: Candidate, exchange: Exchange | None) -> l
             or the engine named has none; the text says why and names those that do.
     """
     auto, _, engine = candidate.kernels.partition(":")
+    fit = _fit(profile, candidate, exchange)
     if auto != AUTO:
         library = kernel_library(candidate.kernels)
         if reason := _refusal(library, profile, candidate, exchange):
-            others = ", ".join(one.name for one in _fit(profile, candidate, exchange)) or "none"
+            others = ", ".join(one.name for one in fit) or "none"
             raise ConfigError(f"kernels: {library.name} {reason}; others that do: {others}")
         return [library]
-    found = launched(profile, candidate, exchange)
-    if not found and not launching_engines(candidate, exchange):
-        wanted = {engine} if engine else set(ENGINES)
-        fit = _fit(profile, candidate, exchange)
-        found = [library for library in fit if wanted & set(library.launch)]
+    engines = launching_engines(candidate, exchange)
+    found = _launched(fit, candidate, engines, exchange)
+    if not found and not engines:
+        # no engine launches the exchange and layout: one that launches the kernels is enough
+        found = [one for one in fit if one.launch and (not engine or engine in one.launch)]
     recipe = candidate.layer.precision.name
     measured = [library for library in found if library.measured(profile, recipe)]
     if measured or found:
@@ -127,24 +132,57 @@ def launched(
         candidate: The design; ``auto:ENGINE`` and the name of a library leave out the others.
         exchange: Its exchange; None on one device, which has none.
     """
+    fit = _fit(profile, candidate, exchange)
+    return _launched(fit, candidate, launching_engines(candidate, exchange), exchange)
+
+
+def _launched(
+    fit: Iterable[KernelLibrary],
+    candidate: Candidate,
+    engines: Iterable[str],
+    exchange: Exchange | None,
+) -> list[KernelLibrary]:
+    """Return those of the libraries that fit which one of the engines launches."""
     auto, _, engine = candidate.kernels.partition(":")
-    wanted = {engine} if engine else set(ENGINES)
-    wanted &= set(launching_engines(candidate, exchange))
+    wanted = {engine} & set(engines) if engine else set(engines)
     after = None if exchange is None else exchange.name
     return [
         library
-        for library in _fit(profile, candidate, exchange)
+        for library in fit
         if wanted & set(library.engines(after)) and (auto == AUTO or library.name == auto)
     ]
 
 
-def _fit(profile: Profile, candidate: Candidate, exchange: Exchange | None) -> list[KernelLibrary]:
+def _fit(
+    profile: Profile, candidate: Candidate, exchange: Exchange | None
+) -> tuple[KernelLibrary, ...]:
     """Return the libraries that run a design's experts on a device."""
-    return [
-        library
-        for library in kernel_libraries()
-        if _refusal(library, profile, candidate, exchange) is None
-    ]
+    layer = candidate.layer
+    return _fitting(
+        tuple(kernel_libraries()),
+        profile,
+        layer.precision.name,
+        layer.gated,
+        layer.widths_differ,
+        exchange,
+    )
+
+
+# a search asks this of every design, and designs share the few answers
+@lru_cache(maxsize=1024)
+def _fitting(
+    libraries: tuple[KernelLibrary, ...],
+    profile: Profile,
+    recipe: str,
+    gated: bool,
+    uneven: bool,
+    exchange: Exchange | None,
+) -> tuple[KernelLibrary, ...]:
+    def runs(library: KernelLibrary) -> bool:
+        takes = exchange is None or exchange.name in library.exchanges
+        return takes and library.refuses(profile, recipe, gated=gated, uneven=uneven) is None
+
+    return tuple(filter(runs, libraries))
 
 
 def _refusal(

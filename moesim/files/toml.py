@@ -251,6 +251,11 @@ def _index(kind: str) -> dict[str, Path]:
     """Return lower-case name or alias -> file. The first folder of the search path wins; within a
     folder, a name wins over an alias.
     """
+    return _merged(_there(kind))
+
+
+def _there(kind: str) -> tuple[tuple[str, int], ...]:
+    """Return the folders of the search path that exist, with their modification times."""
     settings = tuple(
         os.environ.get(name, "")
         for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME")
@@ -261,7 +266,7 @@ def _index(kind: str) -> dict[str, Path]:
             there.append((folder, os.stat(folder).st_mtime_ns))
         except OSError:  # most users have no such folder
             continue
-    return _merged(tuple(there))
+    return tuple(there)
 
 
 @lru_cache(maxsize=64)
@@ -291,9 +296,20 @@ def _names_in(folder: str, modified_ns: int) -> dict[str, Path]:
     return by_alias | by_name
 
 
+def found(kind: str) -> dict[str, Path]:
+    """Return name (without the suffix) -> path of all files of one kind, by name."""
+    return _by_stem(_there(kind))
+
+
+@lru_cache(maxsize=64)
+def _by_stem(folders: tuple[tuple[str, int], ...]) -> dict[str, Path]:
+    paths = sorted(_merged(folders).values(), key=lambda path: path.stem)
+    return {path.stem: path for path in paths}
+
+
 def names(kind: str) -> list[str]:
     """Return the names (without the suffix) of all files of one kind that can be loaded by name."""
-    return sorted({path.stem for path in _index(kind).values()})
+    return list(found(kind))
 
 
 def index_names(kind: str) -> list[str]:
@@ -323,7 +339,4 @@ def find(
     try:
         return index[name.lower()]
     except KeyError:
-        what = {"devices": "profile", "clusters": "cluster", "libraries": "kernel library"}.get(
-            kind, kind
-        )
-        raise UnknownNameError(what, name, index) from None
+        raise UnknownNameError(_WHAT.get(kind, kind), name, index) from None

@@ -221,7 +221,10 @@ def kernel_library(name: str) -> KernelLibrary:
         UnknownNameError: No library has that name; the text lists the near matches.
         ConfigError: Its file is malformed.
     """
-    path = toml.find("libraries", name)
+    return _at(toml.find("libraries", name))
+
+
+def _at(path: toml.Path) -> KernelLibrary:
     return _load(str(path), path.stat().st_mtime_ns)
 
 
@@ -229,12 +232,14 @@ def known_library(name: str) -> KernelLibrary | None:
     """Return the library with a given name; None if there is none, since a device may also have
     kernels of its own calibration.
     """
-    return kernel_library(name) if name in toml.names("libraries") else None
+    path = toml.found("libraries").get(name)
+    return None if path is None else _at(path)
 
 
 def kernel_libraries() -> list[KernelLibrary]:
     """Return every library, by name."""
-    return [kernel_library(name) for name in toml.names("libraries")]
+    # one look at the folders for all of them: this is asked for every design
+    return [_at(path) for path in toml.found("libraries").values()]
 
 
 def check_choice(kernels: str) -> str:

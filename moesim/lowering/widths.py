@@ -113,7 +113,8 @@ def _priced(
     # depend on the width
     tiles = tiles_of(kernels, layer, tp, traffic.counts_DL)
     count, size = len(members), len(counts_DL)
-    load = _repeated(Load.of(counts_DL, tokens_D * layer.top_k, tiles[0].block_m), count)
+    load = Load.of(counts_DL, tokens_D * layer.top_k, tiles[0].block_m)
+    load = _repeated(load, count) if count > 1 else load
     width = np.repeat([-(-c.layer.widest // tp) for c in members], size)
     cost = price_routed(
         kernels,

@@ -84,9 +84,8 @@ class Result:
         profile_hash: Hash over the cluster, device and calibration files.
         kernels: Name of the library that runs the experts, one for each kind of device joined by
             ``+``; empty on devices that are no GPUs.
-        grades: Phase -> its grade, see `moesim.costs.grades`; a phase without an entry is assumed.
-        intervals: Phase -> P10 and P90 of measured over simulated time, as far as its calibration
-            knows them.
+        grades: Phase -> its grade, with the P10 and P90 of measured over simulated time, see
+            `moesim.costs.grades`; a phase without an entry is assumed (`grade_of`).
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
         granularity: Whether transfers were simulated per ``device`` or per ``pair``;
             ``device_loose`` where one transfer per device is known to be inaccurate, see
@@ -118,9 +117,12 @@ class Result:
     profile_hash: str
     kernels: str
     grades: dict[str, Grade]
-    intervals: dict[str, tuple[float, float]]
     tile: str
     granularity: str = "device"
+
+    def grade_of(self, phase: str) -> Grade:
+        """Return the grade of a phase."""
+        return self.grades.get(phase, ASSUMED_GRADE)
 
     @property
     def graded(self) -> tuple[str, Grade]:
@@ -129,7 +131,7 @@ class Result:
         """
         total = sum(self.phase_time_s.values())
         known = {
-            name: self.grades.get(name, ASSUMED_GRADE)
+            name: self.grade_of(name)
             for name, seconds in self.phase_time_s.items()
             if seconds >= _MATTERS * total
         }

@@ -25,13 +25,7 @@ from moesim.simulation.phases import (
 )
 from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.result import Result
-from moesim.simulation.trust import (
-    basis_digest,
-    grades_of,
-    granularity_of,
-    intervals_of,
-    span_of,
-)
+from moesim.simulation.trust import basis_digest, granularity_of, span_of, trust_of
 from moesim.units import MB
 from moesim.version import VERSION
 
@@ -95,8 +89,8 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
     program = lower(prepared)
     timeline = run(program, engine)
     phases = critical_phases(program, timeline)
-    intervals, level = intervals_of(candidate, cluster)
-    low, high = span_of(intervals, phases)
+    grades, level = trust_of(candidate, cluster, prepared.kernels)
+    low, high = span_of(grades, phases)
     time_s = timeline.makespan_s
     waves = cluster.profile.execution == "waves"
     return Result(
@@ -123,8 +117,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         version=VERSION,
         profile_hash=basis_digest(cluster, cluster.exchange(candidate.schedule)),
         kernels=prepared.kernels,
-        grades=grades_of(candidate, cluster),
-        intervals=intervals,
+        grades=grades,
         tile=_tile_name(prepared) if waves else "",
         granularity=granularity_of(cluster, candidate.schedule),
         effects=GateEffects.of(

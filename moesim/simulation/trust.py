@@ -9,7 +9,7 @@ from moesim.costs.calibration import load_calibration, weakest
 from moesim.costs.comm.choose import exchange_digest, exchange_kernel
 from moesim.costs.devices.serial import phase_intervals
 from moesim.costs.grades import ASSUMED_GRADE, Grade, grade_of, worst
-from moesim.costs.libraries import own_name
+from moesim.costs.libraries import names_of
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster, Profile
@@ -98,128 +98,99 @@ def basis_digest(cluster: Cluster, exchange: Exchange | None = None) -> str:
     ).hexdigest()[:12]
 
 
-def span_of(
-    intervals: dict[str, tuple[float, float]], phases: dict[str, float]
-) -> tuple[float, float]:
+def span_of(grades: dict[str, Grade], phases: dict[str, float]) -> tuple[float, float]:
     """Return the interval of a layer's time, from those of the phases on its critical path.
 
     Args:
-        intervals: Phase -> P10 and P90 of its time as factors, see `intervals_of`.
+        grades: Phase -> grade, with the P10 and P90 of its time as factors, see `trust_of`.
         phases: Seconds of each phase on the critical path.
 
     Returns:
         Factors (low, high) of the layer's time.
     """
     total = sum(phases.values())
-    low, high = (
-        sum(t * intervals.get(name, ASSUMED_INTERVAL)[end] for name, t in phases.items()) / total
-        for end in (0, 1)
+    known = [(seconds, grades.get(name, ASSUMED_GRADE)) for name, seconds in phases.items()]
+    return (
+        sum(seconds * grade.low for seconds, grade in known) / total,
+        sum(seconds * grade.high for seconds, grade in known) / total,
     )
-    return low, high
 
 
-def _measured_as(layer: MoELayer, profile: Profile) -> str:
-    """Return the format of the measured rows behind the price of a layer's experts on a device. No
-    measured row has experts of different widths.
-    """
-    library = known_library(own_name(profile)) or kernel_library(_PLAIN)
-    known = library.formats.get(layer.precision.name, _UNMEASURED)
-    return _UNMEASURED if layer.widths_differ else known
-
-
-def expert_grade(candidate: Candidate, cluster: Cluster) -> Grade:
-    """Return the grade of the experts' price, that of the worst device of the cluster.
-
-    Args:
-        candidate: The design whose layer is priced.
-        cluster: The hardware it runs on.
-    """
-    layer, found = candidate.layer, []
-    for profile, _ in cluster.groups:
-        if profile.execution == "serial":
-            known = phase_intervals(profile, layer.precision.activations, layer.gate.precision)
-            low, high = known.get("experts", ASSUMED_INTERVAL)
-            letter, words = (
-                ("A", "timed on this machine")
-                if "experts" in known
-                else ("D", "assumed: no measured rows")
-            )
-            found.append(Grade(letter=letter, rests_on=words, low=low, high=high))
-            continue
-        kernels = load_calibration(profile.calibration, profile)
-        grade = grade_of(kernels, _measured_as(layer, profile), candidate.parallelism.ep)
-        if layer.widths_differ:
-            words = "assumed: no measured row has experts of different widths"
-            grade = replace(grade, letter="D", rests_on=words)
-        found.append(grade)
-    return worst(found)
-
-
-def grades_of(candidate: Candidate, cluster: Cluster) -> dict[str, Grade]:
-    """Return the grade of each phase that a calibration prices; a phase without one is assumed
-    (`moesim.costs.grades.ASSUMED_GRADE`).
-
-    Args:
-        candidate: The design whose layer is simulated.
-        cluster: The hardware it runs on, with the calibrations of its kernels.
-    """
-    found = {"experts": expert_grade(candidate, cluster)}
-    if cluster.num_devices == 1:
-        return found
-    exchange = cluster.exchange(candidate.schedule)
-    kernel = exchange_kernel(cluster, exchange)
-    level = kernel.level if exchange.runs_on(cluster) else "none"
-    if cluster.is_what_if:
-        level = weakest([level, "spec_sheet"])
-    letter, words = _OF_LEVEL[level]
-    for way in ("dispatch", "combine"):
-        low, high = kernel.interval(way) if exchange.runs_on(cluster) else ASSUMED_INTERVAL
-        rests_on = f"{exchange.calibration or exchange.name}: {words}"
-        found[way] = Grade(letter=letter, rests_on=rests_on, low=low, high=high)
-    return found
-
-
-def intervals_of(
-    candidate: Candidate, cluster: Cluster
-) -> tuple[dict[str, tuple[float, float]], str]:
-    """Return the interval of each phase, and the weakest calibration.
+def trust_of(
+    candidate: Candidate, cluster: Cluster, kernels: str = ""
+) -> tuple[dict[str, Grade], str]:
+    """Return how far the price of each phase can be trusted, and the weakest calibration.
 
     Args:
         candidate: The design whose layer is simulated.
         cluster: The hardware it runs on, with the calibrations of the libraries that run its
             experts (`moesim.costs.libraries.running`).
+        kernels: Names of those libraries, see `moesim.simulation.kernels.choose_kernels`.
 
     Returns:
-        Phase -> factors of its time, P10 and P90 (a phase without an entry has `ASSUMED_INTERVAL`);
-        and the weakest calibration that the layer rests on.
+        Phase -> its grade and interval (a phase without an entry has
+        `moesim.costs.grades.ASSUMED_GRADE`); and the weakest calibration that the layer rests on.
     """
-    intervals: dict[str, tuple[float, float]] = {}
-    levels = []
-    layer = candidate.layer
-    for profile, _ in cluster.groups:
+    found: dict[str, Grade] = {}
+    experts, levels = [], []
+    for (profile, _), name in zip(cluster.groups, names_of(kernels, cluster), strict=True):
         if profile.execution == "serial":
-            intervals |= phase_intervals(profile, layer.precision.activations, layer.gate.precision)
-            levels.append("calibrated" if "experts" in intervals else "none")
+            timed = _timed(profile, candidate.layer)
+            found |= timed
+            experts.append(timed.get("experts", ASSUMED_GRADE))
+            levels.append("calibrated" if "experts" in timed else "none")
             continue
-        kernels = load_calibration(profile.calibration, profile)
-        spread = "epn" if candidate.parallelism.ep > 1 else "ep1"
-        measured_as = _measured_as(layer, profile)
-        low, high = kernels.interval(f"{measured_as}-{spread}")
-        before = intervals.get("experts", (low, high))
-        intervals["experts"] = (min(low, before[0]), max(high, before[1]))
+        calibration = load_calibration(profile.calibration, profile)
+        fmt = _measured_as(candidate.layer, name)
+        grade = grade_of(calibration, fmt, candidate.parallelism.ep)
+        if candidate.layer.widths_differ:
+            words = "assumed: no measured row has experts of different widths"
+            grade = replace(grade, letter="D", rests_on=words)
+        experts.append(grade)
         # a calibration without measured rows was fitted to nothing: its efficiencies are assumed
-        levels.append(kernels.level if measured_as != _UNMEASURED and kernels.measured else "none")
+        known = fmt != _UNMEASURED and calibration.measured
+        levels.append(calibration.level if known else "none")
+    # devices of several kinds: the worst grade, within all their intervals
+    found["experts"] = replace(
+        worst(experts), low=min(g.low for g in experts), high=max(g.high for g in experts)
+    )
     if cluster.num_devices > 1:
-        exchange = cluster.exchange(candidate.schedule)
-        kernel = exchange_kernel(cluster, exchange)
-        if exchange.runs_on(cluster):
-            intervals["dispatch"], intervals["combine"] = (
-                kernel.interval("dispatch"),
-                kernel.interval("combine"),
-            )
-            levels.append(kernel.level)
-        else:
-            levels.append("none")
+        moved, level = _moved(cluster, candidate.schedule)
+        found |= moved
+        levels.append(level)
     if cluster.is_what_if:
         levels.append("spec_sheet")
-    return intervals, weakest(levels)
+    return found, weakest(levels)
+
+
+def _timed(profile: Profile, layer: MoELayer) -> dict[str, Grade]:
+    """Return the grades of the phases that a profile's own measurements price."""
+    known = phase_intervals(profile, layer.precision.activations, layer.gate.precision)
+    return {
+        name: Grade(letter="A", rests_on="timed on this machine", low=low, high=high)
+        for name, (low, high) in known.items()
+    }
+
+
+def _measured_as(layer: MoELayer, kernels: str) -> str:
+    """Return the format of the measured rows behind the price of a layer's experts by a library. No
+    measured row has experts of different widths.
+    """
+    library = known_library(kernels) or kernel_library(_PLAIN)
+    known = library.formats.get(layer.precision.name, _UNMEASURED)
+    return _UNMEASURED if layer.widths_differ else known
+
+
+def _moved(cluster: Cluster, schedule: Schedule) -> tuple[dict[str, Grade], str]:
+    """Return the grades of dispatch and combine, and the level of their calibration."""
+    exchange = cluster.exchange(schedule)
+    kernel = exchange_kernel(cluster, exchange)
+    runs = exchange.runs_on(cluster)
+    level = kernel.level if runs else "none"
+    letter, words = _OF_LEVEL[weakest([level, "spec_sheet"]) if cluster.is_what_if else level]
+    rests_on = f"{exchange.calibration or exchange.name}: {words}"
+    found = {}
+    for way in ("dispatch", "combine"):
+        low, high = kernel.interval(way) if runs else ASSUMED_INTERVAL
+        found[way] = Grade(letter=letter, rests_on=rests_on, low=low, high=high)
+    return found, level

@@ -7,6 +7,7 @@ import pytest
 from moesim import Workload, simulate
 from moesim.advice.recommend import recommend
 from moesim.advice.ties import FLOOR, PricedDesign, groups, told_apart
+from moesim.costs.grades import Grade
 from moesim.errors import CapacityError, ConfigError
 from moesim.files import toml
 
@@ -31,7 +32,9 @@ def priced(hgx, found):
             phase_time_s=dict.fromkeys(result.phase_time_s, 0.0) | seconds,
             layer_time_s=sum(seconds.values()),
             tokens_per_s=4096 / sum(seconds.values()),
-            intervals=dict.fromkeys(result.phase_time_s, (0.85, 1.2)),
+            grades=dict.fromkeys(
+                result.phase_time_s, Grade(letter="A", rests_on="", low=0.85, high=1.2)
+            ),
         )
         return PricedDesign.of(result, hgx, per_second)
 

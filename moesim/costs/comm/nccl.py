@@ -68,7 +68,8 @@ class Nccl:
         """
         if self.ports.bridge_bytes_per_s:
             return "none"
-        return weakest([self.calibration.level, "spec_sheet"][: 2 if self._is_across else 1])
+        level = self.calibration.level
+        return weakest([level, "spec_sheet"]) if self._is_across else level
 
     @property
     def _is_across(self) -> bool:

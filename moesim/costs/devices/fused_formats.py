@@ -7,6 +7,7 @@ its own generation, or of the one nearest to it with the same major compute capa
 """
 
 import re
+from functools import lru_cache
 
 from moesim.costs.calibration import Calibration, generation_of
 from moesim.costs.devices.fused_model import BOUNDS, RULES, TileRule
@@ -83,6 +84,8 @@ def _near(calibration: Calibration, dtype: str, profile: Profile) -> list[int]:
     return sorted(same, key=lambda one: abs(one - own))
 
 
+# a search asks for the same few formats with every design
+@lru_cache(maxsize=512)
 def format_parameters(
     calibration: Calibration, dtype: str, profile: Profile
 ) -> tuple[TileRule, dict[str, float]]:
