@@ -53,6 +53,8 @@ def main(
             layer = MoELayer(**sizes, num_experts=experts, top_k=top_k)
             about = dict(device=device, precision=precision, routing=routing)
             rows += library_rows(LibraryPoint(layer=layer, num_tokens=tokens, **about))
+    if not rows:
+        raise ConfigError(f"no library was measured in {formats} on {devices}")
     write_csv(out / "libraries.csv", rows)
     write_csv(out / "winners.csv", table := winners(rows))
     write_html(out / "libraries.html", library_map(rows))

@@ -1,11 +1,12 @@
 """Answer a buyer: what one model does on several clusters, in one table.
 
 Every cluster is recommended for by itself, at its own number of devices or at the number that a
-budget pays. What a dollar and a watt buy is then compared across them.
+budget pays. Nodes that a network joins are tried as one cluster and as nodes side by side, each
+with the whole model. What a dollar and a watt buy is then compared across them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -22,6 +23,7 @@ _TRAY = 4
 COLUMNS = (
     "cluster",
     "devices",
+    "copies",
     "usd_per_hour",
     "precision",
     "kernels",
@@ -74,6 +76,7 @@ class Offer:
         row |= {
             "cluster": self.name,
             "devices": self.cluster.num_devices * self.copies,
+            "copies": self.copies,
             "usd_per_hour": self.usd_per_hour,
             "why_not": self.why_not,
         }
@@ -125,24 +128,38 @@ def compare(
         if budget_usd_per_hour is not None:
             price = costs.usd_per_hour(cluster)
             cluster, copies, why_not = _within(cluster, budget_usd_per_hour, price)
-        known = costs.unknown_price(cluster) is None
-        found = None
-        if not why_not:
-            try:
-                found = recommend(model, cluster, economics=economics, **asked)
-            except MoesimError as error:
-                why_not = str(error)
-        offers.append(
-            Offer(
-                name=name,
-                cluster=cluster,
-                copies=copies,
-                usd_per_hour=copies * costs.usd_per_hour(cluster) if known else None,
-                found=found,
-                why_not=why_not,
-            )
+        offer = Offer(
+            name=name,
+            cluster=cluster,
+            copies=copies,
+            usd_per_hour=(
+                None if costs.unknown_price(cluster) else copies * costs.usd_per_hour(cluster)
+            ),
+            found=None,
+            why_not=why_not,
         )
+        if not why_not:
+            tried = [_served(model, arranged, economics, asked) for arranged in _arranged(offer)]
+            offer = max(tried, key=lambda one: one.tokens_per_s)
+        offers.append(offer)
     return sorted(offers, key=lambda offer: -offer.tokens_per_s)
+
+
+def _arranged(offer: Offer) -> list[Offer]:
+    """Return an offer as it is, and with its nodes side by side where a network joins several."""
+    cluster = offer.cluster
+    if cluster.num_nodes == 1 or not cluster.has_scale_out or len(cluster.groups) > 1:
+        return [offer]
+    node = sized(cluster, cluster.devices_per_domain)
+    return [offer, replace(offer, cluster=node, copies=offer.copies * cluster.num_nodes)]
+
+
+def _served(model: str, offer: Offer, economics: str, asked: dict[str, Any]) -> Offer:
+    """Return an offer with its recommendation, or why there is none."""
+    try:
+        return replace(offer, found=recommend(model, offer.cluster, economics=economics, **asked))
+    except MoesimError as error:
+        return replace(offer, why_not=str(error))
 
 
 def _within(cluster: Cluster, budget: float, price: float) -> tuple[Cluster, int, str]:

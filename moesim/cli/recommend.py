@@ -13,27 +13,19 @@ from moesim.hardware.libraries import AUTO
 if TYPE_CHECKING:
     from moesim.advice.recommendation import Recommendation
 
-#: columns of the table of alternatives
+#: columns of the table of alternatives, in 80 characters
 _SHOWN = {
     "group": "group",
-    "ep": "ep",
-    "tp": "tp",
-    "placement": "placement",
-    "num_replicas": "replicas",
-    "precision": "format",
-    "exchange": "exchange",
-    "kernels": "kernels",
-    "num_micro_batches": "parts",
     "layer_time_us": "layer us",
-    "moe_layers_tokens_per_s_per_device": "tokens/s/device",
     "peak_memory_gib": "GiB",
     "grade": "grade",
+    "design": "design",
 }
-
 #: columns of the table of clusters
 _OFFERED = {
     "cluster": "cluster",
     "devices": "devices",
+    "copies": "copies",
     "usd_per_hour": "USD/h",
     "moe_layers_tokens_per_s": "tokens/s",
     "moe_layers_usd_per_million_tokens": "USD/M",
@@ -159,12 +151,15 @@ def _asked(given: RecommendOptions) -> dict[str, Any]:
 def _recommend(given: RecommendOptions) -> None:
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
-    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.labels import without_common_words
+    from moesim.report.tables import check_writable, writable_folder, write_csv
     from moesim.report.terminal import print_table, say
 
     assert given.cluster is not None, "checked by the command"
     if given.out is not None and given.export is None:
         check_writable(given.out, make_folder=True)
+    elif given.out is not None:
+        writable_folder(given.out)
     found = run(given.model, given.cluster, gpus=given.gpus, **_asked(given))
     rows, lines = found.rows(), list(lines_of(found))
     title = (
@@ -174,8 +169,15 @@ def _recommend(given: RecommendOptions) -> None:
     for line in (title, *lines):
         print(line)
     if given.show and rows[1:]:
+        others = rows[1 : given.show + 1]
+        designs, shared = without_common_words(
+            [f"{row['candidate']} {row['kernels']}".strip() for row in others]
+        )
+        title = "Alternatives (group 0: none is better for certain)"
         print_table(
-            "Alternatives (group 0: none is better for certain)", rows[1 : given.show + 1], _SHOWN
+            title + (f"; all: {shared}" if shared else ""),
+            [row | {"design": design} for row, design in zip(others, designs, strict=True)],
+            _SHOWN,
         )
     if given.export is not None:
         assert given.out is not None, "checked by the command"

@@ -94,7 +94,12 @@ def profiles(
         provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"
         path = toml.find("devices", name)
     except toml.UnknownNameError:
-        cluster = load_cluster(name)
+        try:
+            cluster = load_cluster(name)
+        except toml.UnknownNameError:
+            kinds = ("devices", "clusters", "libraries")
+            known = [one for kind in kinds for one in toml.index_names(kind)]
+            raise toml.UnknownNameError("profile", name, known) from None
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
         path = toml.find("clusters", name)
     values = toml.raw_values(path)

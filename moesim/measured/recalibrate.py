@@ -6,9 +6,9 @@ to layers would be worth. On a CPU there is one factor each for the cost of GEMM
 movement and calls of the framework, and for the start and bytes of an exchange. On a GPU there is
 one each for what the price of a kernel is made of: matrix instructions, bytes of memory, and cycles
 that are neither. The factors are fitted to half of the checked candidates (factors near 1 are the
-likely ones, see `moesim.measured.fitting.few_shot_fit`) and scored on the other half. The half of a
-candidate depends only on its name. On the CPUs tried, such factors did not help: the remaining
-error is not a matter of scale.
+likely ones, see `moesim.measured.fitting.few_shot_fit`) and scored on the other half. The halves
+depend only on the names of the candidates. On the CPUs tried, such factors did not help: the
+remaining error is not a matter of scale.
 
 A GPU's kernels are priced by shares of its peak rates and bandwidth and by cycles of its clock, so
 that its factors divide these three figures. The shares of the bandwidth that were measured grow by
@@ -177,9 +177,14 @@ def _is_of_profile(profile: Profile, row: CheckRow) -> bool:
 def _halves(used: Sequence[tuple[Case, CheckRow]]) -> tuple[list, list]:
     """Split the rows alternately, in the order of hashes of the cases; both halves are empty if
     there are too few.
+
+    Cases whose exchange was timed alternate among themselves: a half without one would leave the
+    factors of exchanges to chance.
     """
+    exchanged = {winner.key for winner, row in used if "port_bytes" in row.extra}
     keys = sorted(
-        {winner.key for winner, _ in used}, key=lambda key: hashlib.sha256(key.encode()).digest()
+        {winner.key for winner, _ in used},
+        key=lambda key: (key in exchanged, hashlib.sha256(key.encode()).digest()),
     )
     if len(keys) < _FEWEST:
         return [], []

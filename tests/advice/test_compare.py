@@ -44,6 +44,14 @@ def test_a_budget_pays_the_largest_part(budget, name, devices):
     assert row["usd_per_hour"] <= budget
 
 
+def test_nodes_serve_side_by_side_where_that_is_faster():
+    (offer,) = compare(QWEN, ["mi300x-rail-4x8"], tokens=256)
+    row = offer.row()
+    whole = recommend(QWEN, "mi300x-rail-4x8", tokens=256).best
+    assert (row["devices"], row["copies"], offer.cluster.num_devices) == (32, 4, 8)
+    assert offer.tokens_per_s > 32 * whole.tokens_per_s_per_device
+
+
 def test_a_budget_below_a_device_says_so():
     price = load_economics().file.price.usd_per_device_hour["h100-sxm"].value
     (offer,) = compare(QWEN, ["hgx-h100-8"], budget_usd_per_hour=price / 2)

@@ -136,7 +136,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
             ["simulate", "--tokens", "999999"],
             "workload: expected 1 to 4194304 tokens over all devices, got 7999992",
         ),
-        (["profiles", "h900"], "unknown cluster 'h900'"),
+        (["profiles", "h900"], "unknown profile 'h900'"),
         (
             ["study", "run", "/nowhere/x.toml"],
             "/nowhere/x.toml: cannot read this file: No such file or directory",

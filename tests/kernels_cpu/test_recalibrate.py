@@ -13,7 +13,13 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware import HostFabric, load_cluster, load_profile, ranks_of_host, single_device
 from moesim.hardware.profile_file import ProfileFile
-from moesim.measured.recalibrate import Recalibration, recalibrate, recalibrated_text, scaled
+from moesim.measured.recalibrate import (
+    Recalibration,
+    _halves,
+    recalibrate,
+    recalibrated_text,
+    scaled,
+)
 from moesim.measured.sources import CheckRow
 from moesim.measured.winners import Case
 from moesim.model import MoELayer
@@ -105,6 +111,15 @@ def test_factors_that_were_put_in_help(profile):
     assert found.factors["exchange_bytes"] == pytest.approx(0.7, rel=0.1)
     assert len(found.fitted_on) == len(found.kept_apart) == 6
     assert not set(found.fitted_on) & set(found.kept_apart)
+
+
+def test_each_half_has_exchanges_on_any_machine(profile):
+    """The digest of a measured profile is another on every machine, and with it the halves."""
+    for number in range(6):
+        pairs = checked(replace(profile, digest=f"{number:012d}"), {})
+        for half in _halves(pairs):
+            timed = {winner.key for winner, row in half if "port_bytes" in row.extra}
+            assert (len(timed), len({winner.key for winner, _ in half})) == (2, 6)
 
 
 def test_halves_and_factors_are_the_same_in_any_order(profile):

@@ -59,8 +59,16 @@ def test_it_writes_rows_winners_and_a_page(study):
         assert int(row["fastest"]) == sum(float(one["behind_percent"]) == 0.0 for one in of)
 
 
-def test_bad_options_are_one_line():
-    done = run("--quick", "--hidden", "1")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--hidden", "1"), "--hidden: expected at least 16, got 1"),
+        (("--devices", "tpu-v5p"), "no library was measured in "),
+        (("--devices", "h10"), "unknown cluster 'h10': did you mean "),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, arguments, message):
+    done = run("--quick", "--out", str(tmp_path), *arguments)
     assert done.returncode == 2
-    assert "--hidden: expected at least 16, got 1" in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.errors import MeasurementError
+from moesim.errors import MeasurementError, UnknownNameError
 from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.draws import PRECISION
 from moesim.measured.kernels.family_predict import family_rows
@@ -37,9 +37,12 @@ def measured_libraries(system: str, limit: int):
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed, or there are no such rows.
+        UnknownNameError: There is no such system.
     """
     import pandas as pd
 
+    if system not in silicon.systems():
+        raise UnknownNameError("system", system, silicon.systems())
     parts = [pd.DataFrame(columns=[*_SAME, "kernels", "latency_ms"])]
     for dataset in silicon.datasets(system, every=True):
         framework = dataset.partition("/")[0]

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from moesim.errors import MeasurementError
+from moesim.errors import MeasurementError, UnknownNameError
 from moesim.measured.kernels import choices
 from moesim.measured.kernels.choices import choice_table, measured_libraries
 
@@ -65,5 +65,7 @@ def test_the_choice_beats_any_single_library_on_an_h100():
 
 
 def test_an_unknown_system():
-    with pytest.raises(MeasurementError):
-        measured_libraries("a100_sxm_pcie_dreams", 10)
+    with pytest.raises(UnknownNameError, match="unknown system 'h100': did you mean h100_sxm"):
+        measured_libraries("h100", 10)
+    with pytest.raises(MeasurementError, match="no two libraries were measured alike on a100_sxm"):
+        measured_libraries("a100_sxm", 10)
