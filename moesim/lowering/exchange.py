@@ -105,9 +105,9 @@ class LoweredExchange:
 
         def held(factor_D: Array, bytes_D: Array, rate: float) -> Array:
             """Return the port's factor, or the one at which the port takes as long as the SMs."""
-            with np.errstate(divide="ignore", invalid="ignore"):
-                # SM seconds as a multiple of what the bytes alone would take at the port's rate
-                by_sms = np.where(bytes_D > 0, price.sm_s_D * rate / bytes_D, 0.0)
+            # SM seconds as a multiple of what the bytes alone would take at the port's rate
+            by_sms = np.zeros(len(bytes_D))
+            np.divide(price.sm_s_D * rate, bytes_D, out=by_sms, where=bytes_D > 0)
             return np.maximum(factor_D, by_sms)
 
         near_own = held(price.near_factor_D, near_out * size, self.cluster.link_bytes_per_s)

@@ -51,6 +51,11 @@ class Traffic:
         return self.copies_SD.sum(axis=0)
 
     @property
+    def sent_copies_S(self) -> Array:
+        """Copies of each source's tokens, local ones included: ndarray of shape (S,)."""
+        return self.copies_SD.sum(axis=1)
+
+    @property
     def load_imbalance(self) -> float:
         """Rows of the busiest device over the mean of all devices."""
         rows = self.counts_DL.sum(axis=1)

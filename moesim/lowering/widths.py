@@ -21,8 +21,8 @@ from moesim.costs.phases.experts import (
 from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster, Profile
+from moesim.lowering.costs import price_shared
 from moesim.lowering.devices import Devices
-from moesim.lowering.layer import price_shared
 from moesim.lowering.traffic import Traffic
 from moesim.program.builder import ProgramBuilder
 
@@ -131,7 +131,7 @@ def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) ->
     return _demands(
         devices,
         [
-            _stacked([price_shared(c, kernels, tokens_S[which]) for c in members])
+            _stacked([price_shared(c.layer, kernels, tokens_S[which]) for c in members])
             for kernels, which in devices.groups
         ],
     )
