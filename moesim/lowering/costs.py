@@ -94,6 +94,9 @@ def _experts(
     batches: Sequence[Traffic],
     widths_DL: Array | None,
 ) -> list[PhaseCost]:
+    if len(batches) == 1 and widths_DL is None:
+        parts = [priced_experts(k, layer, tp, batches[0], w.start, w.stop) for k, w in groups]
+        return [joined(parts)]
     # all devices of a micro-batch launch the same tiles, whatever each has to do
     tiles = [[tiles_of(kernels, layer, tp, b.counts_DL) for kernels, _ in groups] for b in batches]
     if any(other != tiles[0] for other in tiles):
@@ -115,6 +118,25 @@ def _experts(
     if widths_DL is not None:
         columns.append([widths_DL] * len(batches))
     return _table(groups, price, *columns)
+
+
+@lru_cache(maxsize=128)
+def priced_experts(
+    kernels: Kernels, layer: MoELayer, tp: int, traffic: Traffic, start: int, stop: int
+) -> PhaseCost:
+    """Price experts of one width on devices ``start`` to ``stop`` of one kind. Whoever chooses a
+    library prices what is then lowered, so it is kept.
+    """
+    which = slice(start, stop)
+    return price_layer_experts(
+        kernels,
+        layer,
+        tp,
+        traffic.counts_DL[which],
+        None,
+        np.asarray(traffic.tokens_D)[which],
+        tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
+    )
 
 
 def _table(

@@ -13,15 +13,11 @@ import numpy as np
 from moesim.costs.devices.primitives import Kernels, kernels_for
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
-from moesim.costs.phases.experts import (
-    price_layer_experts,
-    price_routed,
-    tiles_of,
-)
+from moesim.costs.phases.experts import price_layer_experts, price_routed, tiles_of
 from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster, Profile
-from moesim.lowering.costs import price_shared
+from moesim.lowering.costs import price_shared, priced_experts
 from moesim.lowering.devices import Devices
 from moesim.lowering.traffic import Traffic
 from moesim.program.builder import ProgramBuilder
@@ -72,8 +68,12 @@ def price_widths(
     Returns:
         ndarray of shape (B, devices of this kind).
     """
-    parts = _priced(members, kernels_for(profile), traffic, which, widths_DL)
-    compute, memory, latency = parts
+    kernels, first = kernels_for(profile), members[0]
+    if len(members) == 1 and widths_DL is None:
+        tp = first.parallelism.tp
+        cost = priced_experts(kernels, first.layer, tp, traffic, which.start, which.stop)
+        return cost.solo_s_D()[None]
+    compute, memory, latency = _priced(members, kernels, traffic, which, widths_DL)
     return latency + np.maximum(compute, memory)
 
 
