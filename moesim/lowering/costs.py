@@ -19,7 +19,7 @@ from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.shape import ExpertShape
 from moesim.lowering.devices import Groups
 from moesim.lowering.movement import Movement
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
 from moesim.model.gate_kinds import gate_kind
 
@@ -49,7 +49,7 @@ def price_batches(
     layer: MoELayer,
     tp: int,
     groups: Groups,
-    batches: Sequence[Traffic],
+    batches: Sequence[AnyTraffic],
     movements: Sequence[Movement],
     widths_DL: Array | None = None,
 ) -> list[BatchCosts]:
@@ -91,7 +91,7 @@ def _experts(
     layer: MoELayer,
     tp: int,
     groups: Groups,
-    batches: Sequence[Traffic],
+    batches: Sequence[AnyTraffic],
     widths_DL: Array | None,
 ) -> list[PhaseCost]:
     if len(batches) == 1 and widths_DL is None:
@@ -122,7 +122,7 @@ def _experts(
 
 @lru_cache(maxsize=128)
 def priced_experts(
-    kernels: Kernels, layer: MoELayer, tp: int, traffic: Traffic, start: int, stop: int
+    kernels: Kernels, layer: MoELayer, tp: int, traffic: AnyTraffic, start: int, stop: int
 ) -> PhaseCost:
     """Price experts of one width on devices ``start`` to ``stop`` of one kind. Whoever chooses a
     library prices what is then lowered, so it is kept.

@@ -23,7 +23,7 @@ from moesim.lowering.costs import BatchCosts, price_batches
 from moesim.lowering.devices import Devices
 from moesim.lowering.exchange import LoweredExchange
 from moesim.lowering.priced import Priced
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.program import Program
 from moesim.program.builder import ProgramBuilder
 
@@ -33,7 +33,7 @@ Array = np.ndarray
 def lower_layer(
     candidate: Candidate,
     cluster: Cluster,
-    batches: Sequence[Traffic],
+    batches: Sequence[AnyTraffic],
     kernel: CommKernel | None,
     *,
     widths_DL: Array | None = None,
@@ -58,7 +58,7 @@ class _Lowering:
         self,
         candidate: Candidate,
         cluster: Cluster,
-        batches: Sequence[Traffic],
+        batches: Sequence[AnyTraffic],
         kernel: CommKernel | None,
         widths_DL: Array | None,
     ) -> None:

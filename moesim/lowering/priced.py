@@ -9,7 +9,7 @@ from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 
@@ -32,7 +32,7 @@ class Priced:
     def of(
         cls,
         layer: MoELayer,
-        traffic: Traffic,
+        traffic: AnyTraffic,
         kernel: CommKernel,
         cluster: Cluster,
         *,
@@ -57,7 +57,7 @@ class Priced:
     def of_batches(
         cls,
         layer: MoELayer,
-        batches: Sequence[Traffic],
+        batches: Sequence[AnyTraffic],
         kernel: CommKernel,
         cluster: Cluster,
         *,

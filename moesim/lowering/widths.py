@@ -19,7 +19,7 @@ from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster, Profile
 from moesim.lowering.costs import price_shared, priced_experts
 from moesim.lowering.devices import Devices
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.program.builder import ProgramBuilder
 
 Array = np.ndarray
@@ -27,7 +27,7 @@ Demands = tuple[Array, Array]
 
 
 def demands_of_widths(
-    members: Sequence[Candidate], cluster: Cluster, batches: Sequence[Traffic]
+    members: Sequence[Candidate], cluster: Cluster, batches: Sequence[AnyTraffic]
 ) -> dict[str, list[Demands]]:
     """Price the phases that depend on the width of experts.
 
@@ -51,7 +51,7 @@ def demands_of_widths(
 def price_widths(
     members: Sequence[Candidate],
     profile: Profile,
-    traffic: Traffic,
+    traffic: AnyTraffic,
     which: slice,
     widths_DL: Array | None = None,
 ) -> Array:
@@ -60,7 +60,7 @@ def price_widths(
     Args:
         members: B candidates that differ only in the width of their experts.
         profile: Kind of the devices, with the calibration of the library that runs them.
-        traffic: Traffic of the batch, which is equal for all members.
+        traffic: AnyTraffic of the batch, which is equal for all members.
         which: The devices of this kind.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot, of a single member
             whose experts differ; None if all have the same width.
@@ -77,7 +77,7 @@ def price_widths(
     return latency + np.maximum(compute, memory)
 
 
-def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
+def _experts(members: Sequence[Candidate], devices: Devices, traffic: AnyTraffic) -> Demands:
     return _demands(
         devices, [_priced(members, kernels, traffic, which) for kernels, which in devices.groups]
     )
@@ -86,7 +86,7 @@ def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -
 def _priced(
     members: Sequence[Candidate],
     kernels: Kernels,
-    traffic: Traffic,
+    traffic: AnyTraffic,
     which: slice,
     widths_DL: Array | None = None,
 ) -> tuple[Array, Array, Array]:
@@ -126,7 +126,7 @@ def _priced(
     return _by_member(cost, count)
 
 
-def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
+def _shared(members: Sequence[Candidate], devices: Devices, traffic: AnyTraffic) -> Demands:
     tokens_S = np.asarray(traffic.num_tokens_S)
     return _demands(
         devices,
