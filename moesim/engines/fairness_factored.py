@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from moesim.engines.fairness import SATURATED
-from moesim.engines.groups import Sums, add, clear, load
+from moesim.engines.groups import GroupSums, add, clear, load
 from moesim.engines.heap import pop, push
 
 Array = np.ndarray
@@ -38,8 +38,8 @@ class Filling(NamedTuple):
         listed: The resources that can bind.
     """
 
-    taken: Sums
-    pull: Sums
+    taken: GroupSums
+    pull: GroupSums
     unfrozen: Array
     count_O: Array
     waiting_O: Array

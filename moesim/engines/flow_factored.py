@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from moesim.engines.fairness_factored import Filling, fill_factored
-from moesim.engines.groups import Sums, add, clear, entries_of, load, members_of
+from moesim.engines.groups import GroupSums, add, clear, entries_of, load, members_of
 from moesim.engines.heap import pop, push
 from moesim.program.program import Program, Timeline, pointers
 
@@ -74,11 +74,11 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
     next_at = np.full(n, np.inf)
     remaining, since, speed, old = np.ones(n), np.zeros(n), np.zeros(n), np.zeros(n)
     waits = waits_for.copy()
-    used = Sums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
+    used = GroupSums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
     # the load of the fullest resource of each outer group, at least
     fullest = np.zeros(outers)
-    taken = Sums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
-    pull = Sums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
+    taken = GroupSums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
+    pull = GroupSums(np.zeros(num_resources), np.zeros(outers), np.zeros(inners))
     filling = Filling(
         taken,
         pull,

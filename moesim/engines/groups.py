@@ -56,7 +56,7 @@ class Members(NamedTuple):
     ports: Array
 
 
-class Sums(NamedTuple):
+class GroupSums(NamedTuple):
     """Sums over some ops: of sparse shares by resource, of rows by outer and by inner group."""
 
     own_R: Array
@@ -79,29 +79,25 @@ def entries_of(program: Program, solo: Array) -> Entries:
 
 def members_of(program: Program, solo: Array) -> Members:
     """Return the memberships in the blocks of a program, all of which are `Factored`."""
-    ops: list[Array] = []
-    rows: list[Array] = []
-    resources: list[Array] = []
-    columns: list[Array] = []
-    of_op: list[tuple[Array, Array]] = []
-    of_res: list[tuple[Array, Array]] = []
+    # per block: op, row, outer and inner group; then resource, column, outer and inner group
+    of_ops: list[tuple[Array, ...]] = []
+    of_resources: list[tuple[Array, ...]] = []
     outers = inners = 0
     for block in program.factored:
         assert isinstance(block, Factored), "the caller expands any other"
+        op_I, resource_J = block.ops_I, block.resources_J
         # an op without a solo time has no resource in its group
-        used, demanded = (block.row_I > 0) & (solo[block.ops_I] > 0), block.column_J > 0
-        ops.append(block.ops_I[used])
-        rows.append(block.row_I[used] / solo[block.ops_I[used]])
-        of_op.append((block.outer_I[used] + outers, block.inner_I[used] + inners))
-        resources.append(block.resources_J[demanded])
-        columns.append((block.column_J / program.capacity_R[block.resources_J])[demanded])
-        of_res.append((block.outer_J[demanded] + outers, block.inner_J[demanded] + inners))
+        row_I = np.divide(block.row_I, solo[op_I], out=np.zeros(len(op_I)), where=solo[op_I] > 0)
+        column_J = block.column_J / program.capacity_R[resource_J]
         # groups are numbered through over all blocks
+        rows = op_I, row_I, block.outer_I + outers, block.inner_I + inners
+        columns = resource_J, column_J, block.outer_J + outers, block.inner_J + inners
+        of_ops.append(tuple(a[row_I > 0] for a in rows))
+        of_resources.append(tuple(a[column_J > 0] for a in columns))
         outers += 1 + int(max(block.outer_I.max(), block.outer_J.max()))
         inners += 1 + int(max(block.inner_I.max(), block.inner_J.max()))
-    op_B, row_B, res_C, column_C = (np.concatenate(a) for a in (ops, rows, resources, columns))
-    outer_B, inner_B = (np.concatenate(a) for a in zip(*of_op, strict=True))
-    outer_C, inner_C = (np.concatenate(a) for a in zip(*of_res, strict=True))
+    op_B, row_B, outer_B, inner_B = (np.concatenate(a) for a in zip(*of_ops, strict=True))
+    res_C, column_C, outer_C, inner_C = (np.concatenate(a) for a in zip(*of_resources, strict=True))
     by_op, by_res = np.argsort(op_B, kind="stable"), np.argsort(res_C, kind="stable")
     outer_B, inner_B, row_B, op_B = outer_B[by_op], inner_B[by_op], row_B[by_op], op_B[by_op]
     by_outer = np.argsort(outer_B, kind="stable")
