@@ -278,7 +278,7 @@ class LoweredExchange:
         sent: list[Array] = []
         for leg in legs:
             # combine sends every copy back the way it came
-            copies = leg.copies_SD if direction == "dispatch" else leg.copies_SD.T
+            copies = leg.matrix_SD if direction == "dispatch" else leg.matrix_SD.T
             senders, receivers = send_order(copies, self.schedule.send_order)
             rows = pair_rows(
                 self.fabric,

@@ -26,33 +26,35 @@ class Leg:
 
     Attributes:
         name: Suffix of its ops' names.
-        copies: ndarray of shape (S, D): copies from each device to each; the diagonal is not sent.
-            A `Product` where the traffic is one.
+        copies_SD: ndarray of shape (S, D): copies from each device to each; the diagonal is not
+            sent. A `Product` where the traffic is one.
         crosses: Whether it leaves the domain; where hops run side by side, its relays are at the
             far end.
     """
 
     name: str
-    copies: Array | Product
+    copies_SD: Array | Product
     crosses: bool = False
 
     @property
-    def copies_SD(self) -> Array:
-        """The copies as a matrix: ndarray of shape (S, D)."""
-        return self.copies.dense() if isinstance(self.copies, Product) else self.copies
+    def matrix_SD(self) -> Array:
+        """The copies as a matrix, whatever they are stored as: ndarray of shape (S, D)."""
+        return self.copies_SD.dense() if isinstance(self.copies_SD, Product) else self.copies_SD
 
     def sent_by(self, members_S: Array | None) -> Array | Product:
         """Return the copies of some senders, given as a mask of shape (S,); None for all."""
         if members_S is None:
-            return self.copies
-        if isinstance(self.copies, Product):
-            return self.copies.only(members_S)
-        return np.where(members_S[:, None], self.copies, 0.0)
+            return self.copies_SD
+        if isinstance(self.copies_SD, Product):
+            return self.copies_SD.only(members_S)
+        return np.where(members_S[:, None], self.copies_SD, 0.0)
 
     @property
     def returned(self) -> Array | Product:
         """The copies on their way back."""
-        return self.copies.transposed if isinstance(self.copies, Product) else self.copies.T
+        return (
+            self.copies_SD.transposed if isinstance(self.copies_SD, Product) else self.copies_SD.T
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,15 +80,17 @@ class Movement:
         """Copies that leave and enter each device inside its domain, and that leave and enter it
         across domains: four ndarrays of shape (D,).
         """
-        if isinstance(self.legs[0].copies, Product):
+        if isinstance(self.legs[0].copies_SD, Product):
             parts = [
-                leg.copies.near_far_D() for leg in self.legs if isinstance(leg.copies, Product)
+                leg.copies_SD.near_far_D()
+                for leg in self.legs
+                if isinstance(leg.copies_SD, Product)
             ]
             out, into, far_out, far_in = (
                 np.sum(column, axis=0) for column in zip(*parts, strict=True)
             )
             return out, into, far_out, far_in
-        total = np.sum([leg.copies_SD for leg in self.legs], axis=0)
+        total = np.sum([leg.matrix_SD for leg in self.legs], axis=0)
         count, devices_per_domain = len(total), self.devices_per_domain
         domain = np.arange(count) // devices_per_domain
         out, into = total.sum(axis=1), total.sum(axis=0)
@@ -122,7 +126,7 @@ def movement_of(exchange: Exchange, traffic: AnyTraffic, devices_per_domain: int
 
 def _direct(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movement:
     return Movement(
-        legs=(Leg(name="", copies=copies),),
+        legs=(Leg(name="", copies_SD=copies),),
         serial=False,
         copies_S=copies.sum(axis=1),
         devices_per_domain=devices_per_domain,
@@ -151,8 +155,8 @@ def _two_hop(traffic: Traffic, copies: Array, devices_per_domain: int) -> Moveme
     # a relay forwards what all senders of its rail send to its domain, less what it sends itself
     forwarded = np.where(near, by_rail.sum(axis=0)[rail] - copies, 0.0)
     legs = (
-        Leg(name="_rdma", copies=over, crosses=True),
-        Leg(name="_nvlink", copies=own + forwarded),
+        Leg(name="_rdma", copies_SD=over, crosses=True),
+        Leg(name="_nvlink", copies_SD=own + forwarded),
     )
     return Movement(
         legs=legs, serial=False, copies_S=copies.sum(axis=1), devices_per_domain=devices_per_domain
@@ -179,8 +183,8 @@ def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movemen
         crossing[g * devices_per_domain + rail, device] = np.where(domain == g, 0.0, sums)
     return Movement(
         legs=(
-            Leg(name="_near", copies=gathered),
-            Leg(name="_far", copies=crossing, crosses=True),
+            Leg(name="_near", copies_SD=gathered),
+            Leg(name="_far", copies_SD=crossing, crosses=True),
         ),
         serial=True,
         copies_S=copies.sum(axis=1),
@@ -202,7 +206,7 @@ def _expected(exchange: Exchange, traffic: ExpectedTraffic, devices_per_domain: 
         product = Product(
             sent_S=sent_S, share_D=share_D, reach=reach, devices_per_domain=devices_per_domain
         )
-        return Leg(name=name, copies=product, crosses=crosses)
+        return Leg(name=name, copies_SD=product, crosses=crosses)
 
     legs: tuple[Leg, ...]
     if pattern == "two_hop":
