@@ -8,7 +8,7 @@ Shape legend: S senders = D receivers = devices, G domains.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -104,8 +104,10 @@ class Movement:
         return near_out, near_in, out - near_out - stay, into - near_in - stay
 
 
+@lru_cache(maxsize=8)
 def movement_of(exchange: Exchange, traffic: AnyTraffic, devices_per_domain: int) -> Movement:
-    """Return the legs of an exchange.
+    """Return the legs of an exchange. The last few are kept: formats, widths and kernels of a
+    design change what copies cost, not where they go.
 
     Args:
         exchange: The exchange; its pattern decides.
