@@ -21,6 +21,8 @@ from numba import njit
 SATURATED = 1e-9
 #: a sum that fell below this share of its former value is computed again
 _CANCELLED = 1e-6
+#: entries looked at for each op and resource of the whole, beyond which all are solved
+_WORTH = 4
 
 
 class Shares(NamedTuple):
@@ -31,8 +33,6 @@ class Shares(NamedTuple):
         ptr: Row pointers of ``res`` and ``share`` by op.
         res: Index of the resource of each entry.
         share: Share of that resource that the op takes at full speed.
-        dense_NR: ndarray of shape (N, R): the same shares as a dense matrix if the program is small
-            enough; otherwise of shape (0, 0).
         col_ptr: Column pointers of ``col_entry`` and ``col_op`` by resource.
         col_entry: Index of the entry in ``share``.
         col_op: Index of the op of that entry.
@@ -42,7 +42,6 @@ class Shares(NamedTuple):
     ptr: np.ndarray
     res: np.ndarray
     share: np.ndarray
-    dense_NR: np.ndarray
     col_ptr: np.ndarray
     col_entry: np.ndarray
     col_op: np.ndarray
@@ -64,10 +63,13 @@ class Sums(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Scratch memory of `fill`, allocated once per run; `fill` leaves the masks as it found them.
+    """Scratch memory of `connected` and `fill`, allocated once per run; every flag is False between
+    calls.
 
     Attributes:
-        unfrozen_N: Flags (bool) of the ops without a speed so far; all False between calls.
+        seen_N: Flags (bool) of the ops that were reached.
+        seen_R: Flags (bool) of the resources that were reached, or at which something changed.
+        unfrozen_N: Flags (bool) of the ops without a speed so far.
         listed: Integers of shape (N,): the ops without a speed so far.
         frozen: Integers of shape (N,): the ops that freeze at the current level.
         free: Floats of shape (R,): the share of each resource that is left.
@@ -76,6 +78,8 @@ class Scratch(NamedTuple):
         hot: Integers of shape (R,): the resources that can bind.
     """
 
+    seen_N: np.ndarray
+    seen_R: np.ndarray
     unfrozen_N: np.ndarray
     listed: np.ndarray
     frozen: np.ndarray
@@ -86,33 +90,99 @@ class Scratch(NamedTuple):
 
 
 @njit(cache=True)
-def fill(active, num_active, shares, sums, speed, scratch):
+def connected(changed, num_changed, shares, sums, is_active, live, num_live, active, scratch):
+    """List the active ops whose speed may change, and the resources that bind them.
+
+    A change at a resource reaches the ops that use it, through them the other resources that can
+    bind, and so on. What is not reached keeps its speed, exactly: no resource that can bind is
+    shared with anything that changed. Where finding out takes longer than solving for all ops, all
+    are listed.
+
+    Args:
+        changed: ndarray of shape (R,): its first ``num_changed`` entries are the resources at which
+            an op began or ended, flagged in ``scratch.seen_R``. The rest is overwritten.
+        num_changed: Number of these resources.
+        shares: The `Shares` of all ops.
+        sums: The `Sums` over the active ops.
+        is_active: ndarray of shape (N,), bool: whether each op is active.
+        live: ndarray of shape (N,): the active ops are among its first ``num_live`` entries.
+        num_live: Number of these entries.
+        active: ndarray of shape (N,): output, the ops.
+        scratch: The `Scratch` memory of the run; its list ``hot`` is the other output.
+
+    Returns:
+        (number of ops, number of resources).
+    """
+    ptr, res, col_ptr, col_op = shares.ptr, shares.res, shares.col_ptr, shares.col_op
+    # arrays are taken out of tuples once: in a loop their references would be counted
+    hot_sum, hot = sums.hot, scratch.hot
+    seen_R, seen_N = scratch.seen_R, scratch.seen_N
+    num_hot = 0
+    for r in range(len(hot_sum)):
+        if hot_sum[r] > 1.0 + SATURATED:
+            hot[num_hot] = r
+            num_hot += 1
+    found, reached, at, left = 0, num_changed, 0, _WORTH * (num_hot + num_live)
+    while at < reached and left > 0:
+        r = changed[at]
+        at += 1
+        left -= col_ptr[r + 1] - col_ptr[r]
+        for c in range(col_ptr[r], col_ptr[r + 1]):
+            i = col_op[c]
+            if left > 0 and is_active[i] and not seen_N[i]:
+                seen_N[i] = True
+                active[found] = i
+                found += 1
+                left -= ptr[i + 1] - ptr[i]
+                for e in range(ptr[i], ptr[i + 1]):
+                    s = res[e]
+                    if hot_sum[s] > 1.0 + SATURATED and not seen_R[s]:
+                        seen_R[s] = True
+                        changed[reached] = s
+                        reached += 1
+    for a in range(found):
+        seen_N[active[a]] = False
+    for k in range(reached):
+        seen_R[changed[k]] = False
+    if left > 0:
+        num_hot = 0
+        for k in range(reached):
+            if hot_sum[changed[k]] > 1.0 + SATURATED:
+                hot[num_hot] = changed[k]
+                num_hot += 1
+        return found, num_hot
+    found = 0
+    for a in range(num_live):
+        if is_active[live[a]]:
+            active[found] = live[a]
+            found += 1
+    return found, num_hot
+
+
+@njit(cache=True)
+def fill(active, num_active, num_hot, shares, sums, speed, scratch):
     """Set ``speed`` of the active ops to their weighted max-min fair speed.
 
     Args:
         active: ndarray of shape (N,): its first ``num_active`` entries are the active ops.
         num_active: Number of active ops A.
+        num_hot: Number of resources that can bind them, the first in ``scratch.hot``; all their
+            users are among the active ops.
         shares: The `Shares` of all ops.
         sums: The `Sums` over the active ops.
         speed: ndarray of shape (N,): output, the speed of each active op.
         scratch: The `Scratch` memory of the run.
     """
-    ptr, res, share, dense_NR, col_ptr, col_entry, col_op, weight = shares
-    hot_sum, pull_sum, users = sums
-    unfrozen_N, listed, frozen, free, pull, count, hot = scratch
+    ptr, res, share, col_ptr, col_entry, col_op, weight = shares
+    pull_sum, users = sums.pull, sums.users
+    unfrozen_N, listed, frozen = scratch.unfrozen_N, scratch.listed, scratch.frozen
+    free, pull, count, hot = scratch.free, scratch.pull, scratch.counted, scratch.hot
 
-    # list the resources that can bind and the ops that still need a speed
-    num_resources = len(hot_sum)
-    num_hot = 0
-    for r in range(num_resources):
-        if hot_sum[r] > 1.0 + SATURATED:
-            free[r] = 1.0
-            pull[r] = pull_sum[r]
-            count[r] = users[r]
-            hot[num_hot] = r
-            num_hot += 1
-        else:
-            count[r] = 0
+    for h in range(num_hot):
+        r = hot[h]
+        free[r] = 1.0
+        pull[r] = pull_sum[r]
+        count[r] = users[r]
     left, heaviest = num_active, 0.0
     for a in range(num_active):
         i = active[a]
@@ -120,7 +190,6 @@ def fill(active, num_active, shares, sums, speed, scratch):
         unfrozen_N[i] = True
         speed[i] = 1.0
         heaviest = max(heaviest, weight[i])
-    dense = len(dense_NR) > 0
     while left > 0 and num_hot > 0:
         # find the level at which the next resource saturates
         level = 1e300
@@ -155,12 +224,9 @@ def fill(active, num_active, shares, sums, speed, scratch):
             for h in range(num_hot):
                 r = hot[h]
                 if free[r] <= level * pull[r] * (1.0 + SATURATED):
-                    # find its users among the ops left, by walking the shorter of the two lists
-                    by_list = dense and left < col_ptr[r + 1] - col_ptr[r]
-                    first, last = (0, left) if by_list else (col_ptr[r], col_ptr[r + 1])
-                    for c in range(first, last):
-                        i = listed[c] if by_list else col_op[c]
-                        if unfrozen_N[i] and (not by_list or dense_NR[i, r] > 0.0):
+                    for c in range(col_ptr[r], col_ptr[r + 1]):
+                        i = col_op[c]
+                        if unfrozen_N[i]:
                             unfrozen_N[i] = False
                             speed[i] = level * weight[i]
                             frozen[num_frozen] = i
@@ -178,21 +244,14 @@ def fill(active, num_active, shares, sums, speed, scratch):
             break
         for a in range(num_frozen):
             i = frozen[a]
-            if dense:
-                for h in range(num_hot):
-                    r = hot[h]
-                    taken = dense_NR[i, r]
-                    if taken > 0.0:
-                        count[r] -= 1
-                        free[r] -= taken * speed[i]
-                        pull[r] -= taken * weight[i]
-                continue
-            for e in range(ptr[i], ptr[i + 1]):
-                r = res[e]
-                if count[r] > 0:
-                    count[r] -= 1
-                    free[r] -= share[e] * speed[i]
-                    pull[r] -= share[e] * weight[i]
+            # read once: the compiler cannot know that the sums are other memory
+            its_speed, its_weight, last = speed[i], weight[i], ptr[i + 1]
+            for e in range(ptr[i], last):
+                # of a resource that cannot bind nobody reads the sums
+                r, taken = res[e], share[e]
+                count[r] -= 1
+                free[r] -= taken * its_speed
+                pull[r] -= taken * its_weight
     for a in range(left):
         # ops that nothing bound keep speed 1; clear their flags for the next call
         unfrozen_N[listed[a]] = False

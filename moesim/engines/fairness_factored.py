@@ -33,8 +33,8 @@ class Filling(NamedTuple):
         level_R: A level below which each resource does not saturate; then likewise for the
             resources of each outer group.
         full_N: The level at which each op reaches full speed.
-        ops: Heap of ops by ``full_N``.
-        hot: Heap of resources by ``level_R``.
+        ops: Heap of ops by ``full_N``, whose places are in ``place_N``.
+        hot: Heap of resources by ``level_R``, whose places are in ``place_R``.
         listed: The resources that can bind.
     """
 
@@ -48,7 +48,9 @@ class Filling(NamedTuple):
     level_R: Array
     full_N: Array
     ops: Array
+    place_N: Array
     hot: Array
+    place_R: Array
     listed: Array
 
 
@@ -105,7 +107,7 @@ def fill_factored(active, count, entries, members, weight, speed, filling, slack
     for a in range(count):
         i = active[a]
         filling.unfrozen[i] = True
-        num_ops = push(i, filling.ops, num_ops, filling.full_N)
+        num_ops = push(i, filling.ops, num_ops, filling.full_N, filling.place_N)
         add(i, weight[i], entries, members, pull)
         for m in range(members.op_ptr[i], members.op_ptr[i + 1]):
             filling.count_O[members.op_outer[m]] += 1
@@ -122,11 +124,11 @@ def fill_factored(active, count, entries, members, weight, speed, filling, slack
         filling.behind_R[r] = behind
         if behind < 0 or pull.own_R[r] > 0.0:
             filling.behind_R[r] = -1
-            hot = push(r, filling.hot, hot, filling.level_R)
+            hot = push(r, filling.hot, hot, filling.level_R, filling.place_R)
         elif not filling.waiting_O[behind]:
             filling.waiting_O[behind] = True
             filling.level_R[resources + behind] = 0.0
-            hot = push(resources + behind, filling.hot, hot, filling.level_R)
+            hot = push(resources + behind, filling.hot, hot, filling.level_R, filling.place_R)
     while hot > 0:
         r = filling.hot[0]
         if r >= resources:
@@ -135,39 +137,39 @@ def fill_factored(active, count, entries, members, weight, speed, filling, slack
             level = (1.0 - column * taken.outer_O[outer]) / max(
                 column * pull.outer_O[outer], 1e-300
             )
-            hot = pop(filling.hot, hot, filling.level_R)
+            hot = pop(filling.hot, hot, filling.level_R, filling.place_R)
             if filling.count_O[outer] == 0:
                 continue
             if level > filling.level_R[r] * (1.0 + slack):
                 filling.level_R[r] = level
-                hot = push(r, filling.hot, hot, filling.level_R)
+                hot = push(r, filling.hot, hot, filling.level_R, filling.place_R)
                 continue
             for c in range(members.port_ptr[outer], members.port_ptr[outer + 1]):
                 port = members.ports[c]
                 if filling.most_R[port] > 0.0 and filling.behind_R[port] == outer:
                     filling.level_R[port] = level
-                    hot = push(port, filling.hot, hot, filling.level_R)
+                    hot = push(port, filling.hot, hot, filling.level_R, filling.place_R)
             continue
         rise = load(r, members, pull)
         if rise <= _CANCELLED * filling.most_R[r]:
             # nothing but rounding error is left of its users
-            hot = pop(filling.hot, hot, filling.level_R)
+            hot = pop(filling.hot, hot, filling.level_R, filling.place_R)
             continue
         level = max(1.0 - load(r, members, taken), 0.0) / rise
         if level > filling.level_R[r] * (1.0 + slack):
-            hot = pop(filling.hot, hot, filling.level_R)
+            hot = pop(filling.hot, hot, filling.level_R, filling.place_R)
             filling.level_R[r] = level
-            hot = push(r, filling.hot, hot, filling.level_R)
+            hot = push(r, filling.hot, hot, filling.level_R, filling.place_R)
             continue
         # ops that reach full speed below that level freeze first
         while num_ops > 0 and not filling.unfrozen[filling.ops[0]]:
-            num_ops = pop(filling.ops, num_ops, filling.full_N)
+            num_ops = pop(filling.ops, num_ops, filling.full_N, filling.place_N)
         if num_ops == 0:
             return
         if filling.full_N[filling.ops[0]] <= level:
             _freeze(filling.ops[0], 1.0, entries, members, weight, filling, speed)
             continue
-        hot = pop(filling.hot, hot, filling.level_R)
+        hot = pop(filling.hot, hot, filling.level_R, filling.place_R)
         for c in range(entries.col_ptr[r], entries.col_ptr[r + 1]):
             i = entries.col_op[c]
             if filling.unfrozen[i]:

@@ -6,7 +6,8 @@ takes at full speed. Speeds ``y_i <= 1`` obey ``sum_i b_ir y_i <= 1`` and are fi
 
 The engine is fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can
 bind: an op that starts or ends without touching such a hot resource changes no other speed and
-needs no re-solve (this is exact). With a tolerance, changes at hot resources within ``tolerance``
+needs no re-solve (this is exact). A re-solve is confined to the ops that are connected with what
+changed by such resources (`moesim.engines.fairness.connected`). With a tolerance, changes at hot resources within ``tolerance``
 of each other share one re-solve; until then a new op gets the capacity left over, so ends stay
 exact for the speeds used and no capacity is exceeded. Instants within a relative 1e-12 of each
 other count as one, and ends come before starts.
@@ -21,20 +22,20 @@ import numpy as np
 from numba import njit
 
 from moesim.engines.bound import run_bound
-from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, fill
+from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, connected, fill
 from moesim.engines.flow_factored import run_flow_factored
+from moesim.engines.heap import moved, pop, push, reorder
 from moesim.program.factored import Factored
 from moesim.program.program import Program, Timeline, pointers
 from moesim.units import MB
 
 _SAME_INSTANT = 1e-12
 _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3
-_FILL = fill
+_FILL, _CONNECTED = fill, connected
+#: times as many live ops as solved ones, from which on ends are put in order one by one
+_FEW = 8
 #: number of solves after which running sums are computed again, since rounding accumulates
 _REFRESH = 256
-#: largest ops x resources for which shares are also kept as a dense matrix: a level then costs only
-#: its hot resources
-_DENSE = 1 << 19
 #: bytes up to which factored demands are expanded: entries are then as fast
 _EXPANDED = 64 * MB
 
@@ -65,10 +66,6 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     share_e, col_ptr, col_entry, col_op = _columns(
         program.demand_ptr, program.demand_resource, program.demand_amount, program.capacity_R, solo
     )
-    dense_NR = np.zeros((0, 0))
-    if n * len(program.capacity_R) <= _DENSE:
-        dense_NR = np.zeros((n, len(program.capacity_R)))
-        dense_NR[program.op_of_entry(), program.demand_resource] = share_e
     weight = solo / np.where(program.fair_unit_s_N > 0, program.fair_unit_s_N, 1.0)
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     order = np.argsort(program.dep_index, kind="stable")
@@ -77,7 +74,6 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
         program.demand_ptr,
         program.demand_resource,
         share_e,
-        dense_NR,
         col_ptr,
         col_entry,
         col_op,
@@ -160,11 +156,18 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         np.zeros(num_resources),
     )
     users = np.zeros(num_resources, np.int64)
-    used_known = tolerance == 0.0  # without a tolerance it is never read
-    live, num_live = np.zeros(n, np.int64), 0  # latent and active ops
+    # resources that can bind and at which an op began or ended since the last solution
+    changed, num_changed = np.zeros(num_resources, np.int64), 0
+    is_active = np.zeros(n, np.bool_)
+    # a heap of the latent and active ops by when their state changes, and those that change now
+    live, num_live, place = np.zeros(n, np.int64), 0, np.zeros(n, np.int64)
+    at_once = np.zeros(n, np.int64)
     active = np.zeros(n, np.int64)
     sums = Sums(hot_sum, pull_sum, users)
+    seen_R = np.zeros(num_resources, np.bool_)
     scratch = Scratch(
+        np.zeros(n, np.bool_),
+        seen_R,
         np.zeros(n, np.bool_),
         np.zeros(n, np.int64),
         np.zeros(n, np.int64),
@@ -180,26 +183,35 @@ def _solve(shares, graph, solo, latency, release, tolerance):
             start[i] = release[i]
             serve_at[i] = start[i] + latency[i]
             state[i] = _LATENT
-            live[num_live] = i
-            num_live += 1
+            num_live = push(i, live, num_live, serve_at, place)
     while done < n:
-        now = solve_at
-        for a in range(num_live):
-            now = min(now, serve_at[live[a]])
+        now = solve_at if num_live == 0 else min(solve_at, serve_at[live[0]])
         events += 1
         instant = now * (1.0 + _SAME_INSTANT)
         dirty = now >= solve_at
+        num_now = 0
+        while num_live > 0 and serve_at[live[0]] <= instant:
+            at_once[num_now] = live[0]
+            num_now += 1
+            num_live = pop(live, num_live, serve_at, place)
         # Stage 1, retire: ops that end now leave their resources and wake the ops that wait for
-        # them. A woken op joins the end of the list, so the same pass also retires ops without
-        # demand that end within the instant.
+        # them. Woken ops join the list, so that those without demand also end within the instant.
         a = 0
-        while a < num_live:
-            i = live[a]
-            if state[i] == _ACTIVE and serve_at[i] <= instant:
+        while a < num_now:
+            i = at_once[a]
+            a += 1
+            if state[i] == _LATENT and ptr[i] < ptr[i + 1]:
+                continue
+            if state[i] == _ACTIVE:
+                is_active[i] = False
                 for e in range(ptr[i], ptr[i + 1]):
                     r = res[e]
                     if hot_sum[r] > 1.0 + SATURATED:
                         dirty = True
+                        if not seen_R[r]:
+                            seen_R[r] = True
+                            changed[num_changed] = r
+                            num_changed += 1
                     users[r] -= 1
                     if users[r] > 0:
                         hot_sum[r] -= share[e]
@@ -210,30 +222,30 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                         pull_sum[r] = 0.0
                     if tolerance > 0.0:
                         used[r] -= share[e] * speed[i]
-            elif not (state[i] == _LATENT and serve_at[i] <= instant and ptr[i] == ptr[i + 1]):
-                a += 1
-                continue
             state[i] = _DONE
             end[i] = serve_at[i]
             done += 1
-            num_live -= 1
-            live[a] = live[num_live]
             for k in range(wake_ptr[i], wake_ptr[i + 1]):
                 j = wake[k]
                 waits[j] -= 1
                 start[j] = max(start[j], end[i])
-                if waits[j] == 0:
-                    start[j] = max(start[j], release[j])
-                    serve_at[j] = start[j] + latency[j]
-                    state[j] = _LATENT
-                    live[num_live] = j
-                    num_live += 1
+                if waits[j] > 0:
+                    continue
+                start[j] = max(start[j], release[j])
+                serve_at[j] = start[j] + latency[j]
+                state[j] = _LATENT
+                if serve_at[j] <= instant:
+                    at_once[num_now] = j
+                    num_now += 1
+                else:
+                    num_live = push(j, live, num_live, serve_at, place)
         # Stage 2, admit: ops whose latency has elapsed take their resources, at first with the
         # capacity left over.
-        for a in range(num_live):
-            i = live[a]
-            if state[i] == _LATENT and serve_at[i] <= instant:
+        for a in range(num_now):
+            i = at_once[a]
+            if state[i] == _LATENT:
                 state[i] = _ACTIVE
+                is_active[i] = True
                 hot = False
                 for e in range(ptr[i], ptr[i + 1]):
                     r = res[e]
@@ -242,18 +254,14 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                     pull_sum[r] += share[e] * weight[i]
                     if hot_sum[r] > 1.0 + SATURATED:
                         hot = True
+                        if not seen_R[r]:
+                            seen_R[r] = True
+                            changed[num_changed] = r
+                            num_changed += 1
                 leftover = 1.0
                 if hot:
                     dirty = True
                     if tolerance > 0.0:
-                        if not used_known:
-                            used_known = True
-                            used[:] = 0.0
-                            for b in range(num_live):
-                                j = live[b]
-                                if state[j] == _ACTIVE and j != i:
-                                    for e in range(ptr[j], ptr[j + 1]):
-                                        used[res[e]] += share[e] * speed[j]
                         for e in range(ptr[i], ptr[i + 1]):
                             leftover = min(leftover, (1.0 - used[res[e]]) / share[e])
                     else:
@@ -261,6 +269,7 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                 speed[i] = max(leftover, 0.0)
                 since[i] = now
                 serve_at[i] = now + solo[i] / speed[i] if speed[i] > 0.0 else np.inf
+                num_live = push(i, live, num_live, serve_at, place)
                 if tolerance > 0.0:
                     for e in range(ptr[i], ptr[i + 1]):
                         used[res[e]] += share[e] * speed[i]
@@ -272,24 +281,27 @@ def _solve(shares, graph, solo, latency, release, tolerance):
         # speed changed.
         if dirty:
             solve_at = np.inf
-            num_active = 0
-            for a in range(num_live):
-                i = live[a]
-                if state[i] == _ACTIVE:
-                    active[num_active] = i
-                    num_active += 1
-                    old[i] = speed[i]
             solves += 1
             if solves % _REFRESH == 0:
                 hot_sum[:] = 0.0
                 pull_sum[:] = 0.0
-                for a in range(num_active):
-                    i = active[a]
-                    for e in range(ptr[i], ptr[i + 1]):
-                        hot_sum[res[e]] += share[e]
-                        pull_sum[res[e]] += share[e] * weight[i]
-            _FILL(active, num_active, shares, sums, speed, scratch)
-            used_known = tolerance == 0.0
+                used[:] = 0.0
+                for a in range(num_live):
+                    i = live[a]
+                    if state[i] == _ACTIVE:
+                        for e in range(ptr[i], ptr[i + 1]):
+                            hot_sum[res[e]] += share[e]
+                            pull_sum[res[e]] += share[e] * weight[i]
+                            used[res[e]] += share[e] * speed[i]
+            num_active, num_hot = _CONNECTED(
+                changed, num_changed, shares, sums, is_active, live, num_live, active, scratch
+            )
+            num_changed = 0
+            for a in range(num_active):
+                old[active[a]] = speed[active[a]]
+            _FILL(active, num_active, num_hot, shares, sums, speed, scratch)
+            # one by one, or all at once where many ends change
+            few = _FEW * num_active < num_live
             for a in range(num_active):
                 i = active[a]
                 if speed[i] != old[i] or serve_at[i] == np.inf:
@@ -301,6 +313,13 @@ def _solve(shares, graph, solo, latency, release, tolerance):
                         if speed[i] > 0.0
                         else np.inf
                     )
+                    if few:
+                        moved(i, live, num_live, serve_at, place)
+                    if tolerance > 0.0:
+                        for e in range(ptr[i], ptr[i + 1]):
+                            used[res[e]] += share[e] * (speed[i] - old[i])
+            if not few:
+                reorder(live, num_live, serve_at, place)
     for i in range(n):
         if state[i] == _DONE:
             for e in range(ptr[i], ptr[i + 1]):

@@ -90,12 +90,14 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
         np.zeros(num_resources + outers),
         1.0 / np.maximum(weight, 1e-300),
         np.zeros(n, np.int64),
+        np.zeros(n, np.int64),
+        np.zeros(num_resources + outers, np.int64),
         np.zeros(num_resources + outers, np.int64),
         np.zeros(num_resources, np.int64),
     )
     live, num_live = np.zeros(n, np.int64), 0
     # a heap of the ops whose state changes in the window, and those that change at one instant
-    soon, at_once = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    soon, at_once, place = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
     active = np.zeros(n, np.int64)
     for i in range(n):
         if waits[i] == 0:
@@ -115,7 +117,7 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
         num_soon = 0
         for a in range(num_live):
             if next_at[live[a]] <= until:
-                num_soon = push(live[a], soon, num_soon, next_at)
+                num_soon = push(live[a], soon, num_soon, next_at, place)
         dirty = False
         while num_soon > 0:
             now = next_at[soon[0]]
@@ -125,7 +127,7 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
             while num_soon > 0 and next_at[soon[0]] <= instant:
                 at_once[num_now] = soon[0]
                 num_now += 1
-                num_soon = pop(soon, num_soon, next_at)
+                num_soon = pop(soon, num_soon, next_at, place)
             # ends come before starts; ops without demand that they wake may end in the same instant
             a = 0
             while a < num_now:
@@ -154,7 +156,7 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
                         at_once[num_now] = j
                         num_now += 1
                     elif next_at[j] <= until:
-                        num_soon = push(j, soon, num_soon, next_at)
+                        num_soon = push(j, soon, num_soon, next_at, place)
             for a in range(num_now):
                 i = at_once[a]
                 if state[i] != _LATENT:
@@ -168,7 +170,7 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
                     outer = members.op_outer[m]
                     fullest[outer] += members.largest_O[outer] * members.op_row[m] * leftover
                 if next_at[i] <= until:
-                    num_soon = push(i, soon, num_soon, next_at)
+                    num_soon = push(i, soon, num_soon, next_at, place)
         kept, num_active = 0, 0
         for a in range(num_live):
             i = live[a]

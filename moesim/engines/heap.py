@@ -1,24 +1,68 @@
-"""A binary heap of numbers, ordered by a key of each."""
+"""A binary heap of numbers that are ordered by a key of each, whose keys may change."""
 
 from numba import njit
 
 
 @njit(cache=True)
-def push(i, heap, size, key):
-    """Put op i on a heap of the smallest key, and return its size."""
-    at = size
-    while at > 0 and key[heap[(at - 1) // 2]] > key[i]:
-        heap[at] = heap[(at - 1) // 2]
-        at = (at - 1) // 2
-    heap[at] = i
+def push(i, heap, size, key, place):
+    """Put a number on a heap.
+
+    Args:
+        i: The number.
+        heap: ndarray of integers: its first ``size`` entries are the heap, the smallest key first.
+        size: Number of entries.
+        key: ndarray: key of every number.
+        place: ndarray of integers: where in the heap every number is.
+
+    Returns:
+        The new size.
+    """
+    heap[size] = i
+    place[i] = size
+    _rise(size, heap, key, place)
     return size + 1
 
 
 @njit(cache=True)
-def pop(heap, size, key):
-    """Take the first op off a heap, and return its size."""
-    size -= 1
-    i, at = heap[size], 0
+def pop(heap, size, key, place):
+    """Take the number with the smallest key off a heap, and return the new size."""
+    heap[0] = heap[size - 1]
+    place[heap[0]] = 0
+    _sink(0, heap, size - 1, key, place)
+    return size - 1
+
+
+@njit(cache=True)
+def moved(i, heap, size, key, place):
+    """Put a number of a heap into its place after its key changed."""
+    _rise(place[i], heap, key, place)
+    _sink(place[i], heap, size, key, place)
+
+
+@njit(cache=True)
+def reorder(heap, size, key, place):
+    """Put all numbers of a heap into their places after many keys changed."""
+    for at in range(size // 2 - 1, -1, -1):
+        _sink(at, heap, size, key, place)
+
+
+@njit(cache=True)
+def _rise(at, heap, key, place):
+    i = heap[at]
+    while at > 0:
+        above = (at - 1) // 2
+        if key[heap[above]] <= key[i]:
+            break
+        heap[at] = heap[above]
+        place[heap[at]] = at
+        at = above
+    heap[at] = i
+    place[i] = at
+
+
+@njit(cache=True)
+def _sink(at, heap, size, key, place):
+    i = heap[at]
     while 2 * at + 1 < size:
         below = 2 * at + 1
         if below + 1 < size and key[heap[below + 1]] < key[heap[below]]:
@@ -26,6 +70,7 @@ def pop(heap, size, key):
         if key[heap[below]] >= key[i]:
             break
         heap[at] = heap[below]
+        place[heap[at]] = at
         at = below
     heap[at] = i
-    return size
+    place[i] = at

@@ -20,32 +20,32 @@ from moesim.program.program import pointers
 ERROR_PER_TOLERANCE = 10.0
 
 
-def fill(function, ptr, res, share, weight, num_resources, *, small=False):
+def fill(function, ptr, res, share, weight, num_resources):
     n = len(weight)
     speed, op = np.zeros(n), np.repeat(np.arange(n), np.diff(ptr))
     order = np.argsort(res, kind="stable")
     users = np.bincount(res, minlength=num_resources)
-    dense = np.zeros((0, 0))
-    if small:
-        dense = np.zeros((n, num_resources))
-        dense[op, res] = share
-    taken = fairness.Shares(ptr, res, share, dense, pointers(users), order, op[order], weight)
+    taken = fairness.Shares(ptr, res, share, pointers(users), order, op[order], weight)
     sums = fairness.Sums(
         np.bincount(res, share, num_resources),
         np.bincount(res, share * weight[op], num_resources),
         users,
     )
     numbers, integers = np.zeros(num_resources), np.zeros(num_resources, np.int64)
+    hot = np.flatnonzero(sums.hot > 1.0 + fairness.SATURATED)
     scratch = fairness.Scratch(
+        np.zeros(n, np.bool_),
+        np.zeros(num_resources, np.bool_),
         np.zeros(n, np.bool_),
         np.zeros(n, np.int64),
         np.zeros(n, np.int64),
         numbers,
         numbers.copy(),
         integers,
-        integers.copy(),
+        np.concatenate([hot, integers]),
     )
-    function(np.arange(n), n, taken, sums, speed, scratch)
+    function(np.arange(n), n, len(hot), taken, sums, speed, scratch)
+    assert not scratch.unfrozen_N.any()
     return speed
 
 
@@ -89,9 +89,8 @@ def test_speeds_are_weighted_max_min_fair(case):
 
 @given(case=shares())
 def test_compiled_fill_equals_its_python(case):
-    for small in (False, True):
-        compiled = fill(fairness.fill, *case, small=small)
-        assert compiled == pytest.approx(fill(fairness.fill.py_func, *case, small=small), rel=1e-12)
+    compiled = fill(fairness.fill, *case)
+    assert compiled == pytest.approx(fill(fairness.fill.py_func, *case), rel=1e-12)
 
 
 @pytest.mark.parametrize("share_of_bound", [0.0, 1e-3])
@@ -101,6 +100,7 @@ def test_compiled_solve_equals_its_python(request, monkeypatch, shape, share_of_
     tolerances = [share_of_bound * run_bound(p).makespan_s for p in programs]
     compiled = [flow.run_flow(p, tolerance_s=t) for p, t in zip(programs, tolerances, strict=True)]
     monkeypatch.setattr(flow, "_FILL", fairness.fill.py_func)
+    monkeypatch.setattr(flow, "_CONNECTED", fairness.connected.py_func)
     monkeypatch.setattr(flow, "_columns", flow._columns.py_func)
     monkeypatch.setattr(flow, "_solve", flow._solve.py_func)
     for program, tolerance, expected in zip(programs, tolerances, compiled, strict=True):
