@@ -6,11 +6,11 @@ takes at full speed. Speeds ``y_i <= 1`` obey ``sum_i b_ir y_i <= 1`` and are fi
 
 The engine is fast because only resources with ``S_r = sum_i b_ir > 1`` over the active ops can
 bind: an op that starts or ends without touching such a hot resource changes no other speed and
-needs no re-solve (this is exact). A re-solve is confined to the ops that are connected with what
-changed by such resources (`moesim.engines.fairness.connected`). With a tolerance, changes at hot resources within ``tolerance``
-of each other share one re-solve; until then a new op gets the capacity left over, so ends stay
-exact for the speeds used and no capacity is exceeded. Instants within a relative 1e-12 of each
-other count as one, and ends come before starts.
+needs no re-solve (this is exact). A re-solve is confined to the ops that such resources connect
+with the change (`moesim.engines.fairness.connected`). With a tolerance, changes at hot resources
+within ``tolerance`` of each other share one re-solve; until then a new op gets the capacity left
+over, so ends stay exact for the speeds used and no capacity is exceeded. Instants within a relative
+1e-12 of each other count as one, and ends come before starts.
 
 The kernel is compiled by numba. Its plain Python stays available as ``_solve.py_func``, and the
 tests compare the two.
