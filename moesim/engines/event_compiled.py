@@ -7,8 +7,9 @@ tests require 1e-9. Events are ordered by (time, op), the order of SimPy's heap.
 one step: when an op sends its last chunk its end is known, so the ops that wait for it are notified
 at once, and an op of one chunk costs one event.
 
-The heap has four children per node, and its top can be replaced: the next chunk of an op, or the
-next message of its lane, usually takes the position of the one just sent.
+Ops that wait for nothing are sorted once and never enter the heap. It has four children per node,
+and its top can be replaced: the next chunk of an op, or the next message of its lane, usually takes
+the position of the one just sent.
 """
 
 import math
@@ -58,7 +59,12 @@ def run_event_compiled(
     waiter = np.repeat(np.arange(n), np.diff(program.dep_ptr))
     # invert the dependencies: the ops that wait for op i become one consecutive run
     order = np.argsort(program.dep_index, kind="stable")
+    first = np.flatnonzero(np.diff(program.dep_ptr) == 0)
+    first_s = np.maximum(program.release_s_N, 0.0)[first] + program.latency_s_N[first]
+    by_time = np.argsort(first_s, kind="stable")
     start, end, busy, events = _run(
+        first[by_time],
+        first_s[by_time],
         program.demand_ptr,
         program.demand_resource,
         program.demand_s(),
@@ -114,24 +120,54 @@ def _down(times, ops, size, time, op):
 
 
 @njit(cache=True)
-def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake, num_resources):
-    """Run all ops and return (start_s_N, end_s_N, busy_s_R, chunks served)."""
+def _put(times, ops, size, vacant, time, op):
+    """Put an entry on the heap, at the top if that is vacant, and return the size."""
+    if vacant:
+        _down(times, ops, size, time, op)
+        return size
+    times[size], ops[size] = time, op
+    _up(times, ops, size)
+    return size + 1
+
+
+@njit(cache=True)
+def _run(
+    first,
+    first_s,
+    ptr,
+    res,
+    seconds,
+    chunks,
+    latency,
+    release,
+    waits_for,
+    wake_ptr,
+    wake,
+    num_resources,
+):
+    """Run all ops, those that wait for nothing at the times given, and return (start_s_N, end_s_N,
+    busy_s_R, chunks served).
+    """
     n = len(chunks)
     start, end = np.zeros(n), np.zeros(n)
     free, busy = np.zeros(num_resources), np.zeros(num_resources)
     left, waits = chunks.copy(), waits_for.copy()
     times, ops = np.empty(n), np.empty(n, np.int64)
-    size, events = 0, 0
-    for i in range(n):
+    size, events, begun = 0, 0, 0
+    for k in range(len(first)):
         # ops without dependencies start at their release time
-        if waits[i] == 0:
-            start[i] = max(0.0, release[i])
-            times[size], ops[size] = start[i] + latency[i], i
-            _up(times, ops, size)
-            size += 1
-    while size > 0:
-        now, op = times[0], ops[0]
-        vacant = True  # the top has been taken; the next entry replaces it
+        start[first[k]] = max(0.0, release[first[k]])
+    while size > 0 or begun < len(first):
+        # the top has been taken if it is the earlier one; the next entry replaces it
+        vacant = size > 0
+        if vacant and begun < len(first):
+            at, op = first_s[begun], first[begun]
+            vacant = times[0] < at or (times[0] == at and ops[0] < op)
+        if vacant:
+            now, op = times[0], ops[0]
+        else:
+            now, op = first_s[begun], first[begun]
+            begun += 1
         ended = False
         # an op without demand ends as soon as its latency has elapsed
         if ptr[op] == ptr[op + 1]:
@@ -153,7 +189,7 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
             # bit
             after = now + (done - now)
             if left[op] > 0:
-                _down(times, ops, size, after, op)
+                size = _put(times, ops, size, vacant, after, op)
                 vacant = False
             else:
                 ended = True
@@ -168,13 +204,8 @@ def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake,
                     start[j] = max(clock, release[j])
                     # the same rounding as a SimPy delay, hence not simply start + latency
                     at = clock + (start[j] - clock + latency[j])
-                    if vacant:
-                        _down(times, ops, size, at, j)
-                        vacant = False
-                    else:
-                        times[size], ops[size] = at, j
-                        _up(times, ops, size)
-                        size += 1
+                    size = _put(times, ops, size, vacant, at, j)
+                    vacant = False
         # nothing replaced the top: fill the gap with the last entry
         if vacant:
             size -= 1

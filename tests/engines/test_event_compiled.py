@@ -40,7 +40,7 @@ def test_it_equals_simpy_with_a_given_number_of_chunks(exchange_program, chunks)
 def test_compiled_equals_its_python(random_program, monkeypatch):
     programs = [random_program(seed) for seed in range(5)]
     compiled = [run_event_compiled(p) for p in programs]
-    for name in ("_run", "_up", "_down"):
+    for name in ("_run", "_put", "_up", "_down"):
         monkeypatch.setattr(event_compiled, name, getattr(event_compiled, name).py_func)
     for program, expected in zip(programs, compiled, strict=True):
         got = run_event_compiled(program)
