@@ -46,7 +46,9 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     Args:
         program: The program with N ops and R resources.
         tolerance_s: How long a re-solve may wait for more changes; 0 is exact. The default is 0 up
-            to 1024 ops, 1e-4 of the bound above that, and 1e-3 of the bound from 4096 ops on.
+            to 1,024 ops and 65,536 entries of demands, 1e-4 of the bound above that, and 1e-3 from
+            4,096 ops or 1,048,576 entries on: makespans of layers are then up to .3 % late, of an
+            exchange on a torus of 1,024 devices .16 %.
 
     Returns:
         Timeline: the start (latency included) and end of every op, and the work that each resource
@@ -57,8 +59,9 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
     """
     n = program.num_ops
     if tolerance_s is None:
-        share = 0.0 if n <= 1024 else 1e-4 if n < 4096 else 1e-3
-        tolerance_s = share * run_bound(program).makespan_s if share else 0.0
+        tolerance_s = _share_of_bound(program)
+        if tolerance_s > 0.0:
+            tolerance_s *= run_bound(program).makespan_s
     if _stays_factored(program):
         return run_flow_factored(program, tolerance_s)
     program = program.expanded()
@@ -91,6 +94,14 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
         events=int(events),
         makespan_s=float(end.max()) if n else 0.0,
     )
+
+
+def _share_of_bound(program: Program) -> float:
+    """Return the default tolerance as a share of the bound."""
+    n, entries = program.num_ops, len(program.demand_amount)
+    if n <= 1 << 10 and entries <= 1 << 16:
+        return 0.0
+    return 1e-4 if n < 1 << 12 and entries < 1 << 20 else 1e-3
 
 
 def _stays_factored(program: Program) -> bool:
