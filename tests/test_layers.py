@@ -75,7 +75,8 @@ LAZY_OK = {
         f"moesim.engines.{e}" for e in ("bound", "flow", "event", "event_compiled")
     },
     "moesim.simulation.run": {f"moesim.lowering.{m}" for m in ("layer", "priced")},
-    "moesim.simulation.prepare": {"moesim.lowering.traffic"},
+    "moesim.simulation.prepare": {"moesim.lowering.traffic", "moesim.lowering.expected"},
+    "moesim.simulation.drawing": {"moesim.lowering.expected", "moesim.lowering.rank_one"},
     "moesim.simulation.kernels": {"moesim.lowering.traffic", "moesim.lowering.widths"},
     "moesim.simulation.effects": {"moesim.lowering.traffic"},
     "moesim.placement.slots": {"moesim.placement.turns"},

@@ -118,10 +118,8 @@ class PlacementCase:
             )
         except MoesimError as error:
             return row | {"reason": str(error), "evidence": "simulated", "calibration": "none"}
-        size = self.cluster.devices_per_domain
         # a token's copy to its own domain does not cross
-        near = sum(traffic.domains_SG[s, s // size] for s in range(self.cluster.num_devices))
-        far = traffic.domains_SG.sum() - near
+        far = traffic.num_domain_copies - traffic.num_kept
         return (
             row
             | _columns(found)

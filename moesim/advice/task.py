@@ -103,8 +103,6 @@ def _keeping(
         must_try: Whether to try it even if its bound is far above the latency.
     """
     assert task.latency_s is not None
-    if task.workload.num_tokens_per_device * task.cluster.num_devices > 1 << 22:
-        return None, None
     # bound one format and exchange only, and leave room for better ones, since the others are not
     # bounded
     designs = task.designs()

@@ -46,7 +46,7 @@ def told_apart(slow: PricedDesign, fast: PricedDesign) -> bool:
     """Return whether the first costs more than the second for every error within the intervals, and
     by more than the floor.
     """
-    loose = "device_loose" in (slow.outcome.result.granularity, fast.outcome.result.granularity)
+    loose = any("device_loose" in one.outcome.result.granularity for one in (slow, fast))
     if slow.cost <= fast.cost * (1.0 + (LOOSE_FLOOR if loose else FLOOR)):
         return False
     return gain(slow.outcome, fast.outcome).low * slow.per_second > fast.per_second

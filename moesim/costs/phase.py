@@ -4,6 +4,7 @@ Shape legend: D devices (or D rows of a table of measurements: every price is ve
 first axis).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,28 @@ class PhaseCost:
         of shape (D,).
         """
         return self.latency_s_D + np.maximum(self.compute_s_D, self.memory_s_D)
+
+    def split(self, count: int) -> "list[PhaseCost]":
+        """Return ``count`` equally long parts, in order."""
+        compute, memory, latency = (
+            np.asarray(values).reshape(count, -1)
+            for values in (self.compute_s_D, self.memory_s_D, self.latency_s_D)
+        )
+        return [
+            PhaseCost(compute_s_D=compute[m], memory_s_D=memory[m], latency_s_D=latency[m])
+            for m in range(count)
+        ]
+
+
+def joined(parts: Sequence[PhaseCost]) -> PhaseCost:
+    """Return the demands of several runs of devices as one run."""
+    if len(parts) == 1:
+        return parts[0]
+    return PhaseCost(
+        compute_s_D=np.concatenate([p.compute_s_D for p in parts]),
+        memory_s_D=np.concatenate([p.memory_s_D for p in parts]),
+        latency_s_D=np.concatenate([p.latency_s_D for p in parts]),
+    )
 
 
 def sequence(*phases: PhaseCost) -> PhaseCost:

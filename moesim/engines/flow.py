@@ -22,7 +22,10 @@ from numba import njit
 
 from moesim.engines.bound import run_bound
 from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, fill
+from moesim.engines.flow_factored import run_flow_factored
+from moesim.program.factored import Factored
 from moesim.program.program import Program, Timeline, pointers
+from moesim.units import MB
 
 _SAME_INSTANT = 1e-12
 _WAITING, _LATENT, _ACTIVE, _DONE = 0, 1, 2, 3
@@ -32,6 +35,8 @@ _REFRESH = 256
 #: largest ops x resources for which shares are also kept as a dense matrix: a level then costs only
 #: its hot resources
 _DENSE = 1 << 19
+#: bytes up to which factored demands are expanded: entries are then as fast
+_EXPANDED = 64 * MB
 
 
 def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
@@ -47,13 +52,15 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
         served.
 
     Raises:
-        CapacityError: Factored demands would not fit in memory once expanded.
+        CapacityError: Factored demands of a torus would not fit in memory once expanded.
     """
-    program = program.expanded()
     n = program.num_ops
     if tolerance_s is None:
         share = 0.0 if n <= 1024 else 1e-4 if n < 4096 else 1e-3
         tolerance_s = share * run_bound(program).makespan_s if share else 0.0
+    if _stays_factored(program):
+        return run_flow_factored(program, tolerance_s)
+    program = program.expanded()
     solo = program.solo_s_N()
     share_e, col_ptr, col_entry, col_op = _columns(
         program.demand_ptr, program.demand_resource, program.demand_amount, program.capacity_R, solo
@@ -87,6 +94,13 @@ def run_flow(program: Program, *, tolerance_s: float | None = None) -> Timeline:
         engine="flow",
         events=int(events),
         makespan_s=float(end.max()) if n else 0.0,
+    )
+
+
+def _stays_factored(program: Program) -> bool:
+    """Return whether a program's blocks are too large to expand, and of a kind that need not be."""
+    return all(isinstance(block, Factored) for block in program.factored) and (
+        sum(block.expanded_bytes() for block in program.factored) > _EXPANDED
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from moesim.hardware.fabric import MESH, PORTS, TORUS, Fabric
+from moesim.hardware.port_rows import port_pairs, port_rows
 
 Array = np.ndarray
 
@@ -247,61 +248,6 @@ def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
     return ptr, resource[:filled], amount[:filled], total, flows, longest
 
 
-@njit(cache=True)
-def _port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
-    """Compute the same rows as `_device_rows` for fabrics with ports only, as most clusters have,
-    without a call per pair.
-    """
-    domain_D, out_D, in_D = tables.domain_D, tables.near_out_D, tables.near_in_D
-    switch_D, up, down = tables.switch_D, tables.switch_up, tables.switch_down
-    far_out_D, far_in_D = tables.far_out_D, tables.far_in_D
-    leaf_D, leaf_up, leaf_down = tables.leaf_D, tables.leaf_up, tables.leaf_down
-    near_out, near_in, far_out, far_in, link = factors
-    n = len(bytes_SD)
-    acc = np.zeros(num_resources)
-    ptr = np.zeros(n + 1, np.int64)
-    resource, amount, filled = np.empty(16 * n + n * n, np.int64), np.empty(16 * n + n * n), 0
-    total, flows, longest = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    for own in range(n):
-        for peer in range(n):
-            s, d = (peer, own) if by_receiver else (own, peer)
-            size = bytes_SD[s, d]
-            if peer == own or size == 0.0:
-                continue
-            hops = 1
-            if domain_D[s] == domain_D[d]:
-                acc[out_D[s]] += size * near_out[s]
-                acc[in_D[d]] += size * near_in[d]
-                if switch_D[s] != switch_D[d]:
-                    acc[up[switch_D[s]]] += size * link[s]
-                    acc[down[switch_D[d]]] += size * link[s]
-                    hops = 2
-            else:
-                hops = 0
-                acc[far_out_D[s]] += size * far_out[s]
-                acc[far_in_D[d]] += size * far_in[d]
-                if leaf_up[0] >= 0 and leaf_D[s] != leaf_D[d]:
-                    acc[leaf_up[leaf_D[s]]] += size * link[s]
-                    acc[leaf_down[leaf_D[d]]] += size * link[s]
-            if land_D[d] >= 0:
-                acc[land_D[d]] += size
-            total[own] += size
-            flows[own] += 1
-            longest[own] = max(longest[own], hops)
-        if filled + num_resources > len(resource):
-            more = 2 * len(resource) + num_resources
-            more_resource, more_amount = np.empty(more, np.int64), np.empty(more)
-            more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
-            resource, amount = more_resource, more_amount
-        for r in range(num_resources):
-            if acc[r] > 0.0:
-                resource[filled], amount[filled] = r, acc[r]
-                filled += 1
-                acc[r] = 0.0
-        ptr[own + 1] = filled
-    return ptr, resource[:filled], amount[:filled], total, flows, longest
-
-
 def device_rows(
     fabric: Fabric, bytes_SD: Array, *, by: str, factors: Factors, land_D: Array
 ) -> Rows:
@@ -320,7 +266,7 @@ def device_rows(
         np.ascontiguousarray(bytes_SD, dtype=np.float64),
         np.asarray(land_D, dtype=np.int64),
     )
-    rows_of = _port_rows if fabric.tables.near_kind == PORTS else _device_rows
+    rows_of = port_rows if fabric.tables.near_kind == PORTS else _device_rows
     return Rows(*rows_of(fabric.tables, sizes, by == "receiver", factors, land, top))
 
 
@@ -337,8 +283,9 @@ def pair_rows(
     other arguments are those of `device_rows`.
     """
     top = max(int(land_D.max()) + 1, fabric.num_resources)
+    rows_of = port_pairs if fabric.tables.near_kind == PORTS else _pair_rows
     return Rows(
-        *_pair_rows(
+        *rows_of(
             fabric.tables,
             np.ascontiguousarray(bytes_SD, dtype=np.float64),
             np.asarray(senders, dtype=np.int64),

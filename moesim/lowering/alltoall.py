@@ -4,28 +4,21 @@ theory.
 Shape legend: S = D devices.
 """
 
-import os
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.errors import CapacityError, ConfigError
+from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import fabric_of
 from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.rank_one import can_factor, receive_ops
+from moesim.lowering.room import check_room
 from moesim.lowering.senders import send_order, windowed
 from moesim.program.builder import Demands, ProgramBuilder
-from moesim.program.program import ENTRY_BYTES, Program
+from moesim.program.program import Program
 from moesim.routing.distributions import RoutingSpec
-from moesim.units import GIB
 
 Array = np.ndarray
-#: share of the machine's memory that a run may plan to use
-_ROOM = 0.7
-#: bytes that factored traffic takes for each device, on ports and on a torus, measured at 16,384
-#: devices and at a million
-_FACTORED = 512.0, 4096.0
 
 
 def shares(routing: str, num_devices: int, seed: int = 0) -> Array:
@@ -175,34 +168,3 @@ def rank_one_program(cluster: Cluster, sent_S: Array, share_D: Array) -> Program
         cluster.hop_s,
     )
     return builder.build()
-
-
-def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) -> None:
-    """Refuse a program that would not fit in memory, before any of it is built.
-
-    Args:
-        cluster: The cluster of D devices.
-        granularity: ``device`` or ``pair``.
-        factored: Whether the traffic stays in factors, with no entry for each pair.
-
-    Raises:
-        CapacityError: The program would not fit; the message says what it needs and what there is.
-    """
-    num_devices = cluster.num_devices
-    torus = cluster.is_torus
-    # the matrix of floats, and the entries of a row: more on a torus, whose routes pass many links
-    per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
-    need, there = per_pair * num_devices**2, _ROOM * memory_bytes()
-    advice = ": use engine bound, device granularity"
-    if factored:
-        need, advice = _FACTORED[torus] * num_devices, ""
-    if need > there:
-        raise CapacityError(
-            f"{num_devices} devices at {granularity} granularity would take {need / GIB:.1f} GiB "
-            f"of the {there / GIB:.1f} that may be used{advice}"
-        )
-
-
-def memory_bytes() -> float:
-    """Return the memory of this machine in bytes."""
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")

@@ -5,7 +5,6 @@ A mixed cluster has several kinds of device; each kind prices a phase for its ow
 Shape legend: D devices.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,8 @@ from moesim.hardware import Cluster
 from moesim.program.builder import Demands, ProgramBuilder
 
 Array = np.ndarray
+#: (price model, slice of its devices) for each kind of device; the slices follow one another
+Groups = tuple[tuple[Kernels, slice], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,7 +29,7 @@ class Devices:
         hbm_D: Memory resource of each device, in bytes per second of the data sheet.
         flops_per_s_D: Peak FLOP/s of each device.
         bytes_per_s_D: Memory bandwidth of each device by its data sheet.
-        groups: (price model, slice of its devices) for each kind of device.
+        groups: The kinds of device.
     """
 
     builder: ProgramBuilder
@@ -36,7 +37,7 @@ class Devices:
     hbm_D: Array
     flops_per_s_D: Array
     bytes_per_s_D: Array
-    groups: tuple[tuple[Kernels, slice], ...]
+    groups: Groups
 
     @classmethod
     def of(
@@ -74,18 +75,6 @@ class Devices:
             flops_per_s_D=flops,
             bytes_per_s_D=rate,
             groups=groups,
-        )
-
-    def price(self, priced: Callable[[Kernels, slice], PhaseCost]) -> PhaseCost:
-        """Price a phase on all devices, each kind of device for its own."""
-        # groups are consecutive slices, so that joining their prices restores the order of devices
-        parts = [priced(kernels, which) for kernels, which in self.groups]
-        if len(parts) == 1:
-            return parts[0]
-        return PhaseCost(
-            compute_s_D=np.concatenate([p.compute_s_D for p in parts]),
-            memory_s_D=np.concatenate([p.memory_s_D for p in parts]),
-            latency_s_D=np.concatenate([p.latency_s_D for p in parts]),
         )
 
     def phase(self, name: str, cost: PhaseCost, after: Array | None, tag: str = "") -> Array:

@@ -54,6 +54,7 @@ from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.barriers import Barriers, join
 from moesim.lowering.movement import Movement
 from moesim.lowering.priced import Priced
+from moesim.lowering.products import Product, product_ops
 from moesim.lowering.senders import send_order, sender_classes, windowed
 from moesim.program.builder import Demands, ProgramBuilder, Waits
 
@@ -105,9 +106,9 @@ class LoweredExchange:
 
         def held(factor_D: Array, bytes_D: Array, rate: float) -> Array:
             """Return the port's factor, or the one at which the port takes as long as the SMs."""
-            with np.errstate(divide="ignore", invalid="ignore"):
-                # SM seconds as a multiple of what the bytes alone would take at the port's rate
-                by_sms = np.where(bytes_D > 0, price.sm_s_D * rate / bytes_D, 0.0)
+            # SM seconds as a multiple of what the bytes alone would take at the port's rate
+            by_sms = np.zeros(len(bytes_D))
+            np.divide(price.sm_s_D * rate, bytes_D, out=by_sms, where=bytes_D > 0)
             return np.maximum(factor_D, by_sms)
 
         near_own = held(price.near_factor_D, near_out * size, self.cluster.link_bytes_per_s)
@@ -168,11 +169,7 @@ class LoweredExchange:
                     waits = gathered
                 else:
                     waits = barriers[k]
-                sent = (
-                    leg.copies_SD
-                    if len(classes) == 1
-                    else np.where(members[:, None], leg.copies_SD, 0.0)
-                )
+                sent = leg.sent_by(None if len(classes) == 1 else members)
                 arrived.append(
                     self._device_ops("dispatch", name, sent, "receiver", join(waits, before))
                 )
@@ -219,7 +216,7 @@ class LoweredExchange:
                 self._device_ops(
                     "combine",
                     "combine" + leg.name + tag,
-                    leg.copies_SD.T,
+                    leg.returned,
                     "sender",
                     join(join(waits, after_D), stream_D),
                 )
@@ -233,29 +230,44 @@ class LoweredExchange:
         return everywhere, everywhere
 
     def _device_ops(
-        self, direction: Direction, name: str, copies_SD: Array, by: str, after: Array | None
+        self,
+        direction: Direction,
+        name: str,
+        copies: Array | Product,
+        by: str,
+        after: Array | None,
     ) -> Array:
+        size, factors = self.priced.copy_bytes[direction], self.factors(direction)
+        start_s, hop_s = self._start_s(direction), self.cluster.hop_s
+        if isinstance(copies, Product):
+            return product_ops(
+                self.builder,
+                self.fabric,
+                copies.times(size),
+                name,
+                by=by,
+                factors=factors,
+                land_D=self.land_D,
+                start_s=start_s,
+                hop_s=hop_s,
+                after=after,
+                phase=direction,
+            )
         # bytes of all pairs, summed up to one op for each device
-        rows = device_rows(
-            self.fabric,
-            copies_SD * self.priced.copy_bytes[direction],
-            by=by,
-            factors=self.factors(direction),
-            land_D=self.land_D,
-        )
+        rows = device_rows(self.fabric, copies * size, by=by, factors=factors, land_D=self.land_D)
         return self.builder.ops(
             name,
-            len(copies_SD),
+            len(copies),
             demands=Demands(rows.resource, rows.amount, rows.ptr),
-            latency_s=self._latency_s(direction, rows.hops_N),
+            latency_s=start_s + hop_s * rows.hops_N,
             after=after,
             bytes_per_flow=rows.bytes_N / np.maximum(rows.flows_N, 1),
             phase=direction,
         )
 
-    def _latency_s(self, direction: Direction, hops_N: Array) -> Array:
-        """Return the start of the slowest member, which a collective waits for, plus the hops."""
-        return float(self.priced.prices[direction].latency_s_D.max()) + self.cluster.hop_s * hops_N
+    def _start_s(self, direction: Direction) -> float:
+        """Return the start of the slowest member, which a collective waits for."""
+        return float(self.priced.prices[direction].latency_s_D.max())
 
     def _pairs(
         self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str
@@ -266,7 +278,7 @@ class LoweredExchange:
         sent: list[Array] = []
         for leg in legs:
             # combine sends every copy back the way it came
-            copies = leg.copies_SD if direction == "dispatch" else leg.copies_SD.T
+            copies = leg.matrix_SD if direction == "dispatch" else leg.matrix_SD.T
             senders, receivers = send_order(copies, self.schedule.send_order)
             rows = pair_rows(
                 self.fabric,
@@ -292,7 +304,7 @@ class LoweredExchange:
                 direction + leg.name + tag,
                 len(senders),
                 demands=Demands(rows.resource, rows.amount, rows.ptr),
-                latency_s=self._latency_s(direction, rows.hops_N),
+                latency_s=self._start_s(direction) + self.cluster.hop_s * rows.hops_N,
                 after=behind,
                 bytes_per_flow=rows.bytes_N,
                 phase=direction,

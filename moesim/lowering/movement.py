@@ -1,18 +1,21 @@
-"""Say which copies take which hop: an exchange as legs, each a matrix of copies between devices.
+"""Say which copies take which hop: an exchange as legs, each a matrix of copies between devices, or
+a product of what each sends and the share of each.
 
-The matrices are those of dispatch. Combine sends the same copies back: every leg is transposed, and
+The copies are those of dispatch. Combine sends the same copies back: every leg is transposed, and
 the legs run in reverse order.
 
 Shape legend: S senders = D receivers = devices, G domains.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from moesim.hardware.exchanges import Exchange
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.expected import ExpectedTraffic
+from moesim.lowering.products import Product, Reach
+from moesim.lowering.traffic import AnyTraffic, Traffic
 
 Array = np.ndarray
 
@@ -24,14 +27,34 @@ class Leg:
     Attributes:
         name: Suffix of its ops' names.
         copies_SD: ndarray of shape (S, D): copies from each device to each; the diagonal is not
-            sent.
+            sent. A `Product` where the traffic is one.
         crosses: Whether it leaves the domain; where hops run side by side, its relays are at the
             far end.
     """
 
     name: str
-    copies_SD: Array
+    copies_SD: Array | Product
     crosses: bool = False
+
+    @property
+    def matrix_SD(self) -> Array:
+        """The copies as a matrix, whatever they are stored as: ndarray of shape (S, D)."""
+        return self.copies_SD.dense() if isinstance(self.copies_SD, Product) else self.copies_SD
+
+    def sent_by(self, members_S: Array | None) -> Array | Product:
+        """Return the copies of some senders, given as a mask of shape (S,); None for all."""
+        if members_S is None:
+            return self.copies_SD
+        if isinstance(self.copies_SD, Product):
+            return self.copies_SD.only(members_S)
+        return np.where(members_S[:, None], self.copies_SD, 0.0)
+
+    @property
+    def returned(self) -> Array | Product:
+        """The copies on their way back."""
+        return (
+            self.copies_SD.transposed if isinstance(self.copies_SD, Product) else self.copies_SD.T
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +80,17 @@ class Movement:
         """Copies that leave and enter each device inside its domain, and that leave and enter it
         across domains: four ndarrays of shape (D,).
         """
-        total = np.sum([leg.copies_SD for leg in self.legs], axis=0)
+        if isinstance(self.legs[0].copies_SD, Product):
+            parts = [
+                leg.copies_SD.near_far_D()
+                for leg in self.legs
+                if isinstance(leg.copies_SD, Product)
+            ]
+            out, into, far_out, far_in = (
+                np.sum(column, axis=0) for column in zip(*parts, strict=True)
+            )
+            return out, into, far_out, far_in
+        total = np.sum([leg.matrix_SD for leg in self.legs], axis=0)
         count, devices_per_domain = len(total), self.devices_per_domain
         domain = np.arange(count) // devices_per_domain
         out, into = total.sum(axis=1), total.sum(axis=0)
@@ -71,14 +104,18 @@ class Movement:
         return near_out, near_in, out - near_out - stay, into - near_in - stay
 
 
-def movement_of(exchange: Exchange, traffic: Traffic, devices_per_domain: int) -> Movement:
-    """Return the legs of an exchange.
+@lru_cache(maxsize=8)
+def movement_of(exchange: Exchange, traffic: AnyTraffic, devices_per_domain: int) -> Movement:
+    """Return the legs of an exchange. The last few are kept: formats, widths and kernels of a
+    design change what copies cost, not where they go.
 
     Args:
         exchange: The exchange; its pattern decides.
         traffic: Copies by device, by choice and by domain.
         devices_per_domain: Consecutive devices of a domain.
     """
+    if isinstance(traffic, ExpectedTraffic):
+        return _expected(exchange, traffic, devices_per_domain)
     if callable(exchange.pattern):
         return exchange.pattern(traffic, devices_per_domain)
     # a kernel either sends one copy for each choice, or one for each device of a token
@@ -153,6 +190,53 @@ def _staged(traffic: Traffic, copies: Array, devices_per_domain: int) -> Movemen
         ),
         serial=True,
         copies_S=copies.sum(axis=1),
+        devices_per_domain=devices_per_domain,
+    )
+
+
+def _expected(exchange: Exchange, traffic: ExpectedTraffic, devices_per_domain: int) -> Movement:
+    """Return the legs of traffic that is a product; the sums are those of the matrices above."""
+    tokens_S = np.asarray(traffic.num_tokens_S, dtype=np.float64)
+    share_D = traffic.choices_D if exchange.every_choice else traffic.copies_D
+    count = len(share_D)
+    domain, rail = np.divmod(np.arange(count), devices_per_domain)
+    direct = count == devices_per_domain and exchange.hops_across
+    pattern = "direct" if direct else exchange.pattern
+    copies_S = tokens_S * share_D.sum()
+
+    def leg(name: str, sent_S: Array, share_D: Array, reach: Reach, crosses: bool = False) -> Leg:
+        product = Product(
+            sent_S=sent_S, share_D=share_D, reach=reach, devices_per_domain=devices_per_domain
+        )
+        return Leg(name=name, copies_SD=product, crosses=crosses)
+
+    legs: tuple[Leg, ...]
+    if pattern == "two_hop":
+        by_rail = np.bincount(rail, tokens_S)[rail]
+        legs = (
+            leg("_rdma", tokens_S, traffic.domains_G[domain] * traffic.relayed_D, "rail", True),
+            # a relay forwards what all senders of its rail send, itself included
+            leg("_nvlink", by_rail * traffic.relayed_D, share_D, "domain"),
+        )
+    elif pattern == "staged":
+        legs = (
+            leg("_near", tokens_S, np.bincount(rail, share_D)[rail] * traffic.gathered_D, "domain"),
+            leg(
+                "_far",
+                np.bincount(domain, tokens_S)[domain] * traffic.gathered_D,
+                share_D,
+                "rail",
+                True,
+            ),
+        )
+    else:
+        if pattern == "all_gather":
+            share_D, copies_S = np.ones(count), tokens_S * count
+        legs = (leg("", tokens_S, share_D, "all"),)
+    return Movement(
+        legs=legs,
+        serial=pattern == "staged",
+        copies_S=copies_S,
         devices_per_domain=devices_per_domain,
     )
 

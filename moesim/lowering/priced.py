@@ -1,5 +1,6 @@
 """Price one exchange: the copies that move, their bytes, and what the kernel asks for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
 from moesim.lowering.movement import Movement, movement_of
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 
@@ -31,7 +32,7 @@ class Priced:
     def of(
         cls,
         layer: MoELayer,
-        traffic: Traffic,
+        traffic: AnyTraffic,
         kernel: CommKernel,
         cluster: Cluster,
         *,
@@ -48,31 +49,67 @@ class Priced:
             exchange: The exchange, which says how copies move.
             num_experts: Number of expert slots on all devices.
         """
-        movement = movement_of(exchange, traffic, cluster.devices_per_domain)
-        near_out, near_in, far_out, far_in = movement.near_far_D
+        return cls.of_batches(
+            layer, [traffic], kernel, cluster, exchange=exchange, num_experts=num_experts
+        )[0]
+
+    @classmethod
+    def of_batches(
+        cls,
+        layer: MoELayer,
+        batches: Sequence[AnyTraffic],
+        kernel: CommKernel,
+        cluster: Cluster,
+        *,
+        exchange: Exchange,
+        num_experts: int,
+    ) -> "list[Priced]":
+        """Price both directions of every micro-batch: their devices are rows of one table.
+
+        Args:
+            layer: See `of`, as all others but this.
+            batches: The copies of every micro-batch.
+            kernel: The communication kernel.
+            cluster: The cluster.
+            exchange: The exchange.
+            num_experts: Number of expert slots on all devices.
+        """
+        moves = [movement_of(exchange, b, cluster.devices_per_domain) for b in batches]
+        near_out, near_in, far_out, far_in = (
+            np.concatenate(column)
+            for column in zip(*(move.near_far_D for move in moves), strict=True)
+        )
+        # the busier direction of a port decides, since both run at once
+        near, far = np.maximum(near_out, near_in), np.maximum(far_out, far_in)
+        tokens = np.concatenate([b.num_tokens_S for b in batches]).astype(np.float64)
+        copies = np.concatenate([move.copies_S for move in moves])
         sizes: dict[Direction, float] = {}
-        prices: dict[Direction, Price] = {}
+        prices: dict[Direction, list[Price]] = {}
         directions: tuple[Direction, Direction] = ("dispatch", "combine")
         for direction in directions:
             element = BYTES_PER_ELEMENT[getattr(layer.precision, direction)]
-            size = kernel.copy_bytes(direction, layer.hidden_size, layer.top_k, element)
             # bytes of a copy differ by direction: each has its own number format
+            size = kernel.copy_bytes(direction, layer.hidden_size, layer.top_k, element)
             sizes[direction] = size
-            # the busier direction of a port decides, since both run at once
-            prices[direction] = kernel.price(
-                direction,
-                Work(
-                    tokens_D=np.asarray(traffic.num_tokens_S, dtype=np.float64),
-                    copies_D=movement.copies_S,
-                    near_bytes_D=np.maximum(near_out, near_in) * size,
-                    far_bytes_D=np.maximum(far_out, far_in) * size,
-                    hidden_size=layer.hidden_size,
-                    top_k=layer.top_k,
-                    num_experts=num_experts,
-                    copy_bytes=size,
-                ),
+            work = Work(
+                tokens_D=tokens,
+                copies_D=copies,
+                near_bytes_D=near * size,
+                far_bytes_D=far * size,
+                hidden_size=layer.hidden_size,
+                top_k=layer.top_k,
+                num_experts=num_experts,
+                copy_bytes=size,
             )
-        return cls(movement=movement, copy_bytes=sizes, prices=prices)
+            prices[direction] = kernel.price(direction, work).split(len(batches))
+        return [
+            cls(
+                movement=move,
+                copy_bytes=sizes,
+                prices={direction: prices[direction][m] for direction in directions},
+            )
+            for m, move in enumerate(moves)
+        ]
 
     @property
     def num_sms(self) -> int:

@@ -17,8 +17,8 @@ import numpy as np
 from moesim.errors import ConfigError
 from moesim.hardware.fabric import MESH, TORUS, Fabric
 from moesim.hardware.routes import Factors, device_rows
-from moesim.program.builder import Demands, ProgramBuilder
-from moesim.program.factored import Factored
+from moesim.lowering.products import Product, product_ops
+from moesim.program.builder import ProgramBuilder
 from moesim.program.program import ENTRY_BYTES
 
 Array = np.ndarray
@@ -82,67 +82,30 @@ def receive_ops(
             )
         if not (np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
             raise ConfigError(f"traffic.{what}: expected finite numbers >= 0")
-    tables = fabric.tables
-    first = builder.num_ops
-    ops = np.arange(first, first + count)
-    # bytes per unit of a receiver's factor; a device sends nothing to itself
-    total = sent_S.sum() - sent_S
-    if tables.near_kind == TORUS:
-        load = TorusLoad(ops_I=ops, fabric=fabric, sent_S=sent_S, share_D=share_D)
-        builder.ops(
+    if fabric.tables.near_kind != TORUS:
+        per_domain = int(np.bincount(fabric.tables.domain_D)[0])
+        return product_ops(
+            builder,
+            fabric,
+            Product(sent_S=sent_S, share_D=share_D, reach="all", devices_per_domain=per_domain),
             name,
-            count,
-            latency_s=hop_s * load.hops_I(),
-            bytes_per_flow=share_D * total / max(count - 1, 1),
+            by="receiver",
+            factors=Factors.ones(count),
+            land_D=np.full(count, -1),
+            start_s=hop_s,
             phase="dispatch",
         )
-        builder.factored(load)
-        return ops
-    domain = tables.domain_D
-    within = np.bincount(domain, sent_S)[domain]
-    near, far = share_D * (within - sent_S), share_D * (sent_S.sum() - within)
-    # the receiver's own ports are entries; the senders' ports are factored below
-    own = [(tables.near_in_D, near)] if tables.near_in_D[0] >= 0 else []
-    own += [(tables.far_in_D, far)] if tables.far_in_D[0] >= 0 else []
+    ops = np.arange(builder.num_ops, builder.num_ops + count)
+    load = TorusLoad(ops_I=ops, fabric=fabric, sent_S=sent_S, share_D=share_D)
     builder.ops(
         name,
         count,
-        demands=Demands(
-            np.stack([r for r, _ in own], axis=1), np.stack([a for _, a in own], axis=1)
-        ),
-        latency_s=hop_s,
-        bytes_per_flow=share_D * total / max(count - 1, 1),
+        latency_s=hop_s * load.hops_I(),
+        # a device sends nothing to itself
+        bytes_per_flow=share_D * (sent_S.sum() - sent_S) / max(count - 1, 1),
         phase="dispatch",
     )
-    device, whole = np.arange(count), np.zeros(count, dtype=np.int64)
-    # near ports carry only pairs of one domain
-    if tables.near_out_D[0] >= 0:
-        builder.factored(
-            Factored(
-                ops_I=ops,
-                resources_J=tables.near_out_D,
-                row_I=share_D,
-                column_J=sent_S,
-                outer_I=domain,
-                outer_J=domain,
-                inner_I=device,
-                inner_J=device,
-            )
-        )
-    # far ports carry only pairs of different domains
-    if tables.far_out_D[0] >= 0:
-        builder.factored(
-            Factored(
-                ops_I=ops,
-                resources_J=tables.far_out_D,
-                row_I=share_D,
-                column_J=sent_S,
-                outer_I=whole,
-                outer_J=whole,
-                inner_I=domain,
-                inner_J=domain,
-            )
-        )
+    builder.factored(load)
     return ops
 
 

@@ -5,6 +5,9 @@ The exchange decides how many copies of a token travel, so three counts are kept
 device that holds any of its experts, for each choice, and for each domain it touches. Partial
 results for a token are added up where its copy went, so equally many vectors return.
 
+Traffic is drawn: matrices over pairs of devices, as here, or expected: a product, see
+`moesim.lowering.expected`.
+
 Shape legend: S sources, D devices, W expert-parallel ranks, L slots of a rank, G domains, T tokens,
 K choices.
 """
@@ -16,6 +19,7 @@ import numpy as np
 from moesim.design.candidate import Parallelism
 from moesim.errors import ConfigError
 from moesim.lowering.counting import count_copies
+from moesim.lowering.expected import ExpectedTraffic
 from moesim.placement import Placement, turn_of_choice
 from moesim.routing import Routing
 from moesim.routing.capacity import places
@@ -51,10 +55,42 @@ class Traffic:
         return self.copies_SD.sum(axis=0)
 
     @property
+    def sent_copies_S(self) -> Array:
+        """Copies of each source's tokens, local ones included: ndarray of shape (S,)."""
+        return self.copies_SD.sum(axis=1)
+
+    @property
+    def num_tokens(self) -> float:
+        """The tokens of all sources."""
+        return float(self.num_tokens_S.sum())
+
+    @property
+    def num_copies(self) -> float:
+        """Copies of all tokens."""
+        return float(self.copies_SD.sum())
+
+    @property
+    def num_domain_copies(self) -> float:
+        """Copies of all tokens, if each domain received a token once."""
+        return float(self.domains_SG.sum())
+
+    @property
+    def num_kept(self) -> float:
+        """Copies of all tokens that stay in their source's own domain, one for each token."""
+        sources, domains = self.domains_SG.shape
+        return float(
+            self.domains_SG[np.arange(sources), np.arange(sources) * domains // sources].sum()
+        )
+
+    @property
     def load_imbalance(self) -> float:
         """Rows of the busiest device over the mean of all devices."""
         rows = self.counts_DL.sum(axis=1)
         return float(rows.max() / rows.mean())
+
+
+#: traffic as matrices of pairs, or as a product
+AnyTraffic = Traffic | ExpectedTraffic
 
 
 def _within_capacity(

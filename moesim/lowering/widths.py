@@ -13,17 +13,13 @@ import numpy as np
 from moesim.costs.devices.primitives import Kernels, kernels_for
 from moesim.costs.load import Load
 from moesim.costs.phase import PhaseCost
-from moesim.costs.phases.experts import (
-    price_layer_experts,
-    price_routed,
-    tiles_of,
-)
+from moesim.costs.phases.experts import price_layer_experts, price_routed, tiles_of
 from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate
 from moesim.hardware import Cluster, Profile
+from moesim.lowering.costs import price_shared, priced_experts
 from moesim.lowering.devices import Devices
-from moesim.lowering.layer import price_shared
-from moesim.lowering.traffic import Traffic
+from moesim.lowering.traffic import AnyTraffic
 from moesim.program.builder import ProgramBuilder
 
 Array = np.ndarray
@@ -31,7 +27,7 @@ Demands = tuple[Array, Array]
 
 
 def demands_of_widths(
-    members: Sequence[Candidate], cluster: Cluster, batches: Sequence[Traffic]
+    members: Sequence[Candidate], cluster: Cluster, batches: Sequence[AnyTraffic]
 ) -> dict[str, list[Demands]]:
     """Price the phases that depend on the width of experts.
 
@@ -55,7 +51,7 @@ def demands_of_widths(
 def price_widths(
     members: Sequence[Candidate],
     profile: Profile,
-    traffic: Traffic,
+    traffic: AnyTraffic,
     which: slice,
     widths_DL: Array | None = None,
 ) -> Array:
@@ -64,7 +60,7 @@ def price_widths(
     Args:
         members: B candidates that differ only in the width of their experts.
         profile: Kind of the devices, with the calibration of the library that runs them.
-        traffic: Traffic of the batch, which is equal for all members.
+        traffic: AnyTraffic of the batch, which is equal for all members.
         which: The devices of this kind.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot, of a single member
             whose experts differ; None if all have the same width.
@@ -72,12 +68,16 @@ def price_widths(
     Returns:
         ndarray of shape (B, devices of this kind).
     """
-    parts = _priced(members, kernels_for(profile), traffic, which, widths_DL)
-    compute, memory, latency = parts
+    kernels, first = kernels_for(profile), members[0]
+    if len(members) == 1 and widths_DL is None:
+        tp = first.parallelism.tp
+        cost = priced_experts(kernels, first.layer, tp, traffic, which.start, which.stop)
+        return cost.solo_s_D()[None]
+    compute, memory, latency = _priced(members, kernels, traffic, which, widths_DL)
     return latency + np.maximum(compute, memory)
 
 
-def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
+def _experts(members: Sequence[Candidate], devices: Devices, traffic: AnyTraffic) -> Demands:
     return _demands(
         devices, [_priced(members, kernels, traffic, which) for kernels, which in devices.groups]
     )
@@ -86,7 +86,7 @@ def _experts(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -
 def _priced(
     members: Sequence[Candidate],
     kernels: Kernels,
-    traffic: Traffic,
+    traffic: AnyTraffic,
     which: slice,
     widths_DL: Array | None = None,
 ) -> tuple[Array, Array, Array]:
@@ -126,12 +126,12 @@ def _priced(
     return _by_member(cost, count)
 
 
-def _shared(members: Sequence[Candidate], devices: Devices, traffic: Traffic) -> Demands:
+def _shared(members: Sequence[Candidate], devices: Devices, traffic: AnyTraffic) -> Demands:
     tokens_S = np.asarray(traffic.num_tokens_S)
     return _demands(
         devices,
         [
-            _stacked([price_shared(c, kernels, tokens_S[which]) for c in members])
+            _stacked([price_shared(c.layer, kernels, tokens_S[which]) for c in members])
             for kernels, which in devices.groups
         ],
     )

@@ -185,8 +185,8 @@ def _exchange_s(point: Point) -> tuple[float, float, float]:
     taken_s = timeline.end_s_N[served] - timeline.start_s_N[served]
     return (
         float(taken_s.max()),
-        float(traffic.copies_SD.sum(axis=1).mean()),
-        float(traffic.domains_SG.sum(axis=1).mean()),
+        traffic.num_copies / len(traffic.num_tokens_S),
+        traffic.num_domain_copies / len(traffic.num_tokens_S),
     )
 
 

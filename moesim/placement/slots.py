@@ -100,7 +100,9 @@ class Placement:
         copies_E = np.bincount(self.expert_of_slot_P, minlength=self.num_experts)
         first_E = np.concatenate([[0], np.cumsum(copies_E)[:-1]])
         if self.num_slots == self.num_experts:
-            return order[expert_ids_TK]
+            # where slots are the experts, as after `nearest_slot_of_choice`, nothing is left to do
+            as_they_are = expert_ids_TK.dtype == order.dtype and (np.diff(order) == 1).all()
+            return expert_ids_TK if as_they_are else order[expert_ids_TK]
         # numba is imported only when it is used, which keeps `import moesim` fast
         from moesim.placement.turns import slots_in_turn
 

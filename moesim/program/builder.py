@@ -68,7 +68,8 @@ class ProgramBuilder:
     _num_deps: list[Array] = field(default_factory=list)
     _deps: list[Array] = field(default_factory=list)
     _op_runs: list[tuple[str, int, bool]] = field(default_factory=list)
-    _phase: list[Array] = field(default_factory=list)
+    _own_batch: list[bool] = field(default_factory=list)
+    _phase: list[int] = field(default_factory=list)
     _phase_number: dict[str, int] = field(default_factory=dict)
 
     def resource(self, name: str, capacity: float) -> int:
@@ -175,41 +176,11 @@ class ProgramBuilder:
             own_batch: Whether ops may wait for earlier ops of the same batch, such as the messages
                 of one sender.
 
-        Raises:
-            ConfigError: A latency or release is negative or not finite, or a dependency is unknown.
-                (`build` checks the demands.)
+        `build` checks all of these at once.
         """
         first = self._num_ops
-        latency, release, flow = (_each(v, count) for v in (latency_s, release_s, bytes_per_flow))
-
-        def name(i: int) -> str:
-            return f"op {label}[{i}]" if numbered else f"op {label}"
-
-        if not (_sound(latency) and _sound(release)):
-            i = int(
-                (
-                    ~((latency >= 0) & (latency < math.inf) & (release >= 0) & (release < math.inf))
-                ).argmax()
-            )
-            raise ConfigError(
-                f"{name(i)}: expected latency and release >= 0, got {latency[i].item()!r} and "
-                f"{release[i].item()!r}"
-            )
-        if not _sound(flow):
-            i = int((~((flow >= 0) & (flow < math.inf))).argmax())
-            raise ConfigError(f"{name(i)}: expected bytes per flow >= 0, got {flow[i].item()!r}")
         waits = after if isinstance(after, Waits) else Waits(after, None)
         deps, num_deps = _rows(waits.ops, waits.row_ptr, count)
-        # an op may wait only for smaller indices, which keeps the program acyclic
-        below = np.repeat(np.arange(first, first + count), num_deps) if own_batch else first
-        if len(deps) and (deps.min() < 0 or (deps >= below).any()):
-            which = int(((deps < 0) | (deps >= below)).argmax())
-            i = int(np.searchsorted(np.cumsum(num_deps), which, side="right"))
-            end = int(np.cumsum(num_deps)[i])
-            raise ConfigError(
-                f"{name(i)}: expected dependencies among the {first} ops before it, got "
-                f"{deps[end - int(num_deps[i]) : end].tolist()}"
-            )
         resources, amounts, row_ptr = demands or Demands()
         flat, lengths = _rows(resources, row_ptr, count)
         self._resource.append(flat)
@@ -217,14 +188,17 @@ class ProgramBuilder:
             np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel()
         )
         self._lengths.append(lengths)
-        self._latency.append(latency)
-        self._release.append(release)
-        self._flow_bytes.append(flow)
+        for column, value in (
+            (self._latency, latency_s),
+            (self._release, release_s),
+            (self._flow_bytes, bytes_per_flow),
+        ):
+            column.append(_each(value, count))
         self._deps.append(deps)
         self._num_deps.append(num_deps)
         self._op_runs.append((label, count, numbered))
-        number = self._phase_number.setdefault(phase, len(self._phase_number))
-        self._phase.append(np.full(count, number, dtype=np.int64))
+        self._own_batch.append(own_batch)
+        self._phase.append(self._phase_number.setdefault(phase, len(self._phase_number)))
         self._num_ops += count
         return np.arange(first, self._num_ops)
 
@@ -243,11 +217,20 @@ class ProgramBuilder:
 
         Raises:
             ConfigError: An op demands a negative or non-finite amount, an unknown resource, or the
-                same resource twice.
+                same resource twice; a latency, release or number of bytes per flow is negative or
+                not finite; or an op waits for one that was not added before it.
         """
         ptr = pointers(_joined(self._lengths, np.int64))
         resource, amount = _joined(self._resource, np.int64), _joined(self._amount, np.float64)
         self._check(ptr, resource, amount)
+        latency, release, flow = (
+            _joined(column, np.float64)
+            for column in (self._latency, self._release, self._flow_bytes)
+        )
+        self._check_numbers(latency, release, flow)
+        counts = np.array([count for _, count, _ in self._op_runs], dtype=np.int64)
+        dep_ptr, deps = pointers(_joined(self._num_deps, np.int64)), _joined(self._deps, np.int64)
+        self._check_waits(dep_ptr, deps, counts)
         keep = amount > 0
         if not keep.all():
             # dropping the zeros moves the beginning of every row
@@ -264,21 +247,50 @@ class ProgramBuilder:
             demand_resource=resource,
             demand_amount=amount,
             factored=tuple(self._factored),
-            latency_s_N=_joined(self._latency, np.float64),
-            release_s_N=_joined(self._release, np.float64),
-            fair_unit_s_N=_fair_units(solo, _joined(self._flow_bytes, np.float64)),
-            dep_ptr=pointers(_joined(self._num_deps, np.int64)),
-            dep_index=_joined(self._deps, np.int64),
+            latency_s_N=latency,
+            release_s_N=release,
+            fair_unit_s_N=_fair_units(solo, flow),
+            dep_ptr=dep_ptr,
+            dep_index=deps,
             ops=Names(runs=tuple(self._op_runs)),
-            phase_N=_joined(self._phase, np.int64),
+            phase_N=np.repeat(np.array(self._phase, dtype=np.int64), counts),
             phase_names=tuple(self._phase_number),
         )
+
+    def _check_numbers(self, latency: Array, release: Array, flow: Array) -> None:
+        if not (_sound(latency) and _sound(release)):
+            op = int((~(_fine(latency) & _fine(release))).argmax())
+            raise ConfigError(
+                f"op {self._label(op)}: expected latency and release >= 0, got "
+                f"{latency[op].item()!r} and {release[op].item()!r}"
+            )
+        if not _sound(flow):
+            op = int((~_fine(flow)).argmax())
+            raise ConfigError(
+                f"op {self._label(op)}: expected bytes per flow >= 0, got {flow[op].item()!r}"
+            )
+
+    def _check_waits(self, ptr: Array, deps: Array, counts: Array) -> None:
+        """Check that every op waits only for earlier ones, which keeps the program acyclic."""
+        first = pointers(counts)[:-1]
+        below = np.repeat(first, counts)
+        for batch in np.flatnonzero(self._own_batch):
+            ops = slice(first[batch], first[batch] + counts[batch])
+            below[ops] = np.arange(ops.start, ops.stop)
+        wrong = (deps < 0) | (deps >= np.repeat(below, np.diff(ptr)))
+        if wrong.any():
+            op = int(np.searchsorted(ptr, int(wrong.argmax()), side="right")) - 1
+            before = first[np.searchsorted(first, op, side="right") - 1]
+            raise ConfigError(
+                f"op {self._label(op)}: expected dependencies among the {before} ops before it, "
+                f"got {deps[ptr[op] : ptr[op + 1]].tolist()}"
+            )
 
     def _check(self, ptr: Array, resource: Array, amount: Array) -> None:
         """Check all demands at once."""
         known = self._num_resources
         if not _sound(amount):
-            wrong = int((~((amount >= 0) & (amount < math.inf))).argmax())
+            wrong = int((~_fine(amount)).argmax())
             self._refuse(wrong, "a finite demand >= 0", ptr, resource, amount)
         if len(resource) and (resource.min() < 0 or resource.max() >= known):
             wrong = int(((resource < 0) | (resource >= known)).argmax())
@@ -300,10 +312,13 @@ class ProgramBuilder:
 
     def _refuse(self, entry: int, rule: str, ptr: Array, resource: Array, amount: Array) -> None:
         op = int(np.searchsorted(ptr, entry, side="right")) - 1
-        label = Names(runs=tuple(self._op_runs)).expand()[op]
         raise ConfigError(
-            f"op {label}: expected {rule}, got {amount[entry]} of resource {resource[entry]}"
+            f"op {self._label(op)}: expected {rule}, got {amount[entry]} of resource "
+            f"{resource[entry]}"
         )
+
+    def _label(self, op: int) -> str:
+        return Names(runs=tuple(self._op_runs)).expand()[op]
 
 
 def _each(value: Numbers, count: int) -> Array:
@@ -318,6 +333,11 @@ def _each(value: Numbers, count: int) -> Array:
 def _sound(values: Array) -> bool:
     """Return whether all values are >= 0 and finite; a NaN fails both comparisons."""
     return not len(values) or bool(values.min() >= 0 and values.max() < math.inf)
+
+
+def _fine(values: Array) -> Array:
+    """Return which values are >= 0 and finite."""
+    return (values >= 0) & (values < math.inf)
 
 
 def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:

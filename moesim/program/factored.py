@@ -74,8 +74,10 @@ class Factored:
         return ENTRY_BYTES * len(self.ops_I) * len(self.resources_J)
 
     def entries(self) -> tuple[Array, Array, Array]:
-        """Return (op, resource, amount) of every entry; there are at most I x J."""
+        """Return (op, resource, amount) of every entry > 0; there are at most I x J."""
         there = (self.outer_I[:, None] == self.outer_J) & (self.inner_I[:, None] != self.inner_J)
+        # a factor of 0 says that there is no entry
+        there &= (self.row_I > 0)[:, None] & (self.column_J > 0)
         i, j = np.nonzero(there)
         return self.ops_I[i], self.resources_J[j], self.row_I[i] * self.column_J[j]
 

@@ -95,6 +95,7 @@ def route(
     num_tokens_S: np.ndarray,
     seed: int,
     left_E: np.ndarray | None = None,
+    batch_tokens: int | None = None,
 ) -> Routing:
     """Draw the experts of every token.
 
@@ -112,6 +113,8 @@ def route(
         seed: Seed of the choices; the same seed gives the same choices.
         left_E: ndarray of shape (E,), bool: whether an expert is not pruned; None if no expert is
             pruned. Pruned experts get no token.
+        batch_tokens: Number of tokens of the batch of which these are a sample, since the skew of
+            some distributions depends on it; by default they are the batch.
 
     Raises:
         ConfigError: There are no tokens, there are more than one call samples
@@ -125,14 +128,14 @@ def route(
         )
     rng = np.random.default_rng([seed, num_experts, top_k])
     left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
-    num_tokens_S = _ragged(spec, num_tokens_S)
+    num_tokens_S = tokens_of_sources(spec, num_tokens_S)
     trace = open_trace(spec.path) if spec.kind == "trace" else None
     if trace is not None and trace.kind == "ids":
         ids = trace.window(spec.layer, total, seed)
         _check_trace(spec, ids, num_experts, top_k, gate, left)
         return Routing(expert_ids_TK=ids, num_tokens_S=num_tokens_S, num_experts=num_experts)
     weight_NE = (
-        spec.weights_NE(num_experts, top_k, total, rng)
+        spec.weights_NE(num_experts, top_k, batch_tokens or total, rng)
         if trace is None
         else trace.weights_NE(spec.layer, num_experts)
     )
@@ -195,7 +198,7 @@ def sample_counts(
     return spec.spread(weight_NE[0], top_k, num_tokens, left_E)
 
 
-def _ragged(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
+def tokens_of_sources(spec: RoutingSpec, num_tokens_S: np.ndarray) -> np.ndarray:
     """Return the number of tokens of each source: unchanged, except for a workload whose sources
     differ.
     """

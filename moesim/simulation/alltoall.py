@@ -13,7 +13,8 @@ from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
 from moesim.errors import UnknownNameError, require_int
 from moesim.hardware import Cluster, load_cluster
-from moesim.lowering.alltoall import check_room, exchange_program, rank_one_program, shares
+from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
+from moesim.lowering.room import check_room
 from moesim.program import Program, Timeline
 
 #: number of runs of which the shortest counts, as long as they take less than this many seconds

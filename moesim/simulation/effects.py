@@ -14,7 +14,7 @@ from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
 
 if TYPE_CHECKING:
-    from moesim.lowering.traffic import Traffic
+    from moesim.lowering.traffic import AnyTraffic
 
 #: columns of `GateEffects.row`
 COLUMNS = (
@@ -53,7 +53,7 @@ class GateEffects:
     gate: Gate
 
     @classmethod
-    def of(cls, gate: Gate, routing: Routing, traffic: "Traffic", tp: int) -> "GateEffects":
+    def of(cls, gate: Gate, routing: Routing, traffic: "AnyTraffic", tp: int) -> "GateEffects":
         """Return the effects of a gate on one batch.
 
         Args:
@@ -62,13 +62,15 @@ class GateEffects:
             traffic: The copies that move and the rows that are computed.
             tp: Number of devices that share an expert; each has a copy of its rows.
         """
-        tokens, choices = routing.expert_ids_TK.shape[0], routing.expert_ids_TK.size
+        # of many devices the routing is a sample of the traffic's tokens
+        tokens = traffic.num_tokens
+        choices = tokens * routing.expert_ids_TK.shape[1]
         rows = traffic.counts_DL.sum() / tp
         return cls(
-            devices_per_token=float(traffic.copies_SD.sum() / tp / tokens),
-            domains_per_token=float(traffic.domains_SG.sum() / tokens),
+            devices_per_token=traffic.num_copies / tp / tokens,
+            domains_per_token=traffic.num_domain_copies / tokens,
             groups_per_token=_groups_per_token(routing, gate.num_expert_groups),
-            rerouted_token_fraction=routing.num_rerouted / choices,
+            rerouted_token_fraction=routing.num_rerouted / routing.expert_ids_TK.size,
             padded_row_fraction=float(
                 max(1.0 - (1.0 - traffic.dropped_fraction) * choices / rows, 0.0)
             ),

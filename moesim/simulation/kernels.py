@@ -22,13 +22,13 @@ from moesim.hardware.libraries import AUTO, known_library
 from moesim.simulation.result import Result
 
 if TYPE_CHECKING:
-    from moesim.lowering.traffic import Traffic
+    from moesim.lowering.traffic import AnyTraffic
 
 
 def choose_kernels(
     members: Sequence[Candidate],
     cluster: Cluster,
-    traffic: "Traffic",
+    traffic: "AnyTraffic",
     widths_DL: np.ndarray | None = None,
 ) -> list[str]:
     """Return the library of each design, or of each kind of device joined by ``+``.

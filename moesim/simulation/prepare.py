@@ -23,6 +23,7 @@ Shape legend: D devices, E experts.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,11 +39,13 @@ from moesim.model import MoELayer, Precision
 from moesim.placement import Placement, Setting, place
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
+from moesim.routing.sampler import tokens_of_sources
+from moesim.simulation.drawing import check_room, is_expected
 from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
 
 if TYPE_CHECKING:
-    from moesim.lowering.traffic import Traffic
+    from moesim.lowering.traffic import AnyTraffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,7 +59,8 @@ class Prepared:
             no device is a GPU.
         workload: The tokens it is given.
         placement: The slots of its experts.
-        choices: Experts of every token of the whole batch, with those of full experts rerouted.
+        choices: Experts of every token of the whole batch, with those of full experts rerouted; of
+            a sample where the traffic is expected.
         traffic: What the whole batch moves and computes.
         batches: What every micro-batch moves and computes; the whole batch if there is only one.
     """
@@ -67,8 +71,15 @@ class Prepared:
     workload: Workload
     placement: Placement
     choices: Routing
-    traffic: "Traffic"
-    batches: "tuple[Traffic, ...]"
+    traffic: "AnyTraffic"
+    batches: "tuple[AnyTraffic, ...]"
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the traffic is expected from a sample instead of drawn token by token."""
+        from moesim.lowering.expected import ExpectedTraffic
+
+        return isinstance(self.traffic, ExpectedTraffic)
 
 
 def prepare(
@@ -87,6 +98,7 @@ def prepare(
         placement: Slots to use instead of the planned ones.
 
     Raises:
+        CapacityError: The traffic would not fit in this machine's memory.
         ConfigError: The parallelism does not use the cluster's devices, the slots do not divide
             over the ranks, there are more micro-batches than tokens, a given placement has other
             ranks or experts, or the kernel library named does not run the design.
@@ -109,8 +121,14 @@ def prepare(
     setting = setting_of(candidate, cluster, workload)
     key, work = _for_traffic(candidate), _for_routing_work(workload)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
-    placed, traffic = _spread(key, work, where, placement, 1)
-    batches = traffic if parts == 1 else _spread(key, work, where, placement, parts)[1]
+    if is_expected(candidate, cluster, work):
+        spread, choices = _expected, _sample(layer, work, cluster.num_devices)
+    else:
+        check_room(candidate, cluster, work)
+        spread = _spread
+        choices = _choices(_for_capacity(layer), work, cluster.num_devices, 1)[0]
+    placed, traffic = spread(key, work, where, placement, 1)
+    batches = traffic if parts == 1 else spread(key, work, where, placement, parts)[1]
     widths = slot_widths(layer, placed, candidate.parallelism.tp) if layer.widths_differ else None
     kernels = choose_kernels([candidate], cluster, traffic[0], widths)[0]
     return Prepared(
@@ -119,7 +137,7 @@ def prepare(
         kernels=kernels,
         workload=workload,
         placement=placed,
-        choices=_choices(_for_capacity(layer), work, cluster.num_devices, 1)[0],
+        choices=choices,
         traffic=traffic[0],
         batches=batches,
     )
@@ -188,7 +206,9 @@ def _left_E(layer: MoELayer) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=64)
-def _routing(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
+def _routing(
+    layer: MoELayer, work: Workload, num_devices: int, batch_tokens: int | None = None
+) -> Routing:
     return route(
         RoutingSpec.parse(work.routing),
         layer.gate,
@@ -197,7 +217,17 @@ def _routing(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
         num_tokens_S=np.full(num_devices, work.num_tokens_per_device),
         seed=work.seed,
         left_E=_left_E(layer),
+        batch_tokens=batch_tokens,
     )
+
+
+def _sample(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
+    """Return the choices of as many tokens as are drawn where traffic is expected."""
+    from moesim.lowering.expected import sampled_tokens
+
+    tokens = work.num_tokens_per_device
+    fewer = replace(work, num_tokens_per_device=sampled_tokens(tokens, num_devices))
+    return _routing(_for_capacity(layer), fewer, num_devices, tokens * num_devices)
 
 
 @lru_cache(maxsize=64)
@@ -228,10 +258,43 @@ class _Where(NamedTuple):
     setting: Setting
 
 
+@lru_cache(maxsize=256)
+def _expected(
+    candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
+) -> "tuple[Placement, tuple[AnyTraffic, ...]]":
+    """Return what `_spread` returns, with traffic expected from a sample."""
+    from moesim.lowering.expected import expected_traffic, loads_like, loads_of_parts
+
+    layer, spread = candidate.layer, candidate.parallelism
+    devices, per_domain, setting = where
+    tokens = work.num_tokens_per_device
+    sample = _sample(layer, work, devices)
+    load_E = loads_like(sample, devices * tokens)
+    placement = given or place(
+        candidate.placement,
+        load_E * (layer.width_E() if layer.uneven else 1),
+        spread.ep,
+        candidate.num_replicas,
+        setting=setting,
+        routing=sample,
+    )
+    spec = RoutingSpec.parse(work.routing)
+    sources = [
+        tokens_of_sources(spec, np.full(devices, end - begin))
+        for begin, end in pairwise(tokens * m // parts for m in range(parts + 1))
+    ]
+    rng = np.random.default_rng([work.seed, layer.num_experts, layer.top_k, parts])
+    loads = loads_of_parts(load_E, [int(num_tokens_S.sum()) for num_tokens_S in sources], rng)
+    return placement, tuple(
+        expected_traffic(sample, part_E, placement, num_tokens_S, spread.tp, per_domain, rng)
+        for part_E, num_tokens_S in zip(loads, sources, strict=True)
+    )
+
+
 @lru_cache(maxsize=4096)
 def _spread(
     candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
-) -> "tuple[Placement, tuple[Traffic, ...]]":
+) -> "tuple[Placement, tuple[AnyTraffic, ...]]":
     """Return the placement, and the traffic of every micro-batch.
 
     Args:

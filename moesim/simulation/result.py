@@ -88,7 +88,8 @@ class Result:
             `moesim.costs.grades`; a phase without an entry is assumed (`grade_of`).
         tile: Tile of the expert GEMMs; empty on devices that run no GPU tiles.
         granularity: Whether transfers were simulated per ``device`` or per ``pair``;
-            ``device_loose`` where one transfer per device is known to be inaccurate, see
+            ``device_loose`` where one transfer per device is known to be inaccurate; with
+            ``_expected`` where not every token was drawn, see
             `moesim.simulation.trust.granularity_of`.
     """
 

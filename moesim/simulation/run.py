@@ -119,7 +119,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         kernels=prepared.kernels,
         grades=grades,
         tile=_tile_name(prepared) if waves else "",
-        granularity=granularity_of(cluster, candidate.schedule),
+        granularity=granularity_of(cluster, candidate.schedule, expected=prepared.is_expected),
         effects=GateEffects.of(
             candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp
         ),

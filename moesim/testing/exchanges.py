@@ -86,7 +86,7 @@ class ExchangeCase:
     def moved_bytes(self) -> float:
         """Bytes that leave a device, over all legs and both directions."""
         return sum(
-            float(leg.copies_SD.sum() - np.trace(leg.copies_SD)) * size
+            float(leg.matrix_SD.sum() - np.trace(leg.matrix_SD)) * size
             for exchange in self.priced
             for leg in exchange.movement.legs
             for size in exchange.copy_bytes.values()
@@ -200,7 +200,7 @@ def bytes_are_conserved(found: ExchangeCase) -> None:
     expect_close(found.landed_bytes, found.moved_bytes, rule)
     for exchange in found.priced:
         for leg in exchange.movement.legs:
-            expect((leg.copies_SD >= 0).all(), f"{found.name}: copies >= 0")
+            expect((leg.matrix_SD >= 0).all(), f"{found.name}: copies >= 0")
 
 
 def engines_serve_it(found: ExchangeCase) -> None:

@@ -245,7 +245,7 @@ def test_other_machines(cluster, phase):
         ({"routing": "zipf"}, "routing: expected 'uniform'"),
         ({"kv_tokens": -1}, "workload.kv_tokens_per_device: expected an integer >= 0, got -1"),
         (
-            {"tokens": 10_000_000},
+            {"tokens": 10_000_000, "routing": "domains:4:0.5"},
             "qwen3-30b-a3b on hgx-h100-8: workload: expected 1 to 4194304 tokens over all devices",
         ),
     ],

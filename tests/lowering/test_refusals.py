@@ -10,7 +10,7 @@ from moesim.errors import CapacityError, ConfigError
 from moesim.hardware.cluster import _build
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.torus import grid
-from moesim.lowering import alltoall
+from moesim.lowering import room
 from moesim.lowering.alltoall import exchange_program, rank_one_program
 
 EVEN = np.ones((4, 4))
@@ -87,7 +87,7 @@ def test_nothing_to_send_takes_no_time():
 
 
 def test_what_would_not_fit_is_refused_with_the_figure(monkeypatch):
-    monkeypatch.setattr(alltoall, "memory_bytes", lambda: 1e5)
+    monkeypatch.setattr(room, "memory_bytes", lambda: 1e5)
     star = load_cluster("star-64")
     for granularity in ("device", "pair"):
         message = (

@@ -77,16 +77,15 @@ def priced(
         num_sms: SMs that the kernel takes while it runs.
     """
     shape = np.shape(work.tokens_D)
-    stages = np.stack(
-        [np.broadcast_to(np.asarray(s, dtype=np.float64), shape) for s in (sm_s, near_s, far_s)]
+    sm, near, far = (
+        np.broadcast_to(np.asarray(s, dtype=np.float64), shape) for s in (sm_s, near_s, far_s)
     )
-    latency = np.maximum(time_s - stages.max(axis=0), 0.0)
-    names = np.array(["sm", "near", "far"])[stages.argmax(axis=0)]
     return Price(
-        latency_s_D=latency,
-        sm_s_D=stages[0],
+        latency_s_D=np.maximum(time_s - np.maximum(np.maximum(sm, near), far), 0.0),
+        sm_s_D=sm,
         near_factor_D=np.broadcast_to(near_factor, shape),
         far_factor_D=np.broadcast_to(far_factor, shape),
-        limiting_D=np.where(latency > stages.max(axis=0), "start", names),
+        near_s_D=near,
+        far_s_D=far,
         num_sms=num_sms,
     )

@@ -53,16 +53,14 @@ class Wire:
                 (work.far_bytes_D, self.ports.far_bytes_per_s),
             )
         )
-        longest = np.where(near_s >= far_s, "near", "far")
         return Price(
             latency_s_D=np.full(devices, self.start_s),
             sm_s_D=np.zeros(devices),
             near_factor_D=factor,
             far_factor_D=factor,
+            near_s_D=near_s / self.efficiency,
+            far_s_D=far_s / self.efficiency,
             num_sms=0,
-            limiting_D=np.where(
-                np.maximum(near_s, far_s) / self.efficiency > self.start_s, longest, "start"
-            ),
         )
 
     def interval(self, direction: Direction) -> tuple[float, float]:

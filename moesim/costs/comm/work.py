@@ -80,7 +80,8 @@ class Price:
         sm_s_D: Seconds that the kernel's SMs need for their copies.
         near_factor_D: Seconds of the near port per byte, times its rate: >= 1.
         far_factor_D: Seconds of the NIC per byte, times its rate: >= 1.
-        limiting_D: Name of the largest stage: ``sm``, ``near``, ``far`` or ``start``.
+        near_s_D: Seconds of the near port.
+        far_s_D: Seconds of the NIC.
         num_sms: Number of SMs that the kernel takes from compute while it runs.
     """
 
@@ -88,8 +89,25 @@ class Price:
     sm_s_D: Array
     near_factor_D: Array
     far_factor_D: Array
-    limiting_D: Array
+    near_s_D: Array
+    far_s_D: Array
     num_sms: int
+
+    @property
+    def limiting_D(self) -> Array:
+        """The name of the longest part of each device: ``sm``, ``near``, ``far`` or ``start``."""
+        stages = np.stack([self.sm_s_D, self.near_s_D, self.far_s_D])
+        names = np.array(["sm", "near", "far"])[stages.argmax(axis=0)]
+        return np.where(self.latency_s_D >= stages.max(axis=0), "start", names)
+
+    def split(self, count: int) -> "list[Price]":
+        """Return the prices of ``count`` equally long runs of devices, in order."""
+        names = ("latency_s_D", "sm_s_D", "near_factor_D", "far_factor_D", "near_s_D", "far_s_D")
+        columns = [getattr(self, name).reshape(count, -1) for name in names]
+        return [
+            Price(**dict(zip(names, parts, strict=True)), num_sms=self.num_sms)
+            for parts in zip(*columns, strict=True)
+        ]
 
     def time_s_D(self, work: Work, ports: Ports) -> Array:
         """Return the seconds of the exchange alone: latency + the largest stage, ndarray of shape

@@ -2,11 +2,12 @@
 a device.
 """
 
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from moesim.costs.calibration import BESIDE, load_calibration
+from moesim.costs.calibration import BESIDE, Calibration, load_calibration
 from moesim.costs.devices.fused_kernels import FusedKernels
 from moesim.costs.devices.gpu import WaveKernels
 from moesim.costs.devices.serial import SerialKernels
@@ -36,6 +37,9 @@ class Kernels(Protocol):
     rows_may_differ: ClassVar[bool]
     expert_kernels: ClassVar[tuple[int, int]]
     activation_apart: ClassVar[bool]
+
+    def __hash__(self) -> int:
+        """Return the hash of the object itself: a model is equal to no other."""
 
     def expert_tiles(self, counts_DL: Array, sizes: ExpertSizes) -> tuple[Tile, Tile]:
         """Return the tiles of the up and of the down projection, which have the same block_m.
@@ -98,19 +102,29 @@ class Kernels(Protocol):
 
 
 def kernels_for(profile: Profile) -> Kernels:
-    """Return the cost model of a device.
+    """Return the cost model of a device, the same object as long as its calibration file stays.
 
     Raises:
         ConfigError: The calibration file is missing or malformed.
     """
     if profile.execution == "serial":
-        return SerialKernels(profile=profile)
+        return _model(profile)
     calibration = load_calibration(profile.calibration, profile)
+    if calibration.model == "fused":
+        return _model(profile, load_calibration(BESIDE, profile), calibration)
+    return _model(profile, calibration)
+
+
+@lru_cache(maxsize=256)
+def _model(
+    profile: Profile, calibration: Calibration | None = None, library: Calibration | None = None
+) -> Kernels:
+    if calibration is None:
+        return SerialKernels(profile=profile)
+    if library is not None:
+        return FusedKernels(profile=profile, calibration=calibration, library=library)
     if profile.execution == "systolic":
         return SystolicKernels(profile=profile, calibration=calibration)
     if calibration.model == "tiles":
         return TileKernels(profile=profile, calibration=calibration)
-    if calibration.model == "fused":
-        beside = load_calibration(BESIDE, profile)
-        return FusedKernels(profile=profile, calibration=beside, library=calibration)
     return WaveKernels(profile=profile, calibration=calibration)

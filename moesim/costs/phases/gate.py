@@ -19,7 +19,7 @@ import numpy as np
 
 from moesim.costs.devices.primitives import Kernels
 from moesim.costs.load import Load
-from moesim.costs.phase import PhaseCost, sequence
+from moesim.costs.phase import PhaseCost, joined, sequence
 from moesim.costs.tiles import heuristic_tile
 from moesim.costs.work import GemmSpec
 from moesim.errors import UnknownNameError
@@ -139,11 +139,7 @@ def _expert_choice(kernels: Kernels, layer: MoELayer, tokens_D: Array) -> list[P
         )
         for d, (tokens, takes) in enumerate(zip(tokens_D, takes_D, strict=True))
     ]
-    best = PhaseCost(
-        compute_s_D=np.concatenate([c.compute_s_D for c in each]),
-        memory_s_D=np.concatenate([c.memory_s_D for c in each]),
-        latency_s_D=np.concatenate([c.latency_s_D for c in each]),
-    )
+    best = joined(each)
     return [kernels.weighted_logits(tokens_D * float(layer.num_experts), 1.0), best]
 
 

@@ -1,0 +1,96 @@
+"""Say what a program will take of this machine's memory, and refuse it before any of it is built.
+
+The bytes are those of the matrices of pairs and of the entries of demands, as they were measured at
+64 to 4,096 devices; they hold within a factor of 2.
+"""
+
+import os
+
+from moesim.errors import CapacityError
+from moesim.hardware import Cluster
+from moesim.hardware.exchanges import Exchange
+from moesim.program.program import ENTRY_BYTES
+from moesim.units import GIB
+
+#: share of the machine's memory that a run may plan to use
+_ROOM = 0.7
+#: bytes that factored traffic takes for each device, on ports and on a torus, measured at 16,384
+#: devices and at a million
+_FACTORED = 512.0, 4096.0
+#: bytes of a layer for each pair of devices: matrices of the traffic of a batch, and of its legs
+_TRAFFIC, _LEGS = 32.0, 24.0
+#: bytes of a token's choice while it is drawn and counted
+_CHOICE = 24.0
+#: entries of a layer for each pair of devices and batch: on ports, across domains in two hops, on a
+#: torus; and for each pair that is an op
+_DIRECT, _TWO_HOPS, _LINKS, _AS_OPS = 1.5, 0.4, 3.0, 8.0
+
+
+def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) -> None:
+    """Refuse an exchange that would not fit in memory.
+
+    Args:
+        cluster: The cluster of D devices.
+        granularity: ``device`` or ``pair``.
+        factored: Whether the traffic stays in factors, with no entry for each pair.
+
+    Raises:
+        CapacityError: The program would not fit; the message says what it needs and what there is.
+    """
+    num_devices = cluster.num_devices
+    torus = cluster.is_torus
+    # the matrix of floats, and the entries of a row: more on a torus, whose routes pass many links
+    per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
+    need, advice = per_pair * num_devices**2, ": use engine bound, device granularity"
+    if factored:
+        need, advice = _FACTORED[torus] * num_devices, ""
+    _refuse_beyond(need, f"{num_devices} devices at {granularity} granularity", advice)
+
+
+def check_layer_room(
+    cluster: Cluster, exchange: Exchange, granularity: str, num_batches: int, num_choices: int
+) -> None:
+    """Refuse a layer whose traffic is drawn and would not fit in memory.
+
+    Args:
+        cluster: The cluster of D devices.
+        exchange: How copies move.
+        granularity: ``device`` or ``pair``.
+        num_batches: Number of micro-batches.
+        num_choices: Number of choices of all tokens: no more pairs have anything to send.
+
+    Raises:
+        CapacityError: The layer would not fit; the message says what it needs and what there is.
+    """
+    pairs = cluster.num_devices**2
+    entries = (
+        _LINKS
+        if cluster.is_torus
+        else _TWO_HOPS
+        if cluster.num_nodes > 1 and exchange.hops_across
+        else _DIRECT
+    )
+    if granularity == "pair":
+        entries *= _AS_OPS
+    need = pairs * (_TRAFFIC * num_batches + _LEGS)
+    need += min(pairs, num_choices) * num_batches * entries * ENTRY_BYTES + num_choices * _CHOICE
+    _refuse_beyond(
+        need,
+        f"a layer on {cluster.num_devices} devices at {granularity} granularity",
+        ": traffic is smaller at device granularity, on switches, without a capacity, with "
+        "sources that route alike",
+    )
+
+
+def _refuse_beyond(need: float, what: str, advice: str) -> None:
+    there = _ROOM * memory_bytes()
+    if need > there:
+        raise CapacityError(
+            f"{what} would take {need / GIB:.1f} GiB of the {there / GIB:.1f} that may be used"
+            f"{advice}"
+        )
+
+
+def memory_bytes() -> float:
+    """Return the memory of this machine in bytes."""
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
