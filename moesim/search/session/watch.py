@@ -185,6 +185,21 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
+class _Shared(CategoricalDistribution):
+    """Choices that all trials share as one object, which Optuna need not copy and compare choice by
+    choice.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __deepcopy__(self, memo: dict) -> "_Shared":
+        return self
+
+
 def importances(study: Study) -> list[dict[str, Any]]:
     """Return the share of each objective's best tenth that every parameter explains.
 
@@ -195,7 +210,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
     if len(kept) < 20:
         return []
     memory = optuna.create_study(directions=[OBJECTIVES[name] for name in study.objectives])
-    choices = {n: CategoricalDistribution(c) for n, c in study.space.choices().items()}
+    choices = {n: _Shared(c) for n, c in study.space.choices().items()}
     # without their rows, which storages copy
     memory.add_trials(
         create_trial(
