@@ -83,9 +83,10 @@ def say(text: str) -> None:
 
 @contextmanager
 def trial_progress(total: int) -> Iterator[Any]:
-    """Show a progress bar over trials, and yield a function to call after each trial.
+    """Show a progress bar over trials, and yield a function to call now and then.
 
-    The function takes a text about the best so far.
+    The function takes the number of trials since it was last called, and a text about the best so
+    far.
     """
     shown = Progress(
         TextColumn("search"),
@@ -100,8 +101,10 @@ def trial_progress(total: int) -> Iterator[Any]:
     with shown:
         task = shown.add_task("trials", total=total, rate="", best="")
 
-        def advance(best: str) -> None:
+        def advance(trials: int, best: str) -> None:
             speed = shown.tasks[task].speed
-            shown.update(task, advance=1, best=best, rate=f"{speed:,.0f} trials/s" if speed else "")
+            shown.update(
+                task, advance=trials, best=best, rate=f"{speed:,.0f} trials/s" if speed else ""
+            )
 
         yield advance

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesim.design.candidate import Workload
+from moesim.engines.run import bounds_noted
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics, priced
@@ -17,7 +18,7 @@ from moesim.search.space import Space
 from moesim.simulation.result import RESULT_COLUMNS
 from moesim.simulation.run import simulate
 from moesim.simulation.trust import basis_digest
-from moesim.units import GIB
+from moesim.units import GIB, US
 from moesim.version import VERSION
 
 #: name of the constraint that every study has
@@ -35,6 +36,8 @@ class Evaluation:
             device's memory, and for the others a share of the bound.
         reason: Why the point is no candidate, or why its evaluation failed; empty where there is a
             result.
+        bound_us: The bound engine's layer time, with which a screening is compared; None without a
+            result.
         failed: Whether the evaluation itself broke (a defect or a lost worker), which is not a
             finding.
     """
@@ -43,6 +46,7 @@ class Evaluation:
     violations: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     failed: bool = False
+    bound_us: float | None = None
 
     def values(self, objectives: list[str]) -> list[float]:
         """Return the values of the objectives, in order."""
@@ -82,7 +86,8 @@ class Problem:
         cluster, workload = self.cluster, self.workload
         try:
             candidate, cluster = self.space.decode(params, cluster)
-            result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
+            with bounds_noted() as bounds:
+                result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(cluster), reason=str(error))
         loss = estimate_loss(
@@ -110,7 +115,7 @@ class Problem:
             violations[str(constraint)] = float(
                 constraint.violation(math.nan if value is None else float(value))
             )
-        return Evaluation(row=row, violations=violations)
+        return Evaluation(row=row, violations=violations, bound_us=bounds[-1] / US)
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""

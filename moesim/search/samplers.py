@@ -6,27 +6,31 @@ Therefore a search that was stopped continues with the same points, and shared s
 state except their trials.
 
 Samplers see numeric choices as their index in ascending order, since steps of a range seldom have
-equal size.
+equal size. NSGA-II breeds without Optuna's loop (`moesim.search.breeding`), and a budget for every
+design needs no sampler: ``every`` goes through them, those of one routing next to each other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import TrialState, create_trial
 
 from moesim.errors import UnknownNameError
+from moesim.search.breeding import children, dominance
 from moesim.search.objectives import OBJECTIVES, costs_of
 from moesim.search.pareto import survivors
+from moesim.search.points import distinct_points
 from moesim.search.space import Space
 from moesim.search.trial import Trial
 
-SamplerName = Literal["random", "tpe", "nsga2", "gp"]
+SamplerName = Literal["random", "every", "tpe", "nsga2", "gp"]
 #: sampler -> points of a batch; batches are small for samplers that learn much from each trial
-BATCH = {"random": 50, "tpe": 10, "nsga2": 50, "gp": 5}
+BATCH = {"random": 50, "every": 50, "tpe": 10, "nsga2": 50, "gp": 5}
 #: survivors of a generation
 POPULATION = 50
 #: share of a batch that comes from a screening as long as it has points
@@ -41,32 +45,22 @@ def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
     """Return the sampler that a name stands for.
 
     Args:
-        name: A key of `BATCH`, or ``auto``: every point if the budget allows, TPE for up to a
-            hundred trials, and NSGA-II beyond. (A trial costs TPE about 5 ms and NSGA-II about 1
+        name: A key of `BATCH`, or ``auto``: every design if the budget allows, TPE for up to a
+            hundred trials, and NSGA-II beyond. (A trial costs TPE about 5 ms and NSGA-II about .1
             ms. Gaussian processes cost over a second and are used only by name.)
         num_trials: Budget of trials.
-        size: Number of points of the space.
+        size: Number of distinct designs of the space.
 
     Raises:
         UnknownNameError: There is no such sampler.
     """
     if name == "auto":
         if num_trials >= size:
-            return "random"
+            return "every"
         return "tpe" if num_trials <= 100 else "nsga2"
     if name not in BATCH:
         raise UnknownNameError("sampler", name, ["auto", *BATCH])
     return name  # type: ignore[return-value]
-
-
-class _Generation(NSGAIISampler):
-    """NSGA-II that breeds children of a population selected elsewhere."""
-
-    def get_trial_generation(self, study: optuna.Study, trial: FrozenTrial) -> int:
-        return 1
-
-    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
-        return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
 class Proposer:
@@ -91,10 +85,10 @@ class Proposer:
         screened: Iterable[dict[str, Any]] = (),
     ) -> None:
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
-        self._first, self._screened = list(enqueue), list(screened)
+        self._first, self._screened = list(enqueue), iter(list(screened))
         self._known: list[Trial] = []
         self._seen: set[tuple] = set()
-        self._next_screened = 0
+        self._every = (point for _, point in distinct_points(space))
         self._ordered = {name for name, choices in space.choices().items() if _are_numbers(choices)}
         self._choices = {
             name: sorted(choices) if name in self._ordered else choices
@@ -102,8 +96,10 @@ class Proposer:
         }
         self._place = {
             name: {value: i for i, value in enumerate(self._choices[name])}
-            for name in self._ordered
+            for name in self._choices
         }
+        # nothing can be learned about a parameter with a single choice
+        self._varied = {n: choices for n, choices in self._choices.items() if len(choices) > 1}
 
     @property
     def batch_size(self) -> int:
@@ -128,9 +124,12 @@ class Proposer:
         first = [self._completed(point, rng) for point in self._first] if number == 0 else []
         points = self._new(first)
         wanted = max(self.batch_size, len(points))
-        points += self._from_screening(round(_SCREENED_SHARE * (wanted - len(points))))
+        if self.sampler == "every":
+            return points + self._next_new(self._every, wanted - len(points))
+        points += self._next_new(self._screened, round(_SCREENED_SHARE * (wanted - len(points))))
         if self.sampler != "random" and self._known:
-            points += self._asked(wanted - len(points), int(rng.integers(1 << 31)))
+            propose = self._bred if self.sampler == "nsga2" else self._asked
+            points += propose(wanted - len(points), int(rng.integers(1 << 31)))
         tries = 0
         while len(points) < wanted and tries < 50 * wanted:
             points += self._new([self._completed({}, rng)])
@@ -149,12 +148,23 @@ class Proposer:
                 found.append(plain)
         return found
 
-    def _from_screening(self, count: int) -> list[dict[str, Any]]:
-        points: list[dict[str, Any]] = []
-        while len(points) < count and self._next_screened < len(self._screened):
-            points += self._new([self._screened[self._next_screened]])
-            self._next_screened += 1
-        return points
+    def _next_new(self, points: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """Return the next ``count`` untried points of an iterator, or all that are left."""
+        found: list[dict[str, Any]] = []
+        while len(found) < count and (point := next(points, None)) is not None:
+            found += self._new([point])
+        return found
+
+    def _places(self, trial: Trial) -> dict[str, int]:
+        """Return the place of each varied parameter's choice in a trial.
+
+        Parameters that do not apply take their first choice: samplers need points with the same
+        names.
+        """
+        return {
+            name: self._place[name][trial.params.get(name, choices[0])]
+            for name, choices in self._varied.items()
+        }
 
     def _completed(self, point: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {
@@ -176,10 +186,28 @@ class Proposer:
                 break
         return found
 
+    def _bred(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Return children of the survivors, by NSGA-II."""
+        varied, known = self._varied, self._known
+        costs = np.array([costs_of(self.objectives, t.evaluation.row) for t in known])
+        born = children(
+            [list(self._places(trial).values()) for trial in known],
+            dominance(costs, np.array([t.broken for t in known])),
+            list(varied),
+            [len(choices) for choices in varied.values()],
+            [name in self._ordered for name in varied],
+            seed,
+        )
+        points = (
+            {name: choices[0] for name, choices in self._choices.items()}
+            | {n: choices[p] for (n, choices), p in zip(varied.items(), child, strict=True)}
+            for child in islice(born, _ASKS * count)
+        )
+        return self._next_new(points, count)
+
     def _asked(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Return points that Optuna's sampler proposes."""
-        # nothing can be learned about a parameter with a single choice
-        varied = {name: choices for name, choices in self._choices.items() if len(choices) > 1}
+        """Return points that one of Optuna's samplers proposes."""
+        varied = self._varied
         distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, len(choices) - 1)
             if name in self._ordered
@@ -189,14 +217,12 @@ class Proposer:
         directions = [OBJECTIVES[name] for name in self.objectives]
         study = optuna.create_study(directions=directions, sampler=self._make(seed))
         for trial in self._known:
-            # parameters that do not apply take their first choice: samplers need points with the
-            # same names
-            at = {name: trial.params.get(name, choices[0]) for name, choices in varied.items()}
+            places = self._places(trial)
             study.add_trial(
                 create_trial(
                     params={
-                        name: self._place[name][value] if name in self._ordered else value
-                        for name, value in at.items()
+                        name: place if name in self._ordered else varied[name][place]
+                        for name, place in places.items()
                     },
                     distributions=distributions,
                     values=trial.evaluation.values(self.objectives),
@@ -221,8 +247,6 @@ class Proposer:
         return points
 
     def _make(self, seed: int) -> BaseSampler:
-        if self.sampler == "nsga2":
-            return _Generation(population_size=POPULATION, seed=seed)
         if self.sampler == "gp":
             return GPSampler(seed=seed, n_startup_trials=0)
         return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=0)

@@ -2,15 +2,11 @@
 simulates.
 
 The bound engine is about twenty times cheaper than the fluid one and ranks candidates nearly the
-same; every study that screens reports how nearly (`fidelity`). Points are numbered so that the
-choice of width changes fastest: points that share a program (`moesim.simulation.screening`) are
-then neighbors.
+same; every study that screens reports how nearly (`fidelity`).
 
 Shape legend: N points, M objectives.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,32 +20,14 @@ from moesim.quality import estimate_loss
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator
 from moesim.search.objectives import costs_of, layer_columns
-from moesim.search.pareto import spread, survivors
-from moesim.search.space import Space
+from moesim.search.pareto import survivors
+from moesim.search.points import distinct_points, point_maker
 from moesim.search.trial import Trial
 from moesim.simulation.screening import bounds_of
-from moesim.units import GIB, US
+from moesim.units import GIB
 
-#: number of points in one piece of work
-_CHUNK = 2000
-#: maximum number of trials that a screening is compared with
-_COMPARED = 1000
-#: parameters by how slowly they change: first those of routing, then of placement, then the rest
-_ORDER = (
-    "gate",
-    "num_expert_groups",
-    "num_limited_groups",
-    "num_experts",
-    "top_k",
-    "capacity_factor",
-    "overflow",
-    "placement",
-    "num_replicas",
-    "parallelism",
-    "exchange",
-    "num_micro_batches",
-    "precision",
-)
+#: number of points in one piece of work: few enough that workers end together
+_CHUNK = 500
 
 
 def screened_points(
@@ -88,23 +66,6 @@ def screened_points(
     return [problem.space.applicable(points(int(places[i]))) for i in kept]
 
 
-def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
-    """Return a function from a number to a point of the space, with every choice named."""
-    choices = space.choices()
-    rest = [name for name in choices if name not in _ORDER and name != "expert_intermediate_size"]
-    names = [*rest, *(name for name in _ORDER if name in choices), "expert_intermediate_size"]
-    sizes = [len(choices[name]) for name in names]
-
-    def point(flat: int) -> dict[str, Any]:
-        found = {}
-        for name, size in zip(reversed(names), reversed(sizes), strict=True):
-            flat, place = divmod(flat, size)
-            found[name] = choices[name][place]
-        return found
-
-    return point
-
-
 def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the bounds of some points of a space.
 
@@ -112,14 +73,9 @@ def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.nda
         Numbers of the points that are candidates, each design once; their costs, ndarray of shape
         (N, M); and their sums of violations, ndarray of shape (N,).
     """
-    space, points = problem.space, point_maker(problem.space)
-    first = {name: choices[0] for name, choices in space.choices().items()}
+    space = problem.space
     of_cluster: dict[Cluster, list[tuple[int, Candidate]]] = {}
-    for number in flat.tolist():
-        point = points(number)
-        plain = space.applicable(point)
-        if any(point[name] != first[name] for name in point.keys() - plain.keys()):
-            continue  # the same design as a point with the first choices of what does not apply
+    for number, plain in distinct_points(space, flat.tolist()):
         try:
             candidate, cluster = space.decode(plain, problem.cluster)
         except MoesimError:
@@ -189,40 +145,31 @@ def _columns(
     return columns, broken
 
 
-def fidelity(problem: Problem, trials: list[Trial]) -> dict[str, float]:
+def fidelity(trials: list[Trial]) -> dict[str, float]:
     """Measure how far the bound was off the search's engine on trials that are candidates.
-
-    At most a thousand trials, evenly spread, are compared: more would say the same, and take as
-    long as a part of the search.
 
     Returns:
         ``trials``; bound over simulated layer time: ``ratio_p10``, ``ratio_median``, ``ratio_p90``;
         ``spearman``: rank correlation of both. Empty with fewer than two such trials.
     """
-    from scipy.stats import spearmanr
-
-    of_cluster: dict[Cluster, list[tuple[Candidate, float]]] = {}
-    for trial in spread([t for t in trials if not t.evaluation.reason], _COMPARED):
-        candidate, cluster = problem.space.decode(trial.params, problem.cluster)
-        of_cluster.setdefault(cluster, []).append(
-            (candidate, trial.evaluation.row["layer_time_us"] * US)
-        )
-    bound: list[float] = []
-    simulated: list[float] = []
-    for cluster, members in of_cluster.items():
-        bound += bounds_of(
-            [c for c, _ in members], cluster, problem.workload
-        ).layer_time_s_N.tolist()
-        simulated += [seconds for _, seconds in members]
-    if len(bound) < 2:
+    found = [t.evaluation for t in trials if t.evaluation.bound_us is not None]
+    if len(found) < 2:
         return {}
-    ratio = np.array(bound) / np.array(simulated)
-    low, middle, high = np.quantile(ratio, [0.1, 0.5, 0.9])
-    found = float(spearmanr(bound, simulated).statistic)
+    bound = np.array([evaluation.bound_us for evaluation in found])
+    simulated = np.array([evaluation.row["layer_time_us"] for evaluation in found])
+    low, middle, high = np.quantile(bound / simulated, [0.1, 0.5, 0.9])
+    one, other = _ranked(bound), _ranked(simulated)
+    spread = float(np.sqrt((one**2).sum() * (other**2).sum()))
     return {
-        "trials": len(bound),
+        "trials": len(found),
         "ratio_p10": float(low),
         "ratio_median": float(middle),
         "ratio_p90": float(high),
-        "spearman": found if math.isfinite(found) else 1.0,
+        "spearman": float((one * other).sum()) / spread if spread else 1.0,
     }
+
+
+def _ranked(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value, the mean rank where some are equal, less the mean of all."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - 0.5 * count)[place] - 0.5 * len(values)

@@ -11,6 +11,7 @@ from typing import Any
 from moesim.design.identity import digest
 from moesim.errors import ConfigError
 from moesim.search.evaluate import Problem
+from moesim.search.points import num_designs
 from moesim.search.samplers import sampler_for
 from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
@@ -51,8 +52,14 @@ def digest_of(points: list[dict[str, Any]]) -> str:
 
 
 def sampler_of(name: str, storage: str | Path, fresh: bool, num_trials: int, space: Space) -> str:
-    """Return the sampler of a study; with ``auto``, an existing study keeps its own."""
-    chosen = sampler_for(name, num_trials, space.size)
+    """Return the sampler of a study; with ``auto``, an existing study keeps its own.
+
+    Processes that share a storage would all go through the designs from the first one, so they draw
+    them instead.
+    """
+    chosen = sampler_for(name, num_trials, num_designs(space))
+    if is_url(storage) and chosen == "every":
+        chosen = "random"
     there = is_url(storage) or (Path(storage) / "study.journal").is_file()
     if name != "auto" or fresh or not there:
         return chosen

@@ -16,8 +16,9 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from moesim.errors import ConfigError, UnreachableError
@@ -38,8 +40,37 @@ _SETTINGS = "settings"
 class _SingleWriterBackend(JournalFileBackend):
     """Optuna's journal file, written by the one process that holds the folder's lock."""
 
+    _held: list[dict[str, Any]] | None = None
+    _first_held = 0
+
+    @contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Hold the logs of a block back, and write them together at its end.
+
+        Optuna reads every log back after it has written it; it gets those of the block from memory.
+        """
+        self._held = []
+        try:
+            yield
+        finally:
+            logs, self._held = self._held, None
+            self.append_logs(logs)
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the logs from a number on."""
+        if not self._held:
+            yield from super().read_logs(log_number_from)
+            return
+        # the one writer has read all that is in the file
+        if len(self._held) == 1:
+            self._first_held = log_number_from
+        yield from self._held[log_number_from - self._first_held :]
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append each log as a line, and hand all lines to the operating system."""
+        if self._held is not None:
+            self._held += logs
+            return
         with open(self._file_path, "ab") as file:
             file.write(
                 "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
@@ -56,10 +87,28 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Store:
+    """A study that is open for writing.
+
+    Attributes:
+        study: The study; its trials are added by `add_trials` alone.
+        journal: The journal it is written to; None where a database holds it.
+    """
+
+    study: optuna.Study
+    journal: _SingleWriterBackend | None = None
+
+    def add_trials(self, records: list[FrozenTrial]) -> None:
+        """Add trials, into a journal with one write."""
+        with self.journal.one_write() if self.journal else nullcontext():
+            self.study.add_trials(records)
+
+
 @contextmanager
 def open_study(
     where: str | Path, directions: list[Direction], settings: dict[str, Any], *, fresh: bool
-) -> Iterator[optuna.Study]:
+) -> Iterator[Store]:
     """Open (or begin) a study.
 
     Args:
@@ -80,7 +129,9 @@ def open_study(
             storage = optuna.storages.get_storage(str(where))
             if fresh and _STUDY in optuna.get_all_study_names(storage):
                 optuna.delete_study(study_name=_STUDY, storage=storage)
-            yield _matching(storage, without_password(str(where)), directions, settings)
+            yield Store(
+                study=_matching(storage, without_password(str(where)), directions, settings)
+            )
         return
     folder = writable_folder(Path(where))
     with open(folder / ".lock", "w") as lock:
@@ -92,11 +143,10 @@ def open_study(
         if fresh:
             path.unlink(missing_ok=True)
         _drop_torn_line(path)
+        journal = _SingleWriterBackend(str(path))
         with _readable(path):
-            study = _matching(
-                JournalStorage(_SingleWriterBackend(str(path))), str(folder), directions, settings
-            )
-        yield study
+            study = _matching(JournalStorage(journal), str(folder), directions, settings)
+        yield Store(study=study, journal=journal)
 
 
 @contextmanager

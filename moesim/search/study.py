@@ -35,11 +35,12 @@ from moesim.search.objectives import (
     costs_of,
 )
 from moesim.search.pareto import front, spread
+from moesim.search.points import num_designs
 from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
 from moesim.search.settings import sampler_of, settings_of
 from moesim.search.space import Space
-from moesim.search.storage import is_url, open_study
+from moesim.search.storage import Store, is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
@@ -195,14 +196,14 @@ def run_study(
     directions = [OBJECTIVES[name] for name in problem.objectives]
     with (
         evaluator(problem, executor, num_workers) as evaluates,
-        open_study(storage, directions, settings, fresh=fresh) as study,
+        open_study(storage, directions, settings, fresh=fresh) as store,
     ):
-        screened = _screened(study, evaluates, problem, screen, num_trials, seed)
+        screened = _screened(store.study, evaluates, problem, screen, num_trials, seed)
         proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
         found = (
-            _shared(study, evaluates, proposer, num_trials, member)
+            _shared(store, evaluates, proposer, num_trials, member)
             if is_url(storage)
-            else _alone(study, evaluates, proposer, num_trials)
+            else _alone(store, evaluates, proposer, num_trials)
         )
         trials: list[Trial] = []
         for trial in found:
@@ -244,18 +245,23 @@ def _screened(
     num_trials: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return the best points of a screening, which is made once and kept with the study."""
+    """Return the best points of a screening, which is made once and kept with the study.
+
+    There is nothing to choose, and no screening, where every design will be tried.
+    """
     if not screen:
         return []
     known = study.user_attrs.get("screened")
     if known is None:
-        known = screened_points(problem, screen, max(2 * num_trials, 1000), seed, evaluates)
+        known = []
+        if num_trials < num_designs(problem.space):
+            known = screened_points(problem, screen, max(2 * num_trials, 1000), seed, evaluates)
         study.set_user_attr("screened", known)
     return known
 
 
 def _recorded(
-    study: optuna.Study,
+    store: Store,
     proposer: Proposer,
     points: list[dict[str, Any]],
     findings: Iterator[list[Found]],
@@ -274,19 +280,19 @@ def _recorded(
             )
             for i, (found, wall_s, when) in enumerate(chunk)
         ]
-        study.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
+        store.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
         done += len(made)
         yield from made
 
 
 def _alone(
-    study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int
+    store: Store, evaluates: Evaluator, proposer: Proposer, num_trials: int
 ) -> Iterator[Trial]:
     """Yield the trials of a storage with one writer, recorded ones first.
 
     Two batches are in progress at a time, so that workers need not wait for the next proposal.
     """
-    recorded = deque(from_record(t) for t in study.get_trials(deepcopy=False))
+    recorded = deque(from_record(t) for t in store.study.get_trials(deepcopy=False))
     under_way: deque[
         tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]
     ] = deque()
@@ -309,7 +315,7 @@ def _alone(
         batch = list(known)
         yield from known
         for trial in _recorded(
-            study, proposer, points[len(known) :], findings(), ended + len(known)
+            store, proposer, points[len(known) :], findings(), ended + len(known)
         ):
             batch.append(trial)
             yield trial
@@ -318,7 +324,7 @@ def _alone(
 
 
 def _shared(
-    study: optuna.Study, evaluates: Evaluator, proposer: Proposer, num_trials: int, member: int
+    store: Store, evaluates: Evaluator, proposer: Proposer, num_trials: int, member: int
 ) -> Iterator[Trial]:
     """Yield the trials of a storage with several writers: after each batch, all that came
     meanwhile.
@@ -328,7 +334,7 @@ def _shared(
     while True:
         new = [
             from_record(t)
-            for t in study.get_trials(deepcopy=False)
+            for t in store.study.get_trials(deepcopy=False)
             if t.state.is_finished() and t.number not in seen
         ]
         seen |= {t.number for t in new}
@@ -343,6 +349,6 @@ def _shared(
         ]
         if not points:
             return
-        for _ in _recorded(study, proposer, points, evaluates.submit(points)()):
+        for _ in _recorded(store, proposer, points, evaluates.submit(points)()):
             pass  # they come back from the storage, among those of others
         number += 1

@@ -103,6 +103,7 @@ def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
         "violations": found.violations,
         "reason": found.reason,
         "failed": found.failed,
+        "bound_us": found.bound_us,
         "wall_s": trial.wall_s,
         "number": trial.number,
     }
@@ -128,6 +129,7 @@ def from_record(record: FrozenTrial) -> Trial:
         violations=attrs["violations"],
         reason=attrs["reason"],
         failed=attrs["failed"],
+        bound_us=attrs["bound_us"],
     )
     return Trial(
         number=record.number,

@@ -9,6 +9,7 @@ import pytest
 from moesim.search.evaluate import Evaluation
 from moesim.search.objectives import costs_of
 from moesim.search.pareto import hypervolume
+from moesim.search.points import num_designs
 from moesim.search.samplers import BATCH, Proposer, sampler_for
 from moesim.search.storage import read_study
 from moesim.search.trial import Trial
@@ -53,7 +54,7 @@ def test_no_point_twice_and_the_same_again(make_space, sampler):
     assert run(Proposer(make_space(), OBJECTIVES, sampler, 2), batches) != first
 
 
-@pytest.mark.parametrize("sampler", ["random", "nsga2"])
+@pytest.mark.parametrize("sampler", ["random", "every", "nsga2"])
 def test_a_space_is_exhausted_and_then_nothing_is_left(make_space, sampler):
     space = make_space(expert_intermediate_size=[512, 8192], top_k=[2, 16])
     proposer = Proposer(space, OBJECTIVES, sampler, 0)
@@ -63,7 +64,7 @@ def test_a_space_is_exhausted_and_then_nothing_is_left(make_space, sampler):
         for point in itertools.product(*space.choices().values())
     }
     assert {text(t.params) for t in trials} == every
-    assert len(trials) == len(every) < space.size
+    assert len(trials) == len(every) == num_designs(space) < space.size
     assert proposer.batch(11) == []
 
 
@@ -159,7 +160,7 @@ def test_samplers_by_budget():
         "tpe",
         "nsga2",
         "nsga2",
-        "random",
+        "every",
     ]
     assert sampler_for("tpe", 10**6, 10) == "tpe"
 
@@ -171,3 +172,22 @@ def test_a_study_continues_with_the_sampler_it_began_with(study, tmp_path):
     assert len(found.trials) == 110
     with read_study(tmp_path) as (_, settings):
         assert settings["sampler"] == "tpe"
+
+
+def test_a_budget_for_every_design_goes_through_them_routing_by_routing(
+    study, make_space, tmp_path
+):
+    """No sampler and no screening; what is enqueued still comes first, and it continues."""
+    space = {"num_experts": [8, 64], "top_k": [2, 4], "expert_intermediate_size": [512, 1024]}
+    options = dict(space=make_space(**space), sampler="auto", screen=1000, num_trials=1000)
+    found = study(tmp_path / "a", **options)
+    trials = found.trials
+    assert len(trials) == num_designs(found.space) < found.space.size
+    routings = [(t.params["gate"], t.params["num_experts"], t.params["top_k"]) for t in trials]
+    changes = sum(one != other for one, other in itertools.pairwise(routings))
+    assert changes + 1 == len(set(routings))
+    begun = study(tmp_path / "b", **options | {"num_trials": num_designs(found.space)})
+    assert [t.params for t in begun.trials] == [t.params for t in trials]
+    with read_study(tmp_path / "a") as (stored, settings):
+        assert settings["sampler"] == "every"
+        assert stored.user_attrs["screened"] == []

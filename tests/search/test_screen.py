@@ -97,11 +97,11 @@ def test_constraints_come_before_what_is_best(problem, every):
 
 def test_fidelity_is_that_of_the_bound(problem, every):
     some = [t for t in every if not t.evaluation.reason][:40]
-    found = fidelity(problem, some)
+    found = fidelity(some)
     assert found["trials"] == 40
     assert 0.5 < found["ratio_p10"] <= found["ratio_median"] <= found["ratio_p90"] <= 1.0 + 1e-9
     assert found["spearman"] > 0.97
-    assert fidelity(problem, some[:1]) == {}
+    assert fidelity(some[:1]) == {}
 
 
 def test_a_screened_study_beats_the_same_without(study, tmp_path):

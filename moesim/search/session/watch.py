@@ -1,5 +1,6 @@
 """Run a study with a progress bar, and write CSV files at its end."""
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import create_trial
 
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
@@ -15,12 +18,14 @@ from moesim.search.objectives import OBJECTIVES, costs_of
 from moesim.search.pareto import front, hypervolume, spread
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
-from moesim.search.trial import TRIAL_COLUMNS, Trial, to_record
+from moesim.search.trial import TRIAL_COLUMNS, Trial
 from moesim.simulation.run import simulate
 
 STATES = ("fits", "over_memory", "over_constraint", "infeasible", "failed")
 #: number of trials between two updates of the front
 _LOOK = 25
+#: seconds between two updates of the progress bar
+_SHOW_S = 0.5
 
 
 class Front:
@@ -36,7 +41,7 @@ class Front:
         self.objectives = objectives
         self._costs = np.empty((0, len(objectives)))
         self._box: tuple[np.ndarray, np.ndarray] | None = None
-        # of the present front; it is asked for after every trial, and most change nothing
+        # of the present front
         self._hypervolume: float | None = None
 
     def add(self, trials: list[Trial]) -> None:
@@ -76,9 +81,17 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
     with ExitStack() as shown:
         # the bar begins with the first trial, so that an earlier refusal is a single line
-        bar: list[Callable[[str], None]] = []
+        bar: list[Callable[[int, str], None]] = []
+        unseen, due_s = 0, 0.0
 
-        def show(trial: Trial) -> None:
+        def show() -> None:
+            nonlocal unseen, due_s
+            text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
+            bar[0](unseen, f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
+            unseen, due_s = 0, time.monotonic() + _SHOW_S
+
+        def take(trial: Trial) -> None:
+            nonlocal unseen
             if not bar:
                 bar.append(shown.enter_context(trial_progress(num_trials)))
             if trial.feasible:
@@ -87,16 +100,21 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
                 ):
                     better = min if OBJECTIVES[name] == "minimize" else max
                     best[name] = better(best.get(name, value), value)
+            unseen += 1
             waiting.append(trial)
             if len(waiting) == _LOOK:
                 so_far.add(waiting)
                 waiting.clear()
-            text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
-            bar[0](f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
+            if time.monotonic() >= due_s:
+                show()
 
-        return run_study(
-            *args, num_trials=num_trials, objectives=objectives, on_trial=show, **options
+        study = run_study(
+            *args, num_trials=num_trials, objectives=objectives, on_trial=take, **options
         )
+        so_far.add(waiting)
+        if unseen:
+            show()
+        return study
 
 
 def counts_of(trials: list[Trial]) -> dict[str, int]:
@@ -136,7 +154,7 @@ def write_study(study: Study, folder: Path) -> None:
 
 def say_fidelity(study: Study) -> None:
     """Say how far the screening's bound was off the trials that were simulated."""
-    found = fidelity(study.problem, study.trials)
+    found = fidelity(study.trials)
     if found:
         say(
             f"screening: over {found['trials']} trials the bound was {found['ratio_median']:.3f} "
@@ -167,6 +185,21 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
+class _Shared(CategoricalDistribution):
+    """Choices that all trials share as one object, which Optuna need not copy and compare choice by
+    choice.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __deepcopy__(self, memo: dict) -> "_Shared":
+        return self
+
+
 def importances(study: Study) -> list[dict[str, Any]]:
     """Return the share of each objective's best tenth that every parameter explains.
 
@@ -177,7 +210,16 @@ def importances(study: Study) -> list[dict[str, Any]]:
     if len(kept) < 20:
         return []
     memory = optuna.create_study(directions=[OBJECTIVES[name] for name in study.objectives])
-    memory.add_trials([to_record(t, study.space, study.objectives) for t in kept])
+    choices = {n: _Shared(c) for n, c in study.space.choices().items()}
+    # without their rows, which storages copy
+    memory.add_trials(
+        create_trial(
+            params=t.params,
+            distributions={name: choices[name] for name in t.params},
+            values=t.evaluation.values(study.objectives),
+        )
+        for t in kept
+    )
     rows = []
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     for place, objective in enumerate(study.objectives):
