@@ -63,17 +63,18 @@ def run_event_compiled(
     first_s = np.maximum(program.release_s_N, 0.0)[first] + program.latency_s_N[first]
     by_time = np.argsort(first_s, kind="stable")
     start, end, busy, events = _run(
-        first[by_time],
-        first_s[by_time],
+        (first[by_time], first_s[by_time]),
         program.demand_ptr,
         program.demand_resource,
         program.demand_s(),
         chunks,
         program.latency_s_N,
         program.release_s_N,
-        np.diff(program.dep_ptr),
-        pointers(np.bincount(program.dep_index, minlength=n)),
-        waiter[order].astype(np.int64),
+        (
+            np.diff(program.dep_ptr),
+            pointers(np.bincount(program.dep_index, minlength=n)),
+            waiter[order].astype(np.int64),
+        ),
         len(program.capacity_R),
     )
     return Timeline(
@@ -131,24 +132,14 @@ def _put(times, ops, size, vacant, time, op):
 
 
 @njit(cache=True)
-def _run(
-    first,
-    first_s,
-    ptr,
-    res,
-    seconds,
-    chunks,
-    latency,
-    release,
-    waits_for,
-    wake_ptr,
-    wake,
-    num_resources,
-):
-    """Run all ops, those that wait for nothing at the times given, and return (start_s_N, end_s_N,
-    busy_s_R, chunks served).
+def _run(begin, ptr, res, seconds, chunks, latency, release, graph, num_resources):
+    """Run all ops and return (start_s_N, end_s_N, busy_s_R, chunks served).
+
+    Of the arguments, ``begin`` is a pair: the ops that wait for nothing and when their latency has
+    elapsed, ascending; ``graph`` holds the number of ops that each op waits for, and those that
+    wait for it as row pointers and ops.
     """
-    n = len(chunks)
+    (first, first_s), (waits_for, wake_ptr, wake), n = begin, graph, len(chunks)
     start, end = np.zeros(n), np.zeros(n)
     free, busy = np.zeros(num_resources), np.zeros(num_resources)
     left, waits = chunks.copy(), waits_for.copy()
