@@ -129,7 +129,8 @@ def from_record(record: FrozenTrial) -> Trial:
         violations=attrs["violations"],
         reason=attrs["reason"],
         failed=attrs["failed"],
-        bound_us=attrs["bound_us"],
+        # trials of earlier versions have none
+        bound_us=attrs.get("bound_us"),
     )
     return Trial(
         number=record.number,

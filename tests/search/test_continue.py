@@ -10,11 +10,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from moesim import Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.search.executors import CHUNK
+from moesim.search.storage import _SingleWriterBackend
+from moesim.search.trial import to_record
 
 KILLED = """
 import json, os, signal, sys
@@ -181,3 +187,26 @@ def test_a_folder_that_cannot_be_written(study, tmp_path, below):
         ConfigError, match=r"cannot write to this output folder: (Not a directory|File exists)$"
     ):
         study(tmp_path / "file" / below, num_trials=2)
+
+
+def test_a_chunk_of_trials_is_one_write_that_optuna_reads(study, tmp_path, monkeypatch):
+    """The journal holds what Optuna's own backend would, in fewer writes than trials."""
+    writes = []
+    append = _SingleWriterBackend.append_logs
+
+    def counted(self, logs):
+        writes.append(self._held is None)
+        append(self, logs)
+
+    monkeypatch.setattr(_SingleWriterBackend, "append_logs", counted)
+    found = study(tmp_path, num_trials=60, num_workers=2)
+    assert sum(writes) <= 3 + 60 / CHUNK + 2, "to begin, and then for every chunk"
+    whole = optuna.load_study(
+        study_name="moesim", storage=JournalStorage(JournalFileBackend(f"{tmp_path}/study.journal"))
+    )
+    stored = [to_record(t, found.space, found.objectives) for t in found.trials]
+    assert [t.params for t in whole.trials] == [t.params for t in stored]
+    assert [t.user_attrs for t in whole.trials] == [t.user_attrs for t in stored]
+    ended = [t.datetime_complete.timestamp() for t in whole.trials]
+    assert ended == pytest.approx([t.ended for t in found.trials], abs=1e-5)
+    assert [t.constraints for t in whole.trials] == [t.constraints for t in stored]
