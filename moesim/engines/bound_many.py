@@ -96,8 +96,9 @@ def _run(common, ops_V, amount_BE, latency_BV):
             bound = max(bound, end[i])
         # head + work + tail of every resource that is used
         for r in range(num_resources):
+            # written one by one, since a row at once takes two seconds to compile
+            busy_BR[b, r] = busy[r]
             if busy[r] > 0:
                 bound = max(bound, head_R[r] + busy[r] + tail_R[r])
         makespan[b] = bound
-        busy_BR[b] = busy
     return makespan, busy_BR
