@@ -8,8 +8,8 @@ resources.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.bound import demands, ends, paths
 from moesim.program import Program
 
@@ -69,7 +69,7 @@ class _Common(NamedTuple):
     dep_index: np.ndarray
 
 
-@njit(cache=True)
+@compiled()
 def _run(common, ops_V, amount_BE, latency_BV):
     ptr, res, fixed, capacity, latency_N, release, dep_ptr, dep_index = common
     count, num_resources = len(amount_BE), len(capacity)

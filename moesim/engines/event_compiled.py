@@ -14,8 +14,8 @@ next message of its lane, usually takes the position of the one just sent.
 import math
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.bound import run_bound
 from moesim.engines.event import CHUNKS_PER_MAKESPAN, chunks_per_op
 from moesim.errors import ConfigError
@@ -80,7 +80,7 @@ def run_event_compiled(
     )
 
 
-@njit(cache=True)
+@compiled()
 def _up(times, ops, place):
     """Move the entry at position ``place`` toward the top."""
     time, op = times[place], ops[place]
@@ -93,7 +93,7 @@ def _up(times, ops, place):
     times[place], ops[place] = time, op
 
 
-@njit(cache=True)
+@compiled()
 def _down(times, ops, size, time, op):
     """Replace the top by (time, op) and move it down."""
     place = 0
@@ -113,7 +113,7 @@ def _down(times, ops, size, time, op):
     times[place], ops[place] = time, op
 
 
-@njit(cache=True)
+@compiled()
 def _run(ptr, res, seconds, chunks, latency, release, waits_for, wake_ptr, wake, num_resources):
     """Run all ops and return (start_s_N, end_s_N, busy_s_R, chunks served)."""
     n = len(chunks)

@@ -16,7 +16,8 @@ Shape legend: N ops, R resources, A active ops.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from moesim.compiled import compiled, with_caller
 
 SATURATED = 1e-9
 #: a sum that fell below this share of its former value is computed again
@@ -85,7 +86,7 @@ class Scratch(NamedTuple):
     hot: np.ndarray
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def fill(active, num_active, shares, sums, speed, scratch):
     """Set ``speed`` of the active ops to their weighted max-min fair speed.
 

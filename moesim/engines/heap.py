@@ -1,9 +1,9 @@
 """A binary heap of numbers, ordered by a key of each."""
 
-from numba import njit
+from moesim.compiled import compiled
 
 
-@njit(cache=True)
+@compiled()
 def push(i, heap, size, key):
     """Put op i on a heap of the smallest key, and return its size."""
     at = size
@@ -14,7 +14,7 @@ def push(i, heap, size, key):
     return size + 1
 
 
-@njit(cache=True)
+@compiled()
 def pop(heap, size, key):
     """Take the first op off a heap, and return its size."""
     size -= 1

@@ -4,10 +4,10 @@
 Shape legend: S senders = D receivers = devices, N ops.
 """
 
-from numba import njit
+from moesim.compiled import compiled
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, __, pairs_2N, *___: 2e-6 * pairs_2N.size)
 def port_pairs(tables, bytes_SD, pairs_2N, factors, land_D, out, first, filled):
     """Compute the same rows as `pair_rows` for fabrics with ports only: at most five entries for
     each pair, which are sorted where they are written.
@@ -50,7 +50,7 @@ def port_pairs(tables, bytes_SD, pairs_2N, factors, land_D, out, first, filled):
     return n, filled
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, bytes_SD, *__: 1e-6 * bytes_SD.size)
 def port_rows(tables, bytes_SD, by_receiver, factors, land_D, out, first, filled):
     """Compute the same rows as `device_rows` for fabrics with ports only, as most clusters have,
     without a call per pair.

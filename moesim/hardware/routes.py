@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled, with_caller
 from moesim.hardware.fabric import MESH, PORTS, TORUS, Fabric
 from moesim.hardware.port_rows import port_pairs, port_rows
 
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
     hops_N: Array
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _scatter(s, d):
     """Return a pseudo-random number that is always the same for a pair. It picks the route of the
     pair in a static route table.
@@ -73,7 +73,7 @@ def _scatter(s, d):
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(1))
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _add(tables, s, d, size, factors, acc, touched, count, mark):
     """Add ``size`` bytes from s to d to the scratch array and return (resources touched so far,
     hops).
@@ -154,7 +154,7 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
     return count, 0 if not near else 2 if other else 1
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, bytes_SD, *__: 5e-6 * bytes_SD.size)
 def _device_rows(tables, bytes_SD, by_receiver, factors, land_D, out, first, filled):
     n = len(bytes_SD)
     num_resources = len(out.acc)
@@ -188,7 +188,7 @@ def _device_rows(tables, bytes_SD, by_receiver, factors, land_D, out, first, fil
     return n, filled
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, __, pairs_2N, *___: 4e-6 * pairs_2N.size)
 def _pair_rows(tables, bytes_SD, pairs_2N, factors, land_D, out, first, filled):
     n = pairs_2N.shape[1]
     for i in range(first, n):
