@@ -7,8 +7,7 @@ traceback.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-
-import numpy as np
+from numbers import Integral
 
 
 class MoesimError(ValueError):
@@ -76,5 +75,5 @@ def require_int(where: str, value: object, low: int) -> None:
     Raises:
         ConfigError: The value is not such an integer.
     """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
     require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]

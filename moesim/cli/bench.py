@@ -9,7 +9,6 @@ import typer
 
 from moesim.cli.options import takes
 from moesim.errors import MoesimError
-from moesim.hardware import load_cluster
 from moesim.units import US
 
 bench_app = typer.Typer(no_args_is_help=True, help="Time the engines on an exchange of any size.")
@@ -52,6 +51,7 @@ def bench_alltoall(given: AlltoallOptions) -> None:
     """Simulate one all-to-all between all devices of a cluster, at the data sheet's rates and
     without overheads.
     """
+    from moesim.hardware import load_cluster
     from moesim.simulation.alltoall import AllToAll, time_exchange
 
     machine = load_cluster(given.cluster)

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.cli.options import takes
-from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import ConfigError
-from moesim.hardware import load_cluster
-from moesim.model.presets import load_preset
+
+if TYPE_CHECKING:
+    from moesim.design.candidate import Candidate
 
 placement_app = typer.Typer(
     no_args_is_help=True, help="Plan where experts go, for serving engines and over time."
@@ -27,7 +27,10 @@ Tokens = Annotated[int, typer.Option(help="Tokens per device.")]
 Seed = Annotated[int, typer.Option(help="Seed of the routing.")]
 
 
-def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int = 1) -> Candidate:
+def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int = 1) -> "Candidate":
+    from moesim.design.candidate import Candidate, Parallelism
+    from moesim.model.presets import load_preset
+
     model = load_preset(preset)
     return Candidate(
         layer=model.layer,
@@ -70,6 +73,8 @@ def export_map(given: ExportOptions) -> None:
     """Plan all MoE layers of a model and write the physical-to-logical map that SGLang or vLLM
     loads.
     """
+    from moesim.design.candidate import Workload
+    from moesim.hardware import load_cluster
     from moesim.placement.files import write_map
     from moesim.report.terminal import say
     from moesim.simulation.prepare import prepare
@@ -143,6 +148,8 @@ def show_map(
     seed: Seed = 0,
 ) -> None:
     """Read a serving engine's map, and compare one of its layers with plain expert order."""
+    from moesim.design.candidate import Workload
+    from moesim.hardware import load_cluster
     from moesim.placement.files import read_map
     from moesim.report.terminal import print_table
     from moesim.simulation.run import simulate
@@ -175,7 +182,7 @@ def show_map(
     )
 
 
-def _layer_seed(candidate: Candidate, num_rows: int, layer: int, routing: str, seed: int) -> int:
+def _layer_seed(candidate: "Candidate", num_rows: int, layer: int, routing: str, seed: int) -> int:
     """Return the seed with which `export_map` plans this row, after the rows of dense layers."""
     dense = candidate.dense_part
     assert dense is not None
@@ -198,6 +205,8 @@ def rebalance_once(
     """Show what a new plan gains, what moving the weights costs, and after how many passes it pays
     off.
     """
+    from moesim.design.candidate import Workload
+    from moesim.hardware import load_cluster
     from moesim.operations.rebalance import rebalance
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare

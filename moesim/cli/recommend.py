@@ -8,7 +8,6 @@ import typer
 
 from moesim.cli.options import takes
 from moesim.errors import ConfigError
-from moesim.hardware.libraries import AUTO
 
 if TYPE_CHECKING:
     from moesim.advice.recommendation import Recommendation
@@ -131,6 +130,8 @@ def recommend(given: RecommendOptions) -> None:
 
 def _asked(given: RecommendOptions) -> dict[str, Any]:
     """Return the arguments that a recommendation and a comparison share."""
+    from moesim.hardware.libraries import AUTO
+
     kernels = given.kernels
     if given.export is not None and kernels == AUTO:
         kernels = f"{AUTO}:{given.export}"

@@ -1,19 +1,12 @@
 """``moesim simulate``: price one MoE layer of a published model on a cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moesim.cli.options import takes
-from moesim.design.candidate import Candidate, Parallelism, Workload
-from moesim.design.schedule import Schedule
-from moesim.hardware import load_cluster
-from moesim.hardware.exchanges import EXCHANGES
-from moesim.model import Gate, Precision
-from moesim.model.hf_config import load_model
-from moesim.model.widths import read_width
 from moesim.units import GIB, US
 
 
@@ -75,7 +68,10 @@ class SimulateOptions:
     exchange: Annotated[
         str | None,
         typer.Option(
-            "--exchange", "--dispatch", help=f"{', '.join(EXCHANGES)}; default: the cluster's."
+            "--exchange",
+            "--dispatch",
+            help="nccl, deepep_normal, deepep_ll, nvl72, hierarchical, all_gather, ici, host, "
+            "ideal; default: the cluster's.",
         ),
     ] = None
     kernels: Annotated[
@@ -100,8 +96,12 @@ class SimulateOptions:
 @takes(SimulateOptions)
 def simulate(given: SimulateOptions) -> None:
     """Simulate one MoE layer of a published model on a cluster."""
-    from dataclasses import replace
-
+    from moesim.design.candidate import Candidate, Parallelism, Workload
+    from moesim.design.schedule import Schedule
+    from moesim.hardware import load_cluster
+    from moesim.model import Gate, Precision
+    from moesim.model.hf_config import load_model
+    from moesim.model.widths import read_width
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare

@@ -7,8 +7,8 @@ demands are read as factors, so that 16,384 devices cost 16,384 numbers.
 """
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.program import Program, Timeline
 
 
@@ -65,7 +65,7 @@ def run_bound(program: Program) -> Timeline:
     )
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, res, *__: 1e-6 * len(res))
 def demands(ptr, res, amount, capacity):
     """Return (solo_s_N, busy_s_R) of the sparse demands."""
     solo, busy = np.zeros(len(ptr) - 1), np.zeros(len(capacity))
@@ -78,7 +78,7 @@ def demands(ptr, res, amount, capacity):
     return solo, busy
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, __, ___, dep_ptr, dep_index: 2e-6 * (len(dep_ptr) + len(dep_index)))
 def paths(solo, latency, release, dep_ptr, dep_index):
     """Return (earliest start, earliest end, longest path from its end to the end of the program) of
     every op.
@@ -100,7 +100,7 @@ def paths(solo, latency, release, dep_ptr, dep_index):
     return start, end, tail
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, res, *__: 1e-6 * len(res))
 def ends(ptr, res, serve, tail, num_resources):
     """Return the earliest service time and the shortest tail over the ops of each resource: two
     arrays of shape (R,).

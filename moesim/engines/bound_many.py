@@ -8,8 +8,8 @@ resources.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.bound import demands, ends, paths
 from moesim.program import Program
 
@@ -69,7 +69,7 @@ class _Common(NamedTuple):
     dep_index: np.ndarray
 
 
-@njit(cache=True)
+@compiled()
 def _run(common, ops_V, amount_BE, latency_BV):
     ptr, res, fixed, capacity, latency_N, release, dep_ptr, dep_index = common
     count, num_resources = len(amount_BE), len(capacity)
@@ -96,8 +96,9 @@ def _run(common, ops_V, amount_BE, latency_BV):
             bound = max(bound, end[i])
         # head + work + tail of every resource that is used
         for r in range(num_resources):
+            # written one by one, since a row at once takes two seconds to compile
+            busy_BR[b, r] = busy[r]
             if busy[r] > 0:
                 bound = max(bound, head_R[r] + busy[r] + tail_R[r])
         makespan[b] = bound
-        busy_BR[b] = busy
     return makespan, busy_BR

@@ -15,8 +15,8 @@ the position of the one just sent.
 import math
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.bound import run_bound
 from moesim.engines.event import CHUNKS_PER_MAKESPAN, chunks_per_op
 from moesim.errors import ConfigError
@@ -87,7 +87,7 @@ def run_event_compiled(
     )
 
 
-@njit(cache=True)
+@compiled()
 def _up(times, ops, place):
     """Move the entry at position ``place`` toward the top."""
     time, op = times[place], ops[place]
@@ -100,7 +100,7 @@ def _up(times, ops, place):
     times[place], ops[place] = time, op
 
 
-@njit(cache=True)
+@compiled()
 def _down(times, ops, size, time, op):
     """Replace the top by (time, op) and move it down."""
     place = 0
@@ -120,7 +120,7 @@ def _down(times, ops, size, time, op):
     times[place], ops[place] = time, op
 
 
-@njit(cache=True)
+@compiled()
 def _put(times, ops, size, vacant, time, op):
     """Put an entry on the heap, at the top if that is vacant, and return the size."""
     if vacant:
@@ -131,7 +131,7 @@ def _put(times, ops, size, vacant, time, op):
     return size + 1
 
 
-@njit(cache=True)
+@compiled()
 def _run(begin, ptr, res, seconds, chunks, latency, release, graph, num_resources):
     """Run all ops and return (start_s_N, end_s_N, busy_s_R, chunks served).
 

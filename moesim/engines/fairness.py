@@ -16,7 +16,8 @@ Shape legend: N ops, R resources, A active ops.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from moesim.compiled import compiled, with_caller
 
 SATURATED = 1e-9
 #: a sum that fell below this share of its former value is computed again
@@ -89,7 +90,7 @@ class Scratch(NamedTuple):
     hot: np.ndarray
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def connected(changed, num_changed, shares, sums, is_active, live, num_live, active, scratch):
     """List the active ops whose speed may change, and the resources that bind them.
 
@@ -159,7 +160,7 @@ def connected(changed, num_changed, shares, sums, is_active, live, num_live, act
     return found, num_hot
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def fill(active, num_active, num_hot, shares, sums, speed, scratch):
     """Set ``speed`` of the active ops to their weighted max-min fair speed.
 

@@ -8,8 +8,8 @@ What filling needs of a resource, its load and how fast that rises with the leve
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.fairness import SATURATED
 from moesim.engines.groups import GroupSums, add, clear, load
 from moesim.engines.heap import pop, push
@@ -54,7 +54,7 @@ class Filling(NamedTuple):
     listed: Array
 
 
-@njit(cache=True)
+@compiled()
 def _freeze(i, speed_i, entries, members, weight, filling, speed):
     """Give op i its speed."""
     speed[i] = speed_i
@@ -65,7 +65,7 @@ def _freeze(i, speed_i, entries, members, weight, filling, speed):
         filling.count_O[members.op_outer[m]] -= 1
 
 
-@njit(cache=True)
+@compiled()
 def fill_factored(active, count, entries, members, weight, speed, filling, slack):
     """Set ``speed`` of the active ops to their weighted max-min fair speed, see
     `moesim.engines.fairness.fill`.

@@ -19,8 +19,8 @@ tests compare the two.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.bound import run_bound
 from moesim.engines.fairness import SATURATED, Scratch, Shares, Sums, connected, fill
 from moesim.engines.flow_factored import run_flow_factored
@@ -125,7 +125,7 @@ class _Graph(NamedTuple):
     wake: np.ndarray
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, res, *__: 2e-6 * len(res))
 def _columns(ptr, res, amount, capacity, solo):
     """Return the share of every entry and the matrix by columns: (share, col_ptr, index of each
     entry, its op).
@@ -148,7 +148,7 @@ def _columns(ptr, res, amount, capacity, solo):
     return share, col_ptr, col_entry, col_op
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda shares, *_: 2e-7 * len(shares.ptr) * len(shares.res))
 def _solve(shares, graph, solo, latency, release, tolerance):
     """Run all ops and return (start_s_N, end_s_N, busy_s_R, events)."""
     ptr, res, share, weight = shares.ptr, shares.res, shares.share, shares.weight

@@ -9,8 +9,8 @@ Shape legend: N ops, R resources, O outer groups of all blocks.
 """
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.engines.fairness_factored import Filling, fill_factored
 from moesim.engines.groups import GroupSums, add, clear, entries_of, load, members_of
 from moesim.engines.heap import pop, push
@@ -59,7 +59,7 @@ def run_flow_factored(program: Program, tolerance_s: float) -> Timeline:
     )
 
 
-@njit(cache=True)
+@compiled()
 def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
     """Run all ops and return (start_s_N, end_s_N, events)."""
     waits_for, wake_ptr, wake = graph
@@ -207,13 +207,13 @@ def _solve(entries, members, weight, graph, solo, latency, release, tolerance):
     return start, end, events
 
 
-@njit(cache=True)
+@compiled()
 def _demands(i, entries, members):
     """Return whether op i demands anything."""
     return entries.ptr[i] < entries.ptr[i + 1] or members.op_ptr[i] < members.op_ptr[i + 1]
 
 
-@njit(cache=True)
+@compiled()
 def _leftover(i, entries, members, used, fullest):
     """Return the speed that the capacity left over allows op i."""
     speed = 1.0
@@ -228,7 +228,7 @@ def _leftover(i, entries, members, used, fullest):
     return max(speed, 0.0)
 
 
-@njit(cache=True)
+@compiled()
 def _touches_full(i, entries, members, used):
     """Return whether op i may use a resource that others wait for."""
     if members.op_ptr[i] < members.op_ptr[i + 1]:

@@ -16,8 +16,8 @@ blocks, I inner groups of all blocks.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled
 from moesim.program.factored import Factored
 from moesim.program.program import Program, pointers
 
@@ -121,7 +121,7 @@ def members_of(program: Program, solo: Array) -> Members:
     )
 
 
-@njit(cache=True)
+@compiled()
 def add(i, amount, entries, members, sums):
     """Add ``amount`` times the shares of op i to sums."""
     for e in range(entries.ptr[i], entries.ptr[i + 1]):
@@ -131,7 +131,7 @@ def add(i, amount, entries, members, sums):
         sums.inner_I[members.op_inner[m]] += amount * members.op_row[m]
 
 
-@njit(cache=True)
+@compiled()
 def load(r, members, sums):
     """Return what sums say of resource r."""
     total = sums.own_R[r]
@@ -141,7 +141,7 @@ def load(r, members, sums):
     return total
 
 
-@njit(cache=True)
+@compiled()
 def clear(sums):
     """Set all sums to 0."""
     sums.own_R[:] = 0.0

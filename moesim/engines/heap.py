@@ -1,9 +1,9 @@
 """A binary heap of numbers that are ordered by a key of each, whose keys may change."""
 
-from numba import njit
+from moesim.compiled import compiled, with_caller
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def push(i, heap, size, key, place):
     """Put a number on a heap.
 
@@ -23,7 +23,7 @@ def push(i, heap, size, key, place):
     return size + 1
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def pop(heap, size, key, place):
     """Take the number with the smallest key off a heap, and return the new size."""
     heap[0] = heap[size - 1]
@@ -32,21 +32,21 @@ def pop(heap, size, key, place):
     return size - 1
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def moved(i, heap, size, key, place):
     """Put a number of a heap into its place after its key changed."""
     _rise(place[i], heap, key, place)
     _sink(place[i], heap, size, key, place)
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def reorder(heap, size, key, place):
     """Put all numbers of a heap into their places after many keys changed."""
     for at in range(size // 2 - 1, -1, -1):
         _sink(at, heap, size, key, place)
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _rise(at, heap, key, place):
     i = heap[at]
     while at > 0:
@@ -60,7 +60,7 @@ def _rise(at, heap, key, place):
     place[i] = at
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _sink(at, heap, size, key, place):
     i = heap[at]
     while 2 * at + 1 < size:

@@ -40,7 +40,7 @@ def run(program: Program, engine: str) -> Timeline:
     Raises:
         UnknownNameError: The engine does not exist.
     """
-    # numba and simpy are imported only when they are used, which keeps `import moesim` fast
+    # simpy is imported only when it is used, which keeps `import moesim` fast
     if (noted := _noted.get()) is not None:
         from moesim.engines.bound import run_bound
 

@@ -4,33 +4,32 @@
 Shape legend: S senders = D receivers = devices, N ops.
 """
 
-import numpy as np
-from numba import njit
+from moesim.compiled import compiled
 
 
-@njit(cache=True)
-def port_pairs(tables, bytes_SD, senders, receivers, factors, land_D, num_resources):
+@compiled(plain_s=lambda _, __, pairs_2N, *___: 2e-6 * pairs_2N.size)
+def port_pairs(tables, bytes_SD, pairs_2N, factors, land_D, out, first, filled):
     """Compute the same rows as `pair_rows` for fabrics with ports only: at most five entries for
     each pair, which are sorted where they are written.
     """
-    n = len(senders)
-    ptr = np.zeros(n + 1, np.int64)
-    resource, amount, filled = np.empty(5 * n, np.int64), np.empty(5 * n), 0
-    total, flows, longest = np.zeros(n), np.ones(n, np.int64), np.zeros(n, np.int64)
-    for i in range(n):
-        s, d = senders[i], receivers[i]
+    resource, amount = out.resource, out.amount
+    n = pairs_2N.shape[1]
+    for i in range(first, n):
+        if filled + 5 > len(resource):
+            return i, filled
+        s, d = pairs_2N[0, i], pairs_2N[1, i]
         size = bytes_SD[s, d]
-        total[i] = size
+        out.bytes_N[i], out.flows_N[i] = size, 1
         if tables.domain_D[s] == tables.domain_D[d]:
             ends = (tables.near_out_D[s], tables.near_in_D[d])
             sizes = (size * factors.near_out[s], size * factors.near_in[d])
             up, down, place_D = tables.switch_up, tables.switch_down, tables.switch_D
-            longest[i] = 1 if place_D[s] == place_D[d] else 2
+            out.hops_N[i] = 1 if place_D[s] == place_D[d] else 2
         else:
             ends = (tables.far_out_D[s], tables.far_in_D[d])
             sizes = (size * factors.far_out[s], size * factors.far_in[d])
             up, down, place_D = tables.leaf_up, tables.leaf_down, tables.leaf_D
-        first = filled
+        begin = filled
         for x in range(2):
             resource[filled], amount[filled] = ends[x], sizes[x]
             filled += 1
@@ -41,18 +40,18 @@ def port_pairs(tables, bytes_SD, senders, receivers, factors, land_D, num_resour
         if land_D[d] >= 0:
             resource[filled], amount[filled] = land_D[d], size
             filled += 1
-        for k in range(first + 1, filled):
+        for k in range(begin + 1, filled):
             r, much, x = resource[k], amount[k], k
-            while x > first and resource[x - 1] > r:
+            while x > begin and resource[x - 1] > r:
                 resource[x], amount[x] = resource[x - 1], amount[x - 1]
                 x -= 1
             resource[x], amount[x] = r, much
-        ptr[i + 1] = filled
-    return ptr, resource[:filled], amount[:filled], total, flows, longest
+        out.ptr[i + 1] = filled
+    return n, filled
 
 
-@njit(cache=True)
-def port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
+@compiled(plain_s=lambda _, bytes_SD, *__: 1e-6 * bytes_SD.size)
+def port_rows(tables, bytes_SD, by_receiver, factors, land_D, out, first, filled):
     """Compute the same rows as `device_rows` for fabrics with ports only, as most clusters have,
     without a call per pair.
     """
@@ -61,12 +60,12 @@ def port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
     far_out_D, far_in_D = tables.far_out_D, tables.far_in_D
     leaf_D, leaf_up, leaf_down = tables.leaf_D, tables.leaf_up, tables.leaf_down
     near_out, near_in, far_out, far_in, link = factors
+    acc, resource, amount = out.acc, out.resource, out.amount
     n = len(bytes_SD)
-    acc = np.zeros(num_resources)
-    ptr = np.zeros(n + 1, np.int64)
-    resource, amount, filled = np.empty(16 * n + n * n, np.int64), np.empty(16 * n + n * n), 0
-    total, flows, longest = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    for own in range(n):
+    for own in range(first, n):
+        if filled + len(acc) > len(resource):
+            return own, filled
+        total, flows, longest = 0.0, 0, 0
         for peer in range(n):
             s, d = (peer, own) if by_receiver else (own, peer)
             size = bytes_SD[s, d]
@@ -89,18 +88,14 @@ def port_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
                     acc[leaf_down[leaf_D[d]]] += size * link[s]
             if land_D[d] >= 0:
                 acc[land_D[d]] += size
-            total[own] += size
-            flows[own] += 1
-            longest[own] = max(longest[own], hops)
-        if filled + num_resources > len(resource):
-            more = 2 * len(resource) + num_resources
-            more_resource, more_amount = np.empty(more, np.int64), np.empty(more)
-            more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
-            resource, amount = more_resource, more_amount
-        for r in range(num_resources):
+            total += size
+            flows += 1
+            longest = max(longest, hops)
+        out.bytes_N[own], out.flows_N[own], out.hops_N[own] = total, flows, longest
+        for r in range(len(acc)):
             if acc[r] > 0.0:
                 resource[filled], amount[filled] = r, acc[r]
                 filled += 1
                 acc[r] = 0.0
-        ptr[own + 1] = filled
-    return ptr, resource[:filled], amount[:filled], total, flows, longest
+        out.ptr[own + 1] = filled
+    return n, filled

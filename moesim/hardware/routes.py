@@ -6,11 +6,12 @@ then written out.
 Shape legend: S senders = D receivers = devices, R resources, N ops.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moesim.compiled import compiled, with_caller
 from moesim.hardware.fabric import MESH, PORTS, TORUS, Fabric
 from moesim.hardware.port_rows import port_pairs, port_rows
 
@@ -33,6 +34,10 @@ class Factors(NamedTuple):
         """Return factors without any overhead."""
         return cls(*(np.ones(count) for _ in cls._fields))
 
+    def plain(self) -> "Factors":
+        """Return the factors as arrays of the one kind that is compiled for."""
+        return Factors(*np.array(self))
+
 
 class Rows(NamedTuple):
     """Demands of N ops as a sparse matrix, and the bytes that the ops carry.
@@ -54,7 +59,7 @@ class Rows(NamedTuple):
     hops_N: Array
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _scatter(s, d):
     """Return a pseudo-random number that is always the same for a pair. It picks the route of the
     pair in a static route table.
@@ -68,7 +73,7 @@ def _scatter(s, d):
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(1))
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _add(tables, s, d, size, factors, acc, touched, count, mark):
     """Add ``size`` bytes from s to d to the scratch array and return (resources touched so far,
     hops).
@@ -149,103 +154,134 @@ def _add(tables, s, d, size, factors, acc, touched, count, mark):
     return count, 0 if not near else 2 if other else 1
 
 
-@njit(cache=True)
-def _flush(acc, touched, count, mark, resource, amount, filled):
-    """Write the scratch array as a row in ascending order of resources, clear it, and return
-    (arrays, entries so far).
-    """
-    if filled + count > len(resource):
-        size = max(2 * len(resource), filled + count)
-        more_resource, more_amount = np.empty(size, np.int64), np.empty(size)
-        more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
-        resource, amount = more_resource, more_amount
-    if 8 * count > len(acc):
-        for r in range(len(acc)):
-            if mark[r]:
-                resource[filled], amount[filled] = r, acc[r]
-                filled += 1
-                mark[r] = False
-                acc[r] = 0.0
-    else:
-        touched[:count].sort()
-        for k in range(count):
-            r = touched[k]
-            resource[filled], amount[filled] = r, acc[r]
-            filled += 1
-            mark[r] = False
-            acc[r] = 0.0
-    return resource, amount, filled
-
-
-@njit(cache=True)
-def _device_rows(tables, bytes_SD, by_receiver, factors, land_D, num_resources):
+@compiled(plain_s=lambda _, bytes_SD, *__: 5e-6 * bytes_SD.size)
+def _device_rows(tables, bytes_SD, by_receiver, factors, land_D, out, first, filled):
     n = len(bytes_SD)
-    acc, touched = np.zeros(num_resources), np.empty(num_resources, np.int64)
-    mark = np.zeros(num_resources, np.bool_)
-    ptr = np.zeros(n + 1, np.int64)
-    resource, amount, filled = np.empty(16 * n + n * n, np.int64), np.empty(16 * n + n * n), 0
-    total, flows, longest = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    for own in range(n):
+    num_resources = len(out.acc)
+    for own in range(first, n):
+        if filled + num_resources > len(out.resource):
+            return own, filled
         count = 0
         for peer in range(n):
             s, d = (peer, own) if by_receiver else (own, peer)
             size = bytes_SD[s, d]
             if peer == own or size == 0.0:
                 continue
-            count, hops = _add(tables, s, d, size, factors, acc, touched, count, mark)
+            count, hops = _add(tables, s, d, size, factors, out.acc, out.touched, count, out.mark)
             r = land_D[d]
             if r >= 0:
-                if not mark[r]:
-                    mark[r] = True
-                    touched[count] = r
+                if not out.mark[r]:
+                    out.mark[r] = True
+                    out.touched[count] = r
                     count += 1
-                acc[r] += size
-            total[own] += size
-            flows[own] += 1
-            longest[own] = max(longest[own], hops)
-        resource, amount, filled = _flush(acc, touched, count, mark, resource, amount, filled)
-        ptr[own + 1] = filled
-    return ptr, resource[:filled], amount[:filled], total, flows, longest
+                out.acc[r] += size
+            out.bytes_N[own] += size
+            out.flows_N[own] += 1
+            out.hops_N[own] = max(out.hops_N[own], hops)
+        for r in range(num_resources):
+            if out.mark[r]:
+                out.resource[filled], out.amount[filled] = r, out.acc[r]
+                filled += 1
+                out.mark[r] = False
+                out.acc[r] = 0.0
+        out.ptr[own + 1] = filled
+    return n, filled
 
 
-@njit(cache=True)
-def _pair_rows(tables, bytes_SD, senders, receivers, factors, land_D, num_resources):
-    n = len(senders)
-    acc, touched = np.zeros(num_resources), np.empty(num_resources, np.int64)
-    mark = np.zeros(num_resources, np.bool_)
-    ptr = np.zeros(n + 1, np.int64)
-    resource, amount, filled = np.empty(3 * n, np.int64), np.empty(3 * n), 0
-    total, flows, longest = np.zeros(n), np.ones(n, np.int64), np.zeros(n, np.int64)
-    for i in range(n):
-        s, d = senders[i], receivers[i]
-        total[i] = bytes_SD[s, d]
-        count, longest[i] = _add(tables, s, d, total[i], factors, acc, touched, 0, mark)
+@compiled(plain_s=lambda _, __, pairs_2N, *___: 4e-6 * pairs_2N.size)
+def _pair_rows(tables, bytes_SD, pairs_2N, factors, land_D, out, first, filled):
+    n = pairs_2N.shape[1]
+    for i in range(first, n):
+        if filled + len(out.acc) > len(out.resource):
+            return i, filled
+        s, d = pairs_2N[0, i], pairs_2N[1, i]
+        size = bytes_SD[s, d]
+        count, hops = _add(tables, s, d, size, factors, out.acc, out.touched, 0, out.mark)
+        out.bytes_N[i], out.flows_N[i], out.hops_N[i] = size, 1, hops
         r = land_D[d]
         if r >= 0:
-            mark[r] = True
-            touched[count] = r
+            out.mark[r] = True
+            out.touched[count] = r
             count += 1
-            acc[r] += total[i]
-        if filled + count > len(resource):
-            size = max(2 * len(resource), filled + count)
-            more_resource, more_amount = np.empty(size, np.int64), np.empty(size)
-            more_resource[:filled], more_amount[:filled] = resource[:filled], amount[:filled]
-            resource, amount = more_resource, more_amount
+            out.acc[r] += size
         # sort the few touched resources in place, since a scan of all resources would cost more
         for k in range(1, count):
-            r, x = touched[k], k
-            while x > 0 and touched[x - 1] > r:
-                touched[x] = touched[x - 1]
+            r, x = out.touched[k], k
+            while x > 0 and out.touched[x - 1] > r:
+                out.touched[x] = out.touched[x - 1]
                 x -= 1
-            touched[x] = r
+            out.touched[x] = r
         for k in range(count):
-            r = touched[k]
-            resource[filled], amount[filled] = r, acc[r]
+            r = out.touched[k]
+            out.resource[filled], out.amount[filled] = r, out.acc[r]
             filled += 1
-            mark[r] = False
-            acc[r] = 0.0
-        ptr[i + 1] = filled
-    return ptr, resource[:filled], amount[:filled], total, flows, longest
+            out.mark[r] = False
+            out.acc[r] = 0.0
+        out.ptr[i + 1] = filled
+    return n, filled
+
+
+class _Out(NamedTuple):
+    """What the compiled functions write: rows, and a dense row as scratch.
+
+    All arrays are made here and handed in, since each allocation and slice in compiled code costs
+    seconds to compile.
+    """
+
+    resource: Array
+    amount: Array
+    ptr: Array
+    bytes_N: Array
+    flows_N: Array
+    hops_N: Array
+    acc: Array
+    touched: Array
+    mark: Array
+
+
+def _rows(
+    rows_of: Callable[..., tuple[int, int]],
+    fabric: Fabric,
+    given: tuple,
+    land_D: Array,
+    count: int,
+    room: int,
+) -> Rows:
+    """Return the rows that a compiled function writes. It stops where the next row might not fit,
+    and goes on with more room.
+
+    Args:
+        rows_of: The compiled function.
+        fabric: The resources and routes.
+        given: The arguments between tables and ``land_D``.
+        land_D: The resource that received bytes are written to.
+        count: Number of rows.
+        room: Number of entries that are likely to be enough.
+    """
+    width = max(int(land_D.max()) + 1, fabric.num_resources)
+    land_D = _plain(land_D, np.int64)
+    out = _Out(
+        np.empty(room + width, np.int64),
+        np.empty(room + width),
+        np.zeros(count + 1, np.int64),
+        np.zeros(count),
+        np.zeros(count, np.int64),
+        np.zeros(count, np.int64),
+        np.zeros(width),
+        np.empty(width, np.int64),
+        np.zeros(width, np.bool_),
+    )
+    row, filled = rows_of(fabric.tables, *given, land_D, out, 0, 0)
+    while row < count:
+        more = len(out.resource) + width
+        out = out._replace(
+            resource=np.concatenate([out.resource[:filled], np.empty(more, np.int64)]),
+            amount=np.concatenate([out.amount[:filled], np.empty(more)]),
+        )
+        row, filled = rows_of(fabric.tables, *given, land_D, out, row, filled)
+    return Rows(
+        out.ptr, out.resource[:filled], out.amount[:filled], out.bytes_N, out.flows_N, out.hops_N
+    )
 
 
 def device_rows(
@@ -261,13 +297,10 @@ def device_rows(
         land_D: ndarray of shape (D,): resource that received bytes are written to, without a
             factor; -1 for none.
     """
-    top = max(int(land_D.max()) + 1, fabric.num_resources)
-    sizes, land = (
-        np.ascontiguousarray(bytes_SD, dtype=np.float64),
-        np.asarray(land_D, dtype=np.int64),
-    )
+    count = len(bytes_SD)
     rows_of = port_rows if fabric.tables.near_kind == PORTS else _device_rows
-    return Rows(*rows_of(fabric.tables, sizes, by == "receiver", factors, land, top))
+    given = (_plain(bytes_SD, np.float64), by == "receiver", factors.plain())
+    return _rows(rows_of, fabric, given, land_D, count, 16 * count + count * count)
 
 
 def pair_rows(
@@ -282,19 +315,15 @@ def pair_rows(
     """Return the demands of one op per pair, in the order of ``senders`` and ``receivers``; the
     other arguments are those of `device_rows`.
     """
-    top = max(int(land_D.max()) + 1, fabric.num_resources)
-    rows_of = port_pairs if fabric.tables.near_kind == PORTS else _pair_rows
-    return Rows(
-        *rows_of(
-            fabric.tables,
-            np.ascontiguousarray(bytes_SD, dtype=np.float64),
-            np.asarray(senders, dtype=np.int64),
-            np.asarray(receivers, dtype=np.int64),
-            factors,
-            np.asarray(land_D, dtype=np.int64),
-            top,
-        )
-    )
+    pairs_2N = np.array([senders, receivers], dtype=np.int64)
+    rows_of, entries = (port_pairs, 5) if fabric.tables.near_kind == PORTS else (_pair_rows, 3)
+    given = (_plain(bytes_SD, np.float64), pairs_2N, factors.plain())
+    return _rows(rows_of, fabric, given, land_D, len(senders), entries * len(senders))
+
+
+def _plain(values: Array, kind: type) -> Array:
+    """Return values as the one kind of array that is compiled for: contiguous and writable."""
+    return np.require(values, kind, ["C", "W"])
 
 
 def link_bytes(fabric: Fabric, bytes_SD: Array) -> Array:

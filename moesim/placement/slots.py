@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.placement.turns import slots_in_turn, turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,9 +104,6 @@ class Placement:
             # where slots are the experts, as after `nearest_slot_of_choice`, nothing is left to do
             as_they_are = expert_ids_TK.dtype == order.dtype and (np.diff(order) == 1).all()
             return expert_ids_TK if as_they_are else order[expert_ids_TK]
-        # numba is imported only when it is used, which keeps `import moesim` fast
-        from moesim.placement.turns import slots_in_turn
-
         flat = np.ascontiguousarray(expert_ids_TK).ravel()
         return slots_in_turn(flat, order, first_E, copies_E).reshape(expert_ids_TK.shape)
 
@@ -149,8 +147,6 @@ def turn_of_choice(expert_ids_TK: np.ndarray, num_experts: int) -> np.ndarray:
     """Return how many choices of the same expert precede each choice in token order: ndarray of
     shape (T, K).
     """
-    from moesim.placement.turns import turns
-
     return turns(np.ascontiguousarray(expert_ids_TK).ravel(), num_experts).reshape(
         expert_ids_TK.shape
     )

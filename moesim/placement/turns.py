@@ -1,10 +1,11 @@
 """Let replicas take turns, in one pass over the choices."""
 
 import numpy as np
-from numba import njit
+
+from moesim.compiled import compiled
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda expert_ids_N, *_: 5e-7 * len(expert_ids_N))
 def slots_in_turn(expert_ids_N, order_P, first_E, copies_E):
     """Return the slot of every choice; the replicas of an expert take turns in token order.
 
@@ -28,7 +29,7 @@ def slots_in_turn(expert_ids_N, order_P, first_E, copies_E):
     return slot_N
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda expert_ids_N, _: 5e-7 * len(expert_ids_N))
 def turns(expert_ids_N, num_experts):
     """Return how many choices of the same expert precede each choice: ndarray of shape (N,),
     int64.

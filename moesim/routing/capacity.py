@@ -18,6 +18,7 @@ import numpy as np
 
 from moesim.errors import require
 from moesim.model.gate import Gate
+from moesim.routing.places import fill
 from moesim.routing.sampler import Routing
 
 
@@ -98,8 +99,6 @@ def serve(
     Raises:
         ConfigError: The capacity is below 1.
     """
-    from moesim.routing.places import fill
-
     require(capacity >= 1, "capacity", "at least one place an expert", capacity)
     left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
     grouped = gate is not None and gate.num_limited_groups < gate.num_expert_groups

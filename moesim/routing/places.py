@@ -1,14 +1,14 @@
-"""Fill the capacity slots of experts in token order, in compiled code that is imported only when a
-layer has a capacity.
+"""Fill the capacity slots of experts in token order.
 
 Shape legend: T tokens, K choices, E experts.
 """
 
 import numpy as np
-from numba import njit
+
+from moesim.compiled import compiled, with_caller
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _next_with_room(after_E, e):
     """Return the first expert from ``e`` on that has room, or E if none has; follow and shorten the
     chain of full experts.
@@ -21,7 +21,7 @@ def _next_with_room(after_E, e):
     return root
 
 
-@njit(cache=True)
+@compiled(with_caller)
 def _allowed(ids_TK, t, expert, per_group, grouped):
     """Return whether token t may be sent to an expert: it must not use the expert yet, but use a
     group that holds it.
@@ -35,7 +35,7 @@ def _allowed(ids_TK, t, expert, per_group, grouped):
     return same_group
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda ids_TK, *_: 2e-6 * ids_TK.size)
 def fill(ids_TK, room_E, reroute, per_group, grouped):
     """Serve choices whose expert has room; then, if requested, serve the others at other experts.
 

@@ -1,13 +1,29 @@
-"""Exchange choices between tokens in compiled code. The module is imported only when routing is
-drawn, since it imports numba.
+"""Exchange choices between tokens.
 
 Shape legend: T tokens, K choices, I pairs of tokens.
 """
 
-from numba import njit
+import numpy as np
+
+from moesim.compiled import compiled
 
 
-@njit(cache=True)
+def _exchange_arrays(one_IK, two_IK, shift, give, take):
+    """Do what `exchange` does on whole arrays: no two pairs share a token."""
+    partner_I = (np.arange(len(one_IK)) - shift) % max(len(one_IK), 1)
+    two = two_IK[partner_I]
+    mine, theirs = one_IK[:, give].copy(), two[:, take]
+    free = ~((one_IK == theirs[:, None]) | (two == mine[:, None])).any(axis=1)
+    one_IK[free, give] = theirs[free]
+    two_IK[partner_I[free], take] = mine[free]
+
+
+def _lay_out_arrays(order_E, counts_E, rows_T, top_k, out_TK):
+    """Do what `lay_out` does on whole arrays."""
+    out_TK[rows_T] = np.repeat(order_E, counts_E[order_E]).reshape(top_k, len(rows_T)).T
+
+
+@compiled(plain_s=lambda one_IK, *_: 1e-5 + 1e-8 * one_IK.size, plain=_exchange_arrays)
 def exchange(one_IK, two_IK, shift, give, take):
     """Let token i of the first half and token i - shift of the second half exchange a choice,
     unless one of them would then have an expert twice.
@@ -35,7 +51,7 @@ def exchange(one_IK, two_IK, shift, give, take):
             two_IK[j, take] = mine
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda *given: 1e-8 * given[-1].size, plain=_lay_out_arrays)
 def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
     """Deal the experts in ``order_E``, each repeated by its count, to the tokens ``rows_T`` column
     by column.
@@ -58,7 +74,7 @@ def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
                 place, column = 0, column + 1
 
 
-@njit(cache=True)
+@compiled(plain_s=lambda _, __, ___, chosen_IS, ____: 4e-7 * chosen_IS.size)
 def put(out_TK, place_I, column_M, chosen_IS, first):
     """Write the experts of one group into the tokens that chose it.
 

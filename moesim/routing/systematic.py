@@ -17,6 +17,7 @@ import numpy as np
 
 from moesim.model.gate import Gate
 from moesim.routing.apportion import apportion
+from moesim.routing.swaps import exchange, lay_out, put
 
 #: number of exchanges per choice and token
 _SWEEPS = 3
@@ -34,8 +35,6 @@ def systematic(counts_E: np.ndarray, num_tokens: int, rng: np.random.Generator) 
     Returns:
         ndarray of shape (T, k), int32: choices, with no expert twice in a token.
     """
-    from moesim.routing.swaps import lay_out
-
     order = rng.permutation(len(counts_E))
     top_k = int(counts_E.sum()) // num_tokens
     # rows_T is a random order of tokens: position t of the line belongs to token rows_T[t] of the
@@ -55,8 +54,6 @@ def _mix(ids_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     graphs with given degrees; Rao, Jana and Bandyopadhyay 1996). Without them, equal loads would
     leave only E / k different sets of experts.
     """
-    from moesim.routing.swaps import exchange
-
     tokens, top_k = ids_TK.shape
     half = tokens // 2
     one, two = ids_TK[:half], ids_TK[tokens - half :]
@@ -89,8 +86,6 @@ def limited(
         gate: The gate whose groups limit the choices.
         rng: Source of randomness.
     """
-    from moesim.routing.swaps import put
-
     groups, kept = gate.num_expert_groups, min(gate.num_limited_groups, top_k)
     loads_GP, left_GP = loads_E.reshape(groups, -1), left_E.reshape(groups, -1)
     per_group = loads_GP.shape[1]

@@ -6,7 +6,8 @@ Shape legend: N rows, M objectives.
 from typing import TypeVar
 
 import numpy as np
-from numba import njit
+
+from moesim.compiled import compiled
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def ranks(costs: np.ndarray, most: int | None = None) -> np.ndarray:
     return rank
 
 
-@njit(cache=True)
+@compiled()
 def _ranks(costs, most):
     """Rank rows in lexicographic order: each joins the first front none of whose rows dominates it
     (Zhang et al. 2015).

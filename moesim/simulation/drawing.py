@@ -3,6 +3,8 @@
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import PORTS, fabric_of
+from moesim.lowering.expected import MOST_DRAWN, SAMPLE
+from moesim.lowering.rank_one import can_factor
 from moesim.lowering.room import check_layer_room
 from moesim.placement import PlacementSpec
 from moesim.routing import RoutingSpec
@@ -20,10 +22,6 @@ def is_expected(candidate: Candidate, cluster: Cluster, work: Workload) -> bool:
     alike, no token depends on its place or turn (capacity, nearest replicas, traces), and the
     fabric and the exchange allow products.
     """
-    # numba is loaded only here, so that `import moesim` stays light
-    from moesim.lowering.expected import MOST_DRAWN, SAMPLE
-    from moesim.lowering.rank_one import can_factor
-
     devices, layer, schedule = cluster.num_devices, candidate.layer, candidate.schedule
     if devices <= MOST_DRAWN and devices * work.num_tokens_per_device <= MAX_SAMPLED_TOKENS:
         return False

@@ -5,16 +5,13 @@ Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moesim.lowering.traffic import AnyTraffic
 from moesim.model.gate import Gate
 from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
-
-if TYPE_CHECKING:
-    from moesim.lowering.traffic import AnyTraffic
 
 #: columns of `GateEffects.row`
 COLUMNS = (
@@ -53,7 +50,7 @@ class GateEffects:
     gate: Gate
 
     @classmethod
-    def of(cls, gate: Gate, routing: Routing, traffic: "AnyTraffic", tp: int) -> "GateEffects":
+    def of(cls, gate: Gate, routing: Routing, traffic: AnyTraffic, tp: int) -> "GateEffects":
         """Return the effects of a gate on one batch.
 
         Args:

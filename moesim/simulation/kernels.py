@@ -9,7 +9,6 @@ Shape legend: D devices, L local experts.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,16 +18,15 @@ from moesim.design.launch import launching_engines
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO, known_library
+from moesim.lowering.traffic import AnyTraffic
+from moesim.lowering.widths import price_widths
 from moesim.simulation.result import Result
-
-if TYPE_CHECKING:
-    from moesim.lowering.traffic import AnyTraffic
 
 
 def choose_kernels(
     members: Sequence[Candidate],
     cluster: Cluster,
-    traffic: "AnyTraffic",
+    traffic: AnyTraffic,
     widths_DL: np.ndarray | None = None,
 ) -> list[str]:
     """Return the library of each design, or of each kind of device joined by ``+``.
@@ -62,9 +60,6 @@ def choose_kernels(
         if len(found) == 1:
             chosen.append([found[0].name] * len(members))
             continue
-        # numba is loaded only here, so that `import moesim` stays light
-        from moesim.lowering.widths import price_widths
-
         slowest_s = [
             price_widths(members, priced_by(profile, one.name), traffic, devices, widths_DL).max(
                 axis=1

@@ -24,7 +24,7 @@ Shape legend: D devices, E experts.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,14 @@ from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, check_devices
 from moesim.hardware.libraries import AUTO
+from moesim.lowering.expected import (
+    ExpectedTraffic,
+    expected_traffic,
+    loads_like,
+    loads_of_parts,
+    sampled_tokens,
+)
+from moesim.lowering.traffic import AnyTraffic, padded, settled, spread_tokens
 from moesim.model import MoELayer, Precision
 from moesim.placement import Placement, Setting, place
 from moesim.routing import Routing, RoutingSpec, route
@@ -43,9 +51,6 @@ from moesim.routing.sampler import tokens_of_sources
 from moesim.simulation.drawing import check_room, is_expected
 from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
-
-if TYPE_CHECKING:
-    from moesim.lowering.traffic import AnyTraffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,14 +76,12 @@ class Prepared:
     workload: Workload
     placement: Placement
     choices: Routing
-    traffic: "AnyTraffic"
-    batches: "tuple[AnyTraffic, ...]"
+    traffic: AnyTraffic
+    batches: tuple[AnyTraffic, ...]
 
     @property
     def is_expected(self) -> bool:
         """Whether the traffic is expected from a sample instead of drawn token by token."""
-        from moesim.lowering.expected import ExpectedTraffic
-
         return isinstance(self.traffic, ExpectedTraffic)
 
 
@@ -223,8 +226,6 @@ def _routing(
 
 def _sample(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
     """Return the choices of as many tokens as are drawn where traffic is expected."""
-    from moesim.lowering.expected import sampled_tokens
-
     tokens = work.num_tokens_per_device
     fewer = replace(work, num_tokens_per_device=sampled_tokens(tokens, num_devices))
     return _routing(_for_capacity(layer), fewer, num_devices, tokens * num_devices)
@@ -261,10 +262,8 @@ class _Where(NamedTuple):
 @lru_cache(maxsize=256)
 def _expected(
     candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
-) -> "tuple[Placement, tuple[AnyTraffic, ...]]":
+) -> tuple[Placement, tuple[AnyTraffic, ...]]:
     """Return what `_spread` returns, with traffic expected from a sample."""
-    from moesim.lowering.expected import expected_traffic, loads_like, loads_of_parts
-
     layer, spread = candidate.layer, candidate.parallelism
     devices, per_domain, setting = where
     tokens = work.num_tokens_per_device
@@ -294,7 +293,7 @@ def _expected(
 @lru_cache(maxsize=4096)
 def _spread(
     candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
-) -> "tuple[Placement, tuple[AnyTraffic, ...]]":
+) -> tuple[Placement, tuple[AnyTraffic, ...]]:
     """Return the placement, and the traffic of every micro-batch.
 
     Args:
@@ -304,9 +303,6 @@ def _spread(
         given: Placement to use instead of a planned one.
         parts: Number of micro-batches.
     """
-    # numba is loaded only here, so that `import moesim` stays light
-    from moesim.lowering.traffic import padded, settled, spread_tokens
-
     layer, spread = candidate.layer, candidate.parallelism
     num_devices, per_domain, setting = where
     # the plan sees the load that the gate chooses, before any capacity

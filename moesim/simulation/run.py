@@ -13,6 +13,8 @@ from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
 from moesim.hardware import Cluster
+from moesim.lowering.layer import lower_layer
+from moesim.lowering.priced import Priced
 from moesim.placement import Placement
 from moesim.program import Program
 from moesim.simulation.effects import GateEffects
@@ -135,9 +137,6 @@ def _tile_name(prepared: Prepared) -> str:
 
 def lower(prepared: Prepared) -> Program:
     """Lower one forward pass to a program: for engines, timelines and tests."""
-    # numba is loaded only here, so that `import moesim` stays light
-    from moesim.lowering.layer import lower_layer
-
     candidate, cluster, schedule = prepared.candidate, prepared.cluster, prepared.candidate.schedule
     kernel = None
     if cluster.num_devices > 1:
@@ -161,8 +160,6 @@ def exchange_of(prepared: Prepared) -> list[dict[str, object]]:
     candidate, cluster, traffic = prepared.candidate, prepared.cluster, prepared.traffic
     if cluster.num_devices == 1:
         return []
-    from moesim.lowering.priced import Priced
-
     schedule, layer = candidate.schedule, candidate.layer
     exchange = cluster.exchange(schedule)
     priced = Priced.of(

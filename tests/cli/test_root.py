@@ -2,10 +2,13 @@
 
 import csv
 import sys
+from dataclasses import fields
 
 import pytest
 
 from moesim.cli import main
+from moesim.cli.simulate import SimulateOptions
+from moesim.hardware.exchanges import EXCHANGES
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -20,6 +23,13 @@ def run(monkeypatch, capsys, *arguments):
 @pytest.fixture
 def moesim(monkeypatch, capsys):
     return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def test_help_names_every_exchange():
+    """The text is written out, since help loads nothing that knows exchanges."""
+    options = {field.name: field.type for field in fields(SimulateOptions)}
+    [described] = options["exchange"].__metadata__
+    assert described.help == f"{', '.join(EXCHANGES)}; default: the cluster's."
 
 
 def test_profiles_lists_what_can_be_named(moesim):

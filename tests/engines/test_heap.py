@@ -9,9 +9,9 @@ from moesim.engines import heap
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_it_sorts_changing_keys(seed, plain, monkeypatch):
-    if plain:
-        for name in ("push", "pop", "moved", "reorder", "_rise", "_sink"):
-            monkeypatch.setattr(heap, name, getattr(heap, name).py_func)
+    for name in ("push", "pop", "moved", "reorder", "_rise", "_sink"):
+        function = getattr(heap, name)
+        monkeypatch.setattr(heap, name, function.py_func if plain else function.compiled)
     rng = np.random.default_rng(seed)
     count = 40
     key, place = rng.random(count), np.zeros(count, np.int64)

@@ -112,7 +112,7 @@ def test_compiled_as_written(grouped):
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((50, 16)) * np.linspace(1, 3, 16), axis=1)[:, :4].astype(np.int32)
     results = []
-    for function in (fill, fill.py_func):
+    for function in (fill.compiled, fill.py_func):
         out = ids.copy()
         results.append([*function(out, np.full(16, 13), True, 4, grouped), out])
     for one, two in zip(*results, strict=True):

@@ -84,19 +84,21 @@ def test_compiled_as_written():
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((40, 12)), axis=1)[:, :4].astype(np.int32)
     results = []
-    for function in (exchange, exchange.py_func):
+    for function in (exchange.compiled, exchange.plain, exchange.py_func):
         one, two = ids[:20].copy(), ids[20:].copy()
         for shift in (0, 7, 19):
             function(one, two, shift, 1, 2)
         results.append([one, two])
-    assert all((a == b).all() for a, b in zip(*results, strict=True))
-    for function in (lay_out, lay_out.py_func):
+    for other in results[1:]:
+        assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
+    for function in (lay_out.compiled, lay_out.plain, lay_out.py_func):
         out = np.zeros((6, 2), dtype=np.int32)
         function(np.array([2, 0, 1]), np.array([5, 1, 6]), np.array([3, 0, 1, 2, 4, 5]), 2, out)
         results.append(out)
     assert (results[-1] == results[-2]).all()
+    assert (results[-1] == results[-3]).all()
     assert sorted(results[-1].ravel().tolist()) == [0] * 5 + [1] + [2] * 6
-    for function in (put, put.py_func):
+    for function in (put.compiled, put.py_func):
         out = np.zeros((4, 4), dtype=np.int32)
         function(
             out,

@@ -13,6 +13,7 @@ from moesim.lowering import expected, room
 from moesim.lowering.expected import ExpectedTraffic, loads_of_parts
 from moesim.lowering.products import Product
 from moesim.program.factored import Factored
+from moesim.simulation import drawing
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
 
@@ -38,8 +39,9 @@ def case(
 
 @pytest.fixture
 def few_drawn(monkeypatch):
-    monkeypatch.setattr(expected, "MOST_DRAWN", 1)
-    monkeypatch.setattr(expected, "SAMPLE", 1 << 15)
+    monkeypatch.setattr(drawing, "MOST_DRAWN", 1)
+    for module in (drawing, expected):
+        monkeypatch.setattr(module, "SAMPLE", 1 << 15)
 
 
 CASES = [

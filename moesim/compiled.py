@@ -1,0 +1,84 @@
+"""Functions that are compiled by numba once they have enough to do.
+
+Loading numba and compiled functions takes 0.6 s, and compiling them where no cache holds
+them takes ten. A layer on eight devices is priced sooner in plain Python, which gives the same
+result to the last digit. So a process does its first `BUDGET_S` of such work in plain Python, and
+compiles whatever would take longer.
+"""
+
+import math
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+
+#: seconds of work that a process does in plain Python, in all, before it loads numba
+BUDGET_S = 0.6
+_spent_s = 0.0
+
+
+def _affords(seconds: float) -> bool:
+    """Return whether that much work may be done in plain Python, and count it if so."""
+    global _spent_s
+    if _spent_s + seconds > BUDGET_S:
+        return False
+    _spent_s += seconds
+    return True
+
+
+class Compiled:
+    """A function that runs in plain Python at first, and compiled for more work.
+
+    Attributes:
+        py_func: The function as written.
+        plain: What runs instead of it in plain Python: itself, or a twin that computes on whole
+            arrays.
+        plain_s: A function of its arguments: about how many seconds ``plain`` takes.
+    """
+
+    def __init__(
+        self, function: Callable, plain_s: Callable[..., float], plain: Callable | None
+    ) -> None:
+        update_wrapper(self, function)
+        self.py_func, self.plain, self.plain_s = function, plain or function, plain_s
+        self._compiled: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, in one way or the other."""
+        if self._compiled is not None:
+            return self._compiled(*args)
+        return (self.plain if _affords(self.plain_s(*args)) else self.compiled)(*args)
+
+    @property
+    def compiled(self) -> Any:
+        """The compiled function."""
+        if self._compiled is None:
+            from numba import njit, types
+            from numba.extending import typeof_impl
+
+            # compiled functions that call this one see what it stands for
+            typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
+            self._compiled = njit(cache=True)(self.py_func)
+        return self._compiled
+
+
+def at_once(*_: Any) -> float:
+    """Say that a function is always compiled."""
+    return math.inf
+
+
+def with_caller(*_: Any) -> float:
+    """Say that a function is called by others of its kind, which count its work as theirs."""
+    return 0.0
+
+
+def compiled(
+    plain_s: Callable[..., float] = at_once, *, plain: Callable | None = None
+) -> Callable[[Callable], Compiled]:
+    """Return a decorator that makes a function `Compiled`.
+
+    Args:
+        plain_s: A function of the same arguments: about how many seconds the function takes in
+            plain Python.
+        plain: A twin on whole arrays that runs in plain Python.
+    """
+    return lambda function: Compiled(function, plain_s, plain)
