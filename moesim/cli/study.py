@@ -42,7 +42,7 @@ class StudyRunOptions:
     storage: _Storage = None
     workers: _Workers = 1
     executor: _Executor = None
-    sampler: Annotated[str, typer.Option(help="auto, random, tpe, nsga2 or gp.")] = "auto"
+    sampler: Annotated[str, typer.Option(help="auto, every, random, tpe, nsga2 or gp.")] = "auto"
     screen: Annotated[
         int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)
     ] = 0

@@ -159,7 +159,7 @@ def run_study(
         num_trials: Total number of trials, including earlier runs in the same storage; fewer if the
             space has no more points.
         constraints: Constraints such as ``layer_time_us <= 500``, in addition to fitting in memory.
-        sampler: ``random``, ``tpe``, ``nsga2``, ``gp``, or ``auto``: see
+        sampler: ``every``, ``random``, ``tpe``, ``nsga2``, ``gp`` or ``auto``: see
             `moesim.search.samplers.sampler_for`.
         screen: Number of points that the bound engine looks at first (`moesim.search.screen`); the
             search simulates the best of them. 0 skips the screening.
