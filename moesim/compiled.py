@@ -58,7 +58,8 @@ class Compiled:
             # compiled functions that call this one see what it stands for
             typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
             # rewriting array expressions pays nowhere here, and costs a tenth of compiling
-            self._compiled = njit(cache=True, no_rewrites=True)(self.py_func)
+            options: dict[str, Any] = {"cache": True, "no_rewrites": True}
+            self._compiled = njit(**options)(self.py_func)
         return self._compiled
 
 
