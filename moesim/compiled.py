@@ -52,13 +52,28 @@ class Compiled:
     def compiled(self) -> Any:
         """The compiled function."""
         if self._compiled is None:
-            from numba import njit, types
-            from numba.extending import typeof_impl
-
-            # compiled functions that call this one see what it stands for
-            typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
-            self._compiled = njit(cache=True)(self.py_func)
+            self._compiled = _numba(self)
         return self._compiled
+
+
+def _numba(function: Compiled) -> Any:
+    """Return the compiled function; only now numba is loaded."""
+    from numba import njit, types
+    from numba.extending import typeof_impl
+
+    # compiled functions that call this one see what it stands for
+    typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
+    # rewriting array expressions pays nowhere here, and costs a tenth of compiling
+    options: dict[str, Any] = {"cache": True, "no_rewrites": True}
+    made = njit(**options)(function.py_func)
+    template = made.get_call_template
+
+    # a caller that begins with a literal 0 would have everything compiled for it, too
+    def call_template(args: tuple, kws: dict) -> Any:
+        return template(tuple(types.unliteral(kind) for kind in args), kws)
+
+    made.get_call_template = call_template
+    return made
 
 
 def at_once(*_: Any) -> float:
