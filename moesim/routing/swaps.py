@@ -23,6 +23,13 @@ def _lay_out_arrays(order_E, counts_E, rows_T, top_k, out_TK):
     out_TK[rows_T] = np.repeat(order_E, counts_E[order_E]).reshape(top_k, len(rows_T)).T
 
 
+def _put_arrays(out_TK, place_I, column_M, chosen_IS, first):
+    """Do what `put` does on whole arrays."""
+    token_I, group_I = np.divmod(place_I, len(column_M))
+    column_IS = column_M[group_I][:, None] + np.arange(chosen_IS.shape[1])
+    out_TK[token_I[:, None], column_IS] = chosen_IS + first
+
+
 @compiled(plain_s=lambda one_IK, *_: 1e-5 + 1e-8 * one_IK.size, plain=_exchange_arrays)
 def exchange(one_IK, two_IK, shift, give, take):
     """Let token i of the first half and token i - shift of the second half exchange a choice,
@@ -74,7 +81,9 @@ def lay_out(order_E, counts_E, rows_T, top_k, out_TK):
                 place, column = 0, column + 1
 
 
-@compiled(plain_s=lambda _, __, ___, chosen_IS, ____: 4e-7 * chosen_IS.size)
+@compiled(
+    plain_s=lambda _, __, ___, chosen_IS, ____: 1e-5 + 2e-8 * chosen_IS.size, plain=_put_arrays
+)
 def put(out_TK, place_I, column_M, chosen_IS, first):
     """Write the experts of one group into the tokens that chose it.
 

@@ -98,7 +98,7 @@ def test_compiled_as_written():
     assert (results[-1] == results[-2]).all()
     assert (results[-1] == results[-3]).all()
     assert sorted(results[-1].ravel().tolist()) == [0] * 5 + [1] + [2] * 6
-    for function in (put.compiled, put.py_func):
+    for function in (put.compiled, put.plain, put.py_func):
         out = np.zeros((4, 4), dtype=np.int32)
         function(
             out,
