@@ -1,6 +1,13 @@
 """moesim: simulate, search and check Mixture-of-Experts designs on hardware you may not have yet.
 
 The names load their modules when they are first used, so that importing moesim costs nothing.
+
+>>> from moesim import Candidate, MoELayer, Parallelism, Workload, load_cluster, simulate
+>>> layer = MoELayer(hidden_size=4096, expert_intermediate_size=1536, num_experts=128, top_k=8)
+>>> candidate = Candidate(layer=layer, parallelism=Parallelism(ep=8))
+>>> result = simulate(candidate, load_cluster("hgx-h100-8"), Workload(num_tokens_per_device=1024))
+>>> result.evidence
+'simulated'
 """
 
 from importlib import import_module

@@ -24,7 +24,6 @@ _SHOWN = {
 _OFFERED = {
     "cluster": "cluster",
     "devices": "devices",
-    "copies": "copies",
     "usd_per_hour": "USD/h",
     "moe_layers_tokens_per_s": "tokens/s",
     "moe_layers_usd_per_million_tokens": "USD/M",
@@ -236,7 +235,11 @@ def _compare(given: RecommendOptions) -> None:
     rows = [offer.row() for offer in offers]
     print_table(f"{given.model}, MoE layers only, {given.phase}", rows, _OFFERED)
     for row in rows:
-        print(f"{row['cluster']:18} {row['candidate'] or 'no design: ' + row['why_not']}")
+        beside = f"{row['copies']} side by side: " if row["copies"] > 1 else ""
+        print(
+            f"{row['cluster']:18} "
+            + (beside + row["candidate"] if row["candidate"] else "no design: " + row["why_not"])
+        )
     if given.out is not None:
         write_csv(given.out, rows, COLUMNS)
         say(f"wrote {given.out}")

@@ -196,5 +196,7 @@ def simulate(given: SimulateOptions) -> None:
         f"evidence       {result.evidence}, {result.calibration}; grade {grade.letter} by {phase}; "
         f"bottleneck {result.bottleneck}"
     )
+    if result.granularity.endswith("_expected"):
+        print("               traffic expected from a sample: not every token was drawn")
     if given.out is not None:
         write_csv(given.out, [result.row()])

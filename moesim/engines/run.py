@@ -1,8 +1,5 @@
 """Run a program on the engine with a given name."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal
 
 from moesim.errors import UnknownNameError
@@ -10,22 +7,6 @@ from moesim.program import Program, Timeline
 
 Engine = Literal["bound", "flow", "event", "event_compiled"]
 ENGINES: tuple[Engine, ...] = ("bound", "flow", "event", "event_compiled")
-_noted: ContextVar[list[float] | None] = ContextVar("noted", default=None)
-
-
-@contextmanager
-def bounds_noted() -> Iterator[list[float]]:
-    """Note the bound of every program that is run in this block, in a list of makespans in seconds.
-
-    A search compares the bound with what it simulates anyway; the bound costs a fiftieth of that,
-    and lowering the same design again for it would cost as much as the simulation.
-    """
-    found: list[float] = []
-    token = _noted.set(found)
-    try:
-        yield found
-    finally:
-        _noted.reset(token)
 
 
 def run(program: Program, engine: str) -> Timeline:
@@ -41,10 +22,6 @@ def run(program: Program, engine: str) -> Timeline:
         UnknownNameError: The engine does not exist.
     """
     # simpy is imported only when it is used, which keeps `import moesim` fast
-    if (noted := _noted.get()) is not None:
-        from moesim.engines.bound import run_bound
-
-        noted.append(run_bound(program).makespan_s)
     if engine == "bound":
         from moesim.engines.bound import run_bound
 

@@ -1,7 +1,7 @@
 """Say what a program will take of this machine's memory, and refuse it before any of it is built.
 
-The bytes are those of the matrices of pairs and of the entries of demands, as they were measured at
-64 to 4,096 devices; they hold within a factor of 2.
+The bytes are those of the matrices of pairs and of the entries of demands, as they were measured on
+layers of 256 to 2,048 devices and on exchanges; they held within a factor of 2.
 """
 
 import os
@@ -77,8 +77,8 @@ def check_layer_room(
     _refuse_beyond(
         need,
         f"a layer on {cluster.num_devices} devices at {granularity} granularity",
-        ": traffic is smaller at device granularity, on switches, without a capacity, with "
-        "sources that route alike",
+        ": no pairs are needed where every source routes alike, experts have no capacity, replicas "
+        "take turns, and switches join the devices at device granularity",
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesim.design.candidate import Workload
-from moesim.engines.run import bounds_noted
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics, priced
@@ -86,8 +85,7 @@ class Problem:
         cluster, workload = self.cluster, self.workload
         try:
             candidate, cluster = self.space.decode(params, cluster)
-            with bounds_noted() as bounds:
-                result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
+            result = simulate(candidate, cluster, workload, engine=self.engine, must_fit=False)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(cluster), reason=str(error))
         loss = estimate_loss(
@@ -115,7 +113,7 @@ class Problem:
             violations[str(constraint)] = float(
                 constraint.violation(math.nan if value is None else float(value))
             )
-        return Evaluation(row=row, violations=violations, bound_us=bounds[-1] / US)
+        return Evaluation(row=row, violations=violations, bound_us=result.bound_s / US)
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""

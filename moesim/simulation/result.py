@@ -78,6 +78,7 @@ class Result:
         evidence: Kind of evidence, always ``simulated`` here.
         calibration: The weakest level of all calibrations the time rests on, see
             `moesim.costs.calibration.LEVELS`.
+        bound_s: The bound engine's layer time, which a screening would have seen.
         engine: Name of the engine that ran it.
         workload: The tokens it was given; its seed is that of the routing.
         version: Version of moesim.
@@ -112,6 +113,7 @@ class Result:
     memory_over_bytes: float | None
     evidence: str
     calibration: str
+    bound_s: float
     engine: str
     workload: Workload
     version: str

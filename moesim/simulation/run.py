@@ -90,6 +90,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         fullest.check()
     program = lower(prepared)
     timeline = run(program, engine)
+    bound_s = timeline.makespan_s if engine == "bound" else run(program, "bound").makespan_s
     phases = critical_phases(program, timeline)
     grades, level = trust_of(candidate, cluster, prepared.kernels)
     low, high = span_of(grades, phases)
@@ -114,6 +115,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         memory_over_bytes=None if fullest is None else fullest.over_bytes,
         evidence="simulated",
         calibration=level,
+        bound_s=bound_s,
         engine=engine,
         workload=workload,
         version=VERSION,

@@ -10,7 +10,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, simulate
+from moesim.design.schedule import Schedule
+from moesim.engines.flow import run_flow
+from moesim.lowering.alltoall import exchange_program, shares
 
 LAYER = """
 import json, resource, sys, time
@@ -59,3 +65,44 @@ def test_a_million_devices(benchmark):
 
     found = benchmark.pedantic(run, rounds=1)
     benchmark.extra_info["peak_gib"] = found["peak_memory_bytes"] / 2**30
+
+
+EXPECTED = [
+    ("rail-128x8", None, "zipf:0.8", 1024, 1),
+    ("star-1024", None, "power_law:1.2", 1024, 1),
+    ("rail-128x8", "deepep_normal", "zipf:0.8", 1024, 2),
+    ("rail-128x8", "hierarchical", "lognormal:0.5", 1024, 1),
+    ("rail-128x8", "nccl", "uniform", 128, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "exchange", "routing", "tokens", "parts"), EXPECTED)
+def test_expected_against_drawn(benchmark, monkeypatch, name, exchange, routing, tokens, parts):
+    """How far layers of 1,024 devices are off if their traffic is expected: the README's figure."""
+    layer = load_preset("deepseek-v3").layer
+    candidate = Candidate(
+        layer=layer,
+        parallelism=Parallelism(ep=1024),
+        placement="eplb",
+        num_replicas=768,
+        schedule=Schedule(exchange=exchange, num_micro_batches=parts),
+    )
+    work = Workload(num_tokens_per_device=tokens, routing=routing)
+    drawn = simulate(candidate, load_cluster(name), work)
+    monkeypatch.setattr("moesim.simulation.drawing.MOST_DRAWN", 1)
+    found = benchmark.pedantic(
+        simulate, args=(candidate, load_cluster(name), work), rounds=1, iterations=1
+    )
+    assert found.granularity.endswith("_expected")
+    benchmark.extra_info["off_percent"] = 100 * (found.layer_time_s / drawn.layer_time_s - 1)
+
+
+@pytest.mark.parametrize("name", ["torus-8x8x16", "rail-128x8"])
+def test_what_a_tolerance_costs(benchmark, name):
+    """How late an exchange of 1,024 devices ends at the default tolerance."""
+    program = exchange_program(
+        load_cluster(name), np.outer(np.full(1024, 1e6), shares("zipf:0.8", 1024))
+    )
+    exact = run_flow(program, tolerance_s=0.0)
+    found = benchmark.pedantic(run_flow, args=(program,), rounds=3)
+    benchmark.extra_info["late_percent"] = 100 * (found.makespan_s / exact.makespan_s - 1)

@@ -31,6 +31,8 @@ def test_result_adds_up(hgx, candidate, engine):
     assert set(result.utilisation) == {"sm", "hbm", "egress", "ingress"}
     assert all(0 < share <= 1 + 1e-9 for share in result.utilisation.values())
     assert result.load_imbalance >= 1
+    bound_s = simulate(candidate, hgx, WORK, engine="bound").layer_time_s
+    assert result.bound_s == bound_s <= result.layer_time_s * (1 + 1e-9)
     assert (result.dropped_token_fraction, result.peak_memory_bytes) == (0.0, None)
     assert (result.evidence, result.cluster, result.workload.seed) == ("simulated", "hgx-h100-8", 0)
     assert result.calibration in ("calibrated", "few_shot", "spec_sheet")
