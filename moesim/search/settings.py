@@ -64,8 +64,7 @@ def sampler_of(name: str, storage: str | Path, fresh: bool, num_trials: int, spa
     if name != "auto" or fresh or not there:
         return chosen
     try:
-        with read_study(storage) as (_, settings):
-            return settings["sampler"]
+        return read_study(storage, trials=False).settings["sampler"]
     # nothing to continue; opening the storage for writing reports any error
     except ConfigError:
         return chosen

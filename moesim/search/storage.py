@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from moesim.errors import ConfigError, UnreachableError
 from moesim.report.tables import writable_folder
@@ -35,6 +42,8 @@ from moesim.search.objectives import Direction
 
 _STUDY = "moesim"
 _SETTINGS = "settings"
+# tables, the version and its migration are made one after the other
+_TRIES = 5
 
 
 class _SingleWriterBackend(JournalFileBackend):
@@ -126,7 +135,7 @@ def open_study(
     """
     if is_url(where):
         with _told(str(where)):
-            storage = optuna.storages.get_storage(str(where))
+            storage = _database(str(where))
             if fresh and _STUDY in optuna.get_all_study_names(storage):
                 optuna.delete_study(study_name=_STUDY, storage=storage)
             yield Store(
@@ -149,34 +158,95 @@ def open_study(
         yield Store(study=study, journal=journal)
 
 
-@contextmanager
-def read_study(where: str | Path) -> Iterator[tuple[optuna.Study, dict[str, Any]]]:
-    """Open an existing study with its settings for reading; others may be writing to it.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stored:
+    """What a storage holds of a study.
+
+    Attributes:
+        settings: What `open_study` wrote when the study began.
+        user_attrs: Everything that was written beside its trials, the settings included.
+        trials: The finished trials; empty where they were not asked for.
+    """
+
+    settings: dict[str, Any]
+    user_attrs: dict[str, Any]
+    trials: list[FrozenTrial]
+
+
+def read_study(where: str | Path, *, trials: bool = True) -> Stored:
+    """Read an existing study; others may be writing to it.
+
+    Args:
+        where: Its folder, or the URL of its storage.
+        trials: Whether to read the trials, too.
 
     Raises:
         ConfigError: There is no study, or moesim did not make it.
         UnreachableError: The storage does not answer.
     """
-    shown = without_password(str(where))
-    with _told(str(where)) if is_url(where) else _readable(Path(where) / "study.journal"):
-        if is_url(where):
-            storage = optuna.storages.get_storage(str(where))
-        else:
-            path = Path(where) / "study.journal"
-            if not path.is_file():
-                raise ConfigError(
-                    f"{where}: expected the output folder of a study, got one without study.journal"
-                )
-            storage = JournalStorage(JournalFileBackend(str(path)))
-        if _STUDY not in optuna.get_all_study_names(storage):
-            raise ConfigError(f"{shown}: expected a study that `moesim study run` began, got none")
-        study = optuna.load_study(study_name=_STUDY, storage=storage)
-        settings = study.user_attrs.get(_SETTINGS)
-        if settings is None:
-            raise ConfigError(
-                f"{shown}: holds a study of another version of moesim, or one that only began"
-            )
-    yield study, settings
+    if is_url(where):
+        with _told(str(where)):
+            return _read_database(_database(str(where)), str(where), trials)
+    path = Path(where) / "study.journal"
+    if not path.is_file():
+        raise ConfigError(
+            f"{where}: expected the output folder of a study, got one without study.journal"
+        )
+    with _readable(path):
+        return _read(JournalStorage(JournalFileBackend(str(path))), str(where), trials)
+
+
+def _database(url: str) -> optuna.storages.BaseStorage:
+    """Open a database, whose tables Optuna makes where it is empty.
+
+    Processes that begin at the same moment all try to, and all but one are told that the tables are
+    there.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return optuna.storages.get_storage(url)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(0.1)
+    return optuna.storages.get_storage(url)
+
+
+def _read_database(storage: optuna.storages.BaseStorage, url: str, trials: bool) -> Stored:
+    """Read a study of which nothing was deleted meanwhile.
+
+    A study is deleted (``--fresh``) with all its tables at once, but read table by table: where it
+    is still there afterwards, the parts belong together.
+    """
+    shown = without_password(url)
+    while True:
+        try:
+            before = storage.get_study_id_from_name(_STUDY)
+            found = _read(storage, shown, trials)
+            if storage.get_study_id_from_name(_STUDY) == before:
+                return found
+        except KeyError:  # how Optuna says that a study is not there
+            if _STUDY not in optuna.get_all_study_names(storage):
+                raise _no_study(shown) from None
+
+
+def _read(storage: optuna.storages.BaseStorage, shown: str, trials: bool) -> Stored:
+    if _STUDY not in optuna.get_all_study_names(storage):
+        raise _no_study(shown)
+    study = optuna.load_study(study_name=_STUDY, storage=storage)
+    attrs = study.user_attrs
+    if _SETTINGS not in attrs:
+        raise ConfigError(
+            f"{shown}: holds a study of another version of moesim, or one that only began"
+        )
+    records = study.get_trials(deepcopy=False) if trials else []
+    return Stored(
+        settings=attrs[_SETTINGS],
+        user_attrs=attrs,
+        trials=[t for t in records if t.state.is_finished()],
+    )
+
+
+def _no_study(shown: str) -> ConfigError:
+    return ConfigError(f"{shown}: expected a study that `moesim study run` began, got none")
 
 
 def _matching(

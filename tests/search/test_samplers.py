@@ -170,8 +170,7 @@ def test_a_study_continues_with_the_sampler_it_began_with(study, tmp_path):
     study(tmp_path, sampler="auto", num_trials=10)
     found = study(tmp_path, sampler="auto", num_trials=110)
     assert len(found.trials) == 110
-    with read_study(tmp_path) as (_, settings):
-        assert settings["sampler"] == "tpe"
+    assert read_study(tmp_path).settings["sampler"] == "tpe"
 
 
 def test_a_budget_for_every_design_goes_through_them_routing_by_routing(
@@ -188,6 +187,6 @@ def test_a_budget_for_every_design_goes_through_them_routing_by_routing(
     assert changes + 1 == len(set(routings))
     begun = study(tmp_path / "b", **options | {"num_trials": num_designs(found.space)})
     assert [t.params for t in begun.trials] == [t.params for t in trials]
-    with read_study(tmp_path / "a") as (stored, settings):
-        assert settings["sampler"] == "every"
-        assert stored.user_attrs["screened"] == []
+    stored = read_study(tmp_path / "a")
+    assert stored.settings["sampler"] == "every"
+    assert stored.user_attrs["screened"] == []

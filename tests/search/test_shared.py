@@ -9,6 +9,8 @@ import sys
 import time
 
 import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy import create_engine, text
 
 from moesim.errors import ConfigError, UnreachableError
 from moesim.search.session.join import load_study
@@ -90,6 +92,20 @@ def test_two_processes_share_a_study(postgres_url, tmp_path):
 
 
 @pytest.mark.full
+def test_processes_that_begin_an_empty_database_together(postgres_url):
+    """All want to make its tables; one does, and none fails."""
+    name = f"together_{os.getpid()}"
+    with create_engine(postgres_url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
+    told = [moesim("study", "status", url) for _ in range(6)]
+    for process in told:
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2, err
+        assert "expected a study that `moesim study run` began, got none" in err
+
+
+@pytest.mark.full
 def test_a_killed_process_of_a_shared_study_loses_its_batch_only(postgres_url, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY.replace("1e11", "2e11"))
     run = [
@@ -123,6 +139,25 @@ def _trials(url):
         return load_study(url).trials
     except ConfigError:
         return []
+
+
+@pytest.mark.full
+def test_a_study_discarded_while_it_is_read_is_read_anew(study, postgres_url, monkeypatch):
+    """Its tables are read one after the other; what another process deletes in between is not
+    taken for half a trial.
+    """
+    study(postgres_url, num_trials=20, fresh=True)
+    read = RDBStorage._build_frozen_trial_from_trial_model
+    discarded = []
+
+    def discard_first(storage, trial):
+        if not discarded:
+            discarded.append(True)
+            study(postgres_url, num_trials=5, fresh=True)
+        return read(storage, trial)
+
+    monkeypatch.setattr(RDBStorage, "_build_frozen_trial_from_trial_model", discard_first)
+    assert len(load_study(postgres_url).trials) == 5
 
 
 @pytest.mark.full

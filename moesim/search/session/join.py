@@ -35,8 +35,8 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
         raise ConfigError(
             f"storage: expected the URL of a shared storage, got {where!r}; a folder has one writer"
         )
-    with read_study(where) as (_, settings):
-        cluster = load_cluster(settings["cluster"]["name"])
+    settings = read_study(where, trials=False).settings
+    cluster = load_cluster(settings["cluster"]["name"])
     if cluster.digest != settings["cluster"]["digest"]:
         raise ConfigError(
             f"cluster {cluster.name}: expected the files that the study began with (hash "
@@ -66,8 +66,8 @@ def load_study(where: str) -> Study:
         ConfigError: There is no study.
         UnreachableError: The storage does not answer.
     """
-    with read_study(where) as (study, settings):
-        records = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    stored = read_study(where)
+    settings = stored.settings
     space = Space(**settings["space"])
     problem = Problem(
         space=space,
@@ -79,7 +79,7 @@ def load_study(where: str) -> Study:
         constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
         economics=load_economics(settings["economics"]["name"]),
     )
-    return Study(problem=problem, trials=[from_record(t) for t in records])
+    return Study(problem=problem, trials=[from_record(t) for t in stored.trials])
 
 
 def status_rows(where: str) -> list[dict[str, Any]]:
