@@ -9,6 +9,8 @@ compiles whatever would take longer.
 import math
 from collections.abc import Callable
 from functools import update_wrapper
+from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 #: seconds of work that a process does in plain Python, in all, before it loads numba
@@ -23,6 +25,12 @@ def _affords(seconds: float) -> bool:
         return False
     _spent_s += seconds
     return True
+
+
+def spend_nothing() -> None:
+    """Compile everything from now on."""
+    global _spent_s
+    _spent_s = math.inf
 
 
 class Compiled:
@@ -41,6 +49,7 @@ class Compiled:
         update_wrapper(self, function)
         self.py_func, self.plain, self.plain_s = function, plain or function, plain_s
         self._compiled: Any = None
+        self._awaited: Popen | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, in one way or the other."""
@@ -52,8 +61,19 @@ class Compiled:
     def compiled(self) -> Any:
         """The compiled function."""
         if self._compiled is None:
+            if self._awaited is not None:
+                # if that process failed, the function is compiled here
+                self._awaited.wait()
             self._compiled = _numba(self)
         return self._compiled
+
+    def is_cached(self) -> bool:
+        """Return whether numba's cache holds the function."""
+        return Path(_numba(self)._cache._cache_file._index_path).exists()
+
+    def awaits(self, process: Popen) -> None:
+        """Let a process that compiles the function end before this one compiles it."""
+        self._awaited = process
 
 
 def _numba(function: Compiled) -> Any:

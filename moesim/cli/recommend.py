@@ -151,6 +151,7 @@ def _asked(given: RecommendOptions) -> dict[str, Any]:
 def _recommend(given: RecommendOptions) -> None:
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
+    from moesim.engines.ahead import compile_ahead
     from moesim.report.labels import without_common_words
     from moesim.report.tables import check_writable, writable_folder, write_csv
     from moesim.report.terminal import print_table, say
@@ -160,6 +161,7 @@ def _recommend(given: RecommendOptions) -> None:
         check_writable(given.out, make_folder=True)
     elif given.out is not None:
         writable_folder(given.out)
+    compile_ahead()
     found = run(given.model, given.cluster, gpus=given.gpus, **_asked(given))
     rows, lines = found.rows(), list(lines_of(found))
     title = (

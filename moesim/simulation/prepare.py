@@ -291,6 +291,24 @@ def _expected(
 
 
 @lru_cache(maxsize=4096)
+def _placed(candidate: Candidate, work: Workload, where: _Where) -> Placement:
+    """Return the planned placement, which is the same for any number of micro-batches."""
+    layer = candidate.layer
+    # the plan sees the load that the gate chooses, before any capacity
+    plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
+    # the load that placement balances is work, which is rows x width
+    load_E = _load_E(plain, work, where.num_devices) * (layer.width_E() if layer.uneven else 1)
+    return place(
+        candidate.placement,
+        load_E,
+        candidate.parallelism.ep,
+        candidate.num_replicas,
+        setting=where.setting,
+        routing=_routing(plain, work, where.num_devices),
+    )
+
+
+@lru_cache(maxsize=4096)
 def _spread(
     candidate: Candidate, work: Workload, where: _Where, given: Placement | None, parts: int
 ) -> tuple[Placement, tuple[AnyTraffic, ...]]:
@@ -304,19 +322,8 @@ def _spread(
         parts: Number of micro-batches.
     """
     layer, spread = candidate.layer, candidate.parallelism
-    num_devices, per_domain, setting = where
-    # the plan sees the load that the gate chooses, before any capacity
-    plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
-    # the load that placement balances is work, which is rows x width
-    load_E = _load_E(plain, work, num_devices) * (layer.width_E() if layer.uneven else 1)
-    placement = given or place(
-        candidate.placement,
-        load_E,
-        spread.ep,
-        candidate.num_replicas,
-        setting=setting,
-        routing=_routing(plain, work, num_devices),
-    )
+    num_devices, per_domain, _ = where
+    placement = given or _placed(candidate, work, where)
     batches = []
     for part in _choices(_for_capacity(layer), work, num_devices, parts):
         routing, slots = settled(part, placement, spread.tp, layer.capacity_factor)
