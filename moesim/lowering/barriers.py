@@ -37,7 +37,12 @@ class Barriers:
 
     def of_domains(self, name: str, ops_D: Array, phase: str) -> Array:
         """Add a barrier over the ops of each domain, of shape (D,) or (D, M)."""
-        size = self.devices_per_domain
+        return self.of_groups(name, ops_D, phase, self.devices_per_domain)
+
+    def of_groups(self, name: str, ops_D: Array, phase: str, size: int) -> Array:
+        """Add a barrier over the ops, of shape (D,) or (D, M), of each ``size`` consecutive
+        devices.
+        """
         groups = ops_D.reshape(len(ops_D) // size, -1)
         barriers = self.builder.ops(name, len(groups), after=groups, phase=phase)
         return np.repeat(barriers, size)[:, None]

@@ -1,0 +1,199 @@
+"""Put the pieces of a forward pass on the streams of every device.
+
+A batch is a list of pieces: work of each device, collectives, and exchanges that are begun at one
+place and awaited at another. What stands between travels beside the exchange (shared experts). With
+one batch, a device does its pieces in order. With several micro-batches each device runs its
+compute in one stream and its exchanges in another, and the micro-batches take turns wherever one
+would wait: one computes while the copies of another travel. Nothing else is needed for two-batch
+overlap of whole layers; what it gains and loses falls out.
+
+Shape legend: D devices, M ops that a device waits for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moesim.costs.phase import PhaseCost
+from moesim.lowering.barriers import Barriers
+from moesim.lowering.devices import Devices
+from moesim.lowering.exchange import LoweredExchange
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Local:
+    """Work of each device alone.
+
+    Attributes:
+        name: Name of the phase.
+        cost: What it demands.
+    """
+
+    name: str
+    cost: PhaseCost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Collective:
+    """An exchange that blocks the compute stream, such as the all-reduce after tensor-parallel
+    attention; a group begins when its last device is there.
+
+    Attributes:
+        name: Name of the phase.
+        cost: What it demands of each device once its group is there.
+        size: Number of consecutive devices of a group.
+    """
+
+    name: str
+    cost: PhaseCost
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BeginDispatch:
+    """The begin of a dispatch."""
+
+    exchange: LoweredExchange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BeginCombine:
+    """The begin of a combine."""
+
+    exchange: LoweredExchange
+
+
+@dataclass(frozen=True, slots=True)
+class Arrive:
+    """The end of the exchange that was begun last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place whose time is asked for, such as the end of a layer."""
+
+
+Piece = Local | Collective | BeginDispatch | BeginCombine | Arrive | Mark
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Batch:
+    """How far a micro-batch is.
+
+    Attributes:
+        pieces: What is left of it.
+        tag: Suffix of its ops' names.
+        after: ndarray of shape (D, M): the ops that its next piece waits for; None at the begin.
+        ready_s: Roughly when each device is ready since all last met: ndarray of shape (D,), or 0.
+        coming: The ops that bring what an exchange sends, and whether work was done meanwhile.
+        marks: The ops that each `Mark` waits for.
+    """
+
+    pieces: Iterator[Piece]
+    tag: str
+    after: Array | None = None
+    ready_s: Array | float = 0.0
+    coming: tuple[Array, bool] | None = None
+    marks: list[Array] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Streams:
+    """The streams of D devices while a program is built.
+
+    Attributes:
+        devices: The devices, and the program.
+        barriers: Barriers between them.
+        overlapped: Whether micro-batches share the devices.
+    """
+
+    devices: Devices
+    barriers: Barriers
+    overlapped: bool
+    _compute: Array | None = None
+    _exchanges: Array | None = None
+
+    def run(self, batches: Sequence[Sequence[Piece]]) -> list[list[Array]]:
+        """Add the pieces of all micro-batches.
+
+        Returns:
+            For each micro-batch the ops that each of its marks waits for, ndarrays of shape (D, M).
+        """
+        tags = [f"@{m}" if self.overlapped else "" for m in range(len(batches))]
+        running = [
+            _Batch(pieces=iter(pieces), tag=tag) for pieces, tag in zip(batches, tags, strict=True)
+        ]
+        left = list(running)
+        while left:
+            left = [batch for batch in left if self._until_it_waits(batch)]
+        return [batch.marks for batch in running]
+
+    def _until_it_waits(self, batch: _Batch) -> bool:
+        """Add pieces up to the next that waits for an exchange; return whether there is one."""
+        if batch.coming is not None:
+            arrived, worked = batch.coming
+            assert batch.after is not None, "an exchange was begun"
+            batch.after = np.concatenate([arrived, batch.after], axis=1) if worked else arrived
+            batch.coming, batch.ready_s = None, 0.0
+        for piece in batch.pieces:
+            if isinstance(piece, Arrive):
+                return True
+            self._add(piece, batch)
+        return False
+
+    def _add(self, piece: Piece, batch: _Batch) -> None:
+        if isinstance(piece, Local):
+            self._work(piece.name, piece.cost, batch)
+        elif isinstance(piece, Collective):
+            assert batch.after is not None, "a collective follows work"
+            batch.after = self.barriers.of_groups(
+                f"{piece.name} met{batch.tag}", batch.after, piece.name, piece.size
+            )
+            batch.ready_s = 0.0
+            self._work(piece.name, piece.cost, batch)
+        elif isinstance(piece, BeginDispatch):
+            assert batch.after is not None, "what is sent was computed"
+            sent = piece.exchange.dispatch(
+                batch.after[:, 0],
+                np.broadcast_to(batch.ready_s, len(batch.after)),
+                self._exchanges,
+                batch.tag,
+            )
+            self._begun(sent, batch)
+        elif isinstance(piece, BeginCombine):
+            assert batch.after is not None, "what is sent was computed"
+            self._begun(
+                piece.exchange.combine(batch.after[:, 0], self._exchanges, batch.tag), batch
+            )
+        elif isinstance(piece, Mark):
+            assert batch.after is not None, "a mark follows work"
+            batch.marks.append(batch.after)
+
+    def _begun(self, ops: tuple[Array, Array], batch: _Batch) -> None:
+        arrived, ended = ops
+        batch.coming = arrived, False
+        self._exchanges = ended if self.overlapped else None
+
+    def _work(self, name: str, cost: PhaseCost, batch: _Batch) -> None:
+        """Add one op per device, after the last op of its compute stream."""
+        waits = [a for a in (batch.after, self._compute) if a is not None]
+        # a barrier that all devices share would otherwise be waited for twice
+        joined = _without_repeats(np.concatenate(waits, axis=1)) if waits else None
+        batch.after = self.devices.phase(name, cost, joined, batch.tag)[:, None]
+        batch.ready_s = batch.ready_s + cost.solo_s_D()
+        self._compute = batch.after if self.overlapped else None
+        if batch.coming is not None:
+            batch.coming = batch.coming[0], True
+
+
+def _without_repeats(ops_DM: Array) -> Array:
+    """Drop columns that repeat another column for every device."""
+    keep = [
+        m
+        for m in range(ops_DM.shape[1])
+        if not any((ops_DM[:, m] == ops_DM[:, n]).all() for n in range(m))
+    ]
+    return ops_DM[:, keep]
