@@ -10,7 +10,6 @@ parameter (a genetic one crosses what all points share); `applicable` removes th
 apply, so that no two points are the same design.
 """
 
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Annotated, Any, TypeVar
@@ -363,8 +362,7 @@ def _gate(text: str) -> Gate:
 @lru_cache(maxsize=64)
 def _dense(preset: str, num_layers: int | None) -> DensePart:
     dense = load_preset(preset).dense_part
-    layers = num_layers or dense.num_layers
-    return replace(dense, num_layers=layers, num_moe_layers=layers)
+    return dense.all_moe(num_layers or dense.num_layers)
 
 
 @lru_cache(maxsize=1024)

@@ -1,18 +1,14 @@
-"""Read the mixer of one layer."""
+"""Read the attention of one layer, and hand what is none to `moesim.model.hf_config.linear`."""
 
-from math import ceil
-
-from moesim.model.config import layout
-from moesim.model.config.families import Family
-from moesim.model.config.keys import Keys
+from moesim.model.hf_config import words
+from moesim.model.hf_config.families import Family
+from moesim.model.hf_config.keys import Keys
+from moesim.model.hf_config.linear import read_linear
+from moesim.model.hf_config.sizes import HEAD_SIZES, head_size, num_heads
 from moesim.model.latent import CompressedAttention, LatentAttention
 from moesim.model.mixers import GroupedAttention, Indexer, Mixer, OutputGate
-from moesim.model.recurrent import GatedDeltaNet, KimiDeltaAttention, LightningAttention
-from moesim.model.state_space import Mamba1, Mamba2, ShortConvolution
 
-_HEADS = ("num_attention_heads", "n_heads", "num_heads", "num_attention_heads_per_layer")
 _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "attn_kv_n_heads", "num_attention_groups")
-_HEAD_SIZES = ("head_dim", "kv_channels", "attention_head_dim")
 _WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size", "window_size")
 
 
@@ -22,17 +18,17 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
     Args:
         keys: The keys as the layer sees them, `Keys.at`.
         family: What the configuration class implies.
-        word: The kind of mixer, a word of `moesim.model.config.layout`.
+        word: The kind of mixer, a word of `moesim.model.hf_config.layout`.
         layer: Number of the layer, from 0.
         hidden: Width of a token.
 
     Raises:
         ConfigError: A key is missing, malformed or contradicts another.
     """
-    if word == layout.NONE:
+    if word == words.NONE:
         return None
-    if word == layout.LINEAR:
-        return _linear(keys, family, hidden)
+    if word == words.LINEAR:
+        return read_linear(keys, family, hidden)
     if keys.has("o_lora_rank"):
         return _compressed(keys, word)
     if keys.has("kv_lora_rank", "attention_kv_lora_dim"):
@@ -40,14 +36,8 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
     return _grouped(keys, family, word, layer, hidden)
 
 
-def _heads(keys: Keys) -> int:
-    # a list with one number per layer goes before the number for all
-    name = _HEADS[-1] if keys.has(_HEADS[-1]) else ""
-    return keys.whole(*((name,) if name else _HEADS), what="attention heads")
-
-
 def _window(keys: Keys, word: str) -> int | None:
-    if word != layout.WINDOW:
+    if word != words.WINDOW:
         return None
     return keys.whole(*[n for n in _WINDOWS if keys.has(n)] or _WINDOWS, what="tokens of a window")
 
@@ -72,25 +62,25 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
     """Return multi-head or grouped-query attention; layers with a window may have sizes of their
     own, and in Gemma 4 those without.
     """
-    heads = _heads(keys)
-    size = _head_size(keys, heads, hidden)
+    heads = num_heads(keys)
+    size = head_size(keys, heads, hidden)
     kv = keys.whole(*_KV_HEADS, what="heads of keys and values", default=heads)
     value = keys.whole("v_head_dim", "value_head_dim", what="width of values", default=size)
     tied = keys.flag("attention_k_eq_v")
     own = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
-    if keys.has(*(f"swa_{name}" for name in own)) and word == layout.WINDOW:
+    if keys.has(*(f"swa_{name}" for name in own)) and word == words.WINDOW:
         read = (
             keys.whole(f"swa_{n}", what="a window's size", default=d)
             for n, d in zip(own, (heads, kv, size, value), strict=True)
         )
         heads, kv, size, value = read
     other = keys.stated("attention_other_setting")  # Step-3.5: sizes of one type of layer
-    if other is not None and word == layout.WINDOW:
+    if other is not None and word == words.WINDOW:
         inner = Keys(f"{keys.where}: {other[0]}", other[1], {})
         heads = inner.whole("num_attention_heads", what="heads", default=heads)
         kv = inner.whole("num_attention_groups", what="heads of keys", default=kv)
         size = value = inner.whole("head_dim", what="width of a head", default=size)
-    if keys.has("global_head_dim", "num_global_key_value_heads") and word == layout.FULL:
+    if keys.has("global_head_dim", "num_global_key_value_heads") and word == words.FULL:
         kv = keys.whole("num_global_key_value_heads", what="heads of keys", default=kv)
         size = value = keys.whole("global_head_dim", what="width of a head", default=size)
     keys.require(heads % kv == 0, _KV_HEADS[0], f"a divisor of {heads} heads", kv)
@@ -109,25 +99,14 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
         value_size=None if value == size else value,
         window=_window(keys, word),
         # Gemma 4 ties keys and values only where a layer sees everything
-        keys_are_values=tied and word == layout.FULL,
+        keys_are_values=tied and word == words.FULL,
         shares_kv=_shares(keys, layer),
         q_rank=keys.whole("share_q_dim", what="rank of queries", default=0, low=0),
         output_gate=_gate(keys, family),
         num_query_experts=experts,
         top_k=top_k,
-        indexer=_block_indexer(keys) if word == layout.SPARSE else None,
+        indexer=_block_indexer(keys) if word == words.SPARSE else None,
     )
-
-
-def _head_size(keys: Keys, heads: int, hidden: int) -> int:
-    if not keys.has(*_HEAD_SIZES):
-        keys.require(
-            hidden % heads == 0,
-            "head_dim",
-            f"the width of a head, since num_attention_heads = {heads} does not divide {hidden}",
-            None,
-        )
-    return keys.whole(*_HEAD_SIZES, what="the width of a head", default=max(hidden // heads, 1))
 
 
 def _shares(keys: Keys, layer: int) -> bool:
@@ -162,7 +141,7 @@ def _of(
 
 
 def _latent(keys: Keys, family: Family, word: str, layer: int) -> LatentAttention:
-    keys.has(*_KV_HEADS, *_HEAD_SIZES)  # of no consequence here
+    keys.has(*_KV_HEADS, *HEAD_SIZES)  # of no consequence here
     size = keys.whole(
         "qk_nope_head_dim", "attention_qk_dim", what="the width of a head without its rotary part"
     )
@@ -172,7 +151,7 @@ def _latent(keys: Keys, family: Family, word: str, layer: int) -> LatentAttentio
     whole = keys.whole("qk_head_dim", what="the width of a head", default=size + rope)
     keys.require(whole == size + rope, "qk_head_dim", f"{size} + {rope}", whole)
     return LatentAttention(
-        num_heads=_heads(keys),
+        num_heads=num_heads(keys),
         head_size=size,
         q_rank=keys.whole("q_lora_rank", "attention_q_lora_dim", what="a rank", default=0, low=0),
         kv_rank=keys.whole(
@@ -200,12 +179,12 @@ def _indexer(keys: Keys, layer: int) -> Indexer | None:
 
 
 def _compressed(keys: Keys, word: str) -> CompressedAttention:
-    ratio = {layout.COMPRESSED_4: 4, layout.COMPRESSED_128: 128}.get(word, 0)
+    ratio = {words.COMPRESSED_4: 4, words.COMPRESSED_128: 128}.get(word, 0)
     keys.has(*_KV_HEADS)
     sizes = ("index_n_heads", "index_head_dim", "index_topk")
     heads, size, top_k = (keys.whole(name, what="the indexer's size") for name in sizes)
     return CompressedAttention(
-        num_heads=_heads(keys),
+        num_heads=num_heads(keys),
         head_size=keys.whole("head_dim", what="the width of a head"),
         q_rank=keys.whole("q_lora_rank", what="the rank of queries"),
         output_groups=keys.whole("o_groups", what="groups of heads"),
@@ -215,99 +194,4 @@ def _compressed(keys: Keys, word: str) -> CompressedAttention:
         indexer=Indexer(num_heads=heads, head_size=size, top_k=top_k, compress_ratio=4)
         if ratio == 4
         else None,
-    )
-
-
-def _linear(keys: Keys, family: Family, hidden: int) -> Mixer:
-    """Return what a layer that is no attention is in this class."""
-    keys.require(
-        family.linear != "none",
-        "layer_types",
-        "attention, since the class is not known to have other mixers",
-        "a layer of linear attention, Mamba or convolution",
-    )
-    return {
-        "gdn": _delta_net,
-        "kda": _kimi_delta,
-        "lightning": _lightning,
-        "mamba1": _mamba1,
-        "mamba2": _mamba2,
-        "conv": _convolution,
-    }[family.linear](keys, hidden)
-
-
-def _delta_net(keys: Keys, hidden: int) -> Mixer:
-    return GatedDeltaNet(
-        num_key_heads=keys.whole("linear_num_key_heads", what="heads of keys"),
-        num_value_heads=keys.whole("linear_num_value_heads", what="heads of values"),
-        key_size=keys.whole("linear_key_head_dim", what="the width of a key"),
-        value_size=keys.whole("linear_value_head_dim", what="the width of a value"),
-        kernel=keys.whole("linear_conv_kernel_dim", what="tokens of a convolution", default=4),
-    )
-
-
-def _kimi_delta(keys: Keys, hidden: int) -> Mixer:
-    table = keys.stated("linear_attn_config")
-    inner = Keys(f"{keys.where}: linear_attn_config", table[1], {}) if table else keys
-    heads = inner.whole("num_heads", "linear_num_heads", "num_attention_heads", what="heads")
-    size = (
-        inner.whole("head_dim", what="width of a head")
-        if table
-        else keys.whole(
-            *(("linear_head_dim",) if keys.has("linear_head_dim") else ("head_dim",)),
-            what="the width of a head",
-        )
-    )
-    return KimiDeltaAttention(
-        num_heads=heads,
-        head_size=size,
-        kernel=inner.whole(
-            "short_conv_kernel_size", "linear_conv_kernel_dim", what="tokens", default=4
-        ),
-        gate_rank=0 if keys.flag("no_kda_lora") else size,
-    )
-
-
-def _lightning(keys: Keys, hidden: int) -> Mixer:
-    heads = _heads(keys)
-    return LightningAttention(
-        num_heads=heads, num_kv_heads=heads, head_size=_head_size(keys, heads, hidden)
-    )
-
-
-def _mamba1(keys: Keys, hidden: int) -> Mixer:
-    auto = keys.given.get("mamba_dt_rank", "auto") == "auto"
-    keys.has("mamba_dt_rank")
-    return Mamba1(
-        inner_size=hidden * keys.whole("mamba_expand", what="channels per element", default=2),
-        state_size=keys.whole("mamba_d_state", what="the width of the state", default=16),
-        dt_rank=ceil(hidden / 16) if auto else keys.whole("mamba_dt_rank", what="a rank"),
-        kernel=keys.whole("mamba_d_conv", what="tokens of a convolution", default=4),
-    )
-
-
-def _mamba2(keys: Keys, hidden: int) -> Mixer:
-    heads = keys.whole("mamba_num_heads", "mamba_n_heads", what="heads of Mamba")
-    keys.has("expand", "mamba_d_head")
-    if keys.given.get("mamba_d_head", "auto") == "auto" and not keys.has("mamba_head_dim"):
-        inner = hidden * keys.whole("mamba_expand", what="channels per element", default=2)
-        size = inner // heads
-    else:
-        size = keys.whole("mamba_head_dim", "mamba_d_head", what="the width of a head")
-        inner = hidden * keys.whole("mamba_expand", what="channels", default=1)
-        if keys.has("mamba_expand"):
-            keys.require(inner == heads * size, "mamba_expand", f"{heads} heads x {size}", inner)
-    return Mamba2(
-        num_heads=heads,
-        head_size=size,
-        state_size=keys.whole("ssm_state_size", "mamba_d_state", what="the width of the state"),
-        num_groups=keys.whole("n_groups", "mamba_n_groups", what="groups", default=1),
-        kernel=keys.whole("conv_kernel", "mamba_d_conv", what="tokens", default=4),
-    )
-
-
-def _convolution(keys: Keys, hidden: int) -> Mixer:
-    channels = keys.whole("conv_dim", "conv_dim_out", what="channels", default=hidden)
-    return ShortConvolution(
-        channels=channels, kernel=keys.whole("conv_L_cache", what="tokens of a convolution")
     )

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from moesim.errors import ConfigError
-from moesim.model.config import layout
-from moesim.model.config.families import Family
-from moesim.model.config.keys import Keys
 from moesim.model.feedforward import DenseFeedForward, MoEFeedForward
 from moesim.model.gate import Gate
+from moesim.model.hf_config import words
+from moesim.model.hf_config.families import Family
+from moesim.model.hf_config.keys import Keys
 
 EXPERTS = (
     "num_experts",
@@ -95,7 +94,7 @@ def read_moe(keys: Keys, family: Family, word: str) -> MoEFeedForward:
     Args:
         keys: The keys as the layer sees them.
         family: What the configuration class implies.
-        word: The kind of feed-forward, a word of `moesim.model.config.layout`.
+        word: The kind of feed-forward, a word of `moesim.model.hf_config.layout`.
 
     Raises:
         ConfigError: A key is missing, malformed or contradicts another.
@@ -109,24 +108,21 @@ def read_moe(keys: Keys, family: Family, word: str) -> MoEFeedForward:
     keys.require(not zero or kind == "identity", "zero_expert_type", "identity", kind)
     shared, shared_width = _shared(keys, width)
     top_k = keys.whole(*TOP_K, what="the experts of a token")
-    try:
-        return MoEFeedForward(
-            num_experts=number,
-            top_k=top_k,
-            width=width,
-            gate=read_gate(keys, family, word),
-            gated=_gated(keys, family),
-            num_shared_experts=shared,
-            shared_width=shared_width,
-            has_shared_gate=family.has_shared_gate and shared > 0,
-            latent_size=_latent(keys),
-            num_zero_experts=zero,
-            other_experts=tuple(
-                (n, widths[min(i, len(widths) - 1)]) for i, n in enumerate(numbers) if i
-            ),
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{keys.where}: {error}") from None
+    return MoEFeedForward(
+        num_experts=number,
+        top_k=top_k,
+        width=width,
+        gate=read_gate(keys, family, word),
+        gated=_gated(keys, family),
+        num_shared_experts=shared,
+        shared_width=shared_width,
+        has_shared_gate=family.has_shared_gate and shared > 0,
+        latent_size=_latent(keys),
+        num_zero_experts=zero,
+        other_experts=tuple(
+            (n, widths[min(i, len(widths) - 1)]) for i, n in enumerate(numbers) if i
+        ),
+    )
 
 
 def _by_modality(keys: Keys, names: tuple[str, ...], what: str) -> list[int]:
@@ -179,7 +175,7 @@ def read_gate(keys: Keys, family: Family, word: str) -> Gate:
         "softmax, sigmoid or sqrtsoftplus",
         score,
     )
-    if word == layout.HASH_MOE:
+    if word == words.HASH_MOE:
         return Gate(score=score, selection="hash")
     names = (
         ("n_group", "num_expert_group", "num_expert_groups"),

@@ -4,21 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.errors import ConfigError
-from moesim.model.config import layout
-from moesim.model.config.families import Family, family_of
-from moesim.model.config.feedforward import (
+from moesim.model.feedforward import DenseFeedForward
+from moesim.model.hf_config import words
+from moesim.model.hf_config.attention import read_mixer
+from moesim.model.hf_config.blocks import (
     EXPERTS,
     dense_width_stated,
     has_dense_beside,
     read_dense,
     read_moe,
 )
-from moesim.model.config.files import read_keys
-from moesim.model.config.formats import Formats, read_formats
-from moesim.model.config.ignored import judge
-from moesim.model.config.keys import Keys
-from moesim.model.config.mixers import read_mixer
-from moesim.model.feedforward import DenseFeedForward
+from moesim.model.hf_config.families import Family, family_of
+from moesim.model.hf_config.files import read_keys
+from moesim.model.hf_config.formats import Formats, read_formats
+from moesim.model.hf_config.ignored import judge
+from moesim.model.hf_config.keys import Keys
+from moesim.model.hf_config.layout import layout
 from moesim.model.spec import LayerKind, ModelSpec
 from moesim.model.weights import Weight
 
@@ -102,8 +103,8 @@ def _assumed(keys: Keys) -> list[str]:
 def _spec(keys: Keys, family: Family) -> ModelSpec:
     hidden = keys.whole("hidden_size", "d_model", what="the width of a token")
     _count_layers(keys, family)
-    pairs = layout.layout(keys, family)
-    experts = [block for _, block in pairs if block in (layout.MOE, layout.HASH_MOE)]
+    pairs = layout(keys, family)
+    experts = [block for _, block in pairs if block in (words.MOE, words.HASH_MOE)]
     keys.require(
         len(experts) > 0, "layers", f"some of {len(pairs)} layers with experts", len(experts)
     )
@@ -144,13 +145,13 @@ def _layer(
     """Return the blocks of one layer: one, or if the class has two a layer, both."""
     dense: DenseFeedForward | None = None
     moe = None
-    if block in (layout.MOE, layout.HASH_MOE):
+    if block in (words.MOE, words.HASH_MOE):
         moe = read_moe(keys, family, block)
         if has_dense_beside(keys, family):
             dense = read_dense(keys, family)
         if keys.flag("parallel_attn_mlp_res"):  # Arctic: a residual block as wide as a token
             dense = DenseFeedForward(width=hidden)
-    elif block == layout.DENSE:
+    elif block == words.DENSE:
         dense = read_dense(keys, family)
     first = LayerKind(
         mixer=read_mixer(keys, family, mixer, number, hidden),

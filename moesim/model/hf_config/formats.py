@@ -1,21 +1,33 @@
 """The number format in which a file publishes its experts, and that of its other weights.
 
 What counts is what a ``quantization_config`` says of *experts*: methods name groups of modules with
-a format each, and modules that they leave out. A rule applies to experts if it names a projection
-of one; a rule that names single layers applies if it names most of those with experts.
+a format each, and modules that they leave out (`moesim.model.hf_config.modules`). Rules that name
+single layers apply if they name most of those with experts.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
-from moesim.model.config.keys import Keys
+from moesim.model.hf_config.keys import Keys
+from moesim.model.hf_config.modules import (
+    ATTENTION_NAMES,
+    EXPERT_NAMES,
+    is_named,
+    layer_numbers,
+    listed,
+)
+from moesim.model.hf_config.schemes import (
+    METHODS,
+    MODELOPT,
+    of_group,
+    of_integers,
+    of_quark,
+    recipe,
+)
 from moesim.model.precision import Precision
 
-_FP8, _BF16 = "float8_e4m3", "bfloat16"
 #: bytes of a weight that is not quantized
 _PLAIN_BYTES = 2.0
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
@@ -30,67 +42,6 @@ _LEFT_OUT = (
     "exclude_layers",
     "ignored_modules",
 )
-#: names of a projection in the library's classes: of an expert, and of attention
-_EXPERT_NAMES = (
-    "model.layers.N.mlp.experts.0.down_proj",
-    "model.language_model.layers.N.mlp.experts.0.down_proj",
-    "language_model.model.layers.N.mlp.experts.0.down_proj",
-    "model.layers.N.block_sparse_moe.experts.0.w2",
-    "model.layers.N.feed_forward.experts.0.down_proj",
-    "language_model.model.layers.N.feed_forward.experts.0.down_proj",
-    "backbone.layers.N.mixer.experts.0.down_proj",
-    "layers.N.ffn.experts.0.w2",
-)
-_ATTENTION_NAMES = (
-    "model.layers.N.self_attn.o_proj",
-    "model.language_model.layers.N.self_attn.o_proj",
-    "language_model.model.layers.N.self_attn.o_proj",
-    "backbone.layers.N.mixer.o_proj",
-    "layers.N.attn.wo_b",
-)
-_NUMBERED = re.compile(r"(?<=layers[.])\d+|(?<=blocks[.])\d+")
-
-
-def _recipe(weights: str, tokens: str = _BF16, block: int = 128) -> str:
-    """Return the name of formats for weights and tokens; narrow tokens travel as they are used."""
-    return Precision(weights=weights, activations=tokens, dispatch=tokens, scale_block=block).name
-
-
-#: algorithm of NVIDIA's Model Optimizer -> recipe
-_MODELOPT = {
-    "NVFP4": "nvfp4",
-    "NVFP4_AWQ": "nvfp4",
-    "W4A16_NVFP4": "nvfp4_a16",
-    "NVFP4_W4A16": "nvfp4_a16",
-    "MXFP4": "mxfp4",
-    "W4A8_MXFP4_FP8": "mxfp4_a8",
-    "MXFP8": _recipe(_FP8, _FP8, 32),
-    "FP8": "fp8_tensor",
-    "FP8_PER_CHANNEL_PER_TOKEN": "fp8_tensor",
-    "FP8_PB_WO": "fp8",
-    "FP8_PB_REAL": "fp8",
-    "FP8_BLOCK_SCALES": "fp8",
-    "INT4_AWQ": "int4",
-    "W4A16_AWQ": "int4",
-    "W4A16": "int4",
-    "W4A8_AWQ": _recipe("int4", _FP8, 0),
-    "W8A8_SQ_PER_CHANNEL": "int8",
-    "INT8_SQ": "int8",
-    "W8A16": _recipe("int8"),
-}
-#: method with one format -> recipe
-_METHODS = {
-    "mxfp4": "mxfp4",
-    "mxfp8": _recipe(_FP8, _FP8, 32),
-    "fbgemm_fp8": "fp8_tensor",
-    "modelopt_fp4": "nvfp4",
-    "nvfp4": "nvfp4",
-    "w4afp8": _recipe("int4", _FP8, 0),
-    "w8a8_int8": "int8",
-    "w8a8_fp8": "fp8_tensor",
-    "blockwise_int8": "int8",
-    "w4a16": "int4",
-}
 #: expert_dtype -> recipe, of files whose other weights have another format (DeepSeek-V4)
 _EXPERT_DTYPES = {"fp4": "mxfp4", "mxfp4": "mxfp4", "nvfp4": "nvfp4", "fp8": "fp8", "bf16": "bf16"}
 
@@ -125,7 +76,7 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
         plain = "bf16"
     config = _quantization(keys)
     quantized = _Quantization(keys, config, moe_layers) if config else None
-    experts = quantized.recipe(_EXPERT_NAMES, "moe_") if quantized else None
+    experts = quantized.recipe(EXPERT_NAMES, "moe_") if quantized else None
     stated = keys.stated("expert_dtype")
     if stated is not None:
         keys.require(
@@ -135,7 +86,7 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
             stated[1],
         )
         experts = _EXPERT_DTYPES[stated[1]]
-    dense = quantized.recipe(_ATTENTION_NAMES, "") if quantized else None
+    dense = quantized.recipe(ATTENTION_NAMES, "") if quantized else None
     return Formats(
         experts=experts or plain,
         dense_bytes=Precision.named(dense).weight_bytes if dense else _PLAIN_BYTES,
@@ -174,17 +125,17 @@ class _Quantization:
             names: Names that such a module may have.
             prefix: What keys of an algorithm of their own begin with.
         """
-        left = [str(n) for key in _LEFT_OUT for n in _listed(self.config.get(key))]
-        if self._names(left, names):
+        left = [str(n) for key in _LEFT_OUT for n in listed(self.config.get(key))]
+        if self._name(left, names):
             return None
         return self._by_method(names, prefix)
 
-    def _names(self, rules: Iterable[str], names: tuple[str, ...]) -> bool:
+    def _name(self, rules: Iterable[str], names: tuple[str, ...]) -> bool:
         """Return whether rules name these modules, in most layers with experts if one by one."""
         layers = set()
         for rule in rules:
-            numbers = _NUMBERED.findall(rule)
-            if not _names(_NUMBERED.sub("N", rule), names):
+            numbers = layer_numbers(rule)
+            if not is_named(rule, names):
                 continue
             if not numbers:
                 return True
@@ -198,12 +149,12 @@ class _Quantization:
             return self._modelopt(str(own), names)
         if method == "mxfp4" and not prefix:  # a format of experts only (arXiv 2508.10925)
             return None
-        if method.replace("-", "_") in _METHODS:
-            return _METHODS[method.replace("-", "_")]
+        if method.replace("-", "_") in METHODS:
+            return METHODS[method.replace("-", "_")]
         if method == "fp8":
             return self._fp8()
         if method in ("gptq", "awq", "auto-round", "gptq-marlin", "awq-marlin", "intel/auto-round"):
-            return self._integers(method)
+            return self._integers()
         if method == "bitsandbytes":
             return self._bitsandbytes()
         if method == "modelopt" or "quant_algo" in config:
@@ -226,19 +177,12 @@ class _Quantization:
         if not block:
             return "fp8_tensor"
         # blocks of 1 x 32 are those of MXFP8
-        return _METHODS["mxfp8"] if block == [1, 32] else "fp8"
+        return METHODS["mxfp8"] if block == [1, 32] else "fp8"
 
-    def _integers(self, method: str) -> str | None:
-        bits, kind = (
-            self.config.get("bits", self.config.get("w_bit")),
-            str(self.config.get("data_type", "int")),
-        )
-        if kind in ("mx_fp", "mxfp4"):
-            return "mxfp4"
-        if kind in ("nv_fp", "nvfp4", "nv_fp4_with_static_gs"):
-            return "nvfp4"
-        known = {4: "int4", 8: _recipe("int8")}
-        return known[bits] if bits in known else self._unknown(f"{bits} bits of {method}")
+    def _integers(self) -> str | None:
+        bits, kind = self.config.get("bits", self.config.get("w_bit")), self.config.get("data_type")
+        found = of_integers(bits, str(kind or "int"))
+        return found or self._unknown(f"{bits} bits of {self.method}")
 
     def _bitsandbytes(self) -> str | None:
         config = self.config
@@ -248,12 +192,12 @@ class _Quantization:
                 self.keys.notes.append(note)
             return "int4"
         if config.get("load_in_8bit") or config.get("_load_in_8bit"):
-            return _recipe("int8")
+            return recipe("int8")
         return self._unknown("bitsandbytes with neither 4 nor 8 bits")
 
     def _modelopt(self, algorithm: str, names: tuple[str, ...]) -> str | None:
-        if algorithm.upper() in _MODELOPT:
-            return _MODELOPT[algorithm.upper()]
+        if algorithm.upper() in MODELOPT:
+            return MODELOPT[algorithm.upper()]
         if algorithm.upper() == "MIXED_PRECISION":
             return self._mixed(names)
         if not algorithm and self.config.get("config_groups"):
@@ -267,7 +211,7 @@ class _Quantization:
             found = Counter(
                 str(one.get("quant_algo"))
                 for name, one in each.items()
-                if isinstance(one, dict) and _names(_NUMBERED.sub("N", name), names)
+                if isinstance(one, dict) and is_named(name, names)
             )
             return self._modelopt(found.most_common(1)[0][0], names) if found else None
         if self.config.get("config_groups"):
@@ -275,7 +219,7 @@ class _Quantization:
         note = "quantization_config names no layers: experts in nvfp4, the rest in fp8 assumed"
         if note not in self.keys.notes:
             self.keys.notes.append(note)
-        return "nvfp4" if names == _EXPERT_NAMES else "fp8_tensor"
+        return "nvfp4" if names == EXPERT_NAMES else "fp8_tensor"
 
     def _grouped(self, names: tuple[str, ...]) -> str | None:
         """Return the recipe of the group that names the modules, those by name first."""
@@ -286,82 +230,33 @@ class _Quantization:
         if not tables:
             return self._unknown("config_groups without a table")
         for group in tables:
-            if any(_names(_NUMBERED.sub("N", t), names) for t in _listed(group.get("targets"))):
+            if any(is_named(t, names) for t in listed(group.get("targets"))):
                 return self._of_group(group)
         for group in tables:
-            targets = _listed(group.get("targets"))
+            targets = listed(group.get("targets"))
             if not targets or "Linear" in targets:
                 return self._of_group(group)
         return None
 
     def _of_group(self, group: dict[str, Any]) -> str | None:
-        weights, tokens = group.get("weights"), group.get("input_activations")
+        weights = group.get("weights")
         if not isinstance(weights, dict):
             return self._unknown("a group without weights")
-        form = weights.get("type"), weights.get("num_bits")
-        size, block = weights.get("group_size"), weights.get("strategy") == "block"
-        narrow = isinstance(tokens, dict)
-        bits = (tokens.get("type"), tokens.get("num_bits")) if isinstance(tokens, dict) else None
-        if form == ("float", 4):
-            if size == 32:
-                return "mxfp4_a8" if bits == ("float", 8) else "mxfp4"
-            return "nvfp4" if bits == ("float", 4) else "nvfp4_a16"
-        if form == ("float", 8):
-            scale = 128 if block else 32 if size == 32 else 0
-            return _recipe(_FP8, _FP8 if narrow else _BF16, scale)
-        if form == ("int", 4):
-            return {None: "int4", ("float", 8): _recipe("int4", _FP8, 0)}.get(
-                bits, _recipe("int4", "int8") if bits == ("int", 8) else "int4"
-            )
-        if form == ("int", 8):
-            return "int8" if narrow else _recipe("int8")
-        return self._unknown(f"weights of {form[1]} bits {form[0]}")
+        bits, kind = weights.get("num_bits"), weights.get("type")
+        found = of_group(weights, group.get("input_activations"))
+        return found or self._unknown(f"weights of {bits} bits {kind}")
 
     def _quark(self, names: tuple[str, ...]) -> str | None:
         """Return the recipe of AMD's Quark: one for all, or one per pattern of names."""
         special = self.config.get("layer_quant_config")
         table = self.config.get("global_quant_config")
         if isinstance(special, dict):
-            own = (t for rule, t in special.items() if _names(rule, names))
-            table = next(own, table)
-        weight = table.get("weight") if isinstance(table, dict) else None
+            table = next((t for rule, t in special.items() if is_named(rule, names)), table)
+        table = table if isinstance(table, dict) else {}
+        weight = table.get("weight")
         if isinstance(weight, list):
             weight = weight[0] if weight else None
         if not isinstance(weight, dict):
             return None
-        dtype, size = str(weight.get("dtype")), weight.get("group_size")
-        inputs = table.get("input_tensors") if isinstance(table, dict) else None
-        if dtype == "fp4":
-            return "mxfp4" if size in (None, 32) else "nvfp4"
-        if dtype.startswith("fp8"):
-            return _recipe(_FP8, _FP8 if inputs else _BF16, 32 if size == 32 else 0)
-        known = {"int4": "int4", "uint4": "int4", "int8": "int8" if inputs else _recipe("int8")}
-        return known[dtype] if dtype in known else self._unknown(f"Quark's {dtype}")
-
-
-def _listed(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    return [str(one) for one in value] if isinstance(value, list | tuple) else []
-
-
-def _names(rule: str, names: tuple[str, ...]) -> bool:
-    """Return whether a rule (a pattern after ``re:``, a glob, or part of a path) names a module."""
-    return any(_matches(rule, name) for name in names)
-
-
-def _matches(rule: str, name: str) -> bool:
-    if rule.startswith("re:"):
-        numbered = name.replace(".N.", ".9.")
-        try:
-            return re.match(rule[3:].replace("layers.N", "layers.9"), numbered) is not None
-        except re.error:
-            return False
-    if "*" in rule:
-        whole = rule.lstrip("*").lstrip(".")
-        return (
-            fnmatchcase(name, rule)
-            or fnmatchcase(name, f"*.{whole}")
-            or fnmatchcase(name, f"{rule.rstrip('*')}*")
-        )
-    return f".{rule.strip('.')}." in f".{name}."
+        found = of_quark(weight, table.get("input_tensors"))
+        return found or self._unknown(f"Quark's {weight.get('dtype')}")

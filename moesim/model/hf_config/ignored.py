@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from moesim.errors import ConfigError
-from moesim.model.config.keys import Keys
+from moesim.model.hf_config.keys import Keys
 
 #: names, or parts of names, of keys that change neither sizes nor layout
 _HARMLESS = re.compile(
