@@ -98,7 +98,8 @@ def formats(model: Model, cluster: Cluster, precision: str = "auto") -> list[str
 
     def runs(name: str) -> bool:
         return all(
-            RECIPES[name].activations in profile.peak_flops_per_s for profile, _ in cluster.groups
+            Precision.named(name).activations in profile.peak_flops_per_s
+            for profile, _ in cluster.groups
         )
 
     rates = ", ".join(cluster.profile.peak_flops_per_s)

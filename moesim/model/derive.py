@@ -12,7 +12,9 @@ from dataclasses import replace
 from moesim.errors import ConfigError, require
 from moesim.model.dense import DensePart
 from moesim.model.feedforward import MoEFeedForward
+from moesim.model.latent import LatentAttention
 from moesim.model.layer import MoELayer
+from moesim.model.mixers import GroupedAttention
 from moesim.model.precision import Precision
 from moesim.model.spec import ModelSpec
 from moesim.model.weights import total
@@ -154,9 +156,10 @@ def dense_part_of(spec: ModelSpec, layer: MoELayer, width: int, weight_bytes: fl
 def memory_notes(spec: ModelSpec) -> list[str]:
     """Return what the memory of a sequence leaves out or counts in full, in words."""
     notes = []
-    windows = [w for b in spec.blocks if (w := getattr(b.mixer, "window", None)) is not None]
-    kept = sum(1 for b in spec.blocks if b.mixer and b.mixer.kv_bytes_per_token)
-    if windows and kept:
+    mixers = [block.mixer for block in spec.blocks]
+    full = (m for m in mixers if isinstance(m, GroupedAttention | LatentAttention))
+    windows = [mixer.window for mixer in full if mixer.window is not None]
+    if windows:
         notes.append(
             f"{len(windows)} layers see a window of {max(windows)} tokens: their cache is counted "
             "in full"
