@@ -16,6 +16,7 @@ from moesim.advice.recommendation import Recommendation
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import load_economics
+from moesim.model.hf_config import Model
 
 #: devices of a tray, the smallest part of a rack that is rented (assumed)
 _TRAY = 4
@@ -97,7 +98,7 @@ class Offer:
 
 
 def compare(
-    model: str,
+    model: str | Model,
     clusters: Sequence[str],
     *,
     budget_usd_per_hour: float | None = None,
@@ -107,7 +108,7 @@ def compare(
     """Recommend for a model on every cluster.
 
     Args:
-        model: A preset, or the path of a ``config.json``.
+        model: A model, or a preset, or the path of a ``config.json`` or its folder.
         clusters: Names of clusters.
         budget_usd_per_hour: What an hour may cost: every cluster is then the largest of its kind
             that it pays, several side by side, or a part of a node; by default its own size.
@@ -154,7 +155,7 @@ def _arranged(offer: Offer) -> list[Offer]:
     return [offer, replace(offer, cluster=node, copies=offer.copies * cluster.num_nodes)]
 
 
-def _served(model: str, offer: Offer, economics: str, asked: dict[str, Any]) -> Offer:
+def _served(model: str | Model, offer: Offer, economics: str, asked: dict[str, Any]) -> Offer:
     """Return an offer with its recommendation, or why there is none."""
     try:
         return replace(offer, found=recommend(model, offer.cluster, economics=economics, **asked))

@@ -20,7 +20,7 @@ from typing import get_args
 
 import numpy as np
 
-from moesim.advice.designs import PLACEMENTS, SEARCHED, formats, loss_delta, sized
+from moesim.advice.designs import PLACEMENTS, SEARCHED, formats, loss_delta
 from moesim.advice.helps import helps, room_for_kv, would_hold
 from moesim.advice.recommendation import Choice, Help, Objective, Recommendation
 from moesim.advice.task import Task, fitting_batch, largest_batch
@@ -28,6 +28,7 @@ from moesim.advice.ties import PricedDesign, groups
 from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, require, require_int
 from moesim.hardware import Cluster, load_cluster
+from moesim.hardware.sizing import sized
 from moesim.hardware.economics import load_economics
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model.hf_config import Model, load_model

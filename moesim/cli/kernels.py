@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.options import Lenient, model_of
 from moesim.errors import MeasurementError, MoesimError
 
 kernels_app = typer.Typer(
@@ -17,7 +18,11 @@ _COLUMNS = (
 )
 _MOST_TOKENS = 4194304
 Preset = Annotated[
-    str, typer.Option(help="Model whose layer is timed; `moesim profiles` lists them.")
+    str,
+    typer.Option(
+        help="Model whose layer is timed: a preset of `moesim profiles`, a config.json or its "
+        "folder."
+    ),
 ]
 Tokens = Annotated[str, typer.Option(help="Numbers of tokens, each timed for itself.")]
 Skew = Annotated[float, typer.Option(help="Zipf exponent of the experts' popularity.", min=0.0)]
@@ -96,14 +101,16 @@ def tune_kernels(
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     skew: Skew = 0.0,
     seed: RoutingSeed = 0,
+    lenient: Lenient = False,
 ) -> None:
     """Search the tiles of a model's expert GEMMs by timing them on this machine's GPU."""
     from moesim.measured.plugins import KernelTuner, kernel_tool
-    from moesim.model.presets import load_preset
+    from moesim.model import Precision
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
 
-    layer, numbers = load_preset(preset).layer, _numbers(tokens)
+    layer = model_of(preset, lenient).with_precision(Precision()).layer
+    numbers = _numbers(tokens)
     tool: KernelTuner = kernel_tool("tune")
     best: dict[int, list[dict]] = {}
     try:
@@ -171,17 +178,19 @@ def sweep_kernels(
     seconds: Annotated[float, typer.Option(help="When to stop.", min=1.0)] = 120.0,
     skew: Skew = 0.0,
     seed: RoutingSeed = 0,
+    lenient: Lenient = False,
 ) -> None:
     """Time every compiled tile of a model's expert GEMMs on this machine's GPU.
 
     `moesim validate tiles --rows FILE` compares the times with the tile model's.
     """
     from moesim.measured.plugins import KernelSweeper, kernel_tool
-    from moesim.model.presets import load_preset
+    from moesim.model import Precision
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import say
 
-    layer, numbers = load_preset(preset).layer, _numbers(tokens)
+    layer = model_of(preset, lenient).with_precision(Precision()).layer
+    numbers = _numbers(tokens)
     tool: KernelSweeper = kernel_tool("sweep")
     check_writable(out, make_folder=True)
     rows: list[dict] = []

@@ -8,7 +8,43 @@ value.
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from moesim.model.hf_config import Model
+
+Lenient = Annotated[
+    bool,
+    typer.Option(
+        "--lenient",
+        help="Read a model's file even where keys contradict or are not understood; notes say so.",
+    ),
+]
+
+
+def model_of(name: str, lenient: bool = False) -> "Model":
+    """Load the model that an option names, and print what was assumed on stderr.
+
+    So the assumptions are there whatever a command then prints, an error included.
+
+    Raises:
+        ConfigError: The name is no preset, or the file cannot be read.
+    """
+    from moesim.model.hf_config import load_model
+
+    model = load_model(name, lenient)
+    say_notes(model)
+    return model
+
+
+def say_notes(model: "Model") -> None:
+    """Print what was assumed when a model was read, on stderr."""
+    from moesim.report.terminal import say
+
+    for note in model.notes:
+        say(f"assumed: {note}")
 
 
 def parameters_of(kind: type, defaults: dict[str, Any] | None = None) -> list[Parameter]:

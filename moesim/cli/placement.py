@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.options import takes
+from moesim.cli.options import Lenient, model_of, takes
 from moesim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ placement_app = typer.Typer(
     no_args_is_help=True, help="Plan where experts go, for serving engines and over time."
 )
 
-Preset = Annotated[str, typer.Option(help="Published model whose layers are placed.")]
+Preset = Annotated[
+    str, typer.Option(help="Model whose layers are placed: a preset, a config.json or its folder.")
+]
 ClusterName = Annotated[str, typer.Option(help="Cluster, or path of a TOML file.")]
 Strategy = Annotated[
     str,
@@ -27,14 +29,17 @@ Tokens = Annotated[int, typer.Option(help="Tokens per device.")]
 Seed = Annotated[int, typer.Option(help="Seed of the routing.")]
 
 
-def _candidate(preset: str, placement: str, replicas: int, ranks: int, tp: int = 1) -> "Candidate":
+def _candidate(
+    preset: str, lenient: bool, placement: str, replicas: int, ranks: int
+) -> "Candidate":
     from moesim.design.candidate import Candidate, Parallelism
-    from moesim.model.presets import load_preset
+    from moesim.model import Precision
 
-    model = load_preset(preset)
+    # experts move as bf16 whatever the file has, as those of a preset do
+    model = model_of(preset, lenient).with_precision(Precision())
     return Candidate(
         layer=model.layer,
-        parallelism=Parallelism(ep=ranks, tp=tp),
+        parallelism=Parallelism(ep=ranks),
         placement=placement,
         num_replicas=replicas,
         dense_part=model.dense_part,
@@ -65,6 +70,7 @@ class ExportOptions:
     ] = None
     tokens: Tokens = 256
     seed: Seed = 0
+    lenient: Lenient = False
 
 
 @placement_app.command("export")
@@ -80,7 +86,9 @@ def export_map(given: ExportOptions) -> None:
     from moesim.simulation.prepare import prepare
 
     machine = load_cluster(given.cluster)
-    candidate = _candidate(given.preset, given.placement, given.replicas, machine.num_devices)
+    candidate = _candidate(
+        given.preset, given.lenient, given.placement, given.replicas, machine.num_devices
+    )
     dense = candidate.dense_part
     assert dense is not None
     texts = (
@@ -146,6 +154,7 @@ def show_map(
     tokens: Tokens = 256,
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
+    lenient: Lenient = False,
 ) -> None:
     """Read a serving engine's map, and compare one of its layers with plain expert order."""
     from moesim.design.candidate import Workload
@@ -156,7 +165,7 @@ def show_map(
     from moesim.units import US
 
     machine = load_cluster(cluster)
-    candidate = _candidate(preset, "contiguous", 0, machine.num_devices)
+    candidate = _candidate(preset, lenient, "contiguous", 0, machine.num_devices)
     maps = read_map(file, machine.num_devices, candidate.layer.num_experts)
     if not -len(maps) <= layer < len(maps):
         raise ConfigError(f"--layer: expected a row of the {len(maps)} of {file}, got {layer}")
@@ -201,6 +210,7 @@ def rebalance_once(
     tokens: Tokens = 256,
     engine: Annotated[str, typer.Option(help="bound, flow, event or event_compiled.")] = "flow",
     seed: Seed = 0,
+    lenient: Lenient = False,
 ) -> None:
     """Show what a new plan gains, what moving the weights costs, and after how many passes it pays
     off.
@@ -212,7 +222,7 @@ def rebalance_once(
     from moesim.simulation.prepare import prepare
 
     machine = load_cluster(cluster)
-    candidate = _candidate(preset, placement, replicas, machine.num_devices)
+    candidate = _candidate(preset, lenient, placement, replicas, machine.num_devices)
     works = [
         Workload(num_tokens_per_device=tokens, routing=text, seed=seed) for text in (before, now)
     ]

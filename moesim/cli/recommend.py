@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.options import takes
-from moesim.errors import ConfigError
+from moesim.cli.options import Lenient, model_of, say_notes, takes
+from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
     from moesim.advice.recommendation import Recommendation
@@ -36,7 +36,7 @@ _OFFERED = {
 class RecommendOptions:
     """The options of moesim recommend."""
 
-    model: Annotated[str, typer.Option(help="Preset, or path of a Hugging Face config.json.")]
+    model: Annotated[str, typer.Option(help="Preset, or a file or folder with a config.json.")]
     cluster: Annotated[
         str | None, typer.Option(help="Cluster, device profile, or path of a TOML file.")
     ] = None
@@ -100,6 +100,7 @@ class RecommendOptions:
             "command, expert map and a README to the folder --out."
         ),
     ] = None
+    lenient: Lenient = False
     checkpoint: Annotated[
         str, typer.Option(help="With --export: checkpoint that the command names.")
     ] = "$MODEL"
@@ -152,6 +153,7 @@ def _recommend(given: RecommendOptions) -> None:
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
     from moesim.engines.ahead import compile_ahead
+    from moesim.model.hf_config import load_model
     from moesim.report.labels import without_common_words
     from moesim.report.tables import check_writable, writable_folder, write_csv
     from moesim.report.terminal import print_table, say
@@ -161,8 +163,13 @@ def _recommend(given: RecommendOptions) -> None:
         check_writable(given.out, make_folder=True)
     elif given.out is not None:
         writable_folder(given.out)
+    model = load_model(given.model, given.lenient)
     compile_ahead()
-    found = run(given.model, given.cluster, gpus=given.gpus, **_asked(given))
+    try:
+        found = run(model, given.cluster, gpus=given.gpus, **_asked(given))
+    except MoesimError:
+        say_notes(model)  # a recommendation itself prints them
+        raise
     rows, lines = found.rows(), list(lines_of(found))
     title = (
         f"{found.model.name} on {found.cluster.name}, {found.cluster.num_devices} devices: "
@@ -231,9 +238,8 @@ def _compare(given: RecommendOptions) -> None:
     if given.out is not None:
         check_writable(given.out, make_folder=True)
     names = [name.strip() for name in given.compare.split(",")]
-    offers = compare(
-        given.model, names, budget_usd_per_hour=given.budget_usd_per_hour, **_asked(given)
-    )
+    model = model_of(given.model, given.lenient)
+    offers = compare(model, names, budget_usd_per_hour=given.budget_usd_per_hour, **_asked(given))
     rows = [offer.row() for offer in offers]
     print_table(f"{given.model}, MoE layers only, {given.phase}", rows, _OFFERED)
     for row in rows:

@@ -14,6 +14,7 @@ from moesim.cli import check, recommend, simulate
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
+from moesim.cli.models import models_app
 from moesim.cli.placement import placement_app
 from moesim.cli.quality import quality_app
 from moesim.cli.script import run_command, run_script
@@ -39,6 +40,7 @@ app.command()(recommend.recommend)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
+app.add_typer(models_app, name="models")
 app.add_typer(study_app, name="study")
 app.add_typer(quality_app, name="quality")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli.options import takes
+from moesim.cli.options import Lenient, model_of, takes
 from moesim.units import GIB, US
 
 
@@ -14,9 +14,9 @@ from moesim.units import GIB, US
 class SimulateOptions:
     """The options of moesim simulate."""
 
-    preset: Annotated[str, typer.Option(help="Published model, or path of a config.json.")] = (
-        "qwen3-235b-a22b"
-    )
+    preset: Annotated[
+        str, typer.Option(help="Published model, or a file or folder with a config.json.")
+    ] = "qwen3-235b-a22b"
     cluster: Annotated[
         str, typer.Option(help="Cluster, device profile, or path of a TOML file.")
     ] = "hgx-h100-8"
@@ -90,6 +90,7 @@ class SimulateOptions:
     layer_only: Annotated[
         bool, typer.Option("--layer-only", help="Do not check that the whole model fits.")
     ] = False
+    lenient: Lenient = False
     out: Annotated[Path | None, typer.Option(help="Write the result as CSV.")] = None
 
 
@@ -100,14 +101,13 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.design.schedule import Schedule
     from moesim.hardware import load_cluster
     from moesim.model import Gate, Precision
-    from moesim.model.hf_config import load_model
     from moesim.model.widths import read_width
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
-    model = load_model(given.preset).with_precision(Precision.named(given.precision))
+    model = model_of(given.preset, given.lenient).with_precision(Precision.named(given.precision))
     changes = {
         "num_experts": given.num_experts,
         "top_k": given.top_k,

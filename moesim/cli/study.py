@@ -49,6 +49,13 @@ class StudyRunOptions:
     confirm: Annotated[
         int, typer.Option(help="Winners to simulate again with the event engine.", min=0)
     ] = 8
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Read the file of dense_part even where keys contradict or are not understood.",
+        ),
+    ] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the storage holds.")] = False
     warm_start: Annotated[
         bool,
@@ -64,13 +71,16 @@ def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
     and front.html.
     """
+    from moesim.report.terminal import say
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
     from moesim.search.session.studyfile import load_study_file
     from moesim.search.session.watch import watched_study
     from moesim.search.storage import writable_folder
 
-    described = load_study_file(given.file, given.seed)
+    described = load_study_file(given.file, given.seed, lenient=given.lenient)
+    for note in described.space.notes():
+        say(f"assumed: {note}")
     known = known_points(described.space, described.cluster) if given.warm_start else []
     writable_folder(given.out)
     found = watched_study(

@@ -108,9 +108,13 @@ def _read_dense(value: Any) -> DensePart:
         return value
     pairs = dict(pair.partition("=")[::2] for pair in _read_text(value).split())
     known = [leaf.column for leaf in leaves(DensePart)]
-    if sorted(pairs) != sorted(known):
+    # a table that was written before a field existed means its default
+    defaults = {leaf.column: leaf.default for leaf in leaves(DensePart)}
+    pairs = {name: "" if value == "None" else value for name, value in pairs.items()}
+    whole = {n: v for n, v in defaults.items() if v is not MISSING} | pairs
+    if sorted(whole) != sorted(known):
         raise ValueError(" ".join(f"{name}=..." for name in known))
-    return read(DensePart, pairs)
+    return read(DensePart, whole)
 
 
 def _optional(codec: Codec) -> Codec:

@@ -2,8 +2,9 @@
 Face configs.
 """
 
+from moesim.model.dense import DensePart
 from moesim.model.gate import Gate
-from moesim.model.layer import DensePart, MoELayer
+from moesim.model.layer import MoELayer
 from moesim.model.precision import Precision
 
 __all__ = ["DensePart", "Gate", "MoELayer", "Precision"]

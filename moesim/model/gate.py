@@ -13,7 +13,7 @@ from moesim.errors import ConfigError, require, require_int
 from moesim.model.gate_kinds import GATE_KINDS, gate_kind
 from moesim.units import short_number
 
-Score = Literal["softmax", "sigmoid"]
+Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 Selection = Literal["top_k", "noisy_top_k", "expert_choice", "hash", "sinkhorn"]
 Balancing = Literal["none", "aux_loss", "bias"]
 #: formats that a gate may multiply in; the coarser ones change which experts are chosen
@@ -33,7 +33,8 @@ class Gate:
             an equal share of the top_k experts (the best found by all heads together if top_k is
             not a multiple). All heads share the keys. The main model of PEER has 8.
         query_size: Width of a query, of which each of the two sets of keys uses half; 256 in PEER.
-        score: The function that turns logits into weights.
+        score: The function that turns logits into weights: ``softmax``, ``sigmoid`` or
+            ``sqrtsoftplus``, the square root of softplus (DeepSeek-V4).
         selection: The rule that selects experts: ``top_k``; ``noisy_top_k``, which adds noise of a
             learned scale to the logits (Shazeer et al. 2017); ``expert_choice``, where each expert
             takes its best tokens (Zhou et al. 2022, arXiv 2202.09368); ``hash``, where the word of
@@ -75,7 +76,12 @@ class Gate:
 
     def __post_init__(self) -> None:
         require(self.kind in GATE_KINDS, "gate.kind", f"one of {', '.join(GATE_KINDS)}", self.kind)
-        require(self.score in get_args(Score), "gate.score", "softmax or sigmoid", self.score)
+        require(
+            self.score in get_args(Score),
+            "gate.score",
+            "softmax, sigmoid or sqrtsoftplus",
+            self.score,
+        )
         require(
             self.precision in GATE_FORMATS,
             "gate.precision",
@@ -149,7 +155,7 @@ class Gate:
         Args:
             text: The kind, ``flat``, ``group_limited:8:4`` or ``two_level:16:4`` (groups, then
                 groups kept), ``product_key`` or ``product_key:8:256`` (heads, then width of a
-                query), followed by options, each after a plus sign: ``sigmoid``,
+                query), followed by options, each after a plus sign: ``sigmoid``, ``sqrtsoftplus``,
                 ``noisy_top_k:STD``, ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``,
                 ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``,
                 ``query_heads:N``, ``query_size:N``, ``precision:FORMAT``.
@@ -187,7 +193,7 @@ class Gate:
         usual = type(self)()
         beside = gate_kind(self.kind).numbers  # these numbers follow the name of the kind
         named = (
-            (self.score == "sigmoid", "sigmoid"),
+            (self.score != "softmax", self.score),
             (self.selection != "top_k", selection),
             (self.temperature != 1.0, f"temperature:{short_number(self.temperature)}"),
             (self.balancing != "none", self.balancing),
@@ -268,6 +274,7 @@ class Gate:
 _FLAGS: dict[str, tuple[str, object]] = {
     "softmax": ("score", "softmax"),
     "sigmoid": ("score", "sigmoid"),
+    "sqrtsoftplus": ("score", "sqrtsoftplus"),
     "top_k": ("selection", "top_k"),
     "expert_choice": ("selection", "expert_choice"),
     "hash": ("selection", "hash"),

@@ -9,47 +9,45 @@ from pydantic import Field, RootModel
 from moesim.errors import UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Strict
+from moesim.model.dense import DensePart
+from moesim.model.derive import dense_part_of, layer_of
+from moesim.model.feedforward import DenseFeedForward, MoEFeedForward
 from moesim.model.gate import Gate
-from moesim.model.layer import DensePart, MoELayer
+from moesim.model.latent import LatentAttention
+from moesim.model.layer import MoELayer
+from moesim.model.mixers import GroupedAttention, Mixer
 from moesim.model.precision import Precision
+from moesim.model.spec import LayerKind, ModelSpec
 
-_KV_BYTES_PER_ELEMENT = 2.0
 
-
-class Attention(Strict):
+class _Attention(Strict):
     """The sizes of an attention block; those from ``q_rank`` on are for multi-head latent
-    attention.
+    attention (DeepSeek-V2, arXiv 2405.04434).
     """
 
     num_heads: int = Field(ge=1)
     head_size: int = Field(ge=1)
     num_kv_heads: int = Field(default=0, ge=0)
-    blocks_per_layer: float = 1.0
-    #: set for multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
     q_rank: int = 0
     kv_rank: int = 0
     rope_size: int = 0
     #: width of the values of a head, if it is not head_size
     value_size: int = 0
 
-    def params(self, hidden: int) -> int:
-        """Return the number of weights of the attention of one layer."""
-        heads = self.num_heads * self.head_size
+    def mixer(self) -> Mixer:
+        """Return the attention with these sizes."""
         if self.kv_rank:
-            values = self.num_heads * (self.value_size or self.head_size)
-            query = (self.q_rank or hidden) * self.num_heads * (self.head_size + self.rope_size)
-            key_value = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * (heads + values)
-            return hidden * self.q_rank + query + key_value + values * hidden
-        return int(
-            self.blocks_per_layer
-            * (2 * hidden * heads + 2 * hidden * self.num_kv_heads * self.head_size)
+            return LatentAttention(
+                num_heads=self.num_heads,
+                head_size=self.head_size,
+                rope_size=self.rope_size,
+                value_size=self.value_size or self.head_size,
+                q_rank=self.q_rank,
+                kv_rank=self.kv_rank,
+            )
+        return GroupedAttention(
+            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_size=self.head_size
         )
-
-    def kv_bytes(self) -> float:
-        """Return the bytes that a token adds to the cache of one layer, in bf16."""
-        if self.kv_rank:
-            return (self.kv_rank + self.rope_size) * _KV_BYTES_PER_ELEMENT
-        return 2.0 * self.num_kv_heads * self.head_size * _KV_BYTES_PER_ELEMENT
 
 
 class _Preset(Strict):
@@ -71,7 +69,43 @@ class _Preset(Strict):
     #: recipe of the published weights, and whether attention and dense layers have it, too
     published_as: str = "bf16"
     dense_quantized: bool = False
-    attention: Attention
+    #: whether half of the layers are an encoder, whose output the others attend to, too
+    encoder_decoder: bool = False
+    #: whether MoE layers alternate with dense ones, which otherwise come first
+    alternating: bool = False
+    attention: _Attention
+
+    def spec(self) -> ModelSpec:
+        """Return the whole architecture."""
+        moe = MoEFeedForward(
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            width=self.expert_intermediate_size,
+            gate=replace(Gate.parse(self.gate), score=self.score),  # type: ignore[arg-type]
+            gated=self.gated,
+            num_shared_experts=self.num_shared_experts,
+            shared_width=self.expert_intermediate_size if self.num_shared_experts else 0,
+        )
+        dense = DenseFeedForward(width=self.dense_intermediate_size, gated=self.gated)
+        mixer, first = self.attention.mixer(), self.num_layers - self.num_moe_layers
+        blocks = []
+        for i in range(self.num_layers):
+            sparse = i % 2 == 1 if self.alternating else i >= first
+            decodes = self.encoder_decoder and 2 * i >= self.num_layers
+            blocks.append(
+                LayerKind(
+                    mixer=mixer,
+                    cross=mixer if decodes else None,
+                    moe=moe if sparse else None,
+                    dense=None if sparse else dense,
+                )
+            )
+        return ModelSpec(
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            tied_embeddings=self.tied_embeddings,
+            blocks=tuple(blocks),
+        )
 
 
 class _Presets(RootModel[dict[str, _Preset]]):
@@ -84,6 +118,7 @@ class Preset:
 
     Attributes:
         name: Name of the preset.
+        spec: The whole architecture.
         layer: One MoE layer of the model.
         dense_part: The rest of the model.
         source: The source of the sizes.
@@ -91,6 +126,7 @@ class Preset:
     """
 
     name: str
+    spec: ModelSpec
     layer: MoELayer
     dense_part: DensePart
     source: str
@@ -122,31 +158,18 @@ def load_preset(name: str, precision: Precision | None = None) -> Preset:
     if name not in presets:
         raise UnknownNameError("preset", name, presets)
     p = presets[name]
-    gate = replace(Gate.parse(p.gate), score=p.score)  # type: ignore[arg-type]
-    layer = MoELayer(
-        hidden_size=p.hidden_size,
-        expert_intermediate_size=p.expert_intermediate_size,
-        num_experts=p.num_experts,
-        top_k=p.top_k,
-        num_shared_experts=p.num_shared_experts,
-        capacity_factor=p.capacity_factor,
-        gated=p.gated,
-        gate=gate,
-        precision=precision or Precision(),
-    )
-    dense = DensePart(
-        num_layers=p.num_layers,
-        num_moe_layers=p.num_moe_layers,
-        hidden_size=p.hidden_size,
-        vocab_size=p.vocab_size,
-        attention_params_per_layer=p.attention.params(p.hidden_size),
-        kv_bytes_per_token_per_layer=p.attention.kv_bytes(),
-        dense_intermediate_size=p.dense_intermediate_size,
-        tied_embeddings=p.tied_embeddings,
-        weight_bytes=Precision.named(p.published_as if p.dense_quantized else "bf16").weight_bytes,
+    spec = p.spec()
+    layer, _ = layer_of(spec, precision or Precision())
+    layer = replace(layer, capacity_factor=p.capacity_factor)
+    dense = dense_part_of(
+        spec,
+        layer,
+        p.dense_intermediate_size,
+        Precision.named(p.published_as if p.dense_quantized else "bf16").weight_bytes,
     )
     return Preset(
         name=name,
+        spec=spec,
         layer=layer,
         dense_part=dense,
         source=p.source,

@@ -10,7 +10,6 @@ parameter (a genetic one crosses what all points share); `applicable` removes th
 apply, so that no two points are the same design.
 """
 
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Annotated, Any, TypeVar
@@ -32,7 +31,7 @@ from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.gate_kinds import GATE_KINDS
-from moesim.model.presets import load_preset
+from moesim.model.hf_config import Model, load_model
 from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
@@ -52,7 +51,8 @@ class Space(Strict):
     `expanded`).
 
     Attributes:
-        dense_part: Preset whose dense part surrounds the experts.
+        dense_part: Model whose dense part surrounds the experts: a preset, or the path of a
+            ``config.json`` or its folder.
         num_layers: Number of layers, all with experts; the preset's by default.
         hidden_size: Width of a token. It must equal the preset's; stating it avoids surprises.
         train_tokens: Training budget in tokens; give either this or ``train_flops``.
@@ -86,6 +86,8 @@ class Space(Strict):
             `moesim.hardware.cluster.Cluster.with_` -> choices, as numbers in the key's unit or
             factors such as ``2x``.
         num_shared_experts: Number of shared experts of every candidate.
+        lenient: Whether the file of dense_part is read although keys contradict or are not
+            understood.
 
     Raises:
         ConfigError: The space is malformed; the text names the key, the rule and the value.
@@ -116,6 +118,7 @@ class Space(Strict):
     overflow: _Some[str] = ["drop"]
     hardware: dict[str, _Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
+    lenient: bool = False
 
     def __init__(self, **choices: Any) -> None:
         try:
@@ -139,7 +142,7 @@ class Space(Strict):
                     f"space: hardware.{name}: expected a number of the cluster, {name} is a "
                     "choice of its own"
                 )
-        hidden = load_preset(self.dense_part).dense_part.hidden_size
+        hidden = _model(self.dense_part, self.lenient).dense_part.hidden_size
         if hidden != self.hidden_size:
             raise ConfigError(
                 f"space: hidden_size: expected {hidden}, that of dense_part {self.dense_part!r}, "
@@ -279,7 +282,11 @@ class Space(Strict):
 
     def dense(self) -> DensePart:
         """Return the dense part around every candidate."""
-        return _dense(self.dense_part, self.num_layers)
+        return _dense(self.dense_part, self.lenient, self.num_layers)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what was assumed when the model of the dense part was read, in words."""
+        return _model(self.dense_part, self.lenient).notes
 
     def decode(self, params: dict[str, Any], cluster: Cluster) -> tuple[Candidate, Cluster]:
         """Return the candidate at a point and the cluster it runs on.
@@ -361,10 +368,14 @@ def _gate(text: str) -> Gate:
 
 
 @lru_cache(maxsize=64)
-def _dense(preset: str, num_layers: int | None) -> DensePart:
-    dense = load_preset(preset).dense_part
-    layers = num_layers or dense.num_layers
-    return replace(dense, num_layers=layers, num_moe_layers=layers)
+def _model(name: str, lenient: bool) -> Model:
+    return load_model(name, lenient)
+
+
+@lru_cache(maxsize=64)
+def _dense(name: str, lenient: bool, num_layers: int | None) -> DensePart:
+    dense = _model(name, lenient).dense_part
+    return dense.all_moe(num_layers or dense.num_layers)
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from moesim.design.candidate import Candidate
 from moesim.design.launch import launching_engines
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
+from moesim.hardware.exchanges import Exchange, exchange_named
 from moesim.hardware.libraries import AUTO, known_library
 from moesim.lowering.traffic import AnyTraffic
 from moesim.lowering.widths import price_widths
@@ -28,6 +29,8 @@ def choose_kernels(
     cluster: Cluster,
     traffic: AnyTraffic,
     widths_DL: np.ndarray | None = None,
+    *,
+    exchanged: bool = True,
 ) -> list[str]:
     """Return the library of each design, or of each kind of device joined by ``+``.
 
@@ -37,6 +40,8 @@ def choose_kernels(
         traffic: What the whole batch moves and computes.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot, of a single member
             whose experts differ; None if all have the same width.
+        exchanged: Whether tokens travel to their experts, by the design's exchange; otherwise every
+            device has them all.
 
     Returns:
         Names that `moesim.costs.libraries.running` reads, one for each member.
@@ -45,7 +50,7 @@ def choose_kernels(
         ConfigError: The library named does not run the design on the cluster; the text says why.
     """
     first = members[0]
-    exchange = cluster.exchange(first.schedule) if cluster.num_devices > 1 else None
+    exchange = exchange_before(first, cluster, exchanged)
     start, chosen = 0, []
     for profile, count in cluster.groups:
         devices = slice(start, start + count)
@@ -71,6 +76,20 @@ def choose_kernels(
     return [
         AND.join(names if len(set(names)) > 1 else names[:1]) for names in zip(*chosen, strict=True)
     ]
+
+
+def exchange_before(candidate: Candidate, cluster: Cluster, exchanged: bool) -> Exchange | None:
+    """Return the exchange whose tokens the kernels of a design find; None on one device.
+
+    Args:
+        candidate: The design.
+        cluster: The hardware it runs on.
+        exchanged: Whether tokens travel to their experts; otherwise every device has them all, as
+            after an all-gather.
+    """
+    if cluster.num_devices == 1:
+        return None
+    return cluster.exchange(candidate.schedule) if exchanged else exchange_named("all_gather")
 
 
 def engines_of(result: Result, cluster: Cluster) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 resources were.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from moesim.program import Program, Timeline
@@ -16,15 +18,23 @@ def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
         Phase -> seconds; waiting time counts for the op that waited, so the values sum to the
         makespan.
     """
-    end, share = timeline.end_s_N, dict.fromkeys(program.phase_names, 0.0)
+    share = dict.fromkeys(program.phase_names, 0.0)
+    for phase, since, until in critical_segments(program, timeline):
+        share[phase] += until - since
+    return share
+
+
+def critical_segments(
+    program: Program, timeline: Timeline
+) -> Iterator[tuple[str, float, float]]:
+    """Yield (phase, begin, end in seconds) of each op on the critical path, the last one first."""
+    end = timeline.end_s_N
     op, until = int(end.argmax()), timeline.makespan_s
-    while True:
+    while op >= 0:
         waited = program.dep_index[program.dep_ptr[op] : program.dep_ptr[op + 1]]
         before = int(waited[end[waited].argmax()]) if len(waited) else -1
         since = float(end[before]) if before >= 0 else 0.0
-        share[program.phase_names[program.phase_N[op]]] += until - since
-        if before < 0:
-            return share
+        yield program.phase_names[program.phase_N[op]], since, until
         op, until = before, since
 
 

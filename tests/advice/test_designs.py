@@ -9,7 +9,6 @@ from moesim.advice.designs import (
     formats,
     loss_delta,
     placements,
-    sized,
     splits,
 )
 from moesim.errors import ConfigError

@@ -122,11 +122,11 @@ MIXTRAL, DEEPSEEK = CONFIGS["mixtral-8x7b"], CONFIGS["deepseek-v3"]
 def config(tmp_path):
     """A model read from keys."""
 
-    def make(keys):
+    def make(keys, **options):
         path = tmp_path / "some-model" / "config.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(keys))
-        return read_config(path)
+        return read_config(path, **options)
 
     return make
 
@@ -272,7 +272,9 @@ def test_an_unknown_type_is_read_by_the_same_keys_and_says_so(config):
     )
     assert found.layer == config(MIXTRAL).layer
     assert len(found.notes) == 3
-    assert found.notes[0].startswith("model_type newmoe is not one of mixtral")
+    assert found.notes[0] == (
+        "model_type newmoe is not known: read by the keys of the other classes"
+    )
     assert [n.split()[0] for n in found.notes[1:]] == ["scoring_func", "tie_word_embeddings"]
 
 
@@ -313,11 +315,15 @@ def test_quantised_weights(config, stated, recipe):
     assert (found.published_as, found.layer.precision.name, found.notes) == (recipe, recipe, ())
 
 
-def test_an_unknown_quantisation_is_said(config):
-    found = config(MIXTRAL | {"quantization_config": {"quant_method": "aqlm"}})
+def test_an_unknown_quantisation_is_refused_or_a_note(config):
+    keys = MIXTRAL | {"quantization_config": {"quant_method": "aqlm"}}
+    line = "quantization_config: expected a format that moesim knows, got 'quant_method aqlm'"
+    with pytest.raises(ConfigError, match=line):
+        config(keys)
+    found = config(keys, lenient=True)
     assert (found.published_as, found.notes) == (
         "bf16",
-        ("quantization_config of aqlm is none of the known ones: bf16 assumed",),
+        (line, "quantization_config: bf16 assumed"),
     )
 
 
@@ -327,12 +333,12 @@ def test_an_unknown_quantisation_is_said(config):
         (
             {"num_local_experts": None},
             "expected a Mixture-of-Experts model, with one of num_experts, num_local_experts, "
-            "n_routed_experts, moe_num_experts, got model_type mixtral without",
+            "n_routed_experts, moe_num_experts, num_routed_experts, got model_type mixtral without",
         ),
         (
             {"num_experts_per_tok": None},
-            "num_experts_per_tok (or experts_per_token, moe_topk, moe_k): expected an integer, "
-            "the experts of a token, got nothing",
+            "num_experts_per_tok (or experts_per_token, moe_topk, moe_k, num_experts_per_token, "
+            "top_k_experts, moe_top_k): expected an integer, the experts of a token, got nothing",
         ),
         (
             {"hidden_size": "4096"},
@@ -352,15 +358,18 @@ def test_an_unknown_quantisation_is_said(config):
         ),
         (
             {"kv_lora_rank": 512},
-            "qk_nope_head_dim: expected an integer, the width of a head without its rotary part, "
-            "got nothing",
+            "qk_nope_head_dim (or attention_qk_dim): expected an integer, the width of a head "
+            "without its rotary part, got nothing",
         ),
         (
             {"n_group": 3, "topk_group": 1},
             "layer.gate.num_expert_groups: expected a divisor of num_experts = 8, got 3",
         ),
         ({"n_group": 2, "topk_group": 4}, "topk_group: expected at most n_group = 2, got 4"),
-        ({"scoring_func": "tanh"}, "scoring_func: expected softmax or sigmoid, got 'tanh'"),
+        (
+            {"scoring_func": "tanh"},
+            "scoring_func: expected softmax, sigmoid or sqrtsoftplus, got 'tanh'",
+        ),
         ({"first_k_dense_replace": 32}, "layers: expected some of 32 layers with experts, got 0"),
         (
             {"model_type": "switch_transformers"},

@@ -132,7 +132,10 @@ def test_gates_print_as_they_are_read(text):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gate(score="tanh"), "gate.score: expected softmax or sigmoid, got 'tanh'"),
+        (
+            lambda: Gate(score="tanh"),
+            "gate.score: expected softmax, sigmoid or sqrtsoftplus, got 'tanh'",
+        ),
         (
             lambda: Gate(precision="tf32"),
             "gate.precision: expected one of float32, bfloat16, float16, float8_e4m3, got 'tf32'",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, simulate
-from moesim.advice.designs import sized
+from moesim.hardware.sizing import sized
 from moesim.design.schedule import Schedule
 from moesim.errors import CapacityError
 from moesim.lowering import expected, room

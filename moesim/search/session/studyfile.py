@@ -42,8 +42,14 @@ class StudyDescription:
     space: Space
 
 
-def load_study_file(path: Path, seed: int) -> StudyDescription:
+def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDescription:
     """Load a study file.
+
+    Args:
+        path: The file.
+        seed: Seed of the workload.
+        lenient: Whether the file of a model is read although keys contradict or are not
+            understood; the study file may say so, too.
 
     Raises:
         ConfigError: The file is missing, is not TOML, or breaks a rule; the text names file, key,
@@ -52,7 +58,7 @@ def load_study_file(path: Path, seed: int) -> StudyDescription:
     text = toml.read_text(path)
     written = toml.parse(text, _StudyFile, path.name)
     try:
-        space = Space(**written.space)
+        space = Space(**written.space | ({"lenient": True} if lenient else {}))
         workload = Workload(**written.workload.model_dump(), seed=seed)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
