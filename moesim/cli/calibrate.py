@@ -108,7 +108,7 @@ def calibrate_tiles(
 def calibrate_dense(
     out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
 ) -> None:
-    """Fit the dense GEMMs to measured H100 rows (about ten seconds)."""
+    """Fit dense GEMMs and engines' all-reduces to measured H100 rows (about ten seconds)."""
     _calibrate_dense_parts("dense", out)
 
 

@@ -256,7 +256,9 @@ _Out = Annotated[
 
 @validate_app.command("dense")
 def validate_dense(rows: _Rows = None, system: _System = "h100_sxm", out: _Out = None) -> None:
-    """Predict measured dense GEMMs; without --rows, score all rows that were not fitted."""
+    """Predict measured dense GEMMs and engines' all-reduces; without --rows, score all rows that
+    were not fitted.
+    """
     _validate_dense_parts("dense", rows, system, out)
 
 

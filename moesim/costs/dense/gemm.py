@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.dense.blocks import in_blocks
+from moesim.costs.dense.blocks import in_blocks, units_of
 from moesim.errors import UnknownNameError
 from moesim.hardware import Profile
 from moesim.model import Precision
@@ -118,7 +118,8 @@ def gemm_seconds(
     Raises:
         ConfigError: The device has no rate for the format.
     """
-    flops_per_s = profile.peak(fmt.peak) * values["compute_efficiency"] / profile.num_sms
+    units = units_of(profile)
+    flops_per_s = profile.peak(fmt.peak) * values["compute_efficiency"] / units
     bytes_per_s = profile.hbm_bandwidth_bytes_per_s * values["memory_efficiency"]
 
     def block(m: Array, n: Array, k: Array) -> Array:
@@ -132,7 +133,7 @@ def gemm_seconds(
             for area, tiles in counts:
                 per_step = 2.0 * area / flops_per_s + values["step_ns"] * 1e-3 * US
                 fixed = values["tile_us"] * US * (area / _LARGE_TILE) ** 0.5
-                waves = np.ceil(tiles * (splits / profile.num_sms))
+                waves = np.ceil(tiles * (splits / units))
                 np.minimum(compute, waves * (depth * per_step + fixed), out=compute)
             time = _four_norm(compute, memory)
             if splits > 1:

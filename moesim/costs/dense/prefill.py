@@ -24,6 +24,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moesim.costs.dense.blocks import units_of
 from moesim.costs.dense.heads import Heads
 from moesim.errors import UnknownNameError
 from moesim.hardware import Profile
@@ -102,10 +103,10 @@ def prefill_seconds(
     pairs = attended_pairs(tokens, cached, window, beyond=_ROWS - 1.0) + ramp * tokens
     compute = sequences * heads.num_heads * per_pair * pairs / flops_per_s
     last = np.where(window > 0, np.minimum(cached + tokens, window + _ROWS - 1.0), cached + tokens)
-    longest = _ROWS * per_pair * (last + ramp) * profile.num_sms / flops_per_s
+    longest = _ROWS * per_pair * (last + ramp) * units_of(profile) / flops_per_s
     group = heads.num_heads / heads.num_kv_heads
     tiles = sequences * heads.num_kv_heads * np.ceil(tokens * group / _ROWS)
-    waves = np.ceil(tiles / profile.num_sms)
+    waves = np.ceil(tiles / units_of(profile))
     rows_bytes = tokens * heads.num_heads * (heads.key_size + heads.value_size) * _ELEMENT_BYTES
     kv = heads.num_kv_heads * heads.kv_size * kv_bytes
     moved = sequences * (rows_bytes + kv * (values["kv_factor"] * tokens + _kept(cached, window)))

@@ -13,20 +13,26 @@ from typing import Literal
 import numpy as np
 
 from moesim.costs.calibration import Calibration, load_calibration
+from moesim.costs.comm.nccl import Nccl
+from moesim.costs.comm.work import Ports
+from moesim.costs.dense.all_reduce import all_reduce_seconds
 from moesim.costs.dense.blocks import Amount, in_blocks
 from moesim.costs.dense.decode import cache_bytes, decode_seconds
+from moesim.costs.dense.elementwise import stream_seconds
 from moesim.costs.dense.fitted import FittedSet, fitted_set
 from moesim.costs.dense.gemm import GemmFormat, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import format_of, prefill_seconds
 from moesim.costs.grades import Grade
+from moesim.errors import require
 from moesim.hardware import Profile
 
 Array = np.ndarray
-Op = Literal["gemm", "prefill", "decode", "mla_prefill", "mla_decode"]
+Op = Literal["gemm", "all_reduce", "prefill", "decode", "mla_prefill", "mla_decode"]
 #: kind of price -> calibration file
 CALIBRATIONS: dict[Op, str] = {
     "gemm": "dense-gemm",
+    "all_reduce": "engine-all-reduce",
     "prefill": "attention-prefill",
     "decode": "attention-decode",
     "mla_prefill": "mla-prefill",
@@ -137,6 +143,41 @@ class DensePrices:
 
         return _by_row(price, heads, sequences, length, window)
 
+    def all_reduce_s(self, num_bytes: Amount, ports: Ports) -> Array:
+        """Return the seconds of an all-reduce after a tensor-parallel layer.
+
+        Args:
+            num_bytes: Bytes of the buffer of one rank.
+            ports: The device's side of the fabric; its ``num_ranks`` take part.
+
+        Raises:
+            ConfigError: The calibration of NCCL is missing or malformed.
+        """
+        nccl = Nccl(
+            ports=ports,
+            calibration=load_calibration("nccl", self.profile),
+            collective="all_reduce",
+        )
+        fitted = self.fitted("all_reduce", "bfloat16")
+        return all_reduce_seconds(
+            fitted.values,
+            nccl,
+            np.asarray(num_bytes, dtype=np.float64),
+            np.asarray(ports.num_ranks, dtype=np.float64),
+        )
+
+    def stream_s(self, num_bytes: Amount, kernels: Amount = 1) -> Array:
+        """Return the seconds of kernels that only move bytes, see `moesim.costs.dense.elementwise`.
+
+        Args:
+            num_bytes: Bytes that all of them read and write.
+            kernels: Number of kernels.
+
+        Raises:
+            ConfigError: The calibration of the launch is missing or malformed.
+        """
+        return stream_seconds(self.profile, num_bytes, kernels)
+
     def grade(self, op: Op, fmt: str) -> Grade:
         """Return what a price rests on, with the P10 and P90 of measured / predicted.
 
@@ -167,14 +208,19 @@ def _prices(profile: Profile, library: str, calibrations: tuple[Calibration, ...
 def dense_prices(profile: Profile, library: str = "sglang") -> DensePrices:
     """Return the prices of a device, the same object as long as its calibrations stay.
 
+    A device without streaming multiprocessors is priced as if it had 128 units: its spec sheet says
+    the rest.
+
     Args:
         profile: The device.
         library: Serving engine whose kernels run; one that was not fitted is priced as another, at
             a lower grade.
 
     Raises:
-        ConfigError: A calibration file is missing or malformed.
+        ConfigError: A calibration file is missing or malformed, or the device is a CPU, whose
+            profile holds tables of its own.
     """
+    require(profile.execution != "serial", "dense prices", "a GPU or TPU", profile.name)
     return _prices(
         profile, library, tuple(load_calibration(name, profile) for name in CALIBRATIONS.values())
     )

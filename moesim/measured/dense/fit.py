@@ -43,6 +43,13 @@ _GEMM: Bounds = {
     "step_ns": (0.3, 0.001, 10.0),
 }
 _QUANTIZED: Bounds = {"quantize_bytes": (3.0, 0.5, 20.0)}
+_ALL_REDUCE: Bounds = {
+    "launch_us": (3.0, 0.5, 20.0),
+    "peer_us": (0.2, 0.01, 5.0),
+    "once_efficiency": (0.6, 0.1, 1.0),
+    "sync_us": (4.0, 0.1, 40.0),
+    "twice_efficiency": (0.7, 0.1, 1.0),
+}
 _PREFILL: Bounds = {
     "launch_us": (9.0, 1.0, 40.0),
     "ramp_tokens": (100.0, 1.0, 2000.0),
@@ -70,6 +77,7 @@ _PREFILL_SHARE, _READ_SHARE = (0.6, 0.03, 1.1), (0.6, 0.3, 1.1)
 _SMALL_TILE, _LARGE_TILE, _BLACKWELL = 64.0, 128.0, 100
 _TITLES: dict[Op, str] = {
     "gemm": "Dense GEMMs of serving engines: tiles, splits and bytes",
+    "all_reduce": "All-reduces of serving engines within an NVLink domain",
     "prefill": "Attention of a prefill: pairs, tiles and bytes",
     "decode": "Attention of a decode: bytes of the KV cache",
     "mla_prefill": "Multi-head latent attention of a prefill, not absorbed",
@@ -209,7 +217,7 @@ def _batch(op: Op, rows) -> DenseBatch:
     return DenseBatch(
         op=op,
         fmt=rows["format"].iloc[0],
-        profile=load_profile(rows["system"].iloc[0]),
+        system=rows["system"].iloc[0],
         sizes=sizes_of(rows, SIZES[op]),
     )
 
@@ -218,6 +226,8 @@ def bounds_of(op: Op, fmt: str, rows) -> Bounds:
     """Return first guesses and limits of the parameters that rows can tell."""
     if op == "gemm":
         return _GEMM if fmt == "bfloat16" else _GEMM | _QUANTIZED
+    if op == "all_reduce":
+        return _ALL_REDUCE
     if "prefill" in op:
         sizes = _sizes(rows, _PREFILL_SIZES, 192)
         return _PREFILL | {f"{prefill.EFFICIENCY}{size}": _PREFILL_SHARE for size in sizes}

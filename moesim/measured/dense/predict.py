@@ -1,10 +1,11 @@
-"""Predict a user's table of GEMMs or attention: ``moesim validate dense --rows FILE``.
+"""Predict a user's table of dense parts: ``moesim validate dense --rows FILE``.
 
 A row names its system and has the columns of the package's own tables: those of
-`moesim.measured.dense.table.SIZES`, the formats (``gemm_dtype``; ``attn_dtype`` or ``mla_dtype``,
-and ``kv_cache_dtype``), for attention ``op_name``, and either ``dataset`` (``framework/version``)
-or ``framework`` and ``version``. A latency is never used for predictions, only for scoring them
-afterwards. KV caches are priced as the tables have them: warm where they fit in the L2.
+`moesim.measured.dense.table.SIZES`; the formats (``gemm_dtype``; ``allreduce_dtype``;
+``attn_dtype`` or ``mla_dtype``, and ``kv_cache_dtype``); ``op_name``, which GEMMs may leave out;
+and either ``dataset`` (``framework/version``) or ``framework`` and ``version``. A latency is never
+used for predictions, only for scoring them afterwards. KV caches are priced as the tables have
+them: warm where they fit in the L2.
 """
 
 from pathlib import Path
@@ -26,12 +27,23 @@ PREDICTIONS = (
 )  # fmt: skip
 #: the package's name of an operation -> kind of price
 _OPS: dict[str, Op] = {
+    "gemm": "gemm",
+    "all_reduce": "all_reduce",
     "context_attention": "prefill",
     "generation_attention": "decode",
     "mla_context": "mla_prefill",
     "mla_generation": "mla_decode",
 }
 _FORMATS = ("bfloat16", "fp8")
+#: kind of price -> columns that say its format
+_FORMAT_COLUMNS: dict[Op, tuple[str, ...]] = {
+    "gemm": ("gemm_dtype",),
+    "all_reduce": ("allreduce_dtype",),
+    "prefill": ("attn_dtype", "kv_cache_dtype"),
+    "decode": ("kv_cache_dtype",),
+    "mla_prefill": ("mla_dtype", "kv_cache_dtype"),
+    "mla_decode": ("kv_cache_dtype",),
+}
 _LARGEST = 1 << 40
 
 
@@ -110,11 +122,12 @@ def predict_rows(rows) -> dict[str, Array]:
 
 
 def _ops(path: Path, table, kind: Kind):
-    if kind == "dense":
+    if "op_name" not in table and kind == "dense":
         return "gemm"
     _require(path, table, ("op_name",))
-    _refuse(path, table, "op_name", ~table["op_name"].isin(_OPS), f"one of {', '.join(_OPS)}")
-    return table["op_name"].map(_OPS)
+    known = {name: op for name, op in _OPS.items() if op in OPS[kind]}
+    _refuse(path, table, "op_name", ~table["op_name"].isin(known), f"one of {', '.join(known)}")
+    return table["op_name"].map(known)
 
 
 def _datasets(path: Path, table):
@@ -134,9 +147,7 @@ def _check_systems(path: Path, table) -> None:
 def _check(path: Path, table, op: Op, here: Array) -> None:
     import pandas as pd
 
-    formats = {"gemm": ("gemm_dtype",), "decode": ("kv_cache_dtype",), "mla_decode":
-               ("kv_cache_dtype",), "prefill": ("attn_dtype", "kv_cache_dtype"),
-               "mla_prefill": ("mla_dtype", "kv_cache_dtype")}[op]  # fmt: skip
+    formats = _FORMAT_COLUMNS[op]
     _require(path, table, (*SIZES[op], *formats))
     allowed = GEMM_FORMATS if op == "gemm" else _FORMATS
     for column in formats:

@@ -1,9 +1,13 @@
-"""Price rows of measured GEMMs and attention."""
+"""Price rows of measured GEMMs, all-reduces and attention."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.costs.calibration import load_calibration
+from moesim.costs.comm.nccl import Nccl
+from moesim.costs.comm.work import Ports
+from moesim.costs.dense.all_reduce import all_reduce_roofline_s, all_reduce_seconds
 from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
 from moesim.costs.dense.fitted import FittedSet
 from moesim.costs.dense.gemm import GemmFormat, gemm_roofline_s, gemm_seconds, quantize_seconds
@@ -11,8 +15,10 @@ from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import prefill_roofline_s, prefill_seconds
 from moesim.costs.dense.prices import Op, dense_prices
 from moesim.hardware import Profile, load_profile
+from moesim.measured.exchanges.table import systems
 
 Array = np.ndarray
+_ELEMENT_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,14 +28,19 @@ class DenseBatch:
     Attributes:
         op: Kind of price.
         fmt: Format.
-        profile: The device.
+        system: The package's name of the system.
         sizes: Column -> ndarray of shape (N,).
     """
 
     op: Op
     fmt: str
-    profile: Profile
+    system: str
     sizes: dict[str, Array]
+
+    @property
+    def profile(self) -> Profile:
+        """The device."""
+        return load_profile(self.system)
 
     def seconds(self, values: FittedSet | dict[str, float]) -> Array:
         """Return the predicted seconds of each row, with a KV cache that is warm as in the table:
@@ -46,6 +57,14 @@ class DenseBatch:
             if made.quantizes:
                 seconds += quantize_seconds(found, self.profile, m, k)
             return seconds
+        if self.op == "all_reduce":
+            ranks, num_bytes = self._message
+            nccl = Nccl(
+                ports=self._ports,
+                calibration=load_calibration("nccl", self.profile),
+                collective="all_reduce",
+            )
+            return all_reduce_seconds(found, nccl, num_bytes, ranks)
         if self.op in ("prefill", "mla_prefill"):
             return prefill_seconds(found, self.fmt, self.profile, self._heads, self._prefill)
         return decode_seconds(found, self.fmt, self.profile, self._heads, self._decode, cold=False)
@@ -55,9 +74,20 @@ class DenseBatch:
         if self.op == "gemm":
             sizes = (self.sizes["m"], self.sizes["n"], self.sizes["k"])
             return gemm_roofline_s(GemmFormat.named(self.fmt), self.profile, sizes)
+        if self.op == "all_reduce":
+            ranks, num_bytes = self._message
+            return all_reduce_roofline_s(self._ports, num_bytes, ranks)
         if self.op in ("prefill", "mla_prefill"):
             return prefill_roofline_s(self.fmt, self.profile, self._heads, self._prefill)
         return decode_roofline_s(self.fmt, self.profile, self._heads, self._decode)
+
+    @property
+    def _message(self) -> tuple[Array, Array]:
+        return self.sizes["num_gpus"], self.sizes["message_size"] * _ELEMENT_BYTES
+
+    @property
+    def _ports(self) -> Ports:
+        return systems()[self.system].ports(self.sizes["num_gpus"])
 
     @property
     def _heads(self) -> Heads:
@@ -94,9 +124,8 @@ def batches(rows, columns: dict[Op, tuple[str, ...]]):
     """
     keys = ["op", "system", "dataset", "format"]
     for (op, system, dataset, fmt), part in rows.groupby(keys, sort=False):
-        profile = load_profile(system)
-        prices = dense_prices(profile, str(dataset))
-        batch = DenseBatch(op=op, fmt=fmt, profile=profile, sizes=sizes_of(part, columns[op]))
+        prices = dense_prices(load_profile(system), str(dataset))
+        batch = DenseBatch(op=op, fmt=fmt, system=system, sizes=sizes_of(part, columns[op]))
         level = prices.calibrations[op].level
         yield part.index.to_numpy(), batch, prices.fitted(op, fmt), level
 

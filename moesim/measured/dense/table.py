@@ -1,16 +1,18 @@
-"""Read measured GEMMs and attention from NVIDIA's aiconfigurator-core, and say which may be fitted.
+"""Read measured GEMMs, all-reduces and attention from NVIDIA's aiconfigurator-core, and say which
+may be fitted.
 
 One row is the mean latency of a kernel, called back to back on one GPU. Weights of GEMMs are cold;
 the KV cache of attention is warm if it fits in the L2. Rows that differ only in what no price knows
 become their median. Left out are:
 
 - vLLM's GEMMs of fp8 blocks: they were timed without a graph, and none takes under 55 us.
+- All-reduces outside CUDA graphs, which the host decides.
 - Attention by the fallbacks of the engines, which differ from the kernels that they use (Triton),
   and by FlashAttention-4 for heads of 512.
 
-What is fitted is decided by group: the columns and depth of a GEMM's weights, or the heads of
-attention. A group is fitted if the first byte of the SHA-256 of its name is even; only groups of
-`FITTED` are, and all others score.
+What is fitted is decided by group: the columns and depth of a GEMM's weights, the size of a
+message, or the heads of attention. A group is fitted if the first byte of the SHA-256 of its name
+is even; only groups of `FITTED` are, and all others score.
 
 The package is aiconfigurator-core 0.12 (Apache-2.0); only its parquet files are read.
 """
@@ -22,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from moesim.costs.dense.gemm import FORMATS as GEMM_FORMATS
-from moesim.costs.dense.prices import CALIBRATIONS, Op
+from moesim.costs.dense.prices import Op
 from moesim.errors import MeasurementError
 from moesim.files import toml
 from moesim.measured.kernels import table as silicon
@@ -31,12 +33,13 @@ from moesim.units import US
 Kind = Literal["dense", "attention"]
 #: kind of table -> its prices
 OPS: dict[Kind, tuple[Op, ...]] = {
-    "dense": ("gemm",),
-    "attention": tuple(op for op in CALIBRATIONS if op != "gemm"),
+    "dense": ("gemm", "all_reduce"),
+    "attention": ("prefill", "decode", "mla_prefill", "mla_decode"),
 }
 #: price -> columns of its size, all integers
 SIZES: dict[Op, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
+    "all_reduce": ("num_gpus", "message_size"),
     "prefill": (
         "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size",
     ),
@@ -51,6 +54,7 @@ MAY_BE_ZERO = ("step", "window_size")
 #: price -> columns whose values are a group
 GROUP: dict[Op, tuple[str, ...]] = {
     "gemm": ("n", "k"),
+    "all_reduce": ("message_size",),
     "prefill": ("num_heads", "num_key_value_heads"),
     "decode": ("num_heads", "num_key_value_heads"),
     "mla_prefill": ("num_heads",),
@@ -58,6 +62,7 @@ GROUP: dict[Op, tuple[str, ...]] = {
 }
 _FILES: dict[Op, str] = {
     "gemm": "gemm/*/*/gemm_perf",
+    "all_reduce": "comm/*/*/custom_allreduce_perf",
     "prefill": "attention/*/*/context_attention_perf",
     "decode": "attention/*/*/generation_attention_perf",
     "mla_prefill": "mla/*/*/context_mla_perf",
@@ -155,6 +160,8 @@ def formats_of(op: Op, table) -> np.ndarray:
     """
     if op == "gemm":
         return table["gemm_dtype"].to_numpy(dtype=str)
+    if op == "all_reduce":
+        return table["allreduce_dtype"].to_numpy(dtype=str)
     kv = np.where(table["kv_cache_dtype"] == "fp8", "fp8", "bfloat16")
     if "decode" in op:
         return kv
@@ -164,7 +171,7 @@ def formats_of(op: Op, table) -> np.ndarray:
 
 def may_fit(op: Op, rows) -> np.ndarray:
     """Return which rows may be fitted: ndarray of bool, shape (rows,)."""
-    kind: Kind = "dense" if op == "gemm" else "attention"
+    kind: Kind = "dense" if op in OPS["dense"] else "attention"
     groups = rows[list(GROUP[op])].itertuples(index=False, name=None)
     chosen = np.array([is_fitted_group(*group) for group in groups], dtype=bool)
     there = rows["system"].isin(FITTED[kind]) & rows["dataset"].isin(DATASETS)
@@ -172,7 +179,7 @@ def may_fit(op: Op, rows) -> np.ndarray:
 
 
 def _is_main(op: Op, kernels) -> np.ndarray:
-    if op == "gemm":
+    if op in OPS["dense"]:
         return np.ones(len(kernels), dtype=bool)
     return kernels.str.match(_MAIN).to_numpy(dtype=bool)
 
@@ -182,4 +189,7 @@ def _is_priced(op: Op, dataset: str, table) -> np.ndarray:
     if op == "gemm":
         eager = dataset.startswith("vllm") & (table["format"] == "fp8_block").to_numpy()
         return good & table["format"].isin(GEMM_FORMATS).to_numpy() & ~eager
+    if op == "all_reduce":
+        graph = ~table["kernel_source"].str.contains("eager").to_numpy(dtype=bool)
+        return good & graph & (table["format"] == "bfloat16").to_numpy()
     return good & ~table["kernel_source"].str.contains(_LEFT_OUT).to_numpy(dtype=bool)

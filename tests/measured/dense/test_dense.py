@@ -91,7 +91,8 @@ def test_a_refit_reproduces_the_shipped_attention(tmp_path):
 @pytest.mark.full
 def test_a_refit_reproduces_the_shipped_gemms(tmp_path):
     calibrate("dense", tmp_path)
-    check_same(tmp_path / "dense-gemm.toml")
+    for op in OPS["dense"]:
+        check_same(tmp_path / f"{CALIBRATIONS[op]}.toml")
 
 
 def check_same(path):
