@@ -1,7 +1,7 @@
 """``moesim calibrate``: refit the calibration files to the measured rows that may be fitted."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -102,6 +102,30 @@ def calibrate_tiles(
 
     check_writable(out)
     _report_fit(fitting.calibrate(out, rows), out)
+
+
+@calibrate_app.command("dense")
+def calibrate_dense(
+    out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
+) -> None:
+    """Fit dense GEMMs and engines' all-reduces to measured H100 rows (about ten seconds)."""
+    _calibrate_dense_parts("dense", out)
+
+
+@calibrate_app.command("attention")
+def calibrate_attention(
+    out: Annotated[Path, typer.Option(help="Folder for the calibration files.")] = Path("."),
+) -> None:
+    """Fit the attention of prefills and decodes to measured H100 and B200 rows (ten seconds)."""
+    _calibrate_dense_parts("attention", out)
+
+
+def _calibrate_dense_parts(kind: Literal["dense", "attention"], out: Path) -> None:
+    from moesim.measured.dense.fit import calibrate
+
+    if not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for the calibration files")
+    _report_fit(calibrate(kind, out), out)
 
 
 def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:

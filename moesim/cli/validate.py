@@ -1,7 +1,7 @@
 """``moesim validate``: compare predictions with measured and published figures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -232,3 +232,69 @@ def validate_libraries(
         "good: share measured fastest, or within 5 %; regret over the fastest, of the choice and "
         "of always taking the library that is fastest most often; in %"
     )
+
+
+#: columns of `moesim.measured.dense.scoreboard.scores` -> headings that fit 80 characters
+_DENSE = {
+    "class": "class",
+    "rows": "rows",
+    "median": "median",
+    "mape": "mape",
+    "p90": "p90",
+    "bias": "bias",
+    "inside": "inside",
+    "roofline_mape": "roof",
+    "grade": "grade",
+}
+_DENSE_PART = ("op", "system", "dataset", "format")
+_Rows = Annotated[Path | None, typer.Option(help="Table of rows (parquet or CSV) to predict.")]
+_System = Annotated[str, typer.Option(help="Without --rows: which system's measured rows, or all.")]
+_Out = Annotated[
+    Path | None, typer.Option(help="With --rows: write every row with its prediction as CSV.")
+]
+
+
+@validate_app.command("dense")
+def validate_dense(rows: _Rows = None, system: _System = "h100_sxm", out: _Out = None) -> None:
+    """Predict measured dense GEMMs and engines' all-reduces; without --rows, score all rows that
+    were not fitted.
+    """
+    _validate_dense_parts("dense", rows, system, out)
+
+
+@validate_app.command("attention")
+def validate_attention(rows: _Rows = None, system: _System = "h100_sxm", out: _Out = None) -> None:
+    """Predict measured attention; without --rows, score all rows that were not fitted."""
+    _validate_dense_parts("attention", rows, system, out)
+
+
+def _validate_dense_parts(
+    kind: Literal["dense", "attention"], rows: Path | None, system: str, out: Path | None
+) -> None:
+    from moesim.measured.dense.predict import PREDICTIONS, predict_rows, read_rows
+    from moesim.measured.dense.scoreboard import scoreboard, scores
+    from moesim.measured.dense.table import systems
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_parts, say
+
+    if out is not None and rows is None:
+        raise MoesimError(
+            "--out: expected --rows FILE, too: it holds the predictions of that file's rows"
+        )
+    if rows is None:
+        table = scoreboard(kind, tuple(systems()) if system == "all" else (system,))
+    else:
+        if out is not None:
+            check_writable(out)
+        given = read_rows(rows, kind)
+        predictions = predict_rows(given)
+        table = scores(given, predictions)
+        if out is not None:
+            columns = [c for c in given.columns if c not in PREDICTIONS]
+            joined = given[columns].assign(**predictions)
+            empty = joined.astype(object).where(joined.notna(), None)
+            write_csv(out, empty.to_dict("records"), [*columns, *PREDICTIONS])
+            say(f"wrote {out}")
+    if table:
+        print_parts(table, _DENSE_PART, _DENSE)
+        say("error, roofline's error (roof) and share inside the 80 % interval, in %")

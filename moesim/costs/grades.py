@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moesim.costs.calibration import Calibration
+from moesim.costs.crossings import Basis
 
 #: grades, best first
 LETTERS = ("A", "B", "C", "D")
@@ -71,7 +72,11 @@ def grade_of(calibration: Calibration, fmt: str, ep: int, version: str = "") -> 
     if not calibration.cells:
         low, high = calibration.interval(f"{fmt}-{kind}")
         return Grade(letter="D", rests_on="assumed: no measured rows", low=low, high=high)
-    basis = calibration.basis(fmt, kind, version)
+    return grade_on(calibration.basis(fmt, kind, version))
+
+
+def grade_on(basis: Basis) -> Grade:
+    """Return the grade of a price that rests on a fitted cell and crosses what it crosses."""
     crossed = frozenset(basis.crossed)
     letter = "A" if not crossed else "B" if crossed <= _NEAR else "C"
     cell = basis.cell

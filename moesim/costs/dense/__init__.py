@@ -1,0 +1,1 @@
+"""Price the dense parts of a model: GEMMs, attention, and what only moves bytes."""

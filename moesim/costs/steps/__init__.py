@@ -1,0 +1,1 @@
+"""Price the parts of a step that are no experts: mixers, dense feed-forwards, what surrounds them."""

@@ -1,0 +1,241 @@
+"""Price a mixer on one device: its projections, and what its tokens do with each other.
+
+Attention is priced by fitted forms (`moesim.costs.dense`). Latent attention decodes in its absorbed
+form, where query and output are multiplied by the up-projection of keys and values head by head:
+as many FLOPs and weights as the up-projection itself (DeepSeek-V2, arXiv 2405.04434). A sparse
+attention reads the keys that its indexer picked, after scoring all of them. Mixers with a state
+read and write it for every decoding sequence, and update it for every token of a prompt; nothing is
+fitted there, and their grade is D.
+
+Every price is of one device, with arrays of shape (1,).
+"""
+
+from dataclasses import dataclass
+from functools import singledispatch
+from math import isqrt
+
+import numpy as np
+
+from moesim.costs.dense.decode import cache_bytes
+from moesim.costs.dense.gemm import GemmFormat
+from moesim.costs.dense.heads import Heads
+from moesim.costs.dense.prices import Amount, DensePrices
+from moesim.costs.phase import PhaseCost, sequence
+from moesim.costs.steps.shares import channel_params, kv_heads_of, products_of
+from moesim.design.step import Step
+from moesim.model.latent import CompressedAttention, LatentAttention
+from moesim.model.mixers import GroupedAttention, Indexer, Mixer
+
+_ELEMENT_BYTES = 2.0
+#: format in which an indexer scores keys, where a device has it (DeepSeek-V3.2)
+_SCORES = "float8_e4m3"
+#: share of the peak that the products of a state's update reach (assumed: those of a prefill of
+#: attention with small heads)
+_STATE_SHARE = 0.4
+_FLOPS_PER_STATE = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DensePricing:
+    """What the dense parts of a model are priced with, on one device.
+
+    Attributes:
+        prices: Fitted prices of GEMMs and attention.
+        hidden_size: Width of a token.
+        tp: Devices of an attention rank.
+        fmt: Format of the GEMMs, one of `moesim.costs.dense.gemm.FORMATS`.
+        kv: Format of the KV cache, ``bfloat16`` or ``fp8``.
+    """
+
+    prices: DensePrices
+    hidden_size: int
+    tp: int = 1
+    fmt: str = "bfloat16"
+    kv: str = "bfloat16"
+
+    def gemm(self, m: float, n: float, k: float, fmt: str | None = None) -> PhaseCost:
+        """Price one GEMM."""
+        fmt = fmt or self.fmt
+        profile = self.prices.profile
+        made = GemmFormat.named(fmt)
+        return bound_by(
+            self.prices.gemm_s(m, n, k, fmt),
+            2.0 * m * n * k / profile.peak(made.peak),
+            (n * k * made.weight_bytes + m * (k + n) * _ELEMENT_BYTES)
+            / profile.hbm_bandwidth_bytes_per_s,
+        )
+
+    def moved(self, num_bytes: Amount) -> PhaseCost:
+        """Price a kernel that only reads and writes bytes in order."""
+        whole = self.prices.stream_s(num_bytes)
+        memory = num_bytes / self.prices.profile.hbm_bandwidth_bytes_per_s
+        return PhaseCost(
+            compute_s_D=np.zeros(1),
+            memory_s_D=np.array([memory]),
+            latency_s_D=np.atleast_1d(whole - memory),
+        )
+
+
+def bound_by(seconds: np.ndarray, compute_s: float, memory_s: float) -> PhaseCost:
+    """Return seconds as demands: of whichever of compute and memory the roofline says binds, while
+    the other is used as the roofline says.
+    """
+    whole = np.atleast_1d(np.asarray(seconds, dtype=np.float64))
+    compute = whole if compute_s >= memory_s else np.minimum(compute_s, whole)
+    memory = np.minimum(memory_s, whole) if compute_s >= memory_s else whole
+    return PhaseCost(compute_s_D=compute, memory_s_D=memory, latency_s_D=np.zeros_like(whole))
+
+
+def projections(pricing: DensePricing, mixer: Mixer, step: Step) -> PhaseCost:
+    """Price the GEMMs of a mixer."""
+    found = [
+        pricing.gemm(step.tokens, n, k)
+        for n, k in products_of(mixer, pricing.hidden_size, pricing.tp)
+    ]
+    params = channel_params(mixer, pricing.hidden_size, pricing.tp)
+    if params:
+        # every token passes each channel once, in and out
+        channels = max(params / 4.0, 1.0)
+        found.append(pricing.moved(_ELEMENT_BYTES * (params + 2.0 * step.tokens * channels)))
+    return sequence(*found)
+
+
+@singledispatch
+def core(mixer: Mixer, pricing: DensePricing, step: Step) -> PhaseCost:
+    """Price what the tokens of a mixer do with each other: by default the update of a state."""
+    state = mixer.state_bytes_per_sequence / pricing.tp
+    elements = state / 4.0
+    flops = _FLOPS_PER_STATE * elements * step.prefill_tokens
+    compute_s = flops / (pricing.prices.profile.peak("bfloat16") * _STATE_SHARE)
+    moved = 2.0 * state * (step.sequences + step.prefills)
+    moved += 4.0 * isqrt(round(elements) or 1) * step.tokens * _ELEMENT_BYTES
+    memory = pricing.moved(moved)
+    return PhaseCost(
+        compute_s_D=memory.compute_s_D + compute_s,
+        memory_s_D=memory.memory_s_D,
+        latency_s_D=memory.latency_s_D,
+    )
+
+
+@core.register
+def _(mixer: GroupedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
+    heads = Heads.grouped(
+        mixer.num_heads / pricing.tp, kv_heads_of(mixer, pricing.tp), mixer.head_size
+    )
+    return _attention(pricing, step, heads, heads, mixer.window, mixer.indexer)
+
+
+@core.register
+def _(mixer: LatentAttention, pricing: DensePricing, step: Step) -> PhaseCost:
+    heads = mixer.num_heads / pricing.tp
+    return _attention(
+        pricing,
+        step,
+        Heads.mla_prefill(
+            heads, key_size=mixer.head_size + mixer.rope_size, value_size=mixer.value_size
+        ),
+        Heads.mla_decode(heads, latent_size=mixer.kv_rank, rope_size=mixer.rope_size),
+        mixer.window,
+        mixer.indexer,
+    )
+
+
+@core.register
+def _(mixer: CompressedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
+    # one head of keys that are values, too; older keys stand for several tokens
+    heads = Heads.mla_decode(mixer.num_heads / pricing.tp, latent_size=mixer.head_size, rope_size=0)
+    ratio = mixer.compress_ratio
+    kept = min(step.context, mixer.window)
+    if ratio:
+        older = max(step.context - mixer.window, 0.0) / ratio
+        kept += min(older, mixer.indexer.top_k) if mixer.indexer else older
+    seen = Step(
+        prefills=step.prefills,
+        new_tokens=step.new_tokens,
+        cached_tokens=step.cached_tokens,
+        sequences=step.sequences,
+        context=max(kept, 1.0),
+        tokens_per_sequence=step.tokens_per_sequence,
+    )
+    parts = [_attention(pricing, seen, heads, heads, mixer.window, None)]
+    if mixer.indexer:
+        parts.append(_index(pricing, step, mixer.indexer))
+    return sequence(*parts)
+
+
+def _attention(
+    pricing: DensePricing,
+    step: Step,
+    prefill: Heads,
+    decode: Heads,
+    window: int | None,
+    indexer: Indexer | None,
+) -> PhaseCost:
+    """Price prefill and decode, one after the other, and the indexer before them."""
+    parts, kv_bytes = [], cache_bytes(pricing.kv)
+    picked = indexer.top_k * indexer.block_size if indexer else 0
+    limit = min((w for w in (window or 0, picked) if w), default=0)
+    if indexer:
+        parts.append(_index(pricing, step, indexer))
+    if step.prefills:
+        parts.append(
+            bound_by(
+                pricing.prices.prefill_s(
+                    prefill,
+                    step.prefills,
+                    step.new_tokens,
+                    "fp8_kv" if pricing.kv == "fp8" else pricing.kv,
+                    cached=step.cached_tokens,
+                    window=limit,
+                ),
+                1.0,
+                0.0,
+            )
+        )
+    if step.sequences:
+        # all new tokens of a sequence read its cache once, like heads that share it
+        drafts = step.tokens_per_sequence
+        heads = Heads(
+            kind=decode.kind,
+            num_heads=decode.num_heads * drafts,
+            num_kv_heads=decode.num_kv_heads,
+            key_size=decode.key_size,
+            value_size=decode.value_size,
+            kv_size=decode.kv_size,
+        )
+        length = max(step.context, 1.0)
+        rows = step.sequences * min(length, limit or length)
+        profile = pricing.prices.profile
+        flops = 2.0 * rows * heads.num_heads * (heads.key_size + heads.value_size)
+        moved = rows * heads.num_kv_heads * heads.kv_size * kv_bytes
+        parts.append(
+            bound_by(
+                pricing.prices.decode_s(heads, step.sequences, length, pricing.kv, window=limit),
+                flops / profile.peak("bfloat16"),
+                moved / profile.hbm_bandwidth_bytes_per_s,
+            )
+        )
+    return sequence(*parts)
+
+
+def _index(pricing: DensePricing, step: Step, indexer: Indexer) -> PhaseCost:
+    """Price the scores of an indexer: every new token against all keys, which are read once for
+    each sequence.
+    """
+    ratio, profile = indexer.compress_ratio, pricing.prices.profile
+    new = step.new_tokens
+    pairs = step.prefills * new * (step.cached_tokens + (new + 1.0) / 2.0)
+    pairs += step.decode_tokens * step.context
+    read = step.prefills * (step.cached_tokens + new) + step.sequences * step.context
+    flops = 2.0 * pairs / ratio * indexer.num_heads * indexer.head_size
+    moved = read * indexer.bytes_per_token + 4.0 * pairs / ratio
+    peak = profile.peak(_SCORES if _SCORES in profile.peak_flops_per_s else "bfloat16")
+    compute_s = flops / (peak * _STATE_SHARE)
+    memory = pricing.moved(moved)
+    return sequence(
+        PhaseCost(
+            compute_s_D=memory.compute_s_D + compute_s,
+            memory_s_D=memory.memory_s_D,
+            latency_s_D=memory.latency_s_D,
+        )
+    )

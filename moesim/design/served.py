@@ -1,0 +1,109 @@
+"""A design of a whole model as it is served: the model, its formats, its layout, its kernels."""
+
+from dataclasses import dataclass, field
+
+from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.schedule import Schedule
+from moesim.design.step import Layout
+from moesim.errors import ConfigError, require
+from moesim.hardware.libraries import AUTO
+from moesim.model.feedforward import MoEFeedForward
+from moesim.model.layer import MoELayer
+from moesim.model.mixers import GroupedAttention
+from moesim.model.precision import Precision
+from moesim.model.spec import ModelSpec
+
+#: serving engines whose kernels and host are priced
+ENGINES = ("sglang", "vllm", "trtllm")
+KV_FORMATS = ("bfloat16", "fp8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A whole model on a layout of devices.
+
+    Attributes:
+        name: Name of the model.
+        spec: Its architecture.
+        layout: How it is spread over devices.
+        precision: Formats of its experts.
+        dense_format: Format of its other GEMMs, one of `moesim.costs.dense.gemm.FORMATS`.
+        kv_format: Format of its KV cache, ``bfloat16`` or ``fp8``.
+        placement: Strategy that places its experts, see `moesim.placement.strategies`.
+        num_replicas: Slots beyond one per expert.
+        schedule: Exchange and micro-batches; with two, whole layers overlap.
+        kernels: Library of the experts, see `moesim.design.candidate.Candidate`; ``auto`` takes
+            the fastest of the engine's.
+        engine: Serving engine whose dense kernels and host are priced.
+
+    Raises:
+        ConfigError: The layout does not divide the model, or a format or engine is unknown.
+    """
+
+    name: str
+    spec: ModelSpec
+    layout: Layout = field(default_factory=Layout)
+    precision: Precision = field(default_factory=Precision)
+    dense_format: str = "bfloat16"
+    kv_format: str = "bfloat16"
+    placement: str = "contiguous"
+    num_replicas: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    kernels: str = AUTO
+    engine: str = "sglang"
+
+    def __post_init__(self) -> None:
+        require(self.engine in ENGINES, "engine", " or ".join(ENGINES), self.engine)
+        require(self.kv_format in KV_FORMATS, "kv_format", "bfloat16 or fp8", self.kv_format)
+        tp = self.layout.tp
+        for block in self.spec.kinds:
+            mixer = block.mixer
+            heads = getattr(mixer, "num_heads", None) or getattr(mixer, "num_value_heads", tp)
+            if heads % tp:
+                raise ConfigError(
+                    f"layout: expected tp that divides the {heads} heads of {self.name}, got tp{tp}"
+                )
+            if isinstance(mixer, GroupedAttention):
+                groups = mixer.num_kv_heads
+                if groups % tp and tp % groups:
+                    raise ConfigError(
+                        f"layout: expected tp that divides or is a multiple of the {groups} KV "
+                        f"heads of {self.name}, got tp{tp}"
+                    )
+        if self.schedule.num_micro_batches > 1 and not self.layout.exchanges_tokens:
+            raise ConfigError(
+                "schedule.num_micro_batches: expected attention ranks with tokens of their own "
+                f"(dp > 1), whose exchanges overlap, got {self.layout}"
+            )
+
+    def layer(self, moe: MoEFeedForward) -> MoELayer:
+        """Return the routed experts of a kind of layer, with their gate; shared experts and
+        projections around them are dense parts of the step.
+        """
+        return MoELayer(
+            hidden_size=moe.latent_size or self.spec.hidden_size,
+            expert_intermediate_size=moe.width,
+            num_experts=moe.num_experts,
+            top_k=max(round(moe.computed_experts), 1),
+            gated=moe.gated,
+            gate=moe.gate,
+            precision=self.precision,
+        )
+
+    def candidate(self, moe: MoEFeedForward) -> Candidate:
+        """Return the design of the experts of a kind of layer."""
+        return Candidate(
+            layer=self.layer(moe),
+            parallelism=Parallelism(ep=self.layout.ep, tp=self.layout.moe_tp),
+            placement=self.placement,
+            num_replicas=self.num_replicas,
+            schedule=self.schedule,
+            kernels=f"{AUTO}:{self.engine}" if self.kernels == AUTO else self.kernels,
+        )
+
+    @property
+    def label(self) -> str:
+        """A short name of the design."""
+        words = [self.name, str(self.layout), self.precision.name, f"dense {self.dense_format}"]
+        words += [f"kv {self.kv_format}", self.placement + (f"+{self.num_replicas}" * bool(self.num_replicas))]
+        return " ".join(word for word in [*words, str(self.schedule), self.engine] if word)

@@ -1,0 +1,252 @@
+"""Lower a step of a whole model: its layers as pieces on the streams of every device.
+
+The program is the one of a single layer with more around it: mixers before the gate, collectives
+after what tensor parallelism divided, embedding, head and sampler at the ends. With two
+micro-batches, the attention of one runs beside the exchange of the other (two-batch overlap) by
+nothing but the order of pieces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.costs.comm.choose import exchange_kernel
+from moesim.costs.devices.primitives import kernels_for
+from moesim.costs.phase import PhaseCost
+from moesim.costs.phases.experts import price_layer_experts, tiles_of
+from moesim.costs.steps import mixers, rest
+from moesim.costs.steps.collectives import Joint, price_collective
+from moesim.costs.steps.mixers import DensePricing
+from moesim.design.served import ServedModel
+from moesim.design.step import Step
+from moesim.hardware import Cluster
+from moesim.lowering.canvas import Canvas
+from moesim.lowering.costs import price_batches
+from moesim.lowering.layer import pieces_of
+from moesim.lowering.priced import Priced
+from moesim.lowering.streams import Arrive, BeginCombine, BeginDispatch, Collective, Local, Mark, Piece
+from moesim.lowering.traffic import AnyTraffic
+from moesim.model.feedforward import MoEFeedForward
+from moesim.model.spec import LayerKind
+from moesim.program import Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Experts:
+    """The experts of one layer of a step.
+
+    Attributes:
+        moe: Their sizes.
+        cluster: The devices, with the calibration of the library that runs them.
+        batches: Traffic of every micro-batch.
+        travels: Whether tokens travel to them.
+    """
+
+    moe: MoEFeedForward
+    cluster: Cluster
+    batches: Sequence[AnyTraffic]
+    travels: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoweredStep:
+    """A program, and where its layers end.
+
+    Attributes:
+        program: The program.
+        marks: For the begin of the layers and for the end of each marked repetition of the first
+            micro-batch, the ops whose latest end is that time.
+    """
+
+    program: Program
+    marks: list[np.ndarray]
+
+
+def lower_step(
+    served: ServedModel,
+    cluster: Cluster,
+    pricing: DensePricing,
+    steps: Sequence[Step],
+    layers: Sequence[tuple[LayerKind, Experts | None, bool]],
+) -> LoweredStep:
+    """Lower a step.
+
+    Args:
+        served: The model's design.
+        cluster: The devices of one pipeline stage.
+        pricing: What dense parts are priced with.
+        steps: The step of each micro-batch.
+        layers: The layers that are lowered: kind, experts, and whether a repetition ends.
+    """
+    return _Lowering(served, cluster, pricing, steps, layers).run()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        served: ServedModel,
+        cluster: Cluster,
+        pricing: DensePricing,
+        steps: Sequence[Step],
+        layers: Sequence[tuple[LayerKind, Experts | None, bool]],
+    ) -> None:
+        self.served, self.cluster, self.pricing = served, cluster, pricing
+        self.steps, self.layers, self.layout = steps, layers, served.layout
+        self.hidden = served.spec.hidden_size
+        self.priced = [self._exchange(experts) for _, experts, _ in layers]
+        self.canvas = Canvas.of(
+            cluster,
+            served.precision.activations,
+            overlapped=len(steps) > 1,
+            priced=[p for layer in self.priced for p in layer],
+        )
+
+    def run(self) -> LoweredStep:
+        spec, batches = self.served.spec, []
+        block_costs = [
+            self._moe(experts, priced) if experts is not None else None
+            for (_, experts, _), priced in zip(self.layers, self.priced, strict=True)
+        ]
+        for m, step in enumerate(self.steps):
+            pieces: list[Piece] = [
+                self._local("embedding", rest.embedding(self.pricing, step)),
+                Mark(),
+            ]
+            for (kind, _, ends), moe in zip(self.layers, block_costs, strict=True):
+                pieces += self._mixer(kind, step)
+                pieces += self._feed_forward(kind, step, moe[m] if moe else [])
+                if ends:
+                    pieces.append(Mark())
+            pieces += [
+                self._local("head", rest.head(self.pricing, spec.vocab_size, step)),
+                self._local("sampler", rest.sampler(self.pricing, spec.vocab_size, step)),
+            ]
+            batches.append(pieces)
+        marks = self.canvas.streams.run(batches)
+        return LoweredStep(
+            program=self.canvas.builder.build(),
+            # a micro-batch is as long in each repetition as any other
+            marks=marks[0],
+        )
+
+    def _local(self, name: str, cost: PhaseCost) -> Local:
+        return Local(name=name, cost=rest.on_all(cost, self.cluster.num_devices))
+
+    def _joined(self, kind: Joint, tokens: float, size: int) -> list[Piece]:
+        """Return a collective over the devices of an attention rank or of all; nothing for one."""
+        if size == 1:
+            return []
+        cost = price_collective(
+            self.pricing.prices, self.cluster, kind, size, tokens, self.hidden
+        )
+        return [
+            Collective(name=kind, cost=rest.on_all(cost, self.cluster.num_devices), size=size)
+        ]
+
+    def _mixer(self, kind: LayerKind, step: Step) -> list[Piece]:
+        if kind.mixer is None:
+            return []
+        pricing, mixer = self.pricing, kind.mixer
+        return [
+            self._local("norm", rest.norm(pricing, step.tokens)),
+            self._local("projections", mixers.projections(pricing, mixer, step)),
+            self._local("attention", mixers.core(mixer, pricing, step)),
+            *self._after_attention(kind, step),
+        ]
+
+    def _after_attention(self, kind: LayerKind, step: Step) -> list[Piece]:
+        # what travels to experts next is only needed in parts, one on each device of the rank
+        scattered = kind.moe is not None and kind.dense is None and self.layout.exchanges_tokens
+        word: Joint = "reduce_scatter" if scattered else "all_reduce"
+        return self._joined(word, step.tokens, self.layout.tp)
+
+    def _feed_forward(self, kind: LayerKind, step: Step, moe: list[Piece]) -> list[Piece]:
+        pieces: list[Piece] = []
+        if kind.dense is not None or kind.moe is not None:
+            pieces.append(self._local("norm", rest.norm(self.pricing, step.tokens)))
+        if kind.dense is not None:
+            pieces.append(self._local("dense", rest.dense(self.pricing, kind.dense, step)))
+            if kind.moe is None or self.layout.exchanges_tokens:
+                pieces += self._joined("all_reduce", step.tokens, self.layout.tp)
+        if kind.moe is not None:
+            pieces += moe
+            if self.layout.exchanges_tokens:
+                pieces += self._joined("all_gather", step.tokens, self.layout.tp)
+            else:
+                pieces += self._joined("all_reduce", step.tokens, self.layout.tp)
+        return pieces
+
+    # --- experts ---
+
+    def _exchange(self, experts: Experts | None) -> list[Priced]:
+        if experts is None or not experts.travels or self.cluster.num_devices == 1:
+            return []
+        candidate, schedule = self.served.candidate(experts.moe), self.served.schedule
+        exchange = experts.cluster.exchange(schedule)
+        return Priced.of_batches(
+            candidate.layer,
+            experts.batches,
+            exchange_kernel(experts.cluster, exchange, schedule.num_comm_sms),
+            experts.cluster,
+            exchange=exchange,
+            num_experts=experts.batches[0].counts_DL.shape[1] * candidate.parallelism.ep,
+        )
+
+    def _moe(self, experts: Experts, priced: list[Priced]) -> list[list[Piece]]:
+        """Return the MoE block of every micro-batch as pieces."""
+        if not experts.travels:
+            return [self._present(experts, step) for step in self.steps]
+        groups = [(kernels_for(p), which) for (p, _), (_, which) in zip(
+            experts.cluster.groups, self.canvas.devices.groups, strict=True)]
+        costs = price_batches(
+            self.served.layer(experts.moe),
+            self.layout.moe_tp,
+            tuple(groups),
+            experts.batches,
+            [p.movement for p in priced],
+        )
+        found = []
+        for m, cost in enumerate(costs):
+            exchange = self.canvas.exchange(priced[m], self.served.schedule) if priced else None
+            tokens = float(np.asarray(experts.batches[m].num_tokens_S).mean())
+            gate = rest.gate(self.pricing, self.served.layer(experts.moe), tokens)
+            cost = replace(cost, gate=rest.on_all(gate, self.cluster.num_devices))
+            found.append(self._around(experts.moe, pieces_of(cost, exchange), tokens, 1))
+        return found
+
+    def _present(self, experts: Experts, step: Step) -> list[Piece]:
+        """Return the MoE block of tokens that every device has."""
+        layer, traffic = self.served.layer(experts.moe), experts.batches[0]
+        kernels, devices = kernels_for(experts.cluster.profile), self.cluster.num_devices
+        tp = self.layout.moe_tp
+        cost = price_layer_experts(
+            kernels,
+            layer,
+            tp,
+            traffic.counts_DL,
+            None,
+            np.asarray(traffic.tokens_D),
+            tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
+        )
+        pieces: list[Piece] = [
+            self._local("gate", rest.gate(self.pricing, layer, step.tokens)),
+            Local(name="experts", cost=cost),
+        ]
+        assert devices == len(cost.latency_s_D), "one price for each device"
+        return self._around(experts.moe, pieces, step.tokens, self.layout.tp)
+
+    def _around(
+        self, moe: MoEFeedForward, pieces: list[Piece], tokens: float, tp: int
+    ) -> list[Piece]:
+        """Add shared experts, which run beside a dispatch, and the projections of latent experts."""
+        if moe.latent_size:
+            pieces = [self._local("latent", rest.latent(self.pricing, moe, tokens)), *pieces]
+        if not moe.num_shared_experts:
+            return pieces
+        cost = self._local("shared", rest.shared(self.pricing, moe, tokens, tp))
+        at = next(
+            (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive)),
+            next(i for i, p in enumerate(pieces) if isinstance(p, Local) and p.name == "experts"),
+        )
+        return [*pieces[:at], cost, *pieces[at:]]

@@ -1,0 +1,1 @@
+"""Simulate steps of a whole model: prefill, decode, and both at once."""

@@ -1,0 +1,83 @@
+"""Shorten the layers of a model to a few that stand for all.
+
+Layers repeat: 3 dense and 58 MoE layers, or windows and full attention in turn. A run of equal
+patterns is lowered with its first few repetitions only; every further one takes as long as those
+after the first took on average, measured at the marks between them in the simulated program. Each
+repetition draws a routing of its own, so that the mean is over several layers' hot experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moesim.model.spec import LayerKind
+
+#: repetitions that are lowered: the first fills the pipeline, the others are the steady state
+REPETITIONS = 3
+_LONGEST_PATTERN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A pattern of layers and how often it follows itself."""
+
+    pattern: tuple[LayerKind, ...]
+    repeats: int
+
+    @property
+    def lowered(self) -> int:
+        """The repetitions that are lowered."""
+        return min(self.repeats, REPETITIONS)
+
+
+def runs_of(blocks: Sequence[LayerKind]) -> list[Run]:
+    """Return the layers as runs of patterns, each as long as possible and its pattern as short as
+    possible.
+    """
+    found, at = [], 0
+    while at < len(blocks):
+        best = Run((blocks[at],), 1)
+        for size in range(1, min(_LONGEST_PATTERN, (len(blocks) - at) // 2) + 1):
+            pattern = tuple(blocks[at : at + size])
+            repeats = 1
+            while tuple(blocks[at + repeats * size : at + (repeats + 1) * size]) == pattern:
+                repeats += 1
+            if repeats > 1 and repeats * size > best.repeats * len(best.pattern):
+                best = Run(pattern, repeats)
+        found.append(best)
+        at += best.repeats * len(best.pattern)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A span of simulated time that stands for more than itself.
+
+    Attributes:
+        begin_s: Where it begins in the simulated program.
+        end_s: Where it ends.
+        weight: Seconds of the whole model for each second of it.
+    """
+
+    begin_s: float
+    end_s: float
+    weight: float
+
+
+def stretches(runs: Sequence[Run], marks_s: Sequence[float], makespan_s: float) -> list[Stretch]:
+    """Return the simulated time as stretches.
+
+    Args:
+        runs: The runs that were lowered, in order.
+        marks_s: When each lowered repetition ended, in order, after when the first began.
+        makespan_s: When the program ended.
+    """
+    found, at = [Stretch(0.0, marks_s[0], 1.0)], 0
+    for run in runs:
+        ends = marks_s[at : at + run.lowered + 1]
+        at += run.lowered
+        if run.repeats == run.lowered:
+            found.append(Stretch(ends[0], ends[-1], 1.0))
+            continue
+        found.append(Stretch(ends[0], ends[1], 1.0))
+        found.append(Stretch(ends[1], ends[-1], (run.repeats - 1.0) / (run.lowered - 1.0)))
+    return [*found, Stretch(marks_s[-1], makespan_s, 1.0)]

@@ -1,0 +1,228 @@
+"""Simulate one step of a whole model on one copy of its devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from moesim.costs.dense.prices import dense_prices
+from moesim.costs.grades import ASSUMED_GRADE, Grade
+from moesim.costs.steps.mixers import DensePricing
+from moesim.design.served import ServedModel
+from moesim.design.step import Step
+from moesim.engines.run import run
+from moesim.errors import ConfigError
+from moesim.hardware import Cluster
+from moesim.hardware.sizing import sized
+from moesim.lowering.steps import Experts, lower_step
+from moesim.model.feedforward import MoEFeedForward
+from moesim.model.latent import LatentAttention
+from moesim.model.spec import LayerKind
+from moesim.simulation.phases import critical_segments
+from moesim.simulation.steps.chain import Stretch, runs_of, stretches
+from moesim.simulation.steps.experts import present, sent
+from moesim.simulation.trust import span_of, trust_of
+
+#: bytes of a bf16 element, which travels between pipeline stages
+_ELEMENT_BYTES = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """One simulated step.
+
+    Attributes:
+        served: The design.
+        cluster: Name of the cluster.
+        step: What each attention rank computed.
+        time_s: Time of the step on the devices, without the host.
+        low_s: P10 of that time.
+        high_s: P90.
+        phase_time_s: Seconds of each phase on the critical path; they sum to time_s.
+        kernels: Name of the library that runs the experts; empty for a model without.
+        grades: Phase -> what its price rests on.
+        engine: Name of the engine that ran the program.
+    """
+
+    served: ServedModel
+    cluster: str
+    step: Step
+    time_s: float
+    low_s: float
+    high_s: float
+    phase_time_s: dict[str, float]
+    kernels: str
+    grades: dict[str, Grade]
+    engine: str
+
+
+def simulate_step(
+    served: ServedModel,
+    cluster: Cluster,
+    step: Step,
+    *,
+    routing: str = "power_law:1.2",
+    seed: int = 0,
+    engine: str = "flow",
+) -> StepResult:
+    """Simulate one step on one copy of the model.
+
+    The stages of a pipeline compute one after the other; each holds an equal share of the layers,
+    and sends the tokens of the step to the next.
+
+    Args:
+        served: The design; its layout says how many devices of the cluster it uses.
+        cluster: The hardware.
+        step: What each attention rank computes.
+        routing: Distribution of the experts' load; every layer draws hot experts of its own.
+        seed: Seed of the routing.
+        engine: Name of the engine.
+
+    Raises:
+        ConfigError: Devices of several kinds, or the layout does not fit the cluster.
+    """
+    stage = _stage(cluster, served.layout.devices_per_stage)
+    runs = runs_of(served.spec.blocks)
+    parts = _micro_batches(step, served.schedule.num_micro_batches)
+    layers: list[tuple[LayerKind, Experts | None, bool]] = []
+    names: dict[str, None] = {}
+    for run_ in runs:
+        for repetition in range(run_.lowered):
+            for place, kind in enumerate(run_.pattern):
+                experts = None
+                if kind.moe is not None:
+                    experts, name = _experts(
+                        served, stage, kind.moe, step, routing, seed + 101 * repetition + place
+                    )
+                    names[name] = None
+                layers.append((kind, experts, place == len(run_.pattern) - 1))
+    pricing = _pricing(served, stage)
+    lowered = lower_step(served, stage, pricing, parts, layers)
+    timeline = run(lowered.program, engine)
+    marks_s = [float(timeline.end_s_N[ops].max()) for ops in lowered.marks]
+    spans = stretches(runs, marks_s, timeline.makespan_s)
+    phases: dict[str, float] = {}
+    for phase, begin, end in critical_segments(lowered.program, timeline):
+        phases[phase] = phases.get(phase, 0.0) + _weighted(begin, end, spans)
+    if served.layout.pp > 1:
+        phases["pipeline"] = (served.layout.pp - 1) * _hop_s(cluster, served, step)
+    time_s = sum(phases.values())
+    grades = _grades(served, stage, pricing, names)
+    low, high = span_of(grades, phases)
+    return StepResult(
+        served=served,
+        cluster=cluster.name,
+        step=step,
+        time_s=time_s,
+        low_s=time_s * low,
+        high_s=time_s * high,
+        phase_time_s=phases,
+        kernels=" ".join(name for name in names if name),
+        grades=grades,
+        engine=engine,
+    )
+
+
+@lru_cache(maxsize=64)
+def _stage(cluster: Cluster, devices: int) -> Cluster:
+    if len(cluster.groups) > 1:
+        raise ConfigError(
+            f"{cluster.name}: expected devices of one kind for a whole model, got a mixed cluster"
+        )
+    if devices > cluster.num_devices:
+        raise ConfigError(
+            f"layout: expected at most the {cluster.num_devices} devices of {cluster.name}, got "
+            f"{devices} in a stage"
+        )
+    return sized(cluster, devices)
+
+
+@lru_cache(maxsize=64)
+def _pricing(served: ServedModel, stage: Cluster) -> DensePricing:
+    return DensePricing(
+        prices=dense_prices(stage.profile, served.engine),
+        hidden_size=served.spec.hidden_size,
+        tp=served.layout.tp,
+        fmt=served.dense_format,
+        kv=served.kv_format,
+    )
+
+
+def _micro_batches(step: Step, parts: int) -> list[Step]:
+    """Divide a step: its sequences, or the tokens of a single prompt."""
+    if parts == 1:
+        return [step]
+    if step.prefills and step.prefills < parts:
+        each = step.new_tokens / parts
+        return [
+            replace(
+                step,
+                new_tokens=each,
+                cached_tokens=step.cached_tokens + m * each,
+                sequences=step.sequences / parts,
+            )
+            for m in range(parts)
+        ]
+    return [
+        replace(step, prefills=step.prefills / parts, sequences=step.sequences / parts)
+    ] * parts
+
+
+def _experts(
+    served: ServedModel, stage: Cluster, moe: MoEFeedForward, step: Step, routing: str, seed: int
+) -> tuple[Experts, str]:
+    candidate = served.candidate(moe)
+    if served.layout.exchanges_tokens:
+        prepared = sent(candidate, stage, step.tokens / served.layout.tp, routing, seed)
+        return (
+            Experts(moe=moe, cluster=prepared.cluster, batches=prepared.batches, travels=True),
+            prepared.kernels,
+        )
+    found = present(candidate, stage, max(round(step.tokens), 1), routing, seed)
+    return (
+        Experts(moe=moe, cluster=found.cluster, batches=(found.traffic,), travels=False),
+        found.kernels,
+    )
+
+
+def _weighted(begin: float, end: float, spans: Sequence[Stretch]) -> float:
+    return sum(
+        max(min(end, span.end_s) - max(begin, span.begin_s), 0.0) * span.weight for span in spans
+    )
+
+
+def _hop_s(cluster: Cluster, served: ServedModel, step: Step) -> float:
+    """Return the seconds in which a stage sends its tokens to the next: each device those of its
+    share, over its NIC if the stages are on different nodes.
+    """
+    moved = step.tokens / served.layout.tp * served.spec.hidden_size * _ELEMENT_BYTES
+    within = served.layout.num_devices <= cluster.devices_per_domain
+    rate = cluster.link_bytes_per_s if within else cluster.nic_bytes_per_s
+    if not rate:
+        raise ConfigError(f"layout: expected links between the stages of {served.layout}, got none")
+    return cluster.hop_s + moved / rate
+
+
+def _grades(
+    served: ServedModel, stage: Cluster, pricing: DensePricing, names: dict[str, None]
+) -> dict[str, Grade]:
+    """Return what each phase rests on."""
+    prices = pricing.prices
+    gemm = prices.grade("gemm", served.dense_format)
+    latent = any(isinstance(kind.mixer, LatentAttention) for kind in served.spec.kinds)
+    found = {
+        "projections": gemm,
+        "dense": gemm,
+        "shared": gemm,
+        "head": prices.grade("gemm", "bfloat16"),
+        "all_reduce": prices.grade("all_reduce", "bfloat16"),
+        "attention": prices.grade("mla_decode" if latent else "decode", served.kv_format),
+    }
+    moe = served.spec.moe
+    if moe is not None and names:
+        candidate = served.candidate(moe)
+        alone = stage if served.layout.exchanges_tokens else sized(stage, 1)
+        layer, _ = trust_of(candidate, alone, next(iter(names)))
+        found |= layer
+    return found | {name: ASSUMED_GRADE for name in ("norm", "embedding", "sampler", "gate")}
