@@ -105,5 +105,8 @@ class ServedModel:
     def label(self) -> str:
         """A short name of the design."""
         words = [self.name, str(self.layout), self.precision.name, f"dense {self.dense_format}"]
-        words += [f"kv {self.kv_format}", self.placement + (f"+{self.num_replicas}" * bool(self.num_replicas))]
+        words += [
+            f"kv {self.kv_format}",
+            self.placement + (f"+{self.num_replicas}" * bool(self.num_replicas)),
+        ]
         return " ".join(word for word in [*words, str(self.schedule), self.engine] if word)

@@ -322,11 +322,17 @@ def index_names(kind: str) -> list[str]:
 
 
 #: folder -> what its files are called in errors
-_WHAT = {"devices": "profile", "clusters": "cluster", "libraries": "kernel library"}
+_WHAT = {
+    "devices": "profile",
+    "clusters": "cluster",
+    "libraries": "kernel library",
+    "engines": "serving engine",
+}
 
 
 def find(
-    kind: Literal["devices", "clusters", "calibration", "economics", "libraries"], name: str
+    kind: Literal["devices", "clusters", "calibration", "economics", "engines", "libraries"],
+    name: str,
 ) -> Path:
     """Return the file that a name or a path refers to.
 

@@ -25,7 +25,15 @@ from moesim.lowering.canvas import Canvas
 from moesim.lowering.costs import price_batches
 from moesim.lowering.layer import pieces_of
 from moesim.lowering.priced import Priced
-from moesim.lowering.streams import Arrive, BeginCombine, BeginDispatch, Collective, Local, Mark, Piece
+from moesim.lowering.streams import (
+    Arrive,
+    BeginCombine,
+    BeginDispatch,
+    Collective,
+    Local,
+    Mark,
+    Piece,
+)
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.spec import LayerKind
@@ -137,12 +145,8 @@ class _Lowering:
         """Return a collective over the devices of an attention rank or of all; nothing for one."""
         if size == 1:
             return []
-        cost = price_collective(
-            self.pricing.prices, self.cluster, kind, size, tokens, self.hidden
-        )
-        return [
-            Collective(name=kind, cost=rest.on_all(cost, self.cluster.num_devices), size=size)
-        ]
+        cost = price_collective(self.pricing.prices, self.cluster, kind, size, tokens, self.hidden)
+        return [Collective(name=kind, cost=rest.on_all(cost, self.cluster.num_devices), size=size)]
 
     def _mixer(self, kind: LayerKind, step: Step) -> list[Piece]:
         if kind.mixer is None:
@@ -197,8 +201,12 @@ class _Lowering:
         """Return the MoE block of every micro-batch as pieces."""
         if not experts.travels:
             return [self._present(experts, step) for step in self.steps]
-        groups = [(kernels_for(p), which) for (p, _), (_, which) in zip(
-            experts.cluster.groups, self.canvas.devices.groups, strict=True)]
+        groups = [
+            (kernels_for(p), which)
+            for (p, _), (_, which) in zip(
+                experts.cluster.groups, self.canvas.devices.groups, strict=True
+            )
+        ]
         costs = price_batches(
             self.served.layer(experts.moe),
             self.layout.moe_tp,

@@ -24,9 +24,7 @@ def critical_phases(program: Program, timeline: Timeline) -> dict[str, float]:
     return share
 
 
-def critical_segments(
-    program: Program, timeline: Timeline
-) -> Iterator[tuple[str, float, float]]:
+def critical_segments(program: Program, timeline: Timeline) -> Iterator[tuple[str, float, float]]:
     """Yield (phase, begin, end in seconds) of each op on the critical path, the last one first."""
     end = timeline.end_s_N
     op, until = int(end.argmax()), timeline.makespan_s

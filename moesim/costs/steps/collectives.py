@@ -38,7 +38,10 @@ def price_collective(
         The price of one device: PhaseCost of shape (1,), all of it latency, since a collective
         blocks its devices.
     """
-    ports, buffer = replace(ports_of(cluster), num_ranks=size), tokens * hidden_size * _ELEMENT_BYTES
+    ports, buffer = (
+        replace(ports_of(cluster), num_ranks=size),
+        tokens * hidden_size * _ELEMENT_BYTES,
+    )
     if kind == "all_reduce":
         return _blocking(prices.all_reduce_s(buffer, ports))
     kernel = comm_kernel(f"nccl_{kind}", ports, cluster.profile)

@@ -58,7 +58,9 @@ def gate(pricing: DensePricing, layer: MoELayer, tokens: float) -> PhaseCost:
     and picks (``moe_fused_gate`` of SGLang, ``grouped_topk`` of vLLM, ``noAuxTc`` of TensorRT-LLM).
     """
     if layer.gate.kind not in _FUSED:
-        return price_gate(kernels_for(pricing.prices.profile), layer, np.full(1, round(tokens) or 1))
+        return price_gate(
+            kernels_for(pricing.prices.profile), layer, np.full(1, round(tokens) or 1)
+        )
     logits = tokens * layer.num_experts * _LOGIT_BYTES
     return sequence(
         pricing.gemm(tokens, layer.num_experts, layer.hidden_size, "bfloat16"),

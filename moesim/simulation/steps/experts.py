@@ -75,9 +75,7 @@ def present(
         num_tokens_S=np.array([tokens]),
         seed=seed,
     )
-    placement = place(
-        candidate.placement, drawn.num_tokens_E(), spread.ep, candidate.num_replicas
-    )
+    placement = place(candidate.placement, drawn.num_tokens_E(), spread.ep, candidate.num_replicas)
     traffic = spread_tokens(drawn, placement, spread)
     kernels = choose_kernels([candidate], cluster, traffic, exchanged=False)[0]
     return Present(traffic=traffic, cluster=running(cluster, kernels), kernels=kernels)

@@ -82,7 +82,7 @@ def simulate_step(
     Raises:
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
-    stage = _stage(cluster, served.layout.devices_per_stage)
+    stage = stage_of(cluster, served.layout.devices_per_stage)
     runs = runs_of(served.spec.blocks)
     parts = _micro_batches(step, served.schedule.num_micro_batches)
     layers: list[tuple[LayerKind, Experts | None, bool]] = []
@@ -97,7 +97,7 @@ def simulate_step(
                     )
                     names[name] = None
                 layers.append((kind, experts, place == len(run_.pattern) - 1))
-    pricing = _pricing(served, stage)
+    pricing = pricing_of(served, stage)
     lowered = lower_step(served, stage, pricing, parts, layers)
     timeline = run(lowered.program, engine)
     marks_s = [float(timeline.end_s_N[ops].max()) for ops in lowered.marks]
@@ -125,7 +125,7 @@ def simulate_step(
 
 
 @lru_cache(maxsize=64)
-def _stage(cluster: Cluster, devices: int) -> Cluster:
+def stage_of(cluster: Cluster, devices: int) -> Cluster:
     if len(cluster.groups) > 1:
         raise ConfigError(
             f"{cluster.name}: expected devices of one kind for a whole model, got a mixed cluster"
@@ -139,7 +139,7 @@ def _stage(cluster: Cluster, devices: int) -> Cluster:
 
 
 @lru_cache(maxsize=64)
-def _pricing(served: ServedModel, stage: Cluster) -> DensePricing:
+def pricing_of(served: ServedModel, stage: Cluster) -> DensePricing:
     return DensePricing(
         prices=dense_prices(stage.profile, served.engine),
         hidden_size=served.spec.hidden_size,
@@ -164,9 +164,7 @@ def _micro_batches(step: Step, parts: int) -> list[Step]:
             )
             for m in range(parts)
         ]
-    return [
-        replace(step, prefills=step.prefills / parts, sequences=step.sequences / parts)
-    ] * parts
+    return [replace(step, prefills=step.prefills / parts, sequences=step.sequences / parts)] * parts
 
 
 def _experts(

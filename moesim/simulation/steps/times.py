@@ -1,0 +1,187 @@
+"""Tabulate the time of steps, for a request loop that asks for thousands of them.
+
+A step's time depends on prompt tokens, on sequences, and on how far back they look. The first two
+make a grid: steps at its nodes are simulated when they are first needed, with usual contexts, and
+what lies between is linear. Looking back costs attention, which is priced by itself for the context
+asked and for the usual one; the difference is added. Where micro-batches overlap, attention hides
+behind exchanges in part: a second simulation with twice the context says which part shows.
+"""
+
+import bisect
+from functools import lru_cache
+from math import floor, log2
+
+from moesim.costs.steps.mixers import core
+from moesim.design.served import ServedModel
+from moesim.design.step import Step
+from moesim.hardware import Cluster
+from moesim.hardware.serving_engines import serving_engine
+from moesim.simulation.steps.simulate import pricing_of, simulate_step, stage_of
+
+#: sequences up to which every number is a node
+_EXACT = 8
+#: nodes of an octave beyond
+_PER_OCTAVE = 4
+#: context of decoding sequences at the nodes
+_CONTEXT = 2048.0
+
+
+class StepTable:
+    """Times of the steps of a design, a `moesim.serving.loop.StepTimes`.
+
+    Attributes:
+        served: The design.
+        cluster: The hardware.
+        simulated: Number of steps that were simulated.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        cluster: Cluster,
+        *,
+        routing: str = "power_law:1.2",
+        seed: int = 0,
+    ) -> None:
+        self.served, self.cluster = served, cluster
+        self._routing, self._seed = routing, seed
+        self._engine = serving_engine(served.engine)
+        self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
+        self._kinds = [
+            (kind.mixer, count) for kind, count in served.spec.kinds.items() if kind.mixer
+        ]
+        self.simulated = 0
+        self._node = lru_cache(maxsize=None)(self._simulate)
+        self._attention = lru_cache(maxsize=65536)(self._price_attention)
+        self._shows = lru_cache(maxsize=None)(self._share_that_shows)
+
+    def step_s(
+        self,
+        *,
+        prefill_tokens: int,
+        prefill_context: float,
+        sequences: int,
+        context: float,
+        tokens_per_sequence: int = 1,
+    ) -> float:
+        """Return the seconds of one step of every attention rank, see
+        `moesim.serving.loop.StepTimes`.
+        """
+        total = 0.0
+        for prompts, share in _between(prefill_tokens):
+            for decoding, part in _between(sequences):
+                if share * part > 0.0 and prompts + decoding > 0:
+                    total += share * part * self._node(prompts, decoding, tokens_per_sequence)
+        looking = self._looking(prefill_tokens, prefill_context, sequences, context, tokens_per_sequence)
+        usual = self._looking(
+            prefill_tokens, _usual(prefill_tokens), sequences, _CONTEXT, tokens_per_sequence
+        )
+        shows = self._shows(_nearest(sequences), tokens_per_sequence) if sequences else 1.0
+        devices_s = max(total + shows * (looking - usual), 0.0)
+        layers = self.served.spec.num_layers if prefill_tokens else 0
+        return self._engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
+
+    def _simulate(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
+        self.simulated += 1
+        return self._time_s(prompts, sequences, _CONTEXT, tokens_per_sequence)
+
+    def _time_s(
+        self, prompts: int, sequences: int, context: float, tokens_per_sequence: int
+    ) -> float:
+        step = Step(
+            prefills=1.0 if prompts else 0.0,
+            new_tokens=prompts,
+            sequences=sequences,
+            context=context,
+            tokens_per_sequence=tokens_per_sequence,
+        )
+        return simulate_step(
+            self.served, self.cluster, step, routing=self._routing, seed=self._seed
+        ).time_s
+
+    def _share_that_shows(self, sequences: int, tokens_per_sequence: int) -> float:
+        """Return by how much a step grows for each second of attention."""
+        if self.served.schedule.num_micro_batches == 1:
+            return 1.0
+        more = self._looking(0, 0.0, sequences, 2.0 * _CONTEXT, tokens_per_sequence)
+        more -= self._looking(0, 0.0, sequences, _CONTEXT, tokens_per_sequence)
+        longer = self._time_s(0, sequences, 2.0 * _CONTEXT, tokens_per_sequence)
+        return (longer - self._node(0, sequences, tokens_per_sequence)) / more
+
+    def _looking(
+        self,
+        prompts: int,
+        prompt_context: float,
+        sequences: int,
+        context: float,
+        tokens_per_sequence: int,
+    ) -> float:
+        """Return the seconds of attention in all layers."""
+        seconds = 0.0
+        if prompts:
+            for cached, share in _around(max(prompt_context - _usual(prompts), 0.0)):
+                seconds += share * self._attention(prompts, cached, 0, 0.0, 1)
+            if prompt_context < _usual(prompts):
+                # several prompts, each with as many tokens as its context says
+                each = 2.0 * prompt_context + 1.0
+                seconds += self._attention(round(each), 0.0, 0, 0.0, 1) * prompts / each
+                seconds -= self._attention(prompts, 0.0, 0, 0.0, 1)
+        if sequences:
+            for length, share in _around(context):
+                seconds += share * self._attention(0, 0.0, sequences, length, tokens_per_sequence)
+        return seconds
+
+    def _price_attention(
+        self, prompts: int, cached: float, sequences: int, context: float, tokens_per_sequence: int
+    ) -> float:
+        step = Step(
+            prefills=1.0 if prompts else 0.0,
+            new_tokens=prompts,
+            cached_tokens=cached,
+            sequences=sequences,
+            context=max(context, 1.0),
+            tokens_per_sequence=tokens_per_sequence,
+        )
+        return sum(
+            count * float(core(mixer, self._pricing, step).solo_s_D()[0])
+            for mixer, count in self._kinds
+        )
+
+
+def _usual(prompt_tokens: int) -> float:
+    """Return the mean context of the tokens of one whole prompt."""
+    return max((prompt_tokens - 1.0) / 2.0, 0.0)
+
+
+def _nodes(upto: int) -> list[int]:
+    found = list(range(_EXACT + 1))
+    while found[-1] < upto:
+        octave = floor(log2(found[-1]))
+        found.append(found[-1] + max(2**octave // _PER_OCTAVE, 1))
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _between(number: int) -> tuple[tuple[int, float], ...]:
+    """Return the nodes around a number with their shares."""
+    nodes = _nodes(number)
+    at = bisect.bisect_left(nodes, number)
+    if nodes[at] == number:
+        return ((number, 1.0),)
+    low, high = nodes[at - 1], nodes[at]
+    share = (number - low) / (high - low)
+    return ((low, 1.0 - share), (high, share))
+
+
+def _nearest(number: int) -> int:
+    return max(_between(number), key=lambda node: node[1])[0]
+
+
+def _around(length: float) -> tuple[tuple[float, float], ...]:
+    """Return lengths around another, which are eighths of powers of two, with their shares."""
+    if length < 1.0:
+        return ((0.0, 1.0),) if length <= 0.0 else ((0.0, 1.0 - length), (1.0, length))
+    step = max(2.0 ** (floor(log2(length)) - 3), 1.0)
+    low = floor(length / step) * step
+    share = (length - low) / step
+    return ((low, 1.0 - share), (low + step, share)) if share else ((low, 1.0),)
