@@ -18,7 +18,7 @@ class Affine:
         return self.launch_s + prompts + decoding
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def affine():
     return Affine
 
@@ -32,6 +32,6 @@ class Bent(Affine):
         return max(plain, 1e-8 * reads) + 1e-6 * reads**0.5
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bent():
     return Bent
