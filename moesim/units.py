@@ -6,6 +6,7 @@ divide on the way out: ``3350 * GB`` bytes/s, ``time_s / US`` microseconds.
 """
 
 US = 1e-6
+MS = 1e-3
 KB = 1e3
 MB = 1e6
 GB = 1e9

@@ -1,0 +1,78 @@
+"""Numbers of tokens of requests, drawn from a short text.
+
+- ``1024``: every request has 1,024 tokens.
+- ``uniform:512-1024``: every whole number from 512 to 1,024 is equally likely.
+- ``lognormal:1024,0.6,8192``: the median, the standard deviation of the logarithm, and the most
+  tokens that a request may have; longer draws are cut to it.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.errors import ConfigError
+
+_FORMS = "N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA,MOST"
+_FIXED = re.compile(r"(\d+)")
+_UNIFORM = re.compile(r"uniform:(\d+)-(\d+)")
+_LOGNORMAL = re.compile(r"lognormal:(\d+),(\d+(?:\.\d*)?|\.\d+),(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """A distribution of numbers of tokens.
+
+    Attributes:
+        low: The fewest tokens of a request.
+        high: The most tokens of a request.
+        median: The median of a log-normal distribution; None for a uniform one.
+        sigma: The standard deviation of the logarithm; 0 for a uniform distribution.
+    """
+
+    low: int
+    high: int
+    median: int | None = None
+    sigma: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str | int, where: str) -> "Lengths":
+        """Read the text of a distribution; a plain integer is a fixed length.
+
+        Args:
+            text: The distribution, in one of the forms above.
+            where: The key that an error names.
+
+        Raises:
+            ConfigError: The text has none of the forms, or its numbers are out of order.
+        """
+        written = str(text).strip()
+        if match := _FIXED.fullmatch(written):
+            low = high = int(match[1])
+            found = cls(low=low, high=high)
+        elif match := _UNIFORM.fullmatch(written):
+            found = cls(low=int(match[1]), high=int(match[2]))
+        elif match := _LOGNORMAL.fullmatch(written):
+            found = cls(low=1, high=int(match[3]), median=int(match[1]), sigma=float(match[2]))
+        else:
+            raise ConfigError(f"{where}: expected {_FORMS}, got {text!r}")
+        middle = found.low if found.median is None else found.median
+        if not 1 <= found.low <= middle <= found.high:
+            raise ConfigError(f"{where}: expected 1 <= LOW <= HIGH (MEDIAN <= MOST), got {text!r}")
+        return found
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw numbers of tokens.
+
+        Args:
+            count: How many are drawn.
+            rng: The source of randomness.
+
+        Returns:
+            ndarray of shape (count,), int64.
+        """
+        if self.median is None:
+            return rng.integers(self.low, self.high, count, endpoint=True)
+        drawn = rng.lognormal(math.log(self.median), self.sigma, count)
+        return np.clip(np.rint(drawn), self.low, self.high).astype(np.int64)
