@@ -31,7 +31,8 @@ from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, Gate, MoELayer, Precision
 from moesim.model.gate_kinds import GATE_KINDS
-from moesim.model.hf_config import Model, load_model
+from moesim.model.hf_config import Model, is_file, load_model
+from moesim.model.presets import load_preset
 from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
@@ -369,6 +370,8 @@ def _gate(text: str) -> Gate:
 
 @lru_cache(maxsize=64)
 def _model(name: str, lenient: bool) -> Model:
+    if not is_file(name):
+        load_preset(name)  # says the near matches
     return load_model(name, lenient)
 
 

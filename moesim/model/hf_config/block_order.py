@@ -62,18 +62,19 @@ _STEPS = (
     "decoder_sparse_step",
     "interleave_moe_layer_step",
     "moe_every_n_layers",
+    "moe_every_n_layer",
 )
 Rule = tuple[str, Callable[[int], bool]] | None
 
 
 def _rules(keys: Keys) -> Iterator[Rule]:
-    """Yield the rules that a layer with experts must all meet."""
+    """Yield the rules that a layer with experts must all meet; one that all meet is none."""
     for name in _FIRST:
         if keys.has(name):
-            yield name, _from(keys, name)
+            yield _from(keys, name)
     for name in _STEPS:
         if keys.has(name) and not isinstance(keys.given.get(name), list):
-            yield name, _every(keys, name)
+            yield _every(keys, name)
     if keys.has("expert_layer_period", "expert_layer_offset"):
         period = keys.whole("expert_layer_period", what="layers from one MoE layer to the next")
         offset = keys.whole("expert_layer_offset", what="the first MoE layer", default=0, low=0)
@@ -86,15 +87,18 @@ def _rules(keys: Keys) -> Iterator[Rule]:
         yield "mlp_only_layers", lambda i: i not in plain
 
 
-def _from(keys: Keys, name: str) -> Callable[[int], bool]:
+def _from(keys: Keys, name: str) -> Rule:
     first = keys.whole(name, what="dense layers before the first with experts", low=0)
-    return lambda i: i >= first
+    return (name, lambda i: i >= first) if first else None
 
 
-def _every(keys: Keys, name: str) -> Callable[[int], bool]:
+def _every(keys: Keys, name: str) -> Rule:
     step = keys.whole(name, what="layers from one with experts to the next")
+    if step == 1:
+        return None
     # DeepSeek's classes count from the first layer, the others to the last
-    return (lambda i: i % step == 0) if name == "moe_layer_freq" else lambda i: (i + 1) % step == 0
+    ahead = 0 if name == "moe_layer_freq" else 1
+    return name, lambda i: (i + ahead) % step == 0
 
 
 def _between(keys: Keys) -> Rule:

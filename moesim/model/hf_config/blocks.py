@@ -182,8 +182,13 @@ def read_gate(keys: Keys, family: Family, word: str) -> Gate:
         (
             "topk_group",
             "num_expert_groups_per_tok",
+            "num_limited_groups",
         ),
     )
+    if keys.has("num_experts_per_group"):  # Pangu Pro: every group gives as many experts
+        size = keys.whole("num_experts_per_group", what="experts")
+        note = f"groups of {size} experts give as many each: priced as a flat gate"
+        keys.notes += [] if note in keys.notes else [note]
     groups = keys.whole(*names[0], what="groups of experts", default=1, low=0) or 1
     kept = keys.whole(*names[1], what="groups a token may use", default=groups, low=0) or groups
     keys.require(kept <= groups, "topk_group", f"at most n_group = {groups}", kept)

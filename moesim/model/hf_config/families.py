@@ -31,6 +31,7 @@ class Family:
         has_shared_gate: Whether a gate of one output weighs the shared expert.
         query_experts: Whether attention chooses among sets of query heads as tokens do experts.
         blocks_per_layer: Number of blocks (attention and feed-forward) in one layer.
+        unused: Keys that files of the class state and its model does not use.
         refused: Why the class cannot be read; empty if it can.
     """
 
@@ -43,6 +44,7 @@ class Family:
     has_shared_gate: bool = False
     query_experts: bool = False
     blocks_per_layer: int = 1
+    unused: tuple[str, ...] = ()
     refused: str = ""
 
 
@@ -63,7 +65,12 @@ _QWEN_HYBRID = Family(
 _LLAMA4 = Family(
     implied=_UNTIED
     | _SIGMOID
-    | {"n_shared_experts": 1, "interleave_moe_layer_step": 1, "attention_chunk_size": 8192}
+    | {
+        "n_shared_experts": 1,
+        "interleave_moe_layer_step": 1,
+        "attention_chunk_size": 8192,
+        "no_rope_layer_interval": 4,
+    }
 )
 _BAILING = Family(implied=_UNTIED)
 _ERNIE = Family(
@@ -76,7 +83,7 @@ _MINIMAX_M3 = Family(implied=_UNTIED | _SIGMOID)
 _STEP3 = Family(
     implied=_UNTIED | _SIGMOID,
 )
-_MIMO = Family(implied=_UNTIED | _SIGMOID)
+_MIMO = Family(implied=_UNTIED | _SIGMOID | {"swa_num_key_value_heads": 8})
 _GEMMA4 = Family(
     implied=_TIED | {"global_head_dim": 512, "sliding_window": 512, "sliding_window_pattern": 6},
     dense_beside=True,
@@ -178,7 +185,7 @@ FAMILIES: dict[str, Family] = {
     "minimax": _MINIMAX,
     "minimax_text_01": _MINIMAX,
     "minimax_m1": _MINIMAX,
-    "minimax_m2": Family(implied=_UNTIED | _SIGMOID),
+    "minimax_m2": Family(implied=_UNTIED | _SIGMOID, unused=("mlp_intermediate_size",)),
     "minimax_m3": _MINIMAX_M3,
     "minimax_m3_vl": _MINIMAX_M3,
     "minimax_m3_vl_text": _MINIMAX_M3,

@@ -12,8 +12,9 @@ from typing import Any
 
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.modules import (
-    ATTENTION_NAMES,
     EXPERT_NAMES,
+    OUTPUT_NAMES,
+    QUERY_NAMES,
     is_named,
     layer_numbers,
     listed,
@@ -86,7 +87,10 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
             stated[1],
         )
         experts = _EXPERT_DTYPES[stated[1]]
-    dense = quantized.recipe(ATTENTION_NAMES, "") if quantized else None
+    dense = None
+    if quantized is not None:
+        # makers often leave one projection of attention out: quantized if one of the large two is
+        dense = quantized.recipe(OUTPUT_NAMES, "") or quantized.recipe(QUERY_NAMES, "")
     return Formats(
         experts=experts or plain,
         dense_bytes=Precision.named(dense).weight_bytes if dense else _PLAIN_BYTES,

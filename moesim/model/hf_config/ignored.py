@@ -21,7 +21,7 @@ _HARMLESS = re.compile(
     |^dtypes$|_token_?i[dx]|_token$|_tokens$|token_ids?|tokens_per_second|token_index|_ids?$
     |id2label|label2id|problem_type|return_dict|^output_(attentions|hidden|router)|use_cache
     |cache_implementation|^task|^finetuning|prefix|tokenizer|padding|pad_|^pruned|torchscript
-    |is_decoder|cross_attention|is_encoder_decoder|tie_encoder|bad_words|num_beams|num_return
+    |is_decoder|cross_attention|^enc_index|^use_residual$|pool_type|attention_type|att_impl|use_bidirectional|is_encoder_decoder|tie_encoder|bad_words|num_beam|num_return
     |^(max|min)_length|do_sample|^top_[kp]$|temperature|typical_p|no_repeat|repetition|length_pen
     |early_stopping|begin_suppress|suppress|exponential|forced_|remove_invalid|diversity|^eod|sep_
     |^name|^license|bos|eos|url|checkpoint|unsloth|^fix|^_|generation|^seed$|slide_every
@@ -42,7 +42,7 @@ _HARMLESS = re.compile(
     (_enable|_dtype|_fusion|_topk_scal|_pre|_load|_scal|_logit))|renormal|batch_prioritized|parallel
     |use_grouped|grouped_(gemm|mm)|sharding|fusion|fused|flash|_impl|_kernels$|^use_(mamba_k|assoc
     |mambapy|recursive|flex|sdpa|triton)|chunk_size|chunk_len|chunk_feed|block_size|is_causal|causal
-    |drop_tokens|capacity|eval_cap|token_dropping|keep_.*fp|ignore_|pooling|tensor_model|expert_drop
+    |drop_tokens|moe_drop|shared_moe_mode|^use_moe$|mla_(scale|use_nope)|capacity|eval_cap|token_dropping|keep_.*fp|ignore_|pooling|tensor_model|expert_drop
     |enforce_|ep_|num_logits_to_keep|rescale_prenorm|residual_in_fp32|overlap|scoring_bias
     |correction|input_jitter|router_ignore|mscale|scale_fmt|mlp_recomp|rmsnorm|attention_method
     |moe_(dropless|layer_recompute|expert_parallel)|sequence_par|use_return|route_norm|norm_topk

@@ -54,7 +54,10 @@ def usual_mixer(keys: Keys, family: Family, layer: int) -> str:
     if family.windows == "compressed":  # DeepSeek-V4: two that keep 1 of 128, then both in turn
         return COMPRESSED_4 if layer >= 2 and layer % 2 else COMPRESSED_128
     window = keys.given.get("sliding_window")
-    on = keys.flag("use_sliding_window", default=True)
+    # a window as long as any sequence is none (Phi-3.5-MoE)
+    longest = keys.given.get("max_position_embeddings")
+    whole = isinstance(longest, int) and isinstance(window, int) and window >= longest
+    on = keys.flag("use_sliding_window", default=True) and not whole
     first = keys.whole("max_window_layers", what="layers before a window", default=0, low=0)
     return WINDOW if window and on and layer >= first else FULL
 
@@ -80,6 +83,11 @@ def mixer_answers(keys: Keys, family: Family) -> Answers:
     if rotated is not None and keys.has("attention_chunk_size"):
         # Llama 4: layers without rotary positions see everything, the others one chunk
         yield "no_rope_layers", [WINDOW if one else FULL for one in rotated]
+    elif keys.has("attention_chunk_size", "no_rope_layer_interval"):
+        step = keys.whole("no_rope_layer_interval", what="layers", default=0, low=0)
+        if step:
+            rule = where(count, lambda i: (i + 1) % step == 0, FULL, WINDOW)
+            yield "no_rope_layer_interval", rule
     for name in ("sliding_window_pattern", "_sliding_window_pattern"):
         pattern = keys.stated(name)
         if pattern is not None and keys.stated("sliding_window") is not None:

@@ -19,13 +19,22 @@ EXPERT_NAMES = (
     "backbone.layers.N.mixer.experts.0.down_proj",
     "layers.N.ffn.experts.0.w2",
 )
-#: names of a projection of attention
-ATTENTION_NAMES = (
+#: names of the largest projections of attention, of output and queries
+OUTPUT_NAMES = (
     "model.layers.N.self_attn.o_proj",
     "model.language_model.layers.N.self_attn.o_proj",
     "language_model.model.layers.N.self_attn.o_proj",
     "backbone.layers.N.mixer.o_proj",
     "layers.N.attn.wo_b",
+)
+QUERY_NAMES = (
+    "model.layers.N.self_attn.q_proj",
+    "model.layers.N.self_attn.q_b_proj",
+    "model.language_model.layers.N.self_attn.q_proj",
+    "language_model.model.layers.N.self_attn.q_proj",
+    "language_model.model.layers.N.self_attn.q_b_proj",
+    "backbone.layers.N.mixer.q_proj",
+    "layers.N.attn.wq_b",
 )
 _NUMBERED = re.compile(r"(?<=layers[.])\d+|(?<=blocks[.])\d+")
 

@@ -23,6 +23,13 @@ from moesim.model.hf_config.layout import layout
 from moesim.model.spec import LayerKind, ModelSpec
 from moesim.model.weights import Weight
 
+#: names of the number of layers that predict further tokens
+_FURTHER = (
+    "num_nextn_predict_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_layers",
+    "num_mtp_modules",
+)
 _LAYERS = ("num_hidden_layers", "n_layers")
 
 
@@ -63,6 +70,7 @@ def read(path: Path, lenient: bool = False) -> Reading:
         )
     if family is not None and family.refused:
         raise ConfigError(f"{path}: model_type: {family.refused}")
+    data = {k: v for k, v in data.items() if family is None or k not in family.unused}
     keys = Keys(str(path), data, family.implied if family else {}, lenient)
     if not keys.has(*EXPERTS):
         raise ConfigError(
@@ -83,7 +91,7 @@ def read(path: Path, lenient: bool = False) -> Reading:
             raise
         raise ConfigError(f"{path}: {error}") from None
     judge(keys)
-    if keys.given.get("num_nextn_predict_layers") or keys.given.get("mtp_num_hidden_layers"):
+    if any(keys.given.get(name) for name in _FURTHER):
         keys.notes.append("layers for multi-token prediction are not counted")
     return Reading(
         spec=spec, formats=formats, dense_width=width, notes=tuple(dict.fromkeys(keys.notes))
@@ -135,8 +143,8 @@ def _count_layers(keys: Keys, family: Family) -> None:
         keys.num_layers = keys.whole(*names, what="the number of layers")
     elif not keys.has("hybrid_override_pattern", "layers_block_type"):
         keys.whole(*names, what="the number of layers")
-    further = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
-    keys.num_extra = keys.whole(*further, what="layers", default=0, low=0)
+    stated = [keys.whole(name, what="layers", default=0, low=0) for name in _FURTHER]
+    keys.num_extra = max(stated)
 
 
 def _layer(
