@@ -3,21 +3,22 @@
 With B sequences of L tokens (the new one included), H heads, K KV heads of c cached elements, keys
 of Dk and values of Dv elements,
 
-    launch + doubling log2(1 + L / 256)
+    launch + doubling log2(1 + L / 256) + waves x wave
            + softmax(B K c L' bytes / (bandwidth eff), 2 B K R (Dk + Dv) L' / (peak eff))
            + query and output bytes x factor / bandwidth.
 
-L' = sqrt(L^2 + pad^2): a short sequence takes as long as one of ``pad_tokens``, for its tile is
-padded and its start exposed. R is the rows that share a KV head, H / K, in whole tiles of
-``tile_rows``; the products only matter for many of them (all heads of multi-head latent attention
-share one latent; absorbed form, DeepSeek-V2, arXiv 2405.04434). softmax is an 8-norm. A longer
-sequence is split more often, and the parts are combined. A window limits L.
+A tile holds the rows that share a KV head, H / K, in whole tiles of ``tile_rows`` (R rows in all),
+so that waves = ceil(B K R / (tile_rows SMs)); each starts and ends on its own. L' = sqrt(L^2 +
+pad^2): a short sequence takes as long as one of ``pad_tokens``. The products only matter for many
+rows (all heads of multi-head latent attention share one latent; absorbed form, DeepSeek-V2, arXiv
+2405.04434). softmax is an 8-norm. A longer sequence is split more often, and the parts are
+combined. A window limits L.
 
 Measured rows repeat one call, so that a cache smaller than the L2 stays in it: a share
 ``cached_share`` of the bytes is saved up to ``cache_fraction`` of the L2, and none from twice that
 on. The cache of a step is cold: prices leave that term out.
 
-``launch_us``, ``doubling_us``, ``pad_tokens``, ``read_efficiency_SIZE``, ``compute_efficiency``,
+``launch_us``, ``doubling_us``, ``wave_us``, ``pad_tokens``, ``read_efficiency_SIZE``, ``compute_efficiency``,
 ``query_factor`` and both of the L2 are fitted; sizes between those fitted are linear.
 """
 
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moesim.costs.dense.blocks import units_of
 from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import by_size
 from moesim.errors import UnknownNameError
@@ -82,13 +84,14 @@ def decode_seconds(
     if not cold:
         read = read * (1.0 - values["cached_share"] * _warm(values, profile, per_token * kept))
     tile = values["tile_rows"]
-    rows = tile * np.ceil(heads.num_heads / (heads.num_kv_heads * tile))
-    flops = 2.0 * sequences * heads.num_kv_heads * rows * (size + heads.value_size) * padded
+    tiles = sequences * heads.num_kv_heads * np.ceil(heads.num_heads / heads.num_kv_heads / tile)
+    flops = 2.0 * tiles * tile * (size + heads.value_size) * padded
     compute = flops / (profile.peak(_PRODUCTS) * values["compute_efficiency"])
     query = sequences * heads.num_heads * (size + heads.value_size) * _ELEMENT_BYTES
     return (
         values["launch_us"] * US
         + values["doubling_us"] * US * np.log2(1.0 + kept / _DOUBLING_FROM)
+        + values["wave_us"] * US * np.ceil(tiles / units_of(profile))
         + _eight_norm(read, compute)
         + values["query_factor"] * query / profile.hbm_bandwidth_bytes_per_s
     )

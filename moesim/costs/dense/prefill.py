@@ -7,17 +7,18 @@ Dv elements, and A pairs of a query and a key that it attends to,
            + tail x seconds of the longest tile on one SM + waves x tile
            + (query, output + factor x new KV + cached KV) bytes / (share of the bandwidth).
 
-A tile holds 128 rows, a row being a query of a head; heads that share a KV head share tiles, as in
-FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), so that waves = ceil(B K ceil(S H / K / 128)
-/ SMs). Copies at a tile's start and end do not overlap its products: the terms add up. The
-efficiency depends on the head size, linearly between those measured. New KV counts as more bytes
-than it has: it is written to the cache and read by every tile of its head.
+A tile holds 128 rows, a row being a query of a head. Where heads that share a KV head share tiles
+(``packed``, as in FlashAttention-3; Shah et al. 2024, arXiv 2407.08608), waves = ceil(B K ceil(S H
+/ K / 128) / SMs), otherwise ceil(B H ceil(S / 128) / SMs). Copies at a tile's start and end do not
+overlap its products: the terms add up. The efficiency depends on the head size, linearly between
+those measured. New KV counts as more bytes than it has: it is written to the cache and read by
+every tile of its head.
 
 Without a window A = S P + S (S + 1) / 2. With a window of W a query attends to at most W keys, and
 its tile touches up to 127 more.
 
-``launch_us``, ``compute_efficiency_SIZE``, ``ramp_tokens``, ``tail``, ``tile_us`` and
-``kv_factor`` are fitted. No measured row has a cached prefix.
+``launch_us``, ``compute_efficiency_SIZE``, ``ramp_tokens``, ``tail``, ``tile_us``, ``kv_factor``
+and ``packed`` are fitted. No measured row has a cached prefix.
 """
 
 from collections.abc import Mapping
@@ -104,8 +105,8 @@ def prefill_seconds(
     compute = sequences * heads.num_heads * per_pair * pairs / flops_per_s
     last = np.where(window > 0, np.minimum(cached + tokens, window + _ROWS - 1.0), cached + tokens)
     longest = _ROWS * per_pair * (last + ramp) * units_of(profile) / flops_per_s
-    group = heads.num_heads / heads.num_kv_heads
-    tiles = sequences * heads.num_kv_heads * np.ceil(tokens * group / _ROWS)
+    group = heads.num_heads / heads.num_kv_heads if values["packed"] else 1.0
+    tiles = sequences * (heads.num_heads / group) * np.ceil(tokens * group / _ROWS)
     waves = np.ceil(tiles / units_of(profile))
     rows_bytes = tokens * heads.num_heads * (heads.key_size + heads.value_size) * _ELEMENT_BYTES
     kv = heads.num_kv_heads * heads.kv_size * kv_bytes

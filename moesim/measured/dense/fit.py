@@ -60,7 +60,8 @@ _PREFILL: Bounds = {
 _DECODE: Bounds = {
     "launch_us": (9.0, 1.0, 40.0),
     "doubling_us": (0.7, 0.01, 8.0),
-    "pad_tokens": (150.0, 1.0, 1000.0),
+    "wave_us": (1.5, 0.01, 20.0),
+    "pad_tokens": (100.0, 1.0, 1000.0),
     "cached_share": (0.5, 0.01, 0.95),
     "cache_fraction": (0.6, 0.2, 1.0),
     "query_factor": (1.0, 0.5, 10.0),
@@ -70,10 +71,9 @@ _DECODE: Bounds = {
 #: latent, so that its products seem slow
 _LATENT: Bounds = {"compute_efficiency": (0.8, 0.05, 1.9)}
 _PREFILL_SHARE, _READ_SHARE = (0.6, 0.03, 1.1), (0.6, 0.3, 1.1)
-#: rows of a decode's tile. Grouped queries: 64, which fits the fitted rows better than 128 in every
-#: format. Latent attention: fitted rows cannot tell. A matrix instruction takes 64 rows on Hopper
-#: and 128 on Blackwell (NVIDIA, PTX ISA, wgmma and tcgen05.mma), and FlashAttention-3's fp8 kernels
-#: use tiles of 128 or more (Dao-AILab/flash-attention, hopper/tile_size.h)
+#: rows of a tile of latent attention, which the fitted rows cannot tell: a matrix instruction takes
+#: 64 rows on Hopper and 128 on Blackwell (NVIDIA, PTX ISA, wgmma and tcgen05.mma), and the tiles of
+#: FlashAttention-3's fp8 kernels have 128 or more (Dao-AILab/flash-attention, hopper/tile_size.h)
 _SMALL_TILE, _LARGE_TILE, _BLACKWELL = 64.0, 128.0, 100
 _TITLES: dict[Op, str] = {
     "gemm": "Dense GEMMs of serving engines: tiles, splits and bytes",
@@ -172,11 +172,17 @@ def fit_set(op: Op, fmt: str, rows) -> tuple[dict[str, float], dict, dict[str, f
 
     measured = mine["seconds"].to_numpy()
     weights = np.where(measured >= FLOOR_S, 1.0, _SHORT_WEIGHT)
-    fixed = _fixed(op, fmt, generation_of(profile))
     errors = partial(log_errors, of=_batch(op, mine), measured=measured)
-    values = fixed | robust_fit(
-        lambda free: errors(fixed | free), bounds_of(op, fmt, mine), weights / weights.mean()
-    )
+    bounds = bounds_of(op, fmt, mine)
+
+    def with_rule(rule: dict[str, float], free: dict[str, float]) -> Array:
+        return errors(rule | free)
+
+    found = []
+    for rule in _rules(op, fmt, generation_of(profile)):
+        free = robust_fit(partial(with_rule, rule), bounds, weights / weights.mean())
+        found.append((float(np.mean(weights * np.abs(errors(rule | free)))), rule | free))
+    _, values = min(found, key=lambda one: one[0])
     held_out, real = _batch(op, others).seconds(values), others["seconds"].to_numpy()
     low, high = np.percentile(real / held_out, (10, 90))
     cell = {
@@ -236,12 +242,17 @@ def bounds_of(op: Op, fmt: str, rows) -> Bounds:
     return _DECODE | latent | {f"{decode.EFFICIENCY}{size}": _READ_SHARE for size in sizes}
 
 
-def _fixed(op: Op, fmt: str, generation: int) -> dict[str, float]:
-    """Return the parameters that are not fitted."""
-    if "decode" not in op:
-        return {}
-    small = op == "decode" or (fmt == "bfloat16" and generation < _BLACKWELL)
-    return {"tile_rows": _SMALL_TILE if small else _LARGE_TILE}
+def _rules(op: Op, fmt: str, generation: int) -> list[dict[str, float]]:
+    """Return the rules of tiles of which the fitted rows choose one."""
+    if op == "prefill":
+        return [{"packed": 1.0}, {"packed": 0.0}]
+    if op == "decode":
+        return [{"tile_rows": _SMALL_TILE}, {"tile_rows": _LARGE_TILE}]
+    if op == "mla_decode":
+        small = fmt == "bfloat16" and generation < _BLACKWELL
+        return [{"tile_rows": _SMALL_TILE if small else _LARGE_TILE}]
+    # every head has its own keys and values
+    return [{"packed": 1.0}] if op == "mla_prefill" else [{}]
 
 
 def _sizes(rows, known: tuple[int, ...], latent: int) -> list[int]:

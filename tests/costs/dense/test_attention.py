@@ -15,6 +15,7 @@ PREFILL = {
     "launch_us": 0.0,
     "ramp_tokens": 0.0,
     "tail": 0.0,
+    "packed": 1.0,
     "tile_us": 0.0,
     "kv_factor": 1.0,
     "compute_efficiency_128": 1.0,
@@ -22,6 +23,7 @@ PREFILL = {
 DECODE = {
     "launch_us": 0.0,
     "doubling_us": 0.0,
+    "wave_us": 0.0,
     "pad_tokens": 0.0,
     "cached_share": 0.5,
     "cache_fraction": 0.5,
