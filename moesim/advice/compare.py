@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from moesim.advice.designs import sized
 from moesim.advice.recommend import recommend
 from moesim.advice.recommendation import Recommendation
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import load_economics
+from moesim.hardware.sizing import sized
 from moesim.model.hf_config import Model
 
 #: devices of a tray, the smallest part of a rack that is rented (assumed)

@@ -28,9 +28,9 @@ from moesim.advice.ties import PricedDesign, groups
 from moesim.design.candidate import Candidate, Phase, Workload
 from moesim.errors import CapacityError, ConfigError, require, require_int
 from moesim.hardware import Cluster, load_cluster
-from moesim.hardware.sizing import sized
 from moesim.hardware.economics import load_economics
 from moesim.hardware.libraries import AUTO, check_choice
+from moesim.hardware.sizing import sized
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING
 from moesim.placement.spec import PlacementSpec

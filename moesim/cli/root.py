@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, recommend, simulate
+from moesim.cli import check, recommend, serve, simulate
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -37,6 +37,7 @@ app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 app.command()(check.check)
 app.command()(recommend.recommend)
+app.command()(serve.serve)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")

@@ -58,7 +58,7 @@ class ServedModel:
         tp = self.layout.tp
         for block in self.spec.kinds:
             mixer = block.mixer
-            heads = getattr(mixer, "num_heads", None) or getattr(mixer, "num_value_heads", tp)
+            heads: int = getattr(mixer, "num_heads", getattr(mixer, "num_value_heads", tp))
             if heads % tp:
                 raise ConfigError(
                     f"layout: expected tp that divides the {heads} heads of {self.name}, got tp{tp}"

@@ -10,7 +10,7 @@ from moesim.errors import ConfigError, require, require_int
 class Layout:
     """How a model is spread over devices.
 
-    Attention has ``dp`` ranks, each with sequences of its own, and each rank has ``tp`` devices that
+    Attention has ``dp`` ranks, each with sequences of its own, and a rank has ``tp`` devices that
     share its heads. The same devices hold the experts: ``ep`` ranks hold whole experts, and each
     has ``moe_tp`` devices that share their width. A pipeline has ``pp`` such sets of devices, one
     after the other.

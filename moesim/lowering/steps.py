@@ -27,8 +27,6 @@ from moesim.lowering.layer import pieces_of
 from moesim.lowering.priced import Priced
 from moesim.lowering.streams import (
     Arrive,
-    BeginCombine,
-    BeginDispatch,
     Collective,
     Local,
     Mark,
@@ -247,7 +245,7 @@ class _Lowering:
     def _around(
         self, moe: MoEFeedForward, pieces: list[Piece], tokens: float, tp: int
     ) -> list[Piece]:
-        """Add shared experts, which run beside a dispatch, and the projections of latent experts."""
+        """Add shared experts, which run beside a dispatch, and the projections of latent ones."""
         if moe.latent_size:
             pieces = [self._local("latent", rest.latent(self.pricing, moe, tokens)), *pieces]
         if not moe.num_shared_experts:

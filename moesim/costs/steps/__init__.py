@@ -1,1 +1,1 @@
-"""Price the parts of a step that are no experts: mixers, dense feed-forwards, what surrounds them."""
+"""Price the parts of a step that are no experts."""

@@ -76,13 +76,14 @@ class DensePricing:
         )
 
 
-def bound_by(seconds: np.ndarray, compute_s: float, memory_s: float) -> PhaseCost:
+def bound_by(seconds: Amount, compute_s: Amount, memory_s: Amount) -> PhaseCost:
     """Return seconds as demands: of whichever of compute and memory the roofline says binds, while
     the other is used as the roofline says.
     """
     whole = np.atleast_1d(np.asarray(seconds, dtype=np.float64))
-    compute = whole if compute_s >= memory_s else np.minimum(compute_s, whole)
-    memory = np.minimum(memory_s, whole) if compute_s >= memory_s else whole
+    binds = bool(np.all(compute_s >= memory_s))
+    compute = whole if binds else np.minimum(compute_s, whole)
+    memory = np.minimum(memory_s, whole) if binds else whole
     return PhaseCost(compute_s_D=compute, memory_s_D=memory, latency_s_D=np.zeros_like(whole))
 
 
@@ -120,14 +121,14 @@ def core(mixer: Mixer, pricing: DensePricing, step: Step) -> PhaseCost:
 @core.register
 def _(mixer: GroupedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
     heads = Heads.grouped(
-        mixer.num_heads / pricing.tp, kv_heads_of(mixer, pricing.tp), mixer.head_size
+        mixer.num_heads // pricing.tp, kv_heads_of(mixer, pricing.tp), mixer.head_size
     )
     return _attention(pricing, step, heads, heads, mixer.window, mixer.indexer)
 
 
 @core.register
 def _(mixer: LatentAttention, pricing: DensePricing, step: Step) -> PhaseCost:
-    heads = mixer.num_heads / pricing.tp
+    heads = mixer.num_heads // pricing.tp
     return _attention(
         pricing,
         step,
@@ -143,7 +144,9 @@ def _(mixer: LatentAttention, pricing: DensePricing, step: Step) -> PhaseCost:
 @core.register
 def _(mixer: CompressedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
     # one head of keys that are values, too; older keys stand for several tokens
-    heads = Heads.mla_decode(mixer.num_heads / pricing.tp, latent_size=mixer.head_size, rope_size=0)
+    heads = Heads.mla_decode(
+        mixer.num_heads // pricing.tp, latent_size=mixer.head_size, rope_size=0
+    )
     ratio = mixer.compress_ratio
     kept = min(step.context, mixer.window)
     if ratio:

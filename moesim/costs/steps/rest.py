@@ -54,8 +54,9 @@ def shared(pricing: DensePricing, moe: MoEFeedForward, tokens: float, tp: int) -
 
 
 def gate(pricing: DensePricing, layer: MoELayer, tokens: float) -> PhaseCost:
-    """Price the gate of a serving engine: the scores, then one kernel that normalizes, limits groups
-    and picks (``moe_fused_gate`` of SGLang, ``grouped_topk`` of vLLM, ``noAuxTc`` of TensorRT-LLM).
+    """Price the gate of a serving engine: the scores, then one kernel that normalizes, limits
+    groups and picks (``moe_fused_gate`` of SGLang, ``grouped_topk`` of vLLM, ``noAuxTc`` of
+    TensorRT-LLM).
     """
     if layer.gate.kind not in _FUSED:
         return price_gate(

@@ -1,5 +1,5 @@
-"""Say which part of each weight matrix of a mixer a device holds under tensor parallelism, and which
-matrices one GEMM multiplies.
+"""Say which part of a mixer's weights a device holds under tensor parallelism, and which matrices
+one GEMM multiplies.
 
 A matrix that reads the model's width is divided by its outputs, one that writes it by its inputs
 (Megatron-LM, arXiv 1909.08053), so that an all-reduce follows. Ranks of latent attention, routers
@@ -41,9 +41,9 @@ def channel_params(mixer: Mixer, hidden_size: int, tp: int) -> float:
     return sum(w.params for w in mixer.weights(hidden_size) if w.k <= _CHANNELS) / tp
 
 
-def kv_heads_of(mixer: GroupedAttention, tp: int) -> float:
+def kv_heads_of(mixer: GroupedAttention, tp: int) -> int:
     """Return the heads of keys and values that one of ``tp`` devices holds: at least one."""
-    return max(mixer.num_kv_heads / tp, 1.0)
+    return max(mixer.num_kv_heads // tp, 1)
 
 
 def _share(weight: Weight, mixer: Mixer, tp: int) -> Product:

@@ -119,13 +119,22 @@ def read_table(path: Path):
     return _read(path)
 
 
-def _data(system: str) -> Path:
+def package_root() -> Path:
+    """Return the folder of the package aiconfigurator-core.
+
+    Raises:
+        MeasurementError: The extra ``silicon`` is not installed.
+    """
     if reason := unavailable_because():
         raise MeasurementError(f"measured rows: {reason}")
     spec = find_spec("aiconfigurator_core")
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).parent / "systems" / "data" / system
+    return Path(spec.origin).parent
+
+
+def _data(system: str) -> Path:
+    return package_root() / "systems" / "data" / system
 
 
 def _read(path: Path):

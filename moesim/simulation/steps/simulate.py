@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
-
 from moesim.costs.dense.prices import dense_prices
 from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.costs.steps.mixers import DensePricing
@@ -14,12 +12,13 @@ from moesim.design.step import Step
 from moesim.engines.run import run
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
+from moesim.hardware.exchanges import exchange_named
 from moesim.hardware.sizing import sized
 from moesim.lowering.steps import Experts, lower_step
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.latent import LatentAttention
 from moesim.model.spec import LayerKind
-from moesim.simulation.phases import critical_segments
+from moesim.simulation.phases import critical_segments, mean_utilisation
 from moesim.simulation.steps.chain import Stretch, runs_of, stretches
 from moesim.simulation.steps.experts import present, sent
 from moesim.simulation.trust import span_of, trust_of
@@ -40,6 +39,7 @@ class StepResult:
         low_s: P10 of that time.
         high_s: P90.
         phase_time_s: Seconds of each phase on the critical path; they sum to time_s.
+        mean_utilisation: Kind of resource -> its mean utilization in the lowered layers.
         kernels: Name of the library that runs the experts; empty for a model without.
         grades: Phase -> what its price rests on.
         engine: Name of the engine that ran the program.
@@ -52,6 +52,7 @@ class StepResult:
     low_s: float
     high_s: float
     phase_time_s: dict[str, float]
+    mean_utilisation: dict[str, float]
     kernels: str
     grades: dict[str, Grade]
     engine: str
@@ -83,6 +84,7 @@ def simulate_step(
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
     stage = stage_of(cluster, served.layout.devices_per_stage)
+    served = with_exchange(served, stage, decodes=step.prefill_tokens == 0)
     runs = runs_of(served.spec.blocks)
     parts = _micro_batches(step, served.schedule.num_micro_batches)
     layers: list[tuple[LayerKind, Experts | None, bool]] = []
@@ -118,14 +120,33 @@ def simulate_step(
         low_s=time_s * low,
         high_s=time_s * high,
         phase_time_s=phases,
+        mean_utilisation=mean_utilisation(lowered.program, timeline.busy_s_R, timeline.makespan_s),
         kernels=" ".join(name for name in names if name),
         grades=grades,
         engine=engine,
     )
 
 
+def with_exchange(served: ServedModel, stage: Cluster, *, decodes: bool) -> ServedModel:
+    """Return the design with the exchange that its engine uses where none is named: within a domain
+    an all-gather, which is what engines do without an all-to-all backend; across domains DeepEP,
+    its low-latency mode where a step only decodes.
+    """
+    if served.schedule.exchange is not None or not served.layout.exchanges_tokens:
+        return served
+    within = stage.num_devices <= stage.devices_per_domain
+    names = ["all_gather"] if within else ["deepep_ll" if decodes else "deepep_normal"]
+    name = next((n for n in names if exchange_named(n).runs_on(stage)), stage.exchange().name)
+    return replace(served, schedule=replace(served.schedule, exchange=name))
+
+
 @lru_cache(maxsize=64)
 def stage_of(cluster: Cluster, devices: int) -> Cluster:
+    """Return the devices of one pipeline stage of one copy of a model.
+
+    Raises:
+        ConfigError: The devices are of several kinds, or too few.
+    """
     if len(cluster.groups) > 1:
         raise ConfigError(
             f"{cluster.name}: expected devices of one kind for a whole model, got a mixed cluster"
@@ -140,6 +161,7 @@ def stage_of(cluster: Cluster, devices: int) -> Cluster:
 
 @lru_cache(maxsize=64)
 def pricing_of(served: ServedModel, stage: Cluster) -> DensePricing:
+    """Return what the dense parts of a design are priced with on the devices of a stage."""
     return DensePricing(
         prices=dense_prices(stage.profile, served.engine),
         hidden_size=served.spec.hidden_size,
@@ -223,4 +245,4 @@ def _grades(
         alone = stage if served.layout.exchanges_tokens else sized(stage, 1)
         layer, _ = trust_of(candidate, alone, next(iter(names)))
         found |= layer
-    return found | {name: ASSUMED_GRADE for name in ("norm", "embedding", "sampler", "gate")}
+    return found | dict.fromkeys(("norm", "embedding", "sampler", "gate"), ASSUMED_GRADE)

@@ -15,7 +15,7 @@ from moesim.costs.steps.mixers import core
 from moesim.design.served import ServedModel
 from moesim.design.step import Step
 from moesim.hardware import Cluster
-from moesim.hardware.serving_engines import serving_engine
+from moesim.hardware.serving_engines import ServingEngine, serving_engine
 from moesim.simulation.steps.simulate import pricing_of, simulate_step, stage_of
 
 #: sequences up to which every number is a node
@@ -32,6 +32,7 @@ class StepTable:
     Attributes:
         served: The design.
         cluster: The hardware.
+        engine: The serving engine whose host is added.
         simulated: Number of steps that were simulated.
     """
 
@@ -42,10 +43,11 @@ class StepTable:
         *,
         routing: str = "power_law:1.2",
         seed: int = 0,
+        engine: ServingEngine | None = None,
     ) -> None:
         self.served, self.cluster = served, cluster
         self._routing, self._seed = routing, seed
-        self._engine = serving_engine(served.engine)
+        self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
             (kind.mixer, count) for kind, count in served.spec.kinds.items() if kind.mixer
@@ -72,14 +74,16 @@ class StepTable:
             for decoding, part in _between(sequences):
                 if share * part > 0.0 and prompts + decoding > 0:
                     total += share * part * self._node(prompts, decoding, tokens_per_sequence)
-        looking = self._looking(prefill_tokens, prefill_context, sequences, context, tokens_per_sequence)
+        looking = self._looking(
+            prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
+        )
         usual = self._looking(
             prefill_tokens, _usual(prefill_tokens), sequences, _CONTEXT, tokens_per_sequence
         )
         shows = self._shows(_nearest(sequences), tokens_per_sequence) if sequences else 1.0
         devices_s = max(total + shows * (looking - usual), 0.0)
         layers = self.served.spec.num_layers if prefill_tokens else 0
-        return self._engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
+        return self.engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
 
     def _simulate(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
         self.simulated += 1

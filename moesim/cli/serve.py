@@ -1,0 +1,217 @@
+"""``moesim serve``: what a whole model does on a cluster."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim.cli.options import Lenient, model_of, takes
+from moesim.errors import ConfigError, MoesimError
+
+if TYPE_CHECKING:
+    from moesim.design.served import ServedModel
+    from moesim.hardware.economics import Economics
+    from moesim.serving.whole import WholeResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of moesim serve."""
+
+    model: Annotated[
+        str, typer.Option(help="Published model, or a file or folder with a config.json.")
+    ]
+    cluster: Annotated[str, typer.Option(help="Cluster, device profile, or path of a TOML file.")]
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as 'tp8', 'tp8 ep8', 'dp64 ep64', 'tp4 pp2'; default: the best of those "
+            "that engines launch."
+        ),
+    ] = None
+    isl: Annotated[
+        str, typer.Option(help="Tokens of a prompt: N, uniform:A-B or lognormal:M,S,N.")
+    ] = "1024"
+    osl: Annotated[str, typer.Option(help="Tokens of an answer, in the same forms.")] = "1024"
+    concurrency: Annotated[
+        int | None, typer.Option(help="Clients of a closed loop; default: 64, or sought by --slo.")
+    ] = None
+    rate: Annotated[float | None, typer.Option(help="Requests per second (Poisson).")] = None
+    requests: Annotated[
+        Path | None, typer.Option(help="CSV of requests: isl, osl, and arrival_s.")
+    ] = None
+    num_requests: Annotated[int | None, typer.Option(help="Number of requests.")] = None
+    slo: Annotated[
+        str | None,
+        typer.Option(help="Find the most clients within limits, such as 'ttft<=2s,tpot<=50ms'."),
+    ] = None
+    engine: Annotated[str, typer.Option(help="Serving engine: sglang, vllm or trtllm.")] = "sglang"
+    precision: Annotated[str, typer.Option(help="Format of the experts; auto: published.")] = "auto"
+    dense_format: Annotated[
+        str,
+        typer.Option(
+            help="Format of other GEMMs: auto, bfloat16, fp8_block, fp8, nvfp4, int4_wo and others."
+        ),
+    ] = "auto"
+    kv: Annotated[str, typer.Option(help="Format of the KV cache: bfloat16 or fp8.")] = "bfloat16"
+    exchange: Annotated[
+        str | None, typer.Option(help="Exchange of tokens; default: the engine's.")
+    ] = None
+    micro_batches: Annotated[
+        int, typer.Option(help="2: one half computes while the other's tokens travel.")
+    ] = 1
+    placement: Annotated[str, typer.Option(help="Such as contiguous, eplb.")] = "contiguous"
+    replicas: Annotated[int, typer.Option(help="Expert replicas.")] = 0
+    kernels: Annotated[str, typer.Option(help="Library of the experts; auto: fastest.")] = "auto"
+    routing: Annotated[str, typer.Option(help="Load of the experts.")] = "power_law:1.2"
+    chunk: Annotated[int | None, typer.Option(help="Most prompt tokens of a step.")] = None
+    max_seqs: Annotated[int | None, typer.Option(help="Most sequences of a rank.")] = None
+    kv_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks of a rank; default: those that fit.")
+    ] = None
+    prefill_interval: Annotated[int, typer.Option(help="Decode steps between prompts.")] = 0
+    mtp: Annotated[
+        str | None, typer.Option(help="Acceptance of each drafted token, such as .77,.38.")
+    ] = None
+    economics: Annotated[str, typer.Option(help="Cost and power model.")] = "default"
+    seed: Annotated[int, typer.Option(help="Seed of routing and requests.")] = 0
+    show: Annotated[int, typer.Option(help="Number of layouts to print.")] = 6
+    lenient: Lenient = False
+    out: Annotated[Path | None, typer.Option(help="Write the runs as CSV.")] = None
+    out_requests: Annotated[
+        Path | None, typer.Option(help="Write the best run's requests as CSV.")
+    ] = None
+
+
+@takes(ServeOptions)
+def serve(given: ServeOptions) -> None:
+    """Serve a whole model: TTFT, TPOT, throughput, memory, energy and cost."""
+    from moesim.engines.ahead import compile_ahead
+    from moesim.hardware import load_cluster
+    from moesim.hardware.economics import load_economics
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_table, say
+    from moesim.serving.text import lines_of
+
+    for path in (given.out, given.out_requests):
+        if path is not None:
+            check_writable(path, make_folder=True)
+    cluster, economics = load_cluster(given.cluster), load_economics(given.economics)
+    designs = _designs(given, cluster)
+    if len(designs) > 1 or cluster.num_devices > 8:
+        compile_ahead()
+    results, refused = [], []
+    for design in designs:
+        try:
+            results.append(_run(given, cluster, design))
+        except MoesimError as error:
+            refused.append(error)
+    if not results:
+        raise refused[0]
+    results.sort(key=_throughput(economics), reverse=True)
+    for line in lines_of(results[0], economics):
+        print(line)
+    if len(results) > 1:
+        rows = [result.row(economics) for result in results[: given.show]]
+        print_table("Layouts", rows, _SHOWN)
+    if given.out is not None:
+        write_csv(given.out, [result.row(economics) for result in results])
+        say(f"wrote {given.out}")
+    if given.out_requests is not None:
+        write_csv(given.out_requests, [request.row() for request in results[0].loop.requests])
+        say(f"wrote {given.out_requests}")
+
+
+_SHOWN = {
+    "layout": "layout",
+    "concurrency": "clients",
+    "output_tokens_per_s_per_device": "tok/s/dev",
+    "output_tokens_per_s_per_user": "tok/s/user",
+    "ttft_p50_ms": "TTFT ms",
+    "tpot_p50_ms": "TPOT ms",
+    "usd_per_million_tokens": "USD/M",
+}
+
+
+def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:
+    return lambda result: float(str(result.row(economics)["output_tokens_per_s_per_device"]))
+
+
+def _designs(given: ServeOptions, cluster: object) -> list["ServedModel"]:
+    """Return the design in the layouts to try."""
+    from moesim.design.schedule import Schedule
+    from moesim.design.served import ServedModel
+    from moesim.design.step import Layout
+    from moesim.hardware import Cluster
+    from moesim.model import Precision
+    from moesim.serving.formats import dense_format_of, precision_on
+    from moesim.serving.layouts import layouts_of, placed
+
+    assert isinstance(cluster, Cluster)
+    model = model_of(given.model, given.lenient)
+    served = ServedModel(
+        name=model.name,
+        spec=model.spec,
+        precision=Precision.named(precision_on(model, cluster.profile, given.precision)),
+        dense_format=dense_format_of(model) if given.dense_format == "auto" else given.dense_format,
+        kv_format=given.kv,
+        placement=given.placement,
+        num_replicas=given.replicas,
+        kernels=given.kernels,
+        engine=given.engine,
+    )
+    schedule = Schedule(exchange=given.exchange, num_micro_batches=given.micro_batches)
+    if given.layout is None:
+        return [
+            replace(one, schedule=schedule) if one.layout.exchanges_tokens else one
+            for one in layouts_of(served, cluster)
+        ]
+    layout = Layout.parse(given.layout)
+    return [placed(replace(served, layout=layout, schedule=schedule))]
+
+
+def _run(given: ServeOptions, cluster: object, design: "ServedModel") -> "WholeResult":
+    from moesim.hardware import Cluster
+    from moesim.serving.limits import most_clients, parse_limits
+    from moesim.serving.loop import RequestTraffic
+    from moesim.serving.whole import ServingKnobs, serve_model
+    from moesim.simulation.steps.times import StepTable
+
+    assert isinstance(cluster, Cluster)
+    open_traffic = given.rate is not None or given.requests is not None
+    traffic = RequestTraffic(
+        concurrency=None if open_traffic and given.concurrency is None else given.concurrency or 64,
+        rate_per_s=given.rate,
+        file=given.requests,
+        num_requests=given.num_requests,
+        isl=given.isl,
+        osl=given.osl,
+        seed=given.seed,
+    )
+    knobs = ServingKnobs(
+        chunk=given.chunk,
+        max_seqs=given.max_seqs,
+        kv_blocks=given.kv_blocks,
+        prefill_interval=given.prefill_interval,
+        acceptance=tuple(float(p) for p in given.mtp.split(",")) if given.mtp else (),
+    )
+    table = StepTable(design, cluster, routing=given.routing, seed=given.seed)
+
+    def run(traffic: RequestTraffic) -> "WholeResult":
+        return serve_model(
+            design, cluster, traffic, knobs=knobs, routing=given.routing, table=table
+        )
+
+    if given.slo is None:
+        return run(traffic)
+    found = most_clients(run, traffic, parse_limits(given.slo))
+    if found is None:
+        alone = run(RequestTraffic(concurrency=1, isl=given.isl, osl=given.osl, num_requests=4))
+        row = alone.loop.row()
+        raise ConfigError(
+            f"slo: expected limits that a single client keeps as {design.layout}, whose TTFT is "
+            f"{row['ttft_p90_ms']:.0f} ms and TPOT {row['tpot_p90_ms']:.2f} ms, got {given.slo}"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Compare whole models that were simulated with measured serving runs."""
