@@ -59,6 +59,6 @@ class Gaps:
         value = (low_s[:, None] + (high_s - low_s)[:, None] * _PLACES).ravel()
         order = np.argsort(value, kind="stable")
         rank = np.cumsum(np.repeat(count / len(_PLACES), len(_PLACES))[order])
-        at = np.searchsorted(rank, np.array(percents) / 100 * total * (1 - 1e-12))
+        at = np.searchsorted(rank, np.array(percents) * total / 100)
         mean = float((count * (low_s + high_s)).sum() / 2 / total)
         return [mean, *value[order][np.minimum(at, len(value) - 1)].tolist()]

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 PERCENTILES = (50, 90, 99)
 _NAMES = ("mean", *(f"p{p}" for p in PERCENTILES))
+#: what each latency of a row means, for wherever they are printed
+DEFINITIONS = {
+    "queue": "from sending a request to the first step with its prompt",
+    "ttft": "from sending a request to its first token",
+    "tpot": "(last token - first token) / (osl - 1)",
+    "latency": "from sending a request to its last token",
+    "itl": "gap between two steps that bring tokens to a request",
+}
 #: latencies of the requests in a row
 _LATENCIES: dict[str, Callable[[RequestRecord], float | None]] = {
     "queue": lambda r: r.queue_s,
@@ -94,6 +102,8 @@ class ServingResult:
         steps: Number of steps of all servers.
         peak_blocks: The most KV blocks in use on a rank that decodes.
         kv_blocks: The KV blocks of such a rank.
+        prefill_peak_blocks: The most KV blocks in use on a rank of prefill servers; None without
+            these.
     """
 
     requests: tuple[RequestRecord, ...]
@@ -104,14 +114,15 @@ class ServingResult:
     steps: int
     peak_blocks: int
     kv_blocks: int
+    prefill_peak_blocks: int | None = None
 
     def counted(self) -> list[RequestRecord]:
         """Return the requests that ended in the window."""
         return [r for r in self.requests if r.end_s in self.window]
 
     def row(self) -> dict[str, object]:
-        """Return one flat row: the mean and percentiles of queue time, TTFT, TPOT, latency and ITL
-        (definitions: `moesim.serving.loop.records` and `.gaps`), and rates in the window.
+        """Return one flat row: the mean and percentiles of the latencies in `DEFINITIONS`, and
+        rates in the window.
 
         ``mean_batch`` is the number of requests between their first and last token on a rank,
         averaged over time; ``mean_in_flight`` that of all requests that were sent and have not
@@ -134,6 +145,7 @@ class ServingResult:
             "mean_batch": self.window.mean_between(first_N, end_N) / self.ranks,
             "peak_kv_blocks": self.peak_blocks,
             "peak_kv_fraction": self.peak_blocks / self.kv_blocks,
+            "peak_prefill_kv_blocks": self.prefill_peak_blocks,
             "preemptions": sum(r.preemptions for r in self.requests),
             "recomputed_tokens": sum(r.recomputed_tokens for r in self.requests),
             "steps": self.steps,

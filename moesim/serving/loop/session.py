@@ -86,7 +86,7 @@ def serve_disaggregated(
     prefill.start(prefilled)
     decode.start(clients.ended)
     clients.start(prefill.submit)
-    return _result(env, clients, decode, gaps, steps=prefill)
+    return _result(env, clients, decode, gaps, prefill=prefill)
 
 
 class _Clients:
@@ -139,7 +139,12 @@ class _Clients:
 
 
 def _result(
-    env: simpy.Environment, clients: _Clients, pool: Pool, gaps: Gaps, *, steps: Pool | None = None
+    env: simpy.Environment,
+    clients: _Clients,
+    pool: Pool,
+    gaps: Gaps,
+    *,
+    prefill: Pool | None = None,
 ) -> ServingResult:
     """Run the simulation to its end and collect what it gave."""
     env.run()
@@ -150,7 +155,8 @@ def _result(
         window=Window.of(requests, clients.concurrency),
         concurrency=clients.concurrency,
         ranks=pool.config.replicas * pool.config.dp,
-        steps=pool.steps + (steps.steps if steps else 0),
+        steps=pool.steps + (prefill.steps if prefill else 0),
         peak_blocks=pool.peak_blocks,
         kv_blocks=pool.config.kv_blocks,
+        prefill_peak_blocks=prefill.peak_blocks if prefill else None,
     )

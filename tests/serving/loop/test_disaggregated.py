@@ -59,6 +59,7 @@ def test_every_request_ends_once(prefill, decode, osl, affine):
         assert r.sent_s <= r.start_s < r.first_s <= r.end_s
         assert (r.first_s < r.end_s) == (r.osl > 1)
     assert found.peak_blocks <= found.kv_blocks
+    assert found.prefill_peak_blocks <= prefill.get("kv_blocks", ROOM)
     if decode == {"kv_blocks": 60} and osl == "uniform:1-200":
         assert found.row()["preemptions"] > 0
     row = found.row()
@@ -74,14 +75,30 @@ def test_decoding_is_never_stalled_by_prompts(affine):
     assert apart["mean_batch"] < 100
 
 
-def test_prefill_blocks_are_held_until_they_are_transferred(affine):
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_prefill_blocks_are_held_until_they_are_transferred(at_once, affine):
     """With room for one prompt, the next begins when the first has left."""
     traffic = RequestTraffic(concurrency=3, isl=160, osl=2, num_requests=3)
-    slow = pools({"kv_blocks": 10}, transfer=lambda tokens: 1.0)
+    slow = pools({"kv_blocks": 10 * at_once, "chunk": 160}, transfer=lambda tokens: 1.0)
     found = serve_disaggregated(affine(), affine(), slow, traffic)
     prefill_s = found.requests[0].first_s - 1.0
     for number, record in enumerate(found.requests):
-        assert record.start_s == pytest.approx(number * (prefill_s + 1.0))
+        waves, place = divmod(number, at_once)
+        start_s = waves * (prefill_s + 1.0) + place * prefill_s
+        assert record.start_s == pytest.approx(start_s)
+    assert found.row()["peak_prefill_kv_blocks"] == 10 * at_once
+
+
+def test_those_that_are_prefilled_together_decode_in_order(affine):
+    """Four ranks end in one step; the decode server takes one request at a time."""
+    found = serve_disaggregated(
+        affine(),
+        affine(),
+        pools({"dp": 4}, {"max_seqs": 1}),
+        RequestTraffic(concurrency=4, isl=100, osl=20, num_requests=4),
+    )
+    assert len({r.start_s for r in found.requests}) == 1
+    assert [r.first_s for r in found.requests[1:]] == [r.end_s for r in found.requests[:-1]]
 
 
 def test_jumps_and_steps_agree(affine):

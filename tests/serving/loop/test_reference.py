@@ -11,7 +11,7 @@ class Seq:
     def __init__(self, number, isl, osl, sent_s):
         self.id, self.isl, self.osl, self.sent_s = number, isl, osl, sent_s
         self.tokens, self.done, self.todo = [], 0, isl
-        self.start_s, self.preemptions = None, 0
+        self.start_s, self.preemptions, self.recomputed = None, 0, 0
 
 
 class NaiveRank:
@@ -31,6 +31,7 @@ class NaiveRank:
     def make_room(self):
         while self.running() and sum(map(self.blocks, self.admitted)) > self.config.kv_blocks:
             seq = self.admitted.pop()
+            seq.recomputed += seq.isl + len(seq.tokens) - 1 if seq.done == seq.todo else seq.done
             seq.todo, seq.done = seq.isl + len(seq.tokens), 0
             seq.preemptions += 1
             self.waiting.insert(0, seq)
@@ -153,6 +154,7 @@ def test_the_loop_is_the_naive_one(server, mixed, arrivals, tolerance, bent):
         assert record.first_s == pytest.approx(seq.tokens[0], rel=off)
         assert record.end_s == pytest.approx(seq.tokens[-1], rel=off)
         assert record.preemptions == seq.preemptions
+        assert record.recomputed_tokens == seq.recomputed
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4])

@@ -8,6 +8,8 @@ import pytest
 
 from moesim.errors import ConfigError
 from moesim.serving.loop import RequestTraffic, ServerConfig, Speculation, serve
+from moesim.serving.loop.decoding import Decoding
+from moesim.serving.loop.job import Job
 from moesim.units import MS
 
 ROOM = 10**6
@@ -82,20 +84,22 @@ def test_littles_law(concurrency, server, affine):
     assert in_flight == pytest.approx(concurrency, rel=0.03)
 
 
-def test_equal_requests_come_in_equal_waves(affine):
+@pytest.mark.parametrize("dp", [1, 4])
+def test_equal_requests_come_in_equal_waves(dp, affine):
     """All clients begin, prefill and end together, so that a wave's time is known."""
-    times, count, isl, osl = affine(), 16, 64, 33
+    times, clients, isl, osl = affine(), 16, 64, 33
+    count = clients // dp
     row = serve(
         times,
-        ServerConfig(kv_blocks=ROOM),
-        RequestTraffic(concurrency=count, isl=isl, osl=osl, num_requests=5 * count),
+        ServerConfig(kv_blocks=ROOM, dp=dp),
+        RequestTraffic(concurrency=clients, isl=isl, osl=osl, num_requests=5 * clients),
     ).row()
     prefill_s = times.launch_s + count * isl * (times.token_s + times.pair_s * (isl - 1) / 2)
     steps_s = [
         times.launch_s + count * (times.sequence_s + times.read_s * (isl + s))
         for s in range(1, osl)
     ]
-    assert row["output_tokens_per_s"] == pytest.approx(count * osl / (prefill_s + sum(steps_s)))
+    assert row["output_tokens_per_s"] == pytest.approx(clients * osl / (prefill_s + sum(steps_s)))
     assert row["mean_batch"] == pytest.approx(count * sum(steps_s) / (prefill_s + sum(steps_s)))
 
 
@@ -158,6 +162,43 @@ def test_speculation_gains_the_expected_tokens(affine):
     assert found.requests[0].tpot_s == pytest.approx(step_s / 2.25)
     # the last step's context plus its draft, but no more than the answer and a draft
     assert found.peak_blocks == math.ceil((isl + 1 + 39 * 2.25 + 2) / 16)
+
+
+def test_expected_tokens_begin_no_block_too_many(affine):
+    """At 1.6 tokens a step the second step would reach 2.6 tokens of an answer of 3."""
+    config = ServerConfig(kv_blocks=1, speculation=Speculation(acceptance=(0.6,)))
+    found = serve(affine(), config, RequestTraffic(concurrency=1, isl=13, osl=3))
+    assert found.row()["preemptions"] == 0
+    assert found.peak_blocks == 1
+
+
+@pytest.mark.parametrize("acceptance", [0.1, 0.3, 0.7])
+def test_rounding_begins_no_block(acceptance):
+    """A prompt of 14 tokens, its first token and a draft fill a block, whenever it begins."""
+    decoding = Decoding(
+        ServerConfig(kv_blocks=1, speculation=Speculation(acceptance=(acceptance,)))
+    )
+    for clock in range(1000):
+        job = Job(clock, 14, 40, 0.0)
+        job.emitted = 1
+        decoding.add(job)
+        assert decoding.blocks(0) == 1
+        decoding.remove(job)
+        decoding.advance(1)
+
+
+def test_rounding_adds_no_step_and_takes_no_token():
+    """In binary, 1.4 tokens a step are not quite 21 tokens in 15 steps, nor 63 in 45."""
+    decoding = Decoding(ServerConfig(kv_blocks=1, speculation=Speculation(acceptance=(0.4,))))
+    short, long = Job(0, 1, 22, 0.0), Job(1, 1, 200, 0.0)
+    for job in (short, long):
+        job.emitted = 1
+        decoding.add(job)
+    assert decoding.steps_within(10**6) == 15
+    assert decoding.advance(15) == [short]
+    decoding.advance(30)
+    decoding.remove(long)
+    assert (short.emitted, long.emitted) == (22, 64)
 
 
 def test_what_never_fits_is_refused(affine):
