@@ -12,14 +12,15 @@ so that waves = ceil(B K R / (tile_rows SMs)); each starts and ends on its own. 
 pad^2): a short sequence takes as long as one of ``pad_tokens``. The products only matter for many
 rows (all heads of multi-head latent attention share one latent; absorbed form, DeepSeek-V2, arXiv
 2405.04434). softmax is an 8-norm. A longer sequence is split more often, and the parts are
-combined. A window limits L.
+combined. A window limits L, and where it does, each wave takes ``window_us`` more.
 
 Measured rows repeat one call, so that a cache smaller than the L2 stays in it: a share
 ``cached_share`` of the bytes is saved up to ``cache_fraction`` of the L2, and none from twice that
 on. The cache of a step is cold: prices leave that term out.
 
-``launch_us``, ``doubling_us``, ``wave_us``, ``pad_tokens``, ``read_efficiency_SIZE``, ``compute_efficiency``,
-``query_factor`` and both of the L2 are fitted; sizes between those fitted are linear.
+``launch_us``, ``doubling_us``, ``wave_us``, ``window_us``, ``pad_tokens``,
+``read_efficiency_SIZE``, ``compute_efficiency``, ``query_factor`` and both of the L2 are fitted;
+sizes between those fitted are linear.
 """
 
 from collections.abc import Mapping
@@ -88,10 +89,11 @@ def decode_seconds(
     flops = 2.0 * tiles * tile * (size + heads.value_size) * padded
     compute = flops / (profile.peak(_PRODUCTS) * values["compute_efficiency"])
     query = sequences * heads.num_heads * (size + heads.value_size) * _ELEMENT_BYTES
+    wave_us = values["wave_us"] + np.where(kept < length, values["window_us"], 0.0)
     return (
         values["launch_us"] * US
         + values["doubling_us"] * US * np.log2(1.0 + kept / _DOUBLING_FROM)
-        + values["wave_us"] * US * np.ceil(tiles / units_of(profile))
+        + wave_us * US * np.ceil(tiles / units_of(profile))
         + _eight_norm(read, compute)
         + values["query_factor"] * query / profile.hbm_bandwidth_bytes_per_s
     )

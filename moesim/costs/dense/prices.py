@@ -19,7 +19,7 @@ from moesim.costs.dense.all_reduce import all_reduce_seconds
 from moesim.costs.dense.blocks import Amount, in_blocks
 from moesim.costs.dense.decode import cache_bytes, decode_seconds
 from moesim.costs.dense.elementwise import stream_seconds
-from moesim.costs.dense.fitted import FittedSet, fitted_set
+from moesim.costs.dense.fitted import WINDOW, FittedSet, fitted_set
 from moesim.costs.dense.gemm import GemmFormat, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import format_of, prefill_seconds
@@ -178,13 +178,23 @@ class DensePrices:
         """
         return stream_seconds(self.profile, num_bytes, kernels)
 
-    def grade(self, op: Op, fmt: str) -> Grade:
+    def grade(self, op: Op, fmt: str, *, windowed: bool = False) -> Grade:
         """Return what a price rests on, with the P10 and P90 of measured / predicted.
 
+        Args:
+            op: Kind of price.
+            fmt: Format.
+            windowed: Whether a window limits the attention.
+
         Raises:
-            ConfigError: The format is unknown.
+            ConfigError: The format is unknown, or no windows were measured.
         """
-        return self.fitted(op, fmt).grade
+        if not windowed:
+            return self.fitted(op, fmt).grade
+        like = _LIKE.get(fmt, "") + WINDOW
+        return fitted_set(
+            self.calibrations[op], fmt + WINDOW, like=like, library=self.library
+        ).grade
 
     def fitted(self, op: Op, fmt: str) -> FittedSet:
         """Return the fitted parameters of a price.

@@ -114,8 +114,8 @@ class DenseBatch:
 
 
 def batches(rows, columns: dict[Op, tuple[str, ...]]):
-    """Yield (positions, batch, fitted set, level) of each group of rows that are priced alike; the
-    level is that of the calibration.
+    """Yield (positions, batch, fitted set, grade, level) of each group of rows that are priced
+    alike; the level is that of the calibration.
 
     Args:
         rows: DataFrame with ``op``, ``system``, ``dataset``, ``format`` and the columns of sizes,
@@ -123,11 +123,22 @@ def batches(rows, columns: dict[Op, tuple[str, ...]]):
         columns: Kind of price -> its columns of sizes.
     """
     keys = ["op", "system", "dataset", "format"]
-    for (op, system, dataset, fmt), part in rows.groupby(keys, sort=False):
+    for (op, system, dataset, fmt, windowed), part in rows.groupby(
+        [*keys, is_windowed(rows)], sort=False
+    ):
         prices = dense_prices(load_profile(system), str(dataset))
         batch = DenseBatch(op=op, fmt=fmt, system=system, sizes=sizes_of(part, columns[op]))
+        grade = prices.grade(op, fmt, windowed=windowed)
         level = prices.calibrations[op].level
-        yield part.index.to_numpy(), batch, prices.fitted(op, fmt), level
+        yield part.index.to_numpy(), batch, prices.fitted(op, fmt), grade, level
+
+
+def is_windowed(rows) -> Array:
+    """Return which rows have a window: ndarray of bool, shape (rows,)."""
+    if "window_size" not in rows:
+        return np.zeros(len(rows), dtype=bool)
+    here = rows["op"].isin(["prefill", "decode"])
+    return (here & (rows["window_size"] > 0)).to_numpy(dtype=bool)
 
 
 def sizes_of(rows, columns: tuple[str, ...]) -> dict[str, Array]:
