@@ -4,7 +4,7 @@ With B sequences of L tokens (the new one included), H heads, K KV heads of c ca
 of Dk and values of Dv elements,
 
     launch + doubling log2(1 + L / 256) + waves x wave
-           + softmax(B K c L' bytes / (bandwidth eff), 2 B K R (Dk + Dv) L' / (peak eff))
+           + softmax(B K c L' bytes / (bandwidth eff), 2 B K R (Dk + Dv) L' / (peak rate))
            + query and output bytes x factor / bandwidth.
 
 A tile holds the rows that share a KV head, H / K, in whole tiles of ``tile_rows`` (R rows in all),
@@ -12,14 +12,15 @@ so that waves = ceil(B K R / (tile_rows SMs)); each starts and ends on its own. 
 pad^2): a short sequence takes as long as one of ``pad_tokens``. The products only matter for many
 rows (all heads of multi-head latent attention share one latent; absorbed form, DeepSeek-V2, arXiv
 2405.04434). softmax is an 8-norm. A longer sequence is split more often, and the parts are
-combined. A window limits L, and where it does, each wave takes ``window_us`` more.
+combined. ``compute_rate`` is relative to the peak in bfloat16. A window limits L, and where it
+does, each wave takes ``window_us`` more.
 
 Measured rows repeat one call, so that a cache smaller than the L2 stays in it: a share
 ``cached_share`` of the bytes is saved up to ``cache_fraction`` of the L2, and none from twice that
 on. The cache of a step is cold: prices leave that term out.
 
 ``launch_us``, ``doubling_us``, ``wave_us``, ``window_us``, ``pad_tokens``,
-``read_efficiency_SIZE``, ``compute_efficiency``, ``query_factor`` and both of the L2 are fitted;
+``read_efficiency_SIZE``, ``compute_rate``, ``query_factor`` and both of the L2 are fitted;
 sizes between those fitted are linear.
 """
 
@@ -87,7 +88,7 @@ def decode_seconds(
     tile = values["tile_rows"]
     tiles = sequences * heads.num_kv_heads * np.ceil(heads.num_heads / heads.num_kv_heads / tile)
     flops = 2.0 * tiles * tile * (size + heads.value_size) * padded
-    compute = flops / (profile.peak(_PRODUCTS) * values["compute_efficiency"])
+    compute = flops / (profile.peak(_PRODUCTS) * values["compute_rate"])
     query = sequences * heads.num_heads * (size + heads.value_size) * _ELEMENT_BYTES
     wave_us = values["wave_us"] + np.where(kept < length, values["window_us"], 0.0)
     return (

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from moesim.costs.calibration import Calibration, load_calibration
-from moesim.costs.comm.nccl import Nccl
 from moesim.costs.comm.work import Ports
 from moesim.costs.dense.all_reduce import all_reduce_seconds
 from moesim.costs.dense.blocks import Amount, in_blocks
@@ -153,17 +152,11 @@ class DensePrices:
         Raises:
             ConfigError: The calibration of NCCL is missing or malformed.
         """
-        nccl = Nccl(
-            ports=ports,
-            calibration=load_calibration("nccl", self.profile),
-            collective="all_reduce",
-        )
-        fitted = self.fitted("all_reduce", "bfloat16")
         return all_reduce_seconds(
-            fitted.values,
-            nccl,
+            self.fitted("all_reduce", "bfloat16").values,
+            self.profile,
+            ports,
             np.asarray(num_bytes, dtype=np.float64),
-            np.asarray(ports.num_ranks, dtype=np.float64),
         )
 
     def stream_s(self, num_bytes: Amount, kernels: Amount = 1) -> Array:

@@ -64,11 +64,11 @@ _DECODE: Bounds = {
     "cached_share": (0.5, 0.01, 0.95),
     "cache_fraction": (0.6, 0.2, 1.0),
     "query_factor": (1.0, 0.5, 10.0),
-    "compute_efficiency": (0.4, 0.15, 0.9),
+    "compute_rate": (0.4, 0.15, 0.9),
 }
 #: relative to the bfloat16 rate: fp8 products may be twice as fast, and one engine dequantizes the
 #: latent, so that its products seem slow
-_LATENT: Bounds = {"compute_efficiency": (0.8, 0.05, 1.9)}
+_LATENT: Bounds = {"compute_rate": (0.8, 0.05, 1.9)}
 _WINDOW: Bounds = {"window_us": (1.0, 0.001, 20.0)}
 _PREFILL_SHARE, _READ_SHARE = (0.6, 0.03, 1.1), (0.6, 0.3, 1.0)
 #: rows of a tile of latent attention, which the fitted rows cannot tell: a matrix instruction takes

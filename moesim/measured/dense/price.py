@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.calibration import load_calibration
-from moesim.costs.comm.nccl import Nccl
 from moesim.costs.comm.work import Ports
 from moesim.costs.dense.all_reduce import all_reduce_roofline_s, all_reduce_seconds
 from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
@@ -58,13 +56,7 @@ class DenseBatch:
                 seconds += quantize_seconds(found, self.profile, m, k)
             return seconds
         if self.op == "all_reduce":
-            ranks, num_bytes = self._message
-            nccl = Nccl(
-                ports=self._ports,
-                calibration=load_calibration("nccl", self.profile),
-                collective="all_reduce",
-            )
-            return all_reduce_seconds(found, nccl, num_bytes, ranks)
+            return all_reduce_seconds(found, self.profile, self._ports, self._num_bytes)
         if self.op in ("prefill", "mla_prefill"):
             return prefill_seconds(found, self.fmt, self.profile, self._heads, self._prefill)
         return decode_seconds(found, self.fmt, self.profile, self._heads, self._decode, cold=False)
@@ -75,15 +67,14 @@ class DenseBatch:
             sizes = (self.sizes["m"], self.sizes["n"], self.sizes["k"])
             return gemm_roofline_s(GemmFormat.named(self.fmt), self.profile, sizes)
         if self.op == "all_reduce":
-            ranks, num_bytes = self._message
-            return all_reduce_roofline_s(self._ports, num_bytes, ranks)
+            return all_reduce_roofline_s(self._ports, self._num_bytes)
         if self.op in ("prefill", "mla_prefill"):
             return prefill_roofline_s(self.fmt, self.profile, self._heads, self._prefill)
         return decode_roofline_s(self.fmt, self.profile, self._heads, self._decode)
 
     @property
-    def _message(self) -> tuple[Array, Array]:
-        return self.sizes["num_gpus"], self.sizes["message_size"] * _ELEMENT_BYTES
+    def _num_bytes(self) -> Array:
+        return self.sizes["message_size"] * _ELEMENT_BYTES
 
     @property
     def _ports(self) -> Ports:

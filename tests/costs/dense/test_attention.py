@@ -30,7 +30,7 @@ DECODE = {
     "cached_share": 0.5,
     "cache_fraction": 0.5,
     "query_factor": 0.0,
-    "compute_efficiency": 1.0,
+    "compute_rate": 1.0,
     "tile_rows": 64.0,
     "read_efficiency_128": 1.0,
     "read_efficiency_576": 1.0,
