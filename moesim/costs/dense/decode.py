@@ -100,11 +100,11 @@ def decode_seconds(
     )
 
 
-def decode_roofline_s(
+def decode_limits_s(
     fmt: str, profile: Profile, heads: Heads, work: tuple[Array, Array, Array]
-) -> Array:
-    """Return the larger of FLOPs over the peak and bytes over the bandwidth, in seconds; the
-    arguments are those of `decode_seconds`.
+) -> tuple[Array, Array]:
+    """Return FLOPs over the peak and bytes over the bandwidth, in seconds; the larger is the
+    roofline, and the arguments are those of `decode_seconds`.
     """
     sequences, length, window = work
     kept = np.where(window > 0, np.minimum(length, window), length)
@@ -114,7 +114,7 @@ def decode_roofline_s(
         heads.num_kv_heads * heads.kv_size * cache_bytes(fmt) * kept
         + heads.num_heads * width * _ELEMENT_BYTES
     )
-    return np.maximum(flops / profile.peak(_PRODUCTS), moved / profile.hbm_bandwidth_bytes_per_s)
+    return flops / profile.peak(_PRODUCTS), moved / profile.hbm_bandwidth_bytes_per_s
 
 
 def _warm(values: Mapping[str, float], profile: Profile, working_set: Array) -> Array:

@@ -122,11 +122,11 @@ def prefill_seconds(
     )
 
 
-def prefill_roofline_s(
+def prefill_limits_s(
     fmt: str, profile: Profile, heads: Heads, work: tuple[Array, Array, Array, Array]
-) -> Array:
-    """Return the larger of FLOPs over the peak and bytes over the bandwidth, in seconds; the
-    arguments are those of `prefill_seconds`.
+) -> tuple[Array, Array]:
+    """Return FLOPs over the peak and bytes over the bandwidth, in seconds; the larger is the
+    roofline, and the arguments are those of `prefill_seconds`.
 
     Raises:
         ConfigError: The device has no rate for the format.
@@ -137,7 +137,7 @@ def prefill_roofline_s(
     pairs = attended_pairs(tokens, cached, window)
     rows_bytes = tokens * heads.num_heads * (heads.key_size + heads.value_size) * _ELEMENT_BYTES
     kv = heads.num_kv_heads * heads.kv_size * kv_bytes * (tokens + _kept(cached, window))
-    return np.maximum(
+    return (
         sequences * heads.num_heads * per_pair * pairs / profile.peak(products),
         sequences * (rows_bytes + kv) / profile.hbm_bandwidth_bytes_per_s,
     )

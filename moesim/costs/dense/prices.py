@@ -22,7 +22,7 @@ from moesim.costs.dense.fitted import WINDOW, FittedSet, fitted_set
 from moesim.costs.dense.gemm import GemmFormat, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import format_of, prefill_seconds
-from moesim.costs.grades import Grade
+from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.errors import require
 from moesim.hardware import Profile
 
@@ -170,6 +170,11 @@ class DensePrices:
             ConfigError: The calibration of the launch is missing or malformed.
         """
         return stream_seconds(self.profile, num_bytes, kernels)
+
+    @property
+    def stream_grade(self) -> Grade:
+        """What `stream_s` rests on: no measured rows."""
+        return ASSUMED_GRADE
 
     def grade(self, op: Op, fmt: str, *, windowed: bool = False) -> Grade:
         """Return what a price rests on, with the P10 and P90 of measured / predicted.

@@ -6,11 +6,11 @@ import numpy as np
 
 from moesim.costs.comm.work import Ports
 from moesim.costs.dense.all_reduce import all_reduce_roofline_s, all_reduce_seconds
-from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
+from moesim.costs.dense.decode import decode_limits_s, decode_seconds
 from moesim.costs.dense.fitted import FittedSet
-from moesim.costs.dense.gemm import GemmFormat, gemm_roofline_s, gemm_seconds, quantize_seconds
+from moesim.costs.dense.gemm import GemmFormat, gemm_limits_s, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
-from moesim.costs.dense.prefill import prefill_roofline_s, prefill_seconds
+from moesim.costs.dense.prefill import prefill_limits_s, prefill_seconds
 from moesim.costs.dense.prices import Op, dense_prices
 from moesim.hardware import Profile, load_profile
 from moesim.measured.exchanges.table import systems
@@ -65,12 +65,12 @@ class DenseBatch:
         """Return FLOPs over the peak or bytes over the bandwidth, whichever is larger."""
         if self.op == "gemm":
             sizes = (self.sizes["m"], self.sizes["n"], self.sizes["k"])
-            return gemm_roofline_s(GemmFormat.named(self.fmt), self.profile, sizes)
+            return np.maximum(*gemm_limits_s(GemmFormat.named(self.fmt), self.profile, sizes))
         if self.op == "all_reduce":
             return all_reduce_roofline_s(self._ports, self._num_bytes)
         if self.op in ("prefill", "mla_prefill"):
-            return prefill_roofline_s(self.fmt, self.profile, self._heads, self._prefill)
-        return decode_roofline_s(self.fmt, self.profile, self._heads, self._decode)
+            return np.maximum(*prefill_limits_s(self.fmt, self.profile, self._heads, self._prefill))
+        return np.maximum(*decode_limits_s(self.fmt, self.profile, self._heads, self._decode))
 
     @property
     def _num_bytes(self) -> Array:

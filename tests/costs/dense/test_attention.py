@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
+from moesim.costs.dense.decode import decode_limits_s, decode_seconds
 from moesim.costs.dense.heads import Heads
-from moesim.costs.dense.prefill import attended_pairs, by_size, prefill_roofline_s, prefill_seconds
+from moesim.costs.dense.prefill import attended_pairs, by_size, prefill_limits_s, prefill_seconds
 from moesim.costs.dense.prices import dense_prices
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
@@ -65,12 +65,12 @@ def test_a_tile_touches_more_than_its_window():
 
 def test_full_efficiency_is_the_roofline(h100):
     work = numbers(16, 8192, 0, 0)
-    bound = prefill_roofline_s("bfloat16", h100, QWEN, work)
+    bound = np.maximum(*prefill_limits_s("bfloat16", h100, QWEN, work))
     found = prefill_seconds(PREFILL, "bfloat16", h100, QWEN, work)
     # pairs and bytes add up, and bytes are few
     assert bound < found < 1.1 * bound
     work = numbers(64, 65536, 0)
-    bound = decode_roofline_s("bfloat16", h100, QWEN, work)
+    bound = np.maximum(*decode_limits_s("bfloat16", h100, QWEN, work))
     assert decode_seconds(DECODE, "bfloat16", h100, QWEN, work) == pytest.approx(bound, rel=1e-3)
 
 
@@ -150,6 +150,14 @@ def test_grades_of_attention(prices):
     assert "h100-sxm" in dense_prices(load_profile("l40s")).grade("decode", "bfloat16").rests_on
     vllm = dense_prices(load_profile("h100-sxm"), "vllm").grade("mla_decode", "bfloat16")
     assert vllm.rests_on.endswith("engine crossed")
+
+
+def test_windows_have_grades_of_their_own(prices):
+    plain, windowed = (prices.grade("decode", "bfloat16", windowed=w) for w in (False, True))
+    assert "bfloat16_window" in windowed.rests_on
+    assert (plain.low, plain.high) != (windowed.low, windowed.high)
+    with pytest.raises(ConfigError, match="format: expected one of bfloat16, fp8"):
+        prices.grade("mla_decode", "bfloat16", windowed=True)
 
 
 def test_unknown_formats_are_refused(prices):
