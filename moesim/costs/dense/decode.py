@@ -4,7 +4,7 @@ With B sequences of L tokens (the new one included), H heads, K KV heads of c ca
 of Dk and values of Dv elements,
 
     launch + doubling log2(1 + L / 256) + waves x wave
-           + softmax(B K c L' bytes / (bandwidth eff), 2 B K R (Dk + Dv) L' / (peak eff))
+           + softmax(B K c L' bytes / (bandwidth eff), 2 B K R (Dk + Dv) L' / (peak rate))
            + query and output bytes x factor / bandwidth.
 
 A tile holds the rows that share a KV head, H / K, in whole tiles of ``tile_rows`` (R rows in all),
@@ -12,14 +12,16 @@ so that waves = ceil(B K R / (tile_rows SMs)); each starts and ends on its own. 
 pad^2): a short sequence takes as long as one of ``pad_tokens``. The products only matter for many
 rows (all heads of multi-head latent attention share one latent; absorbed form, DeepSeek-V2, arXiv
 2405.04434). softmax is an 8-norm. A longer sequence is split more often, and the parts are
-combined. A window limits L.
+combined. ``compute_rate`` is relative to the peak in bfloat16. A window limits L, and where it
+does, each wave takes ``window_us`` more.
 
 Measured rows repeat one call, so that a cache smaller than the L2 stays in it: a share
 ``cached_share`` of the bytes is saved up to ``cache_fraction`` of the L2, and none from twice that
 on. The cache of a step is cold: prices leave that term out.
 
-``launch_us``, ``doubling_us``, ``wave_us``, ``pad_tokens``, ``read_efficiency_SIZE``, ``compute_efficiency``,
-``query_factor`` and both of the L2 are fitted; sizes between those fitted are linear.
+``launch_us``, ``doubling_us``, ``wave_us``, ``window_us``, ``pad_tokens``,
+``read_efficiency_SIZE``, ``compute_rate``, ``query_factor`` and both of the L2 are fitted;
+sizes between those fitted are linear.
 """
 
 from collections.abc import Mapping
@@ -86,22 +88,23 @@ def decode_seconds(
     tile = values["tile_rows"]
     tiles = sequences * heads.num_kv_heads * np.ceil(heads.num_heads / heads.num_kv_heads / tile)
     flops = 2.0 * tiles * tile * (size + heads.value_size) * padded
-    compute = flops / (profile.peak(_PRODUCTS) * values["compute_efficiency"])
+    compute = flops / (profile.peak(_PRODUCTS) * values["compute_rate"])
     query = sequences * heads.num_heads * (size + heads.value_size) * _ELEMENT_BYTES
+    wave_us = values["wave_us"] + np.where(kept < length, values["window_us"], 0.0)
     return (
         values["launch_us"] * US
         + values["doubling_us"] * US * np.log2(1.0 + kept / _DOUBLING_FROM)
-        + values["wave_us"] * US * np.ceil(tiles / units_of(profile))
+        + wave_us * US * np.ceil(tiles / units_of(profile))
         + _eight_norm(read, compute)
         + values["query_factor"] * query / profile.hbm_bandwidth_bytes_per_s
     )
 
 
-def decode_roofline_s(
+def decode_limits_s(
     fmt: str, profile: Profile, heads: Heads, work: tuple[Array, Array, Array]
-) -> Array:
-    """Return the larger of FLOPs over the peak and bytes over the bandwidth, in seconds; the
-    arguments are those of `decode_seconds`.
+) -> tuple[Array, Array]:
+    """Return FLOPs over the peak and bytes over the bandwidth, in seconds; the larger is the
+    roofline, and the arguments are those of `decode_seconds`.
     """
     sequences, length, window = work
     kept = np.where(window > 0, np.minimum(length, window), length)
@@ -111,7 +114,7 @@ def decode_roofline_s(
         heads.num_kv_heads * heads.kv_size * cache_bytes(fmt) * kept
         + heads.num_heads * width * _ELEMENT_BYTES
     )
-    return np.maximum(flops / profile.peak(_PRODUCTS), moved / profile.hbm_bandwidth_bytes_per_s)
+    return flops / profile.peak(_PRODUCTS), moved / profile.hbm_bandwidth_bytes_per_s
 
 
 def _warm(values: Mapping[str, float], profile: Profile, working_set: Array) -> Array:

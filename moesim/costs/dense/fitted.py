@@ -24,6 +24,8 @@ from moesim.errors import ConfigError
 
 #: a dense part knows no expert parallelism: its cells are those of one rank
 ONE_RANK = "ep1"
+#: what the format of a cell of windowed attention ends with
+WINDOW = "_window"
 #: parameter of a calibration: what crossing the engine costs
 ENGINE_HALF_WIDTH = "engine_half_width"
 _ASSUMED_HALF_WIDTH = log(1.5)

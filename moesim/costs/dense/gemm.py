@@ -159,22 +159,23 @@ def quantize_seconds(values: Mapping[str, float], profile: Profile, m: Array, k:
     return values["quantize_bytes"] * m * k / profile.hbm_bandwidth_bytes_per_s
 
 
-def gemm_roofline_s(fmt: GemmFormat, profile: Profile, sizes: tuple[Array, Array, Array]) -> Array:
-    """Return the larger of FLOPs over the peak and bytes over the bandwidth, in seconds.
+def gemm_limits_s(
+    fmt: GemmFormat, profile: Profile, sizes: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Return FLOPs over the peak and bytes over the bandwidth, in seconds; the larger is the
+    roofline.
 
     Args:
         fmt: Formats.
         profile: The device.
-        sizes: The sizes m, n and k, ndarrays of one shape.
+        sizes: The sizes m, n and k, ndarrays whose shapes broadcast.
 
     Raises:
         ConfigError: The device has no rate for the format.
     """
     m, n, k = sizes
     moved = m * k * fmt.activation_bytes + n * k * fmt.weight_bytes + m * n * _OUTPUT_BYTES
-    return np.maximum(
-        2.0 * m * n * k / profile.peak(fmt.peak), moved / profile.hbm_bandwidth_bytes_per_s
-    )
+    return 2.0 * m * n * k / profile.peak(fmt.peak), moved / profile.hbm_bandwidth_bytes_per_s
 
 
 def _areas() -> tuple[tuple[int, int, float], ...]:

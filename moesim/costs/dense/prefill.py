@@ -15,10 +15,10 @@ those measured. New KV counts as more bytes than it has: it is written to the ca
 every tile of its head.
 
 Without a window A = S P + S (S + 1) / 2. With a window of W a query attends to at most W keys, and
-its tile touches up to 127 more.
+its tile touches up to 127 more; where keys are left out, each wave takes ``window_us`` more.
 
-``launch_us``, ``compute_efficiency_SIZE``, ``ramp_tokens``, ``tail``, ``tile_us``, ``kv_factor``
-and ``packed`` are fitted. No measured row has a cached prefix.
+``launch_us``, ``compute_efficiency_SIZE``, ``ramp_tokens``, ``tail``, ``tile_us``, ``window_us``,
+``kv_factor`` and ``packed`` are fitted. No measured row has a cached prefix.
 """
 
 from collections.abc import Mapping
@@ -107,6 +107,8 @@ def prefill_seconds(
     longest = _ROWS * per_pair * (last + ramp) * units_of(profile) / flops_per_s
     group = heads.num_heads / heads.num_kv_heads if values["packed"] else 1.0
     tiles = sequences * (heads.num_heads / group) * np.ceil(tokens * group / _ROWS)
+    windowed = (window > 0) & (cached + tokens > window)
+    tile_us = values["tile_us"] + np.where(windowed, values["window_us"], 0.0)
     waves = np.ceil(tiles / units_of(profile))
     rows_bytes = tokens * heads.num_heads * (heads.key_size + heads.value_size) * _ELEMENT_BYTES
     kv = heads.num_kv_heads * heads.kv_size * kv_bytes
@@ -115,16 +117,16 @@ def prefill_seconds(
         values["launch_us"] * US
         + compute
         + values["tail"] * longest
-        + waves * values["tile_us"] * US
+        + waves * tile_us * US
         + moved / (profile.hbm_bandwidth_bytes_per_s * _STREAM_SHARE)
     )
 
 
-def prefill_roofline_s(
+def prefill_limits_s(
     fmt: str, profile: Profile, heads: Heads, work: tuple[Array, Array, Array, Array]
-) -> Array:
-    """Return the larger of FLOPs over the peak and bytes over the bandwidth, in seconds; the
-    arguments are those of `prefill_seconds`.
+) -> tuple[Array, Array]:
+    """Return FLOPs over the peak and bytes over the bandwidth, in seconds; the larger is the
+    roofline, and the arguments are those of `prefill_seconds`.
 
     Raises:
         ConfigError: The device has no rate for the format.
@@ -135,7 +137,7 @@ def prefill_roofline_s(
     pairs = attended_pairs(tokens, cached, window)
     rows_bytes = tokens * heads.num_heads * (heads.key_size + heads.value_size) * _ELEMENT_BYTES
     kv = heads.num_kv_heads * heads.kv_size * kv_bytes * (tokens + _kept(cached, window))
-    return np.maximum(
+    return (
         sequences * heads.num_heads * per_pair * pairs / profile.peak(products),
         sequences * (rows_bytes + kv) / profile.hbm_bandwidth_bytes_per_s,
     )

@@ -13,17 +13,16 @@ from typing import Literal
 import numpy as np
 
 from moesim.costs.calibration import Calibration, load_calibration
-from moesim.costs.comm.nccl import Nccl
 from moesim.costs.comm.work import Ports
 from moesim.costs.dense.all_reduce import all_reduce_seconds
 from moesim.costs.dense.blocks import Amount, in_blocks
 from moesim.costs.dense.decode import cache_bytes, decode_seconds
 from moesim.costs.dense.elementwise import stream_seconds
-from moesim.costs.dense.fitted import FittedSet, fitted_set
+from moesim.costs.dense.fitted import WINDOW, FittedSet, fitted_set
 from moesim.costs.dense.gemm import GemmFormat, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
 from moesim.costs.dense.prefill import format_of, prefill_seconds
-from moesim.costs.grades import Grade
+from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.errors import require
 from moesim.hardware import Profile
 
@@ -153,17 +152,11 @@ class DensePrices:
         Raises:
             ConfigError: The calibration of NCCL is missing or malformed.
         """
-        nccl = Nccl(
-            ports=ports,
-            calibration=load_calibration("nccl", self.profile),
-            collective="all_reduce",
-        )
-        fitted = self.fitted("all_reduce", "bfloat16")
         return all_reduce_seconds(
-            fitted.values,
-            nccl,
+            self.fitted("all_reduce", "bfloat16").values,
+            self.profile,
+            ports,
             np.asarray(num_bytes, dtype=np.float64),
-            np.asarray(ports.num_ranks, dtype=np.float64),
         )
 
     def stream_s(self, num_bytes: Amount, kernels: Amount = 1) -> Array:
@@ -178,13 +171,28 @@ class DensePrices:
         """
         return stream_seconds(self.profile, num_bytes, kernels)
 
-    def grade(self, op: Op, fmt: str) -> Grade:
+    @property
+    def stream_grade(self) -> Grade:
+        """What `stream_s` rests on: no measured rows."""
+        return ASSUMED_GRADE
+
+    def grade(self, op: Op, fmt: str, *, windowed: bool = False) -> Grade:
         """Return what a price rests on, with the P10 and P90 of measured / predicted.
 
+        Args:
+            op: Kind of price.
+            fmt: Format.
+            windowed: Whether a window limits the attention.
+
         Raises:
-            ConfigError: The format is unknown.
+            ConfigError: The format is unknown, or no windows were measured.
         """
-        return self.fitted(op, fmt).grade
+        if not windowed:
+            return self.fitted(op, fmt).grade
+        like = _LIKE.get(fmt, "") + WINDOW
+        return fitted_set(
+            self.calibrations[op], fmt + WINDOW, like=like, library=self.library
+        ).grade
 
     def fitted(self, op: Op, fmt: str) -> FittedSet:
         """Return the fitted parameters of a price.

@@ -6,7 +6,6 @@ count half. The other groups of the same table give scores and intervals, so tha
 both. The fit is robust and a pure function of the rows.
 """
 
-from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 
 from moesim.costs.calibration import generation_of
 from moesim.costs.dense import decode, prefill
-from moesim.costs.dense.fitted import ENGINE_HALF_WIDTH, ONE_RANK, prefix
+from moesim.costs.dense.fitted import ENGINE_HALF_WIDTH, ONE_RANK, WINDOW, prefix
 from moesim.costs.dense.prices import CALIBRATIONS, Op
 from moesim.hardware import load_profile
-from moesim.measured.dense.price import DenseBatch, sizes_of
+from moesim.measured.dense.price import DenseBatch, is_windowed, sizes_of
 from moesim.measured.dense.table import DATASETS, FITTED, GROUP, OPS, SIZES, Kind, load_rows
 from moesim.measured.fitting import Bounds, Fitted, robust_fit, write_calibration
 from moesim.measured.scores import error_scores
@@ -65,12 +64,13 @@ _DECODE: Bounds = {
     "cached_share": (0.5, 0.01, 0.95),
     "cache_fraction": (0.6, 0.2, 1.0),
     "query_factor": (1.0, 0.5, 10.0),
-    "compute_efficiency": (0.4, 0.15, 0.9),
+    "compute_rate": (0.4, 0.15, 0.9),
 }
 #: relative to the bfloat16 rate: fp8 products may be twice as fast, and one engine dequantizes the
 #: latent, so that its products seem slow
-_LATENT: Bounds = {"compute_efficiency": (0.8, 0.05, 1.9)}
-_PREFILL_SHARE, _READ_SHARE = (0.6, 0.03, 1.1), (0.6, 0.3, 1.1)
+_LATENT: Bounds = {"compute_rate": (0.8, 0.05, 1.9)}
+_WINDOW: Bounds = {"window_us": (1.0, 0.001, 20.0)}
+_PREFILL_SHARE, _READ_SHARE = (0.6, 0.03, 1.1), (0.6, 0.3, 1.0)
 #: rows of a tile of latent attention, which the fitted rows cannot tell: a matrix instruction takes
 #: 64 rows on Hopper and 128 on Blackwell (NVIDIA, PTX ISA, wgmma and tcgen05.mma), and the tiles of
 #: FlashAttention-3's fp8 kernels have 128 or more (Dao-AILab/flash-attention, hopper/tile_size.h)
@@ -123,14 +123,11 @@ def fit_op(op: Op, systems: tuple[str, ...]) -> Fitted:
         rows = rows[rows["dataset"].isin(DATASETS) & rows["main"]]
         profile = load_profile(system)
         for (dataset, fmt), part in rows.groupby(["dataset", "format"]):
-            if "window_size" in part:
-                # engines differ in how a window is run: none is fitted
-                part = part[part["window_size"] == 0]
-            values, cell, score = fit_set(op, fmt, part)
-            sets.append((part[part["fitted"]], values))
+            values, own, score = fit_set(op, fmt, part)
+            sets.append((_plain(part[part["fitted"]]), values))
             start = prefix(dataset, fmt, generation_of(profile))
             parameters |= {start + name: value for name, value in values.items()}
-            cells.append(cell | {"version": dataset})
+            cells += [cell | {"version": dataset} for cell in own]
             scores[start.rstrip("_").replace("_", "-")] = score
             sources.append(f"aiconfigurator-core 0.12.0, {system} {dataset}")
             count += int(part["fitted"].sum())
@@ -153,8 +150,11 @@ def fit_op(op: Op, systems: tuple[str, ...]) -> Fitted:
     )
 
 
-def fit_set(op: Op, fmt: str, rows) -> tuple[dict[str, float], dict, dict[str, float]]:
-    """Fit one set of parameters.
+def fit_set(
+    op: Op, fmt: str, rows
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float]]:
+    """Fit one set of parameters: all but one to rows without a window, and what a window costs to
+    those with one.
 
     Args:
         op: Kind of price.
@@ -162,41 +162,65 @@ def fit_set(op: Op, fmt: str, rows) -> tuple[dict[str, float], dict, dict[str, f
         rows: DataFrame of one system, dataset and format; ``fitted`` says which rows are fitted.
 
     Returns:
-        The parameters, the cell without its version, and the scores of the rows not fitted.
+        The parameters, the cells without their version, and the scores of the rows not fitted and
+        without a window.
     """
-    mine, others = rows[rows["fitted"]], rows[~rows["fitted"]]
-    profile = load_profile(rows["system"].iloc[0])
-
-    def log_errors(values: dict[str, float], *, of: DenseBatch, measured: Array) -> Array:
-        return np.log(of.seconds(values) / measured)
-
-    measured = mine["seconds"].to_numpy()
-    weights = np.where(measured >= FLOOR_S, 1.0, _SHORT_WEIGHT)
-    errors = partial(log_errors, of=_batch(op, mine), measured=measured)
-    bounds = bounds_of(op, fmt, mine)
-
-    def with_rule(rule: dict[str, float], free: dict[str, float]) -> Array:
-        return errors(rule | free)
-
-    found = []
-    for rule in _rules(op, fmt, generation_of(profile)):
-        free = robust_fit(partial(with_rule, rule), bounds, weights / weights.mean())
-        found.append((float(np.mean(weights * np.abs(errors(rule | free)))), rule | free))
+    plain, windowed = _plain(rows), rows[is_windowed(rows)]
+    generation = generation_of(load_profile(rows["system"].iloc[0]))
+    mine = plain[plain["fitted"]]
+    attention = {} if op in OPS["dense"] else {"window_us": 0.0}
+    found = [
+        _fit_free(op, mine, bounds_of(op, fmt, mine), attention | rule)
+        for rule in _rules(op, fmt, generation)
+    ]
     _, values = min(found, key=lambda one: one[0])
-    held_out, real = _batch(op, others).seconds(values), others["seconds"].to_numpy()
-    low, high = np.percentile(real / held_out, (10, 90))
-    cell = {
+    cells = [_cell(op, fmt, plain, values)]
+    if windowed["fitted"].any():
+        _, values = _fit_free(op, windowed[windowed["fitted"]], _WINDOW, values)
+        cells.append(_cell(op, fmt + WINDOW, windowed, values))
+    others = plain[~plain["fitted"]]
+    others = others[others["seconds"] >= FLOOR_S]
+    scores = error_scores(_batch(op, others).seconds(values), others["seconds"].to_numpy())
+    return values, cells, scores
+
+
+def _plain(rows):
+    return rows[~is_windowed(rows)]
+
+
+def _fit_free(
+    op: Op, rows, bounds: Bounds, fixed: dict[str, float]
+) -> tuple[float, dict[str, float]]:
+    """Fit some parameters to rows while others are fixed.
+
+    Returns:
+        The weighted mean of the absolute log errors, and all parameters.
+    """
+    batch, measured = _batch(op, rows), rows["seconds"].to_numpy()
+    weights = np.where(measured >= FLOOR_S, 1.0, _SHORT_WEIGHT)
+
+    def log_errors(free: dict[str, float]) -> Array:
+        return np.log(batch.seconds(fixed | free) / measured)
+
+    free = robust_fit(log_errors, bounds, weights / weights.mean())
+    return float(np.mean(weights * np.abs(log_errors(free)))), fixed | free
+
+
+def _cell(op: Op, name: str, rows, values: dict[str, float]) -> dict[str, Any]:
+    """Return the cell of a set: its spread on rows left out of the fit."""
+    others, profile = rows[~rows["fitted"]], load_profile(rows["system"].iloc[0])
+    ratios = others["seconds"].to_numpy() / _batch(op, others).seconds(values)
+    low, high = np.percentile(ratios, (10, 90))
+    return {
         "device": profile.name,
         "generation": generation_of(profile),
-        "format": fmt,
+        "format": name,
         "ep": ONE_RANK,
         "low": float(low),
         "high": float(high),
         "kind": "groups left out of the fit",
-        "rows": len(mine),
+        "rows": int(rows["fitted"].sum()),
     }
-    scored = real >= FLOOR_S
-    return values, cell, error_scores(held_out[scored], real[scored])
 
 
 def _engine_half_width(op: Op, sets: list[tuple[Any, dict[str, float]]]) -> dict[str, float]:

@@ -107,8 +107,8 @@ def predict_rows(rows) -> dict[str, Array]:
                       if name.endswith("_us") else object)
         for name in PREDICTIONS
     }  # fmt: skip
-    for at, batch, fitted, level in batches(rows, SIZES):
-        seconds, grade = batch.seconds(fitted), fitted.grade
+    for at, batch, fitted, grade, level in batches(rows, SIZES):
+        seconds = batch.seconds(fitted)
         out["predicted_us"][at] = seconds / US
         out["low_us"][at], out["high_us"][at] = (
             seconds * grade.low / US,

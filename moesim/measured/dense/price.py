@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.costs.calibration import load_calibration
-from moesim.costs.comm.nccl import Nccl
 from moesim.costs.comm.work import Ports
 from moesim.costs.dense.all_reduce import all_reduce_roofline_s, all_reduce_seconds
-from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
+from moesim.costs.dense.decode import decode_limits_s, decode_seconds
 from moesim.costs.dense.fitted import FittedSet
-from moesim.costs.dense.gemm import GemmFormat, gemm_roofline_s, gemm_seconds, quantize_seconds
+from moesim.costs.dense.gemm import GemmFormat, gemm_limits_s, gemm_seconds, quantize_seconds
 from moesim.costs.dense.heads import Heads
-from moesim.costs.dense.prefill import prefill_roofline_s, prefill_seconds
+from moesim.costs.dense.prefill import prefill_limits_s, prefill_seconds
 from moesim.costs.dense.prices import Op, dense_prices
 from moesim.hardware import Profile, load_profile
 from moesim.measured.exchanges.table import systems
@@ -58,13 +56,7 @@ class DenseBatch:
                 seconds += quantize_seconds(found, self.profile, m, k)
             return seconds
         if self.op == "all_reduce":
-            ranks, num_bytes = self._message
-            nccl = Nccl(
-                ports=self._ports,
-                calibration=load_calibration("nccl", self.profile),
-                collective="all_reduce",
-            )
-            return all_reduce_seconds(found, nccl, num_bytes, ranks)
+            return all_reduce_seconds(found, self.profile, self._ports, self._num_bytes)
         if self.op in ("prefill", "mla_prefill"):
             return prefill_seconds(found, self.fmt, self.profile, self._heads, self._prefill)
         return decode_seconds(found, self.fmt, self.profile, self._heads, self._decode, cold=False)
@@ -73,17 +65,16 @@ class DenseBatch:
         """Return FLOPs over the peak or bytes over the bandwidth, whichever is larger."""
         if self.op == "gemm":
             sizes = (self.sizes["m"], self.sizes["n"], self.sizes["k"])
-            return gemm_roofline_s(GemmFormat.named(self.fmt), self.profile, sizes)
+            return np.maximum(*gemm_limits_s(GemmFormat.named(self.fmt), self.profile, sizes))
         if self.op == "all_reduce":
-            ranks, num_bytes = self._message
-            return all_reduce_roofline_s(self._ports, num_bytes, ranks)
+            return all_reduce_roofline_s(self._ports, self._num_bytes)
         if self.op in ("prefill", "mla_prefill"):
-            return prefill_roofline_s(self.fmt, self.profile, self._heads, self._prefill)
-        return decode_roofline_s(self.fmt, self.profile, self._heads, self._decode)
+            return np.maximum(*prefill_limits_s(self.fmt, self.profile, self._heads, self._prefill))
+        return np.maximum(*decode_limits_s(self.fmt, self.profile, self._heads, self._decode))
 
     @property
-    def _message(self) -> tuple[Array, Array]:
-        return self.sizes["num_gpus"], self.sizes["message_size"] * _ELEMENT_BYTES
+    def _num_bytes(self) -> Array:
+        return self.sizes["message_size"] * _ELEMENT_BYTES
 
     @property
     def _ports(self) -> Ports:
@@ -114,8 +105,8 @@ class DenseBatch:
 
 
 def batches(rows, columns: dict[Op, tuple[str, ...]]):
-    """Yield (positions, batch, fitted set, level) of each group of rows that are priced alike; the
-    level is that of the calibration.
+    """Yield (positions, batch, fitted set, grade, level) of each group of rows that are priced
+    alike; the level is that of the calibration.
 
     Args:
         rows: DataFrame with ``op``, ``system``, ``dataset``, ``format`` and the columns of sizes,
@@ -123,11 +114,22 @@ def batches(rows, columns: dict[Op, tuple[str, ...]]):
         columns: Kind of price -> its columns of sizes.
     """
     keys = ["op", "system", "dataset", "format"]
-    for (op, system, dataset, fmt), part in rows.groupby(keys, sort=False):
+    for (op, system, dataset, fmt, windowed), part in rows.groupby(
+        [*keys, is_windowed(rows)], sort=False
+    ):
         prices = dense_prices(load_profile(system), str(dataset))
         batch = DenseBatch(op=op, fmt=fmt, system=system, sizes=sizes_of(part, columns[op]))
+        grade = prices.grade(op, fmt, windowed=windowed)
         level = prices.calibrations[op].level
-        yield part.index.to_numpy(), batch, prices.fitted(op, fmt), level
+        yield part.index.to_numpy(), batch, prices.fitted(op, fmt), grade, level
+
+
+def is_windowed(rows) -> Array:
+    """Return which rows have a window: ndarray of bool, shape (rows,)."""
+    if "window_size" not in rows:
+        return np.zeros(len(rows), dtype=bool)
+    here = rows["op"].isin(["prefill", "decode"])
+    return (here & (rows["window_size"] > 0)).to_numpy(dtype=bool)
 
 
 def sizes_of(rows, columns: tuple[str, ...]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from moesim.measured.dense.fit import FLOOR_S
 from moesim.measured.dense.predict import predict_rows
+from moesim.measured.dense.price import is_windowed
 from moesim.measured.dense.table import Kind, load_all
 from moesim.measured.scores import error_scores
 from moesim.units import US
@@ -78,7 +79,4 @@ def _classes(rows) -> Array:
         length = rows["isl"].to_numpy(dtype=np.float64) + rows["step"].to_numpy(dtype=np.float64)
         long = np.where(length >= _LONG, "L >= 1024, ", "L < 1024, ")
         size = np.where(decode, np.char.add(long, size), size)
-    if "window_size" in rows:
-        windowed = rows["window_size"].to_numpy(dtype=np.float64) > 0
-        size = np.where(windowed, np.char.add("window, ", size), size)
-    return size
+    return np.where(is_windowed(rows), np.char.add("window, ", size), size)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from moesim.costs.dense.decode import decode_roofline_s, decode_seconds
+from moesim.costs.dense.decode import decode_limits_s, decode_seconds
 from moesim.costs.dense.heads import Heads
-from moesim.costs.dense.prefill import attended_pairs, by_size, prefill_roofline_s, prefill_seconds
+from moesim.costs.dense.prefill import attended_pairs, by_size, prefill_limits_s, prefill_seconds
 from moesim.costs.dense.prices import dense_prices
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
@@ -16,6 +16,7 @@ PREFILL = {
     "ramp_tokens": 0.0,
     "tail": 0.0,
     "packed": 1.0,
+    "window_us": 0.0,
     "tile_us": 0.0,
     "kv_factor": 1.0,
     "compute_efficiency_128": 1.0,
@@ -24,11 +25,12 @@ DECODE = {
     "launch_us": 0.0,
     "doubling_us": 0.0,
     "wave_us": 0.0,
+    "window_us": 0.0,
     "pad_tokens": 0.0,
     "cached_share": 0.5,
     "cache_fraction": 0.5,
     "query_factor": 0.0,
-    "compute_efficiency": 1.0,
+    "compute_rate": 1.0,
     "tile_rows": 64.0,
     "read_efficiency_128": 1.0,
     "read_efficiency_576": 1.0,
@@ -63,12 +65,12 @@ def test_a_tile_touches_more_than_its_window():
 
 def test_full_efficiency_is_the_roofline(h100):
     work = numbers(16, 8192, 0, 0)
-    bound = prefill_roofline_s("bfloat16", h100, QWEN, work)
+    bound = np.maximum(*prefill_limits_s("bfloat16", h100, QWEN, work))
     found = prefill_seconds(PREFILL, "bfloat16", h100, QWEN, work)
     # pairs and bytes add up, and bytes are few
     assert bound < found < 1.1 * bound
     work = numbers(64, 65536, 0)
-    bound = decode_roofline_s("bfloat16", h100, QWEN, work)
+    bound = np.maximum(*decode_limits_s("bfloat16", h100, QWEN, work))
     assert decode_seconds(DECODE, "bfloat16", h100, QWEN, work) == pytest.approx(bound, rel=1e-3)
 
 
@@ -99,7 +101,10 @@ def test_more_decode_is_never_cheaper(prices, fmt, heads):
     base = prices.decode_s(heads, b, length, fmt)
     assert (prices.decode_s(heads, b + 1, length, fmt) >= base).all()
     assert (prices.decode_s(heads, b, length + rng.integers(1, 999, 3000), fmt) >= base).all()
-    assert (prices.decode_s(heads, b, length, fmt, window=4096) <= base).all()
+    # the kernels of windows cost something themselves
+    limited = prices.decode_s(heads, b, length, fmt, window=2048)
+    assert (limited <= base)[length > 8 * 2048].all()
+    assert (limited == base)[length <= 2048].all()
 
 
 @pytest.mark.parametrize("fmt", ["bfloat16", "fp8_kv"])
@@ -111,7 +116,8 @@ def test_more_prefill_is_never_cheaper(prices, fmt, heads):
     for more in ((b + 1, s, p), (b, s + rng.integers(1, 200, 3000), p), (b, s, p + 500)):
         longer = prices.prefill_s(heads, *more[:2], fmt, cached=more[2])
         assert (longer >= base * (1 - 1e-12)).all()
-    assert (prices.prefill_s(heads, b, s, fmt, cached=p, window=1024) <= base).all()
+    limited = prices.prefill_s(heads, b, s, fmt, cached=p, window=512)
+    assert (limited <= base)[s + p > 8 * 512].all()
 
 
 def test_a_prefix_costs_its_pairs(prices):
@@ -144,6 +150,14 @@ def test_grades_of_attention(prices):
     assert "h100-sxm" in dense_prices(load_profile("l40s")).grade("decode", "bfloat16").rests_on
     vllm = dense_prices(load_profile("h100-sxm"), "vllm").grade("mla_decode", "bfloat16")
     assert vllm.rests_on.endswith("engine crossed")
+
+
+def test_windows_have_grades_of_their_own(prices):
+    plain, windowed = (prices.grade("decode", "bfloat16", windowed=w) for w in (False, True))
+    assert "bfloat16_window" in windowed.rests_on
+    assert (plain.low, plain.high) != (windowed.low, windowed.high)
+    with pytest.raises(ConfigError, match="format: expected one of bfloat16, fp8"):
+        prices.grade("mla_decode", "bfloat16", windowed=True)
 
 
 def test_unknown_formats_are_refused(prices):

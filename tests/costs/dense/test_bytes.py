@@ -30,6 +30,7 @@ NODE = Ports(
     num_sms=132,
     memory_bytes_per_s=3.35e12,
 )
+H100 = load_profile("h100-sxm")
 VALUES = {
     "launch_us": 2.0,
     "peer_us": 0.5,
@@ -45,14 +46,14 @@ def prices():
 
 
 def nccl(ports):
-    calibration = load_calibration("nccl", load_profile("h100-sxm"))
+    calibration = load_calibration("nccl", H100)
     return Nccl(ports=ports, calibration=calibration, collective="all_reduce")
 
 
 def test_short_messages_are_read_once_and_long_ones_twice():
     """By hand: 8 ranks, 5 us to start; the second pass costs 4 us more."""
     sizes = np.array([0.0, 45e3, 450e3])
-    found = all_reduce_seconds(VALUES, nccl(NODE), sizes, np.array(8.0))
+    found = all_reduce_seconds(VALUES, H100, NODE, sizes)
     once = 5e-6 + sizes * 7 / 225e9
     twice = 9e-6 + 2 * sizes * 7 / 8 / 450e9
     assert found == pytest.approx(np.minimum(once, twice), rel=1e-12)
@@ -69,10 +70,24 @@ def test_where_engines_have_no_kernel_of_their_own():
     for one in ports:
         ranks = float(one.num_ranks)
         near = min(ranks, 8.0) - 1.0
-        found = all_reduce_seconds(VALUES, nccl(one), np.array(1e6), np.array(ranks))
+        found = all_reduce_seconds(VALUES, H100, one, np.array(1e6))
         theirs = nccl(one).time_s(1e6 * near / ranks, 1e6 * (ranks - 1.0 - near) / ranks)
         assert found == pytest.approx(theirs, rel=1e-12)
-    assert all_reduce_seconds(VALUES, nccl(NODE), np.array(1e6), np.array(1.0)) == 0.0
+    alone = replace(NODE, num_ranks=1)
+    assert all_reduce_seconds(VALUES, H100, alone, np.array(1e6)) == 0.0
+
+
+def test_ten_rows_of_a_device_slow_its_starts():
+    """One latency factor, from NCCL."""
+    b200 = load_profile("b200-sxm")
+    factor = (
+        load_calibration("nccl", b200)["all_reduce_start_us"]
+        / load_calibration("nccl", b200, few_shot=False)["all_reduce_start_us"]
+    )
+    assert 1.1 < factor < 1.6
+    none = np.array(0.0)
+    found = all_reduce_seconds(VALUES, b200, NODE, none)
+    assert found == pytest.approx(factor * all_reduce_seconds(VALUES, H100, NODE, none))
 
 
 def test_more_bytes_are_never_cheaper(prices):
@@ -80,7 +95,7 @@ def test_more_bytes_are_never_cheaper(prices):
     found = prices.all_reduce_s(sizes, NODE)
     assert (np.diff(found) >= 0).all()
     # NVLink's switches reduce on the way, so that a ring's bytes are no bound: the order is right
-    assert (found > 0.5 * all_reduce_roofline_s(NODE, sizes, np.array(8.0))).all()
+    assert (found > 0.5 * all_reduce_roofline_s(NODE, sizes)).all()
     assert prices.grade("all_reduce", "bfloat16").letter == "A"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moesim.costs.dense.blocks import in_blocks
-from moesim.costs.dense.gemm import FORMATS, GemmFormat, gemm_roofline_s, gemm_seconds
+from moesim.costs.dense.gemm import FORMATS, GemmFormat, gemm_limits_s, gemm_seconds
 from moesim.costs.dense.prices import dense_prices
 from moesim.errors import ConfigError
 from moesim.hardware import load_profile
@@ -35,7 +35,7 @@ def test_full_efficiency_is_the_roofline(h100, sizes):
     """Where tiles fill the SMs and one of the two resources decides."""
     fmt = GemmFormat.named("bfloat16")
     found = gemm_seconds(IDEAL, fmt, h100, arrays(*sizes))
-    bound = gemm_roofline_s(fmt, h100, arrays(*sizes))
+    bound = np.maximum(*gemm_limits_s(fmt, h100, arrays(*sizes)))
     assert bound <= found * (1 + 1e-12)
     assert found <= bound * 2**0.25 * 1.01
 
