@@ -10,6 +10,7 @@ host takes a time of its own for the step and for every sequence of it.
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,6 +26,13 @@ class _Host(Strict):
     rows: str
 
 
+class Interval(Strict):
+    """P10 and P90 of measured over predicted."""
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+
 class EngineFile(Strict):
     """A record as written in ``hw_profiles/engines/NAME.toml``; see `ServingEngine`."""
 
@@ -34,8 +42,7 @@ class EngineFile(Strict):
     block_size: int = Field(ge=1)
     max_seqs: int = Field(ge=1)
     host: _Host
-    #: P10 and P90 of measured / predicted
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[Literal["tpot", "ttft"], Interval] = {}
     sources: list[Source] = Field(min_length=1)
 
 
@@ -104,7 +111,7 @@ def _load(path: str, modified_ns: int) -> ServingEngine:
         request_s=file.host.request_us * US,
         eager_layer_s=file.host.eager_layer_us * US,
         rows=file.host.rows,
-        intervals=tuple((name, low, high) for name, (low, high) in file.intervals.items()),
+        intervals=tuple((name, one.low, one.high) for name, one in file.intervals.items()),
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
     )
 

@@ -10,16 +10,21 @@ fitted there, and their grade is D.
 Every price is of one device, with arrays of shape (1,).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from math import isqrt
 
 import numpy as np
 
-from moesim.costs.dense.decode import cache_bytes
-from moesim.costs.dense.gemm import GemmFormat
+from moesim.costs.dense.blocks import Amount
+from moesim.costs.dense.demands import (
+    decode_demand,
+    gemm_demand,
+    prefill_demand,
+    stream_demand,
+)
 from moesim.costs.dense.heads import Heads
-from moesim.costs.dense.prices import Amount, DensePrices
+from moesim.costs.dense.prices import DensePrices
 from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.steps.shares import channel_params, kv_heads_of, products_of
 from moesim.design.step import Step
@@ -55,36 +60,20 @@ class DensePricing:
 
     def gemm(self, m: float, n: float, k: float, fmt: str | None = None) -> PhaseCost:
         """Price one GEMM."""
-        fmt = fmt or self.fmt
-        profile = self.prices.profile
-        made = GemmFormat.named(fmt)
-        return bound_by(
-            self.prices.gemm_s(m, n, k, fmt),
-            2.0 * m * n * k / profile.peak(made.peak),
-            (n * k * made.weight_bytes + m * (k + n) * _ELEMENT_BYTES)
-            / profile.hbm_bandwidth_bytes_per_s,
-        )
+        return _row(gemm_demand(self.prices, m, n, k, fmt or self.fmt))
 
     def moved(self, num_bytes: Amount) -> PhaseCost:
         """Price a kernel that only reads and writes bytes in order."""
-        whole = self.prices.stream_s(num_bytes)
-        memory = num_bytes / self.prices.profile.hbm_bandwidth_bytes_per_s
-        return PhaseCost(
-            compute_s_D=np.zeros(1),
-            memory_s_D=np.array([memory]),
-            latency_s_D=np.atleast_1d(whole - memory),
-        )
+        return _row(stream_demand(self.prices, num_bytes))
 
 
-def bound_by(seconds: Amount, compute_s: Amount, memory_s: Amount) -> PhaseCost:
-    """Return seconds as demands: of whichever of compute and memory the roofline says binds, while
-    the other is used as the roofline says.
-    """
-    whole = np.atleast_1d(np.asarray(seconds, dtype=np.float64))
-    binds = bool(np.all(compute_s >= memory_s))
-    compute = whole if binds else np.minimum(compute_s, whole)
-    memory = np.minimum(memory_s, whole) if binds else whole
-    return PhaseCost(compute_s_D=compute, memory_s_D=memory, latency_s_D=np.zeros_like(whole))
+def _row(cost: PhaseCost) -> PhaseCost:
+    """Return the price of one device as arrays of shape (1,)."""
+    return PhaseCost(
+        compute_s_D=np.atleast_1d(cost.compute_s_D),
+        memory_s_D=np.atleast_1d(cost.memory_s_D),
+        latency_s_D=np.atleast_1d(cost.latency_s_D),
+    )
 
 
 def projections(pricing: DensePricing, mixer: Mixer, step: Step) -> PhaseCost:
@@ -152,14 +141,7 @@ def _(mixer: CompressedAttention, pricing: DensePricing, step: Step) -> PhaseCos
     if ratio:
         older = max(step.context - mixer.window, 0.0) / ratio
         kept += min(older, mixer.indexer.top_k) if mixer.indexer else older
-    seen = Step(
-        prefills=step.prefills,
-        new_tokens=step.new_tokens,
-        cached_tokens=step.cached_tokens,
-        sequences=step.sequences,
-        context=max(kept, 1.0),
-        tokens_per_sequence=step.tokens_per_sequence,
-    )
+    seen = replace(step, context=max(kept, 1.0))
     parts = [_attention(pricing, seen, heads, heads, mixer.window, None)]
     if mixer.indexer:
         parts.append(_index(pricing, step, mixer.indexer))
@@ -175,49 +157,29 @@ def _attention(
     indexer: Indexer | None,
 ) -> PhaseCost:
     """Price prefill and decode, one after the other, and the indexer before them."""
-    parts, kv_bytes = [], cache_bytes(pricing.kv)
+    parts, prices = [], pricing.prices
     picked = indexer.top_k * indexer.block_size if indexer else 0
     limit = min((w for w in (window or 0, picked) if w), default=0)
     if indexer:
         parts.append(_index(pricing, step, indexer))
     if step.prefills:
-        parts.append(
-            bound_by(
-                pricing.prices.prefill_s(
-                    prefill,
-                    step.prefills,
-                    step.new_tokens,
-                    "fp8_kv" if pricing.kv == "fp8" else pricing.kv,
-                    cached=step.cached_tokens,
-                    window=limit,
-                ),
-                1.0,
-                0.0,
-            )
+        fmt = "fp8_kv" if pricing.kv == "fp8" else pricing.kv
+        whole = prefill_demand(
+            prices,
+            prefill,
+            step.prefills,
+            step.new_tokens,
+            fmt,
+            cached=step.cached_tokens,
+            window=limit,
         )
+        parts.append(_row(whole))
     if step.sequences:
         # all new tokens of a sequence read its cache once, like heads that share it
-        drafts = step.tokens_per_sequence
-        heads = Heads(
-            kind=decode.kind,
-            num_heads=decode.num_heads * drafts,
-            num_kv_heads=decode.num_kv_heads,
-            key_size=decode.key_size,
-            value_size=decode.value_size,
-            kv_size=decode.kv_size,
-        )
+        heads = replace(decode, num_heads=decode.num_heads * step.tokens_per_sequence)
         length = max(step.context, 1.0)
-        rows = step.sequences * min(length, limit or length)
-        profile = pricing.prices.profile
-        flops = 2.0 * rows * heads.num_heads * (heads.key_size + heads.value_size)
-        moved = rows * heads.num_kv_heads * heads.kv_size * kv_bytes
-        parts.append(
-            bound_by(
-                pricing.prices.decode_s(heads, step.sequences, length, pricing.kv, window=limit),
-                flops / profile.peak("bfloat16"),
-                moved / profile.hbm_bandwidth_bytes_per_s,
-            )
-        )
+        read = decode_demand(prices, heads, step.sequences, length, pricing.kv, window=limit)
+        parts.append(_row(read))
     return sequence(*parts)
 
 

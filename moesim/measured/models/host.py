@@ -2,8 +2,8 @@
 
 Three numbers an engine: microseconds of a step, of each sequence of a step, and of launching a
 layer's kernels one by one (prompts). The times of devices are simulated and stay as they are. What
-is minimized is the mean of the absolute logarithms of predicted over measured TPOT, and half that of
-TTFT, over at most 24 runs drawn evenly, by Nelder and Mead's simplex from several begins. The
+is minimized is the mean of the absolute logarithms of predicted over measured TPOT, and half that
+of TTFT, over at most 24 runs drawn evenly, by Nelder and Mead's simplex from several begins. The
 intervals are the tenth and ninetieth percentile of measured over predicted on all runs that may be
 fitted.
 """
@@ -47,6 +47,7 @@ class _Runs:
                 table.engine = engine
             result, self._tables[key] = run_of(row, table, engine=engine)
             tpot, ttft = means_ms(result)
+            assert row.tpot_ms is not None, "runs were measured"
             found.append([np.log(row.tpot_ms / tpot), np.log((row.ttft_ms or ttft) / ttft)])
         return np.array(found)
 
@@ -83,10 +84,8 @@ def fit_host(name: str) -> ServingEngine:
         key=lambda found: float(found.fun),
     )
     errors = _Runs(rows).errors(made(best.x))
-    intervals = tuple(
-        (what, *(float(np.exp(q)) for q in np.quantile(errors[:, i], (0.1, 0.9))))
-        for i, what in enumerate(("tpot", "ttft"))
-    )
+    low, high = np.exp(np.quantile(errors, (0.1, 0.9), axis=0)).tolist()
+    intervals = tuple(zip(("tpot", "ttft"), low, high, strict=True))
     words = f"{len(rows)} runs of {rows[0].model} on {rows[0].system}, silicon_sample.csv"
     return replace(made(best.x), rows=words, intervals=intervals)
 
@@ -96,7 +95,7 @@ def written(engine: ServingEngine, text: str) -> str:
     head, _, rest = text.partition("[host]\n")
     _, _, tail = rest.partition("[[sources]]")
     intervals = "".join(
-        f"{what} = [{low:.4g}, {high:.4g}]\n" for what, low, high in engine.intervals
+        f"{what} = {{low = {low:.4g}, high = {high:.4g}}}\n" for what, low, high in engine.intervals
     )
     return (
         f"{head}[host]\n"
