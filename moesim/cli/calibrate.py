@@ -137,3 +137,19 @@ def _report_fit(scores: dict[str, dict[str, float]], out: Path) -> None:
         ["class", "rows", "median", "mape", "p90", "bias"],
     )
     say(f"wrote {out}")
+
+
+@calibrate_app.command("host")
+def calibrate_host(
+    out: Annotated[Path, typer.Option(help="Folder for the records of engines.")] = Path("."),
+) -> None:
+    """Fit what the hosts of serving engines take to the serving runs that may be fitted (about ten
+    minutes).
+    """
+    from moesim.measured.models.host import calibrate_hosts
+    from moesim.report.terminal import say
+
+    if not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for the records of engines")
+    for path in calibrate_hosts(out):
+        say(f"wrote {path}")

@@ -298,3 +298,58 @@ def _validate_dense_parts(
     if table:
         print_parts(table, _DENSE_PART, _DENSE)
         say("error, roofline's error (roof) and share inside the 80 % interval, in %")
+
+
+@validate_app.command("models")
+def validate_models(
+    rows: Annotated[
+        Path | None, typer.Option(help="CSV of serving runs to predict; default: score the sample.")
+    ] = None,
+    out: _Out = None,
+    most: Annotated[
+        int | None, typer.Option(help="Without --rows: score so many runs, drawn evenly from all.")
+    ] = None,
+) -> None:
+    """Predict TPOT and TTFT of measured serving runs of whole models; without --rows, score the
+    runs of aiconfigurator-core's sample to which nothing was fitted (some minutes).
+    """
+    from moesim.measured.models.predict import PREDICTED, predict
+    from moesim.measured.models.validate import SHOWN, read_serving_rows, repaired, scoreboard
+    from moesim.report.tables import check_writable, write_csv
+    from moesim.report.terminal import print_table, say
+
+    if rows is None:
+        if out is not None:
+            raise MoesimError(
+                "--out: expected --rows FILE, too: it holds the predictions of that file's rows"
+            )
+        found, counts = repaired()
+        table = [{"what": what, "runs": number} for what, number in counts.items()]
+        print_table("Serving runs", table, ["what", "runs"])
+        print_table(
+            "TPOT of runs that nothing was fitted to: error in %, share inside the interval in %",
+            scoreboard(found, most=most),
+            SHOWN,
+        )
+        return
+    if out is not None:
+        check_writable(out)
+    runs, given = read_serving_rows(rows)
+    made = list(predict(runs))
+    if out is not None:
+        columns = [name for name in (given[0] if given else {}) if name not in PREDICTED]
+        write_csv(
+            out,
+            [row | new for row, new in zip(given, made, strict=True)],
+            [*columns, *PREDICTED],
+        )
+        say(f"wrote {out}")
+    covered = sum(one["status"] == "ok" for one in made)
+    print(f"{covered} of {len(made)} runs are covered")
+    reasons: dict[str, int] = {}
+    for one in made:
+        if one["status"] != "ok":
+            reasons[str(one["reason"])] = reasons.get(str(one["reason"]), 0) + 1
+    if reasons:
+        missing = [{"reason": reason, "runs": number} for reason, number in reasons.items()]
+        print_table("Not covered", missing, ["reason", "runs"])

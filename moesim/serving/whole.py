@@ -5,6 +5,7 @@ schedules, the memory left by the weights how many KV blocks there are, and the 
 latencies of them. Copies of the model fill the cluster, and share the requests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 
@@ -252,3 +253,23 @@ def _interval(step: StepResult, engine: ServingEngine, what: str) -> tuple[float
     if scored is None:
         scored = (1.0, 1.0) if what == "tpot" else (1.0 / _UNSCORED_TTFT, _UNSCORED_TTFT)
     return exp(min(log(low), log(scored[0]))), exp(max(log(high), log(scored[1])))
+
+
+def front_of(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the rows that no other beats in output tokens per second both of a device and of a
+    user, the fastest for a device first.
+
+    Args:
+        rows: Rows of `WholeResult.row`.
+    """
+
+    def rates(row: dict[str, object]) -> tuple[float, float]:
+        names = ("output_tokens_per_s_per_device", "output_tokens_per_s_per_user")
+        device, user = (float(str(row[name] or 0.0)) for name in names)
+        return device, user
+
+    found: list[dict[str, object]] = []
+    for row in sorted(rows, key=rates, reverse=True):
+        if not found or rates(row)[1] > rates(found[-1])[1]:
+            found.append(row)
+    return found

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, simulate
-from moesim.hardware.sizing import sized
 from moesim.design.schedule import Schedule
 from moesim.errors import CapacityError
+from moesim.hardware.sizing import sized
 from moesim.lowering import expected, room
 from moesim.lowering.expected import ExpectedTraffic, loads_of_parts
 from moesim.lowering.products import Product
