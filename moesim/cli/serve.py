@@ -173,6 +173,7 @@ def _designs(given: ServeOptions, cluster: object) -> list["ServedModel"]:
 
 
 def _run(given: ServeOptions, cluster: object, design: "ServedModel") -> "WholeResult":
+    from moesim.design.step import ExpertLoad
     from moesim.hardware import Cluster
     from moesim.serving.limits import most_clients, parse_limits
     from moesim.serving.loop import RequestTraffic
@@ -197,12 +198,11 @@ def _run(given: ServeOptions, cluster: object, design: "ServedModel") -> "WholeR
         prefill_interval=given.prefill_interval,
         acceptance=tuple(float(p) for p in given.mtp.split(",")) if given.mtp else (),
     )
-    table = StepTable(design, cluster, routing=given.routing, seed=given.seed)
+    load = ExpertLoad(routing=given.routing, seed=given.seed)
+    table = StepTable(design, cluster, load=load)
 
     def run(traffic: RequestTraffic) -> "WholeResult":
-        return serve_model(
-            design, cluster, traffic, knobs=knobs, routing=given.routing, table=table
-        )
+        return serve_model(design, cluster, traffic, knobs=knobs, load=load, table=table)
 
     if given.slo is None:
         return run(traffic)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from moesim.errors import ConfigError, require, require_int
+from moesim.routing import RoutingSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,26 @@ class Layout:
     def __str__(self) -> str:
         words = [f"{f.name}{n}" for f in fields(self) if (n := getattr(self, f.name)) > 1]
         return " ".join(words) or "tp1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """How tokens choose experts.
+
+    Attributes:
+        routing: Distribution of the load, see `moesim.design.candidate.Workload`.
+        seed: Seed of the choices; every layer draws hot experts of its own from it.
+
+    Raises:
+        ConfigError: The routing cannot be read, or the seed is negative.
+    """
+
+    routing: str = "power_law:1.2"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        RoutingSpec.parse(self.routing)
+        require_int("load.seed", self.seed, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from math import exp, log
 
 from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.served import ServedModel
-from moesim.design.step import Step
+from moesim.design.step import ExpertLoad, Step
 from moesim.errors import CapacityError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
 from moesim.serving.loop import RequestTraffic, ServerConfig, ServingResult, Speculation, serve
-from moesim.simulation.steps.simulate import StepResult, simulate_step
+from moesim.simulation.steps.simulate import UNEVEN, StepResult, simulate_step
 from moesim.simulation.steps.times import StepTable
 from moesim.simulation.trust import basis_digest
 from moesim.units import GIB, MS
@@ -145,7 +145,7 @@ def serve_model(
     traffic: RequestTraffic,
     *,
     knobs: ServingKnobs | None = None,
-    routing: str = "power_law:1.2",
+    load: ExpertLoad = UNEVEN,
     table: StepTable | None = None,
 ) -> WholeResult:
     """Serve requests with as many copies of a model as the cluster holds.
@@ -155,7 +155,7 @@ def serve_model(
         cluster: The hardware.
         traffic: The requests, which the copies share.
         knobs: What is not left to the engine.
-        routing: Distribution of the experts' load.
+        load: How tokens choose experts.
         table: Times of the design's steps, if another run has made some.
 
     Raises:
@@ -163,7 +163,7 @@ def serve_model(
         ConfigError: The layout does not fit the cluster, or a setting is invalid.
     """
     knobs = knobs or ServingKnobs()
-    table = table or StepTable(served, cluster, routing=routing, seed=traffic.seed)
+    table = table or StepTable(served, cluster, load=load)
     engine = table.engine
     chunk = knobs.chunk or engine.chunk
     max_seqs = knobs.max_seqs or engine.max_seqs
@@ -190,15 +190,13 @@ def serve_model(
         served,
         cluster,
         Step(sequences=batch, context=isl + osl / 2.0, tokens_per_sequence=drafts),
-        routing=routing,
-        seed=traffic.seed,
+        load=load,
     )
     prefill = simulate_step(
         served,
         cluster,
         Step(prefills=1.0, new_tokens=min(isl, chunk)),
-        routing=routing,
-        seed=traffic.seed,
+        load=load,
     )
     return WholeResult(
         served=served,

@@ -12,6 +12,7 @@ from moesim.advice.designs import (
     splits,
 )
 from moesim.errors import ConfigError
+from moesim.hardware.sizing import sized
 from moesim.model.hf_config import load_model
 
 QWEN = "qwen3-30b-a3b"

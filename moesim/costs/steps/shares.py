@@ -19,21 +19,21 @@ _BY_INPUTS = ("o", "out", "o_up")
 _CHANNELS = 16
 
 
-class Product(NamedTuple):
+class Gemm(NamedTuple):
     """One GEMM of a device: (tokens x k) times (k x n)."""
 
     n: float
     k: float
 
 
-def products_of(mixer: Mixer, hidden_size: int, tp: int) -> list[Product]:
+def products_of(mixer: Mixer, hidden_size: int, tp: int) -> list[Gemm]:
     """Return the GEMMs of a mixer on one of ``tp`` devices."""
     wide: dict[float, float] = {}
     for weight in mixer.weights(hidden_size):
         if weight.k > _CHANNELS and weight.n:
             n, k = _share(weight, mixer, tp)
             wide[k] = wide.get(k, 0.0) + n
-    return [Product(n, k) for k, n in wide.items()]
+    return [Gemm(n, k) for k, n in wide.items()]
 
 
 def channel_params(mixer: Mixer, hidden_size: int, tp: int) -> float:
@@ -46,12 +46,12 @@ def kv_heads_of(mixer: GroupedAttention, tp: int) -> int:
     return max(mixer.num_kv_heads // tp, 1)
 
 
-def _share(weight: Weight, mixer: Mixer, tp: int) -> Product:
+def _share(weight: Weight, mixer: Mixer, tp: int) -> Gemm:
     n = float(weight.n * (weight.copies if weight.active is None else weight.active))
     if weight.name in _WHOLE or weight.name.startswith("index."):
-        return Product(n, float(weight.k))
+        return Gemm(n, float(weight.k))
     if weight.name in _BY_INPUTS:
-        return Product(n, weight.k / tp)
+        return Gemm(n, weight.k / tp)
     if weight.name in ("k", "v") and isinstance(mixer, GroupedAttention):
-        return Product(n * kv_heads_of(mixer, tp) / mixer.num_kv_heads, float(weight.k))
-    return Product(n / tp, float(weight.k))
+        return Gemm(n * kv_heads_of(mixer, tp) / mixer.num_kv_heads, float(weight.k))
+    return Gemm(n / tp, float(weight.k))

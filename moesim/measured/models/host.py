@@ -112,7 +112,7 @@ def calibrate_hosts(folder: Path) -> list[Path]:
     """Fit the host of every engine, and write the records.
 
     Args:
-        folder: Where the files go.
+        folder: Folder that the files are written to.
 
     Raises:
         MeasurementError: The extra ``silicon`` is not installed.

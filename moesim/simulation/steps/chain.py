@@ -49,12 +49,12 @@ def runs_of(blocks: Sequence[LayerKind]) -> list[Run]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Section:
     """A span of simulated time that stands for more than itself.
 
     Attributes:
-        begin_s: Where it begins in the simulated program.
-        end_s: Where it ends.
+        begin_s: Begin in the simulated program, in seconds.
+        end_s: End there.
         weight: Seconds of the whole model for each second of it.
     """
 
@@ -63,7 +63,7 @@ class Stretch:
     weight: float
 
 
-def stretches(runs: Sequence[Run], marks_s: Sequence[float], makespan_s: float) -> list[Stretch]:
+def stretches(runs: Sequence[Run], marks_s: Sequence[float], makespan_s: float) -> list[Section]:
     """Return the simulated time as stretches.
 
     Args:
@@ -71,13 +71,13 @@ def stretches(runs: Sequence[Run], marks_s: Sequence[float], makespan_s: float) 
         marks_s: When each lowered repetition ended, in order, after when the first began.
         makespan_s: When the program ended.
     """
-    found, at = [Stretch(0.0, marks_s[0], 1.0)], 0
+    found, at = [Section(0.0, marks_s[0], 1.0)], 0
     for run in runs:
         ends = marks_s[at : at + run.lowered + 1]
         at += run.lowered
         if run.repeats == run.lowered:
-            found.append(Stretch(ends[0], ends[-1], 1.0))
+            found.append(Section(ends[0], ends[-1], 1.0))
             continue
-        found.append(Stretch(ends[0], ends[1], 1.0))
-        found.append(Stretch(ends[1], ends[-1], (run.repeats - 1.0) / (run.lowered - 1.0)))
-    return [*found, Stretch(marks_s[-1], makespan_s, 1.0)]
+        found.append(Section(ends[0], ends[1], 1.0))
+        found.append(Section(ends[1], ends[-1], (run.repeats - 1.0) / (run.lowered - 1.0)))
+    return [*found, Section(marks_s[-1], makespan_s, 1.0)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.costs.libraries import able, has_own_kernels, running
 from moesim.design.candidate import Candidate, Workload
+from moesim.design.step import ExpertLoad
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO
@@ -51,29 +52,27 @@ def launched(candidate: Candidate, cluster: Cluster, exchanged: bool) -> Candida
 
 
 def sent(
-    candidate: Candidate, cluster: Cluster, tokens_per_device: float, routing: str, seed: int
+    candidate: Candidate, cluster: Cluster, tokens_per_device: float, load: ExpertLoad
 ) -> Prepared:
     """Prepare experts whose tokens travel."""
     candidate = launched(candidate, cluster, True)
     tokens = max(ceil(tokens_per_device), candidate.schedule.num_micro_batches)
-    work = Workload(num_tokens_per_device=tokens, routing=routing, seed=seed)
+    work = Workload(num_tokens_per_device=tokens, routing=load.routing, seed=load.seed)
     return prepare(candidate, cluster, work)
 
 
 @lru_cache(maxsize=1024)
-def present(
-    candidate: Candidate, cluster: Cluster, tokens: int, routing: str, seed: int
-) -> Present:
+def present(candidate: Candidate, cluster: Cluster, tokens: int, load: ExpertLoad) -> Present:
     """Prepare experts whose tokens are on every device."""
     candidate = launched(candidate, cluster, False)
     layer, spread = candidate.layer, candidate.parallelism
     drawn = route(
-        RoutingSpec.parse(routing),
+        RoutingSpec.parse(load.routing),
         layer.gate,
         num_experts=layer.num_experts,
         top_k=layer.top_k,
         num_tokens_S=np.array([tokens]),
-        seed=seed,
+        seed=load.seed,
     )
     placement = place(candidate.placement, drawn.num_tokens_E(), spread.ep, candidate.num_replicas)
     traffic = spread_tokens(drawn, placement, spread)

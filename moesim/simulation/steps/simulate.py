@@ -8,7 +8,7 @@ from moesim.costs.dense.prices import dense_prices
 from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.costs.steps.mixers import DensePricing
 from moesim.design.served import ServedModel
-from moesim.design.step import Step
+from moesim.design.step import ExpertLoad, Step
 from moesim.engines.run import run
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
@@ -19,12 +19,13 @@ from moesim.model.feedforward import MoEFeedForward
 from moesim.model.latent import LatentAttention
 from moesim.model.spec import LayerKind
 from moesim.simulation.phases import critical_segments, mean_utilisation
-from moesim.simulation.steps.chain import Stretch, runs_of, stretches
+from moesim.simulation.steps.chain import Section, runs_of, stretches
 from moesim.simulation.steps.experts import present, sent
 from moesim.simulation.trust import span_of, trust_of
 
 #: bytes of a bf16 element, which travels between pipeline stages
 _ELEMENT_BYTES = 2.0
+UNEVEN = ExpertLoad()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +64,7 @@ def simulate_step(
     cluster: Cluster,
     step: Step,
     *,
-    routing: str = "power_law:1.2",
-    seed: int = 0,
+    load: ExpertLoad = UNEVEN,
     engine: str = "flow",
 ) -> StepResult:
     """Simulate one step on one copy of the model.
@@ -76,8 +76,7 @@ def simulate_step(
         served: The design; its layout says how many devices of the cluster it uses.
         cluster: The hardware.
         step: What each attention rank computes.
-        routing: Distribution of the experts' load; every layer draws hot experts of its own.
-        seed: Seed of the routing.
+        load: How tokens choose experts.
         engine: Name of the engine.
 
     Raises:
@@ -94,9 +93,8 @@ def simulate_step(
             for place, kind in enumerate(run_.pattern):
                 experts = None
                 if kind.moe is not None:
-                    experts, name = _experts(
-                        served, stage, kind.moe, step, routing, seed + 101 * repetition + place
-                    )
+                    drawn = replace(load, seed=load.seed + 101 * repetition + place)
+                    experts, name = _experts(served, stage, kind.moe, step, drawn)
                     names[name] = None
                 layers.append((kind, experts, place == len(run_.pattern) - 1))
     pricing = pricing_of(served, stage)
@@ -190,23 +188,23 @@ def _micro_batches(step: Step, parts: int) -> list[Step]:
 
 
 def _experts(
-    served: ServedModel, stage: Cluster, moe: MoEFeedForward, step: Step, routing: str, seed: int
+    served: ServedModel, stage: Cluster, moe: MoEFeedForward, step: Step, load: ExpertLoad
 ) -> tuple[Experts, str]:
     candidate = served.candidate(moe)
     if served.layout.exchanges_tokens:
-        prepared = sent(candidate, stage, step.tokens / served.layout.tp, routing, seed)
+        prepared = sent(candidate, stage, step.tokens / served.layout.tp, load)
         return (
             Experts(moe=moe, cluster=prepared.cluster, batches=prepared.batches, travels=True),
             prepared.kernels,
         )
-    found = present(candidate, stage, max(round(step.tokens), 1), routing, seed)
+    found = present(candidate, stage, max(round(step.tokens), 1), load)
     return (
         Experts(moe=moe, cluster=found.cluster, batches=(found.traffic,), travels=False),
         found.kernels,
     )
 
 
-def _weighted(begin: float, end: float, spans: Sequence[Stretch]) -> float:
+def _weighted(begin: float, end: float, spans: Sequence[Section]) -> float:
     return sum(
         max(min(end, span.end_s) - max(begin, span.begin_s), 0.0) * span.weight for span in spans
     )

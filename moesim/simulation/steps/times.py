@@ -13,10 +13,10 @@ from math import floor, log2
 
 from moesim.costs.steps.mixers import core
 from moesim.design.served import ServedModel
-from moesim.design.step import Step
+from moesim.design.step import ExpertLoad, Step
 from moesim.hardware import Cluster
 from moesim.hardware.serving_engines import ServingEngine, serving_engine
-from moesim.simulation.steps.simulate import pricing_of, simulate_step, stage_of
+from moesim.simulation.steps.simulate import UNEVEN, pricing_of, simulate_step, stage_of
 
 #: sequences up to which every number is a node
 _EXACT = 8
@@ -41,12 +41,11 @@ class StepTable:
         served: ServedModel,
         cluster: Cluster,
         *,
-        routing: str = "power_law:1.2",
-        seed: int = 0,
+        load: ExpertLoad = UNEVEN,
         engine: ServingEngine | None = None,
     ) -> None:
         self.served, self.cluster = served, cluster
-        self._routing, self._seed = routing, seed
+        self._load = load
         self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
@@ -99,9 +98,7 @@ class StepTable:
             context=context,
             tokens_per_sequence=tokens_per_sequence,
         )
-        return simulate_step(
-            self.served, self.cluster, step, routing=self._routing, seed=self._seed
-        ).time_s
+        return simulate_step(self.served, self.cluster, step, load=self._load).time_s
 
     def _share_that_shows(self, sequences: int, tokens_per_sequence: int) -> float:
         """Return by how much a step grows for each second of attention."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moesim.design.schedule import Schedule
-from moesim.design.step import Layout, Step
+from moesim.design.step import ExpertLoad, Layout, Step
 from moesim.errors import ConfigError
 from moesim.simulation.steps.simulate import simulate_step
 from moesim.testing.models import NARROW
@@ -91,7 +91,10 @@ def test_two_batch_overlap_loses_with_few_tokens_and_gains_with_many(
 def test_every_layer_has_hot_experts_of_its_own(small, hgx):
     """With one routing for all layers the step would be as uneven as that one."""
     served = small(layout="dp8 ep8")
-    times = {round(simulate_step(served, hgx, DECODE, seed=seed).time_s, 9) for seed in range(4)}
+    times = {
+        round(simulate_step(served, hgx, DECODE, load=ExpertLoad(seed=seed)).time_s, 9)
+        for seed in range(4)
+    }
     assert len(times) == 4
 
 
