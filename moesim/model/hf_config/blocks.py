@@ -150,6 +150,8 @@ def _shared(keys: Keys, width: int) -> tuple[int, int]:
     number = keys.whole(
         *_SHARED, what="experts that every token uses", default=1 if own else 0, low=0
     )
+    if own and size and not number:
+        keys.differ(own[0], f"0, since {_SHARED[0]} is 0", size)
     if not number or not size or not keys.flag("use_mixed_mlp_moe", default=True):
         return 0, 0
     return number, size

@@ -31,6 +31,7 @@ from moesim.model.precision import Precision
 
 #: bytes of a weight that is not quantized
 _PLAIN_BYTES = 2.0
+_PLAIN_BITS = 16
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 #: keys under which methods list the modules that keep their format
 _LEFT_OUT = (
@@ -70,7 +71,7 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
     Raises:
         ConfigError: The quantization is none of those known, and the reading is strict.
     """
-    found = keys.stated("torch_dtype", "dtype")
+    found = keys.stated("torch_dtype") or keys.stated("dtype")
     plain = _DTYPES.get(str(found[1]).removeprefix("torch.") if found else "bfloat16")
     if plain is None:
         keys.notes.append(f"{found and found[0]} {found and found[1]}: bf16 assumed")
@@ -121,6 +122,8 @@ class _Quantization:
         self.method = str(config.get("quant_method", "")).lower().replace("_", "-")
         if not self.method and "quant_algo" in config:  # the maker's tool is named elsewhere
             self.method = "modelopt"
+        elif not self.method and "config_groups" in config:
+            self.method = "compressed-tensors"
 
     def recipe(self, names: tuple[str, ...], prefix: str) -> str | None:
         """Return the recipe of the modules with these names; None if they keep their format.
@@ -130,9 +133,23 @@ class _Quantization:
             prefix: What keys of an algorithm of their own begin with.
         """
         left = [str(n) for key in _LEFT_OUT for n in listed(self.config.get(key))]
+        left += self._skipped()
         if self._name(left, names):
             return None
         return self._by_method(names, prefix)
+
+    def _skipped(self) -> list[str]:
+        """Return the rules of GPTQModel (``-:PATTERN``) and of AutoRound (16 bits for a module)
+        that leave modules out.
+        """
+        rules, own = self.config.get("dynamic"), self.config.get("extra_config")
+        found = [f"re:{rule[2:]}" for rule in rules or () if str(rule).startswith("-:")]
+        for rule, table in own.items() if isinstance(own, dict) else ():
+            bits = table.get("bits") if isinstance(table, dict) else None
+            if isinstance(bits, int) and bits >= _PLAIN_BITS:
+                # a pattern or the name of a module
+                found.append(f"re:{rule}" if set(rule) & set("\\^$") else rule)
+        return found
 
     def _name(self, rules: Iterable[str], names: tuple[str, ...]) -> bool:
         """Return whether rules name these modules, in most layers with experts if one by one."""
@@ -161,7 +178,7 @@ class _Quantization:
             return self._integers()
         if method == "bitsandbytes":
             return self._bitsandbytes()
-        if method == "modelopt" or "quant_algo" in config:
+        if method.startswith("modelopt") or "quant_algo" in config:
             return self._modelopt(str(config.get("quant_algo", "")), names)
         if method == "compressed-tensors":
             return self._grouped(names)

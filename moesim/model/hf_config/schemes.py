@@ -41,6 +41,7 @@ METHODS = {
     "fbgemm_fp8": "fp8_tensor",
     "modelopt_fp4": "nvfp4",
     "nvfp4": "nvfp4",
+    "petit_nvfp4": "nvfp4",
     "w4afp8": recipe("int4", _FP8, 0),
     "w8a8_int8": "int8",
     "w8a8_fp8": "fp8_tensor",
