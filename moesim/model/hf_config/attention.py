@@ -4,7 +4,7 @@ from moesim.model.hf_config import words
 from moesim.model.hf_config.families import Family
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.linear import read_linear
-from moesim.model.hf_config.sizes import HEAD_SIZES, head_size, num_heads
+from moesim.model.hf_config.sizes import EXPERTS, HEAD_SIZES, TOP_K, head_size, num_heads
 from moesim.model.latent import CompressedAttention, LatentAttention
 from moesim.model.mixers import GroupedAttention, Indexer, Mixer, OutputGate
 
@@ -31,7 +31,8 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
         return read_linear(keys, family, hidden)
     if keys.has("o_lora_rank"):
         return _compressed(keys, word)
-    if keys.has("kv_lora_rank", "attention_kv_lora_dim"):
+    latent = keys.flag("use_mla", default=True)
+    if latent and keys.has("kv_lora_rank", "attention_kv_lora_dim"):
         return _latent(keys, family, word, layer)
     return _grouped(keys, family, word, layer, hidden)
 
@@ -39,7 +40,8 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
 def _window(keys: Keys, word: str) -> int | None:
     if word != words.WINDOW:
         return None
-    return keys.whole(*[n for n in _WINDOWS if keys.has(n)] or _WINDOWS, what="tokens of a window")
+    names = [name for name in _WINDOWS if keys.has(name)] or _WINDOWS
+    return keys.whole(names[0], what="tokens of a window")
 
 
 def _gate(keys: Keys, family: Family) -> OutputGate:
@@ -62,10 +64,20 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
     """Return multi-head or grouped-query attention; layers with a window may have sizes of their
     own, and in Gemma 4 those without.
     """
-    heads = num_heads(keys)
+    experts = top_k = 1
+    if family.query_experts:
+        experts = keys.whole(*EXPERTS, what="experts")
+        top_k = keys.whole(*TOP_K, what="experts of a token")
+        # each expert has as many heads of queries as there are of keys
+        heads = top_k * keys.whole(*_KV_HEADS, what="heads of keys and values")
+        stated = keys.whole("num_attention_heads", what="heads", default=heads)
+        keys.require(stated == heads, "num_attention_heads", f"{heads}, those of keys", stated)
+    else:
+        heads = num_heads(keys)
     size = head_size(keys, heads, hidden)
     kv = keys.whole(*_KV_HEADS, what="heads of keys and values", default=heads)
-    value = keys.whole("v_head_dim", "value_head_dim", what="width of values", default=size)
+    names = ("v_head_dim", "value_head_dim")
+    value = keys.whole(*names, what="width of values", default=size, low=0) or size
     tied = keys.flag("attention_k_eq_v")
     own = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
     if keys.has(*(f"swa_{name}" for name in own)) and word == words.WINDOW:
@@ -84,14 +96,6 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
         kv = keys.whole("num_global_key_value_heads", what="heads of keys", default=kv)
         size = value = keys.whole("global_head_dim", what="width of a head", default=size)
     keys.require(heads % kv == 0, _KV_HEADS[0], f"a divisor of {heads} heads", kv)
-    experts, top_k = (
-        (
-            keys.whole("num_local_experts", what="experts"),
-            keys.whole("num_experts_per_tok", what="experts of a token"),
-        )
-        if family.query_experts
-        else (1, 1)
-    )
     return GroupedAttention(
         num_heads=heads,
         num_kv_heads=kv,

@@ -7,23 +7,8 @@ from moesim.model.gate import Gate
 from moesim.model.hf_config import words
 from moesim.model.hf_config.families import Family
 from moesim.model.hf_config.keys import Keys
+from moesim.model.hf_config.sizes import EXPERTS, TOP_K
 
-EXPERTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-)
-TOP_K = (
-    "num_experts_per_tok",
-    "experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-)
 _SHARED = (
     "n_shared_experts",
     "num_shared_experts",

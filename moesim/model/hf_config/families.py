@@ -74,7 +74,17 @@ _LLAMA4 = Family(
 )
 _BAILING = Family(implied=_UNTIED)
 _ERNIE = Family(
-    implied=_TIED | {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1}
+    implied=_TIED
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1},
+    unused=(
+        "compression_ratio",
+        "moe_gate",
+        "moe_gate_act",
+        "moe_group",
+        "moe_dense_experts_token_type_id",
+        "moe_multimodal_dispatch_use_allgather",
+        "multimodel_experts",
+    ),
 )
 _GRANITE = Family(implied=_UNTIED)
 _KIMI_LINEAR = Family(implied=_UNTIED | _SIGMOID, linear="kda")
@@ -206,7 +216,6 @@ FAMILIES: dict[str, Family] = {
     "arctic": Family(implied=_UNTIED | {"moe_layer_frequency": 2}),
     "grok-1": _GROK,
     "grok": _GROK,
-    "git": _GROK,
     "minicpm": Family(implied=_TIED),
     "PanguProMoE": Family(implied=_UNTIED),
     "pangu_ultra_moe": Family(implied=_UNTIED | _SIGMOID),
@@ -217,16 +226,26 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(data: dict[str, Any]) -> tuple[str, Family | None]:
-    """Return the model type of a configuration and its record; None if the type has none.
+#: beginning of an architecture's name -> the class that is meant where the type is not known:
+#: Grok 2 calls itself ``git``, wrappers name only the architecture of their language part
+_ARCHITECTURES = {
+    "Grok1": "grok",
+    "MiniMaxM3": "minimax_m3",
+    "Step3p5": "step3p5",
+    "DeepseekV2": "deepseek_v2",
+    "DeepseekV3": "deepseek_v3",
+    "Qwen2Moe": "qwen2_moe",
+    "Qwen3Moe": "qwen3_moe",
+    "BailingMoe": "bailing_moe",
+    "NemotronH": "nemotron_h",
+}
 
-    xAI's and older files name only an architecture that tells more than the type.
-    """
+
+def family_of(data: dict[str, Any]) -> tuple[str, Family | None]:
+    """Return the model type of a configuration and its record; None if the type has none."""
     kind = str(data.get("model_type", ""))
-    named = " ".join(map(str, data.get("architectures") or ()))
-    for word, instead in (("Grok1", "grok"), ("MiniMaxM3", "minimax_m3"), ("Step3p5", "step3p5")):
-        if (word in named and kind not in FAMILIES | {"git": None}) or (
-            word in named and kind == "git"
-        ):
-            kind = instead
+    if kind not in FAMILIES:
+        for name in map(str, data.get("architectures") or ()):
+            known = (type_ for word, type_ in _ARCHITECTURES.items() if name.startswith(word))
+            kind = next(known, kind)
     return kind, FAMILIES.get(kind)

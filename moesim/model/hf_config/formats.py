@@ -32,6 +32,8 @@ from moesim.model.precision import Precision
 #: bytes of a weight that is not quantized
 _PLAIN_BYTES = 2.0
 _PLAIN_BITS = 16
+#: targets of groups that are classes of experts
+_EXPERT_CLASSES = {"FusedMoE", "Experts"}
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 #: keys under which methods list the modules that keep their format
 _LEFT_OUT = (
@@ -133,22 +135,27 @@ class _Quantization:
             prefix: What keys of an algorithm of their own begin with.
         """
         left = [str(n) for key in _LEFT_OUT for n in listed(self.config.get(key))]
-        left += self._skipped()
+        left += [rule for rule, bits in self._own_bits() if bits >= _PLAIN_BITS]
         if self._name(left, names):
             return None
         return self._by_method(names, prefix)
 
-    def _skipped(self) -> list[str]:
-        """Return the rules of GPTQModel (``-:PATTERN``) and of AutoRound (16 bits for a module)
-        that leave modules out.
+    def _own_bits(self) -> list[tuple[str, int]]:
+        """Return the modules with bits of their own, as (rule, bits): those of GPTQModel
+        (``+:PATTERN``, or ``-:PATTERN`` for modules left out) and of AutoRound.
         """
-        rules, own = self.config.get("dynamic"), self.config.get("extra_config")
-        found = [f"re:{rule[2:]}" for rule in rules or () if str(rule).startswith("-:")]
-        for rule, table in own.items() if isinstance(own, dict) else ():
-            bits = table.get("bits") if isinstance(table, dict) else None
-            if isinstance(bits, int) and bits >= _PLAIN_BITS:
-                # a pattern or the name of a module
-                found.append(f"re:{rule}" if set(rule) & set("\\^$") else rule)
+        found = []
+        for key in ("dynamic", "extra_config"):
+            tables = self.config.get(key)
+            for rule, table in tables.items() if isinstance(tables, dict) else ():
+                bits = table.get("bits") if isinstance(table, dict) else None
+                if key == "dynamic":
+                    bits = _PLAIN_BITS if rule.startswith("-:") else bits
+                    rule = f"re:{rule.removeprefix('-:').removeprefix('+:')}"
+                elif set(rule) & set("\\^$*"):  # a pattern, otherwise the name of a module
+                    rule = f"re:{rule}"
+                if isinstance(bits, int):
+                    found.append((rule, bits))
         return found
 
     def _name(self, rules: Iterable[str], names: tuple[str, ...]) -> bool:
@@ -170,12 +177,14 @@ class _Quantization:
             return self._modelopt(str(own), names)
         if method == "mxfp4" and not prefix:  # a format of experts only (arXiv 2508.10925)
             return None
+        if method == "w4afp8" and not prefix:  # its attention is that of the fp8 model
+            return "fp8"
         if method.replace("-", "_") in METHODS:
             return METHODS[method.replace("-", "_")]
         if method == "fp8":
             return self._fp8()
         if method in ("gptq", "awq", "auto-round", "gptq-marlin", "awq-marlin", "intel/auto-round"):
-            return self._integers()
+            return self._integers(names)
         if method == "bitsandbytes":
             return self._bitsandbytes()
         if method.startswith("modelopt") or "quant_algo" in config:
@@ -200,8 +209,12 @@ class _Quantization:
         # blocks of 1 x 32 are those of MXFP8
         return METHODS["mxfp8"] if block == [1, 32] else "fp8"
 
-    def _integers(self) -> str | None:
+    def _integers(self, names: tuple[str, ...]) -> str | None:
         bits, kind = self.config.get("bits", self.config.get("w_bit")), self.config.get("data_type")
+        own = self._own_bits()
+        for number in sorted({number for _, number in own}):
+            if self._name((rule for rule, other in own if other == number), names):
+                bits = number
         found = of_integers(bits, str(kind or "int"))
         return found or self._unknown(f"{bits} bits of {self.method}")
 
@@ -251,7 +264,10 @@ class _Quantization:
         if not tables:
             return self._unknown("config_groups without a table")
         for group in tables:
-            if any(is_named(t, names) for t in listed(group.get("targets"))):
+            targets = listed(group.get("targets"))
+            if any(is_named(target, names) for target in targets) or (
+                names == EXPERT_NAMES and _EXPERT_CLASSES & set(targets)
+            ):
                 return self._of_group(group)
         for group in tables:
             targets = listed(group.get("targets"))

@@ -96,6 +96,8 @@ class Keys:
                 )
             return default
         name, value = found
+        if value is False and default is not None:  # how some files switch a number off
+            return default
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         good = isinstance(value, int) and not isinstance(value, bool) and value >= low

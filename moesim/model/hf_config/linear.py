@@ -27,6 +27,10 @@ def read_linear(keys: Keys, family: Family, hidden: int) -> Mixer:
         "attention, since the class is not known to have other mixers",
         "a layer of linear attention, Mamba or convolution",
     )
+    kind = family.linear
+    if kind == "kda" and keys.has("group_norm_size"):
+        # Ling 2.5 shares its type with Ling 3; a norm by groups is that of lightning attention
+        kind = "lightning"
     return {
         "gdn": _delta_net,
         "kda": _kimi_delta,
@@ -34,7 +38,7 @@ def read_linear(keys: Keys, family: Family, hidden: int) -> Mixer:
         "mamba1": _mamba1,
         "mamba2": _mamba2,
         "conv": _convolution,
-    }[family.linear](keys, hidden)
+    }[kind](keys, hidden)
 
 
 def _delta_net(keys: Keys, hidden: int) -> Mixer:

@@ -44,6 +44,13 @@ _WORDS = {
     "compressed_sparse_attention": COMPRESSED_4,
     "heavily_compressed_attention": COMPRESSED_128,
 }
+#: keys with the number of layers from one of full attention to the next
+_INTERVALS = (
+    "full_attention_interval",
+    "global_attn_every_n_layers",
+    "global_attn_every_n",
+    "layer_group_size",
+)
 _SOME = "a kind of layer such as full_attention, sliding_attention, linear_attention or mamba"
 
 
@@ -68,7 +75,12 @@ def mixer_answers(keys: Keys, family: Family) -> Answers:
     yield from _listed_mixers(keys)
     yield from _numbered_mixers(keys)
     other = LINEAR if family.linear != "none" else WINDOW
-    for name in ("full_attention_interval", "global_attn_every_n_layers", "layer_group_size"):
+    for name in (
+        "full_attention_interval",
+        "global_attn_every_n_layers",
+        "global_attn_every_n",
+        "layer_group_size",
+    ):
         if keys.has(name):
             step = keys.whole(name, what="layers from one of full attention to the next")
             tail = count // step * step if name == "layer_group_size" else count

@@ -8,7 +8,6 @@ from moesim.model.feedforward import DenseFeedForward
 from moesim.model.hf_config import words
 from moesim.model.hf_config.attention import read_mixer
 from moesim.model.hf_config.blocks import (
-    EXPERTS,
     dense_width_stated,
     has_dense_beside,
     read_dense,
@@ -20,6 +19,7 @@ from moesim.model.hf_config.formats import Formats, read_formats
 from moesim.model.hf_config.ignored import judge
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.layout import layout
+from moesim.model.hf_config.sizes import EXPERTS
 from moesim.model.spec import LayerKind, ModelSpec
 from moesim.model.weights import Weight
 
@@ -30,7 +30,7 @@ _FURTHER = (
     "num_mtp_layers",
     "num_mtp_modules",
 )
-_LAYERS = ("num_hidden_layers", "n_layers")
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
