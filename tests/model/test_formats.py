@@ -179,6 +179,12 @@ CASES = {
         "mxfp4_a8",
         "fp8_tensor",
     ),
+    "mlx": ({"bits": 4, "group_size": 64, "mode": "affine"}, "int4", "int4"),
+    "mlx, experts in mxfp4": (
+        {"bits": 8, "group_size": 64} | each("mlp.experts.0.down_proj", bits=4, mode="mxfp4"),
+        "mxfp4",
+        W8A16,
+    ),
     "w4afp8": ({"quant_method": "w4afp8"}, W4A8, "fp8"),
     "mxfp4 of gpt-oss": ({"quant_method": "mxfp4"}, "mxfp4", "bf16"),
 }

@@ -173,13 +173,32 @@ def _latent(keys: Keys, family: Family, word: str, layer: int) -> LatentAttentio
 
 def _indexer(keys: Keys, layer: int) -> Indexer | None:
     """Return the indexer of DeepSeek sparse attention; a layer may use that of an earlier one."""
-    if keys.word("indexer_types", default="full") == "shared":
+    if _shares_index(keys, layer):
         return None
     return Indexer(
         num_heads=keys.whole("index_n_heads", what="heads of the indexer"),
         head_size=keys.whole("index_head_dim", what="the width of its heads"),
         top_k=keys.whole("index_topk", what="tokens that it picks"),
+        block_size=keys.whole("index_kpool", what="tokens in one of its keys", default=1),
     )
+
+
+def _shares_index(keys: Keys, layer: int) -> bool:
+    """Return whether a layer uses what the indexer of an earlier one picked (GLM-5): a word for
+    each layer says so, a letter of a pattern, or every how many layers has an indexer.
+    """
+    word = keys.word("indexer_types", default="")
+    pattern = keys.word("index_topk_pattern", default="")
+    every = keys.whole("index_topk_freq", what="layers", default=1)
+    offset = keys.whole("index_skip_topk_offset", what="layers", default=2, low=0)
+    if word:
+        keys.require(word in ("full", "shared"), "indexer_types", "full or shared", word)
+        return word == "shared"
+    if pattern:
+        enough = len(pattern) >= keys.num_layers and set(pattern) <= {"F", "S"}
+        keys.require(enough, "index_topk_pattern", "F or S for each layer", pattern)
+        return pattern[layer] == "S"
+    return max(layer - offset + 1, 0) % every != 0
 
 
 def _compressed(keys: Keys, word: str) -> CompressedAttention:

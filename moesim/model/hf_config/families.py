@@ -55,6 +55,10 @@ _TIED = {"tie_word_embeddings": True}
 _DSA = {"index_head_dim": 128, "index_topk": 2048}
 _DEEPSEEK_V3 = Family(implied=_UNTIED | _SIGMOID | {"first_k_dense_replace": 0})
 _GLM = Family(implied=_UNTIED | _SIGMOID)
+_GLM5_NEXT = Family(
+    implied=_GLM.implied | _DSA | {"index_n_heads": 32, "hc_mult": 4, "first_k_dense_replace": 3},
+    linear="kda",
+)
 _QWEN_MOE = Family(implied=_UNTIED, has_shared_gate=True)
 _QWEN_HYBRID = Family(
     implied=_UNTIED | {"full_attention_interval": 4},
@@ -151,6 +155,8 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe_text": _GLM,
     "glm4_moe_lite": _GLM,
     "glm_moe_dsa": Family(implied=_GLM.implied | _DSA | {"index_n_heads": 32}),
+    "glm5_next": _GLM5_NEXT,
+    "glm5_next_text": _GLM5_NEXT,
     "solar_open": _GLM,
     "dots1": Family(implied=_UNTIED | _SIGMOID),
     "sarvam_moe": _GLM,

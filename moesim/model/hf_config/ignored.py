@@ -21,7 +21,7 @@ _HARMLESS = re.compile(
     |^dtypes$|_token_?i[dx]|_token$|_tokens$|token_ids?|tokens_per_second|token_index|_ids?$
     |id2label|label2id|problem_type|return_dict|^output_(attentions|hidden|router)|use_cache
     |cache_implementation|^task|^finetuning|prefix|tokenizer|padding|pad_|^pruned|torchscript
-    |is_decoder|cross_attention|^enc_index|freq_alloc|^zero_centered$|^(lm|rm)_head$|^glu$|^bias$|max_attn_value|attn_temperature_len|dense_list
+    |is_decoder|cross_attention|^enc_index|^mhc$|index_kpool_|index_share_for_mtp|indexer_rope|freq_alloc|^zero_centered$|^(lm|rm)_head$|^glu$|^bias$|max_attn_value|attn_temperature_len|dense_list
     |class_num|mask_init|anyres|attn_implementation|^use_residual$|pool_type|attention_type|att_impl|use_bidirectional|is_encoder_decoder|tie_encoder|bad_words|num_beam|num_return
     |^(max|min)_length|do_sample|^top_[kp]$|temperature|typical_p|no_repeat|repetition|length_pen
     |early_stopping|begin_suppress|suppress|exponential|forced_|remove_invalid|diversity|^eod|sep_

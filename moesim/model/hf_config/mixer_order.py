@@ -161,13 +161,15 @@ def _numbered_mixers(keys: Keys) -> Answers:
     name, inner = table
     keys.require(isinstance(inner, dict), name, "a table", inner)
     full, linear = inner.get("full_attn_layers", []), inner.get("kda_layers", [])
+    # Kimi Linear counts layers from 1, GLM from 0
+    base = 0 if 0 in [*full, *linear] else 1
     for part in (full, linear):
-        check_numbers(keys, name, part, 1, count)
+        check_numbers(keys, name, part, base, count - 1 + base)
     both = sorted([*full, *linear])
     keys.require(
-        both == list(range(1, count + 1)),
+        both == list(range(base, count + base)),
         f"{name}.kda_layers",
         f"each of the {count} layers once in kda_layers or full_attn_layers",
         both,
     )
-    yield name, where(count, lambda i: i + 1 in full, FULL, LINEAR)
+    yield name, where(count, lambda i: i + base in full, FULL, LINEAR)
