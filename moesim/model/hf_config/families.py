@@ -251,7 +251,8 @@ def family_of(data: dict[str, Any]) -> tuple[str, Family | None]:
     """Return the model type of a configuration and its record; None if the type has none."""
     kind = str(data.get("model_type", ""))
     if kind not in FAMILIES:
-        for name in map(str, data.get("architectures") or ()):
+        named = data.get("architectures")
+        for name in map(str, named if isinstance(named, list) else ()):
             known = (type_ for word, type_ in _ARCHITECTURES.items() if name.startswith(word))
             kind = next(known, kind)
     return kind, FAMILIES.get(kind)

@@ -50,15 +50,11 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
     config = _quantization(keys)
     quantized = Quantization(keys, config, moe_layers) if config else None
     experts = quantized.recipe(EXPERT_NAMES, "moe_") if quantized else None
-    stated = keys.stated("expert_dtype")
-    if stated is not None:
-        keys.require(
-            stated[1] in _EXPERT_DTYPES,
-            *stated[:1],
-            f"one of {', '.join(_EXPERT_DTYPES)}",
-            stated[1],
-        )
-        experts = _EXPERT_DTYPES[stated[1]]
+    if keys.has("expert_dtype"):
+        dtype = keys.word("expert_dtype", default="")
+        known = ", ".join(_EXPERT_DTYPES)
+        keys.require(dtype in _EXPERT_DTYPES, "expert_dtype", f"one of {known}", dtype)
+        experts = _EXPERT_DTYPES[dtype]
     dense = None
     if quantized is not None:
         # makers often leave one projection of attention out: quantized if one of the large two is
