@@ -204,6 +204,14 @@ def test_patterns_and_lists_of_blocks(blocks, letters):
             "shared_intermediate_size: expected 0, since n_shared_experts is 0, got 512",
         ),
         (
+            {"num_hidden_layers": 10**12},
+            "num_hidden_layers: expected at most 16384 layers, got 1000000000000",
+        ),
+        (
+            {"num_experts": 10**12},
+            "num_experts: expected at most 16777216 experts, got 1000000000000",
+        ),
+        (
             {"hybrid_override_pattern": "MEX*"},
             "hybrid_override_pattern: expected layers of M, *, E, -, got 'X'",
         ),

@@ -191,3 +191,44 @@ def test_defaults_of_a_class_have_the_weights_of_its_model(line, tmp_path):
     found = read_config(path)
     assert found.spec.total_params == pytest.approx(line["weights"], rel=2e-3)
     assert not any("not known" in note for note in found.notes), found.notes
+
+
+#: values that some key cannot have
+WRONG = ("x", "1,2", -1, 0, 1.5, True, [], [1], ["a"], [None], {}, {"a": 1}, 10**12)
+
+
+SPOILED = (
+    *("kimi-linear-48b-a3b", "nemotron-3-nano-30b-a3b", "deepseek-v4-flash", "quant-gptq8"),
+    *("gemma-4-26b-a4b", "quant-compressed-w4afp8", "ernie-4.5-vl-28b-a3b", "dbrx"),
+)
+
+
+def spoiled(node):
+    """Give every key every wrong value, one at a time."""
+    for key, value in list(node.items()):
+        for wrong in WRONG:
+            node[key] = wrong
+            yield
+        node[key] = value
+        if isinstance(value, dict):
+            yield from spoiled(value)
+
+
+def refusal(path):
+    try:
+        read_config(path)
+    except ConfigError as error:
+        return str(error)
+    return f"{path}: nothing"
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_wrong_value_is_one_line_or_no_matter(name, tmp_path):
+    path = tmp_path / "config.json"
+    given = json.loads((CONFIGS / f"{name}.json").read_text())
+    for _ in spoiled(given):
+        path.write_text(json.dumps(given))
+        line = refusal(path)
+        assert line.startswith(f"{path}: ")
+        assert "\n" not in line
+        assert line.count(str(path)) == 1

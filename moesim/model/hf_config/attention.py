@@ -86,9 +86,8 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
             for n, d in zip(own, (heads, kv, size, value), strict=True)
         )
         heads, kv, size, value = read
-    other = keys.stated("attention_other_setting")  # Step-3.5: sizes of one type of layer
-    if other is not None and word == words.WINDOW:
-        inner = Keys(f"{keys.where}: {other[0]}", other[1], {})
+    inner = keys.table("attention_other_setting")  # Step-3.5: sizes of one type of layer
+    if inner is not None and word == words.WINDOW:
         heads = inner.whole("num_attention_heads", what="heads", default=heads)
         kv = inner.whole("num_attention_groups", what="heads of keys", default=kv)
         size = value = inner.whole("head_dim", what="width of a head", default=size)
@@ -125,8 +124,7 @@ def _shares(keys: Keys, layer: int) -> bool:
 
 def _block_indexer(keys: Keys) -> Indexer:
     """Return the indexer of a sparse attention on blocks (MiniMax-M3)."""
-    table = keys.stated("sparse_attention_config")
-    inner = Keys(f"{keys.where}: sparse_attention_config", table[1] if table else {}, {})
+    inner = keys.table("sparse_attention_config") or Keys(keys.where, {}, {})
     return Indexer(
         num_heads=_of(keys, inner, "index_n_heads", "sparse_num_index_heads", "heads"),
         head_size=_of(keys, inner, "index_head_dim", "sparse_index_dim", "width of a head"),

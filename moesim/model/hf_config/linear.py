@@ -52,8 +52,8 @@ def _delta_net(keys: Keys, hidden: int) -> Mixer:
 
 
 def _kimi_delta(keys: Keys, hidden: int) -> Mixer:
-    table = keys.stated("linear_attn_config")
-    inner = Keys(f"{keys.where}: linear_attn_config", table[1], {}) if table else keys
+    table = keys.table("linear_attn_config")
+    inner = table or keys
     heads = inner.whole("num_heads", "linear_num_heads", "num_attention_heads", what="heads")
     size = (
         inner.whole("head_dim", what="width of a head")

@@ -161,6 +161,8 @@ def _numbered_mixers(keys: Keys) -> Answers:
     name, inner = table
     keys.require(isinstance(inner, dict), name, "a table", inner)
     full, linear = inner.get("full_attn_layers", []), inner.get("kda_layers", [])
+    for part in (full, linear):
+        check_numbers(keys, name, part, 0, count)
     # Kimi Linear counts layers from 1, GLM from 0
     base = 0 if 0 in [*full, *linear] else 1
     for part in (full, linear):
