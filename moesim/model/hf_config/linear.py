@@ -3,6 +3,7 @@
 from math import ceil
 
 from moesim.model.hf_config.families import Family
+from moesim.model.hf_config.ignored import judge
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.sizes import head_size, num_heads
 from moesim.model.mixers import Mixer
@@ -63,12 +64,17 @@ def _kimi_delta(keys: Keys, hidden: int) -> Mixer:
             what="the width of a head",
         )
     )
+    kernel = inner.whole(
+        "short_conv_kernel_size", "linear_conv_kernel_dim", what="tokens", default=4
+    )
+    if table is not None:
+        table.has("full_attn_layers", "kda_layers")
+        judge(table)
+        keys.notes += table.notes
     return KimiDeltaAttention(
         num_heads=heads,
         head_size=size,
-        kernel=inner.whole(
-            "short_conv_kernel_size", "linear_conv_kernel_dim", what="tokens", default=4
-        ),
+        kernel=kernel,
         gate_rank=0 if keys.flag("no_kda_lora") else size,
     )
 
