@@ -10,7 +10,9 @@ from moesim.model.hf_config import load_model, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 #: file -> (weights, active weights of a token with both embeddings, in 1e9; tolerance; source).
-#: None where the maker gives no figure. Figures of four digits are counts of the published weights.
+#: Makers count active weights with or without embeddings and round, hence the tolerances. "counted":
+#: no figure of that accuracy is published; what the reader counts from the sizes guards it against
+#: changes, and is no evidence that it is right.
 SIZES = {
     "aria": (24.9, 3.9, 0.06, "arXiv 2410.05993: 24.9B, 3.9B activated"),
     "dbrx": (131.6, 36.47, 0.01, "databricks/dbrx-base: 132B, 36B active"),
@@ -20,26 +22,31 @@ SIZES = {
     "deepseek-vl2": (27.0, 4.5, 0.02, "arXiv 2412.10302: language model of 27B, 4.5B"),
     "dots-llm1": (142.0, 14.0, 0.01, "arXiv 2506.05767: 142B, 14B"),
     "ernie-4.5-21b-a3b": (21.82, 3.35, 0.01, "baidu/ERNIE-4.5-21B-A3B-PT, its weights"),
-    "ernie-4.5-vl-28b-a3b": (28.6, 3.35, 0.03, "baidu/ERNIE-4.5-VL-28B-A3B: 28B, 3B"),
+    "ernie-4.5-vl-28b-a3b": (28.6, 3.35, 0.03, "baidu/ERNIE-4.5-VL-28B-A3B: 28B; counted"),
     "flexolmo-7x7b": (33.27, 33.27, 0.01, "allenai/FlexOlmo-7x7B-1T: 33B"),
     "gemma-4-26b-a4b": (25.22, 3.81, 0.01, "google/gemma-4-26B-A4B: 25.2B, 3.8B"),
     "glm-4.5-air": (106.0, 12.0, 0.13, "arXiv 2508.06471: 106B, 12B without embeddings"),
     "glm-4.7-flash": (30.0, 3.6, 0.09, "zai-org/GLM-4.7-Flash: 30B-A3B"),
     "glm-5": (744.0, 40.0, 0.05, "zai-org/GLM-5: 744B, 40B"),
-    "granite-3.1-3b-a800m": (3.3, 0.88, 0.01, "ibm-granite/granite-3.1-3b-a800m-base: 3.3B, 800M"),
+    "granite-3.1-3b-a800m": (
+        3.3,
+        0.88,
+        0.01,
+        "ibm-granite/granite-3.1-3b-a800m-base: 3.3B; active counted",
+    ),
     "granite-4.0-h-small": (32.21, 8.79, 0.01, "ibm-granite/granite-4.0-h-small, its weights"),
     "grok-1": (314.0, 86.0, 0.03, "xai-org/grok-1: 314B, a quarter active"),
     "grok-2": (269.52, 115.02, 0.01, "xai-org/grok-2, its weights"),
     "hunyuan-a13b": (80.38, 12.74, 0.01, "tencent/Hunyuan-A13B-Instruct, its weights"),
     "jamba-1.5-mini": (51.57, 12.11, 0.01, "ai21labs/AI21-Jamba-1.5-Mini, its weights"),
-    "jetmoe-8b": (8.52, 2.2, 0.06, "arXiv 2404.07413: 8B, 2.2B"),
+    "jetmoe-8b": (8.52, 2.2, 0.06, "arXiv 2404.07413: 8B (counted), 2.2B"),
     "k-exaone-236b-a23b": (236.0, 23.0, 0.03, "LGAI-EXAONE/K-EXAONE-236B-A23B"),
     "kimi-linear-48b-a3b": (49.1, 3.47, 0.01, "moonshotai/Kimi-Linear-48B-A3B-Base, its weights"),
     "kimi-vl-a3b": (16.0, 2.8, 0.05, "arXiv 2504.07491: language model of 16B, 2.8B"),
     "lfm2-8b-a1b": (8.34, 1.56, 0.01, "LiquidAI/LFM2-8B-A1B: 8.3B, 1.5B"),
     "ling-1t": (1000.0, 50.0, 0.03, "inclusionAI/Ling-1T: 1T, 50B"),
     "longcat-flash": (560.7, 27.8, 0.01, "arXiv 2509.01322: 560B, 27B on average"),
-    "minimax-m3": (426.0, 26.0, 0.02, "MiniMaxAI/MiniMax-M3"),
+    "minimax-m3": (426.0, 26.0, 0.02, "counted (MiniMaxAI/MiniMax-M3)"),
     "minimax-text-01": (456.07, 48.39, 0.01, "arXiv 2501.08313: 456B, 45.9B without embeddings"),
     "mistral-large-3-params": (673.4, 39.9, 0.01, "mistralai/Mistral-Large-3-675B: 673B, 39B"),
     "nemotron-3-nano-30b-a3b": (
@@ -52,13 +59,13 @@ SIZES = {
     "phi-mini-moe": (7.6, 2.4, 0.02, "microsoft/Phi-mini-MoE-instruct: 7.6B, 2.4B"),
     "qwen1.5-moe-a2.7b": (14.3, 2.7, 0.01, "Qwen/Qwen1.5-MoE-A2.7B: 14.3B, 2.7B"),
     "qwen2-57b-a14b": (57.4, 14.2, 0.01, "arXiv 2407.10671: 57B, 14B"),
-    "qwen3-next-80b-a3b": (79.67, 3.87, 0.01, "Qwen/Qwen3-Next-80B-A3B-Instruct, its weights"),
+    "qwen3-next-80b-a3b": (79.67, 3.87, 0.01, "Qwen/Qwen3-Next-80B-A3B-Instruct, active counted"),
     "qwen3-omni-30b-a3b": (30.5, 3.35, 0.01, "Qwen/Qwen3-Omni-30B-A3B-Instruct: the thinker"),
     "qwen3.5-122b-a10b": (122.11, 9.77, 0.01, "Qwen/Qwen3.5-122B-A10B, its weights"),
     "qwen3.5-35b-a3b": (34.66, 3.45, 0.01, "Qwen/Qwen3.5-35B-A3B, its weights"),
-    "qwen3.6-35b-a3b-nvfp4": (34.66, 3.45, 0.01, "nvidia/Qwen3.6-35B-A3B-NVFP4"),
+    "qwen3.6-35b-a3b-nvfp4": (34.66, 3.45, 0.01, "counted (the sizes of Qwen3.5-35B-A3B)"),
     "solar-open-100b": (102.6, 12.0, 0.01, "upstage/Solar-Open-100B: 102B, 12B"),
-    "trinity-mini": (26.12, 3.47, 0.01, "arcee-ai/Trinity-Mini: 26B, 3B"),
+    "trinity-mini": (26.12, 3.47, 0.01, "arcee-ai/Trinity-Mini: 26B; active counted"),
 }
 #: file -> layers, MoE layers, cached bytes of a token, top_k, gate
 SHAPES = {
