@@ -10,9 +10,9 @@ from moesim.model.hf_config import load_model, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 #: file -> (weights, active weights of a token with both embeddings, in 1e9; tolerance; source).
-#: Makers count active weights with or without embeddings and round, hence the tolerances. "counted":
-#: no figure of that accuracy is published; what the reader counts from the sizes guards it against
-#: changes, and is no evidence that it is right.
+#: Makers count active weights with or without embeddings and round, hence the tolerances. Where it
+#: says "counted", no figure of that accuracy is published: what the reader counts from the sizes
+#: guards it against changes, and is no evidence that it is right.
 SIZES = {
     "aria": (24.9, 3.9, 0.06, "arXiv 2410.05993: 24.9B, 3.9B activated"),
     "dbrx": (131.6, 36.47, 0.01, "databricks/dbrx-base: 132B, 36B active"),
