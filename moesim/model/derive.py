@@ -86,7 +86,7 @@ def _shared(spec: ModelSpec, moe: MoEFeedForward, size: int, notes: list[str]) -
     whole = moe.num_shared_experts * moe.shared_width * spec.hidden_size
     unit = moe.width * size
     if whole % unit:
-        number = max(round(whole / unit), 1)
+        number = round(whole / unit)
         notes.append(
             f"{moe.num_shared_experts} shared expert of width {moe.shared_width} counts as "
             f"{number} of {moe.width}"
@@ -132,8 +132,11 @@ def dense_part_of(spec: ModelSpec, layer: MoELayer, width: int, weight_bytes: fl
     in_moe = layer.routed_params + layer.shared_params + layer.gate_params
     embeddings = total(spec.embedding_weights)
     rest = spec.total_params - embeddings - attention * layers - moe_layers * in_moe
+    if rest <= -layers:  # shared experts were rounded up: the weights too many come off again
+        attention += rest // layers
+        rest = spec.total_params - embeddings - attention * layers - moe_layers * in_moe
     usual = 3 * hidden * width * max(layers - moe_layers, 0)
-    require(rest > -layers, "model.blocks", "MoE layers of about one size", f"{rest} weights left")
+    require(attention >= 0, "model.blocks", "MoE layers of about one size", f"{rest} weights left")
     dense = DensePart(
         num_layers=layers,
         num_moe_layers=moe_layers,

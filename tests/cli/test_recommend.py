@@ -160,6 +160,7 @@ def test_options_are_frozen(moesim):
         "--latency-ms",
         "--precision",
         "--objective",
+        "--lenient",
         "--economics",
         "--show",
         "--seed",

@@ -228,5 +228,6 @@ def test_a_calibration_that_cannot_be_written_is_refused_before_the_fit(moesim, 
 
 def test_commands_are_frozen(moesim):
     _, out, _ = moesim("--help")
-    for name in ("profiles", "simulate", "validate", "calibrate", "study", "quality", "recommend"):
+    commands = ("profiles", "simulate", "validate", "calibrate", "study", "quality", "recommend")
+    for name in (*commands, "models"):
         assert name in out

@@ -2,9 +2,10 @@
 classes or a ``params.json`` of Mistral.
 
 `load` finds a model by name or path, `files` the configuration of the language model in a file or
-folder, `families` holds what each configuration class implies, `layout` the order of layers,
-`attention`, `linear` and `blocks` read one layer, `formats` the format of the experts, `ignored`
-the keys that do not matter, and `reader` puts these together to a `moesim.model.spec.ModelSpec`.
+folder. `reader` makes it a `moesim.model.spec.ModelSpec`: `families` holds what each configuration
+class implies; `layout` finds the order of layers (`mixer_order`, `block_order`); `attention`,
+`linear` and `blocks` read one layer; `formats` finds the format of the experts (`quantization`,
+`modules`, `schemes`); `ignored` judges the keys that nothing has read.
 """
 
 from moesim.model.hf_config.load import Model, is_file, load_model, read_config

@@ -4,7 +4,7 @@ from moesim.model.hf_config import words
 from moesim.model.hf_config.families import Family
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.linear import read_linear
-from moesim.model.hf_config.sizes import HEAD_SIZES, head_size, num_heads
+from moesim.model.hf_config.sizes import EXPERTS, HEAD_SIZES, TOP_K, head_size, num_heads
 from moesim.model.latent import CompressedAttention, LatentAttention
 from moesim.model.mixers import GroupedAttention, Indexer, Mixer, OutputGate
 
@@ -31,7 +31,8 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
         return read_linear(keys, family, hidden)
     if keys.has("o_lora_rank"):
         return _compressed(keys, word)
-    if keys.has("kv_lora_rank", "attention_kv_lora_dim"):
+    latent = keys.flag("use_mla", default=True)
+    if latent and keys.has("kv_lora_rank", "attention_kv_lora_dim"):
         return _latent(keys, family, word, layer)
     return _grouped(keys, family, word, layer, hidden)
 
@@ -39,7 +40,8 @@ def read_mixer(keys: Keys, family: Family, word: str, layer: int, hidden: int) -
 def _window(keys: Keys, word: str) -> int | None:
     if word != words.WINDOW:
         return None
-    return keys.whole(*[n for n in _WINDOWS if keys.has(n)] or _WINDOWS, what="tokens of a window")
+    names = [name for name in _WINDOWS if keys.has(name)] or _WINDOWS
+    return keys.whole(names[0], what="tokens of a window")
 
 
 def _gate(keys: Keys, family: Family) -> OutputGate:
@@ -62,10 +64,20 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
     """Return multi-head or grouped-query attention; layers with a window may have sizes of their
     own, and in Gemma 4 those without.
     """
-    heads = num_heads(keys)
+    experts = top_k = 1
+    if family.query_experts:
+        experts = keys.whole(*EXPERTS, what="experts")
+        top_k = keys.whole(*TOP_K, what="experts of a token")
+        # each expert has as many heads of queries as there are of keys
+        heads = top_k * keys.whole(*_KV_HEADS, what="heads of keys and values")
+        stated = keys.whole("num_attention_heads", what="heads", default=heads)
+        keys.require(stated == heads, "num_attention_heads", f"{heads}, those of keys", stated)
+    else:
+        heads = num_heads(keys)
     size = head_size(keys, heads, hidden)
     kv = keys.whole(*_KV_HEADS, what="heads of keys and values", default=heads)
-    value = keys.whole("v_head_dim", "value_head_dim", what="width of values", default=size)
+    names = ("v_head_dim", "value_head_dim")
+    value = keys.whole(*names, what="width of values", default=size, low=0) or size
     tied = keys.flag("attention_k_eq_v")
     own = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
     if keys.has(*(f"swa_{name}" for name in own)) and word == words.WINDOW:
@@ -74,9 +86,8 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
             for n, d in zip(own, (heads, kv, size, value), strict=True)
         )
         heads, kv, size, value = read
-    other = keys.stated("attention_other_setting")  # Step-3.5: sizes of one type of layer
-    if other is not None and word == words.WINDOW:
-        inner = Keys(f"{keys.where}: {other[0]}", other[1], {})
+    inner = keys.table("attention_other_setting")  # Step-3.5: sizes of one type of layer
+    if inner is not None and word == words.WINDOW:
         heads = inner.whole("num_attention_heads", what="heads", default=heads)
         kv = inner.whole("num_attention_groups", what="heads of keys", default=kv)
         size = value = inner.whole("head_dim", what="width of a head", default=size)
@@ -84,14 +95,6 @@ def _grouped(keys: Keys, family: Family, word: str, layer: int, hidden: int) -> 
         kv = keys.whole("num_global_key_value_heads", what="heads of keys", default=kv)
         size = value = keys.whole("global_head_dim", what="width of a head", default=size)
     keys.require(heads % kv == 0, _KV_HEADS[0], f"a divisor of {heads} heads", kv)
-    experts, top_k = (
-        (
-            keys.whole("num_local_experts", what="experts"),
-            keys.whole("num_experts_per_tok", what="experts of a token"),
-        )
-        if family.query_experts
-        else (1, 1)
-    )
     return GroupedAttention(
         num_heads=heads,
         num_kv_heads=kv,
@@ -121,8 +124,7 @@ def _shares(keys: Keys, layer: int) -> bool:
 
 def _block_indexer(keys: Keys) -> Indexer:
     """Return the indexer of a sparse attention on blocks (MiniMax-M3)."""
-    table = keys.stated("sparse_attention_config")
-    inner = Keys(f"{keys.where}: sparse_attention_config", table[1] if table else {}, {})
+    inner = keys.table("sparse_attention_config") or Keys(keys.where, {}, {})
     return Indexer(
         num_heads=_of(keys, inner, "index_n_heads", "sparse_num_index_heads", "heads"),
         head_size=_of(keys, inner, "index_head_dim", "sparse_index_dim", "width of a head"),
@@ -169,13 +171,32 @@ def _latent(keys: Keys, family: Family, word: str, layer: int) -> LatentAttentio
 
 def _indexer(keys: Keys, layer: int) -> Indexer | None:
     """Return the indexer of DeepSeek sparse attention; a layer may use that of an earlier one."""
-    if keys.word("indexer_types", default="full") == "shared":
+    if _shares_index(keys, layer):
         return None
     return Indexer(
         num_heads=keys.whole("index_n_heads", what="heads of the indexer"),
         head_size=keys.whole("index_head_dim", what="the width of its heads"),
         top_k=keys.whole("index_topk", what="tokens that it picks"),
+        block_size=keys.whole("index_kpool", what="tokens in one of its keys", default=1),
     )
+
+
+def _shares_index(keys: Keys, layer: int) -> bool:
+    """Return whether a layer uses what the indexer of an earlier one picked (GLM-5): a word for
+    each layer says so, a letter of a pattern, or every how many layers has an indexer.
+    """
+    word = keys.word("indexer_types", default="")
+    pattern = keys.word("index_topk_pattern", default="")
+    every = keys.whole("index_topk_freq", what="layers", default=1)
+    offset = keys.whole("index_skip_topk_offset", what="layers", default=2, low=0)
+    if word:
+        keys.require(word in ("full", "shared"), "indexer_types", "full or shared", word)
+        return word == "shared"
+    if pattern:
+        enough = len(pattern) >= keys.num_layers and set(pattern) <= {"F", "S"}
+        keys.require(enough, "index_topk_pattern", "F or S for each layer", pattern)
+        return pattern[layer] == "S"
+    return max(layer - offset + 1, 0) % every != 0
 
 
 def _compressed(keys: Keys, word: str) -> CompressedAttention:

@@ -63,6 +63,7 @@ _STEPS = (
     "interleave_moe_layer_step",
     "moe_every_n_layers",
     "moe_every_n_layer",
+    "route_every_n",
 )
 Rule = tuple[str, Callable[[int], bool]] | None
 

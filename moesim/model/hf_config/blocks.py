@@ -7,23 +7,8 @@ from moesim.model.gate import Gate
 from moesim.model.hf_config import words
 from moesim.model.hf_config.families import Family
 from moesim.model.hf_config.keys import Keys
+from moesim.model.hf_config.sizes import EXPERTS, TOP_K
 
-EXPERTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-)
-TOP_K = (
-    "num_experts_per_tok",
-    "experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-)
 _SHARED = (
     "n_shared_experts",
     "num_shared_experts",
@@ -56,6 +41,8 @@ _SCORES = (
     "moe_router_score_function",
     "expert_selection_fn",
 )
+#: largest number of experts: a file must not ask for more memory than any layer needs
+_MOST_EXPERTS = 1 << 24
 #: activation functions of blocks with one up projection
 _UNGATED = ("relu", "relu2", "squared_relu")
 
@@ -103,6 +90,7 @@ def read_moe(keys: Keys, family: Family, word: str) -> MoEFeedForward:
     names = _WIDTHS if keys.has(*_WIDTHS) else _PLAIN_WIDTHS
     widths = _by_modality(keys, names, "the width of an expert")
     number, width = numbers[0], widths[0]
+    keys.require(number <= _MOST_EXPERTS, EXPERTS[0], f"at most {_MOST_EXPERTS} experts", number)
     zero = keys.whole("zero_expert_num", "n_zero_experts", what="experts", default=0, low=0)
     kind = keys.word("zero_expert_type", default="identity")
     keys.require(not zero or kind == "identity", "zero_expert_type", "identity", kind)
@@ -150,6 +138,8 @@ def _shared(keys: Keys, width: int) -> tuple[int, int]:
     number = keys.whole(
         *_SHARED, what="experts that every token uses", default=1 if own else 0, low=0
     )
+    if own and size and not number:
+        keys.differ(own[0], f"0, since {_SHARED[0]} is 0", size)
     if not number or not size or not keys.flag("use_mixed_mlp_moe", default=True):
         return 0, 0
     return number, size

@@ -55,6 +55,10 @@ _TIED = {"tie_word_embeddings": True}
 _DSA = {"index_head_dim": 128, "index_topk": 2048}
 _DEEPSEEK_V3 = Family(implied=_UNTIED | _SIGMOID | {"first_k_dense_replace": 0})
 _GLM = Family(implied=_UNTIED | _SIGMOID)
+_GLM5_NEXT = Family(
+    implied=_GLM.implied | _DSA | {"index_n_heads": 32, "hc_mult": 4, "first_k_dense_replace": 3},
+    linear="kda",
+)
 _QWEN_MOE = Family(implied=_UNTIED, has_shared_gate=True)
 _QWEN_HYBRID = Family(
     implied=_UNTIED | {"full_attention_interval": 4},
@@ -74,7 +78,17 @@ _LLAMA4 = Family(
 )
 _BAILING = Family(implied=_UNTIED)
 _ERNIE = Family(
-    implied=_TIED | {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1}
+    implied=_TIED
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1},
+    unused=(
+        "compression_ratio",
+        "moe_gate",
+        "moe_gate_act",
+        "moe_group",
+        "moe_dense_experts_token_type_id",
+        "moe_multimodal_dispatch_use_allgather",
+        "multimodel_experts",
+    ),
 )
 _GRANITE = Family(implied=_UNTIED)
 _KIMI_LINEAR = Family(implied=_UNTIED | _SIGMOID, linear="kda")
@@ -141,6 +155,8 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe_text": _GLM,
     "glm4_moe_lite": _GLM,
     "glm_moe_dsa": Family(implied=_GLM.implied | _DSA | {"index_n_heads": 32}),
+    "glm5_next": _GLM5_NEXT,
+    "glm5_next_text": _GLM5_NEXT,
     "solar_open": _GLM,
     "dots1": Family(implied=_UNTIED | _SIGMOID),
     "sarvam_moe": _GLM,
@@ -206,7 +222,6 @@ FAMILIES: dict[str, Family] = {
     "arctic": Family(implied=_UNTIED | {"moe_layer_frequency": 2}),
     "grok-1": _GROK,
     "grok": _GROK,
-    "git": _GROK,
     "minicpm": Family(implied=_TIED),
     "PanguProMoE": Family(implied=_UNTIED),
     "pangu_ultra_moe": Family(implied=_UNTIED | _SIGMOID),
@@ -217,16 +232,27 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(data: dict[str, Any]) -> tuple[str, Family | None]:
-    """Return the model type of a configuration and its record; None if the type has none.
+#: beginning of an architecture's name -> the class that is meant where the type is not known:
+#: Grok 2 calls itself ``git``, wrappers name only the architecture of their language part
+_ARCHITECTURES = {
+    "Grok1": "grok",
+    "MiniMaxM3": "minimax_m3",
+    "Step3p5": "step3p5",
+    "DeepseekV2": "deepseek_v2",
+    "DeepseekV3": "deepseek_v3",
+    "Qwen2Moe": "qwen2_moe",
+    "Qwen3Moe": "qwen3_moe",
+    "BailingMoe": "bailing_moe",
+    "NemotronH": "nemotron_h",
+}
 
-    xAI's and older files name only an architecture that tells more than the type.
-    """
+
+def family_of(data: dict[str, Any]) -> tuple[str, Family | None]:
+    """Return the model type of a configuration and its record; None if the type has none."""
     kind = str(data.get("model_type", ""))
-    named = " ".join(map(str, data.get("architectures") or ()))
-    for word, instead in (("Grok1", "grok"), ("MiniMaxM3", "minimax_m3"), ("Step3p5", "step3p5")):
-        if (word in named and kind not in FAMILIES | {"git": None}) or (
-            word in named and kind == "git"
-        ):
-            kind = instead
+    if kind not in FAMILIES:
+        named = data.get("architectures")
+        for name in map(str, named if isinstance(named, list) else ()):
+            known = (type_ for word, type_ in _ARCHITECTURES.items() if name.startswith(word))
+            kind = next(known, kind)
     return kind, FAMILIES.get(kind)

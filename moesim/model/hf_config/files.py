@@ -12,11 +12,26 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 
 #: tables that hold the language part, outermost first
-_LANGUAGE = ("thinker_config", "text_config", "language_config", "llm_config", "language_model")
+_LANGUAGE = (
+    "thinker_config",
+    "text_config",
+    "language_config",
+    "llm_config",
+    "language_model_config",
+    "lm_config",
+    "language_model",
+)
 #: tables whose keys belong to the configuration itself, and the prefix that their keys take
 _PARTS = {"attn_config": "attn_", "ffn_config": "", "moe_config": ""}
 #: keys of the outer table that say something of the language part if it does not say it
-_OUTER = ("quantization_config", "tie_word_embeddings", "torch_dtype", "dtype", "architectures")
+_OUTER = (
+    "quantization_config",
+    "compression_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "dtype",
+    "architectures",
+)
 #: key of Mistral's params.json -> key of Hugging Face's classes
 _MISTRAL = {
     "dim": "hidden_size",
@@ -56,13 +71,30 @@ def read_keys(path: Path) -> dict[str, Any]:
     """
     data = _flat(_language(_object(path), str(path)), str(path))
     beside = path.parent / "hf_quant_config.json"
-    if data.get("quantization_config") is None and beside.is_file():
-        stated = _object(beside)
-        inner = stated.get("quantization", stated)
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{beside}: quantization: expected a table, got {inner!r}")
-        data["quantization_config"] = {"quant_method": "modelopt", **inner}
+    if beside.is_file():
+        data["quantization_config"] = _quantization(data.get("quantization_config"), beside)
     return data
+
+
+def _quantization(inside: Any, beside: Path) -> Any:
+    """Return what a configuration says of its quantization, or the file beside it.
+
+    Raises:
+        ConfigError: Both say it and name another algorithm, or the file is malformed.
+    """
+    stated = _object(beside)
+    outside = stated.get("quantization", stated)
+    if not isinstance(outside, dict):
+        raise ConfigError(f"{beside}: quantization: expected a table, got {outside!r}")
+    if not inside:
+        return {"quant_method": "modelopt", **outside}
+    own = inside.get("quant_algo") if isinstance(inside, dict) else None
+    other = outside.get("quant_algo")
+    if own is not None and other is not None and own != other:
+        raise ConfigError(
+            f"{beside}: quant_algo: expected {own}, that of config.json beside it, got {other}"
+        )
+    return inside
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -81,7 +113,9 @@ def _language(data: dict[str, Any], where: str) -> dict[str, Any]:
         inner = data.get(name)
         if not isinstance(inner, dict) or not inner:
             continue
-        kept = {key: data[key] for key in _OUTER if data.get(key) is not None}
+        # a null inside does not erase what the outer table says
+        said = (*_OUTER, *(key for key, value in inner.items() if value is None))
+        kept = {key: data[key] for key in said if data.get(key) is not None}
         if "model_type" not in inner and "model_type" in data:
             kept["model_type"] = data["model_type"]
         found = {key: value for key, value in inner.items() if value is not None}

@@ -1,48 +1,20 @@
 """The number format in which a file publishes its experts, and that of its other weights.
 
-What counts is what a ``quantization_config`` says of *experts*: methods name groups of modules with
-a format each, and modules that they leave out (`moesim.model.hf_config.modules`). Rules that name
-single layers apply if they name most of those with experts.
+What counts is what a ``quantization_config`` says of *experts*; see
+`moesim.model.hf_config.quantization`.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from moesim.model.hf_config.keys import Keys
-from moesim.model.hf_config.modules import (
-    EXPERT_NAMES,
-    OUTPUT_NAMES,
-    QUERY_NAMES,
-    is_named,
-    layer_numbers,
-    listed,
-)
-from moesim.model.hf_config.schemes import (
-    METHODS,
-    MODELOPT,
-    of_group,
-    of_integers,
-    of_quark,
-    recipe,
-)
+from moesim.model.hf_config.modules import EXPERT_NAMES, OUTPUT_NAMES, QUERY_NAMES
+from moesim.model.hf_config.quantization import Quantization
 from moesim.model.precision import Precision
 
 #: bytes of a weight that is not quantized
 _PLAIN_BYTES = 2.0
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
-#: keys under which methods list the modules that keep their format
-_LEFT_OUT = (
-    "modules_to_not_convert",
-    "ignore",
-    "exclude_modules",
-    "ignored_layers",
-    "exclude",
-    "llm_int8_skip_modules",
-    "exclude_layers",
-    "ignored_modules",
-)
 #: expert_dtype -> recipe, of files whose other weights have another format (DeepSeek-V4)
 _EXPERT_DTYPES = {"fp4": "mxfp4", "mxfp4": "mxfp4", "nvfp4": "nvfp4", "fp8": "fp8", "bf16": "bf16"}
 
@@ -70,23 +42,19 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
     Raises:
         ConfigError: The quantization is none of those known, and the reading is strict.
     """
-    found = keys.stated("torch_dtype", "dtype")
+    found = keys.stated("torch_dtype") or keys.stated("dtype")
     plain = _DTYPES.get(str(found[1]).removeprefix("torch.") if found else "bfloat16")
     if plain is None:
         keys.notes.append(f"{found and found[0]} {found and found[1]}: bf16 assumed")
         plain = "bf16"
     config = _quantization(keys)
-    quantized = _Quantization(keys, config, moe_layers) if config else None
+    quantized = Quantization(keys, config, moe_layers) if config else None
     experts = quantized.recipe(EXPERT_NAMES, "moe_") if quantized else None
-    stated = keys.stated("expert_dtype")
-    if stated is not None:
-        keys.require(
-            stated[1] in _EXPERT_DTYPES,
-            *stated[:1],
-            f"one of {', '.join(_EXPERT_DTYPES)}",
-            stated[1],
-        )
-        experts = _EXPERT_DTYPES[stated[1]]
+    if keys.has("expert_dtype"):
+        dtype = keys.word("expert_dtype", default="")
+        known = ", ".join(_EXPERT_DTYPES)
+        keys.require(dtype in _EXPERT_DTYPES, "expert_dtype", f"one of {known}", dtype)
+        experts = _EXPERT_DTYPES[dtype]
     dense = None
     if quantized is not None:
         # makers often leave one projection of attention out: quantized if one of the large two is
@@ -99,11 +67,15 @@ def read_formats(keys: Keys, moe_layers: int) -> Formats:
 
 def _quantization(keys: Keys) -> dict[str, Any] | None:
     """Return the table of the quantization, under one set of names."""
-    found = keys.stated("quantization_config", "compression_config")
+    keys.has("quantization")  # MLX writes its table under both names
+    found = keys.stated("quantization_config") or keys.stated("compression_config")
     if found is not None and found[1]:
         keys.require(isinstance(found[1], dict), found[0], "a table", found[1])
         table: dict[str, Any] = found[1]
         return table
+    mlx = keys.stated("quantization")
+    if mlx is not None and isinstance(mlx[1], dict):
+        return dict(mlx[1])
     mistral = keys.stated("mistral_quantization")
     if mistral is not None and isinstance(mistral[1], dict):
         inner = mistral[1]
@@ -111,156 +83,3 @@ def _quantization(keys: Keys) -> dict[str, Any] | None:
             return {"quant_method": "fp8", "activation_scheme": "static"}
         return {"quant_method": "compressed-tensors", **inner}
     return None
-
-
-class _Quantization:
-    """What one ``quantization_config`` says of modules."""
-
-    def __init__(self, keys: Keys, config: dict[str, Any], moe_layers: int) -> None:
-        self.keys, self.config, self.moe_layers = keys, config, moe_layers
-        self.method = str(config.get("quant_method", "")).lower().replace("_", "-")
-        if not self.method and "quant_algo" in config:  # the maker's tool is named elsewhere
-            self.method = "modelopt"
-
-    def recipe(self, names: tuple[str, ...], prefix: str) -> str | None:
-        """Return the recipe of the modules with these names; None if they keep their format.
-
-        Args:
-            names: Names that such a module may have.
-            prefix: What keys of an algorithm of their own begin with.
-        """
-        left = [str(n) for key in _LEFT_OUT for n in listed(self.config.get(key))]
-        if self._name(left, names):
-            return None
-        return self._by_method(names, prefix)
-
-    def _name(self, rules: Iterable[str], names: tuple[str, ...]) -> bool:
-        """Return whether rules name these modules, in most layers with experts if one by one."""
-        layers = set()
-        for rule in rules:
-            numbers = layer_numbers(rule)
-            if not is_named(rule, names):
-                continue
-            if not numbers:
-                return True
-            layers.update(numbers)
-        return 2 * len(layers) > self.moe_layers
-
-    def _by_method(self, names: tuple[str, ...], prefix: str) -> str | None:
-        config, method = self.config, self.method
-        own = config.get(f"{prefix}quant_algo")
-        if prefix and own:
-            return self._modelopt(str(own), names)
-        if method == "mxfp4" and not prefix:  # a format of experts only (arXiv 2508.10925)
-            return None
-        if method.replace("-", "_") in METHODS:
-            return METHODS[method.replace("-", "_")]
-        if method == "fp8":
-            return self._fp8()
-        if method in ("gptq", "awq", "auto-round", "gptq-marlin", "awq-marlin", "intel/auto-round"):
-            return self._integers()
-        if method == "bitsandbytes":
-            return self._bitsandbytes()
-        if method == "modelopt" or "quant_algo" in config:
-            return self._modelopt(str(config.get("quant_algo", "")), names)
-        if method == "compressed-tensors":
-            return self._grouped(names)
-        if method == "quark":
-            return self._quark(names)
-        return self._unknown(f"quant_method {method or '(none)'}")
-
-    def _unknown(self, what: str) -> str | None:
-        self.keys.differ("quantization_config", "a format that moesim knows", what)
-        note = "quantization_config: bf16 assumed"
-        if note not in self.keys.notes:
-            self.keys.notes.append(note)
-        return None
-
-    def _fp8(self) -> str:
-        block = self.config.get("weight_block_size")
-        if not block:
-            return "fp8_tensor"
-        # blocks of 1 x 32 are those of MXFP8
-        return METHODS["mxfp8"] if block == [1, 32] else "fp8"
-
-    def _integers(self) -> str | None:
-        bits, kind = self.config.get("bits", self.config.get("w_bit")), self.config.get("data_type")
-        found = of_integers(bits, str(kind or "int"))
-        return found or self._unknown(f"{bits} bits of {self.method}")
-
-    def _bitsandbytes(self) -> str | None:
-        config = self.config
-        if config.get("load_in_4bit") or config.get("_load_in_4bit"):
-            note = f"{config.get('bnb_4bit_quant_type', 'fp4')} of bitsandbytes is priced as int4"
-            if note not in self.keys.notes:
-                self.keys.notes.append(note)
-            return "int4"
-        if config.get("load_in_8bit") or config.get("_load_in_8bit"):
-            return recipe("int8")
-        return self._unknown("bitsandbytes with neither 4 nor 8 bits")
-
-    def _modelopt(self, algorithm: str, names: tuple[str, ...]) -> str | None:
-        if algorithm.upper() in MODELOPT:
-            return MODELOPT[algorithm.upper()]
-        if algorithm.upper() == "MIXED_PRECISION":
-            return self._mixed(names)
-        if not algorithm and self.config.get("config_groups"):
-            return self._grouped(names)
-        return self._unknown(f"quant_algo {algorithm or '(none)'}")
-
-    def _mixed(self, names: tuple[str, ...]) -> str | None:
-        """Return the recipe of modules in a file of several algorithms."""
-        each = self.config.get("quantized_layers")
-        if isinstance(each, dict) and each:
-            found = Counter(
-                str(one.get("quant_algo"))
-                for name, one in each.items()
-                if isinstance(one, dict) and is_named(name, names)
-            )
-            return self._modelopt(found.most_common(1)[0][0], names) if found else None
-        if self.config.get("config_groups"):
-            return self._grouped(names)
-        note = "quantization_config names no layers: experts in nvfp4, the rest in fp8 assumed"
-        if note not in self.keys.notes:
-            self.keys.notes.append(note)
-        return "nvfp4" if names == EXPERT_NAMES else "fp8_tensor"
-
-    def _grouped(self, names: tuple[str, ...]) -> str | None:
-        """Return the recipe of the group that names the modules, those by name first."""
-        groups = self.config.get("config_groups")
-        tables = (
-            [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-        )
-        if not tables:
-            return self._unknown("config_groups without a table")
-        for group in tables:
-            if any(is_named(t, names) for t in listed(group.get("targets"))):
-                return self._of_group(group)
-        for group in tables:
-            targets = listed(group.get("targets"))
-            if not targets or "Linear" in targets:
-                return self._of_group(group)
-        return None
-
-    def _of_group(self, group: dict[str, Any]) -> str | None:
-        weights = group.get("weights")
-        if not isinstance(weights, dict):
-            return self._unknown("a group without weights")
-        bits, kind = weights.get("num_bits"), weights.get("type")
-        found = of_group(weights, group.get("input_activations"))
-        return found or self._unknown(f"weights of {bits} bits {kind}")
-
-    def _quark(self, names: tuple[str, ...]) -> str | None:
-        """Return the recipe of AMD's Quark: one for all, or one per pattern of names."""
-        special = self.config.get("layer_quant_config")
-        table = self.config.get("global_quant_config")
-        if isinstance(special, dict):
-            table = next((t for rule, t in special.items() if is_named(rule, names)), table)
-        table = table if isinstance(table, dict) else {}
-        weight = table.get("weight")
-        if isinstance(weight, list):
-            weight = weight[0] if weight else None
-        if not isinstance(weight, dict):
-            return None
-        found = of_quark(weight, table.get("input_tensors"))
-        return found or self._unknown(f"Quark's {weight.get('dtype')}")

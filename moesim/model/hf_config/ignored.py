@@ -1,10 +1,10 @@
 """The keys of a configuration that do not change sizes or the layout of layers.
 
 A key that nothing has read is judged by these rules, in order: (1) a value that switches something
-off (null, false, 0, empty) does not matter; (2) a name of `_HARMLESS` does not matter: positions,
-norms, activation functions, training, generation, the maker's library, other modalities; (3) a name
-that `_SIZES` finds, such as one with ``size`` or ``layers``, matters and is an error; (4) any other
-name is a note.
+off (null, false, 0, -1, empty) does not matter; (2) a name of `_HARMLESS` does not matter:
+positions, norms, activation functions, training, generation, the maker's library, other modalities;
+(3) a name that `_SIZES` finds, such as one with ``size`` or ``layers``, matters and is an error;
+(4) any other name is a note.
 """
 
 import re
@@ -21,7 +21,8 @@ _HARMLESS = re.compile(
     |^dtypes$|_token_?i[dx]|_token$|_tokens$|token_ids?|tokens_per_second|token_index|_ids?$
     |id2label|label2id|problem_type|return_dict|^output_(attentions|hidden|router)|use_cache
     |cache_implementation|^task|^finetuning|prefix|tokenizer|padding|pad_|^pruned|torchscript
-    |is_decoder|cross_attention|^enc_index|^use_residual$|pool_type|attention_type|att_impl|use_bidirectional|is_encoder_decoder|tie_encoder|bad_words|num_beam|num_return
+    |is_decoder|cross_attention|^enc_index|^mhc$|index_kpool_|index_share_for_mtp|indexer_rope|freq_alloc|^zero_centered$|^(lm|rm)_head$|^glu$|^bias$|max_attn_value|attn_temperature_len|dense_list
+    |class_num|mask_init|anyres|attn_implementation|^use_residual$|pool_type|attention_type|att_impl|use_bidirectional|is_encoder_decoder|tie_encoder|bad_words|num_beam|num_return
     |^(max|min)_length|do_sample|^top_[kp]$|temperature|typical_p|no_repeat|repetition|length_pen
     |early_stopping|begin_suppress|suppress|exponential|forced_|remove_invalid|diversity|^eod|sep_
     |^name|^license|bos|eos|url|checkpoint|unsloth|^fix|^_|generation|^seed$|slide_every
@@ -49,7 +50,7 @@ _HARMLESS = re.compile(
     |apply_router_weight|shared_expert_combination|router_weight|drop_rate|expert_bias$|^use_expert
     |mtp|nextn|next_n|predict_layers|eagle|spec(ulative)?_
     # other modalities
-    |vision|visual|image|video|audio|speech|talker|code2wav|projector|patch|spatial|mm_|tile|vit
+    |vision|visual|image|video|audio|speech|talker|code2wav|projector|patch|spatial|temporal|mm_|tile|vit
     |processor|media|encoder_config|multimodal|mel_|codec|voice|sound|frame|pixel|^ocr|^global_view
     |candidate_res|adaptor|aligner|modal|crop|downsample|im_|resampler|siglip|qformer|user_role
     """,
@@ -90,4 +91,4 @@ def judge(keys: Keys) -> None:
 
 def _is_off(value: Any) -> bool:
     """Return whether a value switches something off."""
-    return value in (False, 0, "", [], {}) or value is None
+    return value in (False, 0, -1, "", [], {}) or value is None

@@ -96,6 +96,8 @@ class Keys:
                 )
             return default
         name, value = found
+        if value is False and default is not None:  # how some files switch a number off
+            return default
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         good = isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -139,6 +141,18 @@ class Keys:
         good = isinstance(value, list) and all(isinstance(one, kind) for one in value)
         self.require(good, name, what, value)
         return list(value)
+
+    def table(self, name: str) -> "Keys | None":
+        """Return the keys of a table inside this one; None if it is not stated.
+
+        Raises:
+            ConfigError: It is no table.
+        """
+        found = self.stated(name)
+        if found is None:
+            return None
+        self.require(isinstance(found[1], dict), name, "a table", found[1])
+        return Keys(f"{self.where}: {name}", found[1], {}, self.lenient)
 
     def of_each_layer(self, name: str, kind: type | tuple[type, ...], what: str) -> list | None:
         """Return a list with one entry per layer; entries for layers that predict further tokens

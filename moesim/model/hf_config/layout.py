@@ -28,6 +28,13 @@ _BLOCKS = {
     "E": (NONE, MOE),
     "-": (NONE, DENSE),
 }
+_WINDOWS = (
+    "sliding_window",
+    "sliding_window_size",
+    "use_sliding_window",
+    "max_window_layers",
+    "attention_chunk_size",
+)
 #: sizes of mixers, of no consequence if the file says that no layer has them
 _SIZES = re.compile(
     r"head_dim|_heads$|mamba_|ssm_|^index_|^linear_|conv_(kernel|L_cache|dim)|^n_groups$|^expand$"
@@ -49,7 +56,13 @@ def layout(keys: Keys, family: Family) -> list[tuple[str, str]]:
     count = keys.num_layers
     told = _agreed(keys, mixer_answers(keys, family))
     mixers = told or [usual_mixer(keys, family, i) for i in range(count)]
-    keys.has("sliding_window", "use_sliding_window", "max_window_layers", "attention_chunk_size")
+    keys.has(
+        "sliding_window",
+        "sliding_window_size",
+        "use_sliding_window",
+        "max_window_layers",
+        "attention_chunk_size",
+    )
     if told:
         keys.has(*filter(_SIZES.search, keys.given))
     blocks = _agreed(keys, block_answers(keys)) or [MOE] * count

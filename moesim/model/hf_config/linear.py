@@ -3,6 +3,7 @@
 from math import ceil
 
 from moesim.model.hf_config.families import Family
+from moesim.model.hf_config.ignored import judge
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.sizes import head_size, num_heads
 from moesim.model.mixers import Mixer
@@ -27,6 +28,10 @@ def read_linear(keys: Keys, family: Family, hidden: int) -> Mixer:
         "attention, since the class is not known to have other mixers",
         "a layer of linear attention, Mamba or convolution",
     )
+    kind = family.linear
+    if kind == "kda" and keys.has("group_norm_size"):
+        # Ling 2.5 shares its type with Ling 3; a norm by groups is that of lightning attention
+        kind = "lightning"
     return {
         "gdn": _delta_net,
         "kda": _kimi_delta,
@@ -34,7 +39,7 @@ def read_linear(keys: Keys, family: Family, hidden: int) -> Mixer:
         "mamba1": _mamba1,
         "mamba2": _mamba2,
         "conv": _convolution,
-    }[family.linear](keys, hidden)
+    }[kind](keys, hidden)
 
 
 def _delta_net(keys: Keys, hidden: int) -> Mixer:
@@ -48,8 +53,8 @@ def _delta_net(keys: Keys, hidden: int) -> Mixer:
 
 
 def _kimi_delta(keys: Keys, hidden: int) -> Mixer:
-    table = keys.stated("linear_attn_config")
-    inner = Keys(f"{keys.where}: linear_attn_config", table[1], {}) if table else keys
+    table = keys.table("linear_attn_config")
+    inner = table or keys
     heads = inner.whole("num_heads", "linear_num_heads", "num_attention_heads", what="heads")
     size = (
         inner.whole("head_dim", what="width of a head")
@@ -59,12 +64,17 @@ def _kimi_delta(keys: Keys, hidden: int) -> Mixer:
             what="the width of a head",
         )
     )
+    kernel = inner.whole(
+        "short_conv_kernel_size", "linear_conv_kernel_dim", what="tokens", default=4
+    )
+    if table is not None:
+        table.has("full_attn_layers", "kda_layers")
+        judge(table)
+        keys.notes += table.notes
     return KimiDeltaAttention(
         num_heads=heads,
         head_size=size,
-        kernel=inner.whole(
-            "short_conv_kernel_size", "linear_conv_kernel_dim", what="tokens", default=4
-        ),
+        kernel=kernel,
         gate_rank=0 if keys.flag("no_kda_lora") else size,
     )
 

@@ -44,6 +44,13 @@ _WORDS = {
     "compressed_sparse_attention": COMPRESSED_4,
     "heavily_compressed_attention": COMPRESSED_128,
 }
+#: keys with the number of layers from one of full attention to the next
+_INTERVALS = (
+    "full_attention_interval",
+    "global_attn_every_n_layers",
+    "global_attn_every_n",
+    "layer_group_size",
+)
 _SOME = "a kind of layer such as full_attention, sliding_attention, linear_attention or mamba"
 
 
@@ -68,7 +75,12 @@ def mixer_answers(keys: Keys, family: Family) -> Answers:
     yield from _listed_mixers(keys)
     yield from _numbered_mixers(keys)
     other = LINEAR if family.linear != "none" else WINDOW
-    for name in ("full_attention_interval", "global_attn_every_n_layers", "layer_group_size"):
+    for name in (
+        "full_attention_interval",
+        "global_attn_every_n_layers",
+        "global_attn_every_n",
+        "layer_group_size",
+    ):
         if keys.has(name):
             step = keys.whole(name, what="layers from one of full attention to the next")
             tail = count // step * step if name == "layer_group_size" else count
@@ -150,12 +162,16 @@ def _numbered_mixers(keys: Keys) -> Answers:
     keys.require(isinstance(inner, dict), name, "a table", inner)
     full, linear = inner.get("full_attn_layers", []), inner.get("kda_layers", [])
     for part in (full, linear):
-        check_numbers(keys, name, part, 1, count)
+        check_numbers(keys, name, part, 0, count)
+    # Kimi Linear counts layers from 1, GLM from 0
+    base = 0 if 0 in [*full, *linear] else 1
+    for part in (full, linear):
+        check_numbers(keys, name, part, base, count - 1 + base)
     both = sorted([*full, *linear])
     keys.require(
-        both == list(range(1, count + 1)),
+        both == list(range(base, count + base)),
         f"{name}.kda_layers",
         f"each of the {count} layers once in kda_layers or full_attn_layers",
         both,
     )
-    yield name, where(count, lambda i: i + 1 in full, FULL, LINEAR)
+    yield name, where(count, lambda i: i + base in full, FULL, LINEAR)

@@ -8,7 +8,6 @@ from moesim.model.feedforward import DenseFeedForward
 from moesim.model.hf_config import words
 from moesim.model.hf_config.attention import read_mixer
 from moesim.model.hf_config.blocks import (
-    EXPERTS,
     dense_width_stated,
     has_dense_beside,
     read_dense,
@@ -20,9 +19,12 @@ from moesim.model.hf_config.formats import Formats, read_formats
 from moesim.model.hf_config.ignored import judge
 from moesim.model.hf_config.keys import Keys
 from moesim.model.hf_config.layout import layout
+from moesim.model.hf_config.sizes import EXPERTS
 from moesim.model.spec import LayerKind, ModelSpec
 from moesim.model.weights import Weight
 
+#: largest number of layers: a file must not ask for more memory than any model needs
+_MOST_LAYERS = 1 << 14
 #: names of the number of layers that predict further tokens
 _FURTHER = (
     "num_nextn_predict_layers",
@@ -30,7 +32,7 @@ _FURTHER = (
     "num_mtp_layers",
     "num_mtp_modules",
 )
-_LAYERS = ("num_hidden_layers", "n_layers")
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,9 @@ def _count_layers(keys: Keys, family: Family) -> None:
     if family.blocks_per_layer > 1:
         keys.has("num_hidden_layers")  # the number of blocks, or again of layers
     if keys.has(*names):
-        keys.num_layers = keys.whole(*names, what="the number of layers")
+        count = keys.whole(*names, what="the number of layers")
+        keys.require(count <= _MOST_LAYERS, names[0], f"at most {_MOST_LAYERS} layers", count)
+        keys.num_layers = count
     elif not keys.has("hybrid_override_pattern", "layers_block_type"):
         keys.whole(*names, what="the number of layers")
     stated = [keys.whole(name, what="layers", default=0, low=0) for name in _FURTHER]

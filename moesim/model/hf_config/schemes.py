@@ -41,6 +41,7 @@ METHODS = {
     "fbgemm_fp8": "fp8_tensor",
     "modelopt_fp4": "nvfp4",
     "nvfp4": "nvfp4",
+    "petit_nvfp4": "nvfp4",
     "w4afp8": recipe("int4", _FP8, 0),
     "w8a8_int8": "int8",
     "w8a8_fp8": "fp8_tensor",
@@ -62,7 +63,7 @@ def of_group(weights: dict[str, Any], tokens: Any) -> str | None:
     size, block = weights.get("group_size"), weights.get("strategy") == "block"
     bits: tuple[Any, Any] = ("", 0)
     if isinstance(tokens, dict):
-        bits = tokens.get("type"), tokens.get("num_bits")
+        bits = str(tokens.get("type")), tokens.get("num_bits")
     if form == ("float", 4):
         if size == 32:
             return "mxfp4_a8" if bits == ("float", 8) else "mxfp4"
@@ -71,7 +72,7 @@ def of_group(weights: dict[str, Any], tokens: Any) -> str | None:
         scale = 128 if block else 32 if size == 32 else 0
         return recipe(_FP8, _FP8 if bits[1] else _BF16, scale)
     if form == ("int", 4):
-        return _INT4.get(bits, "int4")
+        return next((name for form, name in _INT4.items() if form == bits), "int4")
     if form == ("int", 8):
         return "int8" if bits[1] else recipe("int8")
     return None
@@ -88,7 +89,7 @@ def of_integers(bits: Any, kind: str) -> str | None:
         return "mxfp4" if bits == 4 else METHODS["mxfp8"]
     if kind.startswith(("nv_fp", "nvfp")):
         return "nvfp4"
-    return {4: "int4", 8: recipe("int8")}.get(bits)
+    return {4: "int4", 8: recipe("int8")}.get(bits) if isinstance(bits, int) else None
 
 
 def of_quark(weight: dict[str, Any], inputs: Any) -> str | None:

@@ -1,9 +1,26 @@
-"""Sizes that attention and linear attention have in common."""
+"""Names of sizes, and sizes that attention and linear attention have in common."""
 
 from moesim.model.hf_config.keys import Keys
 
 _HEADS = ("num_attention_heads", "n_heads", "num_heads")
 _OF_EACH = "num_attention_heads_per_layer"
+#: names of the number of routed experts, and of those of a token
+EXPERTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+)
+TOP_K = (
+    "num_experts_per_tok",
+    "experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_top_k",
+)
 #: names of the width of a head
 HEAD_SIZES = ("head_dim", "kv_channels", "attention_head_dim")
 
