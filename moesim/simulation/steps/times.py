@@ -5,6 +5,9 @@ make a grid: steps at its nodes are simulated when they are first needed, with u
 what lies between is linear. Looking back costs attention, which is priced by itself for the context
 asked and for the usual one; the difference is added. Where micro-batches overlap, attention hides
 behind exchanges in part: a second simulation with twice the context says which part shows.
+
+All attention ranks are taken to do what the rank asked for does. Where one computes a prompt and
+the others none, its experts and exchanges are priced as if all did: an upper bound.
 """
 
 import bisect
