@@ -21,16 +21,29 @@ def test_every_point_is_simulated_or_says_why_not():
 def test_nine_tenths_of_the_scored_points_are_within_15_percent(rows):
     """32 points of exchanges and rank loads. Two are not covered; one all-reduce is off by more
     than 2x, where measured NCCL rows side with the simulator: see its note."""
-    found = summary(rows)
+    parts = [row for row in rows if not row["whole_model"]]
+    found = summary(parts)
     assert (found["scored"], found["covered"]) == (32, 30)
     assert found["within_15_percent"] >= 90.0
     assert found["off_by_more_than_2x"] == 1
     worst = max(
-        (row for row in rows if row["error_percent"] is not None),
+        (row for row in parts if row["error_percent"] is not None),
         key=lambda row: abs(row["error_percent"]),
     )
     assert worst["point"] == "8xH100 all-reduce, 58 MB"
     assert "355" in worst["note"]
+
+
+def test_most_figures_of_whole_models_are_within_20_percent(rows):
+    """14 figures: prefill and decode of DeepSeek-V3 on H100, H800 and GB200, gains of two-batch
+    overlap, gpt-oss and Qwen3 on H100. Nothing was fitted to them; GB200's and the shortest prompts
+    are further off.
+    """
+    whole = [row for row in rows if row["whole_model"]]
+    found = summary(whole)
+    assert (found["scored"], found["covered"]) == (14, 14)
+    assert found["within_20_percent"] >= 75.0
+    assert max(abs(row["error_percent"]) for row in whole) < 40.0
 
 
 def test_rows_are_whole(rows):
@@ -52,6 +65,7 @@ def test_a_miss_is_counted_in_the_share():
         "covered": 2,
         "within_10_percent": pytest.approx(100 / 3),
         "within_15_percent": pytest.approx(100 / 3),
+        "within_20_percent": pytest.approx(100 / 3),
         "within_30_percent": pytest.approx(100 / 3),
         "off_by_more_than_2x": 1,
     }

@@ -126,15 +126,18 @@ def simulate_step(
 
 
 def with_exchange(served: ServedModel, stage: Cluster, *, decodes: bool) -> ServedModel:
-    """Return the design with the exchange that its engine uses where none is named: within a domain
-    an all-gather, which is what engines do without an all-to-all backend; across domains DeepEP,
-    its low-latency mode where a step only decodes.
+    """Return the design with the exchange that its engine uses where none is named: the cluster's
+    own if the engine launches it; otherwise within a domain an all-gather, which is what engines do
+    without an all-to-all backend, and across domains DeepEP, its low-latency mode where a step only
+    decodes.
     """
     if served.schedule.exchange is not None or not served.layout.exchanges_tokens:
         return served
-    within = stage.num_devices <= stage.devices_per_domain
-    names = ["all_gather"] if within else ["deepep_ll" if decodes else "deepep_normal"]
-    name = next((n for n in names if exchange_named(n).runs_on(stage)), stage.exchange().name)
+    own, within = stage.exchange(), stage.num_devices <= stage.devices_per_domain
+    usual = "all_gather" if within else "deepep_ll" if decodes else "deepep_normal"
+    if served.engine in own.launch and not own.name.startswith("deepep"):
+        usual = own.name
+    name = usual if exchange_named(usual).runs_on(stage) else own.name
     return replace(served, schedule=replace(served.schedule, exchange=name))
 
 
