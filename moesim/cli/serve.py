@@ -12,8 +12,21 @@ from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
     from moesim.design.served import ServedModel
+    from moesim.hardware import Cluster
     from moesim.hardware.economics import Economics
     from moesim.serving.whole import WholeResult
+
+
+#: columns of the table of layouts
+_SHOWN = {
+    "layout": "layout",
+    "concurrency": "clients",
+    "output_tokens_per_s_per_device": "tok/s/dev",
+    "output_tokens_per_s_per_user": "tok/s/user",
+    "ttft_p50_ms": "TTFT ms",
+    "tpot_p50_ms": "TPOT ms",
+    "usd_per_million_tokens": "USD/M",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,32 +137,19 @@ def serve(given: ServeOptions) -> None:
         say(f"wrote {given.out_requests}")
 
 
-_SHOWN = {
-    "layout": "layout",
-    "concurrency": "clients",
-    "output_tokens_per_s_per_device": "tok/s/dev",
-    "output_tokens_per_s_per_user": "tok/s/user",
-    "ttft_p50_ms": "TTFT ms",
-    "tpot_p50_ms": "TPOT ms",
-    "usd_per_million_tokens": "USD/M",
-}
-
-
 def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:
     return lambda result: float(str(result.row(economics)["output_tokens_per_s_per_device"]))
 
 
-def _designs(given: ServeOptions, cluster: object) -> list["ServedModel"]:
+def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
     """Return the design in the layouts to try."""
     from moesim.design.schedule import Schedule
     from moesim.design.served import ServedModel
     from moesim.design.step import Layout
-    from moesim.hardware import Cluster
     from moesim.model import Precision
     from moesim.serving.formats import dense_format_of, precision_on
     from moesim.serving.layouts import layouts_of, placed
 
-    assert isinstance(cluster, Cluster)
     model = model_of(given.model, given.lenient)
     served = ServedModel(
         name=model.name,
@@ -172,15 +172,13 @@ def _designs(given: ServeOptions, cluster: object) -> list["ServedModel"]:
     return [placed(replace(served, layout=layout, schedule=schedule))]
 
 
-def _run(given: ServeOptions, cluster: object, design: "ServedModel") -> "WholeResult":
+def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "WholeResult":
     from moesim.design.step import ExpertLoad
-    from moesim.hardware import Cluster
     from moesim.serving.limits import most_clients, parse_limits
     from moesim.serving.loop import RequestTraffic
     from moesim.serving.whole import ServingKnobs, serve_model
     from moesim.simulation.steps.times import StepTable
 
-    assert isinstance(cluster, Cluster)
     open_traffic = given.rate is not None or given.requests is not None
     traffic = RequestTraffic(
         concurrency=None if open_traffic and given.concurrency is None else given.concurrency or 64,

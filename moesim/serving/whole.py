@@ -178,6 +178,7 @@ def serve_model(
         max_seqs=max_seqs,
         prefill_interval=knobs.prefill_interval,
         mixed=engine.mixed,
+        receive_s=engine.receive_s,
         speculation=Speculation(acceptance=knobs.acceptance) if knobs.acceptance else None,
         tolerance=5e-3,
     )

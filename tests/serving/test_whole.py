@@ -1,5 +1,7 @@
 """Whole models under requests: what the parts say must come out, and limits are kept."""
 
+from dataclasses import replace
+
 import pytest
 
 from moesim import load_cluster
@@ -155,3 +157,12 @@ def test_the_front_is_better_for_device_or_user():
         for d, u in ((10, 1), (8, 3), (9, 2), (7, 2.5), (8, 2), (1, 9))
     ]
     assert [r["output_tokens_per_s_per_user"] for r in front_of(rows)] == [1, 2, 3, 9]
+
+
+def test_the_front_end_delays_the_first_token_only(gpt_oss, node, table):
+    plain = run(gpt_oss, node, table, clients=4).row()
+    slow = StepTable(gpt_oss, node, engine=replace(table.engine, receive_s=0.5))
+    delayed = run(gpt_oss, node, slow, clients=4).row()
+    more = 500.0 - 1e3 * table.engine.receive_s
+    assert delayed["ttft_mean_ms"] - plain["ttft_mean_ms"] == pytest.approx(more, rel=0.05)
+    assert delayed["tpot_mean_ms"] == pytest.approx(plain["tpot_mean_ms"], rel=0.02)

@@ -64,6 +64,7 @@ class ServerConfig:
             vLLM and TensorRT-LLM). Otherwise a step with prompt tokens stalls the decoding of its
             rank (SGLang's default).
         speculation: Speculative decoding, if it is used.
+        receive_s: Seconds in which the server's front end takes in a request before it queues.
         tolerance: Relative error of the time of decode steps that are jumped over, see
             `moesim.serving.loop.stretch`; 0 runs every step.
 
@@ -80,12 +81,14 @@ class ServerConfig:
     prefill_interval: int = 0
     mixed: bool = True
     speculation: Speculation | None = None
+    receive_s: float = 0.0
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in ("kv_blocks", "block_size", "replicas", "dp", "chunk", "max_seqs"):
             require_int(f"server.{name}", getattr(self, name), 1)
         require_int("server.prefill_interval", self.prefill_interval, 0)
+        require(0 <= self.receive_s < math.inf, "server.receive_s", "a number >= 0", self.receive_s)
         require(0 <= self.tolerance < 1, "server.tolerance", "a number from 0 to 1", self.tolerance)
 
     @property
