@@ -16,7 +16,7 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
         value = row[name]
         return 0.0 if value is None else float(str(value))
 
-    copies = result.config.replicas
+    copies = result.copies
     yield f"{served.name} on {result.cluster.name}: {served.layout}" + (
         f", {copies} copies of {served.layout.num_devices} devices" if copies > 1 else ""
     )

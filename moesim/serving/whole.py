@@ -2,7 +2,9 @@
 
 The step engine says how long steps take, the serving engine's record what its host adds and how it
 schedules, the memory left by the weights how many KV blocks there are, and the request loop makes
-latencies of them. Copies of the model fill the cluster, and share the requests.
+latencies of them. Copies of the model fill the cluster, and share the requests. A pipeline of
+several stages runs as many batches at once: it is as many servers, each of which takes the time of
+all stages and has its part of the cache.
 """
 
 from collections.abc import Sequence
@@ -78,6 +80,11 @@ class WholeResult:
     ttft: tuple[float, float]
     steps_simulated: int
 
+    @property
+    def copies(self) -> int:
+        """The number of copies of the model."""
+        return self.config.replicas // self.served.layout.pp
+
     def row(self, economics: Economics | None = None) -> dict[str, object]:
         """Return one flat row for a CSV file, with units in the column names.
 
@@ -85,7 +92,7 @@ class WholeResult:
             economics: Power and prices; None leaves energy and cost empty.
         """
         found = self.loop.row()
-        devices = self.config.replicas * self.served.layout.num_devices
+        devices = self.copies * self.served.layout.num_devices
         output = float(str(found["output_tokens_per_s"]))
         tpot, ttft = float(str(found["tpot_mean_ms"])), float(str(found["ttft_mean_ms"]))
         joules = usd = None
@@ -100,7 +107,7 @@ class WholeResult:
             "model": self.served.name,
             "cluster": self.cluster.name,
             "layout": str(self.served.layout),
-            "copies": self.config.replicas,
+            "copies": self.copies,
             "devices": devices,
             "serving_engine": self.engine.name,
             "precision": self.served.precision.name,
@@ -169,13 +176,15 @@ def serve_model(
     max_seqs = knobs.max_seqs or engine.max_seqs
     memory = memory_on(served, cluster.profile, step_tokens=chunk + max_seqs)
     memory.check(served.name, f"{cluster.name} as {served.layout}")
+    batches = served.layout.pp
+    blocks = _kv_blocks(served, memory, engine, max_seqs, traffic, knobs.kv_blocks)
     config = ServerConfig(
-        kv_blocks=_kv_blocks(served, memory, engine, max_seqs, traffic, knobs.kv_blocks),
+        kv_blocks=max(blocks // batches, 1),
         block_size=engine.block_size,
-        replicas=max(cluster.num_devices // served.layout.num_devices, 1),
+        replicas=max(cluster.num_devices // served.layout.num_devices, 1) * batches,
         dp=served.layout.dp,
         chunk=chunk,
-        max_seqs=max_seqs,
+        max_seqs=-(-max_seqs // batches),
         prefill_interval=knobs.prefill_interval,
         mixed=engine.mixed,
         receive_s=engine.receive_s,

@@ -166,3 +166,26 @@ def test_the_front_end_delays_the_first_token_only(gpt_oss, node, table):
     more = 500.0 - 1e3 * table.engine.receive_s
     assert delayed["ttft_mean_ms"] - plain["ttft_mean_ms"] == pytest.approx(more, rel=0.05)
     assert delayed["tpot_mean_ms"] == pytest.approx(plain["tpot_mean_ms"], rel=0.02)
+
+
+def test_a_pipeline_runs_a_batch_in_each_stage(gpt_oss, node):
+    """Two stages of four devices do about as much as two copies on four, with twice the cache of
+    a copy: weights are shared.
+    """
+    traffic = RequestTraffic(concurrency=128, isl=512, osl=128, num_requests=512)
+    rows = [
+        serve_model(replace(gpt_oss, layout=Layout.parse(layout)), node, traffic).row()
+        for layout in ("tp4", "tp4 pp2")
+    ]
+    copies, stages = rows
+    assert (copies["copies"], stages["copies"]) == (2, 1)
+    assert stages["devices"] == copies["devices"] == 8
+    rates = [row["output_tokens_per_s"] for row in rows]
+    assert rates[1] == pytest.approx(rates[0], rel=0.15)
+    assert stages["kv_tokens"] > copies["kv_tokens"]
+
+
+def test_each_phase_has_the_grade_of_its_own_rows(gpt_oss, node, table):
+    result = run(gpt_oss, node, table, clients=4)
+    decode, prefill = result.decode.grades["attention"], result.prefill.grades["attention"]
+    assert decode.rests_on != prefill.rests_on

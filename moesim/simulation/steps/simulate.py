@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from moesim.costs.dense.prices import dense_prices
+from moesim.costs.dense.prices import Op, dense_prices
 from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.costs.steps.mixers import DensePricing
 from moesim.design.served import ServedModel
@@ -108,7 +108,7 @@ def simulate_step(
     if served.layout.pp > 1:
         phases["pipeline"] = (served.layout.pp - 1) * _hop_s(cluster, served, step)
     time_s = sum(phases.values())
-    grades = _grades(served, stage, pricing, names)
+    grades = _grades(served, stage, pricing, names, step)
     low, high = span_of(grades, phases)
     return StepResult(
         served=served,
@@ -226,19 +226,24 @@ def _hop_s(cluster: Cluster, served: ServedModel, step: Step) -> float:
 
 
 def _grades(
-    served: ServedModel, stage: Cluster, pricing: DensePricing, names: dict[str, None]
+    served: ServedModel, stage: Cluster, pricing: DensePricing, names: dict[str, None], step: Step
 ) -> dict[str, Grade]:
     """Return what each phase rests on."""
     prices = pricing.prices
     gemm = prices.grade("gemm", served.dense_format)
     latent = any(isinstance(kind.mixer, LatentAttention) for kind in served.spec.kinds)
+    attention: Op = "mla_decode" if latent else "decode"
+    cache = served.kv_format
+    if not step.sequences:
+        attention = "mla_prefill" if latent else "prefill"
+        cache = "fp8_kv" if cache == "fp8" else cache
     found = {
         "projections": gemm,
         "dense": gemm,
         "shared": gemm,
         "head": prices.grade("gemm", "bfloat16"),
         "all_reduce": prices.grade("all_reduce", "bfloat16"),
-        "attention": prices.grade("mla_decode" if latent else "decode", served.kv_format),
+        "attention": prices.grade(attention, cache),
     }
     moe = served.spec.moe
     if moe is not None and names:
