@@ -39,7 +39,12 @@ class UnknownNameError(ConfigError):
         names = sorted(known)
         near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-        super().__init__(f"unknown {what} {name!r}: {hint}")
+        # who copies an error (processes, SimPy) makes it anew from its arguments
+        super().__init__(what, name, tuple(names))
+        self._text = f"unknown {what} {name!r}: {hint}"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 class CapacityError(MoesimError):

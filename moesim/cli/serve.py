@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from moesim.serving.whole import WholeResult
 
 
+#: clients of a closed loop by default
+_CLIENTS = 64
 #: columns of the table of layouts
 _SHOWN = {
     "layout": "layout",
@@ -179,9 +181,14 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
     from moesim.serving.whole import ServingKnobs, serve_model
     from moesim.simulation.steps.times import StepTable
 
+    if given.slo is not None and not (given.rate is given.requests is given.concurrency is None):
+        raise ConfigError("slo: expected neither --concurrency, --rate nor --requests with it")
     open_traffic = given.rate is not None or given.requests is not None
+    clients = given.concurrency
+    if clients is None and not open_traffic:
+        clients = _CLIENTS
     traffic = RequestTraffic(
-        concurrency=None if open_traffic and given.concurrency is None else given.concurrency or 64,
+        concurrency=clients,
         rate_per_s=given.rate,
         file=given.requests,
         num_requests=given.num_requests,
@@ -194,7 +201,7 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
         max_seqs=given.max_seqs,
         kv_blocks=given.kv_blocks,
         prefill_interval=given.prefill_interval,
-        acceptance=tuple(float(p) for p in given.mtp.split(",")) if given.mtp else (),
+        acceptance=_acceptance(given.mtp),
     )
     load = ExpertLoad(routing=given.routing, seed=given.seed)
     table = StepTable(design, cluster, load=load)
@@ -213,3 +220,11 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
             f"{row['ttft_p90_ms']:.0f} ms and TPOT {row['tpot_p90_ms']:.2f} ms, got {given.slo}"
         )
     return found
+
+
+def _acceptance(text: str | None) -> tuple[float, ...]:
+    """Return the probabilities in a text such as ``.77,.38``."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(f"mtp: expected probabilities such as .77,.38, got {text!r}") from None

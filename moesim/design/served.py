@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from moesim.design.candidate import Candidate, Parallelism
 from moesim.design.schedule import Schedule
 from moesim.design.step import Layout
-from moesim.errors import ConfigError, require
+from moesim.errors import ConfigError, require, require_int
 from moesim.hardware.libraries import AUTO
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.layer import MoELayer
 from moesim.model.mixers import GroupedAttention
 from moesim.model.precision import Precision
 from moesim.model.spec import ModelSpec
+from moesim.placement.spec import PlacementSpec
 
 #: serving engines whose kernels and host are priced
 ENGINES = ("sglang", "vllm", "trtllm")
@@ -55,6 +56,8 @@ class ServedModel:
     def __post_init__(self) -> None:
         require(self.engine in ENGINES, "engine", " or ".join(ENGINES), self.engine)
         require(self.kv_format in KV_FORMATS, "kv_format", "bfloat16 or fp8", self.kv_format)
+        PlacementSpec.parse(self.placement)
+        require_int("num_replicas", self.num_replicas, 0)
         tp = self.layout.tp
         for block in self.spec.kinds:
             mixer = block.mixer

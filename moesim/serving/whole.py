@@ -14,7 +14,7 @@ from math import exp, log
 from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
-from moesim.errors import CapacityError
+from moesim.errors import CapacityError, require_int
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
@@ -39,6 +39,9 @@ class ServingKnobs:
         kv_blocks: KV blocks of an attention rank; None for those that fit beside the weights.
         prefill_interval: Decode steps between two steps with prompt tokens.
         acceptance: Probability that each drafted token is accepted; empty for no drafts.
+
+    Raises:
+        ConfigError: A number is out of range.
     """
 
     chunk: int | None = None
@@ -46,6 +49,12 @@ class ServingKnobs:
     kv_blocks: int | None = None
     prefill_interval: int = 0
     acceptance: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "max_seqs", "kv_blocks"):
+            if (value := getattr(self, name)) is not None:
+                require_int(f"server.{name}", value, 1)
+        require_int("server.prefill_interval", self.prefill_interval, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moesim.cli.root import app
+from moesim.errors import MoesimError
 
 RUN = ["serve", "--model", "gpt-oss-120b", "--cluster", "hgx-h100-8", "--engine", "vllm"]
 RUN += ["--isl", "512", "--osl", "128"]
@@ -53,16 +54,38 @@ def test_open_traffic_and_drafts(tmp_path):
         (["--layout", "dp16 ep16"], "at most the 8 devices"),
         (["--engine", "fastserve"], "sglang or vllm or trtllm"),
         (["--kv", "int2"], "bfloat16 or fp8"),
-        (["--slo", "fast"], "ttft<=2s"),
-        (["--layout", "tp2", "--slo", "tpot<=1us"], "a single client"),
         (["--dense-format", "fp3"], "format of a dense GEMM"),
         (["--layout", "tp2", "--kv-blocks", "8"], "blocks"),
+        (["--layout", "tp2", "--kv-blocks", "0"], "server.kv_blocks: expected an integer >= 1"),
+        (["--layout", "tp2", "--chunk", "0"], "server.chunk"),
+        (["--mtp", "much"], "mtp: expected probabilities"),
+        (["--mtp", "1.5"], "acceptance"),
+        (["--placement", "nowhere"], "unknown placement 'nowhere'"),
+        (["--exchange", "pigeon"], "unknown exchange 'pigeon'"),
+        (["--isl", "long"], "traffic.isl"),
+        (["--slo", "tpot<=9ms"], "slo: expected neither"),
+        (["--cluster", "mixed-h100-b200"], "devices of one kind"),
     ],
 )
 def test_what_cannot_be_is_one_line(words, said):
-    from moesim.errors import MoesimError
+    _refused([*RUN, "--concurrency", 4, "--num-requests", 8, *words], said)
 
-    done = invoke(*RUN, "--concurrency", 4, "--num-requests", 8, *words)
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--slo", "fast"], "ttft<=2s"),
+        (["--layout", "tp2", "--slo", "tpot<=1us"], "a single client"),
+        (["--concurrency", "0"], "traffic.concurrency"),
+        (["--requests", "none.csv"], "none.csv"),
+    ],
+)
+def test_traffic_that_cannot_be_is_one_line(words, said):
+    _refused([*RUN, *words], said)
+
+
+def _refused(words, said):
+    done = invoke(*words)
     assert done.exit_code != 0
     assert isinstance(done.exception, MoesimError)
     assert said in str(done.exception)

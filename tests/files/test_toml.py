@@ -2,6 +2,8 @@
 up.
 """
 
+import pickle
+
 import pytest
 from pydantic import Field
 
@@ -250,3 +252,10 @@ def test_a_broken_file_in_the_way_does_not_hide_the_others(folder, content):
     (folder / "broken.toml").write_bytes(content)
     (folder / "chip.toml").write_text("")
     assert toml.find("devices", "chip") == folder / "chip.toml"
+
+
+def test_an_unknown_name_survives_a_copy():
+    """Processes pickle errors, and SimPy makes them anew from their arguments."""
+    error = UnknownNameError("thing", "h100", ["h100_sxm", "tpu-v5"])
+    for other in (pickle.loads(pickle.dumps(error)), type(error)(*error.args)):
+        assert str(other) == str(error)
