@@ -3,7 +3,7 @@ overlap or without, with how many copies of hot experts?
 
 Serves prompts of 2,048 and answers of 1,024 tokens, once more with the same clients for every
 design, and shows the Pareto front of tokens per second of a device and of a user. Prefill and
-decode share the devices; `moesim.serving.loop.serve_disaggregated` separates them.
+decode share the devices; `moesim serve --prefill-layout` separates them.
 
 Writes designs.csv and front.csv.
 """

@@ -46,6 +46,11 @@ class ServeOptions:
             "that engines launch."
         ),
     ] = None
+    prefill_layout: Annotated[
+        str | None,
+        typer.Option(help="Other devices compute the prompts, in this layout; --layout decodes."),
+    ] = None
+    prefill_copies: Annotated[int, typer.Option(help="Copies that compute prompts.")] = 1
     isl: Annotated[
         str, typer.Option(help="Tokens of a prompt: N, uniform:A-B or lognormal:M,S,N.")
     ] = "1024"
@@ -175,10 +180,12 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
 
 
 def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "WholeResult":
-    from moesim.design.step import ExpertLoad
+    from moesim.design.step import ExpertLoad, Layout
+    from moesim.serving.layouts import placed
     from moesim.serving.limits import most_clients, parse_limits
     from moesim.serving.loop import RequestTraffic
-    from moesim.serving.whole import ServingKnobs, serve_model
+    from moesim.serving.pools import ServingKnobs
+    from moesim.serving.whole import serve_model, serve_split
     from moesim.simulation.steps.times import StepTable
 
     if given.slo is not None and not (given.rate is given.requests is given.concurrency is None):
@@ -207,6 +214,17 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
     table = StepTable(design, cluster, load=load)
 
     def run(traffic: RequestTraffic) -> "WholeResult":
+        if given.prefill_layout is not None:
+            prompts = placed(replace(design, layout=Layout.parse(given.prefill_layout)))
+            return serve_split(
+                prompts,
+                design,
+                cluster,
+                traffic,
+                prefill_copies=given.prefill_copies,
+                knobs=knobs,
+                load=load,
+            )
         return serve_model(design, cluster, traffic, knobs=knobs, load=load, table=table)
 
     if given.slo is None:

@@ -17,9 +17,12 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
         return 0.0 if value is None else float(str(value))
 
     copies = result.copies
+    before = result.pools[0]
     yield f"{served.name} on {result.cluster.name}: {served.layout}" + (
         f", {copies} copies of {served.layout.num_devices} devices" if copies > 1 else ""
     )
+    if before is not result.pools[-1]:
+        yield f"prompts by    {before.copies} x {before.served.layout}, {before.devices} devices"
     yield (
         f"served by     {result.engine.title}; experts {served.precision.name} by "
         f"{result.decode.kernels or 'none'}, dense {served.dense_format}, KV {served.kv_format}"
@@ -40,7 +43,7 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
         f"{number('output_tokens_per_s_per_device'):,.0f} per device, "
         f"{number('output_tokens_per_s_per_user'):,.1f} per user"
     )
-    memory = result.memory
+    memory = result.pools[-1].memory
     yield (
         f"memory        experts {memory.experts_bytes / GIB:.1f}, other weights "
         f"{memory.dense_bytes / GIB:.1f} of {memory.usable_bytes / GIB:.1f} usable GiB; KV cache "

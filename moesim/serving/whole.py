@@ -1,24 +1,32 @@
 """Serve a whole model on a cluster: TTFT, TPOT, throughput, memory, energy and cost.
 
 The step engine says how long steps take, the serving engine's record what its host adds and how it
-schedules, the memory left by the weights how many KV blocks there are, and the request loop makes
-latencies of them. Copies of the model fill the cluster, and share the requests. A pipeline of
-several stages runs as many batches at once: it is as many servers, each of which takes the time of
-all stages and has its part of the cache.
+schedules (`moesim.serving.pools`), and the request loop makes latencies of them. Copies of the
+model fill the cluster, and share the requests. Or one pool of devices computes the prompts and
+another decodes, with designs of their own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 
-from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
-from moesim.errors import CapacityError, require_int
+from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
-from moesim.serving.loop import RequestTraffic, ServerConfig, ServingResult, Speculation, serve
+from moesim.hardware.sizing import sized
+from moesim.serving.loop import (
+    DisaggregatedConfig,
+    KvTransfer,
+    RequestTraffic,
+    ServerConfig,
+    ServingResult,
+    serve,
+    serve_disaggregated,
+)
+from moesim.serving.pools import ServedPool, ServingKnobs, pool_of
 from moesim.simulation.steps.simulate import UNEVEN, StepResult, simulate_step
 from moesim.simulation.steps.times import StepTable
 from moesim.simulation.trust import basis_digest
@@ -30,69 +38,73 @@ _UNSCORED_TTFT = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingKnobs:
-    """What a person may set instead of the engine's defaults.
-
-    Attributes:
-        chunk: The most prompt tokens of a step; None for the engine's.
-        max_seqs: The most sequences of an attention rank; None for the engine's.
-        kv_blocks: KV blocks of an attention rank; None for those that fit beside the weights.
-        prefill_interval: Decode steps between two steps with prompt tokens.
-        acceptance: Probability that each drafted token is accepted; empty for no drafts.
-
-    Raises:
-        ConfigError: A number is out of range.
-    """
-
-    chunk: int | None = None
-    max_seqs: int | None = None
-    kv_blocks: int | None = None
-    prefill_interval: int = 0
-    acceptance: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("chunk", "max_seqs", "kv_blocks"):
-            if (value := getattr(self, name)) is not None:
-                require_int(f"server.{name}", value, 1)
-        require_int("server.prefill_interval", self.prefill_interval, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WholeResult:
     """A whole model that served requests.
 
     Attributes:
-        served: The design.
         cluster: The hardware.
         traffic: The requests.
-        engine: The serving engine.
-        config: The servers.
+        pools: The servers: one pool, or one that computes prompts and one that decodes.
         loop: What the request loop gave.
-        memory: Memory of a device.
         decode: A usual decode step: what takes its time, and what that rests on.
         prefill: A usual step of a prompt.
-        tpot: P10 and P90 of measured over simulated TPOT.
-        ttft: P10 and P90 of measured over simulated TTFT.
-        steps_simulated: Number of steps that were simulated.
     """
 
-    served: ServedModel
     cluster: Cluster
     traffic: RequestTraffic
-    engine: ServingEngine
-    config: ServerConfig
+    pools: tuple[ServedPool, ...]
     loop: ServingResult
-    memory: DeviceMemory
     decode: StepResult
     prefill: StepResult
-    tpot: tuple[float, float]
-    ttft: tuple[float, float]
-    steps_simulated: int
+
+    @property
+    def served(self) -> ServedModel:
+        """The design that decodes."""
+        return self.pools[-1].served
+
+    @property
+    def engine(self) -> ServingEngine:
+        """The serving engine."""
+        return self.pools[-1].table.engine
+
+    @property
+    def config(self) -> ServerConfig:
+        """The servers that decode."""
+        return self.pools[-1].config
 
     @property
     def copies(self) -> int:
-        """The number of copies of the model."""
-        return self.config.replicas // self.served.layout.pp
+        """The number of copies of the model that decode."""
+        return self.pools[-1].copies
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that serve."""
+        return sum(pool.devices for pool in self.pools)
+
+    @property
+    def tpot(self) -> tuple[float, float]:
+        """P10 and P90 of measured over simulated TPOT."""
+        return _interval(self.decode, self.engine, "tpot")
+
+    @property
+    def ttft(self) -> tuple[float, float]:
+        """P10 and P90 of measured over simulated TTFT."""
+        return _interval(self.prefill, self.engine, "ttft")
+
+    def watts(self, economics: Economics) -> float:
+        """Return the power of the devices that serve, hosts and cooling included.
+
+        Raises:
+            ConfigError: The rated power of a device is unknown.
+        """
+        steps = (self.prefill, self.decode)[-len(self.pools) :]
+        return sum(
+            float(economics.watts(self.cluster, step.mean_utilisation))
+            * pool.devices
+            / self.cluster.num_devices
+            for pool, step in zip(self.pools, steps, strict=True)
+        )
 
     def row(self, economics: Economics | None = None) -> dict[str, object]:
         """Return one flat row for a CSV file, with units in the column names.
@@ -101,22 +113,23 @@ class WholeResult:
             economics: Power and prices; None leaves energy and cost empty.
         """
         found = self.loop.row()
-        devices = self.copies * self.served.layout.num_devices
+        devices, before, memory = self.devices, self.pools[0], self.pools[-1].memory
         output = float(str(found["output_tokens_per_s"]))
         tpot, ttft = float(str(found["tpot_mean_ms"])), float(str(found["ttft_mean_ms"]))
         joules = usd = None
         if economics is not None and output:
-            share = devices / self.cluster.num_devices
             if economics.unknown_power(self.cluster) is None:
-                watts = economics.watts(self.cluster, self.decode.mean_utilisation) * share
-                joules = float(watts) / output * 1e6
+                joules = self.watts(economics) / output * 1e6
             if economics.unknown_price(self.cluster) is None:
+                share = devices / self.cluster.num_devices
                 usd = economics.usd_per_hour(self.cluster) * share / 3600.0 / output * 1e6
         return {
             "model": self.served.name,
             "cluster": self.cluster.name,
             "layout": str(self.served.layout),
             "copies": self.copies,
+            "prefill_layout": str(before.served.layout) if len(self.pools) > 1 else None,
+            "prefill_copies": before.copies if len(self.pools) > 1 else None,
             "devices": devices,
             "serving_engine": self.engine.name,
             "precision": self.served.precision.name,
@@ -136,7 +149,7 @@ class WholeResult:
             "output_tokens_per_s_per_user": 1e3 / tpot if tpot else None,
             "joules_per_million_tokens": joules,
             "usd_per_million_tokens": usd,
-            "weights_gib": (self.memory.experts_bytes + self.memory.dense_bytes) / GIB,
+            "weights_gib": (memory.experts_bytes + memory.dense_bytes) / GIB,
             "kv_blocks": self.config.kv_blocks,
             "kv_tokens": self.config.kv_blocks * self.config.block_size,
             "decode_step_ms": self.decode.time_s / MS,
@@ -178,87 +191,92 @@ def serve_model(
         CapacityError: The weights do not fit, or leave no room for a single request.
         ConfigError: The layout does not fit the cluster, or a setting is invalid.
     """
-    knobs = knobs or ServingKnobs()
-    table = table or StepTable(served, cluster, load=load)
-    engine = table.engine
-    chunk = knobs.chunk or engine.chunk
-    max_seqs = knobs.max_seqs or engine.max_seqs
-    memory = memory_on(served, cluster.profile, step_tokens=chunk + max_seqs)
-    memory.check(served.name, f"{cluster.name} as {served.layout}")
-    batches = served.layout.pp
-    blocks = _kv_blocks(served, memory, engine, max_seqs, traffic, knobs.kv_blocks)
-    config = ServerConfig(
-        kv_blocks=max(blocks // batches, 1),
-        block_size=engine.block_size,
-        replicas=max(cluster.num_devices // served.layout.num_devices, 1) * batches,
-        dp=served.layout.dp,
-        chunk=chunk,
-        max_seqs=-(-max_seqs // batches),
-        prefill_interval=knobs.prefill_interval,
-        mixed=engine.mixed,
-        receive_s=engine.receive_s,
-        speculation=Speculation(acceptance=knobs.acceptance) if knobs.acceptance else None,
-        tolerance=5e-3,
+    pool = pool_of(served, cluster, traffic, knobs=knobs, load=load, table=table)
+    loop = serve(pool.table, pool.config, traffic)
+    return _result(cluster, traffic, (pool,), loop, load)
+
+
+def serve_split(
+    prefill: ServedModel,
+    decode: ServedModel,
+    cluster: Cluster,
+    traffic: RequestTraffic,
+    *,
+    prefill_copies: int = 1,
+    knobs: ServingKnobs | None = None,
+    load: ExpertLoad = UNEVEN,
+) -> WholeResult:
+    """Serve requests with one pool of devices that computes prompts and one that decodes
+    (prefill-decode disaggregation).
+
+    The cache of a prompt travels from the devices of its attention rank to those of another, over
+    their NICs, or over the links of a domain that holds both pools.
+
+    Args:
+        prefill: The design that computes prompts.
+        decode: The design that decodes, with as many copies as the other devices hold.
+        cluster: The hardware that both share.
+        traffic: The requests.
+        prefill_copies: Number of copies that compute prompts.
+        knobs: What is not left to the engine.
+        load: How tokens choose experts.
+
+    Raises:
+        CapacityError: The weights do not fit, or leave no room for a single request.
+        ConfigError: The pools do not fit the cluster, or a setting is invalid.
+    """
+    used = prefill_copies * prefill.layout.num_devices
+    rest = cluster.num_devices - used
+    if rest < decode.layout.num_devices:
+        raise ConfigError(
+            f"layout: expected {decode.layout.num_devices} devices to decode as {decode.layout} "
+            f"beside {used} that compute prompts, got {max(rest, 0)} of {cluster.name}"
+        )
+    rest -= rest % decode.layout.num_devices
+    pools = tuple(
+        pool_of(design, sized(cluster, devices), traffic, knobs=knobs, load=load)
+        for design, devices in ((prefill, used), (decode, rest))
     )
-    loop = serve(table, config, traffic)
+    near = cluster.num_devices <= cluster.devices_per_domain
+    each = cluster.link_bytes_per_s if near else cluster.nic_bytes_per_s
+    shared = min(prefill.layout.tp, decode.layout.tp)
+    transfer = KvTransfer(
+        latency_s=cluster.hop_s,
+        # of each of the devices that share a rank's heads
+        bytes_per_token=pools[-1].memory.kv_bytes_per_token * decode.layout.pp,
+        bytes_per_s=each * shared / decode.layout.tp,
+    )
+    loop = serve_disaggregated(
+        pools[0].table,
+        pools[1].table,
+        DisaggregatedConfig(prefill=pools[0].config, decode=pools[1].config, transfer_s=transfer),
+        traffic,
+    )
+    return _result(cluster, traffic, pools, loop, load)
+
+
+def _result(
+    cluster: Cluster,
+    traffic: RequestTraffic,
+    pools: tuple[ServedPool, ...],
+    loop: ServingResult,
+    load: ExpertLoad,
+) -> WholeResult:
+    before, after = pools[0], pools[-1]
     batch = max(float(str(loop.row()["mean_batch"])), 1.0)
     count = len(loop.requests)
     isl, osl = (sum(getattr(r, name) for r in loop.requests) / count for name in ("isl", "osl"))
-    drafts = config.draft_length + 1
-    decode = simulate_step(
-        served,
-        cluster,
-        Step(sequences=batch, context=isl + osl / 2.0, tokens_per_sequence=drafts),
-        load=load,
-    )
-    prefill = simulate_step(
-        served,
-        cluster,
-        Step(prefills=1.0, new_tokens=min(isl, chunk)),
-        load=load,
-    )
+    drafts = after.config.draft_length + 1
+    decoding = Step(sequences=batch, context=isl + osl / 2.0, tokens_per_sequence=drafts)
+    prompt = Step(prefills=1.0, new_tokens=min(isl, before.config.chunk))
     return WholeResult(
-        served=served,
         cluster=cluster,
         traffic=traffic,
-        engine=engine,
-        config=config,
+        pools=pools,
         loop=loop,
-        memory=memory,
-        decode=decode,
-        prefill=prefill,
-        tpot=_interval(decode, engine, "tpot"),
-        ttft=_interval(prefill, engine, "ttft"),
-        steps_simulated=table.simulated,
+        decode=simulate_step(after.served, after.cluster, decoding, load=load),
+        prefill=simulate_step(before.served, before.cluster, prompt, load=load),
     )
-
-
-def _kv_blocks(
-    served: ServedModel,
-    memory: DeviceMemory,
-    engine: ServingEngine,
-    max_seqs: int,
-    traffic: RequestTraffic,
-    given: int | None,
-) -> int:
-    """Return the KV blocks of an attention rank.
-
-    Raises:
-        CapacityError: There is not even one.
-    """
-    if given is not None:
-        return given
-    concurrent = max_seqs
-    if traffic.concurrency is not None:
-        concurrent = min(max_seqs, -(-traffic.concurrency // served.layout.dp))
-    blocks = memory.kv_blocks(engine.block_size, concurrent)
-    if blocks < 1:
-        raise CapacityError(
-            f"{served.name} as {served.layout}: expected room for a KV cache beside weights of "
-            f"{(memory.experts_bytes + memory.dense_bytes) / GIB:.1f} GiB in "
-            f"{memory.usable_bytes / GIB:.1f} usable, got {memory.left_bytes / GIB:.1f} GiB"
-        )
-    return blocks
 
 
 def _interval(step: StepResult, engine: ServingEngine, what: str) -> tuple[float, float]:

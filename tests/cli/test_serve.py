@@ -38,6 +38,12 @@ def test_limits_decide_how_many_clients():
     assert "tp4" in done.stdout
 
 
+def test_other_devices_compute_the_prompts():
+    done = invoke(*RUN, "--layout", "tp4", "--prefill-layout", "tp2", "--prefill-copies", 2)
+    assert done.exit_code == 0, done.stderr
+    assert "prompts by    2 x tp2 moe_tp2, 4 devices" in done.stdout
+
+
 def test_open_traffic_and_drafts(tmp_path):
     path = tmp_path / "requests.csv"
     path.write_text("isl,osl,arrival_s\n" + "".join(f"300,40,{i * 0.05}\n" for i in range(20)))
