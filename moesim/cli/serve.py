@@ -1,8 +1,10 @@
 """``moesim serve``: what a whole model does on a cluster."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,7 +115,7 @@ def serve(given: ServeOptions) -> None:
     from moesim.hardware.economics import load_economics
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
-    from moesim.serving.text import lines_of
+    from moesim.serving.text import INDENT, lines_of
 
     for path in (given.out, given.out_requests):
         if path is not None:
@@ -131,8 +133,9 @@ def serve(given: ServeOptions) -> None:
     if not results:
         raise refused[0]
     results.sort(key=_throughput(economics), reverse=True)
+    width = shutil.get_terminal_size().columns
     for line in lines_of(results[0], economics):
-        print(line)
+        print(fill(line, width, subsequent_indent=" " * INDENT, break_long_words=False))
     if len(results) > 1:
         rows = [result.row(economics) for result in results[: given.show]]
         print_table("Layouts", rows, _SHOWN)

@@ -7,9 +7,12 @@ from moesim.serving.whole import WholeResult
 from moesim.simulation.steps.simulate import StepResult
 from moesim.units import GIB, MS
 
+#: column at which what a line says begins
+INDENT = 14
+
 
 def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
-    """Yield the lines that a terminal of 80 columns shows."""
+    """Yield a line for each thing to say: its name, and from column `INDENT` on what it is."""
     row, loop, served = result.row(economics), result.loop.row(), result.served
 
     def number(name: str) -> float:
@@ -56,7 +59,11 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
             f"({economics.name}@{economics.digest})"
         )
     batch = float(str(loop["mean_batch"]))
-    yield f"decode step   {_step(result.decode)}, {batch:,.1f} sequences a rank"
+    host_s = result.engine.time_s(0.0, batch, 0)
+    yield (
+        f"decode step   {_step(result.decode)}; {batch:,.1f} sequences a rank, and "
+        f"{host_s / MS:,.2f} ms of the host"
+    )
     yield f"prompt        {_step(result.prefill)}"
     yield f"grade         {row['grade']}: " + "; ".join(_grades(result.decode))
 
