@@ -43,7 +43,7 @@ def test_most_figures_of_whole_models_are_within_20_percent(rows):
     found = summary(whole)
     assert (found["scored"], found["covered"]) == (14, 14)
     assert found["within_20_percent"] >= 75.0
-    assert max(abs(row["error_percent"]) for row in whole) < 40.0
+    assert max(abs(row["error_percent"]) for row in whole) < 45.0
 
 
 def test_rows_are_whole(rows):
