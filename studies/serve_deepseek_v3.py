@@ -60,7 +60,7 @@ def main(
                 num_replicas=copies * ep,
                 schedule=Schedule(num_micro_batches=parts),
             )
-            replicas = cluster.num_devices // ep
+            replicas = max(cluster.num_devices // ep, 1)
             concurrency = clients * ep * replicas
             traffic = RequestTraffic(
                 concurrency=concurrency, num_requests=3 * concurrency, isl=isl, osl=osl

@@ -12,7 +12,7 @@ from math import exp, log
 
 from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, require_int
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
@@ -225,6 +225,7 @@ def serve_split(
         CapacityError: The weights do not fit, or leave no room for a single request.
         ConfigError: The pools do not fit the cluster, or a setting is invalid.
     """
+    require_int("prefill_copies", prefill_copies, 1)
     used = prefill_copies * prefill.layout.num_devices
     rest = cluster.num_devices - used
     if rest < decode.layout.num_devices:

@@ -204,5 +204,7 @@ def test_pools_share_the_cluster(gpt_oss, node):
     assert row["itl_p99_ms"] < together["itl_p99_ms"]
     assert row["joules_per_million_tokens"] > 0
     assert "prompts by" in "\n".join(lines_of(split, load_economics("default")))
+    with pytest.raises(ConfigError, match="prefill_copies: expected an integer >= 1"):
+        serve_split(both, both, node, traffic, prefill_copies=0)
     with pytest.raises(ConfigError, match="expected 4 devices to decode"):
         serve_split(both, both, node, traffic, prefill_copies=2)

@@ -141,8 +141,14 @@ def _(mixer: CompressedAttention, pricing: DensePricing, step: Step) -> PhaseCos
     if ratio:
         older = max(step.context - mixer.window, 0.0) / ratio
         kept += min(older, mixer.indexer.top_k) if mixer.indexer else older
-    seen = replace(step, context=max(kept, 1.0))
-    parts = [_attention(pricing, seen, heads, heads, mixer.window, None)]
+    parts = []
+    if step.prefills:
+        prompts = replace(step, sequences=0.0)
+        parts.append(_attention(pricing, prompts, heads, heads, mixer.window, None))
+    if step.sequences:
+        # what is kept holds the window already
+        reading = replace(step, prefills=0.0, context=max(kept, 1.0))
+        parts.append(_attention(pricing, reading, heads, heads, None, None))
     if mixer.indexer:
         parts.append(_index(pricing, step, mixer.indexer))
     return sequence(*parts)

@@ -7,8 +7,10 @@ import pytest
 from moesim.design.schedule import Schedule
 from moesim.design.step import ExpertLoad, Layout, Step
 from moesim.errors import ConfigError
+from moesim.model.latent import CompressedAttention
+from moesim.model.spec import LayerKind
 from moesim.simulation.steps.simulate import simulate_step
-from moesim.testing.models import NARROW
+from moesim.testing.models import NARROW, SPARSE
 
 DECODE = Step(sequences=64, context=4096)
 PREFILL = Step(prefills=1, new_tokens=4096)
@@ -48,6 +50,24 @@ def test_a_window_bounds_what_context_costs(small, hgx):
         for c in (1024, 65536)
     )
     assert far == pytest.approx(near, rel=0.02)
+
+
+def test_compressed_keys_are_read_beyond_the_window(small, hgx):
+    mixer = CompressedAttention(
+        num_heads=32,
+        head_size=512,
+        q_rank=1024,
+        output_groups=8,
+        output_rank=512,
+        window=128,
+        compress_ratio=4,
+    )
+    served = small(*[LayerKind(mixer=mixer, moe=SPARSE.moe)] * 3)
+    near, far = (
+        simulate_step(served, hgx, Step(sequences=64, context=c)).phase_time_s["attention"]
+        for c in (1024, 65536)
+    )
+    assert far > 3 * near
 
 
 def test_an_fp8_cache_gains_less_than_twice(small, hgx):
