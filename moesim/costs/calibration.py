@@ -240,5 +240,5 @@ def load_calibration(name: str, profile: Profile, *, few_shot: bool = True) -> C
     path = toml.find("calibration", name)
     generation = generation_of(profile)
     return _load(
-        str(path), path.stat().st_mtime_ns, profile.name, generation, few_shot, bool(profile.growth)
+        str(path), toml.modified_ns(path), profile.name, generation, few_shot, bool(profile.growth)
     )

@@ -11,6 +11,8 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -254,8 +256,48 @@ def _index(kind: str) -> dict[str, Path]:
     return _merged(_there(kind))
 
 
+#: what was seen of folders and files, by kind or path, within `same_files`
+_SEEN: ContextVar[dict[Any, Any] | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def same_files() -> Iterator[None]:
+    """Look at each folder and file only once, however often it is asked for inside.
+
+    Whoever prices a design so sees one state of all files, and asks the system once.
+    """
+    if _SEEN.get() is not None:
+        yield
+        return
+    token = _SEEN.set({})
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
+
+
+def modified_ns(path: Path) -> int:
+    """Return when a file was last modified, as part of a cache's key."""
+    seen = _SEEN.get()
+    if seen is None:
+        return path.stat().st_mtime_ns
+    if path not in seen:
+        seen[path] = path.stat().st_mtime_ns
+    return int(seen[path])
+
+
 def _there(kind: str) -> tuple[tuple[str, int], ...]:
     """Return the folders of the search path that exist, with their modification times."""
+    seen = _SEEN.get()
+    if seen is None:
+        return _looked(kind)
+    if kind not in seen:
+        seen[kind] = _looked(kind)
+    found: tuple[tuple[str, int], ...] = seen[kind]
+    return found
+
+
+def _looked(kind: str) -> tuple[tuple[str, int], ...]:
     settings = tuple(
         os.environ.get(name, "")
         for name in ("MOESIM_PROFILES", "MOESIM_HOME", "XDG_DATA_HOME", "HOME")

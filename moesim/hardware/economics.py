@@ -269,7 +269,7 @@ def load_economics(name: str = "default") -> Economics:
         ConfigError: The file does not exist or is malformed.
     """
     path = toml.find("economics", name)
-    return _load(str(path), path.stat().st_mtime_ns)
+    return _load(str(path), toml.modified_ns(path))
 
 
 def priced(

@@ -225,7 +225,7 @@ def kernel_library(name: str) -> KernelLibrary:
 
 
 def _at(path: toml.Path) -> KernelLibrary:
-    return _load(str(path), path.stat().st_mtime_ns)
+    return _load(str(path), toml.modified_ns(path))
 
 
 def known_library(name: str) -> KernelLibrary | None:

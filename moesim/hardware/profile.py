@@ -264,4 +264,4 @@ def load_profile(name: str) -> Profile:
             malformed (the text names the file, the key path, the rule and the value found).
     """
     path = toml.find("devices", name)
-    return _load(str(path), path.stat().st_mtime_ns)
+    return _load(str(path), toml.modified_ns(path))

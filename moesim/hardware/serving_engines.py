@@ -128,4 +128,4 @@ def serving_engine(name: str) -> ServingEngine:
         ConfigError: Its file is malformed.
     """
     path = toml.find("engines", name)
-    return _load(str(path), path.stat().st_mtime_ns)
+    return _load(str(path), toml.modified_ns(path))

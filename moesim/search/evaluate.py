@@ -9,6 +9,7 @@ from typing import Any
 
 from moesim.design.candidate import Workload
 from moesim.errors import MoesimError
+from moesim.files import toml
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics, priced
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
@@ -76,6 +77,7 @@ class Problem:
     engine: str = "flow"
     law: LossLaw = PUBLISHED
 
+    @toml.same_files()
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
         """Simulate a point, and estimate its loss, its power and its price.
 

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moesim.errors import ConfigError, MoesimError, UnreachableError
+from moesim.files import toml
 from moesim.search.evaluate import Evaluation, Problem
 
 #: points that are sent together: few enough that a lost worker costs little, and enough that
@@ -41,7 +42,8 @@ def evaluate_chunk(packed: bytes, points: list[dict[str, Any]]) -> list[Found]:
     Returns:
         For each point its evaluation, the seconds it took, and when it ended.
     """
-    return [evaluate_point(_problem(packed), point) for point in points]
+    with toml.same_files():
+        return [evaluate_point(_problem(packed), point) for point in points]
 
 
 def apply_piece(packed: bytes, function: Callable[[Problem, Any], Any], piece: Any) -> Any:

@@ -12,6 +12,7 @@ from moesim.costs.phases.experts import slot_widths
 from moesim.costs.shape import ExpertShape
 from moesim.design.candidate import Candidate, Workload
 from moesim.engines.run import run
+from moesim.files import toml
 from moesim.hardware import Cluster
 from moesim.lowering.layer import lower_layer
 from moesim.lowering.priced import Priced
@@ -45,6 +46,7 @@ class RunOptions(TypedDict, total=False):
     must_fit: bool
 
 
+@toml.same_files()
 def simulate(
     candidate: Candidate,
     cluster: Cluster,

@@ -164,13 +164,13 @@ def say_fidelity(study: Study) -> None:
 
 
 def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Simulate winners again with the event engine, chunk by chunk, next to the search's result."""
+    """Simulate winners again with the compiled event engine, chunk by chunk, next to the search's result."""
     winners = study.pareto_trials()
     groups = study.groups(winners)
     rows = []
     for rank, trial in enumerate(spread(winners, limit)):
         candidate, cluster = study.space.decode(trial.params, study.problem.cluster)
-        row = simulate(candidate, cluster, study.problem.workload, engine="event").row()
+        row = simulate(candidate, cluster, study.problem.workload, engine="event_compiled").row()
         searched = trial.evaluation.row
         rows.append(
             {
