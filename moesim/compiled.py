@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
 from subprocess import Popen
+from threading import RLock
 from typing import Any
 
 #: seconds of work that a process does in plain Python, in all, before it loads numba
 BUDGET_S = 0.6
 _spent_s = 0.0
+_MAKING = RLock()
 
 
 def _affords(seconds: float) -> bool:
@@ -64,7 +66,10 @@ class Compiled:
             if self._awaited is not None:
                 # if that process failed, the function is compiled here
                 self._awaited.wait()
-            self._compiled = _numba(self)
+            # two threads would otherwise compile it twice
+            with _MAKING:
+                if self._compiled is None:
+                    self._compiled = _numba(self)
         return self._compiled
 
     def is_cached(self) -> bool:
@@ -83,8 +88,9 @@ def _numba(function: Compiled) -> Any:
 
     # compiled functions that call this one see what it stands for
     typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
-    # rewriting array expressions pays nowhere here, and costs a tenth of compiling
-    options: dict[str, Any] = {"cache": True, "no_rewrites": True}
+    # rewriting array expressions pays nowhere here, and costs a tenth of compiling; without the
+    # interpreter's lock another thread can go on meanwhile
+    options: dict[str, Any] = {"cache": True, "no_rewrites": True, "nogil": True}
     made = njit(**options)(function.py_func)
     template = made.get_call_template
 

@@ -47,6 +47,8 @@ USUAL_ROUTING = "power_law:1.2"
 #: number of designs that the flow engine simulates: the best, and the best of every kind; that are
 #: also placed by local search; and that the event engine confirms
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
+#: threads that place experts while designs are bounded
+_THREADS = 1
 
 
 def recommend(
@@ -127,7 +129,7 @@ def recommend(
 
 def _recommended(task: Task) -> Recommendation:
     designs = task.designs()
-    bounds = bounds_of(designs, task.cluster, task.workload)
+    bounds = bounds_of(designs, task.cluster, task.workload, num_threads=_THREADS)
     order = _fitting(task, designs, bounds)
     results = [
         r

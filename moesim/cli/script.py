@@ -145,7 +145,7 @@ def run_command(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: The command failed; exit code 2 with one line on stderr, or 130 after Ctrl-C.
     """
-    # at the exit everything goes at once: looking for cycles in a large study takes most of a second
+    # at the exit everything goes at once: to look for cycles in a large study takes half a second
     atexit.register(gc.freeze)
     try:
         command()

@@ -72,14 +72,13 @@ def count_copies(slot_TK, rank_P, num_tokens_S, domain_W, num_ranks, num_domains
                     continue
                 rows_P[slot] += 1
                 rank = rank_P[slot]
+                domain = domain_W[rank]
                 choices_SW[s, rank] += 1
-                if rank_seen[rank] != token:
-                    rank_seen[rank] = token
-                    # the first choice of this token on this rank: one more copy travels
-                    copies_SW[s, rank] += 1
-                    domain = domain_W[rank]
-                    if domain_seen[domain] != token:
-                        domain_seen[domain] = token
-                        domains_SG[s, domain] += 1
+                # whether it is the token's first choice there is added up, not branched on: no
+                # processor can foresee it
+                copies_SW[s, rank] += rank_seen[rank] != token
+                rank_seen[rank] = token
+                domains_SG[s, domain] += domain_seen[domain] != token
+                domain_seen[domain] = token
             token += 1
     return copies_SW, choices_SW, domains_SG, rows_P

@@ -48,7 +48,8 @@ def evaluate_chunk(packed: bytes, points: list[dict[str, Any]]) -> list[Found]:
 
 def apply_piece(packed: bytes, function: Callable[[Problem, Any], Any], piece: Any) -> Any:
     """Apply a function to a piece of work, in a worker."""
-    return function(_problem(packed), piece)
+    with toml.same_files():
+        return function(_problem(packed), piece)
 
 
 def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:

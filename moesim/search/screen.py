@@ -22,6 +22,7 @@ from moesim.search.executors import Evaluator
 from moesim.search.objectives import costs_of, layer_columns
 from moesim.search.pareto import survivors
 from moesim.search.points import distinct_points, point_maker
+from moesim.search.space import Space
 from moesim.search.trial import Trial
 from moesim.simulation.screening import bounds_of
 from moesim.units import GIB
@@ -38,7 +39,7 @@ def screened_points(
     Args:
         problem: The problem that the points belong to.
         num_points: Number of points to look at: the whole space if it has no more, otherwise a
-            random sample.
+            random sample of designs with all of their widths, at least so many points.
         keep: Number of points to return.
         seed: Seed of the random draw.
         evaluates: The evaluator that does the work.
@@ -47,16 +48,7 @@ def screened_points(
         Points that keep every constraint come first, front by front, each with its ends and sparse
         regions first.
     """
-    size = problem.space.size
-    if num_points >= size:
-        flat = np.arange(size)
-    else:
-        rng = np.random.default_rng([seed, size])
-        flat = np.sort(
-            rng.choice(size, num_points, replace=False)
-            if size < 1 << 26
-            else np.unique(rng.integers(size, size=num_points))
-        )
+    flat = _sampled(problem.space, num_points, seed)
     found = list(
         evaluates.map(screen_chunk, [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)])
     )
@@ -64,6 +56,26 @@ def screened_points(
     kept = survivors(costs, broken, min(keep, len(costs)))
     points = point_maker(problem.space)
     return [problem.space.applicable(points(int(places[i]))) for i in kept]
+
+
+def _sampled(space: Space, num_points: int, seed: int) -> np.ndarray:
+    """Return the numbers of the points to look at, ascending.
+
+    The widths of a design cost next to nothing once one of them is bounded
+    (`moesim.simulation.screening`), and have neighboring numbers: designs are drawn, each with all
+    of its widths.
+    """
+    size, widths = space.size, len(space.expert_intermediate_size)
+    if num_points >= size:
+        return np.arange(size)
+    designs, number = size // widths, -(-num_points // widths)
+    rng = np.random.default_rng([seed, size])
+    drawn = np.sort(
+        rng.choice(designs, number, replace=False)
+        if designs < 1 << 26
+        else np.unique(rng.integers(designs, size=number))
+    )
+    return (drawn[:, None] * widths + np.arange(widths)).ravel()
 
 
 def screen_chunk(problem: Problem, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -122,7 +122,7 @@ def prepare(
             f"ranks, got {placement.num_experts} on {placement.num_ranks}"
         )
     setting = setting_of(candidate, cluster, workload)
-    key, work = _for_traffic(candidate), _for_routing_work(workload)
+    key, work = for_traffic(candidate), _for_routing_work(workload)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
     if is_expected(candidate, cluster, work):
         spread, choices = _expected, _sample(layer, work, cluster.num_devices)
@@ -150,7 +150,7 @@ def prepare(
 
 
 @lru_cache(maxsize=4096)
-def _for_traffic(candidate: Candidate) -> Candidate:
+def for_traffic(candidate: Candidate) -> Candidate:
     """Return the design as far as traffic depends on it.
 
     Sizes, formats, shared experts and the exchange do not change where a token goes. What placement
@@ -315,7 +315,7 @@ def _spread(
     """Return the placement, and the traffic of every micro-batch.
 
     Args:
-        candidate: The design that `_for_traffic` returned.
+        candidate: The design that `for_traffic` returned.
         work: The workload that `_for_routing_work` returned.
         where: The devices, and what placement must respect about them.
         given: Placement to use instead of a planned one.

@@ -11,7 +11,8 @@ Shape legend: N candidates, B candidates of a frame, D devices, M = 2 demands of
 entries, R resources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from moesim.hardware import Cluster
 from moesim.lowering.widths import demands_of_widths
 from moesim.program import Program
 from moesim.simulation.kernels import choose_kernels
-from moesim.simulation.prepare import Prepared, prepare
+from moesim.simulation.prepare import Prepared, for_traffic, prepare
 from moesim.simulation.run import lower, simulate_prepared
 
 Array = np.ndarray
@@ -51,13 +52,17 @@ class Bounds:
     reasons: dict[int, str]
 
 
-def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workload) -> Bounds:
+def bounds_of(
+    candidates: Sequence[Candidate], cluster: Cluster, workload: Workload, *, num_threads: int = 1
+) -> Bounds:
     """Bound every candidate.
 
     Args:
         candidates: The N designs, each with a dense part.
         cluster: The hardware they run on.
         workload: The tokens and their routing.
+        num_threads: Number of threads that place experts and count traffic ahead. Most of that is
+            compiled code, which other threads need not wait for.
     """
     count = len(candidates)
     found = Bounds(
@@ -67,13 +72,48 @@ def bounds_of(candidates: Sequence[Candidate], cluster: Cluster, workload: Workl
         mean_utilisation={},
         reasons={},
     )
-    for places in _frames(candidates).values():
-        members = [candidates[i] for i in places]
+    frames = [
+        ([candidates[i] for i in places], np.array(places))
+        for places in _frames(candidates).values()
+    ]
+    for frame, prepared in _prepared(frames, cluster, workload, num_threads):
         try:
-            _bound_frame(members, np.array(places), cluster, workload, found)
+            if isinstance(prepared, MoesimError):
+                raise prepared
+            _bound_frame(frame, prepared, cluster, found)
         except MoesimError as error:
-            found.reasons.update(dict.fromkeys(places, str(error)))
+            found.reasons.update(dict.fromkeys(frame[1].tolist(), str(error)))
     return found
+
+
+#: candidates that differ only in width, and their indices
+_Frame = tuple[list[Candidate], Array]
+
+
+def _prepared(
+    frames: list[_Frame], cluster: Cluster, workload: Workload, num_threads: int
+) -> Iterator[tuple[_Frame, Prepared | MoesimError]]:
+    """Yield every frame with its first member prepared, or the reason why it cannot be.
+
+    Designs that share traffic follow one another in one thread, so that none is counted twice.
+    """
+
+    def prepared(members: list[Candidate]) -> Prepared | MoesimError:
+        try:
+            return prepare(members[0], cluster, workload)
+        except MoesimError as error:
+            return error
+
+    if num_threads == 1:
+        yield from ((frame, prepared(frame[0])) for frame in frames)
+        return
+    groups: dict[Candidate, list[_Frame]] = {}
+    for frame in frames:
+        groups.setdefault(for_traffic(frame[0][0]), []).append(frame)
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = pool.map(lambda group: [(f, prepared(f[0])) for f in group], groups.values())
+        for group in found:
+            yield from group
 
 
 def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
@@ -95,10 +135,8 @@ def _without_width(candidate: Candidate) -> Candidate:
     return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
 
 
-def _bound_frame(
-    members: list[Candidate], places: Array, cluster: Cluster, workload: Workload, found: Bounds
-) -> None:
-    prepared = prepare(members[0], cluster, workload)
+def _bound_frame(frame: _Frame, prepared: Prepared, cluster: Cluster, found: Bounds) -> None:
+    (members, places), workload = frame, prepared.workload
     if members[0].layer.uneven:
         for candidate, place in zip(members, places, strict=True):
             _one(prepare(candidate, cluster, workload), int(place), found)

@@ -164,7 +164,7 @@ def say_fidelity(study: Study) -> None:
 
 
 def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Simulate winners again with the compiled event engine, chunk by chunk, next to the search's result."""
+    """Simulate winners again chunk by chunk (compiled), next to the search's result."""
     winners = study.pareto_trials()
     groups = study.groups(winners)
     rows = []
