@@ -65,6 +65,22 @@ def port_bytes(bytes_WW: Array) -> float:
     return float(max(between_WW.sum(axis=1).max(), between_WW.sum(axis=0).max()))
 
 
+def measure_gloo_with(
+    matrices: Sequence[Array], *, timeout_s: float = 30.0
+) -> tuple[list[AllToAll], list[Array]]:
+    """Do the work of `measure_gloo` and of `time_exchanges` in the same processes, which take
+    longer to start than to measure.
+
+    Args:
+        matrices: Bytes from each rank to each rank, integers of shape (W, W).
+        timeout_s: Seconds after which the processes are ended.
+
+    Raises:
+        MeasurementError: A rank failed, or the ranks did not finish in time.
+    """
+    return _run("gloo", len(matrices[0]), _GLOO_BYTES, timeout_s, matrices)
+
+
 def measure_gloo(
     ranks: int = 2, *, sizes: Sequence[int] = _GLOO_BYTES, timeout_s: float = 30.0
 ) -> list[AllToAll]:
@@ -79,7 +95,7 @@ def measure_gloo(
         MeasurementError: A rank failed (the message is its last line), or the ranks did not finish
             in time.
     """
-    return _run("gloo", ranks, sizes, timeout_s)
+    return _run("gloo", ranks, sizes, timeout_s)[0]
 
 
 def measure_nccl(
@@ -88,7 +104,7 @@ def measure_nccl(
     """Time all-to-alls between the first ``ranks`` GPUs (NCCL, or RCCL on AMD); otherwise like
     `measure_gloo`.
     """
-    return _run("nccl", ranks, sizes, timeout_s)
+    return _run("nccl", ranks, sizes, timeout_s)[0]
 
 
 def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[str]:
@@ -102,14 +118,21 @@ def fabric_or_why(backend: str, measure: Callable[[], list[AllToAll]]) -> list[s
         return []
 
 
-def _run(backend: str, ranks: int, sizes: Sequence[int], timeout_s: float) -> list[AllToAll]:
-    seconds = time_exchanges(
-        backend, [np.full((ranks, ranks), size) for size in sizes], timeout_s=timeout_s
-    )
-    return [
+def _run(
+    backend: str,
+    ranks: int,
+    sizes: Sequence[int],
+    timeout_s: float,
+    others: Sequence[Array] = (),
+) -> tuple[list[AllToAll], list[Array]]:
+    """Return the timings of even exchanges of each size, and those of other exchanges."""
+    even = [np.full((ranks, ranks), size) for size in sizes]
+    seconds = time_exchanges(backend, [*even, *others], timeout_s=timeout_s)
+    measured = [
         AllToAll(ranks=ranks, bytes_per_pair=size, seconds=row)
-        for size, row in zip(sizes, seconds, strict=True)
+        for size, row in zip(sizes, seconds, strict=False)
     ]
+    return measured, seconds[len(even) :]
 
 
 def time_exchanges(
