@@ -122,7 +122,7 @@ class TorchCpu:
 
     name = "torch-cpu"
 
-    def __init__(self, budget_s: float = 8.0) -> None:
+    def __init__(self, budget_s: float = 5.0) -> None:
         self.budget_s = budget_s
 
     def unavailable_because(self) -> str | None:

@@ -1,6 +1,8 @@
 """Find what would help a design, and how many devices would hold a model that does not fit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.model import Precision
 from moesim.model.hf_config import Model
+from moesim.simulation.prepare import draw
 from moesim.simulation.result import Result
 from moesim.simulation.run import simulate
 from moesim.units import GIB
@@ -70,16 +73,31 @@ def helps(
             }
             if there.get(key, True):
                 tried(words, cluster.with_(**{key: "2x"}), workload)
+    for change, work in _other_work(cluster, workload):
+        tried(change, cluster, work)
+    return sorted(found, key=lambda h: -h.factor.mid)
+
+
+def _other_work(cluster: Cluster, workload: Workload) -> list[tuple[str, Workload]]:
+    """Return the workloads that are tried besides the given one, with the change in words."""
+    found = []
     if workload.routing != "uniform" and not workload.routing.startswith("trace:"):
-        tried("experts chosen equally often", cluster, replace(workload, routing="uniform"))
+        found.append(("experts chosen equally often", replace(workload, routing="uniform")))
     twice = 2 * workload.num_tokens_per_device
     if twice * cluster.num_devices <= _MOST_TOKENS:
-        tried(
-            f"batches of {twice:,} tokens per device",
-            cluster,
-            replace(workload, num_tokens_per_device=twice),
-        )
-    return sorted(found, key=lambda h: -h.factor.mid)
+        more = replace(workload, num_tokens_per_device=twice)
+        found.append((f"batches of {twice:,} tokens per device", more))
+    return found
+
+
+@contextmanager
+def drawn_ahead(candidate: Candidate, cluster: Cluster, workload: Workload) -> Iterator[None]:
+    """Draw the tokens that `helps` will need in a thread beside other work."""
+    with ThreadPoolExecutor(1) as beside:
+        for _, work in _other_work(cluster, workload):
+            # an error is met again, and told, where the tokens are needed
+            beside.submit(draw, candidate, cluster, work)
+        yield
 
 
 def room_for_kv(best: Result, candidate: Candidate) -> int:

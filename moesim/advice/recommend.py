@@ -21,7 +21,7 @@ from typing import get_args
 import numpy as np
 
 from moesim.advice.designs import PLACEMENTS, SEARCHED, formats, loss_delta
-from moesim.advice.helps import helps, room_for_kv, would_hold
+from moesim.advice.helps import drawn_ahead, helps, room_for_kv, would_hold
 from moesim.advice.recommendation import Choice, Help, Objective, Recommendation
 from moesim.advice.task import Task, fitting_batch, largest_batch
 from moesim.advice.ties import PricedDesign, groups
@@ -48,7 +48,7 @@ USUAL_ROUTING = "power_law:1.2"
 #: also placed by local search; and that the event engine confirms
 _FLOW, _OF_A_KIND, _SEARCH, _EVENT = 24, 2, 4, 3
 #: threads that place experts while designs are bounded
-_THREADS = 1
+_THREADS = 2
 
 
 def recommend(
@@ -131,11 +131,9 @@ def _recommended(task: Task) -> Recommendation:
     designs = task.designs()
     bounds = bounds_of(designs, task.cluster, task.workload, num_threads=_THREADS)
     order = _fitting(task, designs, bounds)
-    results = [
-        r
-        for r in (_simulated(task, c) for c in _finalists([designs[i] for i in order]))
-        if r is not None
-    ]
+    finalists = _finalists([designs[i] for i in order])
+    with drawn_ahead(finalists[0], task.cluster, task.workload):
+        results = [r for r in (_simulated(task, c) for c in finalists) if r is not None]
     ranked = sorted(results, key=lambda r: task.per_second(r.mean_utilisation) * r.layer_time_s)
     if not ranked:
         raise ConfigError(

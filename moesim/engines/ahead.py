@@ -18,8 +18,11 @@ _LONG: tuple[Compiled, ...] = (flow._solve, event_compiled._run)
 
 
 def compile_ahead() -> None:
-    """Start to compile the engines, unless they are in the cache."""
+    """Start to compile the engines; if they are in the cache, compiled code is used from the start:
+    it will be loaded in any case.
+    """
     if all(function.is_cached() for function in _LONG):
+        spend_nothing()
         return
     process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.DEVNULL)
     for function in _LONG:

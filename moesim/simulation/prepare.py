@@ -146,6 +146,19 @@ def prepare(
     )
 
 
+def draw(candidate: Candidate, cluster: Cluster, workload: Workload) -> None:
+    """Draw the tokens of a workload ahead, for a design that will be prepared with it.
+
+    Raises:
+        CapacityError: They would not fit in this machine's memory.
+    """
+    work = _for_routing_work(workload)
+    if not is_expected(candidate, cluster, work):
+        check_room(candidate, cluster, work)
+        parts = candidate.schedule.num_micro_batches
+        _choices(_for_capacity(candidate.layer), work, cluster.num_devices, parts)
+
+
 # --- what matters to each step: designs with the rest set to a fixed value ---
 
 
