@@ -184,7 +184,7 @@ def fill(active, num_active, num_hot, shares, sums, speed, scratch):
         free[r] = 1.0
         pull[r] = pull_sum[r]
         count[r] = users[r]
-    left, heaviest = num_active, 0.0
+    left, listed_ops, heaviest = num_active, num_active, 0.0
     for a in range(num_active):
         i = active[a]
         listed[a] = i
@@ -212,15 +212,25 @@ def fill(active, num_active, num_hot, shares, sums, speed, scratch):
         if level == 1e300:
             break  # nothing binds the ops that are left
         # ops that reach full speed below that level freeze first; otherwise the users of the
-        # resources that saturate at it
+        # resources that saturate at it. The heaviest op may have frozen since it was found: only
+        # if it would reach full speed is the list looked through again
         num_frozen = 0
         if heaviest * level >= 1.0:
-            for a in range(left):
+            kept, heaviest = 0, 0.0
+            for a in range(listed_ops):
                 i = listed[a]
-                if weight[i] * level >= 1.0:
-                    frozen[num_frozen] = i
-                    num_frozen += 1
-                    unfrozen_N[i] = False
+                if unfrozen_N[i]:
+                    listed[kept] = i
+                    kept += 1
+                    heaviest = max(heaviest, weight[i])
+            listed_ops = kept
+            if heaviest * level >= 1.0:
+                for a in range(listed_ops):
+                    i = listed[a]
+                    if weight[i] * level >= 1.0:
+                        frozen[num_frozen] = i
+                        num_frozen += 1
+                        unfrozen_N[i] = False
         if num_frozen == 0:
             for h in range(num_hot):
                 r = hot[h]
@@ -232,17 +242,10 @@ def fill(active, num_active, num_hot, shares, sums, speed, scratch):
                             speed[i] = level * weight[i]
                             frozen[num_frozen] = i
                             num_frozen += 1
-        # drop the frozen ops from the list, and subtract their rows from the sums
-        kept, heaviest = 0, 0.0
-        for a in range(left):
-            i = listed[a]
-            if unfrozen_N[i]:
-                listed[kept] = i
-                kept += 1
-                heaviest = max(heaviest, weight[i])
-        left = kept
+        left -= num_frozen
         if left == 0:
             break
+        # subtract the rows of the frozen ops from the sums
         for a in range(num_frozen):
             i = frozen[a]
             # read once: the compiler cannot know that the sums are other memory
@@ -253,6 +256,6 @@ def fill(active, num_active, num_hot, shares, sums, speed, scratch):
                 count[r] -= 1
                 free[r] -= taken * its_speed
                 pull[r] -= taken * its_weight
-    for a in range(left):
+    for a in range(listed_ops):
         # ops that nothing bound keep speed 1; clear their flags for the next call
         unfrozen_N[listed[a]] = False
