@@ -91,8 +91,9 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
     if must_fit and fullest is not None:
         fullest.check()
     program = lower(prepared)
-    timeline = run(program, engine)
-    bound_s = timeline.makespan_s if engine == "bound" else run(program, "bound").makespan_s
+    bound = run(program, "bound")
+    bound_s = bound.makespan_s
+    timeline = bound if engine == "bound" else run(program, engine, bound_s=bound_s)
     phases = critical_phases(program, timeline)
     grades, level = trust_of(candidate, cluster, prepared.kernels)
     low, high = span_of(grades, phases)
