@@ -27,6 +27,7 @@ class Devices:
         builder: The program.
         sm_D: Compute resource of each device, in FLOP/s at the peak of the layer's format.
         hbm_D: Memory resource of each device, in bytes per second of the data sheet.
+        both_DM: The two of each device: ndarray of shape (D, 2).
         flops_per_s_D: Peak FLOP/s of each device.
         bytes_per_s_D: Memory bandwidth of each device by its data sheet.
         groups: The kinds of device.
@@ -35,6 +36,7 @@ class Devices:
     builder: ProgramBuilder
     sm_D: Array
     hbm_D: Array
+    both_DM: Array
     flops_per_s_D: Array
     bytes_per_s_D: Array
     groups: Groups
@@ -68,10 +70,13 @@ class Devices:
             (kernels_for(profile), slice(int(end - size), int(end)))
             for (profile, _), size, end in zip(cluster.groups, sizes, ends, strict=True)
         )
+        sm_D = builder.resources("sm", flops * (1.0 - taken))
+        hbm_D = builder.resources("hbm", rate)
         return cls(
             builder=builder,
-            sm_D=builder.resources("sm", flops * (1.0 - taken)),
-            hbm_D=builder.resources("hbm", rate),
+            sm_D=sm_D,
+            hbm_D=hbm_D,
+            both_DM=np.stack([sm_D, hbm_D], axis=1),
             flops_per_s_D=flops,
             bytes_per_s_D=rate,
             groups=groups,
@@ -90,17 +95,14 @@ class Devices:
         Returns:
             ndarray of shape (D,): numbers of the ops.
         """
+        # seconds become work, so that ops which share a resource slow each other down
+        work_DM = np.empty((len(self.sm_D), 2))
+        np.multiply(cost.compute_s_D, self.flops_per_s_D, out=work_DM[:, 0])
+        np.multiply(cost.memory_s_D, self.bytes_per_s_D, out=work_DM[:, 1])
         return self.builder.ops(
             name + tag,
             len(self.sm_D),
-            demands=Demands(
-                # seconds become work, so that ops which share a resource slow each other down
-                np.stack([self.sm_D, self.hbm_D], axis=1),
-                np.stack(
-                    [cost.compute_s_D * self.flops_per_s_D, cost.memory_s_D * self.bytes_per_s_D],
-                    axis=1,
-                ),
-            ),
+            demands=Demands(self.both_DM, work_DM),
             latency_s=cost.latency_s_D,
             after=after,
             phase=name,

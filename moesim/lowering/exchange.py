@@ -42,7 +42,7 @@ latency.
 Shape legend: S senders = D receivers = devices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class LoweredExchange:
     schedule: Schedule
     priced: Priced
     overlapped: bool = False
+    # of each direction, which all legs share
+    _factors: dict[str, Factors] = field(default_factory=dict, init=False)
 
     @property
     def movement(self) -> Movement:
@@ -101,6 +103,11 @@ class LoweredExchange:
 
         The device that owns the tokens is held to its SMs, the other end to the port.
         """
+        if direction not in self._factors:
+            self._factors[direction] = self._held(direction)
+        return self._factors[direction]
+
+    def _held(self, direction: Direction) -> Factors:
         price, size = self.priced.prices[direction], self.priced.copy_bytes[direction]
         near_out, _, far_out, _ = self.movement.near_far_D
 

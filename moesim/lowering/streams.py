@@ -191,9 +191,12 @@ class Streams:
 
 def _without_repeats(ops_DM: Array) -> Array:
     """Drop columns that repeat another column for every device."""
+    columns = ops_DM.T
+    first = ops_DM[0].tolist()
+    # two columns are rarely equal in their first row, and then mostly in all
     keep = [
         m
-        for m in range(ops_DM.shape[1])
-        if not any((ops_DM[:, m] == ops_DM[:, n]).all() for n in range(m))
+        for m, op in enumerate(first)
+        if not any(op == first[n] and np.array_equal(columns[m], columns[n]) for n in range(m))
     ]
-    return ops_DM[:, keep]
+    return ops_DM if len(keep) == len(first) else ops_DM[:, keep]

@@ -18,6 +18,7 @@ from moesim.program.program import Block, Names, Program, pointers, row_largest
 
 Array = np.ndarray
 Numbers = float | Sequence[float] | Array
+_NONE, _NO_AMOUNTS = np.zeros(0, dtype=np.int64), np.zeros(0)
 
 
 class Demands(NamedTuple):
@@ -58,14 +59,15 @@ class ProgramBuilder:
     _resource_runs: list[tuple[str, int, bool]] = field(default_factory=list)
     _num_resources: int = 0
     _num_ops: int = 0
-    _lengths: list[Array] = field(default_factory=list)
+    _lengths: list[int | Array] = field(default_factory=list)
     _resource: list[Array] = field(default_factory=list)
     _amount: list[Array] = field(default_factory=list)
     _factored: list[Block] = field(default_factory=list)
-    _latency: list[Array] = field(default_factory=list)
-    _release: list[Array] = field(default_factory=list)
-    _flow_bytes: list[Array] = field(default_factory=list)
-    _num_deps: list[Array] = field(default_factory=list)
+    # of each batch one number for all of its ops, or one per op
+    _latency: list[Numbers] = field(default_factory=list)
+    _release: list[Numbers] = field(default_factory=list)
+    _flow_bytes: list[Numbers] = field(default_factory=list)
+    _num_deps: list[int | Array] = field(default_factory=list)
     _deps: list[Array] = field(default_factory=list)
     _op_runs: list[tuple[str, int, bool]] = field(default_factory=list)
     _own_batch: list[bool] = field(default_factory=list)
@@ -185,15 +187,12 @@ class ProgramBuilder:
         flat, lengths = _rows(resources, row_ptr, count)
         self._resource.append(flat)
         self._amount.append(
-            np.zeros(0) if amounts is None else np.asarray(amounts, dtype=np.float64).ravel()
+            _NO_AMOUNTS if amounts is None else np.asarray(amounts, dtype=np.float64).ravel()
         )
         self._lengths.append(lengths)
-        for column, value in (
-            (self._latency, latency_s),
-            (self._release, release_s),
-            (self._flow_bytes, bytes_per_flow),
-        ):
-            column.append(_each(value, count))
+        self._latency.append(latency_s)
+        self._release.append(release_s)
+        self._flow_bytes.append(bytes_per_flow)
         self._deps.append(deps)
         self._num_deps.append(num_deps)
         self._op_runs.append((label, count, numbered))
@@ -220,17 +219,18 @@ class ProgramBuilder:
                 same resource twice; a latency, release or number of bytes per flow is negative or
                 not finite; or an op waits for one that was not added before it.
         """
-        ptr = pointers(_joined(self._lengths, np.int64))
+        counts = [count for _, count, _ in self._op_runs]
+        ptr = pointers(_column(self._lengths, counts, np.int64))
         resource, amount = _joined(self._resource, np.int64), _joined(self._amount, np.float64)
         self._check(ptr, resource, amount)
         latency, release, flow = (
-            _joined(column, np.float64)
+            _column(column, counts, np.float64)
             for column in (self._latency, self._release, self._flow_bytes)
         )
         self._check_numbers(latency, release, flow)
-        counts = np.array([count for _, count, _ in self._op_runs], dtype=np.int64)
-        dep_ptr, deps = pointers(_joined(self._num_deps, np.int64)), _joined(self._deps, np.int64)
-        self._check_waits(dep_ptr, deps, counts)
+        dep_ptr = pointers(_column(self._num_deps, counts, np.int64))
+        deps, count_B = _joined(self._deps, np.int64), np.array(counts, dtype=np.int64)
+        self._check_waits(dep_ptr, deps, count_B)
         keep = amount > 0
         if not keep.all():
             # dropping the zeros moves the beginning of every row
@@ -253,7 +253,7 @@ class ProgramBuilder:
             dep_ptr=dep_ptr,
             dep_index=deps,
             ops=Names(runs=tuple(self._op_runs)),
-            phase_N=np.repeat(np.array(self._phase, dtype=np.int64), counts),
+            phase_N=np.repeat(np.array(self._phase, dtype=np.int64), count_B),
             phase_names=tuple(self._phase_number),
         )
 
@@ -321,12 +321,13 @@ class ProgramBuilder:
         return Names(runs=tuple(self._op_runs)).expand()[op]
 
 
-def _each(value: Numbers, count: int) -> Array:
-    """Return one number per op as an ndarray of shape (count,); this is faster than a broadcast."""
-    if isinstance(value, np.ndarray) and value.shape == (count,) and value.dtype == np.float64:
-        return value
-    out = np.empty(count)
-    out[:] = value
+def _column(values: Sequence[Numbers], counts: list[int], kind: type) -> Array:
+    """Return one number per op as an ndarray of shape (N,), from those of each batch."""
+    out: Array = np.empty(sum(counts), dtype=kind)
+    end = 0
+    for value, count in zip(values, counts, strict=True):
+        begin, end = end, end + count
+        out[begin:end] = value
     return out
 
 
@@ -340,18 +341,18 @@ def _fine(values: Array) -> Array:
     return (values >= 0) & (values < math.inf)
 
 
-def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, Array]:
+def _rows(values: Array | None, ptr: Array | None, count: int) -> tuple[Array, int | Array]:
     """Return (flat values, length of each of ``count`` rows) for a matrix, for one row that all
-    share, or for rows of different lengths.
+    share, or for rows of different lengths; one length if they are equal.
     """
     if values is None:
-        return np.zeros(0, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        return _NONE, 0
     array = np.asarray(values, dtype=np.int64)
     if ptr is not None:
         return array, np.diff(ptr)
     if array.ndim == 1:
-        return np.tile(array, count), np.full(count, len(array), dtype=np.int64)
-    return array.ravel(), np.full(count, array.shape[1], dtype=np.int64)
+        return np.tile(array, count), len(array)
+    return array.ravel(), array.shape[1]
 
 
 def _joined(parts: list[Array], dtype: type) -> Array:
