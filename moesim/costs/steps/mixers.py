@@ -2,8 +2,10 @@
 
 Attention is priced by fitted forms (`moesim.costs.dense`). Latent attention decodes in its absorbed
 form, where query and output are multiplied by the up-projection of keys and values head by head:
-as many FLOPs and weights as the up-projection itself (DeepSeek-V2, arXiv 2405.04434). A sparse
-attention reads the keys that its indexer picked, after scoring all of them. Mixers with a state
+as many FLOPs and weights as the up-projection itself (DeepSeek-V2, arXiv 2405.04434). Its prompts
+project keys and values up, and attend as plain attention does; where an indexer picks keys for each
+token, they stay absorbed (FlashMLA's sparse prefill). A sparse attention reads the keys that its
+indexer picked, after scoring all of them. Mixers with a state
 read and write it for every decoding sequence, and update it for every token of a prompt; nothing is
 fitted there, and their grade is D.
 
@@ -118,16 +120,27 @@ def _(mixer: GroupedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
 @core.register
 def _(mixer: LatentAttention, pricing: DensePricing, step: Step) -> PhaseCost:
     heads = mixer.num_heads // pricing.tp
-    return _attention(
-        pricing,
-        step,
-        Heads.mla_prefill(
-            heads, key_size=mixer.head_size + mixer.rope_size, value_size=mixer.value_size
-        ),
-        Heads.mla_decode(heads, latent_size=mixer.kv_rank, rope_size=mixer.rope_size),
-        mixer.window,
-        mixer.indexer,
+    absorbed = Heads.mla_decode(heads, latent_size=mixer.kv_rank, rope_size=mixer.rope_size)
+    prefill = Heads.mla_prefill(
+        heads, key_size=mixer.head_size + mixer.rope_size, value_size=mixer.value_size
     )
+    if _picks(mixer.indexer, step):
+        # keys that were picked token by token are read as they are cached
+        prefill = Heads.plain(absorbed)
+    elif pricing.prices.latent_prefill(_prefill_format(pricing)) == "prefill":
+        prefill = Heads.plain(prefill)
+    return _attention(pricing, step, prefill, absorbed, mixer.window, mixer.indexer)
+
+
+def _picks(indexer: Indexer | None, step: Step) -> bool:
+    """Return whether an indexer leaves keys of a prompt out."""
+    keys = step.cached_tokens + step.new_tokens
+    return indexer is not None and keys > indexer.top_k * indexer.block_size
+
+
+def _prefill_format(pricing: DensePricing) -> str:
+    """Return the format of a prefill as its price names it."""
+    return "fp8_kv" if pricing.kv == "fp8" else pricing.kv
 
 
 @core.register
@@ -169,13 +182,12 @@ def _attention(
     if indexer:
         parts.append(_index(pricing, step, indexer))
     if step.prefills:
-        fmt = "fp8_kv" if pricing.kv == "fp8" else pricing.kv
         whole = prefill_demand(
             prices,
             prefill,
             step.prefills,
             step.new_tokens,
-            fmt,
+            _prefill_format(pricing),
             cached=step.cached_tokens,
             window=limit,
         )

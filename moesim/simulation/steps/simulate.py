@@ -235,8 +235,8 @@ def _grades(
     attention: Op = "mla_decode" if latent else "decode"
     cache = served.kv_format
     if not step.sequences:
-        attention = "mla_prefill" if latent else "prefill"
         cache = "fp8_kv" if cache == "fp8" else cache
+        attention = prices.latent_prefill(cache) if latent else "prefill"
     found = {
         "projections": gemm,
         "dense": gemm,
