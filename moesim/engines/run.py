@@ -9,7 +9,7 @@ Engine = Literal["bound", "flow", "event", "event_compiled"]
 ENGINES: tuple[Engine, ...] = ("bound", "flow", "event", "event_compiled")
 
 
-def run(program: Program, engine: str) -> Timeline:
+def run(program: Program, engine: str, *, parts: int = 1) -> Timeline:
     """Run a program on one engine.
 
     Args:
@@ -17,6 +17,8 @@ def run(program: Program, engine: str) -> Timeline:
         engine: ``bound`` (a lower bound in closed form), ``flow`` (the fluid model, which the rest
             of moesim uses by default), ``event`` (SimPy, chunk by chunk) or ``event_compiled`` (the
             same timeline in compiled code).
+        parts: Number of parts that follow one another, such as layers: a tolerance is a share of
+            the length of one.
 
     Raises:
         UnknownNameError: The engine does not exist.
@@ -29,7 +31,7 @@ def run(program: Program, engine: str) -> Timeline:
     if engine == "flow":
         from moesim.engines.flow import run_flow
 
-        return run_flow(program)
+        return run_flow(program, parts=parts)
     if engine == "event":
         from moesim.engines.event import run_event
 
