@@ -40,6 +40,12 @@ _SCORES = "float8_e4m3"
 #: attention with small heads)
 _STATE_SHARE = 0.4
 _FLOPS_PER_STATE = 4.0
+#: small kernels of an indexer beside its GEMMs and scores (SGLang, nsa_indexer.py): norm of the
+#: keys, rotary embedding, its results put back into queries and keys, Hadamard transforms of both,
+#: quantization of both, keys into the cache, scaled weights of heads, top-k
+_INDEX_KERNELS = 11
+#: of these, those that read and write all queries: rotary part, transform, quantization
+_QUERY_PASSES = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,9 +70,9 @@ class DensePricing:
         """Price one GEMM."""
         return _row(gemm_demand(self.prices, m, n, k, fmt or self.fmt))
 
-    def moved(self, num_bytes: Amount) -> PhaseCost:
-        """Price a kernel that only reads and writes bytes in order."""
-        return _row(stream_demand(self.prices, num_bytes))
+    def moved(self, num_bytes: Amount, kernels: int = 1) -> PhaseCost:
+        """Price kernels that only read and write bytes in order."""
+        return _row(stream_demand(self.prices, num_bytes, kernels))
 
 
 def _row(cost: PhaseCost) -> PhaseCost:
@@ -202,8 +208,9 @@ def _attention(
 
 
 def _index(pricing: DensePricing, step: Step, indexer: Indexer) -> PhaseCost:
-    """Price the scores of an indexer: every new token against all keys, which are read once for
-    each sequence.
+    """Price an indexer without its GEMMs: the scores of every new token against all keys, which are
+    read once for each sequence, and the small kernels around them. Scores are written in float32,
+    and read by the top-k.
     """
     ratio, profile = indexer.compress_ratio, pricing.prices.profile
     new = step.new_tokens
@@ -211,10 +218,12 @@ def _index(pricing: DensePricing, step: Step, indexer: Indexer) -> PhaseCost:
     pairs += step.decode_tokens * step.context
     read = step.prefills * (step.cached_tokens + new) + step.sequences * step.context
     flops = 2.0 * pairs / ratio * indexer.num_heads * indexer.head_size
-    moved = read * indexer.bytes_per_token + 4.0 * pairs / ratio
+    moved = read * indexer.bytes_per_token + 2.0 * 4.0 * pairs / ratio
+    queries = step.tokens * indexer.num_heads * indexer.head_size
+    moved += 2.0 * _QUERY_PASSES * _ELEMENT_BYTES * queries
     peak = profile.peak(_SCORES if _SCORES in profile.peak_flops_per_s else "bfloat16")
     compute_s = flops / (peak * _STATE_SHARE)
-    memory = pricing.moved(moved)
+    memory = pricing.moved(moved, 1 + _INDEX_KERNELS)
     return sequence(
         PhaseCost(
             compute_s_D=memory.compute_s_D + compute_s,

@@ -44,6 +44,19 @@ def test_picked_keys_stay_absorbed(device):
     assert (flops + index) / seconds(SPARSE, device) / peak > 0.4
 
 
+def test_an_indexer_takes_its_kernels_however_short_the_context():
+    """Eleven kernels and the scores, of about 3 us each (aiconfigurator 0.12 prices such kernels
+    alike); a longer context adds only its scores.
+    """
+    pricing = DensePricing(prices=dense_prices(load_profile("h100-sxm")), hidden_size=7168)
+
+    def decode(mixer, context):
+        return float(core(mixer, pricing, Step(sequences=1, context=context)).solo_s_D()[0])
+
+    short, long = (decode(SPARSE, c) - decode(DENSE, min(c, 2048)) for c in (2048, 32768))
+    assert 25e-6 < short < long < 55e-6
+
+
 def test_a_prompt_that_is_read_whole_is_dense_beside_its_indexer():
     sparse, dense = (seconds(mixer, "h100-sxm", 2048) for mixer in (SPARSE, DENSE))
     assert dense < sparse < 1.5 * dense
