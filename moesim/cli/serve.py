@@ -84,10 +84,21 @@ class ServeOptions:
     micro_batches: Annotated[
         int, typer.Option(help="2: one half computes while the other's tokens travel.")
     ] = 1
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Order of a step: serial, shared_under_dispatch, two_batch or chunked, the latter "
+            "two with --micro-batches of at least 2. Default: by --micro-batches."
+        ),
+    ] = ""
     placement: Annotated[str, typer.Option(help="Such as contiguous, eplb.")] = "contiguous"
     replicas: Annotated[int, typer.Option(help="Expert replicas.")] = 0
     kernels: Annotated[str, typer.Option(help="Library of the experts; auto: fastest.")] = "auto"
     routing: Annotated[str, typer.Option(help="Load of the experts.")] = "power_law:1.2"
+    layer_correlation: Annotated[
+        float,
+        typer.Option(help="Correlation of layers' loads; 1: the same experts are hot in all."),
+    ] = 0.0
     chunk: Annotated[int | None, typer.Option(help="Most prompt tokens of a step.")] = None
     max_seqs: Annotated[int | None, typer.Option(help="Most sequences of a rank.")] = None
     kv_blocks: Annotated[
@@ -153,7 +164,7 @@ def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:
 
 def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
     """Return the design in the layouts to try."""
-    from moesim.design.schedule import Schedule
+    from moesim.design.schedule import Schedule, step_order
     from moesim.design.served import ServedModel
     from moesim.design.step import Layout
     from moesim.model import Precision
@@ -172,14 +183,15 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
         kernels=given.kernels,
         engine=given.engine,
     )
-    schedule = Schedule(exchange=given.exchange, num_micro_batches=given.micro_batches)
+    order, least = step_order(given.schedule)
+    schedule = Schedule(exchange=given.exchange, num_micro_batches=max(given.micro_batches, least))
     if given.layout is None:
         return [
-            replace(one, schedule=schedule) if one.layout.exchanges_tokens else one
+            replace(one, schedule=schedule, order=order) if one.layout.exchanges_tokens else one
             for one in layouts_of(served, cluster)
         ]
     layout = Layout.parse(given.layout)
-    return [placed(replace(served, layout=layout, schedule=schedule))]
+    return [placed(replace(served, layout=layout, schedule=schedule, order=order))]
 
 
 def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "WholeResult":
@@ -213,7 +225,7 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
         prefill_interval=given.prefill_interval,
         acceptance=_acceptance(given.mtp),
     )
-    load = ExpertLoad(routing=given.routing, seed=given.seed)
+    load = ExpertLoad(routing=given.routing, seed=given.seed, correlation=given.layer_correlation)
     table = StepTable(design, cluster, load=load)
 
     def run(traffic: RequestTraffic) -> "WholeResult":

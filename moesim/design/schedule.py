@@ -5,10 +5,19 @@ order.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moesim.errors import require, require_int
+from moesim.errors import UnknownNameError, require, require_int
 from moesim.hardware.exchanges import exchange_named
 
 Granularity = Literal["device", "pair"]
+#: order of the pieces of a step, see `moesim.lowering.orders`
+StepOrder = Literal["serial", "shared_under_dispatch", "two_batch", "chunked"]
+#: order -> whether it divides a batch
+STEP_ORDERS: dict[StepOrder, bool] = {
+    "serial": False,
+    "shared_under_dispatch": False,
+    "two_batch": True,
+    "chunked": True,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,3 +78,20 @@ class Schedule:
         if self.granularity == "pair":
             parts.append(f"pair/{self.send_order}/{self.send_window}")
         return " ".join(p for p in parts if p)
+
+
+def step_order(name: str) -> tuple[StepOrder | Literal[""], int]:
+    """Return the order of a step in a text, and the fewest micro-batches that it needs.
+
+    Args:
+        name: Its name; empty for the usual one.
+
+    Raises:
+        UnknownNameError: No order has that name.
+    """
+    for order, divides in STEP_ORDERS.items():
+        if order == name:
+            return order, 2 if divides else 1
+    if name:
+        raise UnknownNameError("schedule of a step", name, tuple(STEP_ORDERS))
+    return "", 1

@@ -1,9 +1,10 @@
 """A design of a whole model as it is served: the model, its formats, its layout, its kernels."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from moesim.design.candidate import Candidate, Parallelism
-from moesim.design.schedule import Schedule
+from moesim.design.schedule import STEP_ORDERS, Schedule, StepOrder
 from moesim.design.step import Layout
 from moesim.errors import ConfigError, require, require_int
 from moesim.hardware.libraries import AUTO
@@ -32,7 +33,10 @@ class ServedModel:
         kv_format: Format of its KV cache, ``bfloat16`` or ``fp8``.
         placement: Strategy that places its experts, see `moesim.placement.strategies`.
         num_replicas: Slots beyond one per expert.
-        schedule: Exchange and micro-batches; with two, whole layers overlap.
+        schedule: Exchange and micro-batches.
+        order: Order of a step's pieces, see `moesim.lowering.orders`: ``serial``,
+            ``shared_under_dispatch``, ``two_batch`` or ``chunked``; empty for ``two_batch`` with
+            several micro-batches and ``shared_under_dispatch`` with one.
         kernels: Library of the experts, see `moesim.design.candidate.Candidate`; ``auto`` takes
             the fastest of the engine's.
         engine: Serving engine whose dense kernels and host are priced.
@@ -50,6 +54,7 @@ class ServedModel:
     placement: str = "contiguous"
     num_replicas: int = 0
     schedule: Schedule = field(default_factory=Schedule)
+    order: StepOrder | Literal[""] = ""
     kernels: str = AUTO
     engine: str = "sglang"
 
@@ -73,11 +78,31 @@ class ServedModel:
                         f"layout: expected tp that divides or is a multiple of the {groups} KV "
                         f"heads of {self.name}, got tp{tp}"
                     )
-        if self.schedule.num_micro_batches > 1 and not self.layout.exchanges_tokens:
+        parts = self.schedule.num_micro_batches
+        require(
+            not self.order or self.order in STEP_ORDERS,
+            "order",
+            " or ".join(STEP_ORDERS),
+            self.order,
+        )
+        if self.order and STEP_ORDERS[self.order] != (parts > 1):
+            expected = "2 or more" if parts == 1 else "1"
+            raise ConfigError(
+                f"schedule.num_micro_batches: expected {expected} with {self.order}, got {parts}"
+            )
+        if parts > 1 and not self.layout.exchanges_tokens:
             raise ConfigError(
                 "schedule.num_micro_batches: expected attention ranks with tokens of their own "
                 f"(dp > 1), whose exchanges overlap, got {self.layout}"
             )
+
+    @property
+    def step_order(self) -> StepOrder:
+        """The order of a step's pieces."""
+        usual: StepOrder = (
+            "two_batch" if self.schedule.num_micro_batches > 1 else "shared_under_dispatch"
+        )
+        return self.order or usual
 
     def layer(self, moe: MoEFeedForward) -> MoELayer:
         """Return the routed experts of a kind of layer, with their gate; shared experts and
@@ -112,4 +137,5 @@ class ServedModel:
             f"kv {self.kv_format}",
             self.placement + (f"+{self.num_replicas}" * bool(self.num_replicas)),
         ]
-        return " ".join(word for word in [*words, str(self.schedule), self.engine] if word)
+        words += [str(self.schedule), self.order, self.engine]
+        return " ".join(word for word in words if word)

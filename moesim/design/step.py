@@ -1,7 +1,8 @@
 """Say how a whole model is spread over devices, and what one step of it computes."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import floor, sqrt
 
 from moesim.errors import ConfigError, require, require_int
 from moesim.routing import RoutingSpec
@@ -100,18 +101,41 @@ class ExpertLoad:
 
     Attributes:
         routing: Distribution of the load, see `moesim.design.candidate.Workload`.
-        seed: Seed of the choices; every layer draws hot experts of its own from it.
+        seed: Seed of the choices.
+        correlation: Correlation of the loads of experts of the same number in two layers. With 0
+            every layer draws hot experts of its own, with 1 the same are hot in all. Between them a
+            share of sqrt(correlation) of the layers, evenly spread, has the same choices, so that
+            two layers taken at random both do with this probability.
 
     Raises:
-        ConfigError: The routing cannot be read, or the seed is negative.
+        ConfigError: The routing cannot be read, the seed is negative, or the correlation is outside
+            0 to 1.
     """
 
     routing: str = "power_law:1.2"
     seed: int = 0
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         RoutingSpec.parse(self.routing)
         require_int("load.seed", self.seed, 0)
+        require(
+            0.0 <= self.correlation <= 1.0,
+            "load.correlation",
+            "a number from 0 to 1",
+            self.correlation,
+        )
+
+    def of_layer(self, index: int, own: int) -> "ExpertLoad":
+        """Return the load of one layer of those that are simulated.
+
+        Args:
+            index: Its number among layers with experts, from 0.
+            own: What its seed differs by where its choices are its own.
+        """
+        share = sqrt(self.correlation)
+        joins = floor((index + 1) * share) > floor(index * share)
+        return replace(self, seed=self.seed if joins else self.seed + own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ Engine = Literal["bound", "flow", "event", "event_compiled"]
 ENGINES: tuple[Engine, ...] = ("bound", "flow", "event", "event_compiled")
 
 
-def run(program: Program, engine: str, *, bound_s: float | None = None) -> Timeline:
+def run(program: Program, engine: str, *, scale_s: float | None = None) -> Timeline:
     """Run a program on one engine.
 
     Args:
@@ -17,8 +17,8 @@ def run(program: Program, engine: str, *, bound_s: float | None = None) -> Timel
         engine: ``bound`` (a lower bound in closed form), ``flow`` (the fluid model, which the rest
             of moesim uses by default), ``event`` (SimPy, chunk by chunk) or ``event_compiled`` (the
             same timeline in compiled code).
-        bound_s: The makespan of the bound engine, if the caller has it: the fluid model's tolerance
-            is a share of it.
+        scale_s: The time of which the fluid model's tolerance is a share, see
+            `moesim.engines.flow.run_flow`; by default the bound of the program.
 
     Raises:
         UnknownNameError: The engine does not exist.
@@ -31,7 +31,7 @@ def run(program: Program, engine: str, *, bound_s: float | None = None) -> Timel
     if engine == "flow":
         from moesim.engines.flow import run_flow
 
-        return run_flow(program, bound_s=bound_s)
+        return run_flow(program, scale_s=scale_s)
     if engine == "event":
         from moesim.engines.event import run_event
 

@@ -24,6 +24,7 @@ class _Host(Strict):
     request_us: float = Field(ge=0)
     eager_layer_us: float = Field(ge=0)
     receive_us: float = Field(default=0.0, ge=0)
+    intake_us: float = Field(default=0.0, ge=0)
     rows: str
 
 
@@ -61,7 +62,9 @@ class ServingEngine:
         step_s: Seconds of the host for a step.
         request_s: Seconds of the host for each sequence of a step.
         eager_layer_s: Seconds in which the host launches the kernels of a layer.
-        receive_s: Seconds in which the front end takes in a request: HTTP, tokens, the queue.
+        receive_s: Seconds that a request spends in the front end beside others: HTTP, the queue.
+        intake_s: Seconds in which the front end is busy with one request alone: turning text into
+            tokens, and what else one Python process does for all.
         rows: The rows that these were fitted to; empty if none.
         intervals: ``tpot`` and ``ttft`` -> P10 and P90 of measured / predicted, from rows that were
             not fitted.
@@ -78,6 +81,7 @@ class ServingEngine:
     request_s: float
     eager_layer_s: float
     receive_s: float
+    intake_s: float
     rows: str
     intervals: tuple[tuple[str, float, float], ...]
     digest: str
@@ -114,6 +118,7 @@ def _load(path: str, modified_ns: int) -> ServingEngine:
         request_s=file.host.request_us * US,
         eager_layer_s=file.host.eager_layer_us * US,
         receive_s=file.host.receive_us * US,
+        intake_s=file.host.intake_us * US,
         rows=file.host.rows,
         intervals=tuple((name, one.low, one.high) for name, one in file.intervals.items()),
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],

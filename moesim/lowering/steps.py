@@ -7,7 +7,7 @@ nothing but the order of pieces.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,14 +24,9 @@ from moesim.hardware import Cluster
 from moesim.lowering.canvas import Canvas
 from moesim.lowering.costs import price_batches
 from moesim.lowering.layer import pieces_of
+from moesim.lowering.orders import ordered, with_shared
 from moesim.lowering.priced import Priced
-from moesim.lowering.streams import (
-    Arrive,
-    Collective,
-    Local,
-    Mark,
-    Piece,
-)
+from moesim.lowering.streams import Collective, Local, Mark, Piece
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.spec import LayerKind
@@ -104,7 +99,7 @@ class _Lowering:
         self.canvas = Canvas.of(
             cluster,
             served.precision.activations,
-            overlapped=len(steps) > 1,
+            overlapped=served.schedule.num_micro_batches > 1,
             priced=[p for layer in self.priced for p in layer],
         )
 
@@ -212,14 +207,18 @@ class _Lowering:
             experts.batches,
             [p.movement for p in priced],
         )
-        found = []
+        chunked = self.served.step_order == "chunked"
+        blocks, tokens = [], 0.0
         for m, cost in enumerate(costs):
             exchange = self.canvas.exchange(priced[m], self.served.schedule) if priced else None
-            tokens = float(np.asarray(experts.batches[m].num_tokens_S).mean())
-            gate = rest.gate(self.pricing, self.served.layer(experts.moe), tokens)
-            cost = replace(cost, gate=rest.on_all(gate, self.cluster.num_devices))
-            found.append(self._around(experts.moe, pieces_of(cost, exchange), tokens, 1))
-        return found
+            # the gate is priced for the step
+            blocks.append(pieces_of(cost, exchange)[1:])
+            tokens += float(np.asarray(experts.batches[m].num_tokens_S).mean())
+        tokens /= 1 if chunked else len(costs)
+        gate = self._local("gate", rest.gate(self.pricing, self.served.layer(experts.moe), tokens))
+        shared = self._shared(experts.moe, tokens, 1)
+        found = ordered(self.served.step_order, blocks, gate, shared)
+        return [[*self._latent(experts.moe, tokens), *block] for block in found]
 
     def _present(self, experts: Experts, step: Step) -> list[Piece]:
         """Return the MoE block of tokens that every device has."""
@@ -240,19 +239,18 @@ class _Lowering:
             Local(name="experts", cost=cost),
         ]
         assert devices == len(cost.latency_s_D), "one price for each device"
-        return self._around(experts.moe, pieces, step.tokens, self.layout.tp)
+        shared = self._shared(experts.moe, step.tokens, self.layout.tp)
+        block = with_shared(pieces, shared) if shared else pieces
+        return [*self._latent(experts.moe, step.tokens), *block]
 
-    def _around(
-        self, moe: MoEFeedForward, pieces: list[Piece], tokens: float, tp: int
-    ) -> list[Piece]:
-        """Add shared experts, which run beside a dispatch, and the projections of latent ones."""
-        if moe.latent_size:
-            pieces = [self._local("latent", rest.latent(self.pricing, moe, tokens)), *pieces]
+    def _latent(self, moe: MoEFeedForward, tokens: float) -> list[Piece]:
+        """Return the projections around latent experts; nothing for others."""
+        if not moe.latent_size:
+            return []
+        return [self._local("latent", rest.latent(self.pricing, moe, tokens))]
+
+    def _shared(self, moe: MoEFeedForward, tokens: float, tp: int) -> Piece | None:
+        """Return the shared experts; None if there are none."""
         if not moe.num_shared_experts:
-            return pieces
-        cost = self._local("shared", rest.shared(self.pricing, moe, tokens, tp))
-        at = next(
-            (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive)),
-            next(i for i, p in enumerate(pieces) if isinstance(p, Local) and p.name == "experts"),
-        )
-        return [*pieces[:at], cost, *pieces[at:]]
+            return None
+        return self._local("shared", rest.shared(self.pricing, moe, tokens, tp))

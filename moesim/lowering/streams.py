@@ -5,7 +5,8 @@ place and awaited at another. What stands between travels beside the exchange (s
 one batch, a device does its pieces in order. With several micro-batches each device runs its
 compute in one stream and its exchanges in another, and the micro-batches take turns wherever one
 would wait: one computes while the copies of another travel. Nothing else is needed for two-batch
-overlap of whole layers; what it gains and loses falls out.
+overlap of whole layers; what it gains and loses falls out. A batch may also fork for a while, into
+parts that take turns in the same way.
 
 Shape legend: D devices, M ops that a device waits for.
 """
@@ -76,7 +77,18 @@ class Mark:
     """A place whose time is asked for, such as the end of a layer."""
 
 
-Piece = Local | Collective | BeginDispatch | BeginCombine | Arrive | Mark
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fork:
+    """Parts of a batch that take turns from here on until all are done.
+
+    Attributes:
+        parts: The pieces of each.
+    """
+
+    parts: "Sequence[Sequence[Piece]]"
+
+
+Piece = Local | Collective | BeginDispatch | BeginCombine | Arrive | Mark | Fork
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -126,10 +138,14 @@ class Streams:
         running = [
             _Batch(pieces=iter(pieces), tag=tag) for pieces, tag in zip(batches, tags, strict=True)
         ]
+        self._in_turn(running)
+        return [batch.marks for batch in running]
+
+    def _in_turn(self, running: "Sequence[_Batch]") -> None:
+        """Add the pieces of batches that take turns wherever one would wait."""
         left = list(running)
         while left:
             left = [batch for batch in left if self._until_it_waits(batch)]
-        return [batch.marks for batch in running]
 
     def _until_it_waits(self, batch: _Batch) -> bool:
         """Add pieces up to the next that waits for an exchange; return whether there is one."""
@@ -171,6 +187,22 @@ class Streams:
         elif isinstance(piece, Mark):
             assert batch.after is not None, "a mark follows work"
             batch.marks.append(batch.after)
+        elif isinstance(piece, Fork):
+            self._fork(piece, batch)
+
+    def _fork(self, piece: Fork, batch: _Batch) -> None:
+        parts = [
+            _Batch(
+                pieces=iter(pieces),
+                tag=f"{batch.tag}.{m}",
+                after=batch.after,
+                ready_s=batch.ready_s,
+            )
+            for m, pieces in enumerate(piece.parts)
+        ]
+        self._in_turn(parts)
+        ends = [part.after for part in parts if part.after is not None]
+        batch.after, batch.ready_s = _without_repeats(np.concatenate(ends, axis=1)), 0.0
 
     def _begun(self, ops: tuple[Array, Array], batch: _Batch) -> None:
         arrived, ended = ops

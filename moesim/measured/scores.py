@@ -22,15 +22,22 @@ def error_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float
     }
 
 
-def ranking(simulated: np.ndarray, measured: np.ndarray) -> dict[str, float] | None:
+def ranking(
+    simulated: np.ndarray, measured: np.ndarray, *, least: int = 4
+) -> dict[str, float] | None:
     """Say whether simulation ranks candidates as measurement does; lower is better for both.
+
+    Args:
+        simulated: ndarray of shape (N,): simulated values.
+        measured: ndarray of shape (N,): measured values.
+        least: Candidates that make a ranking.
 
     Returns:
         ``kendall_tau`` (tau-b, Kendall 1945) and ``regret``, the share by which the simulated best
-        was measured to be slower than the measured best; None for fewer than four candidates.
+        was measured to be slower than the measured best; None for fewer candidates than the least.
     """
     simulated, measured = np.asarray(simulated), np.asarray(measured)
-    if len(simulated) < 4:
+    if len(simulated) < least:
         return None
     from scipy.stats import kendalltau
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from moesim.design.schedule import Schedule
 from moesim.design.served import ServedModel
-from moesim.design.step import Layout, Step
+from moesim.design.step import ExpertLoad, Layout, Step
 from moesim.files.toml import Strict
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.serving_engines import serving_engine
@@ -15,7 +15,7 @@ from moesim.model import Precision
 from moesim.model.hf_config import load_model
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.whole import serve_model
-from moesim.simulation.steps.simulate import simulate_step
+from moesim.simulation.steps.simulate import UNEVEN, simulate_step
 
 
 class WholeSetting(Strict):
@@ -40,6 +40,8 @@ class WholeSetting(Strict):
     clients: int = 0
     isl: int = 1024
     osl: int = 1024
+    #: distribution of the experts' load
+    routing: str = UNEVEN.routing
 
     def served(self, micro_batches: int) -> ServedModel:
         """Return the design."""
@@ -67,7 +69,8 @@ class WholeSetting(Strict):
         )
         served = self.served(micro_batches)
         layers = served.spec.num_layers if self.prefills else 0
-        seconds = simulate_step(served, cluster, step).time_s
+        load = ExpertLoad(routing=self.routing)
+        seconds = simulate_step(served, cluster, step, load=load).time_s
         engine = serving_engine(self.engine)
         return engine.time_s(seconds, self.sequences + self.prefills, layers)
 

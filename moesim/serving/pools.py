@@ -127,6 +127,7 @@ def pool_of(
         prefill_interval=knobs.prefill_interval,
         mixed=engine.mixed,
         receive_s=engine.receive_s,
+        intake_s=engine.intake_s,
         speculation=Speculation(acceptance=knobs.acceptance) if knobs.acceptance else None,
         tolerance=_TOLERANCE,
     )

@@ -77,7 +77,8 @@ def _spread(row: dict[str, object], name: str) -> str:
 def _step(step: StepResult) -> str:
     parts = sorted(step.phase_time_s.items(), key=lambda one: -one[1])[:4]
     shares = ", ".join(f"{name} {seconds / step.time_s:.0%}" for name, seconds in parts)
-    return f"{step.time_s / MS:,.2f} ms: {shares}"
+    error = step.chain_error_s / step.time_s
+    return f"{step.time_s / MS:,.2f} ms (repeated layers +-{error:.1%}): {shares}"
 
 
 def _grades(step: StepResult) -> Iterator[str]:

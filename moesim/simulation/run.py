@@ -93,7 +93,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
     program = lower(prepared)
     bound = run(program, "bound")
     bound_s = bound.makespan_s
-    timeline = bound if engine == "bound" else run(program, engine, bound_s=bound_s)
+    timeline = bound if engine == "bound" else run(program, engine, scale_s=bound_s)
     phases = critical_phases(program, timeline)
     grades, level = trust_of(candidate, cluster, prepared.kernels)
     low, high = span_of(grades, phases)

@@ -31,6 +31,17 @@ def test_every_layout_is_tried_and_the_best_is_told(tmp_path):
     assert len(list(csv.DictReader(requests.open()))) == 32
 
 
+def test_a_step_has_an_order_and_says_what_its_layers_stand_for(tmp_path):
+    out = tmp_path / "runs.csv"
+    words = ["--layout", "dp8 ep8", "--schedule", "chunked", "--layer-correlation", ".5"]
+    done = invoke(*RUN, *words, "--concurrency", 16, "--num-requests", 16, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "repeated layers +-" in done.stdout
+    row = next(csv.DictReader(out.open()))
+    assert row["order"] == "chunked"
+    assert float(row["chain_error_ms"]) > 0.0
+
+
 def test_limits_decide_how_many_clients():
     done = invoke(*RUN, "--layout", "tp4", "--slo", "tpot<=8ms")
     assert done.exit_code == 0, done.stderr
@@ -69,6 +80,13 @@ def test_open_traffic_and_drafts(tmp_path):
         (["--placement", "nowhere"], "unknown placement 'nowhere'"),
         (["--exchange", "pigeon"], "unknown exchange 'pigeon'"),
         (["--isl", "long"], "traffic.isl"),
+        (["--schedule", "two_batches"], "unknown schedule of a step 'two_batches'"),
+        (
+            ["--layout", "tp8", "--schedule", "two_batch"],
+            "attention ranks with tokens of their own",
+        ),
+        (["--schedule", "serial", "--micro-batches", "2"], "expected 1 with serial, got 2"),
+        (["--layer-correlation", "2"], "load.correlation"),
         (["--slo", "tpot<=9ms"], "slo: expected neither"),
         (["--cluster", "mixed-h100-b200"], "devices of one kind"),
     ],

@@ -38,10 +38,12 @@ class FittedSet:
     Attributes:
         values: Name -> number.
         grade: What they rest on, with the P10 and P90 of measured / predicted.
+        generation: Ten times the compute capability of the device that was measured.
     """
 
     values: Mapping[str, float]
     grade: Grade
+    generation: int
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -103,6 +105,7 @@ def fitted_set(
             if name.startswith(start)
         },
         grade=_graded(calibration, grade_on(basis), crossed=bool(library) and not version),
+        generation=near,
     )
 
 

@@ -66,6 +66,18 @@ class Heads:
         )
 
     @classmethod
+    def plain(cls, heads: "Heads") -> "Heads":
+        """Return the same heads for the kernel of plain attention."""
+        return cls(
+            kind="attention",
+            num_heads=heads.num_heads,
+            num_kv_heads=heads.num_kv_heads,
+            key_size=heads.key_size,
+            value_size=heads.value_size,
+            kv_size=heads.kv_size,
+        )
+
+    @classmethod
     def mla_decode(
         cls, num_heads: Size, *, latent_size: int = _LATENT, rope_size: int = _ROPE
     ) -> "Heads":

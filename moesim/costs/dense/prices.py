@@ -37,6 +37,8 @@ CALIBRATIONS: dict[Op, str] = {
     "mla_prefill": "mla-prefill",
     "mla_decode": "mla-decode",
 }
+#: first generation on which prefills of latent attention were measured with keys projected up
+_PROJECTED_FROM = 100
 #: format -> fitted format that computes alike, where a table has only some
 _LIKE = {"fp8": "fp8_kv", "fp8_kv": "fp8"}
 
@@ -109,6 +111,22 @@ class DensePrices:
             )
 
         return _by_row(price, heads, sequences, tokens, cached, window)
+
+    def latent_prefill(self, fmt: str) -> Op:
+        """Return the price of the prefill of multi-head latent attention that projects keys and
+        values up, which is how engines compute a prompt.
+
+        What was measured on Hopper is another form. Counted as projected up, its longest rows run
+        at 173 TFLOP/s; counted as absorbed, with 3.4 times the products, at 587. Engines project up
+        (``MHA_CHUNKED_KV`` in SGLang's ``attention_backend_handler.py``, prompts in vLLM's
+        ``mla/common.py``), and call the kernel of plain attention for it, FlashAttention-3. On
+        Blackwell the projected form was measured itself.
+
+        Raises:
+            ConfigError: The format is unknown.
+        """
+        measured = self.fitted("mla_prefill", fmt).generation
+        return "mla_prefill" if measured >= _PROJECTED_FROM else "prefill"
 
     def decode_s(
         self,

@@ -2,8 +2,10 @@
 
 Attention is priced by fitted forms (`moesim.costs.dense`). Latent attention decodes in its absorbed
 form, where query and output are multiplied by the up-projection of keys and values head by head:
-as many FLOPs and weights as the up-projection itself (DeepSeek-V2, arXiv 2405.04434). A sparse
-attention reads the keys that its indexer picked, after scoring all of them. Mixers with a state
+as many FLOPs and weights as the up-projection itself (DeepSeek-V2, arXiv 2405.04434). Its prompts
+project keys and values up, and attend as plain attention does; where an indexer picks keys for each
+token, they stay absorbed (FlashMLA's sparse prefill). A sparse attention reads the keys that its
+indexer picked, after scoring all of them. Mixers with a state
 read and write it for every decoding sequence, and update it for every token of a prompt; nothing is
 fitted there, and their grade is D.
 
@@ -38,6 +40,12 @@ _SCORES = "float8_e4m3"
 #: attention with small heads)
 _STATE_SHARE = 0.4
 _FLOPS_PER_STATE = 4.0
+#: small kernels of an indexer beside its GEMMs and scores (SGLang, nsa_indexer.py): norm of the
+#: keys, rotary embedding, its results put back into queries and keys, Hadamard transforms of both,
+#: quantization of both, keys into the cache, scaled weights of heads, top-k
+_INDEX_KERNELS = 11
+#: of these, those that read and write all queries: rotary part, transform, quantization
+_QUERY_PASSES = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,9 +70,9 @@ class DensePricing:
         """Price one GEMM."""
         return _row(gemm_demand(self.prices, m, n, k, fmt or self.fmt))
 
-    def moved(self, num_bytes: Amount) -> PhaseCost:
-        """Price a kernel that only reads and writes bytes in order."""
-        return _row(stream_demand(self.prices, num_bytes))
+    def moved(self, num_bytes: Amount, kernels: int = 1) -> PhaseCost:
+        """Price kernels that only read and write bytes in order."""
+        return _row(stream_demand(self.prices, num_bytes, kernels))
 
 
 def _row(cost: PhaseCost) -> PhaseCost:
@@ -118,16 +126,27 @@ def _(mixer: GroupedAttention, pricing: DensePricing, step: Step) -> PhaseCost:
 @core.register
 def _(mixer: LatentAttention, pricing: DensePricing, step: Step) -> PhaseCost:
     heads = mixer.num_heads // pricing.tp
-    return _attention(
-        pricing,
-        step,
-        Heads.mla_prefill(
-            heads, key_size=mixer.head_size + mixer.rope_size, value_size=mixer.value_size
-        ),
-        Heads.mla_decode(heads, latent_size=mixer.kv_rank, rope_size=mixer.rope_size),
-        mixer.window,
-        mixer.indexer,
+    absorbed = Heads.mla_decode(heads, latent_size=mixer.kv_rank, rope_size=mixer.rope_size)
+    prefill = Heads.mla_prefill(
+        heads, key_size=mixer.head_size + mixer.rope_size, value_size=mixer.value_size
     )
+    if _picks(mixer.indexer, step):
+        # keys that were picked token by token are read as they are cached
+        prefill = Heads.plain(absorbed)
+    elif pricing.prices.latent_prefill(_prefill_format(pricing)) == "prefill":
+        prefill = Heads.plain(prefill)
+    return _attention(pricing, step, prefill, absorbed, mixer.window, mixer.indexer)
+
+
+def _picks(indexer: Indexer | None, step: Step) -> bool:
+    """Return whether an indexer leaves keys of a prompt out."""
+    keys = step.cached_tokens + step.new_tokens
+    return indexer is not None and keys > indexer.top_k * indexer.block_size
+
+
+def _prefill_format(pricing: DensePricing) -> str:
+    """Return the format of a prefill as its price names it."""
+    return "fp8_kv" if pricing.kv == "fp8" else pricing.kv
 
 
 @core.register
@@ -169,13 +188,12 @@ def _attention(
     if indexer:
         parts.append(_index(pricing, step, indexer))
     if step.prefills:
-        fmt = "fp8_kv" if pricing.kv == "fp8" else pricing.kv
         whole = prefill_demand(
             prices,
             prefill,
             step.prefills,
             step.new_tokens,
-            fmt,
+            _prefill_format(pricing),
             cached=step.cached_tokens,
             window=limit,
         )
@@ -190,8 +208,9 @@ def _attention(
 
 
 def _index(pricing: DensePricing, step: Step, indexer: Indexer) -> PhaseCost:
-    """Price the scores of an indexer: every new token against all keys, which are read once for
-    each sequence.
+    """Price an indexer without its GEMMs: the scores of every new token against all keys, which are
+    read once for each sequence, and the small kernels around them. Scores are written in float32,
+    and read by the top-k.
     """
     ratio, profile = indexer.compress_ratio, pricing.prices.profile
     new = step.new_tokens
@@ -199,10 +218,12 @@ def _index(pricing: DensePricing, step: Step, indexer: Indexer) -> PhaseCost:
     pairs += step.decode_tokens * step.context
     read = step.prefills * (step.cached_tokens + new) + step.sequences * step.context
     flops = 2.0 * pairs / ratio * indexer.num_heads * indexer.head_size
-    moved = read * indexer.bytes_per_token + 4.0 * pairs / ratio
+    moved = read * indexer.bytes_per_token + 2.0 * 4.0 * pairs / ratio
+    queries = step.tokens * indexer.num_heads * indexer.head_size
+    moved += 2.0 * _QUERY_PASSES * _ELEMENT_BYTES * queries
     peak = profile.peak(_SCORES if _SCORES in profile.peak_flops_per_s else "bfloat16")
     compute_s = flops / (peak * _STATE_SHARE)
-    memory = pricing.moved(moved)
+    memory = pricing.moved(moved, 1 + _INDEX_KERNELS)
     return sequence(
         PhaseCost(
             compute_s_D=memory.compute_s_D + compute_s,

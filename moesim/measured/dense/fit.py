@@ -80,7 +80,8 @@ _TITLES: dict[Op, str] = {
     "all_reduce": "All-reduces of serving engines within an NVLink domain",
     "prefill": "Attention of a prefill: pairs, tiles and bytes",
     "decode": "Attention of a decode: bytes of the KV cache",
-    "mla_prefill": "Multi-head latent attention of a prefill, not absorbed",
+    # counted as projected up on both, see `moesim.costs.dense.prices.DensePrices.latent_prefill`
+    "mla_prefill": "Multi-head latent attention of a prefill: absorbed on Hopper, not on Blackwell",
     "mla_decode": "Multi-head latent attention of a decode, absorbed",
 }
 

@@ -34,6 +34,8 @@ COLUMNS = {
 _WHOLE = ("isl", "osl", "tp", "pp", "attention_dp", "moe_tp", "moe_ep")
 #: columns that say how many clients there are, one of which must be filled
 _CLIENTS = ("concurrency", "batch_size")
+#: layouts that make a ranking
+_LEAST_LAYOUTS = 3
 #: columns of a score
 SHOWN = ("what", "rows", "covered", "median", "mape", "p90", "bias", "inside", "ttft_median")
 
@@ -130,27 +132,34 @@ def _score(what: str, pairs: Sequence[tuple[ServingRow, dict[str, Any]]]) -> dic
 def _layouts(
     rows: Sequence[ServingRow], found: Sequence[dict[str, Any]]
 ) -> Iterable[dict[str, Any]]:
-    """Yield how well layouts are ranked that serve one model at equal clients."""
-    groups: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    """Yield how well layouts are ranked by TPOT.
+
+    Compared are runs that differ in nothing but the layout: one model in the same formats on one
+    system, by the same version of an engine, with equal lengths and clients. Several runs of one
+    layout are one candidate, of their median; three layouts make a ranking.
+    """
+    groups: dict[tuple[object, ...], dict[object, list[tuple[float, float]]]] = {}
     for row, made in zip(rows, found, strict=True):
         if made["status"] == "ok" and row.tpot_ms is not None:
             key = (
-                row.model, row.system, row.backend, row.isl, row.osl, row.concurrency,
-                row.gemm_format, row.moe_format,
+                row.model, row.system, row.backend, row.backend_version, row.isl, row.osl,
+                row.concurrency, row.gemm_format, row.moe_format,
             )  # fmt: skip
-            groups.setdefault(key, []).append((made["predicted_tpot_ms"], row.tpot_ms))
-    found_taus = [
-        ranked["kendall_tau"]
-        for pairs in groups.values()
-        if len(pairs) >= 4
-        and (ranked := ranking(*np.array(pairs).T)) is not None
-        and not np.isnan(ranked["kendall_tau"])
-    ]
-    if found_taus:
+            layout = (row.tp, row.attention_dp, row.moe_tp, row.moe_ep, row.pp)
+            pair = made["predicted_tpot_ms"], row.tpot_ms
+            groups.setdefault(key, {}).setdefault(layout, []).append(pair)
+    taus, count = [], 0
+    for layouts in groups.values():
+        medians = np.array([np.median(pairs, axis=0) for pairs in layouts.values()])
+        ranked = ranking(*medians.T, least=_LEAST_LAYOUTS)
+        if ranked is not None and not np.isnan(ranked["kendall_tau"]):
+            taus.append(ranked["kendall_tau"])
+            count += sum(map(len, layouts.values()))
+    if taus:
         yield {
-            "what": f"ranking of layouts, mean tau of {len(found_taus)}",
-            "rows": sum(len(p) for p in groups.values() if len(p) >= 4),
-            "median": float(np.mean(found_taus)),
+            "what": f"ranking of layouts, mean tau of {len(taus)}",
+            "rows": count,
+            "median": float(np.mean(taus)),
         }
 
 

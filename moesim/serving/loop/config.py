@@ -64,7 +64,9 @@ class ServerConfig:
             vLLM and TensorRT-LLM). Otherwise a step with prompt tokens stalls the decoding of its
             rank (SGLang's default).
         speculation: Speculative decoding, if it is used.
-        receive_s: Seconds in which the server's front end takes in a request before it queues.
+        receive_s: Seconds that a request spends in the server's front end beside others.
+        intake_s: Seconds before them in which the front end is busy with this request alone, so
+            that prompts that are sent together queue one after another.
         tolerance: Relative error of the time of decode steps that are jumped over, see
             `moesim.serving.loop.stretch`; 0 runs every step.
 
@@ -82,6 +84,7 @@ class ServerConfig:
     mixed: bool = True
     speculation: Speculation | None = None
     receive_s: float = 0.0
+    intake_s: float = 0.0
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ class ServerConfig:
             require_int(f"server.{name}", getattr(self, name), 1)
         require_int("server.prefill_interval", self.prefill_interval, 0)
         require(0 <= self.receive_s < math.inf, "server.receive_s", "a number >= 0", self.receive_s)
+        require(0 <= self.intake_s < math.inf, "server.intake_s", "a number >= 0", self.intake_s)
         require(0 <= self.tolerance < 1, "server.tolerance", "a number from 0 to 1", self.tolerance)
 
     @property

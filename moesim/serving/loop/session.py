@@ -32,7 +32,7 @@ def serve(times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> Se
     """
     env, gaps = simpy.Environment(), Gaps()
     pool = Pool(env, times, config, gaps)
-    clients = _Clients(env, traffic, config.receive_s)
+    clients = _Clients(env, traffic, config)
     pool.check(clients.jobs)
     pool.start(clients.ended)
     clients.start(pool.submit)
@@ -65,7 +65,7 @@ def serve_disaggregated(
     env, gaps = simpy.Environment(), Gaps()
     prefill = Pool(env, prefill_times, config.prefill, gaps, prefill_only=True, name="prefill")
     decode = Pool(env, decode_times, config.decode, gaps, name="decode")
-    clients = _Clients(env, traffic, config.prefill.receive_s)
+    clients = _Clients(env, traffic, config.prefill)
     prefill.check(clients.jobs)
     decode.check(clients.jobs)
 
@@ -96,8 +96,13 @@ class _Clients:
         jobs: All requests, in order of sending.
     """
 
-    def __init__(self, env: simpy.Environment, traffic: RequestTraffic, receive_s: float) -> None:
-        self.concurrency, self._receive_s = traffic.concurrency, receive_s
+    def __init__(
+        self, env: simpy.Environment, traffic: RequestTraffic, config: ServerConfig
+    ) -> None:
+        self.concurrency = traffic.concurrency
+        self._receive_s, self._intake_s = config.receive_s, config.intake_s
+        #: when the front end is done with the requests before
+        self._free_s = 0.0
         requests = traffic.requests()
         self._arrival_s = None if requests.arrival_s_N is None else requests.arrival_s_N.tolist()
         lengths = zip(requests.isl_N.tolist(), requests.osl_N.tolist(), strict=True)
@@ -135,13 +140,14 @@ class _Clients:
         job = self.jobs[self._next]
         self._next += 1
         job.sent_s = job.last_s = float(self._env.now)
-        if self._receive_s:
-            self._env.process(self._receive(job))
+        if self._receive_s or self._intake_s:
+            self._free_s = max(self._free_s, job.sent_s) + self._intake_s
+            self._env.process(self._receive(job, self._free_s - job.sent_s + self._receive_s))
         else:
             self._submit(job)
 
-    def _receive(self, job: Job) -> Generator[simpy.Event, None, None]:
-        yield self._env.timeout(self._receive_s)
+    def _receive(self, job: Job, delay_s: float) -> Generator[simpy.Event, None, None]:
+        yield self._env.timeout(delay_s)
         assert self._submit is not None, "requests are sent to somebody"
         self._submit(job)
 

@@ -8,6 +8,8 @@ repetition draws a routing of its own, so that the mean is over several layers' 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
 
 from moesim.model.spec import LayerKind
 
@@ -22,27 +24,32 @@ class Run:
 
     pattern: tuple[LayerKind, ...]
     repeats: int
+    most: int | None = REPETITIONS
 
     @property
     def lowered(self) -> int:
-        """The repetitions that are lowered."""
-        return min(self.repeats, REPETITIONS)
+        """The repetitions that are lowered: at most so many, or all."""
+        return self.repeats if self.most is None else min(self.repeats, self.most)
 
 
-def runs_of(blocks: Sequence[LayerKind]) -> list[Run]:
+def runs_of(blocks: Sequence[LayerKind], most: int | None = REPETITIONS) -> list[Run]:
     """Return the layers as runs of patterns, each as long as possible and its pattern as short as
     possible.
+
+    Args:
+        blocks: The layers, in order.
+        most: Repetitions of a pattern that are lowered at most; None for all.
     """
     found, at = [], 0
     while at < len(blocks):
-        best = Run((blocks[at],), 1)
+        best = Run((blocks[at],), 1, most)
         for size in range(1, min(_LONGEST_PATTERN, (len(blocks) - at) // 2) + 1):
             pattern = tuple(blocks[at : at + size])
             repeats = 1
             while tuple(blocks[at + repeats * size : at + (repeats + 1) * size]) == pattern:
                 repeats += 1
             if repeats > 1 and repeats * size > best.repeats * len(best.pattern):
-                best = Run(pattern, repeats)
+                best = Run(pattern, repeats, most)
         found.append(best)
         at += best.repeats * len(best.pattern)
     return found
@@ -81,3 +88,28 @@ def stretches(runs: Sequence[Run], marks_s: Sequence[float], makespan_s: float) 
         found.append(Section(ends[0], ends[1], 1.0))
         found.append(Section(ends[1], ends[-1], (run.repeats - 1.0) / (run.lowered - 1.0)))
     return [*found, Section(marks_s[-1], makespan_s, 1.0)]
+
+
+def chain_error_s(runs: Sequence[Run], marks_s: Sequence[float]) -> float:
+    """Return the standard error, in seconds, of the layers that `stretches` adds.
+
+    The repetitions after the first are a sample of n with standard deviation s. R further ones are
+    added with its mean, so that the error of the sample's mean counts R times, and each is as
+    uneven as the sample: s sqrt(R^2 / n + R). Runs are independent.
+
+    Args:
+        runs: The runs that were lowered, in order.
+        marks_s: When each lowered repetition ended, after when the first began.
+    """
+    variance, at = 0.0, 0
+    for run in runs:
+        ends = marks_s[at + 1 : at + run.lowered + 1]
+        at += run.lowered
+        further, count = run.repeats - run.lowered, run.lowered - 1
+        if further <= 0 or count < 2:
+            continue
+        steady = [end - begin for begin, end in pairwise(ends)]
+        mean = sum(steady) / count
+        sample = sum((seconds - mean) ** 2 for seconds in steady) / (count - 1)
+        variance += sample * (further**2 / count + further)
+    return sqrt(variance)

@@ -19,7 +19,13 @@ from moesim.model.feedforward import MoEFeedForward
 from moesim.model.latent import LatentAttention
 from moesim.model.spec import LayerKind
 from moesim.simulation.phases import critical_segments, mean_utilisation
-from moesim.simulation.steps.chain import Section, runs_of, stretches
+from moesim.simulation.steps.chain import (
+    REPETITIONS,
+    Section,
+    chain_error_s,
+    runs_of,
+    stretches,
+)
 from moesim.simulation.steps.experts import present, sent
 from moesim.simulation.trust import span_of, trust_of
 
@@ -39,6 +45,8 @@ class StepResult:
         time_s: Time of the step on the devices, without the host.
         low_s: P10 of that time.
         high_s: P90.
+        chain_error_s: Standard error of what stands for the layers that were not lowered, see
+            `moesim.simulation.steps.chain.chain_error_s`; 0 if all were.
         phase_time_s: Seconds of each phase on the critical path; they sum to time_s.
         mean_utilisation: Kind of resource -> its mean utilization in the lowered layers.
         kernels: Name of the library that runs the experts; empty for a model without.
@@ -52,6 +60,7 @@ class StepResult:
     time_s: float
     low_s: float
     high_s: float
+    chain_error_s: float
     phase_time_s: dict[str, float]
     mean_utilisation: dict[str, float]
     kernels: str
@@ -82,24 +91,59 @@ def simulate_step(
     Raises:
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
+    return _simulate(served, cluster, step, load, _Detail(engine, REPETITIONS))
+
+
+def simulate_every_layer(
+    served: ServedModel,
+    cluster: Cluster,
+    step: Step,
+    *,
+    load: ExpertLoad = UNEVEN,
+    engine: str = "flow",
+) -> StepResult:
+    """Simulate one step with every layer lowered: what `simulate_step` estimates from a few
+    repetitions of each, about ten times as slowly. Arguments and errors are the same.
+    """
+    return _simulate(served, cluster, step, load, _Detail(engine, None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """The engine, and the repetitions of a pattern that are lowered at most; None for all."""
+
+    engine: str
+    repetitions: int | None
+
+
+def _simulate(
+    served: ServedModel, cluster: Cluster, step: Step, load: ExpertLoad, detail: _Detail
+) -> StepResult:
     stage = stage_of(cluster, served.layout.devices_per_stage)
     served = with_exchange(served, stage, decodes=step.prefill_tokens == 0)
-    runs = runs_of(served.spec.blocks)
-    parts = _micro_batches(step, served.schedule.num_micro_batches)
+    runs = runs_of(served.spec.blocks, detail.repetitions)
+    whole = served.step_order == "chunked"
+    parts = [step] if whole else _micro_batches(step, served.schedule.num_micro_batches)
     layers: list[tuple[LayerKind, Experts | None, bool]] = []
     names: dict[str, None] = {}
+    index = 0
     for run_ in runs:
         for repetition in range(run_.lowered):
             for place, kind in enumerate(run_.pattern):
                 experts = None
                 if kind.moe is not None:
-                    drawn = replace(load, seed=load.seed + 101 * repetition + place)
+                    drawn = load.of_layer(index, 101 * repetition + place)
+                    index += 1
                     experts, name = _experts(served, stage, kind.moe, step, drawn)
                     names[name] = None
                 layers.append((kind, experts, place == len(run_.pattern) - 1))
     pricing = pricing_of(served, stage)
     lowered = lower_step(served, stage, pricing, parts, layers)
-    timeline = run(lowered.program, engine)
+    timeline = bound = run(lowered.program, "bound")
+    if detail.engine != "bound":
+        # head and embedding count as one more
+        one_layer_s = bound.makespan_s / (len(layers) + 1)
+        timeline = run(lowered.program, detail.engine, scale_s=one_layer_s)
     marks_s = [float(timeline.end_s_N[ops].max()) for ops in lowered.marks]
     spans = stretches(runs, marks_s, timeline.makespan_s)
     phases: dict[str, float] = {}
@@ -117,11 +161,12 @@ def simulate_step(
         time_s=time_s,
         low_s=time_s * low,
         high_s=time_s * high,
+        chain_error_s=chain_error_s(runs, marks_s),
         phase_time_s=phases,
         mean_utilisation=mean_utilisation(lowered.program, timeline.busy_s_R, timeline.makespan_s),
         kernels=" ".join(name for name in names if name),
         grades=grades,
-        engine=engine,
+        engine=detail.engine,
     )
 
 
@@ -235,8 +280,8 @@ def _grades(
     attention: Op = "mla_decode" if latent else "decode"
     cache = served.kv_format
     if not step.sequences:
-        attention = "mla_prefill" if latent else "prefill"
         cache = "fp8_kv" if cache == "fp8" else cache
+        attention = prices.latent_prefill(cache) if latent else "prefill"
     found = {
         "projections": gemm,
         "dense": gemm,

@@ -3,9 +3,8 @@
 import pytest
 
 from moesim.design.step import Step
-from moesim.simulation.steps import chain
-from moesim.simulation.steps.chain import Run, runs_of, stretches
-from moesim.simulation.steps.simulate import simulate_step
+from moesim.simulation.steps.chain import Run, chain_error_s, runs_of, stretches
+from moesim.simulation.steps.simulate import simulate_every_layer, simulate_step
 from moesim.testing.models import DENSE, NARROW, SPARSE
 
 
@@ -34,16 +33,24 @@ def test_stretches_stand_for_all_repetitions():
     assert total == pytest.approx(1.0 + 2.0 + 2.0 + 10.0 + 0.5)
 
 
+def test_what_stands_for_others_has_their_error():
+    """Two repetitions of 4 and 6 seconds (s^2 = 2) stand for eight more, by hand: sqrt(2 (8^2 / 2 +
+    8)); a run that is lowered whole adds nothing.
+    """
+    runs = [Run((DENSE,), 2), Run((SPARSE,), 11)]
+    assert chain_error_s(runs, [0.0, 1.0, 2.0, 9.0, 13.0, 19.0]) == pytest.approx(80.0**0.5)
+    assert chain_error_s([Run((DENSE,), 3)], [0.0, 1.0, 3.0, 4.0]) == 0.0
+
+
 @pytest.mark.parametrize("layout", ["tp4", "tp4 ep4", "dp8 ep8"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_a_short_chain_is_near_the_whole(small, hgx, monkeypatch, layout, phase):
+def test_a_short_chain_is_near_the_whole(small, hgx, layout, phase):
     step = (
         Step(prefills=1, new_tokens=2048) if phase == "prefill" else Step(sequences=32, context=1e3)
     )
     served = small(DENSE, *[NARROW, SPARSE] * 6, layout=layout)
     short = simulate_step(served, hgx, step)
-    monkeypatch.setattr(chain, "REPETITIONS", 99)
-    whole = simulate_step(served, hgx, step)
+    whole = simulate_every_layer(served, hgx, step)
     assert short.time_s == pytest.approx(whole.time_s, rel=0.02)
     for name, seconds in whole.phase_time_s.items():
         if seconds > 0.05 * whole.time_s:
