@@ -27,6 +27,7 @@ from moesim.serving.loop import (
     serve_disaggregated,
 )
 from moesim.serving.pools import ServedPool, ServingKnobs, pool_of
+from moesim.serving.steady import SteadyResult
 from moesim.simulation.steps.simulate import UNEVEN, StepResult, simulate_step
 from moesim.simulation.steps.times import StepTable
 from moesim.simulation.trust import basis_digest
@@ -45,7 +46,7 @@ class WholeResult:
         cluster: The hardware.
         traffic: The requests.
         pools: The servers: one pool, or one that computes prompts and one that decodes.
-        loop: What the request loop gave.
+        loop: What the request loop gave, or its steady state in closed form.
         decode: A usual decode step: what takes its time, and what that rests on.
         prefill: A usual step of a prompt.
     """
@@ -53,7 +54,7 @@ class WholeResult:
     cluster: Cluster
     traffic: RequestTraffic
     pools: tuple[ServedPool, ...]
-    loop: ServingResult
+    loop: ServingResult | SteadyResult
     decode: StepResult
     prefill: StepResult
 
@@ -156,6 +157,7 @@ class WholeResult:
             "prefill_step_ms": self.prefill.time_s / MS,
             "limited_by": max(self.decode.phase_time_s, key=self.decode.phase_time_s.__getitem__),
             "kernels": self.decode.kernels,
+            "requests_by": "request loop" if self.loop.requests else "steady state",
             "evidence": "simulated",
             "grade": max(
                 self.decode.grades[name].letter

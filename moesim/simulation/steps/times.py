@@ -19,18 +19,30 @@ from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
 from moesim.hardware import Cluster
 from moesim.hardware.serving_engines import ServingEngine, serving_engine
-from moesim.simulation.steps.simulate import UNEVEN, pricing_of, simulate_step, stage_of
+from moesim.simulation.steps.simulate import (
+    UNEVEN,
+    StepResult,
+    pricing_of,
+    simulate_step,
+    stage_of,
+)
 
-#: sequences up to which every number is a node
-_EXACT = 8
-#: nodes of an octave beyond
-_PER_OCTAVE = 4
+#: nodes of an octave by default; every number up to twice as many is a node
+PER_OCTAVE = 4
 #: context of decoding sequences at the nodes
 _CONTEXT = 2048.0
 
 
 class StepTable:
     """Times of the steps of a design, a `moesim.serving.loop.StepTimes`.
+
+    Args:
+        served: The design.
+        cluster: The hardware.
+        load: How tokens choose experts.
+        engine: The serving engine whose host is added; None for the design's.
+        steps_by: Name of the engine that runs the steps' programs.
+        per_octave: Nodes between a number of tokens or sequences and its double.
 
     Attributes:
         served: The design.
@@ -46,9 +58,11 @@ class StepTable:
         *,
         load: ExpertLoad = UNEVEN,
         engine: ServingEngine | None = None,
+        steps_by: str = "flow",
+        per_octave: int = PER_OCTAVE,
     ) -> None:
         self.served, self.cluster = served, cluster
-        self._load = load
+        self._load, self._steps_by, self._per_octave = load, steps_by, per_octave
         self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
@@ -72,28 +86,43 @@ class StepTable:
         `moesim.serving.loop.StepTimes`.
         """
         total = 0.0
-        for prompts, share in _between(prefill_tokens):
-            for decoding, part in _between(sequences):
+        for prompts, share in _between(prefill_tokens, self._per_octave):
+            for decoding, part in _between(sequences, self._per_octave):
                 if share * part > 0.0 and prompts + decoding > 0:
-                    total += share * part * self._node(prompts, decoding, tokens_per_sequence)
+                    node = self._node(prompts, decoding, tokens_per_sequence)
+                    total += share * part * node.time_s
         looking = self._looking(
             prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
         )
         usual = self._looking(
             prefill_tokens, _usual(prefill_tokens), sequences, _CONTEXT, tokens_per_sequence
         )
-        shows = self._shows(_nearest(sequences), tokens_per_sequence) if sequences else 1.0
+        nearest = self._nearest(sequences)
+        shows = self._shows(nearest, tokens_per_sequence) if sequences else 1.0
         devices_s = max(total + shows * (looking - usual), 0.0)
         layers = self.served.spec.num_layers if prefill_tokens else 0
         return self.engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
 
-    def _simulate(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
-        self.simulated += 1
-        return self._time_s(prompts, sequences, _CONTEXT, tokens_per_sequence)
+    def near(
+        self, *, prefill_tokens: int = 0, sequences: int = 0, tokens_per_sequence: int = 1
+    ) -> StepResult:
+        """Return the simulated step that is nearest to another, of usual contexts: what takes its
+        time, and what that rests on.
+        """
+        return self._node(
+            self._nearest(prefill_tokens), self._nearest(sequences), tokens_per_sequence
+        )
 
-    def _time_s(
+    def _nearest(self, number: int) -> int:
+        return max(_between(number, self._per_octave), key=lambda node: node[1])[0]
+
+    def _simulate(self, prompts: int, sequences: int, tokens_per_sequence: int) -> StepResult:
+        self.simulated += 1
+        return self._result(prompts, sequences, _CONTEXT, tokens_per_sequence)
+
+    def _result(
         self, prompts: int, sequences: int, context: float, tokens_per_sequence: int
-    ) -> float:
+    ) -> StepResult:
         step = Step(
             prefills=1.0 if prompts else 0.0,
             new_tokens=prompts,
@@ -101,7 +130,9 @@ class StepTable:
             context=context,
             tokens_per_sequence=tokens_per_sequence,
         )
-        return simulate_step(self.served, self.cluster, step, load=self._load).time_s
+        return simulate_step(
+            self.served, self.cluster, step, load=self._load, engine=self._steps_by
+        )
 
     def _share_that_shows(self, sequences: int, tokens_per_sequence: int) -> float:
         """Return by how much a step grows for each second of attention."""
@@ -109,8 +140,8 @@ class StepTable:
             return 1.0
         more = self._looking(0, 0.0, sequences, 2.0 * _CONTEXT, tokens_per_sequence)
         more -= self._looking(0, 0.0, sequences, _CONTEXT, tokens_per_sequence)
-        longer = self._time_s(0, sequences, 2.0 * _CONTEXT, tokens_per_sequence)
-        return (longer - self._node(0, sequences, tokens_per_sequence)) / more
+        longer = self._result(0, sequences, 2.0 * _CONTEXT, tokens_per_sequence)
+        return (longer.time_s - self._node(0, sequences, tokens_per_sequence).time_s) / more
 
     def _looking(
         self,
@@ -157,28 +188,24 @@ def _usual(prompt_tokens: int) -> float:
     return max((prompt_tokens - 1.0) / 2.0, 0.0)
 
 
-def _nodes(upto: int) -> list[int]:
-    found = list(range(_EXACT + 1))
+def _nodes(upto: int, per_octave: int) -> list[int]:
+    found = list(range(2 * per_octave + 1))
     while found[-1] < upto:
         octave = floor(log2(found[-1]))
-        found.append(found[-1] + max(2**octave // _PER_OCTAVE, 1))
+        found.append(found[-1] + max(2**octave // per_octave, 1))
     return found
 
 
 @lru_cache(maxsize=65536)
-def _between(number: int) -> tuple[tuple[int, float], ...]:
+def _between(number: int, per_octave: int) -> tuple[tuple[int, float], ...]:
     """Return the nodes around a number with their shares."""
-    nodes = _nodes(number)
+    nodes = _nodes(number, per_octave)
     at = bisect.bisect_left(nodes, number)
     if nodes[at] == number:
         return ((number, 1.0),)
     low, high = nodes[at - 1], nodes[at]
     share = (number - low) / (high - low)
     return ((low, 1.0 - share), (high, share))
-
-
-def _nearest(number: int) -> int:
-    return max(_between(number), key=lambda node: node[1])[0]
 
 
 def _around(length: float) -> tuple[tuple[float, float], ...]:
