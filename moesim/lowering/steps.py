@@ -6,8 +6,9 @@ micro-batches, the attention of one runs beside the exchange of the other (two-b
 nothing but the order of pieces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,6 +89,12 @@ def lower_step(
     return _Lowering(served, cluster, pricing, steps, layers).run()
 
 
+@lru_cache(maxsize=4096)
+def _once(price: Callable[..., PhaseCost], *asked: object) -> PhaseCost:
+    """Return a price that the layers of a step, and designs that differ elsewhere, share."""
+    return price(*asked)
+
+
 class _Lowering:
     def __init__(
         self,
@@ -116,7 +123,7 @@ class _Lowering:
         ]
         for m, step in enumerate(self.steps):
             pieces: list[Piece] = [
-                self._local("embedding", rest.embedding(self.pricing, step)),
+                self._local("embedding", _once(rest.embedding, self.pricing, step)),
                 Mark(),
             ]
             for (kind, _, ends), moe in zip(self.layers, block_costs, strict=True):
@@ -125,8 +132,8 @@ class _Lowering:
                 if ends:
                     pieces.append(Mark())
             pieces += [
-                self._local("head", rest.head(self.pricing, spec.vocab_size, step)),
-                self._local("sampler", rest.sampler(self.pricing, spec.vocab_size, step)),
+                self._local("head", _once(rest.head, self.pricing, spec.vocab_size, step)),
+                self._local("sampler", _once(rest.sampler, self.pricing, spec.vocab_size, step)),
             ]
             batches.append(pieces)
         marks = self.canvas.streams.run(batches)
@@ -151,9 +158,9 @@ class _Lowering:
             return []
         pricing, mixer = self.pricing, kind.mixer
         return [
-            self._local("norm", rest.norm(pricing, step.tokens)),
-            self._local("projections", mixers.projections(pricing, mixer, step)),
-            self._local("attention", mixers.core(mixer, pricing, step)),
+            self._local("norm", _once(rest.norm, pricing, step.tokens)),
+            self._local("projections", _once(mixers.projections, pricing, mixer, step)),
+            self._local("attention", _once(mixers.core, mixer, pricing, step)),
             *self._after_attention(kind, step),
         ]
 
@@ -166,9 +173,9 @@ class _Lowering:
     def _feed_forward(self, kind: LayerKind, step: Step, moe: list[Piece]) -> list[Piece]:
         pieces: list[Piece] = []
         if kind.dense is not None or kind.moe is not None:
-            pieces.append(self._local("norm", rest.norm(self.pricing, step.tokens)))
+            pieces.append(self._local("norm", _once(rest.norm, self.pricing, step.tokens)))
         if kind.dense is not None:
-            pieces.append(self._local("dense", rest.dense(self.pricing, kind.dense, step)))
+            pieces.append(self._local("dense", _once(rest.dense, self.pricing, kind.dense, step)))
             if kind.moe is None or self.layout.exchanges_tokens:
                 pieces += self._joined("all_reduce", step.tokens, self.layout.tp)
         if kind.moe is not None:
@@ -216,7 +223,7 @@ class _Lowering:
         for m, cost in enumerate(costs):
             exchange = self.canvas.exchange(priced[m], self.served.schedule) if priced else None
             tokens = float(np.asarray(experts.batches[m].num_tokens_S).mean())
-            gate = rest.gate(self.pricing, self.served.layer(experts.moe), tokens)
+            gate = _once(rest.gate, self.pricing, self.served.layer(experts.moe), tokens)
             cost = replace(cost, gate=rest.on_all(gate, self.cluster.num_devices))
             found.append(self._around(experts.moe, pieces_of(cost, exchange), tokens, 1))
         return found
@@ -236,7 +243,7 @@ class _Lowering:
             tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
         )
         pieces: list[Piece] = [
-            self._local("gate", rest.gate(self.pricing, layer, step.tokens)),
+            self._local("gate", _once(rest.gate, self.pricing, layer, step.tokens)),
             Local(name="experts", cost=cost),
         ]
         assert devices == len(cost.latency_s_D), "one price for each device"
@@ -247,10 +254,10 @@ class _Lowering:
     ) -> list[Piece]:
         """Add shared experts, which run beside a dispatch, and the projections of latent ones."""
         if moe.latent_size:
-            pieces = [self._local("latent", rest.latent(self.pricing, moe, tokens)), *pieces]
+            pieces = [self._local("latent", _once(rest.latent, self.pricing, moe, tokens)), *pieces]
         if not moe.num_shared_experts:
             return pieces
-        cost = self._local("shared", rest.shared(self.pricing, moe, tokens, tp))
+        cost = self._local("shared", _once(rest.shared, self.pricing, moe, tokens, tp))
         at = next(
             (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive)),
             next(i for i, p in enumerate(pieces) if isinstance(p, Local) and p.name == "experts"),

@@ -43,6 +43,8 @@ class StepTable:
         engine: The serving engine whose host is added; None for the design's.
         steps_by: Name of the engine that runs the steps' programs.
         per_octave: Nodes between a number of tokens or sequences and its double.
+        joined: Whether sequences that decode beside prompts are priced as that many more tokens of
+            prompts in all but their attention, which needs no nodes of its own.
 
     Attributes:
         served: The design.
@@ -60,9 +62,11 @@ class StepTable:
         engine: ServingEngine | None = None,
         steps_by: str = "flow",
         per_octave: int = PER_OCTAVE,
+        joined: bool = False,
     ) -> None:
         self.served, self.cluster = served, cluster
         self._load, self._steps_by, self._per_octave = load, steps_by, per_octave
+        self._joined = joined
         self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
@@ -85,23 +89,42 @@ class StepTable:
         """Return the seconds of one step of every attention rank, see
         `moesim.serving.loop.StepTimes`.
         """
-        total = 0.0
-        for prompts, share in _between(prefill_tokens, self._per_octave):
-            for decoding, part in _between(sequences, self._per_octave):
-                if share * part > 0.0 and prompts + decoding > 0:
-                    node = self._node(prompts, decoding, tokens_per_sequence)
-                    total += share * part * node.time_s
         looking = self._looking(
             prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
         )
-        usual = self._looking(
-            prefill_tokens, _usual(prefill_tokens), sequences, _CONTEXT, tokens_per_sequence
-        )
+        decoding = 0 if self._joined and prefill_tokens else sequences
+        usual = self._usually(prefill_tokens, decoding, tokens_per_sequence)
+        total = self._at_nodes(prefill_tokens, decoding, tokens_per_sequence)
+        if sequences > decoding:
+            total += sequences * tokens_per_sequence * self._token_s(prefill_tokens)
         nearest = self._nearest(sequences)
         shows = self._shows(nearest, tokens_per_sequence) if sequences else 1.0
         devices_s = max(total + shows * (looking - usual), 0.0)
         layers = self.served.spec.num_layers if prefill_tokens else 0
         return self.engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
+
+    def _usually(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
+        """Return the seconds of attention in a step of usual contexts."""
+        return self._looking(prompts, _usual(prompts), sequences, _CONTEXT, tokens_per_sequence)
+
+    def _token_s(self, prompts: int) -> float:
+        """Return the seconds that one more token of prompts adds, its attention left out."""
+        fewer = prompts // 2
+        if not fewer:
+            return 0.0
+        added = self._at_nodes(prompts, 0, 1) - self._at_nodes(fewer, 0, 1)
+        added -= self._usually(prompts, 0, 1) - self._usually(fewer, 0, 1)
+        return max(added, 0.0) / (prompts - fewer)
+
+    def _at_nodes(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
+        """Return the seconds of a step with usual contexts, linear between nodes."""
+        total = 0.0
+        for tokens, share in _between(prompts, self._per_octave):
+            for decoding, part in _between(sequences, self._per_octave):
+                if share * part != 0.0 and tokens + decoding > 0:
+                    node = self._node(tokens, decoding, tokens_per_sequence)
+                    total += share * part * node.time_s
+        return total
 
     def near(
         self, *, prefill_tokens: int = 0, sequences: int = 0, tokens_per_sequence: int = 1
