@@ -12,7 +12,7 @@ apply, so that no two points are the same design.
 
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -120,6 +120,24 @@ class Space(Strict):
     hardware: dict[str, _Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
     lenient: bool = False
+    #: first what routings depend on, then placements, and the width last
+    slow_first: ClassVar[tuple[str, ...]] = (
+        "gate",
+        "num_expert_groups",
+        "num_limited_groups",
+        "num_experts",
+        "top_k",
+        "capacity_factor",
+        "overflow",
+        "placement",
+        "num_replicas",
+        "parallelism",
+        "exchange",
+        "num_micro_batches",
+        "precision",
+        "expert_intermediate_size",
+    )
+    ruling: ClassVar[tuple[str, ...]] = ("gate", "placement", "capacity_factor")
 
     def __init__(self, **choices: Any) -> None:
         try:

@@ -28,7 +28,9 @@ def quick_table(served: ServedModel, cluster: Cluster, load: ExpertLoad = UNEVEN
         cluster: The hardware.
         load: How tokens choose experts.
     """
-    return StepTable(served, cluster, load=load, steps_by="bound", per_octave=_PER_OCTAVE, joined=True)
+    return StepTable(
+        served, cluster, load=load, steps_by="bound", per_octave=_PER_OCTAVE, joined=True
+    )
 
 
 def estimate_model(

@@ -8,6 +8,8 @@ from moesim.design.step import Layout
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 
+#: devices that share heads at most
+_MOST_TP = 8
 #: strategy and replicas for each rank where tokens travel and devices wait for the fullest
 BALANCED = "eplb"
 
@@ -43,6 +45,36 @@ def placed(served: ServedModel) -> ServedModel:
     moe = served.spec.moe
     assert moe is not None, "whole experts are on several ranks"
     return replace(served, placement=BALANCED, num_replicas=-moe.num_experts % ep + ep)
+
+
+def engine_layouts(cluster: Cluster) -> list[Layout]:
+    """Return every layout in which engines serve models with experts on a cluster.
+
+    An engine spreads its experts over the devices of all its attention ranks, whole or, within a
+    domain, cut; attention ranks are of 1, 2, 4 or 8 devices of a domain; pipeline stages are of a
+    domain each (SGLang, ``--tp-size``, ``--dp-size``, ``--ep-size``, ``--pp-size``; vLLM,
+    ``--tensor-parallel-size``, ``--data-parallel-size``, ``--enable-expert-parallel``,
+    ``--pipeline-parallel-size``). The number of devices is that of the cluster halved as often as
+    possible.
+    """
+    domain, found = min(cluster.devices_per_domain, cluster.num_devices), {}
+    devices = cluster.num_devices
+    while True:
+        for tp in (1, 2, 4, 8):
+            if tp > min(devices, domain) or devices % tp or domain % tp:
+                continue
+            dp = devices // tp
+            if devices <= domain:
+                found[Layout(tp=tp, dp=dp, moe_tp=devices)] = None
+            if devices > 1:
+                found[Layout(tp=tp, dp=dp, ep=devices)] = None
+        # stages of a domain, whose devices share all heads
+        if devices > domain and devices % domain == 0 and domain <= _MOST_TP:
+            for experts in ({"moe_tp": domain}, {"ep": domain}):
+                found[Layout(tp=domain, pp=devices // domain, **experts)] = None
+        if devices % 2 or devices == 1:
+            return list(found)
+        devices //= 2
 
 
 def _layouts(cluster: Cluster) -> Iterator[Layout]:

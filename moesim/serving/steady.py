@@ -119,9 +119,7 @@ class _Cycle:
     queue_s: float
 
 
-def steady_state(
-    times: StepTimes, config: ServerConfig, traffic: RequestTraffic
-) -> SteadyResult:
+def steady_state(times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> SteadyResult:
     """Return the steady state of a closed loop of clients.
 
     Args:
