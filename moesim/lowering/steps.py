@@ -89,10 +89,18 @@ def lower_step(
     return _Lowering(served, cluster, pricing, steps, layers).run()
 
 
-@lru_cache(maxsize=4096)
-def _once(price: Callable[..., PhaseCost], *asked: object) -> PhaseCost:
-    """Return a price that the layers of a step, and designs that differ elsewhere, share."""
-    return price(*asked)
+@lru_cache(maxsize=8192)
+def _on_all(devices: int, price: Callable[..., PhaseCost], *asked: object) -> PhaseCost:
+    """Return the price of a piece on all devices, which the layers of a step share, and designs
+    that differ elsewhere.
+    """
+    return rest.on_all(price(*asked), devices)
+
+
+def _collective(
+    pricing: DensePricing, cluster: Cluster, kind: Joint, size: int, tokens: float
+) -> PhaseCost:
+    return price_collective(pricing.prices, cluster, kind, size, tokens, pricing.hidden_size)
 
 
 class _Lowering:
@@ -123,7 +131,7 @@ class _Lowering:
         ]
         for m, step in enumerate(self.steps):
             pieces: list[Piece] = [
-                self._local("embedding", _once(rest.embedding, self.pricing, step)),
+                self._local("embedding", rest.embedding, self.pricing, step),
                 Mark(),
             ]
             for (kind, _, ends), moe in zip(self.layers, block_costs, strict=True):
@@ -132,8 +140,8 @@ class _Lowering:
                 if ends:
                     pieces.append(Mark())
             pieces += [
-                self._local("head", _once(rest.head, self.pricing, spec.vocab_size, step)),
-                self._local("sampler", _once(rest.sampler, self.pricing, spec.vocab_size, step)),
+                self._local("head", rest.head, self.pricing, spec.vocab_size, step),
+                self._local("sampler", rest.sampler, self.pricing, spec.vocab_size, step),
             ]
             batches.append(pieces)
         marks = self.canvas.streams.run(batches)
@@ -143,24 +151,25 @@ class _Lowering:
             marks=marks[0],
         )
 
-    def _local(self, name: str, cost: PhaseCost) -> Local:
-        return Local(name=name, cost=rest.on_all(cost, self.cluster.num_devices))
+    def _local(self, name: str, price: Callable[..., PhaseCost], *asked: object) -> Local:
+        return Local(name=name, cost=_on_all(self.cluster.num_devices, price, *asked))
 
     def _joined(self, kind: Joint, tokens: float, size: int) -> list[Piece]:
         """Return a collective over the devices of an attention rank or of all; nothing for one."""
         if size == 1:
             return []
-        cost = price_collective(self.pricing.prices, self.cluster, kind, size, tokens, self.hidden)
-        return [Collective(name=kind, cost=rest.on_all(cost, self.cluster.num_devices), size=size)]
+        asked = (self.pricing, self.cluster, kind, size, tokens)
+        cost = _on_all(self.cluster.num_devices, _collective, *asked)
+        return [Collective(name=kind, cost=cost, size=size)]
 
     def _mixer(self, kind: LayerKind, step: Step) -> list[Piece]:
         if kind.mixer is None:
             return []
         pricing, mixer = self.pricing, kind.mixer
         return [
-            self._local("norm", _once(rest.norm, pricing, step.tokens)),
-            self._local("projections", _once(mixers.projections, pricing, mixer, step)),
-            self._local("attention", _once(mixers.core, mixer, pricing, step)),
+            self._local("norm", rest.norm, pricing, step.tokens),
+            self._local("projections", mixers.projections, pricing, mixer, step),
+            self._local("attention", mixers.core, mixer, pricing, step),
             *self._after_attention(kind, step),
         ]
 
@@ -173,9 +182,9 @@ class _Lowering:
     def _feed_forward(self, kind: LayerKind, step: Step, moe: list[Piece]) -> list[Piece]:
         pieces: list[Piece] = []
         if kind.dense is not None or kind.moe is not None:
-            pieces.append(self._local("norm", _once(rest.norm, self.pricing, step.tokens)))
+            pieces.append(self._local("norm", rest.norm, self.pricing, step.tokens))
         if kind.dense is not None:
-            pieces.append(self._local("dense", _once(rest.dense, self.pricing, kind.dense, step)))
+            pieces.append(self._local("dense", rest.dense, self.pricing, kind.dense, step))
             if kind.moe is None or self.layout.exchanges_tokens:
                 pieces += self._joined("all_reduce", step.tokens, self.layout.tp)
         if kind.moe is not None:
@@ -223,8 +232,9 @@ class _Lowering:
         for m, cost in enumerate(costs):
             exchange = self.canvas.exchange(priced[m], self.served.schedule) if priced else None
             tokens = float(np.asarray(experts.batches[m].num_tokens_S).mean())
-            gate = _once(rest.gate, self.pricing, self.served.layer(experts.moe), tokens)
-            cost = replace(cost, gate=rest.on_all(gate, self.cluster.num_devices))
+            layer = self.served.layer(experts.moe)
+            gate = _on_all(self.cluster.num_devices, rest.gate, self.pricing, layer, tokens)
+            cost = replace(cost, gate=gate)
             found.append(self._around(experts.moe, pieces_of(cost, exchange), tokens, 1))
         return found
 
@@ -243,7 +253,7 @@ class _Lowering:
             tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
         )
         pieces: list[Piece] = [
-            self._local("gate", _once(rest.gate, self.pricing, layer, step.tokens)),
+            self._local("gate", rest.gate, self.pricing, layer, step.tokens),
             Local(name="experts", cost=cost),
         ]
         assert devices == len(cost.latency_s_D), "one price for each device"
@@ -254,10 +264,10 @@ class _Lowering:
     ) -> list[Piece]:
         """Add shared experts, which run beside a dispatch, and the projections of latent ones."""
         if moe.latent_size:
-            pieces = [self._local("latent", _once(rest.latent, self.pricing, moe, tokens)), *pieces]
+            pieces = [self._local("latent", rest.latent, self.pricing, moe, tokens), *pieces]
         if not moe.num_shared_experts:
             return pieces
-        cost = self._local("shared", _once(rest.shared, self.pricing, moe, tokens, tp))
+        cost = self._local("shared", rest.shared, self.pricing, moe, tokens, tp)
         at = next(
             (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive)),
             next(i for i, p in enumerate(pieces) if isinstance(p, Local) and p.name == "experts"),

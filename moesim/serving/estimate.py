@@ -20,16 +20,28 @@ from moesim.simulation.steps.times import StepTable
 _PER_OCTAVE = 1
 
 
-def quick_table(served: ServedModel, cluster: Cluster, load: ExpertLoad = UNEVEN) -> StepTable:
+def quick_table(
+    served: ServedModel,
+    cluster: Cluster,
+    load: ExpertLoad = UNEVEN,
+    like: StepTable | None = None,
+) -> StepTable:
     """Return the times of a design's steps by the bound engine, on a wide grid.
 
     Args:
         served: The design.
         cluster: The hardware.
         load: How tokens choose experts.
+        like: Times of a design that differs in the format of its KV cache alone.
     """
     return StepTable(
-        served, cluster, load=load, steps_by="bound", per_octave=_PER_OCTAVE, joined=True
+        served,
+        cluster,
+        load=load,
+        steps_by="bound",
+        per_octave=_PER_OCTAVE,
+        joined=True,
+        like=like,
     )
 
 
@@ -69,5 +81,7 @@ def estimate_model(
             sequences=max(round(steady.batch), 1),
             tokens_per_sequence=1 + pool.config.draft_length,
         ),
-        prefill=table.near(prefill_tokens=min(round(steady.isl), pool.config.chunk)),
+        prefill=table.near(
+            prefill_tokens=min(round(steady.isl * steady.batch), pool.config.chunk)
+        ),
     )

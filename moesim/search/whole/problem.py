@@ -178,4 +178,10 @@ def _interval(objective: str) -> tuple[str, str]:
 @lru_cache(maxsize=4096)
 def _table(problem: ServingProblem, design: tuple[Any, ...]) -> StepTable:
     """Return the times of a design's steps, which its clients, drafts and chunks share."""
-    return quick_table(problem.space.served(design), problem.cluster, problem.workload.load())
+    usual = (*design[:-1], problem.space.kv_format[0])
+    return quick_table(
+        problem.space.served(design),
+        problem.cluster,
+        problem.workload.load(),
+        like=None if design == usual else _table(problem, usual),
+    )

@@ -45,6 +45,8 @@ class StepTable:
         per_octave: Nodes between a number of tokens or sequences and its double.
         joined: Whether sequences that decode beside prompts are priced as that many more tokens of
             prompts in all but their attention, which needs no nodes of its own.
+        like: Times of a design that differs in the format of its KV cache alone, whose nodes serve
+            here, too; only attention is priced anew.
 
     Attributes:
         served: The design.
@@ -63,10 +65,11 @@ class StepTable:
         steps_by: str = "flow",
         per_octave: int = PER_OCTAVE,
         joined: bool = False,
+        like: "StepTable | None" = None,
     ) -> None:
         self.served, self.cluster = served, cluster
         self._load, self._steps_by, self._per_octave = load, steps_by, per_octave
-        self._joined = joined
+        self._joined, self._like = joined, like or self
         self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
@@ -98,14 +101,14 @@ class StepTable:
         if sequences > decoding:
             total += sequences * tokens_per_sequence * self._token_s(prefill_tokens)
         nearest = self._nearest(sequences)
-        shows = self._shows(nearest, tokens_per_sequence) if sequences else 1.0
+        shows = self._like._shows(nearest, tokens_per_sequence) if sequences else 1.0
         devices_s = max(total + shows * (looking - usual), 0.0)
         layers = self.served.spec.num_layers if prefill_tokens else 0
         return self.engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
 
     def _usually(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
-        """Return the seconds of attention in a step of usual contexts."""
-        return self._looking(prompts, _usual(prompts), sequences, _CONTEXT, tokens_per_sequence)
+        """Return the seconds of attention in a step of usual contexts, as nodes hold it."""
+        return self._like._looking(prompts, _usual(prompts), sequences, _CONTEXT, tokens_per_sequence)
 
     def _token_s(self, prompts: int) -> float:
         """Return the seconds that one more token of prompts adds, its attention left out."""
@@ -122,7 +125,7 @@ class StepTable:
         for tokens, share in _between(prompts, self._per_octave):
             for decoding, part in _between(sequences, self._per_octave):
                 if share * part != 0.0 and tokens + decoding > 0:
-                    node = self._node(tokens, decoding, tokens_per_sequence)
+                    node = self._like._node(tokens, decoding, tokens_per_sequence)
                     total += share * part * node.time_s
         return total
 
@@ -132,7 +135,7 @@ class StepTable:
         """Return the simulated step that is nearest to another, of usual contexts: what takes its
         time, and what that rests on.
         """
-        return self._node(
+        return self._like._node(
             self._nearest(prefill_tokens), self._nearest(sequences), tokens_per_sequence
         )
 
