@@ -81,7 +81,5 @@ def estimate_model(
             sequences=max(round(steady.batch), 1),
             tokens_per_sequence=1 + pool.config.draft_length,
         ),
-        prefill=table.near(
-            prefill_tokens=min(round(steady.isl * steady.batch), pool.config.chunk)
-        ),
+        prefill=table.near(prefill_tokens=min(round(steady.isl * steady.batch), pool.config.chunk)),
     )

@@ -28,9 +28,9 @@ from moesim.serving.loop.lengths import Lengths
 from moesim.serving.loop.records import RequestRecord
 from moesim.units import MS
 
-#: columns of `ServingResult.row` that need single requests, and are empty here
-_SPREADS = ("queue", "ttft", "tpot", "latency", "itl")
-_PERCENTILES = ("p50", "p90", "p99")
+#: latencies of `ServingResult.row`
+_LATENCIES = ("queue", "ttft", "tpot", "latency", "itl")
+_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,8 @@ class SteadyResult:
         ttft_s: Mean TTFT, of which ``queue_s`` before the first step with the prompt.
         queue_s: See there.
         tpot_s: Mean TPOT; None for answers of one token.
+        spread_s: How much longer than the mean the last prompt of a burst of equal requests waits,
+            and about how much shorter the first; None where requests end one by one.
         requests_per_s: Requests of all servers that end in a second.
         kv_fraction: KV blocks of a rank in use when all its requests are about to end, over those
             it has.
@@ -62,6 +64,7 @@ class SteadyResult:
     ttft_s: float
     queue_s: float
     tpot_s: float | None
+    spread_s: float | None
     requests_per_s: float
     kv_fraction: float
     kv_blocks: int
@@ -74,6 +77,9 @@ class SteadyResult:
     def row(self) -> dict[str, object]:
         """Return one flat row with the columns of `ServingResult.row`; what only single requests
         tell is None.
+
+        In a burst TTFT grows evenly from the first prompt to the last; the requests end together,
+        so that who waits longer decodes in less time.
         """
         latency_s = self.ttft_s + (self.tpot_s or 0.0) * (self.osl - 1.0)
         means = {
@@ -93,10 +99,14 @@ class SteadyResult:
             "output_tokens_per_s": self.requests_per_s * self.osl,
             "total_tokens_per_s": self.requests_per_s * (self.osl + self.isl),
         }
-        for name in _SPREADS:
-            mean_s = means[name]
+        widths = dict.fromkeys(_LATENCIES, None) | self._widths()
+        for name in _LATENCIES:
+            mean_s, width_s = means[name], widths[name]
             columns[f"{name}_mean_ms"] = None if mean_s is None else mean_s / MS
-            columns |= {f"{name}_{which}_ms": None for which in _PERCENTILES}
+            for which, share in _SHARES.items():
+                known = mean_s is not None and width_s is not None
+                found = mean_s + (2.0 * share - 1.0) * width_s if known else None
+                columns[f"{name}_{which}_ms"] = None if found is None else found / MS
         return columns | {
             "mean_in_flight": float(self.concurrency),
             "mean_batch": self.mean_batch,
@@ -109,14 +119,29 @@ class SteadyResult:
             "end_s": None,
         }
 
+    def _widths(self) -> dict[str, float | None]:
+        """Return how far latencies reach to either side of their means."""
+        if self.spread_s is None:
+            return {}
+        tpot_s = self.spread_s / (self.osl - 1.0) if self.osl > 1.0 else None
+        return {"ttft": self.spread_s, "tpot": tpot_s, "latency": 0.0}
+
 
 @dataclass(frozen=True, slots=True)
 class _Cycle:
-    """What happens to a request from its admission to the next: seconds."""
+    """What happens to a request from its admission to the next: seconds.
+
+    Attributes:
+        all_s: Until the next.
+        first_s: Until its first token, on average.
+        queue_s: Until the first step with its prompt.
+        last_s: Until the first token of the last of a burst; None without a burst.
+    """
 
     all_s: float
     first_s: float
     queue_s: float
+    last_s: float | None
 
 
 def steady_state(times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> SteadyResult:
@@ -134,7 +159,7 @@ def steady_state(times: StepTimes, config: ServerConfig, traffic: RequestTraffic
     clients = traffic.concurrency
     if clients is None or traffic.file is not None:
         raise ConfigError(
-            "traffic: expected a closed loop (concurrency) of drawn lengths for a steady state, got "
+            "traffic: expected a closed loop (concurrency) of drawn lengths, got "
             + ("a file of requests" if traffic.file is not None else "open arrivals")
         )
     rank = _Rank.of(times, config, traffic)
@@ -156,6 +181,7 @@ def steady_state(times: StepTimes, config: ServerConfig, traffic: RequestTraffic
         ttft_s=waiting_s + cycle.first_s,
         queue_s=waiting_s + cycle.queue_s,
         tpot_s=decoding_s / (rank.osl - 1.0) if rank.osl > 1.0 else None,
+        spread_s=None if cycle.last_s is None else max(cycle.last_s - cycle.first_s, 0.0),
         requests_per_s=rate,
         kv_fraction=min(batch * rank.most_blocks / config.kv_blocks, 1.0),
         kv_blocks=config.kv_blocks,
@@ -256,7 +282,8 @@ class _Rank:
         """Return the cycle of equal requests whose decoding waits for prompts."""
         _, prompts_s, ready_s = self._burst()
         decoding_s = self.decode_steps * self.step_s(0.0, self.batch)
-        return _Cycle(self.away_s + prompts_s + decoding_s, self.away_s + ready_s, self.away_s)
+        away_s, last_s = self.away_s, self.away_s + prompts_s
+        return _Cycle(last_s + decoding_s, away_s + ready_s, away_s, last_s)
 
     def _beside(self) -> _Cycle:
         """Return the cycle of equal requests whose prompts go beside decoding."""
@@ -266,7 +293,8 @@ class _Rank:
         if prompts == 1:
             prompt_s = self.step_s(tokens, 0.0)
             decoding_s = steps * self.step_s(0.0, batch)
-            return _Cycle(away_s + prompt_s + decoding_s, away_s + prompt_s, away_s)
+            first_s = away_s + prompt_s
+            return _Cycle(first_s + decoding_s, first_s, away_s, first_s)
         # a prompt longer than a chunk takes several steps of its own
         own = max(ceil(self.isl / self.config.chunk), 1)
         plain_s = self.step_s(0.0, batch)
@@ -277,7 +305,7 @@ class _Rank:
             mixed_s = self.step_s(tokens / prompts, batch * steps / prompts)
             all_s = prompts * mixed_s
             first_s = all_s - steps * mixed_s
-            return _Cycle(all_s, first_s, first_s - own * mixed_s)
+            return _Cycle(all_s, first_s, first_s - own * mixed_s, first_s)
         mixed_s = self.step_s(tokens / prompts, batch - batch / prompts)
         all_s = prompts * mixed_s + (steps + own + away - prompts) * plain_s
         # the requests of the j-th step of prompts ended in j-th place: they see `away` more steps,
@@ -285,7 +313,8 @@ class _Rank:
         early = min(away, prompts)
         plain = sum(away - j for j in range(early)) / prompts
         queue_s = plain * plain_s + (away - plain) * mixed_s
-        return _Cycle(all_s, queue_s + own * mixed_s, queue_s)
+        last_s = (away + own) * mixed_s
+        return _Cycle(all_s, queue_s + own * mixed_s, queue_s, last_s)
 
     def _one_by_one(self) -> _Cycle:
         """Return the cycle of requests that end one by one."""
@@ -309,4 +338,4 @@ class _Rank:
         queue_s = self.away_s + (mean_s / 2.0 if self.away_s else 0.0)
         own_s = prompt_s * chunks
         decoding_s = steps * per_step * mean_s
-        return _Cycle(queue_s + own_s + decoding_s, queue_s + own_s, queue_s)
+        return _Cycle(queue_s + own_s + decoding_s, queue_s + own_s, queue_s, None)

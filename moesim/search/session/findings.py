@@ -38,7 +38,7 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     labels = [str(row["candidate"]) for row in shown]
     short, shared = without_common_end(labels)
     of_all = f" (all: {shared})" if shared else ""
-    column, ratio, finer = study.problem.confirmed
+    _, ratio, finer = study.problem.confirmed
     rates = "; tokens per second and device" if isinstance(study.problem, Problem) else ""
     print_table(
         f"{title}: Pareto winners, simulated with the {finer}{rates}{of_all}",
@@ -48,10 +48,7 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     say_fidelity(study)
     if rows:
         off = [row[ratio] for row in rows]
-        say(
-            f"{finer} over the search's: {min(off):.4f} to {max(off):.4f} on "
-            f"{len(off)} winners"
-        )
+        say(f"{finer} over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} winners")
     return rows
 
 

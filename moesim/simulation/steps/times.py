@@ -108,7 +108,9 @@ class StepTable:
 
     def _usually(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
         """Return the seconds of attention in a step of usual contexts, as nodes hold it."""
-        return self._like._looking(prompts, _usual(prompts), sequences, _CONTEXT, tokens_per_sequence)
+        return self._like._looking(
+            prompts, _usual(prompts), sequences, _CONTEXT, tokens_per_sequence
+        )
 
     def _token_s(self, prompts: int) -> float:
         """Return the seconds that one more token of prompts adds, its attention left out."""
