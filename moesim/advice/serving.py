@@ -15,6 +15,7 @@ from itertools import product
 from typing import get_args
 
 from moesim.advice.recommendation import Objective
+from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.schedule import Schedule
 from moesim.design.served import ENGINES, ServedModel
 from moesim.design.step import ExpertLoad
@@ -107,7 +108,8 @@ class ServingAdvice:
         others: Rows of the best of every other layout that keeps the limits, best first.
         front: Rows that no other beats in tokens per second both of a device and of a user.
         num_tried: Number of estimates.
-        refused: Layouts that no number of clients keeps within the limits, or that do not fit.
+        refused: Layout -> why it is not recommended whatever the clients, of those whose weights
+            fit.
     """
 
     task: ServingTask
@@ -128,16 +130,7 @@ def recommend_serving(task: ServingTask) -> ServingAdvice:
             design that comes nearest.
     """
     search = _Search(task)
-    designs, error = [], None
-    for layout, engine in product(engine_layouts(task.cluster), task.engines):
-        try:
-            designs.append(placed(replace(task.served, layout=layout, engine=engine)))
-        except ConfigError as refused:
-            error = refused
-    if not designs:
-        assert error is not None, "a cluster has layouts"
-        raise error
-    for design in designs:
+    for design in _fitting(task):
         search.try_design(design)
     if not search.kept:
         raise search.nothing()
@@ -160,6 +153,34 @@ def recommend_serving(task: ServingTask) -> ServingAdvice:
             if layout not in {str(result.served.layout) for result in search.kept}
         },
     )
+
+
+def _fitting(task: ServingTask) -> list[ServedModel]:
+    """Return the design in every layout and for every engine, where its weights fit.
+
+    Raises:
+        CapacityError: They fit in none; the text says by how many GiB the best one misses.
+        ConfigError: No layout divides the model.
+    """
+    kept: list[ServedModel] = []
+    best: tuple[DeviceMemory, ServedModel] | None = None
+    refused: ConfigError | None = None
+    for layout, engine in product(engine_layouts(task.cluster), task.engines):
+        try:
+            design = placed(replace(task.served, layout=layout, engine=engine))
+        except ConfigError as error:
+            refused = error
+            continue
+        memory = memory_on(design, task.cluster.profile, step_tokens=0.0)
+        if memory.left_bytes > 0:
+            kept.append(design)
+        elif best is None or memory.left_bytes > best[0].left_bytes:
+            best = memory, design
+    if not kept and best is not None:
+        best[0].check(task.served.name, f"{task.cluster.name} as {best[1].layout}")
+    if not kept and refused is not None:
+        raise refused
+    return kept
 
 
 def _variants(served: ServedModel) -> Iterator[ServedModel]:
@@ -246,9 +267,7 @@ class _Search:
             result = serve_model(
                 found.served,
                 task.cluster,
-                replace(
-                    task.traffic, concurrency=asked, num_requests=_REQUESTS_PER_CLIENT * asked
-                ),
+                replace(task.traffic, concurrency=asked, num_requests=_REQUESTS_PER_CLIENT * asked),
                 knobs=task.knobs,
                 load=task.load,
                 table=table,

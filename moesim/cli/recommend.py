@@ -1,4 +1,6 @@
-"""``moesim recommend``: choose parallelism, placement, replicas and format for a model."""
+"""``moesim recommend``: what to serve a model with, or with what parallelism, placement, replicas
+and format to run its MoE layers.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import Lenient, model_of, say_notes, takes
+from moesim.cli.recommend_serving import asks_for_serving, recommend_whole
 from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
@@ -44,12 +47,42 @@ class RecommendOptions:
         int | None,
         typer.Option(help="Devices: part of a node, or whole nodes; default: the cluster's."),
     ] = None
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill"
+    isl: Annotated[
+        str | None,
+        typer.Option(
+            help="Whole model: tokens of a prompt: N, uniform:A-B or lognormal:M,S,N; "
+            "default: 1024."
+        ),
+    ] = None
+    osl: Annotated[
+        str | None, typer.Option(help="Whole model: tokens of an answer; default: 1024.")
+    ] = None
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Whole model: limits, such as 'ttft<=2s,tpot<=50ms'; default: 5 s and 50 ms on "
+            "average."
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        typer.Option(help="Whole model: clients; default: as many as keep the limits.", min=1),
+    ] = None
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Whole model: upper bound of the mean TPOT.")
+    ] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Whole model: serving engines to choose from; default: all."),
+    ] = None
+    phase: Annotated[
+        str | None, typer.Option(help="MoE layers: prefill or decode; default: prefill.")
+    ] = None
     tokens: Annotated[
         int | None,
         typer.Option(
             help="Tokens per device in a forward pass; default: 4096 for prefill, 128 for "
-            "decode, or with --latency-ms the largest power of two that keeps it."
+            "decode, or with --layers-latency-ms the largest power of two that keeps it."
         ),
     ] = None
     kv_tokens: Annotated[
@@ -61,13 +94,11 @@ class RecommendOptions:
     routing: Annotated[
         str, typer.Option(help="Load of the experts, such as power_law:1.2, olmoe-c4, trace:FILE.")
     ] = "power_law:1.2"
-    latency_ms: Annotated[
+    layers_latency_ms: Annotated[
         float | None,
         typer.Option(
-            help=(
-                "Upper bound for all MoE layers of one forward pass (attention and the rest are "
-                "not simulated)."
-            )
+            help="Upper bound for all MoE layers of one forward pass, without attention and the "
+            "rest."
         ),
     ] = None
     precision: Annotated[str, typer.Option(help="auto, or formats such as bf16,fp8,int4.")] = "auto"
@@ -77,9 +108,7 @@ class RecommendOptions:
             help="auto, auto:ENGINE (sglang, vllm, trtllm), or a library such as trtllm-cutlass."
         ),
     ] = "auto"
-    objective: Annotated[
-        str, typer.Option(help="throughput, cost or energy, of the MoE layers.")
-    ] = "throughput"
+    objective: Annotated[str, typer.Option(help="throughput, cost or energy.")] = "throughput"
     economics: Annotated[str, typer.Option(help="Cost and power model: a name or a file.")] = (
         "default"
     )
@@ -115,14 +144,18 @@ class RecommendOptions:
 
 @takes(RecommendOptions)
 def recommend(given: RecommendOptions) -> None:
-    """Recommend parallelism, placement, replicas and format for a model on a cluster."""
+    """Recommend what to serve a model with (--isl, --osl, --slo, --concurrency, --latency-ms), or
+    parallelism, placement, replicas and format of its MoE layers.
+    """
     if (given.cluster is None) == (given.compare is None):
         raise ConfigError("recommend: expected either --cluster or --compare")
     if given.compare is None and given.budget_usd_per_hour is not None:
         raise ConfigError("budget_usd_per_hour: expected --compare with it; --gpus sizes a cluster")
     if given.export is not None and (given.out is None or given.compare is not None):
         raise ConfigError("export: expected --cluster and --out, the folder to write")
-    if given.compare is not None:
+    if asks_for_serving(given):
+        recommend_whole(given)
+    elif given.compare is not None:
         _compare(given)
     else:
         _recommend(given)
@@ -136,11 +169,11 @@ def _asked(given: RecommendOptions) -> dict[str, Any]:
     if given.export is not None and kernels == AUTO:
         kernels = f"{AUTO}:{given.export}"
     return {
-        "phase": given.phase,
+        "phase": given.phase or "prefill",
         "tokens": given.tokens,
         "kv_tokens": given.kv_tokens,
         "routing": given.routing,
-        "latency_ms": given.latency_ms,
+        "layers_latency_ms": given.layers_latency_ms,
         "precision": given.precision,
         "kernels": kernels,
         "objective": given.objective,
@@ -241,7 +274,7 @@ def _compare(given: RecommendOptions) -> None:
     model = model_of(given.model, given.lenient)
     offers = compare(model, names, budget_usd_per_hour=given.budget_usd_per_hour, **_asked(given))
     rows = [offer.row() for offer in offers]
-    print_table(f"{given.model}, MoE layers only, {given.phase}", rows, _OFFERED)
+    print_table(f"{given.model}, MoE layers only, {given.phase or 'prefill'}", rows, _OFFERED)
     for row in rows:
         beside = f"{row['copies']} side by side: " if row["copies"] > 1 else ""
         print(

@@ -5,11 +5,11 @@ as sequences and KV blocks allow. A request is away until the front end has take
 the step under way, is computed with others in one or more steps of prompts, and decodes. How much
 of all that other requests' prompts add follows from the scheduler's rules (`moesim.serving.loop`):
 
-- *Equal lengths*: requests that begin together end together, so that the prompts of a rank come in
+- *Answers of equal length*: requests that begin together end together, so that the prompts of a rank come in
   a burst, in steps of ``chunk`` tokens, and all ranks have theirs at the same time. Where steps are
   not mixed, decoding waits for the burst; where they are, prompts that were computed in different
   steps also end in different steps, and the burst goes beside the decoding of the others.
-- *Other lengths*: requests end one by one, and so come the prompts. In a decode step each of m
+- *Other answers*: requests end one by one, and so come the prompts. In a decode step each of m
   sequences ends with probability 1 / D, where D is the number of its decode steps; the share of
   steps with a prompt is that of Poisson arrivals. A server's ranks meet in every step, which lasts
   as long as a step of prompts if any of them has one.
@@ -224,7 +224,7 @@ class _Rank:
             config=config,
             isl=isl,
             osl=osl,
-            equal=prompt.low == prompt.high and answer.low == answer.high,
+            equal=answer.low == answer.high,
             clients=clients,
             batch=batch,
             most_blocks=most,

@@ -19,7 +19,7 @@ REQUESTS = {
         "h100-rail-8x8",
         "--phase",
         "decode",
-        "--latency-ms",
+        "--layers-latency-ms",
         "60",
     ],
     "deepseek-v3 on 256 H100": [
