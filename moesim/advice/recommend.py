@@ -271,8 +271,8 @@ def _within(task: Task, ranked: list[Result]) -> list[Result]:
         tokens = task.workload.num_tokens_per_device
         raise ConfigError(
             f"layers_latency_ms: expected at least {layers * least * 1e3:,.1f} ms, which the "
-            f"{layers} MoE layers of {task.model.name} take at {tokens:,} tokens per device in the fastest "
-            f"design found, got {bound * 1e3:g}"
+            f"{layers} MoE layers of {task.model.name} take at {tokens:,} tokens per device in the "
+            f"fastest design found, got {bound * 1e3:g}"
             + (
                 "; without a number of tokens the largest batch that keeps it is sought"
                 if tokens > 1

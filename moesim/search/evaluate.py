@@ -3,6 +3,7 @@
 The evaluation is a pure function of its arguments.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,9 +14,17 @@ from moesim.errors import MoesimError, UnknownNameError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import PRICED, Economics, load_economics, priced
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
-from moesim.search.objectives import BOUNDED, OBJECTIVES, Constraint, check_priced, violated
+from moesim.search.objectives import (
+    BOUNDED,
+    OBJECTIVES,
+    Constraint,
+    Direction,
+    check_priced,
+    violated,
+)
+from moesim.search.parameters import GROUPS
 from moesim.search.problem import MEMORY, Evaluation
-from moesim.search.space import GROUPS, Space
+from moesim.search.space import Space
 from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 from moesim.simulation.run import simulate
 from moesim.simulation.trust import basis_digest
@@ -79,10 +88,14 @@ class Problem:
     economics: Economics = field(default_factory=load_economics)
     engine: str = "flow"
     law: LossLaw = PUBLISHED
-    known_objectives: ClassVar = OBJECTIVES
-    bounded: ClassVar = BOUNDED
-    shown: ClassVar = _SHOWN
-    confirmed: ClassVar = ("layer_time_us", "event_over_search", "event engine")
+    known_objectives: ClassVar[Mapping[str, Direction]] = OBJECTIVES
+    bounded: ClassVar[tuple[str, ...]] = BOUNDED
+    shown: ClassVar[Mapping[str, str]] = _SHOWN
+    confirmed: ClassVar[tuple[str, str, str]] = (
+        "layer_time_us",
+        "event_over_search",
+        "event engine",
+    )
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The layouts in which engines serve a model on a cluster, from which the best is chosen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.served import ServedModel
 from moesim.design.step import Layout
 from moesim.errors import ConfigError
@@ -22,15 +23,43 @@ def layouts_of(served: ServedModel, cluster: Cluster) -> list[ServedModel]:
     Raises:
         ConfigError: No layout divides the model.
     """
+    return [placed(one) for one in divided(served, _layouts(cluster))]
+
+
+def divided(served: ServedModel, layouts: Iterable[Layout]) -> list[ServedModel]:
+    """Return the design in each of some layouts that divides the model.
+
+    Raises:
+        ConfigError: None does.
+    """
     found, refused = [], ""
-    for layout in _layouts(cluster):
+    for layout in layouts:
         try:
-            found.append(placed(replace(served, layout=layout)))
+            found.append(replace(served, layout=layout))
         except ConfigError as error:
             refused = str(error)
     if not found:
         raise ConfigError(refused)
     return found
+
+
+def fitting(designs: Iterable[ServedModel], cluster: Cluster) -> list[ServedModel]:
+    """Return the designs whose weights fit on the devices of a cluster.
+
+    Raises:
+        CapacityError: None do; the text says by how many GiB the best one misses.
+    """
+    kept: list[ServedModel] = []
+    best: tuple[DeviceMemory, ServedModel] | None = None
+    for design in designs:
+        memory = memory_on(design, cluster.profile, step_tokens=0.0)
+        if memory.left_bytes > 0:
+            kept.append(design)
+        elif best is None or memory.left_bytes > best[0].left_bytes:
+            best = memory, design
+    if not kept and best is not None:
+        best[0].check(best[1].name, f"{cluster.name} as {best[1].layout}")
+    return kept
 
 
 def placed(served: ServedModel) -> ServedModel:
@@ -57,8 +86,9 @@ def engine_layouts(cluster: Cluster) -> list[Layout]:
     ``--pipeline-parallel-size``). The number of devices is that of the cluster halved as often as
     possible.
     """
-    domain, found = min(cluster.devices_per_domain, cluster.num_devices), {}
     devices = cluster.num_devices
+    domain = min(cluster.devices_per_domain, devices)
+    found: dict[Layout, None] = {}
     while True:
         for tp in (1, 2, 4, 8):
             if tp > min(devices, domain) or devices % tp or domain % tp:

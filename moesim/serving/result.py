@@ -9,7 +9,7 @@ from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
 from moesim.serving.loop import RequestTraffic, ServerConfig, ServingResult
 from moesim.serving.pools import ServedPool
-from moesim.serving.steady import SteadyResult
+from moesim.serving.steady_result import SteadyResult
 from moesim.simulation.steps.simulate import StepResult
 from moesim.simulation.trust import basis_digest
 from moesim.units import GIB, MS

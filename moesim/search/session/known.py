@@ -9,7 +9,8 @@ from moesim.model import Gate
 from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
-from moesim.search.space import GROUPS, Space
+from moesim.search.parameters import GROUPS
+from moesim.search.space import Space
 from moesim.search.whole import ServingSpace
 
 

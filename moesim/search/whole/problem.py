@@ -4,6 +4,7 @@ The evaluation is a pure function of its arguments. Designs that differ only in 
 chunks share the times of their steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from moesim.design.identity import digest
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics
-from moesim.search.objectives import WHOLE_OBJECTIVES, Constraint, check_priced, violated
+from moesim.search.objectives import WHOLE_OBJECTIVES, Constraint, Direction, check_priced, violated
 from moesim.search.problem import MEMORY, Evaluation
 from moesim.search.whole.space import DESIGN, ServingSpace
 from moesim.search.whole.workload import ServingWorkload
@@ -71,10 +72,15 @@ class ServingProblem:
     objectives: list[str]
     constraints: tuple[Constraint, ...] = ()
     economics: Economics = field(default_factory=load_economics)
-    known_objectives: ClassVar = WHOLE_OBJECTIVES
-    bounded: ClassVar = ("ttft_high_ms", "tpot_high_ms", "peak_kv_fraction", "devices")
-    shown: ClassVar = _SHOWN
-    confirmed: ClassVar = ("tpot_mean_ms", "loop_over_search", "request loop")
+    known_objectives: ClassVar[Mapping[str, Direction]] = WHOLE_OBJECTIVES
+    bounded: ClassVar[tuple[str, ...]] = (
+        "ttft_high_ms",
+        "tpot_high_ms",
+        "peak_kv_fraction",
+        "devices",
+    )
+    shown: ClassVar[Mapping[str, str]] = _SHOWN
+    confirmed: ClassVar[tuple[str, str, str]] = ("tpot_mean_ms", "loop_over_search", "request loop")
 
     @property
     def columns(self) -> tuple[str, ...]:

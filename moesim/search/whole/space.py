@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from moesim.costs.dense.gemm import GemmFormat
-from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.schedule import Schedule
 from moesim.design.served import ENGINES, KV_FORMATS, ServedModel
 from moesim.design.step import Layout
@@ -22,7 +21,7 @@ from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.search.choices import expanded, without_repeats
 from moesim.serving.formats import dense_format_of, precision_on
-from moesim.serving.layouts import engine_layouts
+from moesim.serving.layouts import divided, engine_layouts, fitting
 from moesim.serving.pools import ServingKnobs
 
 T = TypeVar("T")
@@ -160,7 +159,7 @@ class ServingSpace(Strict):
 
         Raises:
             CapacityError: The weights fit in no layout.
-            ConfigError: The device has no rate for a format.
+            ConfigError: The device has no rate for a format, or no layout divides the model.
         """
         model = self.loaded
         formats = {
@@ -174,51 +173,27 @@ class ServingSpace(Strict):
         )
         layouts: dict[str, None] = {}
         for text in self.layout:
-            layouts |= dict.fromkeys([text] if text != _AUTO else found.fitting(cluster))
+            layouts |= dict.fromkeys([text] if text != _AUTO else found._fitting(cluster))
         return found.model_copy(update={"layout": list(layouts)})
 
-    def fitting(self, cluster: Cluster) -> list[str]:
-        """Return the layouts of engines in which the model is divided, and its weights fit in some
+    def _fitting(self, cluster: Cluster) -> list[str]:
+        """Return the layouts of engines that divide the model, and in which its weights fit in some
         format.
-
-        Raises:
-            CapacityError: There is none; the text says by how many GiB the best one misses.
         """
-        kept: list[str] = []
-        best: tuple[DeviceMemory, Layout] | None = None
-        for layout in engine_layouts(cluster):
-            found = self._lightest(layout, cluster)
-            if found is None:
-                continue
-            if found.left_bytes > 0:
-                kept.append(str(layout))
-            elif best is None or found.left_bytes > best[0].left_bytes:
-                best = found, layout
-        if kept:
-            return kept
-        if best is None:
-            raise ConfigError(f"space: layout: expected one that divides {self.loaded.name}")
-        best[0].check(self.loaded.name, f"{cluster.name} as {best[1]}")
-        raise AssertionError("the weights do not fit")
-
-    def _lightest(self, layout: Layout, cluster: Cluster) -> DeviceMemory | None:
-        """Return the memory of a layout in the lightest formats; None if it does not divide the
-        model.
-        """
-        found = []
-        for precision, dense in product(self.precision, self.dense_format):
-            try:
-                served = ServedModel(
+        designs = [
+            design
+            for precision, dense in product(self.precision, self.dense_format)
+            for design in divided(
+                ServedModel(
                     name=self.loaded.name,
                     spec=self.loaded.spec,
-                    layout=layout,
                     precision=Precision.named(precision),
                     dense_format=dense,
-                )
-            except ConfigError:
-                return None  # heads that cannot be divided so
-            found.append(memory_on(served, cluster.profile, step_tokens=0.0))
-        return max(found, key=lambda memory: memory.left_bytes)
+                ),
+                engine_layouts(cluster),
+            )
+        ]
+        return [str(design.layout) for design in fitting(designs, cluster)]
 
     @property
     def loaded(self) -> Model:
