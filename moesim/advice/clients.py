@@ -16,7 +16,7 @@ from moesim.serving.loop import RequestTraffic
 from moesim.serving.pools import ServingKnobs
 from moesim.serving.steady_result import SteadyResult
 from moesim.serving.whole import WholeResult, serve_model
-from moesim.simulation.steps.times import StepTable
+from moesim.simulation.steps.times import StepGrid, StepTable
 
 #: gain of throughput below which twice the clients add nothing
 _NOTHING = 1.01
@@ -24,6 +24,8 @@ _NOTHING = 1.01
 _REQUESTS_PER_CLIENT = 4
 #: shares of the estimated clients that the loop tries, until every limit is kept
 _FEWER = (1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.125)
+#: the steps that it runs
+_CONFIRMED = StepGrid(steps_by="bound", joined=True)
 #: objective -> column of a row, and whether more is better
 _COLUMNS = {
     "throughput": ("output_tokens_per_s_per_device", True),
@@ -144,7 +146,7 @@ class Tried:
     def confirmed(self, found: WholeResult) -> WholeResult:
         """Return a design through the request loop, with as many clients as keep the limits."""
         task, clients = self.task, found.traffic.concurrency or 1
-        table = StepTable(found.served, task.cluster, load=task.load, steps_by="bound", joined=True)
+        table = StepTable(found.served, task.cluster, load=task.load, grid=_CONFIRMED)
         for share in (1.0,) if task.clients else _FEWER:
             asked = max(round(clients * share), 1)
             result = serve_model(

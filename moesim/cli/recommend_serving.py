@@ -5,11 +5,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from moesim.cli.options import model_of
+from moesim.cli.recommend_options import RecommendOptions
 from moesim.errors import ConfigError
 
 if TYPE_CHECKING:
     from moesim.advice.serving import ServingTask
-    from moesim.cli.recommend import RecommendOptions
 
 #: options of the question about MoE layers, with their defaults
 _OF_LAYERS = {
@@ -22,7 +22,7 @@ _OF_LAYERS = {
 }
 
 
-def asks_for_serving(given: "RecommendOptions") -> bool:
+def asks_for_serving(given: RecommendOptions) -> bool:
     """Return whether the options ask about the whole model.
 
     Raises:
@@ -50,7 +50,7 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def recommend_whole(given: "RecommendOptions") -> None:
+def recommend_whole(given: RecommendOptions) -> None:
     """Print and write what to serve a model with."""
     from moesim.advice.serving import recommend_serving
     from moesim.advice.serving_text import SHOWN, lines_of_advice
@@ -81,7 +81,7 @@ def recommend_whole(given: "RecommendOptions") -> None:
         say(f"wrote {given.out}")
 
 
-def _task(given: "RecommendOptions") -> "ServingTask":
+def _task(given: RecommendOptions) -> "ServingTask":
     from moesim.advice.serving import USUAL_SLO, ServingTask
     from moesim.design.served import ENGINES, ServedModel
     from moesim.design.step import ExpertLoad

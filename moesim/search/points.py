@@ -54,11 +54,11 @@ def num_designs(space: SearchSpace) -> int:
     choices = space.choices()
     ruling = [name for name in space.ruling if name in choices]
     first = {name: listed[0] for name, listed in choices.items()}
-    return sum(
-        prod(
-            len(choices[name])
-            for name in space.applicable(first | dict(zip(ruling, chosen, strict=True)))
-            if name not in ruling
-        )
-        for chosen in product(*(choices[name] for name in ruling))
-    )
+    total = 0
+    for chosen in product(*(choices[name] for name in ruling)):
+        point = first | dict(zip(ruling, chosen, strict=True))
+        left = space.applicable(point)
+        # one that does not apply itself counts with its first choice
+        if all(name in left or point[name] == first[name] for name in ruling):
+            total += prod(len(choices[name]) for name in left if name not in ruling)
+    return total

@@ -1,7 +1,7 @@
 """What a search asks of the thing it searches: choices, and a row for each point.
 
-MoE layers (`moesim.search.evaluate`) and whole models (`moesim.search.whole`) are two such things.
-Samplers, storages, workers, fronts and files know no more of them than this.
+MoE layers (`moesim.search.evaluate`) and whole models (`moesim.search.serving_problem`) are two
+such things. Samplers, storages, workers, fronts and files know no more of them than this.
 """
 
 from collections.abc import Mapping

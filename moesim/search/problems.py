@@ -10,8 +10,10 @@ from moesim.hardware.economics import load_economics
 from moesim.search.evaluate import Problem
 from moesim.search.objectives import Constraint, check_objectives
 from moesim.search.problem import SearchProblem
+from moesim.search.serving_problem import ServingProblem
+from moesim.search.serving_space import ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.search.space import Space
-from moesim.search.whole import ServingProblem, ServingSpace, ServingWorkload
 
 
 def problem_of(

@@ -32,11 +32,12 @@ from moesim.search.problem import SearchProblem, SearchSpace
 from moesim.search.problems import problem_of
 from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
+from moesim.search.serving_space import ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.search.settings import sampler_of, settings_of
 from moesim.search.space import Space
 from moesim.search.storage import Store, is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
-from moesim.search.whole import ServingSpace, ServingWorkload
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 

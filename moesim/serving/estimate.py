@@ -14,35 +14,21 @@ from moesim.serving.pools import ServingKnobs, pool_of
 from moesim.serving.steady import steady_state
 from moesim.serving.whole import WholeResult
 from moesim.simulation.steps.simulate import UNEVEN
-from moesim.simulation.steps.times import StepTable
+from moesim.simulation.steps.times import StepGrid, StepTable
 
-#: nodes of an octave: what lies between powers of two is linear
-_PER_OCTAVE = 1
+#: steps of powers of two; what lies between is linear
+_WIDE = StepGrid(steps_by="bound", per_octave=1, joined=True)
 
 
-def quick_table(
-    served: ServedModel,
-    cluster: Cluster,
-    load: ExpertLoad = UNEVEN,
-    like: StepTable | None = None,
-) -> StepTable:
+def quick_table(served: ServedModel, cluster: Cluster, load: ExpertLoad = UNEVEN) -> StepTable:
     """Return the times of a design's steps by the bound engine, on a wide grid.
 
     Args:
         served: The design.
         cluster: The hardware.
         load: How tokens choose experts.
-        like: Times of a design that differs in the format of its KV cache alone.
     """
-    return StepTable(
-        served,
-        cluster,
-        load=load,
-        steps_by="bound",
-        per_octave=_PER_OCTAVE,
-        joined=True,
-        like=like,
-    )
+    return StepTable(served, cluster, load=load, grid=_WIDE)
 
 
 def estimate_model(

@@ -10,8 +10,8 @@ from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
 from moesim.search.parameters import GROUPS
+from moesim.search.serving_space import ServingSpace
 from moesim.search.space import Space
-from moesim.search.whole import ServingSpace
 
 
 def known_points(space: Space | ServingSpace, cluster: Cluster) -> list[dict[str, Any]]:

@@ -162,24 +162,19 @@ def stage_of(cluster: Cluster, devices: int) -> Cluster:
 
 def pricing_of(served: ServedModel, stage: Cluster) -> DensePricing:
     """Return what the dense parts of a design are priced with on the devices of a stage."""
+    formats = served.dense_format, served.kv_format
     return _pricing(
-        stage.profile,
-        served.engine,
-        served.spec.hidden_size,
-        served.layout.tp,
-        served.dense_format,
-        served.kv_format,
+        stage.profile, served.engine, served.spec.hidden_size, served.layout.tp, formats
     )
 
 
 @lru_cache(maxsize=256)
 def _pricing(
-    profile: Profile, engine: str, hidden_size: int, tp: int, fmt: str, kv: str
+    profile: Profile, engine: str, hidden_size: int, tp: int, formats: tuple[str, str]
 ) -> DensePricing:
     """Return one object for all designs with the same dense parts, which share their prices."""
-    return DensePricing(
-        prices=dense_prices(profile, engine), hidden_size=hidden_size, tp=tp, fmt=fmt, kv=kv
-    )
+    prices, (dense, kv) = dense_prices(profile, engine), formats
+    return DensePricing(prices=prices, hidden_size=hidden_size, tp=tp, fmt=dense, kv=kv)
 
 
 def _micro_batches(step: Step, parts: int) -> list[Step]:

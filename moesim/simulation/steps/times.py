@@ -11,6 +11,7 @@ the others none, its experts and exchanges are priced as if all did: an upper bo
 """
 
 import bisect
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import floor, log2
 
@@ -33,6 +34,25 @@ PER_OCTAVE = 4
 _CONTEXT = 2048.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGrid:
+    """Which steps of a design are simulated, and how.
+
+    Attributes:
+        steps_by: Name of the engine that runs the steps' programs.
+        per_octave: Nodes between a number of tokens or sequences and its double.
+        joined: Whether sequences that decode beside prompts are priced as that many more tokens of
+            prompts in all but their attention, which needs no nodes of its own.
+    """
+
+    steps_by: str = "flow"
+    per_octave: int = PER_OCTAVE
+    joined: bool = False
+
+
+FINE = StepGrid()
+
+
 class StepTable:
     """Times of the steps of a design, a `moesim.serving.loop.StepTimes`.
 
@@ -41,12 +61,7 @@ class StepTable:
         cluster: The hardware.
         load: How tokens choose experts.
         engine: The serving engine whose host is added; None for the design's.
-        steps_by: Name of the engine that runs the steps' programs.
-        per_octave: Nodes between a number of tokens or sequences and its double.
-        joined: Whether sequences that decode beside prompts are priced as that many more tokens of
-            prompts in all but their attention, which needs no nodes of its own.
-        like: Times of a design that differs in the format of its KV cache alone, whose nodes serve
-            here, too; only attention is priced anew.
+        grid: Which steps are simulated, and how.
 
     Attributes:
         served: The design.
@@ -62,14 +77,12 @@ class StepTable:
         *,
         load: ExpertLoad = UNEVEN,
         engine: ServingEngine | None = None,
-        steps_by: str = "flow",
-        per_octave: int = PER_OCTAVE,
-        joined: bool = False,
-        like: "StepTable | None" = None,
+        grid: StepGrid = FINE,
     ) -> None:
         self.served, self.cluster = served, cluster
-        self._load, self._steps_by, self._per_octave = load, steps_by, per_octave
-        self._joined, self._like = joined, like or self
+        self._load, self._grid = load, grid
+        #: whose nodes serve here
+        self._like = self
         self.engine = engine or serving_engine(served.engine)
         self._pricing = pricing_of(served, stage_of(cluster, served.layout.devices_per_stage))
         self._kinds = [
@@ -79,6 +92,17 @@ class StepTable:
         self._node = lru_cache(maxsize=None)(self._simulate)
         self._attention = lru_cache(maxsize=65536)(self._price_attention)
         self._shows = lru_cache(maxsize=None)(self._share_that_shows)
+
+    def with_cache(self, kv_format: str) -> "StepTable":
+        """Return the times of the same design with another format of its KV cache: only attention
+        is priced anew, and the steps that were simulated serve for both.
+        """
+        served = replace(self.served, kv_format=kv_format)
+        found = StepTable(
+            served, self.cluster, load=self._load, engine=self.engine, grid=self._grid
+        )
+        found._like = self._like
+        return found
 
     def step_s(
         self,
@@ -95,7 +119,7 @@ class StepTable:
         looking = self._looking(
             prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
         )
-        decoding = 0 if self._joined and prefill_tokens else sequences
+        decoding = 0 if self._grid.joined and prefill_tokens else sequences
         usual = self._usually(prefill_tokens, decoding, tokens_per_sequence)
         total = self._at_nodes(prefill_tokens, decoding, tokens_per_sequence)
         if sequences > decoding:
@@ -124,8 +148,8 @@ class StepTable:
     def _at_nodes(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
         """Return the seconds of a step with usual contexts, linear between nodes."""
         total = 0.0
-        for tokens, share in _between(prompts, self._per_octave):
-            for decoding, part in _between(sequences, self._per_octave):
+        for tokens, share in _between(prompts, self._grid.per_octave):
+            for decoding, part in _between(sequences, self._grid.per_octave):
                 if share * part != 0.0 and tokens + decoding > 0:
                     node = self._like._node(tokens, decoding, tokens_per_sequence)
                     total += share * part * node.time_s
@@ -142,7 +166,7 @@ class StepTable:
         )
 
     def _nearest(self, number: int) -> int:
-        return max(_between(number, self._per_octave), key=lambda node: node[1])[0]
+        return max(_between(number, self._grid.per_octave), key=lambda node: node[1])[0]
 
     def _simulate(self, prompts: int, sequences: int, tokens_per_sequence: int) -> StepResult:
         self.simulated += 1
@@ -159,7 +183,7 @@ class StepTable:
             tokens_per_sequence=tokens_per_sequence,
         )
         return simulate_step(
-            self.served, self.cluster, step, load=self._load, engine=self._steps_by
+            self.served, self.cluster, step, load=self._load, engine=self._grid.steps_by
         )
 
     def _share_that_shows(self, sequences: int, tokens_per_sequence: int) -> float:

@@ -15,12 +15,12 @@ from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics
 from moesim.search.objectives import WHOLE_OBJECTIVES, Constraint, Direction, check_priced, violated
 from moesim.search.problem import MEMORY, Evaluation
-from moesim.search.whole.space import DESIGN, ServingSpace
-from moesim.search.whole.workload import ServingWorkload
+from moesim.search.serving_space import DESIGN, ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.serving.estimate import estimate_model, quick_table
 from moesim.serving.result import WHOLE_COLUMNS
 from moesim.serving.whole import serve_model
-from moesim.simulation.steps.times import StepTable
+from moesim.simulation.steps.times import StepGrid, StepTable
 from moesim.simulation.trust import basis_digest
 from moesim.units import GIB
 from moesim.version import VERSION
@@ -39,8 +39,8 @@ _INTERVALS = {
 }
 #: requests of each client where a request loop confirms a winner
 _REQUESTS_PER_CLIENT = 4
-#: nodes of an octave of its steps
-_PER_OCTAVE = 2
+#: the steps that it runs
+_CONFIRMED = StepGrid(per_octave=2, joined=True)
 _SHOWN = {
     "group": "group",
     "layout": "layout",
@@ -85,7 +85,7 @@ class ServingProblem:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of trials.csv."""
-        names = ("number", "state", *self.objectives, *self.space.choices(), *WHOLE_COLUMNS)
+        names = ("number", "state", *WHOLE_OBJECTIVES, *self.space.choices(), *WHOLE_COLUMNS)
         ends = ("design", MEMORY, "broken_constraints", "reason", "wall_s")
         return tuple(dict.fromkeys((*names, *ends)))
 
@@ -158,8 +158,7 @@ class ServingProblem:
             point.served,
             self.cluster,
             load=self.workload.load(),
-            per_octave=_PER_OCTAVE,
-            joined=True,
+            grid=_CONFIRMED,
         )
         found = serve_model(
             point.served,
@@ -184,10 +183,8 @@ def _interval(objective: str) -> tuple[str, str]:
 @lru_cache(maxsize=4096)
 def _table(problem: ServingProblem, design: tuple[Any, ...]) -> StepTable:
     """Return the times of a design's steps, which its clients, drafts and chunks share."""
-    usual = (*design[:-1], problem.space.kv_format[0])
-    return quick_table(
-        problem.space.served(design),
-        problem.cluster,
-        problem.workload.load(),
-        like=None if design == usual else _table(problem, usual),
-    )
+    *others, kv_format = design  # the last of DESIGN
+    usual = (*others, problem.space.kv_format[0])
+    if design != usual:
+        return _table(problem, usual).with_cache(kv_format)
+    return quick_table(problem.space.served(design), problem.cluster, problem.workload.load())
