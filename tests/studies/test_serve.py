@@ -30,6 +30,7 @@ def test_designs_and_their_front(tmp_path, script, words, name):
     assert float(front[0]["output_tokens_per_s_per_device"]) == best
 
 
+@pytest.mark.full
 def test_a_search_confirms_its_winners(tmp_path):
     subprocess.run(
         [sys.executable, str(STUDIES / "serve_search.py"), "--quick", "--out", str(tmp_path)],
