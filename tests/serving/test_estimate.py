@@ -12,6 +12,7 @@ from moesim.serving.estimate import estimate_model, quick_table
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.pools import ServingKnobs
 from moesim.serving.result import WHOLE_COLUMNS
+from moesim.serving.text import lines_of
 from moesim.serving.whole import serve_model
 from moesim.testing.models import DENSE, SPARSE, spec_of
 
@@ -67,6 +68,14 @@ def test_intervals_hold_their_number(served, node):
         "usd_per_million_tokens",
     ):
         assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+
+
+def test_it_is_told_like_a_loop(served, node):
+    """Requests of any length have no percentiles in a steady state."""
+    traffic = replace(TRAFFIC, osl="uniform:100-300")
+    text = list(lines_of(estimate_model(served, node, traffic), load_economics("default")))
+    assert any(line.startswith("TPOT          on average ") for line in text)
+    assert any(line.endswith("tokens, the steady state") for line in text)
 
 
 def test_formats_of_a_cache_share_steps(served, node):
