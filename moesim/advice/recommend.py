@@ -7,7 +7,8 @@ designs that fit are simulated by the ``flow`` engine, and the first of those ag
 the simplest is recommended: the format that adds the least loss to the published one, then whole
 experts (no tp), few copies, a plain placement, one micro-batch; among equals the fastest.
 
-Only the MoE layers are simulated; attention, embeddings and dense layers count only in memory.
+Only the MoE layers are simulated; attention, embeddings and dense layers count only in memory
+(`moesim.advice.serving` recommends for the whole model).
 Placements are planned on the load they are scored on, so the gains of EPLB assume that the load is
 known.
 """
@@ -60,7 +61,7 @@ def recommend(
     tokens: int | None = None,
     kv_tokens: int | None = None,
     routing: str = USUAL_ROUTING,
-    latency_ms: float | None = None,
+    layers_latency_ms: float | None = None,
     precision: str = "auto",
     kernels: str = AUTO,
     objective: Objective = "throughput",
@@ -81,8 +82,8 @@ def recommend(
         kv_tokens: Tokens in each device's KV cache; by default those of the batch, for decoding
             `moesim.design.candidate.USUAL_CONTEXT` for each sequence.
         routing: Distribution of the experts' load.
-        latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after the
-            other.
+        layers_latency_ms: Upper bound of the time of all MoE layers of one forward pass, one after
+            the other. `moesim.advice.serving` keeps limits of the whole model.
         precision: ``auto`` (see `moesim.advice.designs.formats`), or recipes separated by commas.
         kernels: ``auto``, ``auto:ENGINE`` for what one serving engine launches, or a library.
         objective: ``throughput``, ``cost`` (dollars per token) or ``energy`` (joules per token), of
@@ -100,7 +101,12 @@ def recommend(
     machine = sized(load_cluster(cluster) if isinstance(cluster, str) else cluster, gpus)
     require(objective in get_args(Objective), "objective", "throughput, cost or energy", objective)
     require(phase in USUAL_TOKENS, "phase", "prefill or decode", phase)
-    require(latency_ms is None or 0 < latency_ms < inf, "latency_ms", "a number > 0", latency_ms)
+    require(
+        layers_latency_ms is None or 0 < layers_latency_ms < inf,
+        "layers_latency_ms",
+        "a number > 0",
+        layers_latency_ms,
+    )
     if tokens is not None:
         require_int("tokens", tokens, 1)
     task = Task(
@@ -109,7 +115,7 @@ def recommend(
         names=formats(model, machine, precision),
         objective=objective,
         economics=load_economics(economics),
-        latency_s=None if latency_ms is None else latency_ms / 1e3,
+        latency_s=None if layers_latency_ms is None else layers_latency_ms / 1e3,
         kernels=check_choice(kernels),
         workload=Workload(
             num_tokens_per_device=tokens or USUAL_TOKENS[phase],
@@ -264,9 +270,9 @@ def _within(task: Task, ranked: list[Result]) -> list[Result]:
         least = min(r.layer_time_s for r in ranked)
         tokens = task.workload.num_tokens_per_device
         raise ConfigError(
-            f"latency_ms: expected at least {layers * least * 1e3:,.1f} ms, which the {layers} "
-            f"MoE layers of {task.model.name} take at {tokens:,} tokens per device in the fastest "
-            f"design found, got {bound * 1e3:g}"
+            f"layers_latency_ms: expected at least {layers * least * 1e3:,.1f} ms, which the "
+            f"{layers} MoE layers of {task.model.name} take at {tokens:,} tokens per device in the "
+            f"fastest design found, got {bound * 1e3:g}"
             + (
                 "; without a number of tokens the largest batch that keeps it is sought"
                 if tokens > 1

@@ -1,12 +1,13 @@
-"""``moesim recommend``: choose parallelism, placement, replicas and format for a model."""
+"""``moesim recommend``: what to serve a model with, or with what parallelism, placement, replicas
+and format to run its MoE layers.
+"""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from moesim.cli.options import Lenient, model_of, say_notes, takes
+from moesim.cli.options import model_of, say_notes, takes
+from moesim.cli.recommend_options import RecommendOptions
+from moesim.cli.recommend_serving import asks_for_serving, recommend_whole
 from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
@@ -32,97 +33,20 @@ _OFFERED = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendOptions:
-    """The options of moesim recommend."""
-
-    model: Annotated[str, typer.Option(help="Preset, or a file or folder with a config.json.")]
-    cluster: Annotated[
-        str | None, typer.Option(help="Cluster, device profile, or path of a TOML file.")
-    ] = None
-    gpus: Annotated[
-        int | None,
-        typer.Option(help="Devices: part of a node, or whole nodes; default: the cluster's."),
-    ] = None
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill"
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens per device in a forward pass; default: 4096 for prefill, 128 for "
-            "decode, or with --latency-ms the largest power of two that keeps it."
-        ),
-    ] = None
-    kv_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens in each device's KV cache; default: the batch's, or 4096 a sequence."
-        ),
-    ] = None
-    routing: Annotated[
-        str, typer.Option(help="Load of the experts, such as power_law:1.2, olmoe-c4, trace:FILE.")
-    ] = "power_law:1.2"
-    latency_ms: Annotated[
-        float | None,
-        typer.Option(
-            help=(
-                "Upper bound for all MoE layers of one forward pass (attention and the rest are "
-                "not simulated)."
-            )
-        ),
-    ] = None
-    precision: Annotated[str, typer.Option(help="auto, or formats such as bf16,fp8,int4.")] = "auto"
-    kernels: Annotated[
-        str,
-        typer.Option(
-            help="auto, auto:ENGINE (sglang, vllm, trtllm), or a library such as trtllm-cutlass."
-        ),
-    ] = "auto"
-    objective: Annotated[
-        str, typer.Option(help="throughput, cost or energy, of the MoE layers.")
-    ] = "throughput"
-    economics: Annotated[str, typer.Option(help="Cost and power model: a name or a file.")] = (
-        "default"
-    )
-    show: Annotated[int, typer.Option(help="Alternatives to print.", min=0)] = 8
-    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0
-    compare: Annotated[
-        str | None,
-        typer.Option(help="Clusters to compare in one table, separated by commas."),
-    ] = None
-    budget_usd_per_hour: Annotated[
-        float | None,
-        typer.Option(help="With --compare: every cluster at the size that this pays."),
-    ] = None
-    export: Annotated[
-        str | None,
-        typer.Option(
-            help="Recommend what this engine launches (sglang, vllm or trtllm), and write its "
-            "command, expert map and a README to the folder --out."
-        ),
-    ] = None
-    lenient: Lenient = False
-    checkpoint: Annotated[
-        str, typer.Option(help="With --export: checkpoint that the command names.")
-    ] = "$MODEL"
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the recommended design and its alternatives as CSV, or with --compare the "
-            "table; with --export, the folder."
-        ),
-    ] = None
-
-
 @takes(RecommendOptions)
 def recommend(given: RecommendOptions) -> None:
-    """Recommend parallelism, placement, replicas and format for a model on a cluster."""
+    """Recommend what to serve a model with (--isl, --osl, --slo, --concurrency, --latency-ms), or
+    parallelism, placement, replicas and format of its MoE layers.
+    """
     if (given.cluster is None) == (given.compare is None):
         raise ConfigError("recommend: expected either --cluster or --compare")
     if given.compare is None and given.budget_usd_per_hour is not None:
         raise ConfigError("budget_usd_per_hour: expected --compare with it; --gpus sizes a cluster")
     if given.export is not None and (given.out is None or given.compare is not None):
         raise ConfigError("export: expected --cluster and --out, the folder to write")
-    if given.compare is not None:
+    if asks_for_serving(given):
+        recommend_whole(given)
+    elif given.compare is not None:
         _compare(given)
     else:
         _recommend(given)
@@ -136,11 +60,11 @@ def _asked(given: RecommendOptions) -> dict[str, Any]:
     if given.export is not None and kernels == AUTO:
         kernels = f"{AUTO}:{given.export}"
     return {
-        "phase": given.phase,
+        "phase": given.phase or "prefill",
         "tokens": given.tokens,
         "kv_tokens": given.kv_tokens,
         "routing": given.routing,
-        "latency_ms": given.latency_ms,
+        "layers_latency_ms": given.layers_latency_ms,
         "precision": given.precision,
         "kernels": kernels,
         "objective": given.objective,
@@ -241,7 +165,7 @@ def _compare(given: RecommendOptions) -> None:
     model = model_of(given.model, given.lenient)
     offers = compare(model, names, budget_usd_per_hour=given.budget_usd_per_hour, **_asked(given))
     rows = [offer.row() for offer in offers]
-    print_table(f"{given.model}, MoE layers only, {given.phase}", rows, _OFFERED)
+    print_table(f"{given.model}, MoE layers only, {given.phase or 'prefill'}", rows, _OFFERED)
     for row in rows:
         beside = f"{row['copies']} side by side: " if row["copies"] > 1 else ""
         print(

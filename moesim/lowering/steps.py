@@ -6,8 +6,9 @@ micro-batches, the attention of one runs beside the exchange of the other (two-b
 nothing but the order of pieces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -83,6 +84,20 @@ def lower_step(
     return _Lowering(served, cluster, pricing, steps, layers).run()
 
 
+@lru_cache(maxsize=8192)
+def _on_all(devices: int, price: Callable[..., PhaseCost], *asked: object) -> PhaseCost:
+    """Return the price of a piece on all devices, which the layers of a step share, and designs
+    that differ elsewhere.
+    """
+    return rest.on_all(price(*asked), devices)
+
+
+def _collective(
+    pricing: DensePricing, cluster: Cluster, kind: Joint, size: int, tokens: float
+) -> PhaseCost:
+    return price_collective(pricing.prices, cluster, kind, size, tokens, pricing.hidden_size)
+
+
 class _Lowering:
     def __init__(
         self,
@@ -111,7 +126,7 @@ class _Lowering:
         ]
         for m, step in enumerate(self.steps):
             pieces: list[Piece] = [
-                self._local("embedding", rest.embedding(self.pricing, step)),
+                self._local("embedding", rest.embedding, self.pricing, step),
                 Mark(),
             ]
             for (kind, _, ends), moe in zip(self.layers, block_costs, strict=True):
@@ -120,8 +135,8 @@ class _Lowering:
                 if ends:
                     pieces.append(Mark())
             pieces += [
-                self._local("head", rest.head(self.pricing, spec.vocab_size, step)),
-                self._local("sampler", rest.sampler(self.pricing, spec.vocab_size, step)),
+                self._local("head", rest.head, self.pricing, spec.vocab_size, step),
+                self._local("sampler", rest.sampler, self.pricing, spec.vocab_size, step),
             ]
             batches.append(pieces)
         marks = self.canvas.streams.run(batches)
@@ -131,24 +146,25 @@ class _Lowering:
             marks=marks[0],
         )
 
-    def _local(self, name: str, cost: PhaseCost) -> Local:
-        return Local(name=name, cost=rest.on_all(cost, self.cluster.num_devices))
+    def _local(self, name: str, price: Callable[..., PhaseCost], *asked: object) -> Local:
+        return Local(name=name, cost=_on_all(self.cluster.num_devices, price, *asked))
 
     def _joined(self, kind: Joint, tokens: float, size: int) -> list[Piece]:
         """Return a collective over the devices of an attention rank or of all; nothing for one."""
         if size == 1:
             return []
-        cost = price_collective(self.pricing.prices, self.cluster, kind, size, tokens, self.hidden)
-        return [Collective(name=kind, cost=rest.on_all(cost, self.cluster.num_devices), size=size)]
+        asked = (self.pricing, self.cluster, kind, size, tokens)
+        cost = _on_all(self.cluster.num_devices, _collective, *asked)
+        return [Collective(name=kind, cost=cost, size=size)]
 
     def _mixer(self, kind: LayerKind, step: Step) -> list[Piece]:
         if kind.mixer is None:
             return []
         pricing, mixer = self.pricing, kind.mixer
         return [
-            self._local("norm", rest.norm(pricing, step.tokens)),
-            self._local("projections", mixers.projections(pricing, mixer, step)),
-            self._local("attention", mixers.core(mixer, pricing, step)),
+            self._local("norm", rest.norm, pricing, step.tokens),
+            self._local("projections", mixers.projections, pricing, mixer, step),
+            self._local("attention", mixers.core, mixer, pricing, step),
             *self._after_attention(kind, step),
         ]
 
@@ -161,9 +177,9 @@ class _Lowering:
     def _feed_forward(self, kind: LayerKind, step: Step, moe: list[Piece]) -> list[Piece]:
         pieces: list[Piece] = []
         if kind.dense is not None or kind.moe is not None:
-            pieces.append(self._local("norm", rest.norm(self.pricing, step.tokens)))
+            pieces.append(self._local("norm", rest.norm, self.pricing, step.tokens))
         if kind.dense is not None:
-            pieces.append(self._local("dense", rest.dense(self.pricing, kind.dense, step)))
+            pieces.append(self._local("dense", rest.dense, self.pricing, kind.dense, step))
             if kind.moe is None or self.layout.exchanges_tokens:
                 pieces += self._joined("all_reduce", step.tokens, self.layout.tp)
         if kind.moe is not None:
@@ -215,7 +231,7 @@ class _Lowering:
             blocks.append(pieces_of(cost, exchange)[1:])
             tokens += float(np.asarray(experts.batches[m].num_tokens_S).mean())
         tokens /= 1 if chunked else len(costs)
-        gate = self._local("gate", rest.gate(self.pricing, self.served.layer(experts.moe), tokens))
+        gate = self._local("gate", rest.gate, self.pricing, self.served.layer(experts.moe), tokens)
         shared = self._shared(experts.moe, tokens, 1)
         found = ordered(self.served.step_order, blocks, gate, shared)
         return [[*self._latent(experts.moe, tokens), *block] for block in found]
@@ -235,7 +251,7 @@ class _Lowering:
             tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
         )
         pieces: list[Piece] = [
-            self._local("gate", rest.gate(self.pricing, layer, step.tokens)),
+            self._local("gate", rest.gate, self.pricing, layer, step.tokens),
             Local(name="experts", cost=cost),
         ]
         assert devices == len(cost.latency_s_D), "one price for each device"
@@ -247,10 +263,10 @@ class _Lowering:
         """Return the projections around latent experts; nothing for others."""
         if not moe.latent_size:
             return []
-        return [self._local("latent", rest.latent(self.pricing, moe, tokens))]
+        return [self._local("latent", rest.latent, self.pricing, moe, tokens)]
 
     def _shared(self, moe: MoEFeedForward, tokens: float, tp: int) -> Piece | None:
         """Return the shared experts; None if there are none."""
         if not moe.num_shared_experts:
             return None
-        return self._local("shared", rest.shared(self.pricing, moe, tokens, tp))
+        return self._local("shared", rest.shared, self.pricing, moe, tokens, tp)

@@ -3,7 +3,9 @@
 No other package imports Optuna.
 """
 
+from moesim.search.serving_space import ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.search.space import Space
 from moesim.search.study import Study, run_study
 
-__all__ = ["Space", "Study", "run_study"]
+__all__ = ["ServingSpace", "ServingWorkload", "Space", "Study", "run_study"]

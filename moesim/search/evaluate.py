@@ -3,54 +3,67 @@
 The evaluation is a pure function of its arguments.
 """
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from moesim.design.candidate import Workload
-from moesim.errors import MoesimError
+from moesim.design.identity import digest
+from moesim.engines import ENGINES
+from moesim.errors import MoesimError, UnknownNameError
 from moesim.files import toml
 from moesim.hardware import Cluster
-from moesim.hardware.economics import Economics, load_economics, priced
+from moesim.hardware.economics import PRICED, Economics, load_economics, priced
 from moesim.quality import PUBLISHED, LossLaw, estimate_loss
-from moesim.search.objectives import Constraint
+from moesim.search.objectives import (
+    BOUNDED,
+    OBJECTIVES,
+    Constraint,
+    Direction,
+    check_priced,
+    violated,
+)
+from moesim.search.parameters import GROUPS
+from moesim.search.problem import MEMORY, Evaluation
 from moesim.search.space import Space
-from moesim.simulation.result import RESULT_COLUMNS
+from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 from moesim.simulation.run import simulate
 from moesim.simulation.trust import basis_digest
 from moesim.units import GIB, US
 from moesim.version import VERSION
 
-#: name of the constraint that every study has
-MEMORY = "memory_over_gib"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The result of one trial.
-
-    Attributes:
-        row: Flat row for trials.csv: the columns of the simulation and of the loss; without a
-            candidate, only where the row came from.
-        violations: Constraint -> amount by which it is violated, <= 0 where it holds: GiB over the
-            device's memory, and for the others a share of the bound.
-        reason: Why the point is no candidate, or why its evaluation failed; empty where there is a
-            result.
-        bound_us: The bound engine's layer time, with which a screening is compared; None without a
-            result.
-        failed: Whether the evaluation itself broke (a defect or a lost worker), which is not a
-            finding.
-    """
-
-    row: dict[str, Any]
-    violations: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    failed: bool = False
-    bound_us: float | None = None
-
-    def values(self, objectives: list[str]) -> list[float]:
-        """Return the values of the objectives, in order."""
-        return [float(self.row[name]) for name in objectives]
+#: columns of the winners that are shown: key -> heading
+_SHOWN = {
+    "group": "group",
+    "candidate": "candidate",
+    "loss": "loss",
+    "layer_time_us": "layer us",
+    "interval": "interval",
+    "layer_tokens_per_s_per_device": "tokens/s",
+    "layer_joules_per_token": "J/token",
+    "layer_usd_per_million_tokens": "USD/M",
+}
+#: columns of trials.csv, in order; a test freezes them, since people read the files with scripts.
+#: The columns of a space's hardware choices follow them.
+TRIAL_COLUMNS = (
+    "number",
+    "state",
+    "parallelism",
+    *FOUND_COLUMNS,
+    *GROUPS,
+    MEMORY,
+    "broken_constraints",
+    "loss",
+    "loss_low",
+    "loss_high",
+    "loss_extrapolated",
+    "loss_outside",
+    "loss_law",
+    *PRICED,
+    "reason",
+    *PROVENANCE_COLUMNS,
+    "wall_s",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +89,52 @@ class Problem:
     economics: Economics = field(default_factory=load_economics)
     engine: str = "flow"
     law: LossLaw = PUBLISHED
+    known_objectives: ClassVar[Mapping[str, Direction]] = OBJECTIVES
+    bounded: ClassVar[tuple[str, ...]] = BOUNDED
+    shown: ClassVar[Mapping[str, str]] = _SHOWN
+    confirmed: ClassVar[tuple[str, str, str]] = (
+        "layer_time_us",
+        "event_over_search",
+        "event engine",
+    )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of trials.csv."""
+        return (*TRIAL_COLUMNS, *self.space.hardware)
+
+    @property
+    def intervals(self) -> tuple[tuple[str, str], ...]:
+        """The columns (low, high) of loss and layer time."""
+        return (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
+
+    def check(self, screen: int) -> None:
+        """Refuse a space without any candidate, and objectives without a figure.
+
+        Raises:
+            ConfigError: See there.
+            UnknownNameError: There is no such engine.
+        """
+        names = [*self.objectives, *(c.name for c in self.constraints)]
+        check_priced(names, self.economics, self.cluster)
+        if self.engine not in ENGINES:
+            raise UnknownNameError("engine", self.engine, ENGINES)
+        self.space.check(self.cluster)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what trials depend on, as tables."""
+        return {
+            "space": self.space.model_dump(),
+            "workload": self.workload.to_dict(),
+            "columns": digest(dict.fromkeys(TRIAL_COLUMNS), 12),
+            "engine": self.engine,
+            "law": self.law.digest,
+        }
+
+    def confirm(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of a point by the event engine, chunk by chunk."""
+        candidate, cluster = self.space.decode(params, self.cluster)
+        return simulate(candidate, cluster, self.workload, engine="event_compiled").row()
 
     @toml.same_files()
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
@@ -109,12 +168,7 @@ class Problem:
                 result.mean_utilisation,
             )
         )
-        violations = {MEMORY: result.memory_over_bytes / GIB}
-        for constraint in self.constraints:
-            value = row[constraint.name]
-            violations[str(constraint)] = float(
-                constraint.violation(math.nan if value is None else float(value))
-            )
+        violations = {MEMORY: result.memory_over_bytes / GIB} | violated(self.constraints, row)
         return Evaluation(row=row, violations=violations, bound_us=result.bound_s / US)
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.files import toml
-from moesim.search.evaluate import Evaluation, Problem
+from moesim.search.problem import Evaluation, SearchProblem
 
 #: points that are sent together: few enough that a lost worker costs little, and enough that
 #: sending costs little
@@ -29,7 +29,7 @@ Found = tuple[Evaluation, float, float]
 
 
 @lru_cache(maxsize=2)
-def _problem(packed: bytes) -> Problem:
+def _problem(packed: bytes) -> SearchProblem:
     """Unpack the problem once per worker: caches of routings and placements live as long as its
     cluster.
     """
@@ -46,13 +46,13 @@ def evaluate_chunk(packed: bytes, points: list[dict[str, Any]]) -> list[Found]:
         return [evaluate_point(_problem(packed), point) for point in points]
 
 
-def apply_piece(packed: bytes, function: Callable[[Problem, Any], Any], piece: Any) -> Any:
+def apply_piece(packed: bytes, function: Callable[[Any, Any], Any], piece: Any) -> Any:
     """Apply a function to a piece of work, in a worker."""
     with toml.same_files():
         return function(_problem(packed), piece)
 
 
-def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:
+def evaluate_point(problem: SearchProblem, point: dict[str, Any]) -> Found:
     """Evaluate one point; an unexpected error becomes a failed trial that names it."""
     begun = time.perf_counter()
     try:
@@ -62,7 +62,7 @@ def evaluate_point(problem: Problem, point: dict[str, Any]) -> Found:
     return found, time.perf_counter() - begun, time.time()
 
 
-def _failed(problem: Problem, error: BaseException) -> Evaluation:
+def _failed(problem: SearchProblem, error: BaseException) -> Evaluation:
     text = " ".join(str(error).split()) or "no message"
     return Evaluation(
         row=problem.blank_row(problem.cluster),
@@ -79,7 +79,7 @@ class Evaluator:
         make: Function that makes an executor; None evaluates in this process, one point at a time.
     """
 
-    def __init__(self, problem: Problem, make: Callable[[], Executor] | None) -> None:
+    def __init__(self, problem: SearchProblem, make: Callable[[], Executor] | None) -> None:
         self._problem, self._make = problem, make
         self._executor: Executor | None = None
         self._packed = pickle.dumps(problem) if make else b""
@@ -92,7 +92,7 @@ class Evaluator:
         waiting = deque((chunk, self._start(evaluate_chunk, chunk)) for chunk in chunks)
         return lambda: self._collect(waiting)
 
-    def map(self, function: Callable[[Problem, Any], Any], pieces: list[Any]) -> Iterator[Any]:
+    def map(self, function: Callable[[Any, Any], Any], pieces: list[Any]) -> Iterator[Any]:
         """Apply a function of the problem to pieces of work, in order.
 
         Raises:
@@ -165,7 +165,7 @@ class Evaluator:
 
 @contextmanager
 def evaluator(
-    problem: Problem, executor: str | Executor | None, num_workers: int
+    problem: SearchProblem, executor: str | Executor | None, num_workers: int
 ) -> Iterator[Evaluator]:
     """Provide an evaluator, and close it at the end.
 

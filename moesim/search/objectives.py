@@ -1,12 +1,14 @@
 """Objectives that a search may improve, and constraints that it may keep.
 
-All are columns of a trial's row. Columns about the time, energy and cost of the MoE layer alone say
-so in their names; ``loss`` and ``peak_memory_gib`` are about the whole model.
+All are columns of a trial's row. A search over MoE layers has `OBJECTIVES`, one over whole models
+that are served `WHOLE_OBJECTIVES`. Of the former, columns about the time, energy and cost of the
+layer alone say so in their names; ``loss`` and ``peak_memory_gib`` are about the whole model.
 """
 
 import math
 import operator
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from moesim.hardware.economics import Economics
 from moesim.units import US
 
 Direction = Literal["minimize", "maximize"]
-#: objective -> direction
+#: objective of MoE layers -> direction
 OBJECTIVES: dict[str, Direction] = {
     "loss": "minimize",
     "layer_tokens_per_s_per_device": "maximize",
@@ -29,8 +31,19 @@ OBJECTIVES: dict[str, Direction] = {
     "watts_per_device": "minimize",
     "usd_per_hour": "minimize",
 }
+#: objective of whole models -> direction; tokens are those of answers
+WHOLE_OBJECTIVES: dict[str, Direction] = {
+    "tokens_per_s_per_device": "maximize",
+    "tokens_per_s_per_user": "maximize",
+    "ttft_ms": "minimize",
+    "tpot_ms": "minimize",
+    "joules_per_million_tokens": "minimize",
+    "usd_per_million_tokens": "minimize",
+}
+#: every objective -> direction
+DIRECTIONS = OBJECTIVES | WHOLE_OBJECTIVES
 #: columns that a constraint may bound in addition to the objectives
-_BOUNDED = ("loss_high", "layer_time_high_us", "load_imbalance", "dropped_token_fraction")
+BOUNDED = ("loss_high", "layer_time_high_us", "load_imbalance", "dropped_token_fraction")
 _SIGNS = {"<=": operator.le, ">=": operator.ge}
 
 
@@ -49,8 +62,12 @@ class Constraint:
     bound: float
 
     @classmethod
-    def parse(cls, text: str) -> "Constraint":
+    def parse(cls, text: str, known: Iterable[str] = (*OBJECTIVES, *BOUNDED)) -> "Constraint":
         """Read ``layer_time_us <= 500``.
+
+        Args:
+            text: The constraint.
+            known: Columns that it may bound.
 
         Raises:
             UnknownNameError: The column cannot be bounded.
@@ -65,8 +82,9 @@ class Constraint:
             raise ConfigError(
                 f"constraint: expected 'NAME <= NUMBER' or 'NAME >= NUMBER', got {text!r}"
             )
-        if match[1] not in (*OBJECTIVES, *_BOUNDED):
-            raise UnknownNameError("constraint", match[1], (*OBJECTIVES, *_BOUNDED))
+        known = tuple(known)
+        if match[1] not in known:
+            raise UnknownNameError("constraint", match[1], known)
         return cls(name=match[1], sign=match[2], bound=bound)
 
     def violation(self, value: float | np.ndarray) -> float | np.ndarray:
@@ -87,20 +105,42 @@ class Constraint:
         return f"{self.name} {self.sign} {self.bound:g}"
 
 
-def check_objectives(objectives: list[str]) -> None:
-    """Refuse unknown objectives.
+def violated(constraints: Iterable[Constraint], row: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much a row violates each constraint; a column without a value violates it."""
+    return {
+        str(constraint): float(
+            constraint.violation(
+                math.nan if row[constraint.name] is None else float(row[constraint.name])
+            )
+        )
+        for constraint in constraints
+    }
+
+
+def check_objectives(objectives: list[str], known: Mapping[str, Direction] = OBJECTIVES) -> None:
+    """Refuse objectives that a search does not have.
+
+    Args:
+        objectives: Their names.
+        known: Those that it has.
 
     Raises:
-        ConfigError: There is no objective, or one comes twice.
+        ConfigError: There is no objective, one comes twice, or one is of the other kind of search.
         UnknownNameError: A name is unknown; the text lists near matches.
     """
     if not objectives:
-        raise ConfigError(
-            f"study: expected at least one objective of {', '.join(OBJECTIVES)}, got none"
-        )
+        raise ConfigError(f"study: expected at least one objective of {', '.join(known)}, got none")
     for name in objectives:
-        if name not in OBJECTIVES:
-            raise UnknownNameError("objective", name, OBJECTIVES)
+        if name in known:
+            continue
+        if name in DIRECTIONS:
+            kinds = ("MoE layers", "whole models")
+            here, there = kinds if "loss" in known else kinds[::-1]
+            raise ConfigError(
+                f"study: expected objectives of {here} ({', '.join(known)}), which is what the "
+                f"space holds, got {name!r}, one of {there}"
+            )
+        raise UnknownNameError("objective", name, known)
     if len(set(objectives)) < len(objectives):
         raise ConfigError(f"study: expected each objective once, got {', '.join(objectives)}")
 
@@ -113,7 +153,7 @@ def costs_of(objectives: list[str], columns: Any) -> list:
         columns: Column -> number or array.
     """
     return [
-        columns[name] if OBJECTIVES[name] == "minimize" else -columns[name] for name in objectives
+        columns[name] if DIRECTIONS[name] == "minimize" else -columns[name] for name in objectives
     ]
 
 
@@ -123,9 +163,9 @@ def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> No
     Raises:
         ConfigError: A figure is missing; the text names the device and where to write it.
     """
-    if {"layer_joules_per_token", "watts_per_device"} & set(names):
+    if {"layer_joules_per_token", "watts_per_device", "joules_per_million_tokens"} & set(names):
         economics.watts(cluster, {})
-    if {"layer_usd_per_million_tokens", "usd_per_hour"} & set(names):
+    if {"layer_usd_per_million_tokens", "usd_per_hour", "usd_per_million_tokens"} & set(names):
         economics.usd_per_hour(cluster)
 
 

@@ -1,7 +1,7 @@
 """Number the points of a space, and tell which of them are distinct designs.
 
-Choices of routing change slowest, then those of placement, and the width changes fastest: points
-that share a routing, a placement or a program (`moesim.simulation.screening`) are neighbors.
+Choices change in the order that the space names (`moesim.search.problem.SearchSpace`): points that
+share a routing, a placement or a program are neighbors.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,33 +9,14 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from moesim.search.space import Space
-
-#: parameters by how slowly they change: first those of routing, then of placement, then the rest
-_ORDER = (
-    "gate",
-    "num_expert_groups",
-    "num_limited_groups",
-    "num_experts",
-    "top_k",
-    "capacity_factor",
-    "overflow",
-    "placement",
-    "num_replicas",
-    "parallelism",
-    "exchange",
-    "num_micro_batches",
-    "precision",
-)
-#: the parameters whose choices decide which others apply (`Space.applicable`)
-_RULING = ("gate", "placement", "capacity_factor")
+from moesim.search.problem import SearchSpace
 
 
-def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
+def point_maker(space: SearchSpace) -> Callable[[int], dict[str, Any]]:
     """Return a function from a number to a point of the space, with every choice named."""
     choices = space.choices()
-    rest = [name for name in choices if name not in _ORDER and name != "expert_intermediate_size"]
-    names = [*rest, *(name for name in _ORDER if name in choices), "expert_intermediate_size"]
+    rest = [name for name in choices if name not in space.slow_first]
+    names = [*rest, *(name for name in space.slow_first if name in choices)]
     sizes = [len(choices[name]) for name in names]
 
     def point(flat: int) -> dict[str, Any]:
@@ -49,7 +30,7 @@ def point_maker(space: Space) -> Callable[[int], dict[str, Any]]:
 
 
 def distinct_points(
-    space: Space, numbers: Iterable[int] | None = None
+    space: SearchSpace, numbers: Iterable[int] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the points that are distinct designs with their numbers, without what does not apply.
 
@@ -68,16 +49,16 @@ def distinct_points(
             yield number, plain
 
 
-def num_designs(space: Space) -> int:
+def num_designs(space: SearchSpace) -> int:
     """Return the number of points that are distinct designs."""
     choices = space.choices()
-    ruling = [name for name in _RULING if name in choices]
+    ruling = [name for name in space.ruling if name in choices]
     first = {name: listed[0] for name, listed in choices.items()}
-    return sum(
-        prod(
-            len(choices[name])
-            for name in space.applicable(first | dict(zip(ruling, chosen, strict=True)))
-            if name not in ruling
-        )
-        for chosen in product(*(choices[name] for name in ruling))
-    )
+    total = 0
+    for chosen in product(*(choices[name] for name in ruling)):
+        point = first | dict(zip(ruling, chosen, strict=True))
+        left = space.applicable(point)
+        # one that does not apply itself counts with its first choice
+        if all(name in left or point[name] == first[name] for name in ruling):
+            total += prod(len(choices[name]) for name in left if name not in ruling)
+    return total

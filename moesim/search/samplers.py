@@ -22,10 +22,10 @@ from optuna.trial import TrialState, create_trial
 
 from moesim.errors import UnknownNameError
 from moesim.search.breeding import children, dominance
-from moesim.search.objectives import OBJECTIVES, costs_of
+from moesim.search.objectives import DIRECTIONS, costs_of
 from moesim.search.pareto import survivors
 from moesim.search.points import distinct_points
-from moesim.search.space import Space
+from moesim.search.problem import SearchSpace
 from moesim.search.trial import Trial
 
 SamplerName = Literal["random", "every", "tpe", "nsga2", "gp"]
@@ -77,7 +77,7 @@ class Proposer:
 
     def __init__(
         self,
-        space: Space,
+        space: SearchSpace,
         objectives: list[str],
         sampler: SamplerName,
         seed: int,
@@ -214,7 +214,7 @@ class Proposer:
             else CategoricalDistribution(choices)
             for name, choices in varied.items()
         }
-        directions = [OBJECTIVES[name] for name in self.objectives]
+        directions = [DIRECTIONS[name] for name in self.objectives]
         study = optuna.create_study(directions=directions, sampler=self._make(seed))
         for trial in self._known:
             places = self._places(trial)

@@ -12,7 +12,7 @@ apply, so that no two points are the same design.
 
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -37,6 +37,7 @@ from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
+from moesim.search.parameters import GROUPS, OPTIONAL, PARAMETERS, RULING, SLOW_FIRST
 
 T = TypeVar("T")
 _Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
@@ -120,6 +121,8 @@ class Space(Strict):
     hardware: dict[str, _Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
     lenient: bool = False
+    slow_first: ClassVar[tuple[str, ...]] = SLOW_FIRST
+    ruling: ClassVar[tuple[str, ...]] = RULING
 
     def __init__(self, **choices: Any) -> None:
         try:
@@ -334,22 +337,6 @@ class Space(Strict):
             kernels=point["kernels"],
         )
         return candidate, cluster
-
-
-PARAMETERS = (
-    "num_experts",
-    "top_k",
-    "expert_intermediate_size",
-    "gate",
-    "placement",
-    "num_replicas",
-    "parallelism",
-    "precision",
-)
-#: parameters that exist only if a gate takes groups
-GROUPS = ("num_expert_groups", "num_limited_groups")
-#: parameters that points name only if the space lists more than one choice
-OPTIONAL = ("exchange", "num_micro_batches", "kernels", "capacity_factor", "overflow")
 
 
 def _takes_groups(gate: str) -> bool:

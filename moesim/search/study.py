@@ -21,23 +21,19 @@ import numpy as np
 import optuna
 
 from moesim.design.candidate import Candidate, Workload
-from moesim.engines import ENGINES
-from moesim.errors import ConfigError, UnknownNameError, require_int
+from moesim.errors import ConfigError, require_int
 from moesim.hardware import Cluster
-from moesim.hardware.economics import load_economics
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
-from moesim.search.objectives import (
-    OBJECTIVES,
-    Constraint,
-    check_objectives,
-    check_priced,
-    costs_of,
-)
+from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
 from moesim.search.pareto import front, spread
 from moesim.search.points import num_designs
+from moesim.search.problem import SearchProblem, SearchSpace
+from moesim.search.problems import problem_of
 from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
+from moesim.search.serving_space import ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.search.settings import sampler_of, settings_of
 from moesim.search.space import Space
 from moesim.search.storage import Store, is_url, open_study
@@ -55,11 +51,22 @@ class Study:
         trials: All finished trials, ordered by number.
     """
 
-    problem: Problem
+    problem: SearchProblem
     trials: list[Trial]
 
     @property
-    def space(self) -> Space:
+    def layers(self) -> Problem:
+        """The problem, of MoE layers.
+
+        Raises:
+            ConfigError: Whole models were searched.
+        """
+        if not isinstance(self.problem, Problem):
+            raise ConfigError("study: expected a search over MoE layers, got one of whole models")
+        return self.problem
+
+    @property
+    def space(self) -> SearchSpace:
         """The choices of the search."""
         return self.problem.space
 
@@ -87,9 +94,9 @@ class Study:
 
     def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
         """Return the candidates of `pareto` with their clusters; a space may vary the hardware."""
-        trials = self.pareto_trials()
+        trials, layers = self.pareto_trials(), self.layers
         return [
-            self.space.decode(t.params, self.problem.cluster)
+            layers.space.decode(t.params, layers.cluster)
             for t in (spread(trials, limit) if limit else trials)
         ]
 
@@ -97,14 +104,14 @@ class Study:
         """Return a group number for each trial; trials of a group cannot be told apart.
 
         In order, a trial joins the first group whose leader (the trial that began it) has
-        overlapping intervals of loss and of layer time; otherwise it begins a new group. The first
-        trial is in group 0.
+        overlapping intervals of all that has intervals, such as loss and layer time; otherwise it
+        begins a new group. The first trial is in group 0.
         """
         leaders: list[Trial] = []
         found = []
         for trial in trials:
             place = next(
-                (i for i, leader in enumerate(leaders) if _tied(trial, leader)), len(leaders)
+                (i for i, leader in enumerate(leaders) if self._tied(trial, leader)), len(leaders)
             )
             if place == len(leaders):
                 leaders.append(trial)
@@ -112,26 +119,21 @@ class Study:
         return found
 
     def num_ties(self, trial: Trial, among: list[Trial]) -> int:
-        """Count the other trials whose loss and layer-time intervals both overlap this one's."""
-        return sum(other is not trial and _tied(trial, other) for other in among)
+        """Count the other trials whose intervals all overlap this one's."""
+        return sum(other is not trial and self._tied(trial, other) for other in among)
+
+    def _tied(self, one: Trial, other: Trial) -> bool:
+        a, b = one.evaluation.row, other.evaluation.row
+        return all(a[low] <= b[high] and b[low] <= a[high] for low, high in self.problem.intervals)
 
     def _costs(self, trial: Trial) -> list[float]:
         return costs_of(self.objectives, trial.evaluation.row)
 
 
-def _tied(one: Trial, other: Trial) -> bool:
-    """Return whether the intervals of loss and of layer time both overlap."""
-    a, b = one.evaluation.row, other.evaluation.row
-    return all(
-        a[low] <= b[high] and b[low] <= a[high]
-        for low, high in (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
-    )
-
-
 def run_study(
-    space: Space,
+    space: Space | ServingSpace,
     cluster: Cluster,
-    workload: Workload,
+    workload: Workload | ServingWorkload,
     *,
     objectives: Iterable[str],
     num_trials: int,
@@ -152,10 +154,11 @@ def run_study(
     """Run a study, or continue it up to ``num_trials``.
 
     Args:
-        space: The choices of the search.
+        space: The choices of the search: of MoE layers, or of whole models that are served.
         cluster: The hardware.
-        workload: Tokens and routing.
-        objectives: Names of objectives from `moesim.search.objectives.OBJECTIVES`.
+        workload: Tokens and routing, or requests.
+        objectives: Names of objectives from `moesim.search.objectives.OBJECTIVES`, or for whole
+            models from `WHOLE_OBJECTIVES`.
         num_trials: Total number of trials, including earlier runs in the same storage; fewer if the
             space has no more points.
         constraints: Constraints such as ``layer_time_us <= 500``, in addition to fitting in memory.
@@ -166,7 +169,7 @@ def run_study(
         seed: Seed of the search: the same seed and number of trials give the same trials.
         storage: Output folder, which will hold ``study.journal``, or the URL of a shared storage.
         enqueue: Points, or parts of points, to try first.
-        engine: Engine that the search simulates with.
+        engine: Engine that the search simulates with; whole models have one of their own.
         economics: Cost and power model, as a name or a file; see `moesim.hardware.economics`.
         num_workers: Number of processes that evaluate trials.
         executor: A `concurrent.futures.Executor` that evaluates them, or ``dask://HOST:PORT``.
@@ -179,27 +182,28 @@ def run_study(
             cannot be written or holds another study.
         UnreachableError: A scheduler or database does not answer.
     """
-    problem = Problem(
-        space=space,
-        cluster=cluster,
-        workload=workload,
-        objectives=list(objectives),
-        constraints=tuple(Constraint.parse(text) for text in constraints),
-        economics=load_economics(economics),
+    problem = problem_of(
+        space,
+        cluster,
+        workload,
+        objectives=objectives,
+        constraints=constraints,
+        economics=economics,
         engine=engine,
-        law=space.law(),
     )
     points = list(enqueue)
     _check(problem, points, num_trials, num_workers, seed, screen)
     settings = settings_of(problem, points, seed, screen, economics)
-    settings["sampler"] = sampler_of(sampler, storage, fresh, num_trials, space)
-    directions = [OBJECTIVES[name] for name in problem.objectives]
+    settings["sampler"] = sampler_of(sampler, storage, fresh, num_trials, problem.space)
+    directions = [DIRECTIONS[name] for name in problem.objectives]
     with (
         evaluator(problem, executor, num_workers) as evaluates,
         open_study(storage, directions, settings, fresh=fresh) as store,
     ):
         screened = _screened(store.study, evaluates, problem, screen, num_trials, seed)
-        proposer = Proposer(space, problem.objectives, settings["sampler"], seed, points, screened)
+        proposer = Proposer(
+            problem.space, problem.objectives, settings["sampler"], seed, points, screened
+        )
         found = (
             _shared(store, evaluates, proposer, num_trials, member)
             if is_url(storage)
@@ -214,33 +218,29 @@ def run_study(
 
 
 def _check(
-    problem: Problem,
+    problem: SearchProblem,
     points: list[dict[str, Any]],
     num_trials: int,
     num_workers: int,
     seed: int,
     screen: int,
 ) -> None:
-    check_objectives(problem.objectives)
-    names = [*problem.objectives, *(c.name for c in problem.constraints)]
-    check_priced(names, problem.economics, problem.cluster)
+    check_objectives(problem.objectives, problem.known_objectives)
     require_int("study.seed", seed, 0)
     require_int("study.screen", screen, 0)
-    if problem.engine not in ENGINES:
-        raise UnknownNameError("engine", problem.engine, ENGINES)
     for point in points:
         problem.space.check_point(point)
     if num_trials < 1 or num_workers < 1:
         raise ConfigError(
             f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}"
         )
-    problem.space.check(problem.cluster)
+    problem.check(screen)
 
 
 def _screened(
     study: optuna.Study,
     evaluates: Evaluator,
-    problem: Problem,
+    problem: SearchProblem,
     screen: int,
     num_trials: int,
     seed: int,
@@ -249,7 +249,7 @@ def _screened(
 
     There is nothing to choose, and no screening, where every design will be tried.
     """
-    if not screen:
+    if not screen or not isinstance(problem, Problem):
         return []
     known = study.user_attrs.get("screened")
     if known is None:

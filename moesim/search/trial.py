@@ -1,5 +1,6 @@
 """A finished trial: its point, its evaluation, and its form in a storage."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -7,32 +8,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from moesim.hardware.economics import PRICED
-from moesim.search.evaluate import MEMORY, Evaluation
-from moesim.search.space import GROUPS, Space
-from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS
-
-#: columns of trials.csv, in order; a test freezes them, since people read the files with scripts.
-#: The columns of a space's hardware choices follow them.
-TRIAL_COLUMNS = (
-    "number",
-    "state",
-    "parallelism",
-    *FOUND_COLUMNS,
-    *GROUPS,
-    MEMORY,
-    "broken_constraints",
-    "loss",
-    "loss_low",
-    "loss_high",
-    "loss_extrapolated",
-    "loss_outside",
-    "loss_law",
-    *PRICED,
-    "reason",
-    *PROVENANCE_COLUMNS,
-    "wall_s",
-)
+from moesim.search.evaluate import TRIAL_COLUMNS
+from moesim.search.problem import MEMORY, Evaluation, SearchSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +52,15 @@ class Trial:
             return "over_memory"
         return "fits" if self.feasible else "over_constraint"
 
-    def row(self) -> dict[str, Any]:
-        """Return the flat row for trials.csv, whose wall-clock columns begin with ``wall_``."""
+    def row(self, columns: Iterable[str] = TRIAL_COLUMNS) -> dict[str, Any]:
+        """Return the flat row for trials.csv, whose wall-clock columns begin with ``wall_``.
+
+        Args:
+            columns: Columns that it has in any case.
+        """
         found = self.evaluation
         # the point as proposed, even without a candidate; the columns ep and tp show what it became
-        row = dict.fromkeys(TRIAL_COLUMNS) | found.row | self.params
+        row = dict.fromkeys(columns) | found.row | self.params
         broken = [name for name, value in found.violations.items() if value > 0 and name != MEMORY]
         return row | {
             "number": self.number,
@@ -91,7 +72,7 @@ class Trial:
         }
 
 
-def to_record(trial: Trial, space: Space, objectives: list[str]) -> FrozenTrial:
+def to_record(trial: Trial, space: SearchSpace, objectives: list[str]) -> FrozenTrial:
     """Return a trial in the form of an Optuna storage, so that Optuna's dashboard shows it."""
     found = trial.evaluation
     choices = space.choices()

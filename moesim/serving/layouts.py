@@ -1,13 +1,16 @@
 """The layouts in which engines serve a model on a cluster, from which the best is chosen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from moesim.costs.steps.memory import DeviceMemory, memory_on
 from moesim.design.served import ServedModel
 from moesim.design.step import Layout
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster
 
+#: devices that share heads at most
+_MOST_TP = 8
 #: strategy and replicas for each rank where tokens travel and devices wait for the fullest
 BALANCED = "eplb"
 
@@ -20,15 +23,43 @@ def layouts_of(served: ServedModel, cluster: Cluster) -> list[ServedModel]:
     Raises:
         ConfigError: No layout divides the model.
     """
+    return [placed(one) for one in divided(served, _layouts(cluster))]
+
+
+def divided(served: ServedModel, layouts: Iterable[Layout]) -> list[ServedModel]:
+    """Return the design in each of some layouts that divides the model.
+
+    Raises:
+        ConfigError: None does.
+    """
     found, refused = [], ""
-    for layout in _layouts(cluster):
+    for layout in layouts:
         try:
-            found.append(placed(replace(served, layout=layout)))
+            found.append(replace(served, layout=layout))
         except ConfigError as error:
             refused = str(error)
     if not found:
         raise ConfigError(refused)
     return found
+
+
+def fitting(designs: Iterable[ServedModel], cluster: Cluster) -> list[ServedModel]:
+    """Return the designs whose weights fit on the devices of a cluster.
+
+    Raises:
+        CapacityError: None do; the text says by how many GiB the best one misses.
+    """
+    kept: list[ServedModel] = []
+    best: tuple[DeviceMemory, ServedModel] | None = None
+    for design in designs:
+        memory = memory_on(design, cluster.profile, step_tokens=0.0)
+        if memory.left_bytes > 0:
+            kept.append(design)
+        elif best is None or memory.left_bytes > best[0].left_bytes:
+            best = memory, design
+    if not kept and best is not None:
+        best[0].check(best[1].name, f"{cluster.name} as {best[1].layout}")
+    return kept
 
 
 def placed(served: ServedModel) -> ServedModel:
@@ -43,6 +74,37 @@ def placed(served: ServedModel) -> ServedModel:
     moe = served.spec.moe
     assert moe is not None, "whole experts are on several ranks"
     return replace(served, placement=BALANCED, num_replicas=-moe.num_experts % ep + ep)
+
+
+def engine_layouts(cluster: Cluster) -> list[Layout]:
+    """Return every layout in which engines serve models with experts on a cluster.
+
+    An engine spreads its experts over the devices of all its attention ranks, whole or, within a
+    domain, cut; attention ranks are of 1, 2, 4 or 8 devices of a domain; pipeline stages are of a
+    domain each (SGLang, ``--tp-size``, ``--dp-size``, ``--ep-size``, ``--pp-size``; vLLM,
+    ``--tensor-parallel-size``, ``--data-parallel-size``, ``--enable-expert-parallel``,
+    ``--pipeline-parallel-size``). The number of devices is that of the cluster halved as often as
+    possible.
+    """
+    devices = cluster.num_devices
+    domain = min(cluster.devices_per_domain, devices)
+    found: dict[Layout, None] = {}
+    while True:
+        for tp in (1, 2, 4, 8):
+            if tp > min(devices, domain) or devices % tp or domain % tp:
+                continue
+            dp = devices // tp
+            if devices <= domain:
+                found[Layout(tp=tp, dp=dp, moe_tp=devices)] = None
+            if devices > 1:
+                found[Layout(tp=tp, dp=dp, ep=devices)] = None
+        # stages of a domain, whose devices share all heads
+        if devices > domain and devices % domain == 0 and domain <= _MOST_TP:
+            for experts in ({"moe_tp": domain}, {"ep": domain}):
+                found[Layout(tp=domain, pp=devices // domain, **experts)] = None
+        if devices % 2 or devices == 1:
+            return list(found)
+        devices //= 2
 
 
 def _layouts(cluster: Cluster) -> Iterator[Layout]:

@@ -24,9 +24,17 @@ class Limit:
     column: str
     most_ms: float
 
+    @property
+    def mean(self) -> str:
+        """The column of the mean."""
+        return re.sub(r"_(p50|p90|p99)_", "_mean_", self.column)
+
     def keeps(self, result: WholeResult) -> bool:
-        """Return whether a run kept it."""
-        value = result.loop.row()[self.column]
+        """Return whether a run kept it; where a steady state has no percentile, its mean must."""
+        row = result.loop.row()
+        value = row[self.column]
+        if value is None:
+            value = row[self.mean]
         return value is None or float(str(value)) <= self.most_ms
 
 

@@ -32,7 +32,9 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
     )
     clients = f"{loop['concurrency']} clients" if loop["concurrency"] else "open arrivals"
     lengths = f"{row['isl']} + {row['osl']} tokens"
-    yield f"requests      {clients}, {lengths}, {loop['num_requests']} in all"
+    number_of = loop["num_requests"]
+    how = f"{number_of} in all" if number_of else "the steady state"
+    yield f"requests      {clients}, {lengths}, {how}"
     yield (
         f"TTFT          {_spread(row, 'ttft')}; from sending to the first token; P10-P90 of the "
         f"mean {number('ttft_low_ms'):,.0f}-{number('ttft_high_ms'):,.0f} ms"
@@ -69,9 +71,15 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
 
 
 def _spread(row: dict[str, object], name: str) -> str:
-    values = [float(str(row[f"{name}_{p}_ms"])) for p in ("p50", "p90", "p99")]
     digits = 0 if name == "ttft" else 2
-    return "P50/P90/P99 " + "/".join(f"{v:,.{digits}f}" for v in values) + " ms"
+    if row[f"{name}_p50_ms"] is None:  # of a steady state
+        return "on average " + _number(row[f"{name}_mean_ms"], digits) + " ms"
+    values = [_number(row[f"{name}_{p}_ms"], digits) for p in ("p50", "p90", "p99")]
+    return f"P50/P90/P99 {'/'.join(values)} ms"
+
+
+def _number(value: object, digits: int) -> str:
+    return "-" if value is None else f"{float(str(value)):,.{digits}f}"
 
 
 def _step(step: StepResult) -> str:

@@ -64,8 +64,6 @@ class Prepared:
             no device is a GPU.
         workload: The tokens it is given.
         placement: The slots of its experts.
-        choices: Experts of every token of the whole batch, with those of full experts rerouted; of
-            a sample where the traffic is expected.
         traffic: What the whole batch moves and computes.
         batches: What every micro-batch moves and computes; the whole batch if there is only one.
     """
@@ -75,7 +73,6 @@ class Prepared:
     kernels: str
     workload: Workload
     placement: Placement
-    choices: Routing
     traffic: AnyTraffic
     batches: tuple[AnyTraffic, ...]
 
@@ -83,6 +80,17 @@ class Prepared:
     def is_expected(self) -> bool:
         """Whether the traffic is expected from a sample instead of drawn token by token."""
         return isinstance(self.traffic, ExpectedTraffic)
+
+    @property
+    def choices(self) -> Routing:
+        """The experts of every token of the whole batch, with those of full experts rerouted; of a
+        sample where the traffic is expected. They are drawn again if others were since: few ask.
+        """
+        layer, devices = self.candidate.layer, self.cluster.num_devices
+        work = _for_routing_work(self.workload)
+        if self.is_expected:
+            return _sample(layer, work, devices)
+        return _choices(_for_capacity(layer), work, devices, 1)[0]
 
 
 def prepare(
@@ -125,11 +133,10 @@ def prepare(
     key, work = for_traffic(candidate), _for_routing_work(workload)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
     if is_expected(candidate, cluster, work):
-        spread, choices = _expected, _sample(layer, work, cluster.num_devices)
+        spread = _expected
     else:
         check_room(candidate, cluster, work)
         spread = _spread
-        choices = _choices(_for_capacity(layer), work, cluster.num_devices, 1)[0]
     placed, traffic = spread(key, work, where, placement, 1)
     batches = traffic if parts == 1 else spread(key, work, where, placement, parts)[1]
     widths = slot_widths(layer, placed, candidate.parallelism.tp) if layer.widths_differ else None
@@ -140,7 +147,6 @@ def prepare(
         kernels=kernels,
         workload=workload,
         placement=placed,
-        choices=choices,
         traffic=traffic[0],
         batches=batches,
     )

@@ -176,7 +176,7 @@ def test_a_cache_too_large_for_any_number_of_devices():
 
 def test_a_latency_finds_the_largest_batch(hgx):
     """Each pass keeps it, and the next eighth of a power of two would not."""
-    found = recommend(QWEN, hgx, latency_ms=20, precision="fp8")
+    found = recommend(QWEN, hgx, layers_latency_ms=20, precision="fp8")
     tokens = found.workload.num_tokens_per_device
     assert all(c.pass_time_s <= 0.020 for c in found.choices)
     # what would help stays within the latency, too
@@ -185,17 +185,17 @@ def test_a_latency_finds_the_largest_batch(hgx):
     assert tokens % eighth == 0
     more = tokens + eighth
     with pytest.raises(ConfigError) as caught:
-        recommend(QWEN, hgx, latency_ms=20, precision="fp8", tokens=more)
-    assert str(caught.value).startswith("latency_ms: expected at least 2")
+        recommend(QWEN, hgx, layers_latency_ms=20, precision="fp8", tokens=more)
+    assert str(caught.value).startswith("layers_latency_ms: expected at least 2")
     assert f"the 48 MoE layers of {QWEN} take at {more:,} tokens per device" in str(caught.value)
 
 
 def test_a_latency_that_nothing_keeps(hgx):
     with pytest.raises(
         ConfigError,
-        match=r"latency_ms: expected at least .* ms, which the 48 MoE layers .*at 1 tok",
+        match=r"layers_latency_ms: expected at least .* ms, which the 48 MoE layers .*at 1 tok",
     ):
-        recommend(QWEN, hgx, latency_ms=0.01, precision="fp8")
+        recommend(QWEN, hgx, layers_latency_ms=0.01, precision="fp8")
 
 
 def test_cost_ranks_as_throughput_does_and_energy_by_joules(hgx, found):
@@ -240,7 +240,7 @@ def test_other_machines(cluster, phase):
     [
         ({"objective": "speed"}, "objective: expected throughput, cost or energy, got 'speed'"),
         ({"phase": "train"}, "phase: expected prefill or decode, got 'train'"),
-        ({"latency_ms": -1.0}, "latency_ms: expected a number > 0, got -1.0"),
+        ({"layers_latency_ms": -1.0}, "layers_latency_ms: expected a number > 0, got -1.0"),
         ({"tokens": 0}, "tokens: expected an integer >= 1, got 0"),
         ({"routing": "zipf"}, "routing: expected 'uniform'"),
         ({"kv_tokens": -1}, "workload.kv_tokens_per_device: expected an integer >= 0, got -1"),

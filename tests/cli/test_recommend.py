@@ -119,10 +119,13 @@ def test_a_config_json_with_its_notes(moesim, tmp_path):
             ["--model", "olmoe-1b-7b", "--precision", "fp5"],
             "unknown precision 'fp5': did you mean fp",
         ),
-        (["--model", "olmoe-1b-7b", "--latency-ms", "0.001"], "latency_ms: expected at least "),
         (
-            ["--model", "olmoe-1b-7b", "--latency-ms", "-3"],
-            "latency_ms: expected a number > 0, got -3.0",
+            ["--model", "olmoe-1b-7b", "--layers-latency-ms", "0.001"],
+            "layers_latency_ms: expected at least ",
+        ),
+        (
+            ["--model", "olmoe-1b-7b", "--layers-latency-ms", "-3"],
+            "layers_latency_ms: expected a number > 0, got -3.0",
         ),
         (
             ["--model", "olmoe-1b-7b", "--routing", "trace:nofile"],
@@ -157,7 +160,7 @@ def test_options_are_frozen(moesim):
         "--tokens",
         "--kv-tokens",
         "--routing",
-        "--latency-ms",
+        "--layers-latency-ms",
         "--precision",
         "--objective",
         "--lenient",

@@ -33,9 +33,9 @@ def winner_of(study: Study, rank: int = 0) -> Winner:
     """Return a winner, with its placement planned again.
 
     Raises:
-        ConfigError: There is no winner of that rank.
+        ConfigError: There is no winner of that rank, or whole models were searched.
     """
-    front = study.pareto_trials()
+    layers, front = study.layers, study.pareto_trials()
     if not front:
         raise ConfigError(
             f"study: expected a winner to export, got none: of {len(study.trials)} trials, no "
@@ -43,15 +43,15 @@ def winner_of(study: Study, rank: int = 0) -> Winner:
         )
     if not 0 <= rank < len(front):
         raise ConfigError(f"rank: expected 0 to {len(front) - 1}, a row of pareto.csv, got {rank}")
-    candidate, cluster = study.space.decode(front[rank].params, study.problem.cluster)
-    placement = prepare(candidate, cluster, study.problem.workload).placement
+    candidate, cluster = layers.space.decode(front[rank].params, layers.cluster)
+    placement = prepare(candidate, cluster, layers.workload).placement
     return Winner(
         rank=rank,
         candidate=candidate,
         cluster=cluster,
         placement=placement,
         row=front[rank].evaluation.row,
-        num_layers=study.space.dense().num_moe_layers,
+        num_layers=layers.space.dense().num_moe_layers,
     )
 
 

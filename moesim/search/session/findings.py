@@ -10,30 +10,19 @@ from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
+from moesim.search.evaluate import Problem
 from moesim.search.session.watch import confirmed_rows, say_fidelity, write_study
 from moesim.search.study import Study
 
-#: columns of the winners that are shown: key -> heading
-_WINNERS = {
-    "group": "group",
-    "candidate": "candidate",
-    "loss": "loss",
-    "layer_time_us": "layer us",
-    "interval": "interval",
-    "layer_tokens_per_s_per_device": "tokens/s",
-    "layer_joules_per_token": "J/token",
-    "layer_usd_per_million_tokens": "USD/M",
-}
-
 
 def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list[dict[str, Any]]:
-    """Write trials.csv, pareto.csv, importance.csv, winners.csv and front.html, and say what they
-    hold.
+    """Write trials.csv, pareto.csv, importance.csv, winners.csv and, of MoE layers, front.html, and
+    say what they hold.
 
     Args:
         study: A finished study.
         folder: The output folder.
-        limit: Number of winners to confirm with the event engine; 0 writes no winners.csv.
+        limit: Number of winners to confirm with a finer engine; 0 writes no winners.csv.
         title: Title of the figure and of the table.
 
     Returns:
@@ -43,36 +32,44 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     rows = confirmed_rows(study, limit) if limit else []
     if limit:
         write_csv(folder / "winners.csv", rows)
+    if isinstance(study.problem, Problem):
+        _draw(study, folder, title)
+    shown = [_shown(row) for row in rows]
+    labels = [str(row["candidate"]) for row in shown]
+    short, shared = without_common_end(labels)
+    of_all = f" (all: {shared})" if shared else ""
+    _, ratio, finer = study.problem.confirmed
+    rates = "; tokens per second and device" if isinstance(study.problem, Problem) else ""
+    print_table(
+        f"{title}: Pareto winners, simulated with the {finer}{rates}{of_all}",
+        [row | {"candidate": label} for row, label in zip(shown, short, strict=True)],
+        dict(study.problem.shown),
+    )
+    say_fidelity(study)
+    if rows:
+        off = [row[ratio] for row in rows]
+        say(f"{finer} over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} winners")
+    return rows
+
+
+def _draw(study: Study, folder: Path, title: str) -> None:
+    """Draw loss against throughput of MoE layers."""
     pareto = study.pareto_trials()
     found = [t.row() | {"group": g} for t, g in zip(pareto, study.groups(pareto), strict=True)]
     write_html(
         folder / "front.html",
         fronts({title: ([t.row() for t in study.trials if t.feasible], found)}),
     )
-    shown = [
-        row
-        | {
-            "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
-            "loss": f"{row['loss']:.4f}",
-        }
-        for row in rows
-    ]
-    short, shared = without_common_end([row["candidate"] for row in shown])
-    of_all = f" (all: {shared})" if shared else ""
-    print_table(
-        f"{title}: Pareto winners, simulated with the event engine; tokens per second and device"
-        f"{of_all}",
-        [row | {"candidate": label} for row, label in zip(shown, short, strict=True)],
-        _WINNERS,
-    )
-    say_fidelity(study)
-    if rows:
-        off = [row["event_over_search"] for row in rows]
-        say(
-            f"event engine over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} "
-            "winners"
-        )
-    return rows
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a winner's row as it is printed."""
+    if "loss" not in row:
+        return row | {"candidate": row["design"]}
+    return row | {
+        "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
+        "loss": f"{row['loss']:.4f}",
+    }
 
 
 def against_trial(study: Study, number: int, name: str) -> str:

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-from moesim.design.candidate import Workload
 from moesim.errors import ConfigError
 from moesim.hardware import load_cluster
-from moesim.hardware.economics import load_economics
-from moesim.search.evaluate import Problem
-from moesim.search.objectives import Constraint
+from moesim.search.problems import problem_of, stored_search
 from moesim.search.session.known import known_points
 from moesim.search.session.watch import Front, counts_of
 from moesim.search.settings import digest_of
-from moesim.search.space import Space
 from moesim.search.storage import is_url, read_study
 from moesim.search.study import Study
 from moesim.search.trial import from_record
@@ -42,7 +38,7 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
             f"cluster {cluster.name}: expected the files that the study began with (hash "
             f"{settings['cluster']['digest']}), got others here ({cluster.digest})"
         )
-    space = Space(**settings["space"])
+    space, workload = stored_search(settings)
     known = known_points(space, cluster) if settings["enqueued"] else []
     if settings["enqueued"] != digest_of(known):
         raise ConfigError(
@@ -54,7 +50,7 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
         for key in ("objectives", "constraints", "engine", "screen", "seed", "sampler")
     }
     return (
-        (space, cluster, Workload.from_dict(settings["workload"])),
+        (space, cluster, workload),
         options | {"enqueue": known, "economics": settings["economics"]["name"]},
     )
 
@@ -68,16 +64,15 @@ def load_study(where: str) -> Study:
     """
     stored = read_study(where)
     settings = stored.settings
-    space = Space(**settings["space"])
-    problem = Problem(
-        space=space,
-        cluster=load_cluster(settings["cluster"]["name"]),
-        workload=Workload.from_dict(settings["workload"]),
+    space, workload = stored_search(settings)
+    problem = problem_of(
+        space,
+        load_cluster(settings["cluster"]["name"]),
+        workload,
         objectives=settings["objectives"],
+        constraints=settings["constraints"],
+        economics=settings["economics"]["name"],
         engine=settings["engine"],
-        law=space.law(),
-        constraints=tuple(Constraint.parse(text) for text in settings["constraints"]),
-        economics=load_economics(settings["economics"]["name"]),
     )
     return Study(problem=problem, trials=[from_record(t) for t in stored.trials])
 

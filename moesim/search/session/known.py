@@ -9,10 +9,12 @@ from moesim.model import Gate
 from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
-from moesim.search.space import GROUPS, Space
+from moesim.search.parameters import GROUPS
+from moesim.search.serving_space import ServingSpace
+from moesim.search.space import Space
 
 
-def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
+def known_points(space: Space | ServingSpace, cluster: Cluster) -> list[dict[str, Any]]:
     """Return published models as points, or parts of points, for ``enqueue`` of
     `moesim.search.run_study`.
 
@@ -24,8 +26,13 @@ def known_points(space: Space, cluster: Cluster) -> list[dict[str, Any]]:
     Args:
         space: The space to search.
         cluster: The hardware that the points run on.
+
+    Returns:
+        Nothing for a space of whole models, whose model is given.
     """
-    points = []
+    points: list[dict[str, Any]] = []
+    if isinstance(space, ServingSpace):
+        return points
     layouts = [text for text in space.parallelism if _uses(text, cluster)]
     for name in preset_names():
         layer = load_preset(name).layer

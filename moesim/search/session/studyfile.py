@@ -1,5 +1,8 @@
-"""Read a study from a TOML file, for ``moesim study``."""
+"""Read a study from a TOML file, for ``moesim study``: of MoE layers, or, where ``[space]`` names a
+``model``, of whole models that are served.
+"""
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict
 from moesim.hardware import Cluster, load_cluster
+from moesim.search.serving_space import ServingSpace
+from moesim.search.serving_workload import ServingWorkload
 from moesim.search.space import Space
 
 
@@ -19,6 +24,12 @@ class _Workload(Strict):
     phase: str = "prefill"
     routing: str = "uniform"
     kv_tokens_per_device: int | None = Field(default=None, ge=0)
+
+
+class _Requests(Strict):
+    isl: int | str = 1024
+    osl: int | str = 1024
+    routing: str = "power_law:1.2"
 
 
 class _StudyFile(Strict):
@@ -30,6 +41,17 @@ class _StudyFile(Strict):
     space: dict[str, Any]
 
 
+class _ServingFile(Strict):
+    cluster: str
+    objectives: list[str] = Field(
+        default=["tokens_per_s_per_device", "tokens_per_s_per_user"], min_length=1
+    )
+    constraints: list[str] = []
+    economics: str = "default"
+    workload: _Requests = _Requests()
+    space: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyDescription:
     """The content of a study file."""
@@ -38,8 +60,8 @@ class StudyDescription:
     objectives: list[str]
     constraints: list[str]
     economics: str
-    workload: Workload
-    space: Space
+    workload: Workload | ServingWorkload
+    space: Space | ServingSpace
 
 
 def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDescription:
@@ -56,12 +78,22 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
             rule and value.
     """
     text = toml.read_text(path)
-    written = toml.parse(text, _StudyFile, path.name)
+    written: _StudyFile | _ServingFile
+    space: Space | ServingSpace
+    workload: Workload | ServingWorkload
+    more = {"lenient": True} if lenient else {}
     try:
-        space = Space(**written.space | ({"lenient": True} if lenient else {}))
-        workload = Workload(**written.workload.model_dump(), seed=seed)
+        if _serves(text):
+            written = toml.parse(text, _ServingFile, path.name)
+            space = ServingSpace(**written.space | more)
+            workload = ServingWorkload(**written.workload.model_dump(), seed=seed)
+        else:
+            written = toml.parse(text, _StudyFile, path.name)
+            space = Space(**written.space | more)
+            workload = Workload(**written.workload.model_dump(), seed=seed)
     except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from None
+        named = str(error).startswith(f"{path.name}:")
+        raise error if named else ConfigError(f"{path.name}: {error}") from None
     return StudyDescription(
         cluster=load_cluster(written.cluster),
         objectives=written.objectives,
@@ -70,3 +102,12 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
         workload=workload,
         space=space,
     )
+
+
+def _serves(text: str) -> bool:
+    """Return whether the space of a file is one of whole models."""
+    try:
+        space = tomllib.loads(text).get("space")
+    except tomllib.TOMLDecodeError:  # said by who reads it next
+        return False
+    return isinstance(space, dict) and "model" in space

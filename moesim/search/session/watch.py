@@ -14,12 +14,11 @@ from optuna.trial import create_trial
 
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
-from moesim.search.objectives import OBJECTIVES, costs_of
+from moesim.search.objectives import DIRECTIONS, costs_of
 from moesim.search.pareto import front, hypervolume, spread
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
-from moesim.search.trial import TRIAL_COLUMNS, Trial
-from moesim.simulation.run import simulate
+from moesim.search.trial import Trial
 
 STATES = ("fits", "over_memory", "over_constraint", "infeasible", "failed")
 #: number of trials between two updates of the front
@@ -98,7 +97,7 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
                 for name, value in zip(
                     objectives, trial.evaluation.values(objectives), strict=True
                 ):
-                    better = min if OBJECTIVES[name] == "minimize" else max
+                    better = min if DIRECTIONS[name] == "minimize" else max
                     best[name] = better(best.get(name, value), value)
             unseen += 1
             waiting.append(trial)
@@ -126,11 +125,11 @@ def write_study(study: Study, folder: Path) -> None:
     """Write trials.csv (every trial, by number), pareto.csv (the front in groups that cannot be
     told apart) and importance.csv (what each parameter decides), and say what was found.
     """
-    columns = (*TRIAL_COLUMNS, *study.space.hardware)
-    write_csv(folder / "trials.csv", [t.row() for t in study.trials], columns)
+    columns = study.problem.columns
+    write_csv(folder / "trials.csv", [t.row(columns) for t in study.trials], columns)
     pareto = study.pareto_trials()
     rows = [
-        {"rank": i, "group": group, "num_ties": study.num_ties(t, pareto), **t.row()}
+        {"rank": i, "group": group, "num_ties": study.num_ties(t, pareto), **t.row(columns)}
         for i, (t, group) in enumerate(zip(pareto, study.groups(pareto), strict=True))
     ]
     write_csv(folder / "pareto.csv", rows, ("rank", "group", "num_ties", *columns))
@@ -164,13 +163,15 @@ def say_fidelity(study: Study) -> None:
 
 
 def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Simulate winners again chunk by chunk (compiled), next to the search's result."""
+    """Return winners by a finer engine, next to the search's result: layers by the event engine,
+    chunk by chunk, and whole models by a request loop.
+    """
     winners = study.pareto_trials()
     groups = study.groups(winners)
+    column, ratio, _ = study.problem.confirmed
     rows = []
     for rank, trial in enumerate(spread(winners, limit)):
-        candidate, cluster = study.space.decode(trial.params, study.problem.cluster)
-        row = simulate(candidate, cluster, study.problem.workload, engine="event_compiled").row()
+        row = study.problem.confirm(trial.params)
         searched = trial.evaluation.row
         rows.append(
             {
@@ -178,8 +179,8 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
                 "group": groups[winners.index(trial)],
                 **searched,
                 **row,
-                "searched_layer_time_us": searched["layer_time_us"],
-                "event_over_search": row["layer_time_us"] / searched["layer_time_us"],
+                f"searched_{column}": searched[column],
+                ratio: row[column] / searched[column],
             }
         )
     return rows
@@ -209,7 +210,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
     kept = [t for t in study.trials if t.feasible]
     if len(kept) < 20:
         return []
-    memory = optuna.create_study(directions=[OBJECTIVES[name] for name in study.objectives])
+    memory = optuna.create_study(directions=[DIRECTIONS[name] for name in study.objectives])
     choices = {n: _Shared(c) for n, c in study.space.choices().items()}
     # without their rows, which storages copy
     memory.add_trials(
@@ -225,7 +226,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
     for place, objective in enumerate(study.objectives):
         if len({t.evaluation.row[objective] for t in kept}) < 2:
             continue
-        sign = 1.0 if OBJECTIVES[objective] == "minimize" else -1.0
+        sign = 1.0 if DIRECTIONS[objective] == "minimize" else -1.0
 
         def cost(trial: optuna.trial.FrozenTrial, place: int = place, sign: float = sign) -> float:
             return sign * trial.values[place]

@@ -9,6 +9,7 @@
 import math
 import re
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -61,6 +62,21 @@ class Lengths:
         if not 1 <= found.low <= middle <= found.high:
             raise ConfigError(f"{where}: expected 1 <= LOW <= HIGH (MEDIAN <= MOST), got {text!r}")
         return found
+
+    @property
+    def mean(self) -> float:
+        """The mean number of tokens; of a log-normal distribution that of what is cut to `high`:
+        E[min(X, c)] = e^(mu + s^2/2) F((ln c - mu)/s - s) + c (1 - F((ln c - mu)/s)) with the
+        normal distribution function F.
+        """
+        if self.median is None:
+            return (self.low + self.high) / 2.0
+        if not self.sigma:
+            return float(self.median)
+        cut = math.log(self.high / self.median) / self.sigma
+        below = NormalDist()
+        middle = self.median * math.exp(self.sigma**2 / 2.0) * below.cdf(cut - self.sigma)
+        return middle + self.high * (1.0 - below.cdf(cut))
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw numbers of tokens.

@@ -11,7 +11,7 @@ from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
 from moesim.engines.run import run
 from moesim.errors import ConfigError
-from moesim.hardware import Cluster
+from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import exchange_named
 from moesim.hardware.sizing import sized
 from moesim.lowering.steps import Experts, lower_step
@@ -205,16 +205,21 @@ def stage_of(cluster: Cluster, devices: int) -> Cluster:
     return sized(cluster, devices)
 
 
-@lru_cache(maxsize=64)
 def pricing_of(served: ServedModel, stage: Cluster) -> DensePricing:
     """Return what the dense parts of a design are priced with on the devices of a stage."""
-    return DensePricing(
-        prices=dense_prices(stage.profile, served.engine),
-        hidden_size=served.spec.hidden_size,
-        tp=served.layout.tp,
-        fmt=served.dense_format,
-        kv=served.kv_format,
+    formats = served.dense_format, served.kv_format
+    return _pricing(
+        stage.profile, served.engine, served.spec.hidden_size, served.layout.tp, formats
     )
+
+
+@lru_cache(maxsize=256)
+def _pricing(
+    profile: Profile, engine: str, hidden_size: int, tp: int, formats: tuple[str, str]
+) -> DensePricing:
+    """Return one object for all designs with the same dense parts, which share their prices."""
+    prices, (dense, kv) = dense_prices(profile, engine), formats
+    return DensePricing(prices=prices, hidden_size=hidden_size, tp=tp, fmt=dense, kv=kv)
 
 
 def _micro_batches(step: Step, parts: int) -> list[Step]:

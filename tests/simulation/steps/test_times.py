@@ -4,7 +4,7 @@ import pytest
 
 from moesim.design.step import Step
 from moesim.simulation.steps.simulate import simulate_step
-from moesim.simulation.steps.times import StepTable, _around, _between
+from moesim.simulation.steps.times import PER_OCTAVE, StepTable, _around, _between
 
 ASKED = [
     dict(prefill_tokens=0, prefill_context=0.0, sequences=37, context=5000.0),
@@ -52,6 +52,8 @@ def test_several_prompts_cost_less_attention_than_one(small, hgx):
 
 @pytest.mark.parametrize("number", [0, 1, 7, 8, 9, 11, 100, 1023, 4097])
 def test_numbers_lie_between_nodes(number):
-    assert sum(node * share for node, share in _between(number)) == pytest.approx(number)
+    assert sum(node * share for node, share in _between(number, PER_OCTAVE)) == pytest.approx(
+        number
+    )
     assert sum(node * share for node, share in _around(float(number))) == pytest.approx(number)
-    assert sum(share for _, share in _between(number)) == pytest.approx(1.0)
+    assert sum(share for _, share in _between(number, PER_OCTAVE)) == pytest.approx(1.0)

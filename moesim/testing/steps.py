@@ -1,0 +1,18 @@
+"""Times of steps in closed form, for tests of what serves requests."""
+
+
+class Line:
+    """Steps of a launch, prompt tokens and reads of the KV cache: seconds."""
+
+    def step_s(
+        self,
+        *,
+        prefill_tokens: int,
+        prefill_context: float,
+        sequences: int,
+        context: float,
+        tokens_per_sequence: int = 1,
+    ) -> float:
+        """Return the seconds of a step, see `moesim.serving.loop.StepTimes`."""
+        prompts = prefill_tokens * (2e-5 + 1e-9 * prefill_context)
+        return 8e-3 + prompts + sequences * (5e-5 * tokens_per_sequence + 6e-9 * context)
