@@ -46,10 +46,13 @@ def test_an_estimate_is_near_the_loop(served, node, changes):
     mine = estimate_model(served, node, TRAFFIC)
     loop = serve_model(served, node, TRAFFIC)
     rows = [result.row(load_economics("default")) for result in (mine, loop)]
+    # TensorRT-LLM's front end takes in one request after another, which is only known on average
+    one_by_one = served.engine == "trtllm"
     for name, rel in (
-        ("tpot_mean_ms", 0.05),
+        ("output_tokens_per_s", 0.03),
+        ("tpot_mean_ms", 0.15 if one_by_one else 0.05),
         ("ttft_mean_ms", 0.15),
-        ("mean_batch", 0.05),
+        ("mean_batch", 0.15 if one_by_one else 0.05),
         ("decode_step_ms", 0.1),
         ("usd_per_million_tokens", 0.15),
     ):

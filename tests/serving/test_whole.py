@@ -170,18 +170,20 @@ def test_the_front_end_delays_the_first_token_only(gpt_oss, node, table):
 
 
 def test_a_front_end_takes_in_one_request_after_another(gpt_oss, node, table):
-    """Of four that are sent at once the last waits for all, the mean one for two and a half."""
+    """Of four that a copy is sent at once the last waits for all, the mean one for 2.5."""
     quick, slow = (
         StepTable(gpt_oss, node, engine=replace(table.engine, receive_s=0.0, intake_s=seconds))
         for seconds in (0.0, 0.5)
     )
-    traffic = RequestTraffic(concurrency=4, num_requests=4, isl=128, osl=16)
+    copies = node.num_devices // gpt_oss.layout.num_devices
+    traffic = RequestTraffic(concurrency=4 * copies, num_requests=4 * copies, isl=128, osl=16)
     alone, queued = (
         serve_model(gpt_oss, node, traffic, table=one).loop.requests for one in (quick, slow)
     )
     waited = [b.ttft_s - a.ttft_s for a, b in zip(alone, queued, strict=True)]
     # prompts of their own steps are shorter than one of all
-    assert waited == pytest.approx([0.5, 1.0, 1.5, 2.0], abs=0.1)
+    each = [seconds for seconds in (0.5, 1.0, 1.5, 2.0) for _ in range(copies)]
+    assert waited == pytest.approx(each, abs=0.1)
 
 
 def test_a_pipeline_runs_a_batch_in_each_stage(gpt_oss, node):

@@ -1,5 +1,6 @@
 """Serve requests: one pool of servers, or one that prefills and one that decodes."""
 
+import heapq
 from collections.abc import Callable, Generator
 
 import simpy
@@ -101,8 +102,8 @@ class _Clients:
     ) -> None:
         self.concurrency = traffic.concurrency
         self._receive_s, self._intake_s = config.receive_s, config.intake_s
-        #: when the front end is done with the requests before
-        self._free_s = 0.0
+        #: when the front end of each copy is done with the requests before
+        self._free_s = [0.0] * config.replicas
         requests = traffic.requests()
         self._arrival_s = None if requests.arrival_s_N is None else requests.arrival_s_N.tolist()
         lengths = zip(requests.isl_N.tolist(), requests.osl_N.tolist(), strict=True)
@@ -141,8 +142,10 @@ class _Clients:
         self._next += 1
         job.sent_s = job.last_s = float(self._env.now)
         if self._receive_s or self._intake_s:
-            self._free_s = max(self._free_s, job.sent_s) + self._intake_s
-            self._env.process(self._receive(job, self._free_s - job.sent_s + self._receive_s))
+            first = heapq.heappop(self._free_s)
+            free_s = max(first, job.sent_s) + self._intake_s
+            heapq.heappush(self._free_s, free_s)
+            self._env.process(self._receive(job, free_s - job.sent_s + self._receive_s))
         else:
             self._submit(job)
 
