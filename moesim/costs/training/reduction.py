@@ -13,6 +13,8 @@ by an all-reduce.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from moesim.costs.comm.choose import ports_of
 from moesim.costs.comm.kernels import comm_kernel
 from moesim.costs.comm.nccl import Collective, Nccl
@@ -114,4 +116,4 @@ def collective_s(
     # the price of an all-reduce has both passes over the near port in its efficiency, not over NICs
     passes = 2.0 if which == "all_reduce" else 1.0
     far = passes * num_bytes * share / near if size > near else 0.0
-    return float(kernel.time_s(num_bytes * share if near > 1 else 0.0, far))
+    return float(np.max(kernel.time_s(num_bytes * share if near > 1 else 0.0, far)))
