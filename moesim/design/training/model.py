@@ -27,7 +27,8 @@ class TrainedModel:
         spec: Its architecture.
         layout: How it is spread over devices.
         plan: What a step computes.
-        precision: Formats of its experts' GEMMs and of the tokens that travel.
+        precision: Formats of its experts' GEMMs.
+        dispatch_format: Format in which tokens travel to experts.
         dense_format: Format of its other GEMMs, one of `moesim.costs.dense.gemm.FORMATS`.
         capacity_factor: Rows of an expert over the mean, beyond which tokens are dropped; None
             drops none.
@@ -46,6 +47,7 @@ class TrainedModel:
     layout: TrainLayout = field(default_factory=TrainLayout)
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     precision: Precision = field(default_factory=Precision)
+    dispatch_format: str = "bfloat16"
     dense_format: str = "bfloat16"
     capacity_factor: float | None = None
     placement: str = "contiguous"

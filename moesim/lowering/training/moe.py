@@ -6,7 +6,7 @@ go back through the experts (and through their weights, before anything travels)
 and are added up (reduce), and the gate's scores follow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,8 +31,11 @@ def exchange_of(trained: TrainedModel, experts: Experts) -> list[Priced]:
         return []
     candidate = trained.candidate(experts.moe)
     exchange = experts.cluster.exchange(candidate.schedule)
+    # kernels are chosen by the formats of the products, which tokens need not travel in
+    layer = candidate.layer
+    precision = replace(layer.precision, dispatch=trained.dispatch_format)
     return Priced.of_batches(
-        candidate.layer,
+        replace(layer, precision=precision),
         experts.batches,
         exchange_kernel(experts.cluster, exchange),
         experts.cluster,
