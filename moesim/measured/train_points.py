@@ -3,10 +3,18 @@
 Benchmarks balance the experts' load, so that routing is uniform.
 """
 
+import math
+
 from moesim.design.training.formats import train_formats
 from moesim.design.training.layout import TrainLayout
 from moesim.design.training.model import TrainedModel
-from moesim.design.training.plan import Optimizer, Pipeline, Recompute, TrainingPlan
+from moesim.design.training.plan import (
+    KeptFormat,
+    Pipeline,
+    Recompute,
+    StateFormat,
+    TrainingPlan,
+)
 from moesim.files.toml import Strict
 from moesim.hardware import load_cluster
 from moesim.model.hf_config import load_model
@@ -28,8 +36,12 @@ class TrainSetting(Strict):
     pipeline: Pipeline = "1f1b"
     overlap_exchange: bool = False
     recompute: Recompute = "none"
-    optimizer: Optimizer = "adamw"
+    gradient_format: StateFormat = "bfloat16"
+    state_format: StateFormat = "float32"
+    kept_format: KeptFormat = "bfloat16"
     exchange: str | None = None
+    every_choice: bool = False
+    framework: str = "megatron"
     fitted: bool = False
 
     def trained(self, num_devices: int) -> TrainedModel:
@@ -46,12 +58,15 @@ class TrainSetting(Strict):
                 pipeline=self.pipeline,
                 overlap_exchange=self.overlap_exchange,
                 recompute=self.recompute,
-                optimizer=self.optimizer,
+                gradient_format=self.gradient_format,
+                state_format=self.state_format,
+                kept_format=self.kept_format,
             ),
             precision=formats.experts,
             dense_format=formats.dense,
             dispatch_format=formats.dispatch,
             exchange=self.exchange,
+            every_choice=self.every_choice,
             uneven_stages=True,
         )
 
@@ -70,7 +85,18 @@ def run_train_point(
     cluster = load_cluster(cluster_name).with_(
         num_nodes=num_nodes, devices_per_node=devices_per_node
     )
-    return simulate_training(setting.trained(cluster.num_devices), cluster)
+    trained = setting.trained(cluster.num_devices)
+    return simulate_training(trained, cluster, framework_name=setting.framework)
+
+
+def fitted_efficiency(ratios: list[float], applied: float) -> float:
+    """Return the efficiency of a framework: the geometric mean of published over simulated rates.
+
+    Args:
+        ratios: Published over simulated rate of the rows that may be fitted.
+        applied: Efficiency that the simulated rates hold.
+    """
+    return applied * math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
 
 
 def simulate_training_point(

@@ -8,7 +8,8 @@ and parameters over data-parallel devices (arXiv 1910.02054).
 Activations that a backward pass needs are counted tensor by tensor, as flash attention and fused
 activations keep them (Korthikanti et al. 2022, arXiv 2205.05198, without the scores): inputs of
 norms and of GEMMs, queries, keys, values, the attention's output, both halves of a gated product.
-Inputs of GEMMs have the format of the products, all others bf16. A selective recomputation keeps
+Inputs of GEMMs have the format of the products, what `TrainingPlan.kept_format` names has that, all
+others bf16. A selective recomputation keeps
 neither norms' outputs nor activations' outputs nor what latent attention projects up; a full one
 keeps inputs of layers only.
 """
@@ -133,7 +134,7 @@ def activation_bytes_of(trained: TrainedModel, kind: LayerKind) -> float:
     kept = own * hidden * _BF16
     if plan.recompute == "full":
         return kept * (1.0 - plan.offload)
-    whole = plan.recompute == "none"
+    whole, later = plan.recompute == "none", BYTES_PER_ELEMENT[plan.kept_format]
     if kind.mixer is not None:
         kept += _mixer_bytes(kind.mixer, trained, wide, input_bytes, whole=whole)
         kept += whole * own * hidden * input_bytes
@@ -143,34 +144,36 @@ def activation_bytes_of(trained: TrainedModel, kind: LayerKind) -> float:
     if kind.dense is not None:
         width = kind.dense.width / trained.layout.tp
         ups = 2.0 if kind.dense.gated else 1.0
-        kept += wide * width * (ups * _BF16 + whole * input_bytes)
+        kept += wide * width * (ups * later + whole * input_bytes)
     if kind.moe is not None:
         moe = kind.moe
         ups = 2.0 if moe.gated else 1.0
         rows = own * min(moe.computed_experts, moe.top_k) * trained.layout.etp
         width = moe.width / trained.layout.etp
         kept += rows * (
-            (moe.latent_size or hidden) * input_bytes + width * (ups * _BF16 + whole * input_bytes)
+            (moe.latent_size or hidden) * input_bytes + width * (ups * later + whole * input_bytes)
         )
         shared = moe.num_shared_experts * moe.shared_width
-        kept += own * shared * (ups * _BF16 + whole * input_bytes)
+        kept += own * shared * (ups * later + whole * input_bytes)
     return kept * (1.0 - plan.offload)
 
 
 def _mixer_bytes(
     mixer: Mixer, trained: TrainedModel, tokens: float, input_bytes: float, *, whole: bool
 ) -> float:
-    tp = trained.layout.tp
+    tp, later = trained.layout.tp, BYTES_PER_ELEMENT[trained.plan.kept_format]
+    # the next GEMM's input is the same tensor where formats agree
+    output_bytes = later if later == input_bytes else later + input_bytes
     if isinstance(mixer, GroupedAttention):
         value = mixer.value_size or mixer.head_size
         heads, groups = mixer.num_heads / tp, kv_heads_of(mixer, tp)
         made = heads * mixer.head_size + groups * (mixer.head_size + value)
-        return tokens * (made * _BF16 + heads * value * (_BF16 + input_bytes))
+        return tokens * (made * _BF16 + heads * value * output_bytes)
     if isinstance(mixer, LatentAttention):
         heads = mixer.num_heads / tp
         made = heads * (2.0 * (mixer.head_size + mixer.rope_size) + mixer.value_size) * whole
         ranks = mixer.q_rank + mixer.kv_rank + mixer.rope_size
-        output = heads * mixer.value_size * (_BF16 + input_bytes)
+        output = heads * mixer.value_size * output_bytes
         return tokens * ((made + ranks) * _BF16 + output)
     # results of all projections: states are made again chunk by chunk
     products: list[Gemm] = products_of(mixer, trained.spec.hidden_size, tp)

@@ -34,6 +34,8 @@ class TrainedModel:
             drops none.
         placement: Strategy that places its experts, see `moesim.placement.strategies`.
         exchange: Exchange of tokens; None for that of the cluster.
+        every_choice: Whether a token is sent once for each expert that it chose, as the all-to-all
+            dispatcher of Megatron-Core does, not once for each device.
         kernels: Library of the experts, see `moesim.design.candidate.Candidate`.
         uneven_stages: Whether stages may differ by a layer; the first and the last, with embedding
             and head, get fewer.
@@ -52,6 +54,7 @@ class TrainedModel:
     capacity_factor: float | None = None
     placement: str = "contiguous"
     exchange: str | None = None
+    every_choice: bool = False
     kernels: str = AUTO
     uneven_stages: bool = False
 
@@ -184,7 +187,8 @@ class TrainedModel:
         """A short name of the design."""
         words = [self.name, str(self.layout), self.precision.name, f"dense {self.dense_format}"]
         words += [] if self.capacity_factor is None else [f"cf{self.capacity_factor:g}"]
-        return " ".join([*words, str(self.plan), self.placement, self.exchange or ""]).strip()
+        words += [str(self.plan), self.placement, self.exchange or ""]
+        return " ".join(word for word in [*words, "every choice" * self.every_choice] if word)
 
     @property
     def key(self) -> str:

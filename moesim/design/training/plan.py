@@ -9,10 +9,12 @@ Pipeline = Literal["1f1b", "interleaved", "zero_bubble", "dualpipe"]
 Recompute = Literal["none", "selective", "full"]
 Optimizer = Literal["adamw", "muon"]
 StateFormat = Literal["float32", "bfloat16"]
+KeptFormat = Literal["bfloat16", "float8_e4m3"]
 PIPELINES: tuple[Pipeline, ...] = ("1f1b", "interleaved", "zero_bubble", "dualpipe")
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
 STATE_FORMATS: tuple[StateFormat, ...] = ("float32", "bfloat16")
+KEPT_FORMATS: tuple[KeptFormat, ...] = ("bfloat16", "float8_e4m3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class TrainingPlan:
         gradient_format: Format in which gradients are summed up and reduced.
         recompute: What a backward pass computes again: ``none``; ``selective`` (norms, activation
             functions and up-projections of latent attention); ``full`` (layers from their input).
+        kept_format: Format in which inputs of activation functions and outputs of attention wait for
+            the backward pass (float8 in DeepSeek-V3, arXiv 2412.19437, section 3.3.3).
         offload: Fraction of the activations that travel to the host's memory and back.
 
     Raises:
@@ -57,6 +61,7 @@ class TrainingPlan:
     state_format: StateFormat = "float32"
     gradient_format: StateFormat = "float32"
     recompute: Recompute = "none"
+    kept_format: KeptFormat = "bfloat16"
     offload: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,6 +76,7 @@ class TrainingPlan:
             ("optimizer", OPTIMIZERS),
             ("state_format", STATE_FORMATS),
             ("gradient_format", STATE_FORMATS),
+            ("kept_format", KEPT_FORMATS),
         ):
             value = getattr(self, name)
             require(value in known, f"plan.{name}", " or ".join(known), value)
@@ -92,5 +98,6 @@ class TrainingPlan:
         words += [f"group{self.shard_group}"] * (self.shard_group is not None)
         words += [self.optimizer] * (self.optimizer != "adamw")
         words += [f"recompute {self.recompute}"] * (self.recompute != "none")
+        words += ["kept fp8"] * (self.kept_format != "bfloat16")
         words += [f"offload {self.offload:g}"] * (self.offload > 0)
         return " ".join(words)

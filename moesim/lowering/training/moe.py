@@ -31,6 +31,8 @@ def exchange_of(trained: TrainedModel, experts: Experts) -> list[Priced]:
         return []
     candidate = trained.candidate(experts.moe)
     exchange = experts.cluster.exchange(candidate.schedule)
+    if trained.every_choice:
+        exchange = replace(exchange, every_choice=True)
     # kernels are chosen by the formats of the products, which tokens need not travel in
     layer = candidate.layer
     precision = replace(layer.precision, dispatch=trained.dispatch_format)

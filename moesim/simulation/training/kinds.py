@@ -139,7 +139,8 @@ class Setting:
         backward = self._run(passes, "backward")
         saved = 0.0
         if plan.overlaps and passes.priced:
-            beside = run(passes.lower("forward", "backward"), self.engine).makespan_s
+            # gradients leave first and travel under the forward's attention, as in DualPipe
+            beside = run(passes.lower("backward", "forward"), self.engine).makespan_s
             saved = max(forward.time_s + backward.time_s - beside, 0.0)
         return KindTimes(
             forward=forward,
