@@ -58,7 +58,9 @@ class Point(Strict):
     ]
     value: float = Field(gt=0)
     scored: bool
-    how: Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole", "training"] | None = None
+    how: Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole", "training"] | None = (
+        None
+    )
     reason: str = ""
     cluster: str = ""
     num_nodes: int = 1

@@ -1,4 +1,4 @@
-"""Price an optimizer: bytes of its states, and for Muon the products that make an update orthogonal.
+"""Price an optimizer: bytes of its states, and for Muon the products that make updates orthogonal.
 
 Every parameter's gradient is read, its states are read and written, and its weight is written. Muon
 takes five Newton-Schulz steps for each matrix of m x n (m the smaller), each with products of

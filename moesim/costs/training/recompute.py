@@ -31,7 +31,9 @@ def again(passes: DensePasses, kind: LayerKind, rows: float, expert_width: float
     blocks = (kind.mixer, kind.dense or kind.moe)
     found += [passes.norm("forward") for block in blocks if block is not None]
     if isinstance(kind.mixer, LatentAttention):
-        found.append(passes.gemms("projections", "forward", _ups(kind.mixer, passes), passes.tokens))
+        found.append(
+            passes.gemms("projections", "forward", _ups(kind.mixer, passes), passes.tokens)
+        )
     if kind.dense is not None:
         width = kind.dense.width / passes.pricing.tp
         moved = activation_bytes(passes.tokens, width, gated=kind.dense.gated)

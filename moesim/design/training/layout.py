@@ -61,7 +61,8 @@ class TrainLayout:
             match = re.fullmatch(r"(etp|dp|tp|cp|ep|pp|vp)([1-9][0-9]*)", word)
             if match is None or match[1] in found:
                 raise ConfigError(
-                    f"layout: expected degrees such as 'tp2 pp8 ep32' or 'pp4 ep8 vp2', got {text!r}"
+                    "layout: expected degrees such as 'tp2 pp8 ep32' or 'pp4 ep8 vp2', got "
+                    f"{text!r}"
                 )
             found[match[1]] = int(match[2])
         rest = found.get("tp", 1) * found.get("cp", 1) * found.get("pp", 1)

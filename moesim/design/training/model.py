@@ -128,7 +128,10 @@ class TrainedModel:
             )
         else:
             require(
-                layout.vp == 1, "layout.vp", f"1 unless interleaved, here {plan.pipeline}", layout.vp
+                layout.vp == 1,
+                "layout.vp",
+                f"1 unless interleaved, here {plan.pipeline}",
+                layout.vp,
             )
         if plan.pipeline == "dualpipe":
             require(layout.pp % 2 == 0, "layout.pp", "an even number in DualPipe", layout.pp)

@@ -1,6 +1,6 @@
 """State what a training step computes and what its devices keep meanwhile."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from moesim.errors import require, require_int
@@ -41,8 +41,8 @@ class TrainingPlan:
         gradient_format: Format in which gradients are summed up and reduced.
         recompute: What a backward pass computes again: ``none``; ``selective`` (norms, activation
             functions and up-projections of latent attention); ``full`` (layers from their input).
-        kept_format: Format in which inputs of activation functions and outputs of attention wait for
-            the backward pass (float8 in DeepSeek-V3, arXiv 2412.19437, section 3.3.3).
+        kept_format: Format in which inputs of activation functions and outputs of attention wait
+            for the backward pass (float8 in DeepSeek-V3, arXiv 2412.19437, section 3.3.3).
         offload: Fraction of the activations that travel to the host's memory and back.
 
     Raises:
@@ -101,3 +101,12 @@ class TrainingPlan:
         words += ["kept fp8"] * (self.kept_format != "bfloat16")
         words += [f"offload {self.offload:g}"] * (self.offload > 0)
         return " ".join(words)
+
+
+def plan_of(given: object) -> TrainingPlan:
+    """Return the plan in an object that has its fields, such as the options of a command.
+
+    Raises:
+        ConfigError: A number is out of range, or a choice does not exist.
+    """
+    return TrainingPlan(**{field.name: getattr(given, field.name) for field in fields(TrainingPlan)})

@@ -61,9 +61,7 @@ class LayerPasses:
         Args:
             *passes: Names of passes: ``forward``, ``backward``, ``dgrad``, ``wgrad``.
         """
-        canvas = Canvas.of(
-            self.cluster, self.fmt, overlapped=len(passes) > 1, priced=self.priced
-        )
+        canvas = Canvas.of(self.cluster, self.fmt, overlapped=len(passes) > 1, priced=self.priced)
         canvas.streams.run([self._pieces(getattr(self, name), canvas) for name in passes])
         return canvas.builder.build()
 

@@ -1,7 +1,7 @@
 """Put the parts of a mixture of experts in order, forward and backward.
 
-Forward: gate, permute, dispatch (with shared experts beside it), experts, combine, reduce. Backward:
-the gradients of a token's output are copied to its experts as the token was (permute, dispatch),
+Forward: gate, permute, dispatch (with shared experts beside it), experts, combine, reduce.
+Backward: the gradients of a token's output are copied to its experts as the token was (permute, dispatch),
 go back through the experts (and through their weights, before anything travels), return (combine)
 and are added up (reduce), and the gate's scores follow.
 """

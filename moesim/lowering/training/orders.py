@@ -10,8 +10,8 @@ of passes in order: one pass, a whole backward (B and W), or a forward beside a 
   2104.04473).
 - ``zero_bubble``: ZB-H1 (Qi et al. 2023, arXiv 2401.10241). Stage i puts off the first i passes
   through weights, which fill the end.
-- ``dualpipe``: micro-batches enter at both ends, each device holds two parts, and forward passes run
-  beside backward passes of the other direction (DeepSeek-V3, arXiv 2412.19437).
+- ``dualpipe``: micro-batches enter at both ends, each device holds two parts, and forward passes
+  run beside backward passes of the other direction (DeepSeek-V3, arXiv 2412.19437).
 
 A forward that runs beside a backward must not be waited for by it in the same turn: with
 overlapped exchanges, ``1f1b`` warms up twice as far.

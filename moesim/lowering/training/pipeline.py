@@ -72,10 +72,10 @@ def lower_pipeline(
                 ended.update(dict.fromkeys(unit, len(rows) - 1))
                 at[device] += 1
                 moved = True
-    assert all(n == len(order) for n, order in zip(at, orders, strict=True)), "units wait in circles"
-    return LoweredPipeline(
-        program=_program(rows), ops=[np.array(one) for one in ops], units=orders
+    assert all(n == len(order) for n, order in zip(at, orders, strict=True)), (
+        "units wait in circles"
     )
+    return LoweredPipeline(program=_program(rows), ops=[np.array(one) for one in ops], units=orders)
 
 
 def _waits(unit: Unit, num_parts: int, ended: dict[Pass, int]) -> list[int] | None:

@@ -188,9 +188,7 @@ class TrainResult:
             "buffers_gib": memory.buffers_bytes / GIB,
             "train_tokens": tokens,
             "days": None if tokens is None else self.days(tokens),
-            "usd": (
-                self.usd(tokens, economics) if priced and tokens and economics else None
-            ),
+            "usd": (self.usd(tokens, economics) if priced and tokens and economics else None),
             "limited_by": max(self.phase_time_s, key=self.phase_time_s.__getitem__),
             "framework": self.framework,
             "evidence": "simulated",

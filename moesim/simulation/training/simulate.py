@@ -14,7 +14,7 @@ from moesim.design.training.model import TrainedModel
 from moesim.engines.run import run
 from moesim.errors import require
 from moesim.hardware import Cluster
-from moesim.hardware.frameworks import Framework, framework
+from moesim.hardware.frameworks import framework
 from moesim.lowering.training.orders import Shape, Unit, kept_at_once, orders_of
 from moesim.lowering.training.pipeline import LoweredPipeline, lower_pipeline
 from moesim.simulation.training.grades import grades_of

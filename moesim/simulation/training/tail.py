@@ -1,5 +1,4 @@
-"""Time what a step does beside its passes: gradients are reduced, the optimizer runs, parameters are
-gathered.
+"""Time what a step does beside its passes: reduce gradients, run the optimizer, gather parameters.
 
 Gradients of a layer can be reduced as soon as its last backward pass is done: what a device reduces
 travels under its last backward pass, except for that of the layer that ends last. Likewise
