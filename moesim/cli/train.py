@@ -152,7 +152,7 @@ def _lines(result: "TrainResult", tokens: float | None, economics: "Economics") 
             "step",
             f"{result.time_s:.3f} s ({result.low_s:.3f} to {result.high_s:.3f}), "
             f"{result.trained.num_micro_batches} micro-batches on "
-            f"{result.trained.layout.num_devices} devices, {result.framework}",
+            f"{result.trained.layout.num_devices} devices, framework {result.framework}",
         ),
         (
             "throughput",

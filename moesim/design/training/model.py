@@ -124,7 +124,7 @@ class TrainedModel:
                 count % layout.pp == 0,
                 "plan.global_batch",
                 f"micro-batches in multiples of pp = {layout.pp} in an interleaved pipeline",
-                f"{count} micro-batches",
+                count,
             )
         else:
             require(
@@ -139,7 +139,7 @@ class TrainedModel:
                 count % 2 == 0 and count >= 2 * layout.pp,
                 "plan.global_batch",
                 f"an even number of at least 2 pp = {2 * layout.pp} micro-batches in DualPipe",
-                f"{count} micro-batches",
+                count,
             )
 
     @property
