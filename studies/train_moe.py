@@ -66,7 +66,7 @@ def main(
         except MoesimError as error:
             refused[f"{words} {pipeline} {recompute}"] = str(error)
     if not rows:
-        raise MoesimError(f"{name} trains in none of {len(refused)} ways: {[*refused.values()][0]}")
+        raise MoesimError(f"{name} trains in no way: {min(refused.values(), key=len)}")
     rows.sort(key=lambda row: row["tokens_per_s_per_device"], reverse=True)
     write_csv(out / "steps.csv", rows)
     print_table(f"{name} on {gpus} devices of {cluster}", rows[:8], SHOWN)

@@ -31,7 +31,9 @@ def idle(pipeline, shape, *, forward=1.0, dgrad=1.0, wgrad=1.0, beside=None, hop
 def test_1f1b_waits_for_all_other_stages_once(pp, count):
     """(p - 1) / (m + p - 1) of the time (Megatron-LM, arXiv 2104.04473)."""
     span, waits = idle("1f1b", Shape(pp, 1, count, False), dgrad=1.2, wgrad=0.8)
-    assert [wait / span for wait in waits] == pytest.approx([(pp - 1) / (count + pp - 1)] * pp, 0.01)
+    assert [wait / span for wait in waits] == pytest.approx(
+        [(pp - 1) / (count + pp - 1)] * pp, 0.01
+    )
 
 
 @pytest.mark.parametrize("vp", [2, 3, 8])

@@ -395,6 +395,6 @@ def test_what_is_no_config(tmp_path):
     with pytest.raises(ConfigError, match="cannot read this file: No such file"):
         load_model(str(tmp_path / "other.json"))
     with pytest.raises(
-        ConfigError, match=r"did you mean mixtral-8x7b\? \(or give the path of a config.json\)"
+        ConfigError, match=r"mixtral-8x7b or mixtral-8x22b\? \(or give the path of a config.json\)"
     ):
         load_model("mixtral-8x7")

@@ -3,9 +3,9 @@
 Rajbhandari et al. 2019 (ZeRO, arXiv 1910.02054, section 7): with P parameters, a step of plain data
 parallelism (an all-reduce of gradients) and of stages 1 and 2 (a reduce-scatter of gradients, an
 all-gather of parameters) each move 2 P elements a device, stage 3 moves 3 P (parameters are
-gathered forward and backward). A ring of n devices moves (n - 1) / n of that. With several micro-batches,
-stages 2 and 3 reduce and gather in each of them; so frameworks do that divide gradients or
-parameters (FSDP, arXiv 2304.11277).
+gathered forward and backward). A ring of n devices moves (n - 1) / n of that. With several
+micro-batches, stages 2 and 3 reduce and gather in each of them; so frameworks do that divide
+gradients or parameters (FSDP, arXiv 2304.11277).
 
 Beyond a group that parameters are divided over, copies (HSDP) add their shares of the gradients up
 by an all-reduce.

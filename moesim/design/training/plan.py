@@ -109,4 +109,6 @@ def plan_of(given: object) -> TrainingPlan:
     Raises:
         ConfigError: A number is out of range, or a choice does not exist.
     """
-    return TrainingPlan(**{field.name: getattr(given, field.name) for field in fields(TrainingPlan)})
+    return TrainingPlan(
+        **{field.name: getattr(given, field.name) for field in fields(TrainingPlan)}
+    )

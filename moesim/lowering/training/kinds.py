@@ -40,7 +40,7 @@ class KindBuilder:
 
         Args:
             kind: The kind.
-            experts: Where its tokens go; None for a layer without experts.
+            experts: The experts that its tokens go to; None for a layer without experts.
         """
         block, priced, schedule = None, [], Schedule()
         if experts is not None:

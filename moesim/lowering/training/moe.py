@@ -1,9 +1,9 @@
 """Put the parts of a mixture of experts in order, forward and backward.
 
 Forward: gate, permute, dispatch (with shared experts beside it), experts, combine, reduce.
-Backward: the gradients of a token's output are copied to its experts as the token was (permute, dispatch),
-go back through the experts (and through their weights, before anything travels), return (combine)
-and are added up (reduce), and the gate's scores follow.
+Backward: the gradients of a token's output are copied to its experts as the token was (permute,
+dispatch), go back through the experts (and through their weights, before anything travels), return
+(combine) and are added up (reduce), and the gate's scores follow.
 """
 
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ class MoEPasses:
     """The parts of a mixture of experts.
 
     Attributes:
-        experts: Where tokens go.
+        experts: The experts, with what every device sends them.
         passes: Prices of dense parts.
         around: Costs of packing tokens and of adding up what returns.
         routed: Pass -> the routed experts.

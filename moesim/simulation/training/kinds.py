@@ -28,7 +28,7 @@ GRADIENT_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
+class TimedPass:
     """A pass with its time and FLOPs.
 
     Attributes:
@@ -43,16 +43,16 @@ class Timed:
 
 
 #: a pass that takes no time
-NOTHING = Timed(time_s=0.0, phases={}, flops=0.0)
+NOTHING = TimedPass(time_s=0.0, phases={}, flops=0.0)
 
 
-def added(*parts: Timed) -> Timed:
+def added(*parts: TimedPass) -> TimedPass:
     """Return passes that follow one another as one."""
     phases: dict[str, float] = {}
     for part in parts:
         for name, seconds in part.phases.items():
             phases[name] = phases.get(name, 0.0) + seconds
-    return Timed(
+    return TimedPass(
         time_s=sum(part.time_s for part in parts),
         phases=phases,
         flops=sum(part.flops for part in parts),
@@ -72,16 +72,16 @@ class KindTimes:
         kernels: Name of the library that runs the experts; empty for none.
     """
 
-    forward: Timed
-    backward: Timed
-    dgrad: Timed
-    wgrad: Timed
+    forward: TimedPass
+    backward: TimedPass
+    dgrad: TimedPass
+    wgrad: TimedPass
     saved_s: float
     kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Setting:
+class PassTimer:
     """A design on a cluster, with what its passes are priced with.
 
     Attributes:
@@ -151,7 +151,7 @@ class Setting:
             kernels=name,
         )
 
-    def _run(self, passes: LayerPasses, which: str) -> Timed:
+    def _run(self, passes: LayerPasses, which: str) -> TimedPass:
         if not getattr(passes, which):
             return NOTHING
         program = passes.lower(which)
@@ -159,15 +159,15 @@ class Setting:
         phases: dict[str, float] = {}
         for phase, begin, end in critical_segments(program, timeline):
             phases[phase] = phases.get(phase, 0.0) + end - begin
-        return Timed(time_s=timeline.makespan_s, phases=phases, flops=passes.flops(which))
+        return TimedPass(time_s=timeline.makespan_s, phases=phases, flops=passes.flops(which))
 
 
-def timed(*parts: Part) -> Timed:
+def timed(*parts: Part) -> TimedPass:
     """Return parts of one device that follow one another as a pass."""
     phases: dict[str, float] = {}
     for part in parts:
         seconds = float(part.cost.solo_s_D().max())
         phases[part.name] = phases.get(part.name, 0.0) + seconds
-    return Timed(
+    return TimedPass(
         time_s=sum(phases.values()), phases=phases, flops=sum(part.flops for part in parts)
     )

@@ -10,7 +10,7 @@ from moesim.costs.training.passes import DensePasses
 from moesim.costs.training.reduction import Sharing
 from moesim.design.training.model import TrainedModel
 from moesim.model.spec import LayerKind
-from moesim.simulation.training.kinds import NOTHING, KindTimes, Timed, added, timed
+from moesim.simulation.training.kinds import NOTHING, KindTimes, TimedPass, added, timed
 
 #: rate of a device's link to its host in one direction: PCIe 5.0 x16, of whose 63 GB/s about seven
 #: eighths are reached (assumed)
@@ -33,10 +33,10 @@ class PartTimes:
     """
 
     layers: tuple[LayerKind, ...]
-    forward: Timed
-    backward: Timed
-    dgrad: Timed
-    wgrad: Timed
+    forward: TimedPass
+    backward: TimedPass
+    dgrad: TimedPass
+    wgrad: TimedPass
     saved_s: float
     kept_bytes: float
     params: Params
@@ -79,8 +79,8 @@ def _sum(
     kinds: dict[LayerKind, KindTimes],
     layers: Sequence[LayerKind],
     which: str,
-    ends: list[Timed],
-) -> Timed:
+    ends: list[TimedPass],
+) -> TimedPass:
     return added(*(getattr(kinds[kind], which) for kind in layers), *ends) if layers else NOTHING
 
 
@@ -89,10 +89,10 @@ def _offloaded_bytes(trained: TrainedModel, kept: float) -> float:
     return kept * share / (1.0 - share)
 
 
-def _beside(one: Timed, hosted_bytes: float) -> Timed:
+def _beside(one: TimedPass, hosted_bytes: float) -> TimedPass:
     """Add what activations take to the host and back beyond the pass that they travel under."""
     exposed = max(hosted_bytes / HOST_BYTES_PER_S - one.time_s, 0.0)
-    return added(one, Timed(time_s=exposed, phases={"offload": exposed}, flops=0.0))
+    return added(one, TimedPass(time_s=exposed, phases={"offload": exposed}, flops=0.0))
 
 
 def parts_on(trained: TrainedModel, stage: int) -> list[int]:

@@ -18,7 +18,7 @@ from moesim.hardware.frameworks import framework
 from moesim.lowering.training.orders import Shape, Unit, kept_at_once, orders_of
 from moesim.lowering.training.pipeline import LoweredPipeline, lower_pipeline
 from moesim.simulation.training.grades import grades_of
-from moesim.simulation.training.kinds import NOTHING, Setting, Timed, added
+from moesim.simulation.training.kinds import NOTHING, PassTimer, TimedPass, added
 from moesim.simulation.training.parts import (
     PartTimes,
     params_on,
@@ -62,7 +62,7 @@ def simulate_training(
         f"the {cluster.num_devices} devices of {cluster.name}",
         trained.layout.num_devices,
     )
-    setting = Setting(trained=trained, cluster=cluster, load=load, engine=engine)
+    setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
     layout = trained.layout
     orders = orders_of(
         trained.plan.pipeline,
@@ -84,21 +84,21 @@ def simulate_training(
 class _Passes:
     """What units take, and of what."""
 
-    def __init__(self, setting: Setting, parts: list[PartTimes]) -> None:
+    def __init__(self, setting: PassTimer, parts: list[PartTimes]) -> None:
         self.parts = parts
         self.more = [in_passes(setting, part) for part in parts]
-        self._known: dict[tuple[tuple[str, int], ...], Timed] = {}
+        self._known: dict[tuple[tuple[str, int], ...], TimedPass] = {}
 
     def seconds(self, unit: Unit) -> float:
         return self.timed(unit).time_s
 
-    def timed(self, unit: Unit) -> Timed:
+    def timed(self, unit: Unit) -> TimedPass:
         key = tuple((one.kind, one.part) for one in unit)
         if key not in self._known:
             self._known[key] = self._of(key)
         return self._known[key]
 
-    def _of(self, key: tuple[tuple[str, int], ...]) -> Timed:
+    def _of(self, key: tuple[tuple[str, int], ...]) -> TimedPass:
         found, kinds = [], [kind for kind, _ in key]
         for kind, part in key:
             times = self.parts[part]
@@ -117,17 +117,17 @@ class _Passes:
         return _less(whole, min(self.parts[part].saved_s for kind, part in key if kind != "W"))
 
 
-def _shown(name: str, seconds: float) -> Timed:
-    return Timed(time_s=seconds, phases={name: seconds}, flops=0.0) if seconds else NOTHING
+def _shown(name: str, seconds: float) -> TimedPass:
+    return TimedPass(time_s=seconds, phases={name: seconds}, flops=0.0) if seconds else NOTHING
 
 
-def _less(whole: Timed, saved_s: float) -> Timed:
+def _less(whole: TimedPass, saved_s: float) -> TimedPass:
     """Take what an overlap saves from the exchanges, and what is more than they take from all."""
     moved = sum(whole.phases.get(name, 0.0) for name in EXCHANGES)
     left = max(1.0 - saved_s / moved, 0.0) if moved else 1.0
     rest = whole.time_s - moved
     shrunk = (whole.time_s - saved_s - moved * left) / rest if rest else 1.0
-    return Timed(
+    return TimedPass(
         time_s=whole.time_s - saved_s,
         phases={
             name: seconds * (left if name in EXCHANGES else shrunk)
@@ -179,7 +179,7 @@ class _Stage:
 
 
 def _result(
-    setting: Setting,
+    setting: PassTimer,
     passes: _Passes,
     lowered: LoweredPipeline,
     tails: list[Tail],

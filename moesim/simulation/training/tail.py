@@ -13,7 +13,7 @@ from moesim.costs.training.optimizer import muon_s, optimizer_s
 from moesim.costs.training.reduction import Sharing, collective_s
 from moesim.design.training.model import TrainedModel
 from moesim.hardware import Cluster
-from moesim.simulation.training.kinds import GRADIENT_BYTES, Setting
+from moesim.simulation.training.kinds import GRADIENT_BYTES, PassTimer
 from moesim.simulation.training.parts import PartTimes, params_on, parts_on, sharing_of
 
 _WEIGHT_BYTES = 2.0
@@ -78,7 +78,7 @@ def _reduced_s(cluster: Cluster, sharing: Sharing, num_bytes: float) -> float:
     return within + collective_s(cluster, "all_reduce", replicas, apart, num_bytes / sharing.group)
 
 
-def tails_of(setting: Setting, parts: list[PartTimes]) -> list[Tail]:
+def tails_of(setting: PassTimer, parts: list[PartTimes]) -> list[Tail]:
     """Return what every stage does after its last pass."""
     trained, cluster = setting.trained, setting.cluster
     plan, pricing = trained.plan, setting.passes.pricing
@@ -108,7 +108,7 @@ def tails_of(setting: Setting, parts: list[PartTimes]) -> list[Tail]:
     return found
 
 
-def in_passes(setting: Setting, part: PartTimes) -> tuple[float, float]:
+def in_passes(setting: PassTimer, part: PartTimes) -> tuple[float, float]:
     """Return what ZeRO-2 and ZeRO-3 add to every forward, and to every backward pass of a part."""
     plan = setting.trained.plan
     if plan.zero < 2:

@@ -40,7 +40,7 @@ def trained(*blocks, layout="", devices=64, **plan):
 
 @pytest.mark.parametrize(("zero", "elements"), [(0, 2), (1, 2), (2, 2), (3, 3)])
 def test_volumes_are_those_of_zero(zero, elements):
-    """2 P for data parallelism and stages 1 and 2, 3 P for stage 3 (arXiv 1910.02054, section 7)."""
+    """2 P elements for data parallelism and stages 1 and 2, 3 P for stage 3 (arXiv 1910.02054)."""
     sharing = Sharing(copies=1024, stride=1, group=1024, zero=zero)
     moved = volume_of(sharing, 7.5e9, gradient_bytes=2.0, weight_bytes=2.0, micro_batches=1)
     assert moved.total / 2.0 == pytest.approx(elements * 7.5e9, rel=0.01)

@@ -16,7 +16,7 @@ from moesim.hardware.economics import load_economics
 from moesim.hardware.sizing import sized
 from moesim.model import Precision
 from moesim.model.hf_config import load_model
-from moesim.simulation.training.kinds import Setting
+from moesim.simulation.training.kinds import PassTimer
 from moesim.simulation.training.simulate import simulate_training
 from moesim.testing.models import DENSE, FULL, SPARSE, spec_of
 
@@ -238,7 +238,7 @@ def test_pipelines_rank_as_their_bubbles(deepseek):
 
 
 def test_kinds_are_timed_once():
-    setting = Setting(
+    setting = PassTimer(
         trained=trained("pp2 ep4", plan={"pipeline": "zero_bubble"}),
         cluster=NODE,
         load=ExpertLoad(routing="uniform"),
