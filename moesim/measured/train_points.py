@@ -4,6 +4,7 @@ Benchmarks balance the experts' load, so that routing is uniform.
 """
 
 import math
+from functools import lru_cache
 
 from moesim.design.training.formats import train_formats
 from moesim.design.training.layout import TrainLayout
@@ -71,6 +72,7 @@ class TrainSetting(Strict):
         )
 
 
+@lru_cache(maxsize=64)
 def run_train_point(
     setting: TrainSetting, cluster_name: str, num_nodes: int, devices_per_node: int
 ) -> TrainResult:

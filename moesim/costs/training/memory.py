@@ -102,8 +102,8 @@ def params_of(
             experts += routed / layout.devices_per_exchange
             # gate and shared experts are whole: tokens are a device's own there
             dense += total(kind.moe.weights(hidden)) - routed
-        if kind.mixer is not None:
-            dense += sum(n * k for n, k in products_of(kind.mixer, hidden, layout.tp))
+        for mixer in kind.mixers:
+            dense += sum(n * k for n, k in products_of(mixer, hidden, layout.tp))
         if kind.dense is not None:
             dense += kind.dense.params(hidden) / layout.tp
         dense += total(kind.extra)
@@ -135,9 +135,10 @@ def activation_bytes_of(trained: TrainedModel, kind: LayerKind) -> float:
     if plan.recompute == "full":
         return kept * (1.0 - plan.offload)
     whole, later = plan.recompute == "none", BYTES_PER_ELEMENT[plan.kept_format]
-    if kind.mixer is not None:
-        kept += _mixer_bytes(kind.mixer, trained, wide, input_bytes, whole=whole)
-        kept += whole * own * hidden * input_bytes
+    for place, mixer in enumerate(kind.mixers):
+        kept += _mixer_bytes(mixer, trained, wide, input_bytes, whole=whole)
+        # the norm's output, and the input of a further norm
+        kept += own * hidden * (whole * input_bytes + (place > 0) * _BF16)
     if kind.dense is not None or kind.moe is not None:
         # the input of the second norm, and its output
         kept += own * hidden * (_BF16 + whole * input_bytes)

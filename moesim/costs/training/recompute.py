@@ -28,7 +28,7 @@ def again(passes: DensePasses, kind: LayerKind, rows: float, expert_width: float
         expert_width: Width of an expert on the device.
     """
     found = []
-    blocks = (kind.mixer, kind.dense or kind.moe)
+    blocks = (*kind.mixers, kind.dense or kind.moe)
     found += [passes.norm("forward") for block in blocks if block is not None]
     if isinstance(kind.mixer, LatentAttention):
         found.append(

@@ -51,6 +51,14 @@ class Volume:
     reduce_scatter: float = 0.0
     all_gather: float = 0.0
 
+    def plus(self, other: "Volume") -> "Volume":
+        """Return the bytes of both."""
+        return Volume(
+            all_reduce=self.all_reduce + other.all_reduce,
+            reduce_scatter=self.reduce_scatter + other.reduce_scatter,
+            all_gather=self.all_gather + other.all_gather,
+        )
+
     @property
     def total(self) -> float:
         """The bytes of all collectives."""

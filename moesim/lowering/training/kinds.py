@@ -16,6 +16,7 @@ from moesim.hardware import Cluster
 from moesim.lowering.steps import Experts
 from moesim.lowering.training.layers import Item, LayerPasses
 from moesim.lowering.training.moe import MoEPasses, exchange_of
+from moesim.model.mixers import Mixer
 from moesim.model.spec import LayerKind
 
 
@@ -48,7 +49,7 @@ class KindBuilder:
             schedule = self.trained.candidate(experts.moe).schedule
             block = MoEPasses.of(self.trained, experts, priced, self.passes)
         forward = [
-            *self._mixer(kind, "forward"),
+            *self._mixers(kind, "forward"),
             *self._dense(kind, "forward"),
             *(block.forward() if block else []),
         ]
@@ -60,7 +61,7 @@ class KindBuilder:
             wgrad=[
                 *(block.weights() if block else []),
                 *self._dense(kind, "wgrad"),
-                *self._mixer(kind, "wgrad"),
+                *self._mixers(kind, "wgrad"),
             ],
             cluster=self.alone if experts is None else experts.cluster,
             schedule=schedule,
@@ -83,21 +84,24 @@ class KindBuilder:
             *(block.backward(weights=weights) if block else []),
             *self._dense(kind, "dgrad"),
             *(self._dense(kind, "wgrad") if weights else []),
-            *self._mixer(kind, "dgrad"),
-            *(self._mixer(kind, "wgrad") if weights else []),
+            *self._mixers(kind, "dgrad"),
+            *(self._mixers(kind, "wgrad") if weights else []),
         ]
 
     def _joined(self, kind: Joint) -> list[Item]:
         return list(joined(self.passes, self.fabric, kind))
 
-    def _mixer(self, kind: LayerKind, which: Which) -> list[Item]:
-        if kind.mixer is None:
-            return []
-        projections = self.passes.projections(kind.mixer, which)
+    def _mixers(self, kind: LayerKind, which: Which) -> list[Item]:
+        """Return the attention of a layer, and that over an encoder's output if there is one."""
+        found = [self._mixer(part, which) for part in kind.mixers]
+        return [item for items in (found if which == "forward" else found[::-1]) for item in items]
+
+    def _mixer(self, mixer: Mixer, which: Which) -> list[Item]:
+        projections = self.passes.projections(mixer, which)
         if which == "wgrad":
             return [projections]
-        attention = self.passes.attention(kind.mixer, which)
-        exposed = ring(self.passes, self.fabric, kind.mixer, which, attention)
+        attention = self.passes.attention(mixer, which)
+        exposed = ring(self.passes, self.fabric, mixer, which, attention)
         core: list[Item] = [projections, attention, *exposed]
         if which == "dgrad":
             core = [attention, *exposed, projections]

@@ -70,6 +70,7 @@ class KindTimes:
         wgrad: The backward pass through weights.
         saved_s: What a forward and a backward pass save side by side; 0 where they never are.
         kernels: Name of the library that runs the experts; empty for none.
+        dropped_fraction: Share of choices that were dropped over capacity.
     """
 
     forward: TimedPass
@@ -78,6 +79,7 @@ class KindTimes:
     wgrad: TimedPass
     saved_s: float
     kernels: str = ""
+    dropped_fraction: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,13 +124,13 @@ class PassTimer:
         return {kind: self._timed(builder, kind) for kind in self.trained.spec.kinds}
 
     def _timed(self, builder: KindBuilder, kind: LayerKind) -> KindTimes:
-        experts, name = None, ""
+        experts, name, dropped = None, "", 0.0
         if kind.moe is not None:
             stage = stage_of(self.cluster, self.trained.layout.devices_per_exchange)
             prepared = sent(
                 self.trained.candidate(kind.moe), stage, self.trained.tokens_per_device, self.load
             )
-            name = prepared.kernels
+            name, dropped = prepared.kernels, prepared.traffic.dropped_fraction
             experts = Experts(
                 moe=kind.moe, cluster=prepared.cluster, batches=prepared.batches, travels=True
             )
@@ -149,6 +151,7 @@ class PassTimer:
             wgrad=wgrad,
             saved_s=saved,
             kernels=name,
+            dropped_fraction=dropped,
         )
 
     def _run(self, passes: LayerPasses, which: str) -> TimedPass:

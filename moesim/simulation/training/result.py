@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from moesim.costs.grades import Grade
 from moesim.costs.training.memory import TrainMemory
+from moesim.costs.training.reduction import Volume
 from moesim.design.step import ExpertLoad
 from moesim.design.training.model import TrainedModel
 from moesim.errors import require
@@ -11,7 +12,7 @@ from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.frameworks import Framework
 from moesim.simulation.trust import basis_digest
-from moesim.units import GIB, TERA
+from moesim.units import GB, GIB, TERA
 from moesim.version import VERSION
 
 _SECONDS_PER_DAY = 86_400.0
@@ -44,6 +45,9 @@ class TrainResult:
         useful_flops_per_device: FLOPs that a step needs without any recomputation: three times the
             forward's products, a device's share.
         done_flops_per_device: FLOPs that are done.
+        sent: Bytes that a device of the busiest stage sends for gradients and parameters.
+        dropped_fraction: Share of choices that were dropped over capacity, the mean over layers.
+        kernels: Names of the libraries that run the experts.
         memory: Memory of the fullest device.
         grades: Phase -> what its price rests on.
         framework: Name of the framework; empty before its efficiency is applied.
@@ -61,6 +65,9 @@ class TrainResult:
     bubble_fraction: float
     useful_flops_per_device: float
     done_flops_per_device: float
+    sent: Volume
+    dropped_fraction: float
+    kernels: str
     memory: TrainMemory
     grades: dict[str, Grade] = field(default_factory=dict)
     framework: str = ""
@@ -180,6 +187,8 @@ class TrainResult:
             "format_mfu": self.format_mfu,
             "bubble_fraction": self.bubble_fraction,
             "exposed_communication_fraction": self.exposed_s / self.time_s,
+            "gradients_and_weights_sent_gb_per_device": self.sent.total / GB,
+            "dropped_token_fraction": self.dropped_fraction,
             "memory_gib": memory.total_bytes / GIB,
             "weights_gib": memory.weights_bytes / GIB,
             "gradients_gib": memory.gradients_bytes / GIB,
@@ -190,6 +199,7 @@ class TrainResult:
             "days": None if tokens is None else self.days(tokens),
             "usd": (self.usd(tokens, economics) if priced and tokens and economics else None),
             "limited_by": max(self.phase_time_s, key=self.phase_time_s.__getitem__),
+            "kernels": self.kernels,
             "framework": self.framework,
             "evidence": "simulated",
             "grade": self.grade,

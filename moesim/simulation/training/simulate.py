@@ -4,7 +4,7 @@ Layers are programs on the devices among which their tokens travel; their times 
 the pipeline, which is a program, too; then gradients are reduced and the optimizer runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +62,12 @@ def simulate_training(
         f"the {cluster.num_devices} devices of {cluster.name}",
         trained.layout.num_devices,
     )
+    require(
+        not cluster.is_torus,
+        "cluster",
+        "devices behind switches, since the collectives of a torus are not modelled",
+        cluster.name,
+    )
     setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
     layout = trained.layout
     orders = orders_of(
@@ -76,7 +82,13 @@ def simulate_training(
     passes = _Passes(setting, parts)
     lowered = lower_pipeline(orders, len(parts), passes.seconds, _hop_s(trained, cluster))
     tails = tails_of(setting, parts)
-    return _result(setting, passes, lowered, tails, worst).graded(
+    moe = [kinds[kind] for kind in trained.spec.blocks if kind.moe is not None]
+    result = replace(
+        _result(setting, passes, lowered, tails, worst),
+        kernels=" ".join(dict.fromkeys(times.kernels for times in moe)),
+        dropped_fraction=sum(times.dropped_fraction for times in moe) / max(len(moe), 1),
+    )
+    return result.graded(
         grades_of(trained, cluster, kinds, setting.passes.pricing), framework(framework_name)
     )
 
@@ -218,6 +230,9 @@ def _result(
         bubble_fraction=1.0 - float(np.mean([stage.busy_s for stage in stages])) / span_s,
         useful_flops_per_device=done[0],
         done_flops_per_device=done[1],
+        sent=tail.sent,
+        dropped_fraction=0.0,
+        kernels="",
         memory=memory,
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moesim.costs.training.memory import Params
 from moesim.costs.training.optimizer import muon_s, optimizer_s
-from moesim.costs.training.reduction import Sharing, collective_s
+from moesim.costs.training.reduction import Sharing, Volume, collective_s, volume_of
 from moesim.design.training.model import TrainedModel
 from moesim.hardware import Cluster
 from moesim.simulation.training.kinds import GRADIENT_BYTES, PassTimer
@@ -27,13 +27,13 @@ class Tail:
         reduce_s: Exposed reduction of gradients.
         optimizer_s: Optimizer.
         gather_s: Exposed gathering of parameters.
-        travelled_s: Reduction and gathering, hidden or not.
+        sent: Bytes that a device sends for both in a step.
     """
 
     reduce_s: float
     optimizer_s: float
     gather_s: float
-    travelled_s: float
+    sent: Volume
 
     @property
     def total_s(self) -> float:
@@ -70,6 +70,21 @@ def reduction_s(trained: TrainedModel, cluster: Cluster, params: Params) -> tupl
     return reduced, gathered
 
 
+def _sent(trained: TrainedModel, params: Params) -> Volume:
+    """Return what a device sends for gradients and parameters in a step."""
+    parts = [
+        volume_of(
+            sharing,
+            count,
+            gradient_bytes=GRADIENT_BYTES[trained.plan.gradient_format],
+            weight_bytes=_WEIGHT_BYTES,
+            micro_batches=trained.num_micro_batches,
+        )
+        for sharing, count in zip(sharing_of(trained), (params.dense, params.experts), strict=True)
+    ]
+    return parts[0].plus(parts[1])
+
+
 def _reduced_s(cluster: Cluster, sharing: Sharing, num_bytes: float) -> float:
     if not sharing.zero:
         return collective_s(cluster, "all_reduce", sharing.copies, sharing.stride, num_bytes)
@@ -102,7 +117,7 @@ def tails_of(setting: PassTimer, parts: list[PartTimes]) -> list[Tail]:
                 optimizer_s=optimizer_s(trained, pricing, params, groups)
                 + muon_s(trained, pricing, layers, groups),
                 gather_s=first,
-                travelled_s=reduced + gathered,
+                sent=_sent(trained, params),
             )
         )
     return found

@@ -149,6 +149,7 @@ def test_capacity_drops_what_hot_experts_cannot_take():
     every = simulate_training(trained(), NODE, load=load)
     capped = simulate_training(trained(capacity_factor=1.0), NODE, load=load)
     assert capped.time_s < every.time_s
+    assert every.dropped_fraction == 0 < capped.dropped_fraction < 0.7
     assert capped.useful_flops_per_device < every.useful_flops_per_device
 
 
@@ -159,6 +160,13 @@ def test_dualpipe_keeps_two_copies():
     assert len(ends.stages) == 4
     assert 1.5 < two.memory.weights_bytes / one.memory.weights_bytes < 2.5
     assert two.memory.optimizer_bytes < 1.2 * one.memory.optimizer_bytes
+
+
+def test_bytes_of_zero_are_told(plain):
+    """Gradients out and parameters back, dense ones among eight devices, experts on one."""
+    held = SPEC.total_params - 7 * 64 * 3 * 2048 * 1024
+    assert plain.sent.total == pytest.approx(7 / 8 * held * (4.0 + 2.0))
+    assert simulated(plan={"zero": 3}).sent.all_gather > 10 * plain.sent.all_gather
 
 
 def test_muon_multiplies(plain):
@@ -190,6 +198,9 @@ def test_what_cannot_run_is_refused():
         simulated("ep8", {"micro_batch": 8, "sequence": 65536})
     with pytest.raises(ConfigError, match="the 8 devices of hgx-h100-8, got 16"):
         simulate_training(trained("ep8", 16), NODE)
+    torus = load_cluster("tpu-v5p-4x4x4")
+    with pytest.raises(ConfigError, match="collectives of a torus are not modelled"):
+        simulate_training(trained("ep8", 64), torus)
     with pytest.raises(ConfigError, match="unknown training framework"):
         simulate_training(trained(), NODE, framework_name="megatorn")
 
