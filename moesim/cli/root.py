@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, recommend, serve, simulate
+from moesim.cli import check, recommend, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -38,6 +38,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(check.check)
 app.command()(recommend.recommend)
 app.command()(serve.serve)
+app.command()(train.train)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")

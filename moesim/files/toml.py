@@ -369,11 +369,14 @@ _WHAT = {
     "clusters": "cluster",
     "libraries": "kernel library",
     "engines": "serving engine",
+    "frameworks": "training framework",
 }
 
 
 def find(
-    kind: Literal["devices", "clusters", "calibration", "economics", "engines", "libraries"],
+    kind: Literal[
+        "devices", "clusters", "calibration", "economics", "engines", "frameworks", "libraries"
+    ],
     name: str,
 ) -> Path:
     """Return the file that a name or a path refers to.

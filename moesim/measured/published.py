@@ -20,6 +20,7 @@ from moesim.files import toml
 from moesim.files.toml import Source, Strict
 from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program
+from moesim.measured.train_points import TrainSetting, simulate_training_point
 from moesim.measured.whole_points import WholeSetting, simulate_whole
 from moesim.model import Gate, MoELayer
 from moesim.model.precision import Precision
@@ -53,10 +54,13 @@ class Point(Strict):
         "examples_per_s",
         "tokens_per_s",
         "tpot_ms",
+        "mfu_percent",
     ]
     value: float = Field(gt=0)
     scored: bool
-    how: Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole"] | None = None
+    how: Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole", "training"] | None = (
+        None
+    )
     reason: str = ""
     cluster: str = ""
     num_nodes: int = 1
@@ -69,6 +73,7 @@ class Point(Strict):
     token_format: str = ""
     num_bytes: float = 0.0
     whole: WholeSetting | None = None
+    training: TrainSetting | None = None
 
 
 class PointsFile(Strict):
@@ -89,7 +94,7 @@ def compare() -> list[dict[str, object]]:
 
     Returns:
         Rows: point, metric, published, simulated (None if not covered), error_percent, scored,
-        whole_model, note, evidence, source.
+        whole_model, training, note, evidence, source.
     """
     file = load_points()
     rows: list[dict[str, object]] = []
@@ -105,6 +110,7 @@ def compare() -> list[dict[str, object]]:
                 "error_percent": error,
                 "scored": point.scored,
                 "whole_model": point.how == "whole",
+                "training": point.how == "training",
                 "note": point.reason or point.note,
                 "evidence": "" if simulated is None else "simulated",
                 "source": file.sources[point.source].title,
@@ -135,6 +141,10 @@ def _simulate(point: Point) -> float:
     if point.how == "whole":
         assert point.whole is not None, "a point of a whole model states its setting"
         return simulate_whole(point.whole, point.cluster, point.metric)
+    if point.how == "training":
+        assert point.training is not None, "a point of training states its setting"
+        where = (point.cluster, point.num_nodes, point.devices_per_node)
+        return simulate_training_point(point.training, where, point.metric)
     if point.how == "speed_up":
         plain = point.model_copy(update={"token_format": "bfloat16"})
         return _exchange_s(plain)[0] / _exchange_s(point)[0]

@@ -57,6 +57,8 @@ class _Preset(Strict):
     num_experts: int
     top_k: int
     num_shared_experts: int = 0
+    #: whether a gate of one output weighs the shared experts (Qwen2-MoE)
+    has_shared_gate: bool = False
     capacity_factor: float | None = None
     gated: bool = True
     gate: str = "flat"
@@ -85,6 +87,7 @@ class _Preset(Strict):
             gated=self.gated,
             num_shared_experts=self.num_shared_experts,
             shared_width=self.expert_intermediate_size if self.num_shared_experts else 0,
+            has_shared_gate=self.has_shared_gate,
         )
         dense = DenseFeedForward(width=self.dense_intermediate_size, gated=self.gated)
         mixer, first = self.attention.mixer(), self.num_layers - self.num_moe_layers

@@ -35,13 +35,18 @@ class LayerKind:
     @property
     def name(self) -> str:
         """The kind in a few words with its sizes."""
-        parts = [part.kind for part in (self.mixer, self.cross) if part is not None]
+        parts = [part.kind for part in self.mixers]
         both = [part.kind for part in (self.dense, self.moe) if part is not None]
         return "; ".join([*parts, " beside ".join(both)] if both else parts)
 
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """The attention, and that over an encoder's output, as far as they are there."""
+        return tuple(part for part in (self.mixer, self.cross) if part is not None)
+
     def mixer_weights(self, hidden_size: int) -> tuple[Weight, ...]:
         """Return the weights of both mixers."""
-        found = (part.weights(hidden_size) for part in (self.mixer, self.cross) if part is not None)
+        found = (part.weights(hidden_size) for part in self.mixers)
         return tuple(weight for weights in found for weight in weights)
 
     def weights(self, hidden_size: int) -> tuple[Weight, ...]:

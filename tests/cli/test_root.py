@@ -84,7 +84,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
     [
         (
             ["simulate", "--preset", "mixtral"],
-            "unknown preset 'mixtral': did you mean mixtral-8x7b?",
+            "unknown preset 'mixtral': did you mean mixtral-8x7b or mixtral-8x22b?",
         ),
         (
             ["simulate", "--cluster", "hgx-h300-8"],

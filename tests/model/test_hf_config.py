@@ -115,6 +115,28 @@ CONFIGS = {
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     },
 }
+CONFIGS["mixtral-8x22b"] = CONFIGS["mixtral-8x7b"] | {
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_attention_heads": 48,
+    "num_hidden_layers": 56,
+}
+CONFIGS["qwen2-57b-a14b"] = {
+    "model_type": "qwen2_moe",
+    "decoder_sparse_step": 1,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "moe_intermediate_size": 2560,
+    "num_attention_heads": 28,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "shared_expert_intermediate_size": 20480,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
 MIXTRAL, DEEPSEEK = CONFIGS["mixtral-8x7b"], CONFIGS["deepseek-v3"]
 
 
@@ -395,6 +417,6 @@ def test_what_is_no_config(tmp_path):
     with pytest.raises(ConfigError, match="cannot read this file: No such file"):
         load_model(str(tmp_path / "other.json"))
     with pytest.raises(
-        ConfigError, match=r"did you mean mixtral-8x7b\? \(or give the path of a config.json\)"
+        ConfigError, match=r"mixtral-8x7b or mixtral-8x22b\? \(or give the path of a config.json\)"
     ):
         load_model("mixtral-8x7")

@@ -9,6 +9,8 @@ from moesim.model.presets import load_preset, preset_names
 #: billions of parameters as published: (total, active), and how far our count may be off
 PUBLISHED = {
     "mixtral-8x7b": (46.7, 12.9, 0.005),  # arXiv 2401.04088
+    "mixtral-8x22b": (141.0, 39.0, 0.01),  # Mistral AI, "Cheaper, Better, Faster, Stronger", 2024
+    "qwen2-57b-a14b": (57.4, 14.2, 0.02),  # arXiv 2407.10671
     "qwen3-235b-a22b": (235.0, 22.0, 0.01),  # arXiv 2505.09388
     "qwen3-30b-a3b": (30.5, 3.3, 0.02),
     "olmoe-1b-7b": (6.9, 1.3, 0.02),  # arXiv 2409.02060
@@ -69,10 +71,14 @@ def test_precision_is_the_caller_s():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mixtral-8x7", "unknown preset 'mixtral-8x7': did you mean mixtral-8x7b?"),
+        (
+            "mixtral-8x7",
+            "unknown preset 'mixtral-8x7': did you mean mixtral-8x7b or mixtral-8x22b?",
+        ),
         (
             "qwen3-235b",
-            "unknown preset 'qwen3-235b': did you mean qwen3-235b-a22b or qwen3-30b-a3b?",
+            "unknown preset 'qwen3-235b': did you mean qwen3-235b-a22b or qwen3-30b-a3b or "
+            "qwen2-57b-a14b?",
         ),
     ],
 )

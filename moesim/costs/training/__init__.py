@@ -1,0 +1,1 @@
+"""Price the parts of a training step: passes, reduction of gradients, optimizer, memory."""

@@ -1,0 +1,1 @@
+"""Simulate a training step of a whole model."""

@@ -1,0 +1,246 @@
+"""Simulate a training step: layers, pipeline, and what follows the last pass.
+
+Layers are programs on the devices among which their tokens travel; their times make the units of
+the pipeline, which is a program, too; then gradients are reduced and the optimizer runs.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.costs.training.memory import TrainMemory, memory_of
+from moesim.design.step import ExpertLoad
+from moesim.design.training.model import TrainedModel
+from moesim.engines.run import run
+from moesim.errors import require
+from moesim.hardware import Cluster
+from moesim.hardware.frameworks import framework
+from moesim.lowering.training.orders import Shape, Unit, kept_at_once, orders_of
+from moesim.lowering.training.pipeline import LoweredPipeline, lower_pipeline
+from moesim.simulation.training.grades import grades_of
+from moesim.simulation.training.kinds import NOTHING, PassTimer, TimedPass, added
+from moesim.simulation.training.parts import (
+    PartTimes,
+    params_on,
+    parts_of,
+    parts_on,
+    sharing_of,
+)
+from moesim.simulation.training.result import TrainResult
+from moesim.simulation.training.tail import Tail, in_passes, tails_of
+
+_ELEMENT_BYTES = 2.0
+EVEN = ExpertLoad(routing="uniform")
+#: phases that move tokens between devices while a pass waits
+EXCHANGES = ("dispatch", "combine", "all_gather", "reduce_scatter", "context")
+
+
+def simulate_training(
+    trained: TrainedModel,
+    cluster: Cluster,
+    *,
+    load: ExpertLoad = EVEN,
+    engine: str = "flow",
+    framework_name: str = "megatron",
+) -> TrainResult:
+    """Simulate one step.
+
+    Args:
+        trained: The design, which uses all devices of the cluster.
+        cluster: The hardware.
+        load: How tokens choose experts; training balances them.
+        engine: Name of the engine that runs the layers' programs.
+        framework_name: Framework whose efficiency is applied, a name or a file.
+
+    Raises:
+        CapacityError: A device's memory is too small.
+        ConfigError: The layout does not fit the cluster.
+    """
+    require(
+        trained.layout.num_devices == cluster.num_devices,
+        "layout",
+        f"the {cluster.num_devices} devices of {cluster.name}",
+        trained.layout.num_devices,
+    )
+    require(
+        not cluster.is_torus,
+        "cluster",
+        "devices behind switches, since the collectives of a torus are not modelled",
+        cluster.name,
+    )
+    setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
+    layout = trained.layout
+    orders = orders_of(
+        trained.plan.pipeline,
+        Shape(layout.pp, layout.vp, trained.num_micro_batches, trained.plan.overlap_exchange),
+    )
+    kinds = setting.kinds()
+    parts = parts_of(trained, setting.passes, kinds)
+    memory = _memory(trained, parts, orders)
+    worst = max(memory, key=lambda one: one.total_bytes)
+    worst.check(trained.name, cluster.profile.name, cluster.profile.usable_bytes)
+    passes = _Passes(setting, parts)
+    lowered = lower_pipeline(orders, len(parts), passes.seconds, _hop_s(trained, cluster))
+    tails = tails_of(setting, parts)
+    moe = [kinds[kind] for kind in trained.spec.blocks if kind.moe is not None]
+    result = replace(
+        _result(setting, passes, lowered, tails, worst),
+        kernels=" ".join(dict.fromkeys(times.kernels for times in moe)),
+        dropped_fraction=sum(times.dropped_fraction for times in moe) / max(len(moe), 1),
+    )
+    return result.graded(
+        grades_of(trained, cluster, kinds, setting.passes.pricing), framework(framework_name)
+    )
+
+
+class _Passes:
+    """What units take, and of what."""
+
+    def __init__(self, setting: PassTimer, parts: list[PartTimes]) -> None:
+        self.parts = parts
+        self.more = [in_passes(setting, part) for part in parts]
+        self._known: dict[tuple[tuple[str, int], ...], TimedPass] = {}
+
+    def seconds(self, unit: Unit) -> float:
+        return self.timed(unit).time_s
+
+    def timed(self, unit: Unit) -> TimedPass:
+        key = tuple((one.kind, one.part) for one in unit)
+        if key not in self._known:
+            self._known[key] = self._of(key)
+        return self._known[key]
+
+    def _of(self, key: tuple[tuple[str, int], ...]) -> TimedPass:
+        found, kinds = [], [kind for kind, _ in key]
+        for kind, part in key:
+            times = self.parts[part]
+            ahead, back = self.more[part]
+            if kind == "F":
+                found += [times.forward, _shown("gather_parameters", ahead)]
+            elif kind == "B":
+                # a pass through weights that follows at once is part of the whole backward
+                found += [times.backward if "W" in kinds else times.dgrad]
+                found += [_shown("reduce_gradients", back)]
+            elif "B" not in kinds:
+                found.append(times.wgrad)
+        whole = added(*found)
+        if "F" not in kinds or "B" not in kinds:
+            return whole
+        return _less(whole, min(self.parts[part].saved_s for kind, part in key if kind != "W"))
+
+
+def _shown(name: str, seconds: float) -> TimedPass:
+    return TimedPass(time_s=seconds, phases={name: seconds}, flops=0.0) if seconds else NOTHING
+
+
+def _less(whole: TimedPass, saved_s: float) -> TimedPass:
+    """Take what an overlap saves from the exchanges, and what is more than they take from all."""
+    moved = sum(whole.phases.get(name, 0.0) for name in EXCHANGES)
+    left = max(1.0 - saved_s / moved, 0.0) if moved else 1.0
+    rest = whole.time_s - moved
+    shrunk = (whole.time_s - saved_s - moved * left) / rest if rest else 1.0
+    return TimedPass(
+        time_s=whole.time_s - saved_s,
+        phases={
+            name: seconds * (left if name in EXCHANGES else shrunk)
+            for name, seconds in whole.phases.items()
+        },
+        flops=whole.flops,
+    )
+
+
+def _hop_s(trained: TrainedModel, cluster: Cluster) -> float:
+    """Return the seconds in which a stage sends a micro-batch on: each device its share of the
+    tokens, over its NIC where stages are in different domains.
+    """
+    if trained.layout.pp == 1:
+        return 0.0
+    moved = trained.tokens_per_device * trained.spec.hidden_size * _ELEMENT_BYTES
+    near = cluster.num_devices <= cluster.devices_per_domain
+    rate = cluster.link_bytes_per_s if near else cluster.nic_bytes_per_s
+    require(rate > 0, "layout.pp", "1 without links between devices", trained.layout.pp)
+    return cluster.hop_s + moved / rate
+
+
+def _memory(
+    trained: TrainedModel, parts: list[PartTimes], orders: list[list[Unit]]
+) -> list[TrainMemory]:
+    dense, experts = sharing_of(trained)
+    found = []
+    for stage, units in enumerate(orders):
+        held = parts_on(trained, stage)
+        kept = kept_at_once(units, lambda c: parts[c].kept_bytes)
+        found.append(
+            memory_of(
+                trained,
+                params_on(parts, held),
+                (dense.group, experts.group),
+                activations_bytes=kept,
+                last=len(parts) - 1 in held,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """How long a stage is busy, and when it ends."""
+
+    end_s: float
+    busy_s: float
+
+
+def _result(
+    setting: PassTimer,
+    passes: _Passes,
+    lowered: LoweredPipeline,
+    tails: list[Tail],
+    memory: TrainMemory,
+) -> TrainResult:
+    trained = setting.trained
+    timeline = run(lowered.program, "bound")
+    stages = [
+        _Stage(
+            end_s=float(timeline.end_s_N[ops[-1]]),
+            busy_s=sum(passes.seconds(unit) for unit in units),
+        )
+        for ops, units in zip(lowered.ops, lowered.units, strict=True)
+    ]
+    ends = [stage.end_s + tail.total_s for stage, tail in zip(stages, tails, strict=True)]
+    time_s, span_s = max(ends), max(stage.end_s for stage in stages)
+    busy = [stage.busy_s + tail.total_s for stage, tail in zip(stages, tails, strict=True)]
+    busiest = int(np.argmax(busy))
+    tail = tails[busiest]
+    phases = dict(added(*(passes.timed(unit) for unit in lowered.units[busiest])).phases)
+    phases["bubble"] = max(time_s - busy[busiest], 0.0)
+    for name, seconds in (
+        ("reduce_gradients", tail.reduce_s),
+        ("optimizer", tail.optimizer_s),
+        ("gather_parameters", tail.gather_s),
+    ):
+        phases[name] = phases.get(name, 0.0) + seconds
+    done = _flops(passes.parts, trained.num_micro_batches, trained.layout.pp)
+    return TrainResult(
+        trained=trained,
+        cluster=setting.cluster,
+        load=setting.load,
+        engine=setting.engine,
+        time_s=time_s,
+        phase_time_s={name: seconds for name, seconds in phases.items() if seconds},
+        bubble_fraction=1.0 - float(np.mean([stage.busy_s for stage in stages])) / span_s,
+        useful_flops_per_device=done[0],
+        done_flops_per_device=done[1],
+        sent=tail.sent,
+        dropped_fraction=0.0,
+        kernels="",
+        memory=memory,
+    )
+
+
+def _flops(parts: list[PartTimes], micro_batches: int, pp: int) -> tuple[float, float]:
+    """Return the FLOPs of a device in a step, the mean over stages: useful ones, three times the
+    forward's, and those that are done.
+    """
+    ahead = sum(part.forward.flops for part in parts)
+    back = sum(part.backward.flops for part in parts)
+    return 3.0 * ahead * micro_batches / pp, (ahead + back) * micro_batches / pp
