@@ -18,6 +18,7 @@ from moesim.design.training.plan import (
 )
 from moesim.files.toml import Strict
 from moesim.hardware import load_cluster
+from moesim.hardware.frameworks import framework
 from moesim.model.hf_config import load_model
 from moesim.simulation.training.result import TrainResult
 from moesim.simulation.training.simulate import simulate_training
@@ -91,14 +92,21 @@ def run_train_point(
     return simulate_training(trained, cluster, framework_name=setting.framework)
 
 
-def fitted_efficiency(ratios: list[float], applied: float) -> float:
-    """Return the efficiency of a framework: the geometric mean of published over simulated rates.
+def fitted_efficiency(rows: list[dict[str, object]], name: str = "megatron") -> float:
+    """Return the efficiency of a framework: what its record has, times the geometric mean of
+    published over simulated rates of the rows that may be fitted, which are those not scored.
 
     Args:
-        ratios: Published over simulated rate of the rows that may be fitted.
-        applied: Efficiency that the simulated rates hold.
+        rows: Rows of `moesim.measured.published.compare`.
+        name: The framework, whose efficiency the simulated rates hold.
     """
-    return applied * math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
+    ratios = [
+        float(str(row["published"])) / float(str(row["simulated"]))
+        for row in rows
+        if row["training"] and not row["scored"]
+    ]
+    mean = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
+    return framework(name).efficiency * mean
 
 
 def simulate_training_point(

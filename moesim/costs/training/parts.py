@@ -44,8 +44,3 @@ def blocking(seconds: float) -> PhaseCost:
     """Return a time in which a device computes nothing."""
     whole, none = np.array([seconds]), np.zeros(1)
     return PhaseCost(compute_s_D=none, memory_s_D=none, latency_s_D=whole)
-
-
-def flops_of(parts: list[Part]) -> float:
-    """Return the FLOPs of several parts on one device."""
-    return sum(part.flops for part in parts)

@@ -28,7 +28,6 @@ from moesim.model.latent import CompressedAttention, LatentAttention
 from moesim.model.mixers import GroupedAttention, Mixer
 
 Which = Literal["forward", "dgrad", "wgrad"]
-PASSES: tuple[Which, ...] = ("forward", "dgrad", "wgrad")
 #: FLOPs of the backward of attention over those of the forward (arXiv 2307.08691)
 ATTENTION_BACKWARD = 2.5
 _ELEMENT_BYTES = 2.0

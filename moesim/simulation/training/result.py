@@ -53,7 +53,7 @@ class TrainResult:
         framework: Name of the framework; empty before its efficiency is applied.
         low_s: P10 of the time.
         high_s: P90.
-        rests_on_digest: Hash of the framework's record.
+        framework_digest: Hash of the framework's record.
     """
 
     trained: TrainedModel
@@ -73,7 +73,7 @@ class TrainResult:
     framework: str = ""
     low_s: float = 0.0
     high_s: float = 0.0
-    rests_on_digest: str = ""
+    framework_digest: str = ""
 
     def graded(self, grades: dict[str, Grade], framework: Framework) -> "TrainResult":
         """Return the step as slow as a framework runs it, with what it rests on."""
@@ -87,7 +87,7 @@ class TrainResult:
             framework=framework.name,
             low_s=time_s * framework.low,
             high_s=time_s * framework.high,
-            rests_on_digest=framework.digest,
+            framework_digest=framework.digest,
         )
 
     @property
@@ -208,5 +208,6 @@ class TrainResult:
             "engine": self.engine,
             "version": VERSION,
             "profile_hash": basis_digest(self.cluster),
+            "framework_hash": self.framework_digest,
             "design": trained.key,
         }

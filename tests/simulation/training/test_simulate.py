@@ -181,6 +181,12 @@ def test_offload_shows_beyond_what_passes_hide(plain):
     assert hosted.time_s >= plain.time_s
 
 
+@pytest.mark.parametrize(("engine", "least"), [("bound", 0.97), ("event_compiled", 0.99)])
+def test_engines_agree(plain, engine, least):
+    other = simulate_training(trained(), NODE, engine=engine)
+    assert least * plain.time_s <= other.time_s <= 1.01 * plain.time_s
+
+
 def test_a_row_has_units_and_provenance(plain):
     row = plain.row(tokens=1e12, economics=load_economics("default"))
     assert row["days"] == pytest.approx(1e12 / plain.tokens_per_s / 86400)
