@@ -45,7 +45,7 @@ def test_quick_searches_screens_and_confirms(tmp_path):
     } <= names
     winners = rows(tmp_path / "winners.csv")
     assert all(
-        row["engine"] == "event" and row["layer_joules_per_token"] and row["cost_model"]
+        row["engine"] == "event_compiled" and row["layer_joules_per_token"] and row["cost_model"]
         for row in winners
     )
     assert all(abs(float(row["event_over_search"]) - 1) < 0.02 for row in winners)

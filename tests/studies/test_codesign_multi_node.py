@@ -67,7 +67,7 @@ def test_hardware_is_part_of_the_points(study):
 
 def test_winners_are_of_the_event_engine(study):
     winners = pd.read_csv(study[1] / "winners.csv")
-    assert (winners["engine"] == "event").all()
+    assert (winners["engine"] == "event_compiled").all()
     assert winners["event_over_search"].between(0.98, 1.02).all()
 
 
