@@ -1,7 +1,8 @@
 """How long a step of a whole model and a run of requests take to simulate. Nothing is asserted of
 time.
 
-Targets on one core: a decode step of DeepSeek-V3 on 64 devices 100 ms, 1,000 requests 5 s.
+Targets on one core: a decode step of DeepSeek-V3 on 64 devices 100 ms, 1,000 requests 5 s, a training
+step of 61 layers on 256 devices .5 s.
 """
 
 import pytest
@@ -10,11 +11,16 @@ from moesim import load_cluster
 from moesim.design.schedule import Schedule
 from moesim.design.served import ServedModel
 from moesim.design.step import Layout, Step
+from moesim.design.training.layout import TrainLayout
+from moesim.design.training.model import TrainedModel
+from moesim.design.training.plan import TrainingPlan
+from moesim.hardware.sizing import sized
 from moesim.model import Precision
 from moesim.model.hf_config import load_model
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.whole import serve_model
 from moesim.simulation.steps.simulate import simulate_step
+from moesim.simulation.training.simulate import simulate_training
 
 
 def served(name, layout, **options):
@@ -49,4 +55,23 @@ def test_a_thousand_requests(benchmark, name, layout):
     cluster = load_cluster("hgx-h200-8")
     benchmark.pedantic(
         lambda: serve_model(design, cluster, traffic), rounds=3, iterations=1, warmup_rounds=0
+    )
+
+
+@pytest.mark.parametrize("pipeline", ["1f1b", "zero_bubble", "dualpipe"])
+def test_training_step_of_61_layers_on_256_devices(benchmark, pipeline):
+    model, cluster = load_model("deepseek-v3"), sized(load_cluster("h100-rail-8x8"), 256)
+    design = TrainedModel(
+        name=model.name,
+        spec=model.spec,
+        layout=TrainLayout.parse("pp16 ep16", 256),
+        plan=TrainingPlan(
+            global_batch=1024, pipeline=pipeline, recompute="full", gradient_format="bfloat16"
+        ),
+        precision=Precision.named("fp8"),
+        dense_format="fp8_block",
+        uneven_stages=True,
+    )
+    benchmark.pedantic(
+        lambda: simulate_training(design, cluster), rounds=5, iterations=1, warmup_rounds=1
     )
