@@ -1,8 +1,8 @@
 """How long a step of a whole model and a run of requests take to simulate. Nothing is asserted of
 time.
 
-Targets on one core: a decode step of DeepSeek-V3 on 64 devices 100 ms, 1,000 requests 5 s, a training
-step of 61 layers on 256 devices .5 s.
+Targets on one core: a decode step of DeepSeek-V3 on 64 devices 100 ms, 1,000 requests 5 s, a
+training step of 61 layers on 256 devices .5 s.
 """
 
 import pytest
