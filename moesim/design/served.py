@@ -105,18 +105,8 @@ class ServedModel:
         return self.order or usual
 
     def layer(self, moe: MoEFeedForward) -> MoELayer:
-        """Return the routed experts of a kind of layer, with their gate; shared experts and
-        projections around them are dense parts of the step.
-        """
-        return MoELayer(
-            hidden_size=moe.latent_size or self.spec.hidden_size,
-            expert_intermediate_size=moe.width,
-            num_experts=moe.num_experts,
-            top_k=max(round(moe.computed_experts), 1),
-            gated=moe.gated,
-            gate=moe.gate,
-            precision=self.precision,
-        )
+        """Return the routed experts of a kind of layer, see `ModelSpec.routed`."""
+        return self.spec.routed(moe, self.precision)
 
     def candidate(self, moe: MoEFeedForward) -> Candidate:
         """Return the design of the experts of a kind of layer."""

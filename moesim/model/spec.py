@@ -10,7 +10,9 @@ from itertools import groupby
 
 from moesim.errors import require, require_int
 from moesim.model.feedforward import DenseFeedForward, MoEFeedForward
+from moesim.model.layer import MoELayer
 from moesim.model.mixers import Mixer
+from moesim.model.precision import Precision
 from moesim.model.weights import Weight, total, total_active
 
 
@@ -156,6 +158,23 @@ class ModelSpec:
 
     def _kept(self, name: str) -> float:
         return sum(getattr(block.mixer, name) for block in self.blocks if block.mixer is not None)
+
+    def routed(
+        self, moe: MoEFeedForward, precision: Precision, capacity_factor: float | None = None
+    ) -> MoELayer:
+        """Return the routed experts of a kind of layer, with their gate; shared experts and
+        projections around them are dense parts of a step.
+        """
+        return MoELayer(
+            hidden_size=moe.latent_size or self.hidden_size,
+            expert_intermediate_size=moe.width,
+            num_experts=moe.num_experts,
+            top_k=max(round(moe.computed_experts), 1),
+            gated=moe.gated,
+            gate=moe.gate,
+            precision=precision,
+            capacity_factor=capacity_factor,
+        )
 
     @property
     def moe(self) -> MoEFeedForward | None:

@@ -163,17 +163,8 @@ class TrainedModel:
         return self.plan.micro_batch * self.plan.sequence / (self.layout.cp * self.layout.tp)
 
     def layer(self, moe: MoEFeedForward) -> MoELayer:
-        """Return the routed experts of a kind of layer, with their gate."""
-        return MoELayer(
-            hidden_size=moe.latent_size or self.spec.hidden_size,
-            expert_intermediate_size=moe.width,
-            num_experts=moe.num_experts,
-            top_k=max(round(moe.computed_experts), 1),
-            gated=moe.gated,
-            gate=moe.gate,
-            precision=self.precision,
-            capacity_factor=self.capacity_factor,
-        )
+        """Return the routed experts of a kind of layer, see `ModelSpec.routed`."""
+        return self.spec.routed(moe, self.precision, self.capacity_factor)
 
     def candidate(self, moe: MoEFeedForward) -> Candidate:
         """Return the design of the experts of a kind of layer."""
