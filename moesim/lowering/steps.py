@@ -16,7 +16,7 @@ from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.phase import PhaseCost
 from moesim.costs.phases.experts import price_layer_experts, tiles_of
-from moesim.costs.steps import mixers, rest
+from moesim.costs.steps import around, mixers, rest
 from moesim.costs.steps.collectives import Joint, price_collective
 from moesim.costs.steps.mixers import DensePricing
 from moesim.design.served import ServedModel
@@ -163,7 +163,7 @@ class _Lowering:
         pricing, mixer = self.pricing, kind.mixer
         return [
             self._local("norm", rest.norm, pricing, step.tokens),
-            self._local("projections", mixers.projections, pricing, mixer, step),
+            self._local("projections", around.projected, pricing, mixer, step),
             self._local("attention", mixers.core, mixer, pricing, step),
             *self._after_attention(kind, step),
         ]

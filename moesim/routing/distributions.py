@@ -1,11 +1,13 @@
 """Distribute the load over experts: how many of the T x k choices each expert gets.
 
-A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][@STEP]``. The base is a shape
-(`moesim.routing.shapes`), a measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for layer 15
-(`moesim.routing.measured`), a named skew ``w0`` to ``w7`` (`moesim.routing.workloads`), or
+A routing is written ``BASE[+drift:RATE][+burst:COUNT:FACTOR][+stale:SIGMA][@STEP]``. The base is a
+shape (`moesim.routing.shapes`), a measured profile such as ``olmoe-c4`` or ``olmoe-c4:15`` for
+layer 15 (`moesim.routing.measured`), a named skew ``w0`` to ``w7`` (`moesim.routing.workloads`), or
 ``trace:PATH``, ``trace:PATH#LAYER`` (`moesim.routing.trace`). ``drift`` lets a share of the experts
 exchange their loads in every step. ``burst`` makes some experts hotter by a factor, different ones
-in each step. Apart from the burst, the first step of a seed equals the base.
+in each step. Apart from the burst, the first step of a seed equals the base. ``stale`` changes no
+token: a placement is planned on loads that differ from those it meets by a log-normal factor of
+each expert, as the window that a planner saw differs from the batch that is served.
 
 ``domains:N:ALPHA``, ``olmoe-domains`` and ``mixtral-domains`` map data to experts: source s serves
 domain s modulo N, and each domain has its own load profile.
@@ -27,10 +29,14 @@ from moesim.routing.workloads import WORKLOADS, workload_weights
 #: largest number of steps, since each step is drawn after all steps before it
 MAX_STEP = 100_000
 MAX_DOMAINS = 1024
+#: keeps what a stale plan draws apart from the seed's other draws
+_STALE = 0x57A1E
+#: a standard deviation beyond which a plan knows nothing of the loads
+MAX_STALE = 4.0
 _FORM = (
     "'uniform', 'zipf:ALPHA', 'power_law:ALPHA', 'lognormal:SIGMA', 'dirichlet:ALPHA', "
     "'domains:N:ALPHA', 'w0' to 'w7', a measured profile such as 'olmoe-c4' or 'trace:PATH', "
-    "with numbers > 0, then '+drift:RATE', '+burst:COUNT:FACTOR' or '@STEP'"
+    "with numbers > 0, then '+drift:RATE', '+burst:COUNT:FACTOR', '+stale:SIGMA' or '@STEP'"
 )
 #: shapes that are apportioned as drawn, without a cap, since the measured data is defined so
 _NOT_CAPPED = ("power_law",)
@@ -49,6 +55,7 @@ class RoutingSpec:
         drift: Share of experts that exchange their loads in each step.
         burst_count: Number of experts that are hotter in a step.
         burst_factor: Factor by which these experts are hotter.
+        stale: Standard deviation of the logarithm of planned over met loads.
         step: The step that is drawn.
     """
 
@@ -60,6 +67,7 @@ class RoutingSpec:
     drift: float = 0.0
     burst_count: int = 0
     burst_factor: float = 1.0
+    stale: float = 0.0
     step: int = 0
 
     @classmethod
@@ -81,12 +89,14 @@ class RoutingSpec:
             fields["step"] = _whole(step, 0, MAX_STEP)
         for extra in extras:
             name, *numbers = extra.split(":")
-            if fields is None or name not in ("drift", "burst") or name in fields:
+            if fields is None or name not in ("drift", "burst", "stale") or name in fields:
                 fields = None
                 break
             fields[name] = None
             if name == "drift" and len(numbers) == 1:
                 fields |= {"drift": _number(numbers[0], 1.0)}
+            elif name == "stale" and len(numbers) == 1:
+                fields |= {"stale": _number(numbers[0], MAX_STALE)}
             elif name == "burst" and len(numbers) == 2:
                 fields |= {
                     "burst": 0,
@@ -110,7 +120,20 @@ class RoutingSpec:
             text += f":{self.layer}"
         text += f"+drift:{self.drift:g}" if self.drift else ""
         text += f"+burst:{self.burst_count}:{self.burst_factor:g}" if self.burst_count else ""
+        text += f"+stale:{self.stale:g}" if self.stale else ""
         return text + (f"@{self.step}" if self.step else "")
+
+    def planned_E(self, load_E: np.ndarray, seed: int) -> np.ndarray:
+        """Return the loads that a placement is planned on: ndarray of shape (E,).
+
+        Args:
+            load_E: ndarray of shape (E,): the loads that it meets.
+            seed: Seed of the workload.
+        """
+        if not self.stale:
+            return load_E
+        rng = np.random.default_rng([seed, _STALE, len(load_E)])
+        return load_E * np.exp(self.stale * rng.standard_normal(len(load_E)))
 
     def weights_NE(
         self, num_experts: int, top_k: int, num_tokens: int, rng: np.random.Generator

@@ -287,16 +287,16 @@ def _expected(
     devices, per_domain, setting = where
     tokens = work.num_tokens_per_device
     sample = _sample(layer, work, devices)
+    spec = RoutingSpec.parse(work.routing)
     load_E = loads_like(sample, devices * tokens)
     placement = given or place(
         candidate.placement,
-        load_E * (layer.width_E() if layer.uneven else 1),
+        spec.planned_E(load_E, work.seed) * (layer.width_E() if layer.uneven else 1),
         spread.ep,
         candidate.num_replicas,
         setting=setting,
         routing=sample,
     )
-    spec = RoutingSpec.parse(work.routing)
     sources = [
         tokens_of_sources(spec, np.full(devices, end - begin))
         for begin, end in pairwise(tokens * m // parts for m in range(parts + 1))
@@ -316,7 +316,9 @@ def _placed(candidate: Candidate, work: Workload, where: _Where) -> Placement:
     # the plan sees the load that the gate chooses, before any capacity
     plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
     # the load that placement balances is work, which is rows x width
-    load_E = _load_E(plain, work, where.num_devices) * (layer.width_E() if layer.uneven else 1)
+    load_E = RoutingSpec.parse(work.routing).planned_E(
+        _load_E(plain, work, where.num_devices), work.seed
+    ) * (layer.width_E() if layer.uneven else 1)
     return place(
         candidate.placement,
         load_E,

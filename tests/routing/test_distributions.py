@@ -222,3 +222,16 @@ def test_apportion_refuses_what_cannot_fit():
         ConfigError, match=r"^cannot give 7 choices to 3 experts of at most 2 each$"
     ):
         apportion(np.ones(3), 7, 2)
+
+
+def test_a_stale_plan_changes_no_token_and_forgets_the_loads_it_meets():
+    fresh, stale = RoutingSpec.parse("power_law:1.2"), RoutingSpec.parse("power_law:1.2+stale:0.5")
+    assert str(stale) == "power_law:1.2+stale:0.5"
+    assert RoutingSpec.parse(str(stale)) == stale
+    drawn = [spec.loads(64, 4, 4096, np.random.default_rng(3)) for spec in (fresh, stale)]
+    assert np.array_equal(*drawn)
+    load_E = np.linspace(1.0, 9.0, 4096)
+    assert fresh.planned_E(load_E, 0) is load_E
+    planned_E = stale.planned_E(load_E, 0)
+    assert np.array_equal(planned_E, stale.planned_E(load_E, 0))
+    assert np.log(planned_E / load_E).std() == pytest.approx(0.5, rel=0.05)

@@ -49,6 +49,11 @@ def norm_bytes(tokens: Amount, width: Amount, *, residual: bool = True) -> Amoun
     return tokens * width * _ELEMENT_BYTES * (4 if residual else 2)
 
 
+def sum_bytes(tokens: Amount, width: Amount) -> Amount:
+    """Return the bytes of adding a row to another: both read, one written."""
+    return tokens * width * _ELEMENT_BYTES * 3
+
+
 def rotary_bytes(tokens: Amount, num_heads: Amount, rotary_size: Amount) -> Amount:
     """Return the bytes of rotary embeddings in place.
 

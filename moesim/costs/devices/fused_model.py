@@ -241,8 +241,11 @@ def fused_parts_R(
         safe = np.where(busiest > 0, busiest, 1.0)
         power = 1.0 + c["overlap_power"]
         joint = sum((part / safe) ** power for part in (busy, read, fed))
-        gemms = gemms + busiest * joint ** (1.0 / power)
-        busy_all, read_all = busy_all + np.maximum(busy, fed), read_all + read
+        gemm, own = busiest * joint ** (1.0 / power), np.maximum(busy, fed)
+        gemms = gemms + gemm
+        # fewer SMs, or less of the memory, slow a GEMM as a whole: what decides is busy all along
+        busy_all = busy_all + np.where(own >= read, gemm, own)
+        read_all = read_all + np.where(own >= read, read, gemm)
     moved = 2.0 * work.tokens_R * work.hidden_R * _OUTPUT_BYTES + work.rows_R * (
         work.hidden_R * (_OUTPUT_BYTES + work.input_bytes)
         + work.width_R * ((work.num_up_R + 1.0) * _OUTPUT_BYTES + work.input_bytes)

@@ -10,6 +10,7 @@ from moesim.costs.dense.elementwise import (
     embedding_bytes,
     norm_bytes,
     sampler_bytes,
+    sum_bytes,
 )
 from moesim.costs.devices.primitives import kernels_for
 from moesim.costs.phase import PhaseCost, sequence
@@ -48,9 +49,14 @@ def dense(pricing: DensePricing, block: DenseFeedForward, step: Step) -> PhaseCo
 
 
 def shared(pricing: DensePricing, moe: MoEFeedForward, tokens: float, tp: int) -> PhaseCost:
-    """Price the shared experts of a layer, whose width ``tp`` devices share, as one block."""
+    """Price the shared experts of a layer, whose width ``tp`` devices share, as one block, and
+    adding their result to that of the routed ones.
+    """
     width = moe.num_shared_experts * moe.shared_width / tp
-    return feed_forward(pricing, tokens, width, gated=moe.gated)
+    return sequence(
+        feed_forward(pricing, tokens, width, gated=moe.gated),
+        pricing.moved(sum_bytes(tokens, pricing.hidden_size), 0),
+    )
 
 
 def gate(pricing: DensePricing, layer: MoELayer, tokens: float) -> PhaseCost:
