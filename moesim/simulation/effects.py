@@ -1,4 +1,5 @@
-"""Side effects of a gate and its capacity: traffic, rerouting, padding, staleness.
+"""Side effects of a gate and its capacity (traffic, rerouting, padding, staleness), and of experts
+in the memory of the host.
 
 Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 """
@@ -8,10 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from moesim.lowering.stored import StoredExperts
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model.gate import Gate
 from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
+from moesim.units import MB
 
 #: columns of `GateEffects.row`
 COLUMNS = (
@@ -26,6 +29,37 @@ COLUMNS = (
     "gate_loss_delta_high",
     "gate_loss_unknown",
 )
+
+
+#: columns of `HostEffects.row`
+HOST_COLUMNS = ("expert_hit_fraction", "host_mb_per_layer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostEffects:
+    """Effects of experts that lie in the memory of the host.
+
+    Attributes:
+        hit_fraction: Share of the active experts that is there when the gate has chosen.
+        copied_bytes: Bytes of weights that the busiest device's link carries in one layer, wrong
+            guesses included.
+    """
+
+    hit_fraction: float = 1.0
+    copied_bytes: float = 0.0
+
+    @classmethod
+    def of(cls, stored: StoredExperts | None) -> "HostEffects":
+        """Return the effects of how weights are stored; none where all stay on their device."""
+        if stored is None or stored.fetches is None:
+            return cls()
+        fetches = stored.fetches
+        copied_D = fetches.ahead_bytes_D + sum(fetches.now_bytes)
+        return cls(hit_fraction=fetches.hit_fraction, copied_bytes=float(copied_D.max()))
+
+    def row(self) -> dict[str, object]:
+        """Return flat columns for a CSV file."""
+        return dict(zip(HOST_COLUMNS, (self.hit_fraction, self.copied_bytes / MB), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
