@@ -8,6 +8,8 @@ by its own GEMMs, and a fused AdamW as measured on a CPU, elsewhere by its bytes
 Shape legend: D devices, L slots of a device.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from moesim.costs.devices.primitives import Kernels
@@ -22,8 +24,25 @@ from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
 
 Array = np.ndarray
+
+
 #: passes over the scores that the backward of a softmax makes
 _SOFTMAX_PASSES = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingLayerCosts:
+    """What a training step of a layer demands, each of shape (D,).
+
+    Attributes:
+        gate: Pass -> the gate: ``forward``, ``dgrad`` and ``wgrad``.
+        experts: Pass -> the routed experts.
+        optimizer: AdamW over the parameters of each device.
+    """
+
+    gate: dict[str, PhaseCost]
+    experts: dict[str, PhaseCost]
+    optimizer: PhaseCost
 
 
 def price_training_layer(
@@ -31,8 +50,8 @@ def price_training_layer(
     profile: Profile,
     layer: MoELayer,
     counts_DL: Array,
-    num_tokens_D: Array,
-) -> dict[str, PhaseCost]:
+    tokens: tuple[Array, Array],
+) -> TrainingLayerCosts:
     """Price the passes of one step of a layer whose experts all have one width.
 
     Args:
@@ -40,32 +59,31 @@ def price_training_layer(
         profile: The kind of the devices.
         layer: The layer; its weights, gradients and states have one format.
         counts_DL: ndarray of shape (D, L): rows of every slot.
-        num_tokens_D: ndarray of shape (D,): tokens present.
-
-    Returns:
-        ``forward``, ``dgrad``, ``wgrad`` and ``optimizer`` -> PhaseCost of shape (D,).
+        tokens: Tokens of each device before they travel, and distinct tokens on each device: two
+            ndarrays of shape (D,).
     """
     size = BYTES_PER_ELEMENT[layer.precision.activations]
     # a CPU pads no depths
     pad = 1 if profile.execution == "serial" else PAD
     # gradients are written, not added to a sum
-    routed = expert_parts(kernels, layer, 1, counts_DL, num_tokens_D, size / 2.0, pad=pad)
-    tokens_D = np.asarray(num_tokens_D, dtype=np.int64)
+    routed = expert_parts(kernels, layer, 1, counts_DL, np.asarray(tokens[1]), size / 2.0, pad=pad)
+    tokens_S = np.asarray(tokens[0], dtype=np.int64)
     experts, hidden = layer.num_experts, layer.hidden_size
     held_D = np.full(len(counts_DL), float(counts_DL.shape[1] * layer.params_per_expert))
-    return {
-        "forward": sequence(price_gate(kernels, layer, tokens_D), routed["forward"].cost),
-        "dgrad": sequence(
-            routed["dgrad"].cost,
-            kernels.weighted_logits(1.0 * tokens_D * experts, _SOFTMAX_PASSES),
-            _gate_product(kernels, layer, tokens_D, hidden, experts),
-        ),
-        "wgrad": sequence(
-            routed["wgrad"].cost,
-            _gate_product(kernels, layer, np.full_like(tokens_D, experts), hidden, tokens_D),
-        ),
-        "optimizer": _adamw(profile, layer.precision.activations, held_D + layer.gate_params),
-    }
+    return TrainingLayerCosts(
+        gate={
+            "forward": price_gate(kernels, layer, tokens_S),
+            "dgrad": sequence(
+                kernels.weighted_logits(1.0 * tokens_S * experts, _SOFTMAX_PASSES),
+                _gate_product(kernels, layer, tokens_S, hidden, experts),
+            ),
+            "wgrad": _gate_product(
+                kernels, layer, np.full_like(tokens_S, experts), hidden, tokens_S
+            ),
+        },
+        experts={which: part.cost for which, part in routed.items()},
+        optimizer=_adamw(profile, layer.precision.activations, held_D + layer.gate_params),
+    )
 
 
 def _adamw(profile: Profile, fmt: str, params_D: Array) -> PhaseCost:
