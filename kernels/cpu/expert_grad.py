@@ -29,7 +29,9 @@ def forward_pass(
 ) -> tuple[torch.Tensor, ExpertPass]:
     """Return the experts' outputs of shape (P, H), and what the backward needs."""
     up_PN = grouped_mm(rows_PH, up_ENH.transpose(1, 2), offs=ends_E)
-    act_PI = activate(up_PN, down_EHI.shape[2])
+    width = down_EHI.shape[2]
+    # without a second half `activate` works in place, and the backward needs what was there
+    act_PI = activate(up_PN, width) if up_PN.shape[1] > width else silu(up_PN)
     y_PH = grouped_mm(act_PI, down_EHI.transpose(1, 2), offs=ends_E)
     return y_PH, ExpertPass(rows_PH, up_PN, act_PI, ends_E)
 

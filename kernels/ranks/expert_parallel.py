@@ -12,8 +12,8 @@ travel in the format of the tokens, so the result equals that of
 `moesim_kernels.ops.layer.moe_layer` up to one more rounding.
 
 A rank may have any number of tokens, including none, and any number of experts except none.
-Gradients pass through all of it, with ``grouped_mm`` except for the gate's; every rank must then
-train, since gradients travel the same way as tokens.
+Gradients pass through all of it; every rank must then train, since gradients travel the same way as
+tokens.
 
 Shape suffixes: T tokens of this rank, C copies of them (a row for each rank a token goes to) or
 copies received, K experts a token uses, P (copy, local expert) pairs, L expert slots of this rank,
