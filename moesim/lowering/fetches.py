@@ -3,6 +3,12 @@
 A micro-batch fetches what it needs and no earlier one has fetched. Layers follow one another in a
 steady state: while one fetches ahead for the next, its own were fetched ahead by the one before.
 
+Which experts a batch needs is expected from the routing model, not read off the batch at hand: the
+few tokens of a decode are drawn so that they meet the loads, and would always choose the experts
+that a cache keeps. An expert that a token chooses with probability p is active among T tokens with
+1 - (1 - p)^T; that neighbors choose alike is not counted. Bytes are means: a step in which one
+device misses more than the mean takes longer.
+
 Shape legend: D devices, L slots of a device.
 """
 
@@ -13,7 +19,6 @@ import numpy as np
 
 from moesim.design.offload import Offload
 from moesim.lowering.streams import Fetch
-from moesim.lowering.traffic import AnyTraffic
 
 Array = np.ndarray
 
@@ -41,7 +46,8 @@ class Fetches:
     def of(
         cls,
         offload: Offload,
-        batches: Sequence[AnyTraffic],
+        num_tokens: Sequence[float],
+        chosen_DL: Array,
         resident_DL: Array,
         bytes_DL: Array,
     ) -> "Fetches":
@@ -49,25 +55,27 @@ class Fetches:
 
         Args:
             offload: How experts are offloaded.
-            batches: Traffic of every micro-batch.
+            num_tokens: Tokens of every micro-batch, of all devices together.
+            chosen_DL: ndarray of shape (D, L): probability that a token chooses each slot.
             resident_DL: ndarray of shape (D, L), bool: slots whose experts stay on the device.
             bytes_DL: ndarray of shape (D, L): bytes of the weights in each slot.
         """
-        there_DL, now = resident_DL, []
-        asked_for, late = 1.0 - offload.prefetch_recall, np.zeros(len(bytes_DL))
-        for traffic in batches:
-            missing_DL = (traffic.counts_DL > 0) & ~there_DL
-            missing_D = (missing_DL * bytes_DL).sum(axis=1)
-            now.append(asked_for * missing_D)
-            late = late + missing_D
-            there_DL = there_DL | missing_DL
-        active = sum((traffic.counts_DL > 0) for traffic in batches) > 0
-        missing = float((active & ~resident_DL).sum()) / max(float(np.sum(active)), 1.0)
+        asked_for, now = 1.0 - offload.prefetch_recall, []
+        away_DL, idle_DL = ~resident_DL * bytes_DL, np.ones_like(chosen_DL)
+        missing_D = np.zeros(len(bytes_DL))
+        for tokens in num_tokens:
+            # active in this micro-batch, and in none before
+            still_DL = idle_DL * (1.0 - chosen_DL) ** tokens
+            first_D = ((idle_DL - still_DL) * away_DL).sum(axis=1)
+            now.append(asked_for * first_D)
+            missing_D, idle_DL = missing_D + first_D, still_DL
+        active_DL = 1.0 - idle_DL
+        missing = float((active_DL * ~resident_DL).sum() / active_DL.sum())
         return cls(
             now_bytes=tuple(now),
             # as many experts are guessed as will be missing, whether the guesses are right or not
-            ahead_bytes_D=late if offload.prefetch_recall > 0 else np.zeros_like(late),
-            missing_bytes_D=late,
+            ahead_bytes_D=missing_D if offload.prefetch_recall > 0 else np.zeros_like(missing_D),
+            missing_bytes_D=missing_D,
             hit_fraction=1.0 - asked_for * missing,
         )
 

@@ -2,7 +2,6 @@
 
 The ranking is that of the routing model, not of the batch at hand: it is drawn with
 `_ROWS_PER_EXPERT` choices per expert of the same distribution, as if it had been observed before.
-A batch of one token therefore misses what an oracle would have kept.
 
 Shape legend: D devices, L slots of a device, E experts, G groups of the gate.
 """
@@ -102,9 +101,22 @@ def stored_experts(
     fetches = (
         None
         if candidate.offload.is_nothing
-        else Fetches.of(candidate.offload, batches, resident_DL, bytes_DL)
+        else Fetches.of(
+            candidate.offload,
+            [float(np.asarray(traffic.num_tokens_S).sum()) for traffic in batches],
+            on_slots(_chosen_E(candidate, placement, load_E)) * there_DL,
+            resident_DL,
+            bytes_DL,
+        )
     )
     return StoredExperts(groups=groups, bytes_DL=bytes_DL, resident_DL=resident_DL, fetches=fetches)
+
+
+def _chosen_E(candidate: Candidate, placement: Placement, load_E: Array) -> Array:
+    """Return the probability that a token chooses a slot of each expert: ndarray of shape (E,)."""
+    tokens = ranking_tokens(candidate) * candidate.parallelism.num_devices
+    replicas_E = np.bincount(placement.expert_of_slot_P, minlength=len(load_E))
+    return np.minimum(load_E / tokens, 1.0) / np.maximum(replicas_E, 1)
 
 
 def _least(load_E: Array, left_E: Array, share: float) -> Array:

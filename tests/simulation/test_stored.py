@@ -9,6 +9,7 @@ from moesim import Workload, load_cluster, load_preset, simulate
 from moesim.design.offload import Offload
 from moesim.engines import ENGINES
 from moesim.errors import ConfigError
+from moesim.lowering.fetches import Fetches
 from moesim.lowering.host_links import EFFICIENCY
 from moesim.model.compression import Compression, low_rank
 from moesim.simulation.memory import memory_of
@@ -18,6 +19,7 @@ from moesim.simulation.run import lower
 WORK = Workload(num_tokens_per_device=64, routing="zipf:0.8")
 DENSE = load_preset("qwen3-30b-a3b").dense_part
 HALF = Offload(resident_fraction=0.5)
+T34 = ([7.0], [3.0, 4.0])
 COLD = Compression(cold_fraction=0.5, cold_format="int4")
 
 
@@ -99,8 +101,8 @@ def test_every_missing_byte_crosses_the_link_once(hgx, plain, recall, parts):
     offload = Offload(resident_fraction=0.5, prefetch_recall=recall)
     schedule = replace(plain.schedule, num_micro_batches=parts)
     prepared = prepare(replace(plain, offload=offload, schedule=schedule), hgx, WORK)
-    active_DL = prepared.traffic.counts_DL > 0
-    missing_D = (active_DL & ~prepared.stored.resident_DL).sum(axis=1) * 3 * 2048 * 768 * 2.0
+    # 512 tokens use nearly all experts
+    missing_D = (~prepared.stored.resident_DL).sum(axis=1) * 3 * 2048 * 768 * 2.0
     program = lower(prepared)
     first = dict(program.resources.kinds())
     host = list(first).index("host")
@@ -115,10 +117,10 @@ def test_every_missing_byte_crosses_the_link_once(hgx, plain, recall, parts):
                 crossed_D[r - at] += amount * EFFICIENCY
     # guessed ones all cross ahead, those that were guessed wrong cross again
     times = 1.0 - recall + (recall > 0)
-    assert crossed_D == pytest.approx(times * missing_D)
+    assert crossed_D == pytest.approx(times * missing_D, rel=0.05)
+    assert crossed_D == pytest.approx(times * prepared.stored.fetches.missing_bytes_D)
     result = simulate(prepared.candidate, hgx, WORK)
-    misses = (active_DL & ~prepared.stored.resident_DL).sum() / active_DL.sum()
-    assert result.host.hit_fraction == pytest.approx(1 - (1 - recall) * misses)
+    assert result.host.hit_fraction == pytest.approx(1 - (1 - recall) * 0.5, abs=0.02)
 
 
 def test_engines_agree_and_prefetching_hides_the_link(hgx, plain):
@@ -157,15 +159,27 @@ def test_one_token_pays_for_the_experts_it_lacks(plain):
     assert fast.phase_time_s["fetch"] == pytest.approx(least_s / 2, rel=0.1)
 
 
-def test_the_cache_is_no_oracle(hgx, plain):
-    """Experts are kept by what the routing model expects, not by what the batch turns out to
-    need: of even loads half of the cache hits half of the time."""
-    even = Workload(num_tokens_per_device=1)
-    hits = [
-        simulate(replace(plain, offload=HALF), hgx, replace(even, seed=seed)).host.hit_fraction
-        for seed in range(8)
-    ]
-    assert 0.3 < np.mean(hits) < 0.7
+@pytest.mark.parametrize(("routing", "hit"), [("uniform", 0.5), ("zipf:0.8", 0.78)])
+def test_the_cache_hits_as_often_as_loads_say(plain, routing, hit):
+    """Of even loads half of the experts hit half of the time; of skewed ones the share of the
+    choices that they get, by Zipf's law: the sum of r^-0.8 over the first 32 of 64 ranks."""
+    alone = replace(
+        plain, parallelism=replace(plain.parallelism, ep=1), offload=HALF, kernels="auto"
+    )
+    work = Workload(num_tokens_per_device=1, routing=routing)
+    found = simulate(alone, load_cluster("h100-sxm"), work, must_fit=False)
+    assert found.host.hit_fraction == pytest.approx(hit, abs=0.06)
+    missed = (1 - found.host.hit_fraction) * 4 * 3 * 2048 * 768 * 2.0
+    assert found.host.copied_bytes == pytest.approx(missed, rel=1e-3)
+
+
+def test_chances_add_up_over_micro_batches():
+    chosen = np.array([[0.5, 0.25, 0.0], [0.1, 1.0, 0.2]])
+    away, size = np.zeros((2, 3), dtype=bool), np.full((2, 3), 10.0)
+    once, parts = (Fetches.of(Offload(resident_fraction=0.0), t, chosen, away, size) for t in T34)
+    assert sum(parts.now_bytes) == pytest.approx(once.now_bytes[0])
+    assert once.now_bytes[0] == pytest.approx((10 * (1 - (1 - chosen) ** 7)).sum(axis=1))
+    assert once.hit_fraction == 0.0
 
 
 def test_what_does_not_fit_fits_with_experts_in_the_host(hgx, plain):
