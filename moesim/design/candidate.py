@@ -124,6 +124,11 @@ class Candidate:
         check_choice(self.kernels)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every expert has the layer's form and stays on its device."""
+        return self.compression.is_nothing and self.offload.is_nothing
+
+    @property
     def label(self) -> str:
         """A short name, different for every design: its sizes, then every value that is not the
         default.

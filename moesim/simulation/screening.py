@@ -131,9 +131,7 @@ def _without_width(candidate: Candidate) -> Candidate:
     """Return the design with a width that stands for any; designs for which it is equal are one
     frame.
     """
-    if candidate.layer.uneven or not (
-        candidate.compression.is_nothing and candidate.offload.is_nothing
-    ):
+    if candidate.layer.uneven or not candidate.is_plain:
         return candidate
     return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
 
@@ -141,7 +139,7 @@ def _without_width(candidate: Candidate) -> Candidate:
 def _bound_frame(frame: _Frame, prepared: Prepared, cluster: Cluster, found: Bounds) -> None:
     (members, places), workload = frame, prepared.workload
     first = members[0]
-    if first.layer.uneven or not (first.compression.is_nothing and first.offload.is_nothing):
+    if first.layer.uneven or not first.is_plain:
         for candidate, place in zip(members, places, strict=True):
             _one(prepare(candidate, cluster, workload), int(place), found)
         return

@@ -1,6 +1,7 @@
 """Compressed, pruned and offloaded experts, from the candidate to the result."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from moesim.engines import ENGINES
 from moesim.errors import ConfigError
 from moesim.lowering.fetches import Fetches
 from moesim.lowering.host_links import EFFICIENCY
+from moesim.measured.check import check_candidate
 from moesim.model.compression import Compression, low_rank
+from moesim.simulation.kernels import engines_of
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import prepare
 from moesim.simulation.run import lower
@@ -221,3 +224,15 @@ def test_what_cannot_be_simulated_is_one_line(hgx, plain):
     tpu = load_cluster("tpu-v5e-4x4").with_(axes=[2, 4])
     with pytest.raises(ConfigError, match="tpu-v5e: expected a device whose profile states"):
         simulate(replace(plain, offload=HALF, kernels="auto"), tpu, WORK, must_fit=False)
+
+
+def test_nobody_is_told_to_launch_or_measure_what_no_engine_stores(hgx, plain):
+    source = SimpleNamespace(name="gpu", unavailable_because=lambda: None)
+    for changes in ({"offload": HALF}, {"compression": COLD}):
+        design = replace(plain, **changes)
+        assert not design.is_plain
+        assert engines_of(simulate(design, hgx, WORK), hgx) == ()
+        row = check_candidate(source, design, hgx, WORK)[0]
+        assert (row.status, row.engine) == ("not_measured", "gpu")
+        assert "host" in row.detail
+    assert plain.is_plain
