@@ -217,10 +217,12 @@ def simulate(given: SimulateOptions) -> None:
         f"{100 * effects.rerouted_token_fraction:.1f} % re-routed; "
         f"{100 * effects.padded_row_fraction:.1f} % of rows padded"
     )
-    if result.host.copied_bytes:
+    if result.storage.cold_kernels:
+        print(f"cold experts   {result.storage.cold_kernels}")
+    if result.storage.copied_bytes:
         print(
-            f"host memory    {100 * result.host.hit_fraction:.0f} % of active experts there in "
-            f"time, {result.host.copied_bytes / MB:,.1f} MB a layer over the busiest link"
+            f"host memory    {100 * result.storage.hit_fraction:.0f} % of active experts there in "
+            f"time, {result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
         )
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB

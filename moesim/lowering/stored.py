@@ -22,12 +22,14 @@ class StoredExperts:
         bytes_DL: ndarray of shape (D, L): bytes of the weights in each slot.
         resident_DL: ndarray of shape (D, L), bool: slots whose weights stay on the device.
         fetches: What comes from the host; None if all stay on their device.
+        cold_kernels: Name of the library that runs cold experts; empty if there are none.
     """
 
     groups: tuple[ExpertGroup, ...]
     bytes_DL: Array
     resident_DL: Array
     fetches: Fetches | None
+    cold_kernels: str
 
     @property
     def held_bytes_D(self) -> Array:

@@ -31,35 +31,44 @@ COLUMNS = (
 )
 
 
-#: columns of `HostEffects.row`
-HOST_COLUMNS = ("expert_hit_fraction", "host_mb_per_layer")
+#: columns of `StorageEffects.row`
+STORAGE_COLUMNS = ("expert_hit_fraction", "host_mb_per_layer", "cold_kernels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostEffects:
-    """Effects of experts that lie in the memory of the host.
+class StorageEffects:
+    """Effects of how experts are stored: of those in the memory of the host, and of cold ones.
 
     Attributes:
         hit_fraction: Share of the active experts that is there when the gate has chosen.
         copied_bytes: Bytes of weights that the busiest device's link carries in one layer, wrong
             guesses included.
+        cold_kernels: Name of the library that runs cold experts; empty if there are none.
     """
 
     hit_fraction: float = 1.0
     copied_bytes: float = 0.0
+    cold_kernels: str = ""
 
     @classmethod
-    def of(cls, stored: StoredExperts | None) -> "HostEffects":
+    def of(cls, stored: StoredExperts | None) -> "StorageEffects":
         """Return the effects of how weights are stored; none where all stay on their device."""
-        if stored is None or stored.fetches is None:
+        if stored is None:
             return cls()
         fetches = stored.fetches
+        if fetches is None:
+            return cls(cold_kernels=stored.cold_kernels)
         copied_D = fetches.ahead_bytes_D + sum(fetches.now_bytes)
-        return cls(hit_fraction=fetches.hit_fraction, copied_bytes=float(copied_D.max()))
+        return cls(
+            hit_fraction=fetches.hit_fraction,
+            copied_bytes=float(copied_D.max()),
+            cold_kernels=stored.cold_kernels,
+        )
 
     def row(self) -> dict[str, object]:
         """Return flat columns for a CSV file."""
-        return dict(zip(HOST_COLUMNS, (self.hit_fraction, self.copied_bytes / MB), strict=True))
+        values = (self.hit_fraction, self.copied_bytes / MB, self.cold_kernels)
+        return dict(zip(STORAGE_COLUMNS, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

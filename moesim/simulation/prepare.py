@@ -49,7 +49,7 @@ from moesim.simulation.cache_keys import for_capacity, for_routing_work, for_tra
 from moesim.simulation.drawing import check_room, is_expected
 from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
-from moesim.simulation.stored import cold_cluster, pruned, ranking_tokens, stored_experts
+from moesim.simulation.stored import cold_kernels, pruned, ranking_tokens, stored_experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,10 +156,7 @@ def prepare(
             candidate,
             (placed, batches),
             _ranking_E(candidate, work),
-            (
-                running(cluster, kernels),
-                cold_cluster(candidate, cluster, traffic[0], widths),
-            ),
+            (cluster, kernels, cold_kernels(candidate, cluster, traffic[0], widths)),
         )
     return Prepared(
         candidate=plain,

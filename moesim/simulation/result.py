@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moesim.costs.grades import ASSUMED_GRADE, Grade, worst
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
-from moesim.simulation.effects import COLUMNS, HOST_COLUMNS, GateEffects, HostEffects
+from moesim.simulation.effects import COLUMNS, STORAGE_COLUMNS, GateEffects, StorageEffects
 from moesim.units import GIB, US
 
 PHASES = (
@@ -52,7 +52,7 @@ FOUND_COLUMNS = (
     "load_imbalance",
     "dropped_token_fraction",
     *COLUMNS,
-    *HOST_COLUMNS,
+    *STORAGE_COLUMNS,
     "peak_memory_gib",
     "kernels",
     "tile",
@@ -83,7 +83,7 @@ class Result:
         load_imbalance: Rows of the busiest device over the mean of all devices.
         dropped_token_fraction: Share of choices that were dropped over capacity.
         effects: Effects of the gate and its capacity on traffic, rows and loss.
-        host: Effects of experts that lie in the memory of the host.
+        storage: Effects of how experts are stored.
         peak_memory_bytes: Bytes needed on the device with the least headroom; None without a dense
             part.
         memory_over_bytes: Bytes by which these exceed what the device has; <= 0 where they fit.
@@ -121,7 +121,7 @@ class Result:
     load_imbalance: float
     dropped_token_fraction: float
     effects: GateEffects
-    host: HostEffects
+    storage: StorageEffects
     peak_memory_bytes: float | None
     memory_over_bytes: float | None
     evidence: str
@@ -173,7 +173,7 @@ class Result:
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
             **self.effects.row(),
-            **self.host.row(),
+            **self.storage.row(),
             "peak_memory_gib": None
             if self.peak_memory_bytes is None
             else self.peak_memory_bytes / GIB,

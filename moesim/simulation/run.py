@@ -18,7 +18,7 @@ from moesim.lowering.layer import lower_layer
 from moesim.lowering.priced import Priced
 from moesim.placement import Placement
 from moesim.program import Program
-from moesim.simulation.effects import GateEffects, HostEffects
+from moesim.simulation.effects import GateEffects, StorageEffects
 from moesim.simulation.memory import memory_of
 from moesim.simulation.phases import (
     busiest_utilisation,
@@ -130,7 +130,7 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         effects=GateEffects.of(
             candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp
         ),
-        host=HostEffects.of(prepared.stored),
+        storage=StorageEffects.of(prepared.stored),
     )
 
 

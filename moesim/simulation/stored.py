@@ -62,7 +62,7 @@ def stored_experts(
     candidate: Candidate,
     placed: tuple[Placement, tuple[AnyTraffic, ...]],
     load_E: Array,
-    clusters: tuple[Cluster, Cluster],
+    kernels: tuple[Cluster, str, str],
 ) -> StoredExperts:
     """Return the forms of the experts' weights, where they lie, and what is fetched.
 
@@ -70,9 +70,10 @@ def stored_experts(
         candidate: The design, without its pruned experts.
         placed: The placement, and the traffic of every micro-batch.
         load_E: ndarray of shape (E,): load by which experts are ranked.
-        clusters: The cluster with the kernels of hot, and with those of cold experts.
+        kernels: The cluster, and the libraries that run hot and cold experts on it.
     """
     placement, batches = placed
+    cluster, hot, cold = kernels
     layer, tp, form = candidate.layer, candidate.parallelism.tp, candidate.compression
     widths_DL = slot_widths(layer, placement, tp)
     there_DL = widths_DL > 0
@@ -83,10 +84,10 @@ def stored_experts(
 
     cold_DL = on_slots(_least(load_E, layer.width_E() > 0, form.cold_fraction)) & there_DL
     members = [
-        (layer, clusters[0], there_DL & ~cold_DL, None),
+        (layer, running(cluster, hot), there_DL & ~cold_DL, None),
         (
             replace(layer, precision=form.cold_precision(layer.precision)),
-            clusters[1],
+            running(cluster, cold),
             cold_DL,
             form.cold_rank_fraction,
         ),
@@ -109,7 +110,13 @@ def stored_experts(
             bytes_DL,
         )
     )
-    return StoredExperts(groups=groups, bytes_DL=bytes_DL, resident_DL=resident_DL, fetches=fetches)
+    return StoredExperts(
+        groups=groups,
+        bytes_DL=bytes_DL,
+        resident_DL=resident_DL,
+        fetches=fetches,
+        cold_kernels=cold if cold_DL.any() else "",
+    )
 
 
 def _chosen_E(candidate: Candidate, placement: Placement, load_E: Array) -> Array:
@@ -150,13 +157,13 @@ def _kinds(cluster: Cluster) -> Groups:
     return tuple(found)
 
 
-def cold_cluster(
+def cold_kernels(
     candidate: Candidate, cluster: Cluster, traffic: AnyTraffic, widths: Array | None
-) -> Cluster:
-    """Return the cluster with the kernels that run cold experts: those that a layer of their
-    format alone would have.
+) -> str:
+    """Return the library that runs cold experts: the one that a layer of their format alone would
+    have.
     """
     layer, form = candidate.layer, candidate.compression
     cold = replace(layer, precision=form.cold_precision(layer.precision))
     alone = replace(candidate, layer=cold, kernels=AUTO)
-    return running(cluster, choose_kernels([alone], cluster, traffic, widths)[0])
+    return choose_kernels([alone], cluster, traffic, widths)[0]

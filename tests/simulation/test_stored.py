@@ -57,6 +57,7 @@ def test_groups_share_the_experts_without_loss(hgx, plain, tp):
     )
     stored = prepared.stored
     hot, cold = stored.groups
+    assert stored.cold_kernels
     assert (hot.members_DL ^ cold.members_DL).all()
     assert cold.members_DL.sum() == round(0.4 * 64) * tp
     # the least loaded ones are cold, by the load that the routing model expects
@@ -123,7 +124,7 @@ def test_every_missing_byte_crosses_the_link_once(hgx, plain, recall, parts):
     assert crossed_D == pytest.approx(times * missing_D, rel=0.05)
     assert crossed_D == pytest.approx(times * prepared.stored.fetches.missing_bytes_D)
     result = simulate(prepared.candidate, hgx, WORK)
-    assert result.host.hit_fraction == pytest.approx(1 - (1 - recall) * 0.5, abs=0.02)
+    assert result.storage.hit_fraction == pytest.approx(1 - (1 - recall) * 0.5, abs=0.02)
 
 
 def test_engines_agree_and_prefetching_hides_the_link(hgx, plain):
@@ -150,7 +151,7 @@ def test_one_token_pays_for_the_experts_it_lacks(plain):
     result = simulate(alone, device, Workload(num_tokens_per_device=1), must_fit=False)
     least_s = 4 * 3 * 2048 * 768 * 2.0 / (64e9 * EFFICIENCY)
     assert result.phase_time_s["fetch"] == pytest.approx(least_s, rel=0.05)
-    assert result.host.hit_fraction == 0.0
+    assert result.storage.hit_fraction == 0.0
     assert result.layer_time_s > least_s
     # a link twice as fast halves it
     fast = simulate(
@@ -171,9 +172,9 @@ def test_the_cache_hits_as_often_as_loads_say(plain, routing, hit):
     )
     work = Workload(num_tokens_per_device=1, routing=routing)
     found = simulate(alone, load_cluster("h100-sxm"), work, must_fit=False)
-    assert found.host.hit_fraction == pytest.approx(hit, abs=0.06)
-    missed = (1 - found.host.hit_fraction) * 4 * 3 * 2048 * 768 * 2.0
-    assert found.host.copied_bytes == pytest.approx(missed, rel=1e-3)
+    assert found.storage.hit_fraction == pytest.approx(hit, abs=0.06)
+    missed = (1 - found.storage.hit_fraction) * 4 * 3 * 2048 * 768 * 2.0
+    assert found.storage.copied_bytes == pytest.approx(missed, rel=1e-3)
 
 
 def test_chances_add_up_over_micro_batches():
