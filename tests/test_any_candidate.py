@@ -2,6 +2,8 @@
 one line.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,11 @@ from moesim import (
     load_preset,
     simulate,
 )
+from moesim.design.offload import Offload
 from moesim.engines import ENGINES
 from moesim.errors import MoesimError
 from moesim.files import toml
+from moesim.model.compression import Compression
 from moesim.model.precision import RECIPES, Precision
 
 
@@ -67,6 +71,23 @@ def candidate_of(rng, devices):
     )
 
 
+def stored_of(rng):
+    """A way to store experts: one in three designs is compressed, one in three offloaded."""
+    form, offload = Compression(), Offload()
+    if rng.random() < 0.33:
+        cold = float(rng.choice([0.0, 0.3, 1.0]))
+        form = Compression(
+            pruned_fraction=float(rng.choice([0.0, 0.1, 0.5])),
+            cold_fraction=cold,
+            cold_format=str(rng.choice(["int4", "mxfp4", "int8"])) if cold else None,
+            cold_rank_fraction=0.01 if cold and rng.random() < 0.5 else None,
+        )
+    if rng.random() < 0.33:
+        resident, recall = rng.choice([0.0, 0.3, 0.99]), rng.choice([0.0, 0.7, 1.0])
+        offload = Offload(resident_fraction=float(resident), prefetch_recall=float(recall))
+    return {"compression": form, "offload": offload}
+
+
 def check(candidate, cluster, work):
     results = {
         engine: simulate(candidate, cluster, work, engine=engine, must_fit=False)
@@ -110,7 +131,8 @@ def test_anything_simulates_or_is_refused_in_one_line():
             ),
         )
         try:
-            check(candidate_of(rng, cluster.num_devices), cluster, work)
+            stored = stored_of(np.random.default_rng((seed, 1)))
+            check(replace(candidate_of(rng, cluster.num_devices), **stored), cluster, work)
         except MoesimError as error:
             refusals.append(str(error))
         else:

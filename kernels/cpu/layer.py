@@ -40,6 +40,7 @@ __all__ = [
     "choose",
     "measuring",
     "thread_clock",
+    "time_case",
     "time_gate",
     "time_layer",
 ]
@@ -186,7 +187,7 @@ def time_layer(
     with measuring():
         case = CpuLayer(layer, expert_ids_TK, dtype, seed=seed)
         sentinel = sentinel or Sentinel()
-        return _timed(case, case.forward, PHASES, seconds, min_repeats, sentinel)
+        return time_case(case, PHASES, seconds, min_repeats, sentinel)
 
 
 class _GateAlone(CpuGate):
@@ -236,22 +237,29 @@ def time_gate(
     """
     with measuring():
         case = _GateAlone(layer, num_tokens, dtype, seed)
-        return _timed(case, case.forward, ("gate",), seconds, min_repeats, sentinel or Sentinel())
+        return time_case(case, ("gate",), seconds, min_repeats, sentinel or Sentinel())
 
 
-def _timed(
+def time_case(
     case: "CpuLayer | _GateAlone",
-    forward: Callable,
     names: tuple[str, ...],
     seconds: float,
     min_repeats: int,
     sentinel: Sentinel,
 ) -> LayerTiming:
-    """Warm up and time, a second time if the machine was slower during the first."""
+    """Warm up and time, a second time if the machine was slower during the first.
+
+    Args:
+        case: The layer; its ``forward`` is timed.
+        names: Names of its phases.
+        seconds: Time to spend on repeats.
+        min_repeats: Number of repeats to make at least.
+        sentinel: Sentinel to compare with.
+    """
     # A gate alone warms up on every input once.
     for repeat in range(_WARM_UP if isinstance(case, CpuLayer) else _INPUTS):
         case.select(repeat)
-        forward()
+        case.forward()
     timings = [_time(case, names, seconds, min_repeats, sentinel)]
     if timings[0].contended:
         timings.append(_time(case, names, seconds, min_repeats, sentinel))

@@ -93,8 +93,8 @@ class Bench:
         """Return a random call of a table of `moesim.costs.devices.serial`, such as
         ``gemm_bfloat16`` or ``top_k``.
         """
-        kind, _, name = table.partition("_") if table.startswith("gemm_") else (table, "", "")
-        return getattr(self, kind)(name)
+        kind, _, name = table.rpartition("_")
+        return getattr(self, kind)(name) if name in DTYPES else getattr(self, table)("")
 
     def time_case(self, case: Case, repeats: int) -> float:
         """Return the median of some repeats, after one call that is not counted."""
@@ -215,6 +215,25 @@ class Bench:
             call=partial(scores.masked_fill, closed, -1.0),
             small=partial(few.masked_fill, shut, -1.0),
             write=scores.neg_,
+        )
+
+    def adamw(self, name: str) -> Case:
+        """Return a fused step of AdamW whose states have the format of the weights."""
+        dtype, count = DTYPES[name], self.size(1 << 12, 1 << 22)
+
+        def optimizer(size: int) -> torch.optim.AdamW:
+            weight = torch.ones(size, dtype=dtype)
+            weight.grad = torch.ones_like(weight)
+            return torch.optim.AdamW([weight], lr=1e-4, fused=True)
+
+        whole, few = optimizer(count), optimizer(16)
+        weight = whole.param_groups[0]["params"][0]
+        return Case(
+            features=serial.adamw_features(np.float64(count), dtype.itemsize, self.cache_bytes),
+            write=weight.grad.neg_,
+            dtype=dtype,
+            call=whole.step,
+            small=few.step,
         )
 
     def align(self, _: str) -> Case:

@@ -55,6 +55,8 @@ _SHARES = {
     "mask": 0.02,
     "align": 0.04,
     "gather": 0.04,
+    "adamw_float32": 0.02,
+    "adamw_bfloat16": 0.02,
 }
 # Calls of each table at least, and repeats of each call.
 _MIN_CALLS, _REPEATS = 12, 2

@@ -12,8 +12,8 @@ travel in the format of the tokens, so the result equals that of
 `moesim_kernels.ops.layer.moe_layer` up to one more rounding.
 
 A rank may have any number of tokens, including none, and any number of experts except none.
-Gradients pass through all of it with the backends ``triton`` and ``torch``; every rank must then
-train, since gradients travel the same way as tokens.
+Gradients pass through all of it; every rank must then train, since gradients travel the same way as
+tokens.
 
 Shape suffixes: T tokens of this rank, C copies of them (a row for each rank a token goes to) or
 copies received, K experts a token uses, P (copy, local expert) pairs, L expert slots of this rank,
@@ -28,8 +28,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from moesim_kernels.cpu.expert_grad import GroupedExperts, forward_pass
 from moesim_kernels.cpu.gate import align, gate_by_torch
-from moesim_kernels.cpu.layer import activate, add_up
+from moesim_kernels.cpu.layer import add_up
 from moesim_kernels.ops.checks import check_numbers, check_routing, check_shapes
 from moesim_kernels.ops.expert_grad import experts_reference, gate_weights
 from moesim_kernels.ops.layer import (
@@ -42,7 +43,6 @@ from moesim_kernels.ops.layer import (
 from moesim_kernels.ops.plan import make_plan_reference
 from moesim_kernels.ops.weights import EXPERTS, LayerWeights, check_layer, shapes
 from moesim_kernels.ranks.exchange import Combine, Dispatch, Splits, copies_of, segment_sums
-from torch.nn.functional import grouped_mm
 
 from moesim.errors import ConfigError
 from moesim.model import MoELayer
@@ -126,7 +126,7 @@ def expert_parallel_layer(
         placement: Experts of each rank, the same on all ranks; by default `contiguous_placement`.
             Replicas take turns.
         backend: ``triton``, ``torch`` for the same numbers without Triton, or ``grouped_mm``,
-            torch's fast path on a CPU, without gradients; by default ``triton`` on a GPU, otherwise
+            torch's fast path on a CPU; by default ``triton`` on a GPU, otherwise
             ``torch``.
         routing: Router weights and expert ids of this rank's tokens that replace the gate's
             choices, as in `moesim_kernels.ops.layer.moe_layer`.
@@ -252,15 +252,17 @@ def _local_experts(
     # Choices on other ranks are marked -1 and are summed there.
     copy_P, at_P = (slots_CK >= 0).nonzero(as_tuple=True)
     slots_P, weights_P = slots_CK[copy_P, at_P], weights_CK[copy_P, at_P]
-    num_slots, width = weights.w_gate_up.shape[0], weights.w_down.shape[2]
+    num_slots = weights.w_gate_up.shape[0]
     if backend == "grouped_mm":
         # grouped_mm wants the rows of an expert side by side.
         order_P, _, ends_L = align(slots_P.long(), num_slots, 1)
         sorted_copy_P = copy_P[order_P]
-        up_PN = grouped_mm(
-            came_CH.index_select(0, sorted_copy_P), weights.w_gate_up.transpose(1, 2), offs=ends_L
-        )
-        y_PH = grouped_mm(activate(up_PN, width), weights.w_down.transpose(1, 2), offs=ends_L)
+        rows_PH = came_CH.index_select(0, sorted_copy_P)
+        if torch.is_grad_enabled() and weights.w_down.requires_grad:
+            y_PH = GroupedExperts.apply(rows_PH, weights.w_gate_up, weights.w_down, ends_L)
+            weighted_PH = y_PH * weights_P[order_P].to(y_PH.dtype)[:, None]
+            return torch.zeros_like(came_CH).index_add(0, sorted_copy_P, weighted_PH)
+        y_PH, _ = forward_pass(rows_PH, weights.w_gate_up, weights.w_down, ends_L)
         return add_up(y_PH, weights_P[order_P], sorted_copy_P, len(came_CH))
     # A pair acts as a token with one expert, so the layer's own expert phase fits.
     rows_PH, slots_P1, weights_P1 = (

@@ -13,7 +13,6 @@ Run ``python -m moesim_kernels.ranks.timed_layers`` as a rank of `moesim_kernels
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from moesim_kernels.cpu.gate import gate_by_torch
 from moesim_kernels.cpu.layer import time_layer
 from moesim_kernels.cpu.primitives import DTYPES
 from moesim_kernels.cpu.protocol import CONTENDED, LayerTiming, Sentinel, measuring
+from moesim_kernels.cpu.train import time_training
 from moesim_kernels.ranks.expert_parallel import (
     PHASES,
     contiguous_placement,
@@ -32,14 +32,16 @@ from moesim_kernels.ranks.expert_parallel import (
     random_local,
 )
 from moesim_kernels.ranks.group import rank_group, run_ranks
+from moesim_kernels.ranks.repeats import both_clocks, repeated
+from moesim_kernels.ranks.train import time_trained_ranks
 
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.routing import RoutingSpec, route
 
 Array = np.ndarray
-# Inputs in turn, repeats that are not counted, and bounds on those that are.
-_INPUTS, _WARM_UP, _MIN_REPEATS, _MAX_REPEATS = 8, 2, 7, 60
+# Inputs in turn, so that branch predictors cannot memorize one.
+_INPUTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,14 @@ class LayerRun:
         num_tokens: Number of tokens on each rank.
         routing: Routing in the text form of `moesim.routing.RoutingSpec`.
         seed: Seed of routing, weights, and inputs.
+        trained: Whether it is trained: a step with both backward passes and AdamW.
     """
 
     layer: MoELayer
     num_tokens: int
     routing: str = "uniform"
     seed: int = 0
+    trained: bool = False
 
     def ids_TK(self, ranks: int) -> Array:
         """Return the experts of every rank's tokens in turn, as the simulator draws them: ndarray
@@ -86,6 +90,7 @@ class LayerRun:
             "num_tokens": self.num_tokens,
             "routing": self.routing,
             "seed": self.seed,
+            "trained": self.trained,
         }
 
     @classmethod
@@ -107,9 +112,8 @@ class LayerRun:
                 )
             },
         )
-        return cls(
-            layer=layer, num_tokens=told["num_tokens"], routing=told["routing"], seed=told["seed"]
-        )
+        about = {name: told[name] for name in ("num_tokens", "routing", "seed", "trained")}
+        return cls(layer=layer, **about)
 
 
 def time_layers(
@@ -166,12 +170,13 @@ def run_rank(task: dict[str, Any]) -> list[dict[str, Any]]:
         sentinel, found = Sentinel(), []
         for run in map(LayerRun.from_json, task["runs"]):
             if task["ranks"] > 1:
+                timed = time_trained_ranks if run.trained else _time_ranks
                 found.append(
                     # A single process has nobody to wait for and is timed by the thread's clock.
-                    _time_ranks(run, task["rank"], task["ranks"], sentinel, task["seconds"])
+                    timed(run, task["rank"], task["ranks"], sentinel, task["seconds"])
                 )
                 continue
-            timing = time_layer(
+            timing = (time_training if run.trained else time_layer)(
                 run.layer,
                 run.ids_TK(1),
                 DTYPES[run.layer.precision.activations],
@@ -230,16 +235,8 @@ def _time_ranks(
         )
         return np.diff(np.array(times), axis=0)
 
-    before, once = sentinel.slowdown(), 1.0
-    for number in range(_WARM_UP):
-        started = time.perf_counter()
-        repeat(number)
-        once = time.perf_counter() - started
-    # As many repeats as fit into the time, within bounds.
-    count = torch.tensor([min(max(int(seconds / once), _MIN_REPEATS), _MAX_REPEATS)])
-    # All ranks make the same number of repeats, or the exchanges would hang.
-    dist.broadcast(count, 0)
-    rows = np.array([repeat(number) for number in range(int(count))])
+    before = sentinel.slowdown()
+    rows = repeated(repeat, seconds)
     # Waits for other ranks are part of the exchanges, so those are left out of the comparison.
     computing = [PHASES.index(phase) for phase in ("gate", "permute", "experts", "reduce")]
     wall_R, thread_R = rows[:, computing].sum(axis=1).T
@@ -250,11 +247,6 @@ def _time_ranks(
         "slowdown": slowdown,
         "contended": slowdown > CONTENDED,
     }
-
-
-def both_clocks() -> tuple[float, float]:
-    """Return the wall clock and the clock of this thread."""
-    return time.perf_counter(), time.thread_time()
 
 
 if __name__ == "__main__":

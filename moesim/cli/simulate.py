@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli.options import Lenient, model_of, takes
-from moesim.units import GIB, US
+from moesim.units import GIB, MB, US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,24 @@ class SimulateOptions:
             "trtllm-cutlass."
         ),
     ] = "auto"
+    pruned_fraction: Annotated[
+        float, typer.Option(help="Share of experts removed, the least loaded.")
+    ] = 0.0
+    cold_fraction: Annotated[
+        float, typer.Option(help="Share of experts that is compressed, the least loaded.")
+    ] = 0.0
+    cold_format: Annotated[
+        str | None, typer.Option(help="Format of their weights, such as int4 or float8_e4m3.")
+    ] = None
+    cold_rank_fraction: Annotated[
+        float | None, typer.Option(help="Rank of their two factors over the smaller side.")
+    ] = None
+    resident_fraction: Annotated[
+        float, typer.Option(help="Share of a device's experts in its memory; others: host.")
+    ] = 1.0
+    prefetch_recall: Annotated[
+        float, typer.Option(help="Share of missing experts that is guessed a layer ahead.")
+    ] = 0.0
     micro_batches: Annotated[
         int, typer.Option(help="Parts of the batch; 2 overlaps travel with compute.")
     ] = 1
@@ -98,9 +116,11 @@ class SimulateOptions:
 def simulate(given: SimulateOptions) -> None:
     """Simulate one MoE layer of a published model on a cluster."""
     from moesim.design.candidate import Candidate, Parallelism, Workload
+    from moesim.design.offload import Offload
     from moesim.design.schedule import Schedule
     from moesim.hardware import load_cluster
     from moesim.model import Gate, Precision
+    from moesim.model.compression import Compression
     from moesim.model.widths import read_width
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table
@@ -139,6 +159,15 @@ def simulate(given: SimulateOptions) -> None:
             exchange=given.exchange,
             num_micro_batches=given.micro_batches,
             granularity=given.granularity,  # type: ignore[arg-type]
+        ),
+        compression=Compression(
+            pruned_fraction=given.pruned_fraction,
+            cold_fraction=given.cold_fraction,
+            cold_format=given.cold_format,
+            cold_rank_fraction=given.cold_rank_fraction,
+        ),
+        offload=Offload(
+            resident_fraction=given.resident_fraction, prefetch_recall=given.prefetch_recall
         ),
     )
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
@@ -188,6 +217,13 @@ def simulate(given: SimulateOptions) -> None:
         f"{100 * effects.rerouted_token_fraction:.1f} % re-routed; "
         f"{100 * effects.padded_row_fraction:.1f} % of rows padded"
     )
+    if result.storage.cold_kernels:
+        print(f"cold experts   {result.storage.cold_kernels}")
+    if result.storage.copied_bytes:
+        print(
+            f"host memory    {100 * result.storage.hit_fraction:.0f} % of active experts there in "
+            f"time, {result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
+        )
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
         print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")

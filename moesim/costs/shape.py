@@ -25,6 +25,8 @@ class ExpertShape:
         input_bytes: Bytes of one input element, scales included.
         block_scaled: Whether a scale is applied after every block of the depth.
         weight_only: Whether the kernel widens the weights before it multiplies.
+        rank: Rank of the two thin matrices that each matrix is the product of; None for whole
+            matrices.
     """
 
     hidden: Size
@@ -37,6 +39,7 @@ class ExpertShape:
     input_bytes: float
     block_scaled: bool = False
     weight_only: bool = False
+    rank: Size | None = None
 
     @property
     def sizes(self) -> ExpertSizes:

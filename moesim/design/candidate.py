@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moesim.design import identity
+from moesim.design.offload import Offload
 from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, MoELayer
+from moesim.model.compression import Compression
 from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 
@@ -47,6 +49,12 @@ _WORDS = {
     "seed": "seed{}",
     "kv_tokens_per_device": "kv{}",
     "kernels_asked": "{}",
+    "cold_fraction": "cold{}",
+    "cold_format": "{}",
+    "cold_rank_fraction": "rank{}",
+    "pruned_fraction": "pruned{}",
+    "resident_fraction": "resident{}",
+    "prefetch_recall": "ahead{}",
 }
 
 
@@ -95,6 +103,8 @@ class Candidate:
         kernels: The library whose kernels run the experts: ``auto`` (the fastest that a serving
             engine launches for the design), ``auto:ENGINE`` (``sglang``, ``vllm`` or ``trtllm``),
             or the name of a library of `moesim.hardware.libraries`.
+        compression: How routed experts are compressed; by default none is.
+        offload: Which routed experts lie in the memory of the host; by default none does.
 
     Raises:
         UnknownNameError: There is no such library or engine.
@@ -107,9 +117,16 @@ class Candidate:
     dense_part: DensePart | None = None
     schedule: Schedule = field(default_factory=Schedule)
     kernels: str = field(default=AUTO, metadata={identity.COLUMN: "kernels_asked"})
+    compression: Compression = field(default_factory=Compression)
+    offload: Offload = field(default_factory=Offload)
 
     def __post_init__(self) -> None:
         check_choice(self.kernels)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every expert has the layer's form and stays on its device."""
+        return self.compression.is_nothing and self.offload.is_nothing
 
     @property
     def label(self) -> str:

@@ -47,6 +47,8 @@ _PART_OF = {
     "hbm_gib": ("memory_capacity", 1.0),
     # How kernels are launched changes neither.
     "host_launch_us": ("compute", 0.0),
+    # The parts are those of the device; its link to the host is counted with none.
+    "host_link_gb_per_s": ("links", 0.0),
 }
 assert set(_PART_OF) == set(DEVICE_KEYS)
 

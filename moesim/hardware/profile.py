@@ -84,6 +84,8 @@ class Profile:
             hash.
         provenance: Kind and source of every number, by key path.
         power_w: Rated power in watts; None if the file does not state it.
+        host_link_bytes_per_s: Rate at which the device reads the host's memory, by the data sheet
+            of the link; None if the file does not state it.
         growth: Key -> factor over the number of the file, for numbers that
             `moesim.hardware.what_if` changed.
     """
@@ -115,6 +117,7 @@ class Profile:
     power_w: float | None = None
     host_launch_s: float | None = None
     eager: bool = False
+    host_link_bytes_per_s: float | None = None
     growth: dict[str, float] = field(default_factory=dict)
     machine: str = ""
 
@@ -241,6 +244,9 @@ def _build(path_name: str, text: str, where: str) -> Profile:
         contended=file.measurement is not None and file.measurement.contended,
         digest=hashlib.sha256(text.encode()).hexdigest()[:12],
         provenance={key: (q.kind, q.source) for key, q in toml.quantities(file)},
+        host_link_bytes_per_s=host_link.value * GB
+        if (host_link := file.host_link_gb_per_s)
+        else None,
         power_w=file.power_watt.value if file.power_watt else None,
         machine=file.measurement.machine if file.measurement is not None else "",
     )

@@ -149,6 +149,8 @@ class ProfileFile(Sourced):
     l2: _L2
     launch: _Launch
     power_watt: Quantity | None = None
+    #: rate of one direction of the link to the host's memory, the share of one device
+    host_link_gb_per_s: Quantity | None = None
     price_usd_per_hour: Quantity | None = None
     measurement: Measurement | None = None
     #: Coefficients of the serial cost model by phase and format, only in profiles measured on a

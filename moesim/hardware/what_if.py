@@ -53,6 +53,15 @@ def _host_launch_s(profile: Profile) -> float:
     return profile.host_launch_s
 
 
+def _host_link_bytes_per_s(profile: Profile) -> float:
+    if profile.host_link_bytes_per_s is None:
+        raise ConfigError(
+            f"{profile.name}: host_link_gb_per_s: expected a device whose profile states the rate "
+            "of its link to the host"
+        )
+    return profile.host_link_bytes_per_s
+
+
 #: key -> (a function that returns the present number in the unit of the key, a function that
 #: returns the profile with that number multiplied by a factor)
 DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, float], Profile]]] = {
@@ -70,6 +79,10 @@ DEVICE_KEYS: dict[str, tuple[Callable[[Profile], float], Callable[[Profile, floa
         _peaks,
     ),
     "l2_mib": (lambda p: p.l2_bytes / MIB, _l2),
+    "host_link_gb_per_s": (
+        lambda p: _host_link_bytes_per_s(p) / GB,
+        lambda p, f: replace(p, host_link_bytes_per_s=_host_link_bytes_per_s(p) * f),
+    ),
     # Whoever names it asks for kernels that the host launches one by one.
     "host_launch_us": (
         lambda p: _host_launch_s(p) / US,

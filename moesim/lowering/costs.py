@@ -18,6 +18,7 @@ from moesim.costs.phases.gate import price_gate
 from moesim.costs.phases.tokens import price_permute, price_reduce
 from moesim.costs.shape import ExpertShape
 from moesim.lowering.devices import Groups
+from moesim.lowering.expert_groups import ExpertGroup, price_expert_groups
 from moesim.lowering.movement import Movement
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
@@ -52,6 +53,7 @@ def price_batches(
     batches: Sequence[AnyTraffic],
     movements: Sequence[Movement],
     widths_DL: Array | None = None,
+    members: Sequence[ExpertGroup] = (),
 ) -> list[BatchCosts]:
     """Price the phases of every micro-batch.
 
@@ -63,6 +65,7 @@ def price_batches(
         movements: The exchange of every micro-batch; empty for one device.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot; None if all have the
             same width.
+        members: The groups of experts, where they are stored in several forms; otherwise empty.
     """
     tokens = [np.asarray(traffic.num_tokens_S, dtype=np.int64) for traffic in batches]
     permute: Sequence[PhaseCost | None] = [None] * len(batches)
@@ -83,7 +86,11 @@ def price_batches(
             experts=experts,
             reduce=reduce[m],
         )
-        for m, experts in enumerate(_experts(layer, tp, groups, batches, widths_DL))
+        for m, experts in enumerate(
+            [price_expert_groups(members, tp, b, widths_DL) for b in batches]
+            if members
+            else _experts(layer, tp, groups, batches, widths_DL)
+        )
     ]
 
 

@@ -5,7 +5,7 @@ Each device runs ``gate`` and ``permute``, and its ``shared`` experts while toke
 as its own experts are done, and ``reduce`` when all devices have sent. A single device has neither
 dispatch nor combine. With several micro-batches each device runs its compute in one stream and its
 communication in another (`moesim.lowering.streams`), and communication kernels hold a fixed part of
-the SMs.
+the SMs. Where experts lie in the host's memory, missing ones are copied once the gate has chosen.
 
 Shape legend: S sources = D devices.
 """
@@ -20,8 +20,18 @@ from moesim.hardware import Cluster
 from moesim.lowering.canvas import Canvas
 from moesim.lowering.costs import BatchCosts, price_batches
 from moesim.lowering.exchange import LoweredExchange
+from moesim.lowering.host_links import HostLinks
 from moesim.lowering.priced import Priced
-from moesim.lowering.streams import Arrive, BeginCombine, BeginDispatch, Local, Piece
+from moesim.lowering.stored import StoredExperts
+from moesim.lowering.streams import (
+    Arrive,
+    AwaitFetch,
+    BeginCombine,
+    BeginDispatch,
+    Fetch,
+    Local,
+    Piece,
+)
 from moesim.lowering.traffic import AnyTraffic
 from moesim.program import Program
 
@@ -35,6 +45,7 @@ def lower_layer(
     kernel: CommKernel | None,
     *,
     widths_DL: Array | None = None,
+    stored: StoredExperts | None = None,
 ) -> Program:
     """Lower one forward pass of the layer.
 
@@ -45,6 +56,8 @@ def lower_layer(
         kernel: Communication kernel of the exchange; None for one device.
         widths_DL: ndarray of shape (D, L): width of the expert in every slot; None if all experts
             have the same width.
+        stored: The forms of the experts' weights and where they lie; None if all have the layer's
+            form and stay on their device.
     """
     layer, schedule = candidate.layer, candidate.schedule
     priced: list[Priced] = []
@@ -67,21 +80,39 @@ def lower_layer(
         batches,
         [p.movement for p in priced],
         widths_DL,
+        stored.groups if stored is not None else (),
     )
+    fetches: Sequence[Fetch | None] = [None] * len(batches)
+    if stored is not None and stored.fetches is not None:
+        canvas.streams.host = HostLinks.of(cluster, canvas.devices)
+        fetches = stored.fetches.pieces()
     exchanges: Sequence[LoweredExchange | None] = [None] * len(batches)
     if priced:
         exchanges = [canvas.exchange(p, schedule) for p in priced]
-    canvas.streams.run([pieces_of(c, e) for c, e in zip(costs, exchanges, strict=True)])
+    canvas.streams.run(
+        [pieces_of(c, e, f) for c, e, f in zip(costs, exchanges, fetches, strict=True)]
+    )
     return canvas.builder.build()
 
 
-def pieces_of(cost: BatchCosts, exchange: LoweredExchange | None) -> list[Piece]:
-    """Return the MoE block of one micro-batch as pieces."""
+def pieces_of(
+    cost: BatchCosts, exchange: LoweredExchange | None, fetch: Fetch | None = None
+) -> list[Piece]:
+    """Return the MoE block of one micro-batch as pieces.
+
+    Args:
+        cost: What its phases demand.
+        exchange: How its tokens travel; None for one device.
+        fetch: The weights that come from the host once the gate has chosen; None for none.
+    """
     pieces: list[Piece] = [Local(name="gate", cost=cost.gate)]
     shared = [Local(name="shared", cost=cost.shared)] if cost.shared is not None else []
-    experts = Local(name="experts", cost=cost.experts)
+    experts: list[Piece] = [Local(name="experts", cost=cost.experts)]
+    if fetch is not None:
+        pieces.append(fetch)
+        experts.insert(0, AwaitFetch())
     if exchange is None:
-        return [*pieces, *shared, experts]
+        return [*pieces, *shared, *experts]
     assert cost.permute is not None, "what is exchanged is packed"
     assert cost.reduce is not None, "what is exchanged is added up"
     return [
@@ -90,7 +121,7 @@ def pieces_of(cost: BatchCosts, exchange: LoweredExchange | None) -> list[Piece]
         BeginDispatch(exchange=exchange),
         *shared,
         Arrive(),
-        experts,
+        *experts,
         BeginCombine(exchange=exchange),
         Arrive(),
         Local(name="reduce", cost=cost.reduce),

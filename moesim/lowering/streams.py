@@ -20,6 +20,7 @@ from moesim.costs.phase import PhaseCost
 from moesim.lowering.barriers import Barriers
 from moesim.lowering.devices import Devices
 from moesim.lowering.exchange import LoweredExchange
+from moesim.lowering.host_links import HostLinks
 
 Array = np.ndarray
 
@@ -72,6 +73,25 @@ class Arrive:
     """The end of the exchange that was begun last."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fetch:
+    """Copies of weights from the host that begin here, beside whatever follows.
+
+    Attributes:
+        now_bytes_D: Bytes to each device that are waited for where it says `AwaitFetch`.
+        ahead_bytes_D: Bytes to each device that follow and that nothing here waits for; None for
+            none.
+    """
+
+    now_bytes_D: Array
+    ahead_bytes_D: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitFetch:
+    """The end of the copies that were begun last."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A place whose time is asked for, such as the end of a layer."""
@@ -88,7 +108,9 @@ class Fork:
     parts: "Sequence[Sequence[Piece]]"
 
 
-Piece = Local | Collective | BeginDispatch | BeginCombine | Arrive | Mark | Fork
+Piece = (
+    Local | Collective | BeginDispatch | BeginCombine | Arrive | Fetch | AwaitFetch | Mark | Fork
+)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -102,6 +124,7 @@ class _Batch:
         ready_s: Roughly when each device is ready since all last met: ndarray of shape (D,), or 0.
         coming: The ops that bring what an exchange sends, and whether work was done meanwhile.
         marks: The ops that each `Mark` waits for.
+        fetched: The copies from the host that were begun, ndarray of shape (D, 1).
     """
 
     pieces: Iterator[Piece]
@@ -110,6 +133,7 @@ class _Batch:
     ready_s: Array | float = 0.0
     coming: tuple[Array, bool] | None = None
     marks: list[Array] = field(default_factory=list)
+    fetched: Array | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -120,11 +144,14 @@ class Streams:
         devices: The devices, and the program.
         barriers: Barriers between them.
         overlapped: Whether micro-batches share the devices.
+        host: Links to the host; None if nothing is fetched.
     """
 
     devices: Devices
     barriers: Barriers
     overlapped: bool
+    host: HostLinks | None = None
+    _copies: Array | None = None
     _compute: Array | None = None
     _exchanges: Array | None = None
 
@@ -184,6 +211,12 @@ class Streams:
             self._begun(
                 piece.exchange.combine(batch.after[:, 0], self._exchanges, batch.tag), batch
             )
+        elif isinstance(piece, Fetch):
+            self._fetch(piece, batch)
+        elif isinstance(piece, AwaitFetch):
+            assert batch.after is not None, "a fetch was begun"
+            assert batch.fetched is not None, "likewise"
+            batch.after = np.concatenate([batch.after, batch.fetched], axis=1)
         elif isinstance(piece, Mark):
             assert batch.after is not None, "a mark follows work"
             batch.marks.append(batch.after)
@@ -203,6 +236,18 @@ class Streams:
         self._in_turn(parts)
         ends = [part.after for part in parts if part.after is not None]
         batch.after, batch.ready_s = _without_repeats(np.concatenate(ends, axis=1)), 0.0
+
+    def _fetch(self, piece: Fetch, batch: _Batch) -> None:
+        assert batch.after is not None, "what is missing was computed"
+        assert self.host is not None, "a program with copies has links"
+        waits = batch.after
+        if self._copies is not None:
+            waits = np.concatenate([waits, self._copies], axis=1)
+        batch.fetched = self.host.copy("fetch", piece.now_bytes_D, waits, batch.tag)[:, None]
+        self._copies = batch.fetched
+        if piece.ahead_bytes_D is not None:
+            ahead = self.host.copy("prefetch", piece.ahead_bytes_D, batch.fetched, batch.tag)
+            self._copies = ahead[:, None]
 
     def _begun(self, ops: tuple[Array, Array], batch: _Batch) -> None:
         arrived, ended = ops

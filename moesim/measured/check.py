@@ -80,6 +80,9 @@ def check_candidate(
     reason = source.unavailable_because()
     if reason is not None:
         rows = [CheckRow(status="unavailable", detail=reason, **about)]
+    elif not candidate.is_plain:
+        why = "no source runs experts that are compressed, or that lie in the memory of the host"
+        rows = [CheckRow(status="not_measured", detail=why, **about)]
     else:
         try:
             rows = source.check(candidate, cluster, workload)

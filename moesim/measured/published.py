@@ -20,6 +20,7 @@ from moesim.files import toml
 from moesim.files.toml import Source, Strict
 from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program
+from moesim.measured.offload_points import OffloadSetting, simulate_offload
 from moesim.measured.train_points import TrainSetting, simulate_training_point
 from moesim.measured.whole_points import WholeSetting, simulate_whole
 from moesim.model import Gate, MoELayer
@@ -58,9 +59,10 @@ class Point(Strict):
     ]
     value: float = Field(gt=0)
     scored: bool
-    how: Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole", "training"] | None = (
-        None
-    )
+    how: (
+        Literal["exchange", "speed_up", "torus_gain", "all_reduce", "whole", "training", "offload"]
+        | None
+    ) = None
     reason: str = ""
     cluster: str = ""
     num_nodes: int = 1
@@ -74,6 +76,7 @@ class Point(Strict):
     num_bytes: float = 0.0
     whole: WholeSetting | None = None
     training: TrainSetting | None = None
+    offload: OffloadSetting | None = None
 
 
 class PointsFile(Strict):
@@ -145,6 +148,9 @@ def _simulate(point: Point) -> float:
         assert point.training is not None, "a point of training states its setting"
         where = (point.cluster, point.num_nodes, point.devices_per_node)
         return simulate_training_point(point.training, where, point.metric)
+    if point.how == "offload":
+        assert point.offload is not None, "a point of offloaded experts states its setting"
+        return simulate_offload(point.offload, point.cluster)
     if point.how == "speed_up":
         plain = point.model_copy(update={"token_format": "bfloat16"})
         return _exchange_s(plain)[0] / _exchange_s(point)[0]

@@ -120,9 +120,9 @@ class MoELayer:
 
     @property
     def widths_differ(self) -> bool:
-        """Whether experts have different widths, or some are pruned."""
+        """Whether experts that are not pruned have different widths."""
         widths = self.expert_intermediate_size
-        return not isinstance(widths, int) and len(set(widths)) > 1
+        return not isinstance(widths, int) and len(set(widths) - {0}) > 1
 
     @property
     def has_pruned(self) -> bool:

@@ -2,11 +2,11 @@
 shared experts, widths, pruning.
 """
 
-import math
 from functools import lru_cache
 
 from moesim.model import MoELayer
 from moesim.model.precision import Precision
+from moesim.quality.compressed import pruned_delta
 from moesim.quality.deltas import DELTAS, Delta, capacity_delta
 from moesim.quality.gates import gate_deltas, together
 
@@ -21,13 +21,7 @@ def layer_deltas(layer: MoELayer) -> list[Delta]:
     if layer.widths_key is not None and len(set(layer.widths_key) - {0}) > 1:
         deltas.append(DELTAS["widths"])
     if layer.has_pruned:
-        # pruning 5 % of the 512 experts of one model after training multiplied its perplexity by
-        # 13; training without them costs nothing. The interval spans both, in proportion up to
-        # these 5 %
-        share = min((1.0 - layer.num_left / layer.num_experts) / 0.05, 1.0)
-        deltas.append(
-            Delta(share * math.log(13.0) / 2, 0.0, share * math.log(13.0), "pruned experts")
-        )
+        deltas.append(pruned_delta(1.0 - layer.num_left / layer.num_experts))
     if layer.capacity_factor is not None:
         deltas.append(
             capacity_delta(layer.capacity_factor, layer.top_k, reroute=layer.overflow == "reroute")

@@ -20,6 +20,9 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
+from moesim.model.compression import Compression
+from moesim.quality.compressed import compression_delta
+from moesim.quality.gates import together
 from moesim.quality.layers import layer_delta
 from moesim.quality.loss_law import PUBLISHED, LossLaw
 
@@ -132,6 +135,7 @@ def estimate_loss(
     train_tokens: float | None = None,
     train_flops: float | None = None,
     law: LossLaw = PUBLISHED,
+    compression: Compression | None = None,
 ) -> LossEstimate:
     """Estimate the pre-training loss of a model.
 
@@ -141,6 +145,7 @@ def estimate_loss(
         train_tokens: Number of training tokens D.
         train_flops: Training FLOPs, instead of train_tokens; then D = FLOPs / (6 N).
         law: The published law, or a law fitted to a user's points (`moesim.quality.load_law`).
+        compression: How experts are compressed after training; None for not at all.
 
     Raises:
         ConfigError: Not exactly one of train_tokens and train_flops is given, or it is not > 0.
@@ -164,6 +169,8 @@ def estimate_loss(
     )
     (low, mid, high), outside = _of_sizes(law, *sizes)
     delta = layer_delta(layer)
+    if compression is not None and not compression.is_nothing:
+        delta = together([delta, compression_delta(layer, compression)])
     outside += tuple(
         f"{unknown}: no measured figure" for unknown in delta.unknown.split("; ") if unknown
     )

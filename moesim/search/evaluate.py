@@ -155,6 +155,7 @@ class Problem:
             train_tokens=self.space.train_tokens,
             train_flops=self.space.train_flops,
             law=self.law,
+            compression=candidate.compression,
         )
         assert result.memory_over_bytes is not None, "candidates of a space have a dense part"
         row: dict[str, Any] = (

@@ -13,7 +13,19 @@ PARAMETERS = (
 #: parameters that exist only if a gate takes groups
 GROUPS = ("num_expert_groups", "num_limited_groups")
 #: parameters that points name only if the space lists more than one choice
-OPTIONAL = ("exchange", "num_micro_batches", "kernels", "capacity_factor", "overflow")
+OPTIONAL = (
+    "exchange",
+    "num_micro_batches",
+    "kernels",
+    "capacity_factor",
+    "overflow",
+    "pruned_fraction",
+    "cold_fraction",
+    "cold_format",
+    "cold_rank_fraction",
+    "resident_fraction",
+    "prefetch_recall",
+)
 #: parameters by how slowly they change where all points are listed: first what routings depend on,
 #: then placements, and the width last
 SLOW_FIRST = (
@@ -24,13 +36,19 @@ SLOW_FIRST = (
     "top_k",
     "capacity_factor",
     "overflow",
+    "pruned_fraction",
     "placement",
     "num_replicas",
     "parallelism",
     "exchange",
     "num_micro_batches",
+    "cold_fraction",
+    "cold_format",
+    "cold_rank_fraction",
+    "resident_fraction",
+    "prefetch_recall",
     "precision",
     "expert_intermediate_size",
 )
 #: parameters whose choices decide which others apply
-RULING = ("gate", "placement", "capacity_factor")
+RULING = ("gate", "placement", "capacity_factor", "cold_fraction", "resident_fraction")

@@ -16,6 +16,7 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import priced
 from moesim.model import MoELayer
+from moesim.model.compression import Compression
 from moesim.quality import estimate_loss
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator
@@ -129,19 +130,20 @@ def _columns(
         tokens * cluster.num_devices,
         {k: np.nan_to_num(v) for k, v in bounds.mean_utilisation.items()},
     )
-    losses: dict[MoELayer, tuple[float, float]] = {}
+    losses: dict[tuple[MoELayer, Compression], tuple[float, float]] = {}
     loss = np.empty((len(candidates), 2))
-    for i, layer in enumerate(c.layer for c in candidates):
-        if layer not in losses:
+    for i, (layer, form) in enumerate((c.layer, c.compression) for c in candidates):
+        if (layer, form) not in losses:
             estimate = estimate_loss(
                 layer,
                 space.dense(),
                 train_tokens=space.train_tokens,
                 train_flops=space.train_flops,
                 law=problem.law,
+                compression=form,
             )
-            losses[layer] = estimate.loss, estimate.high
-        loss[i] = losses[layer]
+            losses[layer, form] = estimate.loss, estimate.high
+        loss[i] = losses[layer, form]
     columns |= {
         "loss": loss[:, 0],
         "loss_high": loss[:, 1],

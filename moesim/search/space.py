@@ -37,6 +37,7 @@ from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
 from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
+from moesim.search.forms import SAME, check_forms, forms_of, forms_without_effect
 from moesim.search.parameters import GROUPS, OPTIONAL, PARAMETERS, RULING, SLOW_FIRST
 
 T = TypeVar("T")
@@ -84,6 +85,15 @@ class Space(Strict):
             `moesim.hardware.libraries`.
         capacity_factor: Choices of the capacity factor; 0 means dropless.
         overflow: Choices of what happens beyond the capacity: ``drop`` or ``reroute``.
+        pruned_fraction: Choices of the share of experts that is removed after training; see
+            `moesim.model.compression.Compression` for this and the next three.
+        cold_fraction: Choices of the share of experts that is cold, the least loaded.
+        cold_format: Choices of the weights' format of cold experts; ``same`` keeps the layer's.
+        cold_rank_fraction: Choices of the rank of the factors of cold experts' matrices as a share
+            of their smaller side; 0 means whole matrices.
+        resident_fraction: Choices of the share of experts that stays in a device's memory; see
+            `moesim.design.offload.Offload`.
+        prefetch_recall: Choices of the share of missing experts that is guessed a layer ahead.
         hardware: Changes of the cluster and its devices: key of
             `moesim.hardware.cluster.Cluster.with_` -> choices, as numbers in the key's unit or
             factors such as ``2x``.
@@ -118,6 +128,12 @@ class Space(Strict):
     kernels: _Some[str] = [AUTO]
     capacity_factor: _Some[float] = [0.0]
     overflow: _Some[str] = ["drop"]
+    pruned_fraction: _Some[float] = [0.0]
+    cold_fraction: _Some[float] = [0.0]
+    cold_format: _Some[str] = [SAME]
+    cold_rank_fraction: _Some[float] = [0.0]
+    resident_fraction: _Some[float] = [1.0]
+    prefetch_recall: _Some[float] = [0.0]
     hardware: dict[str, _Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
     lenient: bool = False
@@ -138,6 +154,7 @@ class Space(Strict):
             Schedule(exchange=None if exchange == _OWN else exchange, num_micro_batches=parts)
         for kernels in self.kernels:
             check_choice(kernels)
+        check_forms(self)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
         for name in self.hardware:
@@ -204,6 +221,7 @@ class Space(Strict):
             leave.add("num_replicas")
         if not params.get("capacity_factor", self.capacity_factor[0]):
             leave.add("overflow")
+        leave |= forms_without_effect(self, params)
         return {name: value for name, value in params.items() if name not in leave}
 
     def check_point(self, params: dict[str, Any]) -> None:
@@ -335,6 +353,7 @@ class Space(Strict):
                 num_micro_batches=point["num_micro_batches"],
             ),
             kernels=point["kernels"],
+            **forms_of(point),
         )
         return candidate, cluster
 

@@ -83,6 +83,8 @@ def launch_lines(
         f"{deployed.row['num_tokens_per_device']:,} tokens per device, load "
         f"{deployed.row['routing']}",
     ]
+    if not deployed.candidate.is_plain:
+        notes.append("# experts compressed or in host memory as simulated: not by this command")
     model = model if model.startswith("$") else shlex.quote(model)
     exchange = deployed.cluster.exchange(deployed.candidate.schedule)
     several = deployed.cluster.num_devices > 1

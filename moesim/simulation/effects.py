@@ -1,4 +1,5 @@
-"""Side effects of a gate and its capacity: traffic, rerouting, padding, staleness.
+"""Side effects of a gate and its capacity (traffic, rerouting, padding, staleness), and of experts
+in the memory of the host.
 
 Shape legend: S sources, D devices, W expert-parallel ranks, P slots, E experts.
 """
@@ -8,10 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from moesim.lowering.stored import StoredExperts
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model.gate import Gate
 from moesim.quality.gates import gate_delta
 from moesim.routing import Routing
+from moesim.units import MB
 
 #: columns of `GateEffects.row`
 COLUMNS = (
@@ -26,6 +29,46 @@ COLUMNS = (
     "gate_loss_delta_high",
     "gate_loss_unknown",
 )
+
+
+#: columns of `StorageEffects.row`
+STORAGE_COLUMNS = ("expert_hit_fraction", "host_mb_per_layer", "cold_kernels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageEffects:
+    """Effects of how experts are stored: of those in the memory of the host, and of cold ones.
+
+    Attributes:
+        hit_fraction: Share of the active experts that is there when the gate has chosen.
+        copied_bytes: Bytes of weights that the busiest device's link carries in one layer, wrong
+            guesses included.
+        cold_kernels: Name of the library that runs cold experts; empty if there are none.
+    """
+
+    hit_fraction: float = 1.0
+    copied_bytes: float = 0.0
+    cold_kernels: str = ""
+
+    @classmethod
+    def of(cls, stored: StoredExperts | None) -> "StorageEffects":
+        """Return the effects of how weights are stored; none where all stay on their device."""
+        if stored is None:
+            return cls()
+        fetches = stored.fetches
+        if fetches is None:
+            return cls(cold_kernels=stored.cold_kernels)
+        copied_D = fetches.ahead_bytes_D + sum(fetches.now_bytes)
+        return cls(
+            hit_fraction=fetches.hit_fraction,
+            copied_bytes=float(copied_D.max()),
+            cold_kernels=stored.cold_kernels,
+        )
+
+    def row(self) -> dict[str, object]:
+        """Return flat columns for a CSV file."""
+        values = (self.hit_fraction, self.copied_bytes / MB, self.cold_kernels)
+        return dict(zip(STORAGE_COLUMNS, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

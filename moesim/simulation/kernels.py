@@ -100,6 +100,9 @@ def engines_of(result: Result, cluster: Cluster) -> tuple[str, ...]:
         cluster: The hardware it ran on.
     """
     candidate = result.candidate
+    if not candidate.is_plain:
+        # no engine compresses experts by their load, or keeps them in the host's memory
+        return ()
     exchange = cluster.exchange(candidate.schedule) if cluster.num_devices > 1 else None
     found = launching_engines(candidate, exchange)
     for name in result.kernels.split(AND) if result.kernels else ():

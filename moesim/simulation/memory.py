@@ -56,15 +56,20 @@ def memory_of(prepared: Prepared) -> FullestDevice | None:
     """Return the memory needed on the device with the least headroom; None for a design without a
     dense part.
     """
-    candidate, traffic = prepared.candidate, prepared.traffic
+    candidate, traffic = prepared.built, prepared.traffic
     if candidate.dense_part is None:
         return None
     widths_DL = slot_widths(candidate.layer, prepared.placement, candidate.parallelism.tp)
-    counts_DL = traffic.counts_DL
+    counts_DL, held_D = traffic.counts_DL, widths_DL.sum(axis=1)
+    if prepared.stored is not None:
+        # what is fetched lies in buffers that all layers share
+        layers, stored = candidate.dense_part.num_moe_layers, prepared.stored
+        held_bytes_D = stored.held_bytes_D + stored.staged_bytes_D / layers
+        held_D = held_bytes_D / candidate.layer.bytes_per_width
     needs = memory_need(
         candidate.layer,
         candidate.dense_part,
-        held_width=widths_DL.sum(axis=1),
+        held_width=held_D,
         kv_tokens=prepared.workload.kv_tokens,
         rows=counts_DL.sum(axis=1),
         row_widths=(counts_DL * widths_DL).sum(axis=1),

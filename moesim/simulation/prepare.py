@@ -14,9 +14,7 @@ The whole pipeline is on this page, each step fed by the one before::
 `prepare` is called once for a design, and its result is handed on: to
 `moesim.simulation.run.lower`, to memory, to screening, and to sources that measure the same
 choices. A search asks for the same routing and the same placement many times, so both are cached.
-The keys of the caches are designs in which everything that cannot matter is set to a fixed value. A
-new field matters until this module says otherwise, so a forgotten field costs time but never
-returns the traffic of another design.
+Their keys are in `moesim.simulation.cache_keys`.
 
 Shape legend: D devices, E experts.
 """
@@ -31,10 +29,8 @@ import numpy as np
 from moesim.costs.libraries import running
 from moesim.costs.phases.experts import slot_widths
 from moesim.design.candidate import Candidate, Workload
-from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, check_devices
-from moesim.hardware.libraries import AUTO
 from moesim.lowering.expected import (
     ExpectedTraffic,
     expected_traffic,
@@ -42,15 +38,18 @@ from moesim.lowering.expected import (
     loads_of_parts,
     sampled_tokens,
 )
+from moesim.lowering.stored import StoredExperts
 from moesim.lowering.traffic import AnyTraffic, padded, settled, spread_tokens
-from moesim.model import MoELayer, Precision
+from moesim.model import MoELayer
 from moesim.placement import Placement, Setting, place
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
 from moesim.routing.sampler import tokens_of_sources
+from moesim.simulation.cache_keys import for_capacity, for_routing_work, for_traffic
 from moesim.simulation.drawing import check_room, is_expected
 from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
+from moesim.simulation.stored import cold_kernels, pruned, ranking_tokens, stored_experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +65,10 @@ class Prepared:
         placement: The slots of its experts.
         traffic: What the whole batch moves and computes.
         batches: What every micro-batch moves and computes; the whole batch if there is only one.
+        built: The design with the experts that its compression prunes left out; otherwise the
+            design itself.
+        stored: Forms and places of the experts' weights; None if all have the layer's form and stay
+            on their device.
     """
 
     candidate: Candidate
@@ -75,6 +78,8 @@ class Prepared:
     placement: Placement
     traffic: AnyTraffic
     batches: tuple[AnyTraffic, ...]
+    built: Candidate
+    stored: StoredExperts | None = None
 
     @property
     def is_expected(self) -> bool:
@@ -86,11 +91,11 @@ class Prepared:
         """The experts of every token of the whole batch, with those of full experts rerouted; of a
         sample where the traffic is expected. They are drawn again if others were since: few ask.
         """
-        layer, devices = self.candidate.layer, self.cluster.num_devices
-        work = _for_routing_work(self.workload)
+        layer, devices = self.built.layer, self.cluster.num_devices
+        work = for_routing_work(self.workload)
         if self.is_expected:
             return _sample(layer, work, devices)
-        return _choices(_for_capacity(layer), work, devices, 1)[0]
+        return _choices(for_capacity(layer), work, devices, 1)[0]
 
 
 def prepare(
@@ -129,8 +134,12 @@ def prepare(
             f"placement: expected {layer.num_experts} experts on {candidate.parallelism.ep} "
             f"ranks, got {placement.num_experts} on {placement.num_ranks}"
         )
+    work, plain = for_routing_work(workload), candidate
+    if candidate.compression.pruned_fraction:
+        candidate = pruned(candidate, _ranking_E(candidate, work))
+        layer = candidate.layer
     setting = setting_of(candidate, cluster, workload)
-    key, work = for_traffic(candidate), _for_routing_work(workload)
+    key = for_traffic(candidate)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
     if is_expected(candidate, cluster, work):
         spread = _expected
@@ -141,8 +150,18 @@ def prepare(
     batches = traffic if parts == 1 else spread(key, work, where, placement, parts)[1]
     widths = slot_widths(layer, placed, candidate.parallelism.tp) if layer.widths_differ else None
     kernels = choose_kernels([candidate], cluster, traffic[0], widths)[0]
+    stored = None
+    if candidate.compression.cold_fraction or not candidate.offload.is_nothing:
+        stored = stored_experts(
+            candidate,
+            (placed, batches),
+            _ranking_E(candidate, work),
+            (cluster, kernels, cold_kernels(candidate, cluster, traffic[0], widths)),
+        )
     return Prepared(
-        candidate=candidate,
+        candidate=plain,
+        built=candidate,
+        stored=stored,
         cluster=running(cluster, kernels),
         kernels=kernels,
         workload=workload,
@@ -158,65 +177,11 @@ def draw(candidate: Candidate, cluster: Cluster, workload: Workload) -> None:
     Raises:
         CapacityError: They would not fit in this machine's memory.
     """
-    work = _for_routing_work(workload)
+    work = for_routing_work(workload)
     if not is_expected(candidate, cluster, work):
         check_room(candidate, cluster, work)
         parts = candidate.schedule.num_micro_batches
-        _choices(_for_capacity(candidate.layer), work, cluster.num_devices, parts)
-
-
-# --- what matters to each step: designs with the rest set to a fixed value ---
-
-
-@lru_cache(maxsize=4096)
-def for_traffic(candidate: Candidate) -> Candidate:
-    """Return the design as far as traffic depends on it.
-
-    Sizes, formats, shared experts and the exchange do not change where a token goes. What placement
-    needs of them (memory, speeds, the price of a copy) is in its `Setting`.
-    """
-    layer = candidate.layer
-    return replace(
-        candidate,
-        layer=replace(
-            layer,
-            hidden_size=1,
-            num_shared_experts=0,
-            gated=True,
-            precision=Precision(),
-            expert_intermediate_size=layer.expert_intermediate_size if layer.uneven else 1,
-        ),
-        dense_part=None,
-        schedule=Schedule(),
-        kernels=AUTO,
-    )
-
-
-@lru_cache(maxsize=4096)
-def _for_capacity(layer: MoELayer) -> MoELayer:
-    """Return the layer as far as rerouting depends on it; widths only say which experts
-    are pruned.
-    """
-    left = tuple((layer.width_E() > 0).astype(int).tolist()) if layer.has_pruned else 1
-    plain = replace(
-        layer,
-        hidden_size=1,
-        num_shared_experts=0,
-        gated=True,
-        precision=Precision(),
-        padded=False,
-        expert_intermediate_size=left,
-    )
-    # without rerouting the choices are the gate's, whatever the capacity
-    return plain if layer.overflow == "reroute" else replace(plain, capacity_factor=None)
-
-
-@lru_cache(maxsize=4096)
-def _for_routing_work(workload: Workload) -> Workload:
-    """Return the workload as far as routing depends on it: neither the phase nor the KV cache moves
-    a token.
-    """
-    return replace(workload, phase="prefill", kv_tokens_per_device=None)
+        _choices(for_capacity(candidate.layer), work, cluster.num_devices, parts)
 
 
 # --- the steps ---
@@ -247,7 +212,15 @@ def _sample(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
     """Return the choices of as many tokens as are drawn where traffic is expected."""
     tokens = work.num_tokens_per_device
     fewer = replace(work, num_tokens_per_device=sampled_tokens(tokens, num_devices))
-    return _routing(_for_capacity(layer), fewer, num_devices, tokens * num_devices)
+    return _routing(for_capacity(layer), fewer, num_devices, tokens * num_devices)
+
+
+def _ranking_E(candidate: Candidate, work: Workload) -> np.ndarray:
+    """Return the load by which experts are ranked: ndarray of shape (E,)."""
+    devices = candidate.parallelism.num_devices
+    fewer = replace(work, num_tokens_per_device=ranking_tokens(candidate))
+    batch = work.num_tokens_per_device * devices
+    return _routing(for_capacity(candidate.layer), fewer, devices, batch).num_tokens_E()
 
 
 @lru_cache(maxsize=64)
@@ -314,7 +287,7 @@ def _placed(candidate: Candidate, work: Workload, where: _Where) -> Placement:
     """Return the planned placement, which is the same for any number of micro-batches."""
     layer = candidate.layer
     # the plan sees the load that the gate chooses, before any capacity
-    plain = replace(_for_capacity(layer), capacity_factor=None, overflow="drop")
+    plain = replace(for_capacity(layer), capacity_factor=None, overflow="drop")
     # the load that placement balances is work, which is rows x width
     load_E = RoutingSpec.parse(work.routing).planned_E(
         _load_E(plain, work, where.num_devices), work.seed
@@ -337,7 +310,7 @@ def _spread(
 
     Args:
         candidate: The design that `for_traffic` returned.
-        work: The workload that `_for_routing_work` returned.
+        work: The workload that `for_routing_work` returned.
         where: The devices, and what placement must respect about them.
         given: Placement to use instead of a planned one.
         parts: Number of micro-batches.
@@ -346,7 +319,7 @@ def _spread(
     num_devices, per_domain, _ = where
     placement = given or _placed(candidate, work, where)
     batches = []
-    for part in _choices(_for_capacity(layer), work, num_devices, parts):
+    for part in _choices(for_capacity(layer), work, num_devices, parts):
         routing, slots = settled(part, placement, spread.tp, layer.capacity_factor)
         traffic = spread_tokens(
             routing,

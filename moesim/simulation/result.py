@@ -6,13 +6,23 @@ from dataclasses import dataclass
 
 from moesim.costs.grades import ASSUMED_GRADE, Grade, worst
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
-from moesim.simulation.effects import COLUMNS, GateEffects
+from moesim.simulation.effects import COLUMNS, STORAGE_COLUMNS, GateEffects, StorageEffects
 from moesim.units import GIB, US
 
-PHASES = ("gate", "permute", "dispatch", "shared", "experts", "combine", "reduce")
+PHASES = (
+    "gate",
+    "permute",
+    "dispatch",
+    "shared",
+    "fetch",
+    "experts",
+    "prefetch",
+    "combine",
+    "reduce",
+)
 #: share of the critical path from which on a phase's grade counts
 _MATTERS = 0.1
-RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in")
+RESOURCES = ("egress", "hbm", "ingress", "sm", "link", "nic_out", "nic_in", "host")
 #: columns that say what a row rests on, the last of every table
 PROVENANCE_COLUMNS = (
     "evidence",
@@ -42,6 +52,7 @@ FOUND_COLUMNS = (
     "load_imbalance",
     "dropped_token_fraction",
     *COLUMNS,
+    *STORAGE_COLUMNS,
     "peak_memory_gib",
     "kernels",
     "tile",
@@ -72,6 +83,7 @@ class Result:
         load_imbalance: Rows of the busiest device over the mean of all devices.
         dropped_token_fraction: Share of choices that were dropped over capacity.
         effects: Effects of the gate and its capacity on traffic, rows and loss.
+        storage: Effects of how experts are stored.
         peak_memory_bytes: Bytes needed on the device with the least headroom; None without a dense
             part.
         memory_over_bytes: Bytes by which these exceed what the device has; <= 0 where they fit.
@@ -109,6 +121,7 @@ class Result:
     load_imbalance: float
     dropped_token_fraction: float
     effects: GateEffects
+    storage: StorageEffects
     peak_memory_bytes: float | None
     memory_over_bytes: float | None
     evidence: str
@@ -160,6 +173,7 @@ class Result:
             "load_imbalance": self.load_imbalance,
             "dropped_token_fraction": self.dropped_token_fraction,
             **self.effects.row(),
+            **self.storage.row(),
             "peak_memory_gib": None
             if self.peak_memory_bytes is None
             else self.peak_memory_bytes / GIB,

@@ -18,7 +18,7 @@ from moesim.lowering.layer import lower_layer
 from moesim.lowering.priced import Priced
 from moesim.placement import Placement
 from moesim.program import Program
-from moesim.simulation.effects import GateEffects
+from moesim.simulation.effects import GateEffects, StorageEffects
 from moesim.simulation.memory import memory_of
 from moesim.simulation.phases import (
     busiest_utilisation,
@@ -130,19 +130,20 @@ def simulate_prepared(prepared: Prepared, *, engine: str = "flow", must_fit: boo
         effects=GateEffects.of(
             candidate.layer.gate, prepared.choices, traffic, candidate.parallelism.tp
         ),
+        storage=StorageEffects.of(prepared.stored),
     )
 
 
 def _tile_name(prepared: Prepared) -> str:
     """Return the up projection's tile on the first kind of device."""
-    candidate, kernels = prepared.candidate, kernels_for(prepared.cluster.profile)
+    candidate, kernels = prepared.built, kernels_for(prepared.cluster.profile)
     shape = ExpertShape.of(candidate.layer, candidate.parallelism.tp)
     return kernels.tile_name(shape, prepared.traffic.counts_DL)
 
 
 def lower(prepared: Prepared) -> Program:
     """Lower one forward pass to a program: for engines, timelines and tests."""
-    candidate, cluster, schedule = prepared.candidate, prepared.cluster, prepared.candidate.schedule
+    candidate, cluster, schedule = prepared.built, prepared.cluster, prepared.built.schedule
     kernel = None
     if cluster.num_devices > 1:
         kernel = exchange_kernel(cluster, cluster.exchange(schedule), schedule.num_comm_sms)
@@ -151,7 +152,14 @@ def lower(prepared: Prepared) -> Program:
         if candidate.layer.widths_differ
         else None
     )
-    return lower_layer(candidate, cluster, prepared.batches, kernel, widths_DL=widths)
+    return lower_layer(
+        candidate,
+        cluster,
+        prepared.batches,
+        kernel,
+        widths_DL=widths,
+        stored=prepared.stored,
+    )
 
 
 def exchange_of(prepared: Prepared) -> list[dict[str, object]]:

@@ -25,8 +25,9 @@ from moesim.errors import MoesimError
 from moesim.hardware import Cluster
 from moesim.lowering.widths import demands_of_widths
 from moesim.program import Program
+from moesim.simulation.cache_keys import for_traffic
 from moesim.simulation.kernels import choose_kernels
-from moesim.simulation.prepare import Prepared, for_traffic, prepare
+from moesim.simulation.prepare import Prepared, prepare
 from moesim.simulation.run import lower, simulate_prepared
 
 Array = np.ndarray
@@ -117,8 +118,8 @@ def _prepared(
 
 
 def _frames(candidates: Sequence[Candidate]) -> dict[Candidate, list[int]]:
-    """Group the indices of candidates that differ only in width; a design with experts of several
-    widths is alone.
+    """Group the indices of candidates that differ only in width; designs whose
+    experts have several widths or forms, or lie in the host's memory, are alone.
     """
     frames: dict[Candidate, list[int]] = {}
     for i, candidate in enumerate(candidates):
@@ -130,14 +131,15 @@ def _without_width(candidate: Candidate) -> Candidate:
     """Return the design with a width that stands for any; designs for which it is equal are one
     frame.
     """
-    if candidate.layer.uneven:
+    if candidate.layer.uneven or not candidate.is_plain:
         return candidate
     return replace(candidate, layer=replace(candidate.layer, expert_intermediate_size=1))
 
 
 def _bound_frame(frame: _Frame, prepared: Prepared, cluster: Cluster, found: Bounds) -> None:
     (members, places), workload = frame, prepared.workload
-    if members[0].layer.uneven:
+    first = members[0]
+    if first.layer.uneven or not first.is_plain:
         for candidate, place in zip(members, places, strict=True):
             _one(prepare(candidate, cluster, workload), int(place), found)
         return

@@ -41,7 +41,9 @@ def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Se
         )
         # devices of a rank end together, so its slowest device counts
         setting = replace(setting, speed=_of_ranks(speed_D / speed_D.max(), tp))
-    if candidate.dense_part is not None and (mixed or layer.uneven):
+    # experts that are pruned by load leave all ranks with about as many
+    uneven = layer.uneven and not candidate.compression.pruned_fraction
+    if candidate.dense_part is not None and (mixed or uneven):
         rest = memory_need(
             layer,
             candidate.dense_part,
@@ -53,6 +55,7 @@ def setting_of(candidate: Candidate, cluster: Cluster, workload: Workload) -> Se
         ).total_bytes
         usable_D = np.repeat([profile.usable_bytes for profile, _ in cluster.groups], sizes)
         size_E = layer.width_E() * layer.bytes_per_width * candidate.dense_part.num_moe_layers
+        size_E = size_E * candidate.offload.resident_fraction
         setting = replace(
             setting,
             room_bytes=tuple(tp * np.array(_of_ranks(usable_D - rest, tp))),

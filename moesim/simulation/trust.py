@@ -152,6 +152,9 @@ def trust_of(
         calibration = load_calibration(profile.calibration, profile)
         fmt = _measured_as(candidate.layer, name)
         grade = grade_of(calibration, fmt, candidate.parallelism.ep)
+        if candidate.compression.cold_fraction:
+            words = "assumed: no measured row has cold experts of another form"
+            grade = replace(grade, letter="D", rests_on=words)
         if candidate.layer.widths_differ:
             words = "assumed: no measured row has experts of different widths"
             grade = replace(grade, letter="D", rests_on=words)

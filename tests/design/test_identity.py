@@ -13,15 +13,23 @@ from hypothesis import strategies as st
 from moesim import Candidate, DensePart, Gate, MoELayer, Parallelism, Precision, Workload, simulate
 from moesim.design import identity
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS
+from moesim.design.offload import Offload
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware.exchanges import EXCHANGES
 from moesim.measured.winners import read_winners
+from moesim.model.compression import Compression
 from moesim.model.precision import FORMATS, RECIPES
 from moesim.report import write_csv
 
 COUNTS = st.integers(1, 1 << 40)
 RATES = st.floats(1e-6, 1e6)
+FORMS = [
+    Compression(),
+    Compression(pruned_fraction=0.1234567),
+    Compression(cold_fraction=1 / 3, cold_format="float8_e4m3", pruned_fraction=0.5),
+    Compression(cold_fraction=1.0, cold_rank_fraction=0.4),
+]
 GATES = [
     "flat",
     "group_limited:4:2",
@@ -92,6 +100,15 @@ def candidates(draw):
         num_replicas=draw(st.integers(0, 99)),
         dense_part=draw(st.none() | st.just(dense)),
         schedule=schedule,
+        compression=draw(st.sampled_from(FORMS)),
+        offload=draw(
+            st.builds(
+                Offload,
+                resident_fraction=st.floats(0, 0.99),
+                prefetch_recall=st.floats(0, 1),
+            )
+            | st.just(Offload())
+        ),
     )
 
 
@@ -142,6 +159,7 @@ def with_leaf(value, path, new):
     return replace(value, **{path[0]: new})
 
 
+COLD = Compression(cold_fraction=0.5, cold_format="int4")
 OTHERS = {
     "kernels": ["auto:vllm", "sglang-triton"],
     "overflow": ["reroute"],
@@ -168,6 +186,12 @@ OTHERS = {
     "expert_intermediate_size": [48, (32,) * 15 + (16,)],
     "query_size": [64],
     "num_moe_layers": [5],
+    "cold_fraction": [0.25, 1.0],
+    "cold_format": ["mxfp4"],
+    "cold_rank_fraction": [0.3, 0.6],
+    "pruned_fraction": [0.125],
+    "resident_fraction": [0.5],
+    "prefetch_recall": [0.8],
 }
 #: fields that may only be set together with another
 TOGETHER = {
@@ -176,6 +200,10 @@ TOGETHER = {
     "num_expert_groups": {"layer.gate.kind": "group_limited"},
     "num_limited_groups": {"layer.gate.kind": "group_limited", "layer.gate.num_expert_groups": 4},
     "noise_std": {"layer.gate": Gate(selection="noisy_top_k", noise_std=1.0)},
+    "cold_fraction": {"compression": COLD},
+    "cold_format": {"compression": COLD},
+    "cold_rank_fraction": {"compression": COLD},
+    "prefetch_recall": {"offload": Offload(resident_fraction=0.25)},
     "local_routers": {
         "layer.gate": Gate(kind="two_level", num_expert_groups=2, num_limited_groups=2)
     },

@@ -28,6 +28,8 @@ TABLES = {
     "mask",
     "gemm_float32",
     "gemm_bfloat16",
+    "adamw_float32",
+    "adamw_bfloat16",
 }
 
 

@@ -56,6 +56,13 @@ CASES = {
         "hot": 0,
         "backend": "grouped_mm",
     },
+    "fast path, training": {
+        "tokens": [17, 29],
+        "experts": 8,
+        "top_k": 2,
+        "train": True,
+        "backend": "grouped_mm",
+    },
     "training": {"tokens": [17, 29], "experts": 8, "top_k": 2, "train": True},
     "training, no tokens on one": {
         "tokens": [0, 9],

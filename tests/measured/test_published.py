@@ -30,7 +30,7 @@ def test_nine_tenths_of_the_scored_points_are_within_15_percent(rows):
     assert found["within_15_percent"] >= 90.0
     assert found["off_by_more_than_2x"] == 1
     worst = max(
-        (row for row in parts if row["error_percent"] is not None),
+        (row for row in parts if row["scored"] and row["error_percent"] is not None),
         key=lambda row: abs(row["error_percent"]),
     )
     assert worst["point"] == "8xH100 all-reduce, 58 MB"
@@ -41,7 +41,8 @@ def test_most_figures_of_whole_models_are_within_20_percent(rows):
     """16 figures: prefill and decode of DeepSeek-V3 on H100, H800 and GB200, gains of two-batch
     overlap, gpt-oss and Qwen3 on H100. Nothing was fitted to them. With balanced experts
     prefills of DeepSeek-V3 are 9 and 16 % too fast, with those of its data up to 34 %: batches
-    there are less balanced than EPLB leaves them here. GB200 ran kernels that no measured row here is of.
+    there are less balanced than EPLB leaves them here. GB200 ran kernels that no measured row here
+    is of.
     """
     whole = [row for row in rows if row["whole_model"]]
     found = summary(whole)
@@ -90,6 +91,14 @@ def test_the_framework_was_fitted_to_three_rows_of_h100(rows):
     assert len(fitted) == 3
     applied = framework("megatron").efficiency
     assert fitted_efficiency(rows) == pytest.approx(applied, rel=0.005)
+
+
+def test_offloaded_experts_are_an_upper_bound(rows):
+    """The link alone would allow about three times what was published for Python and 2-bit weights
+    that are widened first: nothing of either is simulated."""
+    point = next(row for row in rows if "in host memory" in row["point"])
+    assert not point["scored"]
+    assert 4.0 < point["simulated"] < 12.0
 
 
 def test_rows_are_whole(rows):

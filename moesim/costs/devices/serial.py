@@ -36,6 +36,8 @@ _PARTIAL_SORT = 64
 #: assumed size of a core's own cache: what it holds need not come from further away
 OWN_CACHE_BYTES = 2**20
 _LOGIT_BYTES = 4.0
+#: numbers that AdamW reads and writes per parameter
+ADAMW_NUMBERS = 7.0
 #: calls of the framework in a primitive, beyond those its callers count as launches
 _MORE_CALLS = {"top_k": 1, "softmax": 2, "align": 3, "stream": 3}
 #: tables that older profiles lack, which count that work in ``top_k`` and ``stream``
@@ -164,6 +166,13 @@ def stream_features(num_bytes: Array, cache_bytes: float) -> dict[str, Array]:
         "far_byte_s": num_bytes * missing(num_bytes, OWN_CACHE_BYTES),
         "missing_byte_s": num_bytes * missing(num_bytes, cache_bytes),
     }
+
+
+def adamw_features(params: Array, bytes_each: float, cache_bytes: float) -> dict[str, Array]:
+    """Return the terms of a fused AdamW: gradient, weight and two states are read, and all but the
+    gradient are written.
+    """
+    return element_features(params, ADAMW_NUMBERS * bytes_each, cache_bytes)
 
 
 def phase_intervals(profile: Profile, fmt: str, gate_fmt: str) -> dict[str, tuple[float, float]]:

@@ -7,6 +7,8 @@ these, and their benchmarks time them. A library may fuse the activation into th
 Shape legend: D devices or rows, L local experts (slots).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from moesim.costs.devices.primitives import Kernels
@@ -16,6 +18,7 @@ from moesim.costs.shape import ExpertShape
 from moesim.costs.tiles import Tile
 from moesim.costs.work import GemmSpec
 from moesim.model import MoELayer
+from moesim.model.compression import low_rank
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.placement import Placement
 
@@ -23,6 +26,8 @@ Array = np.ndarray
 #: narrow formats quantize the input of both GEMMs in separate kernels
 _QUANTISE_KERNELS = 2
 _OUTPUT_BYTES = 2.0
+#: kernels more where each of both GEMMs is two thin ones
+_LOW_RANK_KERNELS = 2
 
 
 def tiles_of(kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array) -> tuple[Tile, Tile]:
@@ -64,6 +69,7 @@ def price_layer_experts(
     *,
     tiles: tuple[Tile, Tile] | None = None,
     warm: bool = False,
+    rank_fraction: float | None = None,
 ) -> PhaseCost:
     """Price the routed experts of a layer, which have one width or several.
 
@@ -77,11 +83,15 @@ def price_layer_experts(
         num_tokens_D: ndarray of shape (D,): distinct tokens present.
         tiles: Tiles of both GEMMs; by default those that the library chooses for these devices.
         warm: Whether back-to-back calls find weights in L2, see `price_experts`.
+        rank_fraction: Rank of the factors of every matrix, see
+            `moesim.model.compression.Compression`; None for whole matrices.
 
     Returns:
         PhaseCost of shape (D,).
     """
     shape = ExpertShape.of(layer, tp)
+    if rank_fraction is not None:
+        shape = replace(shape, rank=low_rank(rank_fraction, layer.hidden_size, layer.widest))
     tiles = tiles or kernels.expert_tiles(counts_DL, shape.sizes)
     load = Load.of(counts_DL, np.asarray(num_tokens_D) * layer.top_k, tiles[0].block_m, widths_DL)
     return price_routed(kernels, shape, load, num_tokens_D, tiles=tiles, warm=warm)
@@ -99,7 +109,8 @@ def price_routed(
     """Price the routed experts: as a whole where a library is priced so, otherwise kernel by kernel
     with `price_experts`, whose arguments these are.
     """
-    whole = kernels.experts(shape, load, num_tokens_D)
+    # no library was measured with two thin products in place of one
+    whole = kernels.experts(shape, load, num_tokens_D) if shape.rank is None else None
     if whole is not None:
         return whole
     return price_experts(kernels, shape, load, num_tokens_D, tiles=tiles, warm=warm)
@@ -144,6 +155,8 @@ def price_experts(
         np.where(np.asarray(shape.top_k) > 1, *kernels.expert_kernels)
         + quantised * _QUANTISE_KERNELS
     )
+    if shape.rank is not None:
+        launches = launches + _LOW_RANK_KERNELS
 
     # a token's local experts share its row
     copies = np.maximum(load.rows_D / np.maximum(num_tokens_D, 1), 1.0)
@@ -169,14 +182,24 @@ def price_experts(
             ),
         )
 
+    up, down = tiles
+    if shape.rank is None:
+        ups = [gemm(up_columns, hidden, up, gather=True)]
+        downs = [gemm(hidden, width, down, scatter=True)]
+    else:
+        # each projection has factors of its own: hidden x rank, then rank x width
+        rank = shape.rank
+        ups = [gemm(shape.num_up * rank, hidden, up, gather=True), gemm(up_columns, rank, up)]
+        downs = [gemm(rank, width, down), gemm(hidden, rank, down, scatter=True)]
+
     tokens = np.asarray(num_tokens_D, dtype=np.float64)
     # activation and sum run over all slots of the tokens present, masked ones included
     slots, slot_widths = load.rows_D + load.masked_rows_D, load.slot_widths_D(shape.width)
     phases = [
         kernels.align(load.rows_D, 0 if load.counts_DL is None else load.counts_DL.shape[-1]),
-        gemm(up_columns, hidden, tiles[0], gather=True),
+        *ups,
         kernels.stream(slot_widths * (kernels.activation_apart * per_width * _OUTPUT_BYTES)),
-        gemm(hidden, width, tiles[1], scatter=True),
+        *downs,
         kernels.gather_sum(slots, tokens, hidden * _OUTPUT_BYTES),
         kernels.launches((load.rows_D > 0) * launches),
     ]

@@ -25,7 +25,7 @@ from moesim.model import MoELayer
 
 Array = np.ndarray
 #: depths that kernels pad to (Transformer Engine pads the rows of fp8 experts to 16)
-_PAD = 16
+PAD = 16
 
 
 def expert_parts(
@@ -35,6 +35,8 @@ def expert_parts(
     counts_DL: Array,
     tokens_D: Array,
     gradient_bytes: float,
+    *,
+    pad: int = PAD,
 ) -> dict[str, Part]:
     """Return the parts ``forward``, ``dgrad`` and ``wgrad`` of the experts of every device.
 
@@ -45,13 +47,14 @@ def expert_parts(
         counts_DL: ndarray of shape (D, L): rows of every slot.
         tokens_D: ndarray of shape (D,): tokens present.
         gradient_bytes: Bytes of an element of the sums of gradients.
+        pad: Number of tokens that the depth of a product is a multiple of.
     """
     tiles = tiles_of(kernels, layer, tp, counts_DL)
     forward = price_layer_experts(kernels, layer, tp, counts_DL, None, tokens_D, tiles=tiles)
     width = -(-layer.widest // tp)
     per_row = 2.0 * layer.num_matrices * layer.hidden_size * width
     flops = per_row * float(counts_DL.sum(axis=-1).mean())
-    wgrad = _wgrad(kernels, layer, tp, counts_DL, gradient_bytes)
+    wgrad = _wgrad(kernels, layer, tp, counts_DL, gradient_bytes, pad)
     return {
         "forward": Part(name="experts", cost=forward, flops=flops),
         "dgrad": Part(name="experts", cost=forward, flops=flops),
@@ -60,13 +63,18 @@ def expert_parts(
 
 
 def _wgrad(
-    kernels: Kernels, layer: MoELayer, tp: int, counts_DL: Array, gradient_bytes: float
+    kernels: Kernels,
+    layer: MoELayer,
+    tp: int,
+    counts_DL: Array,
+    gradient_bytes: float,
+    pad: int,
 ) -> PhaseCost:
     shape = ExpertShape.of(layer, tp)
     rows_D = counts_DL.sum(axis=-1).astype(np.float64)
     active_D = np.maximum((counts_DL > 0).sum(axis=-1), 1)
     mean = float((rows_D / active_D).mean())
-    depth = max(-(-round(mean) // _PAD) * _PAD, _PAD)
+    depth = max(-(-round(mean) // pad) * pad, pad)
     up = shape.sizes.num_up * shape.sizes.width
     found = [
         _product(kernels, shape, counts_DL, size, depth, gradient_bytes)

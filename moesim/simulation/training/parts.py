@@ -9,12 +9,13 @@ from moesim.costs.training.memory import Params, activation_bytes_of, params_of
 from moesim.costs.training.passes import DensePasses
 from moesim.costs.training.reduction import Sharing
 from moesim.design.training.model import TrainedModel
+from moesim.hardware import Profile
+from moesim.lowering.host_links import EFFICIENCY
 from moesim.model.spec import LayerKind
 from moesim.simulation.training.kinds import NOTHING, KindTimes, TimedPass, added, timed
 
-#: rate of a device's link to its host in one direction: PCIe 5.0 x16, of whose 63 GB/s about seven
-#: eighths are reached (assumed)
-HOST_BYTES_PER_S = 55e9
+#: rate of a device's link to its host where its profile states none: PCIe 5.0 x16 (assumed)
+_HOST_BYTES_PER_S = 64e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,13 @@ def parts_of(
         }
         whole = [added(*ends["dgrad"], *ends["wgrad"])] if first or last else []
         kept = sum(activation_bytes_of(trained, kind) for kind in layers)
-        hosted = _offloaded_bytes(trained, kept)
+        hosted_s = _offloaded_s(trained, kept, passes.pricing.prices.profile)
         found.append(
             PartTimes(
                 layers=layers,
-                forward=_beside(_sum(kinds, layers, "forward", ends["forward"]), hosted),
-                backward=_beside(_sum(kinds, layers, "backward", whole), hosted),
-                dgrad=_beside(_sum(kinds, layers, "dgrad", ends["dgrad"]), hosted),
+                forward=_beside(_sum(kinds, layers, "forward", ends["forward"]), hosted_s),
+                backward=_beside(_sum(kinds, layers, "backward", whole), hosted_s),
+                dgrad=_beside(_sum(kinds, layers, "dgrad", ends["dgrad"]), hosted_s),
                 wgrad=_sum(kinds, layers, "wgrad", ends["wgrad"]),
                 saved_s=sum(kinds[kind].saved_s for kind in layers),
                 kept_bytes=kept,
@@ -84,14 +85,16 @@ def _sum(
     return added(*(getattr(kinds[kind], which) for kind in layers), *ends) if layers else NOTHING
 
 
-def _offloaded_bytes(trained: TrainedModel, kept: float) -> float:
+def _offloaded_s(trained: TrainedModel, kept: float, profile: Profile) -> float:
+    """Return the seconds that the activations in the host's memory take on the link."""
     share = trained.plan.offload
-    return kept * share / (1.0 - share)
+    rate = (profile.host_link_bytes_per_s or _HOST_BYTES_PER_S) * EFFICIENCY
+    return kept * share / (1.0 - share) / rate
 
 
-def _beside(one: TimedPass, hosted_bytes: float) -> TimedPass:
+def _beside(one: TimedPass, hosted_s: float) -> TimedPass:
     """Add what activations take to the host and back beyond the pass that they travel under."""
-    exposed = max(hosted_bytes / HOST_BYTES_PER_S - one.time_s, 0.0)
+    exposed = max(hosted_s - one.time_s, 0.0)
     return added(one, TimedPass(time_s=exposed, phases={"offload": exposed}, flops=0.0))
 
 
