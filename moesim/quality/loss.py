@@ -20,6 +20,8 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
+from moesim.quality.deltas import DELTAS
+from moesim.quality.gates import together
 from moesim.quality.layers import layer_delta
 from moesim.quality.loss_law import PUBLISHED, LossLaw
 
@@ -164,6 +166,8 @@ def estimate_loss(
     )
     (low, mid, high), outside = _of_sizes(law, *sizes)
     delta = layer_delta(layer)
+    if layer.hidden_size != dense_part.hidden_size:
+        delta = together([delta, DELTAS["latent"]])
     outside += tuple(
         f"{unknown}: no measured figure" for unknown in delta.unknown.split("; ") if unknown
     )

@@ -18,6 +18,7 @@ overlapped exchanges, ``1f1b`` warms up twice as far.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from moesim.design.training.plan import Pipeline
@@ -46,8 +47,10 @@ class Shape(NamedTuple):
     overlaps: bool
 
 
+@lru_cache(maxsize=2)
 def orders_of(pipeline: Pipeline, shape: Shape) -> list[list[Unit]]:
-    """Return the units of every stage in order.
+    """Return the units of every stage in order. They are kept for the next caller, and must not be
+    changed.
 
     Args:
         pipeline: The schedule.

@@ -19,6 +19,7 @@ from moesim.design.training.plan import Pipeline
 from moesim.lowering.training.orders import (
     Kept,
     Pass,
+    PassKind,
     Shape,
     Unit,
     kept_counts,
@@ -29,7 +30,7 @@ from moesim.program.builder import ProgramBuilder, Waits
 
 Array = np.ndarray
 #: schedules of which the orders are kept at a time: a large one takes some MiB
-_KEPT = 64
+_KEPT = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,11 +88,11 @@ def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
     Raises:
         AssertionError: Units wait for each other in a circle.
     """
-    kinds: dict[Unit, int] = {}
+    kinds: dict[tuple[tuple[PassKind, int], ...], int] = {}
     rows: list[tuple[int, list[int]]] = []
     ended: dict[Pass, int] = {}
     last = [-1] * len(orders)
-    counts: list[Counter[Unit]] = [Counter() for _ in orders]
+    counts: list[Counter[int]] = [Counter() for _ in orders]
     at = [0] * len(orders)
     moved = True
     while moved:
@@ -107,22 +108,25 @@ def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
                     # a hop is an op of its own, which the sender does not wait for
                     rows.append((-1, [op]))
                     after.append(len(rows) - 1)
-                kind = tuple(Pass(one.kind, one.part, 0) for one in unit)
-                rows.append((kinds.setdefault(kind, len(kinds)), after))
+                kind = tuple([(one[0], one[1]) for one in unit])
+                number = kinds.setdefault(kind, len(kinds))
+                rows.append((number, after))
                 last[device] = len(rows) - 1
-                counts[device][kind] += 1
-                ended.update(dict.fromkeys(unit, len(rows) - 1))
+                counts[device][number] += 1
+                for one in unit:
+                    ended[one] = last[device]
                 at[device] += 1
                 moved = True
     assert all(n == len(order) for n, order in zip(at, orders, strict=True)), (
         "units wait in circles"
     )
+    units = [tuple(Pass(name, part, 0) for name, part in kind) for kind in kinds]
     return Wiring(
         program=_program([after for _, after in rows]),
-        kinds=tuple(kinds),
+        kinds=tuple(units),
         kind_N=np.array([kind for kind, _ in rows], dtype=np.int64),
         last=tuple(last),
-        counts=tuple(dict(one) for one in counts),
+        counts=tuple({units[kind]: n for kind, n in one.items()} for one in counts),
     )
 
 

@@ -64,8 +64,8 @@ def _draw(study: Study, folder: Path, title: str) -> None:
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return a winner's row as it is printed."""
-    if "loss" not in row:
-        return row | {"candidate": row["design"]}
+    if "layer_time_us" not in row:
+        return {"candidate": row["design"]} | row
     return row | {
         "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
         "loss": f"{row['loss']:.4f}",
