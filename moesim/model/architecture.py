@@ -4,13 +4,10 @@ What is not said stays as in the model. Attention, width of a token and vocabula
 """
 
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from itertools import cycle, islice
 
 from moesim.errors import require, require_int
-from moesim.model.derive import dense_part_of, layer_of
 from moesim.model.feedforward import MoEFeedForward
-from moesim.model.hf_config import Model
 from moesim.model.spec import LayerKind, ModelSpec
 
 
@@ -103,24 +100,3 @@ class Architecture:
         """The changes in a few words; empty without any."""
         said = ((one.name, getattr(self, one.name)) for one in fields(self))
         return " ".join(f"{name} {value}" for name, value in said if value is not None)
-
-
-@lru_cache(maxsize=4096)
-def changed(model: Model, architecture: Architecture) -> Model:
-    """Return a model with changes. Granularity stays relative to the model's own dense width.
-
-    Raises:
-        ConfigError: The changes contradict the model or each other.
-    """
-    if architecture == Architecture():
-        return model
-    spec = replace(model.spec, blocks=architecture.blocks(model.spec))
-    layer, rounded = layer_of(spec, model.layer.precision)
-    dense = model.dense_part
-    return replace(
-        model,
-        spec=spec,
-        layer=layer,
-        dense_part=dense_part_of(spec, layer, dense.dense_intermediate_size, dense.weight_bytes),
-        notes=tuple(dict.fromkeys((*model.notes, *rounded))),
-    )

@@ -25,9 +25,10 @@ from moesim.design.training.plan import (
 from moesim.errors import ConfigError, UnknownNameError, require
 from moesim.files.toml import Strict, describe
 from moesim.hardware.frameworks import framework
-from moesim.model.architecture import Architecture, changed
+from moesim.model.architecture import Architecture
 from moesim.model.hf_config import Model, load_model
 from moesim.quality import PUBLISHED, LossLaw, load_law
+from moesim.search.architectures import changed
 from moesim.search.choices import Choices, Some
 from moesim.search.training_workload import TrainingWorkload
 
