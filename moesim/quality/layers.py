@@ -18,6 +18,8 @@ def layer_deltas(layer: MoELayer) -> list[Delta]:
     deltas = gate_deltas(layer.gate) + _precision(layer.precision)
     if layer.num_shared_experts:
         deltas.append(DELTAS["shared_experts"])
+    if not layer.gated:
+        deltas.append(DELTAS["not_gated"])
     if layer.widths_key is not None and len(set(layer.widths_key) - {0}) > 1:
         deltas.append(DELTAS["widths"])
     if layer.has_pruned:

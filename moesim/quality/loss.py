@@ -22,6 +22,7 @@ from moesim.errors import ConfigError
 from moesim.model import DensePart, MoELayer
 from moesim.model.compression import Compression
 from moesim.quality.compressed import compression_delta
+from moesim.quality.deltas import DELTAS
 from moesim.quality.gates import together
 from moesim.quality.layers import layer_delta
 from moesim.quality.loss_law import PUBLISHED, LossLaw
@@ -171,6 +172,8 @@ def estimate_loss(
     delta = layer_delta(layer)
     if compression is not None and not compression.is_nothing:
         delta = together([delta, compression_delta(layer, compression)])
+    if layer.hidden_size != dense_part.hidden_size:
+        delta = together([delta, DELTAS["latent"]])
     outside += tuple(
         f"{unknown}: no measured figure" for unknown in delta.unknown.split("; ") if unknown
     )

@@ -2,12 +2,15 @@
 
 import math
 import re
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from moesim.design.candidate import Parallelism
 from moesim.errors import ConfigError
 from moesim.model.widths import checked_widths, parse_widths, width_text
 
+T = TypeVar("T")
 #: maximum number of choices of a range; more is taken for a typing error
 _MOST = 4096
 
@@ -81,6 +84,12 @@ def without_repeats(values: list) -> list:
             raise ValueError(f"expected each choice once, got {value!r} twice")
         seen[value] = value
     return values
+
+
+#: a list of choices, which may be written as a range
+Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
+#: the same with at least one
+Some = Annotated[Choices[T], Field(min_length=1)]
 
 
 def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:

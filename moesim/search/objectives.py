@@ -1,8 +1,9 @@
 """Objectives that a search may improve, and constraints that it may keep.
 
 All are columns of a trial's row. A search over MoE layers has `OBJECTIVES`, one over whole models
-that are served `WHOLE_OBJECTIVES`. Of the former, columns about the time, energy and cost of the
-layer alone say so in their names; ``loss`` and ``peak_memory_gib`` are about the whole model.
+that are served `WHOLE_OBJECTIVES`, one over training runs `TRAINING_OBJECTIVES`. Of the first,
+columns about the time, energy and cost of the layer alone say so in their names; ``loss`` and
+``peak_memory_gib`` are about the whole model.
 """
 
 import math
@@ -40,8 +41,23 @@ WHOLE_OBJECTIVES: dict[str, Direction] = {
     "joules_per_million_tokens": "minimize",
     "usd_per_million_tokens": "minimize",
 }
+#: objective of training runs -> direction; days and price are those of the whole run
+TRAINING_OBJECTIVES: dict[str, Direction] = {
+    "loss": "minimize",
+    "train_days": "minimize",
+    "train_usd": "minimize",
+    "tokens_per_s_per_device": "maximize",
+    "mfu": "maximize",
+    "peak_memory_gib": "minimize",
+}
+#: what is searched -> its objectives
+_KINDS: dict[str, Mapping[str, Direction]] = {
+    "MoE layers": OBJECTIVES,
+    "whole models": WHOLE_OBJECTIVES,
+    "training runs": TRAINING_OBJECTIVES,
+}
 #: every objective -> direction
-DIRECTIONS = OBJECTIVES | WHOLE_OBJECTIVES
+DIRECTIONS = OBJECTIVES | WHOLE_OBJECTIVES | TRAINING_OBJECTIVES
 #: columns that a constraint may bound in addition to the objectives
 BOUNDED = ("loss_high", "layer_time_high_us", "load_imbalance", "dropped_token_fraction")
 _SIGNS = {"<=": operator.le, ">=": operator.ge}
@@ -134,8 +150,8 @@ def check_objectives(objectives: list[str], known: Mapping[str, Direction] = OBJ
         if name in known:
             continue
         if name in DIRECTIONS:
-            kinds = ("MoE layers", "whole models")
-            here, there = kinds if "loss" in known else kinds[::-1]
+            here = next(kind for kind, its in _KINDS.items() if its == known)
+            there = next(kind for kind, its in _KINDS.items() if name in its)
             raise ConfigError(
                 f"study: expected objectives of {here} ({', '.join(known)}), which is what the "
                 f"space holds, got {name!r}, one of {there}"
@@ -165,7 +181,12 @@ def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> No
     """
     if {"layer_joules_per_token", "watts_per_device", "joules_per_million_tokens"} & set(names):
         economics.watts(cluster, {})
-    if {"layer_usd_per_million_tokens", "usd_per_hour", "usd_per_million_tokens"} & set(names):
+    if {
+        "layer_usd_per_million_tokens",
+        "usd_per_hour",
+        "usd_per_million_tokens",
+        "train_usd",
+    } & set(names):
         economics.usd_per_hour(cluster)
 
 

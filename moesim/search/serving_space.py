@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from moesim.costs.dense.gemm import GemmFormat
 from moesim.design.schedule import Schedule
@@ -19,15 +19,11 @@ from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import Precision
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING, PlacementSpec
-from moesim.search.choices import expanded, without_repeats
+from moesim.search.choices import Some
 from moesim.serving.formats import dense_format_of, precision_on
 from moesim.serving.layouts import divided, engine_layouts, fitting
 from moesim.serving.pools import ServingKnobs
 
-T = TypeVar("T")
-_Some = Annotated[
-    list[T], BeforeValidator(expanded), AfterValidator(without_repeats), Field(min_length=1)
-]
 #: the choice that stands for what an engine, a model's file or a cluster says
 _AUTO = "auto"
 #: parameters that decide the times of steps
@@ -93,20 +89,20 @@ class ServingSpace(Strict):
 
     model: str
     lenient: bool = False
-    concurrency: _Some[int]
-    layout: _Some[str] = [_AUTO]
-    engine: _Some[str] = ["sglang"]
-    precision: _Some[str] = [_AUTO]
-    dense_format: _Some[str] = [_AUTO]
-    kv_format: _Some[str] = ["bfloat16"]
-    placement: _Some[str] = ["eplb"]
-    redundant_per_rank: _Some[int] = [1]
-    exchange: _Some[str] = [_AUTO]
-    num_micro_batches: _Some[int] = [1]
-    kernel_library: _Some[str] = [AUTO]
+    concurrency: Some[int]
+    layout: Some[str] = [_AUTO]
+    engine: Some[str] = ["sglang"]
+    precision: Some[str] = [_AUTO]
+    dense_format: Some[str] = [_AUTO]
+    kv_format: Some[str] = ["bfloat16"]
+    placement: Some[str] = ["eplb"]
+    redundant_per_rank: Some[int] = [1]
+    exchange: Some[str] = [_AUTO]
+    num_micro_batches: Some[int] = [1]
+    kernel_library: Some[str] = [AUTO]
     acceptance: list[float] = []
-    draft_length: _Some[int] = [0]
-    chunk: _Some[int] = [0]
+    draft_length: Some[int] = [0]
+    chunk: Some[int] = [0]
     slow_first: ClassVar[tuple[str, ...]] = (*DESIGN, "draft_length", "chunk", "concurrency")
     ruling: ClassVar[tuple[str, ...]] = ("layout", "placement")
 

@@ -12,10 +12,9 @@ apply, so that no two points are the same design.
 
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -36,13 +35,10 @@ from moesim.model.presets import load_preset
 from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
-from moesim.search.choices import expanded, parse_parallelism, width_choice, without_repeats
+from moesim.search.choices import Choices, Some, parse_parallelism, width_choice
 from moesim.search.forms import SAME, check_forms, forms_of, forms_without_effect
 from moesim.search.parameters import GROUPS, OPTIONAL, PARAMETERS, RULING, SLOW_FIRST
 
-T = TypeVar("T")
-_Choices = Annotated[list[T], BeforeValidator(expanded), AfterValidator(without_repeats)]
-_Some = Annotated[_Choices[T], Field(min_length=1)]
 #: the choice that stands for the exchange the cluster names
 _OWN = "cluster"
 #: maximum number of points that `Space.check` tries before it accepts the space
@@ -111,30 +107,30 @@ class Space(Strict):
     train_tokens: float | None = Field(default=None, gt=0)
     train_flops: float | None = Field(default=None, gt=0)
     quality: str | None = None
-    num_experts: _Some[int]
-    top_k: _Some[int]
-    expert_intermediate_size: _Some[Annotated[int | str, BeforeValidator(width_choice)]]
-    gate: _Some[str] = ["flat"]
-    num_expert_groups: _Choices[int] = []
-    num_limited_groups: _Choices[int] = []
-    placement: _Some[str] = ["contiguous"]
-    num_replicas: _Some[int] = [0]
-    parallelism: _Some[str] = ["tp1"]
-    precision: _Some[str] = ["bf16"]
-    exchange: _Some[str] = Field(
+    num_experts: Some[int]
+    top_k: Some[int]
+    expert_intermediate_size: Some[Annotated[int | str, BeforeValidator(width_choice)]]
+    gate: Some[str] = ["flat"]
+    num_expert_groups: Choices[int] = []
+    num_limited_groups: Choices[int] = []
+    placement: Some[str] = ["contiguous"]
+    num_replicas: Some[int] = [0]
+    parallelism: Some[str] = ["tp1"]
+    precision: Some[str] = ["bf16"]
+    exchange: Some[str] = Field(
         default=[_OWN], validation_alias=AliasChoices("exchange", "dispatch")
     )
-    num_micro_batches: _Some[int] = [1]
-    kernels: _Some[str] = [AUTO]
-    capacity_factor: _Some[float] = [0.0]
-    overflow: _Some[str] = ["drop"]
-    pruned_fraction: _Some[float] = [0.0]
-    cold_fraction: _Some[float] = [0.0]
-    cold_format: _Some[str] = [SAME]
-    cold_rank_fraction: _Some[float] = [0.0]
-    resident_fraction: _Some[float] = [1.0]
-    prefetch_recall: _Some[float] = [0.0]
-    hardware: dict[str, _Some[int | float | str | list[int]]] = {}
+    num_micro_batches: Some[int] = [1]
+    kernels: Some[str] = [AUTO]
+    capacity_factor: Some[float] = [0.0]
+    overflow: Some[str] = ["drop"]
+    pruned_fraction: Some[float] = [0.0]
+    cold_fraction: Some[float] = [0.0]
+    cold_format: Some[str] = [SAME]
+    cold_rank_fraction: Some[float] = [0.0]
+    resident_fraction: Some[float] = [1.0]
+    prefetch_recall: Some[float] = [0.0]
+    hardware: dict[str, Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
     lenient: bool = False
     slow_first: ClassVar[tuple[str, ...]] = SLOW_FIRST

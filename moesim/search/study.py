@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from moesim.design.candidate import Candidate, Workload
+from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, require_int
 from moesim.hardware import Cluster
 from moesim.search.evaluate import Problem
@@ -29,13 +29,10 @@ from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
 from moesim.search.pareto import front, spread
 from moesim.search.points import num_designs
 from moesim.search.problem import SearchProblem, SearchSpace
-from moesim.search.problems import problem_of
+from moesim.search.problems import AnySpace, AnyWorkload, problem_of
 from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
-from moesim.search.serving_space import ServingSpace
-from moesim.search.serving_workload import ServingWorkload
 from moesim.search.settings import sampler_of, settings_of
-from moesim.search.space import Space
 from moesim.search.storage import Store, is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 
@@ -131,9 +128,9 @@ class Study:
 
 
 def run_study(
-    space: Space | ServingSpace,
+    space: AnySpace,
     cluster: Cluster,
-    workload: Workload | ServingWorkload,
+    workload: AnyWorkload,
     *,
     objectives: Iterable[str],
     num_trials: int,
@@ -154,11 +151,12 @@ def run_study(
     """Run a study, or continue it up to ``num_trials``.
 
     Args:
-        space: The choices of the search: of MoE layers, or of whole models that are served.
+        space: The choices of the search: of MoE layers, of whole models that are served, or of
+            training runs.
         cluster: The hardware.
-        workload: Tokens and routing, or requests.
+        workload: Tokens and routing, requests, or a training run.
         objectives: Names of objectives from `moesim.search.objectives.OBJECTIVES`, or for whole
-            models from `WHOLE_OBJECTIVES`.
+            models from `WHOLE_OBJECTIVES`, for training runs from `TRAINING_OBJECTIVES`.
         num_trials: Total number of trials, including earlier runs in the same storage; fewer if the
             space has no more points.
         constraints: Constraints such as ``layer_time_us <= 500``, in addition to fitting in memory.
@@ -169,7 +167,7 @@ def run_study(
         seed: Seed of the search: the same seed and number of trials give the same trials.
         storage: Output folder, which will hold ``study.journal``, or the URL of a shared storage.
         enqueue: Points, or parts of points, to try first.
-        engine: Engine that the search simulates with; whole models have one of their own.
+        engine: Engine that the search simulates with; models that are served have one of their own.
         economics: Cost and power model, as a name or a file; see `moesim.hardware.economics`.
         num_workers: Number of processes that evaluate trials.
         executor: A `concurrent.futures.Executor` that evaluates them, or ``dask://HOST:PORT``.

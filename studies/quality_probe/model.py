@@ -12,6 +12,7 @@ import math
 import sysconfig
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -68,6 +69,7 @@ class Probe:
         learning_rate: Peak learning rate of AdamW: it warms up over a tenth of the steps, and then
             follows a cosine to a tenth of the peak.
         balance: Weight of the auxiliary loss (Switch, arXiv 2101.03961) of gates that use one.
+        device: Device of torch that trains.
     """
 
     steps: int = 240
@@ -82,6 +84,7 @@ class Probe:
     held_out_batches: int = 40
     learning_rate: float = 1e-2
     balance: float = 0.01
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,10 @@ class Variant:
             balance of groups alone, since the kernel uses them only for selection.
         redraw: Number of another random draw of the router's keys, to see the effect of a change
             that changes nothing.
+        missing: Share of the experts, drawn anew in each step of training, that no token may
+            choose.
+        temperature: Whether the router's logits are divided by a learned number, 1 at first.
+        update_rate: Step of the bias that balances experts (arXiv 2408.15664), for gates with one.
     """
 
     gate: str = "flat"
@@ -108,6 +115,9 @@ class Variant:
     capacity_factor: float | None = None
     learns_groups: bool = False
     redraw: int = 0
+    missing: float = 0.0
+    temperature: bool = False
+    update_rate: float = 0.01
 
 
 @cache
@@ -173,16 +183,25 @@ class Moe(nn.Module):
         self.noise_EH = (
             nn.Parameter(torch.zeros(experts, hidden)) if gate.selection == "noisy_top_k" else None
         )
+        self.log_temperature = nn.Parameter(torch.zeros(())) if variant.temperature else None
+        self.missing_E: Tensor | None = None
+        self.chosen_TK = torch.zeros(0, 0)
+        self.entropy = 0.0
         self.register_buffer("bias_E", torch.zeros(experts))
         self.register_buffer("counts_E", torch.zeros(experts, dtype=torch.long))
-        self.noise = torch.Generator().manual_seed(seed + at)
+        self.noise = torch.Generator(probe.device).manual_seed(seed + at)
         self.balance_loss = torch.zeros(())
 
     def forward(self, x_TH: Tensor, words_T: Tensor) -> Tensor:
         """Map shape (T, H) to the same shape; keep the auxiliary loss and count the choices."""
         gate, top_k = self.layer.gate, self.layer.top_k
+        if self.training and self.variant.missing:
+            self.missing_E = self.drawn_missing(self.variant.missing)
+        fine_EH = self.fine_EH
+        if self.log_temperature is not None:
+            fine_EH = fine_EH * torch.exp(-self.log_temperature)
         weights = LayerWeights(
-            fine_EH=self.fine_EH,
+            fine_EH=fine_EH,
             coarse_GH=self.coarse_GH,
             w_gate_up=self.w_gate_up,
             w_down=self.w_down,
@@ -191,8 +210,12 @@ class Moe(nn.Module):
         ids_TK = ids_TK.to(torch.int32).contiguous()
         counts_E = torch.bincount(ids_TK.flatten(), minlength=self.layer.num_experts)
         self.balance_loss = self._unbalance(x_TH, ids_TK)
+        self.chosen_TK = ids_TK
+        with torch.no_grad():
+            share_TE = (x_TH @ fine_EH.T).softmax(1)
+            self.entropy = float(-(share_TE * share_TE.clamp_min(1e-9).log()).sum(1).mean())
         if self.training and gate.balancing == "bias":
-            self.bias_E = updated_bias(self.bias_E, counts_E, step=0.01)
+            self.bias_E = updated_bias(self.bias_E, counts_E, step=self.variant.update_rate)
         if not self.training:
             self.counts_E += counts_E
         if self.variant.capacity_factor is not None:
@@ -204,12 +227,24 @@ class Moe(nn.Module):
         if self.training and self.variant.dropout:
             plan = make_plan_reference(ids_TK, self.layer.num_experts, block_m=16)
             act_PI = grouped_swiglu_reference(x_TH, self.w_gate_up, plan)
-            keep_PI = torch.rand(act_PI.shape, generator=self.noise) >= self.variant.dropout
+            keep_PI = (
+                torch.rand(act_PI.shape, generator=self.noise, device=x_TH.device)
+                >= self.variant.dropout
+            )
             act_PI = act_PI * keep_PI / (1.0 - self.variant.dropout)
             return combine_reference(grouped_down_reference(act_PI, self.w_down, plan), weights_TK)
         return moe_layer(
             x_TH, weights, self.layer, "torch", routing=(weights_TK, ids_TK), checked=False
         )
+
+    def drawn_missing(self, share: float) -> Tensor:
+        """Draw the experts that are missing: shape (E,), at least top_k stay."""
+        experts = self.layer.num_experts
+        gone = min(round(share * experts), experts - self.layer.top_k)
+        order_E = torch.randperm(experts, generator=self.noise, device=self.fine_EH.device)
+        missing_E = torch.zeros(experts, dtype=torch.bool, device=self.fine_EH.device)
+        missing_E[order_E[:gone]] = True
+        return missing_E
 
     def _route(self, x_TH: Tensor, words_T: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
         gate, top_k = self.layer.gate, self.layer.top_k
@@ -220,14 +255,17 @@ class Moe(nn.Module):
             noise_TE = functional.softplus(x_TH @ self.noise_EH.T) * float(self.training)
             return noisy_top_k(x_TH @ self.fine_EH.T, top_k, noise_TE, generator=self.noise)
         if gate.balancing == "bias":
-            return biased_top_k(torch.sigmoid(x_TH @ self.fine_EH.T), top_k, self.bias_E)
+            scores_TE = torch.sigmoid(x_TH @ self.fine_EH.T)
+            if self.missing_E is not None:
+                scores_TE = scores_TE.masked_fill(self.missing_E, -1e9)
+            return biased_top_k(scores_TE, top_k, self.bias_E)
         if gate.share_tokens > 1:
             return shared_gate(x_TH, self.fine_EH, top_k, gate.share_tokens)
         if self.variant.learns_groups:
             return local_two_level(
                 x_TH, self.coarse_GH, self.fine_EH, top_k, gate.num_limited_groups
             )
-        return gate_tokens_reference(x_TH, gate, weights, top_k)
+        return gate_tokens_reference(x_TH, gate, weights, top_k, missing_E=self.missing_E)
 
     def _unbalance(self, x_TH: Tensor, ids_TK: Tensor) -> Tensor:
         """Return E x the sum over experts of share of choices x mean score (arXiv 2101.03961).
@@ -299,20 +337,25 @@ def _loss(model: LanguageModel, batch: Tensor) -> Tensor:
     return functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
-def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
-    """Train one model and measure it on the held-out text.
+def fit(
+    probe: Probe,
+    variant: Variant,
+    seed: int,
+    watch: Callable[[int, LanguageModel, Tensor], None] = lambda *_: None,
+) -> tuple[LanguageModel, list[float], float]:
+    """Train one model.
 
     Args:
         probe: Sizes of the run.
         variant: How the model differs from flat top-k.
         seed: Seed of weights, batches and noise.
+        watch: Function to call before every step, with its number, the model and the batch.
 
     Returns:
-        Held-out loss in nats per byte, first and last training loss, imbalance, milliseconds per
-        step, and active parameters.
+        The model, its training losses, and the seconds.
     """
-    training, held_out, _ = text()
-    model = LanguageModel(probe, variant, seed)
+    training = text()[0]
+    model = LanguageModel(probe, variant, seed).to(probe.device)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=probe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -329,30 +372,56 @@ def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
     losses = []
     began = time.perf_counter()
     for step in range(probe.steps):
-        loss = _loss(model, windows(training, probe, seed * 1_000_003 + step))
+        batch = windows(training, probe, seed * 1_000_003 + step).to(probe.device)
+        watch(step, model, batch)
+        loss = _loss(model, batch)
         optimiser.zero_grad(set_to_none=True)
         (loss + sum(moe.balance_loss for moe in model.moe)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
-    seconds = time.perf_counter() - began
+    return model, losses, time.perf_counter() - began
+
+
+def held_out_loss(model: LanguageModel, probe: Probe) -> float:
+    """Return the loss on the held-out windows, the same ones for every seed and variant."""
     model.eval()
+    held = text()[1]
     with torch.no_grad():
-        # the same held-out windows for every seed and variant
-        held = [
-            _loss(model, windows(held_out, probe, i)).item() for i in range(probe.held_out_batches)
+        found = [
+            _loss(model, windows(held, probe, i).to(probe.device)).item()
+            for i in range(probe.held_out_batches)
         ]
-    imbalance = [float(moe.counts_E.max() / moe.counts_E.float().mean()) for moe in model.moe]
+    return sum(found) / len(found)
+
+
+def train(probe: Probe, variant: Variant, seed: int) -> dict[str, object]:
+    """Train one model and measure it on the held-out text; for the arguments see `fit`.
+
+    Returns:
+        Held-out loss in nats per byte, first and last training loss, imbalance, milliseconds per
+        step, and active parameters.
+    """
+    model, losses, seconds = fit(probe, variant, seed)
+    loss = held_out_loss(model, probe)
     few = max(probe.steps // 20, 1)
     return {
-        "loss": sum(held) / len(held),
+        "loss": loss,
         "first_loss": losses[0],
         "last_loss": sum(losses[-few:]) / few,
-        "load_imbalance": sum(imbalance) / len(imbalance),
+        "load_imbalance": imbalance_of(model),
         "ms_per_step": 1e3 * seconds / probe.steps,
         "active_params": active_params(model),
     }
+
+
+def imbalance_of(model: LanguageModel) -> float:
+    """Return the load of the fullest expert over the mean, the mean over layers, of all that the
+    model has seen since its training.
+    """
+    found = [float(moe.counts_E.max() / moe.counts_E.float().mean()) for moe in model.moe]
+    return sum(found) / len(found)
 
 
 def active_params(model: LanguageModel) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from moesim.engines.run import run
 from moesim.lowering.training.orders import Pass, Shape, kept_at_once, orders_of
-from moesim.lowering.training.pipeline import lower_pipeline
+from moesim.lowering.training.pipeline import kept_of, wired
 
 SIZES = [(2, 8), (4, 8), (8, 16), (8, 64), (16, 64)]
 
@@ -21,8 +21,7 @@ def idle(pipeline, shape, *, forward=1.0, dgrad=1.0, wgrad=1.0, beside=None, hop
             return beside
         return sum(taken[one.kind] for one in unit)
 
-    lowered = lower_pipeline(orders, shape.pp * shape.vp, seconds, hop)
-    timeline = run(lowered.program, "bound")
+    timeline = run(wired(pipeline, shape).timed(seconds, hop), "bound")
     span = float(timeline.end_s_N.max())
     return span, [span - sum(map(seconds, units)) for units in orders]
 
@@ -56,8 +55,8 @@ def test_zero_bubble_waits_for_forward_and_dgrad_less_wgrad(pp, count, times):
         "zero_bubble", Shape(pp, 1, count, False), forward=forward, dgrad=dgrad, wgrad=wgrad
     )
     assert waits == pytest.approx([(pp - 1) * (forward + dgrad - wgrad)] * pp, 0.01)
-    for units in orders_of("zero_bubble", Shape(pp, 1, count, False)):
-        assert kept_at_once(units, lambda part: 1.0) == pp
+    for kept in kept_of("zero_bubble", Shape(pp, 1, count, False)):
+        assert kept_at_once(kept, lambda part: 1.0) == pp
 
 
 @pytest.mark.parametrize(("pp", "count"), [(4, 8), (8, 20), (16, 64)])
@@ -70,8 +69,8 @@ def test_dualpipe(pp, count, beside):
     _, waits = idle("dualpipe", shape, beside=beside)
     want = (pp / 2 - 1) * (beside + 2.0 - 3.0)
     assert max(waits) == pytest.approx(want, rel=0.01, abs=1e-9)
-    for units in orders_of("dualpipe", shape):
-        assert kept_at_once(units, lambda part: 1.0) == pp + 1
+    for kept in kept_of("dualpipe", shape):
+        assert kept_at_once(kept, lambda part: 1.0) == pp + 1
 
 
 @pytest.mark.parametrize("overlaps", [False, True])

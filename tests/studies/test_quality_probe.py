@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,3 +175,102 @@ def test_verdicts(probe):
 def test_bad_options_are_one_line(arguments, message):
     done = run(*arguments)
     assert (done.returncode, done.stderr.strip()) == (2, message)
+
+
+@pytest.fixture(scope="module")
+def robust():
+    """The modules of the second script, on one thread as it is."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import model
+        import robustness
+    finally:
+        sys.path.remove(str(FOLDER))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield model, robustness
+    torch.set_num_threads(threads)
+
+
+def test_looking_at_a_model_does_not_change_it(robust):
+    model, study = robust
+    sizes = model.Probe(hidden_size=32, window=16, batch=4, steps=8, held_out_batches=1)
+    for name in ("missing_1/4", "dropout_0.4", "bias_0.1"):
+        watch = study.Watch(sizes)
+        alone = model.fit(sizes, study.VARIANTS[name], 1)[1]
+        assert model.fit(sizes, study.VARIANTS[name], 1, watch)[1] == alone
+        assert len(watch.squares) == study.LOOKS
+        assert all(0 < entropy <= 1 for entropy in watch.entropy.values())
+        # a mean is never longer than what it is the mean of
+        assert all(half >= whole > 0 for half, whole in watch.squares.values())
+
+
+def test_missing_experts_are_not_chosen(robust):
+    model, study = robust
+    sizes = model.Probe(hidden_size=32, window=16, batch=4)
+    batch = model.windows(model.text()[0], sizes, 0)
+    for name in ("flat", "temperature", "bias_0.01"):
+        language = model.LanguageModel(sizes, study.VARIANTS[name], 0).eval()
+        for moe in language.moe:
+            moe.missing_E = moe.drawn_missing(0.5)
+            assert int(moe.missing_E.sum()) == 8
+        with torch.no_grad():
+            language(batch[:, :-1])
+        for moe in language.moe:
+            assert not moe.missing_E[moe.chosen_TK.long()].any()
+
+
+def test_a_temperature_begins_at_one_and_learns(robust):
+    model, study = robust
+    sizes = model.Probe(hidden_size=32, window=16, batch=4, steps=8)
+    batch = model.windows(model.text()[0], sizes, 0)
+    flat, warm = (
+        model.LanguageModel(sizes, study.VARIANTS[name], 0) for name in ("flat", "temperature")
+    )
+    assert torch.equal(flat(batch[:, :-1]), warm(batch[:, :-1]))
+    trained = model.fit(sizes, study.VARIANTS["temperature"], 0)[0]
+    assert all(float(moe.log_temperature.detach()) != 0 for moe in trained.moe)
+
+
+def test_information_and_noise(robust):
+    _, study = robust
+    assert study._information(np.eye(4) / 4) == pytest.approx(1)
+    assert study._information(np.full((4, 4), 1 / 16)) == pytest.approx(0, abs=1e-12)
+    # |G|^2 = 1 and tr(S) = 12 over batches of 4 and 8
+    assert study.noise_scale([(1 + 12 / 4, 1 + 12 / 8)], 8) == pytest.approx(12)
+    assert study.noise_scale([(4.0, 1.0)], 8) is None
+
+
+def test_robustness_is_written(robust, tmp_path):
+    _, study = robust
+    study.main(tmp_path, quick=True)
+    found = rows(tmp_path / "robustness.csv")
+    shares = {row["at"] for row in found if row["figure"] == "missing"}
+    assert shares == {"0.125", "0.25", "0.5"}
+    assert {row["figure"] for row in found} == {
+        "loss",
+        "missing",
+        "imbalance",
+        "mapping",
+        "router_entropy",
+        "noise_scale",
+    }
+    for row in found:
+        if row["figure"] == "loss" and row["variant"] == "flat":
+            assert float(row["mean"]) == 0
+        if row["low"]:
+            assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+
+
+def test_the_run_that_is_kept_is_one_of_these(robust):
+    _, study = robust
+    kept = rows(FOLDER / "robustness_cpu.csv")
+    assert {row["variant"] for row in kept} == set(study.VARIANTS)
+    assert {row["evidence"] for row in kept} == {"measured"}
+    lost = {
+        (row["variant"], row["at"]): float(row["mean"])
+        for row in kept
+        if row["figure"] == "missing"
+    }
+    # what experts were missing in training, a model loses less by
+    assert lost["missing_1/4", "0.5"] < lost["missing_1/8", "0.5"] < lost["flat", "0.5"]

@@ -6,13 +6,15 @@ takes five Newton-Schulz steps for each matrix of m x n (m the smaller), each wi
 devices that divide the states also divide the matrices (arXiv 2502.16982).
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
+from moesim.costs.dense.prices import DensePrices
 from moesim.costs.steps.mixers import DensePricing
 from moesim.costs.training.memory import Params, state_bytes_per_param
 from moesim.design.training.model import TrainedModel
 from moesim.model.spec import LayerKind
-from moesim.model.weights import Weight
 
 _STEPS = 5
 _WEIGHT_BYTES = 2.0
@@ -62,7 +64,7 @@ def muon_s(
     if trained.plan.optimizer != "muon":
         return 0.0
     hidden, layout, total = trained.spec.hidden_size, trained.layout, 0.0
-    for kind in layers:
+    for kind, count in Counter(layers).items():
         routed = kind.moe.expert_weights(hidden) if kind.moe else ()
         names = {weight.name for weight in routed}
         for weight in kind.weights(hidden):
@@ -71,13 +73,14 @@ def muon_s(
             share = groups[1] * layout.devices_per_exchange if weight.name in names else groups[0]
             # tensor-parallel devices gather a matrix and divide the products
             split = layout.tp if weight.name not in names else 1
-            total += weight.copies * _matrix_s(pricing, weight) / (share * split)
+            sizes = sorted((weight.n, weight.k))
+            one = _matrix_s(pricing.prices, *sizes)
+            total += count * weight.copies * one / (share * split)
     return total
 
 
-def _matrix_s(pricing: DensePricing, weight: Weight) -> float:
-    small, large = min(weight.n, weight.k), max(weight.n, weight.k)
-    prices = pricing.prices
+@lru_cache(maxsize=1024)
+def _matrix_s(prices: DensePrices, small: int, large: int) -> float:
     wide = prices.gemm_s(small, small, large, "bfloat16")
     square = prices.gemm_s(small, small, small, "bfloat16")
     back = prices.gemm_s(small, large, small, "bfloat16")

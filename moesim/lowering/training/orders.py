@@ -18,6 +18,7 @@ overlapped exchanges, ``1f1b`` warms up twice as far.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from moesim.design.training.plan import Pipeline
@@ -46,8 +47,10 @@ class Shape(NamedTuple):
     overlaps: bool
 
 
+@lru_cache(maxsize=2)
 def orders_of(pipeline: Pipeline, shape: Shape) -> list[list[Unit]]:
-    """Return the units of every stage in order.
+    """Return the units of every stage in order. They are kept for the next caller, and must not be
+    changed.
 
     Args:
         pipeline: The schedule.
@@ -206,18 +209,39 @@ def _dual(stage: int, shape: Shape) -> list[Unit]:
     return device.units
 
 
-def kept_at_once(units: list[Unit], weight: Callable[[int], float]) -> float:
-    """Return the most activations that a device keeps at once.
+#: part -> micro-batches that a device keeps of it at a moment
+Kept = tuple[tuple[int, int], ...]
 
-    They are kept from the begin of a forward pass until its pass through weights has ended.
+
+def kept_counts(units: list[Unit]) -> list[Kept]:
+    """Return what a device keeps at the moments at which it may keep most, each once.
+
+    Activations are kept from the begin of a forward pass until its pass through weights has ended.
 
     Args:
         units: The units of the device in order.
+    """
+    now: dict[int, int] = {}
+    found: dict[Kept, None] = {}
+    for unit in units:
+        ahead = False
+        for one in unit:
+            if one.kind == "F":
+                now[one.part] = now.get(one.part, 0) + 1
+                ahead = True
+        if ahead:
+            found[tuple(sorted(now.items()))] = None
+        for one in unit:
+            if one.kind == "W":
+                now[one.part] -= 1
+    return list(found)
+
+
+def kept_at_once(counts: list[Kept], weight: Callable[[int], float]) -> float:
+    """Return the most activations that a device keeps at once.
+
+    Args:
+        counts: What it keeps, as `kept_counts` returns it.
         weight: Function from a part to what a micro-batch keeps of it.
     """
-    now = most = 0.0
-    for unit in units:
-        now += sum(weight(one.part) for one in unit if one.kind == "F")
-        most = max(most, now)
-        now -= sum(weight(one.part) for one in unit if one.kind == "W")
-    return most
+    return max((sum(n * weight(part) for part, n in kept) for kept in counts), default=0.0)

@@ -3,55 +3,96 @@
 A forward pass waits for that of the part before, a backward pass for that of the part after; on the
 last part it waits for the forward. Between stages the tokens take a hop, which delays the receiver
 and holds neither device, since sends are asynchronous. The units of a device follow one another.
+
+What waits for what depends on the schedule and its sizes alone, and is kept for designs that differ
+in anything else.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
-from moesim.lowering.training.orders import Pass, Unit
+from moesim.design.training.plan import Pipeline
+from moesim.lowering.training.orders import (
+    Kept,
+    Pass,
+    PassKind,
+    Shape,
+    Unit,
+    kept_counts,
+    orders_of,
+)
 from moesim.program import Program
 from moesim.program.builder import ProgramBuilder, Waits
 
 Array = np.ndarray
+#: schedules of which the orders are kept at a time: a large one takes some MiB
+_KEPT = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LoweredPipeline:
-    """A pipeline as a program.
+class Wiring:
+    """A pipeline whose units have no times yet.
 
     Attributes:
         program: One op for each unit, and one for each hop.
-        ops: Ops of the units of every device, in order.
-        units: The units of every device.
+        kinds: The distinct units, of micro-batch 0.
+        kind_N: Index of each op's kind; -1 for a hop.
+        last: The last op of every device.
+        counts: How often every device computes each kind.
     """
 
     program: Program
-    ops: list[Array]
-    units: list[list[Unit]]
+    kinds: tuple[Unit, ...]
+    kind_N: Array
+    last: tuple[int, ...]
+    counts: tuple[dict[Unit, int], ...]
+
+    def timed(self, seconds: Callable[[Unit], float], hop_s: float) -> Program:
+        """Return the program with times.
+
+        Args:
+            seconds: Function from a kind of unit to the time it takes.
+            hop_s: Seconds between a part's end and the begin of the next part.
+        """
+        known = np.array([*(seconds(kind) for kind in self.kinds), hop_s])
+        return replace(self.program, latency_s_N=known[self.kind_N])
 
 
-def lower_pipeline(
-    orders: list[list[Unit]],
-    num_parts: int,
-    seconds: Callable[[Unit], float],
-    hop_s: float,
-) -> LoweredPipeline:
-    """Lower a pipeline.
+@lru_cache(maxsize=_KEPT)
+def kept_of(pipeline: Pipeline, shape: Shape) -> list[list[Kept]]:
+    """Return what every device of a pipeline keeps at its fullest moments."""
+    return [kept_counts(units) for units in orders_of(pipeline, shape)]
 
-    Args:
-        orders: The units of every device.
-        num_parts: Number of parts of the model.
-        seconds: Function from a unit to the time it takes.
-        hop_s: Seconds between a part's end and the begin of the next part.
+
+@lru_cache(maxsize=_KEPT)
+def wired(pipeline: Pipeline, shape: Shape) -> Wiring:
+    """Return a pipeline without times.
 
     Raises:
         AssertionError: Units wait for each other in a circle.
     """
-    rows: list[tuple[float, list[int]]] = []
+    return wire(orders_of(pipeline, shape), shape.pp * shape.vp)
+
+
+def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
+    """Lower a pipeline, without times.
+
+    Args:
+        orders: The units of every device.
+        num_parts: Number of parts of the model.
+
+    Raises:
+        AssertionError: Units wait for each other in a circle.
+    """
+    kinds: dict[tuple[tuple[PassKind, int], ...], int] = {}
+    rows: list[tuple[int, list[int]]] = []
     ended: dict[Pass, int] = {}
-    ops: list[list[int]] = [[] for _ in orders]
+    last = [-1] * len(orders)
+    counts: list[Counter[int]] = [Counter() for _ in orders]
     at = [0] * len(orders)
     moved = True
     while moved:
@@ -62,20 +103,31 @@ def lower_pipeline(
                 waits = _waits(unit, num_parts, ended)
                 if waits is None:
                     break
-                after = ops[device][-1:]
+                after = [last[device]] if last[device] >= 0 else []
                 for op in waits:
                     # a hop is an op of its own, which the sender does not wait for
-                    rows.append((hop_s, [op]))
-                    after = [*after, len(rows) - 1]
-                rows.append((seconds(unit), after))
-                ops[device].append(len(rows) - 1)
-                ended.update(dict.fromkeys(unit, len(rows) - 1))
+                    rows.append((-1, [op]))
+                    after.append(len(rows) - 1)
+                kind = tuple([(one[0], one[1]) for one in unit])
+                number = kinds.setdefault(kind, len(kinds))
+                rows.append((number, after))
+                last[device] = len(rows) - 1
+                counts[device][number] += 1
+                for one in unit:
+                    ended[one] = last[device]
                 at[device] += 1
                 moved = True
     assert all(n == len(order) for n, order in zip(at, orders, strict=True)), (
         "units wait in circles"
     )
-    return LoweredPipeline(program=_program(rows), ops=[np.array(one) for one in ops], units=orders)
+    units = [tuple(Pass(name, part, 0) for name, part in kind) for kind in kinds]
+    return Wiring(
+        program=_program([after for _, after in rows]),
+        kinds=tuple(units),
+        kind_N=np.array([kind for kind, _ in rows], dtype=np.int64),
+        last=tuple(last),
+        counts=tuple({units[kind]: n for kind, n in one.items()} for one in counts),
+    )
 
 
 def _waits(unit: Unit, num_parts: int, ended: dict[Pass, int]) -> list[int] | None:
@@ -100,15 +152,14 @@ def _waits(unit: Unit, num_parts: int, ended: dict[Pass, int]) -> list[int] | No
     return found
 
 
-def _program(rows: Sequence[tuple[float, list[int]]]) -> Program:
+def _program(afters: Sequence[list[int]]) -> Program:
     builder = ProgramBuilder()
-    counts = [len(after) for _, after in rows]
+    counts = [len(after) for after in afters]
     builder.ops(
         "unit",
-        len(rows),
-        latency_s=np.array([seconds for seconds, _ in rows]),
+        len(afters),
         after=Waits(
-            np.array([op for _, after in rows for op in after], dtype=np.int64),
+            np.array([op for after in afters for op in after], dtype=np.int64),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         ),
         own_batch=True,

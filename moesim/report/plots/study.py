@@ -92,7 +92,8 @@ def fronts(
     Args:
         parts: Name -> (trials, Pareto front), rows as in trials.csv; rows of a front also have a
             ``group``, whose members the intervals do not tell apart.
-        rate: Column of throughput, or of a quantity in proportion to it.
+        rate: Column of throughput, or of another quantity; its interval is in the columns that end
+            in ``_low`` and ``_high``, or else that of the layer's time.
         label: Label of its axis.
         title: Title of the figure; the parts' names by default.
 
@@ -126,11 +127,7 @@ def fronts(
         "color": "rgba(60,60,60,0.35)",
     }
     for number, (name, (_, front)) in enumerate(parts.items()):
-        ends = [
-            [t["layer_time_us"] / t[f"layer_time_{end}_us"] for t in front]
-            for end in ("high", "low")
-        ]
-        low, high = ([t[rate] * f for t, f in zip(front, factors, strict=True)] for factors in ends)
+        low, high = ([_ends(t, rate)[end] for t in front] for end in (0, 1))
         figure.add_trace(
             go.Scatter(
                 x=[t[rate] for t in front],
@@ -170,6 +167,14 @@ def fronts(
         title=shown, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12}
     )
     return figure
+
+
+def _ends(row: Mapping[str, Any], rate: str) -> tuple[float, float]:
+    """Return the interval of a rate: its own, or that of the layer's time."""
+    if f"{rate}_low" in row:
+        return row[f"{rate}_low"], row[f"{rate}_high"]
+    low, high = (row["layer_time_us"] / row[f"layer_time_{end}_us"] for end in ("high", "low"))
+    return row[rate] * low, row[rate] * high
 
 
 def lines_by_experts(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]):

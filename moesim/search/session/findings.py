@@ -13,11 +13,12 @@ from moesim.report.terminal import print_table, say
 from moesim.search.evaluate import Problem
 from moesim.search.session.watch import confirmed_rows, say_fidelity, write_study
 from moesim.search.study import Study
+from moesim.search.training_problem import TrainingProblem
 
 
 def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list[dict[str, Any]]:
-    """Write trials.csv, pareto.csv, importance.csv, winners.csv and, of MoE layers, front.html, and
-    say what they hold.
+    """Write trials.csv, pareto.csv, importance.csv, winners.csv and, where loss is searched,
+    front.html, and say what they hold.
 
     Args:
         study: A finished study.
@@ -34,6 +35,8 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
         write_csv(folder / "winners.csv", rows)
     if isinstance(study.problem, Problem):
         _draw(study, folder, title)
+    elif isinstance(study.problem, TrainingProblem) and "loss" in study.objectives:
+        _draw(study, folder, title, rate="train_days", label="days of the training run")
     shown = [_shown(row) for row in rows]
     labels = [str(row["candidate"]) for row in shown]
     short, shared = without_common_end(labels)
@@ -52,20 +55,20 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     return rows
 
 
-def _draw(study: Study, folder: Path, title: str) -> None:
-    """Draw loss against throughput of MoE layers."""
+def _draw(study: Study, folder: Path, title: str, **axis: str) -> None:
+    """Draw loss against throughput of MoE layers, or what ``axis`` names."""
     pareto = study.pareto_trials()
     found = [t.row() | {"group": g} for t, g in zip(pareto, study.groups(pareto), strict=True)]
     write_html(
         folder / "front.html",
-        fronts({title: ([t.row() for t in study.trials if t.feasible], found)}),
+        fronts({title: ([t.row() for t in study.trials if t.feasible], found)}, **axis),
     )
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return a winner's row as it is printed."""
-    if "loss" not in row:
-        return row | {"candidate": row["design"]}
+    if "layer_time_us" not in row:
+        return {"candidate": row["design"]} | row
     return row | {
         "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
         "loss": f"{row['loss']:.4f}",

@@ -10,11 +10,11 @@ from moesim.model.gate_kinds import GATE_KINDS
 from moesim.model.presets import load_preset, preset_names
 from moesim.search.choices import parse_parallelism
 from moesim.search.parameters import GROUPS
-from moesim.search.serving_space import ServingSpace
+from moesim.search.problems import AnySpace
 from moesim.search.space import Space
 
 
-def known_points(space: Space | ServingSpace, cluster: Cluster) -> list[dict[str, Any]]:
+def known_points(space: AnySpace, cluster: Cluster) -> list[dict[str, Any]]:
     """Return published models as points, or parts of points, for ``enqueue`` of
     `moesim.search.run_study`.
 
@@ -28,10 +28,10 @@ def known_points(space: Space | ServingSpace, cluster: Cluster) -> list[dict[str
         cluster: The hardware that the points run on.
 
     Returns:
-        Nothing for a space of whole models, whose model is given.
+        Nothing for a space of whole models or training runs, whose model is given.
     """
     points: list[dict[str, Any]] = []
-    if isinstance(space, ServingSpace):
+    if not isinstance(space, Space):
         return points
     layouts = [text for text in space.parallelism if _uses(text, cluster)]
     for name in preset_names():

@@ -1,5 +1,6 @@
-"""Read a study from a TOML file, for ``moesim study``: of MoE layers, or, where ``[space]`` names a
-``model``, of whole models that are served.
+"""Read a study from a TOML file, for ``moesim study``: of MoE layers; where ``[space]`` names a
+``model``, of whole models that are served; and where ``[workload]`` also has ``train_tokens`` or
+``train_flops``, of training runs.
 """
 
 import tomllib
@@ -14,9 +15,12 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.toml import Strict
 from moesim.hardware import Cluster, load_cluster
+from moesim.search.problems import AnySpace, AnyWorkload
 from moesim.search.serving_space import ServingSpace
 from moesim.search.serving_workload import ServingWorkload
 from moesim.search.space import Space
+from moesim.search.training_space import TrainingSpace
+from moesim.search.training_workload import TrainingWorkload
 
 
 class _Workload(Strict):
@@ -30,6 +34,14 @@ class _Requests(Strict):
     isl: int | str = 1024
     osl: int | str = 1024
     routing: str = "power_law:1.2"
+
+
+class _Run(Strict):
+    train_tokens: float | None = None
+    train_flops: float | None = None
+    sequence: int = 4096
+    global_batch: int = 1024
+    routing: str = "uniform"
 
 
 class _StudyFile(Strict):
@@ -52,6 +64,15 @@ class _ServingFile(Strict):
     space: dict[str, Any]
 
 
+class _TrainingFile(Strict):
+    cluster: str
+    objectives: list[str] = Field(default=["train_days", "peak_memory_gib"], min_length=1)
+    constraints: list[str] = []
+    economics: str = "default"
+    workload: _Run
+    space: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyDescription:
     """The content of a study file."""
@@ -60,8 +81,8 @@ class StudyDescription:
     objectives: list[str]
     constraints: list[str]
     economics: str
-    workload: Workload | ServingWorkload
-    space: Space | ServingSpace
+    workload: AnyWorkload
+    space: AnySpace
 
 
 def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDescription:
@@ -78,12 +99,17 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
             rule and value.
     """
     text = toml.read_text(path)
-    written: _StudyFile | _ServingFile
-    space: Space | ServingSpace
-    workload: Workload | ServingWorkload
+    written: _StudyFile | _ServingFile | _TrainingFile
+    space: AnySpace
+    workload: AnyWorkload
     more = {"lenient": True} if lenient else {}
+    kind = _kind(text)
     try:
-        if _serves(text):
+        if kind == "training":
+            written = toml.parse(text, _TrainingFile, path.name)
+            space = TrainingSpace(**written.space | more)
+            workload = TrainingWorkload(**written.workload.model_dump(), seed=seed)
+        elif kind == "serving":
             written = toml.parse(text, _ServingFile, path.name)
             space = ServingSpace(**written.space | more)
             workload = ServingWorkload(**written.workload.model_dump(), seed=seed)
@@ -104,10 +130,14 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
     )
 
 
-def _serves(text: str) -> bool:
-    """Return whether the space of a file is one of whole models."""
+def _kind(text: str) -> str:
+    """Return what a file searches: ``training``, ``serving`` or ``layers``."""
     try:
-        space = tomllib.loads(text).get("space")
+        found = tomllib.loads(text)
     except tomllib.TOMLDecodeError:  # said by who reads it next
-        return False
-    return isinstance(space, dict) and "model" in space
+        return "layers"
+    space, workload = found.get("space"), found.get("workload")
+    if not isinstance(space, dict) or "model" not in space:
+        return "layers"
+    budget = isinstance(workload, dict) and {"train_tokens", "train_flops"} & set(workload)
+    return "training" if budget else "serving"

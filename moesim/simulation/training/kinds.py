@@ -4,7 +4,9 @@ Every pass of a kind is a program of its own on the devices among which its toke
 devices begin together, as they do after the exchange of the layer before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import gcd
 
 from moesim.costs.dense.prices import dense_prices
 from moesim.costs.steps.mixers import DensePricing
@@ -24,6 +26,8 @@ from moesim.simulation.steps.simulate import stage_of
 
 #: serving engine whose dense kernels, those of cuBLAS and FlashAttention, are priced
 _DENSE_KERNELS = "sglang"
+#: pipelines whose passes through activations and weights are apart
+SPLIT = ("zero_bubble", "dualpipe")
 GRADIENT_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 
 
@@ -40,6 +44,14 @@ class TimedPass:
     time_s: float
     phases: dict[str, float]
     flops: float
+
+    def repeated(self, times: int) -> "TimedPass":
+        """Return so many passes that follow one another as one."""
+        return TimedPass(
+            time_s=times * self.time_s,
+            phases={name: times * seconds for name, seconds in self.phases.items()},
+            flops=times * self.flops,
+        )
 
 
 #: a pass that takes no time
@@ -116,7 +128,13 @@ class PassTimer:
         )
 
     def kinds(self) -> dict[LayerKind, KindTimes]:
-        """Return the times of every kind of layer."""
+        """Return the times of every kind of layer, which designs share that differ in what layers
+        do not depend on.
+        """
+        return _timed_kinds(_of_layers(self.trained), self.cluster, self.load, self.engine)
+
+    def timed_kinds(self) -> dict[LayerKind, KindTimes]:
+        """Return the same, computed again."""
         alone = stage_of(self.cluster, 1)
         builder = KindBuilder(
             trained=self.trained, fabric=self.cluster, alone=alone, passes=self.passes
@@ -137,7 +155,7 @@ class PassTimer:
         passes = builder.layer(kind, experts)
         plan = self.trained.plan
         forward, wgrad = (self._run(passes, which) for which in ("forward", "wgrad"))
-        split = plan.pipeline in ("zero_bubble", "dualpipe")
+        split = plan.pipeline in SPLIT
         backward = self._run(passes, "backward")
         saved = 0.0
         if plan.overlaps and passes.priced:
@@ -163,6 +181,39 @@ class PassTimer:
         for phase, begin, end in critical_segments(program, timeline):
             phases[phase] = phases.get(phase, 0.0) + end - begin
         return TimedPass(time_s=timeline.makespan_s, phases=phases, flops=passes.flops(which))
+
+
+def _of_layers(trained: TrainedModel) -> TrainedModel:
+    """Return the design of one micro-batch on as few devices as exchange its tokens, without a
+    pipeline or an optimizer. Layers take as long in it.
+    """
+    layout, plan = trained.layout, trained.plan
+    dp = layout.devices_per_exchange // gcd(layout.devices_per_exchange, layout.tp * layout.cp)
+    return replace(
+        trained,
+        layout=replace(layout, dp=dp, pp=1, vp=1),
+        plan=replace(
+            plan,
+            global_batch=dp * plan.micro_batch,
+            pipeline="zero_bubble" if plan.pipeline in SPLIT else "1f1b",
+            overlap_exchange=plan.overlaps,
+            overlap_reduce=True,
+            zero=1,
+            shard_group=None,
+            optimizer="adamw",
+            state_format="float32",
+            offload=0.0,
+        ),
+        uneven_stages=True,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _timed_kinds(
+    trained: TrainedModel, cluster: Cluster, load: ExpertLoad, engine: str
+) -> dict[LayerKind, KindTimes]:
+    timer = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
+    return timer.timed_kinds()
 
 
 def timed(*parts: Part) -> TimedPass:

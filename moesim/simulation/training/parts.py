@@ -19,38 +19,65 @@ _HOST_BYTES_PER_S = 64e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartTimes:
-    """A part of the pipeline.
+class PartSizes:
+    """What a device holds of a part of the pipeline.
 
     Attributes:
         layers: Its layers.
-        forward: Its forward pass.
-        backward: Its backward pass through activations and weights.
-        dgrad: Its backward pass through activations.
-        wgrad: Its backward pass through weights.
-        saved_s: What forward and backward passes save side by side.
         kept_bytes: Bytes that a micro-batch keeps of it.
         params: Its parameters on a device.
     """
 
     layers: tuple[LayerKind, ...]
+    kept_bytes: float
+    params: Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTimes(PartSizes):
+    """A part of the pipeline.
+
+    Attributes:
+        forward: Its forward pass.
+        backward: Its backward pass through activations and weights.
+        dgrad: Its backward pass through activations.
+        wgrad: Its backward pass through weights.
+        saved_s: What forward and backward passes save side by side.
+    """
+
     forward: TimedPass
     backward: TimedPass
     dgrad: TimedPass
     wgrad: TimedPass
     saved_s: float
-    kept_bytes: float
-    params: Params
+
+
+def sizes_of(trained: TrainedModel) -> list[PartSizes]:
+    """Return the sizes of the parts of the pipeline in order."""
+    stages = trained.stages
+    kept = {kind: activation_bytes_of(trained, kind) for kind in trained.spec.kinds}
+    return [
+        PartSizes(
+            layers=layers,
+            kept_bytes=sum(kept[kind] for kind in layers),
+            params=params_of(trained, layers, first=at == 0, last=at == len(stages) - 1),
+        )
+        for at, layers in enumerate(stages)
+    ]
 
 
 def parts_of(
-    trained: TrainedModel, passes: DensePasses, kinds: dict[LayerKind, KindTimes]
+    trained: TrainedModel,
+    passes: DensePasses,
+    kinds: dict[LayerKind, KindTimes],
+    sizes: Sequence[PartSizes],
 ) -> list[PartTimes]:
-    """Return the parts of the pipeline in order."""
-    stages, found = trained.stages, []
+    """Return the parts of the pipeline in order, with their times."""
+    found = []
     vocab = trained.spec.vocab_size
-    for at, layers in enumerate(stages):
-        first, last = at == 0, at == len(stages) - 1
+    for at, size in enumerate(sizes):
+        layers = size.layers
+        first, last = at == 0, at == len(sizes) - 1
         ends = {
             which: [
                 *([timed(embedding(passes, which))] if first else []),
@@ -59,8 +86,7 @@ def parts_of(
             for which in ("forward", "dgrad", "wgrad")
         }
         whole = [added(*ends["dgrad"], *ends["wgrad"])] if first or last else []
-        kept = sum(activation_bytes_of(trained, kind) for kind in layers)
-        hosted_s = _offloaded_s(trained, kept, passes.pricing.prices.profile)
+        hosted_s = _offloaded_s(trained, size.kept_bytes, passes.pricing.prices.profile)
         found.append(
             PartTimes(
                 layers=layers,
@@ -69,8 +95,8 @@ def parts_of(
                 dgrad=_beside(_sum(kinds, layers, "dgrad", ends["dgrad"]), hosted_s),
                 wgrad=_sum(kinds, layers, "wgrad", ends["wgrad"]),
                 saved_s=sum(kinds[kind].saved_s for kind in layers),
-                kept_bytes=kept,
-                params=params_of(trained, layers, first=first, last=last),
+                kept_bytes=size.kept_bytes,
+                params=size.params,
             )
         )
     return found
@@ -124,7 +150,7 @@ def sharing_of(trained: TrainedModel) -> tuple[Sharing, Sharing]:
     return found[0], found[1]
 
 
-def params_on(parts: Sequence[PartTimes], which: Sequence[int]) -> Params:
+def params_on(parts: Sequence[PartSizes], which: Sequence[int]) -> Params:
     """Return the parameters of several parts together."""
     return Params(
         sum(parts[c].params.dense for c in which),

@@ -30,6 +30,52 @@ COMMUNICATION = (
 )
 
 
+#: columns of a row, in order
+TRAIN_COLUMNS = (
+    "model",
+    "cluster",
+    "devices",
+    "layout",
+    "plan",
+    "precision",
+    "micro_batches",
+    "step_s",
+    "step_low_s",
+    "step_high_s",
+    "tokens_per_s",
+    "tokens_per_s_per_device",
+    "tflops_per_device",
+    "mfu",
+    "hfu",
+    "format_mfu",
+    "bubble_fraction",
+    "exposed_communication_fraction",
+    "gradients_and_weights_sent_gb_per_device",
+    "dropped_token_fraction",
+    "memory_gib",
+    "weights_gib",
+    "gradients_gib",
+    "optimizer_gib",
+    "activations_gib",
+    "buffers_gib",
+    "train_tokens",
+    "days",
+    "usd",
+    "limited_by",
+    "kernels",
+    "framework",
+    "evidence",
+    "grade",
+    "routing",
+    "seed",
+    "engine",
+    "version",
+    "profile_hash",
+    "framework_hash",
+    "design",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """One simulated training step.

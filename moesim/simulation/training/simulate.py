@@ -4,6 +4,7 @@ Layers are programs on the devices among which their tokens travel; their times 
 the pipeline, which is a program, too; then gradients are reduced and the optimizer runs.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,16 +16,18 @@ from moesim.engines.run import run
 from moesim.errors import require
 from moesim.hardware import Cluster
 from moesim.hardware.frameworks import framework
-from moesim.lowering.training.orders import Shape, Unit, kept_at_once, orders_of
-from moesim.lowering.training.pipeline import LoweredPipeline, lower_pipeline
+from moesim.lowering.training.orders import Kept, Shape, Unit, kept_at_once
+from moesim.lowering.training.pipeline import Wiring, kept_of, wired
 from moesim.simulation.training.grades import grades_of
 from moesim.simulation.training.kinds import NOTHING, PassTimer, TimedPass, added
 from moesim.simulation.training.parts import (
+    PartSizes,
     PartTimes,
     params_on,
     parts_of,
     parts_on,
     sharing_of,
+    sizes_of,
 )
 from moesim.simulation.training.result import TrainResult
 from moesim.simulation.training.tail import Tail, in_passes, tails_of
@@ -70,21 +73,19 @@ def simulate_training(
     )
     setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
     layout = trained.layout
-    orders = orders_of(
-        trained.plan.pipeline,
-        Shape(layout.pp, layout.vp, trained.num_micro_batches, trained.plan.overlap_exchange),
-    )
-    kinds = setting.kinds()
-    parts = parts_of(trained, setting.passes, kinds)
-    memory = _memory(trained, parts, orders)
-    worst = max(memory, key=lambda one: one.total_bytes)
+    pipeline = trained.plan.pipeline
+    shape = Shape(layout.pp, layout.vp, trained.num_micro_batches, trained.plan.overlap_exchange)
+    sizes = sizes_of(trained)
+    worst = _fullest(trained, sizes, kept_of(pipeline, shape))
+    # before anything is timed: of many designs, most do not fit
     worst.check(trained.name, cluster.profile.name, cluster.profile.usable_bytes)
+    kinds = setting.kinds()
+    parts = parts_of(trained, setting.passes, kinds, sizes)
     passes = _Passes(setting, parts)
-    lowered = lower_pipeline(orders, len(parts), passes.seconds, _hop_s(trained, cluster))
     tails = tails_of(setting, parts)
     moe = [kinds[kind] for kind in trained.spec.blocks if kind.moe is not None]
     result = replace(
-        _result(setting, passes, lowered, tails, worst),
+        _result(setting, passes, wired(pipeline, shape), tails, worst),
         kernels=" ".join(dict.fromkeys(times.kernels for times in moe)),
         dropped_fraction=sum(times.dropped_fraction for times in moe) / max(len(moe), 1),
     )
@@ -109,6 +110,10 @@ class _Passes:
         if key not in self._known:
             self._known[key] = self._of(key)
         return self._known[key]
+
+    def all_of(self, counts: Mapping[Unit, int]) -> TimedPass:
+        """Return what a device computes in a step."""
+        return added(*(self.timed(unit).repeated(n) for unit, n in counts.items()))
 
     def _of(self, key: tuple[tuple[str, int], ...]) -> TimedPass:
         found, kinds = [], [kind for kind, _ in key]
@@ -162,24 +167,24 @@ def _hop_s(trained: TrainedModel, cluster: Cluster) -> float:
     return cluster.hop_s + moved / rate
 
 
-def _memory(
-    trained: TrainedModel, parts: list[PartTimes], orders: list[list[Unit]]
-) -> list[TrainMemory]:
+def _fullest(
+    trained: TrainedModel, sizes: Sequence[PartSizes], kept: Sequence[list[Kept]]
+) -> TrainMemory:
+    """Return the memory of the fullest device."""
     dense, experts = sharing_of(trained)
     found = []
-    for stage, units in enumerate(orders):
+    for stage, counts in enumerate(kept):
         held = parts_on(trained, stage)
-        kept = kept_at_once(units, lambda c: parts[c].kept_bytes)
         found.append(
             memory_of(
                 trained,
-                params_on(parts, held),
+                params_on(sizes, held),
                 (dense.group, experts.group),
-                activations_bytes=kept,
-                last=len(parts) - 1 in held,
+                activations_bytes=kept_at_once(counts, lambda c: sizes[c].kept_bytes),
+                last=len(sizes) - 1 in held,
             )
         )
-    return found
+    return max(found, key=lambda one: one.total_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,25 +198,23 @@ class _Stage:
 def _result(
     setting: PassTimer,
     passes: _Passes,
-    lowered: LoweredPipeline,
+    wiring: Wiring,
     tails: list[Tail],
     memory: TrainMemory,
 ) -> TrainResult:
     trained = setting.trained
-    timeline = run(lowered.program, "bound")
+    timeline = run(wiring.timed(passes.seconds, _hop_s(trained, setting.cluster)), "bound")
+    computed = [passes.all_of(counts) for counts in wiring.counts]
     stages = [
-        _Stage(
-            end_s=float(timeline.end_s_N[ops[-1]]),
-            busy_s=sum(passes.seconds(unit) for unit in units),
-        )
-        for ops, units in zip(lowered.ops, lowered.units, strict=True)
+        _Stage(end_s=float(timeline.end_s_N[op]), busy_s=done.time_s)
+        for op, done in zip(wiring.last, computed, strict=True)
     ]
     ends = [stage.end_s + tail.total_s for stage, tail in zip(stages, tails, strict=True)]
     time_s, span_s = max(ends), max(stage.end_s for stage in stages)
     busy = [stage.busy_s + tail.total_s for stage, tail in zip(stages, tails, strict=True)]
     busiest = int(np.argmax(busy))
     tail = tails[busiest]
-    phases = dict(added(*(passes.timed(unit) for unit in lowered.units[busiest])).phases)
+    phases = dict(computed[busiest].phases)
     phases["bubble"] = max(time_s - busy[busiest], 0.0)
     for name, seconds in (
         ("reduce_gradients", tail.reduce_s),
@@ -219,7 +222,7 @@ def _result(
         ("gather_parameters", tail.gather_s),
     ):
         phases[name] = phases.get(name, 0.0) + seconds
-    done = _flops(passes.parts, trained.num_micro_batches, trained.layout.pp)
+    flops = _flops(passes.parts, trained.num_micro_batches, trained.layout.pp)
     return TrainResult(
         trained=trained,
         cluster=setting.cluster,
@@ -227,9 +230,10 @@ def _result(
         engine=setting.engine,
         time_s=time_s,
         phase_time_s={name: seconds for name, seconds in phases.items() if seconds},
-        bubble_fraction=1.0 - float(np.mean([stage.busy_s for stage in stages])) / span_s,
-        useful_flops_per_device=done[0],
-        done_flops_per_device=done[1],
+        # sums of many passes may be longer by an ulp
+        bubble_fraction=max(1.0 - float(np.mean([one.busy_s for one in stages])) / span_s, 0.0),
+        useful_flops_per_device=flops[0],
+        done_flops_per_device=flops[1],
         sent=tail.sent,
         dropped_fraction=0.0,
         kernels="",
