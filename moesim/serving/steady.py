@@ -174,8 +174,10 @@ class _Rank:
             return self._one_by_one()
         return self._beside() if self.config.mixed else self._in_turn()
 
-    def step_s(self, prompt_tokens: float, sequences: float) -> float:
-        """Return the seconds of a step in the middle of the answers."""
+    def step_s(self, prompt_tokens: float, sequences: float, share: float = 1.0) -> float:
+        """Return the seconds of a step in the middle of the answers, with prompts on a share of the
+        ranks.
+        """
         decoding = round(sequences)
         tokens = round(prompt_tokens)
         return self.times.step_s(
@@ -184,6 +186,7 @@ class _Rank:
             sequences=decoding,
             context=self.isl + (self.osl + 1.0) / 2.0 if decoding else 0.0,
             tokens_per_sequence=1 + self.config.draft_length,
+            mean_prefill_tokens=share * prompt_tokens if share < 1.0 else None,
         )
 
     def _burst(self) -> tuple[int, float, float]:
@@ -252,12 +255,13 @@ class _Rank:
         together = ending / ends * self.isl
         chunks = max(together / self.config.chunk, 1.0)
         mixed = self.config.mixed
-        prompt_s = self.step_s(together / chunks, batch if mixed else 0.0)
         plain_s = self.step_s(0.0, batch)
         # steps of this rank for each decode step, and the share of them with prompts of any rank
         per_step = 1.0 if mixed else 1.0 + ends * chunks
         own = min(ends * chunks / per_step, 1.0)
         some = 1.0 - (1.0 - own) ** dp
+        # those that have prompts in such a step
+        prompt_s = self.step_s(together / chunks, batch if mixed else 0.0, own / some)
         mean_s = some * prompt_s + (1.0 - some) * plain_s
         if mixed:
             # prompts of more tokens than steps can take hold up the next

@@ -2,7 +2,9 @@
 
 
 class Line:
-    """Steps of a launch, prompt tokens and reads of the KV cache: seconds."""
+    """Steps of a launch, prompt tokens, half of whose time is the experts' of all ranks, and reads
+    of the KV cache: seconds.
+    """
 
     def step_s(
         self,
@@ -12,7 +14,9 @@ class Line:
         sequences: int,
         context: float,
         tokens_per_sequence: int = 1,
+        mean_prefill_tokens: float | None = None,
     ) -> float:
         """Return the seconds of a step, see `moesim.serving.loop.StepTimes`."""
-        prompts = prefill_tokens * (2e-5 + 1e-9 * prefill_context)
+        mean = prefill_tokens if mean_prefill_tokens is None else mean_prefill_tokens
+        prompts = prefill_tokens * (1e-5 + 1e-9 * prefill_context) + mean * 1e-5
         return 8e-3 + prompts + sequences * (5e-5 * tokens_per_sequence + 6e-9 * context)

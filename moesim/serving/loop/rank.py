@@ -132,13 +132,23 @@ class Rank:
                 self.steps = min(self.steps, interval - clock)
             self._plan_until = clock + self.steps
 
-    def step_s(self, times: StepTimes, ahead: int) -> float:
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt tokens of the planned step."""
+        return sum(count for _, count in self.chunks)
+
+    def step_s(self, times: StepTimes, ahead: int, mean_prompt_tokens: float) -> float:
         """Return the seconds of this rank's planned step, some steps ahead.
+
+        Args:
+            times: How long steps take.
+            ahead: How many steps.
+            mean_prompt_tokens: Prompt tokens of a rank of the server on average.
 
         Raises:
             ConfigError: The model of steps returned no time.
         """
-        tokens = sum(count for _, count in self.chunks)
+        tokens = self.prompt_tokens
         # preceding tokens, summed over new ones: the arithmetic series from `done` on
         preceding = sum(n * (job.done + (n - 1) / 2) for job, n in self.chunks)
         return checked_s(
@@ -148,6 +158,7 @@ class Rank:
                 sequences=len(self.decoding) if self.decodes else 0,
                 context=self.decoding.context(ahead) if self.decodes else 0.0,
                 tokens_per_sequence=1 + self._config.draft_length,
+                mean_prefill_tokens=None if tokens == mean_prompt_tokens else mean_prompt_tokens,
             )
         )
 

@@ -78,7 +78,8 @@ class Replica:
 
     def _slowest_s(self, ranks: list[Rank], ahead: int) -> float:
         """Return the seconds of a step some steps ahead, on the slowest of some ranks."""
-        return max(rank.step_s(self._times, ahead) for rank in ranks)
+        mean = sum(rank.prompt_tokens for rank in ranks) / len(self.ranks)
+        return max(rank.step_s(self._times, ahead, mean) for rank in ranks)
 
     def _wait(self, stretch: Stretch, begin_s: float) -> Generator[simpy.Event, None, int]:
         """Wait until the steps are over, or the one in which something arrives; return how many."""

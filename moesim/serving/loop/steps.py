@@ -17,6 +17,7 @@ class StepTimes(Protocol):
         sequences: int,
         context: float,
         tokens_per_sequence: int = 1,
+        mean_prefill_tokens: float | None = None,
     ) -> float:
         """Return the seconds of one step of one attention rank's batch.
 
@@ -31,6 +32,8 @@ class StepTimes(Protocol):
             sequences: Number of decoding sequences beside them; 0 if there are none.
             context: Mean number of tokens that a decoding sequence attends to, its newest included.
             tokens_per_sequence: Tokens that each decoding sequence computes: 1 + the draft length.
+            mean_prefill_tokens: New prompt tokens of a rank on average over all ranks of the
+                server, which meet at their experts; None if all have as many as this one.
         """
         ...
 

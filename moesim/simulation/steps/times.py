@@ -6,13 +6,14 @@ what lies between is linear. Looking back costs attention, which is priced by it
 asked and for the usual one; the difference is added. Where micro-batches overlap, attention hides
 behind exchanges in part: a second simulation with twice the context says which part shows.
 
-All attention ranks are taken to do what the rank asked for does. Where one computes a prompt and
-the others none, its experts and exchanges are priced as if all did: an upper bound.
+Attention ranks meet at their experts. Nodes are steps in which all have as many prompt tokens;
+where a rank has more than the mean, what it computes of its own beyond that is added
+(`moesim.simulation.steps.own`).
 """
 
 import bisect
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import floor, log2
 
 from moesim.costs.steps.mixers import core
@@ -20,6 +21,7 @@ from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
 from moesim.hardware import Cluster
 from moesim.hardware.serving_engines import ServingEngine, serving_engine
+from moesim.simulation.steps.own import own_s
 from moesim.simulation.steps.simulate import (
     UNEVEN,
     StepResult,
@@ -91,6 +93,7 @@ class StepTable:
         self.simulated = 0
         self._node = lru_cache(maxsize=None)(self._simulate)
         self._attention = lru_cache(maxsize=65536)(self._price_attention)
+        self._own = lru_cache(maxsize=None)(partial(own_s, served, self._pricing))
         self._shows = lru_cache(maxsize=None)(self._share_that_shows)
 
     def with_cache(self, kv_format: str) -> "StepTable":
@@ -112,23 +115,37 @@ class StepTable:
         sequences: int,
         context: float,
         tokens_per_sequence: int = 1,
+        mean_prefill_tokens: float | None = None,
     ) -> float:
-        """Return the seconds of one step of every attention rank, see
+        """Return the seconds of one step of an attention rank among others, see
         `moesim.serving.loop.StepTimes`.
         """
         looking = self._looking(
             prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
         )
-        decoding = 0 if self._grid.joined and prefill_tokens else sequences
-        usual = self._usually(prefill_tokens, decoding, tokens_per_sequence)
-        total = self._at_nodes(prefill_tokens, decoding, tokens_per_sequence)
+        mean = prefill_tokens
+        if mean_prefill_tokens is not None:
+            mean = round(mean_prefill_tokens)
+        decoding = 0 if self._grid.joined and mean else sequences
+        usual = self._usually(mean, decoding, tokens_per_sequence)
+        total = self._at_nodes(mean, decoding, tokens_per_sequence)
         if sequences > decoding:
-            total += sequences * tokens_per_sequence * self._token_s(prefill_tokens)
+            total += sequences * tokens_per_sequence * self._token_s(mean)
+        if mean != prefill_tokens:
+            total += self._own_s(prefill_tokens) - self._own_s(mean)
         nearest = self._nearest(sequences)
         shows = self._like._shows(nearest, tokens_per_sequence) if sequences else 1.0
         devices_s = max(total + shows * (looking - usual), 0.0)
         layers = self.served.spec.num_layers if prefill_tokens else 0
         return self.engine.time_s(devices_s, sequences + (prefill_tokens > 0), layers)
+
+    def _own_s(self, prompts: int) -> float:
+        """Return the seconds that a rank computes on prompt tokens of its own, linear between
+        nodes.
+        """
+        return sum(
+            share * self._own(tokens) for tokens, share in _between(prompts, self._grid.per_octave)
+        )
 
     def _usually(self, prompts: int, sequences: int, tokens_per_sequence: int) -> float:
         """Return the seconds of attention in a step of usual contexts, as nodes hold it."""

@@ -11,7 +11,16 @@ class Affine:
         self.sequence_s, self.read_s = sequence_s, read_s
         self.calls = 0
 
-    def step_s(self, *, prefill_tokens, prefill_context, sequences, context, tokens_per_sequence=1):
+    def step_s(
+        self,
+        *,
+        prefill_tokens,
+        prefill_context,
+        sequences,
+        context,
+        tokens_per_sequence=1,
+        mean_prefill_tokens=None,
+    ):
         self.calls += 1
         prompts = prefill_tokens * (self.token_s + self.pair_s * prefill_context)
         decoding = sequences * (tokens_per_sequence * self.sequence_s + self.read_s * context)

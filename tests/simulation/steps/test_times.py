@@ -50,6 +50,23 @@ def test_several_prompts_cost_less_attention_than_one(small, hgx):
     assert eight < one
 
 
+def test_a_prompt_of_one_rank_has_the_experts_of_all(small, hgx):
+    table = StepTable(small(layout="dp8 ep8"), hgx)
+    asked = dict(prefill_tokens=4096, prefill_context=2047.5, sequences=0, context=0)
+    everywhere = table.step_s(**asked)
+    alone = table.step_s(**asked, mean_prefill_tokens=512.0)
+    eighth = table.step_s(**asked | dict(prefill_tokens=512, prefill_context=255.5))
+    assert eighth < alone < everywhere
+    # the rank computes all but its experts for eight times as many tokens
+    assert alone - eighth == pytest.approx(
+        table._own_s(4096)
+        - table._own_s(512)
+        + table._looking(4096, 2047.5, 0, 0.0, 1)
+        - table._looking(512, 255.5, 0, 0.0, 1)
+    )
+    assert table.step_s(**asked, mean_prefill_tokens=4096.0) == everywhere
+
+
 @pytest.mark.parametrize("number", [0, 1, 7, 8, 9, 11, 100, 1023, 4097])
 def test_numbers_lie_between_nodes(number):
     assert sum(node * share for node, share in _between(number, PER_OCTAVE)) == pytest.approx(
