@@ -69,3 +69,18 @@ def sequence(*phases: PhaseCost) -> PhaseCost:
         apart - np.maximum(compute, memory), 0.0
     )
     return PhaseCost(compute_s_D=compute, memory_s_D=memory, latency_s_D=latency)
+
+
+def beside(*phases: PhaseCost) -> PhaseCost:
+    """Join kernels that run at the same time on streams of their own into one phase.
+
+    Demands add up; the phase alone takes as long as the slowest of them, or as the pool that all of
+    them keep busy.
+    """
+    compute = np.asarray(sum(p.compute_s_D for p in phases))
+    memory = np.asarray(sum(p.memory_s_D for p in phases))
+    slowest = np.max([p.solo_s_D() for p in phases], axis=0)
+    busy = np.maximum(compute, memory)
+    return PhaseCost(
+        compute_s_D=compute, memory_s_D=memory, latency_s_D=np.maximum(slowest - busy, 0.0)
+    )

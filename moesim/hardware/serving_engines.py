@@ -43,6 +43,7 @@ class EngineFile(Strict):
     chunk: int = Field(ge=1)
     block_size: int = Field(ge=1)
     max_seqs: int = Field(ge=1)
+    shared_beside: int = Field(default=0, ge=0)
     host: _Host
     intervals: dict[Literal["tpot", "ttft"], Interval] = {}
     sources: list[Source] = Field(min_length=1)
@@ -59,6 +60,8 @@ class ServingEngine:
         chunk: The most prompt tokens of a step.
         block_size: Tokens of a KV block.
         max_seqs: The most sequences of an attention rank.
+        shared_beside: The most tokens of a step from a graph in which shared experts run on a
+            stream of their own beside the routed ones; 0 if they never do.
         step_s: Seconds of the host for a step.
         request_s: Seconds of the host for each sequence of a step.
         eager_layer_s: Seconds in which the host launches the kernels of a layer.
@@ -77,6 +80,7 @@ class ServingEngine:
     chunk: int
     block_size: int
     max_seqs: int
+    shared_beside: int
     step_s: float
     request_s: float
     eager_layer_s: float
@@ -114,6 +118,7 @@ def _load(path: str, modified_ns: int) -> ServingEngine:
         chunk=file.chunk,
         block_size=file.block_size,
         max_seqs=file.max_seqs,
+        shared_beside=file.shared_beside,
         step_s=file.host.step_us * US,
         request_s=file.host.request_us * US,
         eager_layer_s=file.host.eager_layer_us * US,

@@ -14,7 +14,7 @@ import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.devices.primitives import kernels_for
-from moesim.costs.phase import PhaseCost
+from moesim.costs.phase import PhaseCost, beside
 from moesim.costs.phases.experts import price_layer_experts, tiles_of
 from moesim.costs.steps import around, mixers, rest
 from moesim.costs.steps.collectives import Joint, price_collective
@@ -22,6 +22,7 @@ from moesim.costs.steps.mixers import DensePricing
 from moesim.design.served import ServedModel
 from moesim.design.step import Step
 from moesim.hardware import Cluster
+from moesim.hardware.serving_engines import serving_engine
 from moesim.lowering.canvas import Canvas
 from moesim.lowering.costs import price_batches
 from moesim.lowering.layer import pieces_of
@@ -256,8 +257,18 @@ class _Lowering:
         ]
         assert devices == len(cost.latency_s_D), "one price for each device"
         shared = self._shared(experts.moe, step.tokens, self.layout.tp)
-        block = with_shared(pieces, shared) if shared else pieces
+        block = pieces
+        if shared is not None and self._beside(step):
+            block = [pieces[0], Local(name="experts", cost=beside(cost, shared.cost))]
+        elif shared is not None:
+            block = with_shared(pieces, shared)
         return [*self._latent(experts.moe, step.tokens), *block]
+
+    def _beside(self, step: Step) -> bool:
+        """Return whether the engine runs shared experts beside routed ones in a step."""
+        if step.prefill_tokens or self.served.step_order == "serial":
+            return False
+        return step.tokens <= serving_engine(self.served.engine).shared_beside
 
     def _latent(self, moe: MoEFeedForward, tokens: float) -> list[Piece]:
         """Return the projections around latent experts; nothing for others."""
@@ -265,7 +276,7 @@ class _Lowering:
             return []
         return [self._local("latent", rest.latent, self.pricing, moe, tokens)]
 
-    def _shared(self, moe: MoEFeedForward, tokens: float, tp: int) -> Piece | None:
+    def _shared(self, moe: MoEFeedForward, tokens: float, tp: int) -> Local | None:
         """Return the shared experts; None if there are none."""
         if not moe.num_shared_experts:
             return None

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.costs import PhaseCost, sequence
+from moesim.costs.phase import beside
 
 SECONDS = st.floats(0.0, 10.0)
 
@@ -60,3 +61,18 @@ def test_a_compute_bound_and_a_memory_bound_kernel_do_not_overlap():
     whole = sequence(compute, memory)
     assert whole.compute_s_D == whole.memory_s_D == whole.latency_s_D == [1.0]
     assert whole.solo_s_D() == [2.0]
+
+
+def test_kernels_side_by_side_take_as_long_as_the_slowest_or_as_the_pool_they_share():
+    def cost(compute, memory, latency):
+        return PhaseCost(
+            compute_s_D=np.array([compute]),
+            memory_s_D=np.array([memory]),
+            latency_s_D=np.array([latency]),
+        )
+
+    small, large = cost(1.0, 0.5, 2.0), cost(2.0, 4.0, 3.0)
+    assert beside(small, large).solo_s_D() == 7.0
+    busy = beside(cost(0.0, 5.0, 0.5), cost(0.0, 4.0, 0.0))
+    assert busy.solo_s_D() == 9.0
+    assert (busy.memory_s_D, busy.latency_s_D) == (9.0, 0.0)

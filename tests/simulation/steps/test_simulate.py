@@ -133,3 +133,13 @@ def test_micro_batches_need_an_exchange(small):
     assert small(layout="dp8 ep8", schedule=Schedule(num_micro_batches=2)).layout == Layout(
         dp=8, ep=8
     )
+
+
+def test_shared_experts_run_beside_routed_ones_where_the_engine_does_so(small, hgx):
+    served = small(layout="tp8", engine="sglang")
+    few, many = Step(sequences=1024, context=100.0), Step(sequences=1025, context=100.0)
+    assert "shared" not in simulate_step(served, hgx, few).phase_time_s
+    assert "shared" in simulate_step(served, hgx, many).phase_time_s
+    assert "shared" in simulate_step(served, hgx, Step(prefills=1, new_tokens=64)).phase_time_s
+    serial = small(layout="tp8", engine="sglang", order="serial")
+    assert simulate_step(serial, hgx, few).time_s > simulate_step(served, hgx, few).time_s
