@@ -17,12 +17,17 @@ which these are put right:
   before Blackwell and 8-bit ones on it; fp8 means blocks; int4 is of experts only.
 - Where TTFT is more than 30 % of the decoding time, requests waited: ``queued``.
 
+Some runs contradict each other: the same model, system, engine, formats, layout, lengths and
+clients with times that differ by up to 1.8, since no column says whether drafts were verified, or
+which flags a server had. `contradicted` names whose they are.
+
 What may be fitted is named by `FITTED`; everything else is for scoring.
 """
 
 import csv
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +41,13 @@ _DENSE = ("Llama-3", "Qwen3-32B")
 _MXFP4 = "gpt-oss"
 _HOPPER = ("a100", "h100", "h200")
 _QUEUED_FRACTION = 0.3
+#: what makes two runs the same setting
+_SETTING = (
+    *("model", "system", "backend", "isl", "osl", "concurrency", "tp", "pp", "attention_dp"),
+    *("moe_tp", "moe_ep", "gemm_format", "moe_format"),
+)
+#: by how much times of one setting differ that contradict each other, and in what share of settings
+_CONTRADICTS, _CONTRADICTED_SHARE = 1.25, 0.2
 #: (part of the model's name, system, engine) of the runs to which an engine's host is fitted
 FITTED = (
     ("Qwen3-235B-A22B", "h100_sxm", "trtllm"),
@@ -87,6 +99,11 @@ class ServingRow:
     tpot_ms: float | None = None
     ttft_ms: float | None = None
     repaired: bool = False
+
+    @property
+    def whose(self) -> tuple[str, str, str]:
+        """The model, the system and the engine."""
+        return self.model, self.system, self.backend
 
     @property
     def queued(self) -> bool:
@@ -163,6 +180,25 @@ def repaired() -> tuple[tuple[ServingRow, ...], dict[str, int]]:
         found.append(row)
     counts["kept"] = len(found)
     return tuple(found), dict(counts)
+
+
+def contradicted(rows: Iterable[ServingRow]) -> frozenset[tuple[str, str, str]]:
+    """Return the (model, system, engine) whose runs contradict each other: where settings were run
+    more than once, TPOT differs by more than a quarter in at least a fifth of them.
+    """
+    runs: defaultdict[tuple[object, ...], list[ServingRow]] = defaultdict(list)
+    for row in rows:
+        runs[tuple(getattr(row, name) for name in _SETTING)].append(row)
+    times: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for same in runs.values():
+        if len(same) > 1:
+            tpot = [row.tpot_ms or 0.0 for row in same]
+            times[same[0].whose].append(max(tpot) / max(min(tpot), 1e-9))
+    return frozenset(
+        whose
+        for whose, ratios in times.items()
+        if sum(ratio > _CONTRADICTS for ratio in ratios) >= _CONTRADICTED_SHARE * len(ratios)
+    )
 
 
 def _layout(run: dict[str, str]) -> tuple[int, int, int, int, bool] | None:

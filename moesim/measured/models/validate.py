@@ -11,7 +11,7 @@ import numpy as np
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.measured.models.predict import PREDICTED, predict
-from moesim.measured.models.sample import ServingRow, repaired
+from moesim.measured.models.sample import ServingRow, contradicted, repaired
 from moesim.measured.scores import error_scores, ranking
 
 #: columns that a table of runs must have, and the field of `ServingRow` that each is
@@ -91,18 +91,20 @@ def scoreboard(rows: Sequence[ServingRow], *, most: int | None = None) -> list[d
         most: Number of runs at most, drawn evenly from all; None for all.
 
     Returns:
-        A row for all, for EP of 1 and more, and for each system and engine, then the mean rank
-        correlation of layouts.
+        A row for all, for EP of 1 and more, for each system and engine, and for runs whose likes
+        do not contradict each other, then the mean rank correlation of layouts.
     """
     scored = [row for row in rows if not row.may_fit and not row.queued]
     if most is not None and most < len(scored):
         scored = [scored[int(i)] for i in np.linspace(0, len(scored) - 1, most)]
-    found = list(predict(scored))
+    found, doubtful = list(predict(scored)), contradicted(rows)
     classes: dict[str, list[int]] = {}
     for i, row in enumerate(scored):
         ep = "EP 1" if row.moe_ep == 1 else "EP > 1"
         for what in ("all", ep, f"{ep}, {row.system}", f"{ep}, {row.backend}"):
             classes.setdefault(what, []).append(i)
+        if row.whose not in doubtful:
+            classes.setdefault(f"{ep}, runs that agree", []).append(i)
     table = [
         _score(what, [(scored[i], found[i]) for i in at]) for what, at in sorted(classes.items())
     ]

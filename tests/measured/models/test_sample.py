@@ -2,7 +2,7 @@
 
 import pytest
 
-from moesim.measured.models.sample import model_file, repaired
+from moesim.measured.models.sample import contradicted, model_file, repaired
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,15 @@ def test_models_have_their_configuration():
     assert model_file("openai/gpt-oss-120b").name == "openai--gpt-oss-120b_config.json"
     assert model_file("zhipuai/GLM-5").name == "zai-org--GLM-5_config.json"
     assert model_file("nobody/nothing") is None
+
+
+def test_runs_that_contradict_each_other_are_known(runs):
+    rows, _ = runs
+    doubtful = contradicted(rows)
+    assert ("deepseek-ai/DeepSeek-R1", "b200_sxm", "trtllm") in doubtful
+    assert len(doubtful) == 4
+    # no run that anything was fitted to
+    assert not any(run.whose in doubtful for run in rows if run.may_fit)
+    agreeing = [run for run in rows if run.whose not in doubtful]
+    assert 0.7 < len(agreeing) / len(rows) < 1.0
+    assert not contradicted(agreeing)
