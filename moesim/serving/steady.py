@@ -180,13 +180,13 @@ class _Rank:
         """
         decoding = round(sequences)
         tokens = round(prompt_tokens)
-        return self.times.step_s(
+        times = self.times if share >= 1.0 else self.times.among(share * prompt_tokens)
+        return times.step_s(
             prefill_tokens=tokens,
             prefill_context=(self.isl - 1.0) / 2.0 if tokens else 0.0,
             sequences=decoding,
             context=self.isl + (self.osl + 1.0) / 2.0 if decoding else 0.0,
             tokens_per_sequence=1 + self.config.draft_length,
-            mean_prefill_tokens=share * prompt_tokens if share < 1.0 else None,
         )
 
     def _burst(self) -> tuple[int, float, float]:

@@ -8,6 +8,9 @@ from moesim.serving.loop import RequestTraffic, ServerConfig, serve
 class Line:
     """Steps of a launch, prompt tokens and reads of the KV cache."""
 
+    def among(self, mean_prefill_tokens):
+        return self
+
     def step_s(
         self,
         *,
@@ -16,7 +19,6 @@ class Line:
         sequences,
         context,
         tokens_per_sequence=1,
-        mean_prefill_tokens=None,
     ):
         prompts = prefill_tokens * (1e-5 + 1e-9 * prefill_context)
         return 2e-3 + prompts + sequences * (2e-5 * tokens_per_sequence + 2e-9 * context)

@@ -151,6 +151,8 @@ class Rank:
         tokens = self.prompt_tokens
         # preceding tokens, summed over new ones: the arithmetic series from `done` on
         preceding = sum(n * (job.done + (n - 1) / 2) for job, n in self.chunks)
+        if tokens != mean_prompt_tokens:
+            times = times.among(mean_prompt_tokens)
         return checked_s(
             times.step_s(
                 prefill_tokens=tokens,
@@ -158,7 +160,6 @@ class Rank:
                 sequences=len(self.decoding) if self.decodes else 0,
                 context=self.decoding.context(ahead) if self.decodes else 0.0,
                 tokens_per_sequence=1 + self._config.draft_length,
-                mean_prefill_tokens=None if tokens == mean_prompt_tokens else mean_prompt_tokens,
             )
         )
 

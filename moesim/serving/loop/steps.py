@@ -7,7 +7,15 @@ from moesim.errors import ConfigError
 
 
 class StepTimes(Protocol):
-    """How long a step takes on one attention rank."""
+    """How long a step takes on one attention rank, where all have as many prompt tokens."""
+
+    def among(self, mean_prefill_tokens: float) -> "StepTimes":
+        """Return the times of a rank among others that meet it at their experts.
+
+        Args:
+            mean_prefill_tokens: New prompt tokens of a rank on average over all of a server.
+        """
+        ...
 
     def step_s(
         self,
@@ -17,7 +25,6 @@ class StepTimes(Protocol):
         sequences: int,
         context: float,
         tokens_per_sequence: int = 1,
-        mean_prefill_tokens: float | None = None,
     ) -> float:
         """Return the seconds of one step of one attention rank's batch.
 
@@ -32,8 +39,6 @@ class StepTimes(Protocol):
             sequences: Number of decoding sequences beside them; 0 if there are none.
             context: Mean number of tokens that a decoding sequence attends to, its newest included.
             tokens_per_sequence: Tokens that each decoding sequence computes: 1 + the draft length.
-            mean_prefill_tokens: New prompt tokens of a rank on average over all ranks of the
-                server, which meet at their experts; None if all have as many as this one.
         """
         ...
 

@@ -12,6 +12,7 @@ where a rank has more than the mean, what it computes of its own beyond that is 
 """
 
 import bisect
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import floor, log2
@@ -90,6 +91,8 @@ class StepTable:
         self._kinds = [
             (kind.mixer, count) for kind, count in served.spec.kinds.items() if kind.mixer
         ]
+        #: prompt tokens of a rank on average; None where all have as many as the one asked for
+        self._mean: int | None = None
         self.simulated = 0
         self._node = lru_cache(maxsize=None)(self._simulate)
         self._attention = lru_cache(maxsize=65536)(self._price_attention)
@@ -107,6 +110,12 @@ class StepTable:
         found._like = self._like
         return found
 
+    def among(self, mean_prefill_tokens: float) -> "StepTable":
+        """Return the times of a rank among others, see `moesim.serving.loop.StepTimes`."""
+        found = copy(self)
+        found._mean = round(mean_prefill_tokens)
+        return found
+
     def step_s(
         self,
         *,
@@ -115,7 +124,6 @@ class StepTable:
         sequences: int,
         context: float,
         tokens_per_sequence: int = 1,
-        mean_prefill_tokens: float | None = None,
     ) -> float:
         """Return the seconds of one step of an attention rank among others, see
         `moesim.serving.loop.StepTimes`.
@@ -123,9 +131,7 @@ class StepTable:
         looking = self._looking(
             prefill_tokens, prefill_context, sequences, context, tokens_per_sequence
         )
-        mean = prefill_tokens
-        if mean_prefill_tokens is not None:
-            mean = round(mean_prefill_tokens)
+        mean = prefill_tokens if self._mean is None else self._mean
         decoding = 0 if self._grid.joined and mean else sequences
         usual = self._usually(mean, decoding, tokens_per_sequence)
         total = self._at_nodes(mean, decoding, tokens_per_sequence)

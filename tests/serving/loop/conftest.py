@@ -11,6 +11,9 @@ class Affine:
         self.sequence_s, self.read_s = sequence_s, read_s
         self.calls = 0
 
+    def among(self, mean_prefill_tokens):
+        return self
+
     def step_s(
         self,
         *,
@@ -19,7 +22,6 @@ class Affine:
         sequences,
         context,
         tokens_per_sequence=1,
-        mean_prefill_tokens=None,
     ):
         self.calls += 1
         prompts = prefill_tokens * (self.token_s + self.pair_s * prefill_context)

@@ -54,7 +54,7 @@ def test_a_prompt_of_one_rank_has_the_experts_of_all(small, hgx):
     table = StepTable(small(layout="dp8 ep8"), hgx)
     asked = dict(prefill_tokens=4096, prefill_context=2047.5, sequences=0, context=0)
     everywhere = table.step_s(**asked)
-    alone = table.step_s(**asked, mean_prefill_tokens=512.0)
+    alone = table.among(512.0).step_s(**asked)
     eighth = table.step_s(**asked | dict(prefill_tokens=512, prefill_context=255.5))
     assert eighth < alone < everywhere
     # the rank computes all but its experts for eight times as many tokens
@@ -64,7 +64,7 @@ def test_a_prompt_of_one_rank_has_the_experts_of_all(small, hgx):
         + table._looking(4096, 2047.5, 0, 0.0, 1)
         - table._looking(512, 255.5, 0, 0.0, 1)
     )
-    assert table.step_s(**asked, mean_prefill_tokens=4096.0) == everywhere
+    assert table.among(4096.0).step_s(**asked) == everywhere
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 8, 9, 11, 100, 1023, 4097])
