@@ -160,6 +160,7 @@ def test_pages_need_no_network(study, page):
     assert len(text) < 1_000_000
 
 
+@pytest.mark.full
 def test_spec_mode_ranks_and_uses_no_few_shot_factors(tmp_path):
     done = run("--limit", "300", "--mode", "spec", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
