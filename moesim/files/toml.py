@@ -370,12 +370,20 @@ _WHAT = {
     "libraries": "kernel library",
     "engines": "serving engine",
     "frameworks": "training framework",
+    "failures": "fleet of failures",
 }
 
 
 def find(
     kind: Literal[
-        "devices", "clusters", "calibration", "economics", "engines", "frameworks", "libraries"
+        "devices",
+        "clusters",
+        "calibration",
+        "economics",
+        "engines",
+        "failures",
+        "frameworks",
+        "libraries",
     ],
     name: str,
 ) -> Path:
