@@ -176,7 +176,7 @@ class ServingRecord(Strict):
     sequences_per_rank: float = Field(default=32.0, gt=0)
     context_tokens: float = Field(default=2048.0, ge=0)
     elastic: bool = True
-    rebuild_s: float = Field(default=6.0, ge=0)
+    rebuild_s: float = Field(default=5.7, ge=0)
     restart_s: float = Field(default=150.0, ge=0)
     rejoin_s: float = Field(default=8.0, ge=0)
     repair_h: float = Field(default=4.0, ge=0)
@@ -184,11 +184,12 @@ class ServingRecord(Strict):
 
 
 class StageRecord(Strict):
-    """A stage of ``[growth]``."""
+    """A stage of ``[growth]``; without a gate it has that of the stage before."""
 
     month: float = Field(ge=0)
     num_experts: int = Field(ge=1)
     upcycled: bool = True
+    gate: str | None = None
 
 
 class GrowthRecord(Strict):
@@ -198,11 +199,12 @@ class GrowthRecord(Strict):
 
     model: str
     cluster: str
-    training: bool = True
+    months: float = Field(gt=0)
     tokens_per_month: float = Field(gt=0)
-    most_devices: int | None = _WHOLE
+    training: bool = True
     expert_width: int | None = _WHOLE
-    formats: str = "bf16"
+    most_devices: int | None = _WHOLE
+    sequence: int = Field(default=4096, ge=1)
     restart_s: float = Field(default=300.0, ge=0)
     storage_gb_per_s: float = Field(default=1000.0, gt=0)
     stages: list[StageRecord] = Field(min_length=1)

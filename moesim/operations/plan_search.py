@@ -1,8 +1,8 @@
 """Search how to run a job: copies of experts, their refreshes, checkpoints and spare nodes.
 
 All points meet the same failures (common random numbers), so that differences between them are
-differences between the points. Points are a Latin hypercube over the choices (McKay et al. 1979, doi
-10.1080/00401706.1979.10489755); the first is the plan as written.
+differences between the points. Points are a Latin hypercube over the choices (McKay et al. 1979,
+doi 10.1080/00401706.1979.10489755); the first is the plan as written.
 """
 
 from collections.abc import Sequence
