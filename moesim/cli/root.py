@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, recommend, serve, simulate, train
+from moesim.cli import check, operate, recommend, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -39,6 +39,7 @@ app.command()(check.check)
 app.command()(recommend.recommend)
 app.command()(serve.serve)
 app.command()(train.train)
+app.command()(operate.operate)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
@@ -89,6 +90,7 @@ def profiles(
                 ("clusters", toml.names("clusters")),
                 ("presets", preset_names()),
                 ("kernels", toml.names("libraries")),
+                ("failures", toml.names("failures")),
             )
         ]
         print_table("What can be named", rows, ["what", "names"])

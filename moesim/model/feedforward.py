@@ -45,15 +45,6 @@ class DenseFeedForward:
         """Return the up (and gate) and the down projection."""
         return tuple(block_weights("dense", self.width, hidden_size, self.gated))
 
-    def _gate_weight(self, hidden_size: int, choices: int) -> Weight:
-        """Return the gate: a key of each expert, or what its kind has instead, in one matrix."""
-        kind = gate_kind(self.gate.kind)
-        params = kind.params(self.gate, hidden_size, choices)
-        if params == choices * hidden_size:
-            return Weight("gate", choices, hidden_size)
-        active = (kind.active_params or kind.params)(self.gate, hidden_size, choices)
-        return Weight("gate", params, 1, 1, active / params)
-
     def params(self, hidden_size: int) -> int:
         """Return the number of weights in a model of this width."""
         return total(self.weights(hidden_size))

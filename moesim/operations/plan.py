@@ -13,6 +13,7 @@ from moesim.hardware import load_cluster
 from moesim.hardware.sizing import sized
 from moesim.model.hf_config import load_model
 from moesim.operations.checkpoints import CheckpointPolicy
+from moesim.operations.days_setting import TrainingDays
 from moesim.operations.failure_draws import Topology
 from moesim.operations.failure_rates import Cause, load_fleet
 from moesim.operations.plan_file import (
@@ -26,7 +27,6 @@ from moesim.operations.plan_file import (
 )
 from moesim.operations.recovery import RecoveryPolicy
 from moesim.operations.replication import ReplicationPolicy
-from moesim.operations.training_days import TrainingDays
 from moesim.operations.training_job import TrainingJob, job_of
 from moesim.simulation.training.simulate import simulate_training
 from moesim.units import GB, GIB
@@ -47,7 +47,7 @@ def named(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def training_days(plan: PlanFile, where: str) -> TrainingDays:
+def planned_training(plan: PlanFile, where: str) -> TrainingDays:
     """Return the days of training that a plan asks for.
 
     Args:

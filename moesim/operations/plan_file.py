@@ -19,7 +19,7 @@ from moesim.files import toml
 from moesim.files.toml import Strict
 from moesim.operations.checkpoints import CheckpointKind
 from moesim.operations.failure_rates import Scope
-from moesim.operations.replication import Where
+from moesim.operations.replication import CopyPlace
 
 _WHOLE = Field(default=None, ge=1)
 
@@ -125,7 +125,7 @@ class ReplicationRecord(Strict):
 
     degree: int = Field(default=0, ge=0)
     interval_steps: int = Field(default=10, ge=1)
-    where: Where = "node"
+    where: CopyPlace = "node"
     failover_s: float = Field(default=30.0, ge=0)
 
 
@@ -144,9 +144,9 @@ class RecoveryRecord(Strict):
 class SearchRecord(Strict):
     """``[search]``: what ``--search`` chooses from."""
 
-    checkpoint_interval_s: tuple[float, float] = (300.0, 7200.0)
+    checkpoint_interval_s: list[float] = Field(default=[300.0, 7200.0], min_length=2, max_length=2)
     replication_degree: list[int] = Field(default=[0, 1, 2], min_length=1)
-    replication_interval_steps: tuple[int, int] = (1, 256)
+    replication_interval_steps: list[int] = Field(default=[1, 256], min_length=2, max_length=2)
     spare_nodes: list[int] = Field(default=[0, 2, 4, 8, 16, 32], min_length=1)
     elastic: list[bool] = Field(default=[False, True], min_length=1)
 

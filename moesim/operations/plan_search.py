@@ -13,10 +13,11 @@ import numpy as np
 
 from moesim.errors import require_int
 from moesim.operations.days_result import DaysResult
+from moesim.operations.days_setting import TrainingDays
 from moesim.operations.failure_draws import Draws
 from moesim.operations.failure_rates import HOUR_S
 from moesim.operations.plan_file import SearchRecord
-from moesim.operations.training_days import TrainingDays, simulate_days
+from moesim.operations.training_days import simulate_days
 
 #: numbers of `_at`
 _CHOICES = 5
@@ -109,7 +110,6 @@ def _drawn(
 
 def _at(setting: TrainingDays, choices: SearchRecord, at: Sequence[float]) -> TrainingDays:
     """Return the way to run a job at a point of the unit cube."""
-    low, high = choices.replication_interval_steps
     return replace(
         setting,
         checkpoint=replace(
@@ -118,7 +118,7 @@ def _at(setting: TrainingDays, choices: SearchRecord, at: Sequence[float]) -> Tr
         replication=replace(
             setting.replication,
             degree=_one_of(choices.replication_degree, at[1]),
-            interval_steps=round(_between((float(low), float(high)), at[2])),
+            interval_steps=round(_between(choices.replication_interval_steps, at[2])),
         ),
         recovery=replace(
             setting.recovery,
@@ -128,10 +128,10 @@ def _at(setting: TrainingDays, choices: SearchRecord, at: Sequence[float]) -> Tr
     )
 
 
-def _between(ends: tuple[float, float], at: float) -> float:
+def _between(ends: Sequence[float], at: float) -> float:
     """Return a number between two ends, even on a logarithmic scale."""
     low, high = ends
-    return float(low * (high / low) ** at)
+    return low * float(high / low) ** at
 
 
 def _one_of(values: Sequence[int], at: float) -> int:

@@ -48,7 +48,7 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TrainedStretch:
     """What a stretch of time without failures came to.
 
     Attributes:
@@ -64,7 +64,7 @@ class Stretch:
 
 def trained(
     lineage: Lineage, costs: CheckpointCosts, step_s: float, began_s: float, now_s: float
-) -> Stretch:
+) -> TrainedStretch:
     """Train from one moment to another, and say what that came to.
 
     Args:
@@ -99,4 +99,4 @@ def trained(
     lineage.position += tail
     lineage.since += tail
     steps = tail + (left + (checkpoints - 1) * every if checkpoints else 0)
-    return Stretch(steps, checkpoints, max(rest_s - tail * step_s, 0.0))
+    return TrainedStretch(steps, checkpoints, max(rest_s - tail * step_s, 0.0))

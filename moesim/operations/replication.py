@@ -1,8 +1,10 @@
 """Asynchronous replication of experts: copies on other devices, refreshed every few steps.
 
-Dense states have data-parallel peers; what a device alone holds are the states of its experts.
-With copies elsewhere a failure does not roll the job back: the lost experts resume from their last
-copy, and only their updates since then are lost. A copy is as old as the steps since its refresh
+Dense weights have data-parallel peers; what a device alone holds are the states of its experts, and
+its share of the dense optimizer states where ZeRO divides them. The latter go to a peer in every
+step, so that nothing of the dense part is lost. With copies of experts elsewhere a failure does not
+roll the job back: the lost experts resume from their last copy, and only their updates since then
+are lost. A copy is as old as the steps since its refresh
 began: between the transfer and the interval plus the transfer, interval / 2 + transfer on average.
 
 Every device sends its experts' states to as many devices as there are copies, all at once, while
@@ -24,8 +26,8 @@ from moesim.lowering.alltoall import exchange_program
 from moesim.operations.failure_draws import Topology
 from moesim.operations.training_job import TrainingJob
 
-Where = Literal["device", "node", "switch"]
-WHERE: tuple[Where, ...] = ("device", "node", "switch")
+CopyPlace = Literal["device", "node", "switch"]
+COPY_PLACES: tuple[CopyPlace, ...] = ("device", "node", "switch")
 #: nodes on which traffic is simulated; all nodes do the same
 _NODES = 4
 
@@ -47,13 +49,15 @@ class ReplicationPolicy:
 
     degree: int = 0
     interval_steps: int = 10
-    where: Where = "node"
+    where: CopyPlace = "node"
     failover_s: float = 30.0
 
     def __post_init__(self) -> None:
         require_int("replication.degree", self.degree, 0)
         require_int("replication.interval_steps", self.interval_steps, 1)
-        require(self.where in WHERE, "replication.where", " or ".join(WHERE), self.where)
+        require(
+            self.where in COPY_PLACES, "replication.where", " or ".join(COPY_PLACES), self.where
+        )
         require(self.failover_s >= 0, "replication.failover_s", "a number >= 0", self.failover_s)
 
 
@@ -110,14 +114,17 @@ def replication_costs(policy: ReplicationPolicy, job: TrainingJob) -> Replicatio
     stride = _stride(policy, job.topology)
     own = job.expert_bytes / job.devices
     alone_s = _transfer_s(policy, job, own, stride) if policy.degree else 0.0
-    transfer_s = alone_s / (1.0 - job.network_busy_fraction)
-    there_s = policy.interval_steps * job.step_s
+    free = 1.0 - job.network_busy_fraction
+    transfer_s = alone_s / free
+    # an upper bound: as if all dense states were divided over the devices
+    dense_s = job.dense_bytes / job.devices / job.nic_bytes_per_s / free
+    there_s = policy.interval_steps * (job.step_s - dense_s)
     return ReplicationCosts(
         policy=policy,
         stride=stride,
         bytes_per_device=own,
         transfer_s=transfer_s,
-        exposed_s=max(transfer_s - there_s, 0.0),
+        exposed_s=max(transfer_s - there_s, 0.0) if policy.degree else 0.0,
         # devices that restore are alone on the network: one copy, at full rate
         restore_s=alone_s / max(policy.degree, 1),
         memory_bytes=own * policy.degree,

@@ -3,7 +3,8 @@
 A SimPy process for each cause takes ranks away, one for each repair brings them back. An elastic
 server stops for `moesim.operations.serving_pool.ServingPool.pause_s` and goes on with the ranks
 that are left; one that is not, or that has too few slots left for all experts, starts again once
-its ranks are back. Work is tokens decoded at full load.
+its ranks are back. What is silent
+counts as lost when it comes. Work is tokens decoded at full load.
 """
 
 from collections import defaultdict
@@ -51,10 +52,10 @@ class ServingDays:
         for key in ("restart_s", "rejoin_s", "repair_s"):
             require(getattr(self, key) >= 0, f"serving.{key}", "a number >= 0", getattr(self, key))
         for cause in self.causes:
-            if cause.silent or cause.slowdown > 1:
+            if cause.slowdown > 1:
                 raise ConfigError(
                     f"failures.causes.{cause.name}: expected a cause that stops ranks in serving, "
-                    "got a hidden one"
+                    "got one that slows them down"
                 )
 
     @property

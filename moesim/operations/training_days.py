@@ -15,49 +15,15 @@ What a failure does:
 - silent: once it is noticed, the job goes back to the last checkpoint before it.
 """
 
-from collections import defaultdict
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Sequence
 
 import simpy
 
-from moesim.operations.checkpoints import CheckpointPolicy, checkpoint_costs
-from moesim.operations.days_result import DayEvent, DaysResult
-from moesim.operations.failure_draws import Draws, draw_failures
-from moesim.operations.failure_rates import DAY_S, Cause
-from moesim.operations.progress import Lineage, trained
-from moesim.operations.recovery import NodePool, RecoveryPolicy
-from moesim.operations.replication import ReplicationPolicy, replication_costs
-from moesim.operations.training_job import TrainingJob
-
-_REJOIN = Cause(name="rejoin", scope="job", planned=True)
-Process = Generator[simpy.Event, object, None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingDays:
-    """What is to be simulated.
-
-    Attributes:
-        job: The job.
-        days: Days.
-        causes: Reasons for interruptions.
-        checkpoint: How states are saved.
-        replication: Copies of experts.
-        recovery: How the job comes back.
-    """
-
-    job: TrainingJob
-    days: float
-    causes: tuple[Cause, ...]
-    checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
-    replication: ReplicationPolicy = field(default_factory=ReplicationPolicy)
-    recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
-
-    def draws(self, seed: int) -> tuple[Draws, ...]:
-        """Draw the failures, which many settings of one job can share."""
-        return draw_failures(self.causes, self.job.topology, self.days, seed)
+from moesim.operations.days_result import DaysResult
+from moesim.operations.days_setting import TrainingDays
+from moesim.operations.failure_draws import Draws
+from moesim.operations.failure_rates import DAY_S
+from moesim.operations.running_job import Arrival, Process, RunningJob
 
 
 def simulate_days(
@@ -75,7 +41,7 @@ def simulate_days(
     """
     drawn = setting.draws(seed) if draws is None else draws
     env = simpy.Environment()
-    job = _Job(env, setting)
+    job = RunningJob(env, setting)
     for one in drawn:
         if len(one.time_s_F):
             env.process(_failing(env, one, job))
@@ -84,22 +50,7 @@ def simulate_days(
     return job.result(seed)
 
 
-@dataclass(slots=True)
-class _Arrival:
-    """A failure on its way to the job; noticed is set when a hidden one is found."""
-
-    cause: Cause
-    device: int
-    clean: int = 0
-    noticed: bool = False
-
-    @property
-    def hidden(self) -> bool:
-        """Whether the job goes on, since nobody knows."""
-        return not self.noticed and (self.cause.silent or self.cause.slowdown > 1)
-
-
-def _failing(env: simpy.Environment, draws: Draws, job: "_Job") -> Process:
+def _failing(env: simpy.Environment, draws: Draws, job: RunningJob) -> Process:
     """Let the failures of a cause happen; fewer devices have fewer."""
     whole = draws.cause.per_second(0) / draws.cause.per_second(job.devices)
     for time_s, device, chance in zip(
@@ -108,211 +59,4 @@ def _failing(env: simpy.Environment, draws: Draws, job: "_Job") -> Process:
         yield env.timeout(time_s - env.now)
         share = job.pool.devices / job.devices
         if chance < whole + (1.0 - whole) * share:
-            job.tell(_Arrival(draws.cause, device))
-
-
-class _Job:
-    """The job, and what its time went to."""
-
-    def __init__(self, env: simpy.Environment, setting: TrainingDays) -> None:
-        self.env, self.setting = env, setting
-        self.devices = self.running = setting.job.devices
-        self.checkpoints = checkpoint_costs(setting.checkpoint, setting.job)
-        self.copies = replication_costs(setting.replication, setting.job)
-        self.pool = NodePool(setting.recovery, setting.job.topology)
-        self.lineage = Lineage()
-        self.inbox: list[_Arrival] = []
-        self.news = env.event()
-        self.stragglers: list[_Arrival] = []
-        self.stale: dict[int, int] = {}
-        self.began_s = 0.0
-        self.down_for: Cause | None = None
-        self.computed = self.lost = 0
-        self.lost_updates = 0.0
-        self.slow_s = self.replication_s = self.checkpoint_s = self.cut_s = 0.0
-        self.down_s: dict[str, float] = defaultdict(float)
-        self.events: list[DayEvent] = []
-
-    def tell(self, arrival: _Arrival) -> None:
-        """Hand a failure to the job."""
-        self.inbox.append(arrival)
-        if not self.news.triggered:
-            self.news.succeed()
-
-    def run(self) -> Process:
-        """Train, and come back after each failure."""
-        while True:
-            if not self.inbox:
-                self.began_s, self.running = self.env.now, self.pool.devices
-                self.news = self.env.event()
-                yield self.news
-                self._train()
-            yield from self._handle(self.inbox.pop(0))
-
-    def _step_s(self) -> float:
-        slowest = max((one.cause.slowdown for one in self.stragglers), default=1.0)
-        fewer = self.devices / max(self.running, 1)
-        return self.setting.job.step_s * slowest * fewer
-
-    def _train(self) -> None:
-        """Account for the stretch that ends now."""
-        step_s, nominal_s = self._step_s(), self.setting.job.step_s
-        refresh_s = self.copies.exposed_s / self.setting.replication.interval_steps
-        done = trained(
-            self.lineage, self.checkpoints, step_s + refresh_s, self.began_s, self.env.now
-        )
-        self.computed += done.steps
-        self.slow_s += done.steps * (step_s - nominal_s)
-        self.replication_s += done.steps * refresh_s
-        self.checkpoint_s += done.checkpoints * self.checkpoints.block_s
-        self.cut_s += done.cut_s
-
-    def _handle(self, arrival: _Arrival) -> Process:
-        cause, before = arrival.cause, (self.lost, self.lost_updates)
-        if arrival.hidden:
-            self._hide(arrival)
-            self._record(arrival, "silent" if cause.silent else "slow", 0.0, before)
-            return
-        began_s = self.env.now
-        response, pause_s = self._respond(arrival)
-        self.down_for, self.began_s = cause, began_s
-        while (left_s := began_s + pause_s - self.env.now) > 0:
-            self.news = self.env.event()
-            yield self.env.timeout(left_s) | self.news
-            # what is hidden changes nothing now; anything else begins a recovery of its own
-            if any(not one.hidden for one in self.inbox):
-                break
-        down_s = self.env.now - began_s
-        self.down_s[cause.name] += down_s
-        self.down_for = None
-        self._record(arrival, response, down_s, before)
-
-    def _hide(self, arrival: _Arrival) -> None:
-        """Go on until it is noticed."""
-        self.lineage.settle(self.env.now)
-        arrival.clean = self.lineage.durable
-        if arrival.cause.slowdown > 1:
-            self.stragglers.append(arrival)
-        self.env.process(self._notice(arrival))
-
-    def _notice(self, arrival: _Arrival) -> Process:
-        yield self.env.timeout(self._detection_s(arrival.cause))
-        arrival.noticed = True
-        self.tell(arrival)
-
-    def _detection_s(self, cause: Cause) -> float:
-        own = cause.detection_s
-        return self.setting.recovery.detection_s if own is None else own
-
-    def _respond(self, arrival: _Arrival) -> tuple[str, float]:
-        """Change the state of the job, and return the response with the seconds it takes."""
-        cause, recovery = arrival.cause, self.setting.recovery
-        self.lineage.settle(self.env.now)
-        if cause is _REJOIN:
-            return "rejoin", recovery.rejoin_s
-        wait_s = self._replace(arrival)
-        if cause.planned or cause.slowdown > 1:
-            self.stragglers = [one for one in self.stragglers if one is not arrival]
-            self.lineage.saved()
-            ready_s = self.checkpoints.block_s + recovery.restart_s + self.checkpoints.restore_s
-            return "planned" if cause.planned else "replaced", wait_s + ready_s
-        found_s = 0.0 if cause.silent else self._detection_s(cause)
-        lost = self.setting.job.topology.lost(cause, arrival.device)
-        if lost and not cause.silent and self._copied(lost):
-            self._fail_over(lost)
-            ready_s = self.setting.replication.failover_s + self.copies.restore_s
-            return "failover", found_s + wait_s + ready_s
-        self._roll_back(arrival)
-        return "rollback", found_s + wait_s + recovery.restart_s + self.checkpoints.restore_s
-
-    def _replace(self, arrival: _Arrival) -> float:
-        """Send what failed to repair, and return the seconds until there is a replacement."""
-        topology, own = self.setting.job.topology, arrival.cause.repair_s
-        repair_s = self.setting.recovery.repair_s if own is None else own
-        lost = topology.lost(arrival.cause, arrival.device)
-        if not lost or repair_s == 0 or arrival.cause.planned:
-            return 0.0
-        nodes = ceil(len(lost) / topology.devices_per_node)
-        self.env.process(self._repair(nodes, repair_s))
-        return self.pool.fail(nodes, self.env.now, repair_s)
-
-    def _repair(self, nodes: int, repair_s: float) -> Process:
-        yield self.env.timeout(repair_s)
-        self.pool.repaired(nodes)
-        # a job that stands begins with them; one that trains has to stop for them
-        if self.down_for is None and self.pool.devices > self.running:
-            self.tell(_Arrival(_REJOIN, 0))
-
-    def _copied(self, lost: range) -> bool:
-        """Return whether all experts of lost devices have a copy that lives and is whole."""
-        if self.setting.replication.degree == 0:
-            return False
-        gone = set(lost) | {
-            device for device, until in self.stale.items() if until > self.lineage.position
-        }
-        return all(self.copies.holders(device, self.devices) - gone for device in lost)
-
-    def _fail_over(self, lost: range) -> None:
-        """Let the lost experts resume from their last copies."""
-        position, step_s = self.lineage.position, self._step_s()
-        experts = self.setting.job.num_experts * len(lost) / self.devices
-        self.lost_updates += experts * self.copies.age_steps(position, step_s)
-        # copies that the devices held for others are whole again after the next refresh
-        every = self.setting.replication.interval_steps
-        again = (position // every + 1) * every + self.copies.transfer_steps(step_s)
-        self.stale = {d: until for d, until in self.stale.items() if until > position}
-        self.stale |= dict.fromkeys(lost, again)
-
-    def _roll_back(self, arrival: _Arrival) -> None:
-        """Go back to a checkpoint; in a partial one some experts are older."""
-        if arrival.cause.silent:
-            self.lineage.durable = min(self.lineage.durable, arrival.clean)
-        self.lost += self.lineage.rolled_back(self.checkpoints.reach_steps)
-        turns, every = self.checkpoints.expert_turns, self.checkpoints.interval_steps
-        each = self.setting.job.num_experts / turns
-        # experts are as many checkpoints behind as turns have passed, and never before the start
-        behind = sum(min(turn * every, self.lineage.durable) for turn in range(turns))
-        self.lost_updates += each * behind
-
-    def _record(
-        self, arrival: _Arrival, response: str, down_s: float, before: tuple[int, float]
-    ) -> None:
-        self.events.append(
-            DayEvent(
-                time_s=self.env.now - down_s,
-                cause=arrival.cause.name,
-                scope=arrival.cause.scope,
-                device=arrival.device,
-                response=response,
-                down_s=down_s,
-                lost_steps=self.lost - before[0],
-                lost_updates=self.lost_updates - before[1],
-                devices=self.pool.devices,
-                spares=self.pool.spares,
-            )
-        )
-
-    def result(self, seed: int) -> DaysResult:
-        """Return what the days came to, the present stretch or pause included."""
-        if self.down_for is not None:
-            self.down_s[self.down_for.name] += self.setting.days * DAY_S - self.began_s
-        else:
-            self._train()
-        responses = [event.response for event in self.events]
-        return DaysResult(
-            job=self.setting.job,
-            days=self.setting.days,
-            seed=seed,
-            useful_steps=self.computed - self.lost,
-            lost_steps=self.lost,
-            slow_s=self.slow_s,
-            replication_s=self.replication_s,
-            checkpoint_s=self.checkpoint_s,
-            cut_s=self.cut_s,
-            down_s_by_cause=dict(self.down_s),
-            interruptions=sum(response not in ("slow", "silent") for response in responses),
-            failovers=responses.count("failover"),
-            rollbacks=responses.count("rollback"),
-            lost_updates=self.lost_updates,
-            events=tuple(self.events),
-        )
+            job.tell(Arrival(draws.cause, device))
