@@ -69,17 +69,18 @@ def profiles(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A profile or cluster: show its numbers; a kernel library: its record."
+            help="A profile or cluster: show its numbers; a kernel library or fleet: its record."
         ),
     ] = None,
 ) -> None:
-    """List device profiles, clusters, presets and kernel libraries, or show what one file says,
-    numbers with kind and source.
+    """List device profiles, clusters, presets, kernel libraries and fleets, or show what one file
+    says, numbers with kind and source.
     """
     from moesim.files import toml
     from moesim.hardware import load_cluster, load_profile
     from moesim.hardware.libraries import known_library
     from moesim.model.presets import preset_names
+    from moesim.operations.failure_rates import load_fleet
     from moesim.report.terminal import print_table
 
     if name is None:
@@ -97,6 +98,10 @@ def profiles(
         return
     if library := known_library(name):
         print_table(f"{library.name}: {library.title}", library.rows_of_record(), ["what", "says"])
+        return
+    if name in toml.names("failures"):
+        fleet = load_fleet(name)
+        print_table(f"{fleet.name}: {fleet.title}", fleet.rows(), list(fleet.rows()[0]))
         return
     try:
         provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"

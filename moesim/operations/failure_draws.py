@@ -19,7 +19,7 @@ from moesim.operations.failure_rates import DAY_S, Cause, events_of
 
 Array = np.ndarray
 #: more events than this are refused before they are drawn
-MOST_EVENTS = 2_000_000
+MOST_EVENTS = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ contradict a plain 1/N law: software bugs come to a job once, whatever its size.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -115,11 +115,27 @@ class Fleet:
         name: Name of the file.
         title: What it is.
         causes: Its causes.
+        rests_on: Cause -> kind and source of its figure.
     """
 
     name: str
     title: str
     causes: tuple[Cause, ...]
+    rests_on: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return a row per cause: its rates, and what they rest on."""
+        return [
+            {
+                "cause": cause.name,
+                "scope": cause.scope,
+                "per_device_hour": cause.per_device_hour,
+                "per_job_hour": cause.per_job_hour,
+                "kind": self.rests_on[cause.name][0],
+                "source": self.rests_on[cause.name][1],
+            }
+            for cause in self.causes
+        ]
 
     def scaled(self, factor: float) -> tuple[Cause, ...]:
         """Return the causes with all rates times a factor.
@@ -141,6 +157,14 @@ def _scaled(cause: Cause, factor: float) -> Cause:
 
 def _value(quantity: Quantity | None) -> float | None:
     return None if quantity is None else quantity.value
+
+
+def _rests_on(record: CauseRecord) -> tuple[str, str]:
+    """Return the kind and the source of a cause's figure; a rate that follows is derived."""
+    if record.events is not None:
+        return "derived", record.events.source
+    stated = record.per_device_hour or record.per_job_hour
+    return ("", "") if stated is None else (stated.kind, stated.source)
 
 
 def _cause(name: str, record: CauseRecord, observed: _Observed | None) -> Cause:
@@ -173,6 +197,7 @@ def _load(path: str, modified_ns: int) -> Fleet:
         name=where.stem,
         title=file.title,
         causes=tuple(_cause(name, record, file.observed) for name, record in file.causes.items()),
+        rests_on={name: _rests_on(record) for name, record in file.causes.items()},
     )
 
 

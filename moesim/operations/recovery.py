@@ -1,5 +1,6 @@
 """How a job comes back: detection, restart, spare nodes, and going on with fewer devices."""
 
+from bisect import insort
 from dataclasses import dataclass
 from math import ceil
 
@@ -72,7 +73,12 @@ class NodePool:
             Seconds until the job can go on, on spares, on fewer devices, or on repaired ones.
         """
         self.spares -= nodes
-        self._back_s = sorted([*self._back_s, *[now_s + repair_s] * nodes])
+        for _ in range(nodes):
+            insort(self._back_s, now_s + repair_s)
+        return self.wait_s(now_s)
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the seconds until the job can go on with the nodes that there will be."""
         if self.spares >= 0 or (self.policy.elastic and self.devices > 0):
             return 0.0
         return max(self._back_s[-self.spares - 1] - now_s, 0.0)

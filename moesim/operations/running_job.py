@@ -169,7 +169,8 @@ class RunningJob:
         repair_s = self.setting.recovery.repair_s if own is None else own
         lost = topology.lost(arrival.cause, arrival.device)
         if not lost or repair_s == 0 or arrival.cause.planned:
-            return 0.0
+            # nodes that failed before may still be missing
+            return self.pool.wait_s(self.env.now)
         nodes = ceil(len(lost) / topology.devices_per_node)
         self.env.process(self._repair(nodes, repair_s))
         return self.pool.fail(nodes, self.env.now, repair_s)
@@ -185,10 +186,14 @@ class RunningJob:
         """Return whether all experts of lost devices have a copy that lives and is whole."""
         if self.setting.replication.degree == 0:
             return False
-        gone = set(lost) | {
-            device for device, until in self.stale.items() if until > self.lineage.position
-        }
-        return all(self.copies.holders(device, self.devices) - gone for device in lost)
+        position = self.lineage.position
+        return all(
+            any(
+                holder not in lost and self.stale.get(holder, 0) <= position
+                for holder in self.copies.holders(device, self.devices)
+            )
+            for device in lost
+        )
 
     def _fail_over(self, lost: range) -> None:
         """Let the lost experts resume from their last copies."""
@@ -198,7 +203,6 @@ class RunningJob:
         # copies that the devices held for others are whole again after the next refresh
         every = self.setting.replication.interval_steps
         again = (position // every + 1) * every + self.copies.transfer_steps(step_s)
-        self.stale = {d: until for d, until in self.stale.items() if until > position}
         self.stale |= dict.fromkeys(lost, again)
 
     def _roll_back(self, arrival: Arrival) -> None:
@@ -219,7 +223,7 @@ class RunningJob:
         for turn in range(1, turns):
             group = (durable // every - turn) % turns
             known = max(durable - turn * every, self.resumed[group], 0)
-            behind += durable - known
+            behind += max(durable - known, 0)
             self.resumed[group] = durable
         return self.setting.job.num_experts / turns * behind
 

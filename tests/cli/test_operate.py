@@ -112,7 +112,7 @@ def test_serving_and_growth(tmp_path):
         (("devices = 512", "devices = 0"), "plan.toml: job.stated.devices: expected a number >= 1"),
         (("devices = 512", "devices = 9"), "plan.toml: job.devices: expected a multiple of the 8"),
         (("days = 10.0", "day = 10.0"), "plan.toml: job.days: expected a value, got nothing"),
-        (("1e-4", "1e9"), "at most 2,000,000 events in all, got 1.23e+14 in 10 days"),
+        (("1e-4", "1e9"), "at most 500,000 events in all, got 1.23e+14 in 10 days"),
         (("[job]", "[serving]\n[job]"), "plan.toml: serving.days: expected a value, got nothing"),
         (("[failures", "[other"), "plan.toml: other: no such key"),
         (("", '[failures]\nfleet = "x"\n'), "plan.toml: failures.fleet: unknown fleet of failures"),
