@@ -110,7 +110,7 @@ def profiles(
         try:
             cluster = load_cluster(name)
         except toml.UnknownNameError:
-            kinds = ("devices", "clusters", "libraries")
+            kinds = ("devices", "clusters", "libraries", "failures")
             known = [one for kind in kinds for one in toml.index_names(kind)]
             raise toml.UnknownNameError("profile", name, known) from None
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"

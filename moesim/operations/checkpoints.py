@@ -65,8 +65,9 @@ class CheckpointPolicy:
         check("kind", self.kind in CHECKPOINTS, " or ".join(CHECKPOINTS))
         for key in ("interval_s", "storage_bytes_per_s", "host_bytes_per_s"):
             check(key, getattr(self, key) > 0, "a number > 0")
-        for key in ("expert_fraction", "changed_fraction"):
-            check(key, 0 < getattr(self, key) <= 1, "a fraction > 0 and <= 1")
+        check("interval_s", self.interval_s <= 1e9, "a number <= 1e9")
+        check("expert_fraction", 0.001 <= self.expert_fraction <= 1, "a fraction of .001 to 1")
+        check("changed_fraction", 0 < self.changed_fraction <= 1, "a fraction > 0 and <= 1")
         check("hidden_fraction", 0 <= self.hidden_fraction <= 1, "a fraction >= 0 and <= 1")
         check("block_s", self.block_s is None or self.block_s >= 0, "a number >= 0")
         require_int("checkpoint.full_every", self.full_every, 1)

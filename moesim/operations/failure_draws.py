@@ -20,6 +20,7 @@ from moesim.operations.failure_rates import DAY_S, Cause, events_of
 Array = np.ndarray
 #: more events than this are refused before they are drawn
 MOST_EVENTS = 500_000
+_MOST_DAYS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ def draw_failures(
     Raises:
         ConfigError: There would be more than `MOST_EVENTS` events, or two causes have one name.
     """
-    require(days > 0, "job.days", "a number > 0", days)
+    require(0 < days <= _MOST_DAYS, "days", f"a number > 0 and <= {_MOST_DAYS:,}", days)
     require_int("seed", seed, 0)
     expected = events_of(causes, topology.devices, days)
     if len(expected) < len(causes):

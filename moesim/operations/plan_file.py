@@ -21,7 +21,9 @@ from moesim.operations.checkpoints import CheckpointKind
 from moesim.operations.failure_rates import Scope
 from moesim.operations.replication import CopyPlace
 
-_WHOLE = Field(default=None, ge=1)
+#: larger numbers are slips, and would overflow
+_MOST = 10**9
+_WHOLE = Field(default=None, ge=1, le=_MOST)
 
 
 class SimulatedStep(Strict):
@@ -55,14 +57,14 @@ class SimulatedStep(Strict):
 class StatedStep(Strict):
     """A training step whose figures are known."""
 
-    devices: int = Field(ge=1)
-    devices_per_node: int = Field(default=8, ge=1)
-    step_s: float = Field(gt=0)
-    samples_per_step: int = Field(default=1, ge=1)
+    devices: int = Field(ge=1, le=_MOST)
+    devices_per_node: int = Field(default=8, ge=1, le=_MOST)
+    step_s: float = Field(ge=1e-6, le=_MOST)
+    samples_per_step: int = Field(default=1, ge=1, le=_MOST)
     tokens_per_sample: float = Field(default=4096.0, gt=0)
     dense_state_gib: float = Field(default=0.0, ge=0)
     expert_state_gib: float = Field(default=0.0, ge=0)
-    num_experts: int = Field(default=1, ge=1)
+    num_experts: int = Field(default=1, ge=1, le=_MOST)
     nic_gb_per_s: float = Field(default=50.0, gt=0)
     network_busy_fraction: float = Field(default=0.0, ge=0, lt=1)
 
@@ -70,8 +72,8 @@ class StatedStep(Strict):
 class JobRecord(Strict):
     """``[job]``: days of training, with either ``[job.simulated]`` or ``[job.stated]``."""
 
-    days: float = Field(gt=0)
-    devices_per_switch: int = Field(default=256, ge=1)
+    days: float = Field(gt=0, le=100_000)
+    devices_per_switch: int = Field(default=256, ge=1, le=_MOST)
     simulated: SimulatedStep | None = None
     stated: StatedStep | None = None
 
@@ -108,23 +110,23 @@ class CheckpointRecord(Strict):
     """``[checkpoint]``; see `moesim.operations.checkpoints.CheckpointPolicy`."""
 
     kind: CheckpointKind = "full"
-    interval_s: float = Field(default=1800.0, gt=0)
+    interval_s: float = Field(default=1800.0, gt=0, le=_MOST)
     asynchronous: bool = False
     storage_gb_per_s: float = Field(default=1000.0, gt=0)
     host_gb_per_s: float = Field(default=25.0, gt=0)
     hidden_fraction: float = Field(default=0.0, ge=0, le=1)
     block_s: float | None = Field(default=None, ge=0)
-    expert_fraction: float = Field(default=0.125, gt=0, le=1)
-    full_every: int = Field(default=8, ge=1)
+    expert_fraction: float = Field(default=0.125, ge=0.001, le=1)
+    full_every: int = Field(default=8, ge=1, le=_MOST)
     changed_fraction: float = Field(default=0.5, gt=0, le=1)
-    window_steps: int = Field(default=8, ge=1)
+    window_steps: int = Field(default=8, ge=1, le=_MOST)
 
 
 class ReplicationRecord(Strict):
     """``[replication]``; see `moesim.operations.replication.ReplicationPolicy`."""
 
-    degree: int = Field(default=0, ge=0)
-    interval_steps: int = Field(default=10, ge=1)
+    degree: int = Field(default=0, ge=0, le=64)
+    interval_steps: int = Field(default=10, ge=1, le=_MOST)
     where: CopyPlace = "node"
     failover_s: float = Field(default=30.0, ge=0)
 
@@ -135,7 +137,7 @@ class RecoveryRecord(Strict):
     detection_s: float = Field(default=60.0, ge=0)
     restart_s: float = Field(default=300.0, ge=0)
     repair_h: float = Field(default=4.0, ge=0)
-    spare_nodes: int = Field(default=8, ge=0)
+    spare_nodes: int = Field(default=8, ge=0, le=_MOST)
     elastic: bool = False
     elastic_unit: int | None = _WHOLE
     rejoin_s: float = Field(default=60.0, ge=0)
@@ -154,8 +156,9 @@ class SearchRecord(Strict):
     def _ranges(self) -> "SearchRecord":
         for key in ("checkpoint_interval_s", "replication_interval_steps"):
             low, high = getattr(self, key)
-            if not 0 < low <= high:
-                raise ValueError(f"@{key}@[low, high] with 0 < low <= high@[{low:g}, {high:g}]")
+            if not 0 < low <= high <= _MOST:
+                rule = "[low, high] with 0 < low <= high <= 1e9"
+                raise ValueError(f"@{key}@{rule}@[{low:g}, {high:g}]")
         for key in ("replication_degree", "spare_nodes"):
             if min(getattr(self, key)) < 0:
                 raise ValueError(f"@{key}@numbers >= 0@{min(getattr(self, key))}")
@@ -167,12 +170,12 @@ class ServingRecord(Strict):
     `moesim.operations.serving_pool.ServingPool`.
     """
 
-    days: float = Field(gt=0)
+    days: float = Field(gt=0, le=100_000)
     model: str
     cluster: str
     gpus: int | None = _WHOLE
     engine: str = "sglang"
-    redundant_experts: int = Field(default=0, ge=0)
+    redundant_experts: int = Field(default=0, ge=0, le=_MOST)
     sequences_per_rank: float = Field(default=32.0, gt=0)
     context_tokens: float = Field(default=2048.0, ge=0)
     elastic: bool = True
@@ -187,7 +190,7 @@ class StageRecord(Strict):
     """A stage of ``[growth]``; without a gate it has that of the stage before."""
 
     month: float = Field(ge=0)
-    num_experts: int = Field(ge=1)
+    num_experts: int = Field(ge=1, le=10_000_000)
     upcycled: bool = True
     gate: str | None = None
 
@@ -199,8 +202,8 @@ class GrowthRecord(Strict):
 
     model: str
     cluster: str
-    months: float = Field(gt=0)
-    tokens_per_month: float = Field(gt=0)
+    months: float = Field(gt=0, le=1200)
+    tokens_per_month: float = Field(gt=0, le=1e18)
     training: bool = True
     expert_width: int | None = _WHOLE
     most_devices: int | None = _WHOLE

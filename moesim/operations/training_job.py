@@ -51,7 +51,8 @@ class TrainingJob:
     cluster: Cluster | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for key in ("step_s", "tokens_per_sample", "nic_bytes_per_s"):
+        require(self.step_s >= 1e-6, "job.step_s", "a number >= 1e-6", self.step_s)
+        for key in ("tokens_per_sample", "nic_bytes_per_s"):
             require(getattr(self, key) > 0, f"job.{key}", "a number > 0", getattr(self, key))
         for key in ("dense_bytes", "expert_bytes"):
             require(getattr(self, key) >= 0, f"job.{key}", "a number >= 0", getattr(self, key))

@@ -113,6 +113,9 @@ def test_serving_and_growth(tmp_path):
         (("devices = 512", "devices = 9"), "plan.toml: job.devices: expected a multiple of the 8"),
         (("days = 10.0", "day = 10.0"), "plan.toml: job.days: expected a value, got nothing"),
         (("1e-4", "1e9"), "at most 500,000 events in all, got 1.23e+14 in 10 days"),
+        (("10.0", "1e300"), "plan.toml: job.days: expected a number <= 100000, got 1e+300"),
+        (("5.0", "1e-320"), "plan.toml: job.stated.step_s: expected a number >= 1e-06"),
+        (("5.0", "inf"), "plan.toml: job.stated.step_s: expected a number"),
         (("[job]", "[serving]\n[job]"), "plan.toml: serving.days: expected a value, got nothing"),
         (("[failures", "[other"), "plan.toml: other: no such key"),
         (("", '[failures]\nfleet = "x"\n'), "plan.toml: failures.fleet: unknown fleet of failures"),
@@ -131,6 +134,13 @@ def test_bad_plans_are_one_line(plan, change, said):
     assert said in str(done.exception)
     assert "\n" not in str(done.exception)
     assert done.exception.exit_code == 2
+
+
+def test_a_fleet_is_shown_with_its_sources():
+    done = CliRunner().invoke(app, ["profiles", "meta-a100-fleet"])
+    assert done.exit_code == 0
+    for word in ("per_job_hour", "0.0919", "derived", "reliability"):
+        assert word in done.stdout
 
 
 def test_unknown_devices_are_named(plan):
