@@ -130,7 +130,8 @@ def _drawn(cause: Cause, topology: Topology, days: float, seed: int) -> Draws:
     reached_s = 0.0
     # gaps in blocks of a fixed size: longer days continue shorter ones
     while rate > 0 and reached_s < span_s:
-        gaps.append(rng.exponential(1.0 / rate, 256))
+        # a gap beyond the end is as good as any other
+        gaps.append(np.minimum(rng.exponential(1.0 / rate, 256), 2.0 * span_s))
         reached_s += float(gaps[-1].sum())
     time_s_F = np.cumsum(np.concatenate(gaps)) if gaps else np.zeros(0)
     time_s_F = time_s_F[time_s_F < span_s]

@@ -21,7 +21,8 @@ class RecoveryPolicy:
             waits for a repair.
         elastic_unit: Devices that leave together, such as a data-parallel replica; None for a
             node.
-        rejoin_s: Seconds in which the job takes repaired nodes in again.
+        rejoin_s: Seconds in which the job takes repaired nodes in again, fetching their states not
+            included.
 
     Raises:
         ConfigError: A number is out of range.

@@ -147,7 +147,9 @@ class RunningJob:
         cause, recovery = arrival.cause, self.setting.recovery
         self.lineage.settle(self.env.now)
         if cause is _REJOIN:
-            return "rejoin", recovery.rejoin_s
+            job = self.setting.job
+            fetch_s = job.state_bytes / self.devices / job.nic_bytes_per_s
+            return "rejoin", recovery.rejoin_s + fetch_s
         wait_s = self._replace(arrival)
         if cause.planned or cause.slowdown > 1:
             self.stragglers = [one for one in self.stragglers if one is not arrival]

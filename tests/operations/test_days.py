@@ -20,10 +20,13 @@ from moesim.operations import (
     ettr_of,
     load_fleet,
     replication_costs,
+    search_plan,
     simulate_days,
 )
+from moesim.operations.checkpoints import best_interval_s
 from moesim.operations.failure_draws import draw_failures
 from moesim.operations.failure_rates import DAY_S
+from moesim.operations.plan_file import SearchRecord
 from moesim.units import GB
 
 JOB = TrainingJob(
@@ -177,6 +180,31 @@ def test_copies_take_over_without_a_rollback():
     assert behind == pytest.approx((COPIES.interval_steps - 1) / 2 + 1, abs=1.0)
     low, middle, high = copied.loss_effect
     assert low == 0 < middle < high < 1e-3
+
+
+def test_ratio_with_copies():
+    """1 - (detection + failover + restoring) / MTBF, and nothing is rolled back."""
+    policy = replace(FREE, interval_s=1800.0, block_s=0.0)
+    setting = days_of(DEVICE, days=1000.0, replication=COPIES, checkpoint=policy)
+    stop_s = 60.0 + COPIES.failover_s + replication_costs(COPIES, JOB).restore_s
+    result = simulate_days(setting, 0)
+    assert result.ettr == pytest.approx(1 - stop_s * DEVICE.per_second(1024), rel=1e-3)
+
+
+def test_a_search_finds_the_best_interval():
+    """Within a factor of 1.5 of sqrt(2 block MTBF), where ratios hardly differ."""
+    checkpoint = replace(FREE, block_s=30.0)
+    setting = days_of(CRASH, days=300.0, checkpoint=checkpoint)
+    choices = SearchRecord(
+        checkpoint_interval_s=[100.0, 20_000.0], replication_degree=[0], spare_nodes=[0]
+    )
+    points = search_plan(setting, choices, 40)
+    best = best_interval_s(30.0, 36_000.0)
+    assert best / 1.5 < points[0].setting.checkpoint.interval_s < best * 1.5
+    assert points[0].ettr > points[-1].ettr + 0.1
+    # the same failures for all
+    assert len({point.row()["interruptions"] for point in points}) == 1
+    assert [point.ettr for point in search_plan(setting, choices, 40)] == [p.ettr for p in points]
 
 
 @pytest.mark.parametrize(
