@@ -36,6 +36,9 @@ class CheckpointPolicy:
         storage_bytes_per_s: Bytes of a second that storage takes from and gives to the whole job.
         host_bytes_per_s: Bytes of a second that a device copies to its host, or a peer.
         hidden_fraction: Share of a step's time under which such a copy is hidden.
+        host_copies: Whether all states stay in the hosts' memory from one checkpoint to the next
+            (two levels, as in MoC-System), so that only what failed devices held comes from
+            storage.
         block_s: Seconds in which a checkpoint stops the job, instead of what follows from bytes.
         expert_fraction: Share of the experts in a ``partial`` checkpoint.
         full_every: Checkpoints from one full ``incremental`` one to the next.
@@ -52,6 +55,7 @@ class CheckpointPolicy:
     storage_bytes_per_s: float = 1e12
     host_bytes_per_s: float = 25e9
     hidden_fraction: float = 0.0
+    host_copies: bool = False
     block_s: float | None = None
     expert_fraction: float = 0.125
     full_every: int = 8
@@ -83,7 +87,9 @@ class CheckpointCosts:
         block_s: Seconds in which each stops the job.
         lasts_after_s: Seconds from then until it can be restored.
         written_bytes: Bytes of each, the mean.
-        restore_s: Seconds in which the job reads one back.
+        restore_s: Seconds in which the job reads one back from storage.
+        from_hosts_s: Seconds in which devices read their states from their hosts; None if nothing
+            stays there.
         reach_steps: Steps before a checkpoint at which the oldest states in it are; they are
             computed again.
         expert_turns: Checkpoints until all experts were saved once.
@@ -94,6 +100,7 @@ class CheckpointCosts:
     lasts_after_s: float
     written_bytes: float
     restore_s: float
+    from_hosts_s: float | None
     reach_steps: int
     expert_turns: int
 
@@ -104,16 +111,24 @@ class CheckpointCosts:
         """
         return (self.expert_turns - 1) / 2.0
 
+    def read_s(self, share: float) -> float:
+        """Return the seconds of a restore after a share of the devices failed."""
+        if self.from_hosts_s is None:
+            return self.restore_s
+        return max(self.from_hosts_s, self.restore_s * share)
+
 
 def checkpoint_costs(policy: CheckpointPolicy, job: TrainingJob) -> CheckpointCosts:
     """Return what a policy costs a job without failures."""
     written, read = _bytes(policy, job)
-    copied_s = written / job.devices / policy.host_bytes_per_s
+    kept = policy.host_copies and policy.kind != "sparse"
+    from_hosts_s = job.state_bytes / job.devices / policy.host_bytes_per_s
+    copied_s = from_hosts_s if kept else written / job.devices / policy.host_bytes_per_s
     stored_s = written / policy.storage_bytes_per_s
     exposed_s = max(copied_s - policy.hidden_fraction * job.step_s, 0.0)
     if policy.kind == "sparse":
         steps, block_s, after_s = policy.window_steps, exposed_s * policy.window_steps, 0.0
-        read_s = read / job.devices / policy.host_bytes_per_s
+        read_s = from_hosts_s
     else:
         steps = max(round(policy.interval_s / job.step_s), 1)
         block_s, after_s = (exposed_s, stored_s) if policy.asynchronous else (stored_s, 0.0)
@@ -129,6 +144,7 @@ def checkpoint_costs(policy: CheckpointPolicy, job: TrainingJob) -> CheckpointCo
         lasts_after_s=after_s,
         written_bytes=written,
         restore_s=read_s,
+        from_hosts_s=from_hosts_s if kept else None,
         reach_steps=policy.window_steps if policy.kind == "sparse" else 0,
         expert_turns=turns,
     )

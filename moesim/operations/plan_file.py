@@ -115,6 +115,7 @@ class CheckpointRecord(Strict):
     storage_gb_per_s: float = Field(default=1000.0, gt=0)
     host_gb_per_s: float = Field(default=25.0, gt=0)
     hidden_fraction: float = Field(default=0.0, ge=0, le=1)
+    host_copies: bool = False
     block_s: float | None = Field(default=None, ge=0)
     expert_fraction: float = Field(default=0.125, ge=0.001, le=1)
     full_every: int = Field(default=8, ge=1, le=_MOST)

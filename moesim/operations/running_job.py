@@ -154,7 +154,7 @@ class RunningJob:
         if cause.planned or cause.slowdown > 1:
             self.stragglers = [one for one in self.stragglers if one is not arrival]
             self.lineage.saved()
-            ready_s = self.checkpoints.block_s + recovery.restart_s + self.checkpoints.restore_s
+            ready_s = self.checkpoints.block_s + recovery.restart_s + self.checkpoints.read_s(0.0)
             return "planned" if cause.planned else "replaced", wait_s + ready_s
         found_s = 0.0 if cause.silent else self._detection_s(cause)
         lost = self.setting.job.topology.lost(cause, arrival.device)
@@ -162,8 +162,9 @@ class RunningJob:
             self._fail_over(lost)
             ready_s = self.setting.replication.failover_s + self.copies.restore_s
             return "failover", found_s + wait_s + ready_s
-        self._roll_back(arrival)
-        return "rollback", found_s + wait_s + recovery.restart_s + self.checkpoints.restore_s
+        share = 1.0 if cause.silent else len(lost) / self.devices
+        self._roll_back(arrival, share)
+        return "rollback", found_s + wait_s + recovery.restart_s + self.checkpoints.read_s(share)
 
     def _replace(self, arrival: Arrival) -> float:
         """Send what failed to repair, and return the seconds until there is a replacement."""
@@ -207,27 +208,37 @@ class RunningJob:
         again = (position // every + 1) * every + self.copies.transfer_steps(step_s)
         self.stale |= dict.fromkeys(lost, again)
 
-    def _roll_back(self, arrival: Arrival) -> None:
-        """Go back to a checkpoint; in a partial one some experts are older."""
+    def _roll_back(self, arrival: Arrival, share: float) -> None:
+        """Go back to a checkpoint, in which experts may be older, after a share of the devices
+        failed.
+        """
+        if self.checkpoints.from_hosts_s is not None and share == 0.0:
+            # what hosts hold need not have been written
+            self.lineage.settle(float("inf"))
         if arrival.cause.silent:
             self.lineage.durable = min(self.lineage.durable, arrival.clean)
         self.lost += self.lineage.rolled_back(self.checkpoints.reach_steps)
-        self.lost_updates += self._stale_updates()
+        self.lost_updates += self._stale_updates(share)
 
-    def _stale_updates(self) -> float:
+    def _stale_updates(self, share: float) -> float:
         """Return the expert-steps that partial checkpoints lack, up to the last one that lasts.
 
         Experts were saved turn by turn. Steps that an expert lost before, and has not been saved
-        since, are not lost again.
+        since, are not lost again. Where hosts hold all states, only experts of failed devices come
+        from storage.
         """
+        from_storage = 1.0 if self.checkpoints.from_hosts_s is None else share
+        if not from_storage:
+            return 0.0
         turns, every = self.checkpoints.expert_turns, self.checkpoints.interval_steps
         durable, behind = self.lineage.durable, 0
         for turn in range(1, turns):
             group = (durable // every - turn) % turns
             known = max(durable - turn * every, self.resumed[group], 0)
             behind += max(durable - known, 0)
-            self.resumed[group] = durable
-        return self.setting.job.num_experts / turns * behind
+            if from_storage == 1.0:
+                self.resumed[group] = durable
+        return self.setting.job.num_experts / turns * behind * from_storage
 
     def _record(
         self,

@@ -112,6 +112,7 @@ CAUSES = st.lists(
     causes=CAUSES,
     kind=KINDS,
     asynchronous=st.booleans(),
+    host_copies=st.booleans(),
     interval_s=st.floats(1.0, 20_000.0),
     degree=st.integers(0, 2),
     where=st.sampled_from(["device", "node", "switch"]),
@@ -120,13 +121,17 @@ CAUSES = st.lists(
     seed=st.integers(0, 100),
 )
 def test_time_and_work_are_conserved(
-    causes, kind, asynchronous, interval_s, degree, where, spares, elastic, seed
+    causes, kind, asynchronous, host_copies, interval_s, degree, where, spares, elastic, seed
 ):
     setting = days_of(
         *(replace(cause, name=f"c{n}") for n, cause in enumerate(causes)),
         days=2.0,
         checkpoint=CheckpointPolicy(
-            kind=kind, asynchronous=asynchronous, interval_s=interval_s, storage_bytes_per_s=5e10
+            kind=kind,
+            asynchronous=asynchronous,
+            host_copies=host_copies,
+            interval_s=interval_s,
+            storage_bytes_per_s=5e10,
         ),
         replication=ReplicationPolicy(degree=degree, where=where),
         recovery=RecoveryPolicy(spare_nodes=spares, elastic=elastic, elastic_unit=64),

@@ -151,6 +151,26 @@ def test_partial_checkpoints_lose_updates_of_experts_once():
     assert simulate_days(often, 0).lost_update_fraction < 1
 
 
+def test_two_levels_lose_only_what_failed_devices_held():
+    """Hosts hold all states: a crash of the job loses no updates of experts, a node its share."""
+    storage = CheckpointPolicy(kind="partial", expert_fraction=0.25, interval_s=200.0)
+    hosts = replace(storage, host_copies=True, asynchronous=True)
+    assert checkpoint_costs(hosts, GPT_16E).read_s(0.0) == pytest.approx(
+        GPT_16E.state_bytes / 32 / 25e9
+    )
+    lost = {}
+    for scope in ("job", "node"):
+        rate = {"per_job_hour": 0.05} if scope == "job" else {"per_device_hour": 0.05 / 32}
+        cause = Cause(name="x", scope=scope, **rate)
+        for policy in (storage, hosts):
+            setting = TrainingDays(job=GPT_16E, days=1000.0, causes=(cause,), checkpoint=policy)
+            result = simulate_days(setting, 0)
+            lost[scope, policy.host_copies] = result.lost_updates / result.rollbacks
+    assert lost["job", True] == 0
+    # a quarter of the devices
+    assert lost["node", True] / lost["node", False] == pytest.approx(0.25, rel=0.05)
+
+
 def test_sparse_checkpoints_of_moevement():
     """At least .94 with a failure in 10 minutes (arXiv 2412.15411); a window of 5 steps of 2 s and
     10 s until spare workers stand in are assumed.
