@@ -134,6 +134,8 @@ def _stated(step: StatedStep, devices_per_switch: int) -> TrainingJob:
         num_experts=step.num_experts,
         nic_bytes_per_s=step.nic_gb_per_s * GB,
         network_busy_fraction=step.network_busy_fraction,
+        active_params=step.active_params,
+        experts_over_top_k=step.experts_over_top_k,
     )
 
 

@@ -67,6 +67,8 @@ class StatedStep(Strict):
     num_experts: int = Field(default=1, ge=1, le=_MOST)
     nic_gb_per_s: float = Field(default=50.0, gt=0)
     network_busy_fraction: float = Field(default=0.0, ge=0, lt=1)
+    active_params: float | None = Field(default=None, gt=0)
+    experts_over_top_k: float = Field(default=1.0, ge=1)
 
 
 class JobRecord(Strict):

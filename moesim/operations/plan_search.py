@@ -18,6 +18,7 @@ from moesim.operations.failure_draws import Draws
 from moesim.operations.failure_rates import HOUR_S
 from moesim.operations.plan_file import SearchRecord
 from moesim.operations.training_days import simulate_days
+from moesim.version import VERSION
 
 #: numbers of `_at`
 _CHOICES = 5
@@ -66,7 +67,10 @@ class OperatedPoint:
             "ettr": self.ettr,
             "samples_per_device_hour": self.samples_per_device_hour,
             **mean,
+            "evidence": "simulated",
+            "seed": self.results[0].seed,
             "seeds": len(self.results),
+            "version": VERSION,
         }
 
 

@@ -46,7 +46,16 @@ def plan(tmp_path):
 def test_the_shipped_plan_is_told_in_80_columns(tmp_path):
     done = invoke(STUDIES / "operate_plan.toml", "--out", tmp_path, "--seeds", 2)
     assert done.exit_code == 0, done.stderr
-    for word in ("ETTR", "goodput", "copies", "failures", "lost work", "no copies", "2 seeds"):
+    for word in (
+        "ETTR",
+        "goodput",
+        "copies",
+        "failures",
+        "lost work",
+        "no copies",
+        "2 seeds",
+        "nats",
+    ):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     days = rows_of(tmp_path / "days.csv")
