@@ -54,6 +54,9 @@ class RunningJob:
         self.inbox: list[Arrival] = []
         self.news = env.event()
         self.stragglers: list[Arrival] = []
+        #: devices whose experts are on their way back from copies
+        self.restoring: set[int] = set()
+        #: device -> steps of the model from which on its copies are whole again
         self.stale: dict[int, int] = {}
         #: experts of a turn -> steps of the model when they last went on from an older copy
         self.resumed = [0] * self.checkpoints.expert_turns
@@ -115,6 +118,8 @@ class RunningJob:
             # what is hidden changes nothing now; anything else begins a recovery of its own
             if any(not one.hidden for one in self.inbox):
                 break
+        else:
+            self.restoring.clear()
         self._stood(self.env.now)
 
     def _stood(self, now_s: float) -> None:
@@ -158,7 +163,7 @@ class RunningJob:
             return "planned" if cause.planned else "replaced", wait_s + ready_s
         found_s = 0.0 if cause.silent else self._detection_s(cause)
         lost = self.setting.job.topology.lost(cause, arrival.device)
-        if lost and not cause.silent and self._copied(lost):
+        if lost and not cause.silent and self._copied(self.restoring.union(lost)):
             self._fail_over(lost)
             ready_s = self.setting.replication.failover_s + self.copies.restore_s
             return "failover", found_s + wait_s + ready_s
@@ -185,7 +190,7 @@ class RunningJob:
         if self.standing is None and self.pool.devices > self.running:
             self.tell(Arrival(_REJOIN, 0))
 
-    def _copied(self, lost: range) -> bool:
+    def _copied(self, lost: set[int]) -> bool:
         """Return whether all experts of lost devices have a copy that lives and is whole."""
         if self.setting.replication.degree == 0:
             return False
@@ -207,11 +212,13 @@ class RunningJob:
         every = self.setting.replication.interval_steps
         again = (position // every + 1) * every + self.copies.transfer_steps(step_s)
         self.stale |= dict.fromkeys(lost, again)
+        self.restoring.update(lost)
 
     def _roll_back(self, arrival: Arrival, share: float) -> None:
         """Go back to a checkpoint, in which experts may be older, after a share of the devices
         failed.
         """
+        self.restoring.clear()
         if self.checkpoints.from_hosts_s is not None and share == 0.0:
             # what hosts hold need not have been written
             self.lineage.settle(float("inf"))

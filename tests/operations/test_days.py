@@ -24,7 +24,7 @@ from moesim.operations import (
     simulate_days,
 )
 from moesim.operations.checkpoints import best_interval_s
-from moesim.operations.failure_draws import draw_failures
+from moesim.operations.failure_draws import Draws, draw_failures
 from moesim.operations.failure_rates import DAY_S
 from moesim.operations.plan_file import SearchRecord
 from moesim.units import GB
@@ -231,6 +231,33 @@ def test_where_copies_live_decides(scope, where, survives):
     result = simulate_days(setting, 0)
     assert (result.failovers > 50) == survives
     assert (result.rollbacks > 50) != survives
+
+
+@pytest.mark.parametrize(
+    ("second", "after_s", "degree", "responses"),
+    [
+        # the copy's device fails while it gives the experts back, or before the next refresh
+        (8, 20.0, 1, ["failover", "rollback"]),
+        (0, 120.0, 1, ["failover", "failover"]),
+        (1016, 91.0, 1, ["failover", "rollback"]),
+        # later it is whole again, another device has nothing to do with it, a second copy helps
+        (1016, 3600.0, 1, ["failover", "failover"]),
+        (16, 20.0, 1, ["failover", "failover"]),
+        (8, 20.0, 2, ["failover", "failover"]),
+    ],
+)
+def test_two_failures_in_a_row(second, after_s, degree, responses):
+    """Device 0 fails, whose experts device 8 has; it has those of device 1016."""
+    draws = Draws(
+        cause=DEVICE,
+        time_s_F=np.array([5000.0, 5000.0 + after_s]),
+        device_F=np.array([0, second]),
+        chance_F=np.zeros(2),
+    )
+    setting = days_of(DEVICE, days=1.0, replication=replace(COPIES, degree=degree))
+    result = simulate_days(setting, draws=[draws])
+    assert [event.response for event in result.events] == responses
+    assert (result.lost_steps > 0) == ("rollback" in responses)
 
 
 def test_a_transfer_that_takes_longer_than_the_interval_is_exposed():
