@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, recommend, serve, simulate, train
+from moesim.cli import check, operate, recommend, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -39,6 +39,7 @@ app.command()(check.check)
 app.command()(recommend.recommend)
 app.command()(serve.serve)
 app.command()(train.train)
+app.command()(operate.operate)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")
@@ -68,17 +69,18 @@ def profiles(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A profile or cluster: show its numbers; a kernel library: its record."
+            help="A profile or cluster: show its numbers; a kernel library or fleet: its record."
         ),
     ] = None,
 ) -> None:
-    """List device profiles, clusters, presets and kernel libraries, or show what one file says,
-    numbers with kind and source.
+    """List device profiles, clusters, presets, kernel libraries and fleets, or show what one file
+    says, numbers with kind and source.
     """
     from moesim.files import toml
     from moesim.hardware import load_cluster, load_profile
     from moesim.hardware.libraries import known_library
     from moesim.model.presets import preset_names
+    from moesim.operations.failure_rates import load_fleet
     from moesim.report.terminal import print_table
 
     if name is None:
@@ -89,12 +91,17 @@ def profiles(
                 ("clusters", toml.names("clusters")),
                 ("presets", preset_names()),
                 ("kernels", toml.names("libraries")),
+                ("failures", toml.names("failures")),
             )
         ]
         print_table("What can be named", rows, ["what", "names"])
         return
     if library := known_library(name):
         print_table(f"{library.name}: {library.title}", library.rows_of_record(), ["what", "says"])
+        return
+    if name in toml.names("failures"):
+        fleet = load_fleet(name)
+        print_table(f"{fleet.name}: {fleet.title}", fleet.rows(), list(fleet.rows()[0]))
         return
     try:
         provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"
@@ -103,7 +110,7 @@ def profiles(
         try:
             cluster = load_cluster(name)
         except toml.UnknownNameError:
-            kinds = ("devices", "clusters", "libraries")
+            kinds = ("devices", "clusters", "libraries", "failures")
             known = [one for kind in kinds for one in toml.index_names(kind)]
             raise toml.UnknownNameError("profile", name, known) from None
         provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"

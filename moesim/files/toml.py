@@ -370,15 +370,14 @@ _WHAT = {
     "libraries": "kernel library",
     "engines": "serving engine",
     "frameworks": "training framework",
+    "failures": "fleet of failures",
 }
+#: folders of things that are named, and of numbers about them
+_Things = Literal["devices", "clusters", "engines", "frameworks", "libraries"]
+_Numbers = Literal["calibration", "economics", "failures"]
 
 
-def find(
-    kind: Literal[
-        "devices", "clusters", "calibration", "economics", "engines", "frameworks", "libraries"
-    ],
-    name: str,
-) -> Path:
+def find(kind: _Things | _Numbers, name: str) -> Path:
     """Return the file that a name or a path refers to.
 
     Raises:

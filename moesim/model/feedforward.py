@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from moesim.errors import require, require_int
 from moesim.model.gate import Gate
+from moesim.model.gate_kinds import gate_kind
 from moesim.model.weights import Weight, total, total_active
 
 
@@ -131,7 +132,7 @@ class MoEFeedForward:
         """Return the matrices of gate, routed experts, shared experts and latent projections."""
         choices = self.num_experts + self.num_zero_experts
         found = [
-            Weight("gate", choices, hidden_size),
+            self._gate_weight(hidden_size, choices),
             *self.expert_weights(hidden_size),
             *(Weight("other_gate", n, hidden_size, 1, 0) for n, _ in self.other_experts),
         ]
@@ -145,6 +146,15 @@ class MoEFeedForward:
             found.append(Weight("latent.down", self.latent_size, hidden_size))
             found.append(Weight("latent.up", hidden_size, self.latent_size))
         return tuple(found)
+
+    def _gate_weight(self, hidden_size: int, choices: int) -> Weight:
+        """Return the gate: a key of each expert, or what its kind has instead, in one matrix."""
+        kind = gate_kind(self.gate.kind)
+        params = kind.params(self.gate, hidden_size, choices)
+        if params == choices * hidden_size:
+            return Weight("gate", choices, hidden_size)
+        active = (kind.active_params or kind.params)(self.gate, hidden_size, choices)
+        return Weight("gate", params, 1, 1, active / params)
 
     def params(self, hidden_size: int) -> int:
         """Return the number of weights in a model of this width."""
