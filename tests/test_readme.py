@@ -23,7 +23,9 @@ COMMANDS = [
 #: commands of five seconds and more
 LONG = (
     "moesim measure",
-    "moesim validate kernels --family",
+    "moesim validate kernels",
+    "moesim validate libraries",
+    "moesim validate published",
     "moesim recommend --model deepseek-v3 --compare",
     "moesim recommend --model gpt-oss-120b",
 )
