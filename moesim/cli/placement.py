@@ -98,6 +98,8 @@ def export_map(given: ExportOptions) -> None:
             f"trace:{given.trace}#{layer}" for layer in _layers(given.trace, dense.num_moe_layers)
         ]
     )
+    # experts without replicas need not divide over the ranks
+    divides = candidate.layer.num_experts % machine.num_devices == 0
     layers, before, after = [], [], []
     for number, text in enumerate(texts):
         work = Workload(
@@ -106,9 +108,10 @@ def export_map(given: ExportOptions) -> None:
             seed=given.seed if given.trace else given.seed + number,
         )
         planned = prepare(candidate, machine, work)
-        plain = prepare(replace(candidate, placement="contiguous", num_replicas=0), machine, work)
         layers.append(planned.placement)
-        before.append(plain.traffic.load_imbalance)
+        if divides:
+            in_order = replace(candidate, placement="contiguous", num_replicas=0)
+            before.append(prepare(in_order, machine, work).traffic.load_imbalance)
         after.append(planned.traffic.load_imbalance)
     rows_before = (
         dense.num_layers - dense.num_moe_layers
@@ -121,9 +124,14 @@ def export_map(given: ExportOptions) -> None:
         f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on "
         f"{first.num_ranks} ranks"
     )
+    in_order_text = (
+        f"{sum(before) / len(before):.3f} in expert order"
+        if before
+        else f"none in expert order, which does not divide over {first.num_ranks} ranks"
+    )
     print(
         f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of "
-        f"layers), {sum(before) / len(before):.3f} in expert order"
+        f"layers), {in_order_text}"
     )
     say(f"wrote {given.out} for {given.layout}")
 
@@ -167,6 +175,7 @@ def show_map(
     machine = load_cluster(cluster)
     candidate = _candidate(preset, lenient, "contiguous", 0, machine.num_devices)
     maps = read_map(file, machine.num_devices, candidate.layer.num_experts)
+    divides = candidate.layer.num_experts % machine.num_devices == 0
     if not -len(maps) <= layer < len(maps):
         raise ConfigError(f"--layer: expected a row of the {len(maps)} of {file}, got {layer}")
     work = Workload(
@@ -175,7 +184,9 @@ def show_map(
         seed=_layer_seed(candidate, len(maps), layer, routing, seed),
     )
     rows = []
-    for name, given in (("expert order", None), (str(file), maps[layer])):
+    # without replicas the experts need not divide over the ranks
+    plain = (("expert order", None),) if divides else ()
+    for name, given in (*plain, (str(file), maps[layer])):
         found = simulate(candidate, machine, work, engine=engine, must_fit=False, placement=given)
         slots = candidate.layer.num_experts if given is None else given.num_slots
         rows.append(

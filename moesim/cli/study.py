@@ -32,7 +32,7 @@ class StudyRunOptions:
     """The options of moesim study run."""
 
     file: Annotated[
-        Path, typer.Argument(help="TOML file with cluster, objectives, [workload] and [space].")
+        Path, typer.Argument(help="TOML file with cluster, objectives, \\[workload] and \\[space].")
     ]
     trials: Annotated[int, typer.Option(help="Trials in all, those of earlier runs included.")] = (
         500

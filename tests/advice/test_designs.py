@@ -109,10 +109,10 @@ def test_sizes(name, gpus, devices, nodes):
         ("h100-rail-8x8", 0, "gpus: expected a number >= 1, got 0"),
         (
             "tpu-v5e-4x4",
-            8,
+            12,
             (
-                "gpus: expected a cluster of other axes, such as torus-4x4x8, since tpu-v5e-4x4 "
-                "is a torus of"
+                "gpus: expected a power of two times 16, or that divided by one, since tpu-v5e-4x4 "
+                "is a torus of 4x4"
             ),
         ),
         (
@@ -135,3 +135,9 @@ def test_no_design_is_tried_twice(hgx):
     )
     assert len(designs) == len(set(designs))
     assert len({c.parallelism for c in designs}) == 4
+
+
+@pytest.mark.parametrize(("asked", "axes"), [(8, [2, 4]), (4, [2, 2]), (64, [8, 8])])
+def test_a_torus_is_cut_and_grown_as_slices_are(asked, axes):
+    found = sized(load_cluster("tpu-v5e-4x4"), asked)
+    assert (found.num_devices, found.file.scale_up.axes) == (asked, axes)

@@ -121,3 +121,16 @@ def test_errors_are_one_line(moesim, tmp_path, arguments, line):
     assert code == 2
     assert err.startswith(f"error: {line}")
     assert err.count("\n") == 1
+
+
+def test_replicas_make_slots_divide_where_experts_do_not(moesim, tmp_path):
+    path = tmp_path / "map.json"
+    there = ["--preset", "olmoe-1b-7b", "--cluster", "gb200-nvl72", "--tokens", "64"]
+    code, out, err = moesim(
+        "placement", "export", path, *there, "--placement", "eplb", "--replicas", 8
+    )
+    assert code == 0, err
+    assert "none in expert order, which does not divide over 72 ranks" in out
+    code, out, err = moesim("placement", "show", path, *there)
+    assert code == 0, err
+    assert "expert order" not in out
