@@ -101,7 +101,8 @@ class Priced:
                 num_experts=num_experts,
                 copy_bytes=size,
             )
-            prices[direction] = kernel.price(direction, work).split(len(batches))
+            parts = kernel.price(direction, work).split(len(batches))
+            prices[direction] = [price.together() for price in parts]
         return [
             cls(
                 movement=move,
