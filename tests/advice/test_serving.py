@@ -84,9 +84,8 @@ def test_prompts_that_disturb_decoding_divide_pools(task):
     assert found.rival is not None
     rates = [one.row()["output_tokens_per_s_per_device"] for one in (found.rival, found.best)]
     assert rates[0] < rates[1]
-    assert "pools         divided; the best colocated design" in next(
-        line for line in lines_of_advice(found) if line.startswith("pools")
-    )
+    text = next(line for line in lines_of_advice(found) if line.startswith("pools"))
+    assert "pools         divided; the best colocated design" in text
 
 
 def test_clients_that_are_given(task):
