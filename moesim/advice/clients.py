@@ -1,85 +1,26 @@
 """Try designs of a whole model with ever more clients, and keep the best within limits."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from dataclasses import replace
 
-from moesim.advice.recommendation import Objective
-from moesim.design.served import ENGINES, ServedModel
-from moesim.design.step import ExpertLoad
-from moesim.errors import ConfigError, MoesimError, require
-from moesim.hardware import Cluster
-from moesim.hardware.economics import Economics
-from moesim.serving.estimate import estimate_model, quick_table
-from moesim.serving.limits import Limit
+from moesim.advice.serving_task import ServingTask
+from moesim.design.served import ServedModel
+from moesim.errors import ConfigError, MoesimError
+from moesim.serving.estimate import estimate_model, estimate_split, quick_table
 from moesim.serving.loop import RequestTraffic
-from moesim.serving.pools import ServingKnobs
 from moesim.serving.steady_result import SteadyResult
-from moesim.serving.whole import WholeResult, serve_model
+from moesim.serving.whole import WholeResult, serve_model, serve_split
 from moesim.simulation.steps.times import StepGrid, StepTable
 
 #: gain of throughput below which twice the clients add nothing
 _NOTHING = 1.01
 #: requests of each client in the loop that confirms
 _REQUESTS_PER_CLIENT = 4
+_BREAKS = "breaks a limit whatever the clients"
 #: shares of the estimated clients that the loop tries, until every limit is kept
 _FEWER = (1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.125)
 #: the steps that it runs
 _CONFIRMED = StepGrid(steps_by="bound", joined=True)
-#: objective -> column of a row, and whether more is better
-_COLUMNS = {
-    "throughput": ("output_tokens_per_s_per_device", True),
-    "cost": ("usd_per_million_tokens", False),
-    "energy": ("joules_per_million_tokens", False),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServingTask:
-    """What is asked.
-
-    Attributes:
-        served: The model with its formats, in any layout.
-        cluster: The hardware.
-        traffic: The requests; its number of clients counts if ``clients`` says so.
-        limits: Limits on latency.
-        engines: Serving engines to choose from.
-        economics: Power and prices.
-        objective: What is best: ``throughput`` of a device, ``cost`` or ``energy`` of a token.
-        clients: Whether the number of clients is given; otherwise it is sought.
-        load: How tokens choose experts.
-        knobs: What is not left to the engine.
-
-    Raises:
-        ConfigError: An objective or an engine is unknown.
-    """
-
-    served: ServedModel
-    cluster: Cluster
-    traffic: RequestTraffic
-    limits: tuple[Limit, ...]
-    engines: tuple[str, ...]
-    economics: Economics
-    objective: Objective = "throughput"
-    clients: bool = False
-    load: ExpertLoad = field(default_factory=ExpertLoad)
-    knobs: ServingKnobs = field(default_factory=ServingKnobs)
-
-    def __post_init__(self) -> None:
-        names = get_args(Objective)
-        require(self.objective in names, "objective", " or ".join(names), self.objective)
-        for engine in self.engines:
-            require(engine in ENGINES, "engine", " or ".join(ENGINES), engine)
-
-    def keeps(self, result: WholeResult) -> bool:
-        """Return whether a result keeps all limits."""
-        return all(limit.keeps(result) for limit in self.limits)
-
-    def worth(self, row: dict[str, object]) -> float:
-        """Return how good a row is; more is better."""
-        column, more = _COLUMNS[self.objective]
-        value = float(str(row[column]))
-        return value if more else -value
 
 
 class Tried:
@@ -88,14 +29,19 @@ class Tried:
     Attributes:
         tried: All estimates, limits kept or not.
         kept: For each design the best that keeps the limits.
+        divided: The same of designs with a pool for prompts and one for decoding.
         refused: Layout -> why none does.
+        divided_refused: Both layouts -> why none does.
     """
 
     def __init__(self, task: ServingTask) -> None:
         self.task = task
         self.tried: list[WholeResult] = []
         self.kept: list[WholeResult] = []
+        self.divided: list[WholeResult] = []
+        self.divided_refused: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self._tables: dict[ServedModel, StepTable] = {}
         self._errors: list[MoesimError] = []
         self._nearest: WholeResult | None = None
 
@@ -106,27 +52,61 @@ class Tried:
             served: The design.
             near: A similar design, whose clients are where to begin.
         """
-        task = self.task
+        name = str(served.layout)
         try:
-            table = quick_table(served, task.cluster, task.load)
-            found = [
-                result
-                for result in self._with_clients(self._run(served, table), near)
-                if task.keeps(result)
-            ]
+            found = self._best(self._run(served, self.table(served)), near)
         except MoesimError as error:
             self._errors.append(error)
-            self.refused.setdefault(str(served.layout), str(error))
+            self.refused.setdefault(name, str(error))
             return
-        if found:
-            self.kept.append(max(found, key=self._worth))
+        if found is not None:
+            self.kept.append(found)
         else:
-            self.refused.setdefault(str(served.layout), "breaks a limit whatever the clients")
+            self.refused.setdefault(name, _BREAKS)
+
+    def try_divided(
+        self, prefill: ServedModel, decode: ServedModel, copies: int, near: WholeResult
+    ) -> None:
+        """Estimate a pool that computes prompts and one that decodes with ever more clients, and
+        keep the best.
+
+        Args:
+            prefill: The design that computes prompts.
+            decode: The design that decodes.
+            copies: Number of copies that compute prompts.
+            near: A design, whose clients are where to begin.
+        """
+        name = f"{copies} x {prefill.layout} to {decode.layout}"
+        try:
+            found = self._best(self._run_divided(prefill, decode, copies), near)
+        except MoesimError as error:
+            self.divided_refused.setdefault(name, str(error))
+            return
+        if found is not None:
+            self.divided.append(found)
+        else:
+            self.divided_refused.setdefault(name, _BREAKS)
+
+    def table(self, served: ServedModel) -> StepTable:
+        """Return the times of a design's steps."""
+        if served not in self._tables:
+            self._tables[served] = quick_table(served, self.task.cluster, self.task.load)
+        return self._tables[served]
+
+    def worth(self, result: WholeResult) -> float:
+        """Return how good a result is; more is better."""
+        return self.task.worth(result.row(self.task.economics))
+
+    def _best(
+        self, run: Callable[[int], WholeResult], near: WholeResult | None
+    ) -> WholeResult | None:
+        kept = [result for result in self._with_clients(run, near) if self.task.keeps(result)]
+        return max(kept, key=self.worth) if kept else None
 
     def best_of_layouts(self) -> list[WholeResult]:
         """Return the best design of every layout, best first."""
         found: dict[str, WholeResult] = {}
-        for result in sorted(self.kept, key=self._worth, reverse=True):
+        for result in sorted(self.kept, key=self.worth, reverse=True):
             found.setdefault(str(result.served.layout), result)
         return list(found.values())
 
@@ -146,23 +126,44 @@ class Tried:
     def confirmed(self, found: WholeResult) -> WholeResult:
         """Return a design through the request loop, with as many clients as keep the limits."""
         task, clients = self.task, found.traffic.concurrency or 1
-        table = StepTable(found.served, task.cluster, load=task.load, grid=_CONFIRMED)
+        tables = [
+            StepTable(pool.served, task.cluster, load=task.load, grid=_CONFIRMED)
+            for pool in found.pools
+        ]
         for share in (1.0,) if task.clients else _FEWER:
             asked = max(round(clients * share), 1)
-            result = serve_model(
-                found.served,
-                task.cluster,
-                replace(task.traffic, concurrency=asked, num_requests=_REQUESTS_PER_CLIENT * asked),
-                knobs=task.knobs,
-                load=task.load,
-                table=table,
+            traffic = replace(
+                task.traffic, concurrency=asked, num_requests=_REQUESTS_PER_CLIENT * asked
             )
+            result = self._followed(found, traffic, tables)
             if task.keeps(result):
                 break
         return result
 
-    def _worth(self, result: WholeResult) -> float:
-        return self.task.worth(result.row(self.task.economics))
+    def _followed(
+        self, found: WholeResult, traffic: RequestTraffic, tables: list[StepTable]
+    ) -> WholeResult:
+        """Return a design's result by the request loop."""
+        task, served = self.task, found.served
+        if len(tables) == 1:
+            return serve_model(
+                served,
+                task.cluster,
+                traffic,
+                knobs=task.knobs,
+                load=task.load,
+                table=tables[0],
+            )
+        return serve_split(
+            found.pools[0].served,
+            served,
+            task.cluster,
+            traffic,
+            prefill_copies=found.pools[0].copies,
+            knobs=task.knobs,
+            load=task.load,
+            tables=(tables[0], tables[1]),
+        )
 
     def _run(self, served: ServedModel, table: StepTable) -> Callable[[int], WholeResult]:
         task = self.task
@@ -175,6 +176,27 @@ class Tried:
                 knobs=task.knobs,
                 load=task.load,
                 table=table,
+            )
+            self.tried.append(result)
+            return result
+
+        return run
+
+    def _run_divided(
+        self, prefill: ServedModel, decode: ServedModel, copies: int
+    ) -> Callable[[int], WholeResult]:
+        task, tables = self.task, (self.table(prefill), self.table(decode))
+
+        def run(clients: int) -> WholeResult:
+            result = estimate_split(
+                prefill,
+                decode,
+                task.cluster,
+                replace(task.traffic, concurrency=clients),
+                prefill_copies=copies,
+                knobs=task.knobs,
+                load=task.load,
+                tables=tables,
             )
             self.tried.append(result)
             return result
@@ -229,4 +251,4 @@ def _rate(result: WholeResult) -> float:
     return float(str(result.loop.row()["output_tokens_per_s"]))
 
 
-__all__ = ["ServingTask", "Tried"]
+__all__ = ["Tried"]

@@ -3,8 +3,10 @@
 Every layout in which engines serve the model on the cluster is estimated for every engine
 (`moesim.serving.estimate`) with ever more clients, until a limit breaks, requests wait for room, or
 more add nothing. The best are then varied: other placements and numbers of redundant experts, two
-micro-batches, an exchange by all-gather. The best design of all goes through the request loop, with
-fewer clients where a limit on a percentile asks for that.
+micro-batches, an exchange by all-gather. Then pools for prompts and for decoding are tried beside
+these (`moesim.advice.divided`). The best design of all goes through the request loop, with fewer
+clients where a limit on a percentile asks for that, and so does the best of the other kind of pools
+if its estimate is near.
 
 Formats stay those that the model is published in, since others change its answers.
 """
@@ -12,7 +14,9 @@ Formats stay those that the model is published in, since others change its answe
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moesim.advice.clients import ServingTask, Tried
+from moesim.advice.clients import Tried
+from moesim.advice.divided import try_divided
+from moesim.advice.serving_task import ServingTask
 from moesim.design.schedule import Schedule
 from moesim.design.served import ServedModel
 from moesim.serving.layouts import divided, engine_layouts, fitting, placed
@@ -20,6 +24,8 @@ from moesim.serving.whole import WholeResult, front_of
 
 #: layouts that are varied
 _VARIED = 4
+#: ratio of estimates below which the request loop is not asked which is better
+_NEAR = 0.8
 #: limits of a question without any: what readers of a chat take for prompt and fluent (assumed)
 USUAL_SLO = "ttft_mean<=5s,tpot_mean<=50ms"
 
@@ -33,6 +39,11 @@ class ServingAdvice:
         best: The best design, through the request loop.
         estimated: The same in its steady state.
         others: Rows of the best of every other layout that keeps the limits, best first.
+        rival: The best colocated design where pools are divided, or the reverse, through the
+            request loop if its estimate is near; None if none keeps the limits.
+        divided: Rows of the best designs with a pool for prompts and one for decoding that keep the
+            limits, best first.
+        num_divided: Number of pairs of pools that were tried.
         front: Rows that no other beats in tokens per second both of a device and of a user.
         num_tried: Number of estimates.
         refused: Layout -> why it is not recommended whatever the clients, of those whose weights
@@ -43,6 +54,9 @@ class ServingAdvice:
     best: WholeResult
     estimated: WholeResult
     others: list[dict[str, object]]
+    rival: WholeResult | None
+    divided: list[dict[str, object]]
+    num_divided: int
     front: list[dict[str, object]]
     num_tried: int
     refused: dict[str, str]
@@ -59,19 +73,23 @@ def recommend_serving(task: ServingTask) -> ServingAdvice:
     search = Tried(task)
     for design in _fitting(task):
         search.try_design(design)
-    if not search.kept:
-        raise search.nothing()
     for found in search.best_of_layouts()[:_VARIED]:
         for design in _variants(found.served):
             search.try_design(design, near=found)
+    try_divided(search)
     ranked = search.best_of_layouts()
-    best = search.confirmed(ranked[0])
-    rows = [result.row(task.economics) for result in ranked[1:]]
+    divided_first = sorted(search.divided, key=search.worth, reverse=True)
+    if not (ranked or divided_first):
+        raise search.nothing()
+    best, estimated, rival = _decided(search, [*ranked[:1], *divided_first[:1]])
     return ServingAdvice(
         task=task,
         best=best,
-        estimated=ranked[0],
-        others=rows,
+        estimated=estimated,
+        others=[result.row(task.economics) for result in ranked if result is not estimated],
+        rival=rival,
+        divided=[result.row(task.economics) for result in divided_first],
+        num_divided=len(search.divided) + len(search.divided_refused),
         front=front_of([result.row(task.economics) for result in search.tried]),
         num_tried=len(search.tried),
         refused={
@@ -80,6 +98,25 @@ def recommend_serving(task: ServingTask) -> ServingAdvice:
             if layout not in {str(result.served.layout) for result in search.kept}
         },
     )
+
+
+def _decided(
+    search: Tried, found: list[WholeResult]
+) -> tuple[WholeResult, WholeResult, WholeResult | None]:
+    """Return the best of one or two estimates through the request loop, its estimate, and the other
+    one.
+    """
+    most = max(abs(search.worth(one)) for one in found)
+    least = min(abs(search.worth(one)) for one in found)
+    first = max(found, key=search.worth)
+    followed = [
+        (search.confirmed(one) if one is first or least >= _NEAR * most else one, one)
+        for one in found
+    ]
+    tried = [pair for pair in followed if pair[0] is not pair[1]]
+    best = max(tried, key=lambda pair: (search.task.keeps(pair[0]), search.worth(pair[0])))
+    rival = next((pair[0] for pair in followed if pair is not best), None)
+    return *best, rival
 
 
 def _fitting(task: ServingTask) -> list[ServedModel]:

@@ -20,6 +20,17 @@ SHOWN = {
     "tpot_mean_ms": "TPOT",
     "usd_per_million_tokens": "USD/M",
 }
+#: the same of pairs of pools
+DIVIDED = {
+    "prefill_layout": "prompts",
+    "prefill_copies": "x",
+    "layout": "decoding",
+    "copies": "x ",
+    "concurrency": "clients",
+    "output_tokens_per_s_per_device": "tok/s/dev",
+    "ttft_mean_ms": "TTFT",
+    "tpot_mean_ms": "TPOT",
+}
 
 
 def lines_of_advice(found: ServingAdvice) -> Iterator[str]:
@@ -27,6 +38,7 @@ def lines_of_advice(found: ServingAdvice) -> Iterator[str]:
     best, task = found.best, found.task
     served, row = best.served, best.row(task.economics)
     yield from lines_of(best, task.economics)
+    yield _line("pools", _pools(found))
     yield _line("intervals", _intervals(row))
     yield _line("experts", _experts(served, task.cluster))
     yield _line(
@@ -42,6 +54,34 @@ def lines_of_advice(found: ServingAdvice) -> Iterator[str]:
         f"{found.num_tried} estimates of {1 + len(found.others) + len(found.refused)} layouts; of "
         f"this one, with {steady['concurrency']} clients: TTFT {_ms(steady, 'ttft_mean_ms', 0)} "
         f"and TPOT {_ms(steady, 'tpot_mean_ms', 2)} on average",
+    )
+
+
+def _pools(found: ServingAdvice) -> str:
+    """Return whether devices are divided between prompts and decoding, and what the best of the
+    other kind would give.
+    """
+    divides = len(found.best.pools) > 1
+    here = "divided" if divides else "colocated"
+    if not found.num_divided:
+        return f"{here}; no two copies fit beside each other"
+    other = found.rival
+    if other is None:
+        kind = "no colocated one" if divides else f"none of {found.num_divided} divided ones"
+        return f"{here}; {kind} keeps the limits"
+    row, best, before = other.row(), found.best.row(), other.pools[0]
+    if not other.loop.requests:
+        best = found.estimated.row()
+    what = f"{other.copies} x {other.served.layout}"
+    if not divides:
+        what = f"{before.copies} x {before.served.layout} for prompts and {what}"
+    rate, rates = (
+        f"{_number(each, 'output_tokens_per_s_per_device'):,.0f}" for each in (row, best)
+    )
+    return (
+        f"{here}; the best {'colocated' if divides else f'of {found.num_divided} divided'} "
+        f"design{'' if divides else 's'}, {what}, comes to {rate} tok/s per device, this one to "
+        f"{rates} ({row['requests_by']})"
     )
 
 
@@ -123,4 +163,4 @@ def _full(result: WholeResult) -> bool:
     return float(str(result.row()["peak_kv_fraction"])) > 0.9
 
 
-__all__ = ["SHOWN", "lines_of_advice"]
+__all__ = ["DIVIDED", "SHOWN", "lines_of_advice"]

@@ -53,7 +53,7 @@ def _option(name: str) -> str:
 def recommend_whole(given: RecommendOptions) -> None:
     """Print and write what to serve a model with."""
     from moesim.advice.serving import recommend_serving
-    from moesim.advice.serving_text import SHOWN, lines_of_advice
+    from moesim.advice.serving_text import DIVIDED, SHOWN, lines_of_advice
     from moesim.engines.ahead import compile_ahead
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say
@@ -71,11 +71,17 @@ def recommend_whole(given: RecommendOptions) -> None:
     if given.show and found.others:
         print_table("Other layouts within the limits", found.others[: given.show], SHOWN)
     if given.show:
-        front = spread(found.front, given.show)
+        if found.divided:
+            print_table("Pools for prompts beside pools that decode", found.divided[:2], DIVIDED)
+        front = [
+            row | ({"layout": f"P/D {row['layout']}"} if row["prefill_layout"] else {})
+            for row in spread(found.front, given.show)
+        ]
         print_table("No estimate is better for device and user", front, SHOWN)
     if given.out is not None:
         best = found.best.row(task.economics)
         rows = [("recommended", best), *(("other layout", row) for row in found.others)]
+        rows += [("divided", row) for row in found.divided]
         rows += [("front", row) for row in found.front]
         write_csv(given.out, [{"what": what, **row} for what, row in rows])
         say(f"wrote {given.out}")

@@ -4,12 +4,15 @@ export its winners.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.cli.options import takes
-from moesim.errors import UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from moesim.search.study import Study
 
 study_app = typer.Typer(
     no_args_is_help=True, help="Search designs: run a study, look at it, join it."
@@ -159,21 +162,73 @@ def export(
         str, typer.Argument(help="Output folder of a study, or the URL of its storage.")
     ],
     layout: Annotated[
-        str, typer.Option("--format", help="placement-json, sglang or vllm.")
-    ] = "placement-json",
+        str | None,
+        typer.Option("--format", help="Of a map: placement-json (the default), sglang or vllm."),
+    ] = None,
     rank: Annotated[int, typer.Option(help="Winner, a row of pareto.csv.")] = 0,
     model: Annotated[str, typer.Option(help="Checkpoint named in the command.")] = "$MODEL",
-    out: Annotated[Path, typer.Option(help="Map to write.")] = Path("placement.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write: placement.json, launch.sh or train.toml."),
+    ] = None,
 ) -> None:
-    """Write a winner's physical-to-logical map; for sglang and vllm, print the launch command."""
-    from moesim.placement.files import write_text
-    from moesim.report.terminal import say
-    from moesim.search.session.export import FORMATS, launch_lines, winner_of, winner_text
+    """Write a winner's expert map, with the command for sglang and vllm; of a whole model the
+    commands that serve it; of a training run the options of moesim train.
+    """
+    from moesim.search.evaluate import Problem
+    from moesim.search.serving_problem import ServingProblem
+    from moesim.search.session.export import FORMATS
     from moesim.search.session.join import load_study
 
-    if layout not in FORMATS:
+    if layout is not None and layout not in FORMATS:
         raise UnknownNameError("export format", layout, FORMATS)
-    winner = winner_of(load_study(where), rank)
+    study = load_study(where)
+    if isinstance(study.problem, Problem):
+        _export_map(study, layout or "placement-json", rank, model, out or Path("placement.json"))
+        return
+    if layout is not None:
+        raise ConfigError(
+            f"format: expected none, since whole models have no map of experts to write, got "
+            f"{layout}"
+        )
+    if isinstance(study.problem, ServingProblem):
+        _export_serving(study, rank, model, out or Path("launch.sh"))
+    else:
+        _export_training(study, rank, out or Path("train.toml"))
+
+
+def _export_serving(study: "Study", rank: int, model: str, out: Path) -> None:
+    from moesim.placement.files import write_text
+    from moesim.report.terminal import say
+    from moesim.search.session.export_whole import serving_text
+
+    text = serving_text(study, rank, model)
+    write_text(out, text)
+    print(text)
+    say(f"wrote {out}")
+
+
+def _export_training(study: "Study", rank: int, out: Path) -> None:
+    from moesim.placement.files import write_text
+    from moesim.report.terminal import say
+    from moesim.search.session.export_whole import (
+        training_command,
+        training_options,
+        training_text,
+    )
+
+    options = training_options(study, rank)
+    write_text(out, training_text(options))
+    print(training_command(options))
+    say(f"wrote {out}")
+
+
+def _export_map(study: "Study", layout: str, rank: int, model: str, out: Path) -> None:
+    from moesim.placement.files import write_text
+    from moesim.report.terminal import say
+    from moesim.search.session.export import launch_lines, winner_of, winner_text
+
+    winner = winner_of(study, rank)
     lines = [] if layout == "placement-json" else launch_lines(winner, layout, str(out), model)
     write_text(out, winner_text(winner, layout))
     for line in lines:

@@ -15,11 +15,12 @@ from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics
 from moesim.search.objectives import WHOLE_OBJECTIVES, Constraint, Direction, check_priced, violated
 from moesim.search.problem import MEMORY, Evaluation
-from moesim.search.serving_space import DESIGN, ServingSpace
+from moesim.search.serving_space import ServingSpace
 from moesim.search.serving_workload import ServingWorkload
-from moesim.serving.estimate import estimate_model, quick_table
-from moesim.serving.result import WHOLE_COLUMNS
-from moesim.serving.whole import serve_model
+from moesim.serving.estimate import estimate_model, estimate_split, quick_table
+from moesim.serving.result import WHOLE_COLUMNS, WholeResult
+from moesim.serving.split import copies_of_ratio
+from moesim.serving.whole import serve_model, serve_split
 from moesim.simulation.steps.times import StepGrid, StepTable
 from moesim.simulation.trust import basis_digest
 from moesim.units import GIB
@@ -44,6 +45,7 @@ _CONFIRMED = StepGrid(per_octave=2, joined=True)
 _SHOWN = {
     "group": "group",
     "layout": "layout",
+    "pools": "pools",
     "concurrency": "clients",
     "tokens_per_s_per_device": "tok/s/dev",
     "tokens_per_s_per_user": "tok/s/user",
@@ -125,20 +127,35 @@ class ServingProblem:
         """
         point = self.space.completed(params)
         try:
-            table = _table(self, tuple(point[name] for name in DESIGN))
-            found = estimate_model(
-                table.served,
-                self.cluster,
-                self.workload.traffic(point["concurrency"]),
-                knobs=self.space.knobs(point),
-                load=self.workload.load(),
-                table=table,
-            )
+            found = self._estimate(point)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(self.cluster), reason=str(error))
         row = self._row(params, found.row(self.economics))
-        over = {MEMORY: -found.pools[-1].memory.left_bytes / GIB}
+        left_bytes = min(pool.memory.left_bytes for pool in found.pools)
+        over = {MEMORY: -left_bytes / GIB}
         return Evaluation(row=row, violations=over | violated(self.constraints, row))
+
+    def _estimate(self, point: dict[str, Any]) -> WholeResult:
+        """Return the steady state of a completed point."""
+        tables = [_table(self, design) for design in self.space.designs(point)]
+        traffic, decode = self.workload.traffic(point["concurrency"]), tables[-1]
+        knobs, load = self.space.knobs(point), self.workload.load()
+        if len(tables) == 1:
+            return estimate_model(
+                decode.served, self.cluster, traffic, knobs=knobs, load=load, table=decode
+            )
+        prefill = tables[0]
+        copies = copies_of_ratio(point["pools"], prefill.served, decode.served, self.cluster)
+        return estimate_split(
+            prefill.served,
+            decode.served,
+            self.cluster,
+            traffic,
+            prefill_copies=copies,
+            knobs=knobs,
+            load=load,
+            tables=(prefill, decode),
+        )
 
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""
@@ -154,20 +171,29 @@ class ServingProblem:
     def confirm(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a point by a request loop over steps of the flow engine."""
         point, clients = self.space.decode(params), params["concurrency"]
-        table = StepTable(
-            point.served,
-            self.cluster,
-            load=self.workload.load(),
-            grid=_CONFIRMED,
-        )
-        found = serve_model(
-            point.served,
-            self.cluster,
-            self.workload.traffic(clients, _REQUESTS_PER_CLIENT * clients),
-            knobs=point.knobs,
-            load=self.workload.load(),
-            table=table,
-        )
+        traffic = self.workload.traffic(clients, _REQUESTS_PER_CLIENT * clients)
+        load = self.workload.load()
+        decode = StepTable(point.served, self.cluster, load=load, grid=_CONFIRMED)
+        if point.prefill is None:
+            found = serve_model(
+                point.served, self.cluster, traffic, knobs=point.knobs, load=load, table=decode
+            )
+        else:
+            found = serve_split(
+                point.prefill,
+                point.served,
+                self.cluster,
+                traffic,
+                prefill_copies=copies_of_ratio(
+                    point.pools, point.prefill, point.served, self.cluster
+                ),
+                knobs=point.knobs,
+                load=load,
+                tables=(
+                    StepTable(point.prefill, self.cluster, load=load, grid=_CONFIRMED),
+                    decode,
+                ),
+            )
         return self._row(params, found.row(self.economics))
 
     def _row(self, params: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The choices of a search over whole models, and the meaning of its points."""
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
@@ -20,40 +19,16 @@ from moesim.model import Precision
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.search.choices import Some
+from moesim.search.serving_point import DESIGN, ServingPoint
 from moesim.serving.formats import dense_format_of, precision_on
 from moesim.serving.layouts import divided, engine_layouts, fitting
 from moesim.serving.pools import ServingKnobs
+from moesim.serving.split import COLOCATED, ratio_of
 
 #: the choice that stands for what an engine, a model's file or a cluster says
 _AUTO = "auto"
-#: parameters that decide the times of steps
-DESIGN = (
-    "engine",
-    "layout",
-    "placement",
-    "redundant_per_rank",
-    "exchange",
-    "num_micro_batches",
-    "precision",
-    "dense_format",
-    "kernel_library",
-    "kv_format",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServingPoint:
-    """What a point stands for.
-
-    Attributes:
-        served: The design.
-        knobs: What is set of the engine.
-        concurrency: Number of clients.
-    """
-
-    served: ServedModel
-    knobs: ServingKnobs
-    concurrency: int
+#: the choice that stands for the layout that decodes
+_SAME = "same"
 
 
 class ServingSpace(Strict):
@@ -91,6 +66,8 @@ class ServingSpace(Strict):
     lenient: bool = False
     concurrency: Some[int]
     layout: Some[str] = [_AUTO]
+    pools: Some[str] = [COLOCATED]
+    prefill_layout: Some[str] = [_SAME]
     engine: Some[str] = ["sglang"]
     precision: Some[str] = [_AUTO]
     dense_format: Some[str] = [_AUTO]
@@ -103,8 +80,15 @@ class ServingSpace(Strict):
     acceptance: list[float] = []
     draft_length: Some[int] = [0]
     chunk: Some[int] = [0]
-    slow_first: ClassVar[tuple[str, ...]] = (*DESIGN, "draft_length", "chunk", "concurrency")
-    ruling: ClassVar[tuple[str, ...]] = ("layout", "placement")
+    slow_first: ClassVar[tuple[str, ...]] = (
+        *DESIGN,
+        "prefill_layout",
+        "pools",
+        "draft_length",
+        "chunk",
+        "concurrency",
+    )
+    ruling: ClassVar[tuple[str, ...]] = ("layout", "placement", "pools", "prefill_layout")
 
     def __init__(self, **choices: Any) -> None:
         try:
@@ -140,9 +124,12 @@ class ServingSpace(Strict):
         for dense in self.dense_format:
             if dense != _AUTO:
                 GemmFormat.named(dense)
-        for layout in self.layout:
+        named = (*self.layout, *(each for each in self.prefill_layout if each != _SAME))
+        for layout in named:
             if layout != _AUTO:
                 Layout.parse(layout)
+        for pools in self.pools:
+            ratio_of(pools)
         for exchange, parts in product(self.exchange, self.num_micro_batches):
             Schedule(exchange=None if exchange == _AUTO else exchange, num_micro_batches=parts)
         for kernels in self.kernel_library:
@@ -167,10 +154,15 @@ class ServingSpace(Strict):
         found = self.model_copy(
             update={name: list(dict.fromkeys(values)) for name, values in formats.items()}
         )
-        layouts: dict[str, None] = {}
-        for text in self.layout:
-            layouts |= dict.fromkeys([text] if text != _AUTO else found._fitting(cluster))
-        return found.model_copy(update={"layout": list(layouts)})
+        layouts: dict[str, list[str]] = {}
+        for name in ("layout", "prefill_layout"):
+            texts = [
+                each
+                for text in getattr(self, name)
+                for each in ([text] if text != _AUTO else found._fitting(cluster))
+            ]
+            layouts[name] = list(dict.fromkeys(texts))
+        return found.model_copy(update=layouts)
 
     def _fitting(self, cluster: Cluster) -> list[str]:
         """Return the layouts of engines that divide the model, and in which its weights fit in some
@@ -210,14 +202,17 @@ class ServingSpace(Strict):
         return prod(len(choices) for choices in self._choices.values())
 
     def applicable(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Drop parameters that do not apply given the point's layout and placement."""
-        layout = _layout(params.get("layout", self.layout[0]))
-        leave = set()
-        if layout.ep == 1:
+        """Drop parameters that do not apply given the point's pools, layouts and placement."""
+        layouts, leave = [_layout(params.get("layout", self.layout[0]))], set()
+        if params.get("pools", self.pools[0]) == COLOCATED:
+            leave.add("prefill_layout")
+        elif (other := params.get("prefill_layout", self.prefill_layout[0])) != _SAME:
+            layouts.append(_layout(other))
+        if all(layout.ep == 1 for layout in layouts):
             leave |= {"placement", "redundant_per_rank"}
         elif not _replicates(params.get("placement", self.placement[0])):
             leave.add("redundant_per_rank")
-        if not layout.exchanges_tokens:
+        if not any(layout.exchanges_tokens for layout in layouts):
             leave |= {"exchange", "num_micro_batches"}
         return {name: value for name, value in params.items() if name not in leave}
 
@@ -285,11 +280,25 @@ class ServingSpace(Strict):
             ConfigError: The choices contradict each other.
         """
         point = self.completed(params)
+        designs = [self.served(design) for design in self.designs(point)]
         return ServingPoint(
-            served=self.served(tuple(point[name] for name in DESIGN)),
+            served=designs[-1],
             knobs=self.knobs(point),
             concurrency=point["concurrency"],
+            pools=point["pools"],
+            prefill=designs[0] if len(designs) > 1 else None,
         )
+
+    def designs(self, point: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Return the choices of `DESIGN` of a completed point: those of the pool that computes
+        prompts, if it has one, and those of the one that decodes.
+        """
+        decode = {name: point[name] for name in DESIGN}
+        if point["pools"] == COLOCATED:
+            return [tuple(decode.values())]
+        layout = point["prefill_layout"]
+        prefill = decode | {"layout": decode["layout"] if layout == _SAME else layout}
+        return [tuple(prefill.values()), tuple(decode.values())]
 
     def knobs(self, point: dict[str, Any]) -> ServingKnobs:
         """Return what a point sets of its engine."""

@@ -26,9 +26,9 @@ requests are admitted as have room on average, and nothing is computed twice.
 from dataclasses import dataclass, replace
 from math import ceil, exp
 
-from moesim.errors import ConfigError
 from moesim.serving.loop import RequestTraffic, ServerConfig, StepTimes
 from moesim.serving.loop.lengths import Lengths
+from moesim.serving.room import room_of
 from moesim.serving.steady_result import SteadyResult
 
 
@@ -61,13 +61,8 @@ def steady_state(times: StepTimes, config: ServerConfig, traffic: RequestTraffic
         ConfigError: The traffic is no closed loop, or a request needs more KV blocks than a rank
             has.
     """
-    clients = traffic.concurrency
-    if clients is None or traffic.file is not None:
-        raise ConfigError(
-            "traffic: expected a closed loop (concurrency) of drawn lengths, got "
-            + ("a file of requests" if traffic.file is not None else "open arrivals")
-        )
     rank = _Rank.of(times, config, traffic)
+    clients = traffic.concurrency or 0
     ranks = config.replicas * config.dp
     rank = rank.behind_front_end(clients / ranks)
     batch, cycle = rank.batch, rank.cycle()
@@ -108,30 +103,16 @@ class _Rank:
     @classmethod
     def of(cls, times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> "_Rank":
         prompt, answer = Lengths.parse(traffic.isl, "isl"), Lengths.parse(traffic.osl, "osl")
-        isl, osl, size = prompt.mean, answer.mean, config.block_size
-        last = config.draft_length - 1
-        longest = ceil((prompt.high + answer.high + last) / size)
-        if longest > config.kv_blocks:
-            raise ConfigError(
-                f"server.kv_blocks: expected at least {longest} blocks of {size} tokens for a "
-                f"request (isl {prompt.high}, osl {answer.high}), got {config.kv_blocks}: "
-                f"{longest - config.kv_blocks} too few"
-            )
-        clients = ceil((traffic.concurrency or 0) / (config.replicas * config.dp))
-        most = ceil((isl + osl + last) / size)
-        batch: float = min(clients, config.max_seqs)
-        if batch * most > config.kv_blocks:
-            # requests that do not all fit are of all ages
-            batch = min(batch, max(config.kv_blocks / ceil((isl + osl / 2.0) / size), 1.0))
+        room = room_of(config, traffic)
         return cls(
             times=times,
             config=config,
-            isl=isl,
-            osl=osl,
+            isl=prompt.mean,
+            osl=answer.mean,
             equal=answer.low == answer.high,
-            clients=clients,
-            batch=batch,
-            most_blocks=most,
+            clients=room.clients,
+            batch=room.batch,
+            most_blocks=room.most_blocks,
         )
 
     @property

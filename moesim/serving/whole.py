@@ -10,12 +10,8 @@ from collections.abc import Sequence
 
 from moesim.design.served import ServedModel
 from moesim.design.step import ExpertLoad, Step
-from moesim.errors import ConfigError, require_int
 from moesim.hardware import Cluster
-from moesim.hardware.sizing import sized
 from moesim.serving.loop import (
-    DisaggregatedConfig,
-    KvTransfer,
     RequestTraffic,
     ServingResult,
     serve,
@@ -23,6 +19,7 @@ from moesim.serving.loop import (
 )
 from moesim.serving.pools import ServedPool, ServingKnobs, pool_of
 from moesim.serving.result import WholeResult
+from moesim.serving.split import split_pools
 from moesim.simulation.steps.simulate import UNEVEN, simulate_step
 from moesim.simulation.steps.times import StepTable
 
@@ -64,6 +61,7 @@ def serve_split(
     prefill_copies: int = 1,
     knobs: ServingKnobs | None = None,
     load: ExpertLoad = UNEVEN,
+    tables: tuple[StepTable, StepTable] | None = None,
 ) -> WholeResult:
     """Serve requests with one pool of devices that computes prompts and one that decodes
     (prefill-decode disaggregation).
@@ -79,40 +77,25 @@ def serve_split(
         prefill_copies: Number of copies that compute prompts.
         knobs: What is not left to the engine.
         load: How tokens choose experts.
+        tables: Times of the steps of both designs, if another run has made some.
 
     Raises:
         CapacityError: The weights do not fit, or leave no room for a single request.
         ConfigError: The pools do not fit the cluster, or a setting is invalid.
     """
-    require_int("prefill_copies", prefill_copies, 1)
-    used = prefill_copies * prefill.layout.num_devices
-    rest = cluster.num_devices - used
-    if rest < decode.layout.num_devices:
-        raise ConfigError(
-            f"layout: expected {decode.layout.num_devices} devices to decode as {decode.layout} "
-            f"beside {used} that compute prompts, got {max(rest, 0)} of {cluster.name}"
-        )
-    rest -= rest % decode.layout.num_devices
-    pools = tuple(
-        pool_of(design, sized(cluster, devices), traffic, knobs=knobs, load=load)
-        for design, devices in ((prefill, used), (decode, rest))
-    )
-    near = cluster.num_devices <= cluster.devices_per_domain
-    each = cluster.link_bytes_per_s if near else cluster.nic_bytes_per_s
-    shared = min(prefill.layout.tp, decode.layout.tp)
-    transfer = KvTransfer(
-        latency_s=cluster.hop_s,
-        # of each of the devices that share a rank's heads
-        bytes_per_token=pools[-1].memory.kv_bytes_per_token * decode.layout.pp,
-        bytes_per_s=each * shared / decode.layout.tp,
-    )
-    loop = serve_disaggregated(
-        pools[0].table,
-        pools[1].table,
-        DisaggregatedConfig(prefill=pools[0].config, decode=pools[1].config, transfer_s=transfer),
+    split = split_pools(
+        prefill,
+        decode,
+        cluster,
         traffic,
+        prefill_copies=prefill_copies,
+        knobs=knobs,
+        load=load,
+        tables=tables,
     )
-    return _result(cluster, traffic, pools, loop, load)
+    before, after = split.pools
+    loop = serve_disaggregated(before.table, after.table, split.config, traffic)
+    return _result(cluster, traffic, split.pools, loop, load)
 
 
 def _result(

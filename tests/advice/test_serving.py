@@ -60,6 +60,34 @@ def test_text_names_everything(task, found):
     assert " allowed; decode steps by " in text[-2]
 
 
+def test_divided_pools_are_tried_beside(task, found):
+    """Whichever is better wins, and the other is told beside it."""
+    assert found.num_divided >= 6
+    text = next(line for line in lines_of_advice(found) if line.startswith("pools "))
+    assert ("colocated" if len(found.best.pools) == 1 else "divided") == text.split()[1].strip(";")
+    rates = [row["output_tokens_per_s_per_device"] for row in found.divided]
+    assert rates == sorted(rates, reverse=True)
+    if found.rival is not None and found.rival.loop.requests:
+        best = found.best.row(task.economics)["output_tokens_per_s_per_device"]
+        assert best >= found.rival.row()["output_tokens_per_s_per_device"]
+
+
+def test_prompts_that_disturb_decoding_divide_pools(task):
+    """Under a tight TPOT devices that compute no prompts decode larger batches."""
+    asked = replace(
+        task,
+        traffic=replace(task.traffic, isl=2048, osl=512),
+        limits=parse_limits("ttft_mean<=20s,tpot_mean<=10ms"),
+    )
+    found = recommend_serving(asked)
+    assert len(found.best.pools) == 2
+    assert found.rival is not None
+    rates = [one.row()["output_tokens_per_s_per_device"] for one in (found.rival, found.best)]
+    assert rates[0] < rates[1]
+    text = next(line for line in lines_of_advice(found) if line.startswith("pools"))
+    assert "pools         divided; the best colocated design" in text
+
+
 def test_clients_that_are_given(task):
     asked = replace(task, clients=True, limits=(), traffic=replace(task.traffic, concurrency=40))
     found = recommend_serving(asked)

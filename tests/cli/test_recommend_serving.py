@@ -34,7 +34,7 @@ def test_it_says_what_to_serve_with(moesim, tmp_path):
     rows = list(csv.DictReader(path.open()))
     assert rows[0]["what"] == "recommended"
     assert float(rows[0]["tpot_mean_ms"]) <= 9
-    assert {row["what"] for row in rows} == {"recommended", "other layout", "front"}
+    assert {row["what"] for row in rows} == {"recommended", "other layout", "divided", "front"}
     assert out.startswith("gpt-oss-120b on hgx-h100-8")
     assert f": {rows[0]['layout']}" in out.splitlines()[0]
     assert "No estimate is better for device and user" in out

@@ -1,17 +1,22 @@
 """Searches over training runs: plans and architectures, days and dollars at the estimated loss."""
 
 import csv
+import shlex
+import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moesim import Workload
+from moesim.cli import main
 from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
 from moesim.quality import estimate_loss
 from moesim.search import TrainingSpace, TrainingWorkload, run_study
 from moesim.search.points import distinct_points, num_designs
+from moesim.search.session.export_whole import training_options
 from moesim.search.session.findings import show_findings
 from moesim.search.session.join import load_study, status_rows
 from moesim.search.session.known import known_points
@@ -202,3 +207,36 @@ def test_a_study_file_of_training_runs(tmp_path):
         path.write_text(written.read_text().replace(old, new))
         with pytest.raises(ConfigError, match=message):
             load_study_file(path, seed=0)
+
+
+def test_a_winner_is_a_command_of_moesim_train(search, tmp_path, monkeypatch, capsys):
+    """The command simulates the step that the study found."""
+    study = search(tmp_path / "study", objectives=["train_days", "peak_memory_gib"], num_trials=12)
+    out = tmp_path / "train.toml"
+    monkeypatch.setattr(sys, "argv", ["moesim", "study", "export", str(tmp_path / "study")])
+    sys.argv += ["--out", str(out)]
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    words = shlex.split(capsys.readouterr().out)
+    assert words[:2] == ["moesim", "train"]
+    options = tomllib.loads(out.read_text())
+    assert f"--zero {options['zero']}" in " ".join(words)
+    step = tmp_path / "step.csv"
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(step)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    (row,) = csv.DictReader(step.open())
+    found = study.pareto_trials()[0].evaluation.row
+    assert float(row["tokens_per_s_per_device"]) == pytest.approx(
+        found["tokens_per_s_per_device"], rel=0.02
+    )
+    with pytest.raises(ConfigError, match="rank: expected 0 to"):
+        training_options(study, 99)
+
+
+def test_architectures_have_no_command(search, tmp_path):
+    found = search(tmp_path, space={"num_layers": [8]}, num_trials=2)
+    with pytest.raises(ConfigError, match=r"winner of the published architecture.* num_layers"):
+        training_options(found)

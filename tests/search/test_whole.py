@@ -68,6 +68,9 @@ def test_every_design_is_tried_once(whole):
 def test_rows_say_what_was_found(whole):
     folder, study = whole
     show_findings(study, folder, limit=2, title="test")
+    figure = (folder / "front.html").read_text()
+    assert "output tokens per second of a user" in figure
+    assert "layout dp8 ep8" in figure
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == study.problem.columns
@@ -96,6 +99,57 @@ def test_the_front_is_not_dominated(whole):
         worse = (values[feasible] <= values[number]).all(axis=1)
         assert (values[feasible][worse] == values[number]).all()
     assert study.groups(study.pareto_trials())[0] == 0
+
+
+@pytest.fixture(scope="module")
+def pools(hgx, tmp_path_factory):
+    return run_study(
+        ServingSpace(
+            model="gpt-oss-120b",
+            layout=["tp2"],
+            pools=["colocated", "1:3", "1:1"],
+            prefill_layout=["same", "tp4 ep4"],
+            concurrency=[16, 64],
+            engine=["vllm"],
+        ),
+        hgx,
+        WORKLOAD,
+        objectives=OBJECTIVES,
+        num_trials=50,
+        storage=tmp_path_factory.mktemp("pools"),
+    )
+
+
+def test_pools_are_choices(pools):
+    """A colocated design has no layout for prompts, and no placement where experts are cut."""
+    assert len(pools.trials) == num_designs(pools.space) == 2 * (1 + 2 * 2)
+    for trial in pools.trials:
+        row, pool = trial.evaluation.row, trial.params["pools"]
+        assert trial.state == "fits"
+        assert ("prefill_layout" in trial.params) == (pool != "colocated")
+        assert ("placement" in trial.params) == (trial.params.get("prefill_layout") == "tp4 ep4")
+        if pool == "colocated":
+            assert row["prefill_copies"] is None
+            assert row["devices"] == 8
+            continue
+        each = 4 if trial.params["prefill_layout"] == "tp4 ep4" else 2
+        prefill = max(round(8 * {"1:3": 0.25, "1:1": 0.5}[pool] / each), 1) * each
+        assert row["prefill_copies"] * each == prefill
+        assert row["devices"] == prefill + 2 * row["copies"] == 8
+        total = row["tokens_per_s_per_device"] * row["devices"]
+        assert total == pytest.approx(row["output_tokens_per_s"])
+
+
+def test_divided_pools_are_confirmed(pools):
+    trial = next(t for t in pools.trials if t.params.get("prefill_layout") == "same")
+    divided = trial.evaluation.row
+    followed = pools.problem.confirm(trial.params)
+    assert followed["requests_by"] == "request loop"
+    assert followed["tpot_ms"] == pytest.approx(divided["tpot_ms"], rel=0.1)
+    # a request loop begins with all clients at once
+    assert followed["tokens_per_s_per_device"] == pytest.approx(
+        divided["tokens_per_s_per_device"], rel=0.15
+    )
 
 
 def test_it_continues_and_is_loaded_again(whole, search, tmp_path, rows):
@@ -180,6 +234,8 @@ def test_kinds_do_not_mix(hgx, tmp_path, study, whole):
         ({"layout": ["pp"]}, "layout: expected degrees"),
         ({"engine": ["foo"]}, "space: engine: expected sglang or vllm or trtllm, got 'foo'"),
         ({"draft_length": [0, 2], "acceptance": [0.8]}, "space: draft_length: expected at most 1"),
+        ({"pools": ["1:0"]}, "pools: expected colocated, or .* such as 1:2, got '1:0'"),
+        ({"prefill_layout": ["pp"]}, "layout: expected degrees"),
         ({"kv_format": ["int3"]}, "space: kv_format: expected bfloat16 or fp8, got 'int3'"),
         ({"nodes": [1]}, "space: nodes: no such key"),
     ],

@@ -7,13 +7,15 @@ import pytest
 from moesim import load_cluster
 from moesim.design.served import ServedModel
 from moesim.design.step import Layout
+from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
-from moesim.serving.estimate import estimate_model, quick_table
+from moesim.serving.estimate import estimate_model, estimate_split, quick_table
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.pools import ServingKnobs
 from moesim.serving.result import WHOLE_COLUMNS
+from moesim.serving.split import copies_of_ratio
 from moesim.serving.text import lines_of
-from moesim.serving.whole import serve_model
+from moesim.serving.whole import serve_model, serve_split
 from moesim.testing.models import DENSE, SPARSE, spec_of
 
 
@@ -98,3 +100,30 @@ def test_drafts_gain_tokens(served, node):
         for acceptance in ((), (0.9,))
     )
     assert 1.4 < plain.tpot_s / drafted.tpot_s < 1.9
+
+
+@pytest.mark.parametrize("clients", [1, 16, 128])
+def test_divided_pools_are_as_a_loop_leaves_them(served, node, clients):
+    """The loop begins with all clients at once, of which a tenth of the throughput is left."""
+    design = replace(served, layout=Layout.parse("tp2"))
+    tables = quick_table(design, node), quick_table(design, node)
+    traffic = replace(TRAFFIC, concurrency=clients, num_requests=None, osl="uniform:100-156")
+    found = estimate_split(design, design, node, traffic, tables=tables).row()
+    loop = serve_split(
+        design, design, node, replace(traffic, num_requests=6 * clients + 20), tables=tables
+    ).row()
+    assert found["output_tokens_per_s"] == pytest.approx(loop["output_tokens_per_s"], rel=0.1)
+    assert found["tpot_mean_ms"] == pytest.approx(loop["tpot_mean_ms"], rel=0.06)
+    assert found["prefill_copies"] == loop["prefill_copies"] == 1
+
+
+def test_divided_pools_need_room_and_answers(served, node):
+    with pytest.raises(ConfigError, match="osl: expected answers of several tokens"):
+        estimate_split(
+            replace(served, layout=Layout.parse("tp2")),
+            replace(served, layout=Layout.parse("tp2")),
+            node,
+            replace(TRAFFIC, osl=1),
+        )
+    with pytest.raises(ConfigError, match=r"pools: expected devices for .* beside"):
+        copies_of_ratio("1:1", served, replace(served, layout=Layout.parse("tp4 moe_tp4")), node)

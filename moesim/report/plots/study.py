@@ -85,16 +85,21 @@ def fronts(
     *,
     rate: str = "layer_tokens_per_s_per_device",
     label: str = "tokens per second and device, one MoE layer",
+    height: str = "loss",
+    height_label: str = "loss, nats (estimate with its interval)",
     title: str = "",
 ):
     """Draw loss against throughput: every trial that fits, and fronts with the intervals of both.
+    Or draw any other two columns.
 
     Args:
         parts: Name -> (trials, Pareto front), rows as in trials.csv; rows of a front also have a
             ``group``, whose members the intervals do not tell apart.
         rate: Column of throughput, or of another quantity; its interval is in the columns that end
-            in ``_low`` and ``_high``, or else that of the layer's time.
+            in ``_low`` and ``_high``, or else that of the layer's time, if rows have one.
         label: Label of its axis.
+        height: Column of loss, or of another quantity, with its interval.
+        height_label: Label of its axis.
         title: Title of the figure; the parts' names by default.
 
     Returns:
@@ -108,7 +113,7 @@ def fronts(
         figure.add_trace(
             go.Scattergl(
                 x=[t[rate] for t in trials],
-                y=[t["loss"] for t in trials],
+                y=[t[height] for t in trials],
                 mode="markers",
                 hoverinfo="skip",
                 name="trials that fit" if alone else f"{name}: trials that fit",
@@ -128,10 +133,11 @@ def fronts(
     }
     for number, (name, (_, front)) in enumerate(parts.items()):
         low, high = ([_ends(t, rate)[end] for t in front] for end in (0, 1))
+        below, above = ([_ends(t, height)[end] for t in front] for end in (0, 1))
         figure.add_trace(
             go.Scatter(
                 x=[t[rate] for t in front],
-                y=[t["loss"] for t in front],
+                y=[t[height] for t in front],
                 mode="markers",
                 name="front" if alone else f"{name}: front",
                 marker={
@@ -149,15 +155,15 @@ def fronts(
                 },
                 error_y=bars
                 | {
-                    "array": [t["loss_high"] - t["loss"] for t in front],
-                    "arrayminus": [t["loss"] - t["loss_low"] for t in front],
+                    "array": [h - t[height] for h, t in zip(above, front, strict=True)],
+                    "arrayminus": [t[height] - x for x, t in zip(below, front, strict=True)],
                 },
                 text=[f"{t['candidate']}<br>{t['cluster']}<br>group {t['group']}" for t in front],
-                hovertemplate="%{text}<br>%{x:,.4g}, loss %{y:.4f}<extra></extra>",
+                hovertemplate=f"%{{text}}<br>%{{x:,.4g}}, {height} %{{y:,.5g}}<extra></extra>",
             )
         )
     figure.update_xaxes(title=label, type="log", exponentformat="none", dtick="D2")
-    figure.update_yaxes(title="loss, nats (estimate with its interval)")
+    figure.update_yaxes(title=height_label)
     shown = title or (
         f"{next(iter(parts))}: Pareto front, coloured by what intervals tell apart"
         if alone
@@ -170,9 +176,11 @@ def fronts(
 
 
 def _ends(row: Mapping[str, Any], rate: str) -> tuple[float, float]:
-    """Return the interval of a rate: its own, or that of the layer's time."""
+    """Return the interval of a rate: its own, or that of the layer's time; a point without."""
     if f"{rate}_low" in row:
         return row[f"{rate}_low"], row[f"{rate}_high"]
+    if "layer_time_us" not in row:
+        return row[rate], row[rate]
     low, high = (row["layer_time_us"] / row[f"layer_time_{end}_us"] for end in ("high", "low"))
     return row[rate] * low, row[rate] * high
 

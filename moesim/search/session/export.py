@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.placement.files import map_text, slot_map
 from moesim.search.study import Study
+from moesim.search.trial import Trial
 from moesim.serving.launch import Deployment, launch_lines
 from moesim.simulation.prepare import prepare
 
@@ -29,13 +30,17 @@ class Winner(Deployment):
     rank: int
 
 
-def winner_of(study: Study, rank: int = 0) -> Winner:
-    """Return a winner, with its placement planned again.
+def front_trial(study: Study, rank: int) -> Trial:
+    """Return a trial of a study's Pareto front.
+
+    Args:
+        study: The study.
+        rank: Row of pareto.csv, from 0.
 
     Raises:
-        ConfigError: There is no winner of that rank, or whole models were searched.
+        ConfigError: There is no winner of that rank.
     """
-    layers, front = study.layers, study.pareto_trials()
+    front = study.pareto_trials()
     if not front:
         raise ConfigError(
             f"study: expected a winner to export, got none: of {len(study.trials)} trials, no "
@@ -43,14 +48,24 @@ def winner_of(study: Study, rank: int = 0) -> Winner:
         )
     if not 0 <= rank < len(front):
         raise ConfigError(f"rank: expected 0 to {len(front) - 1}, a row of pareto.csv, got {rank}")
-    candidate, cluster = layers.space.decode(front[rank].params, layers.cluster)
+    return front[rank]
+
+
+def winner_of(study: Study, rank: int = 0) -> Winner:
+    """Return a winner, with its placement planned again.
+
+    Raises:
+        ConfigError: There is no winner of that rank, or whole models were searched.
+    """
+    layers, trial = study.layers, front_trial(study, rank)
+    candidate, cluster = layers.space.decode(trial.params, layers.cluster)
     placement = prepare(candidate, cluster, layers.workload).placement
     return Winner(
         rank=rank,
         candidate=candidate,
         cluster=cluster,
         placement=placement,
-        row=front[rank].evaluation.row,
+        row=trial.evaluation.row,
         num_layers=layers.space.dense().num_moe_layers,
     )
 
@@ -95,4 +110,4 @@ def winner_text(winner: Winner, layout: str) -> str:
     )
 
 
-__all__ = ["FORMATS", "Winner", "launch_lines", "winner_of", "winner_text"]
+__all__ = ["FORMATS", "Winner", "front_trial", "launch_lines", "winner_of", "winner_text"]
