@@ -158,7 +158,12 @@ def _kinds(cluster: Cluster) -> Groups:
 
 
 def cold_kernels(
-    candidate: Candidate, cluster: Cluster, traffic: AnyTraffic, widths: Array | None
+    candidate: Candidate,
+    cluster: Cluster,
+    traffic: AnyTraffic,
+    widths: Array | None,
+    *,
+    exchanged: bool = True,
 ) -> str:
     """Return the library that runs cold experts: the one that a layer of their format alone would
     have.
@@ -166,4 +171,4 @@ def cold_kernels(
     layer, form = candidate.layer, candidate.compression
     cold = replace(layer, precision=form.cold_precision(layer.precision))
     alone = replace(candidate, layer=cold, kernels=AUTO)
-    return choose_kernels([alone], cluster, traffic, widths)[0]
+    return choose_kernels([alone], cluster, traffic, widths, exchanged=exchanged)[0]

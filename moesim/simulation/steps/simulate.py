@@ -247,12 +247,26 @@ def _experts(
     if served.layout.exchanges_tokens:
         prepared = sent(candidate, stage, step.tokens / served.layout.tp, load)
         return (
-            Experts(moe=moe, cluster=prepared.cluster, batches=prepared.batches, travels=True),
+            Experts(
+                moe=moe,
+                layer=prepared.built.layer,
+                cluster=prepared.cluster,
+                batches=prepared.batches,
+                travels=True,
+                stored=prepared.stored,
+            ),
             prepared.kernels,
         )
     found = present(candidate, stage, max(round(step.tokens), 1), load)
     return (
-        Experts(moe=moe, cluster=found.cluster, batches=(found.traffic,), travels=False),
+        Experts(
+            moe=moe,
+            layer=found.layer,
+            cluster=found.cluster,
+            batches=(found.traffic,),
+            travels=False,
+            stored=found.stored,
+        ),
         found.kernels,
     )
 
