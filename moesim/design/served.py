@@ -46,8 +46,8 @@ class ServedModel:
         offload: Which of its routed experts lie in the memory of the host; by default none does.
 
     Raises:
-        ConfigError: The layout does not divide the model, a format or engine is unknown, or experts are
-            compressed or offloaded in a model without any.
+        ConfigError: The layout does not divide the model, a format or engine is unknown, or experts
+            are compressed or offloaded in a model without any.
     """
 
     name: str
@@ -145,7 +145,7 @@ class ServedModel:
     def form_words(self) -> list[str]:
         """How experts are stored, a word for each value that is not the default."""
         return [
-            f"{leaf.name}={value}"
+            f"{leaf.name}={'routing' if value is None else value}"
             for form in (self.compression, self.offload)
             for leaf in fields(form)
             if (value := getattr(form, leaf.name)) != leaf.default

@@ -16,7 +16,15 @@ that they run while tokens travel. The others are made of it:
 from collections.abc import Sequence
 
 from moesim.design.schedule import StepOrder
-from moesim.lowering.streams import Arrive, AwaitFetch, BeginCombine, BeginDispatch, Fork, Local, Piece
+from moesim.lowering.streams import (
+    Arrive,
+    AwaitFetch,
+    BeginCombine,
+    BeginDispatch,
+    Fork,
+    Local,
+    Piece,
+)
 
 
 def with_shared(pieces: Sequence[Piece], shared: Piece) -> list[Piece]:

@@ -76,6 +76,11 @@ class Compression:
         """Whether no expert is compressed or pruned."""
         return self.cold_fraction == 0 and self.pruned_fraction == 0
 
+    def narrows(self, precision: Precision) -> bool:
+        """Return whether the format of cold experts, if they have one, is narrower than others'."""
+        fmt = self.cold_format
+        return fmt is None or BYTES_PER_ELEMENT[fmt] < BYTES_PER_ELEMENT[precision.weights]
+
     def cold_precision(self, precision: Precision) -> Precision:
         """Return the formats of a cold expert in a layer of other formats.
 
@@ -87,7 +92,7 @@ class Compression:
         if self.cold_format is None:
             return precision
         require(
-            BYTES_PER_ELEMENT[self.cold_format] < BYTES_PER_ELEMENT[precision.weights],
+            self.narrows(precision),
             "compression.cold_format",
             f"a format narrower than the layer's {precision.weights}",
             self.cold_format,

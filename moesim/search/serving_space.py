@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +20,14 @@ from moesim.model import Precision
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.search.choices import Some
+from moesim.search.forms import (
+    FORMS,
+    SAME,
+    check_forms,
+    forms_of,
+    forms_without_effect,
+    possible_forms,
+)
 from moesim.serving.formats import dense_format_of, precision_on
 from moesim.serving.layouts import divided, engine_layouts, fitting
 from moesim.serving.pools import ServingKnobs
@@ -37,6 +45,7 @@ DESIGN = (
     "precision",
     "dense_format",
     "kernel_library",
+    *FORMS,
     "kv_format",
 )
 
@@ -79,6 +88,15 @@ class ServingSpace(Strict):
             half computes while the other's tokens travel.
         kernel_library: Choices of the library of the experts, see
             `moesim.design.served.ServedModel`.
+        pruned_fraction: Choices of the share of experts that are pruned, see
+            `moesim.model.compression.Compression` for this and the next three.
+        cold_fraction: Choices of the share of experts that is cold.
+        cold_format: Choices of the format of cold experts; ``same`` keeps the others'.
+        cold_rank_fraction: Choices of the rank of their factors; 0 keeps whole matrices.
+        resident_fraction: Choices of the share of experts that stays on the device, see
+            `moesim.design.offload.Offload`.
+        prefetch_recall: Choices of the share of missing experts that is guessed a layer ahead;
+            ``routing`` is what the routing model predicts.
         acceptance: Probability that each drafted token is accepted if all before it were.
         draft_length: Choices of the number of drafted tokens, up to that of probabilities.
         chunk: Choices of the most prompt tokens of a step; 0 is the engine's.
@@ -100,11 +118,22 @@ class ServingSpace(Strict):
     exchange: Some[str] = [_AUTO]
     num_micro_batches: Some[int] = [1]
     kernel_library: Some[str] = [AUTO]
+    pruned_fraction: Some[float] = [0.0]
+    cold_fraction: Some[float] = [0.0]
+    cold_format: Some[str] = [SAME]
+    cold_rank_fraction: Some[float] = [0.0]
+    resident_fraction: Some[float] = [1.0]
+    prefetch_recall: Some[float | Literal["routing"]] = [0.0]
     acceptance: list[float] = []
     draft_length: Some[int] = [0]
     chunk: Some[int] = [0]
     slow_first: ClassVar[tuple[str, ...]] = (*DESIGN, "draft_length", "chunk", "concurrency")
-    ruling: ClassVar[tuple[str, ...]] = ("layout", "placement")
+    ruling: ClassVar[tuple[str, ...]] = (
+        "layout",
+        "placement",
+        "cold_fraction",
+        "resident_fraction",
+    )
 
     def __init__(self, **choices: Any) -> None:
         try:
@@ -149,6 +178,7 @@ class ServingSpace(Strict):
             check_choice(kernels)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
+        check_forms(self)
 
     def on(self, cluster: Cluster) -> "ServingSpace":
         """Return the space with what ``auto`` stands for on a cluster.
@@ -179,12 +209,14 @@ class ServingSpace(Strict):
         designs = [
             design
             for precision, dense in product(self.precision, self.dense_format)
+            for form in possible_forms(self, Precision.named(precision))
             for design in divided(
                 ServedModel(
                     name=self.loaded.name,
                     spec=self.loaded.spec,
                     precision=Precision.named(precision),
                     dense_format=dense,
+                    **form,
                 ),
                 engine_layouts(cluster),
             )
@@ -212,7 +244,7 @@ class ServingSpace(Strict):
     def applicable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Drop parameters that do not apply given the point's layout and placement."""
         layout = _layout(params.get("layout", self.layout[0]))
-        leave = set()
+        leave = forms_without_effect(self, params)
         if layout.ep == 1:
             leave |= {"placement", "redundant_per_rank"}
         elif not _replicates(params.get("placement", self.placement[0])):
@@ -276,6 +308,7 @@ class ServingSpace(Strict):
             schedule=schedule,
             kernels=point["kernel_library"],
             engine=point["engine"],
+            **forms_of(point),
         )
 
     def decode(self, params: dict[str, Any]) -> ServingPoint:

@@ -104,6 +104,7 @@ def prepare(
     workload: Workload,
     *,
     placement: Placement | None = None,
+    correlation: float = 0.0,
 ) -> Prepared:
     """Route a design's tokens, place its experts and count the traffic.
 
@@ -112,6 +113,7 @@ def prepare(
         cluster: The hardware it runs on.
         workload: The tokens it is given.
         placement: Slots to use instead of the planned ones.
+        correlation: Probability that two layers of the model choose the same experts.
 
     Raises:
         CapacityError: The traffic would not fit in this machine's memory.
@@ -158,6 +160,7 @@ def prepare(
             (placed, batches),
             ranking_E(candidate, work, batch_tokens),
             (cluster, kernels, cold_kernels(candidate, cluster, traffic[0], widths)),
+            correlation,
         )
     return Prepared(
         candidate=plain,
@@ -244,9 +247,7 @@ def _choices(layer: MoELayer, work: Workload, num_devices: int, parts: int) -> t
     found = tuple(routing.part(m, parts) for m in range(parts))
     if layer.capacity_factor is None:
         return found
-    return tuple(
-        rerouted(part, layer.capacity_factor, layer.gate, left_E(layer)) for part in found
-    )
+    return tuple(rerouted(part, layer.capacity_factor, layer.gate, left_E(layer)) for part in found)
 
 
 class _Where(NamedTuple):

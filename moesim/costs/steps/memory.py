@@ -139,7 +139,7 @@ def _fetched_share(served: ServedModel, moe: MoEFeedForward, step_tokens: float)
     """
     left = moe.num_experts * (1.0 - served.compression.pruned_fraction)
     idle = max(1.0 - moe.top_k / left, 0.0) ** (step_tokens * served.layout.dp)
-    return (1.0 - idle) * (2.0 if served.offload.prefetch_recall else 1.0)
+    return (1.0 - idle) * (2.0 if served.offload.fetches_ahead else 1.0)
 
 
 def _others(served: ServedModel, kind: LayerKind) -> float:

@@ -2,8 +2,8 @@
 
 Attention ranks with tokens of their own send them to their experts (`moesim.simulation.prepare`).
 Devices that share the heads of one rank all have its tokens: each computes its own experts, or its
-share of each, and an all-reduce adds up; nothing is sent. Experts that are compressed, or lie in the
-memory of the host, are ranked as `moesim.simulation.stored` says.
+share of each, and an all-reduce adds up; nothing is sent. Experts that are compressed, or lie in
+the memory of the host, are ranked as `moesim.simulation.stored` says.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ def sent(
     candidate = launched(candidate, cluster, True)
     tokens = max(ceil(tokens_per_device), candidate.schedule.num_micro_batches)
     work = Workload(num_tokens_per_device=tokens, routing=load.routing, seed=load.seed)
-    return prepare(candidate, cluster, work)
+    return prepare(candidate, cluster, work, correlation=load.correlation)
 
 
 @lru_cache(maxsize=1024)
@@ -98,6 +98,7 @@ def present(candidate: Candidate, cluster: Cluster, tokens: int, load: ExpertLoa
             (placement, (traffic,)),
             ranking_E(candidate, work, tokens),
             (cluster, kernels, cold),
+            load.correlation,
         )
     return Present(
         traffic=traffic,

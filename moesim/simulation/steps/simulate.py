@@ -315,4 +315,5 @@ def _grades(
         alone = stage if served.layout.exchanges_tokens else sized(stage, 1)
         layer, _ = trust_of(candidate, alone, next(iter(names)))
         found |= layer
-    return found | dict.fromkeys(("norm", "embedding", "sampler", "gate"), ASSUMED_GRADE)
+    assumed = ("norm", "embedding", "sampler", "gate", "fetch", "prefetch")
+    return found | dict.fromkeys(assumed, ASSUMED_GRADE)
