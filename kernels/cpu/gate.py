@@ -15,7 +15,11 @@ from typing import Protocol
 import torch
 from torch.nn.functional import grouped_mm
 
+from moesim.errors import require
 from moesim.model import MoELayer
+
+#: kinds of gates that are computed
+GATES = ("flat", "group_limited", "two_level", "product_key")
 
 
 def align(
@@ -105,8 +109,12 @@ def gate_by_torch(
         x_TH: Tokens in the keys' format, shape (T, H).
         layer: Layer that gives sizes and gate.
         keys: Keys of the gate; logits are float32.
+
+    Raises:
+        ConfigError: The kind of gate is none of those that are computed.
     """
     gate, top_k = layer.gate, layer.top_k
+    require(gate.kind in GATES, "gate.kind", f"{', '.join(GATES)} to compute", gate.kind)
     if gate.kind == "two_level":
         return _two_level(x_TH, layer, keys)
     if gate.kind == "product_key":

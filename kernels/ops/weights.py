@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from moesim_kernels.cpu.gate import GATES
 from moesim_kernels.ops.fp8 import quantise_blocks_reference
 from moesim_kernels.ops.operands import SCALE_BLOCK, Operand
 from moesim_kernels.ops.runtime import fp8_dtype
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, require
 from moesim.model import Gate, MoELayer, Precision
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -186,8 +187,10 @@ def check_gate(gate: Gate, top_k: int) -> None:
     """Refuse gates the kernels do not compute.
 
     Raises:
-        ConfigError: A two-level or product-key gate uses sigmoid, or its heads do not divide top_k.
+        ConfigError: The kernels have no such kind, a two-level or product-key gate uses sigmoid, or
+            its heads do not divide top_k.
     """
+    require(gate.kind in GATES, "gate.kind", f"{', '.join(GATES)} to compute", gate.kind)
     if gate.kind in ("two_level", "product_key") and gate.score != "softmax":
         raise ConfigError(
             f"gate.score: expected softmax for a {gate.kind.replace('_', '-')} gate, got "

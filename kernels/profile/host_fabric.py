@@ -1,11 +1,14 @@
 """Measure all-to-alls between the ranks of this host: processes over gloo on a CPU, GPUs over NCCL
 or RCCL.
 
-A timing is four calls back to back after a barrier, on the rank that took longest. All exchanges
-are timed in turn, for several rounds, so that a slow period of the machine affects all of them.
-Between processes times have two modes; the upper one contains a wait for the other process to be
-woken. Medians of the same exchange a few seconds apart differ by 10 to 30 %, the P10 of 24 timings
-by 6 to 8 %. Therefore the P10 counts; minimum, median, and P90 are recorded with it.
+A timing is four calls after a barrier, on the rank that took longest: on GPUs back to back, on a
+CPU each after a third of a millisecond of work on all ranks, as in a layer. There an exchange finds
+the other process at work, and its start takes twice as long as that of calls back to back (1 KiB:
+0.11 against 0.06 ms; no longer after 3 ms of work). All exchanges are timed in turn, for several
+rounds, so that a slow period of the machine affects all of them. Between processes times have two
+modes; the upper one contains a wait for the other process to be woken. Medians of the same exchange
+a few seconds apart differ by 10 to 30 %, the P10 of 24 timings by 6 to 8 %. Therefore the P10
+counts; minimum, median, and P90 are recorded with it.
 `moesim_kernels.ranks` starts the ranks: no network is needed.
 """
 
@@ -14,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from moesim_kernels.profile.fit import fit_start_and_rate, start_and_rate_ratios
@@ -27,6 +31,8 @@ from moesim.units import GB, US
 Array = np.ndarray
 # Calls of a timing, timings of an exchange in a round, rounds, and calls that are not counted.
 _CALLS, _TIMINGS, _ROUNDS, _WARM_UP = 4, 6, 4, 2
+# Seconds of work before each call on a CPU.
+_WORK_S = 3e-4
 _GLOO_BYTES = tuple(1 << exponent for exponent in range(10, 24))
 _NCCL_BYTES = tuple(1 << exponent for exponent in range(10, 28, 2))
 _COUNTS = 0.1  # the quantile of the timings that counts
@@ -174,10 +180,11 @@ def time_rank(task: dict) -> list[list[float]]:
     import torch
     import torch.distributed as dist
 
-    rank = task["rank"]
+    rank, small = task["rank"], torch.ones(64, 64)
     with rank_group(task) as device:
         # Calls on a GPU return before they are done.
-        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        cuda = device.type == "cuda"
+        wait = torch.cuda.synchronize if cuda else lambda: None
         seconds: list[list[float]] = [[] for _ in task["matrices"]]
         for _ in range(_ROUNDS):
             for matrix, found in zip(task["matrices"], seconds, strict=True):
@@ -189,13 +196,24 @@ def time_rank(task: dict) -> list[list[float]]:
                 for timing in range(-_WARM_UP, _TIMINGS):
                     dist.barrier()
                     wait()
-                    started = time.perf_counter()
+                    started, worked_s = time.perf_counter(), 0.0
                     for _ in range(_CALLS):
+                        if not cuda:
+                            worked_s += _work(small)
                         dist.all_to_all_single(received, sent, of, to)
                     wait()
                     if timing >= 0:
-                        found.append((time.perf_counter() - started) / _CALLS)
+                        found.append((time.perf_counter() - started - worked_s) / _CALLS)
     return seconds
+
+
+def _work(small: Any) -> float:
+    """Multiply a small matrix with itself for `_WORK_S`; return the seconds that it really took."""
+    started = now = time.perf_counter()
+    while now - started < _WORK_S:
+        small @ small
+        now = time.perf_counter()
+    return now - started
 
 
 def _fitted(measured: Sequence[AllToAll]) -> tuple[float, float, Array]:

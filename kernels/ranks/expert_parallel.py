@@ -23,6 +23,7 @@ W ranks, H hidden size, I expert width.
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -215,10 +216,16 @@ def _check_placement(placement: Placement, layer: MoELayer, ranks: int) -> None:
 def _signature(layer: MoELayer, placement: Placement, dtype: torch.dtype) -> int:
     """Return a number that stands for everything the ranks must agree on."""
     return zlib.crc32(
-        repr((layer, dtype)).encode()
-        + placement.expert_of_slot_P.astype(np.int64).tobytes()
-        + placement.rank_of_slot_P.astype(np.int64).tobytes()
+        placement.expert_of_slot_P.astype(np.int64).tobytes()
+        + placement.rank_of_slot_P.astype(np.int64).tobytes(),
+        _code(layer, dtype),
     )
+
+
+# the text of a layer takes as long as several calls of torch
+@lru_cache(maxsize=64)
+def _code(layer: MoELayer, dtype: torch.dtype) -> int:
+    return zlib.crc32(repr((layer, dtype)).encode())
 
 
 def _gate(

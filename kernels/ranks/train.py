@@ -7,6 +7,7 @@ the product of the layer's output with a fixed random tensor.
 Shape suffixes are those of `moesim_kernels.ranks.expert_parallel`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,8 @@ from moesim_kernels.ranks.repeats import both_clocks, repeated
 from moesim.model import MoELayer
 from moesim.placement import Placement
 
+#: what a step does, in the order it ends
+PHASES = ("forward", "backward", "reduction", "optimizer")
 # Inputs in turn, so that branch predictors cannot memorize one.
 _INPUTS = 8
 
@@ -73,8 +76,12 @@ class RankTraining:
             self.x_TH.copy_(self.inputs[repeat % _INPUTS])
         self.ids_TK = self.orders[repeat % _INPUTS]
 
-    def gradients(self) -> torch.Tensor:
-        """Run forward and backward, average the gate's gradient, and return the output."""
+    def gradients(self, on_phase: Callable[[str], None] = lambda _: None) -> torch.Tensor:
+        """Run forward and backward, average the gate's gradient, and return the output.
+
+        Args:
+            on_phase: Function that is told each of `PHASES` but the last as it ends.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.x_TH.grad = None
         with torch.enable_grad():
@@ -91,16 +98,24 @@ class RankTraining:
                 checked=False,
                 routing=(weights_TK / weights_TK.sum(dim=1, keepdim=True), self.ids_TK),
             )
+            on_phase("forward")
             out_TH.backward(self.out_grad_TH)
+        on_phase("backward")
         gate_grad = self.weights.fine_EH.grad
         dist.all_reduce(gate_grad)
         gate_grad.div_(dist.get_world_size())
+        on_phase("reduction")
         return out_TH
 
-    def step(self) -> None:
-        """Train one step."""
-        self.gradients()
+    def step(self, on_phase: Callable[[str], None] = lambda _: None) -> None:
+        """Train one step.
+
+        Args:
+            on_phase: Function that is told each of `PHASES` as it ends.
+        """
+        self.gradients(on_phase)
         self.optimizer.step()
+        on_phase("optimizer")
 
 
 def time_trained_ranks(
@@ -124,15 +139,16 @@ def time_trained_ranks(
         case.select(number)
         # All ranks start a repeat together.
         dist.barrier()
-        started = both_clocks()
-        case.step()
-        return np.subtract(both_clocks(), started)
+        times = [both_clocks()]
+        case.step(lambda _: times.append(both_clocks()))
+        return np.diff(np.array(times), axis=0)
 
     before = sentinel.slowdown()
     rows = repeated(repeat, seconds)
     slowdown = max(before, sentinel.slowdown())
+    phases = dict(zip(PHASES, rows[:, :, 0].T.tolist(), strict=True))
     return {
-        "seconds": {"total": rows[:, 0].tolist()},
+        "seconds": phases | {"total": rows[:, :, 0].sum(axis=1).tolist()},
         "slowdown": slowdown,
         "contended": slowdown > CONTENDED,
     }

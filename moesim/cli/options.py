@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from moesim.errors import ConfigError
+
 if TYPE_CHECKING:
     from moesim.model.hf_config import Model
 
@@ -45,6 +47,22 @@ def say_notes(model: "Model") -> None:
 
     for note in model.notes:
         say(f"assumed: {note}")
+
+
+def recall_of(text: str) -> float | None:
+    """Return the recall of guessed experts that an option says; None for ``routing``.
+
+    Raises:
+        ConfigError: The text is neither that word nor a number.
+    """
+    if text == "routing":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"prefetch_recall: expected routing or a share from 0 to 1, got {text!r}"
+        ) from None
 
 
 def parameters_of(kind: type, defaults: dict[str, Any] | None = None) -> list[Parameter]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.options import Lenient, model_of, takes
+from moesim.cli.options import Lenient, model_of, recall_of, takes
 from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
@@ -94,6 +94,27 @@ class ServeOptions:
     placement: Annotated[str, typer.Option(help="Such as contiguous, eplb.")] = "contiguous"
     replicas: Annotated[int, typer.Option(help="Expert replicas.")] = 0
     kernels: Annotated[str, typer.Option(help="Library of the experts; auto: fastest.")] = "auto"
+    pruned_fraction: Annotated[
+        float, typer.Option(help="Share of experts removed, the least loaded.")
+    ] = 0.0
+    cold_fraction: Annotated[
+        float, typer.Option(help="Share of experts that is compressed, the least loaded.")
+    ] = 0.0
+    cold_format: Annotated[
+        str | None, typer.Option(help="Format of their weights, such as int4 or float8_e4m3.")
+    ] = None
+    cold_rank_fraction: Annotated[
+        float | None, typer.Option(help="Rank of their two factors over the smaller side.")
+    ] = None
+    resident_fraction: Annotated[
+        float, typer.Option(help="Share of a device's experts in its memory; others: host.")
+    ] = 1.0
+    prefetch_recall: Annotated[
+        str,
+        typer.Option(
+            help="Share of missing experts that is guessed a layer ahead; routing: by popularity."
+        ),
+    ] = "0"
     routing: Annotated[str, typer.Option(help="Load of the experts.")] = "power_law:1.2"
     layer_correlation: Annotated[
         float,
@@ -164,10 +185,12 @@ def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:
 
 def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
     """Return the design in the layouts to try."""
+    from moesim.design.offload import Offload
     from moesim.design.schedule import Schedule, step_order
     from moesim.design.served import ServedModel
     from moesim.design.step import Layout
     from moesim.model import Precision
+    from moesim.model.compression import Compression
     from moesim.serving.formats import dense_format_of, precision_on
     from moesim.serving.layouts import layouts_of, placed
 
@@ -182,6 +205,16 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
         num_replicas=given.replicas,
         kernels=given.kernels,
         engine=given.engine,
+        compression=Compression(
+            pruned_fraction=given.pruned_fraction,
+            cold_fraction=given.cold_fraction,
+            cold_format=given.cold_format,
+            cold_rank_fraction=given.cold_rank_fraction,
+        ),
+        offload=Offload(
+            resident_fraction=given.resident_fraction,
+            prefetch_recall=recall_of(given.prefetch_recall),
+        ),
     )
     order, least = step_order(given.schedule)
     schedule = Schedule(exchange=given.exchange, num_micro_batches=max(given.micro_batches, least))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli.options import Lenient, model_of, takes
+from moesim.cli.options import Lenient, model_of, recall_of, takes
 from moesim.units import GIB, MB, US
 
 
@@ -97,8 +97,11 @@ class SimulateOptions:
         float, typer.Option(help="Share of a device's experts in its memory; others: host.")
     ] = 1.0
     prefetch_recall: Annotated[
-        float, typer.Option(help="Share of missing experts that is guessed a layer ahead.")
-    ] = 0.0
+        str,
+        typer.Option(
+            help="Share of missing experts that is guessed a layer ahead; routing: by popularity."
+        ),
+    ] = "0"
     micro_batches: Annotated[
         int, typer.Option(help="Parts of the batch; 2 overlaps travel with compute.")
     ] = 1
@@ -167,7 +170,8 @@ def simulate(given: SimulateOptions) -> None:
             cold_rank_fraction=given.cold_rank_fraction,
         ),
         offload=Offload(
-            resident_fraction=given.resident_fraction, prefetch_recall=given.prefetch_recall
+            resident_fraction=given.resident_fraction,
+            prefetch_recall=recall_of(given.prefetch_recall),
         ),
     )
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
@@ -222,7 +226,8 @@ def simulate(given: SimulateOptions) -> None:
     if result.storage.copied_bytes:
         print(
             f"host memory    {100 * result.storage.hit_fraction:.0f} % of active experts there in "
-            f"time, {result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
+            f"time, {100 * result.storage.recall:.0f} % of missing ones guessed, "
+            f"{result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
         )
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB

@@ -258,6 +258,7 @@ def unusual(value: Any, words: Mapping[str, str], shown: frozenset[str]) -> list
             leaf.default is not MISSING and now == leaf.codec.write(leaf.default)
         ):
             continue
-        text = short_number(now) if isinstance(now, float) else str(now)
+        # a value that is left to something else has its word alone
+        text = short_number(now) if isinstance(now, float) else "" if now is None else str(now)
         told.append(words.get(leaf.column, leaf.column + "={}").format(text))
     return told

@@ -19,7 +19,8 @@ class Offload:
     Attributes:
         resident_fraction: Share of the experts of a device that its memory holds; 1 offloads none.
         prefetch_recall: Share of the missing experts that is guessed one layer ahead; 0 fetches
-            nothing ahead. As many are guessed as will be missing.
+            nothing ahead, and None takes what the routing model predicts of a guess by popularity,
+            see `moesim.lowering.fetches.popular_recall`. As many are guessed as will be missing.
 
     Raises:
         ConfigError: A share is not from 0 to 1, or experts are fetched ahead while all are
@@ -27,18 +28,29 @@ class Offload:
     """
 
     resident_fraction: float = 1.0
-    prefetch_recall: float = 0.0
+    prefetch_recall: float | None = 0.0
 
     def __post_init__(self) -> None:
         for name in ("resident_fraction", "prefetch_recall"):
             share = getattr(self, name)
-            require(0 <= share <= 1, f"offload.{name}", "a share from 0 to 1", share)
+            if share is not None:
+                require(0 <= share <= 1, f"offload.{name}", "a share from 0 to 1", share)
         require(
             self.resident_fraction < 1 or self.prefetch_recall == 0,
             "offload.prefetch_recall",
             "0, since all experts are resident",
-            self.prefetch_recall,
+            self.recall_word,
         )
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether experts are guessed and copied one layer ahead."""
+        return self.prefetch_recall != 0
+
+    @property
+    def recall_word(self) -> float | str:
+        """The recall, or ``routing`` for what the routing model predicts."""
+        return "routing" if self.prefetch_recall is None else self.prefetch_recall
 
     @property
     def is_nothing(self) -> bool:

@@ -1,13 +1,15 @@
 """A design of a whole model as it is served: the model, its formats, its layout, its kernels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.offload import Offload
 from moesim.design.schedule import STEP_ORDERS, Schedule, StepOrder
 from moesim.design.step import Layout
 from moesim.errors import ConfigError, require, require_int
 from moesim.hardware.libraries import AUTO
+from moesim.model.compression import Compression
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.layer import MoELayer
 from moesim.model.mixers import GroupedAttention
@@ -40,9 +42,12 @@ class ServedModel:
         kernels: Library of the experts, see `moesim.design.candidate.Candidate`; ``auto`` takes
             the fastest of the engine's.
         engine: Serving engine whose dense kernels and host are priced.
+        compression: How its routed experts are compressed; by default none is.
+        offload: Which of its routed experts lie in the memory of the host; by default none does.
 
     Raises:
-        ConfigError: The layout does not divide the model, or a format or engine is unknown.
+        ConfigError: The layout does not divide the model, a format or engine is unknown, or experts
+            are compressed or offloaded in a model without any.
     """
 
     name: str
@@ -57,12 +62,15 @@ class ServedModel:
     order: StepOrder | Literal[""] = ""
     kernels: str = AUTO
     engine: str = "sglang"
+    compression: Compression = field(default_factory=Compression)
+    offload: Offload = field(default_factory=Offload)
 
     def __post_init__(self) -> None:
         require(self.engine in ENGINES, "engine", " or ".join(ENGINES), self.engine)
         require(self.kv_format in KV_FORMATS, "kv_format", "bfloat16 or fp8", self.kv_format)
         PlacementSpec.parse(self.placement)
         require_int("num_replicas", self.num_replicas, 0)
+        self._check_forms()
         tp = self.layout.tp
         for block in self.spec.kinds:
             mixer = block.mixer
@@ -96,6 +104,18 @@ class ServedModel:
                 f"(dp > 1), whose exchanges overlap, got {self.layout}"
             )
 
+    def _check_forms(self) -> None:
+        """Check that experts are compressed and offloaded only where there are some."""
+        self.compression.cold_precision(self.precision)
+        for name in ("compression", "offload"):
+            form: Compression | Offload = getattr(self, name)
+            require(
+                form.is_nothing or self.spec.moe is not None,
+                name,
+                "a model with routed experts, or nothing",
+                self.name,
+            )
+
     @property
     def step_order(self) -> StepOrder:
         """The order of a step's pieces."""
@@ -117,7 +137,19 @@ class ServedModel:
             num_replicas=self.num_replicas,
             schedule=self.schedule,
             kernels=f"{AUTO}:{self.engine}" if self.kernels == AUTO else self.kernels,
+            compression=self.compression,
+            offload=self.offload,
         )
+
+    @property
+    def form_words(self) -> list[str]:
+        """How experts are stored, a word for each value that is not the default."""
+        return [
+            f"{leaf.name}={'routing' if value is None else value}"
+            for form in (self.compression, self.offload)
+            for leaf in fields(form)
+            if (value := getattr(form, leaf.name)) != leaf.default
+        ]
 
     @property
     def label(self) -> str:
@@ -127,5 +159,5 @@ class ServedModel:
             f"kv {self.kv_format}",
             self.placement + (f"+{self.num_replicas}" * bool(self.num_replicas)),
         ]
-        words += [str(self.schedule), self.order, self.engine]
+        words += [str(self.schedule), self.order, self.engine, *self.form_words]
         return " ".join(word for word in words if word)

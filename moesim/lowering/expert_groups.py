@@ -17,7 +17,7 @@ from moesim.costs.phases.experts import price_layer_experts, tiles_of
 from moesim.lowering.devices import Groups
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
-from moesim.model.compression import low_rank
+from moesim.model.compression import expert_bytes
 
 Array = np.ndarray
 
@@ -42,16 +42,10 @@ class ExpertGroup:
         """Return the bytes of the weights in each slot, scales included, 0 in those of others.
 
         Args:
-            widths_DL: ndarray of shape (D, L): width of the expert in every slot on its device. Of
-                two factors, the devices that share an expert hold the one without a width whole.
+            widths_DL: ndarray of shape (D, L): width of the expert in every slot on its device.
         """
-        layer = self.layer
-        elements_DL = np.float64(layer.hidden_size) * widths_DL
-        if self.rank_fraction is not None:
-            rank = low_rank(self.rank_fraction, layer.hidden_size, layer.widest)
-            elements_DL = np.where(widths_DL > 0, rank * (layer.hidden_size + widths_DL), 0.0)
-        held = self.members_DL * elements_DL
-        return np.asarray(held * (layer.num_matrices * layer.precision.weight_bytes))
+        held_DL = expert_bytes(self.layer, widths_DL, self.rank_fraction)
+        return np.asarray(self.members_DL * held_DL)
 
     def price(self, tp: int, traffic: AnyTraffic, widths_DL: Array | None) -> PhaseCost:
         """Price these experts on every device.

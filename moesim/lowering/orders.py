@@ -16,18 +16,27 @@ that they run while tokens travel. The others are made of it:
 from collections.abc import Sequence
 
 from moesim.design.schedule import StepOrder
-from moesim.lowering.streams import Arrive, BeginCombine, BeginDispatch, Fork, Local, Piece
+from moesim.lowering.streams import (
+    Arrive,
+    AwaitFetch,
+    BeginCombine,
+    BeginDispatch,
+    Fork,
+    Local,
+    Piece,
+)
 
 
 def with_shared(pieces: Sequence[Piece], shared: Piece) -> list[Piece]:
-    """Return a block with shared experts while tokens travel, or before the experts if none do.
+    """Return a block with shared experts while tokens travel or weights are copied, or before the
+    experts if neither is.
 
     Args:
         pieces: The block.
         shared: The shared experts.
     """
     at = next(
-        (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive)),
+        (i for i, piece in enumerate(pieces) if isinstance(piece, Arrive | AwaitFetch)),
         next((i for i, p in enumerate(pieces) if isinstance(p, Local) and p.name == "experts"), 0),
     )
     return [*pieces[:at], shared, *pieces[at:]]

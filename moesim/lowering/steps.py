@@ -25,11 +25,15 @@ from moesim.hardware import Cluster
 from moesim.hardware.serving_engines import serving_engine
 from moesim.lowering.canvas import Canvas
 from moesim.lowering.costs import price_batches
+from moesim.lowering.expert_groups import price_expert_groups
+from moesim.lowering.host_links import HostLinks
 from moesim.lowering.layer import pieces_of
 from moesim.lowering.orders import ordered, with_shared
 from moesim.lowering.priced import Priced
-from moesim.lowering.streams import Collective, Local, Mark, Piece
+from moesim.lowering.stored import StoredExperts
+from moesim.lowering.streams import AwaitFetch, Collective, Fetch, Local, Mark, Piece
 from moesim.lowering.traffic import AnyTraffic
+from moesim.model import MoELayer
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.spec import LayerKind
 from moesim.program import Program
@@ -41,15 +45,26 @@ class Experts:
 
     Attributes:
         moe: Their sizes.
+        layer: The routed ones, with those that are pruned left out.
         cluster: The devices, with the calibration of the library that runs them.
         batches: Traffic of every micro-batch.
         travels: Whether tokens travel to them.
+        stored: Forms and places of their weights; None if all have the layer's form and stay on
+            their device.
     """
 
     moe: MoEFeedForward
+    layer: MoELayer
     cluster: Cluster
     batches: Sequence[AnyTraffic]
     travels: bool
+    stored: StoredExperts | None
+
+    def fetches(self) -> Sequence[Fetch | None]:
+        """Return what each micro-batch copies from the host."""
+        if self.stored is None or self.stored.fetches is None:
+            return [None] * len(self.batches)
+        return self.stored.fetches.pieces()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,6 +133,8 @@ class _Lowering:
             overlapped=served.schedule.num_micro_batches > 1,
             priced=[p for layer in self.priced for p in layer],
         )
+        if any(experts and any(experts.fetches()) for _, experts, _ in layers):
+            self.canvas.streams.host = HostLinks.of(cluster, self.canvas.devices)
 
     def run(self) -> LoweredStep:
         spec, batches = self.served.spec, []
@@ -199,7 +216,7 @@ class _Lowering:
         candidate, schedule = self.served.candidate(experts.moe), self.served.schedule
         exchange = experts.cluster.exchange(schedule)
         return Priced.of_batches(
-            candidate.layer,
+            experts.layer,
             experts.batches,
             exchange_kernel(experts.cluster, exchange, schedule.num_comm_sms),
             experts.cluster,
@@ -218,51 +235,58 @@ class _Lowering:
             )
         ]
         costs = price_batches(
-            self.served.layer(experts.moe),
+            experts.layer,
             self.layout.moe_tp,
             tuple(groups),
             experts.batches,
             [p.movement for p in priced],
+            members=experts.stored.groups if experts.stored is not None else (),
         )
+        fetches = experts.fetches()
         chunked = self.served.step_order == "chunked"
         blocks, tokens = [], 0.0
         for m, cost in enumerate(costs):
             exchange = self.canvas.exchange(priced[m], self.served.schedule) if priced else None
             # the gate is priced for the step
-            blocks.append(pieces_of(cost, exchange)[1:])
+            blocks.append(pieces_of(cost, exchange, fetches[m])[1:])
             tokens += float(np.asarray(experts.batches[m].num_tokens_S).mean())
         tokens /= 1 if chunked else len(costs)
-        gate = self._local("gate", rest.gate, self.pricing, self.served.layer(experts.moe), tokens)
+        gate = self._local("gate", rest.gate, self.pricing, experts.layer, tokens)
         shared = self._shared(experts.moe, tokens, 1)
         found = ordered(self.served.step_order, blocks, gate, shared)
         return [[*self._latent(experts.moe, tokens), *block] for block in found]
 
     def _present(self, experts: Experts, step: Step) -> list[Piece]:
         """Return the MoE block of tokens that every device has."""
-        layer, traffic = self.served.layer(experts.moe), experts.batches[0]
-        kernels, devices = kernels_for(experts.cluster.profile), self.cluster.num_devices
-        tp = self.layout.moe_tp
-        cost = price_layer_experts(
+        cost = self._present_cost(experts)
+        gate = self._local("gate", rest.gate, self.pricing, experts.layer, step.tokens)
+        pieces: list[Piece] = [gate, Local(name="experts", cost=cost)]
+        fetch = experts.fetches()[0]
+        if fetch is not None:
+            pieces[1:1] = [fetch, AwaitFetch()]
+        assert self.cluster.num_devices == len(cost.latency_s_D), "one price for each device"
+        shared = self._shared(experts.moe, step.tokens, self.layout.tp)
+        if shared is not None and self._beside(step):
+            pieces[-1] = Local(name="experts", cost=beside(cost, shared.cost))
+        elif shared is not None:
+            pieces = with_shared(pieces, shared)
+        return [*self._latent(experts.moe, step.tokens), *pieces]
+
+    def _present_cost(self, experts: Experts) -> PhaseCost:
+        """Price the routed experts of tokens that every device has."""
+        traffic, tp = experts.batches[0], self.layout.moe_tp
+        if experts.stored is not None:
+            return price_expert_groups(experts.stored.groups, tp, traffic, None)
+        kernels = kernels_for(experts.cluster.profile)
+        return price_layer_experts(
             kernels,
-            layer,
+            experts.layer,
             tp,
             traffic.counts_DL,
             None,
             np.asarray(traffic.tokens_D),
-            tiles=tiles_of(kernels, layer, tp, traffic.counts_DL),
+            tiles=tiles_of(kernels, experts.layer, tp, traffic.counts_DL),
         )
-        pieces: list[Piece] = [
-            self._local("gate", rest.gate, self.pricing, layer, step.tokens),
-            Local(name="experts", cost=cost),
-        ]
-        assert devices == len(cost.latency_s_D), "one price for each device"
-        shared = self._shared(experts.moe, step.tokens, self.layout.tp)
-        block = pieces
-        if shared is not None and self._beside(step):
-            block = [pieces[0], Local(name="experts", cost=beside(cost, shared.cost))]
-        elif shared is not None:
-            block = with_shared(pieces, shared)
-        return [*self._latent(experts.moe, step.tokens), *block]
 
     def _beside(self, step: Step) -> bool:
         """Return whether the engine runs shared experts beside routed ones in a step."""

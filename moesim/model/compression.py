@@ -9,7 +9,10 @@ ones keep the layer's format and shape.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from moesim.errors import require
+from moesim.model.layer import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT, Precision
 
 
@@ -73,6 +76,11 @@ class Compression:
         """Whether no expert is compressed or pruned."""
         return self.cold_fraction == 0 and self.pruned_fraction == 0
 
+    def narrows(self, precision: Precision) -> bool:
+        """Return whether the format of cold experts, if they have one, is narrower than others'."""
+        fmt = self.cold_format
+        return fmt is None or BYTES_PER_ELEMENT[fmt] < BYTES_PER_ELEMENT[precision.weights]
+
     def cold_precision(self, precision: Precision) -> Precision:
         """Return the formats of a cold expert in a layer of other formats.
 
@@ -84,7 +92,7 @@ class Compression:
         if self.cold_format is None:
             return precision
         require(
-            BYTES_PER_ELEMENT[self.cold_format] < BYTES_PER_ELEMENT[precision.weights],
+            self.narrows(precision),
             "compression.cold_format",
             f"a format narrower than the layer's {precision.weights}",
             self.cold_format,
@@ -95,3 +103,26 @@ class Compression:
 def low_rank(rank_fraction: float, hidden: int, width: int) -> int:
     """Return the rank of the factors of a matrix of ``hidden`` x ``width``, at least 1."""
     return max(round(rank_fraction * min(hidden, width)), 1)
+
+
+def expert_bytes(
+    layer: MoELayer, width: np.ndarray | float, rank_fraction: float | None
+) -> np.ndarray:
+    """Return the bytes of the weights of experts on a device, scales included.
+
+    Args:
+        layer: The layer, with the formats of these experts.
+        width: Width of each expert on its device; 0 has no bytes. Of two factors, the devices that
+            share an expert hold the one without a width whole.
+        rank_fraction: Rank of the factors of their matrices, see `Compression`; None for whole
+            matrices.
+
+    Returns:
+        ndarray of the shape of ``width``.
+    """
+    width = np.asarray(width, dtype=np.float64)
+    elements = layer.hidden_size * width
+    if rank_fraction is not None:
+        rank = low_rank(rank_fraction, layer.hidden_size, layer.widest)
+        elements = np.where(width > 0, rank * (layer.hidden_size + width), 0.0)
+    return np.asarray(elements * (layer.num_matrices * layer.precision.weight_bytes))

@@ -26,13 +26,14 @@ class Gate:
 
     Attributes:
         kind: Name of a kind in `moesim.model.gate_kinds`: ``flat``, ``group_limited``,
-            ``two_level``, ``product_key``, or a kind added there.
+            ``two_level``, ``product_key``, ``low_rank``, or a kind added there.
         num_expert_groups: Number of groups of consecutive experts; 1 for a gate without groups.
         num_limited_groups: Number of groups that a token may use.
         query_heads: Number of queries that a product-key gate projects a token to. Each retrieves
             an equal share of the top_k experts (the best found by all heads together if top_k is
             not a multiple). All heads share the keys. The main model of PEER has 8.
-        query_size: Width of a query, of which each of the two sets of keys uses half; 256 in PEER.
+        query_size: Width of a query. Each of the two sets of a product-key gate uses half of it; it
+            is 256 in PEER. Of a low-rank gate it is the rank.
         score: The function that turns logits into weights: ``softmax``, ``sigmoid`` or
             ``sqrtsoftplus``, the square root of softplus (DeepSeek-V4).
         selection: The rule that selects experts: ``top_k``; ``noisy_top_k``, which adds noise of a
@@ -155,7 +156,8 @@ class Gate:
         Args:
             text: The kind, ``flat``, ``group_limited:8:4`` or ``two_level:16:4`` (groups, then
                 groups kept), ``product_key`` or ``product_key:8:256`` (heads, then width of a
-                query), followed by options, each after a plus sign: ``sigmoid``, ``sqrtsoftplus``,
+                query), or ``low_rank`` (its rank is ``query_size``), followed by options, each
+                after a plus sign: ``sigmoid``, ``sqrtsoftplus``,
                 ``noisy_top_k:STD``, ``expert_choice``, ``hash``, ``sinkhorn``, ``temperature:T``,
                 ``aux_loss``, ``bias``, ``local``, ``share_tokens:N``, ``share_layers:N``,
                 ``query_heads:N``, ``query_size:N``, ``precision:FORMAT``.

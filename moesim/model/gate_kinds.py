@@ -71,6 +71,10 @@ def _product_keys(gate: Sizes, hidden_size: int, num_experts: int) -> int:
     return (math.isqrt(num_experts) + hidden_size * gate.query_heads) * gate.query_size
 
 
+def _low_rank(gate: Sizes, hidden_size: int, num_experts: int) -> int:
+    return (hidden_size + num_experts) * gate.query_size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateKind:
     """One kind of gate.
@@ -184,6 +188,18 @@ add_gate_kind(
         numbers=("query_heads", "query_size"),
         check_experts=_square,
         params=_product_keys,
+        loss_known=True,
+    )
+)
+add_gate_kind(
+    GateKind(
+        name="low_rank",
+        about="projects a token to one query, and scores every expert by its key of that width: a "
+        "product of two thin matrices, such as one distilled from a whole gate (X-MoE, Chi et al. "
+        "2022, arXiv 2204.09179, trains such queries from the start)",
+        price="low_rank",
+        any_selection=True,
+        params=_low_rank,
         loss_known=True,
     )
 )

@@ -21,6 +21,7 @@ def gate_deltas(gate: Gate) -> list[Delta]:
             ("two_level", gate.kind == "two_level"),
             ("local_routers", gate.local_routers),
             ("product_key", gate.kind == "product_key"),
+            ("low_rank", gate.kind == "low_rank"),
             ("sigmoid", gate.score == "sigmoid"),
             ("temperature", gate.temperature != 1.0),
             ("bias", gate.balancing == "bias"),

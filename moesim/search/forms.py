@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from moesim.design.offload import Offload
+from moesim.model import Precision
 from moesim.model.compression import Compression
 
 #: the choice that keeps the format of the layer
 SAME = "same"
+#: the choice of the recall that the routing model predicts
+ROUTING = "routing"
 
 
 class Forms(TypedDict):
@@ -27,7 +30,11 @@ class FormChoices(Protocol):
     cold_format: list[str]
     cold_rank_fraction: list[float]
     resident_fraction: list[float]
-    prefetch_recall: list[float]
+    prefetch_recall: list[float | Literal["routing"]]
+
+
+#: the names of those choices
+FORMS = tuple(FormChoices.__annotations__)
 
 
 def check_forms(space: FormChoices) -> None:
@@ -45,6 +52,30 @@ def check_forms(space: FormChoices) -> None:
             _compression(0.0, fraction, fmt, rank)
     for resident, recall in product(space.resident_fraction, space.prefetch_recall):
         _offload(resident, recall)
+
+
+def possible_forms(space: FormChoices, precision: Precision) -> list[Forms]:
+    """Return the ways of storing experts in a space, without fetching ahead.
+
+    Args:
+        space: The choices.
+        precision: Formats of the layer, than which those of cold experts are narrower. If none is,
+            the first is returned, which no design takes.
+    """
+    found = [
+        Forms(
+            compression=_compression(pruned, fraction, fmt, rank), offload=_offload(resident, 0.0)
+        )
+        for pruned, fraction, fmt, rank, resident in product(
+            space.pruned_fraction,
+            space.cold_fraction,
+            space.cold_format,
+            space.cold_rank_fraction,
+            space.resident_fraction,
+        )
+        if not fraction or fmt != SAME or rank
+    ]
+    return [form for form in found if form["compression"].narrows(precision)] or found[:1]
 
 
 def forms_of(point: Mapping[str, Any]) -> Forms:
@@ -88,5 +119,6 @@ def _compression(pruned: float, fraction: float, fmt: str, rank: float) -> Compr
 
 
 @lru_cache(maxsize=512)
-def _offload(resident: float, recall: float) -> Offload:
-    return Offload(resident_fraction=resident, prefetch_recall=recall if resident < 1 else 0.0)
+def _offload(resident: float, recall: float | str) -> Offload:
+    asked = None if isinstance(recall, str) else recall
+    return Offload(resident_fraction=resident, prefetch_recall=asked if resident < 1 else 0.0)

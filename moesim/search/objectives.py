@@ -40,6 +40,7 @@ WHOLE_OBJECTIVES: dict[str, Direction] = {
     "tpot_ms": "minimize",
     "joules_per_million_tokens": "minimize",
     "usd_per_million_tokens": "minimize",
+    "compression_loss_delta": "minimize",
 }
 #: objective of training runs -> direction; days and price are those of the whole run
 TRAINING_OBJECTIVES: dict[str, Direction] = {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from moesim.design.served import ServedModel
+from moesim.search.forms import FORMS
 from moesim.serving.pools import ServingKnobs
 from moesim.serving.split import COLOCATED
 
@@ -17,6 +18,7 @@ DESIGN = (
     "precision",
     "dense_format",
     "kernel_library",
+    *FORMS,
     "kv_format",
 )
 

@@ -3,7 +3,7 @@
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
@@ -19,6 +19,13 @@ from moesim.model import Precision
 from moesim.model.hf_config import Model, load_model
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.search.choices import Some
+from moesim.search.forms import (
+    SAME,
+    check_forms,
+    forms_of,
+    forms_without_effect,
+    possible_forms,
+)
 from moesim.search.serving_point import DESIGN, ServingPoint
 from moesim.serving.formats import dense_format_of, precision_on
 from moesim.serving.layouts import divided, engine_layouts, fitting
@@ -54,6 +61,15 @@ class ServingSpace(Strict):
             half computes while the other's tokens travel.
         kernel_library: Choices of the library of the experts, see
             `moesim.design.served.ServedModel`.
+        pruned_fraction: Choices of the share of experts that are pruned, see
+            `moesim.model.compression.Compression` for this and the next three.
+        cold_fraction: Choices of the share of experts that is cold.
+        cold_format: Choices of the format of cold experts; ``same`` keeps the others'.
+        cold_rank_fraction: Choices of the rank of their factors; 0 keeps whole matrices.
+        resident_fraction: Choices of the share of experts that stays on the device, see
+            `moesim.design.offload.Offload`.
+        prefetch_recall: Choices of the share of missing experts that is guessed a layer ahead;
+            ``routing`` is what the routing model predicts.
         acceptance: Probability that each drafted token is accepted if all before it were.
         draft_length: Choices of the number of drafted tokens, up to that of probabilities.
         chunk: Choices of the most prompt tokens of a step; 0 is the engine's.
@@ -77,6 +93,12 @@ class ServingSpace(Strict):
     exchange: Some[str] = [_AUTO]
     num_micro_batches: Some[int] = [1]
     kernel_library: Some[str] = [AUTO]
+    pruned_fraction: Some[float] = [0.0]
+    cold_fraction: Some[float] = [0.0]
+    cold_format: Some[str] = [SAME]
+    cold_rank_fraction: Some[float] = [0.0]
+    resident_fraction: Some[float] = [1.0]
+    prefetch_recall: Some[float | Literal["routing"]] = [0.0]
     acceptance: list[float] = []
     draft_length: Some[int] = [0]
     chunk: Some[int] = [0]
@@ -88,7 +110,14 @@ class ServingSpace(Strict):
         "chunk",
         "concurrency",
     )
-    ruling: ClassVar[tuple[str, ...]] = ("layout", "placement", "pools", "prefill_layout")
+    ruling: ClassVar[tuple[str, ...]] = (
+        "layout",
+        "placement",
+        "pools",
+        "prefill_layout",
+        "cold_fraction",
+        "resident_fraction",
+    )
 
     def __init__(self, **choices: Any) -> None:
         try:
@@ -136,6 +165,7 @@ class ServingSpace(Strict):
             check_choice(kernels)
         for strategy in self.placement:
             PlacementSpec.parse(strategy)
+        check_forms(self)
 
     def on(self, cluster: Cluster) -> "ServingSpace":
         """Return the space with what ``auto`` stands for on a cluster.
@@ -171,12 +201,14 @@ class ServingSpace(Strict):
         designs = [
             design
             for precision, dense in product(self.precision, self.dense_format)
+            for form in possible_forms(self, Precision.named(precision))
             for design in divided(
                 ServedModel(
                     name=self.loaded.name,
                     spec=self.loaded.spec,
                     precision=Precision.named(precision),
                     dense_format=dense,
+                    **form,
                 ),
                 engine_layouts(cluster),
             )
@@ -203,7 +235,8 @@ class ServingSpace(Strict):
 
     def applicable(self, params: dict[str, Any]) -> dict[str, Any]:
         """Drop parameters that do not apply given the point's pools, layouts and placement."""
-        layouts, leave = [_layout(params.get("layout", self.layout[0]))], set()
+        layouts = [_layout(params.get("layout", self.layout[0]))]
+        leave = forms_without_effect(self, params)
         if params.get("pools", self.pools[0]) == COLOCATED:
             leave.add("prefill_layout")
         elif (other := params.get("prefill_layout", self.prefill_layout[0])) != _SAME:
@@ -271,6 +304,7 @@ class ServingSpace(Strict):
             schedule=schedule,
             kernels=point["kernel_library"],
             engine=point["engine"],
+            **forms_of(point),
         )
 
     def decode(self, params: dict[str, Any]) -> ServingPoint:

@@ -12,7 +12,7 @@ apply, so that no two points are the same design.
 
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AliasChoices,
@@ -89,7 +89,8 @@ class Space(Strict):
             of their smaller side; 0 means whole matrices.
         resident_fraction: Choices of the share of experts that stays in a device's memory; see
             `moesim.design.offload.Offload`.
-        prefetch_recall: Choices of the share of missing experts that is guessed a layer ahead.
+        prefetch_recall: Choices of the share of missing experts that is guessed a layer ahead;
+            ``routing`` is what the routing model predicts.
         hardware: Changes of the cluster and its devices: key of
             `moesim.hardware.cluster.Cluster.with_` -> choices, as numbers in the key's unit or
             factors such as ``2x``.
@@ -129,7 +130,7 @@ class Space(Strict):
     cold_format: Some[str] = [SAME]
     cold_rank_fraction: Some[float] = [0.0]
     resident_fraction: Some[float] = [1.0]
-    prefetch_recall: Some[float] = [0.0]
+    prefetch_recall: Some[float | Literal["routing"]] = [0.0]
     hardware: dict[str, Some[int | float | str | list[int]]] = {}
     num_shared_experts: int = Field(default=0, ge=0)
     lenient: bool = False

@@ -1,12 +1,13 @@
 """A whole model that served requests: its rates, latencies, energy and cost, with intervals."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, log
 
 from moesim.design.served import ServedModel
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
+from moesim.quality.compressed import compression_delta
 from moesim.serving.loop import RequestTraffic, ServerConfig, ServingResult
 from moesim.serving.pools import ServedPool
 from moesim.serving.steady_result import SteadyResult
@@ -32,6 +33,12 @@ WHOLE_COLUMNS = (
     "num_replicas",
     "schedule",
     "order",
+    "cold_fraction",
+    "cold_format",
+    "cold_rank_fraction",
+    "pruned_fraction",
+    "resident_fraction",
+    "prefetch_recall",
     "isl",
     "osl",
     "num_requests",
@@ -88,6 +95,10 @@ WHOLE_COLUMNS = (
     "usd_per_million_tokens_low",
     "usd_per_million_tokens_high",
     "weights_gib",
+    "host_gib",
+    "compression_loss_delta",
+    "compression_loss_delta_low",
+    "compression_loss_delta_high",
     "kv_blocks",
     "kv_tokens",
     "decode_step_ms",
@@ -206,6 +217,9 @@ class WholeResult:
             "num_replicas": self.served.num_replicas,
             "schedule": str(self.served.schedule),
             "order": self.served.step_order,
+            **asdict(self.served.compression),
+            **asdict(self.served.offload),
+            "prefetch_recall": self.served.offload.recall_word,
             "isl": self.traffic.isl,
             "osl": self.traffic.osl,
             **found,
@@ -220,6 +234,8 @@ class WholeResult:
             **_spread("joules_per_million_tokens", joules, slow, fast),
             **_spread("usd_per_million_tokens", usd, slow, fast),
             "weights_gib": (memory.experts_bytes + memory.dense_bytes) / GIB,
+            "host_gib": memory.host_bytes / GIB,
+            **self._loss_delta(),
             "kv_blocks": self.config.kv_blocks,
             "kv_tokens": self.config.kv_blocks * self.config.block_size,
             "decode_step_ms": self.decode.time_s / MS,
@@ -238,6 +254,14 @@ class WholeResult:
             "version": VERSION,
             "profile_hash": basis_digest(self.cluster),
         }
+
+    def _loss_delta(self) -> dict[str, object]:
+        """Return the columns of what compressing the experts costs in loss, in nats."""
+        name, moe = "compression_loss_delta", self.served.spec.moe
+        if moe is None or self.served.compression.is_nothing:
+            return dict.fromkeys((name, f"{name}_low", f"{name}_high"), 0.0)
+        delta = compression_delta(self.served.layer(moe), self.served.compression)
+        return {name: delta.nats, f"{name}_low": delta.low, f"{name}_high": delta.high}
 
     def _prices(
         self, economics: Economics | None, output: float

@@ -30,6 +30,12 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
         f"served by     {result.engine.title}; experts {served.precision.name} by "
         f"{result.decode.kernels or 'none'}, dense {served.dense_format}, KV {served.kv_format}"
     )
+    if served.form_words:
+        yield (
+            f"experts       {', '.join(served.form_words)}; loss "
+            f"{number('compression_loss_delta'):+.3f} ({number('compression_loss_delta_low'):+.3f} "
+            f"to {number('compression_loss_delta_high'):+.3f}) nats"
+        )
     clients = f"{loop['concurrency']} clients" if loop["concurrency"] else "open arrivals"
     lengths = f"{row['isl']} + {row['osl']} tokens"
     number_of = loop["num_requests"]
@@ -49,10 +55,13 @@ def lines_of(result: WholeResult, economics: Economics) -> Iterator[str]:
         f"{number('output_tokens_per_s_per_user'):,.1f} per user"
     )
     memory = result.pools[-1].memory
+    away = memory.host_bytes > 0
     yield (
         f"memory        experts {memory.experts_bytes / GIB:.1f}, other weights "
-        f"{memory.dense_bytes / GIB:.1f} of {memory.usable_bytes / GIB:.1f} usable GiB; KV cache "
-        f"of {number('kv_tokens'):,.0f} tokens a rank, {number('peak_kv_fraction'):.0%} used"
+        f"{memory.dense_bytes / GIB:.1f} of {memory.usable_bytes / GIB:.1f} usable GiB"
+        + (f", {memory.host_bytes / GIB:.1f} GiB of a device's experts in the host's" * away)
+        + f"; KV cache of {number('kv_tokens'):,.0f} tokens a rank, "
+        + f"{number('peak_kv_fraction'):.0%} used"
     )
     if row["joules_per_million_tokens"] is not None or row["usd_per_million_tokens"] is not None:
         yield (

@@ -32,7 +32,12 @@ COLUMNS = (
 
 
 #: columns of `StorageEffects.row`
-STORAGE_COLUMNS = ("expert_hit_fraction", "host_mb_per_layer", "cold_kernels")
+STORAGE_COLUMNS = (
+    "expert_hit_fraction",
+    "expected_recall",
+    "host_mb_per_layer",
+    "cold_kernels",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +48,14 @@ class StorageEffects:
         hit_fraction: Share of the active experts that is there when the gate has chosen.
         copied_bytes: Bytes of weights that the busiest device's link carries in one layer, wrong
             guesses included.
+        recall: Share of the missing experts that is guessed, as given or as the routing model
+            predicts.
         cold_kernels: Name of the library that runs cold experts; empty if there are none.
     """
 
     hit_fraction: float = 1.0
     copied_bytes: float = 0.0
+    recall: float = 0.0
     cold_kernels: str = ""
 
     @classmethod
@@ -62,12 +70,13 @@ class StorageEffects:
         return cls(
             hit_fraction=fetches.hit_fraction,
             copied_bytes=float(copied_D.max()),
+            recall=fetches.recall,
             cold_kernels=stored.cold_kernels,
         )
 
     def row(self) -> dict[str, object]:
         """Return flat columns for a CSV file."""
-        values = (self.hit_fraction, self.copied_bytes / MB, self.cold_kernels)
+        values = (self.hit_fraction, self.recall, self.copied_bytes / MB, self.cold_kernels)
         return dict(zip(STORAGE_COLUMNS, values, strict=True))
 
 

@@ -104,6 +104,7 @@ def prepare(
     workload: Workload,
     *,
     placement: Placement | None = None,
+    correlation: float = 0.0,
 ) -> Prepared:
     """Route a design's tokens, place its experts and count the traffic.
 
@@ -112,6 +113,7 @@ def prepare(
         cluster: The hardware it runs on.
         workload: The tokens it is given.
         placement: Slots to use instead of the planned ones.
+        correlation: Probability that two layers of the model choose the same experts.
 
     Raises:
         CapacityError: The traffic would not fit in this machine's memory.
@@ -135,8 +137,9 @@ def prepare(
             f"ranks, got {placement.num_experts} on {placement.num_ranks}"
         )
     work, plain = for_routing_work(workload), candidate
+    batch_tokens = workload.num_tokens_per_device * cluster.num_devices
     if candidate.compression.pruned_fraction:
-        candidate = pruned(candidate, _ranking_E(candidate, work))
+        candidate = pruned(candidate, ranking_E(candidate, work, batch_tokens))
         layer = candidate.layer
     setting = setting_of(candidate, cluster, workload)
     key = for_traffic(candidate)
@@ -155,8 +158,9 @@ def prepare(
         stored = stored_experts(
             candidate,
             (placed, batches),
-            _ranking_E(candidate, work),
+            ranking_E(candidate, work, batch_tokens),
             (cluster, kernels, cold_kernels(candidate, cluster, traffic[0], widths)),
+            correlation,
         )
     return Prepared(
         candidate=plain,
@@ -187,7 +191,7 @@ def draw(candidate: Candidate, cluster: Cluster, workload: Workload) -> None:
 # --- the steps ---
 
 
-def _left_E(layer: MoELayer) -> np.ndarray | None:
+def left_E(layer: MoELayer) -> np.ndarray | None:
     """Return which experts are not pruned: ndarray of shape (E,), bool; None where all are left."""
     return layer.width_E() > 0 if layer.has_pruned else None
 
@@ -203,7 +207,7 @@ def _routing(
         top_k=layer.top_k,
         num_tokens_S=np.full(num_devices, work.num_tokens_per_device),
         seed=work.seed,
-        left_E=_left_E(layer),
+        left_E=left_E(layer),
         batch_tokens=batch_tokens,
     )
 
@@ -215,12 +219,17 @@ def _sample(layer: MoELayer, work: Workload, num_devices: int) -> Routing:
     return _routing(for_capacity(layer), fewer, num_devices, tokens * num_devices)
 
 
-def _ranking_E(candidate: Candidate, work: Workload) -> np.ndarray:
-    """Return the load by which experts are ranked: ndarray of shape (E,)."""
+def ranking_E(candidate: Candidate, work: Workload, batch_tokens: int) -> np.ndarray:
+    """Return the load by which experts are ranked: ndarray of shape (E,).
+
+    Args:
+        candidate: The design.
+        work: The workload that `for_routing_work` returned.
+        batch_tokens: Tokens of the batch at hand, of all devices together.
+    """
     devices = candidate.parallelism.num_devices
     fewer = replace(work, num_tokens_per_device=ranking_tokens(candidate))
-    batch = work.num_tokens_per_device * devices
-    return _routing(for_capacity(candidate.layer), fewer, devices, batch).num_tokens_E()
+    return _routing(for_capacity(candidate.layer), fewer, devices, batch_tokens).num_tokens_E()
 
 
 @lru_cache(maxsize=64)
@@ -238,9 +247,7 @@ def _choices(layer: MoELayer, work: Workload, num_devices: int, parts: int) -> t
     found = tuple(routing.part(m, parts) for m in range(parts))
     if layer.capacity_factor is None:
         return found
-    return tuple(
-        rerouted(part, layer.capacity_factor, layer.gate, _left_E(layer)) for part in found
-    )
+    return tuple(rerouted(part, layer.capacity_factor, layer.gate, left_E(layer)) for part in found)
 
 
 class _Where(NamedTuple):

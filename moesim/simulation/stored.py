@@ -63,6 +63,7 @@ def stored_experts(
     placed: tuple[Placement, tuple[AnyTraffic, ...]],
     load_E: Array,
     kernels: tuple[Cluster, str, str],
+    correlation: float = 0.0,
 ) -> StoredExperts:
     """Return the forms of the experts' weights, where they lie, and what is fetched.
 
@@ -71,6 +72,7 @@ def stored_experts(
         placed: The placement, and the traffic of every micro-batch.
         load_E: ndarray of shape (E,): load by which experts are ranked.
         kernels: The cluster, and the libraries that run hot and cold experts on it.
+        correlation: Probability that two layers choose the same experts.
     """
     placement, batches = placed
     cluster, hot, cold = kernels
@@ -108,6 +110,7 @@ def stored_experts(
             on_slots(_chosen_E(candidate, placement, load_E)) * there_DL,
             resident_DL,
             bytes_DL,
+            correlation,
         )
     )
     return StoredExperts(
@@ -158,7 +161,12 @@ def _kinds(cluster: Cluster) -> Groups:
 
 
 def cold_kernels(
-    candidate: Candidate, cluster: Cluster, traffic: AnyTraffic, widths: Array | None
+    candidate: Candidate,
+    cluster: Cluster,
+    traffic: AnyTraffic,
+    widths: Array | None,
+    *,
+    exchanged: bool = True,
 ) -> str:
     """Return the library that runs cold experts: the one that a layer of their format alone would
     have.
@@ -166,4 +174,4 @@ def cold_kernels(
     layer, form = candidate.layer, candidate.compression
     cold = replace(layer, precision=form.cold_precision(layer.precision))
     alone = replace(candidate, layer=cold, kernels=AUTO)
-    return choose_kernels([alone], cluster, traffic, widths)[0]
+    return choose_kernels([alone], cluster, traffic, widths, exchanged=exchanged)[0]

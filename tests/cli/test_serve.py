@@ -63,9 +63,25 @@ def test_open_traffic_and_drafts(tmp_path):
     assert "open arrivals" in done.stdout
 
 
+def test_experts_may_be_compressed_and_lie_in_the_memory_of_the_host(tmp_path):
+    out = tmp_path / "runs.csv"
+    words = ["--layout", "tp2 ep2", "--pruned-fraction", ".25", "--resident-fraction", ".5"]
+    words += ["--prefetch-recall", "routing", "--concurrency", 4, "--num-requests", 4]
+    done = invoke(*RUN, *words, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "pruned_fraction=0.25, resident_fraction=0.5, prefetch_recall=routing" in said
+    assert "GiB of a device's experts in the host's" in said
+    row = next(csv.DictReader(out.open()))
+    assert row["prefetch_recall"] == "routing"
+    assert float(row["compression_loss_delta_high"]) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--prefetch-recall", "often"], "expected routing or a share from 0 to 1, got 'often'"),
+        (["--resident-fraction", "1.5"], "offload.resident_fraction: expected a share from 0 to 1"),
         (["--layout", "tp3"], "tp that divides the 64 heads"),
         (["--layout", "tp8 ep3"], "layout"),
         (["--layout", "dp16 ep16"], "at most the 8 devices"),

@@ -94,6 +94,24 @@ def test_product_key(h100, experts, side):
     )
 
 
+def test_a_low_rank_gate_has_two_thin_products(h100):
+    """2 T R (H + E) FLOPs; a gate distilled to a sixteenth of the rank is cheaper where there are
+    many experts, and its loss has no figure.
+    """
+    found = count(h100, "low_rank+query_size:32", 4096)
+    assert found.gemms == [
+        (2.0 * HIDDEN * 32 * TOKENS, HIDDEN * 32),
+        (2.0 * 32 * 4096 * TOKENS, 32 * 4096),
+    ]
+    assert Gate.parse("low_rank+query_size:32").params(HIDDEN, 4096) == found.weights
+    assert found.logits_written == found.logits_read == 4 * TOKENS * 4096
+    whole, thin = (
+        price(h100, gate, 16384, hidden_size=8192, num_experts=8192)[0]
+        for gate in ("flat", "low_rank+query_size:64")
+    )
+    assert thin < whole
+
+
 def test_heads_share_the_keys(h100):
     found = count(h100, "product_key:8:256", 4096, top_k=16)
     assert found.gemms == [
@@ -149,6 +167,7 @@ def price(h100, gate, tokens=4096, **changes):
         "two_level:32:4+noisy_top_k:1",
         "two_level:32:4+local",
         "product_key+noisy_top_k:1",
+        "low_rank+query_size:32",
         "flat+share_tokens:4",
         "group_limited:8:4+share_layers:3",
     ],

@@ -143,6 +143,7 @@ def test_random_weights_follow_layer_and_seed():
         ({"gated": False}, "gated = true"),
         ({"capacity_factor": 1.25}, "no capacity_factor"),
         ({"precision": Precision.named("int8")}, "got 'int8'"),
+        ({"gate": "low_rank"}, "gate.kind: expected flat, group_limited, two_level, product_key"),
         ({"gate": "product_key:4:8"}, "gate.query_heads: expected a divisor of top_k = 2"),
         ({"width": (16, 16, 16, 32)}, "expected one width"),
     ],

@@ -132,4 +132,4 @@ def test_layers_are_simulated_and_trained_on_one_core_and_two_ranks(cpu_with_ran
     for row in rows:
         assert min(row["simulated_us"], row["measured_us"], row["fitted_us"]) > 0
     table = training_summary(rows)
-    assert [row["rows"] for row in table] == [4, 2, 2]
+    assert [row["rows"] for row in table] == [4, 2, 2, 2]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moesim.errors import ConfigError
 from moesim.model import Gate, MoELayer
 
-BASES = ("flat", "group_limited:8:4", "two_level:16:4", "product_key:8:256")
+BASES = ("flat", "group_limited:8:4", "two_level:16:4", "product_key:8:256", "low_rank")
 
 
 @st.composite

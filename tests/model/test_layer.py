@@ -102,7 +102,8 @@ def test_wrong_layers(wrong, message):
         ),
         (
             "tree:8:4",
-            "gate.kind: expected one of flat, group_limited, two_level, product_key, got 'tree'",
+            "gate.kind: expected one of flat, group_limited, two_level, product_key, low_rank, got "
+            "'tree'",
         ),
         ("group_limited:0:0", "gate.num_expert_groups: expected an integer >= 1, got 0"),
         (

@@ -136,6 +136,7 @@ def test_wrong_budgets(budget, message):
     ("change", "word"),
     [
         ({"gate": Gate.parse("product_key")}, "product_key gate"),
+        ({"gate": Gate.parse("low_rank")}, "low-rank gate"),
         ({"expert_intermediate_size": (1024,) * 8 + (3072,) * 8}, "experts of different widths"),
         ({"expert_intermediate_size": (2048,) * 12 + (0,) * 4}, "pruned experts"),
     ],

@@ -184,6 +184,39 @@ def test_auto_is_what_engines_run_and_what_fits(hgx):
         ServingSpace(model="deepseek-v3", concurrency=[1]).on(hgx)
 
 
+def test_experts_may_be_compressed_and_offloaded(hgx, tmp_path):
+    """DeepSeek-V3 fits on a node with experts in int4 or in the memory of the host, and loss, which
+    only compression costs, is traded against time."""
+    space = ServingSpace(
+        model="deepseek-v3",
+        concurrency=[4],
+        cold_fraction=[0.0, 0.8],
+        cold_format=["int4", "same"],
+        resident_fraction=[1.0, 0.5],
+        prefetch_recall=[0.0, "routing"],
+    )
+    assert "tp8 ep8" in space.on(hgx).layout
+    found = run_study(
+        space.model_copy(update={"layout": ["tp8 ep8"]}),
+        hgx,
+        WORKLOAD,
+        objectives=["tpot_ms", "compression_loss_delta"],
+        num_trials=50,
+        storage=tmp_path,
+    )
+    # whole or cold in two formats, times resident or with two recalls
+    assert len(found.trials) == 3 * 3
+    kept = [t.evaluation.row for t in found.trials if t.feasible]
+    # nothing that is whole and resident fits, and "same" compresses nothing
+    assert len(kept) == 2 + 3
+    front = [t.evaluation.row for t in found.pareto_trials()]
+    assert {(row["cold_fraction"], row["resident_fraction"]) for row in front} == {
+        (0.8, 1.0),
+        (0.0, 0.5),
+    }
+    assert {row["compression_loss_delta"] > 0 for row in front} == {False, True}
+
+
 def test_what_cannot_be_served_is_a_finding(hgx, tmp_path):
     found = run_study(
         ServingSpace(model="deepseek-v3", concurrency=[1], layout=["tp8"]),

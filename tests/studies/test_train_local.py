@@ -27,6 +27,7 @@ def rows_of(ranks, fitted_on):
             "simulated_us": 100.0 * (number + 1),
             "fitted_us": 110.0 * (number + 1),
             "measured_us": 110.0 * (number + 1),
+            "phases_us": 105.0 * (number + 1),
             "in_fit": ranks > 1 and number < fitted_on,
             "contended": False,
         }
@@ -54,4 +55,6 @@ def test_steps_are_scored_and_drawn(study, tmp_path, monkeypatch):
     assert float(alone["mape"]) == pytest.approx(100 * (1 - 1 / 1.1))
     fitted = summary["training steps on 2 ranks, a + b x simulated"]
     assert (fitted["rows"], float(fitted["mape"])) == ("4.0", 0.0)
+    phases = summary["training steps on 2 ranks, sum of phases"]
+    assert float(phases["mape"]) == pytest.approx(100 * (1 - 1 / 1.05))
     assert (tmp_path / "simulated_against_measured.html").exists()

@@ -7,7 +7,8 @@ so a batch that touches all groups saves no weight bytes, only FLOPs and logits.
 with n queries of width Q takes 2 n Q sqrt(E) FLOPs for both sets of half-width keys and 2 H n Q for
 the queries; it reads Q sqrt(E) and H n Q weights, moves 8 n sqrt(E) bytes of float32 logits each
 way, and sums k'^2 pairs, k' = top_k / n (Lample et al. 2019, arXiv 1907.05242, section 3.1; PEER,
-He 2024, arXiv 2407.04153).
+He 2024, arXiv 2407.04153). A low-rank gate of rank R takes 2 R (H + E) FLOPs and reads R (H + E)
+weights.
 
 Shape legend: D devices.
 """
@@ -51,6 +52,9 @@ def price_gate(kernels: Kernels, layer: MoELayer, num_tokens_D: Array) -> PhaseC
     ``product_key`` runs a GEMM to queries, a GEMM of all heads' half queries with each set of keys,
     top-k of both, and top-k of the pairs' sums; where top_k is not a multiple of the heads, it then
     picks the best of what all heads found.
+
+    ``low_rank`` runs a GEMM to queries and a GEMM of queries with all keys, then what ``flat``
+    does.
 
     Other selections than plain top-k: noise is drawn and added in two passes over the logits, with
     one scale per expert; ``sinkhorn`` normalizes rows and columns eight times (assumed);
@@ -99,7 +103,15 @@ def _all_logits(kernels: Kernels, layer: MoELayer, tokens: Array) -> PhaseCost:
             kernels.gather(tokens * (4.0 * layer.top_k), 4.0 * layer.top_k),
             kernels.launches(1.0 * (tokens > 0)),
         )
-    phases = [_scores(kernels, layer, tokens[:, None], experts)]
+    if gate.kind == "low_rank":
+        element = BYTES_PER_ELEMENT[gate.precision]
+        phases = [
+            _scores(kernels, layer, tokens[:, None], gate.query_size, output_bytes=element),
+            _scores(kernels, layer, tokens[:, None], experts, depth=gate.query_size),
+            kernels.launches(1.0 * (tokens > 0)),
+        ]
+    else:
+        phases = [_scores(kernels, layer, tokens[:, None], experts)]
     if gate.selection == "expert_choice":
         phases += _expert_choice(kernels, layer, tokens)
     else:
@@ -299,4 +311,5 @@ PRICES = {
     "group_limited": _all_logits,
     "two_level": _two_level,
     "product_key": _product_key,
+    "low_rank": _all_logits,
 }

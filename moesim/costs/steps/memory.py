@@ -4,9 +4,13 @@ cache.
 Every matrix counts as the device holds it (`moesim.costs.steps.shares`). A pipeline stage holds an
 equal share of the layers; the first and the last also hold embedding and head, which are counted on
 every stage. Activations of the largest step are set aside.
+
+Experts of each form are spread evenly over devices; replicas are of hot ones. Where experts lie in
+the memory of the host, the hot ones are resident first, and one layer's missing ones have buffers,
+those of the next layer, too, if they are fetched ahead.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.costs.dense.decode import cache_bytes
 from moesim.costs.dense.gemm import GemmFormat
@@ -14,6 +18,8 @@ from moesim.costs.steps.shares import kv_heads_of, products_of
 from moesim.design.served import ServedModel
 from moesim.errors import CapacityError
 from moesim.hardware import Profile
+from moesim.model.compression import expert_bytes
+from moesim.model.feedforward import MoEFeedForward
 from moesim.model.mixers import CACHE_BYTES, GroupedAttention, Mixer
 from moesim.model.spec import LayerKind
 from moesim.model.weights import total
@@ -30,11 +36,12 @@ class DeviceMemory:
 
     Attributes:
         usable_bytes: What a model may fill.
-        experts_bytes: Slots of routed experts.
+        experts_bytes: Slots of routed experts that stay on the device.
         dense_bytes: All other weights.
-        buffer_bytes: Activations of the largest step.
+        buffer_bytes: Activations of the largest step, and experts that it fetches.
         kv_bytes_per_token: KV cache of a token of the device's attention rank.
         state_bytes: What a sequence keeps whatever its length.
+        host_bytes: Slots of routed experts in the memory of the host.
     """
 
     usable_bytes: float
@@ -43,6 +50,7 @@ class DeviceMemory:
     buffer_bytes: float
     kv_bytes_per_token: float
     state_bytes: float
+    host_bytes: float = 0.0
 
     @property
     def left_bytes(self) -> float:
@@ -83,10 +91,13 @@ def memory_on(served: ServedModel, profile: Profile, *, step_tokens: float) -> D
     """
     spec, layout = served.spec, served.layout
     dense = GemmFormat.named(served.dense_format).weight_bytes
-    experts = others = kv = state = 0.0
+    experts = others = kv = state = away = fetched = 0.0
     for kind, count in spec.kinds.items():
         layers = count / layout.pp
-        experts += layers * _experts(served, kind)
+        if kind.moe is not None:
+            held, missing = _experts(served, kind.moe)
+            experts, away = experts + layers * held, away + layers * missing
+            fetched = max(fetched, missing * _fetched_share(served, kind.moe, step_tokens))
         others += layers * _others(served, kind) * dense
         if kind.mixer is not None:
             kv += layers * _kv_bytes(kind.mixer, layout.tp, cache_bytes(served.kv_format))
@@ -97,20 +108,38 @@ def memory_on(served: ServedModel, profile: Profile, *, step_tokens: float) -> D
         usable_bytes=profile.usable_bytes,
         experts_bytes=experts,
         dense_bytes=others,
-        buffer_bytes=_VECTORS * step_tokens * spec.hidden_size * _ELEMENT_BYTES,
+        buffer_bytes=_VECTORS * step_tokens * spec.hidden_size * _ELEMENT_BYTES + fetched,
         kv_bytes_per_token=kv,
         state_bytes=state,
+        host_bytes=away,
     )
 
 
-def _experts(served: ServedModel, kind: LayerKind) -> float:
-    """Return the bytes of the expert slots of a layer on a device."""
-    if kind.moe is None:
-        return 0.0
-    layer = served.layer(kind.moe)
-    slots = (layer.num_experts + served.num_replicas) / served.layout.ep
-    width = kind.moe.width / served.layout.moe_tp
-    return float(slots * width * layer.bytes_per_width)
+def _experts(served: ServedModel, moe: MoEFeedForward) -> tuple[float, float]:
+    """Return the bytes of the expert slots of a layer on a device and in the memory of its host."""
+    layer, form, ep = served.layer(moe), served.compression, served.layout.ep
+    width = moe.width / served.layout.moe_tp
+    hot_bytes = float(expert_bytes(layer, width, None))
+    if served.offload.is_nothing and form.is_nothing:
+        return (layer.num_experts + served.num_replicas) / ep * hot_bytes, 0.0
+    narrow = replace(layer, precision=form.cold_precision(layer.precision))
+    cold_bytes = float(expert_bytes(narrow, width, form.cold_rank_fraction))
+    left = layer.num_experts * (1.0 - form.pruned_fraction)
+    cold = left * form.cold_fraction / ep
+    hot = (left + served.num_replicas) / ep - cold
+    resident = served.offload.resident_fraction * (hot + cold)
+    hot_there = min(resident, hot)
+    held = hot_there * hot_bytes + (resident - hot_there) * cold_bytes
+    return held, hot * hot_bytes + cold * cold_bytes - held
+
+
+def _fetched_share(served: ServedModel, moe: MoEFeedForward, step_tokens: float) -> float:
+    """Return how much of a layer's missing experts has a buffer: those that are active in the
+    largest step, at most as many as if all experts were chosen alike.
+    """
+    left = moe.num_experts * (1.0 - served.compression.pruned_fraction)
+    idle = max(1.0 - moe.top_k / left, 0.0) ** (step_tokens * served.layout.dp)
+    return (1.0 - idle) * (2.0 if served.offload.fetches_ahead else 1.0)
 
 
 def _others(served: ServedModel, kind: LayerKind) -> float:

@@ -5,7 +5,13 @@ pages.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_DASHES = {"flat": "solid", "group_limited": "dot", "two_level": "dash", "product_key": "dashdot"}
+_DASHES = {
+    "flat": "solid",
+    "group_limited": "dot",
+    "two_level": "dash",
+    "product_key": "dashdot",
+    "low_rank": "longdash",
+}
 Row = Mapping[str, Any]
 
 

@@ -247,12 +247,26 @@ def _experts(
     if served.layout.exchanges_tokens:
         prepared = sent(candidate, stage, step.tokens / served.layout.tp, load)
         return (
-            Experts(moe=moe, cluster=prepared.cluster, batches=prepared.batches, travels=True),
+            Experts(
+                moe=moe,
+                layer=prepared.built.layer,
+                cluster=prepared.cluster,
+                batches=prepared.batches,
+                travels=True,
+                stored=prepared.stored,
+            ),
             prepared.kernels,
         )
     found = present(candidate, stage, max(round(step.tokens), 1), load)
     return (
-        Experts(moe=moe, cluster=found.cluster, batches=(found.traffic,), travels=False),
+        Experts(
+            moe=moe,
+            layer=found.layer,
+            cluster=found.cluster,
+            batches=(found.traffic,),
+            travels=False,
+            stored=found.stored,
+        ),
         found.kernels,
     )
 
@@ -301,4 +315,5 @@ def _grades(
         alone = stage if served.layout.exchanges_tokens else sized(stage, 1)
         layer, _ = trust_of(candidate, alone, next(iter(names)))
         found |= layer
-    return found | dict.fromkeys(("norm", "embedding", "sampler", "gate"), ASSUMED_GRADE)
+    assumed = ("norm", "embedding", "sampler", "gate", "fetch", "prefetch")
+    return found | dict.fromkeys(assumed, ASSUMED_GRADE)

@@ -150,7 +150,12 @@ class PassTimer:
             )
             name, dropped = prepared.kernels, prepared.traffic.dropped_fraction
             experts = Experts(
-                moe=kind.moe, cluster=prepared.cluster, batches=prepared.batches, travels=True
+                moe=kind.moe,
+                layer=prepared.built.layer,
+                cluster=prepared.cluster,
+                batches=prepared.batches,
+                travels=True,
+                stored=None,
             )
         passes = builder.layer(kind, experts)
         plan = self.trained.plan

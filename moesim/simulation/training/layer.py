@@ -3,6 +3,10 @@
 The passes are programs of the same pieces as those of whole models (`moesim.lowering.training`);
 they follow one another, since the loss stands between them. Every part is priced by the devices'
 own primitives (`moesim.costs.training.layer`), so that a measured CPU can be trained on.
+
+Ranks of one host also pay for what their framework does around an exchange: they tell each other
+how many rows come, in an exchange of its own, and pack, unpack and record with many small calls
+(`RANK_CALLS`). Neither depends on the size of the layer, and both decide the time of a small one.
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ import numpy as np
 
 from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.devices.primitives import kernels_for
-from moesim.costs.phase import PhaseCost
+from moesim.costs.phase import PhaseCost, sequence
 from moesim.costs.training.layer import TrainingLayerCosts, price_training_layer
 from moesim.costs.training.parts import Part
 from moesim.design.candidate import Candidate, Workload
@@ -23,6 +27,13 @@ from moesim.lowering.priced import Priced
 from moesim.lowering.training.layers import Item, LayerPasses, Travel
 from moesim.model.precision import BYTES_PER_ELEMENT
 from moesim.simulation.prepare import Prepared, prepare
+
+#: pass -> calls of torch in it by `moesim_kernels.ranks.train`, beyond exchanges, the calls of one
+#: process (`moesim_kernels.cpu.train`) and `PRICED_CALLS`, as counted by a test
+#: (tests/kernels_cpu/test_rank_calls.py). With cold code a view takes as long as any small call.
+RANK_CALLS = {"forward": 58, "backward": 33}
+#: calls that packing and adding up are priced with, see `moesim.costs.phases.tokens`
+PRICED_CALLS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +132,12 @@ def _passes(prepared: Prepared, costs: TrainingLayerCosts) -> LayerPasses:
         *part("gate", costs.gate["wgrad"]),
     ]
     return LayerPasses(
-        forward=[*part("gate", costs.gate["forward"]), *there_and_back("forward")],
-        backward=backward,
+        forward=[
+            *part("gate", costs.gate["forward"]),
+            *part("permute", _beside(prepared, "forward")),
+            *there_and_back("forward"),
+        ],
+        backward=[*part("permute", _beside(prepared, "backward")), *backward],
         dgrad=[],
         wgrad=[],
         cluster=cluster,
@@ -132,9 +147,23 @@ def _passes(prepared: Prepared, costs: TrainingLayerCosts) -> LayerPasses:
     )
 
 
+def _beside(prepared: Prepared, which: str) -> PhaseCost | None:
+    """Return what ranks of one measured host do around the exchanges of a pass; None elsewhere."""
+    profile, ranks = prepared.cluster.profile, prepared.cluster.num_devices
+    if profile.host_fabric is None or ranks == 1:
+        return None
+    calls = kernels_for(profile).launches(np.full(ranks, float(RANK_CALLS[which])))
+    if which == "backward":
+        # the numbers of rows are known
+        return calls
+    zero_D = np.zeros(ranks)
+    counts_D = np.full(ranks, profile.host_fabric.start_s)
+    return sequence(calls, PhaseCost(compute_s_D=zero_D, memory_s_D=zero_D, latency_s_D=counts_D))
+
+
 def _reduction_s(prepared: Prepared) -> float:
-    """Return the seconds of the gate's all-reduce, whose bytes pass each port 2 (R - 1) / R times
-    (a ring); only ranks of one measured host are priced.
+    """Return the seconds of the gate's all-reduce, a ring of 2 (R - 1) rounds, in each of which
+    every rank sends 1 / R of the gradient; only ranks of one measured host are priced.
     """
     fabric, ranks = prepared.cluster.profile.host_fabric, prepared.cluster.num_devices
     if fabric is None or ranks == 1:
@@ -142,4 +171,4 @@ def _reduction_s(prepared: Prepared) -> float:
     layer = prepared.candidate.layer
     moved = layer.gate_params * BYTES_PER_ELEMENT[layer.precision.activations]
     rate = fabric.port_bytes_per_s
-    return float(fabric.start_s + 2.0 * (ranks - 1) / ranks * np.float64(moved) / rate)
+    return 2.0 * (ranks - 1) * (fabric.start_s + moved / ranks / rate)
