@@ -21,6 +21,7 @@ import numpy as np
 
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
+from moesim.files.output import write_file
 from moesim.placement.slots import Placement
 
 FORMATS = ("sglang", "vllm", "vllm_ascend")
@@ -108,14 +109,7 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         ConfigError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
-    return path
+    return write_file(path, text + "\n")
 
 
 def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list[Placement]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moesim.errors import UnknownNameError
+from moesim.files.output import is_plain
 from moesim.hardware.libraries import ENGINES
 from moesim.placement.files import map_text, slot_map, write_text
 from moesim.serving.launch import OPTIONS_FILE, Deployment, launch_lines, trtllm_options
@@ -50,7 +51,8 @@ def write_bundle(
         texts[OPTIONS_FILE] = trtllm_options(deployed, map_file).rstrip()
     texts[_README] = _readme(deployed, engine, list(texts), about)
     paths = [write_text(folder / name, text) for name, text in texts.items()]
-    paths[0].chmod(0o755)
+    if is_plain(paths[0]):
+        paths[0].chmod(0o755)
     return paths
 
 

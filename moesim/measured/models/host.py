@@ -17,6 +17,7 @@ import numpy as np
 from moesim.design.served import ENGINES
 from moesim.errors import MeasurementError
 from moesim.files import toml
+from moesim.files.output import write_file
 from moesim.hardware.serving_engines import ServingEngine, serving_engine
 from moesim.measured.models.predict import means_ms, run_of
 from moesim.measured.models.sample import ServingRow, repaired
@@ -149,6 +150,6 @@ def calibrate_hosts(folder: Path) -> list[Path]:
     for name in ENGINES:
         text = toml.read_text(toml.find("engines", name))
         path = folder / f"{name}.toml"
-        path.write_text(written(fit_host(name), text), encoding="utf-8")
+        write_file(path, written(fit_host(name), text))
         found.append(path)
     return found
