@@ -37,9 +37,9 @@ def write_file(path: Path, text: str) -> Path:
             _write_stream(stream, content)
         elif there is not None and not stat.S_ISREG(there.st_mode):
             with path.open("wb", buffering=0) as device:
-                _write_all(device.fileno(), content)
+                write_all(device.fileno(), content)
         else:
-            _replace(Path(os.path.realpath(path)), content, there)
+            replace_file(Path(os.path.realpath(path)), content)
     except (OSError, ValueError) as error:
         raise _refused(path, error) from None
     return path
@@ -132,17 +132,27 @@ def _write_stream(stream: int, content: bytes) -> None:
     """Write after what was printed so far."""
     for printed in (sys.stdout, sys.stderr):
         printed.flush()
-    _write_all(stream, content)
+    write_all(stream, content)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write bytes to an open file, without a buffer whose end could get lost.
+
+    Raises:
+        OSError: Not all of them can be written.
+    """
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _replace(target: Path, content: bytes, there: os.stat_result | None) -> None:
-    """Put a finished file in the place of a plain one."""
+def replace_file(target: Path, content: bytes) -> None:
+    """Put a finished file in the place of a plain one, or of none.
+
+    Raises:
+        OSError: The file cannot be written; the old one stays.
+    """
+    there = _status(target)
     if there is not None and not os.access(target, os.W_OK):
         raise PermissionError(None, "Permission denied")
     if there is not None and os.geteuid() not in (0, there.st_uid):
@@ -156,7 +166,7 @@ def _replace(target: Path, content: bytes, there: os.stat_result | None) -> None
         try:
             if there is not None:
                 _keep_owner(descriptor, there)
-            _write_all(descriptor, content)
+            write_all(descriptor, content)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -74,7 +74,8 @@ def load_study(where: str) -> Study:
         economics=settings["economics"]["name"],
         engine=settings["engine"],
     )
-    return Study(problem=problem, trials=[from_record(t) for t in stored.trials])
+    trials = [from_record(t, alone=not is_url(where)) for t in stored.trials]
+    return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
 
 
 def status_rows(where: str) -> list[dict[str, Any]]:
