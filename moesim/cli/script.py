@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import parameters_of, with_parameters
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, one_line
 
 if TYPE_CHECKING:
     from moesim.search import Study
@@ -150,7 +150,7 @@ def run_command(command: Callable[[], object]) -> None:
     try:
         command()
     except MoesimError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(one_line(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from moesim.files.output import write_file
-from moesim.files.toml import Strict, parse, read_text
+from moesim.files.texts import read_text
+from moesim.files.toml import Strict, parse
 from moesim.quality.loss_law import VARIABLES, LossLaw
 
 
