@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from moesim.errors import ConfigError, UnknownNameError, shown
+from moesim.errors import ConfigError, UnknownNameError, require, shown
 from moesim.files.texts import parse_toml, read_text
 
 _SHIPPED = Path(str(files("moesim_hw_profiles")))
@@ -354,7 +354,9 @@ def find(
     """
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)
-        if not path.is_file():
+        # the file's name becomes a name in tables, comments of scripts and keys
+        require(path.stem.isprintable(), _WHAT.get(kind, kind), "a name that prints", path.stem)
+        if not os.path.isfile(path):
             raise ConfigError(f"{name}: no such file")
         return path
     index = _index(kind)

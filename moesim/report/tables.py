@@ -1,16 +1,19 @@
 """CSV tables: one writer, so that every file has the same form."""
 
 import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from moesim.files.output import check_writable, writable_folder, write_file
 
-__all__ = ["check_writable", "writable_folder", "write_csv"]
+#: beginnings of formulas, and of the escape itself
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
+__all__ = ["check_writable", "escaped", "unescaped", "writable_folder", "write_csv"]
 
 
 def write_csv(
@@ -31,13 +34,40 @@ def write_csv(
     """
     table = list(rows)
     header = list(columns) if columns else list(dict.fromkeys(key for row in table for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    lines: list[str] = []
+    # with this end of line a carriage return within a cell is quoted, too
+    line = SimpleNamespace(write=lambda text: lines.append(f"{text[:-2]}\n"))
+    writer = csv.writer(line, lineterminator="\r\n")
+    writer.writerow([escaped(name) for name in header])
     writer.writerows([_plain(row.get(key)) for key in header] for row in table)
-    return write_file(Path(path), text.getvalue())
+    return write_file(Path(path), "".join(lines))
 
 
 def _plain(value: Any) -> Any:
     """Return a NumPy scalar as Python's, which prints in full precision and without its type."""
-    return value.item() if isinstance(value, np.generic) else value
+    plain = value.item() if isinstance(value, np.generic) else value
+    return escaped(plain) if isinstance(plain, str) else plain
+
+
+def escaped(text: str) -> str:
+    """Return a text as a cell that no spreadsheet takes for a formula: after an apostrophe.
+
+    Spreadsheets take texts for formulas that begin with one of ``= + - @`` or with white space
+    before one (OWASP, CSV injection). Numbers stay as they are; `unescaped` gives the text back.
+    """
+    if not text.startswith(_FORMULA) or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def unescaped(text: str) -> str:
+    """Return the text of a cell that `escaped` made."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, require
 from moesim.routing import measured
 from moesim.routing.apportion import apportion, capped
 from moesim.routing.shapes import ONE_NUMBER, burst, drifted, shape_weights
@@ -77,6 +77,8 @@ class RoutingSpec:
         Raises:
             ConfigError: The text does not have that form.
         """
+        # it is printed, and stands in the comments of scripts
+        require(text.isprintable(), "routing", "a text without control characters", text)
         if text.startswith("trace:") and len(text) > 6:
             path, mark, layer = text[6:].rpartition("#")
             if mark and path and layer.isascii() and layer.isdigit():

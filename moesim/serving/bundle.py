@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moesim.errors import UnknownNameError
+from moesim.errors import UnknownNameError, printable
 from moesim.files.output import is_plain
 from moesim.hardware.libraries import ENGINES
 from moesim.placement.files import map_text, slot_map, write_text
@@ -84,7 +84,7 @@ def _readme(deployed: Deployment, engine: str, files: list[str], about: Sequence
         [
             f"# {deployed.candidate.label}",
             "",
-            f"Simulated on {deployed.cluster.name} with moesim {row['version']} (basis "
+            f"Simulated on {printable(deployed.cluster.name)} with moesim {row['version']} (basis "
             f"{row['profile_hash']}): {row['layer_time_us']:,.0f} us a MoE layer, 80 % interval "
             f"{row['layer_time_low_us']:,.0f} to {row['layer_time_high_us']:,.0f}, experts by "
             f"{row['kernels'] or 'the device'}.",
@@ -96,7 +96,7 @@ def _readme(deployed: Deployment, engine: str, files: list[str], about: Sequence
             "`moesim placement export --trace FILE` plans one for each layer from recorded loads.",
             "",
             "```",
-            *about,
+            *map(printable, about),
             "```",
         ]
     )
