@@ -117,12 +117,23 @@ def require(condition: bool, where: str, rule: str, got: object) -> None:
         raise ConfigError(f"{where}: expected {rule}, got {shown(got)}")
 
 
-def require_int(where: str, value: object, low: int) -> None:
-    """Raise an error unless the value is an integer >= ``low``; True and 2.0 do not count as
-    integers.
+def require_int(where: str, value: object, low: int, most: int | None = None) -> None:
+    """Raise an error unless the value is an integer from ``low`` to ``most``; True and 2.0 do not
+    count as integers.
+
+    Args:
+        where: What the value belongs to.
+        value: The value.
+        low: The least value.
+        most: The greatest value; by default that of 64 bits, since arrays hold no larger ones.
+            Owners of a size state the most that memory and time allow, before anything is made.
 
     Raises:
         ConfigError: The value is not such an integer.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]
+    if most is None:
+        require(value < 1 << 63, where, "an integer of 64 bits", value)  # type: ignore[operator]
+    else:
+        require(value <= most, where, f"an integer <= {most}", value)  # type: ignore[operator]

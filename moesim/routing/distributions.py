@@ -15,7 +15,6 @@ domain s modulo N, and each domain has its own load profile.
 Shape legend: E experts, T tokens, k choices per token, N domains.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,8 @@ from moesim.routing.workloads import WORKLOADS, workload_weights
 #: largest number of steps, since each step is drawn after all steps before it
 MAX_STEP = 100_000
 MAX_DOMAINS = 1024
+#: a number of a shape beyond which weights overflow, or nothing changes any more
+MAX_NUMBER, MAX_SIGMA = 1e6, 100.0
 #: keeps what a stale plan draws apart from the seed's other draws
 _STALE = 0x57A1E
 #: a standard deviation beyond which a plan knows nothing of the loads
@@ -243,7 +244,8 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
     """
     kind, *numbers = text.split(":")
     if kind in ONE_NUMBER and len(numbers) == 1:
-        return {"kind": kind, "alpha": _number(numbers[0])}
+        most = MAX_SIGMA if kind == "lognormal" else MAX_NUMBER
+        return {"kind": kind, "alpha": _number(numbers[0], most)}
     if kind == "domains" and len(numbers) == 2:
         return {
             "kind": kind,
@@ -262,13 +264,13 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
     return None
 
 
-def _number(text: str, most: float = math.inf) -> float | None:
-    """Return a finite number > 0 and at most ``most``, otherwise None."""
+def _number(text: str, most: float = MAX_NUMBER) -> float | None:
+    """Return a number > 0 and at most ``most``, otherwise None."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 < value <= most and value < math.inf else None
+    return value if 0 < value <= most else None
 
 
 def _whole(text: str, low: int, high: int = 10**9) -> int | None:

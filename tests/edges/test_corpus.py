@@ -149,7 +149,57 @@ def trace_cases():
         yield Case(f"trace {kind}", ("trace", "describe", name), name, files)
 
 
-CORPUS = [*parser_cases(), *trace_cases()]
+def size_cases():
+    """Sizes that are refused before anything of that size is made."""
+    large = {
+        "--num-experts": ("1000000000", "16777216", LARGE),
+        "--routing": ("domains:4:1e308", "domains:1000000000:1", "lognormal:1000", "zipf:1e308"),
+        "--cluster": ("star-1000000000", "rail-100000x100000", "torus-100000x100000"),
+        "--replicas": ("80000000", LARGE),
+        "--tokens": (LARGE, "1000000000000"),
+        "--capacity-factor": ("1e308", "inf", "nan"),
+        "--micro-batches": ("10000000", LARGE),
+        "--top-k": (LARGE,),
+        "--expert-intermediate-size": (LARGE, "1000000000000"),
+        "--seed": (LARGE,),
+    }
+    for flag, values in large.items():
+        for value in values:
+            yield Case(f"{flag} {value[:30]}", (*SIMULATE, flag, value), "")
+    for count in ("80000000", LARGE):
+        flags = ("--placement", "eplb", "--replicas", count)
+        yield Case(f"eplb {count[:12]}", (*SIMULATE, *flags), "num_replicas")
+    large = {
+        "--isl": (LARGE, "1000000000000", "lognormal:1,1000,2"),
+        "--osl": ("1000000000000",),
+        "--concurrency": (LARGE, "1000000000000"),
+        "--num-requests": (LARGE, "1000000000"),
+        "--max-seqs": (LARGE,),
+        "--kv-blocks": (LARGE,),
+        "--prefill-interval": (LARGE,),
+    }
+    for flag, values in large.items():
+        for value in values:
+            loop = () if flag == "--concurrency" else ("--rate", "1")
+            yield Case(f"serve {flag} {value[:30]}", (*SERVE, *loop, flag, value), "")
+    train = ("train", "--model", "qwen3-30b-a3b", "--cluster", "hgx-h100-8")
+    for batch, sequence in (("1000000000", "4096"), (LARGE, "4096"), ("64", LARGE)):
+        sizes = ("--global-batch", batch, "--sequence", sequence)
+        yield Case(f"train {batch[:12]} x {sequence[:12]}", (*train, *sizes), "")
+    config = (
+        '{"model_type": "mixtral", "num_hidden_layers": 1000000000, "hidden_size": 1024,'
+        '"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 512,'
+        '"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1000}'
+    )
+    yield Case(
+        "a billion layers",
+        (*SIMULATE, "--preset", "config.json"),
+        "num_hidden_layers",
+        {"config.json": config},
+    )
+
+
+CORPUS = [*parser_cases(), *trace_cases(), *size_cases()]
 
 
 @pytest.mark.parametrize(

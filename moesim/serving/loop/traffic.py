@@ -22,6 +22,9 @@ from moesim.serving.loop.lengths import Lengths
 #: requests sent without a stated number: so many for each client, or so many of open traffic
 REQUESTS_PER_CLIENT, OPEN_REQUESTS = 10, 1000
 
+#: requests that a loop goes through one by one, and clients with ten of them each
+_MOST_REQUESTS, _MOST_CLIENTS = 1 << 22, 1 << 18
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
@@ -73,7 +76,7 @@ class RequestTraffic:
                 f"got concurrency {self.concurrency!r} and rate_per_s {self.rate_per_s!r}"
             )
         if self.concurrency is not None:
-            require_int("traffic.concurrency", self.concurrency, 1)
+            require_int("traffic.concurrency", self.concurrency, 1, _MOST_CLIENTS)
         if self.rate_per_s is not None:
             require(
                 0 < self.rate_per_s < math.inf,
@@ -82,7 +85,7 @@ class RequestTraffic:
                 self.rate_per_s,
             )
         if self.num_requests is not None:
-            require_int("traffic.num_requests", self.num_requests, 1)
+            require_int("traffic.num_requests", self.num_requests, 1, _MOST_REQUESTS)
         require_int("traffic.seed", self.seed, 0)
         Lengths.parse(self.isl, "traffic.isl")
         Lengths.parse(self.osl, "traffic.osl")
