@@ -131,7 +131,8 @@ def _stream_of(there: os.stat_result) -> int | None:
 def _write_stream(stream: int, content: bytes) -> None:
     """Write after what was printed so far."""
     for printed in (sys.stdout, sys.stderr):
-        printed.flush()
+        if printed is not None:  # a stream that was closed before the start
+            printed.flush()
     write_all(stream, content)
 
 
