@@ -19,6 +19,7 @@ import typer
 
 from moesim.cli.options import parameters_of, with_parameters
 from moesim.errors import MoesimError, one_line
+from moesim.files.addresses import masked_text
 
 if TYPE_CHECKING:
     from moesim.search import Study
@@ -164,7 +165,7 @@ def run_command(command: Callable[[], object]) -> None:
         print(one_line(f"error: {place}{error.strerror or error}"), file=sys.stderr)
         raise SystemExit(_SYSTEM) from None
     except MoesimError as error:
-        print(one_line(f"error: {error}"), file=sys.stderr)
+        print(one_line(masked_text(f"error: {error}")), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)

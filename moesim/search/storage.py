@@ -13,14 +13,13 @@ needs only the URL.
 
 import fcntl
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import optuna
 from optuna.storages import JournalStorage
@@ -34,6 +33,7 @@ from sqlalchemy.exc import (
 )
 
 from moesim.errors import ConfigError, UnreachableError
+from moesim.files.addresses import secrets_of, without_password
 from moesim.report.tables import writable_folder
 from moesim.report.terminal import say
 from moesim.search.journal import (
@@ -63,11 +63,6 @@ _BEGINNING: dict[str, Callable[[dict[str, Any]], bool]] = {
 def is_url(where: str | Path) -> bool:
     """Return whether a storage is a URL rather than a folder."""
     return isinstance(where, str) and "://" in where
-
-
-def without_password(url: str) -> str:
-    """Return a URL with its password masked, for printing."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,7 +200,8 @@ def read_study(where: str | Path, *, trials: bool = True) -> Stored:
     path = Path(where) / "study.journal"
     if not path.is_file():
         raise ConfigError(
-            f"{where}: expected the output folder of a study, got one without study.journal"
+            f"{without_password(str(where))}: expected the output folder of a study, got one "
+            "without study.journal"
         )
     with _readable(path):
         _check_beginning(path)
@@ -344,7 +340,6 @@ def _told(url: str) -> Iterator[None]:
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         said = (str(error.__cause__ or error).strip().splitlines() or ["no answer"])[0]
-        password = urlsplit(url).password
-        raise UnreachableError(
-            f"storage {shown}: {said.replace(password, '***') if password else said}"
-        ) from None
+        for secret in secrets_of(url):  # a driver may repeat it, as written or as it is
+            said = said.replace(secret, "***").replace(unquote(secret), "***")
+        raise UnreachableError(f"storage {shown}: {said}") from None
