@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral
 
+#: characters of a value, and of a whole error, that a person still reads
+_VALUE_CHARACTERS, _LINE_CHARACTERS = 120, 300
+
 
 class MoesimError(ValueError):
     """Base class of all errors meant for a user. The text is one line and says what to change.
@@ -37,11 +40,11 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        near = get_close_matches(name[:100].lower(), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
         # who copies an error (processes, SimPy) makes it anew from its arguments
         super().__init__(what, name, tuple(names))
-        self._text = f"unknown {what} {name!r}: {hint}"
+        self._text = f"unknown {what} {shown(name)}: {hint}"
 
     def __str__(self) -> str:
         return self._text
@@ -63,6 +66,47 @@ class UnreachableError(MoesimError):
     exit_code = 3
 
 
+def shown(value: object) -> str:
+    """Return a value as an error shows it: on one line, without control characters, and cut."""
+    if isinstance(value, int) and not -(1 << 256) < value < 1 << 256:
+        # Python refuses to print integers of thousands of digits
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, BaseException):
+        text = printable(str(value))
+    elif isinstance(value, list | tuple | dict | set) and len(value) > _VALUE_CHARACTERS:
+        return f"a {type(value).__name__} of {len(value)}"
+    else:
+        try:
+            text = repr(value[: 2 * _VALUE_CHARACTERS] if isinstance(value, str) else value)
+        except (RecursionError, ValueError):  # too deep, or a huge integer within
+            return f"a {type(value).__name__}"
+        text = printable(text)
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text in which a terminal finds no commands: control characters are escaped.
+
+    Those are all that Unicode calls control, format (which reverses the direction of text),
+    surrogate or line and paragraph separator.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return the text of an error as one printable line; its middle is left out where it is long.
+
+    The beginning names the place, the end says what is expected.
+    """
+    line = printable(text)
+    if len(line) <= _LINE_CHARACTERS:
+        return line
+    kept = (_LINE_CHARACTERS - 5) // 2
+    return f"{line[:kept]} ... {line[-kept:]}"
+
+
 def require(condition: bool, where: str, rule: str, got: object) -> None:
     """Raise a one-line error unless a condition holds.
 
@@ -70,15 +114,26 @@ def require(condition: bool, where: str, rule: str, got: object) -> None:
         ConfigError: The condition is false.
     """
     if not condition:
-        raise ConfigError(f"{where}: expected {rule}, got {got!r}")
+        raise ConfigError(f"{where}: expected {rule}, got {shown(got)}")
 
 
-def require_int(where: str, value: object, low: int) -> None:
-    """Raise an error unless the value is an integer >= ``low``; True and 2.0 do not count as
-    integers.
+def require_int(where: str, value: object, low: int, most: int | None = None) -> None:
+    """Raise an error unless the value is an integer from ``low`` to ``most``; True and 2.0 do not
+    count as integers.
+
+    Args:
+        where: What the value belongs to.
+        value: The value.
+        low: The least value.
+        most: The greatest value; by default that of 64 bits, since arrays hold no larger ones.
+            Owners of a size state the most that memory and time allow, before anything is made.
 
     Raises:
         ConfigError: The value is not such an integer.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     require(whole and value >= low, where, f"an integer >= {low}", value)  # type: ignore[operator]
+    if most is None:
+        require(value < 1 << 63, where, "an integer of 64 bits", value)  # type: ignore[operator]
+    else:
+        require(value <= most, where, f"an integer <= {most}", value)  # type: ignore[operator]

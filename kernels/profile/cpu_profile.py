@@ -41,6 +41,7 @@ from moesim_kernels.profile.text import (
 )
 
 from moesim.costs.devices import serial
+from moesim.files.output import write_file
 from moesim.units import GIB
 
 T = TypeVar("T")
@@ -265,8 +266,6 @@ def write_profile(
     name.
 
     Raises:
-        OSError: The file cannot be written.
+        ConfigError: The file cannot be written.
     """
-    Path(path).write_text(
-        measure_profile(budget_s, fabric=fabric, command=command), encoding="utf-8"
-    )
+    write_file(Path(path), measure_profile(budget_s, fabric=fabric, command=command))

@@ -46,6 +46,7 @@ from moesim_kernels.timing.graphs import CudaClock, GpuClock, per_call_seconds
 from moesim.costs.calibration import CalibrationFile
 from moesim.errors import MeasurementError
 from moesim.files import toml
+from moesim.files.output import write_file
 from moesim.hardware import Profile, load_profile
 from moesim.report.terminal import say
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
@@ -380,7 +381,7 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
     Raises:
         MeasurementError: The driver does not report a property that is needed, or more calls take
             no longer than fewer.
-        OSError: The file cannot be written.
+        ConfigError: The file cannot be written.
     """
     gpu = Gpu.here()
     # Measured first: the ranks are processes that use the GPUs, too.
@@ -388,4 +389,4 @@ def write_profile(path: str | Path, seconds: float, *, command: str) -> None:
     host = fabric_or_why("nccl", exchange) if gpu.count > 1 else []
     bench = Bench.of(CudaClock(gpu.clock_hz), kernel_device(), _SHARE * seconds, gpu.count)
     text = profile_text(gpu, bench, command=command, host=host)
-    Path(path).write_text(text, encoding="utf-8")
+    write_file(Path(path), text)

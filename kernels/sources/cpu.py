@@ -22,6 +22,7 @@ from moesim_kernels.sources.scaling import plain_gate, scaled_down
 
 from moesim.costs.devices.serial import phase_intervals
 from moesim.design.candidate import Candidate, Workload
+from moesim.files.output import write_file
 from moesim.hardware import Cluster, Profile, load_profile, single_device
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
@@ -63,7 +64,7 @@ def local_profile(budget_s: float) -> tuple[Profile, "Sentinel"]:
     with tempfile.TemporaryDirectory() as folder:
         # Written and loaded like any other profile, so that it passes the same checks.
         path = Path(folder) / "cpu-local.toml"
-        path.write_text(text, encoding="utf-8")
+        write_file(path, text)
         return load_profile(str(path)), sentinel
 
 

@@ -9,12 +9,15 @@ of the kernels. Rewrite the file when kernels or tiles change (`moesim_kernels.c
 """
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from moesim_kernels.tiles.tiles import LIMITS
+
+from moesim.files.output import write_file
 
 FILE = Path(__file__).with_name("budgets.csv")
 # A row is found by target, kernel, format, and tile; only the recorded columns are compared.
@@ -120,7 +123,8 @@ def write_budgets(
     ``only`` stay.
 
     Raises:
-        OSError: The file cannot be read or written.
+        OSError: The file cannot be read.
+        ConfigError: The file cannot be written.
     """
     kept = Budgets.load(triton_version, path).rows if only else {}
     rows = [
@@ -130,9 +134,9 @@ def write_budgets(
     ] + [dict(row) for row in rows]
     # A stable sort by target keeps the order of the cases within a target.
     rows.sort(key=lambda row: list(LIMITS).index(row["target"]))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(f"# triton {triton_version}\n")
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    text = io.StringIO(newline="")
+    text.write(f"# triton {triton_version}\n")
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_file(path, text.getvalue())

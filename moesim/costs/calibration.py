@@ -24,6 +24,7 @@ from moesim.costs.cells import Cell, crossings, crossings_path
 from moesim.costs.crossings import Basis, Target, basis_of
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Strict
 from moesim.hardware import Profile
 
@@ -178,7 +179,7 @@ def _load(
     path: str, modified_ns: int, device: str, generation: int, few_shot: bool, changed: bool
 ) -> Calibration:
     file_path = toml.Path(path)
-    text = toml.read_text(file_path)
+    text = read_text(file_path)
     file = toml.parse(text, CalibrationFile, file_path.name)
     factors = dict(file.device_factors.get(device, {}))
     level = "calibrated" if device in file.calibrated_profiles else "spec_sheet"
@@ -197,7 +198,7 @@ def _load(
         prefix = f"other_generation_{level}-"
     described = text
     if file.cells:
-        described += toml.read_text(crossings_path())
+        described += read_text(crossings_path())
     return Calibration(
         name=file_path.stem,
         parameters={k: v * factors.get(k, 1.0) for k, v in file.parameters.items()},

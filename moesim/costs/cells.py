@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Strict
 
 #: how a cell of a single shape was scored: on rows of that shape
@@ -104,4 +105,4 @@ def crossings() -> CrossingFile:
         ConfigError: The file is missing or malformed.
     """
     path = crossings_path()
-    return toml.parse(toml.read_text(path), CrossingFile, path.name)
+    return toml.parse(read_text(path), CrossingFile, path.name)

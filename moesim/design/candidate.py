@@ -11,6 +11,7 @@ from moesim.errors import require, require_int
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, MoELayer
 from moesim.model.compression import Compression
+from moesim.model.layer import MOST_EXPERTS
 from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 
@@ -56,6 +57,9 @@ _WORDS = {
     "resident_fraction": "resident{}",
     "prefetch_recall": "ahead{}",
 }
+
+#: more tokens than the memory of any device holds
+_MOST_TOKENS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         check_choice(self.kernels)
+        require_int("placement.num_replicas", self.num_replicas, 0, MOST_EXPERTS)
 
     @property
     def is_plain(self) -> bool:
@@ -194,7 +199,7 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_int("workload.num_tokens_per_device", self.num_tokens_per_device, 1)
+        require_int("workload.num_tokens_per_device", self.num_tokens_per_device, 1, _MOST_TOKENS)
         require(
             self.phase in ("prefill", "decode"), "workload.phase", "prefill or decode", self.phase
         )

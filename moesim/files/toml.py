@@ -6,10 +6,8 @@ file, the key path, the rule and the value found instead: ``h100.toml: hbm.bandw
 expected a number > 0, got '3.35TB'``.
 """
 
-import json
 import os
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +19,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from moesim.errors import ConfigError, UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError, require, shown
+from moesim.files.texts import parse_toml, read_text
 
 _SHIPPED = Path(str(files("moesim_hw_profiles")))
 Kind = Literal["datasheet", "measured", "derived", "assumed", "calibrated"]
@@ -148,22 +147,8 @@ def describe(error: ValidationError, where: str) -> str:
     expected = _rule(first)
     if first["type"] == "extra_forbidden":
         return f"{where}: {path}: {expected}"
-    got = "nothing" if first["type"] == "missing" else repr(first["input"])
+    got = "nothing" if first["type"] == "missing" else shown(first["input"])
     return f"{where}: {path}: expected {expected}, got {got}"
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        ConfigError: The file cannot be read, or is not UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name}: not valid TOML: it is not UTF-8 text") from None
 
 
 def raw_values(path: Path) -> dict[str, float]:
@@ -181,7 +166,7 @@ def raw_values(path: Path) -> dict[str, float]:
             for index, child in enumerate(node):
                 walk(child, f"{prefix}[{index}]")
 
-    walk(tomllib.loads(path.read_text(encoding="utf-8")), "")
+    walk(parse_toml(read_text(path), path.name), "")
     return found
 
 
@@ -194,11 +179,7 @@ def parse(text: str, schema: type[M], where: str) -> M:
     Raises:
         ConfigError: The text is not TOML, or does not match the schema.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    return validate(data, schema, where)
+    return validate(parse_toml(text, where), schema, where)
 
 
 def validate(data: object, schema: type[M], where: str) -> M:
@@ -211,20 +192,6 @@ def validate(data: object, schema: type[M], where: str) -> M:
         return schema.model_validate(data)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from None
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ConfigError: The file cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: expected JSON: {error}") from None
 
 
 def shipped(folder: str, name: str) -> Path:
@@ -329,12 +296,12 @@ def _names_in(folder: str, modified_ns: int) -> dict[str, Path]:
     for path in sorted(Path(folder).glob("*.toml")):
         by_name[path.stem.lower()] = path
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             # most files have no alias, and a whole file takes long to parse
             if "aliases" not in text:
                 continue
-            aliases = tomllib.loads(text).get("aliases", [])
-        except (OSError, ValueError):
+            aliases = parse_toml(text, path.name).get("aliases", [])
+        except ConfigError:
             # the file can still be found by its name, and loading it then reports the reason
             continue
         for alias in aliases if isinstance(aliases, list) else []:
@@ -386,7 +353,9 @@ def find(kind: _Things | _Numbers, name: str) -> Path:
     """
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)
-        if not path.is_file():
+        # the file's name becomes a name in tables, comments of scripts and keys
+        require(path.stem.isprintable(), _WHAT.get(kind, kind), "a name that prints", path.stem)
+        if not os.path.isfile(path):
             raise ConfigError(f"{name}: no such file")
         return path
     index = _index(kind)

@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.exchanges import Exchange, exchange_named
 from moesim.hardware.profile import Profile, load_profile
@@ -264,7 +265,7 @@ def load_cluster(name: str) -> Cluster:
         except toml.UnknownNameError:
             known = [*toml.index_names("clusters"), *toml.index_names("devices")]
             raise toml.UnknownNameError("cluster", name, known) from None
-    return _build(path.stem, toml.parse(toml.read_text(path), ClusterFile, path.name))
+    return _build(path.stem, toml.parse(read_text(path), ClusterFile, path.name))
 
 
 def single_device(profile: Profile) -> Cluster:

@@ -15,6 +15,9 @@ from moesim.units import GB
 ScaleUpKind = Literal["switch", "mesh", "pcie", "torus"]
 Routing = Literal["dimension_ordered", "multi_path", "single_path"]
 
+#: more devices than any cluster has; several arrays have an entry for each
+_MOST_DEVICES = 1 << 20
+
 
 class ScaleUp(Strict):
     """The table ``[scale_up]``: the fabric inside a domain.
@@ -100,8 +103,8 @@ class ClusterFile(Sourced):
     aliases: list[str] = []
     profile: str | None = None
     groups: list[Group] = []
-    num_nodes: int = Field(ge=1)
-    devices_per_node: int = Field(ge=1)
+    num_nodes: int = Field(ge=1, le=_MOST_DEVICES)
+    devices_per_node: int = Field(ge=1, le=_MOST_DEVICES)
     #: exchange that candidates use if they name none; older files called it dispatch, and the
     #: digest still does
     exchange: str = Field(
@@ -117,6 +120,11 @@ class ClusterFile(Sourced):
         if (self.profile is None) == (not self.groups):
             raise ValueError(
                 "@profile@either a profile or [[groups]]@" + ("both" if self.groups else "neither")
+            )
+        if self.num_nodes * self.devices_per_node > _MOST_DEVICES:
+            raise ValueError(
+                f"@num_nodes@at most {_MOST_DEVICES} devices in all"
+                f"@{self.num_nodes * self.devices_per_node}"
             )
         if self.groups and sum(g.num_nodes for g in self.groups) != self.num_nodes:
             raise ValueError(

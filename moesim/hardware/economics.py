@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Quantity, Sourced, Strict
 from moesim.hardware.cluster import Cluster
 from moesim.hardware.profile import Profile
@@ -256,7 +257,7 @@ def _scaled(shares: PowerShares, cluster: Cluster, profile: Profile) -> float:
 @lru_cache(maxsize=16)
 def _load(path: str, modified_ns: int) -> Economics:
     file = toml.Path(path)
-    text = toml.read_text(file)
+    text = read_text(file)
     return Economics(
         name=file.stem,
         file=toml.parse(text, EconomicsFile, file.name),

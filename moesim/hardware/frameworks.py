@@ -12,6 +12,7 @@ from functools import lru_cache
 from pydantic import Field
 
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Source, Strict
 from moesim.hardware.serving_engines import Interval
 
@@ -52,7 +53,7 @@ class Framework:
 @lru_cache(maxsize=16)
 def _load(path: str, modified_ns: int) -> Framework:
     where = toml.Path(path)
-    text = toml.read_text(where)
+    text = read_text(where)
     file = toml.parse(text, FrameworkFile, where.name)
     return Framework(
         name=where.stem,

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Source, Strict
 from moesim.hardware.exchanges import exchange_named
 from moesim.hardware.profile import Profile
@@ -178,7 +179,7 @@ class KernelLibrary:
 @lru_cache(maxsize=64)
 def _load(path: str, modified_ns: int) -> KernelLibrary:
     where = toml.Path(path)
-    text = toml.read_text(where)
+    text = read_text(where)
     file = toml.parse(text, LibraryFile, where.name)
     follows: dict[str, tuple[str, ...]] = {
         engine: tuple(one.exchanges) for engine, one in file.launch.items()

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.hardware.profile_file import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
 
@@ -255,7 +256,7 @@ def _build(path_name: str, text: str, where: str) -> Profile:
 @lru_cache(maxsize=64)
 def _load(path: str, modified_ns: int) -> Profile:
     file = toml.Path(path)
-    return _build(file.stem, toml.read_text(file), file.name)
+    return _build(file.stem, read_text(file), file.name)
 
 
 def load_profile(name: str) -> Profile:

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Source, Strict
 from moesim.units import US
 
@@ -109,7 +110,7 @@ class ServingEngine:
 @lru_cache(maxsize=16)
 def _load(path: str, modified_ns: int) -> ServingEngine:
     where = toml.Path(path)
-    text = toml.read_text(where)
+    text = read_text(where)
     file = toml.parse(text, EngineFile, where.name)
     return ServingEngine(
         name=where.stem,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.errors import require
 from moesim.lowering.counting import count_copies
 from moesim.placement import Placement
 from moesim.routing import Routing
@@ -200,6 +201,8 @@ def loads_of_parts(
         rng: Source of randomness.
     """
     left_E, tokens = load_E, sum(tokens_M)
+    # NumPy draws from no more
+    require(tokens < 10**9, "workload", "fewer than 1000000000 tokens in all", tokens)
     for part in tokens_M:
         taken_E = rng.hypergeometric(left_E, tokens - left_E, part)
         yield taken_E

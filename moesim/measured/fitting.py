@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moesim.files.output import write_file
 from moesim.version import VERSION
 
 #: name -> (first guess, lowest, highest)
@@ -222,7 +223,7 @@ def write_calibration(path: Path, found: Fitted, command: str) -> None:
             f"[scores.{name}]",
             *(f"{key} = {_number(value)}" for key, value in values.items()),
         ]
-    path.write_text(_dated(path, lines), encoding="utf-8")
+    write_file(path, _dated(path, lines))
 
 
 def _dated(path: Path, lines: list[str]) -> str:

@@ -17,6 +17,7 @@ from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.design.schedule import Schedule
 from moesim.engines.run import run
 from moesim.files import toml
+from moesim.files.texts import read_text
 from moesim.files.toml import Source, Strict
 from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program
@@ -89,7 +90,7 @@ class PointsFile(Strict):
 def load_points() -> PointsFile:
     """Load the shipped list."""
     path = toml.shipped("published", "points.toml")
-    return toml.parse(toml.read_text(path), PointsFile, path.name)
+    return toml.parse(read_text(path), PointsFile, path.name)
 
 
 def compare() -> list[dict[str, object]]:

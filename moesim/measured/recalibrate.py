@@ -27,6 +27,8 @@ import numpy as np
 from moesim.costs.libraries import running
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.output import write_file
+from moesim.files.texts import read_text
 from moesim.hardware import Cluster, Profile, ranks_of_host, single_device
 from moesim.measured.fitting import few_shot_fit
 from moesim.measured.scores import error_scores
@@ -325,8 +327,5 @@ def write_recalibrated(path: Path, profile: Profile, found: Recalibration) -> No
     Raises:
         ConfigError: No file is found by the profile's name, or the new one cannot be written.
     """
-    text = toml.read_text(toml.find("devices", profile.name))
-    try:
-        path.write_text(recalibrated_text(text, found), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this profile: {error.strerror}") from None
+    text = read_text(toml.find("devices", profile.name))
+    write_file(path, recalibrated_text(text, found))

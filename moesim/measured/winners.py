@@ -10,6 +10,7 @@ from pathlib import Path
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
+from moesim.report.tables import unescaped
 
 NEEDED = (*DESIGN_COLUMNS, *WORKLOAD_COLUMNS, "cluster", "design")
 #: columns that an error lists
@@ -58,7 +59,11 @@ def read_winners(path: Path) -> list[Case]:
         )
     if table.empty:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
-    return [_case(path.name, number, row) for number, row in enumerate(table.to_dict("records"))]
+    rows = [
+        {str(name): unescaped(text) for name, text in row.items()}
+        for row in table.to_dict("records")
+    ]
+    return [_case(path.name, number, row) for number, row in enumerate(rows)]
 
 
 def _case(where: str, number: int, row: dict[str, str]) -> Case:

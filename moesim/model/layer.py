@@ -4,7 +4,6 @@ This module holds only sizes that follow from the architecture: parameters, byte
 of KV cache. `moesim.costs` counts the FLOPs and bytes of a *kernel*.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +15,10 @@ from moesim.model.precision import Precision
 from moesim.model.widths import checked_widths, width_text
 
 __all__ = ["Gate", "MoELayer", "Precision"]
+
+
+#: four times as many experts as the largest study has; counts of each are kept for every device
+MOST_EXPERTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +63,12 @@ class MoELayer:
     gate: Gate = field(default_factory=Gate)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_experts", "top_k"):
-            require_int(f"layer.{name}", getattr(self, name), 1)
+        require_int("layer.hidden_size", self.hidden_size, 1)
+        for name in ("num_experts", "top_k"):
+            require_int(f"layer.{name}", getattr(self, name), 1, MOST_EXPERTS)
         widths = checked_widths(self.expert_intermediate_size, self.num_experts)
         object.__setattr__(self, "expert_intermediate_size", widths)
-        require_int("layer.num_shared_experts", self.num_shared_experts, 0)
+        require_int("layer.num_shared_experts", self.num_shared_experts, 0, MOST_EXPERTS)
         require(
             self.top_k <= self.num_experts,
             "layer.top_k",
@@ -72,9 +76,9 @@ class MoELayer:
             self.top_k,
         )
         require(
-            self.capacity_factor is None or 0 < self.capacity_factor < math.inf,
+            self.capacity_factor is None or 0 < self.capacity_factor <= MOST_EXPERTS,
             "layer.capacity_factor",
-            "a number > 0 or None",
+            f"a number > 0 and <= {MOST_EXPERTS}, or None",
             self.capacity_factor,
         )
         require(

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import ConfigError, UnknownNameError
-from moesim.files import toml
+from moesim.files.output import write_file
+from moesim.files.texts import read_json
 from moesim.placement.slots import Placement
 
 FORMATS = ("sglang", "vllm", "vllm_ascend")
@@ -108,14 +109,7 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         ConfigError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
-    return path
+    return write_file(path, text + "\n")
 
 
 def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list[Placement]:
@@ -130,7 +124,7 @@ def read_map(path: Path, num_ranks: int, num_experts: int | None = None) -> list
         ConfigError: The file is not in any of the layouts, the slots do not divide over the ranks,
             or an expert has no slot. The text names the file, the layer and the number.
     """
-    data = toml.read_json(path)
+    data = read_json(path)
     rows = _rows(path, data, num_ranks)
     experts = num_experts if num_experts is not None else 1 + max(max(row) for row in rows)
     nearest = data.get("nearest_within", 0) if isinstance(data, dict) else 0

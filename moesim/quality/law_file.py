@@ -1,13 +1,13 @@
 """Read and write a fitted law as a TOML file, which can be shared without the points."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from moesim.errors import ConfigError
-from moesim.files.toml import Strict, parse, read_text
+from moesim.files.output import write_file
+from moesim.files.texts import read_text
+from moesim.files.toml import Strict, parse
 from moesim.quality.loss_law import VARIABLES, LossLaw
 
 
@@ -85,14 +85,7 @@ def save_law(path: str | Path, law: LossLaw) -> Path:
             f"low = {low!r}",
             f"high = {high!r}",
         ]
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
-    return path
+    return write_file(path, "\n".join(lines) + "\n")
 
 
 def _escaped(text: str) -> str:

@@ -6,9 +6,7 @@ per token, and optionally ``weight`` if some points count for more. Other column
 models should not differ in anything else: the estimate covers their other choices by its deltas.
 """
 
-import csv
 import hashlib
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.files.texts import read_csv
 
 COLUMNS = ("num_experts", "top_k", "active_params", "train_tokens", "granularity", "loss")
 #: with fewer points, leaving one out would leave only one
@@ -51,22 +50,14 @@ def read_points(path: str | Path) -> Points:
             text names the file and the line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name}: expected a CSV file in UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    header = [name.strip() for name in reader.fieldnames or ()]
-    if missing := [name for name in COLUMNS if name not in header]:
+    table = read_csv(path)
+    if missing := [name for name in COLUMNS if name not in table.header]:
         raise ConfigError(
             f"{path.name}: expected columns {', '.join(COLUMNS)}, without {', '.join(missing)}"
         )
-    reader.fieldnames = header
     rows = [
-        (*_read(row, f"{path.name}:{reader.line_num}"), reader.line_num)
-        for row in reader
+        (*_read(row, f"{path.name}:{line}"), line)
+        for line, row in table.rows
         if any(isinstance(value, str) and value.strip() for value in row.values())
     ]
     if len(rows) < MIN_POINTS:
@@ -75,7 +66,7 @@ def read_points(path: str | Path) -> Points:
     weight_P = np.array(weights)
     return Points(
         name=path.name,
-        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        digest=hashlib.sha256(table.text.encode()).hexdigest()[:12],
         sizes_PV=np.array(sizes),
         loss_P=np.array(losses),
         weight_P=weight_P / weight_P.mean(),

@@ -1,15 +1,19 @@
 """CSV tables: one writer, so that every file has the same form."""
 
 import csv
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.files.output import check_writable, writable_folder, write_file
+
+#: beginnings of formulas, and of the escape itself
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
+__all__ = ["check_writable", "escaped", "unescaped", "writable_folder", "write_csv"]
 
 
 def write_csv(
@@ -28,71 +32,42 @@ def write_csv(
     Raises:
         ConfigError: The file cannot be written.
     """
-    path = Path(path)
     table = list(rows)
     header = list(columns) if columns else list(dict.fromkeys(key for row in table for key in row))
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows([_plain(row.get(key)) for key in header] for row in table)
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
-    finally:
-        # no half-written file may stay, and there is none if the rename succeeded
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return path
-
-
-def check_writable(path: Path, *, make_folder: bool = False) -> None:
-    """Refuse an output file before minutes of work rather than after them.
-
-    Args:
-        path: The file; its content stays.
-        make_folder: Whether to create its folder, like `write_csv`.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    new = not path.exists()
-    try:
-        if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
-
-
-def writable_folder(folder: Path) -> Path:
-    """Create an output folder and make sure that files can be written into it.
-
-    Args:
-        folder: The folder; its parents are created, too.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: The folder cannot be created or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot write to this output folder: {error.strerror}"
-        ) from None
-    return folder
+    lines: list[str] = []
+    # with this end of line a carriage return within a cell is quoted, too
+    line = SimpleNamespace(write=lambda text: lines.append(f"{text[:-2]}\n"))
+    writer = csv.writer(line, lineterminator="\r\n")
+    writer.writerow([escaped(name) for name in header])
+    writer.writerows([_plain(row.get(key)) for key in header] for row in table)
+    return write_file(Path(path), "".join(lines))
 
 
 def _plain(value: Any) -> Any:
     """Return a NumPy scalar as Python's, which prints in full precision and without its type."""
-    return value.item() if isinstance(value, np.generic) else value
+    plain = value.item() if isinstance(value, np.generic) else value
+    return escaped(plain) if isinstance(plain, str) else plain
+
+
+def escaped(text: str) -> str:
+    """Return a text as a cell that no spreadsheet takes for a formula: after an apostrophe.
+
+    Spreadsheets take texts for formulas that begin with one of ``= + - @`` or with white space
+    before one (OWASP, CSV injection). Numbers stay as they are; `unescaped` gives the text back.
+    """
+    if not text.startswith(_FORMULA) or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def unescaped(text: str) -> str:
+    """Return the text of a cell that `escaped` made."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

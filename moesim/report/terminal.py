@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from moesim.errors import printable
+
 _PLAIN_WIDTH = 160
 
 
@@ -20,7 +22,7 @@ def console(*, stderr: bool = False) -> Console:
     """Make a console; without a terminal it is wide and plain, so that tables survive a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     wide = None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH
-    return Console(file=stream, width=wide, highlight=False)
+    return Console(file=stream, width=wide, highlight=False, markup=False, emoji=False)
 
 
 def cell(value: Any) -> str:
@@ -31,7 +33,7 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def print_table(
@@ -58,7 +60,7 @@ def print_table(
     for row in rows:
         table.add_row(*(cell(row.get(key)) for key in headings))
     out = console()
-    out.print(title, style="bold", soft_wrap=True)
+    out.print(printable(title), style="bold", soft_wrap=True)
     out.print(table)
 
 
@@ -78,7 +80,8 @@ def print_parts(
 
 def say(text: str) -> None:
     """Print a line for the person who waits, on stderr."""
-    console(stderr=True).print(text, markup=False, soft_wrap=True)
+    for line in text.split("\n"):
+        console(stderr=True).print(printable(line), soft_wrap=True)
 
 
 @contextmanager

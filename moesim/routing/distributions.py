@@ -15,12 +15,11 @@ domain s modulo N, and each domain has its own load profile.
 Shape legend: E experts, T tokens, k choices per token, N domains.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, require
 from moesim.routing import measured
 from moesim.routing.apportion import apportion, capped
 from moesim.routing.shapes import ONE_NUMBER, burst, drifted, shape_weights
@@ -29,6 +28,8 @@ from moesim.routing.workloads import WORKLOADS, workload_weights
 #: largest number of steps, since each step is drawn after all steps before it
 MAX_STEP = 100_000
 MAX_DOMAINS = 1024
+#: a number of a shape beyond which weights overflow, or nothing changes any more
+MAX_NUMBER, MAX_SIGMA = 1e6, 100.0
 #: keeps what a stale plan draws apart from the seed's other draws
 _STALE = 0x57A1E
 #: a standard deviation beyond which a plan knows nothing of the loads
@@ -77,6 +78,8 @@ class RoutingSpec:
         Raises:
             ConfigError: The text does not have that form.
         """
+        # it is printed, and stands in the comments of scripts
+        require(text.isprintable(), "routing", "a text without control characters", text)
         if text.startswith("trace:") and len(text) > 6:
             path, mark, layer = text[6:].rpartition("#")
             if mark and path and layer.isascii() and layer.isdigit():
@@ -241,7 +244,8 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
     """
     kind, *numbers = text.split(":")
     if kind in ONE_NUMBER and len(numbers) == 1:
-        return {"kind": kind, "alpha": _number(numbers[0])}
+        most = MAX_SIGMA if kind == "lognormal" else MAX_NUMBER
+        return {"kind": kind, "alpha": _number(numbers[0], most)}
     if kind == "domains" and len(numbers) == 2:
         return {
             "kind": kind,
@@ -260,13 +264,13 @@ def _base(text: str) -> dict[str, float | int | str | None] | None:
     return None
 
 
-def _number(text: str, most: float = math.inf) -> float | None:
-    """Return a finite number > 0 and at most ``most``, otherwise None."""
+def _number(text: str, most: float = MAX_NUMBER) -> float | None:
+    """Return a number > 0 and at most ``most``, otherwise None."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 < value <= most and value < math.inf else None
+    return value if 0 < value <= most else None
 
 
 def _whole(text: str, low: int, high: int = 10**9) -> int | None:

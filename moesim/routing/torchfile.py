@@ -7,15 +7,18 @@ only plain containers, numbers, text and tensors.
 """
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, shown
 
 _DTYPES = {
     "FloatStorage": "f4",
@@ -29,6 +32,8 @@ _DTYPES = {
     "BoolStorage": "?",
 }
 _LOCAL_HEADER = 30
+#: the pickle of a dump of 10,000 steps takes a few MiB
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,9 @@ class _Reader(pickle.Unpickler):
 def _tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> np.ndarray:
+    # an expanded tensor, of a step of 0, may claim more elements than memory holds
+    if min((*size, 0)) < 0 or prod(size) > len(storage):
+        raise ValueError(f"a tensor of {size} in a storage of {len(storage)}")
     last = (
         offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if all(size)
@@ -108,6 +116,11 @@ def load_torch_file(path: Path) -> Any:
                 raise ConfigError(
                     f"{path}: expected a file of torch.save, got a zip archive without data.pkl"
                 )
+            if archive.getinfo(pickled).file_size > _MOST_BYTES:
+                raise ConfigError(
+                    f"{path}: expected a pickle of at most {_MOST_BYTES >> 20} MiB beside the "
+                    "tensors"
+                )
             return _Reader(archive, path, pickled).load()
     except (
         zipfile.BadZipFile,
@@ -118,9 +131,15 @@ def load_torch_file(path: Path) -> Any:
         TypeError,
         AttributeError,
         IndexError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
     ) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path}: expected a whole file of torch.save: {error}") from None
+        raise ConfigError(f"{path}: expected a whole file of torch.save: {shown(error)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file: {error.strerror or error}") from None

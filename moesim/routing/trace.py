@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.routing.sglang_dump import MOST_EXPERTS
 from moesim.routing.trace_files import TraceFile, open_file
-
-#: larger ids are treated as a mistake, since counting them would need memory for that many experts
-_MOST_EXPERTS = 1 << 24
 
 
 @dataclass(kw_only=True, eq=False)
@@ -67,7 +65,7 @@ class Trace:
                 f"{path}: layer {layer}: expected {self.top_k} experts a token, got "
                 f"{ids_TK.shape[1]}"
             )
-        most = self.num_experts or _MOST_EXPERTS
+        most = self.num_experts or MOST_EXPERTS
         if len(ids_TK) and not 0 <= ids_TK.min() <= ids_TK.max() < most:
             row, column = np.argwhere((ids_TK < 0) | (ids_TK >= most))[0]
             raise ConfigError(

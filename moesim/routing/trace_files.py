@@ -22,17 +22,29 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
 
-from moesim.errors import ConfigError
-from moesim.routing.torchfile import load_torch_file
+from moesim.errors import ConfigError, shown
+from moesim.routing.sglang_dump import MOST_EXPERTS, read_dump
 
 #: number of tokens that are read at a time
 BLOCK = 1 << 18
 _COUNTS_NAME = re.compile(r"(counts?|loads?)$")
 Block = tuple[int, np.ndarray]
+#: what NumPy raises for a file that is none of its own; it parses a header as Python
+_NO_ARRAY = (
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,7 +101,15 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
     if suffix == ".npy":
         return _open_npy(path, kind)
     if suffix == ".pt":
-        return _open_torch(path)
+        found = read_dump(path)
+        if isinstance(found, np.ndarray):
+            return _of_counts(path, found)
+        kind, of_layer = found
+        return (
+            TraceFile(path=path, kind="ids", arrays=of_layer)
+            if kind == "ids"
+            else _of_counts(path, np.stack([of_layer[layer][0] for layer in of_layer]))
+        )
     if suffix in (".csv", ".parquet"):
         return _open_table(path)
     raise ConfigError(
@@ -100,8 +120,8 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
 def _open_npy(path: Path, kind: str | None) -> TraceFile:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ConfigError(f"{path}: expected a whole .npy file: {error}") from None
+    except (*_NO_ARRAY, OSError) as error:
+        raise ConfigError(f"{path}: expected a whole .npy file: {shown(error)}") from None
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{path}: expected integers or floats, got {array.dtype}")
     counted = (
@@ -135,55 +155,15 @@ def _of_counts(path: Path, array: np.ndarray) -> TraceFile:
         )
     rows = np.atleast_2d(np.asarray(array))
     if not np.isfinite(rows).all() or (rows < 0).any():
-        raise ConfigError(f"{path}: expected counts >= 0, got {rows[~(rows >= 0)].ravel()[:1]}")
+        wrong = rows[~((rows >= 0) & np.isfinite(rows))]
+        raise ConfigError(f"{path}: expected finite counts >= 0, got {wrong[0]}")
+    if rows.shape[1] > MOST_EXPERTS:
+        raise ConfigError(f"{path}: expected at most {MOST_EXPERTS} experts, got {rows.shape[1]}")
+    with np.errstate(over="ignore"):
+        total = rows.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        raise ConfigError(f"{path}: expected counts whose sum is finite")
     return TraceFile(path=path, kind="counts", counts=dict(enumerate(rows)))
-
-
-def _open_torch(path: Path) -> TraceFile:
-    found: Any = load_torch_file(path)
-    if isinstance(found, dict) and "records" in found:
-        return _of_records(path, found)
-    if isinstance(found, dict):
-        found = found.get(
-            "logical_count", next((v for v in found.values() if isinstance(v, np.ndarray)), None)
-        )
-    if not isinstance(found, np.ndarray):
-        raise ConfigError(
-            f"{path}: expected logical_count, records or a tensor of loads, got "
-            f"{type(found).__name__}"
-        )
-    return _of_counts(path, found)
-
-
-def _of_records(path: Path, dump: dict[str, Any]) -> TraceFile:
-    """Return a trace from a dump of SGLang's modes per_pass or per_token, with physical ids mapped
-    to logical ones.
-    """
-    records, logical_LP = dump["records"], np.asarray(dump["last_physical_to_logical_map"])
-    if not records:
-        raise ConfigError(f"{path}: expected records, got none: was the recorder started?")
-    num_experts = int(logical_LP.max()) + 1
-    if "topk_ids_of_layer" in records[0]:
-        arrays: dict[int, list[np.ndarray]] = {}
-        for record in records:
-            ids_LTK = np.asarray(record["topk_ids_of_layer"])
-            if ids_LTK.max(initial=-1) >= logical_LP.shape[1]:
-                raise ConfigError(
-                    f"{path}: expected physical experts below {logical_LP.shape[1]}, got "
-                    f"{ids_LTK.max()}"
-                )
-            for layer, ids_TK in enumerate(ids_LTK):
-                there = ids_TK[(ids_TK >= 0).any(axis=1)]  # padded tokens have only ids of -1
-                mapped = np.where(there >= 0, logical_LP[layer][there], -1)
-                arrays.setdefault(layer, []).append(mapped)
-        return TraceFile(path=path, kind="ids", arrays=arrays)
-    counts = np.zeros((len(logical_LP), num_experts), dtype=np.int64)
-    for record in records:
-        for layer, count_P in enumerate(np.asarray(record["global_physical_count"])):
-            counts[layer] += np.bincount(
-                logical_LP[layer], weights=count_P, minlength=num_experts
-            ).astype(np.int64)
-    return TraceFile(path=path, kind="counts", counts=dict(enumerate(counts)))
 
 
 def _id_columns(path: Path, columns: list[str]) -> list[str]:
@@ -217,9 +197,13 @@ def _open_table(path: Path) -> TraceFile:
             if "layer" in frame
             else np.zeros(len(frame), dtype=np.int64)
         )
-        experts, values = _whole(path, frame["expert"]), frame["count"].to_numpy(dtype=np.float64)
-        if experts.min(initial=0) < 0 or not (values >= 0).all():
-            raise ConfigError(f"{path}: expected experts and counts >= 0")
+        experts, values = _whole(path, frame["expert"]), _counts(path, frame["count"])
+        for name, ids in (("expert", experts), ("layer", layers)):
+            if ids.min(initial=0) < 0 or ids.max(initial=0) >= MOST_EXPERTS:
+                raise ConfigError(
+                    f"{path}: {name}: expected numbers from 0 to {MOST_EXPERTS - 1}, got "
+                    f"{ids.min() if ids.min() < 0 else ids.max()}"
+                )
         for layer in np.unique(layers).tolist():
             mine = layers == layer
             size = max(int(experts[mine].max()) + 1, len(counts.get(layer, ())))
@@ -251,6 +235,17 @@ def _table_ids(path: Path) -> Iterator[Block]:
         first += len(frame)
 
 
+def _counts(path: Path, column: Any) -> np.ndarray:
+    """Return a column as counts: ndarray of shape (n,), float64."""
+    try:
+        values = column.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.array([np.nan])
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ConfigError(f"{path}: expected finite counts >= 0 in column {column.name}")
+    return np.asarray(values)
+
+
 def _whole(path: Path, column: Any, first_row: int = 1) -> np.ndarray:
     """Return a column as integers: ndarray of shape (n,), int64."""
     values = column.to_numpy()
@@ -258,13 +253,14 @@ def _whole(path: Path, column: Any, first_row: int = 1) -> np.ndarray:
         return values.astype(np.int64)
     try:
         numbers = values.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.full(len(values), np.nan)
-    wrong = ~(numbers == np.rint(numbers))
+    # beyond 2**53 a float holds no exact integer
+    wrong = ~((numbers == np.rint(numbers)) & (abs(numbers) < 2**53))
     if wrong.any():
         raise ConfigError(
             f"{path}: row {first_row + int(wrong.argmax())}: expected an integer in column "
-            f"{column.name}, got {values[wrong.argmax()]!r} (is the file whole?)"
+            f"{column.name}, got {shown(values[wrong.argmax()])} (is the file whole?)"
         )
     return numbers.astype(np.int64)
 
@@ -290,6 +286,11 @@ def _frames(path: Path, rows: int) -> Iterator[Any]:
                 yield batch.to_pandas()
     except ConfigError:
         raise
-    except (ValueError, OSError) as error:  # errors of pandas and pyarrow are ValueErrors
+    except (
+        ValueError,
+        OSError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:  # errors of pandas and pyarrow are ValueErrors
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path}: expected a whole table: {text}") from None
+        raise ConfigError(f"{path}: expected a whole table: {text[:120]}") from None

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from moesim.errors import ConfigError, MoesimError, UnreachableError
 from moesim.files import toml
+from moesim.files.addresses import without_password
 from moesim.search.problem import Evaluation, SearchProblem
 
 #: points that are sent together: few enough that a lost worker costs little, and enough that
@@ -206,7 +207,7 @@ def _pool(num_workers: int) -> Executor:
 def _dask(address: str) -> Any:
     parts = urlsplit(address)
     if parts.scheme != "dask" or not parts.hostname:
-        raise ConfigError(f"executor: expected dask://HOST:PORT, got {address!r}")
+        raise ConfigError(f"executor: expected dask://HOST:PORT, got {without_password(address)!r}")
     try:
         from distributed import Client
     except ImportError:

@@ -4,8 +4,7 @@ share.
 A folder has one writer at a time, which holds a lock. A chunk of finished trials is one write,
 which the operating system has received before the next chunk is collected. Lines are not forced to
 disk one by one (3.5 ms each, more than a trial takes): a killed process loses no trial it has
-recorded, and a power cut may lose the last second. ``optuna.storages.journal.JournalFileBackend``
-reads the file, and so does Optuna's dashboard.
+recorded, and a power cut may lose the last second (`moesim.search.journal`).
 
 Optuna opens a URL (``postgresql://``, ``sqlite:///``) unchanged. Everything a search depends on is
 written into the study, so that a search with other settings is refused and `moesim study worker`
@@ -14,19 +13,16 @@ needs only the URL.
 
 import fcntl
 import json
-import os
-import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import (
     ArgumentError,
@@ -37,63 +33,36 @@ from sqlalchemy.exc import (
 )
 
 from moesim.errors import ConfigError, UnreachableError
+from moesim.files.addresses import secrets_of, without_password
 from moesim.report.tables import writable_folder
+from moesim.report.terminal import say
+from moesim.search.journal import (
+    IntactBackend,
+    SingleWriterBackend,
+    damaged_text,
+    lines_of,
+    set_damaged_aside,
+)
 from moesim.search.objectives import Direction
 
 _STUDY = "moesim"
 _SETTINGS = "settings"
 # tables, the version and its migration are made one after the other
 _TRIES = 5
-
-
-class _SingleWriterBackend(JournalFileBackend):
-    """Optuna's journal file, written by the one process that holds the folder's lock."""
-
-    _held: list[dict[str, Any]] | None = None
-    _first_held = 0
-
-    @contextmanager
-    def one_write(self) -> Iterator[None]:
-        """Hold the logs of a block back, and write them together at its end.
-
-        Optuna reads every log back after it has written it; it gets those of the block from memory.
-        """
-        self._held = []
-        try:
-            yield
-        finally:
-            logs, self._held = self._held, None
-            self.append_logs(logs)
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """Yield the logs from a number on."""
-        if not self._held:
-            yield from super().read_logs(log_number_from)
-            return
-        # the one writer has read all that is in the file
-        if len(self._held) == 1:
-            self._first_held = log_number_from
-        yield from self._held[log_number_from - self._first_held :]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append each log as a line, and hand all lines to the operating system."""
-        if self._held is not None:
-            self._held += logs
-            return
-        with open(self._file_path, "ab") as file:
-            file.write(
-                "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-            )
+# Optuna's numbers of what a line says (`JournalOperation`)
+_CREATE_STUDY, _STUDY_ATTR, _CREATE_TRIAL = 0, 2, 4
+#: what every trial of a journal depends on
+_BEGINNING: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "study": lambda log: log.get("op_code") == _CREATE_STUDY,
+    _SETTINGS: lambda log: (
+        log.get("op_code") == _STUDY_ATTR and _SETTINGS in log.get("user_attr", {})
+    ),
+}
 
 
 def is_url(where: str | Path) -> bool:
     """Return whether a storage is a URL rather than a folder."""
     return isinstance(where, str) and "://" in where
-
-
-def without_password(url: str) -> str:
-    """Return a URL with its password masked, for printing."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,7 +75,7 @@ class Store:
     """
 
     study: optuna.Study
-    journal: _SingleWriterBackend | None = None
+    journal: SingleWriterBackend | None = None
 
     def add_trials(self, records: list[FrozenTrial]) -> None:
         """Add trials, into a journal with one write."""
@@ -143,19 +112,60 @@ def open_study(
             )
         return
     folder = writable_folder(Path(where))
-    with open(folder / ".lock", "w") as lock:
+    with _locked(folder):
+        path = folder / "study.journal"
+        with _readable(path):
+            journal = _mended(path, fresh)
+            study = _matching(JournalStorage(journal), str(folder), directions, settings)
+        yield Store(study=study, journal=journal)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder."""
+    try:
+        # the content of what stands there stays, whatever it is
+        lock = open(folder / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"{folder / '.lock'}: cannot lock: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{folder}: another run is writing to this output folder") from None
-        path = folder / "study.journal"
-        if fresh:
-            path.unlink(missing_ok=True)
-        _drop_torn_line(path)
-        journal = _SingleWriterBackend(str(path))
-        with _readable(path):
-            study = _matching(JournalStorage(journal), str(folder), directions, settings)
-        yield Store(study=study, journal=journal)
+        yield
+
+
+def _mended(path: Path, fresh: bool) -> SingleWriterBackend:
+    """Open a journal for writing, without its damaged lines.
+
+    Raises:
+        ConfigError: A line is damaged that all trials depend on.
+    """
+    if fresh:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        _check_beginning(path)
+        if damaged := set_damaged_aside(path):
+            say(
+                f"{damaged_text(path, damaged)}: set aside in {path.name}.damaged, and the trials "
+                "run again"
+            )
+    return SingleWriterBackend(str(path))
+
+
+def _check_beginning(path: Path) -> None:
+    """Refuse a journal with trials whose beginning, the settings they depend on, is damaged."""
+    damaged, begun = [], set()
+    for line in lines_of(path):
+        if line.log is None:
+            damaged.append(line)
+            continue
+        begun |= {name for name, written in _BEGINNING.items() if written(line.log)}
+        if line.log.get("op_code") == _CREATE_TRIAL:
+            break
+    if damaged and begun != set(_BEGINNING):
+        raise ConfigError(f"{damaged_text(path, damaged[:1])}, which holds settings: use --fresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,10 +200,17 @@ def read_study(where: str | Path, *, trials: bool = True) -> Stored:
     path = Path(where) / "study.journal"
     if not path.is_file():
         raise ConfigError(
-            f"{where}: expected the output folder of a study, got one without study.journal"
+            f"{without_password(str(where))}: expected the output folder of a study, got one "
+            "without study.journal"
         )
     with _readable(path):
-        return _read(JournalStorage(JournalFileBackend(str(path))), str(where), trials)
+        _check_beginning(path)
+        journal = IntactBackend(path)
+        found = _read(JournalStorage(journal), str(where), trials)
+    if trials and journal.damaged:
+        damaged = list(journal.damaged.values())
+        say(f"{damaged_text(path, damaged)}: left out; the next run makes their trials again")
+    return found
 
 
 def _database(url: str) -> optuna.storages.BaseStorage:
@@ -290,7 +307,17 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (ValueError, KeyError, AssertionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot use this journal: {error.strerror}") from None
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         raise ConfigError(
             f"{path}: damaged, cannot be continued ({type(error).__name__}): use --fresh"
         ) from None
@@ -313,26 +340,6 @@ def _told(url: str) -> Iterator[None]:
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         said = (str(error.__cause__ or error).strip().splitlines() or ["no answer"])[0]
-        password = urlsplit(url).password
-        raise UnreachableError(
-            f"storage {shown}: {said.replace(password, '***') if password else said}"
-        ) from None
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a killed process wrote only in part."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        keep = size
-        while keep:
-            start = max(keep - 65536, 0)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < size:
-            file.truncate(keep)
+        for secret in secrets_of(url):  # a driver may repeat it, as written or as it is
+            said = said.replace(secret, "***").replace(unquote(secret), "***")
+        raise UnreachableError(f"storage {shown}: {said}") from None

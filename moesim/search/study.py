@@ -11,9 +11,10 @@ begins a batch; batches of different processes have different seeds.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
@@ -261,17 +262,17 @@ def _screened(
 def _recorded(
     store: Store,
     proposer: Proposer,
-    points: list[dict[str, Any]],
+    points: Mapping[int, dict[str, Any]],
     findings: Iterator[list[Found]],
-    first: int = 0,
 ) -> Iterator[Trial]:
-    """Store the trials of points chunk by chunk, numbered from ``first``, and yield them."""
+    """Store the trials of points, by number, chunk by chunk, and yield them."""
+    numbers = list(points)
     done = 0
     for chunk in findings:
         made = [
             Trial(
-                number=first + done + i,
-                params=points[done + i],
+                number=numbers[done + i],
+                params=points[numbers[done + i]],
                 evaluation=found,
                 wall_s=wall_s,
                 ended=when,
@@ -290,34 +291,34 @@ def _alone(
 
     Two batches are in progress at a time, so that workers need not wait for the next proposal.
     """
-    recorded = deque(from_record(t) for t in store.study.get_trials(deepcopy=False))
+    records = store.study.get_trials(deepcopy=False)
+    recorded = {t.number: t for t in (from_record(record, alone=True) for record in records)}
     under_way: deque[
-        tuple[list[dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]
+        tuple[dict[int, dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]
     ] = deque()
-    number = asked = ended = 0
+    number = asked = 0
     while True:
         while len(under_way) < 2 and asked < num_trials:
             points = proposer.batch(number)[: num_trials - asked]
             if not points:
                 break
-            known = [recorded.popleft() for _ in range(min(len(points), len(recorded)))]
-            if any(t.params != p for t, p in zip(known, points, strict=False)):
+            # numbers in between are missing where lines of the journal were damaged
+            known = [recorded[i] for i in range(asked, asked + len(points)) if i in recorded]
+            if any(t.params != points[t.number - asked] for t in known):
                 raise ConfigError(
                     f"storage: trial {asked} and on are of another study: use --fresh"
                 )
-            under_way.append((points, known, evaluates.submit(points[len(known) :])))
+            new = {i: p for i, p in enumerate(points, start=asked) if i not in recorded}
+            under_way.append((new, known, evaluates.submit(list(new.values()))))
             number, asked = number + 1, asked + len(points)
         if not under_way:
             return
-        points, known, findings = under_way.popleft()
-        batch = list(known)
-        yield from known
-        for trial in _recorded(
-            store, proposer, points[len(known) :], findings(), ended + len(known)
-        ):
+        new, known, findings = under_way.popleft()
+        batch = []
+        made = _recorded(store, proposer, new, findings())
+        for trial in merge(known, made, key=lambda t: t.number):
             batch.append(trial)
             yield trial
-        ended += len(batch)
         proposer.learn(batch)
 
 
@@ -347,6 +348,6 @@ def _shared(
         ]
         if not points:
             return
-        for _ in _recorded(store, proposer, points, evaluates.submit(points)()):
+        for _ in _recorded(store, proposer, dict(enumerate(points)), evaluates.submit(points)()):
             pass  # they come back from the storage, among those of others
         number += 1

@@ -102,8 +102,14 @@ def to_record(trial: Trial, space: SearchSpace, objectives: list[str]) -> Frozen
     return record
 
 
-def from_record(record: FrozenTrial) -> Trial:
-    """Return the trial that a record holds."""
+def from_record(record: FrozenTrial, *, alone: bool = False) -> Trial:
+    """Return the trial that a record holds.
+
+    Args:
+        record: The record.
+        alone: Whether the study has a single writer, which numbers its trials itself: one that ran
+            again since its record was damaged comes after the others. Otherwise the storage does.
+    """
     attrs = record.user_attrs
     evaluation = Evaluation(
         row=attrs["row"],
@@ -114,7 +120,7 @@ def from_record(record: FrozenTrial) -> Trial:
         bound_us=attrs.get("bound_us"),
     )
     return Trial(
-        number=record.number,
+        number=attrs.get("number", record.number) if alone else record.number,
         params=dict(record.params),
         evaluation=evaluation,
         wall_s=attrs["wall_s"],

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moesim.errors import UnknownNameError
+from moesim.errors import UnknownNameError, printable
+from moesim.files.output import is_plain
 from moesim.hardware.libraries import ENGINES
 from moesim.placement.files import map_text, slot_map, write_text
 from moesim.serving.launch import OPTIONS_FILE, Deployment, launch_lines, trtllm_options
@@ -50,7 +51,8 @@ def write_bundle(
         texts[OPTIONS_FILE] = trtllm_options(deployed, map_file).rstrip()
     texts[_README] = _readme(deployed, engine, list(texts), about)
     paths = [write_text(folder / name, text) for name, text in texts.items()]
-    paths[0].chmod(0o755)
+    if is_plain(paths[0]):
+        paths[0].chmod(0o755)
     return paths
 
 
@@ -82,7 +84,7 @@ def _readme(deployed: Deployment, engine: str, files: list[str], about: Sequence
         [
             f"# {deployed.candidate.label}",
             "",
-            f"Simulated on {deployed.cluster.name} with moesim {row['version']} (basis "
+            f"Simulated on {printable(deployed.cluster.name)} with moesim {row['version']} (basis "
             f"{row['profile_hash']}): {row['layer_time_us']:,.0f} us a MoE layer, 80 % interval "
             f"{row['layer_time_low_us']:,.0f} to {row['layer_time_high_us']:,.0f}, experts by "
             f"{row['kernels'] or 'the device'}.",
@@ -94,7 +96,7 @@ def _readme(deployed: Deployment, engine: str, files: list[str], about: Sequence
             "`moesim placement export --trace FILE` plans one for each layer from recorded loads.",
             "",
             "```",
-            *about,
+            *map(printable, about),
             "```",
         ]
     )

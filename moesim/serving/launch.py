@@ -19,13 +19,14 @@ without a counterpart become comments above the command:
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from moesim.design.candidate import Candidate
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, printable, require
 from moesim.hardware import Cluster
 from moesim.hardware.libraries import KernelLibrary, known_library
 from moesim.placement import Placement
@@ -85,11 +86,12 @@ def launch_lines(
     ]
     if not deployed.candidate.is_plain:
         notes.append("# experts compressed or in host memory as simulated: not by this command")
-    model = model if model.startswith("$") else shlex.quote(model)
+    require(model.isprintable(), "model", "a text without control characters", model)
+    model = model if re.fullmatch(r"\$\w+", model) else shlex.quote(model)
     exchange = deployed.cluster.exchange(deployed.candidate.schedule)
     several = deployed.cluster.num_devices > 1
     # TensorRT-LLM selects exchanges by variables of the environment
-    setting = exchange.launch.get("trtllm", "") if several else ""
+    setting = _words(exchange.launch.get("trtllm", "")) if several else ""
     start, flags = {
         "sglang": (f"python3 -m sglang.launch_server --model-path {model}", _sglang),
         "vllm": (f"vllm serve {model}", _vllm),
@@ -98,7 +100,21 @@ def launch_lines(
     words = [start]
     for flag in (*flags(deployed, map_file), *_format(deployed.candidate)):
         (notes if flag.startswith("#") else words).append(flag)
-    return [*notes, " \\\n  ".join(words)]
+    # a line feed in a name would end the comment, and what follows would run
+    return [*map(printable, notes), " \\\n  ".join(words)]
+
+
+def _words(flags: str) -> str:
+    """Return the flags that a file states as words of a shell, none of which is a command.
+
+    Raises:
+        ConfigError: A quote is not closed, or there are control characters.
+    """
+    require(flags.isprintable(), "launch", "flags on one line", flags)
+    try:
+        return shlex.join(shlex.split(flags))
+    except ValueError as error:
+        raise ConfigError(f"launch: expected flags of a shell, got {flags!r}: {error}") from None
 
 
 def _kernels(deployed: Deployment, engine: str) -> Iterator[str]:
@@ -107,7 +123,7 @@ def _kernels(deployed: Deployment, engine: str) -> Iterator[str]:
     exchange = deployed.cluster.exchange(deployed.candidate.schedule)
     known = deployed.cluster.num_devices > 1 and engine in exchange.launch
     if library is not None and engine in library.engines(exchange.name if known else None):
-        yield library.flags(engine, deployed.candidate.layer.precision.name)
+        yield _words(library.flags(engine, deployed.candidate.layer.precision.name))
     elif name:
         yield f"# kernels {name}: not of this engine, which chooses its own"
 
@@ -136,7 +152,7 @@ def _sglang(deployed: Deployment, map_file: str) -> Iterator[str]:
     if nodes > 1:
         yield f"--nnodes {nodes} --node-rank {_NODE} --dist-init-addr {_HEAD}:5000"
     if devices > 1 and exchange.launch.get("sglang") and spread.tp == 1:
-        yield exchange.launch["sglang"]
+        yield _words(exchange.launch["sglang"])
     elif devices > 1 and exchange.launch.get("sglang") != "":
         yield (
             f"# exchange {exchange.name} at tp{spread.tp} has no backend here: the command "
@@ -183,7 +199,7 @@ def _vllm(deployed: Deployment, map_file: str) -> Iterator[str]:
     if spread.ep > 1:
         yield "--enable-expert-parallel"
         if "vllm" in exchange.launch:
-            yield exchange.launch["vllm"]
+            yield _words(exchange.launch["vllm"])
         else:
             yield (
                 f"# exchange {exchange.name} has no backend here: the command gathers instead "

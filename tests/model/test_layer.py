@@ -29,14 +29,17 @@ DENSE = {
         ({"top_k": 0}, "layer.top_k: expected an integer >= 1, got 0"),
         ({"top_k": 9}, "layer.top_k: expected at most num_experts = 8, got 9"),
         ({"num_shared_experts": -1}, "layer.num_shared_experts: expected an integer >= 0, got -1"),
-        ({"capacity_factor": 0.0}, "layer.capacity_factor: expected a number > 0 or None, got 0.0"),
+        (
+            {"capacity_factor": 0.0},
+            "layer.capacity_factor: expected a number > 0 and <= 4194304, or None, got 0.0",
+        ),
         (
             {"capacity_factor": float("nan")},
-            "layer.capacity_factor: expected a number > 0 or None, got nan",
+            "layer.capacity_factor: expected a number > 0 and <= 4194304, or None, got nan",
         ),
         (
             {"capacity_factor": float("inf")},
-            "layer.capacity_factor: expected a number > 0 or None, got inf",
+            "layer.capacity_factor: expected a number > 0 and <= 4194304, or None, got inf",
         ),
         ({"top_k": 2.5}, "layer.top_k: expected an integer >= 1, got 2.5"),
         ({"top_k": "2"}, "layer.top_k: expected an integer >= 1, got '2'"),

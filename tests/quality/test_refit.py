@@ -220,7 +220,7 @@ def test_files_that_are_none(tmp_path):
     ):
         load_law(tmp_path / "none.csv")
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"b.csv: expected a CSV file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"b.csv: not valid CSV: it is not UTF-8 text"):
         load_law(tmp_path / "b.csv")
     with pytest.raises(
         ConfigError, match=r"law.json: expected measured points as .csv, or a fitted law as .toml"

@@ -19,7 +19,8 @@ from moesim import Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.search.executors import CHUNK
-from moesim.search.storage import _SingleWriterBackend
+from moesim.search.journal import SingleWriterBackend
+from moesim.search.session.join import load_study
 from moesim.search.trial import to_record
 
 KILLED = """
@@ -104,14 +105,16 @@ def test_half_a_line_after_the_last_is_dropped(study, rows, whole, tmp_path):
     assert rows(study(tmp_path, num_trials=120)) == rows(whole)
 
 
-def test_a_damaged_line_in_between_is_told(study, tmp_path):
-    """A disk or a person did that: one line and what to do, no traceback."""
-    study(tmp_path, num_trials=10)
+def test_a_damaged_line_in_between_is_told(study, rows, whole, tmp_path, capsys):
+    """A disk or a person did that: the trial runs again, and the line is kept aside."""
+    study(tmp_path, num_trials=20)
     path = tmp_path / "study.journal"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:5], b"\0" * 80 + b"\n", *lines[6:]]))
-    with pytest.raises(ConfigError, match=r"study\.journal"):
-        study(tmp_path, num_trials=10)
+    assert rows(study(tmp_path, num_trials=20)) == rows(whole)[:20]
+    assert "study.journal: damaged: line 6: set aside" in capsys.readouterr().err
+    assert (tmp_path / "study.journal.damaged").read_bytes() == b"\0" * 80 + b"\n"
+    assert [trial.number for trial in load_study(str(tmp_path)).trials] == list(range(20))
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2])
@@ -192,13 +195,13 @@ def test_a_folder_that_cannot_be_written(study, tmp_path, below):
 def test_a_chunk_of_trials_is_one_write_that_optuna_reads(study, tmp_path, monkeypatch):
     """The journal holds what Optuna's own backend would, in fewer writes than trials."""
     writes = []
-    append = _SingleWriterBackend.append_logs
+    append = SingleWriterBackend.append_logs
 
     def counted(self, logs):
         writes.append(self._held is None)
         append(self, logs)
 
-    monkeypatch.setattr(_SingleWriterBackend, "append_logs", counted)
+    monkeypatch.setattr(SingleWriterBackend, "append_logs", counted)
     found = study(tmp_path, num_trials=60, num_workers=2)
     assert sum(writes) <= 3 + 60 / CHUNK + 2, "to begin, and then for every chunk"
     whole = optuna.load_study(

@@ -16,6 +16,9 @@ OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
 STATE_FORMATS: tuple[StateFormat, ...] = ("float32", "bfloat16")
 KEPT_FORMATS: tuple[KeptFormat, ...] = ("bfloat16", "float8_e4m3")
 
+#: sequences of a step; a pipeline lists its micro-batches
+_MOST_SEQUENCES = 1 << 22
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
@@ -65,6 +68,7 @@ class TrainingPlan:
     offload: float = 0.0
 
     def __post_init__(self) -> None:
+        require_int("plan.global_batch", self.global_batch, 1, _MOST_SEQUENCES)
         for name in ("sequence", "global_batch", "micro_batch"):
             require_int(f"plan.{name}", getattr(self, name), 1)
         require(self.zero in (0, 1, 2, 3), "plan.zero", "a stage 0, 1, 2 or 3", self.zero)

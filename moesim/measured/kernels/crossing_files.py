@@ -1,9 +1,11 @@
 """Write and read what crossings cost, and the events that it was estimated from."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from moesim.files.output import write_file
 from moesim.measured.kernels.crossing_costs import SHARES, Event, Key, costs_of
 
 _NUMBERS = ("bias", "spread", "home_spread", "home")
@@ -32,7 +34,7 @@ def write_crossings(folder: Path, events: Sequence[Event]) -> dict[str, dict[str
         "[groups]",
         *(f"{name} = {groups[name]}" for name in costs.model_dump()),
     ]
-    (folder / "crossings.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(folder / "crossings.toml", "\n".join(lines) + "\n")
     write_events(folder / "crossings.csv", events)
     return {
         name: {"half": cost, "pairs": float(groups[name])}
@@ -42,15 +44,16 @@ def write_crossings(folder: Path, events: Sequence[Event]) -> dict[str, dict[str
 
 def write_events(path: Path, events: Iterable[Event]) -> None:
     """Write events as a table, five digits each."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Key._fields, "source", "crossed", "rows", *_NUMBERS, *_WITHIN])
-        for one in events:
-            numbers = [getattr(one, name) for name in _NUMBERS]
-            writer.writerow(
-                [*one.key, one.source, "+".join(one.crossed), one.rows]
-                + [f"{value:.5g}" for value in (*numbers, *one.within)]
-            )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*Key._fields, "source", "crossed", "rows", *_NUMBERS, *_WITHIN])
+    for one in events:
+        numbers = [getattr(one, name) for name in _NUMBERS]
+        writer.writerow(
+            [*one.key, one.source, "+".join(one.crossed), one.rows]
+            + [f"{value:.5g}" for value in (*numbers, *one.within)]
+        )
+    write_file(path, text.getvalue())
 
 
 def read_events(path: Path) -> list[Event]:

@@ -17,6 +17,8 @@ import numpy as np
 from moesim.design.served import ENGINES
 from moesim.errors import MeasurementError
 from moesim.files import toml
+from moesim.files.output import write_file
+from moesim.files.texts import read_text
 from moesim.hardware.serving_engines import ServingEngine, serving_engine
 from moesim.measured.models.predict import means_ms, run_of
 from moesim.measured.models.sample import ServingRow, repaired
@@ -147,8 +149,8 @@ def calibrate_hosts(folder: Path) -> list[Path]:
     """
     found = []
     for name in ENGINES:
-        text = toml.read_text(toml.find("engines", name))
+        text = read_text(toml.find("engines", name))
         path = folder / f"{name}.toml"
-        path.write_text(written(fit_host(name), text), encoding="utf-8")
+        write_file(path, written(fit_host(name), text))
         found.append(path)
     return found

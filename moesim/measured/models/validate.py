@@ -1,7 +1,5 @@
 """Score whole models on measured serving runs: ``moesim validate models``."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.files import toml
+from moesim.files.texts import read_csv
 from moesim.measured.models.predict import PREDICTED, predict
 from moesim.measured.models.sample import ServingRow, contradicted, repaired
 from moesim.measured.scores import error_scores, ranking
@@ -50,8 +48,7 @@ def read_serving_rows(path: Path) -> tuple[list[ServingRow], list[dict[str, Any]
         ConfigError: The file cannot be read or lacks a column, or a cell holds no number; the text
             names file, line and column.
     """
-    text = toml.read_text(path)
-    table: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    table: list[dict[str, Any]] = [row for _, row in read_csv(path).rows]
     if table and (missing := [name for name in COLUMNS if name not in table[0]]):
         raise ConfigError(f"{path}: expected the columns {', '.join(missing)}, too")
     if table and not any(name in table[0] for name in _CLIENTS):

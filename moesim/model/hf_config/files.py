@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import ConfigError
-from moesim.files import toml
+from moesim.files.texts import read_json
 
 #: tables that hold the language part, outermost first
 _LANGUAGE = (
@@ -98,7 +98,7 @@ def _quantization(inside: Any, beside: Path) -> Any:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    data = toml.read_json(path)
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path}: expected a JSON object with a model's configuration, got "

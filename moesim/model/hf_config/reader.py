@@ -32,6 +32,7 @@ _FURTHER = (
     "num_mtp_layers",
     "num_mtp_modules",
 )
+_MOST_LAYERS = 1 << 14
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 
 
@@ -144,6 +145,8 @@ def _count_layers(keys: Keys, family: Family) -> None:
     if keys.has(*names):
         count = keys.whole(*names, what="the number of layers")
         keys.require(count <= _MOST_LAYERS, names[0], f"at most {_MOST_LAYERS} layers", count)
+        # each becomes an object
+        keys.require(count <= _MOST_LAYERS, _LAYERS[0], f"at most {_MOST_LAYERS} layers", count)
         keys.num_layers = count
     elif not keys.has("hybrid_override_pattern", "layers_block_type"):
         keys.whole(*names, what="the number of layers")

@@ -3,13 +3,12 @@
 The pages of a folder share one ``plotly.min.js`` in that folder, so that each page stays small.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import log10
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import ConfigError
+from moesim.files.output import is_plain, write_file
 
 _MAX_POINTS = 5000
 _SEED = 0
@@ -32,13 +31,12 @@ def write_html(path: Path, figure) -> Path:
     Raises:
         ConfigError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.write_html(partial, include_plotlyjs="directory", div_id=path.stem)
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
+    from plotly.offline import get_plotlyjs
+
+    write_file(path, figure.to_html(include_plotlyjs="directory", div_id=path.stem))
+    script = path.with_name("plotly.min.js")
+    if is_plain(path) and not script.exists():
+        write_file(script, get_plotlyjs())
     return path
 
 

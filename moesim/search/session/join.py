@@ -3,6 +3,7 @@
 from typing import Any
 
 from moesim.errors import ConfigError
+from moesim.files.addresses import without_password
 from moesim.hardware import load_cluster
 from moesim.search.problems import problem_of, stored_search
 from moesim.search.session.known import known_points
@@ -29,7 +30,8 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
     """
     if not is_url(where):
         raise ConfigError(
-            f"storage: expected the URL of a shared storage, got {where!r}; a folder has one writer"
+            f"storage: expected the URL of a shared storage, got "
+            f"{without_password(where)!r}; a folder has one writer"
         )
     settings = read_study(where, trials=False).settings
     cluster = load_cluster(settings["cluster"]["name"])
@@ -74,7 +76,8 @@ def load_study(where: str) -> Study:
         economics=settings["economics"]["name"],
         engine=settings["engine"],
     )
-    return Study(problem=problem, trials=[from_record(t) for t in stored.trials])
+    trials = [from_record(t, alone=not is_url(where)) for t in stored.trials]
+    return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
 
 
 def status_rows(where: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 ``train_flops``, of training runs.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import Field
 from moesim.design.candidate import Workload
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.texts import parse_toml, read_text
 from moesim.files.toml import Strict
 from moesim.hardware import Cluster, load_cluster
 from moesim.search.problems import AnySpace, AnyWorkload
@@ -98,7 +98,7 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
         ConfigError: The file is missing, is not TOML, or breaks a rule; the text names file, key,
             rule and value.
     """
-    text = toml.read_text(path)
+    text = read_text(path)
     written: _StudyFile | _ServingFile | _TrainingFile
     space: AnySpace
     workload: AnyWorkload
@@ -133,8 +133,8 @@ def load_study_file(path: Path, seed: int, *, lenient: bool = False) -> StudyDes
 def _kind(text: str) -> str:
     """Return what a file searches: ``training``, ``serving`` or ``layers``."""
     try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:  # said by who reads it next
+        found = parse_toml(text, "")
+    except ConfigError:  # said by who reads it next
         return "layers"
     space, workload = found.get("space"), found.get("workload")
     if not isinstance(space, dict) or "model" not in space:

@@ -13,12 +13,15 @@ from statistics import NormalDist
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, shown
 
 _FORMS = "N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA,MOST"
 _FIXED = re.compile(r"(\d+)")
 _UNIFORM = re.compile(r"uniform:(\d+)-(\d+)")
 _LOGNORMAL = re.compile(r"lognormal:(\d+),(\d+(?:\.\d*)?|\.\d+),(\d+)")
+
+#: more tokens than any context holds, and a spread beyond which all lengths are 1 or the most
+MAX_LENGTH, MAX_SIGMA = 1 << 31, 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,9 @@ class Lengths:
         Raises:
             ConfigError: The text has none of the forms, or its numbers are out of order.
         """
-        written = str(text).strip()
+        written = text.strip() if isinstance(text, str) else shown(text)
+        if len(written) > 100:
+            raise ConfigError(f"{where}: expected {_FORMS}, got {shown(written)}")
         if match := _FIXED.fullmatch(written):
             low = high = int(match[1])
             found = cls(low=low, high=high)
@@ -57,10 +62,17 @@ class Lengths:
         elif match := _LOGNORMAL.fullmatch(written):
             found = cls(low=1, high=int(match[3]), median=int(match[1]), sigma=float(match[2]))
         else:
-            raise ConfigError(f"{where}: expected {_FORMS}, got {text!r}")
+            raise ConfigError(f"{where}: expected {_FORMS}, got {shown(text)}")
+        if found.high > MAX_LENGTH or found.sigma > MAX_SIGMA:
+            raise ConfigError(
+                f"{where}: expected at most {MAX_LENGTH} tokens and SIGMA <= {MAX_SIGMA:g}, got "
+                f"{shown(text)}"
+            )
         middle = found.low if found.median is None else found.median
         if not 1 <= found.low <= middle <= found.high:
-            raise ConfigError(f"{where}: expected 1 <= LOW <= HIGH (MEDIAN <= MOST), got {text!r}")
+            raise ConfigError(
+                f"{where}: expected 1 <= LOW <= HIGH (MEDIAN <= MOST), got {shown(text)}"
+            )
         return found
 
     @property

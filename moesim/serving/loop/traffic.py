@@ -9,8 +9,6 @@ answer) and, for arrivals of its own, ``arrival_s``. Other columns are ignored.
 Shape legend: N requests.
 """
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError, require, require_int
+from moesim.files.texts import read_csv
 from moesim.serving.loop.lengths import Lengths
 
 #: requests sent without a stated number: so many for each client, or so many of open traffic
 REQUESTS_PER_CLIENT, OPEN_REQUESTS = 10, 1000
+
+#: requests that a loop goes through one by one, and clients with ten of them each
+_MOST_REQUESTS, _MOST_CLIENTS = 1 << 22, 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class RequestTraffic:
                 f"got concurrency {self.concurrency!r} and rate_per_s {self.rate_per_s!r}"
             )
         if self.concurrency is not None:
-            require_int("traffic.concurrency", self.concurrency, 1)
+            require_int("traffic.concurrency", self.concurrency, 1, _MOST_CLIENTS)
         if self.rate_per_s is not None:
             require(
                 0 < self.rate_per_s < math.inf,
@@ -83,7 +85,7 @@ class RequestTraffic:
                 self.rate_per_s,
             )
         if self.num_requests is not None:
-            require_int("traffic.num_requests", self.num_requests, 1)
+            require_int("traffic.num_requests", self.num_requests, 1, _MOST_REQUESTS)
         require_int("traffic.seed", self.seed, 0)
         Lengths.parse(self.isl, "traffic.isl")
         Lengths.parse(self.osl, "traffic.osl")
@@ -143,32 +145,24 @@ def read_requests(path: str | Path, *, arrivals: bool) -> Requests:
     """
     path = Path(path)
     columns = ("arrival_s", "isl", "osl") if arrivals else ("isl", "osl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name}: expected a CSV file in UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    header = [name.strip() for name in reader.fieldnames or ()]
-    if missing := [name for name in columns if name not in header]:
+    table = read_csv(path)
+    if missing := [name for name in columns if name not in table.header]:
         raise ConfigError(
             f"{path.name}: expected columns {', '.join(columns)}, without {', '.join(missing)}"
         )
-    reader.fieldnames = header
     rows = [
-        [_value(row.get(name), name, f"{path.name}:{reader.line_num}: {name}") for name in columns]
-        for row in reader
+        [_value(row.get(name), name, f"{path.name}:{line}: {name}") for name in columns]
+        for line, row in table.rows
     ]
     if not rows:
         raise ConfigError(f"{path.name}: expected at least one request, got none")
-    table = np.array(rows)
+    table_NC = np.array(rows)
     arrival_s_N = None
     if arrivals:
         # stable: requests that arrive together keep the order of the file
-        table = table[np.argsort(table[:, 0], kind="stable")]
-        arrival_s_N = table[:, 0]
-    isl_N, osl_N = table[:, -2:].astype(np.int64).T
+        table_NC = table_NC[np.argsort(table_NC[:, 0], kind="stable")]
+        arrival_s_N = table_NC[:, 0]
+    isl_N, osl_N = table_NC[:, -2:].astype(np.int64).T
     return Requests(arrival_s_N=arrival_s_N, isl_N=isl_N, osl_N=osl_N)
 
 

@@ -102,7 +102,7 @@ def test_too_few_and_missing_files(tmp_path):
     with pytest.raises(ConfigError, match="cannot read this file"):
         RequestTraffic(file=tmp_path / "none.csv").requests()
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"r\.csv: expected a CSV file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"r\.csv: not valid CSV: it is not UTF-8 text"):
         RequestTraffic(file=path).requests()
 
 
