@@ -169,11 +169,11 @@ def test_without_json_a_line_each(bench):
         ),
         (
             ("--cluster", "star-99999999999", "--engine", "bound"),
-            "99999999999 devices at device granularity would take",
+            "devices_per_node: expected a number <= 1.04858e+06, got 99999999999",
         ),
         (
             ("--cluster", "torus-100000x100000", "--engine", "bound"),
-            "10000000000 devices at device granularity would take",
+            "devices_per_node: expected a number <= 1.04858e+06, got 10000000000",
         ),
     ],
 )
