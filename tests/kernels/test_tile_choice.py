@@ -97,6 +97,8 @@ def test_profiles_are_found_by_what_drivers_call_gpus():
         ("NVIDIA H100 80GB HBM3", "h100-sxm"),
         ("NVIDIA A100-SXM4-80GB", "a100-sxm"),
         ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA H20", "h20-sxm"),
         ("AMD Instinct MI300X", "mi300x"),
     ):
         assert profile_of_driver(name).name == profile
@@ -123,7 +125,10 @@ def test_profiles_are_found_by_what_drivers_call_gpus():
         "NVIDIA A100 80GB PCIe",
         "NVIDIA H800 PCIe",
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
-        "NVIDIA GeForce RTX 4090",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4080",
+        "NVIDIA H20-3e",
         "Voodoo 2",
     ],
 )
