@@ -17,6 +17,26 @@ from moesim.errors import ConfigError
 if TYPE_CHECKING:
     from moesim.model.hf_config import Model
 
+# experts that are compressed, or in host memory
+PrunedFraction = Annotated[float, typer.Option(help="Share of experts removed, the least loaded.")]
+ColdFraction = Annotated[
+    float, typer.Option(help="Share of experts that is compressed, the least loaded.")
+]
+ColdFormat = Annotated[
+    str | None, typer.Option(help="Format of their weights, such as int4 or float8_e4m3.")
+]
+ColdRankFraction = Annotated[
+    float | None, typer.Option(help="Rank of their two factors over the smaller side.")
+]
+ResidentFraction = Annotated[
+    float, typer.Option(help="Share of a device's experts in its memory; others: host.")
+]
+PrefetchRecall = Annotated[
+    str,
+    typer.Option(
+        help="Share of missing experts that is guessed a layer ahead; routing: by popularity."
+    ),
+]
 Lenient = Annotated[
     bool,
     typer.Option(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.options import Lenient, model_of, recall_of, takes
+from moesim.cli.options import (
+    ColdFormat,
+    ColdFraction,
+    ColdRankFraction,
+    Lenient,
+    PrefetchRecall,
+    PrunedFraction,
+    ResidentFraction,
+    model_of,
+    recall_of,
+    takes,
+)
 from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
@@ -94,27 +105,12 @@ class ServeOptions:
     placement: Annotated[str, typer.Option(help="Such as contiguous, eplb.")] = "contiguous"
     replicas: Annotated[int, typer.Option(help="Expert replicas.")] = 0
     kernels: Annotated[str, typer.Option(help="Library of the experts; auto: fastest.")] = "auto"
-    pruned_fraction: Annotated[
-        float, typer.Option(help="Share of experts removed, the least loaded.")
-    ] = 0.0
-    cold_fraction: Annotated[
-        float, typer.Option(help="Share of experts that is compressed, the least loaded.")
-    ] = 0.0
-    cold_format: Annotated[
-        str | None, typer.Option(help="Format of their weights, such as int4 or float8_e4m3.")
-    ] = None
-    cold_rank_fraction: Annotated[
-        float | None, typer.Option(help="Rank of their two factors over the smaller side.")
-    ] = None
-    resident_fraction: Annotated[
-        float, typer.Option(help="Share of a device's experts in its memory; others: host.")
-    ] = 1.0
-    prefetch_recall: Annotated[
-        str,
-        typer.Option(
-            help="Share of missing experts that is guessed a layer ahead; routing: by popularity."
-        ),
-    ] = "0"
+    pruned_fraction: PrunedFraction = 0.0
+    cold_fraction: ColdFraction = 0.0
+    cold_format: ColdFormat = None
+    cold_rank_fraction: ColdRankFraction = None
+    resident_fraction: ResidentFraction = 1.0
+    prefetch_recall: PrefetchRecall = "0"
     routing: Annotated[str, typer.Option(help="Load of the experts.")] = "power_law:1.2"
     layer_correlation: Annotated[
         float,

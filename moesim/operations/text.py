@@ -166,11 +166,9 @@ def serving_lines(setting: ServingDays, result: ServingDaysResult) -> list[Line]
 def point_text(point: OperatedPoint) -> str:
     """Return a way to run a job in a few words."""
     setting = point.setting
-    copies = (
-        f"{setting.replication.degree} copies every {setting.replication.interval_steps} steps"
-        if setting.replication.degree
-        else "no copies"
-    )
+    number, every = setting.replication.degree, setting.replication.interval_steps
+    word = "copy" if number == 1 else "copies"
+    copies = f"{number} {word} every {every} steps" if number else "no copies"
     return (
         f"checkpoint every {setting.checkpoint.interval_s:,.0f} s, {copies}, "
         f"{setting.recovery.spare_nodes} spare nodes, "
