@@ -30,8 +30,8 @@ DEVICES = (1024, 4096, 16384, 65536, 131072)
 #: way -> kind of checkpoint, copies of experts
 WAYS = dict(full=("full", 0), partial=("partial", 0), sparse=("sparse", 0), copies=("full", 1))
 MEANS = ("ettr", "down_h", "lost_steps", "lost_update_fraction", "interruptions")
-SHOWN = dict(fleet="fleet", devices="devices", way="way", interruptions="stops", ettr="ETTR")
-SHOWN |= dict(lost_steps="lost steps", lost_update_fraction="lost updates")
+SHOWN = dict(fleet="fleet", devices="devices", way="way", ettr="ETTR", lost_steps="steps lost")
+SHOWN |= dict(lost_update_fraction="updates lost")
 
 
 def main(
@@ -68,6 +68,10 @@ def main(
     chart = lines_by(drawn, ("devices", "ettr"), by="line", title=title, log="x")
     write_html(out / "ettr.html", chart)
     print_table(f"{base.days:g} days, mean of {count} seeds", table, SHOWN)
+    for fleet in FLEETS:
+        last = [row for row in table if (row["fleet"], row["devices"]) == (fleet, sizes[-1])]
+        best = max(last, key=lambda row: row["ettr"])
+        print(f"{fleet}, {sizes[-1]:,} devices: {best['way']} is best, ETTR {best['ettr']:.3f}")
     say(f"wrote {out}/days.csv, summary.csv and ettr.html")
 
 
