@@ -8,6 +8,7 @@ from moesim.design import identity
 from moesim.design.offload import Offload
 from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
+from moesim.files.showing import changed
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, MoELayer
 from moesim.model.compression import Compression
@@ -124,6 +125,9 @@ class Candidate:
     compression: Compression = field(default_factory=Compression)
     offload: Offload = field(default_factory=Offload)
 
+    def __repr__(self) -> str:
+        return changed(self)
+
     def __post_init__(self) -> None:
         check_choice(self.kernels)
         require_int("placement.num_replicas", self.num_replicas, 0, MOST_EXPERTS)
@@ -197,6 +201,9 @@ class Workload:
     routing: str = "uniform"
     kv_tokens_per_device: int | None = None
     seed: int = 0
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         require_int("workload.num_tokens_per_device", self.num_tokens_per_device, 1, _MOST_TOKENS)

@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.files import toml
+from moesim.files.showing import Shown
 from moesim.files.texts import read_text
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.exchanges import Exchange, exchange_named
@@ -54,8 +55,8 @@ class Scheduled(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cluster:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Cluster(Shown):
     """Devices that a fabric joins, numbered node by node.
 
     Attributes:
@@ -77,6 +78,17 @@ class Cluster:
     provenance: dict[str, tuple[str, str]]
     device_changes: tuple[tuple[str, object], ...] = ()
     growth: dict[str, float] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        devices = " and ".join(f"{number} x {profile.name}" for profile, number in self.groups)
+        return {
+            "name": self.name,
+            "devices": devices,
+            "nodes": f"{self.num_nodes:,}",
+            "what-if": "yes, numbers were changed" if self.is_what_if else "no",
+            "hash": self.digest,
+        }
 
     @property
     def is_what_if(self) -> bool:

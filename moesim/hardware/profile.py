@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.files import toml
+from moesim.files.showing import Shown
 from moesim.files.texts import read_text
 from moesim.hardware.profile_file import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
@@ -43,8 +44,8 @@ class HostFabric:
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Profile:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Profile(Shown):
     """One device, in SI units.
 
     Attributes:
@@ -121,6 +122,18 @@ class Profile:
     host_link_bytes_per_s: float | None = None
     growth: dict[str, float] = field(default_factory=dict)
     machine: str = ""
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        peaks = (f"{fmt} {peak / TERA:,.0f}" for fmt, peak in self.peak_flops_per_s.items())
+        return {
+            "name": self.name,
+            "memory": f"{self.hbm_capacity_bytes / GIB:,.0f} GiB",
+            "bandwidth": f"{self.hbm_bandwidth_bytes_per_s / GB:,.0f} GB/s",
+            "runs": self.execution,
+            "peak, TFLOP/s": ", ".join(peaks),
+            "hash": self.digest,
+        }
 
     @property
     def usable_bytes(self) -> float:

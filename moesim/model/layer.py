@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from moesim.errors import require, require_int
+from moesim.files.showing import changed
 from moesim.model.gate import Gate
 from moesim.model.precision import Precision
 from moesim.model.widths import checked_widths, width_text
@@ -61,6 +62,9 @@ class MoELayer:
     gated: bool = True
     precision: Precision = field(default_factory=Precision)
     gate: Gate = field(default_factory=Gate)
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         require_int("layer.hidden_size", self.hidden_size, 1)

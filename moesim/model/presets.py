@@ -8,6 +8,7 @@ from pydantic import Field, RootModel
 
 from moesim.errors import UnknownNameError
 from moesim.files import toml
+from moesim.files.showing import Shown
 from moesim.files.toml import Strict
 from moesim.model.dense import DensePart
 from moesim.model.derive import dense_part_of, layer_of
@@ -115,8 +116,8 @@ class _Presets(RootModel[dict[str, _Preset]]):
     pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Preset(Shown):
     """A published model.
 
     Attributes:
@@ -134,6 +135,17 @@ class Preset:
     dense_part: DensePart
     source: str
     published_as: str
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        return {
+            "name": self.name,
+            "layers": str(len(self.spec.blocks)),
+            "experts": f"{self.layer.num_experts}, {self.layer.top_k} a token",
+            "published as": self.published_as,
+            "layer": repr(self.layer),
+            "source": self.source,
+        }
 
 
 @cache

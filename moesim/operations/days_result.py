@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from moesim.files.showing import OneRow
 from moesim.operations.failure_rates import DAY_S, HOUR_S
 from moesim.operations.training_job import TrainingJob
 from moesim.quality import PUBLISHED
@@ -55,8 +56,8 @@ class DayEvent:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DaysResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DaysResult(OneRow):
     """Days of training.
 
     The seconds of all kinds sum to the days: steps of the lineage and steps that were lost, at the
@@ -96,6 +97,18 @@ class DaysResult:
     rollbacks: int
     lost_updates: float
     events: tuple[DayEvent, ...]
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        return {
+            "days": f"{self.days:g}",
+            "ETTR": f"{self.ettr:.4f}",
+            "interruptions": f"{self.interruptions:,}",
+            "steps": f"{self.useful_steps:,} useful, {self.lost_steps:,} lost",
+            "down": f"{self.down_s / 3600:,.1f} h",
+            "failovers, rollbacks": f"{self.failovers:,}, {self.rollbacks:,}",
+            "seed": str(self.seed),
+        }
 
     @property
     def computed_steps(self) -> int:

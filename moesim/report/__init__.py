@@ -1,5 +1,5 @@
 """Write reports: CSV tables, tables on the terminal, and figures."""
 
-from moesim.report.tables import write_csv
+from moesim.report.tables import to_frame, write_csv
 
-__all__ = ["write_csv"]
+__all__ = ["to_frame", "write_csv"]

@@ -1,19 +1,32 @@
 """CSV tables: one writer, so that every file has the same form."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moesim.errors import ConfigError, one_line
 from moesim.files.output import check_writable, writable_folder, write_file
+from moesim.files.texts import read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: beginnings of formulas, and of the escape itself
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
-__all__ = ["check_writable", "escaped", "unescaped", "writable_folder", "write_csv"]
+__all__ = [
+    "check_writable",
+    "escaped",
+    "to_frame",
+    "unescaped",
+    "writable_folder",
+    "write_csv",
+]
 
 
 def write_csv(
@@ -63,6 +76,28 @@ def escaped(text: str) -> str:
 def unescaped(text: str) -> str:
     """Return the text of a cell that `escaped` made."""
     return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def to_frame(path: str | Path) -> "pd.DataFrame":
+    """Read a CSV file that moesim wrote as a pandas DataFrame, its texts as they were.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: The file cannot be read or is no table.
+    """
+    import pandas as pd
+
+    text = read_text(Path(path), "CSV")
+    try:
+        table = pd.read_csv(io.StringIO(text))
+    except ValueError as error:  # what pandas raises for broken and for empty tables
+        raise ConfigError(f"{path}: not a table: {one_line(str(error))}") from None
+    named = table.rename(columns=unescaped)
+    for name in named.select_dtypes(exclude=["number", "bool"]):
+        named[name] = named[name].map(lambda one: unescaped(one) if isinstance(one, str) else one)
+    return named
 
 
 def _is_number(text: str) -> bool:

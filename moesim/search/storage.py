@@ -14,6 +14,7 @@ needs only the URL.
 import fcntl
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import (
@@ -275,12 +277,17 @@ def _matching(
     if _STUDY in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=_STUDY, storage=storage)
     else:  # another process that shares the storage may create it first
-        study = optuna.create_study(
-            storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True
-        )
+        with _quiet():
+            study = optuna.create_study(
+                storage=storage, study_name=_STUDY, directions=directions, load_if_exists=True
+            )
     there = study.user_attrs.get(_SETTINGS)
     if there is None:
         study.set_user_attr(_SETTINGS, settings)
+        with warnings.catch_warnings():
+            # dashboards show these names instead of numbers; Optuna calls this experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(settings["objectives"])
         return study
     settings = json.loads(json.dumps(settings))  # the form in which a storage returns them
     if there != settings:
@@ -290,6 +297,17 @@ def _matching(
             "use --fresh or another --out"
         )
     return study
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from saying on stderr that it made a study: it is one of ours."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _difference(there: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:

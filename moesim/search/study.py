@@ -16,13 +16,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 
 from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, require_int
+from moesim.files.showing import Shown, frame
 from moesim.hardware import Cluster
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
@@ -37,11 +38,14 @@ from moesim.search.settings import sampler_of, settings_of
 from moesim.search.storage import Store, is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Study(Shown):
     """A finished (or interrupted) study.
 
     Attributes:
@@ -51,6 +55,22 @@ class Study:
 
     problem: SearchProblem
     trials: list[Trial]
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        fit = sum(trial.feasible for trial in self.trials)
+        front = self.pareto_trials()
+        groups = len(set(self.groups(front)))
+        return {
+            "trials": f"{len(self.trials):,}",
+            "fit": f"{fit:,}",
+            "front": f"{len(front):,} in {groups:,} groups that intervals tell apart",
+            "objectives": ", ".join(self.objectives),
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return all trials as a pandas DataFrame, with the columns of trials.csv."""
+        return frame([trial.row(self.problem.columns) for trial in self.trials])
 
     @property
     def layers(self) -> Problem:

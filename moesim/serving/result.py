@@ -1,9 +1,11 @@
 """A whole model that served requests: its rates, latencies, energy and cost, with intervals."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import exp, log
 
 from moesim.design.served import ServedModel
+from moesim.files.showing import OneRow
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.serving_engines import ServingEngine
@@ -117,8 +119,8 @@ WHOLE_COLUMNS = (
 _UNSCORED_TTFT = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class WholeResult(OneRow):
     """A whole model that served requests.
 
     Attributes:
@@ -171,6 +173,22 @@ class WholeResult:
     def ttft(self) -> tuple[float, float]:
         """P10 and P90 of measured over simulated TTFT."""
         return _interval(self.prefill, self.engine, "ttft")
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        row = self.row()
+        prompts = f", prompts by {row['prefill_layout']}" if row["prefill_layout"] else ""
+        return {
+            "model": f"{row['model']}, {row['layout']}{prompts}",
+            "cluster": self.cluster.name,
+            "TPOT": _ms(row, "tpot"),
+            "tokens/s per device": f"{row['output_tokens_per_s_per_device']:,.0f} (output)",
+            "TTFT": _ms(row, "ttft"),
+            "engine": str(row["serving_engine"]),
+            "clients": str(row["concurrency"]),
+            "limited by": str(row["limited_by"]),
+            "evidence": f"{row['evidence']}; grade {row['grade']}",
+        }
 
     def watts(self, economics: Economics) -> float:
         """Return the power of the devices that serve, hosts and cooling included.
@@ -280,6 +298,15 @@ class WholeResult:
                 share = self.devices / self.cluster.num_devices
                 usd = economics.usd_per_hour(self.cluster) * share / 3600.0 / output * 1e6
         return joules, usd
+
+
+def _ms(row: Mapping[str, object], name: str) -> str:
+    """Return the mean of a latency with its interval."""
+    if row[f"{name}_mean_ms"] is None:
+        return "none: answers of one token"
+    ends = (row[f"{name}_{end}_ms"] for end in ("mean", "low", "high"))
+    mean, low, high = (f"{end:,.1f}" for end in ends)
+    return f"{mean} ms ({low} to {high})"
 
 
 def _spread(name: str, value: float | None, low: float, high: float) -> dict[str, float | None]:

@@ -3,11 +3,16 @@ trust it.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moesim.costs.grades import ASSUMED_GRADE, Grade, worst
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
+from moesim.files.showing import OneRow
 from moesim.simulation.effects import COLUMNS, STORAGE_COLUMNS, GateEffects, StorageEffects
 from moesim.units import GIB, US
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 PHASES = (
     "gate",
@@ -62,8 +67,8 @@ FOUND_COLUMNS = (
 RESULT_COLUMNS = (*FOUND_COLUMNS, *PROVENANCE_COLUMNS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Result(OneRow):
     """One simulated forward pass of one MoE layer.
 
     Attributes:
@@ -153,6 +158,44 @@ class Result:
         }
         grade = worst(known.values())
         return next(name for name, one in known.items() if one is grade), grade
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        low, high = (end / US for end in (self.layer_time_low_s, self.layer_time_high_s))
+        phases = sorted(self.phase_time_s.items(), key=lambda one: -one[1])
+        shares = (f"{name} {100 * s / self.layer_time_s:.0f} %" for name, s in phases if s > 0)
+        phase, grade = self.graded
+        memory = self.peak_memory_bytes
+        return {
+            "design": self.candidate.label,
+            "cluster": self.cluster,
+            "layer time": f"{self.layer_time_s / US:,.0f} us ({low:,.0f} to {high:,.0f})",
+            "bottleneck": self.bottleneck,
+            "workload": self.workload.label,
+            "throughput": f"{self.tokens_per_s_per_device:,.0f} tokens/s per device, one MoE layer",
+            "critical path": ", ".join(shares),
+            "imbalance": f"{self.load_imbalance:.2f}",
+            "memory": "no dense part" if memory is None else f"{memory / GIB:.1f} GiB",
+            "evidence": f"{self.evidence}, {self.calibration}; grade {grade.letter} by {phase}",
+        }
+
+    def plot(self) -> "go.Figure":
+        """Return a plotly figure of the phases on the critical path; they sum to the time."""
+        import plotly.graph_objects as go
+
+        known = {name: s / US for name, s in self.phase_time_s.items() if s > 0}
+        bars = [
+            go.Bar(y=[self.cluster], x=[us], name=name, orientation="h")
+            for name, us in known.items()
+        ]
+        figure = go.Figure(bars)
+        low, high = (end / US for end in (self.layer_time_low_s, self.layer_time_high_s))
+        return figure.update_layout(
+            barmode="stack",
+            title=self.candidate.label,
+            xaxis_title=f"us on the critical path (P10 to P90 {low:,.0f} to {high:,.0f})",
+            height=260,
+        )
 
     def row(self) -> dict[str, object]:
         """Return one flat row for a CSV file, with units in the column names."""

@@ -8,6 +8,7 @@ from moesim.costs.training.reduction import Volume
 from moesim.design.step import ExpertLoad
 from moesim.design.training.model import TrainedModel
 from moesim.errors import require
+from moesim.files.showing import OneRow
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics
 from moesim.hardware.frameworks import Framework
@@ -76,8 +77,8 @@ TRAIN_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrainResult(OneRow):
     """One simulated training step.
 
     Attributes:
@@ -135,6 +136,19 @@ class TrainResult:
             high_s=time_s * framework.high,
             framework_digest=framework.digest,
         )
+
+    def facts(self) -> dict[str, str]:
+        """Return what people look at first, as texts."""
+        return {
+            "design": self.trained.label,
+            "cluster": self.cluster.name,
+            "step": f"{self.time_s:,.3f} s ({self.low_s:,.3f} to {self.high_s:,.3f})",
+            "MFU": f"{100 * self.mfu:.1f} %",
+            "throughput": f"{self.tokens_per_s_per_device:,.0f} tokens/s per device",
+            "bubble": f"{100 * self.bubble_fraction:.1f} %",
+            "memory": f"{self.memory.total_bytes / GIB:.1f} GiB",
+            "evidence": f"simulated; grade {self.grade}",
+        }
 
     @property
     def tokens_per_s(self) -> float:
