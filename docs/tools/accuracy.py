@@ -9,6 +9,7 @@ and so are expert kernels of less than 50 us, whose launches decide.
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -113,22 +114,30 @@ def cell(row: Mapping[str, str]) -> str:
     return f"{float(row['median']):.0f} / {float(row['p90']):.0f} ({float(row['inside']):.0f})"
 
 
-def joined(rows: list[Mapping[str, str]]) -> str:
-    """Return the cell of the newest version of an engine, or of the version with most rows."""
-    return cell(max(rows, key=lambda row: (row["dataset"].rpartition("/")[2], float(row["rows"]))))
+def newest(rows: list[Mapping[str, str]]) -> Mapping[str, str]:
+    """Return the row of the newest version of an engine."""
+    return max(rows, key=lambda row: [int(n) for n in re.findall(r"\d+", row["dataset"])])
 
 
 def matrix(rows: list[Mapping[str, str]]) -> str:
     """Return kinds of work against devices; an empty cell has no measured rows."""
-    systems = list(dict.fromkeys(row["system"] for row in rows))
+    systems = sorted(dict.fromkeys(row["system"] for row in rows), key=age)
+    kinds: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        engine = row["dataset"].partition("/")[0]
+        kinds.setdefault((row["what"], engine, row["class"]), []).append(row)
     lines = []
-    for what in dict.fromkeys((row["what"], row["class"]) for row in rows):
-        own = [row for row in rows if (row["what"], row["class"]) == what]
+    for kind, own in sorted(kinds.items()):
         by_system = [[row for row in own if row["system"] == system] for system in systems]
         count = sum(int(float(row["rows"])) for row in own)
-        cells = [joined(found) if found else "n/a" for found in by_system]
-        lines.append([*what, f"{count:,}", *cells])
-    return table(["what", "class", "rows", *systems], lines)
+        cells = [cell(newest(found)) if found else "n/a" for found in by_system]
+        lines.append([*kind, f"{count:,}", *cells])
+    return table(["what", "engine", "class", "rows", *systems], lines)
+
+
+def age(system: str) -> tuple[bool, str]:
+    """Order systems: the A100 and Hopper first."""
+    return not system.startswith(("a100", "h")), system
 
 
 def overview(rows: list[Mapping[str, str]], parts: Iterable[str]) -> str:
@@ -136,6 +145,8 @@ def overview(rows: list[Mapping[str, str]], parts: Iterable[str]) -> str:
     lines = []
     for part in parts:
         own = [row for row in rows if row["part"] == part]
+        if part.startswith("whole models"):  # its other cells are parts of these
+            own = [row for row in own if row["class"] in ("EP 1", "EP > 1")]
         medians = sorted(float(row["median"]) for row in own)
         inside = sorted(float(row["inside"]) for row in own)
         good = sum(median <= 10 for median in medians)

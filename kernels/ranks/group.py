@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import MeasurementError
+from moesim.processes import follow_parent
 
 # Name of the loopback interface by operating system.
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
@@ -61,6 +62,7 @@ def run_ranks(
                     command,
                     text=True,
                     env=environment,
+                    start_new_session=True,  # Ctrl-C is for this process, which ends its ranks
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     # A file cannot fill up and block the rank, as a pipe that nobody reads would.
@@ -138,6 +140,7 @@ def rank_group(task: dict[str, Any]) -> Iterator[Any]:
     import torch
     import torch.distributed as dist
 
+    follow_parent()
     rank, ranks = task["rank"], task["ranks"]
     if task["backend"] == "nccl":
         device = torch.device(f"cuda:{rank}")

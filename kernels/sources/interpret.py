@@ -75,6 +75,7 @@ class Interpret:
                 capture_output=True,
                 timeout=_TIMEOUT_S,
                 check=False,
+                start_new_session=True,  # Ctrl-C is for this process
                 # Triton decides when it is imported, so the variable must be set before the process
                 # starts.
                 env=os.environ | {"TRITON_INTERPRET": "1"},

@@ -12,11 +12,9 @@ roofline.
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from multiprocessing import get_context
 from typing import Any
 
 from moesim.design.candidate import Candidate, Parallelism, Workload
@@ -26,6 +24,7 @@ from moesim.hardware import Cluster, load_cluster
 from moesim.model import MoELayer, Precision
 from moesim.model.gate import Gate
 from moesim.model.presets import Preset, load_preset
+from moesim.processes import Workers
 from moesim.quality import estimate_loss
 from moesim.simulation.memory import memory_of
 from moesim.simulation.prepare import Prepared, prepare
@@ -287,5 +286,5 @@ def limit_rows(points: Sequence[LimitPoint], workers: int) -> list[Row]:
     Returns:
         Rows of `limit_row` in the order of the points.
     """
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with Workers(workers) as pool:
         return list(pool.map(limit_row, points))

@@ -1,5 +1,5 @@
 """The ``moesim`` command."""
 
-from moesim.cli.root import main, run_script
+from moesim.cli.start import main
 
-__all__ = ["main", "run_script"]
+__all__ = ["main"]

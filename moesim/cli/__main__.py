@@ -1,5 +1,5 @@
 """``python -m moesim.cli`` is the ``moesim`` command."""
 
-from moesim.cli.root import main
+from moesim.cli import main
 
 main()

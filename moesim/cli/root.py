@@ -17,14 +17,13 @@ from moesim.cli.kernels import kernels_app
 from moesim.cli.models import models_app
 from moesim.cli.placement import placement_app
 from moesim.cli.quality import quality_app
-from moesim.cli.script import run_command, run_script
 from moesim.cli.study import study_app
 from moesim.cli.trace import trace_app
 from moesim.cli.validate import validate_app
 from moesim.errors import MoesimError
 from moesim.units import US
 
-__all__ = ["app", "main", "run_command", "run_script"]
+__all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,11 +45,6 @@ app.add_typer(kernels_app, name="kernels")
 app.add_typer(models_app, name="models")
 app.add_typer(study_app, name="study")
 app.add_typer(quality_app, name="quality")
-
-
-def main() -> None:
-    """Run the ``moesim`` command."""
-    run_command(lambda: app())
 
 
 @app.callback(invoke_without_command=True)
@@ -202,7 +196,3 @@ def measure(
             "is idle"
         )
     say(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main()

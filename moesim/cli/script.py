@@ -4,12 +4,8 @@ A study declares its options with these names, so that ``--trials``, ``--seed`` 
 the same in every study and read the same in every ``--help``.
 """
 
-import atexit
-import gc
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.command import run_command
 from moesim.cli.options import parameters_of, with_parameters
-from moesim.errors import MoesimError, one_line
+from moesim.errors import one_line
 from moesim.files.addresses import masked_text
 
 if TYPE_CHECKING:
     from moesim.search import Study
 
-#: exit codes: the system refused to read or write; the reader of the output went away
-_SYSTEM, _BROKEN_PIPE = 3, 141
+#: what Typer raises for options that it refuses; newer versions bring Click along, older import it
+_REFUSAL: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
 
 Trials = Annotated[
     int, typer.Option(help="Trials in all, those of earlier runs in --out included.")
@@ -142,51 +139,29 @@ def run_search(
     run_script(command)
 
 
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command, and print errors that a user can fix as one line.
+def run_app(app: typer.Typer) -> None:
+    """Run a Typer application with the error handling of `run_command`; what it refuses of its
+    options is one line, too.
 
     Args:
-        command: The function to call, without arguments.
+        app: The application.
 
     Raises:
-        SystemExit: The command failed; exit code 2 with one line on stderr, 3 where the system
-            refused to read or write, 130 after Ctrl-C, 141 where the output's reader went away.
+        SystemExit: At its end, with its exit code.
     """
-    # at the exit everything goes at once: to look for cycles in a large study takes half a second
-    atexit.register(gc.freeze)
     try:
-        _to_the_end(command)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _drop_output()
-        raise SystemExit(_BROKEN_PIPE) from None
-    except OSError as error:
-        _drop_output()
-        place = f"{error.filename}: " if error.filename is not None else ""
-        print(one_line(f"error: {place}{error.strerror or error}"), file=sys.stderr)
-        raise SystemExit(_SYSTEM) from None
-    except MoesimError as error:
-        print(one_line(masked_text(f"error: {error}")), file=sys.stderr)
+        code = typer.main.get_command(app)(standalone_mode=False)
+    except typer.Abort:
+        raise SystemExit(1) from None
+    except _REFUSAL as error:
+        if not error.message:  # no command was named: this shows the help
+            error.show()
+        else:
+            asked = getattr(error, "ctx", None)
+            hint = f"; see {asked.command_path} --help" if asked else ""
+            print(one_line(masked_text(f"error: {error.format_message()}{hint}")), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted: finished trials are kept; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _to_the_end(command: Callable[[], object]) -> None:
-    """Run a command and hand over what it printed, so that a full disk shows before the exit."""
-    try:
-        command()
-    finally:
-        if sys.stdout is not None:  # it was closed before the start
-            sys.stdout.flush()
-
-
-def _drop_output() -> None:
-    """Let the interpreter's own flush at the exit succeed, where the output cannot be written."""
-    with suppress(
-        OSError, ValueError, AttributeError
-    ):  # a stream without a file cannot fail at the exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def run_script(function: Callable[..., object]) -> None:
@@ -200,4 +175,4 @@ def run_script(function: Callable[..., object]) -> None:
     """
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(function)
-    run_command(script)
+    run_command(lambda: run_app(script))

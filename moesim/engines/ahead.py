@@ -11,6 +11,7 @@ import sys
 from moesim.compiled import Compiled, spend_nothing
 from moesim.engines import event_compiled, flow
 from moesim.engines.run import run
+from moesim.processes import follow_parent
 from moesim.program.builder import ProgramBuilder
 
 #: those that take long, and only these: what is short is compiled sooner than awaited
@@ -24,7 +25,10 @@ def compile_ahead() -> None:
     if all(function.is_cached() for function in _LONG):
         spend_nothing()
         return
-    process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.DEVNULL)
+    # a session of its own hears nothing of Ctrl-C
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     for function in _LONG:
         function.awaits(process)
 
@@ -40,4 +44,5 @@ def _compile() -> None:
 
 
 if __name__ == "__main__":
+    follow_parent()
     _compile()

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.cli.root import app, run_command
+from moesim.cli.root import app
+from moesim.cli.script import run_command
 
 
 @pytest.fixture

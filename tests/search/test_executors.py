@@ -1,14 +1,14 @@
 """Places where points are evaluated: pools whose workers die, and a real Dask cluster."""
 
 import os
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 import pytest
 
 from moesim import Workload
 from moesim.errors import ConfigError, MoesimError, UnreachableError
+from moesim.processes import Workers
 from moesim.search import executors
 from moesim.search.evaluate import Problem
 
@@ -35,14 +35,37 @@ def test_a_lost_chunk_is_run_once_more(study, rows, whole, tmp_path):
     assert flaky.calls == 120 // executors.CHUNK + 2
 
 
-def test_a_chunk_lost_twice_is_failed_trials_that_say_so(study, tmp_path):
-    flaky = Flaky({1, 11})  # the first chunk of a batch of ten, and its second try
-    found = study(tmp_path, num_trials=50, executor=flaky)
-    failed = [t for t in found.trials if t.state == "failed"]
-    assert [t.number for t in failed] == list(range(executors.CHUNK))
-    assert {t.evaluation.reason for t in failed} == {"RuntimeError: worker went away"}
-    again = study(tmp_path, num_trials=60)
-    assert [t.state for t in again.trials[:5]] == ["failed"] * 5, "a record like any other"
+def test_a_chunk_lost_twice_runs_point_by_point(study, rows, whole, tmp_path):
+    flaky = Flaky({1, 21})  # the first chunk of two batches of ten, and its second try
+    assert rows(study(tmp_path, num_trials=120, executor=flaky)) == rows(whole)
+    assert flaky.calls == 120 // executors.CHUNK + 1 + executors.CHUNK
+
+
+def test_a_point_that_takes_its_worker_along_ends_the_search(study, rows, whole, tmp_path):
+    flaky = Flaky({1, 21, 23})  # and then its second point, alone
+    with pytest.raises(UnreachableError, match="finished trials are kept") as said:
+        study(tmp_path, num_trials=120, executor=flaky)
+    assert "num_experts" in str(said.value)
+    assert said.value.exit_code == 3
+    # a lost worker is no result: the next run tries again
+    assert rows(study(tmp_path, num_trials=120)) == rows(whole)
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError(5, "Input/output error")])
+def test_what_says_something_about_the_machine_is_no_trial(study, rows, whole, tmp_path, error):
+    evaluate, calls = Problem.evaluate, []
+
+    def broken(self, params):
+        calls.append(params)
+        if len(calls) == 20:
+            raise error
+        return evaluate(self, params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Problem, "evaluate", broken)
+        with pytest.raises((MemoryError, OSError)):
+            study(tmp_path, num_trials=120)
+    assert rows(study(tmp_path, num_trials=120)) == rows(whole)
 
 
 def test_an_evaluation_that_breaks_is_a_failed_trial(study, tmp_path, monkeypatch):
@@ -65,19 +88,19 @@ def test_a_pool_whose_worker_dies_is_made_anew(study, rows, whole, tmp_path, mon
     """kill -9 of a worker breaks a process pool: what it held is run again in a new one."""
     made = []
 
-    class Pool(ProcessPoolExecutor):
+    class Pool(Workers):
+        def __init__(self, number):
+            super().__init__(number)
+            self._dead = False
+            made.append(self)
+
         def submit(self, function, /, *args):
             if len(made) == 1 and not self._dead:
                 self._dead = True
                 return super().submit(os._exit, 1)
             return super().submit(function, *args)
 
-    def pool(workers):
-        made.append(Pool(workers, mp_context=get_context("spawn")))
-        made[-1]._dead = False
-        return made[-1]
-
-    monkeypatch.setattr(executors, "_pool", pool)
+    monkeypatch.setattr(executors, "Workers", Pool)
     assert rows(study(tmp_path, num_trials=120, num_workers=2)) == rows(whole)
     assert len(made) == 2
     with pytest.raises(BrokenProcessPool):
@@ -111,7 +134,7 @@ def test_a_piece_of_a_screening_is_run_once_more_too(make_space, hgx, breaks, lo
     pool = Breaking(breaks)
     with executors.evaluator(problem, pool, 1) as evaluates:
         if lost:
-            with pytest.raises(MoesimError, match="a worker died twice at the same piece of work"):
+            with pytest.raises(MoesimError, match="a piece of work took its worker along"):
                 list(evaluates.map(_square, [1, 2, 3]))
         else:
             assert list(evaluates.map(_square, [1, 2, 3])) == [1, 4, 9]

@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
 
+from moesim.processes import Ended
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
 from moesim.search.objectives import DIRECTIONS, costs_of
@@ -107,9 +108,13 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
             if time.monotonic() >= due_s:
                 show()
 
-        study = run_study(
-            *args, num_trials=num_trials, objectives=objectives, on_trial=take, **options
-        )
+        try:
+            study = run_study(
+                *args, num_trials=num_trials, objectives=objectives, on_trial=take, **options
+            )
+        except Ended as end:
+            end.add_note("finished trials are kept, and the same command continues")
+            raise
         so_far.add(waiting)
         if unseen:
             show()
