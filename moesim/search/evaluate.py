@@ -34,14 +34,17 @@ from moesim.version import VERSION
 
 #: columns of the winners that are shown: key -> heading
 _SHOWN = {
-    "group": "group",
     "candidate": "candidate",
     "loss": "loss",
-    "layer_time_us": "layer us",
-    "interval": "interval",
     "layer_tokens_per_s_per_device": "tokens/s",
+    "layer_time_us": "layer us",
+    "interval": "P10-P90",
     "layer_joules_per_token": "J/token",
     "layer_usd_per_million_tokens": "USD/M",
+    "peak_memory_gib": "GiB",
+    "watts_per_device": "W",
+    "usd_per_hour": "USD/h",
+    "group": "group",
 }
 #: columns of trials.csv, in order; a test freezes them, since people read the files with scripts.
 #: The columns of a space's hardware choices follow them.

@@ -43,15 +43,19 @@ _REQUESTS_PER_CLIENT = 4
 #: the steps that it runs
 _CONFIRMED = StepGrid(per_octave=2, joined=True)
 _SHOWN = {
-    "group": "group",
     "layout": "layout",
-    "pools": "pools",
+    "serving_engine": "engine",
     "concurrency": "clients",
     "tokens_per_s_per_device": "tok/s/dev",
     "tokens_per_s_per_user": "tok/s/user",
     "ttft_ms": "TTFT ms",
     "tpot_ms": "TPOT ms",
     "usd_per_million_tokens": "USD/M",
+    "placement": "placement",
+    "num_micro_batches": "micro-batches",
+    "pools": "pools",
+    "prefill_layout": "prompts by",
+    "group": "group",
 }
 
 

@@ -36,7 +36,6 @@ _COLUMN_OF = {"train_days": "days", "train_usd": "usd", "peak_memory_gib": "memo
 _LOSS = ("loss", "loss_low", "loss_high", "loss_extrapolated", "loss_outside", "loss_law")
 _SIZES = ("total_params", "active_params", "train_days_low", "train_days_high")
 _SHOWN = {
-    "group": "group",
     "candidate": "design",
     "loss": "loss",
     "train_days": "days",
@@ -44,6 +43,7 @@ _SHOWN = {
     "tokens_per_s_per_device": "tok/s/dev",
     "mfu": "MFU",
     "peak_memory_gib": "GiB",
+    "group": "group",
 }
 
 

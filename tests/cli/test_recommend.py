@@ -17,7 +17,7 @@ def moesim(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["moesim", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "150")
+        monkeypatch.delenv("COLUMNS", raising=False)
         with pytest.raises(SystemExit) as stopped:
             main()
         return stopped.value.code or 0, *capsys.readouterr()

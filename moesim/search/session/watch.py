@@ -80,13 +80,14 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
     with ExitStack() as shown:
         # the bar begins with the first trial, so that an earlier refusal is a single line
-        bar: list[Callable[[int, str], None]] = []
+        bar: list[Callable[[int, list[str]], None]] = []
         unseen, due_s = 0, 0.0
 
         def show() -> None:
             nonlocal unseen, due_s
-            text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
-            bar[0](unseen, f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
+            found = [f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}"]
+            found += [f"best {name} {value:,.4g}" for name, value in best.items()]
+            bar[0](unseen, found)
             unseen, due_s = 0, time.monotonic() + _SHOW_S
 
         def take(trial: Trial) -> None:
