@@ -23,7 +23,7 @@ from moesim.search.objectives import (
     check_priced,
     violated,
 )
-from moesim.search.parameters import GROUPS
+from moesim.search.parameters import GROUPS, NOT_OF_LOSS
 from moesim.search.problem import MEMORY, Evaluation
 from moesim.search.space import Space
 from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
@@ -110,6 +110,16 @@ class Problem:
     def intervals(self) -> tuple[tuple[str, str], ...]:
         """The columns (low, high) of loss and layer time."""
         return (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
+
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on: where experts lie and what
+        moves them, for the loss; all but the hardware, for its price.
+        """
+        if objective == "loss":
+            return NOT_OF_LOSS | frozenset(self.space.hardware)
+        if objective == "usd_per_hour":
+            return frozenset(self.space.choices()) - frozenset(self.space.hardware)
+        return frozenset()
 
     def assumptions(self) -> tuple[str, ...]:
         """Return the hardware, the model, the load, the loss law and the cost model, in words."""

@@ -23,7 +23,7 @@ from moesim.search.objectives import (
     violated,
 )
 from moesim.search.problem import MEMORY, Evaluation
-from moesim.search.training_space import TrainingSpace
+from moesim.search.training_space import ARCHITECTURE, TrainingSpace
 from moesim.search.training_workload import TrainingWorkload
 from moesim.simulation.training.result import TRAIN_COLUMNS, TrainResult
 from moesim.simulation.training.simulate import simulate_training
@@ -98,6 +98,13 @@ class TrainingProblem:
         }
         time = ("train_days_low", "train_days_high")
         return tuple(dict.fromkeys(found.get(name, time) for name in self.objectives))
+
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on: the plan, for the loss."""
+        if objective != "loss":
+            return frozenset()
+        of_loss = {*ARCHITECTURE, "formats", "capacity_factor"}
+        return frozenset(self.space.choices()) - of_loss
 
     def assumptions(self) -> tuple[str, ...]:
         """Return the hardware, the run, the framework and the cost model, in words."""

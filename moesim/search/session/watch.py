@@ -16,6 +16,7 @@ from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
 from moesim.search.objectives import DIRECTIONS, costs_of
 from moesim.search.pareto import front, hypervolume
+from moesim.search.points import num_designs
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
 from moesim.search.trial import Trial
@@ -135,7 +136,9 @@ def write_study(study: Study, folder: Path) -> None:
     ]
     write_csv(folder / "pareto.csv", rows, ("rank", "group", "num_ties", *columns))
     write_csv(
-        folder / "importance.csv", importances(study), ("objective", "parameter", "importance")
+        folder / "importance.csv",
+        importances(study),
+        ("objective", "parameter", "importance", "why_not"),
     )
     counts = counts_of(study.trials)
     found = (
@@ -145,6 +148,9 @@ def write_study(study: Study, folder: Path) -> None:
     if counts["failed"]:
         first = next(t for t in study.trials if t.state == "failed")
         found += f", {counts['failed']} FAILED (trial {first.number}: {first.evaluation.reason})"
+    total = num_designs(study.space)
+    if len(study.trials) >= total:
+        found += f"; all {total:,} designs of the space were tried"
     groups = len({row["group"] for row in rows})
     say(
         f"{found}; {len(pareto)} on the Pareto front in {groups} groups that intervals tell apart "
@@ -206,7 +212,8 @@ def importances(study: Study) -> list[dict[str, Any]]:
     """Return the share of each objective's best tenth that every parameter explains.
 
     The method is PED-ANOVA (Watanabe et al. 2023). Parameters that apply to some points only are
-    left out. There are no rows with fewer than 20 feasible trials.
+    left out. There are no rows with fewer than 20 feasible trials. Where an objective cannot depend
+    on a parameter the importance is None, and ``why_not`` says so.
     """
     kept = [t for t in study.trials if t.feasible]
     if len(kept) < 20:
@@ -227,6 +234,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
     for place, objective in enumerate(study.objectives):
         if len({t.evaluation.row[objective] for t in kept}) < 2:
             continue
+        apart = study.problem.cannot_depend(objective)
         sign = 1.0 if DIRECTIONS[objective] == "minimize" else -1.0
 
         def cost(trial: optuna.trial.FrozenTrial, place: int = place, sign: float = sign) -> float:
@@ -238,8 +246,20 @@ def importances(study: Study) -> list[dict[str, Any]]:
             found = optuna.importance.get_param_importances(
                 memory, evaluator=evaluator, target=cost
             )
+        counted = {name: value for name, value in found.items() if name not in apart}
+        total = sum(counted.values()) or 1.0
         rows += [
-            {"objective": objective, "parameter": name, "importance": value}
-            for name, value in found.items()
+            {"objective": objective, "parameter": name, "importance": value / total}
+            for name, value in counted.items()
+        ]
+        rows += [
+            {
+                "objective": objective,
+                "parameter": name,
+                "importance": None,
+                "why_not": f"{objective} cannot depend on it",
+            }
+            for name in choices
+            if name in apart and len(study.space.choices()[name]) > 1
         ]
     return rows
