@@ -15,6 +15,7 @@ import typer
 
 from moesim.cli.command import run_command
 from moesim.cli.options import parameters_of, with_parameters
+from moesim.cli.output import with_output
 from moesim.errors import one_line
 from moesim.files.addresses import masked_text
 
@@ -174,5 +175,5 @@ def run_script(function: Callable[..., object]) -> None:
         SystemExit: The study failed; see `run_command`.
     """
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    script.command()(function)
+    script.command()(with_output(function))
     run_command(lambda: run_app(script))

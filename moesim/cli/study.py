@@ -74,7 +74,9 @@ def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
     and front.html.
     """
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import say
+    from moesim.search.session.answer import study_answer
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
     from moesim.search.session.studyfile import load_study_file
@@ -104,6 +106,7 @@ def run(given: StudyRunOptions) -> None:
         enqueue=known,
     )
     show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
+    print_answer(study_answer(found))
 
 
 @study_app.command()
@@ -150,10 +153,14 @@ def status(
     ],
 ) -> None:
     """Show what a study has found so far; other processes may still be writing to it."""
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import print_table
-    from moesim.search.session.join import status_rows
+    from moesim.search.session.answer import study_answer
+    from moesim.search.session.join import load_study, status_rows
 
-    print_table(f"Study in {where.rpartition('@')[2]}", status_rows(where), ["what", "value"])
+    study = load_study(where)
+    print_table(f"Study in {where.rpartition('@')[2]}", status_rows(study), ["what", "value"])
+    print_answer(study_answer(study))
 
 
 @study_app.command()
@@ -199,18 +206,18 @@ def export(
 
 def _export_serving(study: "Study", rank: int, model: str, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export_whole import serving_text
 
     text = serving_text(study, rank, model)
     write_text(out, text)
-    print(text)
+    tell_command(text)
     say(f"wrote {out}")
 
 
 def _export_training(study: "Study", rank: int, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export_whole import (
         training_command,
         training_options,
@@ -219,20 +226,20 @@ def _export_training(study: "Study", rank: int, out: Path) -> None:
 
     options = training_options(study, rank)
     write_text(out, training_text(options))
-    print(training_command(options))
+    tell_command(training_command(options))
     say(f"wrote {out}")
 
 
 def _export_map(study: "Study", layout: str, rank: int, model: str, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export import launch_lines, winner_of, winner_text
 
     winner = winner_of(study, rank)
     lines = [] if layout == "placement-json" else launch_lines(winner, layout, str(out), model)
     write_text(out, winner_text(winner, layout))
     for line in lines:
-        print(line)
+        tell_command(line)
     say(
         f"wrote {out}: {winner.num_layers} layers of {winner.placement.num_slots} slots on "
         f"{winner.placement.num_ranks} ranks, {winner.candidate.label}"

@@ -28,7 +28,7 @@ from moesim.hardware import Cluster
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
-from moesim.search.pareto import front, spread
+from moesim.search.pareto import compromise, front, spread
 from moesim.search.points import num_designs
 from moesim.search.problem import SearchProblem, SearchSpace
 from moesim.search.problems import AnySpace, AnyWorkload, problem_of
@@ -40,6 +40,9 @@ from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: parameters that may change nothing
+_PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
@@ -94,29 +97,61 @@ class Study(Shown):
         return self.problem.objectives
 
     def pareto_trials(self) -> list[Trial]:
-        """Return feasible trials that no other dominates, each design once, by first objective."""
-        distinct: dict[tuple, Trial] = {}
+        """Return feasible trials that no other dominates, each design once, by first objective.
+
+        Designs that differ only in a placement or in replicas that change no objective count as
+        one: the first that was tried.
+        """
+        designs: dict[tuple, Trial] = {}
         for trial in self.trials:
             if trial.feasible:
                 row = trial.evaluation.row
-                distinct.setdefault((row["design"], row["cluster"]), trial)
+                designs.setdefault((row["design"], row["cluster"]), trial)
+        distinct: dict[tuple, Trial] = {}
+        for trial in designs.values():
+            point = {k: v for k, v in trial.params.items() if k not in _PLACED}
+            same = (*self._costs(trial), *sorted(point.items(), key=lambda one: one[0]))
+            distinct.setdefault(same, trial)
         trials = list(distinct.values())
         values = np.array([self._costs(t) for t in trials]).reshape(
             len(trials), len(self.objectives)
         )
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
 
+    def chosen(self) -> Trial | None:
+        """Return the trial of the front that gives up least (`moesim.search.pareto.compromise`);
+        None if nothing is feasible.
+        """
+        found = self.pareto_trials()
+        if not found:
+            return None
+        return found[compromise(np.array([self._costs(t) for t in found], dtype=np.float64))]
+
+    def winners(self, limit: int | None = None) -> list[Trial]:
+        """Return the front, or ``limit`` trials of it evenly spread, both ends included; the chosen
+        one takes the place of its neighbor.
+        """
+        found = self.pareto_trials()
+        if not limit or len(found) <= limit:
+            return found
+        shown, chosen = spread(found, limit), self.chosen()
+        if chosen is None or any(t is chosen for t in shown):
+            return shown
+        number = {id(t): i for i, t in enumerate(found)}
+        mine = number[id(chosen)]
+        inner = range(1, len(shown) - 1) if len(shown) > 2 else range(len(shown))
+        nearest = min(inner, key=lambda i: abs(number[id(shown[i])] - mine))
+        shown[nearest] = chosen
+        return shown
+
     def pareto(self, limit: int | None = None) -> list[Candidate]:
-        """Return the front's candidates, or ``limit`` of them evenly spread, both ends included."""
+        """Return the candidates of `winners`."""
         return [candidate for candidate, _ in self.designs(limit)]
 
     def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
-        """Return the candidates of `pareto` with their clusters; a space may vary the hardware."""
-        trials, layers = self.pareto_trials(), self.layers
-        return [
-            layers.space.decode(t.params, layers.cluster)
-            for t in (spread(trials, limit) if limit else trials)
-        ]
+        """Return the candidates of `winners` with their clusters; a space may vary the hardware."""
+        layers = self.layers
+        return [layers.space.decode(t.params, layers.cluster) for t in self.winners(limit)]
 
     def groups(self, trials: list[Trial]) -> list[int]:
         """Return a group number for each trial; trials of a group cannot be told apart.
