@@ -12,14 +12,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # over from the other's end when it is done. WORKERS=0: one process.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-full lint bench triton-newest clean
+.PHONY: help demo test test-full lint bench docs accuracy triton-newest clean
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
 	@echo "make test       install, then run the tests, two at a time (about 6 minutes)"
 	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      performance figures, as in the README"
+	@echo "make docs       the documentation as a site, in build/site"
+	@echo "make bench      performance figures, and their page in docs/"
+	@echo "make accuracy   every score of measurements that nothing was fitted to, and their page (15 minutes)"
 	@echo "make triton-newest  the kernels' tests and compile check with another Triton (TRITON=3.9.0)"
 
 $(VENV)/.created:
@@ -59,7 +61,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+	@mkdir -p build
+	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-columns=min,median,max,rounds --benchmark-sort=name \
+	  --benchmark-json=build/bench.json
+	$(BIN)/python docs/tools/performance.py build/bench.json
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/tools/reference.py
+	$(BIN)/python -m mkdocs build --quiet --strict
+
+accuracy: $(VENV)/.installed-dev
+	$(BIN)/python docs/tools/accuracy.py measure
 
 # A venv beside the usual one whose Triton comes first; everything else is the usual one's. The interpreter of Triton 3.6
 # needs a numpy before 2.4.

@@ -27,7 +27,7 @@ def changed(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(given)})"
 
 
-class Shown:
+class Showable:
     """Give a class a text of one line, and a table in notebooks, both of the same facts."""
 
     __slots__ = ()
@@ -51,7 +51,7 @@ class Shown:
         return f"<table><caption>{type(self).__name__}</caption>{lines}</table>"
 
 
-class OneRow(Shown):
+class OneRow(Showable):
     """A result that is one row of a table, and can be shown."""
 
     __slots__ = ()
@@ -72,4 +72,4 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     return pd.DataFrame([dict(row) for row in rows])
 
 
-__all__ = ["OneRow", "Shown", "changed", "frame"]
+__all__ = ["OneRow", "Showable", "changed", "frame"]

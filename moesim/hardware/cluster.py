@@ -13,7 +13,7 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.files import toml
-from moesim.files.showing import Shown
+from moesim.files.showing import Showable
 from moesim.files.texts import read_text
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.exchanges import Exchange, exchange_named
@@ -56,7 +56,7 @@ class Scheduled(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Cluster(Shown):
+class Cluster(Showable):
     """Devices that a fabric joins, numbered node by node.
 
     Attributes:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.files import toml
-from moesim.files.showing import Shown
+from moesim.files.showing import Showable
 from moesim.files.texts import read_text
 from moesim.hardware.profile_file import Execution, HostFabricFile, ProfileFile
 from moesim.units import GB, GIB, KIB, MIB, TERA, US
@@ -45,7 +45,7 @@ class HostFabric:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Profile(Shown):
+class Profile(Showable):
     """One device, in SI units.
 
     Attributes:

@@ -8,7 +8,7 @@ from pydantic import Field, RootModel
 
 from moesim.errors import UnknownNameError
 from moesim.files import toml
-from moesim.files.showing import Shown
+from moesim.files.showing import Showable
 from moesim.files.toml import Strict
 from moesim.model.dense import DensePart
 from moesim.model.derive import dense_part_of, layer_of
@@ -117,7 +117,7 @@ class _Presets(RootModel[dict[str, _Preset]]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Preset(Shown):
+class Preset(Showable):
     """A published model.
 
     Attributes:

@@ -10,11 +10,9 @@ Where several processes share a storage, each proposes from all trials that are 
 begins a batch; batches of different processes have different seeds.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +21,25 @@ import optuna
 
 from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, require_int
-from moesim.files.showing import Shown, frame
+from moesim.files.showing import Showable, frame
 from moesim.hardware import Cluster
 from moesim.search.evaluate import Problem
-from moesim.search.executors import Evaluator, Found, evaluator
+from moesim.search.executors import Evaluator, evaluator
 from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
 from moesim.search.pareto import compromise, front, spread
 from moesim.search.points import num_designs
 from moesim.search.problem import SearchProblem, SearchSpace
 from moesim.search.problems import AnySpace, AnyWorkload, problem_of
+from moesim.search.rounds import trials_alone, trials_shared
 from moesim.search.samplers import Proposer
 from moesim.search.screen import screened_points
 from moesim.search.settings import sampler_of, settings_of
-from moesim.search.storage import Store, is_url, open_study
-from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
+from moesim.search.storage import is_url, open_study
+from moesim.search.trial import TRIAL_COLUMNS, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 #: parameters that may change nothing
 _PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
@@ -48,7 +48,7 @@ __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Study(Shown):
+class Study(Showable):
     """A finished (or interrupted) study.
 
     Attributes:
@@ -74,6 +74,20 @@ class Study(Shown):
     def to_frame(self) -> "pd.DataFrame":
         """Return all trials as a pandas DataFrame, with the columns of trials.csv."""
         return frame([trial.row(self.problem.columns) for trial in self.trials])
+
+    def plot(self) -> "go.Figure":
+        """Return a plotly figure of the first two objectives of the trials that fit.
+
+        Raises:
+            ConfigError: There is one objective only.
+        """
+        from moesim.report.plots.objectives import objective_points
+
+        if len(self.objectives) < 2:
+            raise ConfigError(f"plot: expected two objectives, got {self.objectives[0]} only")
+        fit = [trial.row(self.problem.columns) for trial in self.trials if trial.feasible]
+        front = [trial.row(self.problem.columns) for trial in self.pareto_trials()]
+        return objective_points(fit, front, self.objectives[0], self.objectives[1])
 
     @property
     def layers(self) -> Problem:
@@ -259,9 +273,9 @@ def run_study(
             problem.space, problem.objectives, settings["sampler"], seed, points, screened
         )
         found = (
-            _shared(store, evaluates, proposer, num_trials, member)
+            trials_shared(store, evaluates, proposer, num_trials, member)
             if is_url(storage)
-            else _alone(store, evaluates, proposer, num_trials)
+            else trials_alone(store, evaluates, proposer, num_trials)
         )
         trials: list[Trial] = []
         for trial in found:
@@ -312,97 +326,3 @@ def _screened(
             known = screened_points(problem, screen, max(2 * num_trials, 1000), seed, evaluates)
         study.set_user_attr("screened", known)
     return known
-
-
-def _recorded(
-    store: Store,
-    proposer: Proposer,
-    points: Mapping[int, dict[str, Any]],
-    findings: Iterator[list[Found]],
-) -> Iterator[Trial]:
-    """Store the trials of points, by number, chunk by chunk, and yield them."""
-    numbers = list(points)
-    done = 0
-    for chunk in findings:
-        made = [
-            Trial(
-                number=numbers[done + i],
-                params=points[numbers[done + i]],
-                evaluation=found,
-                wall_s=wall_s,
-                ended=when,
-            )
-            for i, (found, wall_s, when) in enumerate(chunk)
-        ]
-        store.add_trials([to_record(t, proposer.space, proposer.objectives) for t in made])
-        done += len(made)
-        yield from made
-
-
-def _alone(
-    store: Store, evaluates: Evaluator, proposer: Proposer, num_trials: int
-) -> Iterator[Trial]:
-    """Yield the trials of a storage with one writer, recorded ones first.
-
-    Two batches are in progress at a time, so that workers need not wait for the next proposal.
-    """
-    records = store.study.get_trials(deepcopy=False)
-    recorded = {t.number: t for t in (from_record(record, alone=True) for record in records)}
-    under_way: deque[
-        tuple[dict[int, dict[str, Any]], list[Trial], Callable[[], Iterator[list[Found]]]]
-    ] = deque()
-    number = asked = 0
-    while True:
-        while len(under_way) < 2 and asked < num_trials:
-            points = proposer.batch(number)[: num_trials - asked]
-            if not points:
-                break
-            # numbers in between are missing where lines of the journal were damaged
-            known = [recorded[i] for i in range(asked, asked + len(points)) if i in recorded]
-            if any(t.params != points[t.number - asked] for t in known):
-                raise ConfigError(
-                    f"storage: trial {asked} and on are of another study: use --fresh"
-                )
-            new = {i: p for i, p in enumerate(points, start=asked) if i not in recorded}
-            under_way.append((new, known, evaluates.submit(list(new.values()))))
-            number, asked = number + 1, asked + len(points)
-        if not under_way:
-            return
-        new, known, findings = under_way.popleft()
-        batch = []
-        made = _recorded(store, proposer, new, findings())
-        for trial in merge(known, made, key=lambda t: t.number):
-            batch.append(trial)
-            yield trial
-        proposer.learn(batch)
-
-
-def _shared(
-    store: Store, evaluates: Evaluator, proposer: Proposer, num_trials: int, member: int
-) -> Iterator[Trial]:
-    """Yield the trials of a storage with several writers: after each batch, all that came
-    meanwhile.
-    """
-    seen: set[int] = set()
-    number = 0
-    while True:
-        new = [
-            from_record(t)
-            for t in store.study.get_trials(deepcopy=False)
-            if t.state.is_finished() and t.number not in seen
-        ]
-        seen |= {t.number for t in new}
-        proposer.learn(new)
-        yield from new
-        if len(seen) >= num_trials:
-            return
-        # each batch has a number of this member's own; after a restart, the count of trials seen
-        # keeps it new
-        points = proposer.batch(member * 1_000_003 + len(seen) * 101 + number)[
-            : num_trials - len(seen)
-        ]
-        if not points:
-            return
-        for _ in _recorded(store, proposer, dict(enumerate(points)), evaluates.submit(points)()):
-            pass  # they come back from the storage, among those of others
-        number += 1
