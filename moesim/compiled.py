@@ -7,6 +7,7 @@ compiles whatever would take longer.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 BUDGET_S = 0.6
 _spent_s = 0.0
 _MAKING = RLock()
+_said = False
 
 
 def _affords(seconds: float) -> bool:
@@ -74,7 +76,17 @@ class Compiled:
 
     def is_cached(self) -> bool:
         """Return whether numba's cache holds the function."""
-        return Path(_numba(self)._cache._cache_file._index_path).exists()
+        file = getattr(_numba(self)._cache, "_cache_file", None)
+        return file is not None and Path(file._index_path).exists()
+
+    def is_kept(self) -> bool:
+        """Return whether what another process compiles could be found in numba's cache."""
+        return hasattr(_numba(self)._cache, "_cache_file")
+
+    @property
+    def cache_folder(self) -> str:
+        """The folder of numba's cache; empty where there is none."""
+        return str(getattr(_numba(self)._cache, "cache_path", ""))
 
     def awaits(self, process: Popen) -> None:
         """Let a process that compiles the function end before this one compiles it."""
@@ -91,7 +103,15 @@ def _numba(function: Compiled) -> Any:
     # rewriting array expressions pays nowhere here, and costs a tenth of compiling; without the
     # interpreter's lock another thread can go on meanwhile
     options: dict[str, Any] = {"cache": True, "no_rewrites": True, "nogil": True}
-    made = njit(**options)(function.py_func)
+    try:
+        made = njit(**options)(function.py_func)
+    except RuntimeError as error:  # neither beside the module nor at home can a file be written
+        if "no locator" not in str(error):
+            raise
+        made = njit(**options | {"cache": False})(function.py_func)
+        _say_uncached("no folder for it is writable")
+    else:
+        made._cache = _Kept(made._cache)
     template = made.get_call_template
 
     # a caller that begins with a literal 0 would have everything compiled for it, too
@@ -100,6 +120,39 @@ def _numba(function: Compiled) -> Any:
 
     made.get_call_template = call_template
     return made
+
+
+class _Kept:
+    """A cache of numba's; where it cannot be written, code is compiled again next time.
+
+    Args:
+        cache: The cache.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Save compiled code, if there is room."""
+        try:
+            self._cache.save_overload(signature, data)
+        except OSError as error:
+            _say_uncached(error.strerror or str(error))
+
+
+def _say_uncached(why: str) -> None:
+    """Say once on stderr that every process compiles anew."""
+    global _said
+    if not _said:
+        _said = True
+        print(
+            f"compiled code is not kept ({why}), so that each command takes seconds longer; "
+            "NUMBA_CACHE_DIR names a folder for it",
+            file=sys.stderr,
+        )
 
 
 def at_once(*_: Any) -> float:

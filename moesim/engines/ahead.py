@@ -22,12 +22,15 @@ def compile_ahead() -> None:
     """Start to compile the engines; if they are in the cache, compiled code is used from the start:
     it will be loaded in any case.
     """
-    if all(function.is_cached() for function in _LONG):
+    if all(function.is_cached() or not function.is_kept() for function in _LONG):
         spend_nothing()
         return
     # a session of its own hears nothing of Ctrl-C
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", __name__],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     for function in _LONG:
         function.awaits(process)
