@@ -37,6 +37,9 @@ Workers = Annotated[int, typer.Option(help="Processes that work at the same time
 Executor = Annotated[
     str | None, typer.Option(help="dask://HOST:PORT: evaluate trials on a Dask cluster.")
 ]
+Sampler = Annotated[
+    str, typer.Option(help="auto (by the number of trials), every, random, tpe, nsga2 or gp.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what the output folder holds.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A small version of the study, for a test.")]
 RoutingText = Annotated[str, typer.Option("--routing", help="Distribution of load over experts.")]
@@ -56,6 +59,7 @@ class SearchOptions:
         workers: Number of processes that evaluate trials.
         executor: Address of a Dask cluster that evaluates the trials instead.
         quick: Whether to run a small version that takes seconds, for the tests.
+        sampler: What proposes points; ``auto`` goes by the number of trials.
         fresh: Whether to discard what the output folder holds.
         out: Output folder; None lets the study choose.
     """
@@ -66,6 +70,7 @@ class SearchOptions:
     workers: Workers
     executor: Executor
     quick: Quick
+    sampler: Sampler
     fresh: Fresh
     out: Annotated[Path | None, typer.Option(help="Output folder.")]
 
@@ -109,6 +114,7 @@ class SearchOptions:
             seed=self.seed,
             num_workers=self.workers,
             executor=self.executor,
+            sampler=self.sampler,
             fresh=self.fresh,
             **more,
         )
@@ -136,7 +142,8 @@ def run_search(
         SystemExit: The study failed; see `run_command`.
     """
     defaults: dict[str, Any] = {"trials": trials, "screen": screen, "workers": workers, "out": out}
-    defaults |= {"seed": 0, "executor": None, "quick": False, "fresh": False}
+    defaults |= {"seed": 0, "executor": None, "quick": False, "sampler": "auto"}
+    defaults["fresh"] = False
     names = [field.name for field in fields(SearchOptions)]
     described = signature(function, eval_str=True)
     own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in list(described.parameters.values())[1:]]

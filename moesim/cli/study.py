@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.options import takes
+from moesim.cli.script import Sampler
 from moesim.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class StudyRunOptions:
     storage: _Storage = None
     workers: _Workers = 1
     executor: _Executor = None
-    sampler: Annotated[str, typer.Option(help="auto, every, random, tpe, nsga2 or gp.")] = "auto"
+    sampler: Sampler = "auto"
     screen: Annotated[
         int, typer.Option(help="Points that the bound engine looks at first; 0: none.", min=0)
     ] = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import ConfigError
+from moesim.files.addresses import without_password
 from moesim.search.points import num_designs
 from moesim.search.problem import SearchProblem, SearchSpace
 from moesim.search.samplers import sampler_for
@@ -46,10 +47,15 @@ def digest_of(points: list[dict[str, Any]]) -> str:
 def sampler_of(
     name: str, storage: str | Path, fresh: bool, num_trials: int, space: SearchSpace
 ) -> str:
-    """Return the sampler of a study; with ``auto``, an existing study keeps its own.
+    """Return the sampler of a study.
 
+    With ``auto`` it follows from the number of trials. A study that began with fewer is refused
+    where this makes a difference: continued, it would not hold what a study of so many trials does.
     Processes that share a storage would all go through the designs from the first one, so they draw
     them instead.
+
+    Raises:
+        ConfigError: The study that is there began with another sampler than ``auto`` takes now.
     """
     chosen = sampler_for(name, num_trials, num_designs(space))
     if is_url(storage) and chosen == "every":
@@ -58,7 +64,14 @@ def sampler_of(
     if name != "auto" or fresh or not there:
         return chosen
     try:
-        return read_study(storage, trials=False).settings["sampler"]
+        began = read_study(storage, trials=False).settings["sampler"]
     # nothing to continue; opening the storage for writing reports any error
     except ConfigError:
         return chosen
+    if began != chosen:
+        raise ConfigError(
+            f"{without_password(str(storage))}: began with sampler {began}; for {num_trials:,} "
+            f"trials auto takes {chosen}, which would have tried others: --sampler {began} "
+            "continues it, --fresh starts over"
+        )
+    return chosen

@@ -23,6 +23,7 @@ from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, require_int
 from moesim.files.showing import Showable, frame
 from moesim.hardware import Cluster
+from moesim.report.plots.objectives import objective_points
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, evaluator
 from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
@@ -81,8 +82,6 @@ class Study(Showable):
         Raises:
             ConfigError: There is one objective only.
         """
-        from moesim.report.plots.objectives import objective_points
-
         if len(self.objectives) < 2:
             raise ConfigError(f"plot: expected two objectives, got {self.objectives[0]} only")
         fit = [trial.row(self.problem.columns) for trial in self.trials if trial.feasible]

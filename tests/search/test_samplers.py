@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from moesim.errors import ConfigError
 from moesim.search.evaluate import Evaluation
 from moesim.search.objectives import costs_of
 from moesim.search.pareto import hypervolume
@@ -165,10 +166,12 @@ def test_samplers_by_budget():
     assert sampler_for("tpe", 10**6, 10) == "tpe"
 
 
-def test_a_study_continues_with_the_sampler_it_began_with(study, tmp_path):
-    """Ten trials begin with TPE; asked for more than a hundred, it goes on."""
+def test_a_study_that_another_budget_samples_otherwise_is_refused(study, tmp_path):
+    """Ten trials begin with TPE; 110 in one go would not, so that the word is needed."""
     study(tmp_path, sampler="auto", num_trials=10)
-    found = study(tmp_path, sampler="auto", num_trials=110)
+    with pytest.raises(ConfigError, match="--sampler tpe continues it, --fresh starts over"):
+        study(tmp_path, sampler="auto", num_trials=110)
+    found = study(tmp_path, sampler="tpe", num_trials=110)
     assert len(found.trials) == 110
     assert read_study(tmp_path).settings["sampler"] == "tpe"
 
