@@ -21,10 +21,9 @@ from moesim.measured.check import check_all, csv_row, write_check
 from moesim.measured.check_text import print_check
 from moesim.measured.kernels.source import measured_architectures
 from moesim.measured.sources import installed_sources
-from moesim.report.answer import print_answer
 from moesim.report.terminal import say
 from moesim.search import Space
-from moesim.search.session.answer import study_answer
+from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
 
 OUT = Path(__file__).parent / "out" / "codesign_hgx_h100"
@@ -65,7 +64,7 @@ def main(options: SearchOptions) -> None:
     )
     show_findings(study, out, limit=WINNERS, title="HGX H100")
     if options.quick:
-        print_answer(study_answer(study))
+        show_answer(study)
         return
     tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
     winners = study.pareto(limit=WINNERS)
@@ -73,7 +72,7 @@ def main(options: SearchOptions) -> None:
     write_check(out / "check.csv", checks)
     say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv, front.html")
     print_check(checks)
-    print_answer(study_answer(study, [csv_row(row, role) for role, row in checks]))
+    show_answer(study, [csv_row(row, role) for role, row in checks])
 
 
 if __name__ == "__main__":

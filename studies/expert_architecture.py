@@ -3,7 +3,6 @@
 Searches depth and experts of a published model with the layout that trains them: loss by the laws
 at the tokens that the budget leaves, against days by the simulated step, and for the front what a
 device decodes. Losses carry intervals and say what is extrapolated; those of a group are ties.
-
 Writes trials.csv, pareto.csv, importance.csv, winners.csv, architectures.csv and front.html.
 """
 
@@ -22,6 +21,7 @@ from moesim.model.hf_config import Model
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search import TrainingSpace, TrainingWorkload
+from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
 from moesim.serving.estimate import estimate_model
 from moesim.serving.loop import RequestTraffic
@@ -71,9 +71,7 @@ def main(
         rows.append(trial.evaluation.row | own)
     write_csv(out / "architectures.csv", rows)
     print_table("Front of loss and days", rows, SHOWN)
-    beyond = [part for row in rows for part in row["loss_outside"].split("; ")]
-    said = {part.split(" " if " outside " in part else ":")[0] for part in beyond}
-    say(f"laws are extrapolated in: {', '.join(sorted(said))}")
+    show_answer(study)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import typer
 from moesim import load_cluster
 from moesim.cli.script import SearchOptions, run_search
 from moesim.search import ServingSpace, ServingWorkload
+from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
 
 OUT = Path(__file__).parent / "out" / "serve_search"
@@ -51,6 +52,7 @@ def main(
         storage=options.out,
     )
     show_findings(study, options.out, limit=2 if options.quick else 6, title=f"{model}, {cluster}")
+    show_answer(study)
 
 
 if __name__ == "__main__":

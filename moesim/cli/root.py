@@ -28,7 +28,6 @@ __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Simulate, search and check Mixture-of-Experts designs on GPUs you may not have yet.",
 )

@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from moesim.engines import flow
 from moesim.errors import MoesimError
+from moesim.measured.sources import GROUP, installed_sources
 from moesim.version import VERSION
 
 State = Literal["ok", "missing"]
@@ -83,8 +85,6 @@ def _python() -> WorkplacePart:
 
 def _compiled_code() -> WorkplacePart:
     """Say where numba keeps compiled code."""
-    from moesim.engines import flow
-
     make = partial(WorkplacePart, name="compiled code")
     if not flow._solve.is_kept():
         return make(
@@ -131,8 +131,6 @@ _REMEDIES = {
 
 def _sources() -> Iterator[WorkplacePart]:
     """Yield the sources of measurements, which `moesim check` asks."""
-    from moesim.measured.sources import GROUP, installed_sources
-
     try:
         sources = installed_sources()
     except (ImportError, MoesimError) as error:
