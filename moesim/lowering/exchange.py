@@ -150,9 +150,7 @@ class LoweredExchange:
         classes = sender_classes(
             spread_s,
             self.movement,
-            self.priced.prices["dispatch"],
-            self.priced.copy_bytes["dispatch"],
-            self.cluster,
+            self.priced.alone_s,
             self.fabric,
         )
         arrived, before = [], after_D

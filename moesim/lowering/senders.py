@@ -9,8 +9,6 @@ Shape legend: S senders = D receivers = devices.
 
 import numpy as np
 
-from moesim.costs.comm.work import Price
-from moesim.hardware import Cluster
 from moesim.hardware.fabric import TORUS, Fabric
 from moesim.lowering.movement import Movement
 from moesim.program.builder import Waits
@@ -25,39 +23,23 @@ _MANY = 256
 
 
 def sender_classes(
-    ready_s: Array,
-    movement: Movement,
-    price: Price,
-    copy_bytes: float,
-    cluster: Cluster,
-    fabric: Fabric,
+    ready_s: Array, movement: Movement, alone_s: float, fabric: Fabric
 ) -> list[Array]:
     """Group senders by when they are ready: bool masks of shape (D,), one mask if all are alike.
 
-    They are alike if they become ready together, measured against the time of the exchange's
-    busiest port, and have equally much to send: the transfer of a class runs at the pace of its
-    slowest sender, and ends with its largest. On a torus nearly every transfer shares links with
-    every other, so classes make the result worse, not better.
+    They are alike if they become ready together, measured against the time of the exchange, and
+    have equally much to send: the transfer of a class runs at the pace of its slowest sender, and
+    ends with its largest. On a torus nearly every transfer shares links with every other, so
+    classes make the result worse, not better.
 
     Args:
         ready_s: ndarray of shape (D,): when each sender is ready, roughly.
         movement: The legs of the exchange.
-        price: The kernel's price of dispatch.
-        copy_bytes: Bytes of a copy in dispatch.
-        cluster: The hardware, for the rates of its ports.
+        alone_s: Seconds of the exchange alone.
         fabric: Its resources; a torus has one class.
     """
-    # the exchange's time alone: the start, and the bytes of its busiest port
-    near_out, near_in, far_out, far_in = movement.near_far_D
-    near, far = (
-        float(max(out.max(), into.max())) * copy_bytes
-        for out, into in ((near_out, near_in), (far_out, far_in))
-    )
-    rates = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
-    longest = max(moved / rate for moved, rate in zip((near, far), rates, strict=True) if rate > 0)
-    exchange = float(price.latency_s_D.max()) + longest
     sent = movement.copies_S
-    alike = np.ptp(ready_s) <= _STAGGER * exchange and sent.std() <= _UNEVEN * sent.mean()
+    alike = np.ptp(ready_s) <= _STAGGER * alone_s and sent.std() <= _UNEVEN * sent.mean()
     if alike or fabric.tables.near_kind == TORUS:
         return [np.ones(len(ready_s), dtype=bool)]
     classes = NUM_CLASSES * (2 if len(ready_s) >= _MANY else 1)

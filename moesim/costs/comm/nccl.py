@@ -105,8 +105,12 @@ class Nccl:
             far_bytes: Bytes over its NIC in the busier direction.
         """
         near, far = np.asarray(near_bytes, dtype=np.float64), np.asarray(far_bytes)
+        return self._form_s(near, far, self._host_s(self._near_s(near)))
+
+    def _form_s(self, near_bytes: Array, far_bytes: Array, host_s: Array) -> Array:
         form = self._alltoall_s if self.collective == "alltoall" else self._ring_s
-        return form(near, far, self._c("node_us") * US * np.log2(num_domains(self.ports)))
+        nodes_s = self._c("node_us") * US * np.log2(num_domains(self.ports))
+        return form(near_bytes, far_bytes, host_s, nodes_s)
 
     def _near_s(self, near_bytes: Array) -> Array:
         return near_bytes * self.port_factor(near_bytes) / self.ports.near_bytes_per_s
@@ -118,7 +122,9 @@ class Nccl:
         rate = self.ports.far_bytes_per_s * self._c("nic_efficiency")
         return far_bytes / rate if rate else np.zeros_like(far_bytes, dtype=np.float64)
 
-    def _alltoall_s(self, near_bytes: Array, far_bytes: Array, nodes_s: Array) -> Array:
+    def _alltoall_s(
+        self, near_bytes: Array, far_bytes: Array, host_s: Array, nodes_s: Array
+    ) -> Array:
         hop_us = self._c("hop_us") + np.where(self.legacy, self._c("legacy_hop_us"), 0.0)
         steps = hop_us * US * np.log2(np.maximum(self.ports.num_ranks, 2.0) / 2.0) + nodes_s
         start = self._c("start_us") * US + steps
@@ -133,11 +139,10 @@ class Nccl:
             start + per_peer / (self._c("protocol_gb_per_s") * GB),
             np.maximum(ceiling_us * US + steps, start),
         )
-        near = self._near_s(near_bytes)
-        moved = soft_maximum(near, self._host_s(near), self._far_s(far_bytes))
+        moved = soft_maximum(self._near_s(near_bytes), host_s, self._far_s(far_bytes))
         return soft_maximum(start + moved, protocol, norm=PROTOCOL_NORM)
 
-    def _ring_s(self, near_bytes: Array, far_bytes: Array, nodes_s: Array) -> Array:
+    def _ring_s(self, near_bytes: Array, far_bytes: Array, host_s: Array, nodes_s: Array) -> Array:
         buffer = (near_bytes + far_bytes) * self.ports.num_ranks / self._peers
         slower = np.where(self.legacy, self._c("legacy_factor"), 1.0) * US
 
@@ -146,9 +151,8 @@ class Nccl:
             return slower * (self._c(f"{protocol}start_us") + hops) + nodes_s
 
         near = self._near_s(near_bytes)
-        host = self._host_s(near)
-        short = soft_maximum(buffer / (self._c("protocol_gb_per_s") * GB), 2.0 * host)
-        protocols = [start("") + short, start("bulk_") + soft_maximum(near, host)]
+        short = soft_maximum(buffer / (self._c("protocol_gb_per_s") * GB), 2.0 * host_s)
+        protocols = [start("") + short, start("bulk_") + soft_maximum(near, host_s)]
         if not self.ports.bridge_bytes_per_s:
             middle = self.ports.near_bytes_per_s * self._c("middle_efficiency")
             protocols.append(start("middle_") + buffer / middle)
@@ -157,14 +161,19 @@ class Nccl:
         return first + soft_maximum(fastest - first, self._far_s(far_bytes))
 
     def price(self, direction: Direction, work: Work) -> Price:
-        """Price one exchange; both directions cost the same."""
+        """Price one exchange; both directions cost the same.
+
+        The links to the host are resources of the fabric, which engines fill by themselves. Here
+        they only hold the port up, and no less where they take longer than it: otherwise faster
+        links to the host could cost time.
+        """
         near = self._near_s(work.near_bytes_D)
+        host = np.minimum(self._host_s(near), near)
         return priced(
-            self.time_s(work.near_bytes_D, work.far_bytes_D),
+            self._form_s(np.asarray(work.near_bytes_D), np.asarray(work.far_bytes_D), host),
             work,
             sm_s=0.0,
-            # the links to the host are resources of the fabric, which engines fill by themselves
-            near_s=np.maximum(near, self._host_s(near)),
+            near_s=near,
             far_s=self._far_s(work.far_bytes_D),
             near_factor=self.port_factor(work.near_bytes_D),
             far_factor=1.0 / self._c("nic_efficiency"),
