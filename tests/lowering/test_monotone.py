@@ -35,6 +35,7 @@ TOLERANCE = 1e-3
 def test_more_rate_never_costs_time(name, engine):
     cluster = load_cluster(name)
     work = Workload(num_tokens_per_device=1024, routing="power_law:1.2")
+    replicas = -LAYER.num_experts % cluster.num_devices
     checked, slower = 0, []
     for exchange, rate in itertools.product(EXCHANGES, RATES):
         if (engine, exchange, rate) in KNOWN:
@@ -42,7 +43,8 @@ def test_more_rate_never_costs_time(name, engine):
         candidate = Candidate(
             layer=LAYER,
             parallelism=Parallelism(ep=cluster.num_devices),
-            num_replicas=-LAYER.num_experts % cluster.num_devices,
+            placement="eplb" if replicas else "contiguous",
+            num_replicas=replicas,
             schedule=Schedule(exchange=exchange),
         )
         times = []
