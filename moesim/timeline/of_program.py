@@ -3,17 +3,20 @@ memory, and the critical path.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesim.report.slices import MOST_SLICES, Counter, Sheet, Slice, stepped
+from moesim.report.slices import Counter, Sheet, Slice, stepped
 from moesim.simulation.phases import critical_segments
 from moesim.timeline.program_slices import EXCHANGES, OpGroup, Placed, RanProgram, rank_name
+from moesim.units import US
 
 Array = np.ndarray
 #: process and track of the critical path
 CRITICAL = ("critical path", "phases")
+#: slices of a program, of which a file may hold three
+_MOST_OF_PROGRAM = 60_000
 #: devices with counters, and devices whose largest sender is looked for
 _COUNTED, _TRACED = 64, 1024
 #: counter -> kinds of resources and the owners among `PortOwners` that it sums
@@ -28,49 +31,61 @@ _COUNTERS = (
 
 @dataclass(frozen=True, slots=True)
 class ShownPart:
-    """The part of a program that is shown.
+    """The part of a program's time that is shown; slices that cross its ends are cut there.
 
     Attributes:
-        layers: Indices of its layers; None for all.
         begin_s: When it begins, which becomes 0.
         end_s: When it ends.
     """
 
-    layers: tuple[int, ...] | None
     begin_s: float
     end_s: float
 
-    def holds(self, key: OpGroup) -> bool:
-        """Return whether a group of ops belongs to it."""
-        return self.layers is None or key.layer in self.layers
+    def cut(self, slice_: Slice) -> Slice | None:
+        """Return what a slice has of it; None for nothing."""
+        begin = max(slice_.begin_s, self.begin_s) - self.begin_s
+        end = min(slice_.end_s, self.end_s) - self.begin_s
+        if not end > begin:
+            return None
+        args = slice_.args
+        if end - begin < slice_.seconds * (1.0 - 1e-9):
+            args = {**args, "cut_of_us": round(slice_.seconds / US, 4)}
+        return replace(slice_, begin_s=begin, end_s=end, args=args)
 
 
-def sheet_of(ran: RanProgram, title: str, window: ShownPart | None = None) -> Sheet:
+def sheet_of(ran: RanProgram, title: str, part: ShownPart | None = None) -> Sheet:
     """Return the timeline of a program.
 
     Args:
         ran: The program with its timeline.
         title: What it shows.
-        window: The part that is shown; by default all of it.
+        part: The part that is shown; by default all of it.
     """
-    window = window or ShownPart(None, 0.0, ran.timeline.makespan_s)
+    part = part or ShownPart(0.0, ran.timeline.makespan_s)
     sheet = Sheet(title=title)
-    per_rank = 2 * sum(1 for key in ran.groups if window.holds(key)) + 1
-    shown = min(ran.num_devices, max((MOST_SLICES - len(ran.groups)) // per_rank, 1))
+    groups = ran.groups_within(part.begin_s, part.end_s)
+    # two sides of an exchange, and several ops of a phase in a layer
+    per_rank = sum(max(2, len(ops) // ran.num_devices) for ops in groups.values()) + 1
+    shown = min(ran.num_devices, max((_MOST_OF_PROGRAM - ran.program.num_ops) // per_rank, 1))
     devices = np.arange(shown)
-    where: dict[tuple[OpGroup, int, str], int] = {}
-    for slice_ in _critical(ran, window):
-        sheet.add(slice_)
-    placed = [one for one in ran.placed(devices) if window.holds(one.key)]
-    placed.sort(key=lambda one: (one.device, one.slice_.begin_s))
-    for one in placed:
-        where[one.key, one.device, one.side] = sheet.add(_moved(one, window))
+    for slice_ in _critical(ran):
+        if (cut := part.cut(slice_)) is not None:
+            sheet.add(cut)
+    placed = sorted(
+        (
+            replace(one, slice_=cut)
+            for one in ran.placed(groups, devices)
+            if (cut := part.cut(one.slice_)) is not None
+        ),
+        key=lambda one: (one.device, one.slice_.begin_s),
+    )
+    where = {(one.key, one.device, one.side): sheet.add(one.slice_) for one in placed}
     sheet.arrows = [
         chain
-        for found in _arrows(ran, where, placed)
+        for found in _arrows(ran, groups, where, placed)
         if len(chain := _in_order(found, sheet.slices)) > 1
     ]
-    sheet.counters = list(_counters(ran, devices[:_COUNTED], window))
+    sheet.counters = list(_counters(ran, devices[:_COUNTED], part))
     sheet.facts = {
         "ranks_shown": shown,
         "ranks": ran.num_devices,
@@ -82,32 +97,18 @@ def sheet_of(ran: RanProgram, title: str, window: ShownPart | None = None) -> Sh
     return sheet
 
 
-def _moved(one: Placed, window: ShownPart) -> Slice:
-    old = one.slice_
-    return Slice(
-        process=old.process,
-        track=old.track,
-        name=old.name,
-        category=old.category,
-        begin_s=old.begin_s - window.begin_s,
-        end_s=old.end_s - window.begin_s,
-        args=old.args,
-    )
-
-
-def _critical(ran: RanProgram, window: ShownPart) -> Iterator[Slice]:
-    """Yield the critical path within the window, from its end to its begin."""
+def _critical(ran: RanProgram) -> Iterator[Slice]:
+    """Yield the critical path, from its end to its begin."""
     process, track = CRITICAL
     for phase, begin, end in critical_segments(ran.program, ran.timeline):
-        begin, end = max(begin, window.begin_s), min(end, window.end_s)
         if end > begin:
             yield Slice(
                 process=process,
                 track=track,
                 name=phase,
                 category=phase,
-                begin_s=begin - window.begin_s,
-                end_s=end - window.begin_s,
+                begin_s=begin,
+                end_s=end,
                 args={"phase": phase, "exposed_communication": phase in EXCHANGES},
             )
 
@@ -116,20 +117,21 @@ def _critical(ran: RanProgram, window: ShownPart) -> Iterator[Slice]:
 
 
 def _arrows(
-    ran: RanProgram, where: Mapping[tuple[OpGroup, int, str], int], placed: list[Placed]
+    ran: RanProgram,
+    groups: Mapping[OpGroup, Array],
+    where: Mapping[tuple[OpGroup, int, str], int],
+    placed: list[Placed],
 ) -> Iterator[tuple[int, ...]]:
     """Yield the way of tokens through each rank: sent by the rank that sends it most, received,
     computed, returned, and added up where they came from.
     """
     experts = [one for one in placed if one.key.phase == "experts"]
-    senders = {key: _largest_sender(ran, key) for key in ran.groups if key.phase == "dispatch"}
+    senders = {key: _largest_sender(ran, key) for key in groups if key.phase == "dispatch"}
     for one in experts:
         key = one.key
         legs = {
             phase: [
-                k
-                for k in ran.groups
-                if (k.phase, k.batch, k.layer) == (phase, key.batch, key.layer)
+                k for k in groups if (k.phase, k.batch, k.layer) == (phase, key.batch, key.layer)
             ]
             for phase in (*EXCHANGES, "reduce")
         }
@@ -178,7 +180,7 @@ def _largest_sender(ran: RanProgram, key: OpGroup) -> dict[int, int]:
 # --- counters ---
 
 
-def _counters(ran: RanProgram, devices: Array, window: ShownPart) -> Iterator[Counter]:
+def _counters(ran: RanProgram, devices: Array, part: ShownPart) -> Iterator[Counter]:
     program = ran.expanded
     if program is None:
         return
@@ -199,7 +201,7 @@ def _counters(ran: RanProgram, devices: Array, window: ShownPart) -> Iterator[Co
                 if mine.any():
                     # of a torus, the mean over the links of a device
                     share = busy[mine] / service_s[op[mine]] / (part_R == device).sum()
-                    yield _counter(ran, label, device, (op[mine], share, service_s), window)
+                    yield _counter(ran, label, device, (op[mine], share, service_s), part)
 
 
 def _by_kind(name: str, owner_R: Array, kind_R: Array) -> Iterator[tuple[str, Array]]:
@@ -216,11 +218,11 @@ def _counter(
     name: str,
     device: int,
     demands: tuple[Array, Array, Array],
-    window: ShownPart,
+    part: ShownPart,
 ) -> Counter:
     op, share, service_s = demands
     end = ran.timeline.end_s_N[op]
     begin = end - service_s[op]
-    begin, end = (np.clip(t, window.begin_s, window.end_s) - window.begin_s for t in (begin, end))
+    begin, end = (np.clip(t, part.begin_s, part.end_s) - part.begin_s for t in (begin, end))
     time_s, value = stepped(begin, end, 100.0 * share)
     return Counter(process=rank_name(device), name=name, unit="%", time_s_P=time_s, value_P=value)

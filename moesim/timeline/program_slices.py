@@ -145,13 +145,23 @@ class RanProgram:
             leg = _CLASS.sub("", name.removeprefix(phase)).removeprefix("_")
         return OpGroup(phase, leg, batch, 0 if self.layer_N is None else int(self.layer_N[op]))
 
-    def placed(self, devices: Array) -> Iterator[Placed]:
+    def groups_within(self, begin_s: float, end_s: float) -> dict[OpGroup, Array]:
+        """Return the groups of which some op runs within a span."""
+        start, end = self.timeline.start_s_N, self.timeline.end_s_N
+        return {
+            key: ops
+            for key, ops in self.groups.items()
+            if ((start[ops] < end_s) & (end[ops] > begin_s)).any()
+        }
+
+    def placed(self, groups: Mapping[OpGroup, Array], devices: Array) -> Iterator[Placed]:
         """Yield the slices of some devices, group by group.
 
         Args:
+            groups: The groups.
             devices: ndarray: indices of the devices.
         """
-        for key, ops in self.groups.items():
+        for key, ops in groups.items():
             if key.phase in EXCHANGES:
                 yield from self._exchanged(key, ops, devices)
             else:
