@@ -8,7 +8,7 @@ from typing import Any
 
 _META = {"process_name", "process_sort_index", "thread_name", "thread_sort_index"}
 #: microseconds that binary fractions of whole nanoseconds may be off by
-_ROUNDING_US = 1e-4
+_ROUNDING_US = 5e-4
 
 
 class CheckedTrace:

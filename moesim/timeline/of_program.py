@@ -80,11 +80,9 @@ def sheet_of(ran: RanProgram, title: str, part: ShownPart | None = None) -> Shee
         key=lambda one: (one.device, one.slice_.begin_s),
     )
     where = {(one.key, one.device, one.side): sheet.add(one.slice_) for one in placed}
-    sheet.arrows = [
-        chain
-        for found in _arrows(ran, groups, where, placed)
-        if len(chain := _in_order(found, sheet.slices)) > 1
-    ]
+    chains = (_in_order(found, sheet.slices) for found in _arrows(ran, groups, where, placed))
+    # experts may compute several times between two exchanges
+    sheet.arrows = list(dict.fromkeys(chain for chain in chains if len(chain) > 1))
     sheet.counters = list(_counters(ran, devices[:_COUNTED], part))
     sheet.facts = {
         "ranks_shown": shown,
@@ -130,9 +128,7 @@ def _arrows(
     for one in experts:
         key = one.key
         legs = {
-            phase: [
-                k for k in groups if (k.phase, k.batch, k.layer) == (phase, key.batch, key.layer)
-            ]
+            phase: [k for k in groups if (k.phase, k.batch, k.turn) == (phase, key.batch, key.turn)]
             for phase in (*EXCHANGES, "reduce")
         }
         chain: list[int] = []

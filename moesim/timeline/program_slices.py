@@ -41,12 +41,15 @@ class OpGroup:
         leg: The hop of an exchange; empty for the only one, and for other phases.
         batch: The micro-batch, as the ops' names say it; empty for the only one.
         layer: Index of the layer.
+        turn: How many exchanges the micro-batch had ended before, as where a backward pass begins
+            with the forward pass once more.
     """
 
     phase: str
     leg: str
     batch: str
     layer: int
+    turn: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,24 +129,31 @@ class RanProgram:
         for block in self._work().factored:
             works_N[block.ops_I] = True
         found: dict[OpGroup, list[Array]] = {}
+        # of each micro-batch, its turn and whether its exchange is on the way back
+        turns: dict[str, tuple[int, bool]] = {}
         first = 0
         for label, count in self.program.ops.kinds():
             ops = np.arange(first, first + count)
             first += count
             if works_N[ops].any():
-                found.setdefault(self._key(label, int(ops[0])), []).append(ops)
+                found.setdefault(self._key(label, int(ops[0]), turns), []).append(ops)
         return {key: np.concatenate(parts) for key, parts in found.items()}
 
     def _work(self) -> Program:
         return self.expanded or self.program
 
-    def _key(self, label: str, op: int) -> OpGroup:
+    def _key(self, label: str, op: int, turns: dict[str, tuple[int, bool]]) -> OpGroup:
         phase = self.program.phase_names[self.program.phase_N[op]]
         name, _, batch = label.partition("@")
         leg = ""
         if phase in EXCHANGES:
             leg = _CLASS.sub("", name.removeprefix(phase)).removeprefix("_")
-        return OpGroup(phase, leg, batch, 0 if self.layer_N is None else int(self.layer_N[op]))
+        turn, returns = turns.get(batch, (0, False))
+        if phase in EXCHANGES:
+            turn += returns and phase == "dispatch"
+            turns[batch] = turn, phase == "combine"
+        layer = 0 if self.layer_N is None else int(self.layer_N[op])
+        return OpGroup(phase, leg, batch, layer, turn)
 
     def groups_within(self, begin_s: float, end_s: float) -> dict[OpGroup, Array]:
         """Return the groups of which some op runs within a span."""

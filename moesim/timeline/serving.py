@@ -12,7 +12,7 @@ from moesim.report.slices import Counter, Sheet, Slice
 from moesim.serving.loop.watching import SeenStep
 from moesim.serving.pools import ServedPool
 from moesim.serving.result import WholeResult
-from moesim.simulation.steps.simulate import RanStep, StepResult, run_step
+from moesim.simulation.steps.simulate import RanStep, StepDetail, StepResult, run_step
 from moesim.timeline.kernel_names import kernel_names
 from moesim.timeline.of_program import ShownPart, sheet_of
 from moesim.timeline.program_slices import OpGroup, RanProgram
@@ -67,7 +67,7 @@ def step_sheet(pool: ServedPool, step: StepResult, load: ExpertLoad) -> Sheet:
         step: What simulating the step gave; the same layers run again.
         load: How tokens choose experts.
     """
-    ran = run_step(pool.served, pool.cluster, step.step, load=load, engine=step.engine)
+    ran = run_step(pool.served, pool.cluster, step.step, load=load, detail=StepDetail(step.engine))
     first, last, part = _steady(ran)
     served, stage = ran.served, ran.stage
     exchange = served.schedule.exchange if served.layout.exchanges_tokens else None

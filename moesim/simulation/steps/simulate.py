@@ -95,7 +95,7 @@ def simulate_step(
     Raises:
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
-    return _simulate(served, cluster, step, load, _Detail(engine, REPETITIONS))
+    return _simulate(served, cluster, step, load, StepDetail(engine, REPETITIONS))
 
 
 def simulate_every_layer(
@@ -109,15 +109,20 @@ def simulate_every_layer(
     """Simulate one step with every layer lowered: what `simulate_step` estimates from a few
     repetitions of each, about ten times as slowly. Arguments and errors are the same.
     """
-    return _simulate(served, cluster, step, load, _Detail(engine, None))
+    return _simulate(served, cluster, step, load, StepDetail(engine, None))
 
 
 @dataclass(frozen=True, slots=True)
-class _Detail:
-    """The engine, and the repetitions of a pattern that are lowered at most; None for all."""
+class StepDetail:
+    """How closely a step is simulated.
 
-    engine: str
-    repetitions: int | None
+    Attributes:
+        engine: Name of the engine.
+        repetitions: Repetitions of a pattern of layers that are lowered at most; None for all.
+    """
+
+    engine: str = "flow"
+    repetitions: int | None = REPETITIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,8 +158,7 @@ def run_step(
     step: Step,
     *,
     load: ExpertLoad = UNEVEN,
-    engine: str = "flow",
-    repetitions: int | None = REPETITIONS,
+    detail: StepDetail = StepDetail(),
 ) -> RanStep:
     """Lower a few layers of a step and run them.
 
@@ -163,15 +167,14 @@ def run_step(
         cluster: The hardware.
         step: What each attention rank computes.
         load: How tokens choose experts.
-        engine: Name of the engine.
-        repetitions: Repetitions of a pattern of layers that are lowered at most; None for all.
+        detail: The engine, and how many layers are lowered.
 
     Raises:
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
     stage = stage_of(cluster, served.layout.devices_per_stage)
     served = with_exchange(served, stage, decodes=step.prefill_tokens == 0)
-    runs = runs_of(served.spec.blocks, repetitions)
+    runs = runs_of(served.spec.blocks, detail.repetitions)
     whole = served.step_order == "chunked"
     parts = [step] if whole else _micro_batches(step, served.schedule.num_micro_batches)
     layers: list[tuple[LayerKind, Experts | None, bool]] = []
@@ -189,10 +192,10 @@ def run_step(
                 layers.append((kind, experts, place == len(run_.pattern) - 1))
     lowered = lower_step(served, stage, pricing_of(served, stage), parts, layers)
     timeline = bound = run(lowered.program, "bound")
-    if engine != "bound":
+    if detail.engine != "bound":
         # head and embedding count as one more
         one_layer_s = bound.makespan_s / (len(layers) + 1)
-        timeline = run(lowered.program, engine, scale_s=one_layer_s)
+        timeline = run(lowered.program, detail.engine, scale_s=one_layer_s)
     return RanStep(
         served=served,
         stage=stage,
@@ -205,16 +208,9 @@ def run_step(
 
 
 def _simulate(
-    served: ServedModel, cluster: Cluster, step: Step, load: ExpertLoad, detail: _Detail
+    served: ServedModel, cluster: Cluster, step: Step, load: ExpertLoad, detail: StepDetail
 ) -> StepResult:
-    ran = run_step(
-        served,
-        cluster,
-        step,
-        load=load,
-        engine=detail.engine,
-        repetitions=detail.repetitions,
-    )
+    ran = run_step(served, cluster, step, load=load, detail=detail)
     served, lowered, timeline, names = ran.served, ran.lowered, ran.timeline, ran.kernels
     pricing = pricing_of(served, ran.stage)
     marks_s = ran.seconds_at(lowered.marks)
