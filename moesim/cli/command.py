@@ -45,7 +45,9 @@ def run_command(command: Callable[[], object]) -> None:
         print(one_line(f"error: {place}{error.strerror or error}"), file=sys.stderr)
         raise SystemExit(_SYSTEM) from None
     except MoesimError as error:
-        print(one_line(masked_text(f"error: {error}")), file=sys.stderr)
+        # notes are further errors of the same file
+        for text in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(one_line(masked_text(text)), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except MemoryError:
         print("error: this machine has too little memory for it", file=sys.stderr)

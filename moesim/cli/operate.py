@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.options import takes
+from moesim.cli.options import TraceOut, check_trace, takes, write_trace_of
 from moesim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class OperateOptions:
         int, typer.Option(help="Ways to run the job that are tried; 0: the plan alone.", min=0)
     ] = 0
     out: Annotated[Path | None, typer.Option(help="Folder for CSV files and figures.")] = None
+    trace: TraceOut = None
 
 
 @takes(OperateOptions)
@@ -58,6 +59,9 @@ def operate(given: OperateOptions) -> None:
     plan = read_plan(given.plan)
     if given.search and plan.job is None:
         raise ConfigError(f"--search: expected a plan with [job], got {given.plan.name}")
+    if given.trace is not None and (given.search or plan.growth is not None):
+        raise ConfigError("--trace: expected days of one plan with [job] or [serving], got others")
+    check_trace(given.trace)
     if given.out is not None:
         writable_folder(given.out)
     if plan.growth is not None:
@@ -102,6 +106,10 @@ def _train(given: OperateOptions, plan: "PlanFile") -> None:
         },
         ("down_s", f"Days of training, seed {given.seed}: seconds that the job stood"),
     )
+    if given.trace is not None:
+        from moesim.timeline.days import days_sheet
+
+        write_trace_of(given.trace, days_sheet(first))
     print_answer(days_answer(setting, results))
 
 
@@ -159,6 +167,10 @@ def _serve(given: OperateOptions, plan: "PlanFile") -> None:
     }
     title = f"Days of serving, seed {given.seed}: tokens/s after each event"
     _write(given.out, tables, ("tokens_per_s", title))
+    if given.trace is not None:
+        from moesim.timeline.days import serving_days_sheet
+
+        write_trace_of(given.trace, serving_days_sheet(results[0]))
     print_answer(serving_days_answer(setting, results))
 
 

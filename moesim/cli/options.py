@@ -8,6 +8,7 @@ value.
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -16,7 +17,14 @@ from moesim.errors import ConfigError
 
 if TYPE_CHECKING:
     from moesim.model.hf_config import Model
+    from moesim.report.slices import Sheet
 
+TraceOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="Write a timeline (Chrome trace JSON), which ui.perfetto.dev opens."
+    ),
+]
 # experts that are compressed, or in host memory
 PrunedFraction = Annotated[float, typer.Option(help="Share of experts removed, the least loaded.")]
 ColdFraction = Annotated[
@@ -67,6 +75,27 @@ def say_notes(model: "Model") -> None:
 
     for note in model.notes:
         say(f"assumed: {note}")
+
+
+def check_trace(path: Path | None) -> None:
+    """Refuse a timeline's file before the work rather than after it.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from moesim.files.output import check_writable
+
+    if path is not None:
+        check_writable(path, make_folder=True)
+
+
+def write_trace_of(path: Path, sheet: "Sheet") -> None:
+    """Write a timeline and say so on stderr."""
+    from moesim.report.chrome_trace import write_trace
+    from moesim.report.terminal import say
+
+    write_trace(path, sheet)
+    say(f"wrote {path}: {len(sheet.slices):,} slices; open it at ui.perfetto.dev")
 
 
 def recall_of(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The ``moesim`` command: its subcommands, and ``profiles`` and ``measure`` themselves.
+"""The ``moesim`` command: its subcommands, and ``measure`` itself.
 
 Data goes to stdout, everything else to stderr. A `MoesimError` is printed as one line without a
 traceback and ends the command with exit code 2. Each command imports what it runs when it runs, so
@@ -17,6 +17,7 @@ from moesim.cli.kernels import kernels_app
 from moesim.cli.models import models_app
 from moesim.cli.output import commands_of, with_output
 from moesim.cli.placement import placement_app
+from moesim.cli.profiles import profiles_app
 from moesim.cli.quality import quality_app
 from moesim.cli.study import study_app
 from moesim.cli.trace import trace_app
@@ -46,6 +47,7 @@ app.add_typer(kernels_app, name="kernels")
 app.add_typer(models_app, name="models")
 app.add_typer(study_app, name="study")
 app.add_typer(quality_app, name="quality")
+app.add_typer(profiles_app, name="profiles")
 
 
 @app.callback(invoke_without_command=True)
@@ -57,65 +59,6 @@ def _root(
 
         typer.echo(VERSION)
         raise typer.Exit
-
-
-@app.command()
-def profiles(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            help="A profile or cluster: show its numbers; a kernel library or fleet: its record."
-        ),
-    ] = None,
-) -> None:
-    """List device profiles, clusters, presets, kernel libraries and fleets, or show what one file
-    says, numbers with kind and source.
-    """
-    from moesim.files import toml
-    from moesim.hardware import load_cluster, load_profile
-    from moesim.hardware.libraries import known_library
-    from moesim.model.presets import preset_names
-    from moesim.operations.failure_rates import load_fleet
-    from moesim.report.terminal import print_table
-
-    if name is None:
-        rows = [
-            {"what": what, "names": ", ".join(found)}
-            for what, found in (
-                ("devices", toml.names("devices")),
-                ("clusters", toml.names("clusters")),
-                ("presets", preset_names()),
-                ("kernels", toml.names("libraries")),
-                ("failures", toml.names("failures")),
-            )
-        ]
-        print_table("What can be named", rows, ["what", "names"])
-        return
-    if library := known_library(name):
-        print_table(f"{library.name}: {library.title}", library.rows_of_record(), ["what", "says"])
-        return
-    if name in toml.names("failures"):
-        fleet = load_fleet(name)
-        print_table(f"{fleet.name}: {fleet.title}", fleet.rows(), list(fleet.rows()[0]))
-        return
-    try:
-        provenance, title = load_profile(name).provenance, f"device {load_profile(name).name}"
-        path = toml.find("devices", name)
-    except toml.UnknownNameError:
-        try:
-            cluster = load_cluster(name)
-        except toml.UnknownNameError:
-            kinds = ("devices", "clusters", "libraries", "failures")
-            known = [one for kind in kinds for one in toml.index_names(kind)]
-            raise toml.UnknownNameError("profile", name, known) from None
-        provenance, title = cluster.provenance, f"cluster {cluster.name} of {cluster.profile.name}"
-        path = toml.find("clusters", name)
-    values = toml.raw_values(path)
-    numbers = [
-        {"key": key, "value": values.get(key), "kind": kind, "source": source}
-        for key, (kind, source) in provenance.items()
-    ]
-    print_table(title, numbers, ["key", "value", "kind", "source"])
 
 
 app.command()(simulate.simulate)

@@ -15,17 +15,24 @@ from moesim.cli.options import (
     PrefetchRecall,
     PrunedFraction,
     ResidentFraction,
+    TraceOut,
+    check_trace,
     model_of,
     recall_of,
     takes,
+    write_trace_of,
 )
 from moesim.errors import ConfigError, MoesimError
 
 if TYPE_CHECKING:
     from moesim.design.served import ServedModel
+    from moesim.design.step import ExpertLoad
     from moesim.hardware import Cluster
     from moesim.hardware.economics import Economics
+    from moesim.serving.loop import RequestTraffic
+    from moesim.serving.loop.watching import StepWatch
     from moesim.serving.whole import WholeResult
+    from moesim.simulation.steps.times import StepTable
 
 
 #: clients of a closed loop by default
@@ -131,6 +138,7 @@ class ServeOptions:
     out_requests: Annotated[
         Path | None, typer.Option(help="Write the best run's requests as CSV.")
     ] = None
+    trace: TraceOut = None
 
 
 @takes(ServeOptions)
@@ -149,6 +157,7 @@ def serve(given: ServeOptions) -> None:
     for path in (given.out, given.out_requests):
         if path is not None:
             check_writable(path, make_folder=True)
+    check_trace(given.trace)
     cluster, economics = load_cluster(given.cluster), load_economics(given.economics)
     designs = _designs(given, cluster)
     if len(designs) > 1 or cluster.num_devices > 8:
@@ -173,8 +182,22 @@ def serve(given: ServeOptions) -> None:
     if given.out_requests is not None:
         write_csv(given.out_requests, [request.row() for request in results[0].loop.requests])
         say(f"wrote {given.out_requests}")
+    if given.trace is not None:
+        _trace(given, cluster, results[0], given.trace)
     record({"best": results[0].row(economics)})
     print_answer(serve_answer(results, len(refused), economics))
+
+
+def _trace(given: ServeOptions, cluster: "Cluster", best: "WholeResult", path: Path) -> None:
+    """Write a timeline of the best run, whose requests are served once more."""
+    from moesim.serving.loop import ServingResult
+    from moesim.serving.loop.watching import FirstSteps
+    from moesim.timeline.serving import SHOWN_STEPS, serving_sheet
+
+    assert isinstance(best.loop, ServingResult), "requests were followed"
+    seen = FirstSteps(after_s=best.loop.window.open_s, most=SHOWN_STEPS)
+    _runner(given, cluster, best.served, best.pools[-1].table)(best.traffic, seen)
+    write_trace_of(path, serving_sheet(best, _load(given), seen.steps))
 
 
 def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:
@@ -226,12 +249,8 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
 
 
 def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "WholeResult":
-    from moesim.design.step import ExpertLoad, Layout
-    from moesim.serving.layouts import placed
     from moesim.serving.limits import most_clients, parse_limits
     from moesim.serving.loop import RequestTraffic
-    from moesim.serving.pools import ServingKnobs
-    from moesim.serving.whole import serve_model, serve_split
     from moesim.simulation.steps.times import StepTable
 
     if given.slo is not None and not (given.rate is given.requests is given.concurrency is None):
@@ -249,6 +268,35 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
         osl=given.osl,
         seed=given.seed,
     )
+    run = _runner(given, cluster, design, StepTable(design, cluster, load=_load(given)))
+    if given.slo is None:
+        return run(traffic, None)
+    found = most_clients(lambda one: run(one, None), traffic, parse_limits(given.slo))
+    if found is None:
+        few = RequestTraffic(concurrency=1, isl=given.isl, osl=given.osl, num_requests=4)
+        row = run(few, None).loop.row()
+        raise ConfigError(
+            f"slo: expected limits that a single client keeps as {design.layout}, whose TTFT is "
+            f"{row['ttft_p90_ms']:.0f} ms and TPOT {row['tpot_p90_ms']:.2f} ms, got {given.slo}"
+        )
+    return found
+
+
+def _load(given: ServeOptions) -> "ExpertLoad":
+    from moesim.design.step import ExpertLoad
+
+    return ExpertLoad(routing=given.routing, seed=given.seed, correlation=given.layer_correlation)
+
+
+def _runner(
+    given: ServeOptions, cluster: "Cluster", design: "ServedModel", table: "StepTable"
+) -> Callable[["RequestTraffic", "StepWatch | None"], "WholeResult"]:
+    """Return what serves requests with a design, whose steps have times already."""
+    from moesim.design.step import Layout
+    from moesim.serving.layouts import placed
+    from moesim.serving.pools import ServingKnobs
+    from moesim.serving.whole import serve_model, serve_split
+
     knobs = ServingKnobs(
         chunk=given.chunk,
         max_seqs=given.max_seqs,
@@ -256,10 +304,9 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
         prefill_interval=given.prefill_interval,
         acceptance=_acceptance(given.mtp),
     )
-    load = ExpertLoad(routing=given.routing, seed=given.seed, correlation=given.layer_correlation)
-    table = StepTable(design, cluster, load=load)
+    load = _load(given)
 
-    def run(traffic: RequestTraffic) -> "WholeResult":
+    def run(traffic: "RequestTraffic", watch: "StepWatch | None") -> "WholeResult":
         if given.prefill_layout is not None:
             prompts = placed(replace(design, layout=Layout.parse(given.prefill_layout)))
             return serve_split(
@@ -270,20 +317,13 @@ def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "Who
                 prefill_copies=given.prefill_copies,
                 knobs=knobs,
                 load=load,
+                watch=watch,
             )
-        return serve_model(design, cluster, traffic, knobs=knobs, load=load, table=table)
-
-    if given.slo is None:
-        return run(traffic)
-    found = most_clients(run, traffic, parse_limits(given.slo))
-    if found is None:
-        alone = run(RequestTraffic(concurrency=1, isl=given.isl, osl=given.osl, num_requests=4))
-        row = alone.loop.row()
-        raise ConfigError(
-            f"slo: expected limits that a single client keeps as {design.layout}, whose TTFT is "
-            f"{row['ttft_p90_ms']:.0f} ms and TPOT {row['tpot_p90_ms']:.2f} ms, got {given.slo}"
+        return serve_model(
+            design, cluster, traffic, knobs=knobs, load=load, table=table, watch=watch
         )
-    return found
+
+    return run
 
 
 def _acceptance(text: str | None) -> tuple[float, ...]:

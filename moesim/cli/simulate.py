@@ -14,9 +14,12 @@ from moesim.cli.options import (
     PrefetchRecall,
     PrunedFraction,
     ResidentFraction,
+    TraceOut,
+    check_trace,
     model_of,
     recall_of,
     takes,
+    write_trace_of,
 )
 from moesim.units import GIB, MB, US
 
@@ -109,6 +112,7 @@ class SimulateOptions:
     ] = False
     lenient: Lenient = False
     out: Annotated[Path | None, typer.Option(help="Write the result as CSV.")] = None
+    trace: TraceOut = None
 
 
 @takes(SimulateOptions)
@@ -127,6 +131,7 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
+    check_trace(given.trace)
     model = model_of(given.preset, given.lenient).with_precision(Precision.named(given.precision))
     changes = {
         "num_experts": given.num_experts,
@@ -244,3 +249,7 @@ def simulate(given: SimulateOptions) -> None:
     record({"result": result.row(), "phases": rows})
     if given.out is not None:
         write_csv(given.out, [result.row()])
+    if given.trace is not None:
+        from moesim.timeline.layer import layer_sheet
+
+        write_trace_of(given.trace, layer_sheet(prepared, result))

@@ -16,7 +16,9 @@ trace_app = typer.Typer(
 def describe(
     file: Annotated[
         Path,
-        typer.Argument(help="Ids or counts as .npy, .csv, .parquet, or a recorder's dump as .pt."),
+        typer.Argument(
+            help="Ids or counts as .npy, .npz, .json, .csv, .parquet, or a recorder's dump as .pt."
+        ),
     ],
     kind: Annotated[
         str | None, typer.Option(help="ids or counts, where the file does not say.")

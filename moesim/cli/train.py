@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.options import Lenient, model_of, takes
+from moesim.cli.options import (
+    Lenient,
+    TraceOut,
+    check_trace,
+    model_of,
+    takes,
+    write_trace_of,
+)
 
 if TYPE_CHECKING:
     from moesim.design.training.model import TrainedModel
@@ -82,6 +89,7 @@ class TrainOptions:
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0
     lenient: Lenient = False
     out: Annotated[Path | None, typer.Option(help="Write the step as CSV.")] = None
+    trace: TraceOut = None
 
 
 @takes(TrainOptions)
@@ -99,6 +107,7 @@ def train(given: TrainOptions) -> None:
 
     if given.out is not None:
         check_writable(given.out, make_folder=True)
+    check_trace(given.trace)
     cluster = sized(load_cluster(given.cluster), given.gpus)
     economics = load_economics(given.economics)
     result = simulate_training(
@@ -112,6 +121,10 @@ def train(given: TrainOptions) -> None:
     if given.out is not None:
         write_csv(given.out, [result.row(tokens=given.tokens, economics=economics)])
         say(f"wrote {given.out}")
+    if given.trace is not None:
+        from moesim.timeline.training import training_sheet
+
+        write_trace_of(given.trace, training_sheet(result))
     record({"step": result.row(tokens=given.tokens, economics=economics)})
     print_answer(_answer(result))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from moesim.design.candidate import Candidate, Parallelism
+from moesim.design.identity import digest
 from moesim.design.offload import Offload
 from moesim.design.schedule import STEP_ORDERS, Schedule, StepOrder
 from moesim.design.step import Layout
@@ -150,6 +151,11 @@ class ServedModel:
             for leaf in fields(form)
             if (value := getattr(form, leaf.name)) != leaf.default
         ]
+
+    @property
+    def key(self) -> str:
+        """The hash over every field, equal for equal designs in every process."""
+        return digest({one.name: repr(getattr(self, one.name)) for one in fields(self)})
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ expected a number > 0, got '3.35TB'``.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from moesim.errors import ConfigError, UnknownNameError, require, shown
+from moesim.files.descriptions import MOST_LINES, describe_all
 from moesim.files.texts import parse_toml, read_text
 
 _SHIPPED = Path(str(files("moesim_hw_profiles")))
@@ -34,8 +34,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+#: source of a number that a file states without one
+STATED = "this file"
+
+
 class Quantity(Strict):
     """A number together with its source: ``{value = 3350.0, kind = "datasheet", source = "h100"}``.
+    A plain number stands for one that is assumed.
 
     A measured number also has, in the unit of the value, ``low`` and ``high`` (the P10 and P90 of
     its ``repeats``), the ``min`` of the repeats and their ``median``.
@@ -50,6 +55,16 @@ class Quantity(Strict):
     median: float | None = Field(default=None, gt=0)
     repeats: int | None = Field(default=None, gt=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            return {"value": given, "kind": "assumed", "source": STATED}
+        if not isinstance(given, dict | Quantity):
+            rule = "a number > 0, or a table of value, kind and source"
+            raise ValueError(f"@@{rule}@{shown(given)}")
+        return given
+
 
 class Source(Strict):
     """A source that numbers refer to by its key."""
@@ -61,16 +76,18 @@ class Source(Strict):
 class Sourced(Strict):
     """A file in which every quantity must name a source that the file lists."""
 
-    sources: dict[str, Source]
+    sources: dict[str, Source] = {}
 
     @model_validator(mode="after")
     def _sources_exist(self) -> "Sourced":
-        for path, quantity in quantities(self):
-            if quantity.source not in self.sources:
-                raise ValueError(
-                    f"@{path}.source@one of [sources]: {', '.join(self.sources) or '(none)'}"
-                    f"@{quantity.source!r}"
-                )
+        known = ", ".join(self.sources) or "(none)"
+        wrong = [
+            f"@{path}.source@one of [sources]: {known}@{quantity.source!r}"
+            for path, quantity in quantities(self)
+            if quantity.source not in self.sources and quantity.source != STATED
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 
@@ -89,70 +106,8 @@ def quantities(model: Any, prefix: str = "") -> Iterator[tuple[str, Quantity]]:
             yield from quantities(value, f"{prefix}[{index}]")
 
 
-_RULES = {
-    "extra_forbidden": "no such key (remove it or check its spelling)",
-    "missing": "a value",
-    "int_type": "an integer",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a table",
-    "model_type": "a table",
-    "too_short": "a list with at least one entry",
-    "string_too_short": "a string that is not empty",
-}
-_NUMBER = ("float_type", "finite_number")
-_SIGNS = {
-    "greater_than": ">",
-    "greater_than_equal": ">=",
-    "less_than": "<",
-    "less_than_equal": "<=",
-}
-
-
-def _rule(error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
-    kind = error["type"]
-    if kind in _SIGNS:
-        return f"a number {_SIGNS[kind]} {next(iter(context.values())):g}"
-    if kind in _NUMBER:
-        # a quantity is always > 0, but pydantic reports the wrong type before the violated bound
-        return "a number > 0" if error["loc"][-1] in Quantity.model_fields else "a number"
-    if kind == "literal_error":
-        return f"one of {context['expected']}".replace("'", "")
-    return _RULES.get(kind, error["msg"])
-
-
-def _path(loc: Iterable[int | str]) -> str:
-    return "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc
-    ).removeprefix(".")
-
-
-def describe(error: ValidationError, where: str) -> str:
-    """Return one line about the first error in a file (a missing or wrong value comes before an
-    unknown key).
-    """
-    # a misspelled key causes both a missing and an unknown key: the missing one says more
-    problems = sorted(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
-    first = problems[0]
-    path = _path(first["loc"])
-    if first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
-        # `Sourced` packs path, rule and value into its text, since pydantic passes on only a text
-        if text.startswith("@"):
-            _, inner, rule, got = text.split("@", 3)
-            return f"{where}: {path + '.' if path else ''}{inner}: expected {rule}, got {got}"
-        return f"{where}: {path + ': ' if path else ''}{text}"
-    expected = _rule(first)
-    if first["type"] == "extra_forbidden":
-        return f"{where}: {path}: {expected}"
-    got = "nothing" if first["type"] == "missing" else shown(first["input"])
-    return f"{where}: {path}: expected {expected}, got {got}"
-
-
 def raw_values(path: Path) -> dict[str, float]:
-    """Return key path -> value for every sourced number of a file, in the units of the file."""
+    """Return key path -> value for every number of a file, in the units of the file."""
     found: dict[str, float] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -165,6 +120,8 @@ def raw_values(path: Path) -> dict[str, float]:
         elif isinstance(node, list):
             for index, child in enumerate(node):
                 walk(child, f"{prefix}[{index}]")
+        elif isinstance(node, int | float) and not isinstance(node, bool):
+            found[prefix] = node
 
     walk(parse_toml(read_text(path), path.name), "")
     return found
@@ -186,12 +143,19 @@ def validate(data: object, schema: type[M], where: str) -> M:
     """Validate plain tables against a schema.
 
     Raises:
-        ConfigError: The data does not match the schema.
+        ConfigError: The data does not match the schema. Its text is the first error; further ones
+            are its notes, a line each, which the command line and tracebacks print.
     """
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(describe(error, where)) from None
+        first, *others = describe_all(error, where)
+    refusal = ConfigError(first)
+    for line in others[: MOST_LINES - 1]:
+        refusal.add_note(line)
+    if (left := len(others) - (MOST_LINES - 1)) > 0:
+        refusal.add_note(f"{where}: and {left} more")
+    raise refusal
 
 
 def shipped(folder: str, name: str) -> Path:
@@ -344,6 +308,11 @@ _Things = Literal["devices", "clusters", "engines", "frameworks", "libraries"]
 _Numbers = Literal["calibration", "economics", "failures"]
 
 
+def is_path(name: str) -> bool:
+    """Return whether a name is the path of a file."""
+    return name.endswith(".toml") or os.sep in name
+
+
 def find(kind: _Things | _Numbers, name: str) -> Path:
     """Return the file that a name or a path refers to.
 
@@ -351,7 +320,7 @@ def find(kind: _Things | _Numbers, name: str) -> Path:
         UnknownNameError: The name is unknown; the text lists the near matches.
         ConfigError: The path does not exist.
     """
-    if name.endswith(".toml") or os.sep in name:
+    if is_path(name):
         path = Path(name)
         # the file's name becomes a name in tables, comments of scripts and keys
         require(path.stem.isprintable(), _WHAT.get(kind, kind), "a name that prints", path.stem)

@@ -2,14 +2,9 @@
 power.
 """
 
-from moesim.hardware.cluster import (
-    Cluster,
-    check_devices,
-    load_cluster,
-    ranks_of_host,
-    single_device,
-)
+from moesim.hardware.cluster import Cluster, check_devices
 from moesim.hardware.cluster_file import ClusterFile
+from moesim.hardware.loading import load_cluster, ranks_of_host, single_device
 from moesim.hardware.profile import HostFabric, Profile, load_profile
 
 __all__ = [

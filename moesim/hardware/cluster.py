@@ -4,17 +4,16 @@ or from a change in code.
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.files.showing import Showable
-from moesim.files.texts import read_text
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.exchanges import Exchange, exchange_named
 from moesim.hardware.profile import Profile, load_profile
@@ -246,58 +245,44 @@ class Cluster(Showable):
         if set(changes) - set(DEVICE_KEYS) - set(_SAME_HARDWARE):
             values["sources"][_WHAT_IF] = {"title": "a what-if study", "locator": ""}
         changed = ", ".join(f"{k}={v}" for k, v in changes.items())
-        return _build(
+        return build_cluster(
             f"{self.name} with {changed}",
-            toml.validate(values, ClusterFile, "cluster.with_"),
+            self._checked(values),
             device_changes,
             growth,
         )
 
-
-def load_cluster(name: str) -> Cluster:
-    """Load a cluster by name, alias or path, or build one from a short name.
-
-    ``star-1024`` is one switch with 1,024 H100s, ``rail-128x8`` has 128 nodes of 8 H100s, and
-    ``torus-8x8x16`` is a TPU v5p slice; these bare topologies use the exchange ``ideal``.
-    ``local-2`` is two ranks of the host that `moesim measure` measured, and the name of a device
-    profile is that device alone.
-
-    Raises:
-        ConfigError: The cluster does not exist (the text lists near matches), or its file is
-            malformed.
-    """
-    try:
-        path = toml.find("clusters", name)
-    except toml.UnknownNameError:
-        made = _by_shape(name)
-        if made is not None:
-            return made
+    def _checked(self, values: dict[str, Any]) -> ClusterFile:
+        """Validate a changed file; where axes do not fit, the error says how to set them."""
         try:
-            return single_device(load_profile(name))
-        except toml.UnknownNameError:
-            known = [*toml.index_names("clusters"), *toml.index_names("devices")]
-            raise toml.UnknownNameError("cluster", name, known) from None
-    return _build(path.stem, toml.parse(read_text(path), ClusterFile, path.name))
+            return toml.validate(values, ClusterFile, "cluster.with_")
+        except ConfigError as error:
+            if not self.is_torus or "axes" not in str(error):
+                raise
+            twisted = self.file.scale_up is not None and self.file.scale_up.twisted
+            way = f"cluster.with_(axes=[...]{', twisted=False' * twisted})"
+            raise ConfigError(f"{error}; {way} sets axes and devices_per_node") from None
 
 
-def single_device(profile: Profile) -> Cluster:
-    """Return a cluster of one device, without a fabric and without dispatch."""
-    file = ClusterFile(
-        title=profile.name, profile=profile.name, num_nodes=1, devices_per_node=1, sources={}
-    )
-    return Cluster(
-        name=profile.name, file=file, groups=((profile, 1),), digest=profile.digest, provenance={}
-    )
-
-
-def _build(
+def build_cluster(
     name: str,
     file: ClusterFile,
     device_changes: tuple[tuple[str, object], ...] = (),
     growth: dict[str, float] | None = None,
     profiles: Mapping[str, Profile] | None = None,
 ) -> Cluster:
-    """Build a cluster and look up its devices; ``profiles`` holds those that have no file."""
+    """Build a cluster and look up its devices.
+
+    Args:
+        name: Name of the cluster.
+        file: The content of its file.
+        device_changes: What-if changes of the numbers of the devices.
+        growth: Link -> its rate over the rate it was loaded with.
+        profiles: Devices that have no file, by name.
+
+    Raises:
+        ConfigError: A device or the exchange does not exist, or a device's file is malformed.
+    """
     exchange_named(file.exchange)
     named: Sequence[tuple[str, int]] = [(g.profile, g.num_nodes) for g in file.groups]
     if file.profile is not None:
@@ -311,7 +296,10 @@ def _build(
         groups = tuple(
             (changed_profile(profile, dict([change])), count) for profile, count in groups
         )
-    text = file.model_dump_json(by_alias=True) + "".join(profile.digest for profile, _ in groups)
+    # where a device's file lies does not matter to what the numbers say
+    text = _without_folders(file).model_dump_json(by_alias=True) + "".join(
+        profile.digest for profile, _ in groups
+    )
     return Cluster(
         name=name,
         file=file,
@@ -323,78 +311,15 @@ def _build(
     )
 
 
-def _by_shape(name: str) -> Cluster | None:
-    """Return ``star-N``, ``rail-NODESxDEVICES`` or ``torus-AxBxC`` of the shipped H100 and TPU v5p,
-    or ``local-N`` of this host; None for any other name.
-    """
-    if found := re.fullmatch(r"star-([1-9]\d*)", name):
-        base = load_cluster("hgx-h100-8").with_(
-            num_nodes=1, devices_per_node=int(found[1]), exchange="ideal"
-        )
-    elif found := re.fullmatch(r"rail-([1-9]\d*)x([1-9]\d*)", name):
-        base = load_cluster("h100-rail-8x8").with_(
-            num_nodes=int(found[1]), devices_per_node=int(found[2]), exchange="ideal"
-        )
-    elif re.fullmatch(r"torus-[1-9]\d*(x[1-9]\d*)*", name):
-        axes = [int(n) for n in name.removeprefix("torus-").split("x")]
-        base = load_cluster("tpu-v5p-4x4x4").with_(
-            axes=axes, num_nodes=1, wrap_multiple_of=1, exchange="ideal"
-        )
-    elif found := re.fullmatch(r"(.+)-([1-9]\d*)", name):
-        return _on_one_host(name, found[1], int(found[2]))
-    else:
-        return None
-    return Cluster(
-        name=name,
-        file=base.file,
-        groups=base.groups,
-        digest=base.digest,
-        provenance=base.provenance,
-    )
+def _without_folders(file: ClusterFile) -> ClusterFile:
+    """Return the file with bare names of devices that it names by path."""
 
+    def bare(name: str) -> str:
+        return Path(name).stem if toml.is_path(name) else name
 
-def _on_one_host(name: str, profile_name: str, ranks: int) -> Cluster | None:
-    """Return ranks of one measured host, joined by the measured all-to-all; None if the profile
-    does not exist or has no such measurement.
-    """
-    try:
-        profile = load_profile(profile_name)
-    except toml.UnknownNameError:
-        return None
-    return None if profile.host_fabric is None else ranks_of_host(profile, ranks, name)
-
-
-def ranks_of_host(profile: Profile, ranks: int, name: str = "") -> Cluster:
-    """Return a cluster of ranks of one measured host, joined by the measured all-to-all.
-
-    Args:
-        profile: A measured profile with all-to-alls.
-        ranks: Number of ranks, at least 1.
-        name: Name of the cluster; by default the name of the profile and the number of ranks.
-
-    Raises:
-        ConfigError: No all-to-all was measured.
-    """
-    if profile.host_fabric is None:
-        raise ConfigError(
-            f"{profile.name}: expected a measured all-to-all, got none; `moesim measure` writes one"
-        )
-    name = name or f"{profile.name}-{ranks}"
-    rate = {
-        "value": profile.host_fabric.port_bytes_per_s / GB,
-        "kind": "measured",
-        "source": "profile",
-    }
-    values = {
-        "title": f"{ranks} ranks of {profile.name} on one host",
-        "profile": profile.name,
-        "num_nodes": 1,
-        "devices_per_node": ranks,
-        "exchange": "host",
-        "scale_up": {"kind": "switch", "link_gb_per_s": rate},
-        "sources": {"profile": {"title": f"[host_fabric] of {profile.name}"}},
-    }
-    return _build(name, toml.validate(values, ClusterFile, name), profiles={profile.name: profile})
+    groups = [g.model_copy(update={"profile": bare(g.profile)}) for g in file.groups]
+    profile = None if file.profile is None else bare(file.profile)
+    return file.model_copy(update={"profile": profile, "groups": groups})
 
 
 def check_devices(cluster: Cluster, needed: int, what: str) -> None:
@@ -407,6 +332,3 @@ def check_devices(cluster: Cluster, needed: int, what: str) -> None:
         raise ConfigError(
             f"{what}: expected the {cluster.num_devices} devices of {cluster.name}, got {needed}"
         )
-
-
-__all__ = ["Cluster", "check_devices", "load_cluster", "ranks_of_host", "single_device"]

@@ -4,6 +4,7 @@ from math import prod
 
 from moesim.errors import ConfigError
 from moesim.hardware.cluster import Cluster
+from moesim.hardware.loading import linked_devices
 
 
 def sized(cluster: Cluster, gpus: int | None) -> Cluster:
@@ -31,19 +32,18 @@ def sized(cluster: Cluster, gpus: int | None) -> Cluster:
             f"gpus: expected the {cluster.num_devices} devices of {cluster.name}, which mixes "
             f"devices, got {gpus}"
         )
-    if gpus > per_node and gpus % per_node:
+    if gpus > per_node and gpus % per_node and cluster.scale_up_kind is not None:
         raise ConfigError(
             f"gpus: expected a multiple of the {per_node} devices of a node of {cluster.name}, or "
             f"fewer, got {gpus}"
         )
+    if cluster.scale_up_kind is None and cluster.num_nodes == 1:
+        # a device alone
+        return linked_devices(cluster.profile, gpus)
     if gpus > per_node and not cluster.has_scale_out:
         raise ConfigError(
             f"gpus: expected at most {per_node}, since {cluster.name} is one node without a "
             f"network (name a cluster of several, such as h100-rail-8x8), got {gpus}"
-        )
-    if cluster.scale_up_kind is None:
-        raise ConfigError(
-            f"gpus: expected 1, since {cluster.name} is a device without links, got {gpus}"
         )
     return cluster.with_(num_nodes=max(gpus // per_node, 1), devices_per_node=min(gpus, per_node))
 
@@ -63,6 +63,7 @@ def _slice(cluster: Cluster, gpus: int) -> Cluster:
         raise ConfigError(
             f"gpus: expected a power of two times {cluster.num_devices}, or that divided by one, "
             f"since {cluster.name} is a {kind} of {'x'.join(map(str, scale_up.axes or ()))} "
-            f"(or cluster.with_(axes=[...]) in Python, axes = [...] in a file), got {gpus}"
+            f"(or cluster.with_(axes=[...]{', twisted=False' * scale_up.twisted}) in Python, "
+            f"axes = [...] in a file), got {gpus}"
         )
     return cluster.with_(axes=sorted(axes))

@@ -75,10 +75,24 @@ class LoweredStep:
         program: The program.
         marks: For the begin of the layers and for the end of each marked repetition of the first
             micro-batch, the ops whose latest end is that time.
+        layer_marks: For each micro-batch the same, at the begin of the layers and the end of each.
     """
 
     program: Program
     marks: list[np.ndarray]
+    layer_marks: list[list[np.ndarray]]
+
+    def layer_N(self) -> np.ndarray:
+        """Return the index of the layer of each op: ndarray of shape (N,); -1 for what comes before
+        the layers, their number for what comes after. Ops of a micro-batch are added in its order.
+        """
+        found, first = np.zeros(self.program.num_ops, dtype=np.int64), 0
+        last_op = [[int(ops.max()) for ops in marks] for marks in self.layer_marks]
+        for label, count in self.program.ops.kinds():
+            batch = int(label.partition("@")[2].partition(".")[0] or 0)
+            found[first : first + count] = np.searchsorted(last_op[batch], first) - 1
+            first += count
+        return found
 
 
 def lower_step(
@@ -147,21 +161,21 @@ class _Lowering:
                 self._local("embedding", rest.embedding, self.pricing, step),
                 Mark(),
             ]
-            for (kind, _, ends), moe in zip(self.layers, block_costs, strict=True):
+            for (kind, _, _), moe in zip(self.layers, block_costs, strict=True):
                 pieces += self._mixer(kind, step)
                 pieces += self._feed_forward(kind, step, moe[m] if moe else [])
-                if ends:
-                    pieces.append(Mark())
+                pieces.append(Mark())
             pieces += [
                 self._local("head", rest.head, self.pricing, spec.vocab_size, step),
                 self._local("sampler", rest.sampler, self.pricing, spec.vocab_size, step),
             ]
             batches.append(pieces)
         marks = self.canvas.streams.run(batches)
+        # a micro-batch is as long in each repetition as any other
+        begin, *ends = marks[0]
+        marked = [ops for ops, (_, _, counts) in zip(ends, self.layers, strict=True) if counts]
         return LoweredStep(
-            program=self.canvas.builder.build(),
-            # a micro-batch is as long in each repetition as any other
-            marks=marks[0],
+            program=self.canvas.builder.build(), marks=[begin, *marked], layer_marks=marks
         )
 
     def _local(self, name: str, price: Callable[..., PhaseCost], *asked: object) -> Local:

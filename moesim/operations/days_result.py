@@ -56,6 +56,33 @@ class DayEvent:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkedStretch:
+    """A time in which the job trained without standing.
+
+    Attributes:
+        begin_s: When it began.
+        end_s: When it ended.
+        step_s: Time of a step in it, refreshes of copies included.
+        until_checkpoint: Steps up to its first checkpoint.
+        interval_steps: Steps from one checkpoint to the next.
+        checkpoints: Checkpoints in it.
+        block_s: Seconds in which each stopped the steps.
+        steps: Steps in it.
+        cut_s: Seconds at its end of a step or checkpoint that was not finished.
+    """
+
+    begin_s: float
+    end_s: float
+    step_s: float
+    until_checkpoint: int
+    interval_steps: int
+    checkpoints: int
+    block_s: float
+    steps: int
+    cut_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DaysResult(OneRow):
     """Days of training.
@@ -80,6 +107,7 @@ class DaysResult(OneRow):
         rollbacks: Failures after which the job went back to a checkpoint.
         lost_updates: Expert-steps that no checkpoint or copy had: experts x steps.
         events: Events in order.
+        stretches: The times in which the job trained, in order.
     """
 
     job: TrainingJob
@@ -97,6 +125,7 @@ class DaysResult(OneRow):
     rollbacks: int
     lost_updates: float
     events: tuple[DayEvent, ...]
+    stretches: tuple[WorkedStretch, ...] = ()
 
     def facts(self) -> dict[str, str]:
         """Return what people look at first, as texts."""

@@ -8,7 +8,7 @@ from math import ceil
 import simpy
 
 from moesim.operations.checkpoints import checkpoint_costs
-from moesim.operations.days_result import DayEvent, DaysResult
+from moesim.operations.days_result import DayEvent, DaysResult, WorkedStretch
 from moesim.operations.days_setting import TrainingDays
 from moesim.operations.failure_rates import DAY_S, Cause
 from moesim.operations.progress import Lineage, trained
@@ -67,6 +67,7 @@ class RunningJob:
         self.slow_s = self.replication_s = self.checkpoint_s = self.cut_s = 0.0
         self.down_s: dict[str, float] = defaultdict(float)
         self.events: list[DayEvent] = []
+        self.stretches: list[WorkedStretch] = []
 
     def tell(self, arrival: Arrival) -> None:
         """Hand a failure to the job."""
@@ -93,8 +94,20 @@ class RunningJob:
         """Account for the stretch that ends now."""
         step_s, nominal_s = self._step_s(), self.setting.job.step_s
         refresh_s = self.copies.exposed_s / self.setting.replication.interval_steps
-        done = trained(
-            self.lineage, self.checkpoints, step_s + refresh_s, self.began_s, self.env.now
+        costs, left = self.checkpoints, self.checkpoints.interval_steps - self.lineage.since
+        done = trained(self.lineage, costs, step_s + refresh_s, self.began_s, self.env.now)
+        self.stretches.append(
+            WorkedStretch(
+                begin_s=self.began_s,
+                end_s=self.env.now,
+                step_s=step_s + refresh_s,
+                until_checkpoint=left,
+                interval_steps=costs.interval_steps,
+                checkpoints=done.checkpoints,
+                block_s=costs.block_s,
+                steps=done.steps,
+                cut_s=done.cut_s,
+            )
         )
         self.computed += done.steps
         self.slow_s += done.steps * (step_s - nominal_s)
@@ -294,4 +307,5 @@ class RunningJob:
             rollbacks=responses.count("rollback"),
             lost_updates=self.lost_updates,
             events=tuple(self.events),
+            stretches=tuple(self.stretches),
         )

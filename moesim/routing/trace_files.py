@@ -5,6 +5,9 @@ The suffix of a file decides its form:
 - ``.npy``: integers of shape (T, K), or of shape (T, layers, K) like vLLM's ``routed_experts``, are
   expert ids. Numbers of shape (E,) or (layers, E) are counts if they are floats or if the name of
   the file ends in ``counts``, ``load`` or ``loads``.
+- ``.npz``: one such array, or one for each layer, named ``layer_0``, ``layer_1`` and so on.
+- ``.json``: ``{"ids": ...}`` or ``{"counts": ...}`` with nested lists of these shapes, or a table
+  of layers.
 - ``.csv`` and ``.parquet``: columns ``expert_0`` to ``expert_{K-1}`` with one row per token, and
   ``layer`` if there are several, are expert ids. Columns ``expert`` and ``count``, and ``layer``,
   are counts.
@@ -28,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moesim.errors import ConfigError, shown
+from moesim.routing.array_files import read_json, read_npz
 from moesim.routing.sglang_dump import MOST_EXPERTS, read_dump
 
 #: number of tokens that are read at a time
@@ -100,11 +104,20 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _open_npy(path, kind)
+    if suffix == ".npz":
+        found = read_npz(path)
+        return _of_layers(path, found, kind) if isinstance(found, dict) else _of(path, found, kind)
+    if suffix == ".json":
+        said, arrays = read_json(path)
+        named = kind or said
+        if isinstance(arrays, dict):
+            return _of_layers(path, arrays, named)
+        return _of(path, arrays, named)
     if suffix == ".pt":
-        found = read_dump(path)
-        if isinstance(found, np.ndarray):
-            return _of_counts(path, found)
-        kind, of_layer = found
+        dump = read_dump(path)
+        if isinstance(dump, np.ndarray):
+            return _of_counts(path, dump)
+        kind, of_layer = dump
         return (
             TraceFile(path=path, kind="ids", arrays=of_layer)
             if kind == "ids"
@@ -113,7 +126,8 @@ def open_file(path: Path, kind: str | None = None) -> TraceFile:
     if suffix in (".csv", ".parquet"):
         return _open_table(path)
     raise ConfigError(
-        f"{path}: expected a trace as .npy, .csv, .parquet or .pt, got {suffix or 'no ending'!r}"
+        f"{path}: expected a trace as .npy, .npz, .json, .csv, .parquet or .pt, got "
+        f" {suffix or 'no ending'!r}"
     )
 
 
@@ -122,6 +136,27 @@ def _open_npy(path: Path, kind: str | None) -> TraceFile:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (*_NO_ARRAY, OSError) as error:
         raise ConfigError(f"{path}: expected a whole .npy file: {shown(error)}") from None
+    return _of(path, array, kind)
+
+
+def _of_layers(path: Path, arrays: dict[int, np.ndarray], kind: str | None) -> TraceFile:
+    """Return a trace whose layers are arrays of their own: (T, K) ids or (E,) counts of each."""
+    parts = {layer: _of(path, array, kind) for layer, array in arrays.items()}
+    kinds = {one.kind for one in parts.values()}
+    if len(kinds) > 1 or any(len(one.counts or one.arrays) > 1 for one in parts.values()):
+        raise ConfigError(f"{path}: expected one array of one kind for each layer, got others")
+    if kinds == {"ids"}:
+        ids = {layer: one.arrays[0] for layer, one in parts.items()}
+        return TraceFile(path=path, kind="ids", arrays=ids)
+    counts = {layer: one.counts[0] for layer, one in parts.items()}
+    if len(sizes := {len(count_E) for count_E in counts.values()}) > 1:
+        told = ", ".join(map(str, sorted(sizes)))
+        raise ConfigError(f"{path}: expected as many experts in every layer, got {told}")
+    return TraceFile(path=path, kind="counts", counts=counts)
+
+
+def _of(path: Path, array: np.ndarray, kind: str | None) -> TraceFile:
+    """Return one array as a trace; its type, shape and the file's name tell its kind."""
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{path}: expected integers or floats, got {array.dtype}")
     counted = (

@@ -12,7 +12,8 @@ from moesim.design.schedule import Schedule
 from moesim.design.served import ENGINES, KV_FORMATS, ServedModel
 from moesim.design.step import Layout
 from moesim.errors import ConfigError, UnknownNameError, require
-from moesim.files.toml import Strict, describe
+from moesim.files.descriptions import describe
+from moesim.files.toml import Strict
 from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import Precision

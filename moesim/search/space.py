@@ -25,7 +25,8 @@ from pydantic import (
 from moesim.design.candidate import Candidate
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError, MoesimError, UnknownNameError
-from moesim.files.toml import Strict, describe
+from moesim.files.descriptions import describe
+from moesim.files.toml import Strict
 from moesim.hardware import Cluster
 from moesim.hardware.libraries import AUTO, check_choice
 from moesim.model import DensePart, Gate, MoELayer, Precision

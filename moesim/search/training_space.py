@@ -23,7 +23,8 @@ from moesim.design.training.plan import (
     TrainingPlan,
 )
 from moesim.errors import ConfigError, UnknownNameError, require
-from moesim.files.toml import Strict, describe
+from moesim.files.descriptions import describe
+from moesim.files.toml import Strict
 from moesim.hardware.frameworks import framework
 from moesim.model.architecture import Architecture
 from moesim.model.hf_config import Model, load_model

@@ -17,6 +17,7 @@ from moesim.serving.loop import (
     serve,
     serve_disaggregated,
 )
+from moesim.serving.loop.watching import StepWatch
 from moesim.serving.pools import ServedPool, ServingKnobs, pool_of
 from moesim.serving.result import WholeResult
 from moesim.serving.split import split_pools
@@ -32,6 +33,7 @@ def serve_model(
     knobs: ServingKnobs | None = None,
     load: ExpertLoad = UNEVEN,
     table: StepTable | None = None,
+    watch: StepWatch | None = None,
 ) -> WholeResult:
     """Serve requests with as many copies of a model as the cluster holds.
 
@@ -42,13 +44,14 @@ def serve_model(
         knobs: What is not left to the engine.
         load: How tokens choose experts.
         table: Times of the design's steps, if another run has made some.
+        watch: Takes the steps that the servers have run; None for nobody.
 
     Raises:
         CapacityError: The weights do not fit, or leave no room for a single request.
         ConfigError: The layout does not fit the cluster, or a setting is invalid.
     """
     pool = pool_of(served, cluster, traffic, knobs=knobs, load=load, table=table)
-    loop = serve(pool.table, pool.config, traffic)
+    loop = serve(pool.table, pool.config, traffic, watch=watch)
     return _result(cluster, traffic, (pool,), loop, load)
 
 
@@ -62,6 +65,7 @@ def serve_split(
     knobs: ServingKnobs | None = None,
     load: ExpertLoad = UNEVEN,
     tables: tuple[StepTable, StepTable] | None = None,
+    watch: StepWatch | None = None,
 ) -> WholeResult:
     """Serve requests with one pool of devices that computes prompts and one that decodes
     (prefill-decode disaggregation).
@@ -78,6 +82,7 @@ def serve_split(
         knobs: What is not left to the engine.
         load: How tokens choose experts.
         tables: Times of the steps of both designs, if another run has made some.
+        watch: Takes the steps that the servers have run; None for nobody.
 
     Raises:
         CapacityError: The weights do not fit, or leave no room for a single request.
@@ -94,7 +99,7 @@ def serve_split(
         tables=tables,
     )
     before, after = split.pools
-    loop = serve_disaggregated(before.table, after.table, split.config, traffic)
+    loop = serve_disaggregated(before.table, after.table, split.config, traffic, watch=watch)
     return _result(cluster, traffic, split.pools, loop, load)
 
 

@@ -81,7 +81,11 @@ RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 
         ("value = 1.5", "value = nan", "rate.value: expected a number > 0, got nan"),
         ("value = 1.5", "value = inf", "rate.value: expected a number > 0, got inf"),
         ("value = 1.5, ", "", "rate.value: expected a value, got nothing"),
-        (RATE, "rate = 1.5", "rate: expected a table, got 1.5"),
+        (
+            RATE,
+            "rate = true",
+            "rate: expected a number > 0, or a table of value, kind and source, got True",
+        ),
         (
             RATE,
             'rate = {value = 1.5, kind = "measured"}',
@@ -110,8 +114,8 @@ RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 
         ("size = 32", "size = 'x'", "points[0].size: expected a number, got 'x'"),
         (
             'a = {value = 2.0, kind = "datasheet", source = "s"}',
-            "a = 2",
-            "by_name.a: expected a table, got 2",
+            "a = [2]",
+            "by_name.a: expected a number > 0, or a table of value, kind and source, got [2]",
         ),
         (
             "[by_name]",
@@ -121,7 +125,7 @@ RATE = 'rate = {value = 1.5, kind = "measured", source = "s", low = 1.0, high = 
                 "'source': 's'}}]"
             ),
         ),
-        ('[sources.s]\ntitle = "S"', "", "sources: expected a value, got nothing"),
+        ('[sources.s]\ntitle = "S"', "", "rate.source: expected one of [sources]: (none), got 's'"),
         (
             '[sources.s]\ntitle = "S"',
             "[sources]",
@@ -143,8 +147,36 @@ def test_one_line_names_file_key_rule_and_what_came(old, new, message):
 
 def test_a_wrong_value_is_told_before_an_unknown_key():
     text = GOOD.replace("count = 3", "count = 0\ncuont = 3")
-    with pytest.raises(ConfigError, match=r"^f.toml: count: expected a number >= 1, got 0$"):
+    with pytest.raises(ConfigError, match=r"^f.toml: count: expected a number >= 1, got 0") as told:
         toml.parse(text, File, "f.toml")
+    assert told.value.__notes__ == ["f.toml: cuont: no such key (remove it or check its spelling)"]
+
+
+def test_all_errors_are_told_up_to_twenty():
+    text = GOOD.replace("count = 3", "count = 0").replace("size = 32", 'size = "big"')
+    with pytest.raises(ConfigError) as told:
+        toml.parse(text, File, "f.toml")
+    assert str(told.value) == "f.toml: count: expected a number >= 1, got 0"
+    assert told.value.__notes__ == ["f.toml: points[0].size: expected a number, got 'big'"]
+    many = "\n".join(f"extra{n} = 1" for n in range(30)) + GOOD
+    with pytest.raises(ConfigError) as told:
+        toml.parse(many, File, "f.toml")
+    assert len(told.value.__notes__) == 20
+    assert told.value.__notes__[-1] == "f.toml: and 10 more"
+
+
+def test_every_unknown_source_is_told():
+    with pytest.raises(ConfigError) as told:
+        toml.parse(GOOD.replace("[sources.s]", "[sources.t]"), File, "f.toml")
+    assert len(told.value.__notes__) == 2
+
+
+def test_a_plain_number_is_assumed():
+    file = toml.parse(GOOD.replace(RATE, "rate = 2"), File, "f.toml")
+    assert (file.rate.value, file.rate.kind, file.rate.source) == (2.0, "assumed", "this file")
+    for wrong, got in (("true", "True"), ('"3.35TB"', "'3.35TB'"), ("-1", "-1")):
+        with pytest.raises(ConfigError, match=f"rate.*: expected a number > 0.*, got {got}"):
+            toml.parse(GOOD.replace(RATE, f"rate = {wrong}"), File, "f.toml")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from moesim.files.toml import Kind
 from moesim.hardware import ClusterFile, check_devices, load_cluster, load_profile, single_device
 from moesim.hardware.fabric import fabric_of
 from moesim.hardware.routes import link_bytes
+from moesim.hardware.sizing import sized
 
 CLUSTER = """
 title = "Four of them"
@@ -280,3 +281,55 @@ def test_mixed_clusters_have_devices_of_both_kinds():
     ]
     egress = dict(fabric_of(mixed).runs)["egress"]
     assert (egress[0], egress[-1]) == (450e9, 900e9)
+
+
+def test_axes_that_do_not_fit_come_with_the_way_out():
+    """Which exists and works."""
+    plain, twisted = load_cluster("tpu-v4-4x4x8"), load_cluster("tpu-v4-4x4x8-twisted")
+    with pytest.raises(ConfigError, match=r"; cluster.with_\(axes=\[...\]\) sets axes and dev"):
+        plain.with_(devices_per_node=64)
+    assert plain.with_(axes=[4, 4, 4]).num_devices == 64
+    with pytest.raises(ConfigError, match=r"cluster.with_\(axes=\[...\], twisted=False\)"):
+        twisted.with_(axes=[4, 4, 4])
+    assert twisted.with_(axes=[4, 4, 4], twisted=False).num_devices == 64
+    with pytest.raises(ConfigError, match=r"cluster.with_\(axes=\[...\], twisted=False\)"):
+        sized(twisted, 24)
+    assert sized(plain, 64).num_devices == 64
+
+
+def test_a_device_file_is_a_cluster_of_one_or_of_several(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = toml.find("devices", "h100-sxm").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    alone = load_cluster(str(path))
+    assert (alone.name, alone.num_devices, alone.scale_up_kind) == ("mine", 1, None)
+    several = sized(alone, 4)
+    assert several.num_devices == 4
+    assert several.link_bytes_per_s == 64e9  # of the link to the host
+    bare = text[: text.index("[host_link_gb_per_s]")] + text[text.index("[power_watt]") :]
+    path.write_text(bare, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"states no host_link_gb_per_s .* with \[scale_up\]"):
+        sized(load_cluster(str(path)), 4)
+
+
+def test_paths_in_a_cluster_file_begin_at_its_folder(tmp_path, monkeypatch):
+    text = toml.find("devices", "h100-sxm").read_text(encoding="utf-8")
+    cluster = toml.find("clusters", "hgx-h100-8").read_text(encoding="utf-8")
+    cluster = cluster.replace('profile = "h100-sxm"', 'profile = "chips/mine.toml"')
+    digests = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        (folder / "chips").mkdir(parents=True)
+        (folder / "chips" / "mine.toml").write_text(text, encoding="utf-8")
+        (folder / "node.toml").write_text(cluster, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        found = load_cluster(f"{name}/node.toml")
+        assert found.profile.name == "mine"
+        monkeypatch.chdir(folder)
+        assert load_cluster("node.toml").digest == found.digest
+        # changes in code look there, too
+        monkeypatch.chdir("/")
+        assert found.with_(devices_per_node=4).num_devices == 4
+        digests.append(found.digest)
+    # what the numbers say does not depend on where the files lie
+    assert digests[0] == digests[1]

@@ -110,8 +110,9 @@ def test_a_changed_file_is_read_again_and_has_another_digest(write):
         ),
         (
             '{value = 3350.0, kind = "datasheet", source = "s"}',
-            "3350.0",
-            "hbm.bandwidth_gb_per_s: expected a table, got 3350.0",
+            "true",
+            "hbm.bandwidth_gb_per_s: expected a number > 0, or a table of value, kind and source, "
+            "got True",
         ),
         (
             '3350.0, kind = "datasheet", source = "s"',

@@ -7,7 +7,7 @@ import pytest
 
 from moesim import load_cluster
 from moesim.errors import CapacityError, ConfigError
-from moesim.hardware.cluster import _build
+from moesim.hardware.cluster import build_cluster
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.torus import grid
 from moesim.lowering import room
@@ -118,7 +118,7 @@ def test_domains_that_nothing_joins():
     from moesim.hardware.fabric import fabric_of
 
     file = load_cluster("rail-2x2").file.model_copy(update={"scale_out": None})
-    cluster = _build("apart", ClusterFile.model_construct(**dict(file)))
+    cluster = build_cluster("apart", ClusterFile.model_construct(**dict(file)))
     with pytest.raises(
         ConfigError, match=r"^apart: nothing joins device 0 and device 2: \[scale_out\] is missing$"
     ):

@@ -41,6 +41,7 @@ class Wiring:
         program: One op for each unit, and one for each hop.
         kinds: The distinct units, of micro-batch 0.
         kind_N: Index of each op's kind; -1 for a hop.
+        device_N: The device of each op; of a hop the one that receives.
         last: The last op of every device.
         counts: How often every device computes each kind.
     """
@@ -48,6 +49,7 @@ class Wiring:
     program: Program
     kinds: tuple[Unit, ...]
     kind_N: Array
+    device_N: Array
     last: tuple[int, ...]
     counts: tuple[dict[Unit, int], ...]
 
@@ -90,6 +92,7 @@ def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
     """
     kinds: dict[tuple[tuple[PassKind, int], ...], int] = {}
     rows: list[tuple[int, list[int]]] = []
+    devices: list[int] = []
     ended: dict[Pass, int] = {}
     last = [-1] * len(orders)
     counts: list[Counter[int]] = [Counter() for _ in orders]
@@ -111,6 +114,7 @@ def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
                 kind = tuple([(one[0], one[1]) for one in unit])
                 number = kinds.setdefault(kind, len(kinds))
                 rows.append((number, after))
+                devices += [device] * (len(rows) - len(devices))
                 last[device] = len(rows) - 1
                 counts[device][number] += 1
                 for one in unit:
@@ -125,6 +129,7 @@ def wire(orders: Sequence[Sequence[Unit]], num_parts: int) -> Wiring:
         program=_program([after for _, after in rows]),
         kinds=tuple(units),
         kind_N=np.array([kind for kind, _ in rows], dtype=np.int64),
+        device_N=np.array(devices, dtype=np.int64),
         last=tuple(last),
         counts=tuple({units[kind]: n for kind, n in one.items()} for one in counts),
     )

@@ -18,6 +18,7 @@ from moesim.serving.loop.job import Job
 from moesim.serving.loop.rank import Rank
 from moesim.serving.loop.steps import StepTimes
 from moesim.serving.loop.stretch import Stretch
+from moesim.serving.loop.watching import StepWatch
 
 
 class Replica:
@@ -28,6 +29,7 @@ class Replica:
         ranks: Its attention ranks.
         times: How long steps take.
         tolerance: Relative error of the time of steps that are jumped over; 0 runs every step.
+        watch: Takes steps that have run, with the name of the server; None for nobody.
 
     Attributes:
         ranks: Its attention ranks.
@@ -35,9 +37,14 @@ class Replica:
     """
 
     def __init__(
-        self, env: simpy.Environment, ranks: list[Rank], times: StepTimes, tolerance: float
+        self,
+        env: simpy.Environment,
+        ranks: list[Rank],
+        times: StepTimes,
+        tolerance: float,
+        watch: Callable[[float, Stretch, int, list[Rank]], None] | None = None,
     ) -> None:
-        self.ranks, self.steps = ranks, 0
+        self.ranks, self.steps, self._watch = ranks, 0, watch
         self._env, self._times, self._tolerance = env, times, tolerance
         #: what ends an idle wait or a jump; None in a step that cannot be cut short
         self._wake: simpy.Event | None = None
@@ -71,6 +78,8 @@ class Replica:
             self.steps += steps
             leaving: list[Job] = []
             if steps:
+                if self._watch is not None:
+                    self._watch(begin_s, stretch, steps, active)
                 for rank in active:
                     leaving += rank.complete(stretch, steps, begin_s)
             for job in sorted(leaving, key=lambda job: job.id):
@@ -111,6 +120,7 @@ class Pool:
         gaps: Takes the inter-token latencies.
         prefill_only: Whether requests leave with their first token.
         name: Name of the pool in errors.
+        watch: Takes the steps that its servers have run; None for nobody.
     """
 
     def __init__(
@@ -122,6 +132,7 @@ class Pool:
         *,
         prefill_only: bool = False,
         name: str = "server",
+        watch: StepWatch | None = None,
     ) -> None:
         self.config, self._name = config, name
         self._replicas = [
@@ -130,8 +141,9 @@ class Pool:
                 [Rank(config, gaps, prefill_only=prefill_only) for _ in range(config.dp)],
                 times,
                 config.tolerance,
+                None if watch is None else partial(watch, f"{name} {number}"),
             )
-            for _ in range(config.replicas)
+            for number in range(config.replicas)
         ]
         self._env = env
         self._ranks = [(rank, server) for server in self._replicas for rank in server.ranks]

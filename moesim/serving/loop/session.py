@@ -13,15 +13,23 @@ from moesim.serving.loop.replica import Pool
 from moesim.serving.loop.result import ServingResult, Window
 from moesim.serving.loop.steps import StepTimes
 from moesim.serving.loop.traffic import RequestTraffic
+from moesim.serving.loop.watching import StepWatch
 
 
-def serve(times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> ServingResult:
+def serve(
+    times: StepTimes,
+    config: ServerConfig,
+    traffic: RequestTraffic,
+    *,
+    watch: StepWatch | None = None,
+) -> ServingResult:
     """Simulate a pool of servers that prefill and decode.
 
     Args:
         times: How long a step takes.
         config: The servers.
         traffic: The requests.
+        watch: Takes the steps that have run; None for nobody.
 
     Returns:
         The same result for the same arguments: requests at one time are served in order of their
@@ -32,7 +40,7 @@ def serve(times: StepTimes, config: ServerConfig, traffic: RequestTraffic) -> Se
             time.
     """
     env, gaps = simpy.Environment(), Gaps()
-    pool = Pool(env, times, config, gaps)
+    pool = Pool(env, times, config, gaps, watch=watch)
     clients = _Clients(env, traffic, config)
     pool.check(clients.jobs)
     pool.start(clients.ended)
@@ -45,6 +53,8 @@ def serve_disaggregated(
     decode_times: StepTimes,
     config: DisaggregatedConfig,
     traffic: RequestTraffic,
+    *,
+    watch: StepWatch | None = None,
 ) -> ServingResult:
     """Simulate a pool of servers that prefill and one that decodes.
 
@@ -58,14 +68,17 @@ def serve_disaggregated(
         decode_times: How long a step takes on a decode server.
         config: Both pools, and the transfer.
         traffic: The requests.
+        watch: Takes the steps that have run; None for nobody.
 
     Raises:
         ConfigError: The requests cannot be read, one can never be served, or a model of steps
             returns no time.
     """
     env, gaps = simpy.Environment(), Gaps()
-    prefill = Pool(env, prefill_times, config.prefill, gaps, prefill_only=True, name="prefill")
-    decode = Pool(env, decode_times, config.decode, gaps, name="decode")
+    prefill = Pool(
+        env, prefill_times, config.prefill, gaps, prefill_only=True, name="prefill", watch=watch
+    )
+    decode = Pool(env, decode_times, config.decode, gaps, name="decode", watch=watch)
     clients = _Clients(env, traffic, config.prefill)
     prefill.check(clients.jobs)
     decode.check(clients.jobs)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
+
 from moesim.costs.dense.prices import Op, dense_prices
 from moesim.costs.grades import ASSUMED_GRADE, Grade
 from moesim.costs.steps.mixers import DensePricing
@@ -14,13 +16,15 @@ from moesim.errors import ConfigError
 from moesim.hardware import Cluster, Profile
 from moesim.hardware.exchanges import exchange_named
 from moesim.hardware.sizing import sized
-from moesim.lowering.steps import Experts, lower_step
+from moesim.lowering.steps import Experts, LoweredStep, lower_step
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.latent import LatentAttention
 from moesim.model.spec import LayerKind
+from moesim.program import Timeline
 from moesim.simulation.phases import critical_segments, mean_utilisation
 from moesim.simulation.steps.chain import (
     REPETITIONS,
+    Run,
     Section,
     chain_error_s,
     runs_of,
@@ -91,7 +95,7 @@ def simulate_step(
     Raises:
         ConfigError: Devices of several kinds, or the layout does not fit the cluster.
     """
-    return _simulate(served, cluster, step, load, _Detail(engine, REPETITIONS))
+    return _simulate(served, cluster, step, load, StepDetail(engine, REPETITIONS))
 
 
 def simulate_every_layer(
@@ -105,20 +109,69 @@ def simulate_every_layer(
     """Simulate one step with every layer lowered: what `simulate_step` estimates from a few
     repetitions of each, about ten times as slowly. Arguments and errors are the same.
     """
-    return _simulate(served, cluster, step, load, _Detail(engine, None))
+    return _simulate(served, cluster, step, load, StepDetail(engine, None))
 
 
 @dataclass(frozen=True, slots=True)
-class _Detail:
-    """The engine, and the repetitions of a pattern that are lowered at most; None for all."""
+class StepDetail:
+    """How closely a step is simulated.
 
-    engine: str
-    repetitions: int | None
+    Attributes:
+        engine: Name of the engine.
+        repetitions: Repetitions of a pattern of layers that are lowered at most; None for all.
+    """
+
+    engine: str = "flow"
+    repetitions: int | None = REPETITIONS
 
 
-def _simulate(
-    served: ServedModel, cluster: Cluster, step: Step, load: ExpertLoad, detail: _Detail
-) -> StepResult:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RanStep:
+    """A step of which some layers were lowered and ran.
+
+    Attributes:
+        served: The design, with the exchange that it uses.
+        stage: The devices of one pipeline stage.
+        lowered: The program.
+        timeline: When its ops ran.
+        runs: The runs of layers that it holds.
+        layers: The layers that were lowered, see `moesim.lowering.steps.lower_step`.
+        kernels: Names of the libraries that run the experts.
+    """
+
+    served: ServedModel
+    stage: Cluster
+    lowered: LoweredStep
+    timeline: Timeline
+    runs: list[Run]
+    layers: list[tuple[LayerKind, Experts | None, bool]]
+    kernels: dict[str, None]
+
+    def seconds_at(self, marks: Sequence[np.ndarray]) -> list[float]:
+        """Return when each of some marks is reached, in seconds."""
+        return [float(self.timeline.end_s_N[ops].max()) for ops in marks]
+
+
+def run_step(
+    served: ServedModel,
+    cluster: Cluster,
+    step: Step,
+    *,
+    load: ExpertLoad = UNEVEN,
+    detail: StepDetail = StepDetail(),
+) -> RanStep:
+    """Lower a few layers of a step and run them.
+
+    Args:
+        served: The design.
+        cluster: The hardware.
+        step: What each attention rank computes.
+        load: How tokens choose experts.
+        detail: The engine, and how many layers are lowered.
+
+    Raises:
+        ConfigError: Devices of several kinds, or the layout does not fit the cluster.
+    """
     stage = stage_of(cluster, served.layout.devices_per_stage)
     served = with_exchange(served, stage, decodes=step.prefill_tokens == 0)
     runs = runs_of(served.spec.blocks, detail.repetitions)
@@ -137,22 +190,38 @@ def _simulate(
                     experts, name = _experts(served, stage, kind.moe, step, drawn)
                     names[name] = None
                 layers.append((kind, experts, place == len(run_.pattern) - 1))
-    pricing = pricing_of(served, stage)
-    lowered = lower_step(served, stage, pricing, parts, layers)
+    lowered = lower_step(served, stage, pricing_of(served, stage), parts, layers)
     timeline = bound = run(lowered.program, "bound")
     if detail.engine != "bound":
         # head and embedding count as one more
         one_layer_s = bound.makespan_s / (len(layers) + 1)
         timeline = run(lowered.program, detail.engine, scale_s=one_layer_s)
-    marks_s = [float(timeline.end_s_N[ops].max()) for ops in lowered.marks]
-    spans = stretches(runs, marks_s, timeline.makespan_s)
+    return RanStep(
+        served=served,
+        stage=stage,
+        lowered=lowered,
+        timeline=timeline,
+        runs=runs,
+        layers=layers,
+        kernels=names,
+    )
+
+
+def _simulate(
+    served: ServedModel, cluster: Cluster, step: Step, load: ExpertLoad, detail: StepDetail
+) -> StepResult:
+    ran = run_step(served, cluster, step, load=load, detail=detail)
+    served, lowered, timeline, names = ran.served, ran.lowered, ran.timeline, ran.kernels
+    pricing = pricing_of(served, ran.stage)
+    marks_s = ran.seconds_at(lowered.marks)
+    spans = stretches(ran.runs, marks_s, timeline.makespan_s)
     phases: dict[str, float] = {}
     for phase, begin, end in critical_segments(lowered.program, timeline):
         phases[phase] = phases.get(phase, 0.0) + _weighted(begin, end, spans)
     if served.layout.pp > 1:
         phases["pipeline"] = (served.layout.pp - 1) * _hop_s(cluster, served, step)
     time_s = sum(phases.values())
-    grades = _grades(served, stage, pricing, names, step)
+    grades = _grades(served, ran.stage, pricing, names, step)
     low, high = span_of(grades, phases)
     return StepResult(
         served=served,
@@ -161,7 +230,7 @@ def _simulate(
         time_s=time_s,
         low_s=time_s * low,
         high_s=time_s * high,
-        chain_error_s=chain_error_s(runs, marks_s),
+        chain_error_s=chain_error_s(ran.runs, marks_s),
         phase_time_s=phases,
         mean_utilisation=mean_utilisation(lowered.program, timeline.busy_s_R, timeline.makespan_s),
         kernels=" ".join(name for name in names if name),

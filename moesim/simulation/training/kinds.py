@@ -94,6 +94,21 @@ class KindTimes:
     dropped_fraction: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """The passes of a kind of layer before they are timed.
+
+    Attributes:
+        passes: The passes.
+        kernels: Name of the library that runs the experts; empty for none.
+        dropped_fraction: Share of choices that were dropped over capacity.
+    """
+
+    passes: LayerPasses
+    kernels: str
+    dropped_fraction: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassTimer:
     """A design on a cluster, with what its passes are priced with.
@@ -135,29 +150,40 @@ class PassTimer:
 
     def timed_kinds(self) -> dict[LayerKind, KindTimes]:
         """Return the same, computed again."""
+        return {kind: self._timed(one) for kind, one in self.layers().items()}
+
+    def layers(self) -> "dict[LayerKind, BuiltLayer]":
+        """Return the passes of every kind of layer, which can be lowered."""
         alone = stage_of(self.cluster, 1)
         builder = KindBuilder(
             trained=self.trained, fabric=self.cluster, alone=alone, passes=self.passes
         )
-        return {kind: self._timed(builder, kind) for kind in self.trained.spec.kinds}
+        return {kind: self._built(builder, kind) for kind in self.trained.spec.kinds}
 
-    def _timed(self, builder: KindBuilder, kind: LayerKind) -> KindTimes:
-        experts, name, dropped = None, "", 0.0
-        if kind.moe is not None:
-            stage = stage_of(self.cluster, self.trained.layout.devices_per_exchange)
-            prepared = sent(
-                self.trained.candidate(kind.moe), stage, self.trained.tokens_per_device, self.load
-            )
-            name, dropped = prepared.kernels, prepared.traffic.dropped_fraction
-            experts = Experts(
-                moe=kind.moe,
-                layer=prepared.built.layer,
-                cluster=prepared.cluster,
-                batches=prepared.batches,
-                travels=True,
-                stored=None,
-            )
-        passes = builder.layer(kind, experts)
+    def of_layers(self) -> "PassTimer":
+        """Return the same on as few devices as exchange the tokens of a micro-batch."""
+        return replace(self, trained=_of_layers(self.trained))
+
+    def _built(self, builder: KindBuilder, kind: LayerKind) -> "BuiltLayer":
+        if kind.moe is None:
+            return BuiltLayer(builder.layer(kind, None), "", 0.0)
+        stage = stage_of(self.cluster, self.trained.layout.devices_per_exchange)
+        prepared = sent(
+            self.trained.candidate(kind.moe), stage, self.trained.tokens_per_device, self.load
+        )
+        experts = Experts(
+            moe=kind.moe,
+            layer=prepared.built.layer,
+            cluster=prepared.cluster,
+            batches=prepared.batches,
+            travels=True,
+            stored=None,
+        )
+        dropped = prepared.traffic.dropped_fraction
+        return BuiltLayer(builder.layer(kind, experts), prepared.kernels, dropped)
+
+    def _timed(self, built: "BuiltLayer") -> KindTimes:
+        passes, name, dropped = built.passes, built.kernels, built.dropped_fraction
         plan = self.trained.plan
         forward, wgrad = (self._run(passes, which) for which in ("forward", "wgrad"))
         split = plan.pipeline in SPLIT

@@ -18,8 +18,10 @@ from moesim.hardware import Cluster
 from moesim.hardware.frameworks import framework
 from moesim.lowering.training.orders import Kept, Shape, Unit, kept_at_once
 from moesim.lowering.training.pipeline import Wiring, kept_of, wired
+from moesim.model.spec import LayerKind
+from moesim.program import Timeline
 from moesim.simulation.training.grades import grades_of
-from moesim.simulation.training.kinds import NOTHING, PassTimer, TimedPass, added
+from moesim.simulation.training.kinds import NOTHING, KindTimes, PassTimer, TimedPass, added
 from moesim.simulation.training.parts import (
     PartSizes,
     PartTimes,
@@ -36,6 +38,91 @@ _ELEMENT_BYTES = 2.0
 EVEN = ExpertLoad(routing="uniform")
 #: phases that move tokens between devices while a pass waits
 EXCHANGES = ("dispatch", "combine", "all_gather", "reduce_scatter", "context")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RanPipeline:
+    """A step before a framework's efficiency is applied.
+
+    Attributes:
+        setting: The design on its cluster.
+        kinds: The times of each kind of layer.
+        passes: What units take, and of what.
+        wiring: The units of the pipeline.
+        timeline: When they ran.
+        tails: What every stage does after its last pass.
+        memory: Memory of the fullest device.
+    """
+
+    setting: PassTimer
+    kinds: dict[LayerKind, KindTimes]
+    passes: "UnitTimes"
+    wiring: Wiring
+    timeline: Timeline
+    tails: list[Tail]
+    memory: TrainMemory
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the pipeline."""
+        return _shape(self.setting.trained)
+
+
+def _shape(trained: TrainedModel) -> Shape:
+    layout = trained.layout
+    return Shape(layout.pp, layout.vp, trained.num_micro_batches, trained.plan.overlap_exchange)
+
+
+def run_pipeline(
+    trained: TrainedModel,
+    cluster: Cluster,
+    *,
+    load: ExpertLoad = EVEN,
+    engine: str = "flow",
+) -> RanPipeline:
+    """Time the layers of a step and run its pipeline.
+
+    Args:
+        trained: The design, which uses all devices of the cluster.
+        cluster: The hardware.
+        load: How tokens choose experts; training balances them.
+        engine: Name of the engine that runs the layers' programs.
+
+    Raises:
+        CapacityError: A device's memory is too small.
+        ConfigError: The layout does not fit the cluster.
+    """
+    require(
+        trained.layout.num_devices == cluster.num_devices,
+        "layout",
+        f"the {cluster.num_devices} devices of {cluster.name}",
+        trained.layout.num_devices,
+    )
+    require(
+        not cluster.is_torus,
+        "cluster",
+        "devices behind switches, since the collectives of a torus are not modelled",
+        cluster.name,
+    )
+    setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
+    pipeline, shape = trained.plan.pipeline, _shape(trained)
+    sizes = sizes_of(trained)
+    worst = _fullest(trained, sizes, kept_of(pipeline, shape))
+    # before anything is timed: of many designs, most do not fit
+    worst.check(trained.name, cluster.profile.name, cluster.profile.usable_bytes)
+    kinds = setting.kinds()
+    parts = parts_of(trained, setting.passes, kinds, sizes)
+    passes, wiring = UnitTimes(setting, parts), wired(pipeline, shape)
+    program = wiring.timed(passes.seconds, _hop_s(trained, cluster))
+    return RanPipeline(
+        setting=setting,
+        kinds=kinds,
+        passes=passes,
+        wiring=wiring,
+        timeline=run(program, "bound"),
+        tails=tails_of(setting, parts),
+        memory=worst,
+    )
 
 
 def simulate_training(
@@ -59,43 +146,26 @@ def simulate_training(
         CapacityError: A device's memory is too small.
         ConfigError: The layout does not fit the cluster.
     """
-    require(
-        trained.layout.num_devices == cluster.num_devices,
-        "layout",
-        f"the {cluster.num_devices} devices of {cluster.name}",
-        trained.layout.num_devices,
-    )
-    require(
-        not cluster.is_torus,
-        "cluster",
-        "devices behind switches, since the collectives of a torus are not modelled",
-        cluster.name,
-    )
-    setting = PassTimer(trained=trained, cluster=cluster, load=load, engine=engine)
-    layout = trained.layout
-    pipeline = trained.plan.pipeline
-    shape = Shape(layout.pp, layout.vp, trained.num_micro_batches, trained.plan.overlap_exchange)
-    sizes = sizes_of(trained)
-    worst = _fullest(trained, sizes, kept_of(pipeline, shape))
-    # before anything is timed: of many designs, most do not fit
-    worst.check(trained.name, cluster.profile.name, cluster.profile.usable_bytes)
-    kinds = setting.kinds()
-    parts = parts_of(trained, setting.passes, kinds, sizes)
-    passes = _Passes(setting, parts)
-    tails = tails_of(setting, parts)
-    moe = [kinds[kind] for kind in trained.spec.blocks if kind.moe is not None]
+    ran = run_pipeline(trained, cluster, load=load, engine=engine)
+    moe = [ran.kinds[kind] for kind in trained.spec.blocks if kind.moe is not None]
     result = replace(
-        _result(setting, passes, wired(pipeline, shape), tails, worst),
+        _result(ran),
         kernels=" ".join(dict.fromkeys(times.kernels for times in moe)),
         dropped_fraction=sum(times.dropped_fraction for times in moe) / max(len(moe), 1),
     )
     return result.graded(
-        grades_of(trained, cluster, kinds, setting.passes.pricing), framework(framework_name)
+        grades_of(trained, cluster, ran.kinds, ran.setting.passes.pricing),
+        framework(framework_name),
     )
 
 
-class _Passes:
-    """What units take, and of what."""
+class UnitTimes:
+    """What units take, and of what.
+
+    Attributes:
+        parts: The parts of the pipeline.
+        more: What ZeRO adds to the forward and the backward passes of each part, in seconds.
+    """
 
     def __init__(self, setting: PassTimer, parts: list[PartTimes]) -> None:
         self.parts = parts
@@ -103,9 +173,11 @@ class _Passes:
         self._known: dict[tuple[tuple[str, int], ...], TimedPass] = {}
 
     def seconds(self, unit: Unit) -> float:
+        """Return the seconds of a unit."""
         return self.timed(unit).time_s
 
     def timed(self, unit: Unit) -> TimedPass:
+        """Return a unit's time and phases; micro-batches are alike."""
         key = tuple((one.kind, one.part) for one in unit)
         if key not in self._known:
             self._known[key] = self._of(key)
@@ -195,19 +267,13 @@ class _Stage:
     busy_s: float
 
 
-def _result(
-    setting: PassTimer,
-    passes: _Passes,
-    wiring: Wiring,
-    tails: list[Tail],
-    memory: TrainMemory,
-) -> TrainResult:
+def _result(ran: RanPipeline) -> TrainResult:
+    setting, passes, tails = ran.setting, ran.passes, ran.tails
     trained = setting.trained
-    timeline = run(wiring.timed(passes.seconds, _hop_s(trained, setting.cluster)), "bound")
-    computed = [passes.all_of(counts) for counts in wiring.counts]
+    computed = [passes.all_of(counts) for counts in ran.wiring.counts]
     stages = [
-        _Stage(end_s=float(timeline.end_s_N[op]), busy_s=done.time_s)
-        for op, done in zip(wiring.last, computed, strict=True)
+        _Stage(end_s=float(ran.timeline.end_s_N[op]), busy_s=done.time_s)
+        for op, done in zip(ran.wiring.last, computed, strict=True)
     ]
     ends = [stage.end_s + tail.total_s for stage, tail in zip(stages, tails, strict=True)]
     time_s, span_s = max(ends), max(stage.end_s for stage in stages)
@@ -237,7 +303,7 @@ def _result(
         sent=tail.sent,
         dropped_fraction=0.0,
         kernels="",
-        memory=memory,
+        memory=ran.memory,
     )
 
 

@@ -1,0 +1,1 @@
+"""Turn simulated programs, request loops, pipelines and days into timelines."""
