@@ -1,0 +1,152 @@
+"""Lay devices and links of a cluster out on a plane, with what each carries."""
+
+import math
+
+import numpy as np
+
+from moesim.hardware import Cluster
+from moesim.hardware.fabric import fabric_of
+from moesim.page.charts import MapChart
+
+Link = tuple[float, float, float, float, float]
+#: devices that are drawn at most
+MOST_DEVICES = 512
+_NOTE = (
+    "A circle is a device, colored by the rows its experts compute over the mean of all devices. A "
+    "line is a link, colored by the share of the layer's time in which it moves bytes; of the two "
+    "directions the busier one counts."
+)
+
+
+def topology_chart(
+    cluster: Cluster, busy: dict[str, np.ndarray], ratio_D: np.ndarray
+) -> MapChart | None:
+    """Return the devices of a cluster with their links by load.
+
+    Args:
+        cluster: The hardware.
+        busy: Kind of resource -> share of the time in which each one is busy.
+        ratio_D: ndarray of shape (D,): rows of each device over the mean.
+
+    Returns:
+        The chart; None for one device, or for too many to draw.
+    """
+    count = cluster.num_devices
+    if not 1 < count <= MOST_DEVICES:
+        return None
+    place_D, nodes, links = _torus(cluster, busy) if cluster.is_torus else _switched(cluster, busy)
+    devices = {
+        f"device {device}": (*place_D[device], float(ratio_D[device])) for device in range(count)
+    }
+    return MapChart(
+        key="topology",
+        title=f"Devices and links of {cluster.name}, by load",
+        note=_NOTE,
+        nodes=devices | nodes,
+        links=links,
+        label="rows over the mean",
+        load_label="busy share of the layer's time (%)",
+    )
+
+
+def _switched(
+    cluster: Cluster, busy: dict[str, np.ndarray]
+) -> tuple[
+    list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]
+]:
+    """Lay nodes out in rows, each with its devices below its switch, or around a mesh."""
+    per_node, count = cluster.devices_per_domain, cluster.num_devices
+    nodes = cluster.num_nodes
+    across = max(1, min(nodes, 4 if per_node <= 16 else 2))
+    wide = min(per_node, 16)
+    deep = -(-per_node // wide)
+    far = _worse(busy, "nic_out", "nic_in", count)
+    near = _worse(busy, "egress", "ingress", count)
+    place_D: list[tuple[float, float]] = []
+    others: dict[str, tuple[float, float, float | None]] = {}
+    links: list[Link] = []
+    mesh = cluster.scale_up_kind == "mesh"
+    rows = -(-nodes // across)
+    spine = ((across * (wide + 2) - 2) / 2 - 0.5, 2.2)
+    for node in range(nodes):
+        left = (node % across) * (wide + 2)
+        top = -(node // across) * (deep + 3)
+        centre = (left + (wide - 1) / 2, top + 0.6)
+        own = range(node * per_node, (node + 1) * per_node)
+        for place, device in enumerate(own):
+            if mesh:
+                angle = 2 * math.pi * place / per_node
+                radius = (wide - 1) / 2
+                place_D.append(
+                    (centre[0] + radius * math.cos(angle), top - 1 + math.sin(angle) * 1.4)
+                )
+            else:
+                place_D.append((left + place % wide, top - 1.0 - place // wide))
+        if mesh:
+            link = busy.get("link", np.zeros(0))
+            for i in own:
+                for j in own:
+                    if i < j:
+                        a, b = i * per_node + j % per_node, j * per_node + i % per_node
+                        load = max(link[a], link[b]) if len(link) else 0.0
+                        links.append((*place_D[i], *place_D[j], 100 * float(load)))
+        elif per_node > 1:
+            others[f"switch of node {node}"] = (*centre, None)
+            links += [(*place_D[d], *centre, 100 * float(near[d])) for d in own]
+        if nodes > 1:
+            # a node's NICs as one line, as busy as its busiest
+            share = 100 * float(far[own.start : own.stop].max())
+            links.append((*centre, *spine, share))
+    if nodes > 1:
+        others["network between nodes"] = (*spine, None)
+        if rows == 1 and nodes == 1:
+            others.clear()
+    return place_D, others, links
+
+
+def _torus(
+    cluster: Cluster, busy: dict[str, np.ndarray]
+) -> tuple[
+    list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]
+]:
+    """Lay the planes of a torus out side by side; wraps are short stubs at the edges."""
+    tables = fabric_of(cluster).tables
+    coord_LA, next_LX = tables.coord_LA, tables.next_LX
+    axes = coord_LA.shape[1]
+    size = coord_LA.max(axis=0) + 1
+    link = busy.get("link", np.zeros(0))
+    place_D: list[tuple[float, float]] = []
+    planes = int(size[0]) if axes == 3 else 1
+    across = math.ceil(math.sqrt(planes))
+    for coords in coord_LA:
+        if axes == 1:
+            place_D.append((float(coords[0]), 0.0))
+            continue
+        plane = int(coords[0]) if axes == 3 else 0
+        y, x = (int(c) for c in coords[-2:])
+        place_D.append(
+            (
+                x + (plane % across) * (float(size[-1]) + 1.5),
+                -y - (plane // across) * (float(size[-2]) + 1.5),
+            )
+        )
+    links: list[Link] = []
+    for node, (x, y) in enumerate(place_D):
+        for way in range(0, 2 * axes, 2):
+            other = int(next_LX[node, way])
+            if other < 0:
+                continue
+            back = other * 2 * axes + way + 1
+            loads = link[[node * 2 * axes + way, back]] if len(link) else np.zeros(2)
+            there = place_D[other]
+            if abs(there[0] - x) + abs(there[1] - y) > 1.01:
+                # around the ring, or to the next plane: a stub that points there
+                length = math.hypot(there[0] - x, there[1] - y)
+                there = (x + 0.4 * (there[0] - x) / length, y + 0.4 * (there[1] - y) / length)
+            links.append((x, y, *there, 100 * float(loads.max())))
+    return place_D, {}, links
+
+
+def _worse(busy: dict[str, np.ndarray], one: str, other: str, count: int) -> np.ndarray:
+    none = np.zeros(count)
+    return np.maximum(busy.get(one, none), busy.get(other, none))
