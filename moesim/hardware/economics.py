@@ -183,6 +183,17 @@ class Economics:
         """
         return self.file.power.host_factor.value * self.file.power.pue.value
 
+    def assumptions(self, cluster: Cluster) -> str:
+        """Return what an hour costs and what power includes, as one phrase; what is unknown is
+        left out.
+        """
+        said = [f"energy at the wall ({self.wall_factor:.2f} x the devices)"]
+        if self.unknown_power(cluster) is not None:
+            said = []
+        if self.unknown_price(cluster) is None:
+            said.insert(0, f"USD {self.usd_per_hour(cluster):,.2f} an hour")
+        return f"{' and '.join(said)} by economics {self.name}" if said else ""
+
     def watts(self, cluster: Cluster, utilisation: dict[str, Any]) -> Any:
         """Return the mean power that the whole cluster draws at the wall while it runs, hosts and
         cooling included (`wall_factor`).

@@ -25,6 +25,17 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=wide, highlight=False, markup=False, emoji=False)
 
 
+def width() -> int:
+    """Return the width of stdout in characters."""
+    return console().width
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout as they are."""
+    for line in lines:
+        print(printable(line))
+
+
 def cell(value: Any) -> str:
     """Format a value for people: 4 digits for numbers, grouped thousands, - for nothing."""
     if value is None or value == "":

@@ -108,6 +108,30 @@ class Problem:
         """The columns (low, high) of loss and layer time."""
         return (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return the hardware, the model, the load, the loss law and the cost model, in words."""
+        space, work = self.space, self.workload
+        layers = f"{space.num_layers} layers of it" if space.num_layers else "all of its layers"
+        budget = (
+            f"{space.train_tokens:.3g} training tokens"
+            if space.train_tokens
+            else f"{space.train_flops:.3g} training FLOPs"
+        )
+        kv = (
+            ""
+            if work.kv_tokens_per_device is None
+            else f", {work.kv_tokens_per_device:,} tokens of KV cache"
+        )
+        return (
+            f"{self.cluster.num_devices} {self.cluster.profile.name} ({self.cluster.name})",
+            f"attention and width of {space.dense_part}, {layers}, {budget}",
+            f"{work.num_tokens_per_device:,} {work.phase} tokens per device{kv}",
+            f"expert load {work.routing}",
+            f"loss by {self.law.name} scaling laws" if "loss" in self.objectives else "",
+            self.economics.assumptions(self.cluster),
+            *space.notes(),
+        )
+
     def check(self, screen: int) -> None:
         """Refuse a space without any candidate, and objectives without a figure.
 

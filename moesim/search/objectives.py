@@ -51,6 +51,27 @@ TRAINING_OBJECTIVES: dict[str, Direction] = {
     "mfu": "maximize",
     "peak_memory_gib": "minimize",
 }
+#: objective -> how a value of it reads
+_READS = {
+    "loss": "loss {:.3f}",
+    "layer_tokens_per_s_per_device": "{:,.0f} tokens/s per device through a layer",
+    "layer_time_us": "{:,.0f} us per layer",
+    "layer_joules_per_token": "{:.3g} J per token and layer",
+    "layer_usd_per_million_tokens": "USD {:.3g} per million tokens and layer",
+    "peak_memory_gib": "{:,.1f} GiB of memory",
+    "watts_per_device": "{:,.0f} W per device",
+    "usd_per_hour": "USD {:,.2f} per hour",
+    "tokens_per_s_per_device": "{:,.0f} tokens/s per device",
+    "tokens_per_s_per_user": "{:,.1f} tokens/s per user",
+    "ttft_ms": "TTFT {:,.0f} ms",
+    "tpot_ms": "TPOT {:,.1f} ms",
+    "joules_per_million_tokens": "{:,.0f} J per million tokens",
+    "usd_per_million_tokens": "USD {:,.3g} per million tokens",
+    "compression_loss_delta": "loss {:+.3g} by compression",
+    "train_days": "{:,.1f} days",
+    "train_usd": "USD {:,.0f}",
+    "mfu": "MFU {:.1%}",
+}
 #: what is searched -> its objectives
 _KINDS: dict[str, Mapping[str, Direction]] = {
     "MoE layers": OBJECTIVES,
@@ -172,6 +193,11 @@ def costs_of(objectives: list[str], columns: Any) -> list:
     return [
         columns[name] if DIRECTIONS[name] == "minimize" else -columns[name] for name in objectives
     ]
+
+
+def in_words(objectives: Iterable[str], row: Mapping[str, Any]) -> str:
+    """Return the objectives of a row with their units, such as ``loss 1.98, 20.0 days``."""
+    return ", ".join(_READS[name].format(row[name]) for name in objectives)
 
 
 def check_priced(names: list[str], economics: Economics, cluster: Cluster) -> None:

@@ -157,6 +157,25 @@ def _volume(costs: np.ndarray, reference: np.ndarray) -> float:
     return total
 
 
+def compromise(costs: np.ndarray) -> int:
+    """Return the row of a front that gives up least: its worst cost is nearest to the best.
+
+    Each cost counts from the best of the front (0) to its worst (1), on a logarithmic scale if all
+    are of one sign. Of equal rows the one with the smaller sum counts, then the first.
+
+    Args:
+        costs: Finite costs, ndarray of shape (N, M), N >= 1.
+    """
+    share = np.zeros(costs.shape)
+    for place, column in enumerate(costs.T):
+        if (column > 0).all() or (column < 0).all():
+            column = np.sign(column) * np.log(np.abs(column))
+        span = np.ptp(column)
+        if span > 0:
+            share[:, place] = (column - column.min()) / span
+    return int(np.lexsort((share.sum(axis=1), share.max(axis=1)))[0])
+
+
 def spread(items: list[T], limit: int) -> list[T]:
     """Return at most ``limit`` items, evenly spaced by index, first and last included."""
     if len(items) <= limit:

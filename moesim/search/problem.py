@@ -128,6 +128,10 @@ class SearchProblem(Protocol):
         """The columns (low, high) of intervals; trials of which all overlap are ties."""
         ...
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what the search takes as given, a phrase each."""
+        ...
+
     def check(self, screen: int) -> None:
         """Refuse a problem without any candidate, or without a figure that it needs."""
         ...

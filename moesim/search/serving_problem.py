@@ -96,6 +96,17 @@ class ServingProblem:
         """The columns (low, high) of the objectives."""
         return tuple(_interval(name) for name in self.objectives)
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return the hardware, the model, the requests and the cost model, in words."""
+        return (
+            f"{self.cluster.num_devices} {self.cluster.profile.name} ({self.cluster.name})",
+            f"{self.space.loaded.name}, prompts of {self.workload.isl} tokens, answers of "
+            f"{self.workload.osl}, clients that never pause",
+            f"expert load {self.workload.routing}",
+            self.economics.assumptions(self.cluster),
+            *self.space.notes(),
+        )
+
     def check(self, screen: int) -> None:
         """Refuse objectives without a figure, and a screening.
 

@@ -27,7 +27,7 @@ from moesim.hardware import Cluster
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, Found, evaluator
 from moesim.search.objectives import DIRECTIONS, check_objectives, costs_of
-from moesim.search.pareto import front, spread
+from moesim.search.pareto import compromise, front, spread
 from moesim.search.points import num_designs
 from moesim.search.problem import SearchProblem, SearchSpace
 from moesim.search.problems import AnySpace, AnyWorkload, problem_of
@@ -86,17 +86,40 @@ class Study:
         )
         return sorted((trials[i] for i in front(values)), key=lambda t: (self._costs(t), t.number))
 
+    def chosen(self) -> Trial | None:
+        """Return the trial of the front that gives up least (`moesim.search.pareto.compromise`);
+        None if nothing is feasible.
+        """
+        found = self.pareto_trials()
+        if not found:
+            return None
+        return found[compromise(np.array([self._costs(t) for t in found], dtype=np.float64))]
+
+    def winners(self, limit: int | None = None) -> list[Trial]:
+        """Return the front, or ``limit`` trials of it evenly spread, both ends included; the chosen
+        one takes the place of its neighbor.
+        """
+        found = self.pareto_trials()
+        if not limit or len(found) <= limit:
+            return found
+        shown, chosen = spread(found, limit), self.chosen()
+        if chosen is None or any(t is chosen for t in shown):
+            return shown
+        number = {id(t): i for i, t in enumerate(found)}
+        mine = number[id(chosen)]
+        inner = range(1, len(shown) - 1) if len(shown) > 2 else range(len(shown))
+        nearest = min(inner, key=lambda i: abs(number[id(shown[i])] - mine))
+        shown[nearest] = chosen
+        return shown
+
     def pareto(self, limit: int | None = None) -> list[Candidate]:
-        """Return the front's candidates, or ``limit`` of them evenly spread, both ends included."""
+        """Return the candidates of `winners`."""
         return [candidate for candidate, _ in self.designs(limit)]
 
     def designs(self, limit: int | None = None) -> list[tuple[Candidate, Cluster]]:
-        """Return the candidates of `pareto` with their clusters; a space may vary the hardware."""
-        trials, layers = self.pareto_trials(), self.layers
-        return [
-            layers.space.decode(t.params, layers.cluster)
-            for t in (spread(trials, limit) if limit else trials)
-        ]
+        """Return the candidates of `winners` with their clusters; a space may vary the hardware."""
+        layers = self.layers
+        return [layers.space.decode(t.params, layers.cluster) for t in self.winners(limit)]
 
     def groups(self, trials: list[Trial]) -> list[int]:
         """Return a group number for each trial; trials of a group cannot be told apart.

@@ -99,6 +99,24 @@ class TrainingProblem:
         time = ("train_days_low", "train_days_high")
         return tuple(dict.fromkeys(found.get(name, time) for name in self.objectives))
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return the hardware, the run, the framework and the cost model, in words."""
+        work = self.workload
+        budget = (
+            f"{work.train_tokens:.3g} tokens"
+            if work.train_tokens
+            else f"{work.train_flops:.3g} FLOPs"
+        )
+        return (
+            f"{self.cluster.num_devices} {self.cluster.profile.name} ({self.cluster.name})",
+            f"{self.space.loaded.name} trained on {budget} by {self.space.framework}, "
+            f"{work.global_batch:,} sequences of {work.sequence:,} tokens a step",
+            f"expert load {work.routing}, no failures",
+            f"loss by {self.law.name} scaling laws" if "loss" in self.objectives else "",
+            self.economics.assumptions(self.cluster),
+            *self.space.notes(),
+        )
+
     def check(self, screen: int) -> None:
         """Refuse objectives without a figure, an unknown engine, and a screening.
 

@@ -179,7 +179,7 @@ def _ends(row: Mapping[str, Any], rate: str) -> tuple[float, float]:
     """Return the interval of a rate: its own, or that of the layer's time; a point without."""
     if f"{rate}_low" in row:
         return row[f"{rate}_low"], row[f"{rate}_high"]
-    if "layer_time_us" not in row:
+    if row.get("layer_time_us") is None:  # of a whole model
         return row[rate], row[rate]
     low, high = (row["layer_time_us"] / row[f"layer_time_{end}_us"] for end in ("high", "low"))
     return row[rate] * low, row[rate] * high

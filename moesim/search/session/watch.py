@@ -15,7 +15,7 @@ from optuna.trial import create_trial
 from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
 from moesim.search.objectives import DIRECTIONS, costs_of
-from moesim.search.pareto import front, hypervolume, spread
+from moesim.search.pareto import front, hypervolume
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
 from moesim.search.trial import Trial
@@ -170,7 +170,7 @@ def confirmed_rows(study: Study, limit: int) -> list[dict[str, Any]]:
     groups = study.groups(winners)
     column, ratio, _ = study.problem.confirmed
     rows = []
-    for rank, trial in enumerate(spread(winners, limit)):
+    for rank, trial in enumerate(study.winners(limit)):
         row = study.problem.confirm(trial.params)
         searched = trial.evaluation.row
         rows.append(
