@@ -173,6 +173,7 @@ class MapChart:
         note: What its quantities mean.
         nodes: Name -> (x, y, value); None for the value of a node that has none.
         links: (x, y of one end, x, y of the other, load) of each link.
+        edges: Upper ends of the classes of load, ascending; the last one holds the largest load.
         label: What the value of a node is, with the unit.
         load_label: What the load of a link is, with the unit.
     """
@@ -182,6 +183,7 @@ class MapChart:
     note: str
     nodes: Mapping[str, tuple[float, float, float | None]]
     links: Sequence[tuple[float, float, float, float, float]]
+    edges: tuple[float, ...]
     label: str
     load_label: str
     kind: str = "map"

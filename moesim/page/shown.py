@@ -93,13 +93,3 @@ def plainest(study: Study, winner: Trial) -> Trial:
         return fancy, other, trial.number
 
     return min((t for t in study.trials if t.feasible), key=cost)
-
-
-def label(study: Study, trial: Trial) -> str:
-    """Return the name of a trial's design for people."""
-    row = trial.evaluation.row
-    if row.get("candidate"):
-        return str(row["candidate"]).partition("#")[0]
-    varying = [name for name, choices in study.space.choices().items() if len(choices) > 1]
-    words = [f"{name} {trial.params[name]}" for name in varying if name in trial.params]
-    return ", ".join(words)

@@ -11,6 +11,8 @@ from moesim.page.charts import MapChart
 Link = tuple[float, float, float, float, float]
 #: devices that are drawn at most
 MOST_DEVICES = 512
+#: classes of load that links are drawn by
+_CLASSES = 5
 _NOTE = (
     "A circle is a device, colored by the rows its experts compute over the mean of all devices. A "
     "line is a link, colored by the share of the layer's time in which it moves bytes; of the two "
@@ -44,9 +46,18 @@ def topology_chart(
         note=_NOTE,
         nodes=devices | nodes,
         links=links,
+        edges=_edges([link[4] for link in links]),
         label="rows over the mean",
         load_label="busy share of the layer's time (%)",
     )
+
+
+def _edges(loads: list[float]) -> tuple[float, ...]:
+    """Return the upper ends of at most `_CLASSES` classes of load of equal width, rounded up."""
+    least, most = min(loads), max(loads)
+    if most - least <= 0.02 * most:
+        return (math.ceil(10 * most) / 10,)
+    return tuple(math.ceil(10 * most * (i + 1) / _CLASSES) / 10 for i in range(_CLASSES))
 
 
 def _switched(
