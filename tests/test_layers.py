@@ -52,6 +52,7 @@ LAYERS = (
     ("simulation",),
     ("report",),
     ("operations", "serving", "advice", "search", "measured"),
+    ("page",),
     ("cli", "testing"),
 )
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}

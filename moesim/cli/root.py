@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, operate, recommend, serve, simulate, train
+from moesim.cli import check, operate, recommend, report, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -40,6 +40,7 @@ app.command()(recommend.recommend)
 app.command()(serve.serve)
 app.command()(train.train)
 app.command()(operate.operate)
+app.command()(report.report)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")

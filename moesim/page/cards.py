@@ -86,8 +86,8 @@ def _differences(winner: Trial | None, other: Trial) -> list[dict[str, str]]:
     return [
         {
             "label": metric(name).label,
-            "here": str(other.params.get(name, "-")),
-            "there": str(winner.params.get(name, "-")),
+            "here": str(other.params.get(name, "none")),
+            "there": str(winner.params.get(name, "none")),
         }
         for name in names
         if winner.params.get(name) != other.params.get(name)

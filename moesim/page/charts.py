@@ -201,6 +201,7 @@ class ParallelChart:
         values: Values of each design along each axis, axis by axis; positions where it has names.
         rows: Index of each design's trial.
         colors: A name in `PALETTE` for each design.
+        names: Color -> what designs of this color are.
     """
 
     key: str
@@ -210,6 +211,7 @@ class ParallelChart:
     values: tuple[Sequence[float], ...]
     rows: Sequence[int]
     colors: tuple[str, ...]
+    names: Mapping[str, str]
     kind: str = "parallel"
 
 
@@ -223,6 +225,21 @@ def thinned(count: int, most: int) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
+def heights(chart: ParallelChart) -> np.ndarray:
+    """Return where each design crosses each axis, from 0 at the bottom to 1 at the top: ndarray of
+    shape (axes, designs).
+    """
+    found = []
+    for axis, column in zip(chart.axes, chart.values, strict=True):
+        values = np.asarray(column, dtype=float)
+        if axis.names:
+            found.append(values / max(len(axis.names) - 1, 1))
+            continue
+        scaled = np.log(values) if axis.log else values
+        found.append((scaled - scaled.min()) / (np.ptp(scaled) or 1.0))
+    return np.array(found)
 
 
 def plain(value: Any) -> Any:

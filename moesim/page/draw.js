@@ -31,6 +31,17 @@ function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+// 4292710 as 4.293M
+function short(value) {
+  const size = Math.abs(value);
+  for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+    if (size >= 10 * unit || (size >= unit && unit > 1e3)) {
+      return Number((value / unit).toPrecision(4)) + letter;
+    }
+  }
+  return number(value);
+}
+
 // plotly reads a few tags in texts; ours are texts
 function inert(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -63,7 +74,7 @@ function axis(record, look) {
   const found = {
     title: {text: lines(record.label, 60), standoff: 10, font: {size: 13, color: look.soft}},
     gridcolor: look.line, linecolor: look.line, zerolinecolor: look.line, automargin: true,
-    tickfont: {size: 12, color: look.soft},
+    tickfont: {size: 12, color: look.soft}, fixedrange: true,
   };
   if (record.names.length) {
     found.tickmode = "array";
@@ -72,14 +83,14 @@ function axis(record, look) {
   } else if (record.log) {
     Object.assign(found, {type: "log", dtick: "D2", tickformat: "~s"});
   } else {
-    Object.assign(found, {tickformat: "", exponentformat: "SI", separatethousands: true, nticks: 7});
+    Object.assign(found, {exponentformat: "SI", separatethousands: true, nticks: 7});
   }
   return found;
 }
 
 function layout(look, more) {
   return Object.assign({
-    paper_bgcolor: look.paper, plot_bgcolor: look.paper, hovermode: "closest",
+    paper_bgcolor: look.paper, plot_bgcolor: look.paper, hovermode: "closest", dragmode: false,
     font: {family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 13, color: look.ink},
     margin: {l: 56, r: 16, t: 12, b: 48},
     hoverlabel: {align: "left", bgcolor: look.paper, bordercolor: look.soft,
@@ -152,8 +163,13 @@ const draw = {
       }
       traces.push(trace);
     }
-    return {data: traces, layout: layout(look, {height: view.height || 380,
-      xaxis: axis(chart.x, look), yaxis: axis(chart.y, look)})};
+    // a finger scrolls the page; a mouse may draw a box to zoom into a large chart
+    const zooms = Boolean(view.height) && matchMedia("(pointer: fine)").matches;
+    const free = {fixedrange: !zooms};
+    return {data: traces, layout: layout(look, {height: view.height || 360,
+      dragmode: zooms ? "zoom" : false,
+      xaxis: Object.assign(axis(chart.x, look), free),
+      yaxis: Object.assign(axis(chart.y, look), free)})};
   },
 
   bars(chart, look) {
@@ -176,7 +192,7 @@ const draw = {
     return {data, layout: layout(look, {
       height: 120 + rows.length * (chart.stacked ? 36 : 12 + 13 * across),
       barmode: chart.stacked ? "stack" : "group", bargap: 0.28, xaxis: x,
-      yaxis: {automargin: true, autorange: "reversed", tickfont: {size: 12.5, color: look.ink},
+      yaxis: {automargin: true, autorange: "reversed", fixedrange: true, tickfont: {size: 12.5, color: look.ink},
         ticksuffix: "  "},
       legend: {orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom",
         traceorder: "normal", font: {size: 12.5}},
@@ -192,7 +208,8 @@ const draw = {
     if (z[0].length <= 16) x.dtick = 1;
     return {
       data: [{
-        type: "heatmap", z, colorscale: SCALE, zmin: 0, xgap: 1, ygap: 1,
+        type: "heatmap", z, colorscale: SCALE, zmin: 0, zmax: Math.max(1e-9, ...z.flat()),
+        xgap: z[0].length > 32 ? 0 : 1, ygap: 1,
         text: chart.text.length ? chart.text.map((row) => row.map(inert)) : undefined,
         hovertemplate: inert(chart.y.label) + " %{y}, " + inert(chart.x.label) + " %{x}<br>"
           + (chart.text.length ? "%{text}: " : "") + "%{z:,.4~g} " + inert(chart.label)
@@ -235,7 +252,7 @@ const draw = {
       x: others.map((i) => nodes[i][0]), y: others.map((i) => nodes[i][1]),
       hovertext: others.map((i) => inert(names[i])), hoverinfo: "text",
       marker: {size: 15, symbol: "square", color: look.paper, line: {color: look.soft, width: 2}}});
-    const off = {visible: false, automargin: true};
+    const off = {visible: false, fixedrange: true};
     return {data, layout: layout(look, {height: few ? 340 : 480, xaxis: off,
       yaxis: Object.assign({}, off), margin: {l: 16, r: 16, t: 12, b: 28},
       legend: {orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
@@ -271,10 +288,9 @@ const draw = {
     }
     view.drawn = {designs: [shown, shown, count]};
     const plainly = (name) => ["sky", "muted"].includes(name);
-    const named = {orange: "winner", purple: "tie or runner-up", ink: "baseline"};
     const data = [...byColor].map(([name, own]) => ({
       type: "scatter", mode: "lines+markers", x: own.x, y: own.y, text: own.text,
-      hovertemplate: "%{text}<extra></extra>", name: named[name] || "front",
+      hovertemplate: "%{text}<extra></extra>", name: inert(chart.names[name]),
       opacity: plainly(name) ? 0.55 : 1,
       line: {color: look.color(name), width: plainly(name) ? 1.2 : 3},
       marker: {color: look.color(name), size: plainly(name) ? 4 : 7},
@@ -288,17 +304,17 @@ const draw = {
       const values = Array.from(chart.values[a]);
       const last = Math.max(one.names.length - 1, 1);
       const ticks = one.names.length ? one.names.map((name, i) => [i / last, name])
-        : [[0, number(Math.min(...values))], [1, number(Math.max(...values))]];
+        : [[0, short(Math.min(...values))], [1, short(Math.max(...values))]];
       for (const [y, text] of ticks) {
-        annotations.push({x: a, y, xanchor: a === axes - 1 ? "right" : "left", showarrow: false,
-          xshift: a === axes - 1 ? -7 : 7, yshift: 9, text: inert(text),
+        annotations.push({x: a, y, xanchor: "left", showarrow: false,
+          xshift: 7, yshift: 9, text: inert(text),
           bgcolor: look.paper, borderpad: 1, opacity: 0.9,
           font: {size: 11.5, color: look.soft}});
       }
     });
-    const off = {visible: false};
-    return {data, width: Math.max(axes * 112, 0), layout: layout(look, {
-      height: 460, annotations, shapes, margin: {l: 52, r: 52, t: 84, b: 40},
+    const off = {visible: false, fixedrange: true};
+    return {data, width: axes * 112, layout: layout(look, {
+      height: 460, annotations, shapes, margin: {l: 52, r: 84, t: 84, b: 40},
       xaxis: Object.assign({range: [-0.12, axes - 0.88]}, off),
       yaxis: Object.assign({range: [-0.05, 1.08]}, off),
       legend: {orientation: "h", x: 0, xanchor: "left", y: -0.02, yanchor: "top", font: {size: 13}},

@@ -1,5 +1,6 @@
 """What the columns of studies mean: label, unit and definition, told wherever they are shown."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,22 @@ METRICS: dict[str, Metric] = {
     ),
     "peak_memory_gib": _metric(
         "memory", "GiB", "Memory needed on the device with the least headroom."
+    ),
+    "memory_over_gib": _metric(
+        "memory beyond the device's", "GiB", "Memory needed minus what a device has; below 0 it fits."
+    ),
+    "num_replicas": _metric("replicas", "", "Further copies of experts, over all devices."),
+    "hidden_size": _metric("hidden size", "", "Width of a token."),
+    "gate": _metric("gate", "", "How a token's experts are chosen."),
+    "wall_s": _metric("evaluation", "s", "Time that the evaluation took."),
+    "dropped_token_fraction": _metric(
+        "dropped choices", "share", "Choices of experts that exceed a capacity and are dropped."
+    ),
+    "bubble_fraction": _metric(
+        "bubble", "share", "Share of the pipeline's time in which a stage waits, mean over stages."
+    ),
+    "exposed_communication_fraction": _metric(
+        "exposed communication", "share", "Share of a step in which a device waits for an exchange."
     ),
     "watts_per_device": _metric(
         "power", "W per device", "Mean power of a device, by the cost model's assumptions."
@@ -164,7 +181,18 @@ _WHOLE = "output_tokens_per_s_per_device"
 
 def metric(column: str) -> Metric:
     """Return the meaning of a column; one without a record is named by its words."""
-    return METRICS.get(column) or _metric(column.replace("_", " "), "", "")
+    if column in METRICS:
+        return METRICS[column]
+    ends = re.fullmatch(r"(?:output_)?(\w+?)_(low|high)((?:_\w+)?)", column)
+    of = ends and next(
+        (name for name in (f"{ends[1]}{ends[3]}", ends[1]) if name in METRICS), None
+    )
+    if not ends or not of:
+        return _metric(column.replace("_", " "), "", "")
+    end, about = ("P10", "Lower") if ends[2] == "low" else ("P90", "Upper"), METRICS[of]
+    return _metric(
+        f"{about.label}, {end[0]}", about.unit, f"{end[1]} end of the interval of {about.label}."
+    )
 
 
 def interval(row: Mapping[str, Any], column: str) -> tuple[float, float] | None:

@@ -86,8 +86,7 @@ async function drawOne(entry) {
     scroll.setAttribute("aria-label", chart.title + ", which scrolls sideways where there is little room");
   }
   await plotly.react(plot, made.data, made.layout, {
-    responsive: true, displaylogo: false, scrollZoom: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    responsive: true, displayModeBar: false, scrollZoom: false,
   });
   plot.dataset.drawn = chart.key;
 }
@@ -108,8 +107,12 @@ const redraw = (which) => (plotly ? drawAll(which) : null);
 function addCharts() {
   const heights = {front: 520, check: 460};
   for (const parent of document.querySelectorAll("[data-charts]")) {
-    for (const chart of DATA.sections[parent.dataset.charts]) {
-      const wide = ["parallel", "importance", "topology"].includes(chart.key);
+    const charts = DATA.sections[parent.dataset.charts];
+    const isWide = ({key}) => ["parallel", "importance", "topology"].includes(key);
+    const columns = Math.min(3, charts.filter((chart) => !isWide(chart)).length) || 1;
+    parent.style.setProperty("--columns", columns);
+    for (const chart of charts) {
+      const wide = isWide(chart);
       addChart(parent, chart, wide, heights[chart.key]);
     }
   }
@@ -129,7 +132,8 @@ function tellCount() {
   const thin = cloud && cloud[0] < cloud[1] ? " (dominated ones evenly thinned)" : "";
   const what = VIEW.dominated ? "trials that fit" : "designs of the front";
   $("count").textContent = `${number(passing)} of ${number(every)} ${what} pass the filters; `
-    + `${number(drawn)} are drawn${thin}.`;
+    + `${number(drawn)} are drawn${thin}.`
+    + (matchMedia("(pointer: fine)").matches ? " Drag to zoom, double-click to go back." : "");
 }
 
 function addFilters() {
@@ -282,7 +286,7 @@ function card(one) {
         text: "P10 to P90: " + number(fact.ends[0]) + " to " + number(fact.ends[1])}) : null)));
   const differs = one.differs.length ? element("p", {class: "differs",
     text: "Unlike the winner: " + one.differs.map(({label, here, there}) =>
-      `${label} ${here} (${there})`).join(", ") + "."}) : null;
+      `${label} ${here} instead of ${there}`).join(", ") + "."}) : null;
   return element("article", {class: "card " + one.role, "aria-label": one.heading},
     element("h3", {text: one.heading + ", trial " + number(one.trial)}),
     element("p", {class: "name", text: one.name}), element("p", {class: "says", text: one.says}),
@@ -367,11 +371,13 @@ function showChecks() {
 }
 
 function showStates() {
+  const words = {fits: "fit", over_memory: "are over memory", over_constraint:
+    "are over a constraint", infeasible: "are no candidate", failed: "failed"};
   const found = Object.entries(DATA.states).filter(([, count]) => count)
-    .map(([state, count]) => number(count) + " " + state.replace(/_/g, " "));
+    .map(([state, count]) => number(count) + " " + (words[state] || state));
   $("states").textContent = `${number(COUNT)} trials: ${found.join(", ") || "none"}. `
     + (DATA.finished ? "" : "The run did not come to its end; this page shows what it recorded. ");
-  $("states").after(element("div", {class: "tabletools"}, csvButton("trials", "all trials", () => {
+  $("states").after(element("div", {class: "tabletools left"}, csvButton("trials", "all trials", () => {
     const names = Object.keys(TRIALS);
     const rows = [names];
     for (let row = 0; row < COUNT; row++) rows.push(names.map((name) => value(name, row)));

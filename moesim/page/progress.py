@@ -146,4 +146,5 @@ def parallel_chart(
         values=tuple(values),
         rows=[place[t.number] for t in ordered],
         colors=tuple(_COLORS.get(roles.get(t.number, ""), "sky") for t in ordered),
+        names={"sky": "front"} | {_COLORS[role]: role for role in roles.values()},
     )

@@ -28,8 +28,6 @@ def page_text(found: Gathered, under: str) -> str:
     """
     answer = found.answer
     texts = {
-        "title": found.title,
-        "under": under,
         "build": answer.build,
         "confidence": answer.confidence,
         "next": answer.next_step,
@@ -38,6 +36,8 @@ def page_text(found: Gathered, under: str) -> str:
     assumed = "".join(f"<li>{_text(one)}</li>" for one in answer.assumptions)
     return Template(_shipped("page.html")).substitute(
         {name: _text(text) for name, text in texts.items()},
+        title=html.escape(printable(found.title)),
+        under=html.escape(printable(under)),
         icon=ICON,
         assumptions=assumed,
         css=_shipped("page.css"),
@@ -49,7 +49,11 @@ def page_text(found: Gathered, under: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(printable(text))
+    """Return a text as HTML, with what stands between backquotes as code."""
+    parts = html.escape(printable(text)).split("`")
+    if len(parts) % 2 == 0:  # one without its end
+        return "`".join(parts)
+    return "".join(f"<code>{one}</code>" if i % 2 else one for i, one in enumerate(parts))
 
 
 def write_report(folder: Path, out: Path) -> Gathered:
