@@ -1,6 +1,5 @@
 """``moesim bench``: simulate an exchange of any size, and time the simulation."""
 
-import json
 import resource
 from dataclasses import dataclass
 from typing import Annotated
@@ -42,7 +41,6 @@ class AlltoallOptions:
         ),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False
 
 
 @bench_app.command("alltoall")
@@ -52,6 +50,8 @@ def bench_alltoall(given: AlltoallOptions) -> None:
     without overheads.
     """
     from moesim.hardware import load_cluster
+    from moesim.report.document import record
+    from moesim.report.terminal import tell
     from moesim.simulation.alltoall import AllToAll, time_exchange
 
     machine = load_cluster(given.cluster)
@@ -88,8 +88,7 @@ def bench_alltoall(given: AlltoallOptions) -> None:
         "build_s": found.build_s,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    if given.as_json:
-        print(json.dumps(values))
+    if record(values):
         return
     for name, value in values.items():
-        print(f"{name:18} {value}")
+        tell(f"{name:18} {value}")

@@ -40,7 +40,7 @@ def check(
     from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
     from moesim.measured.sources import VERDICTS, installed_sources
     from moesim.measured.winners import read_winners
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell
 
     if profile_out is not None and not recalibrate:
         raise ConfigError("--profile-out: expected --recalibrate beside it, got none")
@@ -65,9 +65,9 @@ def check(
     print_check([("winner", row) for row in rows])
     verdicts = winner_verdicts(rows)
     for candidate, verdict in verdicts.items():
-        print(f"{verdict}: {candidate}")
+        tell(f"{verdict}: {candidate}")
     counted = list(verdicts.values())
-    print("verdicts: " + ", ".join(f"{counted.count(verdict)} {verdict}" for verdict in VERDICTS))
+    tell("verdicts: " + ", ".join(f"{counted.count(verdict)} {verdict}" for verdict in VERDICTS))
     if out is not None:
         write_check(out, [("winner", row) for row in rows])
         say(f"wrote {out}")
@@ -80,19 +80,19 @@ def _recalibrate(
 ) -> None:
     """Fit the profile to the checks, print the errors, and write it if it helps or is asked for."""
     from moesim.measured.recalibrate import recalibrate, write_recalibrated
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell
 
     found = recalibrate(checked)
-    print("recalibrated on " + "; ".join(found.fitted_on))
-    print("factors: " + ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items()))
+    tell("recalibrated on " + "; ".join(found.fitted_on))
+    tell("factors: " + ", ".join(f"{name} {factor:.3f}" for name, factor in found.factors.items()))
     for when, scores in (("before", found.before), ("after", found.after)):
-        print(
+        tell(
             f"error on {len(found.kept_apart)} candidates kept apart, {when}: mean "
             f"{scores['mape']:.1f} %, median {scores['median']:.1f} %, P90 {scores['p90']:.1f} %, "
             f"bias {scores['bias']:+.1f} %"
         )
     if not found.helps:
-        print(
+        tell(
             "the factors do not help: the profile of primitives is the better one"
             + ("" if even_if_worse else ", and is kept")
         )

@@ -1,6 +1,5 @@
 """``moesim models``: what a published model consists of."""
 
-import json
 from collections.abc import Iterator
 from itertools import count
 from string import ascii_uppercase
@@ -21,32 +20,31 @@ def show_model(
     model: Annotated[
         str, typer.Argument(help="Preset, config.json or params.json, or a folder with one.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     lenient: Lenient = False,
 ) -> None:
     """Show the layers of a model in order, its parameters, what it keeps per token and sequence,
     and the format of its experts.
     """
     from moesim.model.hf_config import load_model
-    from moesim.report.terminal import print_table
+    from moesim.report.document import record
+    from moesim.report.terminal import print_table, tell
 
     found = load_model(model, lenient)
     facts, kinds, order = _facts(found), _kinds(found), _order(found)
-    if as_json:
-        shown = {"name": found.name, "source": found.source, **facts}
-        print(json.dumps(shown | {"order": order, "kinds": kinds}, indent=2))
+    shown = {"name": found.name, "source": found.source, **facts}
+    if record(shown | {"order": order, "kinds": kinds}):
         return
     print_table(f"{found.name}: {found.source}", kinds, list(kinds[0]))
-    print(f"{'order':26} {order}")
+    tell(f"{'order':26} {order}")
     notes = facts.pop("notes")
     for name, value in facts.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             text = f"{value:,.0f}"
         else:
             text = {None: "-", True: "yes", False: "no"}.get(value, str(value))
-        print(f"{name:26} {text}")
+        tell(f"{name:26} {text}")
     for note in notes:
-        print(f"{'note':26} {note}")
+        tell(f"{'note':26} {note}")
 
 
 def _facts(model: "Model") -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """``moesim operate``: days of training or serving with failures, and growth over months."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -159,10 +157,11 @@ def _grow(given: OperateOptions, plan: "PlanFile") -> None:
 
 
 def _say(lines: "list[Line]") -> None:
-    width = min(shutil.get_terminal_size().columns, 80)
+    from moesim.report.terminal import tell
+
     for word, text in lines:
         line = f"{word:<{_INDENT}}{text}"
-        print(fill(line, width, subsequent_indent=" " * _INDENT, break_long_words=False))
+        tell(line, indent=_INDENT)
 
 
 def _write(

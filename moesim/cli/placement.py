@@ -82,7 +82,7 @@ def export_map(given: ExportOptions) -> None:
     from moesim.design.candidate import Workload
     from moesim.hardware import load_cluster
     from moesim.placement.files import write_map
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell
     from moesim.simulation.prepare import prepare
 
     machine = load_cluster(given.cluster)
@@ -120,7 +120,7 @@ def export_map(given: ExportOptions) -> None:
     )
     write_map(given.out, layers, given.layout, num_dense_layers=rows_before)
     first = layers[0]
-    print(
+    tell(
         f"{len(layers)} MoE layers, {first.num_experts} experts in {first.num_slots} slots on "
         f"{first.num_ranks} ranks"
     )
@@ -129,7 +129,7 @@ def export_map(given: ExportOptions) -> None:
         if before
         else f"none in expert order, which does not divide over {first.num_ranks} ranks"
     )
-    print(
+    tell(
         f"imbalance      {sum(after) / len(after):.3f} (busiest rank over the mean, mean of "
         f"layers), {in_order_text}"
     )

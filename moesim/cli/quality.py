@@ -83,7 +83,7 @@ def fit(
     """Refit the published laws to measured losses, as far as the points support it."""
     from moesim.quality import read_points, refit, save_law
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
 
     check_writable(out)
     found = refit(read_points(points))
@@ -119,7 +119,7 @@ def fit(
         if any(law.slopes)
         else "offset alone (slopes predicted points left out no better)"
     )
-    print(
+    tell(
         f"{kept}; root mean square error in nats: as published {found.published_rms:.4f}; points "
         f"left out {found.left_out_rms:.4f} (offset alone {found.offset_rms:.4f}); own points "
         f"{found.residual_rms:.4f}"

@@ -80,7 +80,7 @@ def _recommend(given: RecommendOptions) -> None:
     from moesim.model.hf_config import load_model
     from moesim.report.labels import without_common_words
     from moesim.report.tables import check_writable, writable_folder, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
 
     assert given.cluster is not None, "checked by the command"
     if given.out is not None and given.export is None:
@@ -100,7 +100,7 @@ def _recommend(given: RecommendOptions) -> None:
         f"{found.best.candidate.label}"
     )
     for line in (title, *lines):
-        print(line)
+        tell(line)
     if given.show and rows[1:]:
         others = rows[1 : given.show + 1]
         designs, shared = without_common_words(
@@ -156,7 +156,7 @@ def _export(found: "Recommendation", given: RecommendOptions, lines: list[str]) 
 def _compare(given: RecommendOptions) -> None:
     from moesim.advice.compare import COLUMNS, compare
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
 
     assert given.compare is not None, "checked by the command"
     if given.out is not None:
@@ -168,7 +168,7 @@ def _compare(given: RecommendOptions) -> None:
     print_table(f"{given.model}, MoE layers only, {given.phase or 'prefill'}", rows, _OFFERED)
     for row in rows:
         beside = f"{row['copies']} side by side: " if row["copies"] > 1 else ""
-        print(
+        tell(
             f"{row['cluster']:18} "
             + (beside + row["candidate"] if row["candidate"] else "no design: " + row["why_not"])
         )

@@ -1,7 +1,5 @@
 """``moesim recommend`` of a whole model: what to serve it with, for requests and limits."""
 
-import shutil
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 from moesim.cli.options import model_of
@@ -56,7 +54,7 @@ def recommend_whole(given: RecommendOptions) -> None:
     from moesim.advice.serving_text import DIVIDED, SHOWN, lines_of_advice
     from moesim.engines.ahead import compile_ahead
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
     from moesim.search.pareto import spread
     from moesim.serving.text import INDENT
 
@@ -65,9 +63,8 @@ def recommend_whole(given: RecommendOptions) -> None:
     task = _task(given)
     compile_ahead()
     found = recommend_serving(task)
-    width = shutil.get_terminal_size().columns
     for line in lines_of_advice(found):
-        print(fill(line, width, subsequent_indent=" " * INDENT, break_long_words=False))
+        tell(line, indent=INDENT)
     if given.show and found.others:
         print_table("Other layouts within the limits", found.others[: given.show], SHOWN)
     if given.show:

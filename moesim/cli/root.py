@@ -15,6 +15,7 @@ from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
 from moesim.cli.models import models_app
+from moesim.cli.output import commands_of, with_output
 from moesim.cli.placement import placement_app
 from moesim.cli.quality import quality_app
 from moesim.cli.script import run_command, run_script
@@ -147,7 +148,7 @@ def measure(
     from moesim.hardware import load_profile
     from moesim.measured.sources import profilers
     from moesim.report.tables import check_writable
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell
 
     found = profilers()
     if device not in ("cpu", "gpu", "auto"):
@@ -184,15 +185,15 @@ def measure(
     peaks = ", ".join(
         f"{fmt} {rate / 1e9:,.0f} GFLOP/s" for fmt, rate in profile.peak_flops_per_s.items()
     )
-    print(f"{peaks}; memory {profile.hbm_bandwidth_bytes_per_s / 1e9:.1f} GB/s")
+    tell(f"{peaks}; memory {profile.hbm_bandwidth_bytes_per_s / 1e9:.1f} GB/s")
     if profile.host_launch_s is not None:
-        print(
+        tell(
             f"launch of a kernel: {profile.kernel_launch_s / US:.2f} us in a graph, "
             f"{profile.host_launch_s / US:.1f} us by the host"
         )
     if profile.host_fabric is not None:
         fabric = profile.host_fabric
-        print(
+        tell(
             f"all-to-all of {max(fabric.ranks)} ranks over {fabric.backend}: start "
             f"{fabric.start_s / US:.0f} us, {fabric.port_bytes_per_s / 1e9:.2f} GB/s per port and "
             "direction"
@@ -203,6 +204,11 @@ def measure(
             "is idle"
         )
     say(f"wrote {path}")
+
+
+for _command in commands_of(app):
+    assert _command.callback is not None, "commands are functions"
+    _command.callback = with_output(_command.callback)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.options import parameters_of, with_parameters
+from moesim.cli.output import with_output
 from moesim.errors import MoesimError, one_line
 from moesim.files.addresses import masked_text
 
@@ -199,5 +200,5 @@ def run_script(function: Callable[..., object]) -> None:
         SystemExit: The study failed; see `run_command`.
     """
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    script.command()(function)
+    script.command()(with_output(function))
     run_command(script)

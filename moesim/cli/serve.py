@@ -1,10 +1,8 @@
 """``moesim serve``: what a whole model does on a cluster."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -142,7 +140,7 @@ def serve(given: ServeOptions) -> None:
     from moesim.hardware import load_cluster
     from moesim.hardware.economics import load_economics
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
     from moesim.serving.text import INDENT, lines_of
 
     for path in (given.out, given.out_requests):
@@ -161,9 +159,8 @@ def serve(given: ServeOptions) -> None:
     if not results:
         raise refused[0]
     results.sort(key=_throughput(economics), reverse=True)
-    width = shutil.get_terminal_size().columns
     for line in lines_of(results[0], economics):
-        print(fill(line, width, subsequent_indent=" " * INDENT, break_long_words=False))
+        tell(line, indent=INDENT)
     if len(results) > 1:
         rows = [result.row(economics) for result in results[: given.show]]
         print_table("Layouts", rows, _SHOWN)

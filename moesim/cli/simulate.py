@@ -122,7 +122,7 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.model.compression import Compression
     from moesim.model.widths import read_width
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table
+    from moesim.report.terminal import print_table, tell
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
@@ -195,22 +195,22 @@ def simulate(given: SimulateOptions) -> None:
             "rests_on": "rests on",
         },
     )
-    print(
+    tell(
         f"layer          {result.layer_time_s / US:,.0f} us ({result.layer_time_low_s / US:,.0f} "
         f"to {result.layer_time_high_s / US:,.0f}), engine {given.engine}"
     )
-    print(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
+    tell(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     for row in exchange_of(prepared):
-        print(
+        tell(
             f"{row['direction']:14} {row['exchange']}: {row['copies_per_token']:.2f} copies a "
             f"token, {row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far through the "
             f"busiest port, {row['num_sms']} SMs; limited by {row['limited_by']}"
         )
     if result.kernels:
-        print(f"kernels        {result.kernels}" + (f", tile {result.tile}" if result.tile else ""))
-    print(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
+        tell(f"kernels        {result.kernels}" + (f", tile {result.tile}" if result.tile else ""))
+    tell(f"imbalance      {result.load_imbalance:.2f} (busiest device's rows over the mean)")
     effects = result.effects
-    print(
+    tell(
         f"gate           {effects.devices_per_token:.2f} devices and "
         f"{effects.domains_per_token:.2f} domains a token; "
         f"{100 * result.dropped_token_fraction:.1f} % of choices dropped, "
@@ -218,22 +218,22 @@ def simulate(given: SimulateOptions) -> None:
         f"{100 * effects.padded_row_fraction:.1f} % of rows padded"
     )
     if result.storage.cold_kernels:
-        print(f"cold experts   {result.storage.cold_kernels}")
+        tell(f"cold experts   {result.storage.cold_kernels}")
     if result.storage.copied_bytes:
-        print(
+        tell(
             f"host memory    {100 * result.storage.hit_fraction:.0f} % of active experts there in "
             f"time, {100 * result.storage.recall:.0f} % of missing ones guessed, "
             f"{result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
         )
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
-        print(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
+        tell(f"memory         {result.peak_memory_bytes / GIB:.1f} of {usable:.1f} usable GiB")
     phase, grade = result.graded
-    print(
+    tell(
         f"evidence       {result.evidence}, {result.calibration}; grade {grade.letter} by {phase}; "
         f"bottleneck {result.bottleneck}"
     )
     if result.granularity.endswith("_expected"):
-        print("               traffic expected from a sample: not every token was drawn")
+        tell("               traffic expected from a sample: not every token was drawn")
     if given.out is not None:
         write_csv(given.out, [result.row()])

@@ -199,18 +199,18 @@ def export(
 
 def _export_serving(study: "Study", rank: int, model: str, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export_whole import serving_text
 
     text = serving_text(study, rank, model)
     write_text(out, text)
-    print(text)
+    tell_command(text)
     say(f"wrote {out}")
 
 
 def _export_training(study: "Study", rank: int, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export_whole import (
         training_command,
         training_options,
@@ -219,20 +219,20 @@ def _export_training(study: "Study", rank: int, out: Path) -> None:
 
     options = training_options(study, rank)
     write_text(out, training_text(options))
-    print(training_command(options))
+    tell_command(training_command(options))
     say(f"wrote {out}")
 
 
 def _export_map(study: "Study", layout: str, rank: int, model: str, out: Path) -> None:
     from moesim.placement.files import write_text
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell_command
     from moesim.search.session.export import launch_lines, winner_of, winner_text
 
     winner = winner_of(study, rank)
     lines = [] if layout == "placement-json" else launch_lines(winner, layout, str(out), model)
     write_text(out, winner_text(winner, layout))
     for line in lines:
-        print(line)
+        tell_command(line)
     say(
         f"wrote {out}: {winner.num_layers} layers of {winner.placement.num_slots} slots on "
         f"{winner.placement.num_ranks} ranks, {winner.candidate.label}"

@@ -1,6 +1,5 @@
 """``moesim trace``: describe a recorded trace of expert choices."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,6 @@ def describe(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts a token must have.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the statistics as CSV.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Print statistics of every layer: tokens, max/mean, CV, Gini, imbalance of contiguous EP8,
     Zipf exponent.
@@ -54,9 +52,6 @@ def describe(
                 **load_statistics(count_E),
             }
         )
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        print_table(f"{file}: {trace.kind} of {len(rows)} layers", rows, list(rows[0]))
+    print_table(f"{file}: {trace.kind} of {len(rows)} layers", rows, list(rows[0]))
     if out is not None:
         write_csv(out, rows)

@@ -1,9 +1,7 @@
 """``moesim train``: a training step of a whole model on a cluster."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -93,7 +91,7 @@ def train(given: TrainOptions) -> None:
     from moesim.hardware.economics import load_economics
     from moesim.hardware.sizing import sized
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import say
+    from moesim.report.terminal import say, tell
     from moesim.simulation.training.simulate import simulate_training
 
     if given.out is not None:
@@ -106,9 +104,8 @@ def train(given: TrainOptions) -> None:
         load=ExpertLoad(routing=given.routing, seed=given.seed),
         framework_name=given.framework,
     )
-    width = min(shutil.get_terminal_size().columns, 80)
     for line in _lines(result, given.tokens, economics):
-        print(fill(line, width, subsequent_indent=" " * _INDENT, break_long_words=False))
+        tell(line, indent=_INDENT)
     if given.out is not None:
         write_csv(given.out, [result.row(tokens=given.tokens, economics=economics)])
         say(f"wrote {given.out}")

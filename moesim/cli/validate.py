@@ -74,7 +74,7 @@ def validate_published(
     from moesim.measured.published import WITHIN, compare, summary
     from moesim.measured.train_points import fitted_efficiency
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
 
     rows = compare()
     columns = ["point", "metric", "published", "simulated", "error_percent", "note"]
@@ -89,11 +89,11 @@ def validate_published(
     shares = ", ".join(
         f"{found[f'within_{limit}_percent']:.0f} % within {limit} %" for limit in WITHIN
     )
-    print(
+    tell(
         f"{found['scored']:.0f} scored points, {found['covered']:.0f} covered: {shares}; "
         f"{found['off_by_more_than_2x']:.0f} off by more than 2x (one not covered counts as a miss)"
     )
-    print(f"efficiency of training by the rows marked fitted: {fitted_efficiency(rows):.3f}")
+    tell(f"efficiency of training by the rows marked fitted: {fitted_efficiency(rows):.3f}")
     if out is not None:
         write_csv(out, rows)
         say(f"wrote {out}")
@@ -318,7 +318,7 @@ def validate_models(
     from moesim.measured.models.predict import PREDICTED, predict
     from moesim.measured.models.validate import SHOWN, read_serving_rows, repaired, scoreboard
     from moesim.report.tables import check_writable, write_csv
-    from moesim.report.terminal import print_table, say
+    from moesim.report.terminal import print_table, say, tell
 
     if rows is None:
         if out is not None:
@@ -347,7 +347,7 @@ def validate_models(
         )
         say(f"wrote {out}")
     covered = sum(one["status"] == "ok" for one in made)
-    print(f"{covered} of {len(made)} runs are covered")
+    tell(f"{covered} of {len(made)} runs are covered")
     reasons: dict[str, int] = {}
     for one in made:
         if one["status"] != "ok":

@@ -19,7 +19,7 @@ from moesim.report.labels import without_common_words
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.loop import loop_page
 from moesim.report.tables import write_csv
-from moesim.report.terminal import console, print_table
+from moesim.report.terminal import print_table, tell
 
 _COLUMNS = (
     *("source", "quantity", "rows", "median", "mape", "p90", "bias"),
@@ -128,12 +128,12 @@ def report_checks(
         write_csv(out / "peers.csv", list(beside))
         _print_beside(beside)
     for note in notes:
-        print(f"not timed beside moesim: {note}")
+        tell(f"not timed beside moesim: {note}")
     told = sentences(rows, where, beside=beside, recalibration=recalibration)
     write_html(out / "simulated_against_measured.html", loop_page(_parts(every), told, beside))
     # Words, not characters, are wrapped at the end of a line.
     for line in told:
-        console().print(line, markup=False)
+        tell(line)
 
 
 def _parts(rows: Sequence[CheckRow]) -> dict[str, list[dict[str, Any]]]:
@@ -184,9 +184,9 @@ def _print_candidates(rows: Sequence[tuple[str, CheckRow]], where: str) -> None:
         },
     )
     if shared:
-        print(f"all of them: {shared}")
+        tell(f"all of them: {shared}")
     for told in dict.fromkeys(f"{r.source}: {r.detail}" for r in every if r.status != "checked"):
-        print(told)
+        tell(told)
 
 
 def _print_beside(beside: Sequence[Mapping[str, Any]]) -> None:

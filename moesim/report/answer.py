@@ -4,12 +4,12 @@ import textwrap
 from dataclasses import dataclass
 
 from moesim.errors import printable
-from moesim.report.terminal import print_lines, width
+from moesim.report.document import record
+from moesim.report.terminal import text_width
 
 #: heading of each part
 _PARTS = {"build": "Build", "confidence": "How sure", "next_step": "Next"}
-#: a line is at most so wide, since longer ones are hard to read
-_WIDEST = 100
+_USUAL_WIDTH = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Answer:
     next_step: str
     assumptions: tuple[str, ...] = ()
 
-    def text(self, columns: int = _WIDEST) -> str:
+    def text(self, columns: int = _USUAL_WIDTH) -> str:
         """Return the parts as paragraphs, each with its heading, words never split.
 
         Args:
@@ -54,8 +54,9 @@ class Answer:
 
 
 def print_answer(answer: Answer) -> None:
-    """Print an answer on stdout, after an empty line; nothing should be printed after it."""
-    print_lines(["", *answer.text(min(width(), _WIDEST)).split("\n")])
+    """Print an answer on stdout after an empty line, or record it; nothing should follow it."""
+    if not record({"answer": answer.row()}):
+        print(f"\n{answer.text(text_width())}")
 
 
 __all__ = ["Answer", "print_answer"]

@@ -14,7 +14,7 @@ from moesim.hardware.economics import Economics
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
-from moesim.report.terminal import print_table
+from moesim.report.terminal import print_table, tell
 from moesim.search.study import Study
 from moesim.search.trial import Trial
 from moesim.version import VERSION
@@ -187,7 +187,7 @@ def write_versus(
     )
     wins = [row["verdict"] for row in table]
     counts = {verdict: wins.count(verdict) for verdict in dict.fromkeys(wins)}
-    print(", ".join(f"{verdict}: {n} of {len(wins)} losses" for verdict, n in counts.items()))
+    tell(", ".join(f"{verdict}: {n} of {len(wins)} losses" for verdict, n in counts.items()))
     write_csv(out / "fronts.csv", [row for front in best_of.values() for row in front])
     write_csv(out / "verdicts.csv", table)
     titles = {name: f"{machines[name].num_devices} {names[name]}" for name in names}
