@@ -10,7 +10,7 @@ architecture of this width that was measured on an H100 is tried first, so there
 to compare), on this machine's GPU if it has one, and, scaled down, numerically through the Triton
 interpreter and by the clock on this CPU.
 
-Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and front.html. Run the same
+Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and report.html. Run the same
 command again to continue.
 """
 
@@ -22,6 +22,7 @@ from moesim.cli.script import SearchOptions, run_search
 from moesim.measured.check import check_all, print_check, write_check
 from moesim.measured.kernels.source import measured_architectures
 from moesim.measured.sources import installed_sources
+from moesim.page.write import write_report
 from moesim.report.terminal import say
 from moesim.search import Space
 from moesim.search.session.findings import show_findings
@@ -48,7 +49,7 @@ WINNERS = 8
 
 
 def main(options: SearchOptions) -> None:
-    """Search, simulate the winners again, check them, write tables and a figure."""
+    """Search, simulate the winners again, check them, write tables and a page."""
     if options.quick:
         options = options.reduced(trials=40, screen=500)
     cluster, out = load_cluster("hgx-h100-8"), options.out
@@ -63,15 +64,13 @@ def main(options: SearchOptions) -> None:
         SPACE, cluster, workload, objectives=OBJECTIVES, storage=out, enqueue=measured
     )
     show_findings(study, out, limit=WINNERS, title="HGX H100")
-    if options.quick:
-        return
-
-    tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
-    winners = study.pareto(limit=WINNERS)
-    checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
-    write_check(out / "check.csv", checks)
-    print_check(checks)
-    say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv, front.html")
+    if not options.quick:
+        tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
+        winners = study.pareto(limit=WINNERS)
+        checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
+        write_check(out / "check.csv", checks)
+        print_check(checks)
+    write_report(out)
 
 
 if __name__ == "__main__":

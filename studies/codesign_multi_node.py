@@ -10,7 +10,7 @@ With ``--hardware`` the NIC and HBM rates vary as well, and the third objective 
 simulated devices then count as ``spec_sheet``. ``--phase decode`` takes 128 tokens per device with
 4,096 tokens of cache each, and layers of at most 1,000 us: 61 of them take 61 ms per token.
 
-Writes trials.csv, pareto.csv, importance.csv, winners.csv and front.html. Run again to continue.
+Writes trials.csv, pareto.csv, importance.csv, winners.csv and report.html. Run again to continue.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ import typer
 from moesim import Workload, load_cluster
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.errors import ConfigError
-from moesim.report.terminal import say
+from moesim.page.write import write_report
 from moesim.search import Space
 from moesim.search.session.findings import against_trial, show_findings
 
@@ -71,8 +71,8 @@ def main(
     cluster, folder = load_cluster(CLUSTER), options.out or OUT / phase
     study = options.search(space, cluster, work, storage=folder, enqueue=[PUBLISHED], **asked)
     show_findings(study, folder, limit=8, title=f"{phase} on {CLUSTER}")
+    write_report(folder)
     print(against_trial(study, 0, "published design"))
-    say(f"wrote {folder}/trials.csv, pareto.csv, importance.csv, winners.csv, front.html")
 
 
 if __name__ == "__main__":

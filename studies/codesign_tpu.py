@@ -10,8 +10,8 @@ sheet's rate) are calibration ``none`` with an assumed interval of a factor of 1
 assumptions, too, so a verdict here is about assumptions. Beyond 64 devices one transfer per
 device is known to be loose on a torus, by up to 7 %.
 
-Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables next to them. Run
-again to continue.
+Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables and report.html next
+to them. Run again to continue.
 """
 
 from pathlib import Path
@@ -22,6 +22,7 @@ import typer
 from moesim import Workload
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.hardware.economics import load_economics
+from moesim.page.write import write_report
 from moesim.report.terminal import say
 from moesim.search import Space
 from moesim.search.session.findings import show_findings
@@ -65,6 +66,7 @@ def main(
         asked = dict(objectives=["loss", "layer_usd_per_million_tokens"], economics=economics)
         study = options.search(space, cluster, work, storage=out / name, **asked)
         show_findings(study, out / name, limit=4, title=cluster.name)
+        write_report(out / name)
         found[name] = front_of(study, name)
     write_versus(out, machines, found, NAMES, title=TITLE, seed=options.seed)
     say(f"wrote {out}/fronts.csv, verdicts.csv and fronts.html")

@@ -4,7 +4,7 @@ Searches layouts, clients, engines, placements, redundant experts, schedules, ex
 the KV cache and drafts for tokens per second of a device and of a user, with a limit on TTFT, and
 runs the request loop for some of the Pareto front.
 
-Writes trials.csv, pareto.csv, importance.csv and winners.csv. Run again to continue.
+Writes trials.csv, pareto.csv, importance.csv, winners.csv and report.html. Run again to continue.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from moesim import load_cluster
 from moesim.cli.script import SearchOptions, run_search
+from moesim.page.write import write_report
 from moesim.search import ServingSpace, ServingWorkload
 from moesim.search.session.findings import show_findings
 
@@ -51,6 +52,7 @@ def main(
         storage=options.out,
     )
     show_findings(study, options.out, limit=2 if options.quick else 6, title=f"{model}, {cluster}")
+    write_report(options.out)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,19 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write; it needs no network.")] = Path(
         "report.html"
     ),
+    storage: Annotated[
+        str | None,
+        typer.Option(help="URL of the storage that holds the trials; default: the folder."),
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(help="Folder for every figure as SVG and PDF too (needs matplotlib)."),
     ] = None,
 ) -> None:
-    """Write one page about a study: verdict, front, where the time goes, traffic, designs, checks."""
+    """Write one page about a study: verdict, front, where time goes, traffic, designs, checks."""
     from moesim.page.figures import check_matplotlib, write_figures
     from moesim.page.write import write_report
+    from moesim.report.answer import print_answer
     from moesim.report.tables import check_writable, writable_folder
     from moesim.report.terminal import say
 
@@ -26,8 +31,8 @@ def report(
         check_matplotlib()
         writable_folder(figures)
     check_writable(out, make_folder=True)
-    found = write_report(folder, out)
+    found = write_report(folder, out, storage)
     if figures is not None:
         names = write_figures(found.charts, figures)
         say(f"wrote {figures}/{', '.join(names)} as .svg and .pdf")
-    say(f"wrote {out}")
+    print_answer(found.answer)

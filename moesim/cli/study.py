@@ -72,8 +72,9 @@ class StudyRunOptions:
 @takes(StudyRunOptions)
 def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
-    and front.html.
+    and the page report.html.
     """
+    from moesim.page.write import write_report
     from moesim.report.terminal import say
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
@@ -104,6 +105,7 @@ def run(given: StudyRunOptions) -> None:
         enqueue=known,
     )
     show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
+    write_report(given.out, storage=given.storage)
 
 
 @study_app.command()

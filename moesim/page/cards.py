@@ -98,9 +98,7 @@ def _badge(text: str, tone: str, says: str) -> dict[str, str]:
     return {"text": text, "tone": tone, "says": says}
 
 
-def _badges(
-    folder: StudyFolder, trial: Trial, measured: Mapping[str, str]
-) -> list[dict[str, str]]:
+def _badges(folder: StudyFolder, trial: Trial, measured: Mapping[str, str]) -> list[dict[str, str]]:
     """Return what a candidate rests on, a badge each."""
     row = trial.evaluation.row
     found = [_badge(str(row["evidence"]), "plain", metric("evidence").says)]

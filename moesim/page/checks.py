@@ -52,7 +52,7 @@ def check_chart(rows: Sequence[dict[str, Any]]) -> XYChart | None:
         own = [row for row in kept if row["verdict"] == verdict]
         if own:
             simulated = np.array([row["simulated"] for row in own])
-            ends = {
+            ends: dict[str, Any] = {
                 f"y_{end}": [row[f"simulated_{end}"] or row["simulated"] for row in own]
                 for end in ("low", "high")
             }

@@ -172,7 +172,8 @@ const draw = {
       yaxis: Object.assign(axis(chart.y, look), free)})};
   },
 
-  bars(chart, look) {
+  bars(chart, look, view) {
+    const least = view.wide < 700 ? 17 : 7;
     const rows = chart.rows.map(inert);
     const data = Object.entries(chart.parts).map(([name, values]) => {
       const color = look.color(chart.colors[name]);
@@ -180,7 +181,7 @@ const draw = {
       return {
         type: "bar", orientation: "h", name: inert(name), y: rows, x: Array.from(values),
         marker: {color, line: {color: look.paper, width: chart.stacked ? 1 : 0}},
-        text: chart.stacked ? Array.from(values, (v) => (v >= 7 ? v.toFixed(0) + " %" : "")) : null,
+        text: chart.stacked ? Array.from(values, (v) => (v >= least ? v.toFixed(0) + " %" : "")) : null,
         textposition: "inside", insidetextanchor: "middle", textangle: 0,
         insidetextfont: {color: pale ? "#111418" : "#ffffff", size: 12}, constraintext: "none",
         hovertemplate: "%{y}<br>" + inert(name) + ": %{x:.3~f}<extra></extra>",

@@ -87,6 +87,7 @@ def write_figures(charts: Iterable[Chart], folder: Path) -> list[str]:
     with matplotlib.rc_context(_STYLE):
         for chart in charts:
             figure = Figure(layout="constrained")
+            figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
             FigureCanvasAgg(figure)
             _DRAWN[chart.kind](figure, chart)
             figure.suptitle(_said(chart.title), fontsize=10, x=0.01, ha="left")
@@ -97,9 +98,7 @@ def write_figures(charts: Iterable[Chart], folder: Path) -> list[str]:
                 try:
                     replace_file(path, content.getvalue())
                 except OSError as error:
-                    raise ConfigError(
-                        f"{path}: cannot write this file: {error.strerror}"
-                    ) from None
+                    raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
             names.append(chart.key)
     return names
 
@@ -158,22 +157,25 @@ def _xy(figure: Any, chart: XYChart) -> None:
             kept = thinned(len(x), chart.most)
             name = f"{s.name} ({len(kept):,} of {len(x):,} drawn)" if len(kept) < len(x) else s.name
             axes.plot(
-                x[kept], y[kept], "o", color=color, markersize=s.size / 2.5, alpha=0.5,
+                x[kept], y[kept], "o", color=color, markersize=s.size / 1.6, alpha=0.4,
                 markeredgewidth=0, label=_said(name),
             )  # fmt: skip
         elif s.mode != "markers":
             style = "steps-post" if s.mode == "steps" else "default"
             axes.plot(x, y, color=color, drawstyle=style, label=_said(s.name))
         else:
-            ends = {
+            bars = {
                 f"{along}err": np.abs([at - np.asarray(low), np.asarray(high) - at])
-                for along, at, low, high in (("x", x, s.x_low, s.x_high), ("y", y, s.y_low, s.y_high))
+                for along, at, low, high in (
+                    ("x", x, s.x_low, s.x_high),
+                    ("y", y, s.y_low, s.y_high),
+                )
                 if low is not None
             }
             axes.errorbar(
                 x, y, fmt=_SYMBOLS[s.symbol], color=color, markersize=s.size / 1.7,
                 markeredgecolor="white", markeredgewidth=0.6, elinewidth=0.7, ecolor=f"{color}88",
-                label=_said(s.name), **ends,
+                label=_said(s.name), **bars,
             )  # fmt: skip
     _along(axes, chart.x, "x")
     _along(axes, chart.y, "y")
@@ -223,12 +225,15 @@ def _map(figure: Any, chart: MapChart) -> None:
     axes = figure.subplots()
     axes.axis("off")
     low = -1.0
-    for color, edge, wide in zip(_LINKS, chart.edges, np.linspace(0.8, 2.2, len(_LINKS)), strict=False):
+    wide = np.linspace(0.8, 2.2, len(_LINKS))
+    for number, edge in enumerate(chart.edges):
         own = [((a, b), (c, d)) for a, b, c, d, load in chart.links if low < load <= edge]
         if own:
             since = "up to" if low < 0 else f"{low:g} to"
             axes.add_collection(
-                LineCollection(own, colors=color, linewidths=wide, label=f"{since} {edge:g} %")
+                LineCollection(
+                    own, colors=_LINKS[number], linewidths=wide[number], label=f"{since} {edge:g} %"
+                )
             )
         low = edge
     nodes = [(x, y, value) for x, y, value in chart.nodes.values() if value is not None]
@@ -265,8 +270,8 @@ def _parallel(figure: Any, chart: ParallelChart) -> None:
         seen.add(role)
     for number, axis in enumerate(chart.axes):
         axes.plot([number, number], [0, 1], color="#c3c9d1", linewidth=1, zorder=0)
-        label = textwrap.fill(axis.label, 15)
-        axes.text(number, 1.08, _said(label), ha="center", va="bottom", fontsize=8)
+        label = "\n".join(map(_said, textwrap.wrap(axis.label, 15)))
+        axes.text(number, 1.08, label, ha="center", va="bottom", fontsize=8)
         values = np.asarray(chart.values[number], dtype=float)
         last = max(len(axis.names) - 1, 1)
         ticks = [(i / last, name) for i, name in enumerate(axis.names)] or [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import ConfigError, shown
+from moesim.files.addresses import without_password
 from moesim.files.texts import read_csv
 from moesim.measured.check import CHECK_COLUMNS
 from moesim.measured.sources import STATUSES, VERDICTS
@@ -40,20 +41,26 @@ class StudyFolder:
     finished: bool
 
 
-def read_folder(path: Path) -> StudyFolder:
+def read_folder(path: Path, storage: str | None = None) -> StudyFolder:
     """Read a folder.
+
+    Args:
+        path: The folder.
+        storage: URL of the storage that holds the trials; None for the folder's journal.
 
     Raises:
         ConfigError: It holds no study, one of another version, or a damaged table; the text is one
             line that names the file.
     """
-    settings = read_study(path, trials=False).settings
-    study = load_study(str(path))
+    where = storage or str(path)
+    settings = read_study(where, trials=False).settings
+    study = load_study(where)
+    journal = without_password(storage) if storage else path / "study.journal"
     there = settings.get("columns")
     now = study.problem.settings()["columns"]
     if there != now:
         raise ConfigError(
-            f"{path / 'study.journal'}: expected trials with the columns of this version "
+            f"{journal}: expected trials with the columns of this version "
             f"({now}), got those of moesim {settings.get('version', 'unknown')} ({there})"
         )
     columns = ("rank", "group", "num_ties", *study.problem.columns)
@@ -64,7 +71,9 @@ def read_folder(path: Path) -> StudyFolder:
         study=study,
         settings=settings,
         winners=_table(path / "winners.csv", ("rank", "group", "design", "version")),
-        checks=[_checked(path / "check.csv", row) for row in _table(path / "check.csv", CHECK_COLUMNS)],
+        checks=[
+            _checked(path / "check.csv", row) for row in _table(path / "check.csv", CHECK_COLUMNS)
+        ],
         importances=_importances(path / "importance.csv"),
         finished=(path / "pareto.csv").is_file(),
     )

@@ -3,6 +3,7 @@ the candidates of the report.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,9 +81,7 @@ def front_chart(study: Study, shown: Sequence[ShownTrial], place: dict[int, int]
         if one.role in _STYLES and drawn(one.trial):
             color, symbol, size = _STYLES[one.role]
             series.append(
-                _series(
-                    one.role, [one.trial], (x, y), place, color=color, symbol=symbol, size=size
-                )
+                _series(one.role, [one.trial], (x, y), place, color=color, symbol=symbol, size=size)
             )
     first, second = metric(x), metric(y)
     better = " and ".join(
@@ -120,7 +119,7 @@ def _series(
     cloud: bool = False,
 ) -> Series:
     rows = [t.evaluation.row for t in trials]
-    ends = {}
+    ends: dict[str, Any] = {}
     for along, column in zip("xy", columns, strict=True):
         found = [interval(row, column) for row in rows]
         if not cloud and any(found):

@@ -66,7 +66,7 @@ def gather(folder: StudyFolder) -> Gathered:
     layer = anatomy_of(study, shown[0].trial) if shown else _nothing()
     rows = folder.importances if folder.importances is not None else importances(study)
     search = [*history_charts(study), importance_chart(rows), parallel_chart(study, shown, place)]
-    sections = {
+    sections: dict[str, list[Chart]] = {
         "front": [front_chart(study, shown, place)] if shown else [],
         "bottleneck": [bottleneck_chart(study, _strips(study, shown))] if shown else [],
         "layer": list(layer.charts),
@@ -129,7 +129,7 @@ def _filters(study: Study) -> list[str]:
     found = []
     for name, choices in study.space.choices().items():
         there = {str(t.params.get(name)) for t in study.trials if t.feasible}
-        if 1 < len(there) and len(choices) <= _MOST_CHOICES:
+        if len(there) > 1 and len(choices) <= _MOST_CHOICES:
             found.append(name)
     return found
 

@@ -31,8 +31,9 @@ def _metric(label: str, unit: str, says: str) -> Metric:
 
 
 _TPOT_SAYS = (
-    "Time per output token of an answer: (end of the answer - first token) / (tokens - 1), the mean "
-    "over requests. It spreads stalls over the answer; the gap between two tokens (ITL) does not."
+    "Time per output token of an answer: (end of the answer - first token) / (tokens - 1), the "
+    "mean over requests. It spreads stalls over the answer; the gap between two tokens (ITL) does "
+    "not."
 )
 METRICS: dict[str, Metric] = {
     "loss": _metric(
@@ -66,7 +67,9 @@ METRICS: dict[str, Metric] = {
         "memory", "GiB", "Memory needed on the device with the least headroom."
     ),
     "memory_over_gib": _metric(
-        "memory beyond the device's", "GiB", "Memory needed minus what a device has; below 0 it fits."
+        "memory beyond the device's",
+        "GiB",
+        "Memory needed minus what a device has; below 0 it fits.",
     ),
     "num_replicas": _metric("replicas", "", "Further copies of experts, over all devices."),
     "hidden_size": _metric("hidden size", "", "Width of a token."),
@@ -127,7 +130,8 @@ METRICS: dict[str, Metric] = {
     "mfu": _metric(
         "MFU",
         "",
-        "Model FLOPs utilization: FLOPs that a step needs without recomputation, over the bf16 peak.",
+        "Model FLOPs utilization: FLOPs that a step needs without recomputation, over the bf16 "
+        "peak.",
     ),
     "concurrency": _metric("clients", "", "Requests that are in flight at the same time."),
     "num_experts": _metric("experts", "", "Routed experts of a layer."),
@@ -138,8 +142,8 @@ METRICS: dict[str, Metric] = {
     "grade": _metric(
         "grade",
         "",
-        "What the worst phase of a tenth or more of the time rests on: A fitted on this device to D "
-        "assumed.",
+        "What the worst phase of a tenth or more of the time rests on: A fitted on this device to "
+        "D assumed.",
     ),
     "calibration": _metric(
         "calibration",
@@ -184,9 +188,7 @@ def metric(column: str) -> Metric:
     if column in METRICS:
         return METRICS[column]
     ends = re.fullmatch(r"(?:output_)?(\w+?)_(low|high)((?:_\w+)?)", column)
-    of = ends and next(
-        (name for name in (f"{ends[1]}{ends[3]}", ends[1]) if name in METRICS), None
-    )
+    of = ends and next((name for name in (f"{ends[1]}{ends[3]}", ends[1]) if name in METRICS), None)
     if not ends or not of:
         return _metric(column.replace("_", " "), "", "")
     end, about = ("P10", "Lower") if ends[2] == "low" else ("P90", "Upper"), METRICS[of]

@@ -78,6 +78,7 @@ function addChart(parent, chart, wide, height) {
 
 async function drawOne(entry) {
   const {chart, plot, scroll, view} = entry;
+  view.wide = plot.clientWidth;
   const made = draw[chart.kind](chart, theme(), view);
   if (made.width) {
     plot.style.minWidth = made.width + "px";
@@ -182,7 +183,7 @@ function table(columns, rows, {key, caption, sortable, rowClass, tall, tools = t
   const fill = (ordered) => body.replaceChildren(...ordered.map((row) => {
     const cells = columns.map(({name}, place) => {
       const options = {text: number(row[name]), class: numeric.has(name) ? "number"
-        : String(row[name] ?? "").length > 28 ? "name" : ""};
+        : name === "kind" ? "kind" : String(row[name] ?? "").length > 28 ? "name" : ""};
       const made = element(place ? "td" : "th", place ? options
         : Object.assign(options, {scope: "row"}));
       const ends = row[name + ":ends"];
@@ -196,7 +197,7 @@ function table(columns, rows, {key, caption, sortable, rowClass, tall, tools = t
   }));
   const heads = columns.map(({name, label, says}) => {
     const head = element("th", {scope: "col", title: says || null,
-      class: numeric.has(name) ? "number" : ""});
+      class: numeric.has(name) ? "number" : name === "kind" ? "kind" : ""});
     if (!sortable) { head.textContent = label; return head; }
     head.append(element("button", {type: "button", text: label, onclick: () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
@@ -354,7 +355,7 @@ function showChecks() {
   const rows = DATA.checks;
   if (!rows.length) {
     $("check-note").append(element("p", {class: "note", text: "The folder holds no check.csv: "
-      + "nothing was compared with a measurement. `moesim check winners.csv` does."}));
+      + "nothing was compared with a measurement. The command moesim check winners.csv does."}));
     return;
   }
   const out = DATA.left_out.reduce((sum, row) => sum + row.rows, 0);

@@ -86,7 +86,7 @@ def importance_chart(rows: Sequence[Mapping[str, Any]]) -> BarChart | None:
             "made, not causes."
         ),
         x=Axis(label="importance (share)"),
-        rows=tuple(names[:_PARAMETERS]),
+        rows=tuple(metric(name).label for name in names[:_PARAMETERS]),
         parts={
             metric(o).label: [value.get((o, name), 0.0) for name in names[:_PARAMETERS]]
             for o in objectives

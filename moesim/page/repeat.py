@@ -30,7 +30,9 @@ def study_file(settings: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_value(v)}" for k, v in value.items())
+        inner = ", ".join(
+            f"{json.dumps(k, ensure_ascii=False)} = {_value(v)}" for k, v in value.items()
+        )
         return f"{{{inner}}}"
     if isinstance(value, list | tuple):
         # TOML has no null: a choice of none is left to the file's own default

@@ -37,7 +37,7 @@ _LAYERS = ("layer_time_us", "layer_usd_per_million_tokens")
 
 def trial_columns(study: Study) -> list[str]:
     """Return the columns of the table of trials: choices, objectives, intervals, findings."""
-    more = _TRAINED
+    more: tuple[str, ...] = _TRAINED
     if isinstance(study.problem, Problem):
         more = _LAYERS
     elif isinstance(study.problem, ServingProblem):
@@ -66,7 +66,7 @@ def by_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> dic
     for name in columns:
         cells = [row.get(name) for row in rows]
         about = metric(name)
-        entry = {"label": about.titled, "says": about.says}
+        entry: dict[str, Any] = {"label": about.titled, "says": about.says}
         if all(_is_number(cell) or cell is None for cell in cells):
             entry["numbers"] = np.array([np.nan if c is None else c for c in cells], dtype=float)
         else:

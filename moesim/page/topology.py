@@ -31,10 +31,10 @@ def topology_chart(
         ratio_D: ndarray of shape (D,): rows of each device over the mean.
 
     Returns:
-        The chart; None for one device, or for too many to draw.
+        The chart; None for one device, for too many to draw, and for several tori.
     """
     count = cluster.num_devices
-    if not 1 < count <= MOST_DEVICES:
+    if not 1 < count <= MOST_DEVICES or (cluster.is_torus and cluster.num_nodes > 1):
         return None
     place_D, nodes, links = _torus(cluster, busy) if cluster.is_torus else _switched(cluster, busy)
     devices = {
@@ -62,9 +62,7 @@ def _edges(loads: list[float]) -> tuple[float, ...]:
 
 def _switched(
     cluster: Cluster, busy: dict[str, np.ndarray]
-) -> tuple[
-    list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]
-]:
+) -> tuple[list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]]:
     """Lay nodes out in rows, each with its devices below its switch, or around a mesh."""
     per_node, count = cluster.devices_per_domain, cluster.num_devices
     nodes = cluster.num_nodes
@@ -77,14 +75,13 @@ def _switched(
     others: dict[str, tuple[float, float, float | None]] = {}
     links: list[Link] = []
     mesh = cluster.scale_up_kind == "mesh"
-    rows = -(-nodes // across)
     spine = ((across * (wide + 2) - 2) / 2 - 0.5, 2.2)
     for node in range(nodes):
         left = (node % across) * (wide + 2)
         top = -(node // across) * (deep + 3)
         centre = (left + (wide - 1) / 2, top + 0.6)
         own = range(node * per_node, (node + 1) * per_node)
-        for place, device in enumerate(own):
+        for place in range(per_node):
             if mesh:
                 angle = 2 * math.pi * place / per_node
                 radius = (wide - 1) / 2
@@ -110,16 +107,12 @@ def _switched(
             links.append((*centre, *spine, share))
     if nodes > 1:
         others["network between nodes"] = (*spine, None)
-        if rows == 1 and nodes == 1:
-            others.clear()
     return place_D, others, links
 
 
 def _torus(
     cluster: Cluster, busy: dict[str, np.ndarray]
-) -> tuple[
-    list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]
-]:
+) -> tuple[list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]]:
     """Lay the planes of a torus out side by side; wraps are short stubs at the edges."""
     tables = fabric_of(cluster).tables
     coord_LA, next_LX = tables.coord_LA, tables.next_LX
@@ -134,11 +127,11 @@ def _torus(
             place_D.append((float(coords[0]), 0.0))
             continue
         plane = int(coords[0]) if axes == 3 else 0
-        y, x = (int(c) for c in coords[-2:])
+        down, right = (int(c) for c in coords[-2:])
         place_D.append(
             (
-                x + (plane % across) * (float(size[-1]) + 1.5),
-                -y - (plane // across) * (float(size[-2]) + 1.5),
+                right + (plane % across) * (float(size[-1]) + 1.5),
+                -down - (plane // across) * (float(size[-2]) + 1.5),
             )
         )
     links: list[Link] = []

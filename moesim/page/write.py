@@ -11,6 +11,7 @@ from moesim.files.output import write_file
 from moesim.page.folder import read_folder
 from moesim.page.gather import Gathered, gather
 from moesim.report.embedded import ICON, json_for_script, plotly_loader
+from moesim.report.terminal import say
 from moesim.version import VERSION
 
 
@@ -56,12 +57,13 @@ def _text(text: str) -> str:
     return "".join(f"<code>{one}</code>" if i % 2 else one for i, one in enumerate(parts))
 
 
-def write_report(folder: Path, out: Path) -> Gathered:
-    """Write the page of the study in a folder, the whole file or nothing.
+def write_report(folder: Path, out: Path | None = None, storage: str | None = None) -> Gathered:
+    """Write the page of the study in a folder, the whole file or nothing, and say so.
 
     Args:
         folder: Output folder of a study, finished or not.
-        out: The page.
+        out: The page; None for ``report.html`` in the folder.
+        storage: URL of the storage that holds the trials; None for the folder's journal.
 
     Returns:
         What it shows, from which `moesim.page.figures.write_figures` draws the figures.
@@ -69,9 +71,11 @@ def write_report(folder: Path, out: Path) -> Gathered:
     Raises:
         ConfigError: The folder holds no study, or a damaged table; or the page cannot be written.
     """
-    read = read_folder(folder)
+    read = read_folder(folder, storage)
     found = gather(read)
     count = len(read.study.trials)
     ended = "" if read.finished else ", interrupted"
-    write_file(out, page_text(found, f"Study in {folder.name or folder}, {count:,} trials{ended}"))
+    under = f"Study in {folder.name or folder}, {count:,} trials{ended}"
+    path = write_file(out or folder / "report.html", page_text(found, under))
+    say(f"wrote {path}")
     return found
