@@ -161,8 +161,7 @@ def _stragglers(
     took_D = _per_device(program, took_N, "experts", count)
     begin_D = end_D - took_D
     rows_D = np.asarray(prepared.traffic.counts_DL).sum(axis=1)
-    none = np.zeros(count)
-    kinds = [kind for kind in ("ingress", "nic_in", "egress", "nic_out") if kind in busy]
+    busiest_D = _busiest_link(busy, count)
     order = np.lexsort((np.arange(count), -end_D))
     found = []
     for device in order[:_LATE]:
@@ -182,9 +181,20 @@ def _stragglers(
                 "rows over the mean": rows_D[device] / rows_D.mean(),
                 "experts take (us)": took_D[device] / US,
                 "tokens late by (us)": waited / US,
-                "busiest link (% of the layer)": 100
-                * max((float(busy[kind][device]) for kind in kinds), default=float(none[0])),
+                "busiest link (% of the layer)": 100 * busiest_D[device],
                 "why": why,
             }
         )
     return found
+
+
+def _busiest_link(busy: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Return the share of the time in which the busiest port, link or NIC of each device moves
+    bytes: ndarray of shape (D,).
+    """
+    found_D = np.zeros(count)
+    for kind in ("ingress", "egress", "link", "nic_in", "nic_out"):
+        if kind in busy:
+            # a device of a mesh or a torus has several links, one after the other
+            found_D = np.maximum(found_D, busy[kind].reshape(count, -1).max(axis=1))
+    return found_D
