@@ -7,7 +7,7 @@ from typing import Any
 
 from moesim.page.folder import StudyFolder
 from moesim.page.metrics import interval, metric
-from moesim.page.shown import ShownTrial
+from moesim.page.shown import ShownTrial, plainest
 from moesim.report.verdicts import winners_measured
 from moesim.search.evaluate import Problem
 from moesim.search.serving_problem import ServingProblem
@@ -40,6 +40,10 @@ def cards(folder: StudyFolder, shown: Sequence[ShownTrial]) -> list[dict[str, An
         if one.role not in _HEADINGS:
             continue
         heading, says = _HEADINGS[one.role]
+        if one.role == "winner" and plainest(study, one.trial).number == one.trial.number:
+            says += " It is also the plainest design that was tried."
+        elif one.role == "baseline" and study.num_ties(one.trial, [shown[0].trial]):
+            says += " Its intervals overlap the winner's."
         found.append(
             {
                 "role": one.role,

@@ -106,7 +106,7 @@ class XYChart:
     x: Axis
     y: Axis
     series: tuple[Series, ...]
-    most: int = 2000
+    most: int = 1500
     equal: bool = False
     kind: str = "xy"
 

@@ -27,7 +27,8 @@ function number(value) {
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en-US");
   if (size >= 1000) return value.toLocaleString("en-US", {maximumFractionDigits: 0});
-  if (size !== 0 && size < 1e-4) return value.toExponential(3);
+  if (size < 1e-12) return "0";
+  if (size < 1e-4) return value.toExponential(3);
   return String(Number(value.toPrecision(4)));
 }
 
@@ -95,7 +96,7 @@ function layout(look, more) {
     margin: {l: 56, r: 16, t: 12, b: 48},
     hoverlabel: {align: "left", bgcolor: look.paper, bordercolor: look.soft,
       font: {color: look.ink, size: 13}},
-    legend: {orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
+    legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
       font: {size: 13}},
   }, more);
 }
@@ -195,7 +196,7 @@ const draw = {
       barmode: chart.stacked ? "stack" : "group", bargap: 0.28, xaxis: x,
       yaxis: {automargin: true, autorange: "reversed", fixedrange: true, tickfont: {size: 12.5, color: look.ink},
         ticksuffix: "  "},
-      legend: {orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom",
+      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom",
         traceorder: "normal", font: {size: 12.5}},
     })};
   },
@@ -210,7 +211,7 @@ const draw = {
     return {
       data: [{
         type: "heatmap", z, colorscale: SCALE, zmin: 0, zmax: Math.max(1e-9, ...z.flat()),
-        xgap: z[0].length > 32 ? 0 : 1, ygap: 1,
+        xgap: z[0].length > 32 ? 0 : 1, ygap: z.length > 32 ? 0 : 1,
         text: chart.text.length ? chart.text.map((row) => row.map(inert)) : undefined,
         hovertemplate: inert(chart.y.label) + " %{y}, " + inert(chart.x.label) + " %{x}<br>"
           + (chart.text.length ? "%{text}: " : "") + "%{z:,.4~g} " + inert(chart.label)
@@ -256,7 +257,7 @@ const draw = {
     const off = {visible: false, fixedrange: true};
     return {data, layout: layout(look, {height: few ? 340 : 480, xaxis: off,
       yaxis: Object.assign({}, off), margin: {l: 16, r: 16, t: 12, b: 28},
-      legend: {orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
+      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
         title: {text: inert(chart.load_label) + " ", side: "top", font: {size: 12.5, color: look.soft}},
         font: {size: 12.5}}})};
   },
@@ -318,7 +319,7 @@ const draw = {
       height: 460, annotations, shapes, margin: {l: 52, r: 84, t: 84, b: 40},
       xaxis: Object.assign({range: [-0.12, axes - 0.88]}, off),
       yaxis: Object.assign({range: [-0.05, 1.08]}, off),
-      legend: {orientation: "h", x: 0, xanchor: "left", y: -0.02, yanchor: "top", font: {size: 13}},
+      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: -0.02, yanchor: "top", font: {size: 13}},
     })};
   },
 };

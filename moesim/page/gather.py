@@ -184,6 +184,11 @@ def _reproduced(folder: StudyFolder) -> dict[str, Any]:
             "This study first tried points that its script chose; a study file cannot hold them. "
             "Run that script again for the same trials."
         )
+    if settings["workload"]["seed"] != settings["seed"]:
+        notes.append(
+            f"Its tokens were drawn with seed {settings['workload']['seed']}; a study file takes "
+            "the seed of the search for both."
+        )
     hashes = dict.fromkeys(str(t.evaluation.row.get("profile_hash")) for t in study.trials)
     facts = {
         "moesim version": settings.get("version", "-"),

@@ -136,15 +136,19 @@ def _busy(program: Program, timeline: Timeline) -> dict[str, np.ndarray]:
     return found
 
 
-def _per_device(program: Program, values_N: np.ndarray, phase: str, count: int) -> np.ndarray:
-    """Return the largest value of the ops of a phase on each device: ndarray of shape (D,)."""
-    found_D, first = np.zeros(count), 0
+def _experts(program: Program, timeline: Timeline, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return when the expert phase of each device ends, and the seconds that it takes, over all
+    micro-batches: two ndarrays of shape (D,).
+    """
+    end_D, took_D, first = np.zeros(count), np.zeros(count), 0
     for name, ops in program.ops.kinds():
-        # one op per device; with several micro-batches each has a run of its own
-        if name.split(" ")[0] == phase and ops == count:
-            found_D = np.maximum(found_D, values_N[first : first + ops])
+        # an op per device; each micro-batch has a run of its own, experts@0, experts@1, ...
+        if name.partition("@")[0] == "experts":
+            own = slice(first, first + ops)
+            end_D = np.maximum(end_D, timeline.end_s_N[own])
+            took_D += timeline.end_s_N[own] - timeline.start_s_N[own]
         first += ops
-    return found_D
+    return end_D, took_D
 
 
 def _stragglers(
@@ -156,17 +160,16 @@ def _stragglers(
     arrived late over its links; the larger part is named.
     """
     count = prepared.cluster.num_devices
-    took_N = timeline.end_s_N - timeline.start_s_N
-    end_D = _per_device(program, timeline.end_s_N, "experts", count)
-    took_D = _per_device(program, took_N, "experts", count)
-    begin_D = end_D - took_D
+    end_D, took_D = _experts(program, timeline, count)
+    # beginning and gaps: what the device waited for
+    wait_D = end_D - took_D
     rows_D = np.asarray(prepared.traffic.counts_DL).sum(axis=1)
     busiest_D = _busiest_link(busy, count)
     order = np.lexsort((np.arange(count), -end_D))
     found = []
     for device in order[:_LATE]:
         late = end_D[device] - end_D.mean()
-        own, waited = took_D[device] - took_D.mean(), begin_D[device] - begin_D.mean()
+        own, waited = took_D[device] - took_D.mean(), wait_D[device] - wait_D.mean()
         if late <= 1e-3 * end_D.mean():
             why = "not late"
         elif own >= _EXPLAINS * late:

@@ -174,6 +174,8 @@ function addFilters() {
 
 // --- tables ---
 
+const kindOf = (text) => (text.length > 28 ? "name" : text.length < 12 ? "short" : "");
+
 // columns: [{name, label, says}]; rows: objects; a cell may have an interval under "NAME:ends"
 function table(columns, rows, {key, caption, sortable, rowClass, tall, tools = true}) {
   const numeric = new Set(columns.filter(({name}) => rows.some((row) => typeof row[name] === "number")
@@ -183,7 +185,7 @@ function table(columns, rows, {key, caption, sortable, rowClass, tall, tools = t
   const fill = (ordered) => body.replaceChildren(...ordered.map((row) => {
     const cells = columns.map(({name}, place) => {
       const options = {text: number(row[name]), class: numeric.has(name) ? "number"
-        : name === "kind" ? "kind" : String(row[name] ?? "").length > 28 ? "name" : ""};
+        : name === "kind" ? "kind" : kindOf(String(row[name] ?? ""))};
       const made = element(place ? "td" : "th", place ? options
         : Object.assign(options, {scope: "row"}));
       const ends = row[name + ":ends"];
@@ -253,7 +255,7 @@ function showStragglers() {
   const rows = DATA.stragglers;
   const parent = $("stragglers");
   if (!rows.length) {
-    parent.append(element("p", {class: "note", text: DATA.notes.join(" ")}));
+    $("stragglers-title").remove();
     return;
   }
   const says = {
@@ -261,7 +263,7 @@ function showStragglers() {
     "behind the mean (us)": "How much later than the mean of all devices that is.",
     "rows over the mean": "Tokens that its experts compute over the mean of all devices.",
     "experts take (us)": "Time of its expert phase alone.",
-    "tokens late by (us)": "How much later than the mean its expert phase could begin.",
+    "tokens late by (us)": "How much longer than the mean its experts waited for tokens.",
     "busiest link (% of the layer)": "Share of the layer's time in which its busiest link moves bytes.",
     "why": "experts: its expert phase is longer than the mean and explains at least half of its "
       + "delay; link: its tokens came late.",
@@ -416,7 +418,7 @@ function remembered(name) {
 
 function setTheme(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("theme").setAttribute("aria-pressed", String(dark));
+  $("theme").textContent = dark ? "Light theme" : "Dark theme";
   return redraw();
 }
 
@@ -432,11 +434,8 @@ DARK.addEventListener("change", (event) => {
 setTheme(remembered("moesim-theme") ? remembered("moesim-theme") === "dark" : DARK.matches);
 
 $("cards").append(...DATA.cards.map(card));
-for (const text of DATA.stragglers.length ? DATA.notes : []) {
+for (const text of DATA.notes) {
   $("layer-notes").append(element("p", {class: "note", text}));
-}
-if (!DATA.sections.layer.length) {
-  $("layer-notes").append(element("p", {class: "note", text: DATA.notes.join(" ")}));
 }
 addCharts();
 addFilters();

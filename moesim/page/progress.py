@@ -58,7 +58,7 @@ def history_charts(study: Study) -> list[XYChart]:
                         mode="steps",
                     ),
                 ),
-                most=1000,
+                most=400,
             )
         )
     return found
@@ -71,11 +71,11 @@ def importance_chart(rows: Sequence[Mapping[str, Any]]) -> BarChart | None:
         rows: Rows as in importance.csv; those without a number are left out.
     """
     rows = [row for row in rows if row["importance"] is not None]
-    if not rows:
+    if not any(row["importance"] > 0 for row in rows):
         return None
     objectives = list(dict.fromkeys(row["objective"] for row in rows))
     value = {(row["objective"], row["parameter"]): row["importance"] for row in rows}
-    names = list(dict.fromkeys(row["parameter"] for row in rows))
+    names = list(dict.fromkeys(row["parameter"] for row in rows if row["importance"] > 0))
     names.sort(key=lambda name: -max(value.get((o, name), 0.0) for o in objectives))
     return BarChart(
         key="importance",

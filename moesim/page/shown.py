@@ -52,6 +52,8 @@ def shown_trials(study: Study, winner: Trial | None) -> list[ShownTrial]:
     """Return the candidates, each once: the winner first, then a tie of it (or else the design next
     to it on the front), the baseline, and others of the front up to `MOST`.
 
+    A baseline that is the winner itself has no place of its own; one that ties comes as baseline.
+
     Args:
         study: The study.
         winner: The trial that the verdict recommends; None where nothing fits.
@@ -60,16 +62,16 @@ def shown_trials(study: Study, winner: Trial | None) -> list[ShownTrial]:
         return []
     front = study.pareto_trials()
     found = [ShownTrial(role="winner", trial=winner)]
-    others = [t for t in front if t.number != winner.number]
+    baseline = plainest(study, winner)
+    others = [t for t in front if t.number not in (winner.number, baseline.number)]
     tied = [t for t in others if study.num_ties(winner, [winner, t])]
     if tied:
         found.append(ShownTrial(role="tie", trial=tied[0]))
     elif others:
-        place = [t.number for t in front].index(winner.number) if winner in front else 0
-        near = front[place + 1] if place + 1 < len(front) else front[place - 1]
-        found.append(ShownTrial(role="runner-up", trial=near))
-    baseline = plainest(study, winner)
-    if baseline.number not in {one.trial.number for one in found}:
+        place = [t.number for t in front].index(winner.number)
+        after = [t for t in front[place + 1 :] if t in others]
+        found.append(ShownTrial(role="runner-up", trial=(after or others[::-1])[0]))
+    if baseline.number != winner.number:
         found.append(ShownTrial(role="baseline", trial=baseline))
     named = {one.trial.number for one in found}
     rest = [t for t in front if t.number not in named]

@@ -66,30 +66,32 @@ def _switched(
     """Lay nodes out in rows, each with its devices below its switch, or around a mesh."""
     per_node, count = cluster.devices_per_domain, cluster.num_devices
     nodes = cluster.num_nodes
-    across = max(1, min(nodes, 4 if per_node <= 16 else 2))
+    # beyond four nodes there are two rows, with the network between them
+    across = nodes if nodes <= 4 else -(-nodes // 2)
     wide = min(per_node, 16)
-    deep = -(-per_node // wide)
     far = _worse(busy, "nic_out", "nic_in", count)
     near = _worse(busy, "egress", "ingress", count)
     place_D: list[tuple[float, float]] = []
     others: dict[str, tuple[float, float, float | None]] = {}
     links: list[Link] = []
     mesh = cluster.scale_up_kind == "mesh"
-    spine = ((across * (wide + 2) - 2) / 2 - 0.5, 2.2)
+    spine = ((across * (wide + 2) - 3) / 2, 2.2)
     for node in range(nodes):
         left = (node % across) * (wide + 2)
-        top = -(node // across) * (deep + 3)
-        centre = (left + (wide - 1) / 2, top + 0.6)
+        # the upper row has its devices above its switches
+        upper = nodes > 4 and node < across
+        top, way = (3.8, 1.0) if upper else (0.0, -1.0)
+        centre = (left + (wide - 1) / 2, top - 0.6 * way)
         own = range(node * per_node, (node + 1) * per_node)
         for place in range(per_node):
             if mesh:
                 angle = 2 * math.pi * place / per_node
                 radius = (wide - 1) / 2
                 place_D.append(
-                    (centre[0] + radius * math.cos(angle), top - 1 + math.sin(angle) * 1.4)
+                    (centre[0] + radius * math.cos(angle), top + way + math.sin(angle) * 1.4)
                 )
             else:
-                place_D.append((left + place % wide, top - 1.0 - place // wide))
+                place_D.append((left + place % wide, top + way * (1.0 + place // wide)))
         if mesh:
             link = busy.get("link", np.zeros(0))
             for i in own:
