@@ -2,16 +2,14 @@
 
 Searches loss, layer throughput and energy for a model of hidden size 4096 with 32 MoE layers,
 trained on 2e12 tokens, served with 1,024 tokens and 131,072 tokens of KV cache per device under a
-power-law load. (Price per token follows from throughput on one node; its column is there.) The
-bound engine looks at ``--screen`` points first. The fluid engine simulates the best of them and the
-points that the sampler proposes from these. Winners whose intervals overlap form one group. The
-winners are simulated again chunk by chunk, and then checked: against measured Triton kernels (every
-architecture of this width that was measured on an H100 is tried first, so there is always something
-to compare), on this machine's GPU if it has one, and, scaled down, numerically through the Triton
-interpreter and by the clock on this CPU.
+power-law load. The bound engine looks at ``--screen`` points first. The fluid engine simulates the
+best of them and the points that the sampler proposes from these. The winners are simulated again
+chunk by chunk, and then checked: against measured Triton kernels (every architecture of this width
+that was measured on an H100 is tried first, so there is always something to compare), on this
+machine's GPU if it has one, and, scaled down, numerically through the Triton interpreter and by the
+clock on this CPU.
 
-Writes trials.csv, pareto.csv, importance.csv, winners.csv, check.csv and report.html. Run the same
-command again to continue.
+Writes trials, pareto, importance, winners and check .csv and report.html; run again to continue.
 """
 
 from dataclasses import replace
@@ -19,10 +17,12 @@ from pathlib import Path
 
 from moesim import Workload, load_cluster
 from moesim.cli.script import SearchOptions, run_search
-from moesim.measured.check import check_all, print_check, write_check
+from moesim.measured.check import check_all, write_check
+from moesim.measured.check_text import print_check
 from moesim.measured.kernels.source import measured_architectures
 from moesim.measured.sources import installed_sources
 from moesim.page.write import write_report
+from moesim.report.answer import print_answer
 from moesim.report.terminal import say
 from moesim.search import Space
 from moesim.search.session.findings import show_findings
@@ -49,7 +49,7 @@ WINNERS = 8
 
 
 def main(options: SearchOptions) -> None:
-    """Search, simulate the winners again, check them, write tables and a page."""
+    """Search, simulate the winners again, check them, write tables and a figure."""
     if options.quick:
         options = options.reduced(trials=40, screen=500)
     cluster, out = load_cluster("hgx-h100-8"), options.out
@@ -64,13 +64,16 @@ def main(options: SearchOptions) -> None:
         SPACE, cluster, workload, objectives=OBJECTIVES, storage=out, enqueue=measured
     )
     show_findings(study, out, limit=WINNERS, title="HGX H100")
-    if not options.quick:
-        tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
-        winners = study.pareto(limit=WINNERS)
-        checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
-        write_check(out / "check.csv", checks)
-        print_check(checks)
-    write_report(out)
+    if options.quick:
+        print_answer(write_report(out).answer)
+        return
+    tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
+    winners = study.pareto(limit=WINNERS)
+    checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
+    write_check(out / "check.csv", checks)
+    answer = write_report(out).answer
+    print_check(checks)
+    print_answer(answer)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from moesim import Workload, load_cluster
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.errors import ConfigError
 from moesim.page.write import write_report
+from moesim.report.answer import print_answer
 from moesim.search import Space
 from moesim.search.session.findings import against_trial, show_findings
 
@@ -71,8 +72,8 @@ def main(
     cluster, folder = load_cluster(CLUSTER), options.out or OUT / phase
     study = options.search(space, cluster, work, storage=folder, enqueue=[PUBLISHED], **asked)
     show_findings(study, folder, limit=8, title=f"{phase} on {CLUSTER}")
-    write_report(folder)
     print(against_trial(study, 0, "published design"))
+    print_answer(write_report(folder).answer)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from moesim.errors import MoesimError
 from moesim.hardware.sizing import sized
 from moesim.model.hf_config import Model
 from moesim.page.write import write_report
+from moesim.report.answer import print_answer
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search import TrainingSpace, TrainingWorkload
@@ -71,11 +72,8 @@ def main(
         own[RATE] = decoded(study.space.trained_as(trial.params))
         rows.append(trial.evaluation.row | own)
     write_csv(out / "architectures.csv", rows)
-    write_report(out)
     print_table("Front of loss and days", rows, SHOWN)
-    beyond = [part for row in rows for part in row["loss_outside"].split("; ")]
-    said = {part.split(" " if " outside " in part else ":")[0] for part in beyond}
-    say(f"laws are extrapolated in: {', '.join(sorted(said))}")
+    print_answer(write_report(out).answer)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import typer
 from moesim import load_cluster
 from moesim.cli.script import SearchOptions, run_search
 from moesim.page.write import write_report
+from moesim.report.answer import print_answer
 from moesim.search import ServingSpace, ServingWorkload
 from moesim.search.session.findings import show_findings
 
@@ -52,7 +53,7 @@ def main(
         storage=options.out,
     )
     show_findings(study, options.out, limit=2 if options.quick else 6, title=f"{model}, {cluster}")
-    write_report(options.out)
+    print_answer(write_report(options.out).answer)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from moesim.simulation.steps.simulate import stage_of, with_exchange
 
 #: columns of tables of layouts, in 80 characters; latencies in milliseconds
 SHOWN = {
-    "layout": "layout",
-    "serving_engine": "engine",
+    "design": "layout",
     "concurrency": "clients",
     "output_tokens_per_s_per_device": "tok/s/dev",
     "output_tokens_per_s_per_user": "/user",
@@ -23,13 +22,13 @@ SHOWN = {
 #: the same of pairs of pools
 DIVIDED = {
     "prefill_layout": "prompts",
-    "prefill_copies": "x",
     "layout": "decoding",
-    "copies": "x ",
     "concurrency": "clients",
     "output_tokens_per_s_per_device": "tok/s/dev",
     "ttft_mean_ms": "TTFT",
     "tpot_mean_ms": "TPOT",
+    "prefill_copies": "copies for prompts",
+    "copies": "copies that decode",
 }
 
 

@@ -37,10 +37,13 @@ def check(
     ] = False,
 ) -> None:
     """Check winners against every source of measurements: errors, ranking and verdicts."""
-    from moesim.measured.check import check_candidate, print_check, winner_verdicts, write_check
-    from moesim.measured.sources import VERDICTS, installed_sources
+    from moesim.measured.answer import check_answer
+    from moesim.measured.check import check_candidate, write_check
+    from moesim.measured.check_text import print_check
+    from moesim.measured.sources import installed_sources
     from moesim.measured.winners import read_winners
-    from moesim.report.terminal import say, tell
+    from moesim.report.answer import print_answer
+    from moesim.report.terminal import say
 
     if profile_out is not None and not recalibrate:
         raise ConfigError("--profile-out: expected --recalibrate beside it, got none")
@@ -61,18 +64,14 @@ def check(
             for w in chosen
             for row in check_candidate(known[name], w.candidate, w.cluster, w.workload)
         ]
-    rows = [row for _, row in checked]
-    print_check([("winner", row) for row in rows])
-    verdicts = winner_verdicts(rows)
-    for candidate, verdict in verdicts.items():
-        tell(f"{verdict}: {candidate}")
-    counted = list(verdicts.values())
-    tell("verdicts: " + ", ".join(f"{counted.count(verdict)} {verdict}" for verdict in VERDICTS))
+    rows = [("winner", row) for _, row in checked]
     if out is not None:
-        write_check(out, [("winner", row) for row in rows])
+        write_check(out, rows)
         say(f"wrote {out}")
+    print_check(rows)
     if recalibrate:
         _recalibrate(checked, profile_out, even_if_worse)
+    print_answer(check_answer(rows))
 
 
 def _recalibrate(

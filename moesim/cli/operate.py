@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
 _INDENT = 12
 _POINTS = {
-    "checkpoint_interval_s": "checkpoint s",
-    "replication_degree": "copies",
-    "replication_interval_steps": "refresh steps",
-    "spare_nodes": "spares",
-    "elastic": "elastic",
-    "ettr": "ETTR",
+    "way": "checkpoints, copies, spares",
     "samples_per_device_hour": "samples/dev-h",
+    "ettr": "ETTR",
+    "lost_steps": "lost steps",
+    "interruptions": "stops",
 }
 _STAGES = {
     "month": "month",
@@ -75,10 +73,12 @@ def operate(given: OperateOptions) -> None:
 def _train(given: OperateOptions, plan: "PlanFile") -> None:
     from dataclasses import replace
 
+    from moesim.operations.answer import days_answer
     from moesim.operations.plan import named, planned_training
     from moesim.operations.replication import ReplicationPolicy
     from moesim.operations.text import days_lines, setting_lines
     from moesim.operations.training_days import simulate_days
+    from moesim.report.answer import print_answer
 
     where = given.plan.name
     setting = planned_training(plan, where)
@@ -102,12 +102,15 @@ def _train(given: OperateOptions, plan: "PlanFile") -> None:
         },
         ("down_s", f"Days of training, seed {given.seed}: seconds that the job stood"),
     )
+    print_answer(days_answer(setting, results))
 
 
 def _search(given: OperateOptions, plan: "PlanFile") -> None:
+    from moesim.operations.answer import search_answer
     from moesim.operations.plan import named, planned_training
     from moesim.operations.plan_search import search_plan
     from moesim.operations.text import point_text, setting_lines
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import print_table
 
     where = given.plan.name
@@ -116,17 +119,34 @@ def _search(given: OperateOptions, plan: "PlanFile") -> None:
     with named(where):
         points = search_plan(setting, plan.search, given.search, seeds=given.seeds, seed=given.seed)
     rows = [point.row() for point in points]
-    print_table(f"The best of {len(points)} ways, same failures", rows[:8], _POINTS)
+    told = [{"way": _way(row)} | row for row in rows]
+    print_table(f"The best of {len(points)} ways, same failures", told, _POINTS, limit=8)
     as_written = next(point for point in points if point.setting is setting)
     _say([("plan", point_text(as_written)), ("best", point_text(points[0]))])
     _write(given.out, {"points": rows}, None)
+    print_answer(search_answer(points, as_written))
+
+
+def _way(row: dict[str, Any]) -> str:
+    """Return the choices of a way to run a job."""
+    copies, every = row["replication_degree"], row["replication_interval_steps"]
+    return ", ".join(
+        [
+            f"every {row['checkpoint_interval_s']:,.0f} s",
+            f"{copies} x copied each {every} steps" if copies else "no copies",
+            f"{row['spare_nodes']} spares",
+            "elastic" if row["elastic"] else "waiting",
+        ]
+    )
 
 
 def _serve(given: OperateOptions, plan: "PlanFile") -> None:
+    from moesim.operations.answer import serving_days_answer
     from moesim.operations.plan import named
     from moesim.operations.plan_serving import planned_serving
     from moesim.operations.serving_days import simulate_serving_days
     from moesim.operations.text import serving_lines
+    from moesim.report.answer import print_answer
 
     setting = planned_serving(plan, given.plan.name)
     with named(given.plan.name):
@@ -139,12 +159,15 @@ def _serve(given: OperateOptions, plan: "PlanFile") -> None:
     }
     title = f"Days of serving, seed {given.seed}: tokens/s after each event"
     _write(given.out, tables, ("tokens_per_s", title))
+    print_answer(serving_days_answer(setting, results))
 
 
 def _grow(given: OperateOptions, plan: "PlanFile") -> None:
+    from moesim.operations.answer import growth_answer
     from moesim.operations.growth import grow, saved_device_hours
     from moesim.operations.plan import named
     from moesim.operations.plan_serving import planned_growth
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import print_table
 
     with named(given.plan.name):
@@ -154,25 +177,27 @@ def _grow(given: OperateOptions, plan: "PlanFile") -> None:
     saved = 100 * saved_device_hours(stages)
     _say([("saved", f"{saved:.1f} % of the device-hours of the last stage from the beginning")])
     _write(given.out, {"stages": rows}, None)
+    print_answer(growth_answer(stages))
 
 
 def _say(lines: "list[Line]") -> None:
     from moesim.report.terminal import tell
 
     for word, text in lines:
-        line = f"{word:<{_INDENT}}{text}"
-        tell(line, indent=_INDENT)
+        tell(f"{word:<{_INDENT}}{text}", indent=_INDENT)
 
 
 def _write(
     folder: Path | None, tables: dict[str, list[dict[str, object]]], drawn: tuple[str, str] | None
 ) -> None:
     """Write tables, and the timeline of their events with a column and a title."""
+    from moesim.report.document import record
     from moesim.report.plots.fidelity import write_html
     from moesim.report.plots.operations import timeline
     from moesim.report.tables import write_csv
     from moesim.report.terminal import say
 
+    record(tables)
     if folder is None:
         return
     for name, rows in tables.items():

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 #: columns of the table of alternatives, in 80 characters
 _SHOWN = {
-    "group": "group",
+    "candidate": "design",
     "layer_time_us": "layer us",
+    "group": "group",
     "peak_memory_gib": "GiB",
     "grade": "grade",
-    "design": "design",
 }
 #: columns of the table of clusters
 _OFFERED = {
@@ -74,11 +74,13 @@ def _asked(given: RecommendOptions) -> dict[str, Any]:
 
 
 def _recommend(given: RecommendOptions) -> None:
+    from moesim.advice.answer import recommendation_answer
     from moesim.advice.recommend import recommend as run
     from moesim.advice.text import lines_of
     from moesim.engines.ahead import compile_ahead
     from moesim.model.hf_config import load_model
-    from moesim.report.labels import without_common_words
+    from moesim.report.answer import print_answer
+    from moesim.report.document import record
     from moesim.report.tables import check_writable, writable_folder, write_csv
     from moesim.report.terminal import print_table, say, tell
 
@@ -100,18 +102,14 @@ def _recommend(given: RecommendOptions) -> None:
         f"{found.best.candidate.label}"
     )
     for line in (title, *lines):
-        tell(line)
+        tell(line, indent=15)
+    record({"best": rows[0]})
     if given.show and rows[1:]:
-        others = rows[1 : given.show + 1]
-        designs, shared = without_common_words(
-            [f"{row['candidate']} {row['kernels']}".strip() for row in others]
-        )
+        others = [
+            row | {"candidate": f"{row['candidate']} {row['kernels']}".strip()} for row in rows[1:]
+        ]
         title = "Alternatives (group 0: none is better for certain)"
-        print_table(
-            title + (f"; all: {shared}" if shared else ""),
-            [row | {"design": design} for row, design in zip(others, designs, strict=True)],
-            _SHOWN,
-        )
+        print_table(title, others, _SHOWN, limit=given.show)
     if given.export is not None:
         assert given.out is not None, "checked by the command"
         for path in _export(found, given, [title, *lines]):
@@ -119,6 +117,7 @@ def _recommend(given: RecommendOptions) -> None:
     elif given.out is not None:
         write_csv(given.out, rows)
         say(f"wrote {given.out}")
+    print_answer(recommendation_answer(found))
 
 
 def _export(found: "Recommendation", given: RecommendOptions, lines: list[str]) -> list[Path]:
@@ -154,7 +153,9 @@ def _export(found: "Recommendation", given: RecommendOptions, lines: list[str]) 
 
 
 def _compare(given: RecommendOptions) -> None:
+    from moesim.advice.answer import comparison_answer
     from moesim.advice.compare import COLUMNS, compare
+    from moesim.report.answer import print_answer
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say, tell
 
@@ -175,3 +176,4 @@ def _compare(given: RecommendOptions) -> None:
     if given.out is not None:
         write_csv(given.out, rows, COLUMNS)
         say(f"wrote {given.out}")
+    print_answer(comparison_answer(offers))

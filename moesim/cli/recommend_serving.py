@@ -50,9 +50,12 @@ def _option(name: str) -> str:
 
 def recommend_whole(given: RecommendOptions) -> None:
     """Print and write what to serve a model with."""
+    from moesim.advice.answer import advice_answer
     from moesim.advice.serving import recommend_serving
     from moesim.advice.serving_text import DIVIDED, SHOWN, lines_of_advice
     from moesim.engines.ahead import compile_ahead
+    from moesim.report.answer import print_answer
+    from moesim.report.document import record
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say, tell
     from moesim.search.pareto import spread
@@ -66,14 +69,13 @@ def recommend_whole(given: RecommendOptions) -> None:
     for line in lines_of_advice(found):
         tell(line, indent=INDENT)
     if given.show and found.others:
-        print_table("Other layouts within the limits", found.others[: given.show], SHOWN)
+        others = [_named(row) for row in found.others]
+        print_table("Other layouts within the limits", others, SHOWN, limit=given.show)
     if given.show:
         if found.divided:
-            print_table("Pools for prompts beside pools that decode", found.divided[:2], DIVIDED)
-        front = [
-            row | ({"layout": f"P/D {row['layout']}"} if row["prefill_layout"] else {})
-            for row in spread(found.front, given.show)
-        ]
+            title = "Pools for prompts beside pools that decode"
+            print_table(title, found.divided, DIVIDED, limit=2)
+        front = [_named(row) for row in spread(found.front, given.show)]
         print_table("No estimate is better for device and user", front, SHOWN)
     if given.out is not None:
         best = found.best.row(task.economics)
@@ -82,6 +84,14 @@ def recommend_whole(given: RecommendOptions) -> None:
         rows += [("front", row) for row in found.front]
         write_csv(given.out, [{"what": what, **row} for what, row in rows])
         say(f"wrote {given.out}")
+    record({"best": found.best.row(task.economics)})
+    print_answer(advice_answer(found))
+
+
+def _named(row: dict[str, object]) -> dict[str, object]:
+    """Return a row with its layout and engine as one name."""
+    pools = "P/D " if row["prefill_layout"] else ""
+    return {"design": f"{pools}{row['layout']} {row['serving_engine']}"} | row
 
 
 def _task(given: RecommendOptions) -> "ServingTask":

@@ -139,8 +139,11 @@ def serve(given: ServeOptions) -> None:
     from moesim.engines.ahead import compile_ahead
     from moesim.hardware import load_cluster
     from moesim.hardware.economics import load_economics
+    from moesim.report.answer import print_answer
+    from moesim.report.document import record
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say, tell
+    from moesim.serving.answer import serve_answer
     from moesim.serving.text import INDENT, lines_of
 
     for path in (given.out, given.out_requests):
@@ -162,14 +165,16 @@ def serve(given: ServeOptions) -> None:
     for line in lines_of(results[0], economics):
         tell(line, indent=INDENT)
     if len(results) > 1:
-        rows = [result.row(economics) for result in results[: given.show]]
-        print_table("Layouts", rows, _SHOWN)
+        rows = [result.row(economics) for result in results]
+        print_table("Layouts", rows, _SHOWN, limit=given.show)
     if given.out is not None:
         write_csv(given.out, [result.row(economics) for result in results])
         say(f"wrote {given.out}")
     if given.out_requests is not None:
         write_csv(given.out_requests, [request.row() for request in results[0].loop.requests])
         say(f"wrote {given.out_requests}")
+    record({"best": results[0].row(economics)})
+    print_answer(serve_answer(results, len(refused), economics))
 
 
 def _throughput(economics: "Economics") -> Callable[["WholeResult"], float]:

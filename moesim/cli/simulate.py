@@ -121,6 +121,7 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.model import Gate, Precision
     from moesim.model.compression import Compression
     from moesim.model.widths import read_width
+    from moesim.report.document import record
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table, tell
     from moesim.simulation.prepare import prepare
@@ -197,14 +198,16 @@ def simulate(given: SimulateOptions) -> None:
     )
     tell(
         f"layer          {result.layer_time_s / US:,.0f} us ({result.layer_time_low_s / US:,.0f} "
-        f"to {result.layer_time_high_s / US:,.0f}), engine {given.engine}"
+        f"to {result.layer_time_high_s / US:,.0f}), engine {given.engine}",
+        indent=15,
     )
     tell(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     for row in exchange_of(prepared):
         tell(
             f"{row['direction']:14} {row['exchange']}: {row['copies_per_token']:.2f} copies a "
             f"token, {row['near_mb']:,.1f} MB near and {row['far_mb']:,.1f} MB far through the "
-            f"busiest port, {row['num_sms']} SMs; limited by {row['limited_by']}"
+            f"busiest port, {row['num_sms']} SMs; limited by {row['limited_by']}",
+            indent=15,
         )
     if result.kernels:
         tell(f"kernels        {result.kernels}" + (f", tile {result.tile}" if result.tile else ""))
@@ -215,7 +218,8 @@ def simulate(given: SimulateOptions) -> None:
         f"{effects.domains_per_token:.2f} domains a token; "
         f"{100 * result.dropped_token_fraction:.1f} % of choices dropped, "
         f"{100 * effects.rerouted_token_fraction:.1f} % re-routed; "
-        f"{100 * effects.padded_row_fraction:.1f} % of rows padded"
+        f"{100 * effects.padded_row_fraction:.1f} % of rows padded",
+        indent=15,
     )
     if result.storage.cold_kernels:
         tell(f"cold experts   {result.storage.cold_kernels}")
@@ -223,7 +227,8 @@ def simulate(given: SimulateOptions) -> None:
         tell(
             f"host memory    {100 * result.storage.hit_fraction:.0f} % of active experts there in "
             f"time, {100 * result.storage.recall:.0f} % of missing ones guessed, "
-            f"{result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link"
+            f"{result.storage.copied_bytes / MB:,.1f} MB a layer over the busiest link",
+            indent=15,
         )
     if result.peak_memory_bytes is not None:
         usable = machine.profile.usable_bytes / GIB
@@ -231,9 +236,11 @@ def simulate(given: SimulateOptions) -> None:
     phase, grade = result.graded
     tell(
         f"evidence       {result.evidence}, {result.calibration}; grade {grade.letter} by {phase}; "
-        f"bottleneck {result.bottleneck}"
+        f"bottleneck {result.bottleneck}",
+        indent=15,
     )
     if result.granularity.endswith("_expected"):
         tell("               traffic expected from a sample: not every token was drawn")
+    record({"result": result.row(), "phases": rows})
     if given.out is not None:
         write_csv(given.out, [result.row()])

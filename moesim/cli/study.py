@@ -75,6 +75,7 @@ def run(given: StudyRunOptions) -> None:
     and the page report.html.
     """
     from moesim.page.write import write_report
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import say
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
@@ -105,7 +106,7 @@ def run(given: StudyRunOptions) -> None:
         enqueue=known,
     )
     show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
-    write_report(given.out, storage=given.storage)
+    print_answer(write_report(given.out, storage=given.storage).answer)
 
 
 @study_app.command()
@@ -152,10 +153,14 @@ def status(
     ],
 ) -> None:
     """Show what a study has found so far; other processes may still be writing to it."""
+    from moesim.report.answer import print_answer
     from moesim.report.terminal import print_table
-    from moesim.search.session.join import status_rows
+    from moesim.search.session.answer import study_answer
+    from moesim.search.session.join import load_study, status_rows
 
-    print_table(f"Study in {where.rpartition('@')[2]}", status_rows(where), ["what", "value"])
+    study = load_study(where)
+    print_table(f"Study in {where.rpartition('@')[2]}", status_rows(study), ["what", "value"])
+    print_answer(study_answer(study))
 
 
 @study_app.command()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moesim.design.training.model import TrainedModel
     from moesim.hardware import Cluster
     from moesim.hardware.economics import Economics
+    from moesim.report.answer import Answer
     from moesim.simulation.training.result import TrainResult
 
 _INDENT = 14
@@ -90,6 +91,8 @@ def train(given: TrainOptions) -> None:
     from moesim.hardware import load_cluster
     from moesim.hardware.economics import load_economics
     from moesim.hardware.sizing import sized
+    from moesim.report.answer import print_answer
+    from moesim.report.document import record
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import say, tell
     from moesim.simulation.training.simulate import simulate_training
@@ -109,6 +112,8 @@ def train(given: TrainOptions) -> None:
     if given.out is not None:
         write_csv(given.out, [result.row(tokens=given.tokens, economics=economics)])
         say(f"wrote {given.out}")
+    record({"step": result.row(tokens=given.tokens, economics=economics)})
+    print_answer(_answer(result))
 
 
 def _design(given: TrainOptions, cluster: "Cluster") -> "TrainedModel":
@@ -180,6 +185,32 @@ def _lines(result: "TrainResult", tokens: float | None, economics: "Economics") 
         lines.append(("training", _cost(result, tokens, economics)))
     lines.append(("grade", f"{result.grade}: {_worst(result)}"))
     return [f"{name:<{_INDENT}}{text}" for name, text in lines]
+
+
+def _answer(result: "TrainResult") -> "Answer":
+    """Return what to make of a step."""
+    from moesim.report.answer import Answer
+
+    trained = result.trained
+    most = max(result.phase_time_s, key=lambda name: result.phase_time_s[name])
+    waits = result.bubble_fraction + result.exposed_s / result.time_s
+    step = (
+        "Fill the pipeline: more micro-batches, or --pipeline dualpipe"
+        if result.bubble_fraction > 0.5 * waits
+        else "Overlap or shorten the exchanges: another --layout or --overlap-exchange"
+    )
+    if waits < 0.1:
+        step = f"Little waits, so only faster {most} would help: try another format or --kernels"
+    return Answer(
+        build=f"{trained.name} as {trained.layout} ({trained.plan}) takes {result.time_s:.3f} s a "
+        f"step, {result.tokens_per_s_per_device:,.0f} tokens/s per device, MFU {result.mfu:.1%}; "
+        f"most of it is {most}.",
+        confidence=f"A step takes {result.low_s:.3f} to {result.high_s:.3f} s (P10 to P90), grade "
+        f"{result.grade} of A to D ({_worst(result)}). It is simulated, and no step of yours was "
+        "measured.",
+        next_step=f"{step}; `moesim study run` with a training space compares layouts, and a timed "
+        "step of yours would show whether the framework's factor holds.",
+    )
 
 
 def _cost(result: "TrainResult", tokens: float, economics: "Economics") -> str:

@@ -20,12 +20,9 @@ import numpy as np
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MoesimError
 from moesim.hardware import Cluster
-from moesim.hardware.libraries import known_library
 from moesim.measured.scores import error_scores, ranking
 from moesim.measured.sources import CheckRow, MeasurementSource, Verdict
-from moesim.report.labels import without_common_end
 from moesim.report.tables import write_csv
-from moesim.report.terminal import print_table
 from moesim.simulation.trust import basis_digest
 from moesim.version import VERSION
 
@@ -244,97 +241,3 @@ def silicon_summary(rows: Iterable[CheckRow]) -> dict[str, float | str]:
         **{k: errors.get(k, "n/a") for k in ("median", "mape", "p90", "bias")},
         **{k: ranks.get(k, "n/a") for k in ("kendall_tau", "regret")},
     }
-
-
-def print_check(rows: list[tuple[str, CheckRow]]) -> None:
-    """Print what the terminal shows at the end: simulated and measured times, numerical checks, and
-    the ranking.
-    """
-    timed = [(role, row) for role, row in rows if row.status != "unavailable" and row.limit is None]
-    labels = list(dict.fromkeys(row.candidate for _, row in timed))
-    # a measured architecture names its kernels, which every one of them has in common
-    plain = [
-        " ".join(word for word in label.split() if not known_library(word)) for label in labels
-    ]
-    short, shared = without_common_end(plain)
-    shown = dict(zip(labels, short, strict=True))
-    of_all = f"; all: {shared}" if shared else ""
-    print_table(
-        f"Check: simulated against measured, us (* = winner{of_all})",
-        [_terminal_row(role, replace(row, candidate=shown[row.candidate])) for role, row in timed],
-        {
-            "candidate": "candidate",
-            "source": "source",
-            "quantity": "quantity",
-            "simulated": "simulated",
-            "interval": "P10-P90",
-            "measured": "measured",
-            "error": "error %",
-            "fitted": "fitted on",
-            "verdict": "verdict",
-        },
-    )
-    for _, row in rows:
-        if row.limit is not None and row.measured is not None:
-            verdict = "ok" if row.measured <= row.limit else "WRONG"
-            print(
-                f"{row.source} {verdict}: error {row.measured:.3g} (limit {row.limit:g}); "
-                f"{row.detail}"
-            )
-    here = (
-        row
-        for _, row in rows
-        if row.source != "silicon" and row.limit is None and row.status != "unavailable"
-    )
-    for told in dict.fromkeys(f"{row.source}: {row.detail}" for row in here):
-        print(told)
-    for reason in sorted(
-        {f"{row.source}: {row.detail}" for _, row in rows if row.status == "unavailable"}
-    ):
-        print(f"not checked here: {reason}")
-    every = [row for _, row in rows]
-    scores = [row for row in source_scores(every) if row["source"] != "silicon"]
-    for score in scores:
-        print(
-            f"{score['source']}, {score['quantity']}: {score['rows']:.0f}; error median "
-            f"{score['median']:.2f} %, mean {score['mape']:.2f} %; ranking: Kendall tau "
-            f"{_number(score.get('kendall_tau', 'n/a'))}, regret of the simulated best "
-            f"{_number(score.get('regret', 'n/a'), percent=True)}"
-        )
-    for title, chosen in (
-        ("all checked rows", every),
-        ("rows never fitted", [r for r in every if not r.in_fit_set]),
-    ):
-        s = silicon_summary(chosen)
-        print(
-            f"measured kernels, {title}: {s['rows']}; error median {_number(s['median'])} "
-            f"%, mean {_number(s['mape'])} %, P90 {_number(s['p90'])} %; ranking: Kendall tau "
-            f"{_number(s['kendall_tau'])}, regret of the simulated best "
-            f"{_number(s['regret'], percent=True)}"
-        )
-
-
-def _terminal_row(role: str, row: CheckRow) -> dict[str, Any]:
-    interval = ""
-    if row.simulated_low is not None and row.simulated_high is not None:
-        interval = f"{row.simulated_low:,.0f}-{row.simulated_high:,.0f}"
-    fitted = "" if row.in_fit_set is None else "yes" if row.in_fit_set else "no"
-    return {
-        "candidate": ("* " if role == "winner" else "  ") + row.candidate,
-        "source": row.source,
-        "quantity": row.quantity.removesuffix("_time_us"),
-        "simulated": None if row.simulated is None else round(row.simulated),
-        "interval": interval,
-        "measured": row.status
-        if row.measured is None
-        else f"{row.measured:,.0f}" + ("~" if row.interpolated else ""),
-        "error": None if row.error_percent is None else f"{row.error_percent:+.1f}",
-        "fitted": fitted,
-        "verdict": row.verdict,
-    }
-
-
-def _number(value: float | str, *, percent: bool = False) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{100 * value:.1f} %" if percent else f"{value:.2f}"

@@ -15,7 +15,6 @@ from moesim.measured.recalibrate import Recalibration, recalibrate
 from moesim.measured.sources import CheckRow, MeasurementSource
 from moesim.measured.verdict import sentences
 from moesim.measured.winners import Case
-from moesim.report.labels import without_common_words
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.loop import loop_page
 from moesim.report.tables import write_csv
@@ -131,7 +130,6 @@ def report_checks(
         tell(f"not timed beside moesim: {note}")
     told = sentences(rows, where, beside=beside, recalibration=recalibration)
     write_html(out / "simulated_against_measured.html", loop_page(_parts(every), told, beside))
-    # Words, not characters, are wrapped at the end of a line.
     for line in told:
         tell(line)
 
@@ -150,16 +148,15 @@ def _parts(rows: Sequence[CheckRow]) -> dict[str, list[dict[str, Any]]]:
 def _print_candidates(rows: Sequence[tuple[str, CheckRow]], where: str) -> None:
     """Print a line per candidate: its layer, the errors of layer and gate, and the verdict."""
     every = [row for _, row in rows]
-    labels = list(dict.fromkeys(row.candidate for row in every))
-    short, shared = without_common_words(labels)
+    marked = {role for role, _ in rows} != {"winner"}
     verdicts = winner_verdicts(every)
     lines: dict[str, dict[str, Any]] = {}
     for role, row in rows:
-        mark = "* " if role == "winner" else "  "
+        mark = "* " if role == "winner" and marked else ""
         line = lines.setdefault(
             row.candidate,
             {
-                "candidate": mark + short[labels.index(row.candidate)],
+                "candidate": mark + row.candidate,
                 "verdict": verdicts[row.candidate].replace("_", " "),
             },
         )
@@ -172,7 +169,8 @@ def _print_candidates(rows: Sequence[tuple[str, CheckRow]], where: str) -> None:
                     "measured": round(row.measured or 0),
                 }
     print_table(
-        f"Layers on {where}, us, and errors of the simulation, % (* = winner)",
+        f"Layers on {where}, us, and errors of the simulation, %"
+        + (" (* = winner)" if marked else ""),
         list(lines.values()),
         {
             "candidate": "candidate",
@@ -183,8 +181,6 @@ def _print_candidates(rows: Sequence[tuple[str, CheckRow]], where: str) -> None:
             "verdict": "verdict",
         },
     )
-    if shared:
-        tell(f"all of them: {shared}")
     for told in dict.fromkeys(f"{r.source}: {r.detail}" for r in every if r.status != "checked"):
         tell(told)
 
@@ -192,10 +188,7 @@ def _print_candidates(rows: Sequence[tuple[str, CheckRow]], where: str) -> None:
 def _print_beside(beside: Sequence[Mapping[str, Any]]) -> None:
     """Print a line per design: moesim's time, and how much longer it is than each library's."""
     labels = list(dict.fromkeys(str(row["candidate"]) for row in beside))
-    short, _ = without_common_words(labels)
-    lines: dict[str, dict[str, Any]] = {
-        label: {"candidate": name} for label, name in zip(labels, short, strict=True)
-    }
+    lines: dict[str, dict[str, Any]] = {label: {"candidate": label} for label in labels}
     libraries = []
     for row in beside:
         line = lines[str(row["candidate"])]
@@ -206,7 +199,6 @@ def _print_beside(beside: Sequence[Mapping[str, Any]]) -> None:
             line[str(row["library"])] = f"{row['ratio']:.2f}"
     columns = {"candidate": "candidate", "us": "us"}
     for name in libraries:
-        # Five columns must fit into 80 characters.
         short_name = name.rpartition("._")[2]
         shortened = len(short_name) > _NAME
         columns[name] = f"{short_name[: _NAME - 1]}." if shortened else short_name

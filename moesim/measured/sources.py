@@ -39,6 +39,8 @@ VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "inconclusive", "not_me
 #: percent of error within which a simulation is confirmed, and beyond which it is refuted if it is
 #: also outside its interval
 CONFIRMED_WITHIN, REFUTED_BEYOND = 15.0, 30.0
+#: an interval whose high end is so many times the low one is too wide to confirm anything
+WIDE = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +122,11 @@ class CheckRow:
     def verdict(self) -> Verdict:
         """What the comparison says about the simulated value.
 
-        ``confirmed``: the measured value is inside the simulated 80 % interval, or within 15 %, or
-        a numerical check is within its limit. ``refuted``: it is off by more than 30 % and outside
-        the interval, or a numerical check is beyond its limit. ``inconclusive``: it is between the
-        two. ``not_measured``: nothing was measured.
+        ``confirmed``: the simulated value is within 15 %, or the measured value is inside the
+        simulated 80 % interval and the interval narrower than a factor of 1.5, or a numerical check
+        is within its limit. ``refuted``: it is off by more than 30 % and outside the interval, or a
+        numerical check is beyond its limit. ``inconclusive``: it is between the two, or only inside
+        an interval that is wide. ``not_measured``: nothing was measured.
         """
         if self.measured is None:
             return "not_measured"
@@ -132,14 +135,14 @@ class CheckRow:
         error = self.error_percent
         if error is None:
             return "not_measured"
-        inside = (
-            self.simulated_low is not None
-            and self.simulated_high is not None
-            and self.simulated_low <= self.measured <= self.simulated_high
-        )
-        if inside or abs(error) <= CONFIRMED_WITHIN:
+        low, high = self.simulated_low, self.simulated_high
+        inside = narrow = False
+        if low is not None and high is not None:
+            inside = low <= self.measured <= high
+            narrow = inside and high < WIDE * low
+        if narrow or abs(error) <= CONFIRMED_WITHIN:
             return "confirmed"
-        return "refuted" if abs(error) > REFUTED_BEYOND else "inconclusive"
+        return "refuted" if abs(error) > REFUTED_BEYOND and not inside else "inconclusive"
 
 
 class MeasurementSource(Protocol):

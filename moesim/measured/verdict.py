@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.measured.check import source_scores, winner_verdicts
 from moesim.measured.recalibrate import Recalibration
-from moesim.measured.sources import CONFIRMED_WITHIN, REFUTED_BEYOND, CheckRow
+from moesim.measured.sources import CONFIRMED_WITHIN, REFUTED_BEYOND, WIDE, CheckRow
 
 #: share of the winners that must be confirmed for the headline to say that the simulator holds
 HOLDS = 0.8
@@ -83,8 +83,9 @@ def sentences(
             "check --recalibrate)."
         )
     lines.append(
-        f"Confirmed: inside the 80 % interval or within {CONFIRMED_WITHIN:.0f} %; refuted: more "
-        f"than {REFUTED_BEYOND:.0f} % off and outside the interval."
+        f"Confirmed: within {CONFIRMED_WITHIN:.0f} %, or inside an 80 % interval narrower than a "
+        f"factor of {WIDE:g}; refuted: more than {REFUTED_BEYOND:.0f} % off and outside the "
+        "interval."
     )
     return lines
 

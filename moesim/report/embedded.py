@@ -12,7 +12,7 @@ from functools import lru_cache
 from string import Template
 from typing import Any
 
-#: an icon within the page; the one address in it is the name of SVG, escaped like all of it: a front of three points
+#: an icon within the page; the address in it is the name of SVG, escaped like the rest
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http%3A//www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Crect width='16' height='16' rx='3' fill='%230072B2'/%3E%3Cpath d='M3 4c1 5 4 8 10 9' "

@@ -1,7 +1,6 @@
 """Print tables on stdout, and progress and messages on stderr."""
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,8 @@ from moesim.report.table_layout import GAP, TextColumn, column_widths, wrapped
 _PLAIN_WIDTH = 160
 #: a line of text is at most so wide, since longer ones are hard to read
 _WIDEST = 100
+#: characters of a progress bar with its counts, rate and time
+_BAR = 50
 #: number of columns that people see without asking for details
 _COLUMNS = 6
 
@@ -35,8 +36,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def text_width() -> int:
-    """Return the width in characters at which lines of text wrap."""
-    return min(shutil.get_terminal_size().columns, _WIDEST)
+    """Return the width in characters at which lines of text wrap: nowhere in a pipe, where other
+    programs read lines, unless the environment states ``COLUMNS``.
+    """
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return min(console().width, _WIDEST)
+    return sys.maxsize
 
 
 def tell(text: str, *, indent: int = 0, detail: bool = False) -> None:
@@ -186,16 +191,18 @@ def print_parts(
 
 def say(text: str) -> None:
     """Print a line for the person who waits, on stderr."""
+    out = console(stderr=True)
     for line in text.split("\n"):
-        console(stderr=True).print(printable(line), soft_wrap=True)
+        safe = printable(line)
+        out.print(wrapped(safe, out.width) if out.is_terminal else safe, soft_wrap=True)
 
 
 @contextmanager
 def trial_progress(total: int) -> Iterator[Any]:
     """Show a progress bar over trials, and yield a function to call now and then.
 
-    The function takes the number of trials since it was last called, and a text about the best so
-    far.
+    The function takes the number of trials since it was last called, and texts about the best so
+    far, of which it shows the first ones that fit.
     """
     bar = progress.Progress(
         progress.TextColumn("search"),
@@ -210,10 +217,16 @@ def trial_progress(total: int) -> Iterator[Any]:
     with bar:
         task = bar.add_task("trials", total=total, rate="", best="")
 
-        def advance(trials: int, best: str) -> None:
+        def advance(trials: int, best: Sequence[str]) -> None:
             speed = bar.tasks[task].speed
+            text, room = "", bar.console.width - _BAR
+            for part in best:
+                longer = f"{text}  {part}".strip()
+                if len(longer) > room:
+                    break
+                text = longer
             bar.update(
-                task, advance=trials, best=best, rate=f"{speed:,.0f} trials/s" if speed else ""
+                task, advance=trials, best=text, rate=f"{speed:,.0f} trials/s" if speed else ""
             )
 
         yield advance

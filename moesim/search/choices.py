@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -119,3 +120,9 @@ def parse_parallelism(text: str, num_devices: int | None = None) -> Parallelism:
             f"parallelism: expected tp to divide the cluster's {num_devices} devices, got {text!r}"
         )
     return Parallelism(ep=num_devices // tp, tp=tp)
+
+
+@lru_cache(maxsize=512)
+def one_rank(text: str) -> bool:
+    """Return whether a layout has one expert-parallel rank on any cluster."""
+    return text.startswith("ep") and parse_parallelism(text).ep == 1

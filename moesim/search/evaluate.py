@@ -23,7 +23,7 @@ from moesim.search.objectives import (
     check_priced,
     violated,
 )
-from moesim.search.parameters import GROUPS
+from moesim.search.parameters import GROUPS, NOT_OF_LOSS
 from moesim.search.problem import MEMORY, Evaluation
 from moesim.search.space import Space
 from moesim.simulation.result import FOUND_COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
@@ -34,14 +34,17 @@ from moesim.version import VERSION
 
 #: columns of the winners that are shown: key -> heading
 _SHOWN = {
-    "group": "group",
     "candidate": "candidate",
     "loss": "loss",
-    "layer_time_us": "layer us",
-    "interval": "interval",
     "layer_tokens_per_s_per_device": "tokens/s",
+    "layer_time_us": "layer us",
+    "interval": "P10-P90",
     "layer_joules_per_token": "J/token",
     "layer_usd_per_million_tokens": "USD/M",
+    "peak_memory_gib": "GiB",
+    "watts_per_device": "W",
+    "usd_per_hour": "USD/h",
+    "group": "group",
 }
 #: columns of trials.csv, in order; a test freezes them, since people read the files with scripts.
 #: The columns of a space's hardware choices follow them.
@@ -107,6 +110,16 @@ class Problem:
     def intervals(self) -> tuple[tuple[str, str], ...]:
         """The columns (low, high) of loss and layer time."""
         return (("loss_low", "loss_high"), ("layer_time_low_us", "layer_time_high_us"))
+
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on: where experts lie and what
+        moves them, for the loss; all but the hardware, for its price.
+        """
+        if objective == "loss":
+            return NOT_OF_LOSS | frozenset(self.space.hardware)
+        if objective == "usd_per_hour":
+            return frozenset(self.space.choices()) - frozenset(self.space.hardware)
+        return frozenset()
 
     def assumptions(self) -> tuple[str, ...]:
         """Return the hardware, the model, the load, the loss law and the cost model, in words."""

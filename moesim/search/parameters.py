@@ -51,4 +51,24 @@ SLOW_FIRST = (
     "expert_intermediate_size",
 )
 #: parameters whose choices decide which others apply
-RULING = ("gate", "placement", "capacity_factor", "cold_fraction", "resident_fraction")
+RULING = (
+    "gate",
+    "parallelism",
+    "placement",
+    "capacity_factor",
+    "cold_fraction",
+    "resident_fraction",
+)
+#: parameters that the loss of a trained model cannot depend on
+NOT_OF_LOSS = frozenset(
+    {
+        "placement",
+        "num_replicas",
+        "parallelism",
+        "exchange",
+        "num_micro_batches",
+        "kernels",
+        "resident_fraction",
+        "prefetch_recall",
+    }
+)

@@ -128,6 +128,10 @@ class SearchProblem(Protocol):
         """The columns (low, high) of intervals; trials of which all overlap are ties."""
         ...
 
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on."""
+        ...
+
     def assumptions(self) -> tuple[str, ...]:
         """Return what the search takes as given, a phrase each."""
         ...

@@ -13,6 +13,7 @@ from moesim.design.identity import digest
 from moesim.errors import ConfigError, MoesimError
 from moesim.hardware import Cluster
 from moesim.hardware.economics import Economics, load_economics
+from moesim.search.forms import FORMS
 from moesim.search.objectives import WHOLE_OBJECTIVES, Constraint, Direction, check_priced, violated
 from moesim.search.problem import MEMORY, Evaluation
 from moesim.search.serving_space import ServingSpace
@@ -43,15 +44,19 @@ _REQUESTS_PER_CLIENT = 4
 #: the steps that it runs
 _CONFIRMED = StepGrid(per_octave=2, joined=True)
 _SHOWN = {
-    "group": "group",
     "layout": "layout",
-    "pools": "pools",
+    "serving_engine": "engine",
     "concurrency": "clients",
     "tokens_per_s_per_device": "tok/s/dev",
     "tokens_per_s_per_user": "tok/s/user",
     "ttft_ms": "TTFT ms",
     "tpot_ms": "TPOT ms",
     "usd_per_million_tokens": "USD/M",
+    "placement": "placement",
+    "num_micro_batches": "micro-batches",
+    "pools": "pools",
+    "prefill_layout": "prompts by",
+    "group": "group",
 }
 
 
@@ -95,6 +100,15 @@ class ServingProblem:
     def intervals(self) -> tuple[tuple[str, str], ...]:
         """The columns (low, high) of the objectives."""
         return tuple(_interval(name) for name in self.objectives)
+
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on: all but the stored form of
+        experts, for the loss that compression costs.
+        """
+        if objective != "compression_loss_delta":
+            return frozenset()
+        moving = {"resident_fraction", "prefetch_recall"}
+        return frozenset(self.space.choices()) - (set(FORMS) - moving) - {"precision"}
 
     def assumptions(self) -> tuple[str, ...]:
         """Return the hardware, the model, the requests and the cost model, in words."""

@@ -35,7 +35,7 @@ from moesim.model.presets import load_preset
 from moesim.model.widths import parse_widths
 from moesim.placement import REPLICATING, PlacementSpec
 from moesim.quality import PUBLISHED, LossLaw, load_law
-from moesim.search.choices import Choices, Some, parse_parallelism, width_choice
+from moesim.search.choices import Choices, Some, one_rank, parse_parallelism, width_choice
 from moesim.search.forms import SAME, check_forms, forms_of, forms_without_effect
 from moesim.search.parameters import GROUPS, OPTIONAL, PARAMETERS, RULING, SLOW_FIRST
 
@@ -216,6 +216,8 @@ class Space(Strict):
             not in REPLICATING
         ):
             leave.add("num_replicas")
+        if one_rank(params.get("parallelism", self.parallelism[0])):
+            leave |= {"placement", "num_replicas"}
         if not params.get("capacity_factor", self.capacity_factor[0]):
             leave.add("overflow")
         leave |= forms_without_effect(self, params)
@@ -323,7 +325,10 @@ class Space(Strict):
         if hardware:
             cluster = _changed(cluster, hardware)
         width, gate = point["expert_intermediate_size"], point["gate"]
-        replicates = PlacementSpec.parse(point["placement"]).strategy in REPLICATING
+        spread = parse_parallelism(point["parallelism"], cluster.num_devices)
+        # on one rank all experts lie together, however they are placed
+        placement = point["placement"] if spread.ep > 1 else "contiguous"
+        replicates = PlacementSpec.parse(placement).strategy in REPLICATING
         if _takes_groups(gate):
             kind, *options = gate.split("+")
             groups, kept = (point.get(name, getattr(self, name)[0]) for name in GROUPS)
@@ -341,8 +346,8 @@ class Space(Strict):
         )
         candidate = Candidate(
             layer=layer,
-            parallelism=parse_parallelism(point["parallelism"], cluster.num_devices),
-            placement=point["placement"],
+            parallelism=spread,
+            placement=placement,
             num_replicas=point["num_replicas"] if replicates else 0,
             dense_part=self.dense(),
             schedule=Schedule(

@@ -37,6 +37,9 @@ from moesim.search.settings import sampler_of, settings_of
 from moesim.search.storage import Store, is_url, open_study
 from moesim.search.trial import TRIAL_COLUMNS, Trial, from_record, to_record
 
+#: parameters that may change nothing
+_PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
+
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
 
@@ -74,12 +77,21 @@ class Study:
         return self.problem.objectives
 
     def pareto_trials(self) -> list[Trial]:
-        """Return feasible trials that no other dominates, each design once, by first objective."""
-        distinct: dict[tuple, Trial] = {}
+        """Return feasible trials that no other dominates, each design once, by first objective.
+
+        Designs that differ only in a placement or in replicas that change no objective count as
+        one: the first that was tried.
+        """
+        designs: dict[tuple, Trial] = {}
         for trial in self.trials:
             if trial.feasible:
                 row = trial.evaluation.row
-                distinct.setdefault((row["design"], row["cluster"]), trial)
+                designs.setdefault((row["design"], row["cluster"]), trial)
+        distinct: dict[tuple, Trial] = {}
+        for trial in designs.values():
+            point = {k: v for k, v in trial.params.items() if k not in _PLACED}
+            same = (*self._costs(trial), *sorted(point.items(), key=lambda one: one[0]))
+            distinct.setdefault(same, trial)
         trials = list(distinct.values())
         values = np.array([self._costs(t) for t in trials]).reshape(
             len(trials), len(self.objectives)

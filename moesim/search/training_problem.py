@@ -23,7 +23,7 @@ from moesim.search.objectives import (
     violated,
 )
 from moesim.search.problem import MEMORY, Evaluation
-from moesim.search.training_space import TrainingSpace
+from moesim.search.training_space import ARCHITECTURE, TrainingSpace
 from moesim.search.training_workload import TrainingWorkload
 from moesim.simulation.training.result import TRAIN_COLUMNS, TrainResult
 from moesim.simulation.training.simulate import simulate_training
@@ -36,7 +36,6 @@ _COLUMN_OF = {"train_days": "days", "train_usd": "usd", "peak_memory_gib": "memo
 _LOSS = ("loss", "loss_low", "loss_high", "loss_extrapolated", "loss_outside", "loss_law")
 _SIZES = ("total_params", "active_params", "train_days_low", "train_days_high")
 _SHOWN = {
-    "group": "group",
     "candidate": "design",
     "loss": "loss",
     "train_days": "days",
@@ -44,6 +43,7 @@ _SHOWN = {
     "tokens_per_s_per_device": "tok/s/dev",
     "mfu": "MFU",
     "peak_memory_gib": "GiB",
+    "group": "group",
 }
 
 
@@ -98,6 +98,13 @@ class TrainingProblem:
         }
         time = ("train_days_low", "train_days_high")
         return tuple(dict.fromkeys(found.get(name, time) for name in self.objectives))
+
+    def cannot_depend(self, objective: str) -> frozenset[str]:
+        """Return the parameters that an objective cannot depend on: the plan, for the loss."""
+        if objective != "loss":
+            return frozenset()
+        of_loss = {*ARCHITECTURE, "formats", "capacity_factor"}
+        return frozenset(self.space.choices()) - of_loss
 
     def assumptions(self) -> tuple[str, ...]:
         """Return the hardware, the run, the framework and the cost model, in words."""

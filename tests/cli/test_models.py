@@ -60,7 +60,7 @@ def test_show_says_what_a_model_consists_of(moesim):
     assert lines["order"] == ["10 x (3 A, 1 B)"]
     assert lines["total_params"] == ["34,660,433,920"]
     assert lines["latent_size"] == ["-"]
-    assert lines["A"][0].startswith("30   gated delta net 16 x 128 / 32 x 128; MoE 256 x 512")
+    assert lines["A"][0].startswith("30  gated delta net 16 x 128 / 32 x 128; MoE 256 x 512")
 
 
 def test_show_json_is_frozen(moesim):

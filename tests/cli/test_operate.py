@@ -43,7 +43,8 @@ def plan(tmp_path):
     return write
 
 
-def test_the_shipped_plan_is_told_in_80_columns(tmp_path):
+def test_the_shipped_plan_is_told_in_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     done = invoke(STUDIES / "operate_plan.toml", "--out", tmp_path, "--seeds", 2)
     assert done.exit_code == 0, done.stderr
     for word in (

@@ -46,8 +46,9 @@ def test_fit_writes_a_law_and_says_how_good_it_is(tmp_path):
         env={"COLUMNS": "200"},
     )
     assert done.exit_code == 0
-    assert "root mean square error in nats: as published 0.1" in done.stdout
-    assert "points left out 0.0000" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "root mean square error in nats: as published 0.1" in said
+    assert "points left out 0.0000" in said
     assert load_law(law).num_points == 5
     assert len(list(csv.DictReader((tmp_path / "r.csv").open()))) == 5
 
@@ -62,9 +63,7 @@ def test_bad_points_are_one_line(tmp_path):
     assert not (tmp_path / "law.toml").exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "flags"), [("laws", {"--help"}), ("fit", {"--out", "--residuals", "--help"})]
-)
+@pytest.mark.parametrize(("command", "flags"), [("laws", set()), ("fit", {"--out", "--residuals"})])
 def test_flags_are_frozen(command, flags):
     import typer.main
 
@@ -75,4 +74,4 @@ def test_flags_are_frozen(command, flags):
         for flag in parameter.opts
         if flag.startswith("-")
     }
-    assert found | {"--help"} == flags
+    assert found == flags | {"--details", "--json"}

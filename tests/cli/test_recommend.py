@@ -17,7 +17,7 @@ def moesim(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["moesim", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "150")
+        monkeypatch.delenv("COLUMNS", raising=False)
         with pytest.raises(SystemExit) as stopped:
             main()
         return stopped.value.code or 0, *capsys.readouterr()
@@ -93,7 +93,9 @@ def test_a_config_json_with_its_notes(moesim, tmp_path):
     code, out, _ = moesim(*SMALL, "--model", path, "--show", "0")
     assert code == 0
     assert out.startswith(f"{tmp_path.name} on hgx-h100-8, 8 devices: E64 k6 I768")
-    assert out.splitlines()[-1].strip().startswith("model_type newmoe is not known")
+    assert any(
+        line.strip().startswith("model_type newmoe is not known") for line in out.splitlines()
+    )
 
 
 @pytest.mark.parametrize(

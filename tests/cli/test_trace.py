@@ -30,7 +30,8 @@ def test_statistics_of_every_layer(moesim_trace, tmp_path):
     ids = np.stack([np.stack([np.arange(40) % 4, np.arange(40) % 2 + 4], axis=1)] * 2, axis=1)
     np.save(tmp_path / "t.npy", ids)
     code, out, _ = moesim_trace(tmp_path / "t.npy", "--json", "--out", tmp_path / "t.csv")
-    rows = json.loads(out)
+    (table,) = json.loads(out)["tables"]
+    rows = table["rows"]
     assert code == 0
     assert [(r["layer"], r["tokens"], r["top_k"], r["experts"], r["choices"]) for r in rows] == [
         (0, 40, 2, 6, 80.0),

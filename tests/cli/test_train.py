@@ -15,7 +15,8 @@ def invoke(*words):
     return CliRunner().invoke(app, [*map(str, words)])
 
 
-def test_a_step_is_told_in_80_columns(tmp_path):
+def test_a_step_is_told_in_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "step.csv"
     done = invoke(*RUN, "--layout", "ep8", "--tokens", 1e12, "--out", out)
     assert done.exit_code == 0, done.stderr

@@ -76,7 +76,10 @@ def test_every_number_has_its_sentence():
         "(geometric mean of 2 designs; at worst 1.25 times sglang)."
     )
     assert "the other half from 15 to 4 %" in told[5]
-    assert told[-1].startswith("Confirmed: inside the 80 % interval or within 15 %; refuted: more")
+    assert told[-1] == (
+        "Confirmed: within 15 %, or inside an 80 % interval narrower than a factor of 1.5; "
+        "refuted: more than 30 % off and outside the interval."
+    )
 
 
 def test_alone_there_is_nobody_to_compare_with():

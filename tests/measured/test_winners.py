@@ -71,7 +71,16 @@ def row(**fields):
     ("fields", "verdict"),
     [
         (
+            {"simulated": 100.0, "simulated_low": 90.0, "simulated_high": 134.0, "measured": 133.0},
+            "confirmed",
+        ),
+        # a wide interval confirms nothing, and refutes nothing inside it
+        (
             {"simulated": 100.0, "simulated_low": 90.0, "simulated_high": 150.0, "measured": 149.0},
+            "inconclusive",
+        ),
+        (
+            {"simulated": 100.0, "simulated_low": 10.0, "simulated_high": 900.0, "measured": 100.1},
             "confirmed",
         ),
         (

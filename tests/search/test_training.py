@@ -116,7 +116,7 @@ def test_it_continues_and_is_loaded_again(whole, search, tmp_path, rows):
     folder, study = whole
     search(tmp_path, num_trials=20, sampler="every")
     assert rows(search(tmp_path)) == rows(study) == rows(load_study(folder))
-    assert {row["what"] for row in status_rows(folder)} >= {"train_days on the front"}
+    assert {row["what"] for row in status_rows(load_study(folder))} >= {"train_days on the front"}
     assert known_points(study.space, study.problem.cluster) == []
 
 

@@ -154,7 +154,10 @@ def test_it_continues_and_is_loaded_again(whole, search, tmp_path, rows):
     search(tmp_path, num_trials=20, sampler="every")
     assert rows(search(tmp_path)) == rows(study)
     assert rows(load_study(folder)) == rows(study)
-    assert {row["what"] for row in status_rows(folder)} >= {"trials", "tpot_ms on the front"}
+    assert {row["what"] for row in status_rows(load_study(folder))} >= {
+        "trials",
+        "tpot_ms on the front",
+    }
     with pytest.raises(ConfigError, match=r"other settings \(workload.isl: 512 there, 1024 now\)"):
         run_study(
             ServingSpace(**SPACE),

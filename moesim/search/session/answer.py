@@ -177,6 +177,8 @@ def _next(study: Study, chosen: Trial, measured: WinnerVerdicts) -> str:
     if edges:
         return f"{first}; then widen {' and '.join(edges[:_LISTED])}, where it is at the end."
     tried = len(study.trials)
+    if tried >= total:
+        return f"{first}; all {total:,} designs of the space were tried, so widen its choices."
     if tried < _SMALL * total:
         return f"{first}; then raise --trials: {tried:,} of {total:,} designs were tried."
     return f"{first}; {tried:,} of {total:,} designs were tried."

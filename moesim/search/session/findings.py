@@ -1,9 +1,9 @@
 """Write and print what a study found: its tables, and winners by a finer engine."""
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from moesim.report.labels import without_common_end
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search.evaluate import Problem
@@ -27,32 +27,42 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     rows = confirmed_rows(study, limit) if limit else []
     if limit:
         write_csv(folder / "winners.csv", rows)
+    chosen = study.chosen()
     shown = [_shown(row) for row in rows]
-    labels = [str(row["candidate"]) for row in shown]
-    short, shared = without_common_end(labels)
-    of_all = f" (all: {shared})" if shared else ""
-    _, ratio, finer = study.problem.confirmed
-    rates = "; tokens per second and device" if isinstance(study.problem, Problem) else ""
-    print_table(
-        f"{title}: Pareto winners, simulated with the {finer}{rates}{of_all}",
-        [row | {"candidate": label} for row, label in zip(shown, short, strict=True)],
-        dict(study.problem.shown),
-    )
+    if chosen is not None:
+        mine = chosen.evaluation.row["design"]
+        name = next(iter(study.problem.shown))
+        shown = [row | {name: f"* {row[name]}"} if row["design"] == mine else row for row in shown]
+    _, _, finer = study.problem.confirmed
+    rates = ", tokens/s of a device" if isinstance(study.problem, Problem) else ""
+    if rows:
+        print_table(
+            f"{title}: Pareto winners by the {finer}{rates} (* = the answer)",
+            shown,
+            _columns(study),
+        )
     say_fidelity(study)
     if rows:
+        ratio = study.problem.confirmed[1]
         off = [row[ratio] for row in rows]
         say(f"{finer} over the search's: {min(off):.4f} to {max(off):.4f} on {len(off)} winners")
     return rows
+
+
+def _columns(study: Study) -> dict[str, str]:
+    """Return the columns of winners: the design, the objectives, and then what else is shown."""
+    problem = study.problem
+    first = list(takewhile(lambda key: key not in problem.known_objectives, problem.shown))
+    order = dict.fromkeys([*first, *study.objectives, *problem.shown])
+    return {key: problem.shown[key] for key in order if key in problem.shown} | {"chosen": "chosen"}
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return a winner's row as it is printed."""
     if "layer_time_us" not in row:
         return {"candidate": row["design"]} | row
-    return row | {
-        "interval": f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}",
-        "loss": f"{row['loss']:.4f}",
-    }
+    interval = f"{row['layer_time_low_us']:,.0f}-{row['layer_time_high_us']:,.0f}"
+    return row | {"interval": interval}
 
 
 def against_trial(study: Study, number: int, name: str) -> str:

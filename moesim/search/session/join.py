@@ -80,9 +80,8 @@ def load_study(where: str) -> Study:
     return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
 
 
-def status_rows(where: str) -> list[dict[str, Any]]:
+def status_rows(study: Study) -> list[dict[str, Any]]:
     """Return rows about what a study has found so far."""
-    study = load_study(where)
     trials = study.trials
     rows: list[dict[str, Any]] = [{"what": "trials", "value": len(trials)}]
     rows += [

@@ -16,6 +16,7 @@ from moesim.report.tables import write_csv
 from moesim.report.terminal import say, trial_progress
 from moesim.search.objectives import DIRECTIONS, costs_of
 from moesim.search.pareto import front, hypervolume
+from moesim.search.points import num_designs
 from moesim.search.screen import fidelity
 from moesim.search.study import Study, run_study
 from moesim.search.trial import Trial
@@ -80,13 +81,14 @@ def watched_study(*args: Any, num_trials: int, objectives: list[str], **options:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar says more
     with ExitStack() as shown:
         # the bar begins with the first trial, so that an earlier refusal is a single line
-        bar: list[Callable[[int, str], None]] = []
+        bar: list[Callable[[int, list[str]], None]] = []
         unseen, due_s = 0, 0.0
 
         def show() -> None:
             nonlocal unseen, due_s
-            text = "  ".join(f"best {name} {value:,.4g}" for name, value in best.items())
-            bar[0](unseen, f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}  {text}")
+            found = [f"front {so_far.size}, hypervolume {so_far.hypervolume():.3f}"]
+            found += [f"best {name} {value:,.4g}" for name, value in best.items()]
+            bar[0](unseen, found)
             unseen, due_s = 0, time.monotonic() + _SHOW_S
 
         def take(trial: Trial) -> None:
@@ -134,7 +136,9 @@ def write_study(study: Study, folder: Path) -> None:
     ]
     write_csv(folder / "pareto.csv", rows, ("rank", "group", "num_ties", *columns))
     write_csv(
-        folder / "importance.csv", importances(study), ("objective", "parameter", "importance")
+        folder / "importance.csv",
+        importances(study),
+        ("objective", "parameter", "importance", "why_not"),
     )
     counts = counts_of(study.trials)
     found = (
@@ -144,6 +148,9 @@ def write_study(study: Study, folder: Path) -> None:
     if counts["failed"]:
         first = next(t for t in study.trials if t.state == "failed")
         found += f", {counts['failed']} FAILED (trial {first.number}: {first.evaluation.reason})"
+    total = num_designs(study.space)
+    if len(study.trials) >= total:
+        found += f"; all {total:,} designs of the space were tried"
     groups = len({row["group"] for row in rows})
     say(
         f"{found}; {len(pareto)} on the Pareto front in {groups} groups that intervals tell apart "
@@ -205,7 +212,8 @@ def importances(study: Study) -> list[dict[str, Any]]:
     """Return the share of each objective's best tenth that every parameter explains.
 
     The method is PED-ANOVA (Watanabe et al. 2023). Parameters that apply to some points only are
-    left out. There are no rows with fewer than 20 feasible trials.
+    left out. There are no rows with fewer than 20 feasible trials. Where an objective cannot depend
+    on a parameter the importance is None, and ``why_not`` says so.
     """
     kept = [t for t in study.trials if t.feasible]
     if len(kept) < 20:
@@ -226,6 +234,7 @@ def importances(study: Study) -> list[dict[str, Any]]:
     for place, objective in enumerate(study.objectives):
         if len({t.evaluation.row[objective] for t in kept}) < 2:
             continue
+        apart = study.problem.cannot_depend(objective)
         sign = 1.0 if DIRECTIONS[objective] == "minimize" else -1.0
 
         def cost(trial: optuna.trial.FrozenTrial, place: int = place, sign: float = sign) -> float:
@@ -237,8 +246,20 @@ def importances(study: Study) -> list[dict[str, Any]]:
             found = optuna.importance.get_param_importances(
                 memory, evaluator=evaluator, target=cost
             )
+        counted = {name: value for name, value in found.items() if name not in apart}
+        total = sum(counted.values()) or 1.0
         rows += [
-            {"objective": objective, "parameter": name, "importance": value}
-            for name, value in found.items()
+            {"objective": objective, "parameter": name, "importance": value / total}
+            for name, value in counted.items()
+        ]
+        rows += [
+            {
+                "objective": objective,
+                "parameter": name,
+                "importance": None,
+                "why_not": f"{objective} cannot depend on it",
+            }
+            for name in choices
+            if name in apart and len(study.space.choices()[name]) > 1
         ]
     return rows
