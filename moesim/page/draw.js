@@ -96,8 +96,7 @@ function layout(look, more) {
     margin: {l: 56, r: 16, t: 12, b: 48},
     hoverlabel: {align: "left", bgcolor: look.paper, bordercolor: look.soft,
       font: {color: look.ink, size: 13}},
-    legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
-      font: {size: 13}},
+    showlegend: false,
   }, more);
 }
 
@@ -131,7 +130,7 @@ const draw = {
           ends[1] = Math.max(ends[1], value);
         }
       }
-      traces.push({x: ends, y: ends, mode: "lines", name: "equal", hoverinfo: "skip",
+      traces.push({x: ends, y: ends, mode: "lines", meta: "equal", hoverinfo: "skip",
         line: {color: look.soft, dash: "dot", width: 1.5}});
     }
     view.drawn = {};
@@ -143,7 +142,7 @@ const draw = {
       const text = s.text.length ? shown.map((i) => lines(s.text[i], 60))
         : s.rows.length && view.about ? shown.map((i) => view.about(s.rows[i])) : null;
       const trace = {
-        type: "scatter", name: inert(s.name), x: pick(s.x, shown), y: pick(s.y, shown),
+        type: "scatter", name: inert(s.name), meta: s.name, x: pick(s.x, shown), y: pick(s.y, shown),
         mode: s.mode === "markers" ? "markers" : "lines",
         text, hovertemplate: text ? "%{text}<extra></extra>" : undefined,
         customdata: s.rows.length ? pick(s.rows, shown) : undefined,
@@ -180,7 +179,7 @@ const draw = {
       const color = look.color(chart.colors[name]);
       const pale = ["amber", "sky", "muted"].includes(chart.colors[name]) || look.dark;
       return {
-        type: "bar", orientation: "h", name: inert(name), y: rows, x: Array.from(values),
+        type: "bar", orientation: "h", name: inert(name), meta: name, y: rows, x: Array.from(values),
         marker: {color, line: {color: look.paper, width: chart.stacked ? 1 : 0}},
         text: chart.stacked ? Array.from(values, (v) => (v >= least ? v.toFixed(0) + " %" : "")) : null,
         textposition: "inside", insidetextanchor: "middle", textangle: 0,
@@ -192,12 +191,10 @@ const draw = {
     const x = axis(chart.x, look);
     if (chart.stacked) x.range = [0, 100];
     return {data, layout: layout(look, {
-      height: 120 + rows.length * (chart.stacked ? 36 : 12 + 13 * across),
+      height: 64 + rows.length * (chart.stacked ? 36 : 12 + 13 * across),
       barmode: chart.stacked ? "stack" : "group", bargap: 0.28, xaxis: x,
       yaxis: {automargin: true, autorange: "reversed", fixedrange: true, tickfont: {size: 12.5, color: look.ink},
         ticksuffix: "  "},
-      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom",
-        traceorder: "normal", font: {size: 12.5}},
     })};
   },
 
@@ -232,7 +229,7 @@ const draw = {
       const x = [], y = [];
       for (const [x0, y0, x1, y1] of own) { x.push(x0, x1, null); y.push(y0, y1, null); }
       data.push({type: "scatter", mode: "lines", x, y, hoverinfo: "skip",
-        name: (bin ? number(chart.edges[bin - 1]) + " to " : "up to ") + number(edge) + " %",
+        meta: (bin ? number(chart.edges[bin - 1]) + " to " : "up to ") + number(edge) + " %",
         line: {color: LINKS[bin], width: 1.5 + 0.6 * bin}});
     });
     const names = Object.keys(chart.nodes), nodes = Object.values(chart.nodes);
@@ -240,7 +237,7 @@ const draw = {
     const devices = some((value) => value !== null), others = some((value) => value === null);
     const values = devices.map((i) => nodes[i][2]);
     const few = devices.length <= 16;
-    data.push({type: "scatter", mode: few ? "markers+text" : "markers", showlegend: false,
+    data.push({type: "scatter", mode: few ? "markers+text" : "markers",
       x: devices.map((i) => nodes[i][0]), y: devices.map((i) => nodes[i][1]),
       text: devices.map((i) => names[i].replace("device ", "")), textposition: "bottom center",
       textfont: {size: 12, color: look.soft},
@@ -250,16 +247,13 @@ const draw = {
         cmin: 0, cmax: Math.max(1, ...values) * 1.0001, line: {color: look.soft, width: 1},
         colorbar: {title: {text: inert(chart.label), side: "right", font: {size: 13}},
           thickness: 12, outlinewidth: 0, tickfont: {size: 12, color: look.soft}, nticks: 5}}});
-    data.push({type: "scatter", mode: "markers", showlegend: false,
+    data.push({type: "scatter", mode: "markers",
       x: others.map((i) => nodes[i][0]), y: others.map((i) => nodes[i][1]),
       hovertext: others.map((i) => inert(names[i])), hoverinfo: "text",
       marker: {size: 15, symbol: "square", color: look.paper, line: {color: look.soft, width: 2}}});
     const off = {visible: false, fixedrange: true};
     return {data, layout: layout(look, {height: few ? 340 : 480, xaxis: off,
-      yaxis: Object.assign({}, off), margin: {l: 16, r: 16, t: 12, b: 28},
-      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom",
-        title: {text: inert(chart.load_label) + " ", side: "top", font: {size: 12.5, color: look.soft}},
-        font: {size: 12.5}}})};
+      yaxis: Object.assign({}, off), margin: {l: 16, r: 16, t: 12, b: 28}})};
   },
 
   parallel(chart, look, view) {
@@ -292,7 +286,7 @@ const draw = {
     const plainly = (name) => ["sky", "muted"].includes(name);
     const data = [...byColor].map(([name, own]) => ({
       type: "scatter", mode: "lines+markers", x: own.x, y: own.y, text: own.text,
-      hovertemplate: "%{text}<extra></extra>", name: inert(chart.names[name]),
+      hovertemplate: "%{text}<extra></extra>", name: inert(chart.names[name]), meta: chart.names[name],
       opacity: plainly(name) ? 0.55 : 1,
       line: {color: look.color(name), width: plainly(name) ? 1.2 : 3},
       marker: {color: look.color(name), size: plainly(name) ? 4 : 7},
@@ -316,13 +310,42 @@ const draw = {
     });
     const off = {visible: false, fixedrange: true};
     return {data, width: axes * 112, layout: layout(look, {
-      height: 460, annotations, shapes, margin: {l: 52, r: 84, t: 84, b: 40},
+      height: 460, annotations, shapes, margin: {l: 52, r: 84, t: 84, b: 16},
       xaxis: Object.assign({range: [-0.12, axes - 0.88]}, off),
       yaxis: Object.assign({range: [-0.05, 1.08]}, off),
-      legend: {orientation: "h", xref: "container", x: 0, xanchor: "left", y: -0.02, yanchor: "top", font: {size: 13}},
     })};
   },
 };
+
+// What a legend shows beside a name: a point, a bar or a line, as an SVG element.
+function sample(trace) {
+  const space = "http://www.w3.org/2000/svg";
+  const made = (tag, attributes) => {
+    const found = document.createElementNS(space, tag);
+    for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+    return found;
+  };
+  const icon = made("svg", {width: 18, height: 14, viewBox: "0 0 18 14", "aria-hidden": "true"});
+  if (trace.type === "bar") {
+    icon.append(made("rect", {x: 3, y: 1, width: 12, height: 12, rx: 2, fill: trace.marker.color}));
+    return icon;
+  }
+  if (trace.mode.startsWith("lines")) {
+    icon.append(made("line", {x1: 0, x2: 18, y1: 7, y2: 7, stroke: trace.line.color,
+      "stroke-width": Math.max(trace.line.width, 2),
+      "stroke-dasharray": trace.line.dash === "dot" ? "2 3" : "none"}));
+    return icon;
+  }
+  const shapes = {
+    square: "M4 2h10v10H4z", diamond: "M9 1l6 6-6 6-6-6z",
+    star: "M9 0l2 4.6 5 .5-3.8 3.3 1.1 4.9L9 10.7l-4.3 2.6 1.1-4.9L2 5.1l5-.5z",
+    x: "M4 4l2-2 3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3z", "triangle-up": "M9 1l6 11H3z",
+  };
+  const {color, size, symbol} = trace.marker;
+  icon.append(symbol in shapes ? made("path", {d: shapes[symbol], fill: color})
+    : made("circle", {cx: 9, cy: 7, r: Math.max(size / 2, 3), fill: color}));
+  return icon;
+}
 
 // --- CSV ---
 

@@ -66,14 +66,15 @@ function addChart(parent, chart, wide, height) {
   const label = chart.title + ". " + chart.note;
   const plot = element("div", {class: "plot", role: "img", "aria-label": label,
     "data-chart": chart.key});
+  const legend = element("ul", {class: "legend", "aria-label": "Legend; select a name to hide it"});
   const scroll = element("div", {class: "scroll"}, plot);
   const figure = element("figure", {class: wide ? "wide" : ""},
     element("figcaption", {}, csvButton(chart.key, chart.title, () => rowsOf[chart.kind](chart)),
       element("h3", {text: chart.title}), element("p", {text: chart.note})),
-    scroll);
+    legend, scroll);
   parent.append(figure);
   const view = Object.assign(Object.create(VIEW), {height});
-  PLOTS.push({chart, plot, scroll, view});
+  PLOTS.push({chart, plot, scroll, legend, view, hidden: new Set()});
 }
 
 async function drawOne(entry) {
@@ -86,10 +87,28 @@ async function drawOne(entry) {
     scroll.setAttribute("role", "region");
     scroll.setAttribute("aria-label", chart.title + ", which scrolls sideways where there is little room");
   }
+  for (const trace of made.data) trace.visible = !entry.hidden.has(trace.meta);
+  showLegend(entry, made.data);
   await plotly.react(plot, made.data, made.layout, {
     responsive: true, displayModeBar: false, scrollZoom: false,
   });
   plot.dataset.drawn = chart.key;
+}
+
+// Names and signs of a chart; a name hides what it stands for, and shows it again.
+function showLegend(entry, traces) {
+  const {chart, legend, hidden} = entry;
+  const named = traces.filter((trace) => trace.meta);
+  const focused = [...legend.querySelectorAll("button")].indexOf(document.activeElement);
+  legend.replaceChildren(...named.map((trace) => element("li", {}, element("button", {
+    type: "button", "aria-pressed": String(!hidden.has(trace.meta)), onclick: () => {
+      if (hidden.has(trace.meta)) hidden.delete(trace.meta);
+      else hidden.add(trace.meta);
+      redraw((other) => other === entry);
+    }}, sample(trace), trace.meta))));
+  if (chart.kind === "map") legend.prepend(element("li", {class: "what", text: chart.load_label}));
+  if (focused >= 0) legend.querySelectorAll("button")[focused].focus();
+  legend.hidden = named.length < 2 && chart.kind !== "map";
 }
 
 async function drawAll(which = () => true) {
