@@ -20,9 +20,11 @@ from moesim_kernels.sources.gpu_loop import GpuLoopSizes, run_gpu_loop
 
 from moesim import Workload, simulate
 from moesim.cli.script import Out, Seed, run_script
+from moesim.measured.answer import check_answer
 from moesim.measured.check_loop import recalibrated, report_checks
 from moesim.measured.sources import installed_sources, profilers
 from moesim.report import write_csv
+from moesim.report.answer import print_answer
 from moesim.report.terminal import say
 from moesim.search import Space
 
@@ -68,6 +70,7 @@ def main(
     report_checks(found.rows, out, "this GPU", **about)
     files = "local.toml, winners.csv, candidates.csv, check.csv, summary.csv, peers.csv"
     say(f"wrote {out}/{files}, simulated_against_measured.html")
+    print_answer(check_answer(found.rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from moesim.measured.loop_scores import against_targets
 from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.loop import loop_scatter
+from moesim.report.ranked import print_trusted
 from moesim.report.terminal import print_table, say
 from moesim.search import Space
 
@@ -71,6 +72,7 @@ def main(seconds: Seconds = 20.0, seed: Seed = 0, out: Out = OUT, quick: Quick =
         say("the machine was disturbed meanwhile: errors are larger than on an idle one")
     files = "layers.csv, alltoall.csv, ranks.csv, candidates.csv, summary.csv, targets.csv"
     say(f"wrote {out}/{files}, simulated_against_measured.html")
+    print_trusted(found.summary, name="{what}", value="mape", next_step="Repeat when it is idle.")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ sheet's rate) are calibration ``none`` with an assumed interval of a factor of 1
 assumptions, too, so a verdict here is about assumptions. Beyond 64 devices one transfer per
 device is known to be loose on a torus, by up to 7 %.
 
-Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables and report.html next
-to them. Run again to continue.
+Writes fronts.csv, verdicts.csv and fronts.html, and each machine's own tables next to them. Run
+again to continue.
 """
 
 from pathlib import Path
@@ -23,7 +23,8 @@ from moesim import Workload
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.hardware.economics import load_economics
 from moesim.page.write import write_report
-from moesim.report.terminal import say
+from moesim.report.answer import print_answer
+from moesim.report.terminal import say, tell
 from moesim.search import Space
 from moesim.search.session.findings import show_findings
 from moesim.search.versus import equal_price, front_of, price_text, write_versus
@@ -56,7 +57,7 @@ def main(
         axes, tokens, models = "4x4x3", 64, models | QUICK
         options = options.reduced(trials=16, screen=100)
     machines, found = equal_price(axes, load_economics(economics)), {}
-    print(price_text(load_economics(economics), machines, NAMES))
+    tell(price_text(load_economics(economics), machines, NAMES))
     for name, cluster in machines.items():
         share = machines["tpu"].num_devices / cluster.num_devices
         each = dict(num_tokens_per_device=tokens, kv_tokens_per_device=KV_TOKENS)
@@ -66,10 +67,11 @@ def main(
         asked = dict(objectives=["loss", "layer_usd_per_million_tokens"], economics=economics)
         study = options.search(space, cluster, work, storage=out / name, **asked)
         show_findings(study, out / name, limit=4, title=cluster.name)
-        write_report(out / name)
+        write_report(out / name, study)
         found[name] = front_of(study, name)
-    write_versus(out, machines, found, NAMES, title=TITLE, seed=options.seed)
+    found_best = write_versus(out, machines, found, NAMES, title=TITLE, seed=options.seed)
     say(f"wrote {out}/fronts.csv, verdicts.csv and fronts.html")
+    print_answer(found_best)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Searches depth and experts of a published model with the layout that trains them: loss by the laws
 at the tokens that the budget leaves, against days by the simulated step, and for the front what a
 device decodes. Losses carry intervals and say what is extrapolated; those of a group are ties.
-
 Writes trials.csv, pareto.csv, importance.csv, winners.csv, architectures.csv and report.html.
 """
 
@@ -20,10 +19,10 @@ from moesim.errors import MoesimError
 from moesim.hardware.sizing import sized
 from moesim.model.hf_config import Model
 from moesim.page.write import write_report
-from moesim.report.answer import print_answer
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search import TrainingSpace, TrainingWorkload
+from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
 from moesim.serving.estimate import estimate_model
 from moesim.serving.loop import RequestTraffic
@@ -72,8 +71,9 @@ def main(
         own[RATE] = decoded(study.space.trained_as(trial.params))
         rows.append(trial.evaluation.row | own)
     write_csv(out / "architectures.csv", rows)
+    write_report(out, study)
     print_table("Front of loss and days", rows, SHOWN)
-    print_answer(write_report(out).answer)
+    show_answer(study)
 
 
 if __name__ == "__main__":

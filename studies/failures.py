@@ -20,6 +20,7 @@ from moesim.cli.script import Out, Quick, run_script
 from moesim.operations import load_fleet, planned_training, read_plan, simulate_days
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.operations import lines_by
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 
@@ -68,11 +69,10 @@ def main(
     chart = lines_by(drawn, ("devices", "ettr"), by="line", title=title, log="x")
     write_html(out / "ettr.html", chart)
     print_table(f"{base.days:g} days, mean of {count} seeds", table, SHOWN)
-    for fleet in FLEETS:
-        last = [row for row in table if (row["fleet"], row["devices"]) == (fleet, sizes[-1])]
-        best = max(last, key=lambda row: row["ettr"])
-        print(f"{fleet}, {sizes[-1]:,} devices: {best['way']} is best, ETTR {best['ettr']:.3f}")
     say(f"wrote {out}/days.csv, summary.csv and ettr.html")
+    last = [row for row in table if (row["fleet"], row["devices"]) == (FLEETS[0], sizes[-1])]
+    what = dict(name="{way} on {devices:,} devices of {fleet}", value="ettr", reads="ETTR {:.3f}")
+    print_ranked(last, **what, maximize=True, next_step="Repeat with your own failure rates.")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Gate times are simulated on an H100 and on this machine's CPU, and measured on the CPU: the same
 torch code that a layer there uses, one thread, caches flushed. The profile of the CPU is measured
 first, from stand-alone primitives; ``--profile`` names one that `moesim measure` wrote.
-
 Writes gates.csv, summary.csv (error on the CPU by gate), pairs.csv (how often the faster of two
 gates is predicted right), gate_time.html, gate_share.html and simulated_against_measured.html.
 """
@@ -21,8 +20,9 @@ from moesim.errors import ConfigError
 from moesim.measured import gate_rows as gates
 from moesim.report.plots import gates as gate_plots
 from moesim.report.plots.fidelity import write_html
+from moesim.report.ranked import print_trusted
 from moesim.report.tables import writable_folder, write_csv
-from moesim.report.terminal import print_table, say
+from moesim.report.terminal import print_table, say, tell
 from moesim.version import VERSION
 
 OUT = Path(__file__).parent / "out" / "gating_hierarchy"
@@ -68,10 +68,12 @@ def main(
     write_html(out / "simulated_against_measured.html", scatter)
     title = f"Gates on this CPU: simulated against measured, {len(measured)} points"
     print_table(title, table, gates.SHOWN)
-    print(gates.right_text(order))
+    tell(gates.right_text(order))
     if sum(row["contended"] for row in measured) > len(measured) / 10:
         say("contended: something else slowed the machine down meanwhile; run again when idle")
     say(f"wrote {out}/gates.csv, summary.csv, pairs.csv and *.html")
+    next_step = "Time the gates on a GPU with check_gpu.py."
+    print_trusted(table, name="{gate} gates", value="mape", next_step=next_step)
 
 
 if __name__ == "__main__":

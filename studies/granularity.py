@@ -3,7 +3,6 @@
 Lowers the same layer at device and at pair granularity and compares the exact fluid model of the
 first with the second, chunk by chunk (``event_compiled``; ``--reference flow`` up to 64 devices),
 over topologies and over the six kinds of traffic that `moesim.simulation.granularity` describes.
-
 Writes granularity.csv (a row per case), summary.csv (by topology) and granularity.html.
 """
 
@@ -20,6 +19,7 @@ from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import granularity_errors
+from moesim.report.ranked import print_trusted
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.simulation import granularity as grains
@@ -72,6 +72,8 @@ def main(
     write_html(out / "granularity.html", granularity_errors(rows))
     print_table(TITLE, table, SUMMARY)
     say(f"wrote {out}/granularity.csv, summary.csv and granularity.html")
+    told = dict(name="{topology} {traffic}", value="mean_error_percent", against="pair granularity")
+    print_trusted(table, **told, next_step="Use --granularity pair where it is worse.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 Grows the model of a plan (`studies/operate_growth.toml`) with experts of several widths, upcycled
 or new, in training and in service; what fits nowhere is refused, and said.
-
 Writes stages.csv (a row per stage), refused.csv, devices.html and loss.html.
 """
 
@@ -18,14 +17,15 @@ from moesim.errors import CapacityError
 from moesim.operations import grow, planned_growth, read_plan, saved_device_hours
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.operations import lines_by
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 
 HERE = Path(__file__).parent
 OUT = HERE / "out" / "growth"
 WIDTHS = (16, 64, 256, 1024)
-SHOWN = dict(way="way", num_experts="experts", devices="devices", moved_gib="moved GiB")
-SHOWN |= dict(downtime_s="down s", loss="loss", loss_low="low", loss_high="high")
+SHOWN = dict(way="way", num_experts="experts", devices="devices", loss="loss", loss_low="low")
+SHOWN |= dict(loss_high="high", moved_gib="moved GiB", downtime_s="down s")
 
 
 def main(
@@ -71,6 +71,9 @@ def main(
         write_html(out / f"{name}.html", chart)
     print_table(f"Growth of {base.model.name}", rows, SHOWN)
     say(f"wrote {out}/stages.csv, refused.csv, devices.html and loss.html")
+    last = [row for row in rows if row["month"] == max(r["month"] for r in rows)]
+    told = dict(name="{way}", value="saved_device_hours", reads="{:.1%} of device-hours saved")
+    print_ranked(last, **told, maximize=True, next_step="Train the first two stages small.")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from moesim.measured.kernels.scoreboard import error_table, ranking_table
 from moesim.measured.kernels.validate import measured_rows, predicted
 from moesim.report.plots import fidelity
 from moesim.report.plots.fidelity import write_html
+from moesim.report.ranked import print_trusted
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.version import VERSION
@@ -65,6 +66,9 @@ def main(mode: Mode = MODES[0], limit: Limit = 1000, out: Out = OUT) -> None:
     else:
         say("no ranking: no six of the rows drawn share their conditions")
     say(f"wrote {out}/rows.csv, scoreboard.csv, ranking.csv, error_by_*.csv and *.html")
+    told = dict(name="{system} {precision} {ep}", value="mape")
+    never = [row for row in long if row["fitted"] != "yes"]
+    print_trusted(never, **told, next_step="Measure ten rows of the worst system, and refit.")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from moesim.cli.script import Out, Quick, run_script
 from moesim.errors import ConfigError
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.libraries import library_map
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 
@@ -60,6 +61,9 @@ def main(
     write_html(out / "libraries.html", library_map(rows))
     print_table("The fastest library, by device and format", table, SHOWN)
     say(f"wrote {out}/libraries.csv, winners.csv and libraries.html")
+    told = dict(name="{kernels} ({precision} on {device})", value="fastest", maximize=True)
+    next_step = "Time the best two on the device with check_gpu.py."
+    print_ranked(table, **told, reads="fastest at {:,} points", next_step=next_step)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """What breaks first with a thousand to a million experts: memory, gate, dispatch or the kernels?
 
 Splits the width of all experts of a published model's layer into 1,024 to 1,048,576 experts, at the
-model's own size and at 100 and 1,000 times that size. Every point is simulated with three gates on
-8, 64 and 1,024 H100s, rails between nodes of 8, and, with product keys, as if all 1,024 were one
-NVLink domain. Then every remedy is tried alone. `moesim.advice.limits` says what counts as broken.
-Writes points.csv, breaks.csv, remedies.csv and million_experts.html.
+model's own size and at 100 and 1,000 times that size, with three gates on 8, 64 and 1,024 H100s,
+and as one NVLink domain. `moesim.advice.limits` says what breaks; every remedy is tried alone.
 """
 
 from dataclasses import replace
@@ -19,7 +17,8 @@ from moesim.cli.script import Out, Quick, Seed, Workers, run_script
 from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import lines_by_experts
-from moesim.report.terminal import print_table, say
+from moesim.report.ranked import print_ranked
+from moesim.report.terminal import print_table, say, tell
 
 OUT = Path(__file__).parent / "out" / "million_experts"
 EXPERTS, SCALES = (1024, 16384, 65536, 262144, 1048576), (1, 100, 1000)
@@ -67,12 +66,14 @@ def main(
     print_table("First number of experts at which each breaks", table, breaking.BREAKS_SHOWN)
     title = f"Remedies at {experts[-1]:,} experts, {scales[-1]} times the size"
     print_table(title, remedies, breaking.REMEDIES_SHOWN)
-    print(breaking.against_shazeer(preset))
+    tell(breaking.against_shazeer(preset))
     for name, part in dict(points=rows, breaks=table, remedies=remedies).items():
         write_csv(out / f"{name}.csv", part)
     done = [row for row in rows if "breaks" in row]
     write_html(out / "million_experts.html", lines_by_experts(done, breaking.METRICS))
     say(f"wrote {out}/points.csv, breaks.csv, remedies.csv and million_experts.html")
+    told = dict(name="{remedy} on {cluster}", value="layer_time_us", reads="{:,.0f} us a layer")
+    print_ranked(remedies, **told, maximize=False, next_step="Measure gates with check_gpu.py.")
 
 
 if __name__ == "__main__":

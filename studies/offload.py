@@ -1,12 +1,8 @@
 """What do experts in the memory of the host cost, and what does compressing them give back?
 
 Simulates one MoE layer of a published model on one device, by the share of experts that stays on
-it, the recall of guesses one layer ahead, and the format of the cold half of the experts: over PCIe
-(H100) and over NVLink-C2C (GB200). Memory, traffic, time and loss come together in every row; loss
-differences are of compressing a trained model, most of them assumed (`loss_unknown` names which).
-
-Writes offload.csv (a row per case), best.csv (the fastest of each device and number of tokens that
-fits in memory) and offload.html.
+it, guesses one layer ahead, and the format of the cold half, over PCIe and over NVLink-C2C (GB200).
+Writes offload.csv (a row per case), best.csv (the fastest that fits) and offload.html.
 """
 
 from itertools import product
@@ -22,6 +18,7 @@ from moesim.model.compression import Compression
 from moesim.quality.compressed import compression_delta
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.offload import offload_lines
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 
@@ -74,6 +71,9 @@ def main(
     write_html(out / "offload.html", offload_lines(rows, f"A layer of {preset}, {routing}"))
     print_table(f"{preset}: the fastest that fits", list(best.values()), SHOWN.split())
     say(f"wrote {out}/offload.csv, best.csv and offload.html")
+    what = dict(name="{form} on {cluster}", value="layer_time_us", reads="{:,.0f} us a layer")
+    few = [row for row in rows if row["fits"] and row["num_tokens_per_device"] == TOKENS[0]]
+    print_ranked(few, **what, maximize=False, next_step="Measure the host link's bandwidth.")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 Simulates one MoE layer of DeepSeek-V3 (256 experts, 8 of them per token) on one HGX H100 node of 8
 and on 8 nodes of 8 joined by rails, with 0 and 64 redundant experts for the strategies that place
 copies. `moesim.advice.placements` scores each plan on its own loads and one step of drift later.
-
 Writes placements.csv (a row per cluster, distribution, strategy and redundancy), drift.csv (layer
-time step by step under new plans, with what moving the weights costs), best.csv (the fastest
-placement of each cluster, distribution and redundancy), and pages that need no network:
-imbalance.html, layer_time.html and drift.html.
+time step by step under new plans, with what moving the weights costs), best.csv (the fastest ones)
+and pages: imbalance.html, layer_time.html and drift.html.
 """
 
 from dataclasses import replace
@@ -21,6 +19,7 @@ from moesim.advice.placements import COLUMNS, SHOWN, PlacementCase, fastest, sho
 from moesim.cli.script import Out, Quick, Seed, run_script
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.placement import drift_lines, strategy_heatmap
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 
@@ -72,6 +71,9 @@ def main(seed: Seed = 0, quick: Quick = False, refine_steps: Steps = 40, out: Ou
     print_table(title, shown(best), SHOWN)
     files = "placements.csv, best.csv, drift.csv, imbalance.html, layer_time.html, drift.html"
     say(f"wrote {out}/{files}")
+    what = dict(name="{placement}+{num_replicas} on {cluster}, {distribution}", value="speed_up")
+    next_step = "Record the load of your experts, and score placements on it with trace:FILE."
+    print_ranked(best, **what, reads="{:.2f} x as fast", maximize=True, next_step=next_step)
 
 
 if __name__ == "__main__":

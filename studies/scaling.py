@@ -18,6 +18,7 @@ import typer
 from moesim.cli.script import Out, Quick, RoutingText, run_script
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.network import scaling_lines
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.simulation.scaling import COLUMNS, SHOWN, Limits, Sweep, scaling_rows
@@ -50,6 +51,9 @@ def main(
     write_html(out / "scaling.html", scaling_lines(measured, PANELS))
     print_table("An all-to-all, simulated", measured, SHOWN)
     say(f"wrote {out}/scaling.csv and scaling.html")
+    last = [row for row in measured if row["num_devices"] == sizes[-1]] or measured
+    told = dict(name="{engine} on {cluster}", value="wall_s", reads="{:.3g} s", maximize=False)
+    print_ranked(last, **told, next_step="Search with it; let the event engine confirm winners.")
 
 
 if __name__ == "__main__":

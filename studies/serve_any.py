@@ -18,8 +18,10 @@ from moesim.errors import MoesimError
 from moesim.hardware.economics import load_economics
 from moesim.model import Precision
 from moesim.model.hf_config import load_model
+from moesim.report.answer import print_answer
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
+from moesim.serving.answer import front_answer
 from moesim.serving.formats import dense_format_of, precision_on
 from moesim.serving.layouts import layouts_of
 from moesim.serving.loop import RequestTraffic
@@ -68,6 +70,7 @@ def main(
     write_csv(out / "front.csv", front)
     print_table("No run is better for device and user", front, SHOWN)
     say(f"wrote {out}/runs.csv and front.csv")
+    print_answer(front_answer(front))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
-"""How should DeepSeek-V3 be spread over H100, H800 and GB200: how many devices, with two-batch
-overlap or without, with how many copies of hot experts?
+"""How should DeepSeek-V3 be spread over H100, H800 and GB200, with overlap or copies or without?
 
 Serves prompts of 2,048 and answers of 1,024 tokens, once more with the same clients for every
 design, and shows the Pareto front of tokens per second of a device and of a user. Prefill and
-decode share the devices; `moesim serve --prefill-layout` separates them.
-
-Writes designs.csv and front.csv.
+decode share the devices. Writes designs.csv and front.csv.
 """
 
 from itertools import product
@@ -22,17 +19,19 @@ from moesim.design.step import Layout
 from moesim.errors import MoesimError
 from moesim.hardware.economics import load_economics
 from moesim.model.hf_config import load_model
+from moesim.report.answer import print_answer
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
+from moesim.serving.answer import front_answer
 from moesim.serving.formats import dense_format_of
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.whole import front_of, serve_model
 
 OUT = Path(__file__).parent / "out" / "serve_deepseek_v3"
 CLUSTERS = "h100-rail-8x8 h800-rail-8x8 gb200-nvl72"
-SHOWN = dict(cluster="cluster", layout="layout", schedule="schedule", num_replicas="copies")
-SHOWN |= dict(concurrency="clients", output_tokens_per_s_per_device="tok/s/dev")
-SHOWN |= dict(output_tokens_per_s_per_user="tok/s/user", ttft_p50_ms="TTFT ms")
+SHOWN = dict(layout="layout", cluster="cluster", concurrency="clients", num_replicas="copies")
+SHOWN |= dict(output_tokens_per_s_per_device="tok/s/dev", output_tokens_per_s_per_user="tok/s/user")
+SHOWN |= dict(schedule="schedule", ttft_p50_ms="TTFT ms")
 
 
 def main(
@@ -74,6 +73,7 @@ def main(
     write_csv(out / "front.csv", front)
     print_table("No design is better for device and user", front, SHOWN)
     say(f"wrote {out}/designs.csv and front.csv")
+    print_answer(front_answer(front))
 
 
 if __name__ == "__main__":

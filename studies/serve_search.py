@@ -4,7 +4,7 @@ Searches layouts, clients, engines, placements, redundant experts, schedules, ex
 the KV cache and drafts for tokens per second of a device and of a user, with a limit on TTFT, and
 runs the request loop for some of the Pareto front.
 
-Writes trials.csv, pareto.csv, importance.csv, winners.csv and report.html. Run again to continue.
+Writes trials.csv, pareto.csv, importance.csv and winners.csv. Run again to continue.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ import typer
 from moesim import load_cluster
 from moesim.cli.script import SearchOptions, run_search
 from moesim.page.write import write_report
-from moesim.report.answer import print_answer
 from moesim.search import ServingSpace, ServingWorkload
+from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
 
 OUT = Path(__file__).parent / "out" / "serve_search"
@@ -53,7 +53,8 @@ def main(
         storage=options.out,
     )
     show_findings(study, options.out, limit=2 if options.quick else 6, title=f"{model}, {cluster}")
-    print_answer(write_report(options.out).answer)
+    write_report(options.out, study)
+    show_answer(study)
 
 
 if __name__ == "__main__":

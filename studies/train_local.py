@@ -22,6 +22,7 @@ from moesim.hardware import load_profile
 from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.loop import loop_scatter
+from moesim.report.ranked import print_trusted
 from moesim.report.tables import writable_folder
 from moesim.report.terminal import print_table, say
 
@@ -55,6 +56,7 @@ def main(layers: Layers = 28, seed: Seed = 0, out: Out = OUT, quick: Quick = Fal
     write_html(out / "simulated_against_measured.html", figure)
     print_table("Training steps, simulated against measured, error in %", summary, SCORES)
     say(f"wrote {out}/steps.csv, summary.csv and simulated_against_measured.html")
+    print_trusted(summary, name="{what}", value="mape", next_step="Repeat it on an idle machine.")
 
 
 if __name__ == "__main__":

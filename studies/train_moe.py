@@ -2,7 +2,6 @@
 
 Simulates a step in every combination that fits, and ranks them by tokens per second and device,
 with days and USD to --tokens. MODEL is a preset, or a file or folder with a config.json.
-
 Writes steps.csv.
 """
 
@@ -22,13 +21,14 @@ from moesim.errors import MoesimError
 from moesim.hardware.economics import load_economics
 from moesim.hardware.sizing import sized
 from moesim.model.hf_config import load_model
+from moesim.report.ranked import print_ranked
 from moesim.report.tables import writable_folder, write_csv
 from moesim.report.terminal import print_table, say
 from moesim.simulation.training.simulate import simulate_training
 
 OUT = Path(__file__).parent / "out" / "train_moe"
-SHOWN = dict(layout="layout", pipeline="pipeline", recompute="recompute", days="days", usd="USD")
-SHOWN |= dict(tokens_per_s_per_device="tok/s/dev", mfu="MFU", bubble_fraction="bubble")
+SHOWN = dict(layout="layout", pipeline="pipeline", recompute="recompute", days="days", mfu="MFU")
+SHOWN |= dict(tokens_per_s_per_device="tok/s/dev", usd="USD", bubble_fraction="bubble")
 
 
 def main(
@@ -69,9 +69,11 @@ def main(
         raise MoesimError(f"{name} trains in no way: {min(refused.values(), key=len)}")
     rows.sort(key=lambda row: row["tokens_per_s_per_device"], reverse=True)
     write_csv(out / "steps.csv", rows)
-    print_table(f"{name} on {gpus} devices of {cluster}", rows[:8], SHOWN)
-    say(f"{len(refused)} of {len(rows) + len(refused)} ways do not fit or divide")
-    say(f"wrote {out}/steps.csv")
+    print_table(f"{name} on {gpus} devices of {cluster}", rows, SHOWN, limit=8)
+    say(f"wrote {out}/steps.csv; {len(refused)} of {len(rows) + len(refused)} ways do not fit")
+    what = dict(name="{layout} {pipeline}, recompute {recompute}", value="tokens_per_s_per_device")
+    what |= dict(reads="{:,.0f} tokens/s per device", maximize=True)
+    print_ranked(rows, **what, next_step="Time a step of the best two layouts on the cluster.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The workloads are prefill, and decoding as many sequences as memory holds (`moes
 
 Placement, exchange and micro-batches are the fastest for the unchanged model, and stay the same
 unless ``--replan`` is given. Hardware that nobody built counts as ``spec_sheet``.
-
 Writes what_if.csv (a row per change) and what_if.html.
 """
 
@@ -25,7 +24,8 @@ from moesim.hardware.economics import load_economics
 from moesim.report import write_csv
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import gain_bars
-from moesim.report.terminal import print_table, say
+from moesim.report.ranked import print_ranked
+from moesim.report.terminal import print_table, say, tell
 
 OUT = Path(__file__).parent / "out" / "what_if_hardware"
 #: preset, cluster, training tokens (as published: arXiv 2412.19437, arXiv 2505.09388)
@@ -60,7 +60,7 @@ def main(
             comparison = Comparison(system=system, base=base, **about)
             rows = ranked(list(comparison.changes()))
             print_table(f"{name} {precision} on {where}, {kind}, {base.plan_text}", rows, SHOWN)
-            print(f"{answer(rows)}\n")
+            tell(answer(rows))
             unchanged = comparison.row(base) | {"change": "none", "kind": "base"}
             common = {"model": name, "cluster": where, "workload": kind, "seed": seed}
             table += [row | common for row in (unchanged, *rows)]
@@ -71,6 +71,9 @@ def main(
     worth = [row for row in table if row.get("gain") and row["kind"] != "base"]
     write_html(out / "what_if.html", gain_bars(worth))
     say(f"wrote {out}/what_if.csv and what_if.html")
+    told = dict(name="{change} ({workload} of {model})", value="gain", reads="x {:.2f}")
+    ends, next_step = ("gain_low", "gain_high"), "Profile the layer for the resource it relieves."
+    print_ranked(worth, **told, ends=ends, maximize=True, next_step=next_step)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ LAYERS = (
     ("operations", "serving", "advice", "search", "measured"),
     ("page",),
     ("cli", "testing"),
+    ("__main__",),
 )
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}
 #: wings that are still to be built
@@ -141,8 +142,11 @@ def wing(name):
 
 
 def room(name):
-    """`moesim.costs.comm.work` -> `moesim.costs.comm`; a package is a room of its own."""
-    return name if name in rooms() else name.rpartition(".")[0]
+    """`moesim.costs.comm.work` -> `moesim.costs.comm`; a package is a room of its own, and so is
+    what runs one.
+    """
+    alone = name in rooms() or name.endswith(".__main__")
+    return name if alone else name.rpartition(".")[0]
 
 
 def cyclic(graph):
@@ -154,9 +158,10 @@ def cyclic(graph):
     return sorted(left)
 
 
-def test_the_top_has_four_files():
+def test_the_top_has_six_files():
     assert sorted(p.name for p in ROOT.glob("*.py")) == [
         "__init__.py",
+        "__main__.py",
         "compiled.py",
         "errors.py",
         "units.py",
@@ -188,7 +193,9 @@ def test_nothing_imports_the_facade_or_the_command_line():
         if target == "moesim" and wing(n) != ""
     ] == []
     assert [
-        n for n, target, _ in inner_edges(modules()) if wing(target) == "cli" and wing(n) != "cli"
+        n
+        for n, target, _ in inner_edges(modules())
+        if wing(target) == "cli" and wing(n) not in ("cli", "__main__")
     ] == []
     assert [n for n, target, _ in inner_edges(kernel_modules()) if target == "moesim_kernels"] == []
 
@@ -274,7 +281,11 @@ def test_inner_modules_are_imported_at_the_top():
             - top
             - LAZY_OK.get(name, set())
         )
-        if wing(name) not in ("cli", ""):  # a command loads what it runs, the facade what is asked
+        if wing(name) not in (
+            "cli",
+            "",
+            "__main__",
+        ):  # a command loads what it runs, the facade what is asked
             assert hidden == set(), name
 
 

@@ -59,6 +59,8 @@ _SHARES = {
     "adamw_float32": 0.02,
     "adamw_bfloat16": 0.02,
 }
+#: tables that only training steps use
+_OF_TRAINING = ("adamw_float32", "adamw_bfloat16")
 # Calls of each table at least, and repeats of each call.
 _MIN_CALLS, _REPEATS = 12, 2
 #: seconds of the longest single GEMM of the curves, and the same as a share of the time
@@ -115,15 +117,15 @@ def _calls(
     return features, np.array(seconds)
 
 
-def _tables(bench: Bench, watch: _Watch) -> list[str]:
+def _tables(bench: Bench, watch: _Watch, shares: dict[str, float]) -> list[str]:
     """Return the lines of the serial tables except ``launch``, and of their residuals; the tables
     share the time that is left.
     """
     lines = []
     repeats = _REPEATS if watch.left_s() > _SHORT_S else 1
-    for table, share in _SHARES.items():
+    for table, share in shares.items():
         # A table gets its share of the time that this table and the later ones have left.
-        later = sum(list(_SHARES.values())[list(_SHARES).index(table) :])
+        later = sum(list(shares.values())[list(shares).index(table) :])
         features, seconds = watch.run(
             partial(_calls, bench, table, watch.left_s() * share / later, repeats)
         )
@@ -146,6 +148,7 @@ def measure_profile(
     seed: int = 0,
     sentinel: Sentinel | None = None,
     fabric: bool = False,
+    training: bool = True,
     command: str = "moesim_kernels.profile.cpu_profile.measure_profile",
 ) -> str:
     """Measure this CPU with one torch thread.
@@ -156,6 +159,7 @@ def measure_profile(
         seed: Seed of sizes and inputs.
         sentinel: Sentinel in its state before the measurement; a new one by default.
         fabric: Whether all-to-alls between two processes are measured too.
+        training: Whether the optimizer is measured too, whose module takes seconds to load.
         command: Command that the profile names as its origin.
 
     Returns:
@@ -185,7 +189,8 @@ def measure_profile(
             cache,
         )
         hot, cold = cpu_curves.launch_line(), bench.small_calls()
-        tables = _tables(bench, watch)
+        shares = {t: share for t, share in _SHARES.items() if training or t not in _OF_TRAINING}
+        tables = _tables(bench, watch, shares)
     name, clock = cpu()
     where = f"{name}, {software()}, one thread"
     return "\n".join(

@@ -60,7 +60,7 @@ def local_profile(budget_s: float) -> tuple[Profile, "Sentinel"]:
     with measuring():
         # Made before the profile, so that a later slowdown is seen against this state.
         sentinel = Sentinel()
-    text = measure_profile(budget_s, sentinel=sentinel)
+    text = measure_profile(budget_s, sentinel=sentinel, training=False)
     with tempfile.TemporaryDirectory() as folder:
         # Written and loaded like any other profile, so that it passes the same checks.
         path = Path(folder) / "cpu-local.toml"

@@ -31,7 +31,7 @@ def report(
         check_matplotlib()
         writable_folder(figures)
     check_writable(out, make_folder=True)
-    found = write_report(folder, out, storage)
+    found = write_report(folder, out=out, storage=storage)
     if figures is not None:
         names = write_figures(found.charts, figures)
         say(f"wrote {figures}/{', '.join(names)} as .svg and .pdf")

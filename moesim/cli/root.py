@@ -29,7 +29,6 @@ __all__ = ["app", "main", "run_command", "run_script"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Simulate, search and check Mixture-of-Experts designs on GPUs you may not have yet.",
 )

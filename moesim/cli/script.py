@@ -94,8 +94,16 @@ class SearchOptions:
         Raises:
             MoesimError: `moesim.search.run_study` refuses the problem or an option.
         """
+        from moesim.report.terminal import say
+
+        first = f"screening {self.screen:,} points, then " if self.screen else ""
+        say(f"{first}simulating {self.trials:,} trials in {self.workers} processes")
+
+        from moesim.engines.ahead import compile_ahead
         from moesim.search.session.watch import watched_study
 
+        if self.screen:  # which needs other engines than the trials after it
+            compile_ahead()
         return watched_study(
             *problem,
             storage=storage,

@@ -106,7 +106,7 @@ def run(given: StudyRunOptions) -> None:
         enqueue=known,
     )
     show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
-    print_answer(write_report(given.out, storage=given.storage).answer)
+    print_answer(write_report(given.out, found, storage=given.storage).answer)
 
 
 @study_app.command()

@@ -139,11 +139,11 @@ _ERRORS = {
     "ep": "ep",
     "us": "us",
     "fitted": "fit",
-    "rows": "rows",
     "median": "median",
     "mape": "mape",
     "p90": "p90",
     "bias": "bias",
+    "rows": "rows",
     "inside": "inside",
     "roofline_mape": "roof",
 }

@@ -121,32 +121,31 @@ def check_all(
     one_of_each_gate = list({c.layer.gate.kind: c for c in reversed(winners)}.values())
     middle = [winners[len(winners) // 2]]
     plan = {"interpret": one_of_each_gate, "torch-cpu": middle, "gloo": middle}
-    rows = []
-    for name, source in sources.items():
-        chosen = plan.get(name, winners)
-        reason = source.unavailable_because()
-        if reason is not None:
-            say(f"check {name}: not here ({reason})")
-            chosen = chosen[:1] if name != "silicon" else chosen
-        else:
-            say(f"check {name}: {len(chosen)} of {len(winners)} winners")
-        check = partial(check_candidate, source, cluster=cluster, workload=workload)
-        if name == "interpret":
-            # processes that time nothing and import for seconds: they may run side by side
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                found = list(pool.map(check, chosen))
-        else:
-            found = [check(c) for c in chosen]
-        rows += [("winner", row) for part in found for row in part]
     known = {c.key for c in winners}
-    if "silicon" in sources:
-        rows += [
-            ("measured", row)
-            for c in measured
-            if c.key not in known
-            for row in check_candidate(sources["silicon"], c, cluster, workload)
-        ]
-    return rows
+    found: dict[str, Iterable[list[CheckRow]]] = {}
+    others: list[list[CheckRow]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, source in sources.items():
+            chosen = plan.get(name, winners)
+            reason = source.unavailable_because()
+            if reason is not None:
+                say(f"check {name}: not here ({reason})")
+                chosen = chosen[:1] if name != "silicon" else chosen
+            else:
+                say(f"check {name}: {len(chosen)} of {len(winners)} winners")
+            check = partial(check_candidate, source, cluster=cluster, workload=workload)
+            if name == "interpret":
+                # processes that time nothing and import for seconds: they may run side by side,
+                # and beside measured rows, which are only looked up
+                found[name] = pool.map(check, chosen)
+                continue
+            if name != "silicon":  # it times something, so nothing else may run
+                found = {name: list(parts) for name, parts in found.items()}
+            found[name] = [check(c) for c in chosen]
+            if name == "silicon":
+                others = [check(c) for c in measured if c.key not in known]
+        rows = [("winner", row) for parts in found.values() for part in parts for row in part]
+    return rows + [("measured", row) for part in others for row in part]
 
 
 def write_check(path: Path, rows: Iterable[tuple[str, CheckRow]]) -> None:

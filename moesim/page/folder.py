@@ -41,11 +41,12 @@ class StudyFolder:
     finished: bool
 
 
-def read_folder(path: Path, storage: str | None = None) -> StudyFolder:
+def read_folder(path: Path, study: Study | None = None, storage: str | None = None) -> StudyFolder:
     """Read a folder.
 
     Args:
         path: The folder.
+        study: The study, where it is at hand; None to load it.
         storage: URL of the storage that holds the trials; None for the folder's journal.
 
     Raises:
@@ -54,7 +55,7 @@ def read_folder(path: Path, storage: str | None = None) -> StudyFolder:
     """
     where = storage or str(path)
     settings = read_study(where, trials=False).settings
-    study = load_study(where)
+    study = study or load_study(where)
     journal = without_password(storage) if storage else path / "study.journal"
     there = settings.get("columns")
     now = study.problem.settings()["columns"]

@@ -12,6 +12,7 @@ from moesim.page.folder import read_folder
 from moesim.page.gather import Gathered, gather
 from moesim.report.embedded import ICON, json_for_script, plotly_loader
 from moesim.report.terminal import say
+from moesim.search.study import Study
 from moesim.version import VERSION
 
 
@@ -57,11 +58,18 @@ def _text(text: str) -> str:
     return "".join(f"<code>{one}</code>" if i % 2 else one for i, one in enumerate(parts))
 
 
-def write_report(folder: Path, out: Path | None = None, storage: str | None = None) -> Gathered:
+def write_report(
+    folder: Path,
+    study: Study | None = None,
+    *,
+    out: Path | None = None,
+    storage: str | None = None,
+) -> Gathered:
     """Write the page of the study in a folder, the whole file or nothing, and say so.
 
     Args:
         folder: Output folder of a study, finished or not.
+        study: The study, where it is at hand; None to load it.
         out: The page; None for ``report.html`` in the folder.
         storage: URL of the storage that holds the trials; None for the folder's journal.
 
@@ -71,7 +79,7 @@ def write_report(folder: Path, out: Path | None = None, storage: str | None = No
     Raises:
         ConfigError: The folder holds no study, or a damaged table; or the page cannot be written.
     """
-    read = read_folder(folder, storage)
+    read = read_folder(folder, study, storage)
     found = gather(read)
     count = len(read.study.trials)
     ended = "" if read.finished else ", interrupted"

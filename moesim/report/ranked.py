@@ -1,9 +1,9 @@
 """Say which of several simulated rows is best, and which of the others may be as good."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moesim.report.answer import Answer
+from moesim.report.answer import Answer, print_answer
 
 #: relative difference that counts as a tie where rows have no intervals: the worst error of
 #: transfers that are simulated per device (see `moesim.advice.ties`)
@@ -13,7 +13,7 @@ TIE = 0.06
 def ranked_answer(
     rows: Sequence[Mapping[str, Any]],
     *,
-    name: Callable[[Mapping[str, Any]], str],
+    name: str,
     value: str,
     reads: str,
     maximize: bool,
@@ -25,7 +25,7 @@ def ranked_answer(
 
     Args:
         rows: Simulated rows; those without the value do not count.
-        name: Function that names a row.
+        name: How a row is named, such as ``{layout} of {engine}``.
         value: Column to compare; positive numbers.
         reads: How a value reads, such as ``{:,.0f} tokens/s``.
         maximize: Whether more is better.
@@ -44,11 +44,11 @@ def ranked_answer(
     order = sorted(known, key=lambda row: float(row[value]), reverse=maximize)
     best, others = order[0], order[1:]
     ties = [row for row in others if _tied(best, row, value, ends)]
-    build = f"{name(best)}: {reads.format(best[value])}"
+    build = f"{name.format_map(best)}: {reads.format(best[value])}"
     if others:
         second = others[0]
         build += (
-            f", the best of {len(order)}; the next, {name(second)}, comes to "
+            f", the best of {len(order)}; the next, {name.format_map(second)}, comes to "
             f"{reads.format(second[value])}"
         )
     how = "their intervals overlap" if ends else f"they differ by less than {TIE:.0%}"
@@ -80,4 +80,59 @@ def _tied(
     return bool(best[low] <= row[high] and row[low] <= best[high])
 
 
-__all__ = ["TIE", "ranked_answer"]
+def print_ranked(rows: Sequence[Mapping[str, Any]], **how: Any) -> None:
+    """Print `ranked_answer`."""
+    print_answer(ranked_answer(rows, **how))
+
+
+def trusted_answer(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    value: str,
+    next_step: str,
+    within: float = 15.0,
+    against: str = "what was measured",
+) -> Answer:
+    """Return for what a simulation may be relied on, from scores of its errors.
+
+    Args:
+        rows: Scores; those without the value do not count.
+        name: How a row is named, such as ``{what}``.
+        value: Column of the error in percent.
+        next_step: What to measure or change next, as a sentence.
+        within: Error in percent up to which a part is relied on.
+        against: What the simulation was compared with.
+    """
+    known = sorted(
+        (row for row in rows if row.get(value) is not None), key=lambda row: abs(float(row[value]))
+    )
+    if not known:
+        return Answer(
+            build="Rely on nothing here yet: no part was measured.",
+            confidence="Without a measurement there is no error to state.",
+            next_step=next_step,
+        )
+    names = [f"{name.format_map(row)} ({abs(float(row[value])):.1f} %)" for row in known]
+    good = [told for told, row in zip(names, known, strict=True) if abs(row[value]) <= within]
+    if good:
+        build = f"Rely on the simulation of {good[0]}"
+        build += f" and {len(good) - 1} more of {len(known)} parts" if len(good) > 1 else ""
+    else:
+        build = f"Rely on the simulation of none of {len(known)} parts"
+    if len(good) < len(known):
+        build += f"; not on that of {names[-1]}"
+    return Answer(
+        build=f"{build}.",
+        confidence=f"{len(good)} of {len(known)} parts are within {within:.0f} % of "
+        f"{against}; the worst is {names[-1]}.",
+        next_step=next_step,
+    )
+
+
+def print_trusted(rows: Sequence[Mapping[str, Any]], **how: Any) -> None:
+    """Print `trusted_answer`."""
+    print_answer(trusted_answer(rows, **how))
+
+
+__all__ = ["TIE", "print_ranked", "print_trusted", "ranked_answer", "trusted_answer"]

@@ -11,6 +11,7 @@ from typing import Any
 from moesim.errors import ConfigError
 from moesim.hardware import Cluster, load_cluster
 from moesim.hardware.economics import Economics
+from moesim.report.answer import Answer
 from moesim.report.plots.fidelity import write_html
 from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
@@ -155,8 +156,8 @@ def write_versus(
     *,
     title: str,
     seed: int,
-) -> None:
-    """Write fronts.csv, verdicts.csv and fronts.html, and print the verdicts.
+) -> Answer:
+    """Write fronts.csv, verdicts.csv and fronts.html, print the verdicts, and return the answer.
 
     Args:
         out: The output folder.
@@ -198,6 +199,26 @@ def write_versus(
         title=title,
     )
     write_html(out / "fronts.html", figure)
+    return _answer(counts, list(names.values()))
+
+
+def _answer(counts: Mapping[str, int], names: Sequence[str]) -> Answer:
+    """Say which machine wins, from the number of losses at which each does."""
+    total = sum(counts.values())
+    wins = {name: counts.get(name, 0) + counts.get(f"{name} alone", 0) for name in names}
+    best = max(wins, key=lambda name: wins[name])
+    open_ = total - sum(wins.values())
+    build = f"{best}: at {wins[best]} of {total} losses it certainly gives more tokens per dollar"
+    if not wins[best]:
+        build = f"Neither {names[0]} nor {names[1]} in preference: at none of {total} losses does "
+        build += "one certainly give more tokens per dollar"
+    return Answer(
+        build=f"{build}.",
+        confidence=f"At {open_} of {total} losses their intervals overlap. Prices are assumed, "
+        "tori have no measured rows behind them, and nothing was measured here.",
+        next_step="Put the prices you are offered into a file for --economics, and measure an "
+        "all-to-all on both machines.",
+    )
 
 
 def _shown(row: Row, machines: Sequence[str]) -> Row:

@@ -42,6 +42,39 @@ def serve_answer(results: Sequence[WholeResult], refused: int, economics: Econom
     )
 
 
+def front_answer(front: Sequence[Mapping[str, Any]]) -> Answer:
+    """Return which row of a front to take where nothing says what users need: the one with the
+    largest product of tokens/s per device and per user.
+    """
+    rates = ("output_tokens_per_s_per_device", "output_tokens_per_s_per_user")
+    if not front:
+        return Answer(
+            build="Nothing: no design that was tried runs.",
+            confidence="Refusals follow from memory and from what divides, and stand above.",
+            next_step="Add devices, or choose a narrower format.",
+        )
+    order = sorted(front, key=lambda row: -_number(row, rates[0]) * _number(row, rates[1]))
+    best, others = order[0], order[1:]
+    ties = sum(
+        all(
+            _number(row, f"{name}_high") >= _number(best, f"{name}_low")
+            and _number(best, f"{name}_high") >= _number(row, f"{name}_low")
+            for name in rates
+        )
+        for row in others
+    )
+    return Answer(
+        build=f"{best['model']} on {best['cluster']} by {best['layout']} of "
+        f"{best['serving_engine']}, {best['concurrency']} clients: {_number(best, rates[0]):,.0f} "
+        f"tokens/s per device at {_number(best, rates[1]):,.1f} per user, the largest product of "
+        f"the two on a front of {len(front)}.",
+        confidence=f"{ties} of the {len(others)} others on the front overlap it in both. "
+        f"{grounds(best)}",
+        next_step="Say what users need with `moesim recommend --slo`, which picks one point of "
+        "this front.",
+    )
+
+
 def served_words(result: WholeResult, row: Mapping[str, Any]) -> str:
     """Return a design with its clients, throughput and latencies in words."""
     served, pools = result.served, result.pools
@@ -72,4 +105,4 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     return 0.0 if value is None else float(str(value))
 
 
-__all__ = ["grounds", "serve_answer", "served_words"]
+__all__ = ["front_answer", "grounds", "serve_answer", "served_words"]

@@ -48,7 +48,7 @@ def driver(downloads):
 def pages(folders):
     found = {}
     for kind, folder in folders.items():
-        write_report(folder, folder / "moved" / "page.html")
+        write_report(folder, out=folder / "moved" / "page.html")
         found[kind] = folder / "moved" / "page.html"
     return found
 
@@ -228,7 +228,7 @@ def test_downloads_hold_the_data(driver, show, pages, downloads, folders, make_c
     make_checks(folder, *({"candidate": text, "detail": text} for text in HOSTILE))
     page = tmp_path / "page.html"
     try:
-        write_report(folder, page)
+        write_report(folder, out=page)
     finally:
         (folder / "check.csv").unlink()
     show(page)

@@ -60,7 +60,7 @@ def copy(folders, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_holds_everything_itself(folders, kind, tmp_path):
     page = tmp_path / "deep" / "report.html"
-    found = write_report(folders[kind], page)
+    found = write_report(folders[kind], out=page)
     text = page.read_text()
     assert len(text) < 8 << 20
     # scripts, styles, icon: nothing is loaded

@@ -26,22 +26,21 @@ RANKING_COLUMNS = (
 #: columns of errors and of rankings that the terminal shows, with their headings
 ERRORS_SHOWN = {
     "system": "system",
-    "dataset": "dataset",
     "precision": "precision",
     "ep": "EP",
     "fitted": "fitted",
-    "rows": "rows",
-    "median": "median %",
     "mape": "MAPE %",
     "p90": "P90 %",
+    "median": "median %",
+    "rows": "rows",
     "bias": "bias %",
     "inside": "inside %",
     "roofline_mape": "roofline %",
+    "dataset": "dataset",
     "calibration": "calibration",
 }
 RANKING_SHOWN = {
     "system": "system",
-    "dataset": "dataset",
     "precision": "precision",
     "groups": "groups",
     "kendall_tau": "tau",
@@ -49,6 +48,7 @@ RANKING_SHOWN = {
     "regret_p90_percent": "P90 %",
     "roofline_tau": "roofline tau",
     "roofline_regret_percent": "roofline regret %",
+    "dataset": "dataset",
     "calibration": "calibration",
 }
 

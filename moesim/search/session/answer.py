@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moesim.report.answer import Answer
+from moesim.report.answer import Answer, print_answer
 from moesim.report.labels import without_common_end
 from moesim.report.verdicts import WinnerVerdicts, winners_measured
 from moesim.search.objectives import in_words
@@ -64,6 +64,11 @@ def study_answer(study: Study, checks: Iterable[Mapping[str, Any]] = ()) -> Answ
         next_step=_next(study, chosen, measured),
         assumptions=assumptions,
     )
+
+
+def show_answer(study: Study, checks: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Print `study_answer`."""
+    print_answer(study_answer(study, checks))
 
 
 def design_name(trial: Trial, among: Iterable[Trial] = ()) -> str:
@@ -220,4 +225,4 @@ def _nothing(study: Study, assumptions: tuple[str, ...]) -> Answer:
     )
 
 
-__all__ = ["design_name", "study_answer"]
+__all__ = ["design_name", "show_answer", "study_answer"]
