@@ -189,6 +189,11 @@ def _reproduced(folder: StudyFolder) -> dict[str, Any]:
             f"Its tokens were drawn with seed {settings['workload']['seed']}; a study file takes "
             "the seed of the search for both."
         )
+    if problem.cluster.digest != settings["cluster"]["digest"]:
+        notes.append(
+            "The files of the cluster are not those that the trials were made with: where the time "
+            "goes, stragglers and loads are simulated with the present ones."
+        )
     hashes = dict.fromkeys(str(t.evaluation.row.get("profile_hash")) for t in study.trials)
     facts = {
         "moesim version": settings.get("version", "-"),

@@ -32,7 +32,7 @@ def test_quick_searches_screens_and_confirms(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "HGX H100: Pareto winners, simulated with the event engine" in done.stdout
+    assert "HGX H100: Pareto winners by the event engine" in done.stdout
     assert "rank correlation" in done.stderr
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert {
