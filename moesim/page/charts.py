@@ -174,6 +174,7 @@ class MapChart:
         nodes: Name -> (x, y, value); None for the value of a node that has none.
         links: (x, y of one end, x, y of the other, load) of each link.
         edges: Upper ends of the classes of load, ascending; the last one holds the largest load.
+        about: Name of a node -> what a pointer on it shows beside its value.
         label: What the value of a node is, with the unit.
         load_label: What the load of a link is, with the unit.
     """
@@ -184,6 +185,7 @@ class MapChart:
     nodes: Mapping[str, tuple[float, float, float | None]]
     links: Sequence[tuple[float, float, float, float, float]]
     edges: tuple[float, ...]
+    about: Mapping[str, str]
     label: str
     load_label: str
     kind: str = "map"

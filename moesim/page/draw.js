@@ -12,8 +12,7 @@ function unpacked(value) {
   if (value === null || typeof value !== "object") return value;
   const names = Object.keys(value);
   if (names.length === 1 && names[0] in KINDS && typeof value[names[0]] === "string") {
-    const bytes = Uint8Array.from(atob(value[names[0]]), (c) => c.charCodeAt(0));
-    return new KINDS[names[0]](bytes.buffer);
+    return new KINDS[names[0]](bytesOf(value[names[0]]).buffer);
   }
   for (const name of names) value[name] = unpacked(value[name]);
   return value;
@@ -242,7 +241,7 @@ const draw = {
       text: devices.map((i) => names[i].replace("device ", "")), textposition: "bottom center",
       textfont: {size: 12, color: look.soft},
       hovertext: devices.map((i) => inert(names[i]) + "<br>" + number(nodes[i][2]) + " "
-        + inert(chart.label)), hoverinfo: "text",
+        + inert(chart.label) + "<br>" + lines(chart.about[names[i]], 48)), hoverinfo: "text",
       marker: {size: few ? 22 : devices.length <= 128 ? 13 : 8, color: values, colorscale: SCALE,
         cmin: 0, cmax: Math.max(1, ...values) * 1.0001, line: {color: look.soft, width: 1},
         colorbar: {title: {text: inert(chart.label), side: "right", font: {size: 13}},
@@ -397,12 +396,14 @@ const rowsOf = {
     return rows;
   },
   map(chart) {
-    const rows = [["kind", "name", "x", "y", "x of the other end", "y of the other end", "value"]];
+    const rows = [["kind", "name", "x", "y", "x of the other end", "y of the other end", "value",
+      "about"]];
     for (const [name, [x, y, value]] of Object.entries(chart.nodes)) {
-      rows.push(["node: " + chart.label, name, x, y, null, null, value]);
+      rows.push(["node: " + chart.label, name, x, y, null, null, value,
+        chart.about[name] || null]);
     }
     for (const [x0, y0, x1, y1, load] of chart.links) {
-      rows.push(["link: " + chart.load_label, null, x0, y0, x1, y1, load]);
+      rows.push(["link: " + chart.load_label, null, x0, y0, x1, y1, load, null]);
     }
     return rows;
   },

@@ -86,7 +86,7 @@ def gather(folder: StudyFolder) -> Gathered:
         "objectives": study.objectives,
         "filters": _filters(study),
         "shown": [{"role": one.role, "trial": one.trial.number} for one in shown],
-        "front": _front_table(study, shown),
+        "front": _front_table(folder, shown),
         "stragglers": layer.stragglers,
         "checks": [{name: row[name] for name in _CHECKED} for row in folder.checks],
         "compared": len(compared(folder.checks)),
@@ -134,8 +134,11 @@ def _filters(study: Study) -> list[str]:
     return found
 
 
-def _front_table(study: Study, shown: Sequence[ShownTrial]) -> dict[str, Any]:
+def _front_table(folder: StudyFolder, shown: Sequence[ShownTrial]) -> dict[str, Any]:
     """Return the front and the named candidates as rows with definitions of their columns."""
+    study = folder.study
+    _, ratio, finer = study.problem.confirmed
+    again = {row["design"]: float(row[ratio]) for row in folder.winners if row.get(ratio)}
     front = study.pareto_trials()
     groups = dict(zip([t.number for t in front], study.groups(front), strict=True))
     roles = {one.trial.number: one.role for one in shown}
@@ -157,9 +160,16 @@ def _front_table(study: Study, shown: Sequence[ShownTrial]) -> dict[str, Any]:
             ends = interval(row, name)
             if ends and ends[0] != ends[1]:
                 cells[f"{name}:ends"] = list(ends)
-        rows.append(cells | {name: row.get(name) for name in found})
+        cells |= {name: row.get(name) for name in found}
+        rows.append(cells | {ratio: again.get(str(row.get("design")))})
     names = ["number", "role", "design", "group", *quantities, *found]
+    names += [ratio] if again else []
     own = {
+        ratio: (
+            f"{finer} / search",
+            f"winners.csv: the time by the {finer} over that of the search, for winners that were "
+            "simulated again.",
+        ),
         "design": ("design", "Name of the design."),
         "role": ("role", "Its part in this report; front: on the front, without a card."),
     }

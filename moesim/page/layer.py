@@ -21,6 +21,8 @@ from moesim.units import US
 
 #: rows of the table of stragglers
 _LATE = 8
+#: experts of a device that are named
+_NAMED = 8
 #: devices beyond which maps of pairs are drawn by node
 _MOST_PAIRS = 128
 #: share of the lead of the last device that its experts must explain to be named
@@ -50,7 +52,8 @@ def anatomy(prepared: Prepared) -> Anatomy:
     timeline = run(program, "flow")
     rows_D = prepared.traffic.counts_DL.sum(axis=1)
     busy = _busy(program, timeline)
-    topology = topology_chart(prepared.cluster, busy, rows_D / rows_D.mean())
+    ratio_D = rows_D / rows_D.mean()
+    topology = topology_chart(prepared.cluster, busy, ratio_D, _experts_of_devices(prepared))
     charts = [*load_charts(prepared.traffic, prepared), topology]
     notes = []
     if prepared.cluster.num_devices == 1:
@@ -63,6 +66,20 @@ def anatomy(prepared: Prepared) -> Anatomy:
         charts=tuple(chart for chart in charts if chart is not None),
         notes=tuple(notes),
     )
+
+
+def _experts_of_devices(prepared: Prepared) -> list[str]:
+    """Return the experts of each device in words, those with the most rows first."""
+    placed, tp = prepared.placement, prepared.candidate.parallelism.tp
+    expert_WL = placed.by_rank(placed.expert_of_slot_P + 1) - 1
+    found = []
+    for device, rows_L in enumerate(np.asarray(prepared.traffic.counts_DL)):
+        expert_L = expert_WL[device // tp]
+        order = [slot for slot in np.argsort(-rows_L, kind="stable") if expert_L[slot] >= 0]
+        named = ", ".join(str(expert_L[slot]) for slot in order[:_NAMED])
+        more = f" and {len(order) - _NAMED} more" if len(order) > _NAMED else ""
+        found.append(f"{len(order)} slots, the busiest first: experts {named}{more}")
+    return found
 
 
 def load_charts(traffic: AnyTraffic, prepared: Prepared | None = None) -> list[Chart]:

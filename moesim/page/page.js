@@ -351,7 +351,7 @@ function addComparison() {
       {name: "ratio", label: "second / first"}, {name: "kind", label: "kind"}], rows,
     {key: "comparison", caption: $("equal").checked ? "All fields" : "Fields that differ"}));
   };
-  // the others come when nothing else is to be done: there may be thousands
+  // the others come when everything is drawn: there may be thousands
   const rest = [];
   for (let row = 0; row < COUNT; row++) if (!listed.has(row)) rest.push(row);
   let next = 0;
@@ -367,7 +367,7 @@ function addComparison() {
   const baseline = DATA.shown.find(({role}) => role === "baseline") || DATA.shown[1];
   if (baseline) other.value = String(FRONT_ROWS.get(baseline.trial));
   show();
-  setTimeout(more, 200);
+  return more;
 }
 
 // --- checks and the way back ---
@@ -460,14 +460,14 @@ addCharts();
 addFilters();
 showFront();
 showStragglers();
-addComparison();
+const listOthers = addComparison();
 showChecks();
 showStates();
 showReproduced();
 loadPlotly().then((found) => {
   plotly = found;
   return drawAll();
-}).catch((error) => {
+}).finally(listOthers).catch((error) => {
   for (const {plot} of PLOTS) {
     plot.className = "plot failed";
     plot.textContent = "This browser cannot draw the chart (" + error.message + "); its data is in the CSV.";

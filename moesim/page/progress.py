@@ -68,8 +68,10 @@ def importance_chart(rows: Sequence[Mapping[str, Any]]) -> BarChart | None:
     """Return what each parameter decides.
 
     Args:
-        rows: Rows as in importance.csv; those without a number are left out.
+        rows: Rows as in importance.csv; those without a number are left out, and named in the
+            note.
     """
+    without = [row for row in rows if row["importance"] is None]
     rows = [row for row in rows if row["importance"] is not None]
     if not any(row["importance"] > 0 for row in rows):
         return None
@@ -83,7 +85,7 @@ def importance_chart(rows: Sequence[Mapping[str, Any]]) -> BarChart | None:
         note=(
             "Share of what sets the best tenth of the trials apart from all, for each objective "
             "(PED-ANOVA); the shares of an objective sum to 1. It describes the trials that were "
-            "made, not causes."
+            f"made, not causes.{_left_out(without)}"
         ),
         x=Axis(label="importance (share)"),
         rows=tuple(metric(name).label for name in names[:_PARAMETERS]),
@@ -93,6 +95,18 @@ def importance_chart(rows: Sequence[Mapping[str, Any]]) -> BarChart | None:
         },
         colors={metric(o).label: CYCLE[i % len(CYCLE)] for i, o in enumerate(objectives)},
         stacked=False,
+    )
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the parameters that have no importance for an objective, and why."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        key = metric(row["objective"]).label, str(row.get("why_not") or "not known")
+        reasons.setdefault(key, []).append(metric(row["parameter"]).label)
+    return "".join(
+        f" Without importance for {objective}: {', '.join(names)} ({why})."
+        for (objective, why), names in reasons.items()
     )
 
 

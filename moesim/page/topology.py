@@ -1,6 +1,7 @@
 """Lay devices and links of a cluster out on a plane, with what each carries."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,14 +15,14 @@ MOST_DEVICES = 512
 #: classes of load that links are drawn by
 _CLASSES = 5
 _NOTE = (
-    "A circle is a device, colored by the rows its experts compute over the mean of all devices. A "
-    "line is a link, colored by the share of the layer's time in which it moves bytes; of the two "
-    "directions the busier one counts."
+    "A circle is a device, colored by the rows its experts compute over the mean of all devices; a "
+    "pointer on it shows which experts it holds. A line is a link, colored by the share of the "
+    "layer's time in which it moves bytes; of the two directions the busier one counts."
 )
 
 
 def topology_chart(
-    cluster: Cluster, busy: dict[str, np.ndarray], ratio_D: np.ndarray
+    cluster: Cluster, busy: dict[str, np.ndarray], ratio_D: np.ndarray, experts_D: Sequence[str]
 ) -> MapChart | None:
     """Return the devices of a cluster with their links by load.
 
@@ -29,6 +30,7 @@ def topology_chart(
         cluster: The hardware.
         busy: Kind of resource -> share of the time in which each one is busy.
         ratio_D: ndarray of shape (D,): rows of each device over the mean.
+        experts_D: The experts of each device, in words.
 
     Returns:
         The chart; None for one device, for too many to draw, and for several tori.
@@ -46,6 +48,7 @@ def topology_chart(
         note=_NOTE,
         nodes=devices | nodes,
         links=links,
+        about=dict(zip(devices, experts_D, strict=True)),
         edges=_edges([link[4] for link in links]),
         label="rows over the mean",
         load_label="busy share of the layer's time (%)",

@@ -23,9 +23,14 @@ _LOADER = """\
 <script type="text/plain" id="plotly-deflated">$script</script>
 <script>
 "use strict";
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
 async function loadPlotly() {
-  const packed = document.getElementById("plotly-deflated").textContent;
-  const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+  const bytes = bytesOf(document.getElementById("plotly-deflated").textContent);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const script = document.createElement("script");
   script.textContent = await new Response(stream).text();
