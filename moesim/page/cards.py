@@ -113,7 +113,8 @@ def _badges(folder: StudyFolder, trial: Trial, measured: Mapping[str, str]) -> l
     if row.get("calibration"):
         level = str(row["calibration"])
         says = metric("calibration").says
-        found.append(_badge(level.replace("_", " "), _CALIBRATED.get(level, "plain"), says))
+        text = "not calibrated" if level == "none" else level.replace("_", " ")
+        found.append(_badge(text, _CALIBRATED.get(level, "plain"), says))
     if row.get("grade"):
         letter = str(row["grade"])
         rests = f" Rests on: {row['rests_on']}." if row.get("rests_on") else ""

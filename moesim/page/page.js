@@ -275,6 +275,7 @@ function showStragglers() {
   const parent = $("stragglers");
   if (!rows.length) {
     $("stragglers-title").remove();
+    if (!DATA.cards.length) parent.append(element("p", {class: "note", text: "No trial fits."}));
     return;
   }
   const says = {
@@ -323,7 +324,7 @@ function addComparison() {
   const roles = new Map(DATA.shown.map(({role, trial}) => [trial, role]));
   const option = (row) => {
     const trial = value("number", row), state = value("state", row);
-    const role = roles.has(trial) ? ", " + roles.get(trial) : state === "fits" ? "" : ", " + state;
+    const role = roles.has(trial) ? ", " + roles.get(trial) : state === "fits" ? "" : ", " + state.replace("_", " ");
     return element("option", {value: String(row), text: "trial " + number(trial) + role});
   };
   const first = DATA.shown.map(({trial}) => FRONT_ROWS.get(trial));
@@ -359,7 +360,7 @@ function addComparison() {
     const rows = rest.slice(next, next + 500);
     next += rows.length;
     for (const select of [one, other]) select.append(...rows.map(option));
-    if (one.value !== "" && !$("difference").childElementCount) show();
+    if (one.value !== "" && !$("difference").querySelector("table")) show();
     if (next < rest.length) setTimeout(more, 20);
   };
   for (const control of [one, other, $("equal")]) control.addEventListener("change", show);

@@ -12,12 +12,17 @@ from moesim.page.charts import MapChart
 Link = tuple[float, float, float, float, float]
 #: devices that are drawn at most
 MOST_DEVICES = 512
+#: where links end that are drawn as stubs: to the right and down, by axis from the last one
+_STUBS = ((0.4, 0.0), (0.0, 0.4), (0.28, -0.28))
 #: classes of load that links are drawn by
 _CLASSES = 5
 _NOTE = (
     "A circle is a device, colored by the rows its experts compute over the mean of all devices; a "
     "pointer on it shows which experts it holds. A line is a link, colored by the share of the "
     "layer's time in which it moves bytes; of the two directions the busier one counts."
+)
+_TORUS_NOTE = (
+    " A short line is a link around a ring or, where it is slanted, to the next plane of the torus."
 )
 
 
@@ -45,7 +50,7 @@ def topology_chart(
     return MapChart(
         key="topology",
         title=f"Devices and links of {cluster.name}, by load",
-        note=_NOTE,
+        note=_NOTE + (_TORUS_NOTE if cluster.is_torus else ""),
         nodes=devices | nodes,
         links=links,
         about=dict(zip(devices, experts_D, strict=True)),
@@ -118,7 +123,7 @@ def _switched(
 def _torus(
     cluster: Cluster, busy: dict[str, np.ndarray]
 ) -> tuple[list[tuple[float, float]], dict[str, tuple[float, float, float | None]], list[Link]]:
-    """Lay the planes of a torus out side by side; wraps are short stubs at the edges."""
+    """Lay the planes of a torus out side by side; wraps are stubs at the edges."""
     tables = fabric_of(cluster).tables
     coord_LA, next_LX = tables.coord_LA, tables.next_LX
     axes = coord_LA.shape[1]
@@ -149,9 +154,9 @@ def _torus(
             loads = link[[node * 2 * axes + way, back]] if len(link) else np.zeros(2)
             there = place_D[other]
             if abs(there[0] - x) + abs(there[1] - y) > 1.01:
-                # around the ring, or to the next plane: a stub that points there
-                length = math.hypot(there[0] - x, there[1] - y)
-                there = (x + 0.4 * (there[0] - x) / length, y + 0.4 * (there[1] - y) / length)
+                # a stub: around the ring to the right or down, slanted to the next plane
+                across_by, down_by = _STUBS[axes - 1 - way // 2]
+                there = (x + across_by, y - down_by)
             links.append((x, y, *there, 100 * float(loads.max())))
     return place_D, {}, links
 
