@@ -7,9 +7,8 @@ best of them and the points that the sampler proposes from these. The winners ar
 chunk by chunk, and then checked: against measured Triton kernels (every architecture of this width
 that was measured on an H100 is tried first, so there is always something to compare), on this
 machine's GPU if it has one, and, scaled down, numerically through the Triton interpreter and by the
-clock on this CPU.
-
-Writes trials, pareto, importance, winners and check .csv, and front.html; run it again to continue.
+clock on this CPU. Writes trials, pareto, importance, winners and check .csv, and report.html; run
+it again to continue.
 """
 
 from dataclasses import replace
@@ -21,6 +20,7 @@ from moesim.measured.check import check_all, csv_row, write_check
 from moesim.measured.check_text import print_check
 from moesim.measured.kernels.source import measured_architectures
 from moesim.measured.sources import installed_sources
+from moesim.page.write import write_report
 from moesim.report.terminal import say
 from moesim.search import Space
 from moesim.search.session.answer import show_answer
@@ -48,7 +48,7 @@ WINNERS = 8
 
 
 def main(options: SearchOptions) -> None:
-    """Search, simulate the winners again, check them, write tables and a figure."""
+    """Search, simulate the winners again, check them, write tables and a page."""
     if options.quick:
         options = options.reduced(trials=40, screen=500)
     cluster, out = load_cluster("hgx-h100-8"), options.out
@@ -64,13 +64,14 @@ def main(options: SearchOptions) -> None:
     )
     show_findings(study, out, limit=WINNERS, title="HGX H100")
     if options.quick:
+        write_report(out, study)
         show_answer(study)
         return
     tried = [replace(SPACE.decode(p, cluster)[0], kernels="sglang-triton") for p in measured]
     winners = study.pareto(limit=WINNERS)
     checks = check_all(winners, tried, cluster, workload, installed_sources(), say)
     write_check(out / "check.csv", checks)
-    say(f"wrote {out}/trials.csv, pareto.csv, winners.csv, check.csv, front.html")
+    write_report(out, study)
     print_check(checks)
     show_answer(study, [csv_row(row, role) for role, row in checks])
 

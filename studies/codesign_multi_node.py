@@ -8,8 +8,7 @@ by chunk. The published design is one of the points and is always tried.
 On one cluster the price of a token follows from throughput alone, so the third objective is energy.
 With ``--hardware`` the NIC and HBM rates vary as well, and the third objective is price; all
 simulated devices then count as ``spec_sheet``. ``--phase decode`` takes 128 tokens per device with
-4,096 tokens of cache each, and layers of at most 1,000 us: 61 of them take 61 ms per token.
-Writes trials.csv, pareto.csv, importance.csv, winners.csv and front.html. Run again to continue.
+4,096 tokens of cache each, and layers of at most 1,000 us. Writes all tables and report.html.
 """
 
 from pathlib import Path
@@ -20,7 +19,8 @@ import typer
 from moesim import Workload, load_cluster
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.errors import ConfigError
-from moesim.report.terminal import say, tell
+from moesim.page.write import write_report
+from moesim.report.terminal import tell
 from moesim.search import Space
 from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import against_trial, show_findings
@@ -72,7 +72,7 @@ def main(
     study = options.search(space, cluster, work, storage=folder, enqueue=[PUBLISHED], **asked)
     show_findings(study, folder, limit=8, title=f"{phase} on {CLUSTER}")
     tell(against_trial(study, 0, "published design"))
-    say(f"wrote {folder}/trials.csv, pareto.csv, importance.csv, winners.csv, front.html")
+    write_report(folder, study)
     show_answer(study)
 
 

@@ -22,6 +22,7 @@ import typer
 from moesim import Workload
 from moesim.cli.script import EconomicsName, RoutingText, SearchOptions, run_search
 from moesim.hardware.economics import load_economics
+from moesim.page.write import write_report
 from moesim.report.answer import print_answer
 from moesim.report.terminal import say, tell
 from moesim.search import Space
@@ -66,6 +67,7 @@ def main(
         asked = dict(objectives=["loss", "layer_usd_per_million_tokens"], economics=economics)
         study = options.search(space, cluster, work, storage=out / name, **asked)
         show_findings(study, out / name, limit=4, title=cluster.name)
+        write_report(out / name, study)
         found[name] = front_of(study, name)
     found_best = write_versus(out, machines, found, NAMES, title=TITLE, seed=options.seed)
     say(f"wrote {out}/fronts.csv, verdicts.csv and fronts.html")

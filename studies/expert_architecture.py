@@ -3,7 +3,7 @@
 Searches depth and experts of a published model with the layout that trains them: loss by the laws
 at the tokens that the budget leaves, against days by the simulated step, and for the front what a
 device decodes. Losses carry intervals and say what is extrapolated; those of a group are ties.
-Writes trials.csv, pareto.csv, importance.csv, winners.csv, architectures.csv and front.html.
+Writes trials.csv, pareto.csv, importance.csv, winners.csv, architectures.csv and report.html.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ from moesim.design.step import Layout
 from moesim.errors import MoesimError
 from moesim.hardware.sizing import sized
 from moesim.model.hf_config import Model
+from moesim.page.write import write_report
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search import TrainingSpace, TrainingWorkload
@@ -70,6 +71,7 @@ def main(
         own[RATE] = decoded(study.space.trained_as(trial.params))
         rows.append(trial.evaluation.row | own)
     write_csv(out / "architectures.csv", rows)
+    write_report(out, study)
     print_table("Front of loss and days", rows, SHOWN)
     show_answer(study)
 

@@ -14,6 +14,7 @@ import typer
 
 from moesim import load_cluster
 from moesim.cli.script import SearchOptions, run_search
+from moesim.page.write import write_report
 from moesim.search import ServingSpace, ServingWorkload
 from moesim.search.session.answer import show_answer
 from moesim.search.session.findings import show_findings
@@ -52,6 +53,7 @@ def main(
         storage=options.out,
     )
     show_findings(study, options.out, limit=2 if options.quick else 6, title=f"{model}, {cluster}")
+    write_report(options.out, study)
     show_answer(study)
 
 

@@ -52,7 +52,7 @@ LAYERS = (
     ("simulation",),
     ("report",),
     ("operations", "serving", "advice", "search", "measured"),
-    ("timeline",),
+    ("page", "timeline"),
     ("cli", "testing"),
 )
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, doctor, operate, recommend, serve, simulate, train
+from moesim.cli import check, doctor, operate, recommend, report, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -41,6 +41,7 @@ app.command()(serve.serve)
 app.command()(train.train)
 app.command()(operate.operate)
 app.command()(doctor.doctor)
+app.command()(report.report)
 app.add_typer(trace_app, name="trace")
 app.add_typer(placement_app, name="placement")
 app.add_typer(kernels_app, name="kernels")

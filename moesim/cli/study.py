@@ -73,11 +73,11 @@ class StudyRunOptions:
 @takes(StudyRunOptions)
 def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
-    and front.html.
+    and the page report.html.
     """
+    from moesim.page.write import write_report
     from moesim.report.answer import print_answer
     from moesim.report.terminal import say
-    from moesim.search.session.answer import study_answer
     from moesim.search.session.findings import show_findings
     from moesim.search.session.known import known_points
     from moesim.search.session.studyfile import load_study_file
@@ -107,7 +107,7 @@ def run(given: StudyRunOptions) -> None:
         enqueue=known,
     )
     show_findings(found, given.out, limit=given.confirm, title=given.file.stem)
-    print_answer(study_answer(found))
+    print_answer(write_report(given.out, found, storage=given.storage).answer)
 
 
 @study_app.command()

@@ -150,9 +150,8 @@ class ServingProblem:
         A point whose choices contradict each other, or whose weights do not fit, gets a reason
         instead of a result: that is a finding, not an error.
         """
-        point = self.space.completed(params)
         try:
-            found = self._estimate(point)
+            found = self.estimate(params)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(self.cluster), reason=str(error))
         row = self._row(params, found.row(self.economics))
@@ -160,8 +159,13 @@ class ServingProblem:
         over = {MEMORY: -left_bytes / GIB}
         return Evaluation(row=row, violations=over | violated(self.constraints, row))
 
-    def _estimate(self, point: dict[str, Any]) -> WholeResult:
-        """Return the steady state of a completed point."""
+    def estimate(self, params: dict[str, Any]) -> WholeResult:
+        """Return the steady state of a point.
+
+        Raises:
+            MoesimError: Its choices contradict each other, or its weights do not fit.
+        """
+        point = self.space.completed(params)
         tables = [_table(self, design) for design in self.space.designs(point)]
         traffic, decode = self.workload.traffic(point["concurrency"]), tables[-1]
         knobs, load = self.space.knobs(point), self.workload.load()

@@ -158,7 +158,7 @@ class TrainingProblem:
         a reason instead of a result: that is a finding, not an error.
         """
         try:
-            result = self._simulated(params, self.engine)
+            result = self.simulated(params, self.engine)
         except MoesimError as error:
             return Evaluation(row=self.blank_row(self.cluster), reason=str(error))
         row = self._row(params, result)
@@ -181,9 +181,14 @@ class TrainingProblem:
 
     def confirm(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a point whose layers the event engine ran, chunk by chunk."""
-        return self._row(params, self._simulated(params, "event_compiled"))
+        return self._row(params, self.simulated(params, "event_compiled"))
 
-    def _simulated(self, params: dict[str, Any], engine: str) -> TrainResult:
+    def simulated(self, params: dict[str, Any], engine: str) -> TrainResult:
+        """Return the simulated step of a point.
+
+        Raises:
+            MoesimError: Its choices contradict each other, or it does not fit.
+        """
         return simulate_training(
             self.space.decode(params, self.cluster.num_devices, self.workload),
             self.cluster,

@@ -20,7 +20,7 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.search.executors import CHUNK
 from moesim.search.journal import SingleWriterBackend
-from moesim.search.session.join import load_study
+from moesim.search.session.join import load_study, stored_cluster
 from moesim.search.trial import to_record
 
 KILLED = """
@@ -213,3 +213,13 @@ def test_a_chunk_of_trials_is_one_write_that_optuna_reads(study, tmp_path, monke
     ended = [t.datetime_complete.timestamp() for t in whole.trials]
     assert ended == pytest.approx([t.ended for t in found.trials], abs=1e-5)
     assert [t.constraints for t in whole.trials] == [t.constraints for t in stored]
+
+
+def test_a_study_of_changed_hardware_is_loaded_by_its_name(study, hgx, tmp_path):
+    changed = hgx.with_(nvlink_gb_per_s=300.0, hbm_gib=96.0).with_(num_sms=120)
+    study(tmp_path, cluster=changed, num_trials=3)
+    loaded = load_study(str(tmp_path)).problem.cluster
+    assert loaded.name == changed.name
+    assert loaded.digest == changed.digest
+    with pytest.raises(ConfigError, match="expected numbers among the changes of hgx-h100-8"):
+        stored_cluster("hgx-h100-8 with nvlink_gb_per_s=2x")

@@ -68,9 +68,6 @@ def test_every_design_is_tried_once(whole):
 def test_rows_say_what_was_found(whole):
     folder, study = whole
     show_findings(study, folder, limit=2, title="test")
-    figure = (folder / "front.html").read_text()
-    assert "output tokens per second of a user" in figure
-    assert "layout dp8 ep8" in figure
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == study.problem.columns

@@ -40,8 +40,7 @@ def test_quick_searches_screens_and_confirms(tmp_path):
         "pareto.csv",
         "importance.csv",
         "winners.csv",
-        "front.html",
-        "plotly.min.js",
+        "report.html",
     } <= names
     winners = rows(tmp_path / "winners.csv")
     assert all(

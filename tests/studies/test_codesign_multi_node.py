@@ -34,8 +34,7 @@ def test_files_and_what_it_says(study):
         "pareto.csv",
         "importance.csv",
         "winners.csv",
-        "front.html",
-        "plotly.min.js",
+        "report.html",
     } <= names
     assert "published design: loss" in done.stdout
     assert "rank correlation" in done.stderr

@@ -62,7 +62,6 @@ def test_verdicts_follow_from_intervals(study):
         "fronts.csv",
         "verdicts.csv",
         "fronts.html",
-        "plotly.min.js",
         "tpu",
         "gpu",
     }

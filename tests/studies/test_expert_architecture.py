@@ -26,4 +26,4 @@ def test_it_writes_a_front_with_intervals(tmp_path):
         assert float(row["loss_low"]) < float(row["loss"]) < float(row["loss_high"])
         assert float(row["decode_tokens_per_s_per_device"]) > 0
         assert float(row["train_tokens"]) * 6 * float(row["active_params"]) > 0.99e22
-    assert "days of the training run" in (tmp_path / "front.html").read_text()
+    assert "Training qwen3-30b-a3b on h100-rail-8x8" in (tmp_path / "report.html").read_text()

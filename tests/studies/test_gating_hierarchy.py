@@ -38,7 +38,6 @@ def test_writes_these_files_and_nothing_else(study):
         "gate_time.html",
         "gate_share.html",
         "simulated_against_measured.html",
-        "plotly.min.js",
     }
     assert "the faster gate named right in" in done.stdout
 

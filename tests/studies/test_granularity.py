@@ -37,7 +37,6 @@ def test_it_writes_a_row_per_case_a_summary_and_a_page(study):
         "granularity.csv",
         "summary.csv",
         "granularity.html",
-        "plotly.min.js",
     }
     cases = rows(study / "granularity.csv")
     assert {(row["topology"], row["traffic"], row["micro_batches"]) for row in cases} == {

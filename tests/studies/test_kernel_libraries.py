@@ -33,7 +33,6 @@ def test_it_writes_rows_winners_and_a_page(study):
         "libraries.csv",
         "winners.csv",
         "libraries.html",
-        "plotly.min.js",
     }
     points = {}
     for row in rows(study / "libraries.csv"):

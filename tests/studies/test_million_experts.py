@@ -34,7 +34,6 @@ def test_files_and_provenance(study):
         "breaks.csv",
         "remedies.csv",
         "million_experts.html",
-        "plotly.min.js",
     }
     assert "against Shazeer et al. 2017" in done.stdout
     rows = pd.read_csv(out / "points.csv")

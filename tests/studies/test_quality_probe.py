@@ -81,7 +81,6 @@ def test_files(study):
         "runs.csv",
         "deltas.csv",
         "deltas.html",
-        "plotly.min.js",
     }
     page = (study / "deltas.html").read_text()
     assert "expert_dropout" in page

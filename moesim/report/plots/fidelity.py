@@ -1,14 +1,12 @@
-"""Draw predicted against measured kernel times, as HTML that needs no network.
-
-The pages of a folder share one ``plotly.min.js`` in that folder, so that each page stays small.
-"""
+"""Draw predicted against measured kernel times, as pages that need no network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import log10
 from pathlib import Path
 from typing import Any
 
-from moesim.files.output import is_plain, write_file
+from moesim.files.output import write_file
+from moesim.report.embedded import figure_page
 
 _MAX_POINTS = 5000
 _SEED = 0
@@ -20,9 +18,9 @@ _PANELS = ("precision", "ep")
 
 
 def write_html(path: Path, figure) -> Path:
-    """Write a plotly figure as a page, the whole file or nothing.
+    """Write a plotly figure as a page of its own, the whole file or nothing.
 
-    A single ``plotly.min.js`` is put next to the pages of a folder.
+    Its title is that of the figure, or else the name of the file in words.
 
     Args:
         path: The page; its folder is created if missing.
@@ -31,13 +29,8 @@ def write_html(path: Path, figure) -> Path:
     Raises:
         ConfigError: The file cannot be written.
     """
-    from plotly.offline import get_plotlyjs
-
-    write_file(path, figure.to_html(include_plotlyjs="directory", div_id=path.stem))
-    script = path.with_name("plotly.min.js")
-    if is_plain(path) and not script.exists():
-        write_file(script, get_plotlyjs())
-    return path
+    title = figure.layout.title.text or path.stem.replace("_", " ")
+    return write_file(path, figure_page(figure, title))
 
 
 def error_by_tokens(errors: Iterable[Mapping[str, Any]]):

@@ -83,106 +83,75 @@ def gain_bars(rows: Sequence[Mapping[str, Any]]):
 def fronts(
     parts: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
     *,
-    rate: str = "layer_tokens_per_s_per_device",
-    label: str = "tokens per second and device, one MoE layer",
-    height: str = "loss",
-    height_label: str = "loss, nats (estimate with its interval)",
-    title: str = "",
+    rate: str,
+    label: str,
+    title: str,
 ):
-    """Draw loss against throughput: every trial that fits, and fronts with the intervals of both.
-    Or draw any other two columns.
+    """Draw loss against a rate: every trial that fits, and fronts with the intervals of both.
 
     Args:
-        parts: Name -> (trials, Pareto front), rows as in trials.csv; rows of a front also have a
-            ``group``, whose members the intervals do not tell apart.
-        rate: Column of throughput, or of another quantity; its interval is in the columns that end
-            in ``_low`` and ``_high``, or else that of the layer's time, if rows have one.
+        parts: Name -> (trials, Pareto front), rows as in trials.csv; those of a front also have the
+            interval of the rate, in columns that end in ``_low`` and ``_high``.
+        rate: Column of the rate.
         label: Label of its axis.
-        height: Column of loss, or of another quantity, with its interval.
-        height_label: Label of its axis.
-        title: Title of the figure; the parts' names by default.
+        title: Title of the figure.
 
     Returns:
         plotly Figure.
     """
     import plotly.graph_objects as go
 
-    figure, alone = go.Figure(), len(parts) == 1
-    for number, (name, (trials, _)) in enumerate(parts.items()):
+    figure = go.Figure()
+    for color, (name, (trials, _)) in zip(_COLORS, parts.items(), strict=False):
         # there are many trials: the browser's graphics card draws them, without intervals
         figure.add_trace(
             go.Scattergl(
                 x=[t[rate] for t in trials],
-                y=[t[height] for t in trials],
+                y=[t["loss"] for t in trials],
                 mode="markers",
                 hoverinfo="skip",
-                name="trials that fit" if alone else f"{name}: trials that fit",
-                marker={
-                    "size": 4,
-                    "opacity": 0.3,
-                    "color": "#9aa3ad" if alone else _COLORS[number],
-                },
+                name=f"{name}: trials that fit",
+                marker={"size": 4, "opacity": 0.3, "color": color},
             )
         )
-    bars = {
+    for number, (name, (_, front)) in enumerate(parts.items()):
+        figure.add_trace(
+            go.Scatter(
+                x=[t[rate] for t in front],
+                y=[t["loss"] for t in front],
+                mode="markers",
+                name=f"{name}: front",
+                marker={
+                    "size": 9,
+                    "line": {"width": 1, "color": "white"},
+                    "symbol": "diamond" if number else "circle",
+                    "color": _COLORS[number],
+                },
+                error_x=_error_bars(front, rate),
+                error_y=_error_bars(front, "loss"),
+                text=[f"{t['candidate']}<br>{t['cluster']}" for t in front],
+                hovertemplate="%{text}<br>%{x:,.4g}, loss %{y:,.5g}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title=label, type="log", exponentformat="none", dtick="D2")
+    figure.update_yaxes(title="loss, nats (estimate with its interval)")
+    figure.update_layout(
+        title=title, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12}
+    )
+    return figure
+
+
+def _error_bars(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """Return the bars of a column's interval."""
+    return {
         "type": "data",
         "symmetric": False,
         "thickness": 1,
         "width": 0,
         "color": "rgba(60,60,60,0.35)",
+        "array": [row[f"{column}_high"] - row[column] for row in rows],
+        "arrayminus": [row[column] - row[f"{column}_low"] for row in rows],
     }
-    for number, (name, (_, front)) in enumerate(parts.items()):
-        low, high = ([_ends(t, rate)[end] for t in front] for end in (0, 1))
-        below, above = ([_ends(t, height)[end] for t in front] for end in (0, 1))
-        figure.add_trace(
-            go.Scatter(
-                x=[t[rate] for t in front],
-                y=[t[height] for t in front],
-                mode="markers",
-                name="front" if alone else f"{name}: front",
-                marker={
-                    "size": 9,
-                    "line": {"width": 1, "color": "white"},
-                    "symbol": "circle" if not number else "diamond",
-                    "color": [_COLORS[t["group"] % len(_COLORS)] for t in front]
-                    if alone
-                    else _COLORS[number],
-                },
-                error_x=bars
-                | {
-                    "array": [h - t[rate] for h, t in zip(high, front, strict=True)],
-                    "arrayminus": [t[rate] - x for x, t in zip(low, front, strict=True)],
-                },
-                error_y=bars
-                | {
-                    "array": [h - t[height] for h, t in zip(above, front, strict=True)],
-                    "arrayminus": [t[height] - x for x, t in zip(below, front, strict=True)],
-                },
-                text=[f"{t['candidate']}<br>{t['cluster']}<br>group {t['group']}" for t in front],
-                hovertemplate=f"%{{text}}<br>%{{x:,.4g}}, {height} %{{y:,.5g}}<extra></extra>",
-            )
-        )
-    figure.update_xaxes(title=label, type="log", exponentformat="none", dtick="D2")
-    figure.update_yaxes(title=height_label)
-    shown = title or (
-        f"{next(iter(parts))}: Pareto front, coloured by what intervals tell apart"
-        if alone
-        else " against ".join(parts)
-    )
-    figure.update_layout(
-        title=shown, template="plotly_white", height=750, legend={"orientation": "h", "y": -0.12}
-    )
-    return figure
-
-
-def _ends(row: Mapping[str, Any], rate: str) -> tuple[float, float]:
-    """Return the interval of a rate: its own, or that of the layer's time; a point without."""
-    if f"{rate}_low" in row:
-        return row[f"{rate}_low"], row[f"{rate}_high"]
-    if row.get("layer_time_us") is None:  # of a whole model
-        return row[rate], row[rate]
-    low, high = (row["layer_time_us"] / row[f"layer_time_{end}_us"] for end in ("high", "low"))
-    return row[rate] * low, row[rate] * high
 
 
 def lines_by_experts(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]):

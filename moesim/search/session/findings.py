@@ -1,42 +1,24 @@
-"""Write and print what a study found: tables, winners by the event engine, and a figure of the
-front.
-"""
+"""Write and print what a study found: its tables, and winners by a finer engine."""
 
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from moesim.report.plots.fidelity import write_html
-from moesim.report.plots.study import fronts
 from moesim.report.tables import write_csv
 from moesim.report.terminal import print_table, say
 from moesim.search.evaluate import Problem
-from moesim.search.serving_problem import ServingProblem
 from moesim.search.session.watch import confirmed_rows, say_fidelity, write_study
 from moesim.search.study import Study
-from moesim.search.training_problem import TrainingProblem
-
-#: what tells designs of whole models apart in the figure
-_TOLD = (
-    "layout",
-    "pools",
-    "prefill_layout",
-    "serving_engine",
-    "concurrency",
-    "num_micro_batches",
-    "placement",
-)
 
 
 def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list[dict[str, Any]]:
-    """Write trials.csv, pareto.csv, importance.csv, winners.csv and front.html, and say what they
-    hold.
+    """Write trials.csv, pareto.csv, importance.csv and winners.csv, and say what they hold.
 
     Args:
         study: A finished study.
         folder: The output folder.
         limit: Number of winners to confirm with a finer engine; 0 writes no winners.csv.
-        title: Title of the figure and of the table.
+        title: Title of the table.
 
     Returns:
         Rows of winners.csv.
@@ -45,7 +27,6 @@ def show_findings(study: Study, folder: Path, *, limit: int, title: str) -> list
     rows = confirmed_rows(study, limit) if limit else []
     if limit:
         write_csv(folder / "winners.csv", rows)
-    _draw(study, folder, title)
     chosen = study.chosen()
     shown = [_shown(row) for row in rows]
     if chosen is not None:
@@ -74,49 +55,6 @@ def _columns(study: Study) -> dict[str, str]:
     first = list(takewhile(lambda key: key not in problem.known_objectives, problem.shown))
     order = dict.fromkeys([*first, *study.objectives, *problem.shown])
     return {key: problem.shown[key] for key in order if key in problem.shown} | {"chosen": "chosen"}
-
-
-def _draw(study: Study, folder: Path, title: str) -> None:
-    """Draw the front over all trials that fit."""
-    pareto = study.pareto_trials()
-    axes = _axes(study)
-    columns = [axes[name] for name in ("rate", "height") if name in axes]
-    trials = [_named(t.row()) for t in study.trials if t.feasible]
-    found = [
-        _named(t.row()) | {"group": g} for t, g in zip(pareto, study.groups(pareto), strict=True)
-    ]
-    # answers of one token have no pace
-    trials, found = (
-        [row for row in rows if all(row[name] is not None for name in columns)]
-        for rows in (trials, found)
-    )
-    write_html(folder / "front.html", fronts({title: (trials, found)}, **axes))
-
-
-def _axes(study: Study) -> dict[str, str]:
-    """Return the axes of a study's figure where they are not those of MoE layers."""
-    if isinstance(study.problem, ServingProblem):
-        return {
-            "rate": "output_tokens_per_s_per_user",
-            "label": "output tokens per second of a user",
-            "height": "output_tokens_per_s_per_device",
-            "height_label": "output tokens per second and device",
-        }
-    if isinstance(study.problem, TrainingProblem):
-        days = {"rate": "train_days", "label": "days of the training run"}
-        if "loss" in study.objectives:
-            return days
-        # every plan of a model has its loss
-        return days | {"height": "peak_memory_gib", "height_label": "memory of a device, GiB"}
-    return {}
-
-
-def _named(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the name of its design in the figure."""
-    if row.get("candidate"):
-        return row
-    names = [f"{name} {row[name]}" for name in _TOLD if row.get(name) is not None]
-    return row | {"candidate": ", ".join(names)}
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

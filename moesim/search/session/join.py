@@ -1,10 +1,11 @@
 """Load a study from its storage, to join it from another machine or to inspect it."""
 
+import ast
 from typing import Any
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, UnknownNameError
 from moesim.files.addresses import without_password
-from moesim.hardware import load_cluster
+from moesim.hardware import Cluster, load_cluster
 from moesim.search.problems import problem_of, stored_search
 from moesim.search.session.known import known_points
 from moesim.search.session.watch import Front, counts_of
@@ -12,6 +13,9 @@ from moesim.search.settings import digest_of
 from moesim.search.storage import is_url, read_study
 from moesim.search.study import Study
 from moesim.search.trial import from_record
+
+#: what stands between the name of a cluster and the changes made to it in code
+_CHANGED = " with "
 
 
 def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
@@ -57,6 +61,34 @@ def joined_options(where: str) -> tuple[tuple, dict[str, Any]]:
     )
 
 
+def stored_cluster(name: str) -> Cluster:
+    """Return the cluster that a study names, with the changes of `Cluster.with_` in its name.
+
+    Raises:
+        UnknownNameError: There is no such cluster.
+        ConfigError: A change cannot be read or made.
+    """
+    try:
+        return load_cluster(name)
+    except UnknownNameError:
+        if _CHANGED not in name:
+            raise
+    base, *changes = name.split(_CHANGED)
+    cluster = load_cluster(base)
+    for text in changes:
+        try:
+            call = ast.parse(f"with_({text})", mode="eval").body
+            assert isinstance(call, ast.Call)
+            values = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+        except (SyntaxError, ValueError):  # a text, which the name holds without quotes
+            raise ConfigError(
+                f"cluster: expected numbers among the changes of {base}, got {text!r}: run the "
+                "script that began the study instead"
+            ) from None
+        cluster = cluster.with_(**values)
+    return cluster
+
+
 def load_study(where: str) -> Study:
     """Load a study from its folder or storage, finished or not.
 
@@ -69,7 +101,7 @@ def load_study(where: str) -> Study:
     space, workload = stored_search(settings)
     problem = problem_of(
         space,
-        load_cluster(settings["cluster"]["name"]),
+        stored_cluster(settings["cluster"]["name"]),
         workload,
         objectives=settings["objectives"],
         constraints=settings["constraints"],
