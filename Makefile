@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # over from the other's end when it is done. WORKERS=0: one process.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-full lint bench docs accuracy triton-newest clean
+.PHONY: help demo test test-full lint bench docs pictures accuracy triton-newest clean
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
@@ -69,6 +69,9 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/tools/reference.py
 	$(BIN)/python -m mkdocs build --quiet --strict
+
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python docs/tools/pictures.py
 
 accuracy: $(VENV)/.installed-dev
 	$(BIN)/python docs/tools/accuracy.py measure

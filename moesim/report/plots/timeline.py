@@ -6,17 +6,16 @@ from html import escape
 from moesim.errors import ConfigError
 from moesim.report.slices import Sheet, Slice, processes
 
+#: colors that people with any color vision tell apart (Okabe and Ito 2008)
 _PALETTE = (
-    "#4c78a8",
-    "#f58518",
-    "#54a24b",
-    "#e45756",
-    "#72b7b2",
-    "#b279a2",
-    "#eeca3b",
-    "#9d755d",
-    "#ff9da6",
-    "#bab0ac",
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#B8A800",
+    "#8A8F98",
 )
 _US = 1e6
 #: pixels of the drawing, of its margin for names, of a row and of a character
