@@ -58,15 +58,15 @@ def main(mode: Mode = MODES[0], limit: Limit = 1000, out: Out = OUT) -> None:
     write_html(out / "predicted_against_measured.html", fidelity.predicted_against_measured(rows))
 
     title = f"Measured Triton MoE kernels of at least 50 us, {mode}: error, and share inside the"
-    long = [row for row in scores if row["us"] == ">= 50"]
+    long = kernel_errors.named(row for row in scores if row["us"] == ">= 50")
     print_table(f"{title} 80 % interval", long, kernel_errors.ERRORS_SHOWN)
     title = "Ranking of architecture x TP x EP under equal conditions"
     if ranks:
-        print_table(title, ranks, kernel_errors.RANKING_SHOWN)
+        print_table(title, kernel_errors.named(ranks), kernel_errors.RANKING_SHOWN)
     else:
         say("no ranking: no six of the rows drawn share their conditions")
     say(f"wrote {out}/rows.csv, scoreboard.csv, ranking.csv, error_by_*.csv and *.html")
-    told = dict(name="{system} {precision} {ep}", value="mape")
+    told = dict(name="{what}", value="mape")
     never = [row for row in long if row["fitted"] != "yes"]
     print_trusted(never, **told, next_step="Measure ten rows of the worst system, and refit.")
 

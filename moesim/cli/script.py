@@ -94,11 +94,6 @@ class SearchOptions:
         Raises:
             MoesimError: `moesim.search.run_study` refuses the problem or an option.
         """
-        from moesim.report.terminal import say
-
-        first = f"screening {self.screen:,} points, then " if self.screen else ""
-        say(f"{first}simulating {self.trials:,} trials in {self.workers} processes")
-
         from moesim.engines.ahead import compile_ahead
         from moesim.search.session.watch import watched_study
 
@@ -145,7 +140,13 @@ def run_search(
     own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in list(described.parameters.values())[1:]]
 
     def command(**given: Any) -> None:
-        function(SearchOptions(**{name: given.pop(name) for name in names}), **given)
+        from moesim.report.terminal import say
+
+        options = SearchOptions(**{name: given.pop(name) for name in names})
+        # at once, since a search is silent until its first trial
+        first = f"up to {options.screen:,} points by their bound, then " if options.screen else ""
+        say(f"searching: {first}up to {options.trials:,} trials in {options.workers} processes")
+        function(options, **given)
 
     with_parameters(command, [*own, *parameters_of(SearchOptions, defaults)], function)
     run_script(command)

@@ -1,7 +1,7 @@
 """``moesim validate``: compare predictions with measured and published figures."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,13 +50,13 @@ def validate_comm(
     )
     if rows is None:
         scores = scoreboard(mode)
-        print_table(title, scores, list(scores[0]))
+        print_table(title, *_named(scores))
         return
     table = read_comm_rows(rows)
     predictions = predict_comm_rows(table, few_shot=mode == "calibrated")
     scores = comm_scores(table, predictions)
     if scores:
-        print_table(title.replace(" that were not fitted", ""), scores, list(scores[0]))
+        print_table(title.replace(" that were not fitted", ""), *_named(scores))
     if out is not None:
         added = predicted_columns(table["family"].unique())
         given = table[[c for c in table.columns if c not in added]]
@@ -64,6 +64,13 @@ def validate_comm(
         empty = joined.astype(object).where(joined.notna(), None)
         write_csv(out, empty.to_dict("records"), list(joined.columns))
         say(f"wrote {out}")
+
+
+def _named(scores: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return rows with the name of their class in front, and the columns to show."""
+    classes = ("system", "family", "quantity", "class")
+    rows = [{"what": " ".join(str(r[k]) for k in classes if r.get(k))} | r for r in scores]
+    return rows, ["what", *(key for key in scores[0] if key not in classes)]
 
 
 @validate_app.command("published")

@@ -1,5 +1,6 @@
 """Print a check: a verdict on each winner and a line on each kind of source; the rest is detail."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ _WINNERS = {
     "measured": "measured",
     "error": "error %",
 }
-_UNMEASURED = {"candidate": "winner", "verdict": "verdict", "why": "why"}
+_UNMEASURED = {"candidate": "winner", "verdict": "verdict"}
 _COMPARED = {
     "candidate": "candidate",
     "verdict": "verdict",
@@ -40,6 +41,10 @@ def print_check(rows: Rows) -> None:
     table = winner_rows(rows)
     known = any(row["verdict"] != "not measured" for row in table)
     print_table("Winners, simulated and measured, us", table, _WINNERS if known else _UNMEASURED)
+    reasons = Counter(row["why"] for row in table if row["why"])
+    if reasons:
+        told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        tell(f"winners not measured, since there is {told}")
     _print_numbers([row for _, row in rows])
     every = [row for _, row in rows]
     if any(row.source == "silicon" for row in every):
@@ -138,7 +143,7 @@ def _print_details(rows: Rows) -> None:
     told = [row for row in every if row.source != "silicon" and row.status != "unavailable"]
     for text in dict.fromkeys(f"{row.source}: {row.detail}" for row in told):
         tell(text, detail=True)
-    for score in source_scores(every):
+    for score in source_scores(row for row in every if row.source != "silicon"):
         tell(
             f"{score['source']}, {score['quantity']}: {score['rows']:.0f}; error median "
             f"{score['median']:.2f} %, mean {score['mape']:.2f} %; ranking: Kendall tau "

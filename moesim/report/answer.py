@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moesim.errors import printable
 from moesim.report.document import record
-from moesim.report.terminal import text_width
+from moesim.report.terminal import print_gap, text_width
 
 #: heading of each part
 _PARTS = {"build": "Build", "confidence": "How sure", "next_step": "Next"}
@@ -56,7 +56,8 @@ class Answer:
 def print_answer(answer: Answer) -> None:
     """Print an answer on stdout after an empty line, or record it; nothing should follow it."""
     if not record({"answer": answer.row()}):
-        print(f"\n{answer.text(text_width())}")
+        print_gap()
+        print(answer.text(text_width()))
 
 
 __all__ = ["Answer", "print_answer"]

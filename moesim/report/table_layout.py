@@ -104,10 +104,16 @@ def _broken(word: str, width: int) -> list[str]:
 
 def _short(text: str, width: int) -> str:
     """Return a text without its middle."""
-    if width < 3:
-        return text[:width]
-    front, back = (width - 1) // 2 + (width - 1) % 2, (width - 1) // 2
-    return text[:front] + _ELLIPSIS + text[len(text) - back :]
+    room = max(width - 1, 0)
+    front, back = _cut(text, room - room // 2), _cut(text[::-1], room // 2)[::-1]
+    return front + _ELLIPSIS + back if width else ""
+
+
+def _cut(text: str, width: int) -> str:
+    """Return the beginning of a text that fits a width."""
+    while cell_len(text) > width:
+        text = text[:-1]
+    return text
 
 
 def _fitting(sizes: list[int], width: int) -> list[int]:

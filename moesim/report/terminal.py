@@ -1,10 +1,12 @@
 """Print tables on stdout, and progress and messages on stderr."""
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -22,6 +24,10 @@ from moesim.report.table_layout import GAP, TextColumn, column_widths, wrapped
 _PLAIN_WIDTH = 160
 #: a line of text is at most so wide, since longer ones are hard to read
 _WIDEST = 100
+#: whether an empty line was printed last
+_AFTER_GAP: ContextVar[bool] = ContextVar("after_gap", default=False)
+#: a cell that reads as a number, such as ``+2.0`` or ``14 %``
+_NUMBER = re.compile(r"[+-]?[\d,.]+(e[+-]?\d+)?( ?%)?|-")
 #: characters of a progress bar with its counts, rate and time
 _BAR = 50
 #: number of columns that people see without asking for details
@@ -54,6 +60,7 @@ def tell(text: str, *, indent: int = 0, detail: bool = False) -> None:
     """
     if collect("lines", text) or (detail and not shown().details):
         return
+    _AFTER_GAP.set(False)
     print(
         textwrap.fill(
             printable(text),
@@ -65,11 +72,19 @@ def tell(text: str, *, indent: int = 0, detail: bool = False) -> None:
     )
 
 
+def print_gap() -> None:
+    """Print an empty line on stdout, unless one was printed last."""
+    if not _AFTER_GAP.get():
+        print()
+    _AFTER_GAP.set(True)
+
+
 def tell_command(text: str) -> None:
     """Print a command, or the lines of a file, on stdout: never wrapped, so that they can be
     copied.
     """
     if not collect("lines", text):
+        _AFTER_GAP.set(False)
         print(text)
 
 
@@ -107,6 +122,7 @@ def print_table(
     rows = list(rows)
     if collect("tables", {"title": title, "rows": [dict(row) for row in rows]}):
         return
+    _AFTER_GAP.set(False)
     details, out = shown().details, console()
     headings = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
     seen = rows if details or limit is None else rows[:limit]
@@ -133,7 +149,7 @@ def print_table(
         more = "; --details shows all" if done < len(texts) or len(seen) < len(rows) else ""
         note = f"({'; '.join(notes)}{more})"
         out.print(wrapped(printable(note), out.width), style="dim", soft_wrap=True)
-    out.print()
+    print_gap()
 
 
 def _as_text(
@@ -148,6 +164,7 @@ def _as_text(
             cells, words = without_common_words(cells)
             shared = shared or words
         numeric = all(isinstance(value, int | float) or value is None for value in values)
+        numeric = numeric or all(_NUMBER.fullmatch(text) for text in cells)
         texts.append(TextColumn(heading=heading, cells=tuple(cells), numeric=numeric))
     return texts, shared
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.search.pareto import compromise, front
+from moesim.search.points import num_designs
 from moesim.search.session.answer import study_answer
+from moesim.search.session.watch import importances, write_study
 
 
 @given(costs=st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=20))
@@ -62,3 +64,75 @@ def test_winners_hold_the_chosen_design_and_both_ends(whole):
         assert places == sorted(set(places))
         if limit > 2:
             assert (places[0], places[-1]) == (0, len(found) - 1)
+
+
+SMALL = {
+    "num_experts": [64],
+    "top_k": [4, 8],
+    "expert_intermediate_size": [512],
+    "gate": ["flat"],
+    "placement": ["eplb", "contiguous", "balanced"],
+    "num_replicas": [8, 0],
+    "parallelism": ["ep1tp8", "ep8"],
+    "precision": ["bf16"],
+}
+
+
+@pytest.fixture(scope="module")
+def exhausted(study, make_space, tmp_path_factory):
+    return study(
+        tmp_path_factory.mktemp("exhausted"),
+        space=make_space(**SMALL),
+        sampler="every",
+        num_trials=1000,
+    )
+
+
+def test_placements_that_cannot_differ_are_one_design(exhausted):
+    """One rank holds all experts, however they are placed and copied."""
+    space = exhausted.space
+    # of each top-k: one on a single rank; on eight eplb with and without copies, and two others
+    assert num_designs(space) == len(exhausted.trials) == 2 * (1 + 2 + 2)
+    alone = [t for t in exhausted.trials if t.params["parallelism"] == "ep1tp8"]
+    assert [set(t.params) & {"placement", "num_replicas"} for t in alone] == [set(), set()]
+    placed = {(t.evaluation.row["placement"], t.evaluation.row["num_replicas"]) for t in alone}
+    assert placed == {("contiguous", 0)}
+
+
+def test_designs_alike_but_for_their_placement_are_one_on_the_front(whole):
+    first = next(t for t in whole.pareto_trials() if "placement" in t.params)
+    twin = replace(
+        first,
+        number=10_000,
+        params=first.params | {"placement": "balanced"},
+        evaluation=replace(
+            first.evaluation, row=first.evaluation.row | {"design": "another", "num_replicas": 4}
+        ),
+    )
+    doubled = replace(whole, trials=[*whole.trials, twin])
+    assert len(doubled.pareto_trials()) == len(whole.pareto_trials())
+    wider = replace(twin, params=twin.params | {"top_k": 1})
+    assert len(replace(whole, trials=[*whole.trials, wider]).pareto_trials()) == 1 + len(
+        whole.pareto_trials()
+    )
+
+
+def test_an_exhausted_space_says_so(exhausted, tmp_path, capsys):
+    assert "all 10 designs of the space were tried" in study_answer(exhausted).next_step
+    write_study(exhausted, tmp_path)
+    assert "all 10 designs of the space were tried" in " ".join(capsys.readouterr().err.split())
+
+
+def test_importance_is_not_reported_where_there_can_be_none(whole):
+    rows = importances(whole)
+    of_loss = {row["parameter"]: row for row in rows if row["objective"] == "loss"}
+    assert of_loss["placement"] == {
+        "objective": "loss",
+        "parameter": "placement",
+        "importance": None,
+        "why_not": "loss cannot depend on it",
+    }
+    shares = [row["importance"] for row in of_loss.values() if row["importance"] is not None]
+    assert sum(shares) == pytest.approx(1.0)
+    rates = [row for row in rows if row["objective"] == "layer_tokens_per_s_per_device"]
+    assert all(row["importance"] is not None for row in rates)

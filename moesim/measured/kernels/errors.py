@@ -25,10 +25,7 @@ RANKING_COLUMNS = (
 )
 #: columns of errors and of rankings that the terminal shows, with their headings
 ERRORS_SHOWN = {
-    "system": "system",
-    "precision": "precision",
-    "ep": "EP",
-    "fitted": "fitted",
+    "what": "system, dataset, format",
     "mape": "MAPE %",
     "p90": "P90 %",
     "median": "median %",
@@ -36,21 +33,32 @@ ERRORS_SHOWN = {
     "bias": "bias %",
     "inside": "inside %",
     "roofline_mape": "roofline %",
-    "dataset": "dataset",
     "calibration": "calibration",
 }
 RANKING_SHOWN = {
-    "system": "system",
-    "precision": "precision",
+    "what": "system, dataset, format",
     "groups": "groups",
     "kendall_tau": "tau",
     "regret_percent": "regret %",
     "regret_p90_percent": "P90 %",
     "roofline_tau": "roofline tau",
     "roofline_regret_percent": "roofline regret %",
-    "dataset": "dataset",
     "calibration": "calibration",
 }
+
+
+def named(rows: Iterable[Row]) -> list[Row]:
+    """Return rows of errors or rankings with ``what`` in front, the name of their class."""
+    return [
+        {
+            "what": " ".join(
+                str(row[key]) for key in ("system", "dataset", "precision", "ep") if row.get(key)
+            )
+            + (" fitted" if row.get("fitted") == "yes" else "")
+        }
+        | row
+        for row in rows
+    ]
 
 
 def described(rows):

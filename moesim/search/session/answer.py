@@ -42,7 +42,12 @@ _OF = {
     "usd": "price",
 }
 #: variable of the loss law -> its name
-_VARIABLES = {"E_eff": "expert counts", "active_params": "active parameters"}
+_VARIABLES = {
+    "E_eff": "numbers of experts",
+    "active_params": "active parameters",
+    "train_tokens": "training tokens",
+    "tokens_per_param": "tokens per parameter",
+}
 
 
 def study_answer(study: Study, checks: Iterable[Mapping[str, Any]] = ()) -> Answer:
