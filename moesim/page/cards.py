@@ -29,12 +29,19 @@ _CALIBRATED = {"calibrated": "good", "few_shot": "fair", "spec_sheet": "fair", "
 _GRADES = {"A": "good", "B": "good", "C": "fair", "D": "bad"}
 
 
-def cards(folder: StudyFolder, shown: Sequence[ShownTrial]) -> list[dict[str, Any]]:
-    """Return a card for each of the named candidates."""
+def cards(
+    folder: StudyFolder, front: Sequence[Trial], shown: Sequence[ShownTrial]
+) -> list[dict[str, Any]]:
+    """Return a card for each of the named candidates.
+
+    Args:
+        folder: The folder of the study.
+        front: Its Pareto front.
+        shown: The candidates.
+    """
     study = folder.study
     measured = winners_measured(folder.checks).verdicts
     winner = shown[0].trial if shown else None
-    front = study.pareto_trials()
     found = []
     for one in shown:
         if one.role not in _HEADINGS:

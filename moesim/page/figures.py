@@ -31,7 +31,7 @@ _SYMBOLS = {
     "circle": "o", "square": "s", "diamond": "D", "star": "*", "x": "X", "triangle-up": "^",
 }  # fmt: skip
 #: settings of all figures; the hash makes SVG files alike from run to run
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moesim",
     "pdf.fonttype": 42,
@@ -81,13 +81,13 @@ def write_figures(charts: Iterable[Chart], folder: Path) -> list[str]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     writable_folder(folder)
     names = []
     with matplotlib.rc_context(_STYLE):
         for chart in charts:
-            figure = Figure(layout="constrained")
-            figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+            figure = Figure(layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
             FigureCanvasAgg(figure)
             _DRAWN[chart.kind](figure, chart)
             figure.suptitle(_said(chart.title), fontsize=10, x=0.01, ha="left")

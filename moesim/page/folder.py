@@ -11,8 +11,8 @@ from moesim.files.texts import read_csv
 from moesim.measured.check import CHECK_COLUMNS
 from moesim.measured.sources import STATUSES, VERDICTS
 from moesim.report.tables import unescaped
-from moesim.search.session.join import load_study
-from moesim.search.storage import read_study
+from moesim.search.session.join import study_of
+from moesim.search.storage import read_settings, read_study
 from moesim.search.study import Study
 
 _NUMBERS = ("simulated", "simulated_low", "simulated_high", "measured", "error_percent")
@@ -54,8 +54,11 @@ def read_folder(path: Path, study: Study | None = None, storage: str | None = No
             line that names the file.
     """
     where = storage or str(path)
-    settings = read_study(where, trials=False).settings
-    study = study or load_study(where)
+    if study is None:
+        stored = read_study(where)
+        settings, study = stored.settings, study_of(stored, alone=storage is None)
+    else:
+        settings = read_settings(where)
     journal = without_password(storage) if storage else path / "study.journal"
     there = settings.get("columns")
     now = study.problem.settings()["columns"]

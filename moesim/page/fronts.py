@@ -50,11 +50,14 @@ def front_axes(study: Study) -> tuple[str, str]:
     return first, second
 
 
-def front_chart(study: Study, shown: Sequence[ShownTrial], place: dict[int, int]) -> XYChart:
+def front_chart(
+    study: Study, pareto: Sequence[Trial], shown: Sequence[ShownTrial], place: dict[int, int]
+) -> XYChart:
     """Return the chart of a study.
 
     Args:
         study: The study.
+        pareto: Its Pareto front.
         shown: The candidates of the report.
         place: Number of a trial -> its index in the table of trials.
     """
@@ -66,7 +69,7 @@ def front_chart(study: Study, shown: Sequence[ShownTrial], place: dict[int, int]
         return trial.feasible and row.get(x) is not None and row.get(y) is not None
 
     named = {one.trial.number: one.role for one in shown if one.role in _STYLES}
-    front = [t for t in study.pareto_trials() if drawn(t)]
+    front = [t for t in pareto if drawn(t)]
     on_front = {t.number for t in front}
     others = [t for t in study.trials if drawn(t) and t.number not in on_front]
     plain = [t for t in front if t.number not in named]

@@ -22,6 +22,7 @@ from moesim.search.serving_problem import ServingProblem
 from moesim.search.session.answer import design_name, study_answer
 from moesim.search.session.watch import counts_of, importances
 from moesim.search.study import Study
+from moesim.search.trial import Trial
 
 #: choices of a parameter up to which it is a filter
 _MOST_CHOICES = 24
@@ -61,13 +62,15 @@ def gather(folder: StudyFolder) -> Gathered:
     """
     study = folder.study
     answer = study_answer(study, folder.checks)
-    shown = shown_trials(study, study.chosen())
+    front = study.pareto_trials()
+    shown = shown_trials(study, study.chosen(), front)
     place = {trial.number: index for index, trial in enumerate(study.trials)}
     layer = anatomy_of(study, shown[0].trial) if shown else _nothing()
     rows = folder.importances if folder.importances is not None else importances(study)
-    search = [*history_charts(study), importance_chart(rows), parallel_chart(study, shown, place)]
+    search: list[Chart | None] = [*history_charts(study), importance_chart(rows)]
+    search.append(parallel_chart(study, front, shown, place))
     sections: dict[str, list[Chart]] = {
-        "front": [front_chart(study, shown, place)] if shown else [],
+        "front": [front_chart(study, front, shown, place)] if shown else [],
         "bottleneck": [bottleneck_chart(study, _strips(study, shown))] if shown else [],
         "layer": list(layer.charts),
         "search": [chart for chart in search if chart is not None],
@@ -78,7 +81,7 @@ def gather(folder: StudyFolder) -> Gathered:
     data = {
         "title": title,
         "palette": PALETTE,
-        "cards": cards(folder, shown),
+        "cards": cards(folder, front, shown),
         "sections": sections,
         "notes": list(layer.notes),
         "trials": by_columns([trial.row() for trial in study.trials], columns),
@@ -86,7 +89,7 @@ def gather(folder: StudyFolder) -> Gathered:
         "objectives": study.objectives,
         "filters": _filters(study),
         "shown": [{"role": one.role, "trial": one.trial.number} for one in shown],
-        "front": _front_table(folder, shown),
+        "front": _front_table(folder, front, shown),
         "stragglers": layer.stragglers,
         "checks": [{name: row[name] for name in _CHECKED} for row in folder.checks],
         "compared": len(compared(folder.checks)),
@@ -134,12 +137,13 @@ def _filters(study: Study) -> list[str]:
     return found
 
 
-def _front_table(folder: StudyFolder, shown: Sequence[ShownTrial]) -> dict[str, Any]:
+def _front_table(
+    folder: StudyFolder, front: list[Trial], shown: Sequence[ShownTrial]
+) -> dict[str, Any]:
     """Return the front and the named candidates as rows with definitions of their columns."""
     study = folder.study
     _, ratio, finer = study.problem.confirmed
     again = {row["design"]: float(row[ratio]) for row in folder.winners if row.get(ratio)}
-    front = study.pareto_trials()
     groups = dict(zip([t.number for t in front], study.groups(front), strict=True))
     roles = {one.trial.number: one.role for one in shown}
     others = [one.trial for one in shown if one.trial.number not in groups]

@@ -12,6 +12,7 @@ from moesim.page.metrics import metric
 from moesim.page.shown import ShownTrial
 from moesim.search.objectives import DIRECTIONS
 from moesim.search.study import Study
+from moesim.search.trial import Trial
 
 #: parameters of an objective, and axes, that are drawn at most
 _PARAMETERS, _AXES = 12, 9
@@ -111,17 +112,18 @@ def _left_out(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parallel_chart(
-    study: Study, shown: Sequence[ShownTrial], place: dict[int, int]
+    study: Study, front: Sequence[Trial], shown: Sequence[ShownTrial], place: dict[int, int]
 ) -> ParallelChart | None:
     """Return the choices and objectives of the front and of the named candidates, a line each.
 
     Args:
         study: The study.
+        front: Its Pareto front.
         shown: The candidates of the report.
         place: Number of a trial -> its index in the table of trials.
     """
     roles = {one.trial.number: one.role for one in shown if one.role in _COLORS}
-    trials = {t.number: t for t in [*study.pareto_trials(), *(one.trial for one in shown)]}
+    trials = {t.number: t for t in [*front, *(one.trial for one in shown)]}
     # the named ones are drawn last, on top
     ordered = sorted(trials.values(), key=lambda t: (t.number in roles, t.number))
     if not ordered:

@@ -2,6 +2,7 @@
 between its ends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class ShownTrial:
     trial: Trial
 
 
-def shown_trials(study: Study, winner: Trial | None) -> list[ShownTrial]:
+def shown_trials(study: Study, winner: Trial | None, front: Sequence[Trial]) -> list[ShownTrial]:
     """Return the candidates, each once: the winner first, then a tie of it (or else the design next
     to it on the front), the baseline, and others of the front up to `MOST`.
 
@@ -57,10 +58,10 @@ def shown_trials(study: Study, winner: Trial | None) -> list[ShownTrial]:
     Args:
         study: The study.
         winner: The trial that the verdict recommends; None where nothing fits.
+        front: The Pareto front.
     """
     if winner is None:
         return []
-    front = study.pareto_trials()
     found = [ShownTrial(role="winner", trial=winner)]
     baseline = plainest(study, winner)
     others = [t for t in front if t.number not in (winner.number, baseline.number)]

@@ -215,6 +215,23 @@ def read_study(where: str | Path, *, trials: bool = True) -> Stored:
     return found
 
 
+def read_settings(where: str | Path) -> dict[str, Any]:
+    """Read what the trials of a study depend on, without its trials.
+
+    Raises:
+        ConfigError: There is no study, or moesim did not make it.
+        UnreachableError: The storage does not answer.
+    """
+    if not is_url(where):
+        path = Path(where) / "study.journal"
+        if path.is_file():
+            with _readable(path):
+                for line in lines_of(path):
+                    if line.log is not None and _BEGINNING[_SETTINGS](line.log):
+                        return line.log["user_attr"][_SETTINGS]
+    return read_study(where, trials=False).settings
+
+
 def _database(url: str) -> optuna.storages.BaseStorage:
     """Open a database, whose tables Optuna makes where it is empty.
 

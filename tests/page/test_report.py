@@ -81,7 +81,7 @@ def test_a_page_holds_everything_itself(folders, kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_of_the_time_sum_to_100(folders, kind):
     study = read_folder(folders[kind]).study
-    shown = shown_trials(study, study.chosen())
+    shown = shown_trials(study, study.chosen(), study.pareto_trials())
     assert len({one.trial.number for one in shown}) == len(shown)
     strips = [strip for one in shown for strip in strips_of(study, one, one.role)]
     assert len(strips) == len(shown) * (2 if kind == "serving" else 1)

@@ -10,7 +10,7 @@ from moesim.search.problems import problem_of, stored_search
 from moesim.search.session.known import known_points
 from moesim.search.session.watch import Front, counts_of
 from moesim.search.settings import digest_of
-from moesim.search.storage import is_url, read_study
+from moesim.search.storage import Stored, is_url, read_study
 from moesim.search.study import Study
 from moesim.search.trial import from_record
 
@@ -96,7 +96,19 @@ def load_study(where: str) -> Study:
         ConfigError: There is no study.
         UnreachableError: The storage does not answer.
     """
-    stored = read_study(where)
+    return study_of(read_study(where), alone=not is_url(where))
+
+
+def study_of(stored: Stored, *, alone: bool) -> Study:
+    """Return the study that a storage holds.
+
+    Args:
+        stored: What was read of it, with its trials.
+        alone: Whether it has one writer, as in a folder.
+
+    Raises:
+        ConfigError: The cluster or the space cannot be made any more.
+    """
     settings = stored.settings
     space, workload = stored_search(settings)
     problem = problem_of(
@@ -108,7 +120,7 @@ def load_study(where: str) -> Study:
         economics=settings["economics"]["name"],
         engine=settings["engine"],
     )
-    trials = [from_record(t, alone=not is_url(where)) for t in stored.trials]
+    trials = [from_record(t, alone=alone) for t in stored.trials]
     return Study(problem=problem, trials=sorted(trials, key=lambda t: t.number))
 
 
