@@ -7,6 +7,7 @@ compiles whatever would take longer.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 #: seconds of work that a process does in plain Python, in all, before it loads numba
 BUDGET_S = 0.6
 _spent_s = 0.0
+#: whether a cache was tried and no folder was found for it, which was said
+_without_cache = False
 _MAKING = RLock()
 
 
@@ -74,7 +77,8 @@ class Compiled:
 
     def is_cached(self) -> bool:
         """Return whether numba's cache holds the function."""
-        return Path(_numba(self)._cache._cache_file._index_path).exists()
+        made = _numba(self)
+        return not _without_cache and Path(made._cache._cache_file._index_path).exists()
 
     def awaits(self, process: Popen) -> None:
         """Let a process that compiles the function end before this one compiles it."""
@@ -90,8 +94,8 @@ def _numba(function: Compiled) -> Any:
     typeof_impl.register(Compiled)(lambda value, _: types.Dispatcher(value.compiled))
     # rewriting array expressions pays nowhere here, and costs a tenth of compiling; without the
     # interpreter's lock another thread can go on meanwhile
-    options: dict[str, Any] = {"cache": True, "no_rewrites": True, "nogil": True}
-    made = njit(**options)(function.py_func)
+    options: dict[str, Any] = {"no_rewrites": True, "nogil": True}
+    made = _cached(njit, options, function.py_func)
     template = made.get_call_template
 
     # a caller that begins with a literal 0 would have everything compiled for it, too
@@ -100,6 +104,31 @@ def _numba(function: Compiled) -> Any:
 
     made.get_call_template = call_template
     return made
+
+
+def _cached(njit: Any, options: dict[str, Any], function: Callable) -> Any:
+    """Return a function that numba compiles, with a cache where a folder for it can be written."""
+    global _without_cache
+    if not _without_cache:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            # what numba says where neither the package's folder nor the user's can be written
+            if "no locator available" not in str(error):
+                raise
+        _without_cache = True
+        print(
+            "numba: no folder for compiled code can be written, so each process compiles anew (some "
+            "seconds): set NUMBA_CACHE_DIR to one",
+            file=sys.stderr,
+        )
+    return njit(**options)(function)
+
+
+def can_cache(function: Compiled) -> bool:
+    """Return whether what this process compiles can be kept for others."""
+    _numba(function)
+    return not _without_cache
 
 
 def at_once(*_: Any) -> float:

@@ -8,7 +8,7 @@ process compiled, the command then finds in numba's cache.
 import subprocess
 import sys
 
-from moesim.compiled import Compiled, spend_nothing
+from moesim.compiled import Compiled, can_cache, spend_nothing
 from moesim.engines import event_compiled, flow
 from moesim.engines.run import run
 from moesim.program.builder import ProgramBuilder
@@ -23,6 +23,9 @@ def compile_ahead() -> None:
     """
     if all(function.is_cached() for function in _LONG):
         spend_nothing()
+        return
+    if not can_cache(_LONG[0]):
+        # nothing that another process compiles would be found here
         return
     process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.DEVNULL)
     for function in _LONG:
