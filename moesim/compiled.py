@@ -118,8 +118,8 @@ def _cached(njit: Any, options: dict[str, Any], function: Callable) -> Any:
                 raise
         _without_cache = True
         print(
-            "numba: no folder for compiled code can be written, so each process compiles anew (some "
-            "seconds): set NUMBA_CACHE_DIR to one",
+            "numba: no folder for compiled code can be written, so each process compiles anew "
+            "(some seconds): set NUMBA_CACHE_DIR to one",
             file=sys.stderr,
         )
     return njit(**options)(function)
@@ -129,6 +129,18 @@ def can_cache(function: Compiled) -> bool:
     """Return whether what this process compiles can be kept for others."""
     _numba(function)
     return not _without_cache
+
+
+def cache_folder() -> str | None:
+    """Return the folder in which numba keeps compiled code; None where it can write to none."""
+    from numba import njit
+
+    try:
+        return str(njit(cache=True)(at_once).stats.cache_path)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        return None
 
 
 def at_once(*_: Any) -> float:

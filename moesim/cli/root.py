@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import check, operate, recommend, serve, simulate, train
+from moesim.cli import check, doctor, operate, recommend, serve, simulate, train
 from moesim.cli.bench import bench_app
 from moesim.cli.calibrate import calibrate_app
 from moesim.cli.kernels import kernels_app
@@ -37,6 +37,7 @@ app.add_typer(validate_app, name="validate")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 app.command()(check.check)
+app.command()(doctor.doctor)
 app.command()(recommend.recommend)
 app.command()(serve.serve)
 app.command()(train.train)
