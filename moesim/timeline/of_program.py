@@ -165,8 +165,9 @@ def _largest_sender(ran: RanProgram, key: OpGroup) -> dict[int, int]:
     op, resource, amount = ran.entries_of(ran.groups[key])
     out, memory = ran.ports.out_R[resource], ran.ports.memory_R[resource]
     # the memory in which an op's bytes land says who receives it
-    lands = dict(zip(op[memory >= 0].tolist(), memory[memory >= 0].tolist(), strict=True))
-    receiver = np.array([lands.get(i, -1) for i in op.tolist()])
+    lands_N = np.full(ran.program.num_ops, -1)
+    lands_N[op[memory >= 0]] = memory[memory >= 0]
+    receiver = lands_N[op]
     fits = (out >= 0) & (receiver >= 0) & (out != receiver)
     sent = np.zeros((ran.num_devices, ran.num_devices))
     np.add.at(sent, (receiver[fits], out[fits]), amount[fits])
