@@ -193,9 +193,11 @@ def _counters(ran: RanProgram, devices: Array, part: ShownPart) -> Iterator[Coun
             owner_R = ports.out_R if owners == "out" else ports.in_R
         for label, part_R in _by_kind(name, owner_R, ports.kind_R):
             owner = part_R[program.demand_resource]
+            # of many entries, only those of devices that are counted
+            kept = np.flatnonzero((owner >= 0) & (owner <= devices[-1]) & (service_s[op] > 0))
             for device in devices.tolist():
-                mine = (owner == device) & (service_s[op] > 0)
-                if mine.any():
+                mine = kept[owner[kept] == device]
+                if len(mine):
                     # of a torus, the mean over the links of a device
                     share = busy[mine] / service_s[op[mine]] / (part_R == device).sum()
                     yield _counter(ran, label, device, (op[mine], share, service_s), part)
