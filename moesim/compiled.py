@@ -83,11 +83,6 @@ class Compiled:
         """Return whether what another process compiles could be found in numba's cache."""
         return hasattr(_numba(self)._cache, "_cache_file")
 
-    @property
-    def cache_folder(self) -> str:
-        """The folder of numba's cache; empty where there is none."""
-        return str(getattr(_numba(self)._cache, "cache_path", ""))
-
     def awaits(self, process: Popen) -> None:
         """Let a process that compiles the function end before this one compiles it."""
         self._awaited = process
@@ -153,6 +148,18 @@ def _say_uncached(why: str) -> None:
             "NUMBA_CACHE_DIR names a folder for it",
             file=sys.stderr,
         )
+
+
+def cache_folder() -> str | None:
+    """Return the folder in which numba keeps compiled code; None where it can write to none."""
+    from numba import njit
+
+    try:
+        return str(njit(cache=True)(at_once).stats.cache_path)
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        return None
 
 
 def at_once(*_: Any) -> float:

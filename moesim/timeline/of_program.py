@@ -165,8 +165,9 @@ def _largest_sender(ran: RanProgram, key: OpGroup) -> dict[int, int]:
     op, resource, amount = ran.entries_of(ran.groups[key])
     out, memory = ran.ports.out_R[resource], ran.ports.memory_R[resource]
     # the memory in which an op's bytes land says who receives it
-    lands = dict(zip(op[memory >= 0].tolist(), memory[memory >= 0].tolist(), strict=True))
-    receiver = np.array([lands.get(i, -1) for i in op.tolist()])
+    lands_N = np.full(ran.program.num_ops, -1)
+    lands_N[op[memory >= 0]] = memory[memory >= 0]
+    receiver = lands_N[op]
     fits = (out >= 0) & (receiver >= 0) & (out != receiver)
     sent = np.zeros((ran.num_devices, ran.num_devices))
     np.add.at(sent, (receiver[fits], out[fits]), amount[fits])
@@ -192,9 +193,11 @@ def _counters(ran: RanProgram, devices: Array, part: ShownPart) -> Iterator[Coun
             owner_R = ports.out_R if owners == "out" else ports.in_R
         for label, part_R in _by_kind(name, owner_R, ports.kind_R):
             owner = part_R[program.demand_resource]
+            # of many entries, only those of devices that are counted
+            kept = np.flatnonzero((owner >= 0) & (owner <= devices[-1]) & (service_s[op] > 0))
             for device in devices.tolist():
-                mine = (owner == device) & (service_s[op] > 0)
-                if mine.any():
+                mine = kept[owner[kept] == device]
+                if len(mine):
                     # of a torus, the mean over the links of a device
                     share = busy[mine] / service_s[op[mine]] / (part_R == device).sum()
                     yield _counter(ran, label, device, (op[mine], share, service_s), part)

@@ -280,10 +280,10 @@ class RanProgram:
         np.minimum.at(begin, owner, self.timeline.start_s_N[op])
         np.maximum.at(end, owner, self.timeline.end_s_N[op])
         order = np.argsort(self.timeline.end_s_N[op], kind="stable")
-        most = {
-            int(d): bounds[int(i)]
-            for d, i in zip(owner[order].tolist(), op[order].tolist(), strict=True)
-        }
+        # of repeated devices the last op stays, which ends last
+        last = np.full(self.num_devices, -1)
+        last[owner[order]] = op[order]
+        most = {d: bounds[i] for d, i in enumerate(last.tolist()) if i >= 0}
         return np.stack([begin, end]), np.bincount(owner, amount, self.num_devices), most
 
     def _bounds(self, op: Array, resource: Array, amount: Array) -> dict[int, str]:
