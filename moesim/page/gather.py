@@ -92,6 +92,7 @@ def gather(folder: StudyFolder) -> Gathered:
         "front": _front_table(folder, front, shown),
         "stragglers": layer.stragglers,
         "checks": [{name: row[name] for name in _CHECKED} for row in folder.checks],
+        "checkable": isinstance(study.problem, Problem),
         "compared": len(compared(folder.checks)),
         "left_out": left_out(folder.checks),
         "states": counts_of(study.trials),

@@ -377,7 +377,8 @@ function showChecks() {
   const rows = DATA.checks;
   if (!rows.length) {
     $("check-note").append(element("p", {class: "note", text: "The folder holds no check.csv: "
-      + "nothing was compared with a measurement. The command moesim check winners.csv does."}));
+      + "nothing was compared with a measurement."
+      + (DATA.checkable ? " The command moesim check winners.csv does." : "")}));
     return;
   }
   const out = DATA.left_out.reduce((sum, row) => sum + row.rows, 0);
