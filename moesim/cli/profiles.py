@@ -8,30 +8,28 @@ from typer.core import TyperGroup
 
 
 class _NamesOrCommands(TyperGroup):
-    """A group in which anything but a command is a name to show."""
+    """A group in which anything but a command is a name to show, and nothing is the list."""
 
-    def resolve_command(self, ctx, args):
-        """Return the command that runs, with its name and arguments."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+    def parse_args(self, ctx, args):
+        """Read the arguments, the command that is meant first."""
+        first = args[0] if args else ""
+        if first != "--help" and (not first or first.startswith("-")):
+            args = ["list", *args]
+        elif first != "--help" and first not in self.commands:
             args = ["show", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 profiles_app = typer.Typer(
     cls=_NamesOrCommands,
-    invoke_without_command=True,
     help="List devices, clusters, presets, kernel libraries and fleets; `moesim profiles NAME` "
     "shows what one file says, `new` begins a file of your own.",
 )
 
 
-@profiles_app.callback()
-def _profiles(ctx: typer.Context) -> None:
-    if ctx.invoked_subcommand is None:
-        _list()
-
-
-def _list() -> None:
+@profiles_app.command("list")
+def list_names() -> None:
+    """List what can be named: devices, clusters, presets, kernel libraries and fleets."""
     from moesim.files import toml
     from moesim.model.presets import preset_names
     from moesim.report.terminal import print_table
@@ -77,6 +75,7 @@ def _hardware(name: str) -> None:
     from moesim.hardware import load_cluster, load_profile
     from moesim.hardware.loading import hardware_path, is_device
     from moesim.report.roofline import bandwidth_lines, roofline_lines
+    from moesim.report.terminal import tell_command
 
     try:
         path = hardware_path(name)
@@ -87,8 +86,7 @@ def _hardware(name: str) -> None:
     if is_device(parse_toml(read_text(path), path.name)):
         profile = load_profile(str(path))
         _numbers(f"device {profile.name}", path, profile.provenance)
-        for line in ("", *roofline_lines(profile), "", *bandwidth_lines(profile)):
-            print(line)
+        tell_command("\n".join([*roofline_lines(profile), "", *bandwidth_lines(profile)]))
         return
     cluster = load_cluster(str(path))
     _numbers(f"cluster {cluster.name} of {cluster.profile.name}", path, cluster.provenance)

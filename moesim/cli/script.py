@@ -97,8 +97,12 @@ class SearchOptions:
             MoesimError: `moesim.search.run_study` refuses the problem or an option.
         """
         from moesim.engines.ahead import compile_ahead
+        from moesim.report.terminal import say
         from moesim.search.session.watch import watched_study
 
+        # a search is silent until its first trial
+        first = f"up to {self.screen:,} points by their bound, then " if self.screen else ""
+        say(f"searching: {first}up to {self.trials:,} trials in {self.workers} processes")
         if self.screen:  # which needs other engines than the trials after it
             compile_ahead()
         return watched_study(
@@ -144,13 +148,7 @@ def run_search(
     own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in list(described.parameters.values())[1:]]
 
     def command(**given: Any) -> None:
-        from moesim.report.terminal import say
-
-        options = SearchOptions(**{name: given.pop(name) for name in names})
-        # at once, since a search is silent until its first trial
-        first = f"up to {options.screen:,} points by their bound, then " if options.screen else ""
-        say(f"searching: {first}up to {options.trials:,} trials in {options.workers} processes")
-        function(options, **given)
+        function(SearchOptions(**{name: given.pop(name) for name in names}), **given)
 
     with_parameters(command, [*own, *parameters_of(SearchOptions, defaults)], function)
     run_script(command)

@@ -120,7 +120,6 @@ def test_sizes(name, gpus, devices, nodes):
             8,
             "gpus: expected the 64 devices of mixed-h100-b200, which mixes devices, got 8",
         ),
-        ("h100-sxm", 2, "gpus: expected at most 1, since h100-sxm is one node without a network"),
     ],
 )
 def test_sizes_that_no_cluster_has(name, gpus, line):

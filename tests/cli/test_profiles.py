@@ -55,7 +55,7 @@ def test_templates_name_every_key():
 
 
 def test_all_errors_of_a_file_are_printed(tmp_path, monkeypatch, capsys):
-    from moesim.cli.root import main
+    from moesim.cli import main
 
     path = tmp_path / "my.toml"
     text = template_like("h100-sxm").replace("num_sms = 132.0", 'num_sms = "many"')

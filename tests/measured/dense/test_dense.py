@@ -220,7 +220,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
 def test_the_command_writes_predictions(monkeypatch, capsys, tmp_path, kind, row):
     path, out = tmp_path / "rows.csv", tmp_path / "predicted.csv"
     pd.DataFrame([row, row | {"system": "h100_sxm"}]).to_csv(path, index=False)
-    argv = ["moesim", "validate", kind, "--rows", str(path), "--out", str(out)]
+    argv = ["moesim", "validate", kind, "--rows", str(path), "--out", str(out), "--details"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stopped:
         main()
