@@ -39,12 +39,18 @@ def take(path: Path) -> None:
         )
     write_csv(DATA, rows)
     machine = report["machine_info"]
+    run = {row["part"] for row in rows}
+    every = {
+        path.stem[5:].removesuffix("_speed")
+        for path in (DOCS.parent / "tests" / "benchmarks").glob("test_*.py")
+    }
     about = {
         "version": VERSION,
         "cpu": machine["cpu"].get("brand_raw", machine["machine"]),
         "cores": machine["cpu"].get("count"),
         "python": machine["python_version"],
         "date": report["datetime"][:10],
+        "left_out": sorted(every - run),
     }
     ABOUT.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -81,6 +87,9 @@ def page() -> str:
         "Machines in a cloud are noisy: the minimum is what the machine can do, the median what "
         "it did. No test asserts a time.",
     ]
+    if about["left_out"]:
+        names = ", ".join(name.replace("_", " ") for name in about["left_out"])
+        text.append(f"Not in this run: {names}.")
     for part in dict.fromkeys(row["part"] for row in rows):
         lines = [
             f"| {r['what']} | {time(r['minimum_s'])} | {time(r['median_s'])} | {r['further']} |"

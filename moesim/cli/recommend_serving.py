@@ -55,7 +55,7 @@ def recommend_whole(given: RecommendOptions) -> None:
     from moesim.advice.serving_text import DIVIDED, SHOWN, lines_of_advice
     from moesim.engines.ahead import compile_ahead
     from moesim.report.answer import print_answer
-    from moesim.report.document import record
+    from moesim.report.document import record, shown
     from moesim.report.tables import check_writable, write_csv
     from moesim.report.terminal import print_table, say, tell
     from moesim.search.pareto import spread
@@ -71,7 +71,8 @@ def recommend_whole(given: RecommendOptions) -> None:
     if given.show and found.others:
         others = [_named(row) for row in found.others]
         print_table("Other layouts within the limits", others, SHOWN, limit=given.show)
-    if given.show:
+    # one table is enough for a first look
+    if given.show and (shown().details or shown().document is not None):
         if found.divided:
             title = "Pools for prompts beside pools that decode"
             print_table(title, found.divided, DIVIDED, limit=2)

@@ -27,7 +27,7 @@ def moesim(monkeypatch, capsys):
 def test_it_says_what_to_serve_with(moesim, tmp_path):
     path = tmp_path / "new" / "rows.csv"
     options = ["--isl", 512, "--osl", 64, "--latency-ms", 9, "--engine", "vllm", "--out", path]
-    code, out, err = moesim(*SMALL, *options)
+    code, out, err = moesim(*SMALL, *options, "--details")
     assert code == 0
     assert err == f"wrote {path}\n"
     assert max(map(len, out.splitlines())) <= 80
