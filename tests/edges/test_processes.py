@@ -20,6 +20,8 @@ pytestmark = pytest.mark.full
 def start(out, *options, trials=5000):
     """Start a study in a group of its own, as a shell does."""
     words = ["study", "run", str(STUDY), "--trials", str(trials), "--confirm", "0"]
+    # the same one for any number of trials, so that a study may go on
+    words += ["--sampler", "nsga2"]
     return subprocess.Popen(
         [sys.executable, "-m", "moesim.cli", *words, "--out", str(out), *options],
         stdout=subprocess.PIPE,
