@@ -166,6 +166,7 @@ def test_it_continues_and_is_loaded_again(whole, search, tmp_path, rows):
             objectives=OBJECTIVES,
             constraints=["ttft_ms <= 1500"],
             num_trials=1,
+            sampler="every",
             storage=folder,
         )
 
