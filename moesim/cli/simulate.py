@@ -131,6 +131,10 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
+    if given.trace is not None:
+        from moesim.timeline.layer import check_engine
+
+        check_engine(given.engine)
     check_trace(given.trace)
     model = model_of(given.preset, given.lenient).with_precision(Precision.named(given.precision))
     changes = {

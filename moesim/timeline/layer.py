@@ -21,6 +21,20 @@ from moesim.units import US
 _FLOPS_PER_WEIGHT = 2.0
 
 
+def check_engine(engine: str) -> None:
+    """Refuse an engine that has no timeline.
+
+    Raises:
+        ConfigError: The engine is ``bound``, whose times are no schedule.
+    """
+    require(
+        engine != "bound",
+        "--trace",
+        "an engine that makes a schedule (flow, event or event_compiled)",
+        engine,
+    )
+
+
 def layer_sheet(prepared: Prepared, result: Result) -> Sheet:
     """Return the timeline of a layer.
 
@@ -31,12 +45,7 @@ def layer_sheet(prepared: Prepared, result: Result) -> Sheet:
     Raises:
         ConfigError: The engine is ``bound``, whose times are no schedule.
     """
-    require(
-        result.engine != "bound",
-        "--trace",
-        "an engine that makes a schedule (flow, event or event_compiled)",
-        result.engine,
-    )
+    check_engine(result.engine)
     candidate, cluster = prepared.candidate, prepared.cluster
     program = lower(prepared)
     exchange = cluster.exchange(candidate.schedule).name if cluster.num_devices > 1 else None
