@@ -32,8 +32,13 @@ second hop of a rail waits for the first hop on all devices of that rail (``of_r
     near[2] =======-+  (of a rail)  +--> far[2] ======     expert[2] waits for near[2], far[2]
 
 An exchange ends on a device when its last message has been sent and received; only then does the
-next exchange of its communication stream begin. At device granularity it ends everywhere at once,
-since every sender has something for the slowest receiver.
+next exchange of its communication stream begin, be it the combine of the same tokens. At device
+granularity it ends everywhere at once, since every sender has something for the slowest receiver.
+So no combine takes a port from a dispatch that is still under way: NCCL's receiver must have posted
+its receive, and DeepEP's normal mode begins its combine with a barrier over all ranks
+(``cached_notify`` in csrc/kernels/internode.cu, ``cached_notify_combine`` in intranode.cu). If it
+did, faster NICs could cost time, since results of cold devices would set out before the busiest
+device has its tokens.
 
 A communication kernel's price is charged to the ports: the device that owns the tokens is held to
 what its SMs can handle, the other end to the port's own overhead, and what no port shows is
@@ -72,7 +77,6 @@ class LoweredExchange:
         land_D: ndarray of shape (D,): memory resource in which received bytes land.
         schedule: The granularity and the order of messages.
         priced: What moves and what it costs.
-        overlapped: Whether other exchanges follow on the same communication stream.
     """
 
     builder: ProgramBuilder
@@ -81,7 +85,6 @@ class LoweredExchange:
     land_D: Array
     schedule: Schedule
     priced: Priced
-    overlapped: bool = False
     # of each direction, which all legs share
     _factors: dict[str, Factors] = field(default_factory=dict, init=False)
 
@@ -184,12 +187,7 @@ class LoweredExchange:
                 )
         # every op of every leg and class, one column for each
         every = np.stack(arrived, axis=1)
-        # only a later exchange needs to know when this one has ended everywhere
-        ended = (
-            self._barriers.of_all("all dispatched" + tag, every, "dispatch")
-            if self.overlapped
-            else every
-        )
+        ended = self._barriers.of_all("all dispatched" + tag, every, "dispatch")
         return self._with_relays(every, "arrived" + tag, "dispatch", len(classes)), ended
 
     def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> tuple[Array, Array]:
@@ -317,9 +315,7 @@ class LoweredExchange:
             )
             # copies that stay on their device are there as soon as that device is ready
             at_home = np.arange(len(copies))
-            for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[
-                : 1 + self.overlapped
-            ]:
+            for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent")):
                 # one op per device that joins all messages ending there: sort them by device
                 ends = np.concatenate([far, at_home])
                 order = np.argsort(ends, kind="stable")

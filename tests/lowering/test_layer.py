@@ -172,9 +172,10 @@ def test_what_waits_for_what(lowered):
         assert lowered.waits_for(f"gate[{d}]") == set()
         assert lowered.waits_for(f"permute[{d}]") == {f"gate[{d}]"}
         assert lowered.waits_for(f"dispatch[{d}]") == {"all permuted"}
-        assert lowered.waits_for(f"combine[{d}]") == {f"experts[{d}]"}
+        assert lowered.waits_for(f"combine[{d}]") == {f"experts[{d}]", "all dispatched"}
         assert lowered.waits_for(f"reduce[{d}]") == {"all sent"}
     assert lowered.waits_for("all permuted") == {f"permute[{d}]" for d in devices}
+    assert lowered.waits_for("all dispatched") == {f"dispatch[{d}]" for d in devices}
     assert lowered.waits_for("all sent") == {f"combine[{d}]" for d in devices}
     timeline = run(lowered.program, "flow")
     for d in devices:  # a cold device starts early: its experts wait for its own tokens alone
@@ -256,11 +257,12 @@ def test_a_device_that_gets_nothing_still_takes_part(hgx, make_candidate):
         assert timeline.makespan_s > 0
 
 
-def test_a_layer_is_six_ops_per_device_and_two_barriers(hgx, make_candidate):
+def test_a_layer_is_six_ops_per_device_and_three_barriers(hgx, make_candidate):
     lowered = Lowered(hgx, make_candidate(ep=4))
     phases = ("gate", "permute", "dispatch", "experts", "combine", "reduce")
     expected = [f"{phase}[{d}]" for phase in phases for d in range(4)] + [
         "all permuted",
+        "all dispatched",
         "all sent",
     ]
     assert sorted(lowered.program.labels_N) == sorted(expected)
