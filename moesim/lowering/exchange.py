@@ -54,7 +54,7 @@ import numpy as np
 from moesim.costs.comm.work import Direction
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
-from moesim.hardware.fabric import Fabric
+from moesim.hardware.fabric import Fabric, relative_rates
 from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.barriers import Barriers, join
 from moesim.lowering.movement import Movement
@@ -113,16 +113,18 @@ class LoweredExchange:
     def _held(self, direction: Direction) -> Factors:
         price, size = self.priced.prices[direction], self.priced.copy_bytes[direction]
         near_out, _, far_out, _ = self.movement.near_far_D
+        near_D, far_D = relative_rates(self.cluster)
 
-        def held(factor_D: Array, bytes_D: Array, rate: float) -> Array:
+        def held(factor_D: Array, bytes_D: Array, rate_D: Array) -> Array:
             """Return the port's factor, or the one at which the port takes as long as the SMs."""
             # SM seconds as a multiple of what the bytes alone would take at the port's rate
             by_sms = np.zeros(len(bytes_D))
-            np.divide(price.sm_s_D * rate, bytes_D, out=by_sms, where=bytes_D > 0)
+            np.divide(price.sm_s_D * rate_D, bytes_D, out=by_sms, where=bytes_D > 0)
             return np.maximum(factor_D, by_sms)
 
-        near_own = held(price.near_factor_D, near_out * size, self.cluster.link_bytes_per_s)
-        far_own = held(price.far_factor_D, far_out * size, self.cluster.nic_bytes_per_s)
+        near_rate_D = near_D * self.cluster.link_bytes_per_s
+        near_own = held(price.near_factor_D, near_out * size, near_rate_D)
+        far_own = held(price.far_factor_D, far_out * size, far_D * self.cluster.nic_bytes_per_s)
         # tokens leave their own device in dispatch and enter it in combine, so its factor changes
         # sides
         if direction == "dispatch":
@@ -150,12 +152,7 @@ class LoweredExchange:
         """
         if self.schedule.granularity == "pair":
             return self._pairs("dispatch", ready_D, after_D, tag)
-        classes = sender_classes(
-            spread_s,
-            self.movement,
-            self.priced.alone_s,
-            self.fabric,
-        )
+        classes = sender_classes(spread_s, self.movement, self.cluster)
         arrived, before = [], after_D
         # a class may send when its last member has permuted its tokens
         barriers = [

@@ -25,7 +25,6 @@ def together(monkeypatch):
     """All senders in one class: these tests are of single ops; classes have theirs in
     test_exchange.
     """
-    monkeypatch.setattr(senders, "_STAGGER", float("inf"))
     monkeypatch.setattr(senders, "_UNEVEN", float("inf"))
 
 

@@ -114,13 +114,13 @@ class Price:
 
         What the closed form of a device takes beyond its largest stage is how far its stages hold
         each other up. A device with little to send waits for the ports of busy ones instead, so
-        that none has a longer latency than the device that takes longest; otherwise faster NICs
-        could cost time.
+        that none has a longer latency than what the longest closed form takes beyond the longest
+        stage of any device. The exchange then takes as long as the longest closed form, which no
+        faster port makes longer.
         """
         stage_s_D = np.maximum(np.maximum(self.sm_s_D, self.near_s_D), self.far_s_D)
-        slowest = int(np.argmax(stage_s_D + self.latency_s_D))
-        latency_s_D = np.minimum(self.latency_s_D, self.latency_s_D[slowest])
-        return replace(self, latency_s_D=latency_s_D)
+        beyond_s = (stage_s_D + self.latency_s_D).max() - stage_s_D.max()
+        return replace(self, latency_s_D=np.minimum(self.latency_s_D, beyond_s))
 
     def time_s_D(self, work: Work, ports: Ports) -> Array:
         """Return the seconds of the exchange alone: latency + the largest stage, ndarray of shape
