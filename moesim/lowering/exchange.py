@@ -41,8 +41,10 @@ did, faster NICs could cost time, since results of cold devices would set out be
 device has its tokens.
 
 A communication kernel's price is charged to the ports: the device that owns the tokens is held to
-what its SMs can handle, the other end to the port's own overhead, and what no port shows is
-latency.
+what its SMs can handle, the other end to the port's own overhead, and what no port shows is latency
+of the device with the experts: its own, since stages of one device hold up nothing elsewhere. With
+the latency of the busiest device on all, faster NICs could cost time: they make NVLink what that
+device waits for, and its latency longer, while others wait for NVLink as long as before.
 
 Shape legend: S senders = D receivers = devices.
 """
@@ -238,7 +240,7 @@ class LoweredExchange:
         after: Array | None,
     ) -> Array:
         size, factors = self.priced.copy_bytes[direction], self.factors(direction)
-        start_s, hop_s = self._start_s(direction), self.cluster.hop_s
+        start_s, hop_s = self.priced.prices[direction].latency_s_D, self.cluster.hop_s
         if isinstance(copies, Product):
             return product_ops(
                 self.builder,
@@ -265,10 +267,6 @@ class LoweredExchange:
             phase=direction,
         )
 
-    def _start_s(self, direction: Direction) -> float:
-        """Return the start of the slowest member, which a collective waits for."""
-        return float(self.priced.prices[direction].latency_s_D.max())
-
     def _pairs(
         self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str
     ) -> tuple[Array, Array]:
@@ -288,6 +286,8 @@ class LoweredExchange:
                 factors=self.factors(direction),
                 land_D=self.land_D,
             )
+            # as with one op per device, the latency is that of the device with the experts
+            far_end = receivers if direction == "dispatch" else senders
             # windows refer to ops of this batch, which gets the next free numbers
             first = self.builder.num_ops
             waits = [ready_D[senders]]
@@ -304,7 +304,8 @@ class LoweredExchange:
                 direction + leg.name + tag,
                 len(senders),
                 demands=Demands(rows.resource, rows.amount, rows.ptr),
-                latency_s=self._start_s(direction) + self.cluster.hop_s * rows.hops_N,
+                latency_s=self.priced.prices[direction].latency_s_D[far_end]
+                + self.cluster.hop_s * rows.hops_N,
                 after=behind,
                 bytes_per_flow=rows.bytes_N,
                 phase=direction,

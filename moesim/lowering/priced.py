@@ -104,8 +104,7 @@ class Priced:
                 num_experts=num_experts,
                 copy_bytes=size,
             )
-            parts = kernel.price(direction, work).split(len(batches))
-            prices[direction] = [price.together() for price in parts]
+            prices[direction] = kernel.price(direction, work).split(len(batches))
         return [
             cls(
                 movement=move,
