@@ -2,9 +2,9 @@
 
 At device granularity there is one op per receiver in dispatch and one per sender in combine, so
 that the experts of a device wait only for its own tokens, and devices with little load return
-early. Where gates do not end together, senders fall into classes by when they are ready, with one
-op per receiver and class (`moesim.lowering.senders`). At pair granularity there is one op per
-source and destination, in send order.
+early. Where gates do not end together, senders fall into classes by when they are ready or by their
+kind, with one op per receiver and class (`moesim.lowering.senders`). At pair granularity there is
+one op per source and destination, in send order.
 
 Two hops side by side, on a domain of devices 0 and 1 (pattern ``two_hop``, see
 `moesim.lowering.movement`). Each device is the relay of its rail: its ``rdma`` op takes in the

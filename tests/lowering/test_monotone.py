@@ -13,6 +13,8 @@ from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware.exchanges import EXCHANGES
+from moesim.simulation.prepare import prepare
+from moesim.simulation.run import lower
 
 LINKS = ("nvlink_gb_per_s", "nic_gb_per_s", "uplink_gb_per_s", "host_link_gb_per_s")
 RATES = (*LINKS, "hbm_gb_per_s", "bf16_tflops", "num_sms", "l2_mib")
@@ -90,6 +92,18 @@ def test_more_hardware_of_two_kinds_never_costs_time(engine):
     mixed = load_cluster("mixed-h100-b200")
     steps, found = slower(mixed, engine, RATES, COARSE, exchanges=["deepep_normal"])
     assert (steps, found) == (7 * (len(COARSE) - 1), [])
+
+
+def test_senders_form_a_class_of_each_kind_at_any_rate():
+    """Otherwise more memory bandwidth could merge classes, and early senders would wait."""
+    mixed = load_cluster("mixed-h100-b200")
+    work = Workload(num_tokens_per_device=1024, routing="power_law:1.2")
+    names = set()
+    for factor in ("0.1x", "1x", "10x"):
+        machine = mixed.with_(hbm_gb_per_s=factor)
+        program = lower(prepare(layer_on(machine, "nccl"), machine, work))
+        names |= {name for name in program.labels_N if name.startswith("dispatch_")}
+    assert names == {f"dispatch_{kind}[{d}]" for kind in range(2) for d in range(64)}
 
 
 @pytest.mark.full
