@@ -180,6 +180,19 @@ def fabric_of(cluster: Cluster) -> Fabric:
     )
 
 
+def relative_rates(cluster: Cluster) -> tuple[Array, Array]:
+    """Return the rates of each device's scale-up port and of its NIC over those that the cluster
+    states for all, `Cluster.link_bytes_per_s` and `Cluster.nic_bytes_per_s`: two ndarrays of shape
+    (D,), all 1 unless groups of a mixed cluster have rates of their own.
+    """
+    file, ones = cluster.file, np.ones(cluster.num_devices)
+    near_D, far_D = _rates(cluster)
+    return (
+        near_D / (file.scale_up.link_gb_per_s.value * GB) if file.scale_up else ones,
+        far_D / (file.scale_out.nic_gb_per_s.value * GB) if file.scale_out else ones,
+    )
+
+
 def _rates(cluster: Cluster) -> tuple[Array, Array]:
     """Return (scale-up rate of a link, NIC rate) of each device in bytes per second; the groups of
     a mixed cluster may differ.

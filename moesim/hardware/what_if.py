@@ -22,9 +22,12 @@ _BF16 = "bfloat16"
 
 
 def _sms(profile: Profile, factor: float) -> Profile:
+    num_sms = max(round(profile.num_sms * factor), 1)
+    # whole SMs, each as fast as before: otherwise a little more of them could be slower
+    factor = num_sms / profile.num_sms
     return replace(
         profile,
-        num_sms=max(round(profile.num_sms * factor), 1),
+        num_sms=num_sms,
         peak_flops_per_s={fmt: rate * factor for fmt, rate in profile.peak_flops_per_s.items()},
     )
 

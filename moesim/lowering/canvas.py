@@ -71,5 +71,4 @@ class Canvas:
             priced=priced,
             land_D=self.devices.hbm_D,
             schedule=schedule,
-            overlapped=self.streams.overlapped,
         )

@@ -2,9 +2,9 @@
 
 At device granularity there is one op per receiver in dispatch and one per sender in combine, so
 that the experts of a device wait only for its own tokens, and devices with little load return
-early. Where gates do not end together, senders fall into classes by when they are ready, with one
-op per receiver and class (`moesim.lowering.senders`). At pair granularity there is one op per
-source and destination, in send order.
+early. Where gates do not end together, senders fall into classes by when they are ready or by their
+kind, with one op per receiver and class (`moesim.lowering.senders`). At pair granularity there is
+one op per source and destination, in send order.
 
 Two hops side by side, on a domain of devices 0 and 1 (pattern ``two_hop``, see
 `moesim.lowering.movement`). Each device is the relay of its rail: its ``rdma`` op takes in the
@@ -32,12 +32,19 @@ second hop of a rail waits for the first hop on all devices of that rail (``of_r
     near[2] =======-+  (of a rail)  +--> far[2] ======     expert[2] waits for near[2], far[2]
 
 An exchange ends on a device when its last message has been sent and received; only then does the
-next exchange of its communication stream begin. At device granularity it ends everywhere at once,
-since every sender has something for the slowest receiver.
+next exchange of its communication stream begin, be it the combine of the same tokens. At device
+granularity it ends everywhere at once, since every sender has something for the slowest receiver.
+So no combine takes a port from a dispatch that is still under way: NCCL's receiver must have posted
+its receive, and DeepEP's normal mode begins its combine with a barrier over all ranks
+(``cached_notify`` in csrc/kernels/internode.cu, ``cached_notify_combine`` in intranode.cu). If it
+did, faster NICs could cost time, since results of cold devices would set out before the busiest
+device has its tokens.
 
 A communication kernel's price is charged to the ports: the device that owns the tokens is held to
-what its SMs can handle, the other end to the port's own overhead, and what no port shows is
-latency.
+what its SMs can handle, the other end to the port's own overhead, and what no port shows is latency
+of the device with the experts: its own, since stages of one device hold up nothing elsewhere. With
+the latency of the busiest device on all, faster NICs could cost time: they make NVLink what that
+device waits for, and its latency longer, while others wait for NVLink as long as before.
 
 Shape legend: S senders = D receivers = devices.
 """
@@ -49,7 +56,7 @@ import numpy as np
 from moesim.costs.comm.work import Direction
 from moesim.design.schedule import Schedule
 from moesim.hardware import Cluster
-from moesim.hardware.fabric import Fabric
+from moesim.hardware.fabric import Fabric, relative_rates
 from moesim.hardware.routes import Factors, device_rows, pair_rows
 from moesim.lowering.barriers import Barriers, join
 from moesim.lowering.movement import Movement
@@ -72,7 +79,6 @@ class LoweredExchange:
         land_D: ndarray of shape (D,): memory resource in which received bytes land.
         schedule: The granularity and the order of messages.
         priced: What moves and what it costs.
-        overlapped: Whether other exchanges follow on the same communication stream.
     """
 
     builder: ProgramBuilder
@@ -81,7 +87,6 @@ class LoweredExchange:
     land_D: Array
     schedule: Schedule
     priced: Priced
-    overlapped: bool = False
     # of each direction, which all legs share
     _factors: dict[str, Factors] = field(default_factory=dict, init=False)
 
@@ -110,16 +115,18 @@ class LoweredExchange:
     def _held(self, direction: Direction) -> Factors:
         price, size = self.priced.prices[direction], self.priced.copy_bytes[direction]
         near_out, _, far_out, _ = self.movement.near_far_D
+        near_D, far_D = relative_rates(self.cluster)
 
-        def held(factor_D: Array, bytes_D: Array, rate: float) -> Array:
+        def held(factor_D: Array, bytes_D: Array, rate_D: Array) -> Array:
             """Return the port's factor, or the one at which the port takes as long as the SMs."""
             # SM seconds as a multiple of what the bytes alone would take at the port's rate
             by_sms = np.zeros(len(bytes_D))
-            np.divide(price.sm_s_D * rate, bytes_D, out=by_sms, where=bytes_D > 0)
+            np.divide(price.sm_s_D * rate_D, bytes_D, out=by_sms, where=bytes_D > 0)
             return np.maximum(factor_D, by_sms)
 
-        near_own = held(price.near_factor_D, near_out * size, self.cluster.link_bytes_per_s)
-        far_own = held(price.far_factor_D, far_out * size, self.cluster.nic_bytes_per_s)
+        near_rate_D = near_D * self.cluster.link_bytes_per_s
+        near_own = held(price.near_factor_D, near_out * size, near_rate_D)
+        far_own = held(price.far_factor_D, far_out * size, far_D * self.cluster.nic_bytes_per_s)
         # tokens leave their own device in dispatch and enter it in combine, so its factor changes
         # sides
         if direction == "dispatch":
@@ -147,12 +154,7 @@ class LoweredExchange:
         """
         if self.schedule.granularity == "pair":
             return self._pairs("dispatch", ready_D, after_D, tag)
-        classes = sender_classes(
-            spread_s,
-            self.movement,
-            self.priced.alone_s,
-            self.fabric,
-        )
+        classes = sender_classes(spread_s, self.movement, self.cluster)
         arrived, before = [], after_D
         # a class may send when its last member has permuted its tokens
         barriers = [
@@ -184,12 +186,7 @@ class LoweredExchange:
                 )
         # every op of every leg and class, one column for each
         every = np.stack(arrived, axis=1)
-        # only a later exchange needs to know when this one has ended everywhere
-        ended = (
-            self._barriers.of_all("all dispatched" + tag, every, "dispatch")
-            if self.overlapped
-            else every
-        )
+        ended = self._barriers.of_all("all dispatched" + tag, every, "dispatch")
         return self._with_relays(every, "arrived" + tag, "dispatch", len(classes)), ended
 
     def combine(self, after_D: Array, stream_D: Array | None, tag: str = "") -> tuple[Array, Array]:
@@ -243,7 +240,7 @@ class LoweredExchange:
         after: Array | None,
     ) -> Array:
         size, factors = self.priced.copy_bytes[direction], self.factors(direction)
-        start_s, hop_s = self._start_s(direction), self.cluster.hop_s
+        start_s, hop_s = self.priced.prices[direction].latency_s_D, self.cluster.hop_s
         if isinstance(copies, Product):
             return product_ops(
                 self.builder,
@@ -270,10 +267,6 @@ class LoweredExchange:
             phase=direction,
         )
 
-    def _start_s(self, direction: Direction) -> float:
-        """Return the start of the slowest member, which a collective waits for."""
-        return float(self.priced.prices[direction].latency_s_D.max())
-
     def _pairs(
         self, direction: Direction, ready_D: Array, stream_D: Array | None, tag: str
     ) -> tuple[Array, Array]:
@@ -293,6 +286,8 @@ class LoweredExchange:
                 factors=self.factors(direction),
                 land_D=self.land_D,
             )
+            # as with one op per device, the latency is that of the device with the experts
+            far_end = receivers if direction == "dispatch" else senders
             # windows refer to ops of this batch, which gets the next free numbers
             first = self.builder.num_ops
             waits = [ready_D[senders]]
@@ -309,7 +304,8 @@ class LoweredExchange:
                 direction + leg.name + tag,
                 len(senders),
                 demands=Demands(rows.resource, rows.amount, rows.ptr),
-                latency_s=self._start_s(direction) + self.cluster.hop_s * rows.hops_N,
+                latency_s=self.priced.prices[direction].latency_s_D[far_end]
+                + self.cluster.hop_s * rows.hops_N,
                 after=behind,
                 bytes_per_flow=rows.bytes_N,
                 phase=direction,
@@ -317,9 +313,7 @@ class LoweredExchange:
             )
             # copies that stay on their device are there as soon as that device is ready
             at_home = np.arange(len(copies))
-            for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent"))[
-                : 1 + self.overlapped
-            ]:
+            for far, ended, word in ((receivers, done, "done"), (senders, sent, "sent")):
                 # one op per device that joins all messages ending there: sort them by device
                 ends = np.concatenate([far, at_home])
                 order = np.argsort(ends, kind="stable")

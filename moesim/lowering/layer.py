@@ -1,11 +1,12 @@
 """Lower one MoE layer to a program.
 
 Each device runs ``gate`` and ``permute``, and its ``shared`` experts while tokens travel in
-``dispatch``. Its ``experts`` start as soon as its own tokens have arrived, its ``combine`` as soon
-as its own experts are done, and ``reduce`` when all devices have sent. A single device has neither
-dispatch nor combine. With several micro-batches each device runs its compute in one stream and its
-communication in another (`moesim.lowering.streams`), and communication kernels hold a fixed part of
-the SMs. Where experts lie in the host's memory, missing ones are copied once the gate has chosen.
+``dispatch``. Its ``experts`` start as soon as its own tokens have arrived, its ``combine`` when its
+own experts are done and dispatch has ended everywhere, and ``reduce`` when all devices have sent. A
+single device has neither dispatch nor combine. With several micro-batches each device runs its
+compute in one stream and its communication in another (`moesim.lowering.streams`), and
+communication kernels hold a fixed part of the SMs. Where experts lie in the host's memory, missing
+ones are copied once the gate has chosen.
 
 Shape legend: S sources = D devices.
 """

@@ -2,25 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from moesim.costs.comm.choose import exchange_kernel
 from moesim.costs.comm.work import CommKernel, Direction, Price, Work
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
+from moesim.hardware.fabric import relative_rates
 from moesim.lowering.movement import Movement, movement_of
 from moesim.lowering.traffic import AnyTraffic
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
-
-#: rate of a link as `Cluster.growth` names it -> as `Cluster.with_` does
-_RATES = {
-    "link_gb_per_s": "scale_up_gb_per_s",
-    "nic_gb_per_s": "scale_out_gb_per_s",
-    "uplink_gb_per_s": "uplink_gb_per_s",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,15 +23,11 @@ class Priced:
         movement: The legs, in copies of tokens.
         copy_bytes: Bytes of a copy for each direction.
         prices: The kernel's price for each direction.
-        alone_s: Seconds of the dispatch alone, at the rates that the cluster was loaded with: what
-            decides about senders' classes, so that a what-if of a rate changes none and faster
-            links never cost time.
     """
 
     movement: Movement
     copy_bytes: dict[Direction, float]
     prices: dict[Direction, Price]
-    alone_s: float
 
     @classmethod
     def of(
@@ -94,6 +82,8 @@ class Priced:
         )
         # the busier direction of a port decides, since both run at once
         near, far = np.maximum(near_out, near_in), np.maximum(far_out, far_in)
+        # prices are those of one kind of port: another moves what takes that kind as long
+        near_D, far_D = (np.tile(rate_D, len(batches)) for rate_D in relative_rates(cluster))
         tokens = np.concatenate([b.num_tokens_S for b in batches]).astype(np.float64)
         copies = np.concatenate([move.copies_S for move in moves])
         sizes: dict[Direction, float] = {}
@@ -107,27 +97,19 @@ class Priced:
             work = Work(
                 tokens_D=tokens,
                 copies_D=copies,
-                near_bytes_D=near * size,
-                far_bytes_D=far * size,
+                near_bytes_D=near * size / near_D,
+                far_bytes_D=far * size / far_D,
                 hidden_size=layer.hidden_size,
                 top_k=layer.top_k,
                 num_experts=num_experts,
                 copy_bytes=size,
             )
-            parts = kernel.price(direction, work).split(len(batches))
-            prices[direction] = [price.together() for price in parts]
-            if direction == "dispatch":
-                loaded, starts = cluster, prices[direction]
-                if cluster.growth:
-                    loaded = _as_loaded(cluster)
-                    price = exchange_kernel(loaded, exchange).price(direction, work)
-                    starts = [part.together() for part in price.split(len(batches))]
+            prices[direction] = kernel.price(direction, work).split(len(batches))
         return [
             cls(
                 movement=move,
                 copy_bytes=sizes,
                 prices={direction: prices[direction][m] for direction in directions},
-                alone_s=_alone_s(move, starts[m], sizes["dispatch"], loaded),
             )
             for m, move in enumerate(moves)
         ]
@@ -136,23 +118,3 @@ class Priced:
     def num_sms(self) -> int:
         """The number of SMs that the kernel holds."""
         return max(price.num_sms for price in self.prices.values())
-
-
-def _alone_s(movement: Movement, price: Price, copy_bytes: float, cluster: Cluster) -> float:
-    """Return the seconds of an exchange alone: the start, and the bytes of its busiest port."""
-    near_out, near_in, far_out, far_in = movement.near_far_D
-    near, far = (
-        float(max(out.max(), into.max())) * copy_bytes
-        for out, into in ((near_out, near_in), (far_out, far_in))
-    )
-    rates = cluster.link_bytes_per_s, cluster.nic_bytes_per_s
-    longest = max(moved / rate for moved, rate in zip((near, far), rates, strict=True) if rate > 0)
-    return float(price.latency_s_D.max()) + longest
-
-
-@lru_cache(maxsize=64)
-def _as_loaded(cluster: Cluster) -> Cluster:
-    """Return a cluster with the rates of links that it was loaded with."""
-    return cluster.with_(
-        **{_RATES[name]: f"{1.0 / factor!r}x" for name, factor in cluster.growth.items()}
-    )

@@ -115,7 +115,7 @@ def product_ops(
     by: str,
     factors: Factors,
     land_D: Array,
-    start_s: float = 0.0,
+    start_s: float | Array = 0.0,
     hop_s: float = 0.0,
     **of_ops: Any,
 ) -> Array:
@@ -129,7 +129,7 @@ def product_ops(
         by: Whether an op stands for a ``receiver`` or a ``sender``.
         factors: The overhead factors of each device.
         land_D: ndarray of shape (D,): resource that received bytes are written to; -1 for none.
-        start_s: Latency of every op.
+        start_s: Latency of the ops, one for all or of shape (D,).
         hop_s: Latency of a hop inside a domain.
         **of_ops: Further arguments of `ProgramBuilder.ops`.
 

@@ -9,39 +9,40 @@ Shape legend: S senders = D receivers = devices.
 
 import numpy as np
 
-from moesim.hardware.fabric import TORUS, Fabric
+from moesim.hardware import Cluster
 from moesim.lowering.movement import Movement
 from moesim.program.builder import Waits
 
 Array = np.ndarray
-#: number of classes of senders, and what calls for them: the spread of their readiness as a share
-#: of the exchange, and the standard deviation of what they send over its mean
-NUM_CLASSES, _STAGGER, _UNEVEN = 8, 0.05, 0.1
+#: number of classes of uneven senders, and from which standard deviation of what they send over
+#: its mean they are uneven
+NUM_CLASSES, _UNEVEN = 8, 0.1
 #: number of devices from which there are twice as many classes, so that fewer senders wait for a
 #: busy one of their class
 _MANY = 256
 
 
-def sender_classes(
-    ready_s: Array, movement: Movement, alone_s: float, fabric: Fabric
-) -> list[Array]:
+def sender_classes(ready_s: Array, movement: Movement, cluster: Cluster) -> list[Array]:
     """Group senders by when they are ready: bool masks of shape (D,), one mask if all are alike.
 
-    They are alike if they become ready together, measured against the time of the exchange, and
-    have equally much to send: the transfer of a class runs at the pace of its slowest sender, and
-    ends with its largest. On a torus nearly every transfer shares links with every other, so
-    classes make the result worse, not better.
+    The transfer of a class runs at the pace of its slowest sender, and ends with its largest. So
+    senders with unequally much to send, and with it unequally many tokens to gate, form as many
+    classes as pay; others form one for each kind of device. No rate decides, so that a what-if of a
+    rate changes no classes, and more of it never costs time. On a torus nearly every transfer
+    shares links with every other, so classes make the result worse, not better.
 
     Args:
         ready_s: ndarray of shape (D,): when each sender is ready, roughly.
         movement: The legs of the exchange.
-        alone_s: Seconds of the exchange alone.
-        fabric: Its resources; a torus has one class.
+        cluster: The devices; a torus has one class.
     """
     sent = movement.copies_S
-    alike = np.ptp(ready_s) <= _STAGGER * alone_s and sent.std() <= _UNEVEN * sent.mean()
-    if alike or fabric.tables.near_kind == TORUS:
+    if cluster.is_torus:
         return [np.ones(len(ready_s), dtype=bool)]
+    if sent.std() <= _UNEVEN * sent.mean():
+        sizes = [count for _, count in cluster.groups]
+        kind = np.repeat(np.arange(len(sizes)), sizes)
+        return [kind == k for k in range(len(sizes))]
     classes = NUM_CLASSES * (2 if len(ready_s) >= _MANY else 1)
     # equally many senders in each class, in the order in which they are ready
     rank = np.argsort(np.argsort(ready_s, kind="stable"), kind="stable") * classes // len(ready_s)

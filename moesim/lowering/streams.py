@@ -252,7 +252,7 @@ class Streams:
     def _begun(self, ops: tuple[Array, Array], batch: _Batch) -> None:
         arrived, ended = ops
         batch.coming = arrived, False
-        self._exchanges = ended if self.overlapped else None
+        self._exchanges = ended
 
     def _work(self, name: str, cost: PhaseCost, batch: _Batch) -> None:
         """Add one op per device, after the last op of its compute stream."""

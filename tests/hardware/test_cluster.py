@@ -10,7 +10,7 @@ from moesim.errors import ConfigError, UnknownNameError
 from moesim.files import toml
 from moesim.files.toml import Kind
 from moesim.hardware import ClusterFile, check_devices, load_cluster, load_profile, single_device
-from moesim.hardware.fabric import fabric_of
+from moesim.hardware.fabric import fabric_of, relative_rates
 from moesim.hardware.routes import link_bytes
 from moesim.hardware.sizing import sized
 
@@ -333,3 +333,9 @@ def test_paths_in_a_cluster_file_begin_at_its_folder(tmp_path, monkeypatch):
         digests.append(found.digest)
     # what the numbers say does not depend on where the files lie
     assert digests[0] == digests[1]
+
+
+def test_groups_of_a_mixed_cluster_have_ports_of_their_own():
+    near_D, far_D = relative_rates(load_cluster("mixed-h100-b200"))
+    assert near_D.tolist() == [1.0] * 32 + [2.0] * 32
+    assert far_D.tolist() == [1.0] * 64

@@ -9,7 +9,7 @@ devices. The engines simulate the stages; everything that a fluid port would not
 Shape legend: D devices.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -108,19 +108,6 @@ class Price:
             Price(**dict(zip(names, parts, strict=True)), num_sms=self.num_sms)
             for parts in zip(*columns, strict=True)
         ]
-
-    def together(self) -> "Price":
-        """Return the price of devices that run one exchange.
-
-        What the closed form of a device takes beyond its largest stage is how far its stages hold
-        each other up. A device with little to send waits for the ports of busy ones instead, so
-        that none has a longer latency than the device that takes longest; otherwise faster NICs
-        could cost time.
-        """
-        stage_s_D = np.maximum(np.maximum(self.sm_s_D, self.near_s_D), self.far_s_D)
-        slowest = int(np.argmax(stage_s_D + self.latency_s_D))
-        latency_s_D = np.minimum(self.latency_s_D, self.latency_s_D[slowest])
-        return replace(self, latency_s_D=latency_s_D)
 
     def time_s_D(self, work: Work, ports: Ports) -> Array:
         """Return the seconds of the exchange alone: latency + the largest stage, ndarray of shape
