@@ -12,12 +12,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # over from the other's end when it is done. WORKERS=0: one process.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-full lint bench docs pictures accuracy triton-newest clean
+.PHONY: help demo test test-full test-long lint bench docs pictures accuracy triton-newest clean
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
 	@echo "make test       install, then run the tests, two at a time (about 6 minutes)"
-	@echo "make test-full  also the long ones: compile matrix, wheel install, whole study"
+	@echo "make test-full  also the longer ones: wheel install, whole study, fuzzed commands (20 minutes)"
+	@echo "make test-long  those of minutes each: every kernel compiled for every target"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make bench      performance figures, and their page in docs/"
@@ -52,10 +53,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python studies/codesign_hgx_h100.py --trials $(TRIALS) --seed $(SEED) --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not full and not gpu" --ignore=tests/benchmarks $(PARALLEL)
+	$(BIN)/python -m pytest -q -m "not full and not long and not gpu" --ignore=tests/benchmarks $(PARALLEL)
 
 test-full: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/benchmarks $(PARALLEL)
+	$(BIN)/python -m pytest -q -m "not long and not gpu" --ignore=tests/benchmarks $(PARALLEL)
+
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "long and not gpu" --ignore=tests/benchmarks $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

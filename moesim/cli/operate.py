@@ -42,7 +42,7 @@ class OperateOptions:
         Path, typer.Option(help="TOML file with [job], [serving] or [growth], and [failures].")
     ]
     seed: Annotated[int, typer.Option(help="Seed of the failures.", min=0)] = 0
-    seeds: Annotated[int, typer.Option(help="Seeds, from --seed on.", min=1)] = 1
+    seeds: Annotated[int, typer.Option(help="Seeds, from --seed on.", min=1, max=1000)] = 1
     search: Annotated[
         int, typer.Option(help="Ways to run the job that are tried; 0: the plan alone.", min=0)
     ] = 0

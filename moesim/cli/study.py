@@ -88,7 +88,8 @@ def run(given: StudyRunOptions) -> None:
     for note in described.space.notes():
         say(f"assumed: {note}")
     known = known_points(described.space, described.cluster) if given.warm_start else []
-    writable_folder(given.out)
+    if given.storage:  # a folder that is the storage is made once everything was checked
+        writable_folder(given.out)
     found = watched_study(
         described.space,
         described.cluster,

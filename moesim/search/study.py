@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: parameters that may change nothing
 _PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
+#: processes of one machine that evaluate
+_MOST_WORKERS = 1024
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
@@ -297,9 +299,10 @@ def _check(
     require_int("study.screen", screen, 0)
     for point in points:
         problem.space.check_point(point)
-    if num_trials < 1 or num_workers < 1:
+    if num_trials < 1 or not 1 <= num_workers <= _MOST_WORKERS:
         raise ConfigError(
-            f"study: expected trials and workers >= 1, got {num_trials} and {num_workers}"
+            f"study: expected trials >= 1 and 1 to {_MOST_WORKERS:,} workers, "
+            f"got {num_trials} and {num_workers}"
         )
     problem.check(screen)
 

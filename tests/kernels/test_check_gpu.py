@@ -25,6 +25,8 @@ from moesim.measured import check_loop
 from moesim.measured.check_loop import check_each, recalibrated, report_checks
 from moesim.search.drawn import winners_and_drawn
 
+pytestmark = pytest.mark.full
+
 STUDY = Path(__file__).parents[2] / "studies" / "check_gpu.py"
 MACHINE = """
 [measurement]

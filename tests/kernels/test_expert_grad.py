@@ -15,7 +15,7 @@ from moesim_kernels.timing.bench import random_ids
 
 from moesim.model import Gate, MoELayer
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 # tokens, experts, top_k, hidden, width, skew
 SIZES = [
     (0, 4, 2, 32, 16, 0.0),

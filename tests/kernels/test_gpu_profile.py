@@ -20,6 +20,8 @@ from moesim.files import toml
 from moesim.hardware import single_device
 from moesim.hardware.profile import ProfileFile
 
+pytestmark = pytest.mark.full
+
 UNKNOWN = Gpu(
     name="ACME Z9",
     compute_capability=None,

@@ -14,7 +14,7 @@ from moesim_kernels.ops.plan import make_plan, make_plan_reference
 from moesim_kernels.tiles.tiles import LIMITS, Tile
 from moesim_kernels.timing.bench import random_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # One unit in the last place of each stored format.
 TOLERANCE = {

@@ -17,6 +17,8 @@ from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.hardware.profile import ProfileFile, load_profile
 
+pytestmark = pytest.mark.full
+
 TABLES = {
     "launch",
     "stream",

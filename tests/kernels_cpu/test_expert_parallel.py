@@ -16,6 +16,8 @@ from moesim_kernels.ranks.group import run_ranks
 from moesim.errors import ConfigError
 from moesim.model import MoELayer
 
+pytestmark = pytest.mark.full
+
 RANK = [sys.executable, str(Path(__file__).with_name("expert_parallel_rank.py"))]
 CASES = {
     "two ranks": {"tokens": [17, 29], "experts": 8, "top_k": 2},

@@ -22,6 +22,8 @@ from moesim_kernels.ranks import group
 
 from moesim.errors import MeasurementError
 
+pytestmark = pytest.mark.full
+
 
 def children():
     """Ranks this process started that still run; none to see without /proc."""

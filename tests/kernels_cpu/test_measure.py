@@ -11,6 +11,8 @@ from moesim.files import toml
 from moesim.hardware import single_device
 from moesim.measured import sources
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def moesim(monkeypatch, capsys):

@@ -27,6 +27,8 @@ from moesim.report import write_csv
 from moesim.simulation.run import simulate
 from moesim.units import US
 
+pytestmark = pytest.mark.full
+
 FABRIC = HostFabric(
     backend="gloo",
     start_s=1e-4,

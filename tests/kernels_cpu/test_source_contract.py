@@ -9,6 +9,8 @@ from moesim.measured.sources import CheckRow, installed_sources
 from moesim.testing import check_source
 from moesim.testing.sources import CASES, CHECKS, ask, name_and_reason_are_text
 
+pytestmark = pytest.mark.full
+
 NAMES = ("gloo", "interpret", "silicon", "torch-cpu", "triton")
 #: sources that start processes for every check, and what they are asked
 SLOW, ASKED = ("gloo", "interpret"), ("plain", "different widths", "odd product keys", "one expert")

@@ -7,6 +7,8 @@ from moesim.measured.fitting import robust_fit
 from moesim.measured.kernels.calibrate import BOUNDS, fit
 from moesim.measured.kernels.groups import collect
 
+pytestmark = pytest.mark.full
+
 X = np.array([1.0, 2.0, 4.0, 8.0])
 LIMITS = {"start": (1.0, 0.1, 10.0), "rate": (1.0, 0.1, 10.0), "unused": (7.0, 1.0, 100.0)}
 

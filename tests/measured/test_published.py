@@ -7,6 +7,8 @@ from moesim.hardware.frameworks import framework
 from moesim.measured.published import Point, compare, load_points, summary
 from moesim.measured.train_points import fitted_efficiency, run_train_point
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def rows():

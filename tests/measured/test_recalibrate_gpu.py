@@ -22,6 +22,8 @@ from moesim.report import write_csv
 from moesim.simulation.run import simulate
 from moesim.units import US
 
+pytestmark = pytest.mark.full
+
 HERE = "NVIDIA H100 80GB HBM3"
 MEASURED = f"""
 [measurement]

@@ -11,6 +11,8 @@ from moesim.page.figures import write_figures
 from moesim.page.folder import read_folder
 from moesim.page.gather import gather
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def drawn(folders, tmp_path_factory):

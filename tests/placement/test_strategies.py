@@ -64,7 +64,7 @@ LONG = ("exact",)
 
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in STRATEGIES],
+    [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in STRATEGIES],
 )
 def test_the_whole_suite(strategy):
     check_strategy(partial(place, text_of(strategy)), replicates=strategy in REPLICATING)

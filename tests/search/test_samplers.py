@@ -45,7 +45,7 @@ def text(point):
 
 
 @pytest.mark.parametrize(
-    "sampler", ["random", "nsga2", "tpe", pytest.param("gp", marks=pytest.mark.full)]
+    "sampler", ["random", "nsga2", "tpe", pytest.param("gp", marks=pytest.mark.long)]
 )
 def test_no_point_twice_and_the_same_again(make_space, sampler):
     batches = {"random": 5, "nsga2": 5, "tpe": 6, "gp": 1}[sampler]

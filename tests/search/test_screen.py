@@ -16,6 +16,8 @@ from moesim.search.pareto import front
 from moesim.search.screen import fidelity, screened_points
 from moesim.search.trial import Trial
 
+pytestmark = pytest.mark.full
+
 OBJECTIVES = ["loss", "layer_tokens_per_s_per_device"]
 
 

@@ -162,8 +162,16 @@ def test_the_search_prefers_what_fits(study, tmp_path):
             "unknown objective 'layer_time': did you mean layer_time_us?",
         ),
         ({"objectives": []}, ConfigError, None),
-        ({"num_trials": 0}, ConfigError, "study: expected trials and workers >= 1, got 0 and 1"),
-        ({"num_workers": 0}, ConfigError, "study: expected trials and workers >= 1, got 60 and 0"),
+        (
+            {"num_trials": 0},
+            ConfigError,
+            "study: expected trials >= 1 and 1 to 1,024 workers, got 0 and 1",
+        ),
+        (
+            {"num_workers": 0},
+            ConfigError,
+            "study: expected trials >= 1 and 1 to 1,024 workers, got 60 and 0",
+        ),
         ({"engine": "flwo"}, UnknownNameError, "unknown engine 'flwo': did you mean flow?"),
         ({"seed": -1}, ConfigError, None),
         ({"enqueue": [{"num_experts": 7}]}, ConfigError, None),

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.full
+
 SCRIPT = Path(__file__).parents[2] / "studies" / "expert_architecture.py"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.full
+
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "gating_hierarchy.py")
 
 

@@ -12,6 +12,8 @@ from moesim.measured.kernels import table as silicon
 from moesim.measured.kernels.predict import PREDICTED
 from moesim.version import VERSION
 
+pytestmark = pytest.mark.full
+
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "kernel_fidelity.py")
 CLASS = ["system", "dataset", "precision", "ep", "fitted"]
 SCORES = ["rows", "median", "mape", "p90", "bias"]

@@ -12,6 +12,8 @@ import pytest
 
 from moesim.placement import REPLICATING
 
+pytestmark = pytest.mark.full
+
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "placement.py")
 PAGES = ("imbalance.html", "layer_time.html", "drift.html")
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.full
+
 FOLDER = Path(__file__).parents[2] / "studies" / "quality_probe"
 SCRIPT = str(FOLDER / "run.py")
 

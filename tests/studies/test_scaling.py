@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 SCRIPT = str(Path(__file__).parent.parent.parent / "studies" / "scaling.py")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 STUDIES = Path(__file__).parent.parent.parent / "studies"
 
 

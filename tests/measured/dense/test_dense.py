@@ -26,6 +26,8 @@ from moesim.measured.dense.table import (
     systems,
 )
 
+pytestmark = pytest.mark.full
+
 GEMM = {
     "system": "h200_sxm", "dataset": "sglang/0.5.14", "gemm_dtype": "bfloat16",
     "m": 128, "n": 4096, "k": 7168, "latency": 0.03,

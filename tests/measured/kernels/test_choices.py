@@ -7,6 +7,8 @@ from moesim.errors import MeasurementError, UnknownNameError
 from moesim.measured.kernels import choices
 from moesim.measured.kernels.choices import choice_table, measured_libraries
 
+pytestmark = pytest.mark.full
+
 KEY = {
     "moe_dtype": "bfloat16",
     "hidden_size": 4096,

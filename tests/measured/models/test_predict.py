@@ -12,6 +12,8 @@ from moesim.measured.models.predict import cluster_of, model_of, predict, served
 from moesim.measured.models.sample import ServingRow, repaired
 from moesim.measured.models.validate import read_serving_rows, scoreboard
 
+pytestmark = pytest.mark.full
+
 ROW = ServingRow(
     row_id="r",
     model="gpt-oss-120b",

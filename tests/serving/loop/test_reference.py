@@ -6,6 +6,8 @@ import pytest
 
 from moesim.serving.loop import RequestTraffic, ServerConfig, serve
 
+pytestmark = pytest.mark.full
+
 
 class Seq:
     def __init__(self, number, isl, osl, sent_s):

@@ -12,6 +12,8 @@ from moesim.serving.loop.decoding import Decoding
 from moesim.serving.loop.job import Job
 from moesim.units import MS
 
+pytestmark = pytest.mark.full
+
 ROOM = 10**6
 
 
