@@ -42,7 +42,7 @@ HEAVY = (
     "pyarrow",
 )
 LAYERS = (
-    ("compiled", "errors", "processes", "units", "version"),
+    ("compiled", "errors", "limits", "processes", "units", "version"),
     ("files", "program"),
     ("engines", "model"),
     ("hardware", "routing", "quality"),

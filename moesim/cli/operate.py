@@ -8,6 +8,7 @@ import typer
 
 from moesim.cli.options import TraceOut, check_trace, takes, write_trace_of
 from moesim.errors import ConfigError
+from moesim.limits import MOST_SEEDS
 
 if TYPE_CHECKING:
     from moesim.operations.plan_file import PlanFile
@@ -42,7 +43,7 @@ class OperateOptions:
         Path, typer.Option(help="TOML file with [job], [serving] or [growth], and [failures].")
     ]
     seed: Annotated[int, typer.Option(help="Seed of the failures.", min=0)] = 0
-    seeds: Annotated[int, typer.Option(help="Seeds, from --seed on.", min=1, max=1000)] = 1
+    seeds: Annotated[int, typer.Option(help="Seeds, from --seed on.", min=1, max=MOST_SEEDS)] = 1
     search: Annotated[
         int, typer.Option(help="Ways to run the job that are tried; 0: the plan alone.", min=0)
     ] = 0
@@ -53,8 +54,8 @@ class OperateOptions:
 @takes(OperateOptions)
 def operate(given: OperateOptions) -> None:
     """Operate a job for days: failures, checkpoints, copies of experts, spares; or let it grow."""
+    from moesim.files.output import check_folder
     from moesim.operations.plan_file import read_plan
-    from moesim.report.tables import writable_folder
 
     plan = read_plan(given.plan)
     if given.search and plan.job is None:
@@ -63,7 +64,7 @@ def operate(given: OperateOptions) -> None:
         raise ConfigError("--trace: expected days of one plan with [job] or [serving], got others")
     check_trace(given.trace)
     if given.out is not None:
-        writable_folder(given.out)
+        check_folder(given.out)
     if plan.growth is not None:
         _grow(given, plan)
     elif plan.serving is not None:

@@ -8,6 +8,7 @@ import typer
 
 from moesim.cli.options import Lenient, model_of, takes
 from moesim.errors import ConfigError
+from moesim.limits import MOST_LAYERS
 
 if TYPE_CHECKING:
     from moesim.design.candidate import Candidate
@@ -65,7 +66,9 @@ class ExportOptions:
     dense_layers: Annotated[
         int | None,
         typer.Option(
-            help="sglang: layers before the first MoE layer; default: the preset's.", min=0
+            help="sglang: layers before the first MoE layer; default: the preset's.",
+            min=0,
+            max=MOST_LAYERS,
         ),
     ] = None
     tokens: Tokens = 256

@@ -86,6 +86,8 @@ def fit(
     from moesim.report.terminal import print_table, say, tell
 
     check_writable(out)
+    if residuals is not None:
+        check_writable(residuals)
     found = refit(read_points(points))
     law = found.law
     print_table(

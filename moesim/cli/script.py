@@ -169,7 +169,7 @@ def run_app(app: typer.Typer) -> None:
     except typer.Abort:
         raise SystemExit(1) from None
     except _REFUSAL as error:
-        if not error.message:  # no command was named: this shows the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command was named: the help
             error.show()
         else:
             asked = getattr(error, "ctx", None)

@@ -75,6 +75,7 @@ def run(given: StudyRunOptions) -> None:
     """Search a space described in a TOML file; writes trials, pareto, importance and winners .csv,
     and the page report.html.
     """
+    from moesim.files.output import check_folder
     from moesim.page.write import write_report
     from moesim.report.answer import print_answer
     from moesim.report.terminal import say
@@ -82,14 +83,12 @@ def run(given: StudyRunOptions) -> None:
     from moesim.search.session.known import known_points
     from moesim.search.session.studyfile import load_study_file
     from moesim.search.session.watch import watched_study
-    from moesim.search.storage import writable_folder
 
     described = load_study_file(given.file, given.seed, lenient=given.lenient)
     for note in described.space.notes():
         say(f"assumed: {note}")
     known = known_points(described.space, described.cluster) if given.warm_start else []
-    if given.storage:  # a folder that is the storage is made once everything was checked
-        writable_folder(given.out)
+    check_folder(given.out)
     found = watched_study(
         described.space,
         described.cluster,

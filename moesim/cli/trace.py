@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from moesim.errors import MoesimError
+from moesim.limits import MOST_EXPERTS
 
 trace_app = typer.Typer(
     no_args_is_help=True, help="Recorded choices of experts: what they are like."
@@ -24,7 +25,10 @@ def describe(
         str | None, typer.Option(help="ids or counts, where the file does not say.")
     ] = None,
     experts: Annotated[
-        int | None, typer.Option(help="Experts the model has; ids beyond are refused.", min=1)
+        int | None,
+        typer.Option(
+            help="Experts the model has; ids beyond are refused.", min=1, max=MOST_EXPERTS
+        ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts a token must have.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the statistics as CSV.")] = None,

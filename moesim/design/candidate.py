@@ -10,9 +10,9 @@ from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
 from moesim.files.showing import changed
 from moesim.hardware.libraries import AUTO, check_choice
+from moesim.limits import MOST_EXPERTS
 from moesim.model import DensePart, MoELayer
 from moesim.model.compression import Compression
-from moesim.model.layer import MOST_EXPERTS
 from moesim.model.widths import short_text
 from moesim.routing.distributions import RoutingSpec
 

@@ -5,6 +5,7 @@ link points to is written, and the link stays. Devices, FIFOs and the standard s
 through, since a rename would put a plain file in their place.
 """
 
+import errno
 import os
 import stat
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from secrets import token_hex
 
 from moesim.errors import ConfigError
+
+_FOLDER = "write to this output folder"
 
 
 def write_file(path: Path, text: str) -> Path:
@@ -101,8 +104,30 @@ def writable_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, ValueError) as error:
-        raise _refused(folder, error, "write to this output folder") from None
+        raise _refused(folder, error, _FOLDER) from None
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that could not be made, and make nothing.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        ConfigError: Something else stands there, or the folder that would hold it is not writable.
+    """
+    try:
+        held = folder
+        while _status(held) is None and held != held.parent:
+            held = held.parent
+        if not held.is_dir():
+            number = errno.EEXIST if held == folder else errno.ENOTDIR
+            raise OSError(number, os.strerror(number))
+        if not os.access(held, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        raise _refused(folder, error, _FOLDER) from None
 
 
 def _refused(path: Path, error: Exception, what: str = "write this file") -> ConfigError:

@@ -11,15 +11,12 @@ import numpy as np
 
 from moesim.errors import require, require_int
 from moesim.files.showing import changed
+from moesim.limits import MOST_EXPERTS
 from moesim.model.gate import Gate
 from moesim.model.precision import Precision
 from moesim.model.widths import checked_widths, width_text
 
 __all__ = ["Gate", "MoELayer", "Precision"]
-
-
-#: four times as many experts as the largest study has; counts of each are kept for every device
-MOST_EXPERTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

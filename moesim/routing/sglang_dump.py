@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.limits import MOST_EXPERTS
 from moesim.routing.torchfile import load_torch_file
 
-#: larger ids are a mistake, since counting them would need memory for that many experts
-MOST_EXPERTS = 1 << 24
 _MAP, _IDS, _COUNTS = "last_physical_to_logical_map", "topk_ids_of_layer", "global_physical_count"
 
 

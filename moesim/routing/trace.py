@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError
-from moesim.routing.sglang_dump import MOST_EXPERTS
+from moesim.limits import MOST_EXPERTS
 from moesim.routing.trace_files import TraceFile, open_file
 
 

@@ -31,8 +31,9 @@ from typing import Any, Literal
 import numpy as np
 
 from moesim.errors import ConfigError, shown
+from moesim.limits import MOST_EXPERTS
 from moesim.routing.array_files import read_json, read_npz
-from moesim.routing.sglang_dump import MOST_EXPERTS, read_dump
+from moesim.routing.sglang_dump import read_dump
 
 #: number of tokens that are read at a time
 BLOCK = 1 << 18

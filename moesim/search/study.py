@@ -23,6 +23,7 @@ from moesim.design.candidate import Candidate
 from moesim.errors import ConfigError, require_int
 from moesim.files.showing import Showable, frame
 from moesim.hardware import Cluster
+from moesim.limits import MOST_WORKERS
 from moesim.report.plots.objectives import objective_points
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, evaluator
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 #: parameters that may change nothing
 _PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
-#: processes of one machine that evaluate
-_MOST_WORKERS = 1024
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
@@ -299,9 +298,9 @@ def _check(
     require_int("study.screen", screen, 0)
     for point in points:
         problem.space.check_point(point)
-    if num_trials < 1 or not 1 <= num_workers <= _MOST_WORKERS:
+    if num_trials < 1 or not 1 <= num_workers <= MOST_WORKERS:
         raise ConfigError(
-            f"study: expected trials >= 1 and 1 to {_MOST_WORKERS:,} workers, "
+            f"study: expected trials >= 1 and 1 to {MOST_WORKERS:,} workers, "
             f"got {num_trials} and {num_workers}"
         )
     problem.check(screen)

@@ -209,7 +209,7 @@ def test_patterns_and_lists_of_blocks(blocks, letters):
         ),
         (
             {"num_experts": 10**12},
-            "num_experts: expected at most 16777216 experts, got 1000000000000",
+            "num_experts: expected at most 4194304 experts, got 1000000000000",
         ),
         (
             {"hybrid_override_pattern": "MEX*"},

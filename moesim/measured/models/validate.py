@@ -38,6 +38,10 @@ _LEAST_LAYOUTS = 3
 SHOWN = ("what", "rows", "covered", "median", "mape", "p90", "bias", "inside", "ttft_median")
 
 
+#: larger numbers of tokens, clients or ranks are a mistake
+_LARGEST = 1 << 40
+
+
 def read_serving_rows(path: Path) -> tuple[list[ServingRow], list[dict[str, Any]]]:
     """Read a CSV file of runs.
 
@@ -65,7 +69,7 @@ def _row(path: Path, line: int, row: dict[str, str]) -> ServingRow:
             value = float(text)
         except ValueError:
             value = -1.0
-        if value < 1 or value != int(value):
+        if not (1 <= value <= _LARGEST and value.is_integer()):
             raise ConfigError(f"{path}:{line}: {name}: expected a whole number >= 1, got {text!r}")
         return int(value)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moesim.limits import MOST_EXPERTS
 from moesim.model.feedforward import DenseFeedForward, MoEFeedForward
 from moesim.model.gate import Gate
 from moesim.model.hf_config import words
@@ -41,8 +42,6 @@ _SCORES = (
     "moe_router_score_function",
     "expert_selection_fn",
 )
-#: largest number of experts: a file must not ask for more memory than any layer needs
-_MOST_EXPERTS = 1 << 24
 #: activation functions of blocks with one up projection
 _UNGATED = ("relu", "relu2", "squared_relu")
 
@@ -90,7 +89,7 @@ def read_moe(keys: Keys, family: Family, word: str) -> MoEFeedForward:
     names = _WIDTHS if keys.has(*_WIDTHS) else _PLAIN_WIDTHS
     widths = _by_modality(keys, names, "the width of an expert")
     number, width = numbers[0], widths[0]
-    keys.require(number <= _MOST_EXPERTS, EXPERTS[0], f"at most {_MOST_EXPERTS} experts", number)
+    keys.require(number <= MOST_EXPERTS, EXPERTS[0], f"at most {MOST_EXPERTS} experts", number)
     zero = keys.whole("zero_expert_num", "n_zero_experts", what="experts", default=0, low=0)
     kind = keys.word("zero_expert_type", default="identity")
     keys.require(not zero or kind == "identity", "zero_expert_type", "identity", kind)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.errors import ConfigError
+from moesim.limits import MOST_LAYERS
 from moesim.model.feedforward import DenseFeedForward
 from moesim.model.hf_config import words
 from moesim.model.hf_config.attention import read_mixer
@@ -23,8 +24,6 @@ from moesim.model.hf_config.sizes import EXPERTS
 from moesim.model.spec import LayerKind, ModelSpec
 from moesim.model.weights import Weight
 
-#: largest number of layers: a file must not ask for more memory than any model needs
-_MOST_LAYERS = 1 << 14
 #: names of the number of layers that predict further tokens
 _FURTHER = (
     "num_nextn_predict_layers",
@@ -32,7 +31,6 @@ _FURTHER = (
     "num_mtp_layers",
     "num_mtp_modules",
 )
-_MOST_LAYERS = 1 << 14
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 
 
@@ -144,9 +142,7 @@ def _count_layers(keys: Keys, family: Family) -> None:
         keys.has("num_hidden_layers")  # the number of blocks, or again of layers
     if keys.has(*names):
         count = keys.whole(*names, what="the number of layers")
-        keys.require(count <= _MOST_LAYERS, names[0], f"at most {_MOST_LAYERS} layers", count)
-        # each becomes an object
-        keys.require(count <= _MOST_LAYERS, _LAYERS[0], f"at most {_MOST_LAYERS} layers", count)
+        keys.require(count <= MOST_LAYERS, names[0], f"at most {MOST_LAYERS} layers", count)
         keys.num_layers = count
     elif not keys.has("hybrid_override_pattern", "layers_block_type"):
         keys.whole(*names, what="the number of layers")
