@@ -76,7 +76,7 @@ def look_around() -> list[Finding]:
             "moesim validate kernels, comm, dense, models: NVIDIA's measured rows",
             "pip install 'moesim[silicon]' (Python below 3.14)",
         ),
-        _package("pyarrow", "traces and rows as .parquet", "pip install 'moesim[silicon]'"),
+        _package("pyarrow", "traces and rows as .parquet", "pip install pyarrow"),
         _package("distributed", "searches on a Dask cluster", "pip install 'moesim[dask]'"),
         _package(
             "psycopg", "studies in PostgreSQL that machines share", "pip install 'moesim[postgres]'"
