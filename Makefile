@@ -5,6 +5,7 @@ TRIALS ?= 1000
 SEED ?= 0
 TRITON ?= 3.9.0
 WORKERS ?= 2
+PYTHONS ?= $(BIN)/python
 OUT ?= studies/out/codesign_hgx_h100
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -12,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # over from the other's end when it is done. WORKERS=0: one process.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-full test-long lint bench docs pictures accuracy triton-newest clean
+.PHONY: help demo test test-full test-long lint bench docs pictures accuracy triton-newest packages clean
 
 help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
@@ -23,6 +24,7 @@ help:
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make bench      performance figures, and their page in docs/"
 	@echo "make accuracy   every score of measurements that nothing was fitted to, and their page (15 minutes)"
+	@echo "make packages   sdist and wheel in dist/, tried without torch: PYTHONS='python3.12 python3.14' (TORCH=1: with it)"
 	@echo "make triton-newest  the kernels' tests and compile check with another Triton (TRITON=3.9.0)"
 
 $(VENV)/.created:
@@ -93,6 +95,10 @@ triton-newest: $(VENV)/.installed-dev
 	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(TRITON) \
 	  $(if $(filter 3.6.%,$(TRITON)),'numpy<2.4')
 	$(VENV)-triton/bin/python -m pytest -q -m "not gpu" tests/kernels
+
+# The wheel made from the source distribution, both in dist/, tried with every interpreter that is named.
+packages: $(VENV)/.installed-dev
+	$(BIN)/python tests/packaging/packages.py $(PYTHONS) $(if $(TORCH),--torch)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

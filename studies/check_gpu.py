@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from moesim_kernels.sources.gpu_loop import GpuLoopSizes, run_gpu_loop
 
 from moesim import Workload, simulate
 from moesim.cli.script import Out, Seed, run_script
@@ -56,6 +55,9 @@ def main(
     out: Out = OUT,
 ) -> None:
     """Measure, search, run, compare and judge; write the profile, five CSV files and a page."""
+    # on use: this loads torch, and --help needs none
+    from moesim_kernels.sources.gpu_loop import GpuLoopSizes, run_gpu_loop
+
     parts = profilers()["gpu"], installed_sources()["triton"]
     sizes = GpuLoopSizes(
         seconds=seconds, minutes=minutes, trials=trials, winners=WINNERS, drawn=drawn

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from moesim_kernels.sources.closed_loop import QUICK, LoopSizes, run_loop
 
 from moesim import Workload
 from moesim.cli.script import Out, Quick, Seed, run_script
@@ -44,6 +43,8 @@ Seconds = Annotated[float, typer.Option(help="About how long to measure the prof
 
 def main(seconds: Seconds = 20.0, seed: Seed = 0, out: Out = OUT, quick: Quick = False) -> None:
     """Measure, simulate, search, run and compare; write CSV files and a page."""
+    from moesim_kernels.sources.closed_loop import QUICK, LoopSizes, run_loop
+
     sizes = QUICK if quick else replace(LoopSizes(), profile_seconds=seconds)
     found = run_loop(SPACE, WORK, sizes, seed, say)
     targets = against_targets(found.summary)

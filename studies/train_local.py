@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from moesim_kernels.profile.cpu_profile import write_profile
-from moesim_kernels.sources.train_loop import training_rows, training_summary
 
 from moesim.cli.script import Out, Quick, Seed, run_script
 from moesim.errors import MeasurementError
@@ -33,6 +31,10 @@ Layers = Annotated[int, typer.Option(help="Layers on one core, and over two rank
 
 def main(layers: Layers = 28, seed: Seed = 0, out: Out = OUT, quick: Quick = False) -> None:
     """Measure, simulate, train and compare; write CSV files and a page."""
+    # on use: this loads torch, and --help needs none
+    from moesim_kernels.profile.cpu_profile import write_profile
+    from moesim_kernels.sources.train_loop import training_rows, training_summary
+
     writable_folder(out)
     count, fitted_on = (4, 2) if quick else (layers, max(layers // 4, 2))
     sizes = dict(seconds=0.0 if quick else 0.25, fitted_on=fitted_on)

@@ -5,8 +5,9 @@ reason in one line.
 """
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+
+from moesim.measured.environment import lacking
 
 
 class CpuProfiler:
@@ -16,8 +17,8 @@ class CpuProfiler:
 
     def unavailable_because(self) -> str | None:
         """Return why it cannot run: it needs torch, and a system that reports a thread's time."""
-        if find_spec("torch") is None:
-            return "torch is not installed (pip install torch)"
+        if missing := lacking("torch"):
+            return missing
         return "it needs Linux or macOS" if sys.platform == "win32" else None
 
     def write(self, path: Path, seconds: float, command: str) -> None:
@@ -41,8 +42,8 @@ class GpuProfiler:
         """Return why it cannot run: it needs torch, Triton, and an active GPU driver to launch
         on.
         """
-        if missing := [name for name in ("torch", "triton") if find_spec(name) is None]:
-            return f"{' and '.join(missing)} not installed"
+        if missing := lacking("torch", "triton"):
+            return missing
         # Imported after the check above, since this loads torch and triton.
         from moesim_kernels.ops.runtime import triton_mode
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from moesim.costs.devices.serial import phase_intervals
 from moesim.design.candidate import Candidate, Workload
 from moesim.files.output import write_file
 from moesim.hardware import Cluster, Profile, load_profile, single_device
+from moesim.measured.environment import lacking
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.model.widths import short_text
@@ -128,8 +128,8 @@ class TorchCpu:
 
     def unavailable_because(self) -> str | None:
         """Return why it cannot run: it needs torch, and a system that reports a thread's time."""
-        if find_spec("torch") is None:
-            return "torch not installed"
+        if missing := lacking("torch"):
+            return missing
         return "needs Linux or macOS" if sys.platform == "win32" else None
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:

@@ -11,7 +11,6 @@ checks the price of an uneven all-to-all by its start and its busiest port.
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from moesim.design.candidate import Candidate, Parallelism, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster, HostFabric
 from moesim.lowering.traffic import Traffic, spread_tokens
+from moesim.measured.environment import lacking
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.routing import RoutingSpec, route
@@ -70,8 +70,8 @@ class Gloo:
         """Return why it cannot run: it needs torch with gloo, and a core for each of two
         processes.
         """
-        if find_spec("torch") is None:
-            return "torch not installed"
+        if missing := lacking("torch"):
+            return missing
         if sys.platform == "win32":
             return "needs Linux or macOS"
         import torch.distributed as dist

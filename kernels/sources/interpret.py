@@ -8,13 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 from moesim_kernels.sources.scaling import scaled_down
 
 from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster
+from moesim.measured.environment import lacking
 from moesim.measured.sources import CheckRow
 
 # Sizes that the interpreter finishes in seconds, and the longest it may take.
@@ -32,12 +32,8 @@ class Interpret:
 
     def unavailable_because(self) -> str | None:
         """Return why it cannot run: the interpreter is part of Triton."""
-        missing = [name for name in ("torch", "triton") if find_spec(name) is None]
-        return (
-            f"{' and '.join(missing)} not installed (Triton exists for Linux only)"
-            if missing
-            else None
-        )
+        missing = lacking("torch", "triton")
+        return f"{missing} (Triton exists for Linux only)" if missing else None
 
     def check(self, candidate: Candidate, cluster: Cluster, workload: Workload) -> list[CheckRow]:
         """Compare gate choices exactly and outputs within bf16 rounding.

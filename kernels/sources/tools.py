@@ -7,18 +7,13 @@ in one line.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from moesim_kernels.profile.profilers import GpuProfiler
 
+from moesim.measured.environment import lacking
 from moesim.model import MoELayer
-
-
-def _missing() -> str | None:
-    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed" if missing else None
 
 
 class KernelCompiler:
@@ -28,7 +23,7 @@ class KernelCompiler:
 
     def unavailable_because(self) -> str | None:
         """Return why it cannot run: it needs torch and Triton, but no GPU."""
-        return _missing()
+        return lacking("torch", "triton")
 
     def targets(self) -> tuple[str, ...]:
         """Return the architectures it knows."""

@@ -15,7 +15,6 @@ everything but the clock runs without a GPU.
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from moesim.design.candidate import Candidate, Workload
 from moesim.errors import MeasurementError
 from moesim.hardware import Cluster
 from moesim.lowering.traffic import Traffic
+from moesim.measured.environment import lacking
 from moesim.measured.sources import CheckRow
 from moesim.model import MoELayer
 from moesim.model.precision import BYTES_PER_ELEMENT
@@ -79,8 +79,8 @@ class Triton:
 
     def unavailable_because(self) -> str | None:
         """Return why it cannot run: it needs torch, Triton, and an active GPU driver."""
-        if missing := [name for name in ("torch", "triton") if find_spec(name) is None]:
-            return f"{' and '.join(missing)} not installed"
+        if missing := lacking("torch", "triton"):
+            return missing
         from moesim_kernels.ops.runtime import triton_mode
 
         return (

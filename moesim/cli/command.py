@@ -14,8 +14,9 @@ from moesim.errors import MoesimError, one_line
 from moesim.files.addresses import masked_text
 from moesim.processes import Ended, listening
 
-#: exit codes: the system refused to read or write; the reader of the output went away
-_SYSTEM, _BROKEN_PIPE = 3, 141
+#: exit codes: what the user can mend; the system refused to read or write; the reader of the output
+#: went away
+_BAD_INPUT, _SYSTEM, _BROKEN_PIPE = 2, 3, 141
 #: what shells add to the number of the signal that ended a process
 _SIGNALLED = 128
 
@@ -49,6 +50,15 @@ def run_command(command: Callable[[], object]) -> None:
         for text in (f"error: {error}", *getattr(error, "__notes__", ())):
             print(one_line(masked_text(text)), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        # imported on use: most commands need no more than numpy
+        from moesim.cli.missing import missing_text
+
+        said = missing_text(error)
+        if said is None:
+            raise
+        print(one_line(f"error: {said}"), file=sys.stderr)
+        raise SystemExit(_BAD_INPUT) from None
     except MemoryError:
         print("error: this machine has too little memory for it", file=sys.stderr)
         raise SystemExit(_SYSTEM) from None

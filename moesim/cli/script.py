@@ -169,12 +169,13 @@ def run_app(app: typer.Typer) -> None:
     except typer.Abort:
         raise SystemExit(1) from None
     except _REFUSAL as error:
+        said = error.format_message().rstrip(".")
         if type(error).__name__ == "NoArgsIsHelpError":  # no command was named: the help
             error.show()
         else:
             asked = getattr(error, "ctx", None)
             hint = f"; see {asked.command_path} --help" if asked else ""
-            print(one_line(masked_text(f"error: {error.format_message()}{hint}")), file=sys.stderr)
+            print(one_line(masked_text(f"error: {said}{hint}")), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     raise SystemExit(code if isinstance(code, int) else 0)
 

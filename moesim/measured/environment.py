@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Literal
 
 from moesim.compiled import cache_folder
@@ -75,7 +76,7 @@ def look_around() -> list[Finding]:
             "moesim validate kernels, comm, dense, models: NVIDIA's measured rows",
             "pip install 'moesim[silicon]' (Python below 3.14)",
         ),
-        _package("pyarrow", "traces and rows as .parquet", "pip install 'moesim[silicon]'"),
+        _package("pyarrow", "traces and rows as .parquet", "pip install pyarrow"),
         _package("distributed", "searches on a Dask cluster", "pip install 'moesim[dask]'"),
         _package(
             "psycopg", "studies in PostgreSQL that machines share", "pip install 'moesim[postgres]'"
@@ -96,6 +97,18 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def lacking(*names: str) -> str | None:
+    """Say which packages cannot be imported, and how to get them; None if all can.
+
+    Args:
+        names: Packages that pip knows by the names they are imported by.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if not missing:
+        return None
+    return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
 
 
 def _python() -> Finding:

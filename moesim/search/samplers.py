@@ -11,6 +11,7 @@ design needs no sampler: ``every`` goes through them, those of one routing next 
 """
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from moesim.errors import UnknownNameError
+from moesim.errors import ConfigError, UnknownNameError
 from moesim.search.breeding import children, dominance
 from moesim.search.objectives import DIRECTIONS, costs_of
 from moesim.search.pareto import survivors
@@ -53,6 +54,8 @@ def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
 
     Raises:
         UnknownNameError: There is no such sampler.
+        ConfigError: It is ``gp``, whose Gaussian processes Optuna computes with torch, and torch is
+            not installed.
     """
     if name == "auto":
         if num_trials >= size:
@@ -60,6 +63,8 @@ def sampler_for(name: str, num_trials: int, size: int) -> SamplerName:
         return "tpe" if num_trials <= 100 else "nsga2"
     if name not in BATCH:
         raise UnknownNameError("sampler", name, ["auto", *BATCH])
+    if name == "gp" and find_spec("torch") is None:
+        raise ConfigError("sampler gp: torch not installed: pip install torch, or take tpe")
     return name  # type: ignore[return-value]
 
 

@@ -370,9 +370,8 @@ def _told(url: str) -> Iterator[None]:
         ) from None
     except ImportError as error:
         hint = ": pip install 'moesim[postgres]'" if url.startswith("postgresql") else ""
-        raise ConfigError(
-            f"storage {shown}: its driver is not installed ({error.name}){hint}"
-        ) from None
+        name = f" ({error.name})" if error.name else ""
+        raise ConfigError(f"storage {shown}: its driver is not installed{name}{hint}") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         said = (str(error.__cause__ or error).strip().splitlines() or ["no answer"])[0]
         for secret in secrets_of(url):  # a driver may repeat it, as written or as it is

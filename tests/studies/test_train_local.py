@@ -11,7 +11,6 @@ STUDY = Path(__file__).parent.parent.parent / "studies" / "train_local.py"
 
 @pytest.fixture
 def study():
-    pytest.importorskip("torch")
     spec = importlib.util.spec_from_file_location("train_local", STUDY)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,10 +39,13 @@ class Machine:
 
 
 def test_steps_are_scored_and_drawn(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "write_profile", lambda path, *_, **__: path.touch())
+    cpu_profile = pytest.importorskip("moesim_kernels.profile.cpu_profile")
+    train_loop = pytest.importorskip("moesim_kernels.sources.train_loop")
+    # where it takes them from when it runs
+    monkeypatch.setattr(cpu_profile, "write_profile", lambda path, *_, **__: path.touch())
     monkeypatch.setattr(study, "load_profile", lambda _: Machine())
     monkeypatch.setattr(
-        study,
+        train_loop,
         "training_rows",
         lambda _, __, ___, ranks, fitted_on, **____: rows_of(ranks, fitted_on),
     )
