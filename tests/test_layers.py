@@ -161,6 +161,7 @@ def test_the_top_is_short():
         "__main__.py",
         "compiled.py",
         "errors.py",
+        "limits.py",
         "processes.py",
         "units.py",
         "version.py",

@@ -37,17 +37,18 @@ def describe(
     Zipf exponent.
     """
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table
+    from moesim.report.terminal import print_table, say
     from moesim.routing.statistics import load_statistics
     from moesim.routing.trace import open_trace
 
     if kind not in (None, "ids", "counts"):
         raise MoesimError(f"--kind: expected ids or counts, got {kind!r}")
     trace = open_trace(str(file), kind, experts, top_k)
-    rows = []
+    rows, empty = [], []
     for layer, count_E in trace.counts().items():
         if not count_E.any():
-            raise MoesimError(f"{file}: expected counts above 0 in layer {layer}")
+            empty.append(layer)
+            continue
         rows.append(
             {
                 "layer": layer,
@@ -58,6 +59,16 @@ def describe(
                 **load_statistics(count_E),
             }
         )
+    if not rows:
+        raise MoesimError(f"{file}: expected counts above 0, got none in {len(empty)} layers")
+    if empty:
+        say(f"{file}: no choices in {len(empty)} layers, left out: {_listed(empty)}")
+    if padding := trace.num_padding():
+        say(f"{file}: {padding} rows of -1 are padding, no tokens")
     print_table(f"{file}: {trace.kind} of {len(rows)} layers", rows, list(rows[0]))
     if out is not None:
         write_csv(out, rows)
+
+
+def _listed(layers: list[int], most: int = 8) -> str:
+    return ", ".join(map(str, layers[:most])) + (", ..." if len(layers) > most else "")

@@ -42,6 +42,9 @@ class Trace:
     def blocks(self, layer: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (layer, checked ids of some of its tokens), the ids as an ndarray of shape (n, K).
 
+        Rows of -1 alone are padding, as serving engines write it up to the size of a batch: they
+        are no tokens, and are left out.
+
         Args:
             layer: The layer to read; by default all layers.
 
@@ -52,11 +55,12 @@ class Trace:
         at: dict[int, int] = {}
         for number, ids in self.file.blocks():
             if layer is None or number == layer:
-                self._check(number, at.get(number, 0), ids)
-                yield number, ids
+                padding = (ids == -1).all(axis=1)
+                self._check(number, at.get(number, 0), ids, padding)
+                yield number, ids[~padding] if padding.any() else ids
             at[number] = at.get(number, 0) + len(ids)
 
-    def _check(self, layer: int, first: int, ids_TK: np.ndarray) -> None:
+    def _check(self, layer: int, first: int, ids_TK: np.ndarray, padding_T: np.ndarray) -> None:
         path = self.file.path
         if self.top_k is None:
             self.top_k = ids_TK.shape[1]
@@ -66,14 +70,15 @@ class Trace:
                 f"{ids_TK.shape[1]}"
             )
         most = self.num_experts or MOST_EXPERTS
-        if len(ids_TK) and not 0 <= ids_TK.min() <= ids_TK.max() < most:
-            row, column = np.argwhere((ids_TK < 0) | (ids_TK >= most))[0]
+        wrong_TK = ((ids_TK < 0) | (ids_TK >= most)) & ~padding_T[:, None]
+        if wrong_TK.any():
+            row, column = np.argwhere(wrong_TK)[0]
             raise ConfigError(
                 f"{path}: layer {layer}, token {first + row}: expected expert ids from 0 to "
                 f"{most - 1}, got {ids_TK[row, column]}"
             )
         if self.top_k > 1:
-            twice = (np.diff(np.sort(ids_TK, axis=1), axis=1) == 0).any(axis=1)
+            twice = (np.diff(np.sort(ids_TK, axis=1), axis=1) == 0).any(axis=1) & ~padding_T
             if twice.any():
                 row = int(twice.argmax())
                 raise ConfigError(
@@ -86,11 +91,13 @@ class Trace:
         if self._counts:
             return self._counts
         found = dict(self.file.counts)
+        tokens: dict[int, int] = {}
         for layer, ids in self.blocks():
             more = np.bincount(ids.ravel(), minlength=len(found.get(layer, ())))
             more[: len(found.get(layer, ()))] += found.get(layer, 0)
             found[layer] = more
-            self._tokens[layer] = self._tokens.get(layer, 0) + len(ids)
+            tokens[layer] = tokens.get(layer, 0) + len(ids)
+        self._tokens |= tokens
         most = max([self.num_experts or 0, *(len(count) for count in found.values())])
         if not found or not most:
             raise ConfigError(f"{self.file.path}: expected at least one token, got none")
@@ -106,7 +113,8 @@ class Trace:
         return sorted(self.file.arrays or self.counts())
 
     def chosen_layer(self, layer: int | None) -> int:
-        """Return a layer of the trace: the requested one, or the first.
+        """Return a layer of the trace: the requested one, or the first that chose any expert (a
+        model's first layers may be dense).
 
         Raises:
             ConfigError: The trace does not have that layer.
@@ -117,14 +125,20 @@ class Trace:
                 f"{self.file.path}: expected one of its {len(there)} layers, {there[0]} to "
                 f"{there[-1]}, got {layer}"
             )
-        return there[0] if layer is None else layer
+        if layer is not None:
+            return layer
+        chose = (number for number in there if self.kind == "ids" or self.counts()[number].any())
+        return next(chose, there[0])
 
     def num_tokens(self, layer: int) -> int:
-        """Return the number of tokens of a layer."""
-        if self.file.arrays:
-            return sum(len(part) for part in self.file.arrays[layer])
-        self.counts()
+        """Return the number of tokens of a layer, padding left out."""
+        if layer not in self._tokens:
+            self._tokens[layer] = sum(len(ids) for _, ids in self.blocks(layer))
         return self._tokens[layer]
+
+    def num_padding(self) -> int:
+        """Return the number of rows of all layers that are padding."""
+        return sum(int((ids == -1).all(axis=1).sum()) for _, ids in self.file.blocks())
 
     def window(self, layer: int | None, num_tokens: int, seed: int) -> np.ndarray:
         """Return consecutive tokens of a layer.
@@ -165,7 +179,8 @@ class Trace:
             ConfigError: The trace has counts for a different number of experts, or all counts
                 are 0.
         """
-        count = self.counts()[self.chosen_layer(layer)]
+        layer = self.chosen_layer(layer)
+        count = self.counts()[layer]
         if len(count) != num_experts:
             raise ConfigError(
                 f"{self.file.path}: expected counts of layer.num_experts = {num_experts} experts, "

@@ -10,7 +10,7 @@ The suffix of a file decides its form:
   of layers.
 - ``.csv`` and ``.parquet``: columns ``expert_0`` to ``expert_{K-1}`` with one row per token, and
   ``layer`` if there are several, are expert ids. Columns ``expert`` and ``count``, and ``layer``,
-  are counts.
+  are counts; ``expert_id`` and ``layer_id`` are the same, and experts without a row have none.
 - ``.pt``: a dump of SGLang's expert distribution recorder
   (sglang/srt/eplb/expert_distribution.py). It holds ``logical_count`` (steps, layers, E) in mode
   ``stat``; in modes ``per_pass`` and ``per_token`` it holds ``records`` with physical ids, which
@@ -202,6 +202,11 @@ def _of_counts(path: Path, array: np.ndarray) -> TraceFile:
     return TraceFile(path=path, kind="counts", counts=dict(enumerate(rows)))
 
 
+def _named(frame: Any) -> Any:
+    """Return a table with our names of columns that recorders call layer_id and expert_id."""
+    return frame.rename(columns={"layer_id": "layer", "expert_id": "expert"})
+
+
 def _id_columns(path: Path, columns: list[str]) -> list[str]:
     """Return the columns of expert ids in order, or an empty list for a table of counts.
 
@@ -311,7 +316,7 @@ def _frames(path: Path, rows: int) -> Iterator[Any]:
 
     try:
         if path.suffix.lower() == ".csv":
-            yield from pd.read_csv(path, chunksize=rows)
+            yield from map(_named, pd.read_csv(path, chunksize=rows))
             return
         try:
             import pyarrow.parquet
@@ -319,7 +324,7 @@ def _frames(path: Path, rows: int) -> Iterator[Any]:
             raise ConfigError(f"{path}: parquet files need pyarrow: pip install pyarrow") from None
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=max(rows, 1)):
-                yield batch.to_pandas()
+                yield _named(batch.to_pandas())
     except ConfigError:
         raise
     except (

@@ -61,3 +61,21 @@ def test_errors_are_one_line_and_code_2(moesim_trace, tmp_path, options, message
     assert (code, out) == (2, "")
     assert err.strip().endswith(message)
     assert err.count("\n") == 1
+
+
+def test_what_is_left_out_is_said(moesim_trace, tmp_path):
+    counts_LE, ids_TK = np.zeros((3, 8)), np.arange(32).reshape(8, 4) % 8
+    np.save(tmp_path / "empty.npy", counts_LE)
+    counts_LE[1] = 5
+    ids_TK[2] = -1
+    np.save(tmp_path / "some.npy", counts_LE)
+    np.save(tmp_path / "ids.npy", ids_TK)
+    code, out, err = moesim_trace(tmp_path / "some.npy")
+    assert code == 0
+    assert "no choices in 2 layers, left out: 0, 2" in out + err
+    code, out, err = moesim_trace(tmp_path / "ids.npy", "--kind", "ids")
+    assert code == 0
+    assert "1 rows of -1 are padding" in out + err
+    code, out, err = moesim_trace(tmp_path / "empty.npy")
+    assert code == 2
+    assert "got none in 3 layers" in err

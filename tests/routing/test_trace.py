@@ -249,3 +249,42 @@ def test_torch_files_as_torch_reads_them(tmp_path):
     assert found["a"].tolist() == saved["a"].tolist()
     assert found["b"][0].tolist() == saved["b"][0].tolist()
     assert (float(found["b"][1]), found["c"].shape) == (3.5, (0, 2))
+
+
+def test_rows_of_minus_one_are_padding(tmp_path, ids_TLK):
+    """As serving engines fill a batch up; a row that mixes them with experts is a mistake."""
+    padded = np.insert(ids_TLK, [0, 50, 200], -1, axis=0)
+    np.save(tmp_path / "padded.npy", padded)
+    np.save(tmp_path / "plain.npy", ids_TLK)
+    found, plain = (open_trace(str(tmp_path / f"{name}.npy")) for name in ("padded", "plain"))
+    assert found.num_padding() == 3 * 2
+    assert [found.num_tokens(layer) for layer in (0, 1)] == [200, 200]
+    for layer, count_E in plain.counts().items():
+        assert (found.counts()[layer] == count_E).all()
+        assert (found.window(layer, 100, 7) == plain.window(layer, 100, 7)).all()
+    padded[3, 1, 0] = -1
+    np.save(tmp_path / "mixed.npy", padded)
+    with pytest.raises(ConfigError, match="layer 1, token 3: expected expert ids from 0"):
+        open_trace(str(tmp_path / "mixed.npy")).counts()
+
+
+def test_recorders_tables_lack_experts_that_got_nothing(tmp_path):
+    path = tmp_path / "recorded.csv"
+    path.write_text("layer_id,expert_id,count\n1,2,7\n1,4,9\n3,0,5\n")
+    trace = open_trace(str(path), num_experts=8)
+    assert {layer: count_E.tolist() for layer, count_E in trace.counts().items()} == {
+        1: [0, 0, 7, 0, 9, 0, 0, 0],
+        3: [5, 0, 0, 0, 0, 0, 0, 0],
+    }
+    assert trace.weights_NE(None, 8).tolist() == [[0, 0, 7, 0, 9, 0, 0, 0]]
+
+
+def test_layers_without_choices_are_passed_over_and_named(tmp_path):
+    """Such as the dense ones that a model begins with."""
+    counts_LE = np.zeros((3, 8), dtype=np.int64)
+    counts_LE[1] = 5
+    np.save(tmp_path / "counts.npy", counts_LE)
+    trace = open_trace(str(tmp_path / "counts.npy"))
+    assert trace.chosen_layer(None) == 1
+    with pytest.raises(ConfigError, match="expected counts above 0 in layer 0"):
+        trace.weights_NE(0, 8)
