@@ -229,5 +229,8 @@ def candidates(
 
 
 def _launched(candidate: Candidate, cluster: Cluster) -> bool:
+    layer = candidate.layer
+    if layer.precision.cut_block(layer.widest, candidate.parallelism.tp):
+        return False
     exchange = cluster.exchange(candidate.schedule) if cluster.num_devices > 1 else None
     return all(launched(profile, candidate, exchange) for profile, _ in cluster.groups)

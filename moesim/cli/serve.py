@@ -212,6 +212,7 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
     from moesim.design.step import Layout
     from moesim.model import Precision
     from moesim.model.compression import Compression
+    from moesim.report.terminal import say
     from moesim.serving.formats import dense_format_of, precision_on
     from moesim.serving.layouts import layouts_of, placed
 
@@ -245,7 +246,10 @@ def _designs(given: ServeOptions, cluster: "Cluster") -> list["ServedModel"]:
             for one in layouts_of(served, cluster)
         ]
     layout = Layout.parse(given.layout)
-    return [placed(replace(served, layout=layout, schedule=schedule, order=order))]
+    design = placed(replace(served, layout=layout, schedule=schedule, order=order))
+    if design.cut_block:
+        say(f"note: {design.cut_block}")
+    return [design]
 
 
 def _run(given: ServeOptions, cluster: "Cluster", design: "ServedModel") -> "WholeResult":

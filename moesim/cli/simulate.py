@@ -127,7 +127,7 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.model.widths import read_width
     from moesim.report.document import record
     from moesim.report.tables import write_csv
-    from moesim.report.terminal import print_table, tell
+    from moesim.report.terminal import print_table, say, tell
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
@@ -210,6 +210,8 @@ def simulate(given: SimulateOptions) -> None:
         f"to {result.layer_time_high_s / US:,.0f}), engine {given.engine}",
         indent=15,
     )
+    if cut := layer.precision.cut_block(layer.widest, given.tp):
+        say(f"note: {cut}")
     tell(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     for row in exchange_of(prepared):
         tell(

@@ -125,6 +125,16 @@ class ServedModel:
         )
         return self.order or usual
 
+    @property
+    def cut_block(self) -> str:
+        """Why the engine may refuse to load the experts' parts, see `Precision.cut_block`; "" if
+        not. Nothing is known of TensorRT-LLM.
+        """
+        moe = self.spec.moe
+        if moe is None or self.engine == "trtllm":
+            return ""
+        return self.precision.cut_block(self.layer(moe).widest, self.layout.moe_tp)
+
     def layer(self, moe: MoEFeedForward) -> MoELayer:
         """Return the routed experts of a kind of layer, see `ModelSpec.routed`."""
         return self.spec.routed(moe, self.precision)

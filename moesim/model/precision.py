@@ -124,6 +124,28 @@ class Precision:
         """Whether the GEMMs apply a scale to the accumulator after every block of the depth."""
         return self.activations == _FP8 and self.scale_block > 0
 
+    def cut_block(self, width: int, tp: int) -> str:
+        """Return why a serving engine may refuse an expert of a width on some devices; "" if not.
+
+        A scale belongs to a block of 128 x 128 weights. vLLM and SGLang refuse to load experts of
+        which a device gets no whole number of blocks (vllm-project/vllm#25292 and #48173); versions
+        that pad them multiply more than is priced.
+        """
+        share = -(-width // tp)
+        if self.weights != _FP8 or not self.scale_block or share % self.scale_block == 0:
+            return ""
+        blocks = width // self.scale_block
+        fits = [
+            n
+            for n in range(1, tp)
+            if tp % n == 0 and width % self.scale_block == 0 and blocks % n == 0
+        ]
+        hint = f"; tp {fits[-1]} divides it" if fits else ""
+        return (
+            f"experts of {width} over tp {tp} are {share} wide, no multiple of the fp8 blocks of "
+            f"{self.scale_block}: vLLM and SGLang refuse that, or pad it{hint}"
+        )
+
     @property
     def weight_only(self) -> bool:
         """Whether the kernel widens the weights before it multiplies."""

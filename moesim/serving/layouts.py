@@ -27,20 +27,25 @@ def layouts_of(served: ServedModel, cluster: Cluster) -> list[ServedModel]:
 
 
 def divided(served: ServedModel, layouts: Iterable[Layout]) -> list[ServedModel]:
-    """Return the design in each of some layouts that divides the model.
+    """Return the design in each of some layouts that divides the model, without those that its
+    engine refuses to load for their blocks of weights, where there are others.
 
     Raises:
         ConfigError: None does.
     """
-    found, refused = [], ""
+    whole: list[ServedModel] = []
+    cut: list[ServedModel] = []
+    refused = ""
     for layout in layouts:
         try:
-            found.append(replace(served, layout=layout))
+            design = replace(served, layout=layout)
         except ConfigError as error:
             refused = str(error)
-    if not found:
+        else:
+            (cut if design.cut_block else whole).append(design)
+    if not whole and not cut:
         raise ConfigError(refused)
-    return found
+    return whole or cut
 
 
 def fitting(designs: Iterable[ServedModel], cluster: Cluster) -> list[ServedModel]:

@@ -115,3 +115,14 @@ def test_narrower_weights_read_faster_in_decode(hgx, make_candidate):
         for r in ("bf16", "int4")
     )
     assert narrow < wide
+
+
+def test_blocks_that_tensor_parallelism_cuts_are_named():
+    """Qwen3-30B-A3B in fp8 over four devices, which vLLM and SGLang refuse to load."""
+    fp8, bf16 = RECIPES["fp8"], RECIPES["bf16"]
+    said = fp8.cut_block(768, 4)
+    assert said.startswith("experts of 768 over tp 4 are 192 wide, no multiple of the fp8 blocks")
+    assert said.endswith("tp 2 divides it")
+    assert fp8.cut_block(768, 2) == fp8.cut_block(768, 1) == bf16.cut_block(768, 4) == ""
+    assert RECIPES["fp8_tensor"].cut_block(768, 4) == ""
+    assert "divides it" not in fp8.cut_block(100, 2)
