@@ -1,8 +1,7 @@
 """Sizes that no request exceeds: beyond them it is refused before anything of that size is made."""
 
-#: experts of a layer: tables of them are held for every layer and device; published models have
-#: 1,000 at most, the largest studied in print 2^20
-#: (https://arxiv.org/abs/2407.04153)
+#: experts of a layer: tables of them are held for every layer and device. Four times the largest
+#: studied in print, 2^20 (https://arxiv.org/abs/2407.04153)
 MOST_EXPERTS = 1 << 22
 #: layers of a model, each an object of its own
 MOST_LAYERS = 1 << 14

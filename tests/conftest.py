@@ -10,6 +10,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print the seeds of what was drawn, wherever the tests ran."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    told = [f"{k} {v}" for one in reports for k, v in one.user_properties if k.endswith(" seeds")]
+    if told:
+        terminalreporter.line(", ".join(sorted(set(told))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory):
     """Files of the person who runs the tests change nothing, nor does the size of a terminal."""

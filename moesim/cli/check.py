@@ -43,6 +43,7 @@ def check(
     from moesim.measured.sources import installed_sources
     from moesim.measured.winners import read_winners
     from moesim.report.answer import print_answer
+    from moesim.report.tables import check_writable
     from moesim.report.terminal import say
 
     if profile_out is not None and not recalibrate:
@@ -54,6 +55,9 @@ def check(
             raise UnknownNameError("source", name, known)
     found = read_winners(winners)
     found = found[:limit] if limit else found
+    for path in (out, profile_out):  # measuring takes minutes
+        if path is not None:
+            check_writable(path, make_folder=True)
     checked: list[tuple[Case, CheckRow]] = []
     for name in names:
         reason = known[name].unavailable_because()

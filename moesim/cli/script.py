@@ -170,6 +170,7 @@ def run_app(app: typer.Typer) -> None:
         raise SystemExit(1) from None
     except _REFUSAL as error:
         said = error.format_message().rstrip(".")
+        # by its name: versions of Typer have the class in different places
         if type(error).__name__ == "NoArgsIsHelpError":  # no command was named: the help
             error.show()
         else:

@@ -183,6 +183,8 @@ def simulate(given: SimulateOptions) -> None:
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
     prepared = prepare(candidate, machine, workload)
     result = simulate_prepared(prepared, engine=given.engine)
+    if cut := layer.precision.cut_block(layer.widest, given.tp):
+        say(f"note: {cut}")
     rows = [
         {
             "phase": name,
@@ -210,8 +212,6 @@ def simulate(given: SimulateOptions) -> None:
         f"to {result.layer_time_high_s / US:,.0f}), engine {given.engine}",
         indent=15,
     )
-    if cut := layer.precision.cut_block(layer.widest, given.tp):
-        say(f"note: {cut}")
     tell(f"throughput     {result.tokens_per_s_per_device:,.0f} layer tokens/s per device")
     for row in exchange_of(prepared):
         tell(

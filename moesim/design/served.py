@@ -128,12 +128,12 @@ class ServedModel:
     @property
     def cut_block(self) -> str:
         """Why the engine may refuse to load the experts' parts, see `Precision.cut_block`; "" if
-        not. Nothing is known of TensorRT-LLM.
+        not.
         """
         moe = self.spec.moe
-        if moe is None or self.engine == "trtllm":
+        if moe is None:
             return ""
-        return self.precision.cut_block(self.layer(moe).widest, self.layout.moe_tp)
+        return self.precision.cut_block(self.layer(moe).widest, self.layout.moe_tp, self.engine)
 
     def layer(self, moe: MoEFeedForward) -> MoELayer:
         """Return the routed experts of a kind of layer, see `ModelSpec.routed`."""

@@ -38,7 +38,8 @@ So no combine takes a port from a dispatch that is still under way: NCCL's recei
 its receive, and DeepEP's normal mode begins its combine with a barrier over all ranks
 (``cached_notify`` in csrc/kernels/internode.cu, ``cached_notify_combine`` in intranode.cu). If it
 did, faster NICs could cost time, since results of cold devices would set out before the busiest
-device has its tokens.
+device has its tokens. DeepEP's low-latency mode has no such barrier; that it waits all the same
+is an assumption, which makes it late where loads are uneven.
 
 A communication kernel's price is charged to the ports: the device that owns the tokens is held to
 what its SMs can handle, the other end to the port's own overhead, and what no port shows is latency

@@ -124,15 +124,23 @@ class Precision:
         """Whether the GEMMs apply a scale to the accumulator after every block of the depth."""
         return self.activations == _FP8 and self.scale_block > 0
 
-    def cut_block(self, width: int, tp: int) -> str:
-        """Return why a serving engine may refuse an expert of a width on some devices; "" if not.
+    def cut_block(self, width: int, tp: int, engine: str = "") -> str:
+        """Return why a serving engine may refuse experts that devices share; "" if none is known
+        to.
 
         A scale belongs to a block of 128 x 128 weights. vLLM and SGLang refuse to load experts of
         which a device gets no whole number of blocks (vllm-project/vllm#25292 and #48173); versions
         that pad them multiply more than is priced.
+
+        Args:
+            width: Width of an expert.
+            tp: Number of devices that share it.
+            engine: The serving engine; "" for any. Nothing is known of ``trtllm``.
         """
+        if self.weights != _FP8 or not self.scale_block or tp == 1 or engine == "trtllm":
+            return ""
         share = -(-width // tp)
-        if self.weights != _FP8 or not self.scale_block or share % self.scale_block == 0:
+        if share % self.scale_block == 0:
             return ""
         blocks = width // self.scale_block
         fits = [

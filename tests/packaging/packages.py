@@ -13,6 +13,7 @@ import sys
 import tempfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
+from shutil import which
 from zipfile import Path as ZipPath
 
 HERE = Path(__file__).parent
@@ -66,6 +67,8 @@ def main():
     parser.add_argument("--source", type=Path, default=ROOT)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     given = parser.parse_args()
+    if unknown := [python for python in given.pythons if which(python) is None]:
+        parser.error(f"no such interpreter: {', '.join(unknown)}")
     for old in given.out.glob("moesim-*"):
         old.unlink()
     wheel = build(given.source, given.out)
