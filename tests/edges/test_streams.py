@@ -18,6 +18,16 @@ def run(code, **options):
     )
 
 
+def command(words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "moesim", *words.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        **options,
+    )
+
+
 def small_files():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -40,6 +50,37 @@ def test_a_reader_that_went_away():
     done = run(PRINTS, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+COMMANDS = [
+    pytest.param(words, marks=[] if words == "--version" else [pytest.mark.full])
+    for words in ("doctor", "doctor --json", "--help", "--version", "profiles list", "")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_reader_that_went_away_ends_every_command_alike(words):
+    """Command-line libraries have answers of their own."""
+    read, write = os.pipe()
+    os.close(read)
+    done = command(words, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_streams_that_were_closed(words):
+    wanted = 0 if words else 2
+    assert command(words, preexec_fn=lambda: os.close(1)).returncode == wanted
+    done = command(words, preexec_fn=lambda: os.close(2), stdout=subprocess.PIPE)
+    assert (done.returncode, bool(done.stdout)) == (wanted, True)
+    done = command(words, preexec_fn=lambda: [os.close(stream) for stream in range(3)])
+    assert done.returncode == wanted
+
+
+def test_an_error_is_never_data():
+    done = command("simulat", preexec_fn=lambda: os.close(2), stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.full
