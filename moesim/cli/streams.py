@@ -20,7 +20,7 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 class _Output(io.FileIO):
     """The output, whose reader may go away."""
 
-    def write(self, content):  # type: ignore[no-untyped-def]
+    def write(self, content):
         """Write bytes.
 
         Raises:
