@@ -66,6 +66,14 @@ class UnreachableError(MoesimError):
     exit_code = 3
 
 
+class WriteRefusedError(ConfigError):
+    """The system takes no more of a file: a full disk, a quota, a limit, a device that fails, or a
+    folder that went away meanwhile. The text names the file; the arguments were right.
+    """
+
+    exit_code = 3
+
+
 def shown(value: object) -> str:
     """Return a value as an error shows it: on one line, without control characters, and cut."""
     if isinstance(value, int) and not -(1 << 256) < value < 1 << 256:

@@ -5,18 +5,18 @@ This module imports next to nothing, so that Ctrl-C is answered while the comman
 
 import atexit
 import gc
-import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from moesim.cli.streams import drop_output, prepare_streams
 from moesim.errors import MoesimError, one_line
 from moesim.files.addresses import masked_text
 from moesim.processes import Ended, listening
 
-#: exit codes: what the user can mend; the system refused to read or write; the reader of the output
-#: went away
-_BAD_INPUT, _SYSTEM, _BROKEN_PIPE = 2, 3, 141
+#: exit codes: what the user can mend; the system refused to read or write
+_BAD_INPUT, _SYSTEM = 2, 3
 #: what shells add to the number of the signal that ended a process
 _SIGNALLED = 128
 
@@ -36,19 +36,20 @@ def run_command(command: Callable[[], object]) -> None:
     atexit.register(gc.freeze)
     try:
         with listening():
+            prepare_streams()
             _to_the_end(command)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _drop_output()
-        raise SystemExit(_BROKEN_PIPE) from None
+    except BrokenPipeError:  # of an --out that is a stream or FIFO
+        drop_output()
+        raise SystemExit(_SIGNALLED + signal.SIGPIPE) from None
     except OSError as error:
-        _drop_output()
+        drop_output()
         place = f"{error.filename}: " if error.filename is not None else ""
-        print(one_line(f"error: {place}{error.strerror or error}"), file=sys.stderr)
+        _say(f"error: {place}{error.strerror or error}")
         raise SystemExit(_SYSTEM) from None
     except MoesimError as error:
         # notes are further errors of the same file
         for text in (f"error: {error}", *getattr(error, "__notes__", ())):
-            print(one_line(masked_text(text)), file=sys.stderr)
+            _say(masked_text(text))
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         # imported on use: most commands need no more than numpy
@@ -57,15 +58,17 @@ def run_command(command: Callable[[], object]) -> None:
         said = missing_text(error)
         if said is None:
             raise
-        print(one_line(f"error: {said}"), file=sys.stderr)
+        _say(f"error: {said}")
         raise SystemExit(_BAD_INPUT) from None
     except MemoryError:
-        print("error: this machine has too little memory for it", file=sys.stderr)
+        _say("error: this machine has too little memory for it")
         raise SystemExit(_SYSTEM) from None
     except Ended as end:
-        kept = "; ".join(getattr(end, "__notes__", ["nothing was written"]))
-        with suppress(OSError):  # the terminal is gone
-            print(one_line(f"ended by {end}: {kept}"), file=sys.stderr)
+        if end.signal == signal.SIGPIPE:  # the reader, such as `head`, has seen enough
+            drop_output()
+        else:
+            kept = "; ".join(getattr(end, "__notes__", ["nothing was written"]))
+            _say(f"ended by {end}: {kept}")
         raise SystemExit(_SIGNALLED + end.signal) from None
 
 
@@ -74,13 +77,9 @@ def _to_the_end(command: Callable[[], object]) -> None:
     try:
         command()
     finally:
-        if sys.stdout is not None:  # it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
 
 
-def _drop_output() -> None:
-    """Let the interpreter's own flush at the exit succeed, where the output cannot be written."""
-    with suppress(
-        OSError, ValueError, AttributeError
-    ):  # a stream without a file cannot fail at the exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal is gone, or the disk of a log is full
+        print(one_line(text), file=sys.stderr)

@@ -111,11 +111,12 @@ def new(
 ) -> None:
     """Begin a device or cluster file of your own: every key with unit and meaning."""
     from moesim.errors import require
-    from moesim.files.output import write_file
+    from moesim.files.output import check_writable, write_file
     from moesim.hardware.templates import template_like
     from moesim.report.terminal import say
 
     text = template_like(like)
+    check_writable(out, make_folder=True)
     require(not out.exists(), "--out", "a file that does not exist yet", str(out))
     write_file(out, text)
     say(f"wrote {out}: edit it, then `moesim profiles {out}` and `--cluster {out}`")

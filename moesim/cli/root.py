@@ -82,6 +82,7 @@ def measure(
     `--cluster local` simulates it.
     """
     from moesim.files import toml
+    from moesim.files.output import refused
     from moesim.hardware import load_profile
     from moesim.measured.sources import profilers
     from moesim.report.tables import check_writable
@@ -117,7 +118,7 @@ def measure(
             path, seconds, f"moesim measure --device {chosen} --seconds {seconds:g}{given}"
         )
     except OSError as error:
-        raise MoesimError(f"{path}: cannot write this profile: {error.strerror}") from None
+        raise refused(path, error, "write this profile") from None
     profile = load_profile(str(path))
     peaks = ", ".join(
         f"{fmt} {rate / 1e9:,.0f} GFLOP/s" for fmt, rate in profile.peak_flops_per_s.items()

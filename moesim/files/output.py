@@ -14,7 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, WriteRefusedError
+
+#: refusals that are nothing about the path: no space, quota, size of a file, a device that fails
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _FOLDER = "write to this output folder"
 
@@ -30,7 +33,8 @@ def write_file(path: Path, text: str) -> Path:
         The path.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: The file cannot be written; a `WriteRefusedError` where the disk is full.
+        BrokenPipeError: The path is a stream or FIFO, and its reader went away.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +47,10 @@ def write_file(path: Path, text: str) -> Path:
                 write_all(device.fileno(), content)
         else:
             replace_file(Path(os.path.realpath(path)), content)
+    except BrokenPipeError:  # the reader of a stream or FIFO has seen enough
+        raise
     except (OSError, ValueError) as error:
-        raise _refused(path, error) from None
+        raise refused(path, error) from None
     return path
 
 
@@ -57,7 +63,7 @@ def is_plain(path: Path) -> bool:
     try:
         there = _status(path)
     except (OSError, ValueError) as error:
-        raise _refused(path, error) from None
+        raise refused(path, error) from None
     return there is None or (stat.S_ISREG(there.st_mode) and _stream_of(there) is None)
 
 
@@ -85,7 +91,7 @@ def check_writable(path: Path, *, make_folder: bool = False) -> None:
         elif not os.access(path, os.W_OK):  # to open a FIFO would wait for its reader
             raise PermissionError(None, "Permission denied")
     except (OSError, ValueError) as error:
-        raise _refused(path, error) from None
+        raise refused(path, error) from None
 
 
 def writable_folder(folder: Path) -> Path:
@@ -104,7 +110,7 @@ def writable_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, ValueError) as error:
-        raise _refused(folder, error, _FOLDER) from None
+        raise refused(folder, error, _FOLDER) from None
     return folder
 
 
@@ -122,18 +128,34 @@ def check_folder(folder: Path) -> None:
         while _status(held) is None and held != held.parent:
             held = held.parent
         if not held.is_dir():
-            number = errno.EEXIST if held == folder else errno.ENOTDIR
-            raise OSError(number, os.strerror(number))
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(held, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
-        raise _refused(folder, error, _FOLDER) from None
+        raise refused(folder, error, _FOLDER) from None
 
 
-def _refused(path: Path, error: Exception, what: str = "write this file") -> ConfigError:
-    # a path with a zero byte is a ValueError
+def refused(
+    path: str | Path, error: OSError | ValueError, what: str = "write this file", kept: str = ""
+) -> ConfigError:
+    """Return the error that tells a user what the system refused, to be raised.
+
+    Args:
+        path: The file or folder.
+        error: What the system said; a path with a zero byte is a ValueError.
+        what: What was to be done with it.
+        kept: What there is all the same, where some was written before.
+
+    Returns:
+        A `WriteRefusedError` where the path was right, but the system takes no more.
+    """
     said = error.strerror if isinstance(error, OSError) else str(error)
-    return ConfigError(f"{path}: cannot {what}: {said}")
+    if isinstance(error, FileExistsError):  # how mkdir says that a file is in a folder's place
+        said = "Not a directory"
+    text = f"{path}: cannot {what}: {said}{kept and '; '}{kept}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return WriteRefusedError(f"{text}; make room, and run the same command again")
+    return WriteRefusedError(text) if kept else ConfigError(text)
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import ConfigError, printable
-from moesim.files.output import replace_file, writable_folder
+from moesim.files.output import refused, replace_file, writable_folder
 from moesim.page.charts import (
     PALETTE,
     Axis,
@@ -98,7 +98,7 @@ def write_figures(charts: Iterable[Chart], folder: Path) -> list[str]:
                 try:
                     replace_file(path, content.getvalue())
                 except OSError as error:
-                    raise ConfigError(f"{path}: cannot write this file: {error.strerror}") from None
+                    raise refused(path, error) from None
             names.append(chart.key)
     return names
 

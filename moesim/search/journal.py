@@ -17,8 +17,7 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
 
-from moesim.errors import ConfigError
-from moesim.files.output import replace_file, write_all
+from moesim.files.output import refused, replace_file, write_all
 
 #: the end of a line with a checksum
 _CHECKED = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n\Z')
@@ -178,7 +177,5 @@ class SingleWriterBackend(JournalFileBackend):
                         file.truncate(end)
                     raise
         except OSError as error:
-            raise ConfigError(
-                f"{self._file_path}: cannot write this file: {error.strerror}; the trials that "
-                "it holds are kept"
-            ) from None
+            kept = "the trials that it holds are kept"
+            raise refused(self._file_path, error, kept=kept) from None

@@ -36,6 +36,7 @@ from sqlalchemy.exc import (
 
 from moesim.errors import ConfigError, UnreachableError
 from moesim.files.addresses import secrets_of, without_password
+from moesim.files.output import refused
 from moesim.report.tables import writable_folder
 from moesim.report.terminal import say
 from moesim.search.journal import (
@@ -129,7 +130,7 @@ def _locked(folder: Path) -> Iterator[None]:
         # the content of what stands there stays, whatever it is
         lock = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError(f"{folder / '.lock'}: cannot lock: {error.strerror}") from None
+        raise refused(folder / ".lock", error, "lock") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -343,7 +344,7 @@ def _readable(path: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError(f"{path}: cannot use this journal: {error.strerror}") from None
+        raise refused(path, error, "use this journal") from None
     except (
         ValueError,
         LookupError,

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from moesim import Workload
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, WriteRefusedError
 from moesim.search import Space, run_study
 from moesim.search.journal import lines_of, written_line
 from moesim.search.session.join import load_study
@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_the_trials_there_are(run, written, tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 500, old[1]))
-        with pytest.raises(ConfigError, match=r"cannot write this file: File too large; the tri"):
+        with pytest.raises(WriteRefusedError, match=r": File too large; the trials that it holds"):
             run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -181,5 +181,5 @@ def test_a_folder_that_goes_away_is_one_line(run, tmp_path):
         if trial.number == 0:
             out.rename(tmp_path / "elsewhere")
 
-    with pytest.raises(ConfigError, match="No such file or directory; the trials that it holds"):
+    with pytest.raises(WriteRefusedError, match="No such file or directory; the trials that it"):
         run(out, on_trial=remove, num_trials=200)
