@@ -107,7 +107,7 @@ def test_simulate_refuses_what_does_not_fit_unless_told(hgx, make_candidate):
     workload = Workload(num_tokens_per_device=64)
     with pytest.raises(
         CapacityError,
-        match=r"^model does not fit: a device needs on average at least \d+\.\d GiB of .* GiB over ",
+        match=r"^model does not fit: a device needs on average at least \d+\.\d GiB of .* over ",
     ):
         simulate(candidate, hgx, workload)
     result = simulate(candidate, hgx, workload, must_fit=False)
