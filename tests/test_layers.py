@@ -61,7 +61,7 @@ TO_COME: set[str] = set()
 #: what a wing may import, where that is less than everything below it
 ONLY = {
     "files": {"errors", "units"},
-    "program": {"errors", "units"},
+    "program": {"errors", "limits", "units"},
     "engines": {"program", "compiled", "errors", "processes", "units"},
 }
 KERNEL_LAYERS = (

@@ -8,7 +8,6 @@ Tuned tables are written by ``moesim kernels tune``: CSV files in the folder ``k
 user's data, or those that $MOESIM_TILES names (several, separated by the path separator).
 """
 
-import csv
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from moesim_kernels.tiles.tiles import Limits, Tile, tile_config
 
 from moesim.costs.devices.tile_choice import expected_counts, nearby_tokens
 from moesim.costs.tiles import TILE_FIELDS
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, MoesimError, shown
+from moesim.files.texts import read_csv
 from moesim.files.toml import user_folder
 from moesim.hardware.drivers import profile_of_driver
 
@@ -76,8 +76,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         ConfigError: The file cannot be read, lacks a column, or has an invalid tile.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+        rows: list[dict[str, Any]] = [dict(row) for _, row in read_csv(path).rows]
         for row in rows:
             for name in (*TILE_FIELDS, "num_tokens", *_KEY[1:5]):
                 row[name] = int(row[name])
@@ -85,11 +84,11 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 row[name] = str(row[name])
             # Made only for its own checks of the numbers.
             _tile(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except MoesimError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{path}: expected a table of `moesim kernels tune`, got {error}"
+            f"{path}: expected a table of `moesim kernels tune`, got {shown(error)}"
         ) from None
     return rows
 

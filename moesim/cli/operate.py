@@ -79,6 +79,7 @@ def _train(given: OperateOptions, plan: "PlanFile") -> None:
     from dataclasses import replace
 
     from moesim.operations.answer import days_answer
+    from moesim.operations.failure_draws import check_runs
     from moesim.operations.plan import named, planned_training
     from moesim.operations.replication import ReplicationPolicy
     from moesim.operations.text import days_lines, setting_lines
@@ -88,6 +89,7 @@ def _train(given: OperateOptions, plan: "PlanFile") -> None:
     where = given.plan.name
     setting = planned_training(plan, where)
     with named(where):
+        check_runs(setting.causes, setting.job.topology, setting.days, given.seeds)
         _say(setting_lines(setting))
         seeds = range(given.seed, given.seed + given.seeds)
         draws = {seed: setting.draws(seed) for seed in seeds}
@@ -116,6 +118,7 @@ def _train(given: OperateOptions, plan: "PlanFile") -> None:
 
 def _search(given: OperateOptions, plan: "PlanFile") -> None:
     from moesim.operations.answer import search_answer
+    from moesim.operations.failure_draws import check_runs
     from moesim.operations.plan import named, planned_training
     from moesim.operations.plan_search import search_plan
     from moesim.operations.text import point_text, setting_lines
@@ -124,8 +127,10 @@ def _search(given: OperateOptions, plan: "PlanFile") -> None:
 
     where = given.plan.name
     setting = planned_training(plan, where)
-    _say(setting_lines(setting))
     with named(where):
+        runs = given.search * given.seeds
+        check_runs(setting.causes, setting.job.topology, setting.days, runs)
+        _say(setting_lines(setting))
         points = search_plan(setting, plan.search, given.search, seeds=given.seeds, seed=given.seed)
     rows = [point.row() for point in points]
     told = [{"way": _way(row)} | row for row in rows]
@@ -151,6 +156,7 @@ def _way(row: dict[str, Any]) -> str:
 
 def _serve(given: OperateOptions, plan: "PlanFile") -> None:
     from moesim.operations.answer import serving_days_answer
+    from moesim.operations.failure_draws import check_runs
     from moesim.operations.plan import named
     from moesim.operations.plan_serving import planned_serving
     from moesim.operations.serving_days import simulate_serving_days
@@ -159,6 +165,7 @@ def _serve(given: OperateOptions, plan: "PlanFile") -> None:
 
     setting = planned_serving(plan, given.plan.name)
     with named(given.plan.name):
+        check_runs(setting.causes, setting.topology, setting.days, given.seeds)
         seeds = range(given.seed, given.seed + given.seeds)
         results = [simulate_serving_days(setting, seed) for seed in seeds]
         _say(serving_lines(setting, results[0]))

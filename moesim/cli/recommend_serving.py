@@ -112,7 +112,7 @@ def _task(given: RecommendOptions) -> "ServingTask":
     model = model_of(given.model, given.lenient)
     limits = parse_limits(given.slo) if given.slo is not None else ()
     if given.latency_ms is not None:
-        if not given.latency_ms > 0:
+        if not 0 < given.latency_ms < float("inf"):
             raise ConfigError(f"latency_ms: expected a number > 0, got {given.latency_ms:g}")
         limits += (Limit("tpot_mean_ms", given.latency_ms),)
     if not limits and given.concurrency is None:

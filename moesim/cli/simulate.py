@@ -128,6 +128,7 @@ def simulate(given: SimulateOptions) -> None:
     from moesim.report.document import record
     from moesim.report.tables import write_csv
     from moesim.report.terminal import print_table, say, tell
+    from moesim.simulation.memory import check_least_memory
     from moesim.simulation.prepare import prepare
     from moesim.simulation.run import exchange_of, simulate_prepared
 
@@ -181,6 +182,7 @@ def simulate(given: SimulateOptions) -> None:
         ),
     )
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
+    check_least_memory(candidate, machine)
     prepared = prepare(candidate, machine, workload)
     result = simulate_prepared(prepared, engine=given.engine)
     if cut := layer.precision.cut_block(layer.widest, given.tp):

@@ -10,7 +10,7 @@ from moesim.design.schedule import Schedule
 from moesim.errors import require, require_int
 from moesim.files.showing import changed
 from moesim.hardware.libraries import AUTO, check_choice
-from moesim.limits import MOST_EXPERTS
+from moesim.limits import MOST_DEVICES, MOST_EXPERTS
 from moesim.model import DensePart, MoELayer
 from moesim.model.compression import Compression
 from moesim.model.widths import short_text
@@ -85,7 +85,7 @@ class Parallelism:
 
     def __post_init__(self) -> None:
         for name in ("ep", "tp"):
-            require_int(f"parallelism.{name}", getattr(self, name), 1)
+            require_int(f"parallelism.{name}", getattr(self, name), 1, MOST_DEVICES)
 
     @property
     def num_devices(self) -> int:

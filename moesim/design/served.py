@@ -10,6 +10,7 @@ from moesim.design.schedule import STEP_ORDERS, Schedule, StepOrder
 from moesim.design.step import Layout
 from moesim.errors import ConfigError, require, require_int
 from moesim.hardware.libraries import AUTO
+from moesim.limits import MOST_EXPERTS
 from moesim.model.compression import Compression
 from moesim.model.feedforward import MoEFeedForward
 from moesim.model.layer import MoELayer
@@ -70,8 +71,14 @@ class ServedModel:
         require(self.engine in ENGINES, "engine", " or ".join(ENGINES), self.engine)
         require(self.kv_format in KV_FORMATS, "kv_format", "bfloat16 or fp8", self.kv_format)
         PlacementSpec.parse(self.placement)
-        require_int("num_replicas", self.num_replicas, 0)
+        require_int("num_replicas", self.num_replicas, 0, MOST_EXPERTS)
         self._check_forms()
+        require(
+            self.layout.pp <= self.spec.num_layers,
+            "layout.pp",
+            f"at most the {self.spec.num_layers} layers of {self.name}",
+            self.layout.pp,
+        )
         tp = self.layout.tp
         for block in self.spec.kinds:
             mixer = block.mixer

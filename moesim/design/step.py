@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from math import floor, sqrt
 
-from moesim.errors import ConfigError, require, require_int
+from moesim.errors import ConfigError, require, require_int, shown
+from moesim.limits import MOST_DEVICES
 from moesim.routing import RoutingSpec
 
 
@@ -36,7 +37,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            require_int(f"layout.{field.name}", getattr(self, field.name), 1)
+            require_int(f"layout.{field.name}", getattr(self, field.name), 1, MOST_DEVICES)
         require(
             self.tp * self.dp == self.ep * self.moe_tp,
             "layout",
@@ -58,7 +59,7 @@ class Layout:
             if match is None or match[1] in found:
                 raise ConfigError(
                     f"layout: expected degrees such as 'tp8', 'dp8 ep8' or 'tp4 ep2 moe_tp2 pp2', "
-                    f"got {text!r}"
+                    f"got {shown(text)}"
                 )
             found[match[1]] = int(match[2])
         attention = found.get("tp", 1) * found.get("dp", 1)

@@ -10,13 +10,11 @@ from typing import Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from moesim.files.toml import Quantity, Sourced, Strict
+from moesim.limits import MOST_DEVICES
 from moesim.units import GB
 
 ScaleUpKind = Literal["switch", "mesh", "pcie", "torus"]
 Routing = Literal["dimension_ordered", "multi_path", "single_path"]
-
-#: more devices than any cluster has; several arrays have an entry for each
-_MOST_DEVICES = 1 << 20
 
 
 class ScaleUp(Strict):
@@ -103,8 +101,8 @@ class ClusterFile(Sourced):
     aliases: list[str] = []
     profile: str | None = None
     groups: list[Group] = []
-    num_nodes: int = Field(ge=1, le=_MOST_DEVICES)
-    devices_per_node: int = Field(ge=1, le=_MOST_DEVICES)
+    num_nodes: int = Field(ge=1, le=MOST_DEVICES)
+    devices_per_node: int = Field(ge=1, le=MOST_DEVICES)
     #: exchange that candidates use if they name none; older files called it dispatch, and the
     #: digest still does
     exchange: str = Field(
@@ -121,9 +119,9 @@ class ClusterFile(Sourced):
             raise ValueError(
                 "@profile@either a profile or [[groups]]@" + ("both" if self.groups else "neither")
             )
-        if self.num_nodes * self.devices_per_node > _MOST_DEVICES:
+        if self.num_nodes * self.devices_per_node > MOST_DEVICES:
             raise ValueError(
-                f"@num_nodes@at most {_MOST_DEVICES} devices in all"
+                f"@num_nodes@at most {MOST_DEVICES} devices in all"
                 f"@{self.num_nodes * self.devices_per_node}"
             )
         if self.groups and sum(g.num_nodes for g in self.groups) != self.num_nodes:

@@ -79,13 +79,7 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
         following[:, 2 * axis + way] = np.where(out & (not ring[axis]), -1, node)
     span = 2 * size - 1
     key = np.concatenate([np.cumprod(span[::-1])[::-1][1:], [1]])
-    ways = [
-        _ways(tuple(d - size + 1), axes, ring, closing) for d in product(*(range(n) for n in span))
-    ]
-    most = max(map(len, ways))
-    steps = np.zeros((len(ways), most, len(axes)), dtype=np.int64)
-    for v, found in enumerate(ways):
-        steps[v, : len(found)] = found
+    ways, steps = _twisted_ways(axes, span, closing) if twisted else _plain_ways(axes, ring)
     orders = list(permutations(range(len(axes)))) if multi_path else [tuple(range(len(axes)))]
     return Grid(
         coord_LA=coord.astype(np.int64),
@@ -93,27 +87,49 @@ def grid(axes: list[int], ring: list[bool], *, twisted: bool, multi_path: bool) 
         key_A=key.astype(np.int64),
         shift_A=(size - 1).astype(np.int64),
         steps_VCA=steps,
-        ways_V=np.array([len(w) for w in ways]),
+        ways_V=ways,
         orders_OA=np.array(orders, dtype=np.int64),
     )
 
 
-def _ways(
-    displacement: tuple[int, ...], axes: list[int], ring: list[bool], closing: Array
-) -> list[tuple[int, ...]]:
-    """Return the shortest signed hops that lead from a node to the node ``displacement`` away."""
-    if not (closing - np.diag(np.diag(closing))).any():
-        each = []
-        for d, n, closed in zip(displacement, axes, ring, strict=True):
-            around = d % n
-            if not closed:
-                each.append([d])
-            elif 2 * around == n:
-                each.append([around, -around])
-            else:
-                each.append([around if 2 * around < n else around - n])
-        return list(product(*each))
-    turns = np.array(list(product((-2, -1, 0, 1, 2), repeat=len(axes))))
-    same = np.array(displacement) + turns @ closing
-    hops = np.abs(same).sum(axis=1)
-    return sorted({tuple(int(x) for x in way) for way in same[hops == hops.min()]})
+def _plain_ways(axes: list[int], ring: list[bool]) -> tuple[Array, Array]:
+    """Return the number of routes of each displacement, and their hops, where each axis is walked
+    on its own: as `Grid.ways_V` and `Grid.steps_VCA`.
+    """
+    # the hops along each axis: one way, or two where both directions are equally short
+    along, counts = [], []
+    for n, closed in zip(axes, ring, strict=True):
+        apart = np.arange(1 - n, n)
+        around = apart % n
+        half = closed & (2 * around == n)
+        shorter = np.where(2 * around <= n, around, around - n) if closed else apart
+        along.append(np.stack([shorter, shorter - np.where(half, n, 0)]))
+        counts.append(1 + half)
+    number = np.stack([c.ravel() for c in np.meshgrid(*counts, indexing="ij")])
+    ways = number.prod(axis=0)
+    steps = np.zeros((len(ways), int(ways.max()), len(axes)), dtype=np.int64)
+    for choice in product((0, 1), repeat=len(axes)):
+        chosen = np.array(choice)[:, None]
+        there = (chosen < number).all(axis=0)
+        # routes are counted like digits, the last axis first
+        place = np.zeros(len(ways), dtype=np.int64)
+        for digit, base in zip(choice, number, strict=True):
+            place = place * base + digit
+        hops = np.meshgrid(*(a[c] for a, c in zip(along, choice, strict=True)), indexing="ij")
+        every = np.stack([h.ravel() for h in hops], axis=1)
+        steps[np.flatnonzero(there), place[there]] = every[there]
+    return ways, steps
+
+
+def _twisted_ways(axes: list[int], span: Array, closing: Array) -> tuple[Array, Array]:
+    """Return what `_plain_ways` does, where closing an axis shifts along the last one."""
+    turns = np.array(list(product((-2, -1, 0, 1, 2), repeat=len(axes)))) @ closing
+    found = []
+    for apart in product(*(range(n) for n in span)):
+        same = np.array(apart) - np.array(axes) + 1 + turns
+        hops = np.abs(same).sum(axis=1)
+        found.append(sorted({tuple(int(x) for x in way) for way in same[hops == hops.min()]}))
+    steps = np.zeros((len(found), max(map(len, found)), len(axes)), dtype=np.int64)
+    for v, ways in enumerate(found):
+        steps[v, : len(ways)] = ways
+    return np.array(list(map(len, found))), steps

@@ -4,23 +4,17 @@ The bytes are those of the matrices of pairs and of the entries of demands, as t
 layers of 256 to 2,048 devices and on exchanges; they held within a factor of 2.
 """
 
-import os
-
-from moesim.errors import CapacityError
 from moesim.hardware import Cluster
 from moesim.hardware.exchanges import Exchange
+from moesim.limits import check_request
 from moesim.program.program import ENTRY_BYTES
-from moesim.units import GIB
+from moesim.routing.sampler import CHOICE_BYTES
 
-#: share of the machine's memory that a run may plan to use
-_ROOM = 0.7
 #: bytes that factored traffic takes for each device, on ports and on a torus, measured at 16,384
 #: devices and at a million
 _FACTORED = 512.0, 4096.0
 #: bytes of a layer for each pair of devices: matrices of the traffic of a batch, and of its legs
 _TRAFFIC, _LEGS = 32.0, 24.0
-#: bytes of a token's choice while it is drawn and counted
-_CHOICE = 24.0
 #: entries of a layer for each pair of devices and batch: on ports, across domains in two hops, on a
 #: torus; and for each pair that is an op
 _DIRECT, _TWO_HOPS, _LINKS, _AS_OPS = 1.5, 0.4, 3.0, 8.0
@@ -41,10 +35,11 @@ def check_room(cluster: Cluster, granularity: str, *, factored: bool = False) ->
     torus = cluster.is_torus
     # the matrix of floats, and the entries of a row: more on a torus, whose routes pass many links
     per_pair = 8.0 + ENTRY_BYTES * (6.0 if torus else 3.0) * (2.0 if granularity == "pair" else 1.0)
-    need, advice = per_pair * num_devices**2, ": use engine bound, device granularity"
+    need, advice = per_pair * num_devices**2, "use engine bound, device granularity"
     if factored:
-        need, advice = _FACTORED[torus] * num_devices, ""
-    _refuse_beyond(need, f"{num_devices} devices at {granularity} granularity", advice)
+        need, advice = _FACTORED[torus] * num_devices, "fewer devices"
+    what = f"{num_devices} devices at {granularity} granularity"
+    check_request(what, memory_bytes=need, advice=advice)
 
 
 def check_layer_room(
@@ -73,24 +68,12 @@ def check_layer_room(
     if granularity == "pair":
         entries *= _AS_OPS
     need = pairs * (_TRAFFIC * num_batches + _LEGS)
-    need += min(pairs, num_choices) * num_batches * entries * ENTRY_BYTES + num_choices * _CHOICE
-    _refuse_beyond(
-        need,
-        f"a layer on {cluster.num_devices} devices at {granularity} granularity",
-        ": no pairs are needed where every source routes alike, experts have no capacity, replicas "
-        "take turns, and switches join the devices at device granularity",
+    need += (
+        min(pairs, num_choices) * num_batches * entries * ENTRY_BYTES + num_choices * CHOICE_BYTES
     )
-
-
-def _refuse_beyond(need: float, what: str, advice: str) -> None:
-    there = _ROOM * memory_bytes()
-    if need > there:
-        raise CapacityError(
-            f"{what} would take {need / GIB:.1f} GiB of the {there / GIB:.1f} that may be used"
-            f"{advice}"
-        )
-
-
-def memory_bytes() -> float:
-    """Return the memory of this machine in bytes."""
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    check_request(
+        f"a layer on {cluster.num_devices} devices at {granularity} granularity",
+        memory_bytes=need,
+        advice="no pairs are needed where every source routes alike, experts have no capacity, "
+        "replicas take turns, and switches join the devices at device granularity",
+    )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.design.candidate import DESIGN_COLUMNS, WORKLOAD_COLUMNS, Candidate, Workload
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, shown
+from moesim.files.texts import read_csv
 from moesim.hardware import Cluster, load_cluster
 from moesim.report.tables import unescaped
 
@@ -40,29 +41,19 @@ def read_winners(path: Path) -> list[Case]:
         ConfigError: The file is unreadable, a column is missing, there are no rows, or a row is not
             a valid candidate; the message names the column or the first bad row.
     """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise ConfigError(f"{path}: cannot read these winners: {reason}") from None
-    missing = [name for name in NEEDED if name not in table]
+    table = read_csv(path)
+    missing = [name for name in NEEDED if name not in table.header]
     if missing:
-        there = [str(name) for name in table.columns]
-        shown = ", ".join(there[:_SHOWN])
-        if len(there) > _SHOWN:
-            shown += f" and {len(there) - _SHOWN} more"
+        there = [shown(name)[1:-1] for name in table.header[:_SHOWN]]
+        if len(table.header) > _SHOWN:
+            there[-1] += f" and {len(table.header) - _SHOWN} more"
         raise ConfigError(
-            f"{path.name}: {missing[0]}: expected this column, got {shown}"
+            f"{path.name}: {missing[0]}: expected this column, got {', '.join(there)}"
             " (a table of an earlier version lacks fields of its designs: run its study again)"
         )
-    if table.empty:
+    if not table.rows:
         raise ConfigError(f"{path.name}: expected at least one row, got none")
-    rows = [
-        {str(name): unescaped(text) for name, text in row.items()}
-        for row in table.to_dict("records")
-    ]
+    rows = [{name: unescaped(text or "") for name, text in row.items()} for _, row in table.rows]
     return [_case(path.name, number, row) for number, row in enumerate(rows)]
 
 
@@ -73,7 +64,7 @@ def _case(where: str, number: int, row: dict[str, str]) -> Case:
         if row["design"] not in ("", candidate.key):
             raise ConfigError(
                 f"design: expected {candidate.key}, the key of this row's values (or nothing, for "
-                f"a row written by hand), got {row['design']!r}"
+                f"a row written by hand), got {shown(row['design'])}"
             )
         return Case(candidate=candidate, cluster=load_cluster(row["cluster"]), workload=workload)
     except ConfigError as error:

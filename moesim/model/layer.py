@@ -11,7 +11,7 @@ import numpy as np
 
 from moesim.errors import require, require_int
 from moesim.files.showing import changed
-from moesim.limits import MOST_EXPERTS
+from moesim.limits import MOST_EXPERTS, MOST_WIDTH
 from moesim.model.gate import Gate
 from moesim.model.precision import Precision
 from moesim.model.widths import checked_widths, width_text
@@ -64,7 +64,7 @@ class MoELayer:
         return changed(self)
 
     def __post_init__(self) -> None:
-        require_int("layer.hidden_size", self.hidden_size, 1)
+        require_int("layer.hidden_size", self.hidden_size, 1, MOST_WIDTH)
         for name in ("num_experts", "top_k"):
             require_int(f"layer.{name}", getattr(self, name), 1, MOST_EXPERTS)
         widths = checked_widths(self.expert_intermediate_size, self.num_experts)

@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable
 from itertools import groupby
 
-from moesim.errors import ConfigError, require, require_int
+from moesim.errors import ConfigError, require, require_int, shown
+from moesim.limits import MOST_EXPERTS, MOST_WIDTH
 
 _WHERE = "layer.expert_intermediate_size"
 _RUN = re.compile(r"([1-9]\d{0,8})x(\d{1,9})")
-#: largest number of experts: a text must not ask for more memory than any layer needs
-_MOST = 1 << 24
 _SHORT = 40
 
 
@@ -26,7 +25,7 @@ def checked_widths(widths: object, num_experts: int) -> int | tuple[int, ...]:
             0, or all experts are pruned.
     """
     if isinstance(widths, str | bytes) or not isinstance(widths, Iterable):
-        require_int(_WHERE, widths, 1)
+        require_int(_WHERE, widths, 1, MOST_WIDTH)
         return int(widths)  # type: ignore[call-overload]
     each = tuple(widths)
     if len(each) != num_experts:
@@ -35,7 +34,7 @@ def checked_widths(widths: object, num_experts: int) -> int | tuple[int, ...]:
             f"{len(each)}"
         )
     for e, width in enumerate(each):
-        require_int(f"{_WHERE}[{e}]", width, 0)
+        require_int(f"{_WHERE}[{e}]", width, 0, MOST_WIDTH)
     require(any(each), _WHERE, "an expert that is not pruned", "width 0 for all")
     return tuple(int(width) for width in each)
 
@@ -48,10 +47,10 @@ def parse_widths(text: str) -> tuple[int, ...]:
     """
     runs = [_RUN.fullmatch(run) for run in text.split("+")]
     found = [(int(run[1]), int(run[2])) for run in runs if run is not None]
-    if len(found) < len(runs) or sum(count for count, _ in found) > _MOST:
+    if len(found) < len(runs) or sum(count for count, _ in found) > MOST_EXPERTS:
         raise ConfigError(
             "expert_intermediate_size: expected a width or 'EXPERTSxWIDTH+EXPERTSxWIDTH' such as "
-            f"'64x256+64x1024', got {text!r}"
+            f"'64x256+64x1024', got {shown(text)}"
         )
     return tuple(width for count, width in found for _ in range(count))
 

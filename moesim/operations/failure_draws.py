@@ -15,12 +15,15 @@ from zlib import crc32
 import numpy as np
 
 from moesim.errors import ConfigError, require, require_int
+from moesim.limits import check_request
 from moesim.operations.failure_rates import DAY_S, Cause, events_of
 
 Array = np.ndarray
 #: more events than this are refused before they are drawn
 MOST_EVENTS = 500_000
 _MOST_DAYS = 1_000_000
+#: bytes and microseconds of a run, and of each of its events, as measured
+_RUN_BYTES, _EVENT_BYTES, _RUN_US, _EVENT_US = 2e4, 500.0, 1e3, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,29 @@ def check_events(expected: float, days: float) -> None:
             f"failures: expected at most {MOST_EVENTS:,} events in all, got {expected:.3g} in "
             f"{days:g} days (lower the rates or the days)"
         )
+
+
+def check_runs(causes: Sequence[Cause], topology: Topology, days: float, runs: int) -> None:
+    """Refuse days that are simulated so often that nobody waits for them.
+
+    Args:
+        causes: Reasons, with rates.
+        topology: The devices of the job.
+        days: Days of each run.
+        runs: Number of runs: seeds, and ways to run the job.
+
+    Raises:
+        ConfigError: A single run would have more than `MOST_EVENTS` events.
+        CapacityError: All runs together would take too long, or more memory than there is.
+    """
+    events = sum(events_of(causes, topology.devices, days).values())
+    check_events(events, days)
+    check_request(
+        f"{runs:,} runs of {events:,.0f} events",
+        memory_bytes=runs * (_RUN_BYTES + events * _EVENT_BYTES),
+        steps=runs * (_RUN_US + events * _EVENT_US),
+        advice="fewer --seeds, a smaller --search or fewer days",
+    )
 
 
 def _drawn(cause: Cause, topology: Topology, days: float, seed: int) -> Draws:

@@ -32,6 +32,7 @@ from moesim.design.training.model import TrainedModel
 from moesim.design.training.plan import TrainingPlan
 from moesim.errors import CapacityError, ConfigError
 from moesim.hardware.sizing import sized
+from moesim.limits import MOST_DEVICES
 from moesim.model.spec import ModelSpec
 from moesim.model.weights import total
 from moesim.operations.growth_stages import GrownStage, GrowthPlan, GrowthStage
@@ -41,8 +42,6 @@ from moesim.units import GIB
 
 _WEIGHT_BYTES = 2.0
 _HOURS_PER_MONTH = 730.5
-#: more devices than this are not looked at
-_MOST_DEVICES = 1 << 20
 
 
 def grow(plan: GrowthPlan) -> list[GrownStage]:
@@ -123,7 +122,7 @@ def _devices(
     plan: GrowthPlan, spec: ModelSpec, stage: GrowthStage, least: int
 ) -> tuple[int, float]:
     """Return the fewest devices on which a stage fits, and what each holds."""
-    most = plan.most_devices or _MOST_DEVICES
+    most = plan.most_devices or MOST_DEVICES
     usable, node = plan.cluster.profile.usable_bytes, plan.cluster.devices_per_domain
     count, held = max(least, min(node, most)), float("inf")
     if plan.cluster.nic_bytes_per_s == 0:

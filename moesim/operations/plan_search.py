@@ -14,7 +14,7 @@ import numpy as np
 from moesim.errors import require_int
 from moesim.operations.days_result import DaysResult
 from moesim.operations.days_setting import TrainingDays
-from moesim.operations.failure_draws import Draws
+from moesim.operations.failure_draws import Draws, check_runs
 from moesim.operations.failure_rates import HOUR_S
 from moesim.operations.plan_file import SearchRecord
 from moesim.operations.training_days import simulate_days
@@ -88,9 +88,11 @@ def search_plan(
 
     Raises:
         ConfigError: There are too many failures, or fewer places than copies.
+        CapacityError: All runs together would take too long.
     """
     require_int("search", points, 1)
     require_int("seeds", seeds, 1)
+    check_runs(setting.causes, setting.job.topology, setting.days, points * seeds)
     settings = [setting, *_drawn(setting, choices, points - 1, seed)]
     # drawn once: every point meets the same failures
     draws = {one: setting.draws(one) for one in range(seed, seed + seeds)}

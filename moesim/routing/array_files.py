@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from moesim.errors import ConfigError, shown
+from moesim.errors import ConfigError, MoesimError, shown
+from moesim.files.texts import read_text
+from moesim.limits import check_request
 
-#: a JSON file is read whole, an archive is unpacked to memory
-MOST_JSON_BYTES, MOST_ARCHIVE_BYTES = 64 << 20, 4 << 30
 _LAYER = re.compile(r"(?:layer_?)?(\d+)")
 _KINDS = ("ids", "counts")
 #: what NumPy and the zip module raise for a file that is none of theirs
@@ -44,14 +44,10 @@ def read_npz(path: Path) -> np.ndarray | dict[int, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_ARCHIVE_BYTES:
-            raise ConfigError(
-                f"{path}: expected at most {MOST_ARCHIVE_BYTES >> 30} GiB unpacked, got {size:,} "
-                "bytes"
-            )
+        check_request(f"{path}: its arrays", memory_bytes=float(size), advice="fewer tokens")
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except ConfigError:
+    except MoesimError:
         raise
     except _NO_ARCHIVE as error:
         raise ConfigError(f"{path}: expected a whole .npz file: {shown(error)}") from None
@@ -66,15 +62,11 @@ def read_json(path: Path) -> tuple[str, np.ndarray | dict[int, np.ndarray]]:
     Raises:
         ConfigError: The file is too large, no JSON, or of another form.
     """
-    size = path.stat().st_size
-    if size > MOST_JSON_BYTES:
-        raise ConfigError(
-            f"{path}: expected at most {MOST_JSON_BYTES >> 20} MiB of JSON (larger traces fit in "
-            f".npy or .npz), got {size:,} bytes"
-        )
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        whole = json.loads(read_text(path, "JSON"))
+    except MoesimError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected a whole JSON file: {shown(error)}") from None
     if not isinstance(whole, dict) or len(whole.keys() & set(_KINDS)) != 1:
         got = ", ".join(map(shown, list(whole)[:8])) if isinstance(whole, dict) else shown(whole)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError, require
+from moesim.limits import check_request
 from moesim.routing import measured
 from moesim.routing.apportion import apportion, capped
 from moesim.routing.shapes import ONE_NUMBER, burst, drifted, shape_weights
@@ -32,6 +33,8 @@ MAX_DOMAINS = 1024
 MAX_NUMBER, MAX_SIGMA = 1e6, 100.0
 #: keeps what a stale plan draws apart from the seed's other draws
 _STALE = 0x57A1E
+#: bytes of the weight of an expert in a domain while it is drawn
+_WEIGHT_BYTES = 24.0
 #: a standard deviation beyond which a plan knows nothing of the loads
 MAX_STALE = 4.0
 _FORM = (
@@ -154,6 +157,11 @@ class RoutingSpec:
             ndarray of shape (N, E): weights >= 0, no row all 0.
         """
         if self.kind == "domains":
+            check_request(
+                f"routing: {self.num_domains} domains of {num_experts} experts",
+                memory_bytes=_WEIGHT_BYTES * self.num_domains * num_experts,
+                advice="fewer domains",
+            )
             weight = np.stack(
                 [
                     shape_weights("dirichlet", self.alpha, num_experts, 0, 0, rng)

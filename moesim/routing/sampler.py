@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.errors import ConfigError
+from moesim.limits import check_request
 from moesim.model.gate import Gate
 from moesim.routing.apportion import apportion
 from moesim.routing.distributions import RoutingSpec
@@ -23,6 +24,9 @@ from moesim.routing.workloads import source_weights
 
 #: largest number of tokens over all sources, since the choices of each are drawn; more are refused
 MAX_SAMPLED_TOKENS = 1 << 22
+#: bytes of a token's choice while it is drawn and counted, as measured
+CHOICE_BYTES = 24.0
+_COUNT_BYTES = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,9 +79,15 @@ class Routing:
         """Return the number of choices of each source for each expert: ndarray of shape (S, E),
         int64.
         """
+        sources = len(self.num_tokens_S)
+        check_request(
+            f"counts of {sources} sources and {self.num_experts} experts",
+            memory_bytes=2.0 * _COUNT_BYTES * sources * self.num_experts,
+            advice="fewer experts or devices",
+        )
         key = self.source_T()[:, None] * self.num_experts + self.expert_ids_TK
-        counts = np.bincount(key.ravel(), minlength=len(self.num_tokens_S) * self.num_experts)
-        return counts.reshape(len(self.num_tokens_S), self.num_experts)
+        counts = np.bincount(key.ravel(), minlength=sources * self.num_experts)
+        return counts.reshape(sources, self.num_experts)
 
     def num_tokens_E(self) -> np.ndarray:
         """Return the number of choices of each expert over all sources: ndarray of shape (E,),
@@ -126,6 +136,11 @@ def route(
         raise ConfigError(
             f"workload: expected 1 to {MAX_SAMPLED_TOKENS} tokens over all devices, got {total}"
         )
+    check_request(
+        f"workload: {total} tokens of {top_k} choices",
+        memory_bytes=CHOICE_BYTES * total * top_k,
+        advice="fewer tokens or a smaller top_k",
+    )
     rng = np.random.default_rng([seed, num_experts, top_k])
     left = np.ones(num_experts, dtype=bool) if left_E is None else left_E
     num_tokens_S = tokens_of_sources(spec, num_tokens_S)

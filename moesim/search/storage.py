@@ -26,6 +26,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
     IntegrityError,
@@ -199,6 +200,10 @@ def read_study(where: str | Path, *, trials: bool = True) -> Stored:
     """
     if is_url(where):
         with _told(str(where)):
+            address = make_url(str(where))
+            # connecting would make the file
+            if address.get_backend_name() == "sqlite" and not _is_there(address.database):
+                raise _no_study(without_password(str(where)))
             return _read_database(_database(str(where)), str(where), trials)
     path = Path(where) / "study.journal"
     if not path.is_file():
@@ -280,6 +285,11 @@ def _read(storage: optuna.storages.BaseStorage, shown: str, trials: bool) -> Sto
         user_attrs=attrs,
         trials=[t for t in records if t.state.is_finished()],
     )
+
+
+def _is_there(database: str | None) -> bool:
+    """Return whether the file of a SQLite database is there; one in memory has none."""
+    return database in (None, "", ":memory:") or Path(str(database)).is_file()
 
 
 def _no_study(shown: str) -> ConfigError:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from moesim.errors import ConfigError, MoesimError
+from moesim.errors import ConfigError, MoesimError, shown
 from moesim.serving.loop import RequestTraffic
 from moesim.serving.whole import WholeResult
 
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_TERM = re.compile(r"(ttft|tpot|itl|latency)(?:_(mean|p50|p90|p99))?<=([0-9.]+)(us|ms|s)")
+_TERM = re.compile(
+    r"(ttft|tpot|itl|latency)(?:_(mean|p50|p90|p99))?<=([0-9]{1,12}(?:[.][0-9]{1,12})?)(us|ms|s)"
+)
 _Result = TypeVar("_Result")
 #: requests of each client while the most clients are sought
 _REQUESTS_PER_CLIENT = 3
@@ -48,9 +50,11 @@ def parse_limits(text: str) -> tuple[Limit, ...]:
     found = []
     for term in text.replace(" ", "").split(","):
         match = _TERM.fullmatch(term)
-        if match is None:
+        # nothing takes no time, and a limit is divided by
+        if match is None or not float(match[3]) > 0:
             raise ConfigError(
-                f"slo: expected terms such as ttft<=2s,tpot<=50ms or itl_p99<=80ms, got {text!r}"
+                f"slo: expected terms such as ttft<=2s,tpot<=50ms or itl_p99<=80ms, got "
+                f"{shown(text)}"
             )
         name, which, number, unit = match.groups()
         found.append(Limit(f"{name}_{which or 'p90'}_ms", float(number) * _UNITS[unit]))

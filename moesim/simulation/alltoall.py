@@ -11,7 +11,7 @@ from moesim.engines.bound import run_bound
 from moesim.engines.event import run_event
 from moesim.engines.event_compiled import run_event_compiled
 from moesim.engines.flow import run_flow
-from moesim.errors import UnknownNameError, require_int
+from moesim.errors import UnknownNameError, require, require_int
 from moesim.hardware import Cluster, load_cluster
 from moesim.lowering.alltoall import exchange_program, rank_one_program, shares
 from moesim.lowering.room import check_room
@@ -20,6 +20,8 @@ from moesim.program import Program, Timeline
 #: number of runs of which the shortest counts, as long as they take less than this many seconds
 #: together
 _REPEATS, _ENOUGH_S = 5, 2.0
+#: an exabyte from each device to each other
+_MOST_BYTES = 1e18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +81,19 @@ def time_exchange(cluster: Cluster, asked: AllToAll) -> Timed:
 
     Raises:
         UnknownNameError: There is no such engine.
-        ConfigError: The routing is malformed.
+        ConfigError: The routing is malformed, or a number is out of range.
         CapacityError: The program would not fit in memory.
     """
     engine = asked.engine
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     require_int("seed", asked.seed, 0)
+    require(
+        0 <= asked.bytes_per_pair <= _MOST_BYTES,
+        "bytes_per_pair",
+        f"a number >= 0 and <= {_MOST_BYTES:g}",
+        asked.bytes_per_pair,
+    )
     chosen = asked.granularity or ("pair" if engine.startswith("event") else "device")
 
     def build(machine: Cluster) -> Program:

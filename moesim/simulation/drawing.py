@@ -3,6 +3,7 @@
 from moesim.design.candidate import Candidate, Workload
 from moesim.hardware import Cluster
 from moesim.hardware.fabric import PORTS, fabric_of
+from moesim.limits import check_request
 from moesim.lowering.expected import MOST_DRAWN, SAMPLE
 from moesim.lowering.rank_one import can_factor
 from moesim.lowering.room import check_layer_room
@@ -12,6 +13,9 @@ from moesim.routing.sampler import MAX_SAMPLED_TOKENS
 
 #: rows of the mean expert in a sample, from which its load is known well enough to be scaled
 _LEAST_ROWS = 64
+#: microseconds in which the traffic of a micro-batch is expected, or drawn, and those in which an
+#: event engine runs the pieces of a device; bytes of these pieces: as measured
+_EXPECTED_US, _DRAWN_US, _PIECES_US, _PIECE_BYTES = 15e3, 1e3, 200.0, 5e3
 
 
 def is_expected(candidate: Candidate, cluster: Cluster, work: Workload) -> bool:
@@ -39,6 +43,17 @@ def is_expected(candidate: Candidate, cluster: Cluster, work: Workload) -> bool:
         and not callable(cluster.exchange(schedule).pattern)
         and fabric.tables.near_kind == PORTS
         and can_factor(fabric)
+    )
+
+
+def check_batches(candidate: Candidate, cluster: Cluster, *, expected: bool) -> None:
+    """Refuse more micro-batches than this machine counts and simulates in time."""
+    parts, devices = candidate.schedule.num_micro_batches, cluster.num_devices
+    check_request(
+        f"schedule.num_micro_batches: {parts:,} on {devices:,} devices",
+        memory_bytes=_PIECE_BYTES * parts * devices,
+        steps=parts * ((_EXPECTED_US if expected else _DRAWN_US) + _PIECES_US * devices),
+        advice="fewer micro-batches",
     )
 
 

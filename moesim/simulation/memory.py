@@ -82,6 +82,31 @@ def memory_of(prepared: Prepared) -> FullestDevice | None:
     )
 
 
+def check_least_memory(candidate: Candidate, cluster: Cluster) -> None:
+    """Refuse a model that fits by no placement that a strategy plans and by no routing, before any
+    is made.
+
+    Raises:
+        CapacityError: All devices together are too small for its weights.
+    """
+    dense, layer = candidate.dense_part, candidate.layer
+    # `prepare` says what is wrong with other sizes
+    if dense is None or candidate.parallelism.num_devices != cluster.num_devices:
+        return
+    stored_whole = candidate.compression.is_nothing and candidate.offload.is_nothing
+    width = float(layer.width_E().sum()) + candidate.num_replicas * float(layer.width_E().min())
+    need = memory_need(
+        layer,
+        dense,
+        held_width=width / cluster.num_devices if stored_whole else 0.0,
+        kv_tokens=0,
+        rows=0.0,
+        row_widths=0.0,
+        tokens=0.0,
+    )
+    check_memory(need, float(cluster.usable_bytes_D().mean()), None)
+
+
 def decode_workload(
     candidate: Candidate, cluster: Cluster, context: int, *, routing: str, seed: int = 0
 ) -> Workload:

@@ -46,7 +46,7 @@ from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
 from moesim.routing.sampler import tokens_of_sources
 from moesim.simulation.cache_keys import for_capacity, for_routing_work, for_traffic
-from moesim.simulation.drawing import check_room, is_expected
+from moesim.simulation.drawing import check_batches, check_room, is_expected
 from moesim.simulation.kernels import choose_kernels
 from moesim.simulation.setting import setting_of
 from moesim.simulation.stored import cold_kernels, pruned, ranking_tokens, stored_experts
@@ -144,7 +144,9 @@ def prepare(
     setting = setting_of(candidate, cluster, workload)
     key = for_traffic(candidate)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
-    if is_expected(candidate, cluster, work):
+    expected = is_expected(candidate, cluster, work)
+    check_batches(candidate, cluster, expected=expected)
+    if expected:
         spread = _expected
     else:
         check_room(candidate, cluster, work)

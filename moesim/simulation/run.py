@@ -19,7 +19,7 @@ from moesim.lowering.priced import Priced
 from moesim.placement import Placement
 from moesim.program import Program
 from moesim.simulation.effects import GateEffects, StorageEffects
-from moesim.simulation.memory import memory_of
+from moesim.simulation.memory import check_least_memory, memory_of
 from moesim.simulation.phases import (
     busiest_utilisation,
     critical_phases,
@@ -70,6 +70,8 @@ def simulate(
         CapacityError: The model does not fit; the message names the device and how many GiB it is
             over.
     """
+    if placement is None and options.get("must_fit", True):
+        check_least_memory(candidate, cluster)
     return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), **options)
 
 

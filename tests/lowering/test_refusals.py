@@ -5,12 +5,11 @@ before any work.
 import numpy as np
 import pytest
 
-from moesim import load_cluster
+from moesim import limits, load_cluster
 from moesim.errors import CapacityError, ConfigError
 from moesim.hardware.cluster import build_cluster
 from moesim.hardware.cluster_file import ClusterFile
 from moesim.hardware.torus import grid
-from moesim.lowering import room
 from moesim.lowering.alltoall import exchange_program, rank_one_program
 
 EVEN = np.ones((4, 4))
@@ -87,12 +86,12 @@ def test_nothing_to_send_takes_no_time():
 
 
 def test_what_would_not_fit_is_refused_with_the_figure(monkeypatch):
-    monkeypatch.setattr(room, "memory_bytes", lambda: 1e5)
+    monkeypatch.setattr(limits, "memory_of_machine", lambda: 1e5)
     star = load_cluster("star-64")
     for granularity in ("device", "pair"):
         message = (
-            rf"^64 devices at {granularity} granularity would take 0\.0 GiB of the 0\.0 that may "
-            r"be used: use "
+            rf"^64 devices at {granularity} granularity would take 0\.0 GiB of memory "
+            r"\(limit 0\.0 GiB\): use "
         )
         with pytest.raises(CapacityError, match=message):
             exchange_program(star, np.ones((64, 64)), granularity=granularity)
@@ -108,7 +107,7 @@ def test_factored_programs_are_not_expanded_beyond_memory():
     program = rank_one_program(star, np.ones(16384), np.ones(16384))
     with pytest.raises(
         CapacityError,
-        match=r"^program: 16384 ops would take 10\.\d GiB expanded, more than the 8 GiB",
+        match=r"^program: 16384 ops, expanded, would take 10\.\d GiB of memory \(limit 8\.0 GiB\)",
     ):
         program.expanded()
 

@@ -123,7 +123,7 @@ def test_rows_without_times_are_predicted_and_not_scored(tmp_path):
         ({"num_stages": ""}, "row 2: num_stages: expected an integer >= 1, got ''"),
         ({"path": "wide_pointers", "gemm": "down"}, "row 2: gemm, path: expected up or down"),
         ({"gemm": "sideways"}, "row 2: gemm, path: expected up or down"),
-        ({"median_us": "fast"}, "row 2: median_us: expected a number, got 'fast'"),
+        ({"median_us": "fast"}, "row 2: median_us: expected a number > 0, got 'fast'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, told):
@@ -134,7 +134,7 @@ def test_bad_rows_are_named(tmp_path, change, told):
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot read this file"):
         read_tiles(tmp_path / "none.csv")
     short = {name: value for name, value in ROW.items() if name != "row_tiles"}
     with pytest.raises(ConfigError, match="row_tiles is missing"):

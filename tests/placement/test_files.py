@@ -87,7 +87,7 @@ def test_one_map_for_all_layers(tmp_path):
         ),
         (
             "[[0, 1], [0, -1]]",
-            "layer 1: placement: expected every expert in a slot, expert 1 has none",
+            "layer 1: placement: expected experts below 2, got -1",
         ),
         ("[[0, 1, 2, -1]]", "layer 0: placement: expected experts below 3, got -1"),
         (

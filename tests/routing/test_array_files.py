@@ -6,9 +6,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, simulate
-from moesim.errors import ConfigError
-from moesim.routing import array_files
+from moesim import (
+    Candidate,
+    Parallelism,
+    Workload,
+    limits,
+    load_cluster,
+    load_preset,
+    simulate,
+)
+from moesim.errors import CapacityError, ConfigError
 from moesim.routing.trace import open_trace
 
 RNG = np.random.default_rng(3)
@@ -94,9 +101,6 @@ def test_broken_and_huge_files_are_refused(tmp_path, monkeypatch):
     bomb = tmp_path / "bomb.npz"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ids.npy", bytes(1 << 20))
-    monkeypatch.setattr(array_files, "MOST_ARCHIVE_BYTES", 1 << 19)
-    with pytest.raises(ConfigError, match="at most 0 GiB unpacked, got 1,048,576 bytes"):
+    monkeypatch.setattr(limits, "memory_of_machine", lambda: 1e6)
+    with pytest.raises(CapacityError, match=r"its arrays would take 0\.0 GiB of memory \(limit"):
         counts_of(bomb)
-    monkeypatch.setattr(array_files, "MOST_JSON_BYTES", 4)
-    with pytest.raises(ConfigError, match=r"at most 0 MiB of JSON .*\.npz"):
-        counts_of(saved(tmp_path, "b.json", {"ids": [[1]]}))

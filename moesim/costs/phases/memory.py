@@ -86,8 +86,13 @@ def memory_need(
     )
 
 
-def check_memory(need: MemoryNeed, usable_bytes: float, device: int) -> None:
+def check_memory(need: MemoryNeed, usable_bytes: float, device: int | None) -> None:
     """Refuse a model that does not fit.
+
+    Args:
+        need: What a device must hold.
+        usable_bytes: What it may hold.
+        device: Index of the device; None for the mean of all, and the least it can be.
 
     Raises:
         CapacityError: The model does not fit; the message names the device and how many GiB it is
@@ -95,8 +100,9 @@ def check_memory(need: MemoryNeed, usable_bytes: float, device: int) -> None:
     """
     over = need.total_bytes - usable_bytes
     if over > 0:
+        who = "a device needs on average at least" if device is None else f"device {device} needs"
         raise CapacityError(
-            f"model does not fit: device {device} needs {need.total_bytes / GIB:.1f} GiB of "
+            f"model does not fit: {who} {need.total_bytes / GIB:.1f} GiB of "
             f"{usable_bytes / GIB:.1f} usable, {over / GIB:.1f} GiB over "
             f"(experts {need.experts_bytes / GIB:.1f}, dense part {need.dense_bytes / GIB:.1f}, "
             f"KV cache {need.kv_bytes / GIB:.1f}, buffers {need.buffer_bytes / GIB:.1f})"

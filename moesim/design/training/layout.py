@@ -8,7 +8,8 @@ independently of attention's (arXiv 2504.14960).
 import re
 from dataclasses import dataclass, fields
 
-from moesim.errors import ConfigError, require, require_int
+from moesim.errors import ConfigError, require, require_int, shown
+from moesim.limits import MOST_DEVICES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class TrainLayout:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            require_int(f"layout.{field.name}", getattr(self, field.name), 1)
+            require_int(f"layout.{field.name}", getattr(self, field.name), 1, MOST_DEVICES)
         require(
             self.devices_per_stage % self.devices_per_exchange == 0,
             "layout",
@@ -62,7 +63,7 @@ class TrainLayout:
             if match is None or match[1] in found:
                 raise ConfigError(
                     "layout: expected degrees such as 'tp2 pp8 ep32' or 'pp4 ep8 vp2', got "
-                    f"{text!r}"
+                    f"{shown(text)}"
                 )
             found[match[1]] = int(match[2])
         rest = found.get("tp", 1) * found.get("cp", 1) * found.get("pp", 1)

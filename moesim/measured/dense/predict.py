@@ -14,10 +14,10 @@ import numpy as np
 
 from moesim.costs.dense.gemm import FORMATS as GEMM_FORMATS
 from moesim.costs.dense.prices import Op
-from moesim.errors import ConfigError
 from moesim.files import toml
 from moesim.measured.dense.price import batches
 from moesim.measured.dense.table import MAY_BE_ZERO, OPS, SIZES, Kind, formats_of
+from moesim.measured.user_rows import as_numbers, need_columns, read_table, refuse
 from moesim.units import US
 
 Array = np.ndarray
@@ -62,17 +62,7 @@ def read_rows(path: Path, kind: Kind):
         ConfigError: The file is unreadable, a column is missing, a name is unknown, or a size is
             not an integer > 0; the message names the column and the first bad row.
     """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError, ImportError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "No such file or directory" if missing else str(error).partition("\n")[0]
-        raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
-    table = table.reset_index(drop=True)
-    if table.empty:
-        raise ConfigError(f"{path.name}: expected at least one row, got none")
+    table = read_table(path)
     table = table.assign(op=_ops(path, table, kind), dataset=_datasets(path, table))
     _check_systems(path, table)
     formats = np.full(len(table), "", dtype=object)
@@ -85,7 +75,7 @@ def read_rows(path: Path, kind: Kind):
     seconds = (
         np.full(len(table), np.nan)
         if milliseconds is None
-        else pd.to_numeric(milliseconds, errors="coerce").to_numpy(dtype=np.float64) * 1e3 * US
+        else as_numbers(milliseconds).to_numpy() * 1e3 * US
     )
     return table.assign(format=formats, seconds=seconds)
 
@@ -124,58 +114,39 @@ def predict_rows(rows) -> dict[str, Array]:
 def _ops(path: Path, table, kind: Kind):
     if "op_name" not in table and kind == "dense":
         return "gemm"
-    _require(path, table, ("op_name",))
+    need_columns(path, table, ("op_name",))
     known = {name: op for name, op in _OPS.items() if op in OPS[kind]}
-    _refuse(path, table, "op_name", ~table["op_name"].isin(known), f"one of {', '.join(known)}")
+    refuse(path, table, "op_name", ~table["op_name"].isin(known), f"one of {', '.join(known)}")
     return table["op_name"].map(known)
 
 
 def _datasets(path: Path, table):
     if "dataset" in table:
         return table["dataset"].astype(str)
-    _require(path, table, ("framework", "version"))
+    need_columns(path, table, ("framework", "version"))
     return table["framework"].astype(str).str.lower() + "/" + table["version"].astype(str)
 
 
 def _check_systems(path: Path, table) -> None:
-    _require(path, table, ("system",))
+    need_columns(path, table, ("system",))
     for name in table["system"].unique():
         # an unknown name is refused with its near matches
         toml.find("devices", str(name))
 
 
 def _check(path: Path, table, op: Op, here: Array) -> None:
-    import pandas as pd
-
     formats = _FORMAT_COLUMNS[op]
-    _require(path, table, (*SIZES[op], *formats))
+    need_columns(path, table, (*SIZES[op], *formats))
     allowed = GEMM_FORMATS if op == "gemm" else _FORMATS
     for column in formats:
         wrong = here & ~table[column].isin(allowed).to_numpy()
-        _refuse(path, table, column, wrong, f"one of {', '.join(allowed)}")
+        refuse(path, table, column, wrong, f"one of {', '.join(allowed)}")
     for column in SIZES[op]:
         least = 0 if column in MAY_BE_ZERO else 1
-        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+        values = as_numbers(table[column]).to_numpy()
         whole = (values >= least) & (values <= _LARGEST) & (values == np.round(values))
-        _refuse(path, table, column, here & ~whole, f"an integer >= {least}")
+        refuse(path, table, column, here & ~whole, f"an integer >= {least}")
     if "num_key_value_heads" in SIZES[op]:
-        wrong = here & (table["num_key_value_heads"] > table["num_heads"]).to_numpy()
-        _refuse(path, table, "num_key_value_heads", wrong, "at most num_heads")
-
-
-def _require(path: Path, table, columns: tuple[str, ...]) -> None:
-    for column in columns:
-        if column not in table:
-            raise ConfigError(
-                f"{path.name}: {column}: expected this column, got "
-                f"{', '.join(map(str, table.columns))}"
-            )
-
-
-def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
-    wrong = np.asarray(wrong)
-    if wrong.any():
-        row = int(wrong.argmax())
-        got = table[column].iloc[row]
-        got = got.item() if isinstance(got, np.generic) else got
-        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
+        own, all_ = (as_numbers(table[name]) for name in ("num_key_value_heads", "num_heads"))
+        wrong = here & (own > all_).to_numpy()
+        refuse(path, table, "num_key_value_heads", wrong, "at most num_heads")

@@ -15,6 +15,7 @@ from moesim.errors import ConfigError
 from moesim.files.toml import UnknownNameError
 from moesim.measured.exchanges.batches import CALIBRATION, MOE_BYTES, NCCL_BYTES, PHASES, batches
 from moesim.measured.exchanges.table import COLUMNS, TEXT, quantities, systems
+from moesim.measured.user_rows import as_numbers, first_of, need_columns, read_table, refuse
 from moesim.units import US
 
 _ALLOWED = {
@@ -58,29 +59,10 @@ def read_comm_rows(path: Path):
             kernel or format is unknown, or a size in a family's own column is not an integer > 0;
             the message names the column and the first bad row.
     """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError, ImportError) as error:
-        # pandas gives a missing parquet file no errno
-        reason = (
-            "No such file or directory"
-            if isinstance(error, FileNotFoundError)
-            else str(error).partition("\n")[0]
-        )
-        raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
-    table = table.reset_index(drop=True)
-    for column in ("family", "system"):
-        if column not in table:
-            raise ConfigError(
-                f"{path.name}: {column}: expected this column, got "
-                f"{', '.join(map(str, table.columns))}"
-            )
-    if table.empty:
-        raise ConfigError(f"{path.name}: expected at least one row, got none")
+    table = read_table(path)
+    need_columns(path, table, ("family", "system"))
     everywhere = np.ones(len(table), dtype=bool)
-    _refuse(
+    refuse(
         path,
         table,
         "family",
@@ -89,11 +71,7 @@ def read_comm_rows(path: Path):
     )
     for name in table["system"].unique():
         if name not in systems():
-            row = int(
-                (table["system"].isna() if pd.isna(name) else table["system"] == name)
-                .to_numpy()
-                .argmax()
-            )
+            row = first_of(table["system"], name)
             raise ConfigError(
                 f"{path.name}: system, row {row}: "
                 f"{UnknownNameError('system', str(name), systems())}"
@@ -106,19 +84,12 @@ def read_comm_rows(path: Path):
 
 
 def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
-    import pandas as pd
-
-    missing = [c for c in COLUMNS[family] if c not in table]
-    if missing:
-        raise ConfigError(
-            f"{path.name}: {missing[0]}: expected this column for family {family}, "
-            f"got {', '.join(map(str, table.columns))}"
-        )
+    need_columns(path, table, COLUMNS[family], f" for family {family}")
     numbers = {}
     for column in COLUMNS[family]:
         if column in TEXT:
             allowed = _ALLOWED[family, column]
-            _refuse(
+            refuse(
                 path,
                 table,
                 column,
@@ -126,9 +97,9 @@ def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
                 f"one of {', '.join(allowed)}",
             )
             continue
-        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+        values = as_numbers(table[column]).to_numpy()
         whole = (values > 0) & (values <= _LARGEST) & (values == np.round(values))
-        _refuse(path, table, column, here & ~whole, "an integer > 0")
+        refuse(path, table, column, here & ~whole, "an integer > 0")
         numbers[column] = values
     rules = []
     for column in ("num_topk", "topk"):
@@ -151,16 +122,7 @@ def _check_family(path: Path, table, family: str, here: np.ndarray) -> None:
             most = np.array([systems()[name].profile.num_sms for name in table["system"]])
             rules.append((column, numbers[column] > most, "at most the device's SMs"))
     for column, wrong, rule in rules:
-        _refuse(path, table, column, here & wrong, rule)
-
-
-def _refuse(path: Path, table, column: str, wrong, rule: str) -> None:
-    wrong = np.asarray(wrong)
-    if wrong.any():
-        row = int(wrong.argmax())
-        got = table[column].iloc[row]
-        got = got.item() if isinstance(got, np.generic) else got
-        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
+        refuse(path, table, column, here & wrong, rule)
 
 
 def predict_comm_rows(table, *, few_shot: bool) -> dict[str, np.ndarray]:

@@ -23,8 +23,9 @@ from moesim.measured.kernels.draws import (
 )
 from moesim.measured.kernels.family_predict import DISTRIBUTIONS, predict_family
 from moesim.measured.kernels.family_records import FAMILIES, TRITON
-from moesim.measured.kernels.row_checks import check_libraries, libraries, refuse
+from moesim.measured.kernels.row_checks import check_libraries, libraries
 from moesim.measured.kernels.scoreboard import roofline_s
+from moesim.measured.user_rows import as_numbers, first_of, need_columns, read_table, refuse
 
 _SIZES = (
     "num_tokens",
@@ -55,36 +56,16 @@ def read_rows(path: Path):
             above num_experts), or a latency is not a number > 0; the message names the column and
             the first bad row.
     """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError, ImportError) as error:
-        # pandas gives a missing parquet file no errno
-        reason = (
-            "No such file or directory"
-            if isinstance(error, FileNotFoundError)
-            else str(error).partition("\n")[0]
-        )
-        raise ConfigError(f"{path}: cannot read these rows: {reason}") from None
-    table = table.reset_index(drop=True)
-    needed = [*silicon.COLUMNS, *(TILE_FIELDS if "block_m" in table else ())]
-    missing = [c for c in needed if c not in table]
-    if missing:
-        raise ConfigError(
-            f"{path.name}: {missing[0]}: expected this column, got "
-            f"{', '.join(map(str, table.columns))}"
-        )
-    if table.empty:
-        raise ConfigError(f"{path.name}: expected at least one row, got none")
+    table = read_table(path)
+    need_columns(path, table, [*silicon.COLUMNS, *(TILE_FIELDS if "block_m" in table else ())])
     for column in _SIZES:
-        values = pd.to_numeric(table[column], errors="coerce")
+        values = as_numbers(table[column])
         refuse(path, table, column, ~_whole(values), "an integer > 0")
         table[column] = values.astype(np.int64)
     if "block_m" in table:
         untiled = table["block_m"].isna()  # these rows run their framework's tile
         for column in TILE_FIELDS:
-            values = pd.to_numeric(table[column], errors="coerce")
+            values = as_numbers(table[column])
             power = column in _POWERS
             right = _whole(values) & (
                 (np.log2(values.where(values > 0)) % 1 == 0) if power else True
@@ -99,7 +80,7 @@ def read_rows(path: Path):
             table[column] = values
     for column in _LATENCIES:
         if column in table:
-            values = pd.to_numeric(table[column], errors="coerce")
+            values = as_numbers(table[column])
             refuse(path, table, column, ~((values > 0) & np.isfinite(values)), "a number > 0")
     refuse(
         path,
@@ -109,6 +90,7 @@ def read_rows(path: Path):
         f"one of {', '.join(FORMATS)}",
     )
     refuse(path, table, "dataset", table["dataset"].isna(), "FRAMEWORK/VERSION")
+    refuse(path, table, "kernel_source", table["kernel_source"].isna(), "the name of a kernel")
     refuse(
         path,
         table,
@@ -137,9 +119,7 @@ def read_rows(path: Path):
     )
     known = table["dataset"].astype(str).str.fullmatch(r"(sglang|vllm|trtllm)/.+")
     refuse(path, table, "dataset", ~known, "sglang/VERSION, vllm/VERSION or trtllm/VERSION")
-    alphas = pd.to_numeric(
-        table["distribution"].astype(str).str.extract(r"power_law_([\d.]+)")[0], errors="coerce"
-    )
+    alphas = as_numbers(table["distribution"].astype(str).str.extract(r"power_law_([\d.]+)")[0])
     refuse(
         path,
         table,
@@ -151,11 +131,7 @@ def read_rows(path: Path):
         try:
             profile = load_profile(str(system))
         except UnknownNameError as error:
-            row = int(
-                (table["system"].isna() if pd.isna(system) else table["system"] == system)
-                .to_numpy()
-                .argmax()
-            )
+            row = first_of(table["system"], system)
             raise ConfigError(f"{path.name}: system, row {row}: {error}") from None
         if profile.execution != "waves":
             refuse(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from moesim.costs.calibration import load_calibration
 from moesim.costs.devices.fused_formats import format_parameters
 from moesim.errors import ConfigError, UnknownNameError
@@ -11,6 +9,7 @@ from moesim.hardware import load_profile
 from moesim.measured.kernels.draws import PRECISION
 from moesim.measured.kernels.family_calibrate import fit_rows
 from moesim.measured.kernels.family_records import FAMILIES, TRITON, family_of
+from moesim.measured.user_rows import as_numbers, refuse
 
 _TRITON_KERNELS = {
     "sglang": ("sglang_fused_moe_triton",),
@@ -20,19 +19,6 @@ _TRITON_KERNELS = {
         "vllm_modeloptfp8moe_triton_tritonexperts",
     ),
 }
-
-
-def refuse(path: Path, table, column: str, wrong, rule: str) -> None:
-    """Raise an error that names the first row of a column that is wrong, if there is one.
-
-    Raises:
-        ConfigError: ``wrong``, bool of shape (N,), is true of a row.
-    """
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        got = table[column].iloc[row]
-        got = got.item() if isinstance(got, np.generic) else got
-        raise ConfigError(f"{path.name}: {column}, row {row}: expected {rule}, got {got!r}")
 
 
 def library_of(dataset: str, kernel_source: str, op_name: str = "") -> str | None:
@@ -95,9 +81,7 @@ def check_libraries(path: Path, table) -> None:
 
 def _check_size(path: Path, table, column: str, own) -> None:
     """Turn a column of sizes that only some rows need into numbers, and check those."""
-    import pandas as pd
-
-    given, values = own & table[column].notna(), pd.to_numeric(table[column], errors="coerce")
+    given, values = own & table[column].notna(), as_numbers(table[column])
     whole = (values > 0) & (values == values.round())
     if column == "rank0_num_tokens":
         right, rule = whole & (values <= table["num_tokens"]), "an integer from 1 to num_tokens"

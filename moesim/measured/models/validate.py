@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, shown
 from moesim.files.texts import read_csv
 from moesim.measured.models.predict import PREDICTED, predict
 from moesim.measured.models.sample import ServingRow, contradicted, repaired
@@ -52,15 +52,17 @@ def read_serving_rows(path: Path) -> tuple[list[ServingRow], list[dict[str, Any]
         ConfigError: The file cannot be read or lacks a column, or a cell holds no number; the text
             names file, line and column.
     """
-    table: list[dict[str, Any]] = [row for _, row in read_csv(path).rows]
-    if table and (missing := [name for name in COLUMNS if name not in table[0]]):
+    table = read_csv(path)
+    if missing := [name for name in COLUMNS if name not in table.header]:
         raise ConfigError(f"{path}: expected the columns {', '.join(missing)}, too")
-    if table and not any(name in table[0] for name in _CLIENTS):
+    if not set(_CLIENTS) & set(table.header):
         raise ConfigError(f"{path}: expected a column concurrency or batch_size, got neither")
-    return [_row(path, line, row) for line, row in enumerate(table, start=2)], table
+    if not table.rows:
+        raise ConfigError(f"{path}: expected at least one row, got none")
+    return [_row(path, line, row) for line, row in table.rows], [dict(row) for _, row in table.rows]
 
 
-def _row(path: Path, line: int, row: dict[str, str]) -> ServingRow:
+def _row(path: Path, line: int, row: dict[str, str | None]) -> ServingRow:
     def whole(name: str, default: int | None = None) -> int:
         text = str(row.get(name) or "").strip()
         if not text and default is not None:
@@ -70,7 +72,10 @@ def _row(path: Path, line: int, row: dict[str, str]) -> ServingRow:
         except ValueError:
             value = -1.0
         if not (1 <= value <= _LARGEST and value.is_integer()):
-            raise ConfigError(f"{path}:{line}: {name}: expected a whole number >= 1, got {text!r}")
+            raise ConfigError(
+                f"{path}:{line}: {name}: expected a whole number from 1 to {_LARGEST}, "
+                f"got {shown(text)}"
+            )
         return int(value)
 
     numbers = {name: whole(name, 1 if name in ("pp", "attention_dp") else None) for name in _WHOLE}

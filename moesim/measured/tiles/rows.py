@@ -7,9 +7,9 @@ if gate and up columns are one product instead of two; of a down projection also
 ``single_descriptors``, if each program computes one tile instead of several.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from moesim.costs.devices.tile_work import FORMS, TileWork
 from moesim.costs.tiles import TILE_FIELDS, Tile
-from moesim.errors import ConfigError, require
+from moesim.errors import ConfigError, require, shown
+from moesim.files.texts import read_csv
 
 #: columns a table of tiles must have; others are carried along
 COLUMNS = (
@@ -28,6 +29,9 @@ COLUMNS = (
 _POWERS_OF_TWO = ("block_m", "block_n", "block_k", "num_warps")
 _WHOLE = (*COLUMNS[1:6], "active_experts", "row_tiles", *TILE_FIELDS)
 _ELEMENT_BYTES = 2.0
+#: of a size: larger ones are a mistake, and products of them do not fit in 64 bits
+_MOST_DIGITS = 9
+_SHORT = f"at most {_MOST_DIGITS} digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,17 +99,11 @@ def read_tiles(path: Path) -> TimedTiles:
         ConfigError: The file cannot be read, has no rows, lacks a column, or holds a value that is
             none; the text names the row and the column.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            raw = list(reader)
-            names = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if missing := [name for name in COLUMNS if name not in names]:
+    table = read_csv(path)
+    if missing := [name for name in COLUMNS if name not in table.header]:
         raise ConfigError(f"{path}: expected the columns of a tile sweep; {missing[0]} is missing")
-    require(bool(raw), f"{path}", "rows of timed tiles", "none")
-    return TimedTiles.of([_parsed(row, f"{path}: row {n}") for n, row in enumerate(raw, 2)])
+    require(bool(table.rows), f"{path}", "rows of timed tiles", "none")
+    return TimedTiles.of([_parsed(row, f"{path}: row {n}") for n, row in table.rows])
 
 
 def read_all(paths: Iterable[Path]) -> TimedTiles:
@@ -113,27 +111,34 @@ def read_all(paths: Iterable[Path]) -> TimedTiles:
     return TimedTiles.of([row for path in paths for row in read_tiles(path).rows])
 
 
-def _parsed(row: dict[str, Any], where: str) -> dict[str, Any]:
-    out = dict(row)
+def _parsed(row: dict[str, str | None], where: str) -> dict[str, Any]:
+    texts = {name: text or "" for name, text in row.items()}
+    out: dict[str, Any] = dict(texts)
     for name in _WHOLE:
-        text = row[name]
-        if not (isinstance(text, str) and text.isdecimal()) or (number := int(text)) < 1:
-            raise ConfigError(f"{where}: {name}: expected an integer >= 1, got {text!r}")
+        text = texts[name]
+        # longer digits are not converted, which takes a time that grows with their square
+        number = int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else 0
+        if number < 1:
+            rule = "an integer >= 1" if len(text) <= _MOST_DIGITS else _SHORT
+            raise ConfigError(f"{where}: {name}: expected {rule}, got {shown(text)}")
         if name in _POWERS_OF_TWO and number & (number - 1):
-            raise ConfigError(f"{where}: {name}: expected a power of two, got {text!r}")
+            raise ConfigError(f"{where}: {name}: expected a power of two, got {shown(text)}")
         out[name] = number
-    if row["gemm"] not in ("up", "down") or form_of(row["gemm"], row["path"]) not in FORMS:
+    gemm, form = texts["gemm"], texts["path"]
+    if gemm not in ("up", "down") or form_of(gemm, form) not in FORMS:
         raise ConfigError(
             f"{where}: gemm, path: expected up or down, by pointers or descriptors (up also by "
             f"wide_pointers, wide_descriptors; down by single_descriptors), got "
-            f"{row['gemm']!r}, {row['path']!r}"
+            f"{shown(gemm)}, {shown(form)}"
         )
-    for name in ("skew", "median_us"):
-        if row.get(name):
+    for name, least in (("skew", -inf), ("median_us", 0.0)):
+        if written := texts.get(name):
             try:
-                out[name] = float(row[name])
+                value = float(written)
             except ValueError:
-                raise ConfigError(
-                    f"{where}: {name}: expected a number, got {row[name]!r}"
-                ) from None
+                value = nan
+            if not (isfinite(value) and value > least):
+                rule = "a number > 0" if name == "median_us" else "a number"
+                raise ConfigError(f"{where}: {name}: expected {rule}, got {shown(written)}")
+            out[name] = value
     return out

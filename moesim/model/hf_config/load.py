@@ -6,6 +6,7 @@ A file is a ``config.json`` of Hugging Face's classes or a ``params.json`` of Mi
 ignored, as it is in presets. Nothing is downloaded.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Model:
 
 def is_file(name: str) -> bool:
     """Return whether the name of a model means a file or folder instead of a preset."""
-    return name.endswith(".json") or Path(name).is_dir()
+    return name.endswith(".json") or os.path.isdir(name)
 
 
 def load_model(name: str, lenient: bool = False) -> Model:

@@ -3,8 +3,10 @@
 import heapq
 from collections.abc import Callable, Generator
 
+import numpy as np
 import simpy
 
+from moesim.limits import check_request
 from moesim.serving.loop.config import DisaggregatedConfig, ServerConfig
 from moesim.serving.loop.gaps import Gaps
 from moesim.serving.loop.job import Job
@@ -14,6 +16,9 @@ from moesim.serving.loop.result import ServingResult, Window
 from moesim.serving.loop.steps import StepTimes
 from moesim.serving.loop.traffic import RequestTraffic
 from moesim.serving.loop.watching import StepWatch
+
+#: bytes and microseconds of a request, and microseconds of a part of its prompt, as measured
+_REQUEST_BYTES, _REQUEST_US, _CHUNK_US = 1500.0, 30.0, 25.0
 
 
 def serve(
@@ -38,6 +43,7 @@ def serve(
     Raises:
         ConfigError: The requests cannot be read, one can never be served, or ``times`` returns no
             time.
+        CapacityError: The requests would take too long, or more memory than there is.
     """
     env, gaps = simpy.Environment(), Gaps()
     pool = Pool(env, times, config, gaps, watch=watch)
@@ -118,6 +124,14 @@ class _Clients:
         #: when the front end of each copy is done with the requests before
         self._free_s = [0.0] * config.replicas
         requests = traffic.requests()
+        count = len(requests.isl_N)
+        check_request(
+            f"{count:,} requests",
+            memory_bytes=_REQUEST_BYTES * count,
+            steps=_REQUEST_US * count
+            + _CHUNK_US * float(np.ceil(requests.isl_N / config.chunk).sum()),
+            advice="fewer requests, shorter prompts or a larger chunk",
+        )
         self._arrival_s = None if requests.arrival_s_N is None else requests.arrival_s_N.tolist()
         lengths = zip(requests.isl_N.tolist(), requests.osl_N.tolist(), strict=True)
         self.jobs = [Job(number, isl, osl, 0.0) for number, (isl, osl) in enumerate(lengths)]

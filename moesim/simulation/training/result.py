@@ -1,6 +1,7 @@
 """What a simulated training step says."""
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from moesim.costs.grades import Grade
 from moesim.costs.training.memory import TrainMemory
@@ -195,7 +196,7 @@ class TrainResult(OneRow):
         Raises:
             ConfigError: The number is not above 0.
         """
-        require(tokens > 0, "tokens", "a number > 0", tokens)
+        require(0 < tokens < inf, "tokens", "a number > 0", tokens)
         return tokens / self.tokens_per_s / _SECONDS_PER_DAY
 
     def usd(self, tokens: float, economics: Economics) -> float:

@@ -150,9 +150,9 @@ def test_a_row_may_leave_other_families_columns_empty_but_not_its_own(validate, 
 @pytest.mark.parametrize(
     ("rows", "name", "message"),
     [
-        (None, "rows.parquet", "cannot read these rows: No such file or directory"),
-        (None, "rows.csv", "cannot read these rows: No such file or directory"),
-        (b"PAR1 no", "rows.parquet", "cannot read these rows: "),
+        (None, "rows.parquet", "cannot read this file: No such file or directory"),
+        (None, "rows.csv", "cannot read this file: No such file or directory"),
+        (b"PAR1 no", "rows.parquet", "cannot read this file: "),
         (lambda good: good[:0], "rows.csv", "expected at least one row, got none"),
         (
             lambda good: good.drop(columns="system"),

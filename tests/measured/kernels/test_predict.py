@@ -328,7 +328,7 @@ def test_missing_file_is_one_line(validate, tmp_path, name):
     code, err, written = validate(None, name=name)
     assert (code, err) == (
         2,
-        f"error: {tmp_path / name}: cannot read these rows: No such file or directory\n",
+        f"error: {tmp_path / name}: cannot read this file: No such file or directory\n",
     )
     assert written is None
 
@@ -346,7 +346,7 @@ def test_missing_file_is_one_line(validate, tmp_path, name):
 def test_unreadable_file_is_one_line(validate, tmp_path, name, content):
     code, err, written = validate(content, name=name)
     assert code == 2
-    assert err.startswith(f"error: {tmp_path / name}: cannot read these rows: ")
+    assert "cannot read this file: " in err or "not valid CSV: it is not UTF-8 text" in err
     assert err.count("\n") == 1
     assert written is None
 
