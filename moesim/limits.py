@@ -15,9 +15,9 @@ from moesim.units import GIB
 #: experts of a layer: tables of them are held for every layer and device. Four times the largest
 #: studied in print, 2^20 (https://arxiv.org/abs/2407.04153)
 MOST_EXPERTS = 1 << 22
-#: hidden sizes and widths of experts: a thousand times those of published models, and such that
-#: the weights of all experts of a layer can be counted in 64 bits
-MOST_WIDTH = 1 << 20
+#: hidden sizes and widths of experts, a thousand times those of published models: products of two
+#: widths and a number of tokens still fit in 64 bits
+MOST_WIDTH = 1 << 24
 #: layers of a model, each an object of its own
 MOST_LAYERS = 1 << 14
 #: devices of a cluster, more than any has, and the degree of any parallelism among them; several

@@ -66,7 +66,7 @@ def advice_answer(found: ServingAdvice) -> Answer:
     why = f"the most of {found.num_tried} estimates" + (f" that keep {limits}" if limits else "")
     return Answer(
         build=f"{served_words(best, row)}; {why}.",
-        confidence=f"{told}. {grounds(row)}",
+        confidence=f"{told}. {grounds(row)}" + (f" {found.doubt}." if found.doubt else ""),
         next_step="Launch it, replay your requests, and compare TTFT and TPOT with these; "
         "`moesim serve --requests FILE` follows your own arrivals first.",
     )

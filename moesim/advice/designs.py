@@ -229,8 +229,7 @@ def candidates(
 
 
 def _launched(candidate: Candidate, cluster: Cluster) -> bool:
-    layer, engine = candidate.layer, candidate.kernels.partition(":")[2]
-    if layer.precision.cut_block(layer.widest, candidate.parallelism.tp, engine):
+    if candidate.cut_block:
         return False
     exchange = cluster.exchange(candidate.schedule) if cluster.num_devices > 1 else None
     return all(launched(profile, candidate, exchange) for profile, _ in cluster.groups)

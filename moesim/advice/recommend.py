@@ -169,7 +169,7 @@ def _recommended(task: Task) -> Recommendation:
         engines=engines_of(best.result, task.cluster),
         exchange=exchange_of(prepare(best.candidate, task.cluster, task.workload)),
         kv_tokens_left=room_for_kv(best.result, best.candidate),
-        notes=task.model.notes,
+        notes=(*task.model.notes, *filter(None, (best.candidate.cut_block,))),
     )
 
 

@@ -61,6 +61,13 @@ class ServingAdvice:
     num_tried: int
     refused: dict[str, str]
 
+    @property
+    def doubt(self) -> str:
+        """Why the engine may not load the best design, which no figure of it shows; "" if nothing
+        is known.
+        """
+        return next((p.served.cut_block for p in self.best.pools if p.served.cut_block), "")
+
 
 def recommend_serving(task: ServingTask) -> ServingAdvice:
     """Recommend how to serve a model.

@@ -47,6 +47,8 @@ def lines_of_advice(found: ServingAdvice) -> Iterator[str]:
         else "serial",
     )
     yield _line("limited by", _limit(found))
+    if found.doubt:
+        yield _line("may not load", found.doubt)
     steady = found.estimated.row(task.economics)
     yield _line(
         "looked at",

@@ -185,8 +185,8 @@ def simulate(given: SimulateOptions) -> None:
     check_least_memory(candidate, machine)
     prepared = prepare(candidate, machine, workload)
     result = simulate_prepared(prepared, engine=given.engine)
-    if cut := layer.precision.cut_block(layer.widest, given.tp):
-        say(f"note: {cut}")
+    if candidate.cut_block:
+        say(f"note: {candidate.cut_block}")
     rows = [
         {
             "phase": name,

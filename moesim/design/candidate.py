@@ -138,6 +138,14 @@ class Candidate:
         return self.compression.is_nothing and self.offload.is_nothing
 
     @property
+    def cut_block(self) -> str:
+        """Why an engine may refuse to load the experts' parts, see `Precision.cut_block`; "" if
+        none is known to.
+        """
+        layer, engine = self.layer, self.kernels.partition(":")[2]
+        return layer.precision.cut_block(layer.widest, self.parallelism.tp, engine)
+
+    @property
     def label(self) -> str:
         """A short name, different for every design: its sizes, then every value that is not the
         default.

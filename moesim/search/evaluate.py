@@ -209,6 +209,10 @@ class Problem:
         violations = {MEMORY: result.memory_over_bytes / GIB} | violated(self.constraints, row)
         return Evaluation(row=row, violations=violations, bound_us=result.bound_s / US)
 
+    def doubt(self, params: dict[str, Any]) -> str:
+        """Return why an engine may not run the design at a point; "" where nothing is known."""
+        return self.space.decode(params, self.cluster)[0].cut_block
+
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""
         return dict.fromkeys(RESULT_COLUMNS) | {

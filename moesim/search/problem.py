@@ -148,6 +148,12 @@ class SearchProblem(Protocol):
         """Return the result at a point."""
         ...
 
+    def doubt(self, params: dict[str, Any]) -> str:
+        """Return why an engine may not run the design at a point, which no figure of it shows; ""
+        where nothing of the kind is known.
+        """
+        ...
+
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result."""
         ...

@@ -186,6 +186,12 @@ class ServingProblem:
             tables=(prefill, decode),
         )
 
+    def doubt(self, params: dict[str, Any]) -> str:
+        """Return why an engine may not run the design at a point; "" where nothing is known."""
+        point = self.space.decode(params)
+        prefill = point.prefill.cut_block if point.prefill is not None else ""
+        return point.served.cut_block or prefill
+
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""
         return dict.fromkeys((*WHOLE_COLUMNS, *WHOLE_OBJECTIVES)) | {

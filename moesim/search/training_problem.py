@@ -167,6 +167,10 @@ class TrainingProblem:
             row=row, violations={MEMORY: over / GIB} | violated(self.constraints, row)
         )
 
+    def doubt(self, params: dict[str, Any]) -> str:
+        """Return "": no layout is known that the frameworks refuse to run."""
+        return ""
+
     def blank_row(self, cluster: Cluster) -> dict[str, Any]:
         """Return the row of a point without a result, which only says where it came from."""
         return dict.fromkeys(self.columns) | {

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from moesim.advice.answer import advice_answer
 from moesim.advice.serving import ServingTask, recommend_serving
 from moesim.advice.serving_text import lines_of_advice
 from moesim.design.served import ServedModel
+from moesim.design.step import Layout
 from moesim.errors import ConfigError
 from moesim.hardware.economics import load_economics
 from moesim.model import Precision
@@ -112,3 +114,14 @@ def test_limits_that_nothing_keeps(task):
 def test_names_are_checked(task, changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(task, **changes)
+
+
+def test_a_layout_that_the_engine_may_not_load_is_recommended_with_a_word(found):
+    """Nothing else may be left; its 2,880 neurons are no whole number of blocks for any tp."""
+    assert found.doubt == ""
+    pool = found.best.pools[0]
+    cut = replace(pool.served, precision=Precision.named("fp8"), layout=Layout.parse("tp4 moe_tp4"))
+    doubted = replace(found, best=replace(found.best, pools=(replace(pool, served=cut),)))
+    assert doubted.doubt.startswith("experts of 2880 over tp 4 are 720 wide")
+    assert advice_answer(doubted).confidence.endswith(f" {doubted.doubt}.")
+    assert any(line.startswith("may not load  experts of") for line in lines_of_advice(doubted))

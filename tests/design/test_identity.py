@@ -23,6 +23,7 @@ from moesim.model.precision import FORMATS, RECIPES
 from moesim.report import write_csv
 
 COUNTS = st.integers(1, 1 << 40)
+DEGREES = st.integers(1, MOST_DEVICES)
 RATES = st.floats(1e-6, 1e6)
 FORMS = [
     Compression(),
@@ -93,7 +94,7 @@ def candidates(draw):
     )
     return Candidate(
         layer=layer,
-        parallelism=Parallelism(ep=draw(COUNTS), tp=draw(COUNTS)),
+        parallelism=Parallelism(ep=draw(DEGREES), tp=draw(DEGREES)),
         placement=draw(
             st.sampled_from(["contiguous", "eplb/nearest", "random:7", "local_search:20"])
         ),

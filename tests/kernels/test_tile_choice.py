@@ -202,7 +202,7 @@ def test_a_table_may_be_named(tables, monkeypatch):
     monkeypatch.setenv("MOESIM_TILES", str(tables / "mine.csv"))
     assert tuned_tile("Some GPU", SHAPE, "swiglu", 1).block_m == 128
     monkeypatch.setenv("MOESIM_TILES", str(tables / "none.csv"))
-    with pytest.raises(ConfigError, match=r"none.csv: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.csv: cannot read this file"):
         tuned_tile("Some GPU", SHAPE, "swiglu", 1)
 
 

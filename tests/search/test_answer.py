@@ -36,6 +36,24 @@ def test_the_answer_names_the_design_its_ties_and_the_search(whole):
     assert any("hgx-h100-8" in said for said in answer.assumptions)
 
 
+@pytest.mark.parametrize(("parallelism", "doubted"), [("ep2tp4", True), ("ep4tp2", False)])
+def test_a_design_that_engines_may_refuse_is_built_with_a_word(
+    study, make_space, tmp_path, parallelism, doubted
+):
+    """Experts of 768 neurons are six blocks, which four devices do not share."""
+    choices = {name: make_space().choices()[name][:1] for name in ("top_k", "gate", "placement")}
+    space = make_space(
+        **choices,
+        num_experts=[64],
+        expert_intermediate_size=[768],
+        num_replicas=[0],
+        precision=["fp8"],
+        parallelism=[parallelism],
+    )
+    said = study_answer(study(tmp_path, space=space, num_trials=10)).confidence
+    assert ("; it may not run as it is: experts of 768 over tp 4 are 192 wide" in said) == doubted
+
+
 def test_checks_of_the_chosen_design_change_what_comes_next(whole):
     key = whole.chosen().evaluation.row["design"]
     row = {"role": "winner", "design": key, "quantity": "experts_time_us", "detail": ""}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim import Candidate, Parallelism, Workload, load_cluster, load_preset, simulate
+from moesim import Candidate, Parallelism, Workload, limits, load_cluster, load_preset, simulate
 from moesim.design.schedule import Schedule
 from moesim.errors import CapacityError
 from moesim.hardware.sizing import sized
-from moesim.lowering import expected, room
+from moesim.lowering import expected
 from moesim.lowering.expected import ExpectedTraffic, loads_of_parts
 from moesim.lowering.products import Product
 from moesim.program.factored import Factored
@@ -153,6 +153,6 @@ def test_zeros_are_no_entries():
 
 
 def test_refused_before_anything_is_drawn(monkeypatch):
-    monkeypatch.setattr(room, "memory_bytes", lambda: 2.0**20)
+    monkeypatch.setattr(limits, "memory_of_machine", lambda: 2.0**20)
     with pytest.raises(CapacityError, match="a layer on 64 devices at device granularity "):
         prepare(*case("nccl", "zipf:0.8", 1, tokens=333))

@@ -138,6 +138,8 @@ def _confidence(study: Study, chosen: Trial, front: list[Trial], measured: Winne
     if grade in ("C", "D"):
         told += f"; its time has grade {grade} of A to D"
         told += f" ({row['rests_on']})" if row.get("rests_on") else ""
+    doubt = study.problem.doubt(chosen.params)
+    told += f"; it may not run as it is: {doubt}" if doubt else ""
     return f"{told}. {measured.sentence()}"
 
 
