@@ -17,6 +17,7 @@ from moesim.design.offload import Offload
 from moesim.design.schedule import Schedule
 from moesim.errors import ConfigError
 from moesim.hardware.exchanges import EXCHANGES
+from moesim.limits import MOST_DEVICES, MOST_WIDTH
 from moesim.measured.winners import read_winners
 from moesim.model.compression import Compression
 from moesim.model.precision import FORMATS, RECIPES
@@ -24,6 +25,7 @@ from moesim.report import write_csv
 
 COUNTS = st.integers(1, 1 << 40)
 DEGREES = st.integers(1, MOST_DEVICES)
+WIDTHS = st.integers(1, MOST_WIDTH)
 RATES = st.floats(1e-6, 1e6)
 FORMS = [
     Compression(),
@@ -59,11 +61,11 @@ def candidates(draw):
         scale_block=draw(st.integers(0, 256)),
     )
     layer = MoELayer(
-        hidden_size=draw(COUNTS),
+        hidden_size=draw(WIDTHS),
         num_experts=16,
         top_k=draw(st.sampled_from([1, 2])),
         expert_intermediate_size=draw(
-            COUNTS | st.lists(st.integers(1, 99), min_size=16, max_size=16).map(tuple)
+            WIDTHS | st.lists(st.integers(1, 99), min_size=16, max_size=16).map(tuple)
         ),
         num_shared_experts=draw(st.integers(0, 9)),
         capacity_factor=capacity,
