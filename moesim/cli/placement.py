@@ -84,7 +84,7 @@ def export_map(given: ExportOptions) -> None:
     """
     from moesim.design.candidate import Workload
     from moesim.hardware import load_cluster
-    from moesim.placement.files import write_map
+    from moesim.placement.files import check_map, write_map
     from moesim.report.terminal import say, tell
     from moesim.simulation.prepare import prepare
 
@@ -101,6 +101,12 @@ def export_map(given: ExportOptions) -> None:
             f"trace:{given.trace}#{layer}" for layer in _layers(given.trace, dense.num_moe_layers)
         ]
     )
+    rows_before = (
+        dense.num_layers - dense.num_moe_layers
+        if given.dense_layers is None
+        else given.dense_layers
+    )
+    check_map(rows_before + len(texts), candidate.layer.num_experts + candidate.num_replicas)
     # experts without replicas need not divide over the ranks
     divides = candidate.layer.num_experts % machine.num_devices == 0
     layers, before, after = [], [], []
@@ -116,11 +122,6 @@ def export_map(given: ExportOptions) -> None:
             in_order = replace(candidate, placement="contiguous", num_replicas=0)
             before.append(prepare(in_order, machine, work).traffic.load_imbalance)
         after.append(planned.traffic.load_imbalance)
-    rows_before = (
-        dense.num_layers - dense.num_moe_layers
-        if given.dense_layers is None
-        else given.dense_layers
-    )
     write_map(given.out, layers, given.layout, num_dense_layers=rows_before)
     first = layers[0]
     tell(

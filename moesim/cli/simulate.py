@@ -182,7 +182,7 @@ def simulate(given: SimulateOptions) -> None:
         ),
     )
     workload = Workload(num_tokens_per_device=given.tokens, routing=given.routing, seed=given.seed)
-    check_least_memory(candidate, machine)
+    check_least_memory(candidate, machine, workload)
     prepared = prepare(candidate, machine, workload)
     result = simulate_prepared(prepared, engine=given.engine)
     if candidate.cut_block:

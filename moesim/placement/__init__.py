@@ -3,7 +3,7 @@
 from moesim.placement.setting import PLAIN, Setting
 from moesim.placement.slots import Placement, replica_loads, turn_of_choice
 from moesim.placement.spec import OF_ROUTING, REPLICATING, STRATEGIES, PlacementSpec
-from moesim.placement.strategies import place
+from moesim.placement.strategies import check_plan, place
 
 __all__ = [
     "OF_ROUTING",
@@ -13,6 +13,7 @@ __all__ = [
     "Placement",
     "PlacementSpec",
     "Setting",
+    "check_plan",
     "place",
     "replica_loads",
     "turn_of_choice",

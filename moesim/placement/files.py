@@ -22,9 +22,12 @@ import numpy as np
 from moesim.errors import ConfigError, UnknownNameError
 from moesim.files.output import write_file
 from moesim.files.texts import read_json
+from moesim.limits import check_request
 from moesim.placement.slots import Placement
 
 FORMATS = ("sglang", "vllm", "vllm_ascend")
+#: bytes and microseconds of a slot of a layer that is planned and written, as measured
+_ENTRY_BYTES, _ENTRY_US = 45.0, 2.5
 
 
 def slot_map(placement: Placement) -> list[int]:
@@ -89,6 +92,25 @@ def map_text(layers: Sequence[Placement], layout: str, *, num_dense_layers: int 
                 for layer, row in enumerate(rows)
             ],
         }
+    )
+
+
+def check_map(num_layers: int, num_slots: int) -> None:
+    """Refuse a map that is larger than memory, or whose plans nobody waits for.
+
+    Args:
+        num_layers: Rows of the map, those of layers without experts included.
+        num_slots: Slots of a layer.
+
+    Raises:
+        CapacityError: It would be; the message has the figure and the limit.
+    """
+    entries = float(num_layers) * num_slots
+    check_request(
+        f"a map of {num_layers:,} layers of {num_slots:,} slots",
+        memory_bytes=_ENTRY_BYTES * entries,
+        steps=_ENTRY_US * entries,
+        advice="fewer replicas",
     )
 
 

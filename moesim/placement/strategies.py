@@ -78,8 +78,13 @@ def place(
     if key in _plans:
         _plans.move_to_end(key)
         return _plans[key]
-    _check(spec, load_E, num_ranks, num_replicas, setting)
-    check_work(spec, len(load_E), num_ranks, num_replicas)
+    wrong = ~(np.isfinite(load_E) & (load_E >= 0))
+    if wrong.any():
+        raise ConfigError(
+            f"placement: expected loads >= 0, got {load_E[wrong][0]} for expert "
+            f"{int(np.flatnonzero(wrong)[0])}"
+        )
+    check_plan(strategy, len(load_E), num_ranks, num_replicas, setting)
     expert_P, rank_P = _planned(spec, load_E, num_ranks, num_replicas, setting, routing)
     expert_P.flags.writeable = rank_P.flags.writeable = False
     found = Placement(
@@ -111,32 +116,34 @@ def _digest(
     return text.digest()
 
 
-def _check(
-    spec: PlacementSpec, load_E: Array, num_ranks: int, num_replicas: int, setting: Setting
+def check_plan(
+    strategy: str, num_experts: int, num_ranks: int, num_replicas: int, setting: Setting = PLAIN
 ) -> None:
-    num_experts, strategy = len(load_E), spec.strategy
-    wrong = ~(np.isfinite(load_E) & (load_E >= 0))
-    if wrong.any():
-        raise ConfigError(
-            f"placement: expected loads >= 0, got {load_E[wrong][0]} for expert "
-            f"{int(np.flatnonzero(wrong)[0])}"
-        )
+    """Refuse what `place` refuses of any loads, before they are drawn.
+
+    Raises:
+        UnknownNameError: See `place`.
+        ConfigError: See `place`.
+        CapacityError: Planning would take too long, or more memory than there is.
+    """
+    spec = PlacementSpec.parse(strategy)
     if num_replicas < 0:
         raise ConfigError(f"placement.num_replicas: expected an integer >= 0, got {num_replicas}")
-    if num_replicas and strategy not in REPLICATING:
+    if num_replicas and spec.strategy not in REPLICATING:
         raise ConfigError(
-            f"placement.num_replicas: {strategy} places no replicas, got {num_replicas}: use one "
-            f"of {', '.join(REPLICATING)}"
+            f"placement.num_replicas: {spec.strategy} places no replicas, got {num_replicas}: use "
+            f"one of {', '.join(REPLICATING)}"
         )
     setting.check(num_experts, num_ranks)
     divided = (num_experts + num_replicas) % num_ranks == 0
     if not divided and not (
-        setting.unequal and strategy not in ("contiguous", "round_robin", "random")
+        setting.unequal and spec.strategy not in ("contiguous", "round_robin", "random")
     ):
         raise ConfigError(
             f"placement: expected experts + replicas divisible by the {num_ranks} expert-parallel "
             f"ranks, got {num_experts} + {num_replicas}"
         )
+    check_work(spec, num_experts, num_ranks, num_replicas)
 
 
 def _planned(

@@ -82,27 +82,31 @@ def memory_of(prepared: Prepared) -> FullestDevice | None:
     )
 
 
-def check_least_memory(candidate: Candidate, cluster: Cluster) -> None:
+def check_least_memory(candidate: Candidate, cluster: Cluster, workload: Workload) -> None:
     """Refuse a model that fits by no placement that a strategy plans and by no routing, before any
     is made.
 
     Raises:
-        CapacityError: All devices together are too small for its weights.
+        CapacityError: All devices together are too small for it.
     """
     dense, layer = candidate.dense_part, candidate.layer
     # `prepare` says what is wrong with other sizes
     if dense is None or candidate.parallelism.num_devices != cluster.num_devices:
         return
     stored_whole = candidate.compression.is_nothing and candidate.offload.is_nothing
-    width = float(layer.width_E().sum()) + candidate.num_replicas * float(layer.width_E().min())
+    widths, least = float(layer.width_E().sum()), float(layer.width_E().min())
+    # full experts drop tokens
+    tokens = float(workload.num_tokens_per_device) if layer.capacity_factor is None else 0.0
     need = memory_need(
         layer,
         dense,
-        held_width=width / cluster.num_devices if stored_whole else 0.0,
-        kv_tokens=0,
-        rows=0.0,
-        row_widths=0.0,
-        tokens=0.0,
+        held_width=(widths + candidate.num_replicas * least) / cluster.num_devices
+        if stored_whole
+        else 0.0,
+        kv_tokens=workload.kv_tokens,
+        rows=tokens * layer.top_k,
+        row_widths=tokens * layer.top_k * least,
+        tokens=tokens,
     )
     check_memory(need, float(cluster.usable_bytes_D().mean()), None)
 

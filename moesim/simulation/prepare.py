@@ -41,7 +41,7 @@ from moesim.lowering.expected import (
 from moesim.lowering.stored import StoredExperts
 from moesim.lowering.traffic import AnyTraffic, padded, settled, spread_tokens
 from moesim.model import MoELayer
-from moesim.placement import Placement, Setting, place
+from moesim.placement import Placement, Setting, check_plan, place
 from moesim.routing import Routing, RoutingSpec, route
 from moesim.routing.capacity import places, rerouted
 from moesim.routing.sampler import tokens_of_sources
@@ -144,6 +144,14 @@ def prepare(
     setting = setting_of(candidate, cluster, workload)
     key = for_traffic(candidate)
     where = _Where(cluster.num_devices, cluster.devices_per_domain, setting)
+    if placement is None:
+        check_plan(
+            candidate.placement,
+            layer.num_experts,
+            candidate.parallelism.ep,
+            candidate.num_replicas,
+            setting,
+        )
     expected = is_expected(candidate, cluster, work)
     check_batches(candidate, cluster, expected=expected)
     if expected:

@@ -71,7 +71,7 @@ def simulate(
             over.
     """
     if placement is None and options.get("must_fit", True):
-        check_least_memory(candidate, cluster)
+        check_least_memory(candidate, cluster, workload)
     return simulate_prepared(prepare(candidate, cluster, workload, placement=placement), **options)
 
 

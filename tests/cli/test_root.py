@@ -146,7 +146,7 @@ def test_replicas_lower_the_imbalance(moesim, tmp_path):
             "workload.num_tokens_per_device: expected an integer >= 1, got 0",
         ),
         (
-            ["simulate", "--tokens", "999999", "--routing", "domains:4:0.5"],
+            ["simulate", "--layer-only", "--tokens", "999999", "--routing", "domains:4:0.5"],
             "workload: expected 1 to 4194304 tokens over all devices, got 7999992",
         ),
         (["profiles", "h900"], "unknown profile 'h900'"),

@@ -1,6 +1,7 @@
 """Commands that work, with every kind of file that a command reads."""
 
 import json
+import re
 from importlib.resources import files as shipped
 from pathlib import Path
 
@@ -113,6 +114,19 @@ TRAIN = (
     "--layout",
     "ep8",
 )
+
+
+@pytest.fixture(scope="session")
+def peak_mib():
+    """Return the most memory that this process had, since it was asked `anew`."""
+
+    def read(*, anew=False):
+        if anew:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+    return read
 
 
 @pytest.fixture(scope="session")

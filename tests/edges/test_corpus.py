@@ -6,10 +6,10 @@ marked `full`.
 
 import io
 import pickle
-import resource
 import time
 import zipfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ MOST_CHARACTERS, MOST_S, MOST_MIB = 300, 5.0, 500
 MOST_LINES = 21
 SIMULATE = ("simulate", "--preset", "qwen3-30b-a3b", "--cluster", "hgx-h100-8", "--tokens", "64")
 SERVE = ("serve", "--model", "qwen3-30b-a3b", "--cluster", "hgx-h100-8")
+PLAN = str(Path(__file__).parents[2] / "studies" / "operate_plan.toml")
 DEEP = "[" * 100_000
 HUGE = "9" * 5000
 LARGE = "9" * 30
@@ -201,7 +202,42 @@ def size_cases():
     )
 
 
-CORPUS = [*parser_cases(), *trace_cases(), *size_cases()]
+def together_cases():
+    """Sizes that are let through each, and together are more memory or work than anybody has."""
+    layer = "simulate --preset qwen3-30b-a3b --layer-only --cluster hgx-h100-8"
+    star = "simulate --preset qwen3-30b-a3b --layer-only --cluster star-16384 --num-experts 1048576"
+    star_1024 = "simulate --preset qwen3-30b-a3b --layer-only --cluster star-1024"
+    simulate, serve = " ".join(SIMULATE), " ".join(SERVE)
+    searched = "--placement local_search:100000"
+    exchange = "bench alltoall --bytes-per-pair 1e6 --cluster star-1048576"
+    taken = " would take "
+    for words, says in {
+        f"{layer} --tokens 524288 --replicas 8": "contiguous places no replicas",
+        f"{layer} --num-experts 1048576 {searched}": taken,
+        f"{layer} --num-experts 1048576 --placement affinity": taken,
+        f"{layer} {searched} --replicas 800000": taken,
+        f"{layer} --num-experts 4194304 --routing domains:1024:1": taken,
+        f"{layer} --tokens 524288 --num-experts 65536 --top-k 16384": taken,
+        f"{star} --tokens 256 --capacity-factor 1": taken,
+        f"{star} --tokens 64 --granularity pair": taken,
+        f"{star_1024} --num-experts 1024 --tokens 8192 --micro-batches 8192": taken,
+        f"{simulate} --tokens 524288 --micro-batches 100000": "model does not fit",
+        f"{exchange} --engine flow": taken,
+        f"{exchange} --granularity pair": taken,
+        f"placement export m.json --preset qwen3-30b-a3b {searched} --replicas 80000": taken,
+        "placement export m.json --preset qwen3-30b-a3b --replicas 4194304 --cluster hgx-h100-8 "
+        "--dense-layers 16384": taken,
+        f"{serve} --rate 1 --num-requests 4194304": taken,
+        f"{serve} --concurrency 262144": taken,
+        f"{serve} --rate 1 --isl 300000 --chunk 1": taken,
+        f"operate --plan {PLAN} --search 1000000 --seeds 1000": taken,
+        f"operate --plan {PLAN} --search 100000000": taken,
+    }.items():
+        name = words.replace(PLAN, "plan")
+        yield Case(f"together: {name}", tuple(words.split()), says)
+
+
+CORPUS = [*parser_cases(), *trace_cases(), *size_cases(), *together_cases()]
 
 
 @pytest.mark.parametrize(
@@ -211,16 +247,16 @@ CORPUS = [*parser_cases(), *trace_cases(), *size_cases()]
         for case in CORPUS
     ],
 )
-def test_it_is_refused_in_one_line(case, tmp_path, monkeypatch, capsys):
+def test_it_is_refused_in_one_line(case, tmp_path, monkeypatch, capsys, peak_mib):
     monkeypatch.chdir(tmp_path)
     for name, content in case.files.items():
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held_mib = peak_mib(anew=True)
     began = time.process_time()
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: app(list(case.command), standalone_mode=True))
     took_s = time.process_time() - began
-    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown_mib = peak_mib() - held_mib
     said = capsys.readouterr()
     assert ended.value.code == 2, said
     lines = said.err.splitlines()

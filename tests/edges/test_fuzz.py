@@ -16,7 +16,6 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import typer
@@ -204,14 +203,14 @@ def case_of(seed, starts):
     return Case(mutated_options(random_, words), files)
 
 
-def fault_of(case, folder):
+def fault_of(case, folder, peak_mib):
     """Run a case in a folder; return what it did that no command may, or ""."""
     for name, content in case.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     there = set(folder.rglob("*"))
     out, err = StringIO(), StringIO()
-    held_mib = _peak_mib(anew=True)
+    held_mib = peak_mib(anew=True)
     began = time.process_time()
     argv, sys.argv = sys.argv, ["moesim", *case.words]
     signal.signal(signal.SIGALRM, _late)
@@ -235,7 +234,7 @@ def fault_of(case, folder):
         signal.alarm(0)
         sys.argv = argv
     took_s = time.process_time() - began
-    grown_mib = _peak_mib() - held_mib
+    grown_mib = peak_mib() - held_mib
     odd = [str(one.message) for one in told if issubclass(one.category, RuntimeWarning)]
     if odd:
         return f"warns: {odd[0]}"
@@ -247,14 +246,6 @@ def fault_of(case, folder):
     if took_s > MOST_S or grown_mib > MOST_MIB:
         return f"refuses after {took_s:.1f} s and {grown_mib:.0f} MiB: {err.getvalue()[:200]}"
     return _fault_of_refusal(case, code, err.getvalue())
-
-
-def _peak_mib(*, anew=False):
-    """Return the most memory that this process had, since it was asked `anew`."""
-    if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def _fault_of_answer(text, took_s):
@@ -284,7 +275,7 @@ def _fault_of_refusal(case, code, said):
 @pytest.mark.full
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_whatever_is_changed_it_works_or_is_refused_in_one_line(
-    batch, starts, tmp_path, monkeypatch, record_property
+    batch, starts, tmp_path, monkeypatch, record_property, peak_mib
 ):
     first = int(os.environ.get("FUZZ_SEED", "0")) + batch * CASES
     faults = []
@@ -292,7 +283,7 @@ def test_whatever_is_changed_it_works_or_is_refused_in_one_line(
         case, folder = case_of(seed, starts), tmp_path / str(seed)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        if fault := fault_of(case, folder):
+        if fault := fault_of(case, folder, peak_mib):
             faults.append(f"seed {seed}: moesim {case}\n    {fault}")
         shutil.rmtree(folder)
     record_property("fuzzed seeds", f"{first}-{first + CASES - 1}")

@@ -139,6 +139,7 @@ def stubbed(study, monkeypatch):
     return study
 
 
+@pytest.mark.full
 def test_the_whole_study(stubbed, tmp_path, capsys):
     stubbed.main(trials=12, drawn=4, minutes=5.0, out=tmp_path)
     said = capsys.readouterr()

@@ -31,6 +31,7 @@ def study(tmp_path_factory):
     return done, out
 
 
+@pytest.mark.full
 def test_writes_these_files_and_nothing_else(study):
     done, out = study
     assert {path.name for path in out.iterdir()} == {

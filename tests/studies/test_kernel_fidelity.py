@@ -40,6 +40,7 @@ def study(tmp_path_factory):
     return done, out
 
 
+@pytest.mark.full
 def test_writes_these_files_and_nothing_else(study):
     _, out = study
     assert {path.name for path in out.iterdir()} == {

@@ -14,11 +14,11 @@ from moesim.serving.loop.records import records_of
 from moesim.serving.loop.replica import Pool
 from moesim.serving.loop.result import ServingResult, Window
 from moesim.serving.loop.steps import StepTimes
-from moesim.serving.loop.traffic import RequestTraffic
+from moesim.serving.loop.traffic import REQUEST_BYTES, REQUEST_US, RequestTraffic
 from moesim.serving.loop.watching import StepWatch
 
-#: bytes and microseconds of a request, and microseconds of a part of its prompt, as measured
-_REQUEST_BYTES, _REQUEST_US, _CHUNK_US = 1500.0, 30.0, 25.0
+#: microseconds of a part of a prompt and of a token of an answer, as measured
+_CHUNK_US, _TOKEN_US = 25.0, 0.1
 
 
 def serve(
@@ -127,10 +127,11 @@ class _Clients:
         count = len(requests.isl_N)
         check_request(
             f"{count:,} requests",
-            memory_bytes=_REQUEST_BYTES * count,
-            steps=_REQUEST_US * count
-            + _CHUNK_US * float(np.ceil(requests.isl_N / config.chunk).sum()),
-            advice="fewer requests, shorter prompts or a larger chunk",
+            memory_bytes=REQUEST_BYTES * count,
+            steps=REQUEST_US * count
+            + _CHUNK_US * float(np.ceil(requests.isl_N / config.chunk).sum())
+            + _TOKEN_US * float(requests.osl_N.sum(dtype=np.float64)),
+            advice="fewer requests, shorter prompts and answers or a larger chunk",
         )
         self._arrival_s = None if requests.arrival_s_N is None else requests.arrival_s_N.tolist()
         lengths = zip(requests.isl_N.tolist(), requests.osl_N.tolist(), strict=True)

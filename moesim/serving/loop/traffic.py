@@ -17,6 +17,7 @@ import numpy as np
 
 from moesim.errors import ConfigError, require, require_int
 from moesim.files.texts import read_csv
+from moesim.limits import check_request
 from moesim.serving.loop.lengths import Lengths
 
 #: requests sent without a stated number: so many for each client, or so many of open traffic
@@ -24,6 +25,9 @@ REQUESTS_PER_CLIENT, OPEN_REQUESTS = 10, 1000
 
 #: requests that a loop goes through one by one, and clients with ten of them each
 _MOST_REQUESTS, _MOST_CLIENTS = 1 << 22, 1 << 18
+#: bytes and microseconds of a request in the loop, as measured: of few clients it takes the double,
+#: of hundreds, whose steps are shared, a third
+REQUEST_BYTES, REQUEST_US = 1500.0, 800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ class RequestTraffic:
         Raises:
             ConfigError: The file cannot be read, breaks a rule (the text names line and column), or
                 has too few requests.
+            CapacityError: There would be more than anybody waits for.
         """
         if self.file is not None:
             found = self._from_file(self.file)
@@ -104,6 +109,12 @@ class RequestTraffic:
                 OPEN_REQUESTS
                 if self.concurrency is None
                 else REQUESTS_PER_CLIENT * self.concurrency
+            )
+            check_request(
+                f"{count:,} requests",
+                memory_bytes=REQUEST_BYTES * count,
+                steps=REQUEST_US * count,
+                advice="fewer requests or clients",
             )
             isl_N, osl_N = (
                 Lengths.parse(text, "traffic").draw(count, np.random.default_rng([self.seed, i]))

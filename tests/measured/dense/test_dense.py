@@ -83,6 +83,7 @@ def test_eager_rows_are_no_truth():
         load_all("dense", ("h100_pcie",))
 
 
+@pytest.mark.full
 def test_a_refit_reproduces_the_shipped_attention(tmp_path):
     """To a per cent: the last digits of a fit are the machine's."""
     calibrate("attention", tmp_path)
