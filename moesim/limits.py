@@ -25,6 +25,8 @@ MOST_LAYERS = 1 << 14
 MOST_DEVICES = 1 << 20
 #: processes of one machine that evaluate the trials of a study
 MOST_WORKERS = 1024
+#: trials of a study, each held with its row
+MOST_TRIALS = 1 << 20
 #: days that are drawn anew, each with all of its events in memory
 MOST_SEEDS = 1000
 #: passes of a loop, of about a microsecond each: a quarter of an hour. Whose passes take longer

@@ -20,10 +20,10 @@ import numpy as np
 import optuna
 
 from moesim.design.candidate import Candidate
-from moesim.errors import ConfigError, require_int
+from moesim.errors import ConfigError, require_int, shown
 from moesim.files.showing import Showable, frame
 from moesim.hardware import Cluster
-from moesim.limits import MOST_WORKERS
+from moesim.limits import MOST_TRIALS, MOST_WORKERS, check_request
 from moesim.report.plots.objectives import objective_points
 from moesim.search.evaluate import Problem
 from moesim.search.executors import Evaluator, evaluator
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: parameters that may change nothing
 _PLACED = frozenset({"placement", "num_replicas", "redundant_per_rank"})
+#: bytes of a trial with its row, as measured
+_TRIAL_BYTES = 20e3
 
 __all__ = ["TRIAL_COLUMNS", "Study", "Trial", "run_study"]
 
@@ -295,14 +297,16 @@ def _check(
 ) -> None:
     check_objectives(problem.objectives, problem.known_objectives)
     require_int("study.seed", seed, 0)
-    require_int("study.screen", screen, 0)
+    require_int("study.screen", screen, 0, MOST_TRIALS)
     for point in points:
         problem.space.check_point(point)
-    if num_trials < 1 or not 1 <= num_workers <= MOST_WORKERS:
+    if not (1 <= num_trials <= MOST_TRIALS and 1 <= num_workers <= MOST_WORKERS):
         raise ConfigError(
-            f"study: expected trials >= 1 and 1 to {MOST_WORKERS:,} workers, "
-            f"got {num_trials} and {num_workers}"
+            f"study: expected 1 to {MOST_TRIALS:,} trials and 1 to {MOST_WORKERS:,} workers, "
+            f"got {shown(num_trials)} and {shown(num_workers)}"
         )
+    trials = min(num_trials, problem.space.size)
+    check_request(f"{trials:,} trials", memory_bytes=_TRIAL_BYTES * trials, advice="fewer trials")
     problem.check(screen)
 
 

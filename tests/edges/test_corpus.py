@@ -23,6 +23,7 @@ MOST_LINES = 21
 SIMULATE = ("simulate", "--preset", "qwen3-30b-a3b", "--cluster", "hgx-h100-8", "--tokens", "64")
 SERVE = ("serve", "--model", "qwen3-30b-a3b", "--cluster", "hgx-h100-8")
 PLAN = str(Path(__file__).parents[2] / "studies" / "operate_plan.toml")
+STUDY = str(Path(__file__).parents[2] / "studies" / "small_study.toml")
 DEEP = "[" * 100_000
 HUGE = "9" * 5000
 LARGE = "9" * 30
@@ -232,8 +233,10 @@ def together_cases():
         f"{serve} --rate 1 --isl 300000 --chunk 1": taken,
         f"operate --plan {PLAN} --search 1000000 --seeds 1000": taken,
         f"operate --plan {PLAN} --search 100000000": taken,
+        f"study run {STUDY} --trials 1048577": "expected 1 to 1,048,576 trials",
+        f"study run {STUDY} --trials {LARGE}": "expected 1 to 1,048,576 trials",
     }.items():
-        name = words.replace(PLAN, "plan")
+        name = words.replace(PLAN, "plan").replace(STUDY, "study")
         yield Case(f"together: {name}", tuple(words.split()), says)
 
 

@@ -165,12 +165,12 @@ def test_the_search_prefers_what_fits(study, tmp_path):
         (
             {"num_trials": 0},
             ConfigError,
-            "study: expected trials >= 1 and 1 to 1,024 workers, got 0 and 1",
+            "study: expected 1 to 1,048,576 trials and 1 to 1,024 workers, got 0 and 1",
         ),
         (
             {"num_workers": 0},
             ConfigError,
-            "study: expected trials >= 1 and 1 to 1,024 workers, got 60 and 0",
+            "study: expected 1 to 1,048,576 trials and 1 to 1,024 workers, got 60 and 0",
         ),
         ({"engine": "flwo"}, UnknownNameError, "unknown engine 'flwo': did you mean flow?"),
         ({"seed": -1}, ConfigError, None),
