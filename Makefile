@@ -19,7 +19,7 @@ help:
 	@echo "make demo       install, then search, check and report for an 8xH100 node"
 	@echo "make test       install, then run the tests, two at a time (about 6 minutes)"
 	@echo "make test-full  also the longer ones: wheel install, whole study, fuzzed commands (20 minutes)"
-	@echo "make test-long  those of minutes each: every kernel compiled for every target"
+	@echo "make test-long  those of minutes each: every kernel compiled for every target, refits"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make bench      performance figures, and their page in docs/"

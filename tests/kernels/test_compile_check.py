@@ -38,7 +38,7 @@ def test_budgets(target):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx950"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx950"])
 def test_budgets_of_some_kernels(target):
     """Those that take masks: each family of kernels has one."""
     assert_budgets(check.compile_all([target], "masked"))

@@ -130,4 +130,4 @@ def test_a_profile_that_cannot_be_written(moesim, tmp_path):
         "measure", "--device", "cpu", "--seconds", "1", "--out", str(tmp_path / "file" / "x.toml")
     )
     assert code == 2
-    assert err.splitlines()[-1].endswith("x.toml: cannot write this profile: File exists")
+    assert err.splitlines()[-1].endswith("x.toml: cannot write this profile: Not a directory")

@@ -83,7 +83,7 @@ def test_eager_rows_are_no_truth():
         load_all("dense", ("h100_pcie",))
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_a_refit_reproduces_the_shipped_attention(tmp_path):
     """To a per cent: the last digits of a fit are the machine's."""
     calibrate("attention", tmp_path)
@@ -204,7 +204,7 @@ def test_bad_rows_are_named(tmp_path, kind, change, told):
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read these rows"):
+    with pytest.raises(ConfigError, match="cannot read this file"):
         read_rows(tmp_path / "none.parquet", "dense")
     path = tmp_path / "rows.csv"
     path.write_text("m,n,k\n", encoding="utf-8")

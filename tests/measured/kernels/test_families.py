@@ -213,7 +213,7 @@ def test_plateaus_and_short_rows_are_left_out():
     assert all(may_fit(row) for row in table.to_dict("records"))
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_a_family_is_fitted_again_to_the_same_figures(tmp_path):
     found = calibrate(tmp_path / "trtllm-gen.toml", "trtllm-gen")
     path = Path(str(files("moesim_hw_profiles"))) / "calibration" / "trtllm-gen.toml"
