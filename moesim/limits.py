@@ -3,7 +3,7 @@
 Two things are limited. The size of a field is, where every use of it makes objects of that number
 (``MOST_...``). The memory and the work of a request as a whole are, since sizes that are moderate
 each make a request without end together: whoever is about to allocate or to loop states the bytes
-and the passes, and `check_request` compares them with what this machine and a person have.
+and the time, and `check_request` compares them with what this machine and a person have.
 """
 
 import os
@@ -29,9 +29,9 @@ MOST_WORKERS = 1024
 MOST_TRIALS = 1 << 20
 #: days that are drawn anew, each with all of its events in memory
 MOST_SEEDS = 1000
-#: passes of a loop, of about a microsecond each: a quarter of an hour. Whose passes take longer
-#: counts each as several
-MOST_STEPS = 1e9
+#: microseconds that a request may take by its estimate: a quarter of an hour
+MOST_WORK_US = 9e8
+_MINUTE_US = 6e7
 #: share of the machine's memory that a run may plan to use
 _ROOM = 0.7
 #: where Linux says how much memory a container may use
@@ -42,7 +42,7 @@ def check_request(
     what: str,
     *,
     memory_bytes: float = 0.0,
-    steps: float = 0.0,
+    work_us: float = 0.0,
     advice: str = "",
     most_bytes: float | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def check_request(
     Args:
         what: What is asked for, with its figures, as the beginning of an error's line.
         memory_bytes: Bytes that would be held at once; estimates hold within a factor of 2.
-        steps: Passes of about a microsecond, see `MOST_STEPS`.
+        work_us: Microseconds of one core of a cloud machine; estimates hold within a factor of 3.
         advice: What to ask for instead.
         most_bytes: Bytes that this may take; None for what this machine can spare.
 
@@ -66,9 +66,10 @@ def check_request(
             f"{what} would take {_figure(memory_bytes / GIB)} GiB of memory "
             f"(limit {most_bytes / GIB:.1f} GiB){hint}"
         )
-    if not steps <= MOST_STEPS:
+    if not work_us <= MOST_WORK_US:
         raise CapacityError(
-            f"{what} would take {_figure(steps)} steps (limit {MOST_STEPS:.0e}){hint}"
+            f"{what} would take {_figure(work_us / _MINUTE_US)} minutes "
+            f"(limit {MOST_WORK_US / _MINUTE_US:.0f}){hint}"
         )
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from moesim import limits
 from moesim.errors import CapacityError
-from moesim.limits import MOST_STEPS, check_request, memory_of_machine
+from moesim.limits import MOST_WORK_US, check_request, memory_of_machine
 from moesim.placement import place
 
 
 def test_what_fits_is_let_through():
     check_request("nothing")
-    check_request("much", memory_bytes=0.5 * memory_of_machine(), steps=MOST_STEPS)
+    check_request("much", memory_bytes=0.5 * memory_of_machine(), work_us=MOST_WORK_US)
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def test_what_fits_is_let_through():
         ({"memory_bytes": float("inf")}, "it would take inf GiB of memory (limit "),
         ({"memory_bytes": float("nan")}, "it would take nan GiB of memory (limit "),
         ({"memory_bytes": 3e9, "most_bytes": 2.0**30}, "2.8 GiB of memory (limit 1.0 GiB): less"),
-        ({"steps": 2e9}, "it would take 2e+09 steps (limit 1e+09): less"),
-        ({"steps": float("nan")}, "it would take nan steps (limit 1e+09): less"),
+        ({"work_us": 3.6e9}, "it would take 60.0 minutes (limit 15): less"),
+        ({"work_us": float("nan")}, "it would take nan minutes (limit 15): less"),
     ],
 )
 def test_what_does_not_is_refused_with_its_figure(asked, said):

@@ -142,7 +142,7 @@ def check_runs(causes: Sequence[Cause], topology: Topology, days: float, runs: i
     check_request(
         f"{runs:,} runs of {events:,.0f} events",
         memory_bytes=runs * (_RUN_BYTES + events * _EVENT_BYTES),
-        steps=runs * (_RUN_US + events * _EVENT_US),
+        work_us=runs * (_RUN_US + events * _EVENT_US),
         advice="fewer --seeds, a smaller --search or fewer days",
     )
 

@@ -109,7 +109,7 @@ def check_map(num_layers: int, num_slots: int) -> None:
     check_request(
         f"a map of {num_layers:,} layers of {num_slots:,} slots",
         memory_bytes=_ENTRY_BYTES * entries,
-        steps=_ENTRY_US * entries,
+        work_us=_ENTRY_US * entries,
         advice="fewer replicas",
     )
 

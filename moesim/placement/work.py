@@ -39,15 +39,15 @@ def check_work(spec: PlacementSpec, num_experts: int, num_ranks: int, num_replic
     pairs = slots / num_ranks * (slots - slots / num_ranks)
     compares = searches or spec.strategy in ("affinity", "domain")
     attraction = slots * num_experts * num_ranks * _ATTRACTED_US
-    steps = slots * _PACKED_US
+    work_us = slots * _PACKED_US
     if compares:
         tried = spec.number if searches else _LEVELLED
-        steps += (_STARTS if searches else 1) * attraction
-        steps += tried * (_TRIED_US + pairs * _PAIR_US)
+        work_us += (_STARTS if searches else 1) * attraction
+        work_us += tried * (_TRIED_US + pairs * _PAIR_US)
     check_request(
         f"placement: {spec.strategy} of {num_experts:,} experts and {num_replicas:,} replicas on "
         f"{num_ranks:,} ranks",
         memory_bytes=_PAIR_BYTES * pairs if compares else 0.0,
-        steps=steps,
+        work_us=work_us,
         advice="eplb plans as many without a search",
     )

@@ -52,7 +52,7 @@ def check_batches(candidate: Candidate, cluster: Cluster, *, expected: bool) -> 
     check_request(
         f"schedule.num_micro_batches: {parts:,} on {devices:,} devices",
         memory_bytes=_PIECE_BYTES * parts * devices,
-        steps=parts * ((_EXPECTED_US if expected else _DRAWN_US) + _PIECES_US * devices),
+        work_us=parts * ((_EXPECTED_US if expected else _DRAWN_US) + _PIECES_US * devices),
         advice="fewer micro-batches",
     )
 

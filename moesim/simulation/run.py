@@ -67,8 +67,9 @@ def simulate(
 
     Raises:
         ConfigError: Sizes do not go together; the message is one line.
-        CapacityError: The model does not fit; the message names the device and how many GiB it is
-            over.
+        CapacityError: The model does not fit; the message says how many GiB it is over, on the
+            fullest device, or on the mean one where no placement would do. Or the request would
+            take more memory or time than one run may.
     """
     if placement is None and options.get("must_fit", True):
         check_least_memory(candidate, cluster, workload)

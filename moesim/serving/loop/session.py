@@ -128,7 +128,7 @@ class _Clients:
         check_request(
             f"{count:,} requests",
             memory_bytes=REQUEST_BYTES * count,
-            steps=REQUEST_US * count
+            work_us=REQUEST_US * count
             + _CHUNK_US * float(np.ceil(requests.isl_N / config.chunk).sum())
             + _TOKEN_US * float(requests.osl_N.sum(dtype=np.float64)),
             advice="fewer requests, shorter prompts and answers or a larger chunk",

@@ -113,7 +113,7 @@ class RequestTraffic:
             check_request(
                 f"{count:,} requests",
                 memory_bytes=REQUEST_BYTES * count,
-                steps=REQUEST_US * count,
+                work_us=REQUEST_US * count,
                 advice="fewer requests or clients",
             )
             isl_N, osl_N = (
